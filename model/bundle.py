@@ -1,0 +1,238 @@
+"""The bundle: a directory that holds all that serving needs, written whole or not at all, checked before use.
+
+``config.json``, ``model.safetensors``, ``tokenizer.json``, ``metrics.json``, optionally ``index/`` and
+``calibration.json``, and ``MANIFEST.json`` with the SHA-256 and size of every other file. Nothing in it is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from model.backbone import Backbone
+from model.config import BundleConfig
+from model.report_model import ReportModel
+from model.tokenizer import Tokenizer
+
+MANIFEST = "MANIFEST.json"
+CONFIG, WEIGHTS, TOKENIZER, METRICS = "config.json", "model.safetensors", "tokenizer.json", "metrics.json"
+INDEX_DIR = "index"
+
+
+class BundleError(RuntimeError):
+    """A bundle that is missing, incomplete, altered or of another version; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Digest and size in bytes of one file."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``MANIFEST.json``: every file of the bundle but itself, by posix path."""
+
+    files: Mapping[str, FileEntry]
+    hydrated_from: str | None = None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle. ``digest`` is the SHA-256 of its manifest and so names its whole content."""
+
+    path: Path
+    config: BundleConfig
+    tokenizer: Tokenizer
+    model: ReportModel
+    manifest: Manifest
+    digest: str
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def index_sha256(self) -> dict[str, str]:
+        """Expected digests of the files in ``index/``, by their names in there."""
+        prefix = INDEX_DIR + "/"
+        return {
+            name.removeprefix(prefix): entry.sha256
+            for name, entry in self.manifest.files.items()
+            if name.startswith(prefix)
+        }
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read ``MANIFEST.json`` of a bundle without checking the files.
+
+    Raises:
+        BundleError: no bundle there, or a manifest that cannot be understood.
+    """
+    if not (path / MANIFEST).is_file():
+        raise BundleError(
+            f"{path} is no bundle: it has no {MANIFEST}. Name a directory that training.run wrote (--bundle DIR)."
+        )
+    try:
+        content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if content["schema_version"] != 1:
+            raise BundleError(f"{path}: manifest version {content['schema_version']} is unknown; update this software")
+        files = {name: FileEntry(str(e["sha256"]), int(e["size"])) for name, e in content["files"].items()}
+        hydrated_from = content.get("hydrated_from")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path / MANIFEST} is damaged ({error}); restore the bundle from its source") from error
+    for name in files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+            raise BundleError(f"{path / MANIFEST} names a file outside the bundle: {name!r}")
+    return Manifest(files, hydrated_from)
+
+
+def verify_bundle(path: Path) -> Manifest:
+    """Check every file of a bundle against its manifest.
+
+    Raises:
+        BundleError: a file is missing, of another size, or altered; the message names it.
+    """
+    manifest = read_manifest(path)
+    for required in (CONFIG, WEIGHTS, TOKENIZER):
+        if required not in manifest.files:
+            raise BundleError(f"{path}: the manifest does not list {required}; the bundle is incomplete")
+    for name, entry in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise BundleError(f"{path}: {name} is missing; restore the bundle from its source")
+        if file.stat().st_size != entry.size:
+            raise BundleError(
+                f"{path}: {name} has {file.stat().st_size} bytes, the manifest says {entry.size}; "
+                "the copy is incomplete, restore the bundle from its source"
+            )
+        if file_sha256(file) != entry.sha256:
+            raise BundleError(f"{path}: {name} was altered (SHA-256 differs); restore the bundle from its source")
+    return manifest
+
+
+def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
+    """Verify and load a bundle; weights become float32 on ``device``, the model is in eval mode.
+
+    Raises:
+        BundleError: see ``verify_bundle``; or config, vocabulary and weights do not fit each other.
+    """
+    path = Path(path)
+    manifest = verify_bundle(path)
+    try:
+        config = BundleConfig.model_validate_json((path / CONFIG).read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.load(path / TOKENIZER)
+        metrics = json.loads((path / METRICS).read_text(encoding="utf-8")) if METRICS in manifest.files else {}
+    except (ValidationError, ValueError) as error:
+        raise BundleError(f"{path}: {error}") from error
+    if len(tokenizer) != config.model.vocab_size:
+        raise BundleError(
+            f"{path}: the vocabulary has {len(tokenizer)} tokens, the model {config.model.vocab_size}; "
+            "tokenizer.json and config.json come from different bundles"
+        )
+    if config.retrieval is not None and not {"index/reports.faiss", "index/cases.jsonl"} <= set(manifest.files):
+        raise BundleError(f"{path}: config.json sets retrieval, but the bundle has no index; restore it")
+    try:
+        state = {key: value.float() if value.is_floating_point() else value
+                 for key, value in load_file(path / WEIGHTS).items()}  # fmt: skip
+        model = ReportModel(config.model, backbone=Backbone(config.model.backbone))
+        model.load_state_dict(state)
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise BundleError(f"{path}: {WEIGHTS} does not fit {CONFIG}: {error}") from error
+    model.eval().requires_grad_(False).to(device)
+    model.backbone.to(memory_format=torch.channels_last)
+    return Bundle(path, config, tokenizer, model, manifest, file_sha256(path / MANIFEST), metrics)
+
+
+def write_bundle(
+    path: Path,
+    *,
+    config: BundleConfig,
+    model: ReportModel,
+    tokenizer: Tokenizer,
+    index_dir: Path | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    weights_dtype: Literal["fp16", "fp32"] = "fp16",
+    replace: bool = False,
+) -> None:
+    """Write a bundle beside ``path`` and rename it into place, manifest last.
+
+    Args:
+        path: the directory to make.
+        config: goes to ``config.json``.
+        model: its weights go to ``model.safetensors``; matrices in ``weights_dtype``, vectors (biases, normalisation
+            statistics) in float32.
+        tokenizer: goes to ``tokenizer.json``.
+        index_dir: holds ``reports.faiss`` and ``cases.jsonl``; needed where ``config.retrieval`` is set.
+        metrics: goes to ``metrics.json``.
+        weights_dtype: of the matrices.
+        replace: put the new bundle in the place of an existing one.
+
+    Raises:
+        BundleError: something is already there and ``replace`` is not set, or the index is missing.
+    """
+    path = Path(path)
+    if path.exists() and not replace:
+        raise BundleError(f"{path} already exists; choose another --out or remove it")
+    if config.retrieval is not None and index_dir is None:
+        raise BundleError("config.retrieval is set, but no index was given")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        (partial / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (partial / TOKENIZER).write_text(tokenizer.to_json() + "\n", encoding="utf-8")
+        (partial / METRICS).write_text(json.dumps(metrics or {}, indent=2) + "\n", encoding="utf-8")
+        narrow = torch.float16 if weights_dtype == "fp16" else torch.float32
+        state = {key: value.detach().cpu().to(narrow if value.is_floating_point() and value.dim() > 1 else value.dtype)
+                 .contiguous().clone() for key, value in model.state_dict().items()}  # fmt: skip
+        save_file(state, partial / WEIGHTS)
+        if index_dir is not None:
+            shutil.copytree(index_dir, partial / INDEX_DIR)
+        write_manifest(partial)
+        _into_place(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_manifest(directory: Path) -> None:
+    """Write ``MANIFEST.json`` over all files of ``directory``, after flushing them to disk."""
+    files = {}
+    for file in sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST):
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+        files[file.relative_to(directory).as_posix()] = {"sha256": file_sha256(file), "size": file.stat().st_size}
+    content = {"schema_version": 1, "files": files}
+    beside = directory / (MANIFEST + ".tmp")
+    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(beside, directory / MANIFEST)
+
+
+def _into_place(partial: Path, path: Path) -> None:
+    """Rename ``partial`` to ``path``; an old directory there is moved aside first and removed last."""
+    if not path.exists():
+        os.replace(partial, path)
+        return
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    os.replace(path, old)
+    try:
+        os.replace(partial, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,137 @@
+"""Frozen, validated configuration that lives in the bundle and is rebuilt from it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Frozen(BaseModel):
+    """Base of every configuration: immutable, no unknown keys, finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Frozen):
+    """Dimensions of the report model (Chen et al. 2021, "Cross-modal Memory Networks for Radiology Report Generation").
+
+    Attributes:
+        backbone: torchvision name of the visual extractor.
+        vocab_size: number of token ids, special tokens included.
+        d_model: width of the Transformer and the memory responses.
+        d_ff: width of the feed-forward layers.
+        heads: attention heads of encoder and decoder.
+        encoder_layers: layers of the encoder.
+        decoder_layers: layers of the decoder.
+        memory_slots: rows of the shared memory matrix.
+        memory_dim: width of a memory row.
+        memory_heads: heads of the memory addressing.
+        memory_top_k: slots each head reads for a token.
+        dropout: share of activations dropped in training.
+        max_length: longest report in tokens, end token included.
+        retrieval_k: report embeddings appended to the patch tokens; 0 for none.
+        embedding_dim: width of image and report embeddings (the index); needed where ``retrieval_k`` is not 0.
+        text_layers: layers of the text tower.
+    """
+
+    backbone: str = "densenet121"
+    vocab_size: Annotated[int, Field(ge=5)]
+    d_model: Count = 512
+    d_ff: Count = 512
+    heads: Count = 8
+    encoder_layers: Count = 3
+    decoder_layers: Count = 3
+    memory_slots: Count = 2048
+    memory_dim: Count = 512
+    memory_heads: Count = 8
+    memory_top_k: Count = 32
+    dropout: Share = 0.1
+    max_length: Annotated[int, Field(ge=2, le=1024)] = 60
+    retrieval_k: Annotated[int, Field(ge=0, le=64)] = 5
+    embedding_dim: Count = 256
+    text_layers: Count = 2
+
+    @model_validator(mode="after")
+    def _dimensions_fit(self) -> Self:
+        for name, width, heads in (
+            ("d_model", self.d_model, self.heads),
+            ("d_model", self.d_model, self.memory_heads),
+            ("memory_dim", self.memory_dim, self.memory_heads),
+        ):
+            if width % heads:
+                raise ValueError(f"{name}={width} is not divisible by its {heads} heads")
+        if self.memory_top_k > self.memory_slots:
+            raise ValueError(f"memory_top_k={self.memory_top_k} exceeds memory_slots={self.memory_slots}")
+        return self
+
+
+class PreprocessingConfig(Frozen):
+    """How pixels are prepared: grey, squashed to ``image_size`` squared, normalised by the backbone's own buffers."""
+
+    image_size: Annotated[int, Field(ge=32, le=2048)] = 224
+
+
+class DecodingConfig(Frozen):
+    """Defaults of report generation; a request may change ``beam_size``.
+
+    Attributes:
+        method: ``beam`` or ``greedy`` (``beam`` of size 1 is greedy).
+        beam_size: hypotheses kept.
+        length_penalty: alpha; finished hypotheses are ranked by log-probability / length**alpha. 0 ranks by the sum.
+        block_trigrams: never repeat a trigram.
+        min_length: tokens before the end token is allowed.
+        suppress: words that are never generated (the archive's redaction mark ``xxxx``, ``<unk>``).
+    """
+
+    method: Literal["beam", "greedy"] = "beam"
+    beam_size: Annotated[int, Field(ge=1, le=8)] = 3
+    length_penalty: Annotated[float, Field(ge=0, le=5)] = 1.0
+    block_trigrams: bool = False
+    min_length: Annotated[int, Field(ge=0)] = 4
+    suppress: tuple[str, ...] = ("xxxx", "<unk>")
+
+
+class RetrievalConfig(Frozen):
+    """Facts about the index in the bundle: ``k`` cases condition the model, of ``cases`` vectors of width ``dim``."""
+
+    k: Count = 5
+    dim: Count = 256
+    cases: Count
+
+
+class BundleConfig(Frozen):
+    """``config.json`` of a bundle: all that is needed to rebuild the model and to say where it came from.
+
+    Attributes:
+        schema_version: of the bundle's layout.
+        name: of the bundle.
+        model: dimensions.
+        preprocessing: how images are prepared.
+        decoding: defaults of report generation.
+        retrieval: None for a bundle without an index.
+        trained_on: facts about data, stages and seeds.
+        licence: note on the licence of weights and data.
+    """
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    model: ModelConfig
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    retrieval: RetrievalConfig | None = None
+    trained_on: dict[str, JsonValue] = {}
+    licence: str = ""
+
+    @model_validator(mode="after")
+    def _retrieval_fits(self) -> Self:
+        if self.retrieval is not None and self.model.retrieval_k == 0:
+            raise ValueError("retrieval is set, but model.retrieval_k is 0: the model reads no cases")
+        if self.retrieval is not None and self.retrieval.dim != self.model.embedding_dim:
+            raise ValueError(
+                f"retrieval.dim={self.retrieval.dim} differs from model.embedding_dim={self.model.embedding_dim}"
+            )
+        return self

@@ -1,0 +1,189 @@
+"""Greedy, sampling and batched beam search over cached decoder steps.
+
+All studies of a batch advance together; a study's hypotheses share its encoded images. A study's result does not
+depend on its batch mates beyond rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.config import DecodingConfig
+from model.report_model import Encoded, ReportModel
+from model.tokenizer import Tokenizer
+
+NEVER = float("-inf")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Reports of a batch.
+
+    Attributes:
+        ids: (B, T) int64 without bos, with eos where one was written, padded with 0.
+        log_probs: (B, T) natural log-probability of each id under the model, 0 behind the end.
+        score: (B,) what hypotheses were ranked by.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    score: Tensor
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """Tokens that may not be written, as ids."""
+
+    suppress: tuple[int, ...]
+    eos_id: int
+    min_length: int
+    block_trigrams: bool
+
+    @classmethod
+    def of(cls, config: DecodingConfig, tokenizer: Tokenizer) -> Constraints:
+        """Ids of the suppressed words; bos and pad are never written."""
+        words = {tokenizer.id_of(word) for word in config.suppress if word in tokenizer.tokens}
+        return cls(
+            tuple(sorted(words | {tokenizer.pad_id, tokenizer.bos_id})),
+            tokenizer.eos_id,
+            config.min_length,
+            config.block_trigrams,
+        )
+
+    def apply(self, scores: Tensor, history: Tensor, length: int) -> Tensor:
+        """Set forbidden continuations of ``history`` (N, >= length) to -inf in ``scores`` (N, vocabulary)."""
+        scores[:, list(self.suppress)] = NEVER
+        if length < self.min_length:
+            scores[:, self.eos_id] = NEVER
+        if self.block_trigrams and length >= 3:
+            pairs = history[:, : length - 2], history[:, 1 : length - 1]
+            same = (pairs[0] == history[:, length - 2, None]) & (pairs[1] == history[:, length - 1, None])
+            rows, places = same.nonzero(as_tuple=True)
+            scores[rows, history[rows, places + 2]] = NEVER
+        return scores
+
+
+def generate(
+    model: ReportModel, encoded: Encoded, tokenizer: Tokenizer, config: DecodingConfig, *, beam_size: int | None = None
+) -> Generated:
+    """Write a report for every study of ``encoded`` by the configured method."""
+    beams = beam_size or (1 if config.method == "greedy" else config.beam_size)
+    constraints = Constraints.of(config, tokenizer)
+    if beams == 1:
+        return greedy(model, encoded, constraints, tokenizer.bos_id)
+    return beam_search(model, encoded, constraints, tokenizer.bos_id, beams, config.length_penalty)
+
+
+@torch.no_grad()
+def greedy(model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int) -> Generated:
+    """The most probable token at each step."""
+    return _one_path(model, encoded, constraints, bos_id, 1, None, 1.0)
+
+
+@torch.no_grad()
+def sample(
+    model: ReportModel,
+    encoded: Encoded,
+    constraints: Constraints,
+    bos_id: int,
+    *,
+    count: int,
+    generator: torch.Generator | None = None,
+    temperature: float = 1.0,
+) -> Generated:
+    """``count`` samples a study from one encoding, study by study: ids (B*count, T).
+
+    ``log_probs`` are those of the distribution that was sampled from (constraints and temperature included), so they
+    match the policy.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature} must be above 0; use greedy for the most probable token")
+    return _one_path(model, encoded, constraints, bos_id, count, generator, temperature, sampling=True)
+
+
+def _one_path(
+    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, count: int,
+    generator: torch.Generator | None, temperature: float, *, sampling: bool = False,
+) -> Generated:  # fmt: skip
+    """Greedy or sampled continuation of ``count`` hypotheses a study, without reordering."""
+    limit = model.config.max_length
+    device = encoded.source.device
+    hypotheses = encoded.source.shape[0] * count
+    state = model.start(encoded, count)
+    ids = torch.zeros(hypotheses, limit, dtype=torch.int64, device=device)
+    log_probs = torch.zeros(hypotheses, limit, device=device)
+    last = torch.full((hypotheses,), bos_id, device=device)
+    ended = torch.zeros(hypotheses, dtype=torch.bool, device=device)
+    for position in range(limit - 1):
+        scores = constraints.apply(model.step(state, last).float(), ids, position)
+        step_log_probs = (scores / temperature if sampling else scores).log_softmax(-1)
+        if sampling:
+            chosen = torch.multinomial(step_log_probs.exp(), 1, generator=generator).squeeze(1)
+        else:
+            chosen = step_log_probs.argmax(-1)
+        last = chosen.masked_fill(ended, 0)
+        ids[:, position] = last
+        gained = step_log_probs.gather(1, chosen.unsqueeze(1)).squeeze(1)
+        log_probs[:, position] = gained.masked_fill(ended, 0)
+        ended = ended | (last == constraints.eos_id)
+        if bool(ended.all()):
+            break
+    return Generated(ids, log_probs, log_probs.sum(1))
+
+
+@torch.no_grad()
+def beam_search(
+    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, beams: int, length_penalty: float
+) -> Generated:
+    """The best finished hypothesis of ``beams`` live ones a study.
+
+    Each step takes the 2*beams best continuations: those that end are candidates for the result, scored by
+    log-probability / length**length_penalty, the best ``beams`` of the others live on. A study is done when no live
+    hypothesis can still beat its best finished one.
+    """
+    limit, device, studies = model.config.max_length, encoded.source.device, encoded.source.shape[0]
+    state = model.start(encoded, beams)
+    ids = torch.zeros(studies, beams, limit, dtype=torch.int64, device=device)
+    token_log_probs = torch.zeros(studies, beams, limit, device=device)
+    live = torch.full((studies, beams), NEVER, device=device)
+    live[:, 0] = 0.0  # all beams start equal: let one of them branch
+    best_ids, best_log_probs = ids[:, 0].clone(), token_log_probs[:, 0].clone()
+    best_score = torch.full((studies,), NEVER, device=device)
+    last = torch.full((studies * beams,), bos_id, device=device)
+    offset = torch.arange(studies, device=device).unsqueeze(1) * beams
+    for position in range(limit - 1):
+        scores = constraints.apply(model.step(state, last).float(), ids.flatten(0, 1), position)
+        step_log_probs = scores.log_softmax(-1).unflatten(0, (studies, beams))  # (B, k, vocabulary)
+        vocabulary = step_log_probs.shape[-1]
+        total, flat = (live.unsqueeze(-1) + step_log_probs).flatten(1).topk(2 * beams, dim=1)  # (B, 2k)
+        parent, token = flat // vocabulary, flat % vocabulary
+        gained = step_log_probs.flatten(1).gather(1, flat)
+        length = position + 1
+        ends = (token == constraints.eos_id) if length < limit - 1 else torch.ones_like(token, dtype=torch.bool)
+
+        finished = (total / length**length_penalty).masked_fill(~ends, NEVER)
+        score, winner = finished.max(dim=1)
+        better = score > best_score
+        if bool(better.any()):
+            rows = better.nonzero().squeeze(1)
+            source = parent[rows, winner[rows]]
+            best_ids[rows], best_log_probs[rows] = ids[rows, source], token_log_probs[rows, source]
+            best_ids[rows, position] = token[rows, winner[rows]]
+            best_log_probs[rows, position] = gained[rows, winner[rows]]
+            best_score = torch.where(better, score, best_score)
+
+        live, kept = total.masked_fill(ends, NEVER).topk(beams, dim=1)  # (B, k)
+        parent, token, gained = parent.gather(1, kept), token.gather(1, kept), gained.gather(1, kept)
+        reachable = live[:, 0] / (limit - 1 if length_penalty > 0 else 1) ** length_penalty
+        if bool((reachable <= best_score).all()):
+            break
+        parent_rows = (parent + offset).flatten()
+        ids = ids.flatten(0, 1)[parent_rows].unflatten(0, (studies, beams))
+        token_log_probs = token_log_probs.flatten(0, 1)[parent_rows].unflatten(0, (studies, beams))
+        ids[:, :, position], token_log_probs[:, :, position] = token, gained
+        state.reorder(parent_rows)
+        last = token.flatten()
+    return Generated(best_ids, best_log_probs, best_score)

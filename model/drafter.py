@@ -1,0 +1,238 @@
+"""The pipeline that service, command line and evaluation share: studies in, drafts with their evidence out.
+
+One pass: pixels -> backbone once -> pooled embedding -> index -> K report embeddings beside the patch tokens ->
+memory, encoder, beam search -> sentences with confidence, labels, reference cases. Nothing is kept between calls.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from model.bundle import Bundle
+from model.decoding import generate
+from model.images import Pixels
+from model.labeler import label_report
+from model.protocols import CaseIndex
+from model.report_model import Patches
+from model.tokenizer import display_sentence, split_sentences
+from model.views import View
+
+MAX_TOP_K, MAX_BEAM_SIZE = 50, 8
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """One radiograph of a study: ``pixels`` (S, S) uint8 from ``load_pixels``, and its projection."""
+
+    pixels: Pixels
+    view: View
+
+
+@dataclass(frozen=True)
+class DraftOptions:
+    """What a request may choose; None takes the bundle's default.
+
+    ``top_k`` is the number of reference cases returned; the model leans on the first min(top_k, K) of them.
+
+    Raises:
+        ValueError: ``top_k`` outside 1..50 or ``beam_size`` outside 1..8.
+    """
+
+    top_k: int | None = None
+    beam_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, most in (("top_k", self.top_k, MAX_TOP_K), ("beam_size", self.beam_size, MAX_BEAM_SIZE)):
+            if value is not None and not 1 <= value <= most:
+                raise ValueError(f"{name}={value} must lie between 1 and {most}")
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence of a draft. ``confidence`` is the geometric mean of its words' probabilities, 0..1."""
+
+    text: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class ReferenceCase:
+    """A training case near the study; ``findings`` is None where texts are not redistributed."""
+
+    rank: int
+    case_id: str
+    similarity: float
+    findings: str | None
+    labels: dict[str, str | None]
+    source_url: str | None
+
+
+@dataclass(frozen=True)
+class DraftWarning:
+    """Something the reader should know. Codes: no_retrieval, missing_view, empty_draft, texts_not_available."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A findings draft and the evidence beside it. ``timings_ms`` are those of the batch it was written in."""
+
+    findings: str
+    sentences: tuple[Sentence, ...]
+    labels: dict[str, str | None]
+    reference_cases: tuple[ReferenceCase, ...]
+    warnings: tuple[DraftWarning, ...]
+    timings_ms: dict[str, float]
+    tokens: str = field(default="", repr=False)
+
+
+class Drafter:
+    """Writes drafts with one bundle on one device. Holds no state between calls."""
+
+    def __init__(self, bundle: Bundle, index: CaseIndex | None, *, device: str | torch.device = "cpu") -> None:
+        """Join a loaded bundle and its index.
+
+        Raises:
+            ValueError: the index and the bundle do not belong together.
+        """
+        retrieval = bundle.config.retrieval
+        if (index is None) != (retrieval is None):
+            raise ValueError(
+                "the bundle needs its index: load it from <bundle>/index" if index is None
+                else "this bundle was made without retrieval; do not pass an index"
+            )  # fmt: skip
+        if index is not None and retrieval is not None and index.dim != retrieval.dim:
+            raise ValueError(f"the index holds vectors of width {index.dim}, the bundle needs {retrieval.dim}")
+        self.bundle, self.index, self.device = bundle, index, torch.device(device)
+        self._model = bundle.model.to(self.device)
+
+    @property
+    def image_size(self) -> int:
+        """S: side in pixels of the squares that ``draft`` takes."""
+        return self.bundle.config.preprocessing.image_size
+
+    @torch.inference_mode()
+    def draft(self, studies: Sequence[Sequence[StudyView]], options: DraftOptions = DraftOptions()) -> list[Draft]:  # noqa: B008
+        """Write a draft for each study.
+
+        Args:
+            studies: views of each study, in any order; at least one each.
+            options: the same for the whole batch.
+
+        Raises:
+            ValueError: a study without views, or pixels of another shape than (S, S) uint8.
+        """
+        if not studies:
+            return []
+        clock: dict[str, float] = {}
+        with self._timed("encode", clock):
+            patches = self._encode(studies)
+        with self._timed("retrieve", clock):
+            cases, case_mask, references = self._retrieve(patches, options)
+        with self._timed("decode", clock):
+            encoded = self._model.encode(patches, cases, case_mask)
+            generated = generate(
+                self._model, encoded, self.bundle.tokenizer, self.bundle.config.decoding, beam_size=options.beam_size
+            )
+            ids, log_probs = generated.ids.tolist(), generated.log_probs.tolist()
+        return [
+            self._finish(studies[b], ids[b], log_probs[b], references[b], clock) for b in range(len(studies))
+        ]
+
+    # -- the steps ---------------------------------------------------------------------------------------------------
+
+    def _encode(self, studies: Sequence[Sequence[StudyView]]) -> Patches:
+        most = max(len(study) for study in studies)
+        size = self.image_size
+        pixels = np.zeros((len(studies), most, size, size), np.uint8)
+        views = torch.zeros(len(studies), most, dtype=torch.int64)
+        mask = torch.zeros(len(studies), most, dtype=torch.bool)
+        for row, study in enumerate(studies):
+            if not study:
+                raise ValueError(f"study {row} has no image; give at least one view")
+            for column, image in enumerate(sorted(study, key=lambda image: image.view.index)):  # frontals first
+                if image.pixels.shape != (size, size) or image.pixels.dtype != np.uint8:
+                    raise ValueError(
+                        f"study {row}: pixels are {image.pixels.shape} {image.pixels.dtype}, need ({size}, {size}) uint8"
+                    )
+                pixels[row, column] = image.pixels
+                views[row, column], mask[row, column] = image.view.index, True
+        images = torch.from_numpy(pixels).unsqueeze(2).to(self.device).float() / 255.0  # (B, V, 1, S, S)
+        return self._model.encode_images(images, views.to(self.device), mask.to(self.device))
+
+    def _retrieve(
+        self, patches: Patches, options: DraftOptions
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, list[tuple[ReferenceCase, ...]]]:
+        retrieval = self.bundle.config.retrieval
+        if self.index is None or retrieval is None:
+            return None, None, [()] * patches.pooled.shape[0]
+        shown = options.top_k or retrieval.k
+        queries = self._model.embed_study(patches).float().cpu().numpy()
+        similarity, rows = self.index.search(queries, shown)
+        used = rows[:, : retrieval.k]
+        vectors = torch.from_numpy(self.index.vectors(used)).to(self.device)  # (B, K, E)
+        references = [
+            tuple(self._reference(rank, int(row), float(s)) for rank, (row, s) in enumerate(zip(r, sims, strict=True), 1)
+                  if row >= 0)
+            for r, sims in zip(rows, similarity, strict=True)
+        ]  # fmt: skip
+        return vectors, torch.from_numpy(used >= 0).to(self.device), references
+
+    def _reference(self, rank: int, row: int, similarity: float) -> ReferenceCase:
+        assert self.index is not None
+        case = self.index.case(row)
+        return ReferenceCase(rank, case.case_id, similarity, case.findings, dict(case.labels), case.source_url)
+
+    def _finish(
+        self, study: Sequence[StudyView], ids: list[int], log_probs: list[float],
+        references: tuple[ReferenceCase, ...], clock: dict[str, float],
+    ) -> Draft:  # fmt: skip
+        tokenizer = self.bundle.tokenizer
+        words = tokenizer.decode(ids).split()
+        sentences = []
+        for start, end in split_sentences(words):
+            confidence = float(np.exp(np.mean(log_probs[start:end])))
+            sentences.append(Sentence(display_sentence(words[start:end]), min(confidence, 1.0)))
+        tokens = " ".join(words)
+        return Draft(
+            findings=" ".join(sentence.text for sentence in sentences),
+            sentences=tuple(sentences),
+            labels=dict(label_report(tokens)),
+            reference_cases=references,
+            warnings=tuple(self._warnings(study, references, bool(sentences))),
+            timings_ms=dict(clock),
+            tokens=tokens,
+        )
+
+    def _warnings(
+        self, study: Sequence[StudyView], references: tuple[ReferenceCase, ...], written: bool
+    ) -> Iterator[DraftWarning]:
+        present = {image.view for image in study}
+        for view in View:
+            if view not in present:
+                yield DraftWarning("missing_view", f"No {view.value} image was given; the draft leans on what is there.")
+        if self.index is None:
+            yield DraftWarning("no_retrieval", "This bundle has no reference cases; the draft has no evidence beside it.")
+        elif references and all(case.findings is None for case in references):
+            yield DraftWarning(
+                "texts_not_available",
+                "The texts of the reference cases are not in this bundle; python -m retrieval_index.hydrate adds them.",
+            )
+        if not written:
+            yield DraftWarning("empty_draft", "The model wrote nothing for these images.")
+
+    @contextmanager
+    def _timed(self, name: str, clock: dict[str, float]) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        clock[name] = (time.perf_counter() - began) * 1000

@@ -1,0 +1,193 @@
+"""The report model: pixels once through the backbone, patch tokens and retrieved cases side by side, CMN, decoder.
+
+Shapes in one pass (B studies, V views, K cases, D backbone width, E embedding width):
+
+    images (B, V, 1, S, S) -> patch tokens (B, V, 49, D), pooled (B, V, D)
+    pooled -> study embedding (B, E) -> FAISS -> case vectors (B, K, E)
+    patch tokens, projected case vectors -> sequence (B, V*49 + K, D) -> d_model -> + memory response -> encoder
+    encoder output (B, V*49 + K, d_model) -> decoder -> logits (B, T, vocabulary)
+
+The model keeps no state between calls.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.backbone import Backbone
+from model.config import ModelConfig
+from model.memory import CrossModalMemory, MemoryBank
+from model.text_tower import StudyHead, TextTower
+from model.transformer import Decoder, Encoder, LayerCache, sinusoidal_positions
+
+MAX_PATCHES = 1024
+
+
+class Patches(NamedTuple):
+    """Backbone output of a batch: ``tokens`` (B, V, P, D), ``pooled`` (B, V, D), ``views`` and ``view_mask`` (B, V)."""
+
+    tokens: Tensor
+    pooled: Tensor
+    views: Tensor
+    view_mask: Tensor
+
+
+class Encoded(NamedTuple):
+    """What the decoder attends to: ``source`` (B, S, d_model), ``mask`` (B, S) True where real, and the memory bank."""
+
+    source: Tensor
+    mask: Tensor
+    bank: MemoryBank
+
+    def select(self, rows: Tensor) -> Encoded:
+        """The same for some of the studies."""
+        return Encoded(self.source[rows], self.mask[rows], self.bank)
+
+
+@dataclass
+class DecoderState:
+    """Caches of a decode in progress: hypotheses are ordered study by study, N = B * hypotheses."""
+
+    encoded: Encoded
+    caches: list[LayerCache]
+    hypotheses: int
+    position: int = 0
+
+    def reorder(self, parents: Tensor) -> None:
+        """Continue hypothesis n from hypothesis ``parents[n]`` (N,) of the same study."""
+        past = slice(0, self.position)
+        for cache in self.caches:
+            for buffer in (cache.self_keys, cache.self_values):
+                buffer[:, :, past] = buffer[:, :, past].index_select(0, parents)
+
+
+class ReportModel(nn.Module):
+    """Cross-modal memory network with retrieved cases. Built from a ``ModelConfig`` alone."""
+
+    patch_positions: Tensor
+    word_positions: Tensor
+
+    def __init__(self, config: ModelConfig, *, backbone: Backbone | None = None) -> None:
+        super().__init__()
+        self.config = config
+        c = config
+        self.backbone = backbone if backbone is not None else Backbone(c.backbone)
+        width = self.backbone.width
+        self.view_embedding = nn.Embedding(2, width)
+        nn.init.zeros_(self.view_embedding.weight)
+        self.to_model = nn.Sequential(nn.Linear(width, c.d_model), nn.ReLU(), nn.Dropout(c.dropout))
+        self.memory = CrossModalMemory(c.d_model, c.memory_dim, c.memory_slots, c.memory_heads, c.memory_top_k)
+        self.encoder = Encoder(c.encoder_layers, c.d_model, c.d_ff, c.heads, c.dropout)
+        self.decoder = Decoder(c.decoder_layers, c.d_model, c.d_ff, c.heads, c.dropout)
+        self.word_embedding = nn.Embedding(c.vocab_size, c.d_model, padding_idx=0)
+        self.to_words = nn.Linear(c.d_model, c.vocab_size)
+        self.drop = nn.Dropout(c.dropout)
+        self.register_buffer("patch_positions", sinusoidal_positions(MAX_PATCHES, c.d_model), persistent=False)
+        self.register_buffer("word_positions", sinusoidal_positions(c.max_length, c.d_model), persistent=False)
+        for module in (self.to_model, self.encoder, self.decoder, self.to_words):
+            for parameter in module.parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter)
+        nn.init.normal_(self.word_embedding.weight, std=c.d_model**-0.5)
+        if c.retrieval_k:
+            self.case_projection = nn.Linear(c.embedding_dim, width)
+            self.study_head = StudyHead(width, c.embedding_dim, c.dropout)
+            self.text_tower = TextTower(
+                c.vocab_size, c.d_model, c.d_ff, c.heads, c.text_layers, c.embedding_dim, c.dropout, c.max_length
+            )
+
+    # -- seeing ----------------------------------------------------------------------------------------------------
+
+    def encode_images(self, images: Tensor, views: Tensor, view_mask: Tensor) -> Patches:
+        """Run the backbone once over every view that is there.
+
+        Args:
+            images: (B, V, 1, S, S) float in 0..1; missing views may hold anything.
+            views: (B, V) int64, 0 frontal, 1 lateral.
+            view_mask: (B, V) bool, False where a view is missing. Every study has at least one.
+        """
+        batch, count = view_mask.shape
+        real = view_mask.flatten()
+        tokens, pooled = self.backbone(images.flatten(0, 1)[real])
+        if not bool(real.all()):
+            tokens, pooled = _spread(tokens, real), _spread(pooled, real)
+        return Patches(tokens.unflatten(0, (batch, count)), pooled.unflatten(0, (batch, count)), views, view_mask)
+
+    def embed_study(self, patches: Patches) -> Tensor:
+        """Study embedding for the index: (B, E), L2-normalised."""
+        embedding: Tensor = self.study_head(patches.pooled, patches.views, patches.view_mask)
+        return embedding
+
+    def sequence(self, patches: Patches, cases: Tensor | None, case_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Patch tokens and projected cases, concatenated along the sequence.
+
+        Args:
+            patches: the backbone's output.
+            cases: (B, K, E) report embeddings of the retrieved cases, or None.
+            case_mask: (B, K) bool, False where fewer than K were found, or None for all.
+
+        Returns:
+            (B, V*P + K, D) and its mask (B, V*P + K), True where a token is real.
+        """
+        tokens = patches.tokens + self.view_embedding(patches.views).unsqueeze(2)  # (B, V, P, D)
+        batch, count, grid, _ = tokens.shape
+        sequence = tokens.flatten(1, 2)  # (B, V*P, D)
+        mask = patches.view_mask.unsqueeze(2).expand(batch, count, grid).flatten(1, 2)
+        if cases is not None:
+            found = torch.ones(cases.shape[:2], dtype=torch.bool, device=mask.device) if case_mask is None else case_mask
+            projected = self.case_projection(cases.to(sequence.dtype))
+            sequence = torch.cat([sequence, projected], dim=1)  # (B, V*P + K, D)
+            mask = torch.cat([mask, found], dim=1)
+        return sequence, mask
+
+    def encode(self, patches: Patches, cases: Tensor | None = None, case_mask: Tensor | None = None) -> Encoded:
+        """Everything before the decoder, memory bank included."""
+        sequence, mask = self.sequence(patches, cases, case_mask)
+        bank = self.memory.bank()
+        x = self.to_model(sequence)  # (B, S, d_model)
+        x = x + self.memory(x, bank)
+        grid, views = patches.tokens.shape[2], patches.tokens.shape[1]
+        places = torch.cat([
+            torch.arange(grid, device=x.device).repeat(views),  # each view counts its own patches
+            torch.arange(x.shape[1] - views * grid, device=x.device) + MAX_PATCHES // 2,  # ranks of the cases
+        ])  # fmt: skip
+        x = self.drop(x + self.patch_positions[places])
+        return Encoded(self.encoder(x, mask), mask, bank)
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def forward(self, encoded: Encoded, ids: Tensor) -> Tensor:
+        """Teacher-forced logits: ids (B, T), the first being bos -> (B, T, vocabulary)."""
+        x = self._words(ids, 0, encoded.bank)
+        logits: Tensor = self.to_words(self.decoder(x, encoded.source, encoded.mask))
+        return logits
+
+    def start(self, encoded: Encoded, hypotheses: int) -> DecoderState:
+        """Empty caches for ``hypotheses`` per study."""
+        caches = self.decoder.caches(encoded.source, hypotheses, self.config.max_length)
+        return DecoderState(encoded, caches, hypotheses)
+
+    def step(self, state: DecoderState, ids: Tensor) -> Tensor:
+        """Feed one token of each hypothesis: ids (N,) -> logits (N, vocabulary) of the next."""
+        x = self._words(ids.unsqueeze(1), state.position, state.encoded.bank)
+        hidden = self.decoder.step(x, state.caches, state.position, state.encoded.mask)
+        state.position += 1
+        logits: Tensor = self.to_words(hidden[:, 0])
+        return logits
+
+    def _words(self, ids: Tensor, position: int, bank: MemoryBank) -> Tensor:
+        places = self.word_positions[position : position + ids.shape[1]]
+        x = self.drop(self.word_embedding(ids) * math.sqrt(self.config.d_model) + places)
+        return x + self.memory(x, bank)
+
+
+def _spread(values: Tensor, real: Tensor) -> Tensor:
+    """Rows of real views back to their places among all views, zeros elsewhere."""
+    spread = values.new_zeros((real.shape[0], *values.shape[1:]))
+    spread[real] = values
+    return spread

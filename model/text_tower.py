@@ -1,0 +1,78 @@
+"""Two towers with one space: studies and reports as unit vectors whose inner product is their similarity.
+
+``StudyHead`` maps a study's pooled image features, ``TextTower`` a report's tokens. They are trained together by a
+symmetric contrastive loss (``training/retriever.py``), and the index holds the text tower's vectors.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.transformer import Encoder, sinusoidal_positions
+
+
+class StudyHead(nn.Module):
+    """Pooled features of a study's views to one unit vector: (B, V, D) -> (B, E)."""
+
+    def __init__(self, width: int, embedding_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.view = nn.Embedding(2, 2 * embedding_dim)
+        self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width, 2 * embedding_dim)
+        self.drop = nn.Dropout(dropout)
+        self.out = nn.Linear(2 * embedding_dim, embedding_dim)
+
+    def forward(self, pooled: Tensor, views: Tensor, view_mask: Tensor) -> Tensor:
+        """Embed studies.
+
+        Args:
+            pooled: (B, V, D) pooled backbone features.
+            views: (B, V) int64, 0 frontal, 1 lateral.
+            view_mask: (B, V) bool, False where a view is missing.
+
+        Returns:
+            (B, E), L2-normalised.
+        """
+        hidden = F.gelu(self.hidden(self.norm(pooled)) + self.view(views))  # (B, V, 2E)
+        weight = view_mask.to(hidden.dtype).unsqueeze(-1)
+        mean = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return F.normalize(self.out(self.drop(mean)).float(), dim=-1)
+
+
+class TextTower(nn.Module):
+    """Report tokens to one unit vector: (B, T) ids -> (B, E). Mean-pooled Transformer encoder."""
+
+    def __init__(
+        self, vocab_size: int, d_model: int, d_ff: int, heads: int, layers: int, embedding_dim: int, dropout: float,
+        max_length: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.embed = nn.Embedding(vocab_size, d_model, padding_idx=0)
+        nn.init.normal_(self.embed.weight, std=d_model**-0.5)
+        self.register_buffer("positions", sinusoidal_positions(max_length, d_model), persistent=False)
+        self.drop = nn.Dropout(dropout)
+        self.encoder = Encoder(layers, d_model, d_ff, heads, dropout)
+        self.out = nn.Linear(d_model, embedding_dim)
+        self.scale = d_model**0.5
+
+    positions: Tensor
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embed reports; ids (B, T) padded with 0 -> (B, E), L2-normalised."""
+        mask = ids != 0
+        x = self.drop(self.embed(ids) * self.scale + self.positions[: ids.shape[1]])
+        hidden = self.encoder(x, mask)
+        weight = mask.to(hidden.dtype).unsqueeze(-1)
+        pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return F.normalize(self.out(pooled).float(), dim=-1)
+
+
+def pad_ids(sequences: list[list[int]], length: int | None = None) -> Tensor:
+    """Ragged id lists to (B, T) int64, padded with 0 to the longest or to ``length``."""
+    width = length or max((len(ids) for ids in sequences), default=1)
+    padded = torch.zeros(len(sequences), width, dtype=torch.int64)
+    for row, ids in enumerate(sequences):
+        padded[row, : len(ids)] = torch.tensor(ids[:width], dtype=torch.int64)
+    return padded

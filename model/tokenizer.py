@@ -1,0 +1,143 @@
+"""Report text to token ids and back: word-level, built from training reports, stored as JSON in the bundle.
+
+Two cleanings exist. ``clean_report`` is ours. ``clean_report_r2gen`` is the rule of the published R2Gen code for
+IU X-Ray, quirks included, kept for rows that must be comparable with published tables.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
+SPECIALS = (PAD, BOS, EOS, UNK)
+END_OF_SENTENCE = "."
+
+_NUMBERING = re.compile(r"(?:(?<=^)|(?<=[.:]\s))\d{1,2}[.)]\s+")
+_SENTENCE_END = re.compile(r"(?<!\d)[.?!;]+(?=\s|$)|(?<=\d)[.?!;]+(?=\s|$)|[?!;]+")
+_WORD = re.compile(r"\d+(?:\.\d+)+|[a-z0-9]+(?:-[a-z0-9]+)*")
+
+
+def clean_report(report: str) -> str:
+    """Lower case, words and numbers only, sentences closed by `` . ``.
+
+    List numbering goes, decimals (``1.5``) and hyphens inside words stay, a slash separates words, empty sentences
+    vanish. ``clean_report(clean_report(x)) == clean_report(x)``.
+    """
+    text = _NUMBERING.sub("", " ".join(report.lower().replace("'", "").split()))
+    sentences = (" ".join(_WORD.findall(part)) for part in _SENTENCE_END.split(text))
+    return " ".join(f"{sentence} {END_OF_SENTENCE}" for sentence in sentences if sentence)
+
+
+_R2GEN_DROP = re.compile(r"[.,?;*!%^&_+():-\[\]{}]")  # ":-\[" is an accidental range: it spares the hyphen
+
+
+def clean_report_r2gen(report: str) -> str:
+    """The published IU X-Ray cleaning (R2Gen, ``modules/tokenizers.py``), reproduced with its quirks.
+
+    The character class holds an accidental range (``:`` to ``[``), so hyphens stay; empty sentences survive.
+    """
+    text = report.replace("..", ".").replace("..", ".").replace("..", ".").replace("1. ", "")
+    for number in "2345":
+        text = text.replace(f". {number}. ", ". ")
+    for number in "2345":
+        text = text.replace(f" {number}. ", ". ")
+    sentences = (
+        _R2GEN_DROP.sub(
+            "", s.replace('"', "").replace("/", "").replace("\\", "").replace("'", "").strip().lower()
+        )
+        for s in text.strip().lower().split(". ")
+    )
+    return " . ".join(sentences) + " ."
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Word vocabulary. Ids 0..3 are ``<pad> <bos> <eos> <unk>``, words follow in sorted order."""
+
+    tokens: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.tokens[: len(SPECIALS)] != SPECIALS:
+            raise ValueError(f"a vocabulary starts with {SPECIALS}, this one with {self.tokens[: len(SPECIALS)]}")
+        if len(set(self.tokens)) != len(self.tokens):
+            twice = [token for token, count in Counter(self.tokens).items() if count > 1]
+            raise ValueError(f"tokens stand twice in the vocabulary: {twice[:5]}")
+        object.__setattr__(self, "_ids", {token: i for i, token in enumerate(self.tokens)})
+
+    @classmethod
+    def build(cls, reports: Iterable[str], *, min_count: int = 3) -> Tokenizer:
+        """Vocabulary of the words that cleaned training reports use at least ``min_count`` times."""
+        counts = Counter(word for report in reports for word in clean_report(report).split())
+        return cls((*SPECIALS, *sorted(word for word, count in counts.items() if count >= min_count)))
+
+    pad_id, bos_id, eos_id, unk_id = range(4)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def id_of(self, token: str) -> int:
+        """Id of a token, ``unk_id`` where it is not in the vocabulary."""
+        ids: dict[str, int] = self._ids  # type: ignore[attr-defined]
+        return ids.get(token, self.unk_id)
+
+    def encode(self, report: str, max_length: int) -> list[int]:
+        """``bos, words…, eos`` of the cleaned report, cut to ``max_length`` ids (a cut report has no eos)."""
+        words = [self.id_of(word) for word in clean_report(report).split()]
+        return [self.bos_id, *words, self.eos_id][:max_length]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Words up to the first eos; bos and pad are dropped."""
+        words = []
+        for i in ids:
+            if i == self.eos_id:
+                break
+            if i not in (self.pad_id, self.bos_id):
+                words.append(self.tokens[i])
+        return " ".join(words)
+
+    def to_json(self) -> str:
+        """The content of ``tokenizer.json``."""
+        return json.dumps({"schema_version": 1, "kind": "word", "tokens": self.tokens}, ensure_ascii=False, indent=0)
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        """Read ``tokenizer.json``.
+
+        Raises:
+            ValueError: not such a file.
+        """
+        content: Any = json.loads(text)
+        if not isinstance(content, dict) or content.get("kind") != "word" or content.get("schema_version") != 1:
+            raise ValueError("tokenizer.json must hold {'schema_version': 1, 'kind': 'word', 'tokens': [...]}")
+        return cls(tuple(content["tokens"]))
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Read ``tokenizer.json`` from a file."""
+        return cls.from_json(path.read_text(encoding="utf-8"))
+
+
+def split_sentences(tokens: Sequence[str]) -> list[tuple[int, int]]:
+    """Half-open token ranges of the sentences in a generated report, each with its closing `` . ``."""
+    spans, start = [], 0
+    for i, token in enumerate(tokens):
+        if token == END_OF_SENTENCE:
+            if i > start:
+                spans.append((start, i + 1))
+            start = i + 1
+    if start < len(tokens):
+        spans.append((start, len(tokens)))
+    return spans
+
+
+def display_sentence(tokens: Sequence[str]) -> str:
+    """Words of one sentence as people write it: first letter upper case, a full stop at the end."""
+    words = [token for token in tokens if token != END_OF_SENTENCE]
+    text = " ".join(words)
+    return text[:1].upper() + text[1:] + "."

@@ -1,0 +1,64 @@
+"""Augmentation of radiographs on the device, a batch at once.
+
+Small rotation, scale, shift, contrast and brightness; never a flip, which would swap left and right. Random numbers
+come from a generator the caller seeds, so a resumed run draws what the unbroken one drew.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Largest change of each kind; 0 everywhere leaves images as they are.
+
+    Attributes:
+        degrees: rotation, either way.
+        scale: relative zoom, either way.
+        shift: relative shift of the side, either way.
+        contrast: relative gain and gamma, either way.
+    """
+
+    degrees: float = 7.0
+    scale: float = 0.1
+    shift: float = 0.04
+    contrast: float = 0.2
+
+
+def to_float(pixels: Tensor, size: int | None = None) -> Tensor:
+    """(N, S, S) uint8 -> (N, 1, s, s) float in 0..1, area-averaged down to ``size`` where smaller."""
+    images = pixels.unsqueeze(1).float().div_(255.0)
+    if size is not None and size != images.shape[-1]:
+        images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    return images
+
+
+def augment(images: Tensor, amount: Augmentation, generator: torch.Generator) -> Tensor:
+    """Randomly change a batch of images.
+
+    Args:
+        images: (N, 1, S, S) float in 0..1.
+        amount: bounds of the changes.
+        generator: CPU generator that supplies the randomness.
+
+    Returns:
+        (N, 1, S, S) float in 0..1; what moves in from outside is black.
+    """
+    count = images.shape[0]
+    draw = torch.rand(count, 6, generator=generator).mul_(2).sub_(1)  # (N, 6) in -1..1
+    angle = draw[:, 0] * math.radians(amount.degrees)
+    zoom = 1 + draw[:, 1] * amount.scale
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    shift = draw[:, 2:4] * 2 * amount.shift
+    theta = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
+    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    gamma = torch.exp(draw[:, 4] * amount.contrast).to(images.device).view(-1, 1, 1, 1)
+    gain = (1 + draw[:, 5] * amount.contrast).to(images.device).view(-1, 1, 1, 1)
+    return moved.clamp(1e-4, 1).pow(gamma).mul(gain).clamp(0, 1)

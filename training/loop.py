@@ -1,0 +1,315 @@
+"""The loop every stage runs in: seeded steps, checkpoints, logs, curves.
+
+Each step draws its randomness from (seed, stage, step), and a checkpoint holds weights, optimizer, averaged weights
+and history, so a run killed at any point and resumed takes the same steps as one that was never broken.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+StepFunction = Callable[[Any, torch.Generator], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What the loop needs to know beside the modules.
+
+    Attributes:
+        stage: name of the stage; part of every seed.
+        seed: the run's seed.
+        warmup: share of all steps in which the learning rate rises from 0; it then falls as a cosine.
+        floor: learning rate at the end, relative to the peak.
+        clip: largest gradient norm.
+        ema: decay of the averaged weights; 0 keeps none.
+        checkpoint_seconds: longest time between two checkpoints within an epoch.
+        precision: ``bf16`` (autocast) or ``fp32``.
+        select: metric of ``validate`` whose best epoch is kept; None keeps the last.
+        patience: epochs without a better ``select`` after which the stage ends.
+    """
+
+    stage: str
+    seed: int
+    warmup: float = 0.05
+    floor: float = 0.05
+    clip: float = 1.0
+    ema: float = 0.0
+    checkpoint_seconds: float = 120.0
+    precision: str = "bf16"
+    select: str | None = None
+    patience: int | None = None
+
+
+@dataclass
+class History:
+    """One row an epoch, and the best one so far."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = -1
+    best_value: float = -math.inf
+
+
+def step_seed(seed: int, stage: str, step: int) -> int:
+    """The seed of one step: the same whoever reaches it, and whenever."""
+    return zlib.crc32(f"{seed}/{stage}/{step}".encode()) + (seed << 32)
+
+
+@contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """bf16 autocast where asked for."""
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        yield
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call ``write`` with a name beside ``path``, then rename it into place."""
+    beside = path.with_name(path.name + ".tmp")
+    write(beside)
+    os.replace(beside, path)
+
+
+class Loop:
+    """Trains one module in one stage, resumably."""
+
+    def __init__(
+        self,
+        config: LoopConfig,
+        directory: Path,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        device: torch.device,
+    ) -> None:
+        self.config, self.directory, self.module, self.optimizer, self.device = (
+            config, directory, module, optimizer, device)  # fmt: skip
+        self.history = History()
+        self.step = 0
+        self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
+        self._average: dict[str, Tensor] | None = (
+            {key: value.detach().clone() for key, value in module.state_dict().items()} if config.ema else None
+        )
+        self._best: dict[str, Tensor] | None = None
+        self._sums: dict[str, float] = {}
+        directory.mkdir(parents=True, exist_ok=True)
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        epochs: Sequence[Sequence[Any]] | Callable[[int], Sequence[Any]],
+        steps: Sequence[int],
+        train_step: StepFunction,
+        validate: Callable[[], Mapping[str, float]] | None = None,
+    ) -> History:
+        """Run all epochs that are not done yet.
+
+        Args:
+            epochs: epoch -> its batches, in an order that depends on the epoch alone.
+            steps: number of batches of each epoch.
+            train_step: batch, generator -> losses; ``loss`` is differentiated, the others are logged.
+            validate: called after each epoch with the averaged weights in place, in eval mode.
+
+        Returns:
+            The history. The module ends with its selected weights.
+        """
+        batches_of = epochs if callable(epochs) else epochs.__getitem__
+        starts = [0]
+        for count in steps:
+            starts.append(starts[-1] + count)
+        self.load()
+        writer = self._writer()
+        began = time.monotonic()
+        for epoch in range(len(steps)):
+            if self.step >= starts[epoch + 1] and len(self.history.rows) > epoch:
+                continue
+            if self._out_of_patience():
+                log.info("%s: no better %s for %s epochs, stopping at epoch %d", self.config.stage,
+                         self.config.select, self.config.patience, epoch)  # fmt: skip
+                break
+            self._run_epoch(epoch, batches_of(epoch), starts, train_step)
+            row = self._finish_epoch(epoch, steps[epoch], validate, time.monotonic() - began)
+            began = time.monotonic()
+            for name, value in row.items():
+                writer.add_scalar(f"{self.config.stage}/{name}", value, epoch)
+            writer.flush()
+        writer.close()
+        if self._best is not None:
+            self.module.load_state_dict(self._best)
+        elif self._average is not None:
+            self.module.load_state_dict(self._average)
+        return self.history
+
+    def _run_epoch(self, epoch: int, batches: Sequence[Any], starts: Sequence[int], train_step: StepFunction) -> None:
+        self.module.train()
+        done = self.step - starts[epoch]
+        saved = time.monotonic()
+        bar = tqdm(total=len(batches), initial=done, desc=f"{self.config.stage} {epoch + 1}/{len(starts) - 1}",
+                   unit="step", mininterval=2)  # fmt: skip
+        for batch in batches[done:]:
+            self._set_rate(self.step / max(starts[-1], 1))
+            seed = step_seed(self.config.seed, self.config.stage, self.step)
+            torch.manual_seed(seed)  # dropout
+            generator = torch.Generator().manual_seed(seed)
+            with autocast(self.device, self.config.precision):
+                losses = train_step(batch, generator)
+            self._update(losses["loss"])
+            for name, value in losses.items():
+                self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
+            self.step += 1
+            bar.update()
+            bar.set_postfix(loss=f"{self._sums['loss'] / (self.step - starts[epoch]):.3f}")
+            if time.monotonic() - saved > self.config.checkpoint_seconds:
+                self.save()
+                saved = time.monotonic()
+        bar.close()
+
+    def _update(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"{self.config.stage}: the loss is {float(loss)} at step {self.step}. The last good checkpoint is "
+                f"kept in {self.directory}; lower the learning rate or train with --precision fp32."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_((p for g in self.optimizer.param_groups for p in g["params"]), self.config.clip)
+        self.optimizer.step()
+        if self._average is not None:
+            decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                for key, value in self.module.state_dict().items():
+                    if value.is_floating_point():
+                        self._average[key].lerp_(value, 1 - decay)
+                    else:
+                        self._average[key].copy_(value)
+
+    def _finish_epoch(
+        self, epoch: int, count: int, validate: Callable[[], Mapping[str, float]] | None, seconds: float
+    ) -> dict[str, float]:
+        row = {"epoch": float(epoch + 1), "lr": float(self.optimizer.param_groups[-1]["lr"])}
+        row |= {name: total / count for name, total in self._sums.items()}
+        self._sums = {}
+        if validate is not None:
+            with self.averaged(), torch.inference_mode():
+                self.module.eval()
+                row |= {f"val_{name}": float(value) for name, value in validate().items()}
+                self._keep_best(epoch, row)
+        row["seconds"] = seconds
+        self.history.rows.append(row)
+        self.save()
+        self._write_logs()
+        log.info("%s epoch %d: %s", self.config.stage, epoch + 1,
+                 ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"))  # fmt: skip
+        return row
+
+    def _keep_best(self, epoch: int, row: Mapping[str, float]) -> None:
+        if self.config.select is None:
+            return
+        value = row[f"val_{self.config.select}"]
+        if value > self.history.best_value:
+            self.history.best_value, self.history.best_epoch = value, epoch
+            self._best = {key: tensor.detach().clone() for key, tensor in self.module.state_dict().items()}
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and len(self.history.rows) - 1 - self.history.best_epoch >= patience > 0
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights in place of the raw ones, for as long as the context lasts."""
+        if self._average is None:
+            yield
+            return
+        raw = {key: value.detach().clone() for key, value in self.module.state_dict().items()}
+        self.module.load_state_dict(self._average)
+        try:
+            yield
+        finally:
+            self.module.load_state_dict(raw)
+
+    def _set_rate(self, progress: float) -> None:
+        config = self.config
+        if progress < config.warmup:
+            factor = (progress + 1e-3) / (config.warmup + 1e-3)
+        else:
+            along = (progress - config.warmup) / max(1 - config.warmup, 1e-9)
+            factor = config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+
+    # -- keeping ---------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint(self) -> Path:
+        """The stage's last checkpoint."""
+        return self.directory / "checkpoint.pt"
+
+    def save(self) -> None:
+        """Write the checkpoint beside the old one and rename it into place."""
+        content = {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self._average,
+            "best": self._best,
+            "step": self.step,
+            "sums": self._sums,
+            "rows": self.history.rows,
+            "best_epoch": self.history.best_epoch,
+            "best_value": self.history.best_value,
+        }
+        write_atomically(self.checkpoint, lambda path: torch.save(content, path))
+
+    def load(self) -> bool:
+        """Continue from the checkpoint, if there is one.
+
+        Raises:
+            ValueError: the checkpoint cannot be read or belongs to another model.
+        """
+        if not self.checkpoint.exists():
+            return False
+        try:
+            content = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            self.module.load_state_dict(content["module"])
+            self.optimizer.load_state_dict(content["optimizer"])
+        except Exception as error:
+            raise ValueError(
+                f"checkpoint {self.checkpoint} cannot be resumed ({type(error).__name__}: {error}). Remove it to start "
+                f"stage {self.config.stage} anew, or restore the configuration it was made with."
+            ) from error
+        self._average, self._best = content["average"], content["best"]
+        self.step, self._sums = content["step"], content["sums"]
+        self.history = History(content["rows"], content["best_epoch"], content["best_value"])
+        log.info("%s: resumed at step %d", self.config.stage, self.step)
+        return True
+
+    def _writer(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.directory / "tensorboard"), purge_step=len(self.history.rows))  # type: ignore[no-untyped-call]
+
+    def _write_logs(self) -> None:
+        names = list(dict.fromkeys(name for row in self.history.rows for name in row))
+        text = io.StringIO()
+        table = csv.DictWriter(text, names)
+        table.writeheader()
+        table.writerows(self.history.rows)
+        write_atomically(self.directory / "log.csv", lambda path: path.write_text(text.getvalue()) and None)
+        from training.plots import plot_history
+
+        plot_history(self.history.rows, self.directory / "curves.png", title=self.config.stage)
