@@ -75,16 +75,17 @@ class Backbone(nn.Module):
 
 def _build(name: str, weights: str) -> nn.Module:
     if weights == "none":
-        return models.get_model(name, weights=None)
+        return _untrained(name)
     if weights == "imagenet":
         try:
-            return models.get_model(name, weights="DEFAULT")
+            network: nn.Module = models.get_model(name, weights="DEFAULT")
         except Exception as error:
             raise ValueError(
                 f"ImageNet weights of {name} could not be downloaded ({type(error).__name__}: {error}). "
                 "Give a file (--backbone-weights FILE) or train from scratch (--backbone-weights none)."
             ) from error
-    network = models.get_model(name, weights=None)
+        return network
+    network = _untrained(name)
     path = Path(weights)
     if not path.is_file():
         raise ValueError(f"backbone weights {weights!r}: no such file; use 'imagenet', 'none' or a file")
@@ -98,11 +99,17 @@ def _build(name: str, weights: str) -> nn.Module:
     return network
 
 
+def _untrained(name: str) -> nn.Module:
+    network: nn.Module = models.get_model(name, weights=None)
+    return network
+
+
 def _read_state(path: Path) -> Mapping[str, Tensor]:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
+        return tensors
     state = torch.load(path, map_location="cpu", weights_only=True)
     inner = state.get("state_dict", state) if isinstance(state, dict) else state
     return {key.removeprefix("module."): value for key, value in inner.items()}
@@ -121,8 +128,9 @@ def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _headless(network: nn.Module) -> nn.Module:
     """The part of a torchvision classifier that ends in its last spatial map."""
-    if hasattr(network, "features"):  # densenet, efficientnet, convnext, mobilenet, vgg
-        return network.features
+    features = getattr(network, "features", None)  # densenet, efficientnet, convnext, mobilenet, vgg
+    if isinstance(features, nn.Module):
+        return features
     children = list(network.children())
     if hasattr(network, "layer4"):  # resnet family: drop avgpool and fc
         return nn.Sequential(*children[:-2])

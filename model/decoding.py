@@ -156,7 +156,7 @@ def beam_search(
     offset = torch.arange(studies, device=device).unsqueeze(1) * beams
     for position in range(limit - 1):
         scores = constraints.apply(model.step(state, last).float(), ids.flatten(0, 1), position)
-        step_log_probs = scores.log_softmax(-1).unflatten(0, (studies, beams))  # (B, k, vocabulary)
+        step_log_probs = scores.log_softmax(-1).view(studies, beams, -1)  # (B, k, vocabulary)
         vocabulary = step_log_probs.shape[-1]
         total, flat = (live.unsqueeze(-1) + step_log_probs).flatten(1).topk(2 * beams, dim=1)  # (B, 2k)
         parent, token = flat // vocabulary, flat % vocabulary
@@ -181,8 +181,8 @@ def beam_search(
         if bool((reachable <= best_score).all()):
             break
         parent_rows = (parent + offset).flatten()
-        ids = ids.flatten(0, 1)[parent_rows].unflatten(0, (studies, beams))
-        token_log_probs = token_log_probs.flatten(0, 1)[parent_rows].unflatten(0, (studies, beams))
+        ids = ids.flatten(0, 1)[parent_rows].view(studies, beams, limit)
+        token_log_probs = token_log_probs.flatten(0, 1)[parent_rows].view(studies, beams, limit)
         ids[:, :, position], token_log_probs[:, :, position] = token, gained
         state.reorder(parent_rows)
         last = token.flatten()

@@ -120,7 +120,7 @@ class Drafter:
         return self.bundle.config.preprocessing.image_size
 
     @torch.inference_mode()
-    def draft(self, studies: Sequence[Sequence[StudyView]], options: DraftOptions = DraftOptions()) -> list[Draft]:  # noqa: B008
+    def draft(self, studies: Sequence[Sequence[StudyView]], options: DraftOptions = DraftOptions()) -> list[Draft]:
         """Write a draft for each study.
 
         Args:
@@ -143,9 +143,7 @@ class Drafter:
                 self._model, encoded, self.bundle.tokenizer, self.bundle.config.decoding, beam_size=options.beam_size
             )
             ids, log_probs = generated.ids.tolist(), generated.log_probs.tolist()
-        return [
-            self._finish(studies[b], ids[b], log_probs[b], references[b], clock) for b in range(len(studies))
-        ]
+        return [self._finish(studies[b], ids[b], log_probs[b], references[b], clock) for b in range(len(studies))]
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 
@@ -158,13 +156,14 @@ class Drafter:
         for row, study in enumerate(studies):
             if not study:
                 raise ValueError(f"study {row} has no image; give at least one view")
-            for column, image in enumerate(sorted(study, key=lambda image: image.view.index)):  # frontals first
+            for column, image in enumerate(sorted(study, key=lambda image: image.view.row)):  # frontals first
                 if image.pixels.shape != (size, size) or image.pixels.dtype != np.uint8:
                     raise ValueError(
-                        f"study {row}: pixels are {image.pixels.shape} {image.pixels.dtype}, need ({size}, {size}) uint8"
+                        f"study {row}: pixels are {image.pixels.shape} {image.pixels.dtype}, "
+                        f"need ({size}, {size}) uint8"
                     )
                 pixels[row, column] = image.pixels
-                views[row, column], mask[row, column] = image.view.index, True
+                views[row, column], mask[row, column] = image.view.row, True
         images = torch.from_numpy(pixels).unsqueeze(2).to(self.device).float() / 255.0  # (B, V, 1, S, S)
         return self._model.encode_images(images, views.to(self.device), mask.to(self.device))
 
@@ -180,16 +179,19 @@ class Drafter:
         used = rows[:, : retrieval.k]
         vectors = torch.from_numpy(self.index.vectors(used)).to(self.device)  # (B, K, E)
         references = [
-            tuple(self._reference(rank, int(row), float(s)) for rank, (row, s) in enumerate(zip(r, sims, strict=True), 1)
-                  if row >= 0)
-            for r, sims in zip(rows, similarity, strict=True)
-        ]  # fmt: skip
+            tuple(
+                self._reference(rank, rows[b, rank], similarity[b, rank]) for rank in range(shown) if rows[b, rank] >= 0
+            )
+            for b in range(len(rows))
+        ]
         return vectors, torch.from_numpy(used >= 0).to(self.device), references
 
-    def _reference(self, rank: int, row: int, similarity: float) -> ReferenceCase:
+    def _reference(self, place: int, row: np.int64, similarity: np.float32) -> ReferenceCase:
         assert self.index is not None
-        case = self.index.case(row)
-        return ReferenceCase(rank, case.case_id, similarity, case.findings, dict(case.labels), case.source_url)
+        case = self.index.case(int(row))
+        return ReferenceCase(
+            place + 1, case.case_id, float(similarity), case.findings, dict(case.labels), case.source_url
+        )
 
     def _finish(
         self, study: Sequence[StudyView], ids: list[int], log_probs: list[float],
@@ -218,9 +220,13 @@ class Drafter:
         present = {image.view for image in study}
         for view in View:
             if view not in present:
-                yield DraftWarning("missing_view", f"No {view.value} image was given; the draft leans on what is there.")
+                yield DraftWarning(
+                    "missing_view", f"No {view.value} image was given; the draft leans on what is there."
+                )
         if self.index is None:
-            yield DraftWarning("no_retrieval", "This bundle has no reference cases; the draft has no evidence beside it.")
+            yield DraftWarning(
+                "no_retrieval", "This bundle has no reference cases; the draft has no evidence beside it."
+            )
         elif references and all(case.findings is None for case in references):
             yield DraftWarning(
                 "texts_not_available",

@@ -51,9 +51,7 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 
-def load_pixels(
-    data: bytes, size: int, *, limits: ImageLimits = DEFAULT_LIMITS, allow_dicom: bool = False
-) -> Pixels:
+def load_pixels(data: bytes, size: int, *, limits: ImageLimits = DEFAULT_LIMITS, allow_dicom: bool = False) -> Pixels:
     """Decode one radiograph and squash it to a square.
 
     Args:
@@ -141,9 +139,9 @@ def _to_grey(image: Image.Image) -> Image.Image:
     """Any Pillow mode to ``L``, or ``F`` scaled to 0..255 for grey of more than 8 bits."""
     if image.mode.startswith("I") or image.mode == "F":
         return _min_max(np.asarray(image, dtype=np.float32))
-    if image.mode == "P":  # a palette may hold transparency; RGBA keeps both
-        image = image.convert("RGBA")
-    elif image.mode in ("L", "LA", "RGB") and "transparency" in image.info:
+    if image.mode == "P" or (
+        image.mode in ("L", "LA", "RGB") and "transparency" in image.info
+    ):  # a palette may hold transparency; RGBA keeps both
         image = image.convert("RGBA")
     if image.mode in ("LA", "La", "RGBA", "RGBa", "PA"):  # transparent means nothing was exposed there: black
         rgba = image.convert("RGBA")
@@ -177,7 +175,7 @@ def _read_dicom(data: bytes, limits: ImageLimits) -> Image.Image:
     frames = int(dataset.get("NumberOfFrames", 1) or 1)
     if frames > 1:
         raise ImageError("animated", f"The DICOM object has {frames} frames. Send a single image.")
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
     try:
         values = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset, index=0)

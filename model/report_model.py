@@ -139,7 +139,9 @@ class ReportModel(nn.Module):
         sequence = tokens.flatten(1, 2)  # (B, V*P, D)
         mask = patches.view_mask.unsqueeze(2).expand(batch, count, grid).flatten(1, 2)
         if cases is not None:
-            found = torch.ones(cases.shape[:2], dtype=torch.bool, device=mask.device) if case_mask is None else case_mask
+            found = (
+                torch.ones(cases.shape[:2], dtype=torch.bool, device=mask.device) if case_mask is None else case_mask
+            )
             projected = self.case_projection(cases.to(sequence.dtype))
             sequence = torch.cat([sequence, projected], dim=1)  # (B, V*P + K, D)
             mask = torch.cat([mask, found], dim=1)
@@ -183,7 +185,8 @@ class ReportModel(nn.Module):
     def _words(self, ids: Tensor, position: int, bank: MemoryBank) -> Tensor:
         places = self.word_positions[position : position + ids.shape[1]]
         x = self.drop(self.word_embedding(ids) * math.sqrt(self.config.d_model) + places)
-        return x + self.memory(x, bank)
+        words: Tensor = x + self.memory(x, bank)
+        return words
 
 
 def _spread(values: Tensor, real: Tensor) -> Tensor:

@@ -48,9 +48,7 @@ def clean_report_r2gen(report: str) -> str:
     for number in "2345":
         text = text.replace(f" {number}. ", ". ")
     sentences = (
-        _R2GEN_DROP.sub(
-            "", s.replace('"', "").replace("/", "").replace("\\", "").replace("'", "").strip().lower()
-        )
+        _R2GEN_DROP.sub("", s.replace('"', "").replace("/", "").replace("\\", "").replace("'", "").strip().lower())
         for s in text.strip().lower().split(". ")
     )
     return " . ".join(sentences) + " ."

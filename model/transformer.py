@@ -125,9 +125,7 @@ class DecoderLayer(nn.Module):
         y = self.norm1(x)
         x = x + self.drop(self.self_attention.attend(y, *self.self_attention.keys_values(y), None, causal=True))
         y = self.norm2(x)
-        x = x + self.drop(
-            self.cross_attention.attend(y, *self.cross_attention.keys_values(source), source_mask)
-        )
+        x = x + self.drop(self.cross_attention.attend(y, *self.cross_attention.keys_values(source), source_mask))
         out: Tensor = x + self.drop(self.feed_forward(self.norm3(x)))
         return out
 

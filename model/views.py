@@ -12,6 +12,6 @@ class View(StrEnum):
     LATERAL = "lateral"
 
     @property
-    def index(self) -> int:
+    def row(self) -> int:
         """Row of this view in the view-embedding table: 0 frontal, 1 lateral."""
         return 0 if self is View.FRONTAL else 1

@@ -16,7 +16,7 @@ Epochs = Annotated[int, Field(ge=0)]
 
 
 class PretrainConfig(Frozen):
-    """Backbone on finding targets. ``epochs_by_size``: (pixels, epochs) in order; ``soft_weight``: weight of soft scores."""
+    """Backbone on finding targets. ``epochs_by_size``: (pixels, epochs) in order; ``soft_weight``: of soft scores."""
 
     epochs_by_size: tuple[tuple[Count, Epochs], ...] = ((112, 6), (224, 1))
     batch_size: Count = 32

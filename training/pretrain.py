@@ -105,9 +105,7 @@ def pretrain(
     return history.rows[-1] if history.rows else {}
 
 
-def _images(
-    studies: Sequence[Study], cache: PixelCache, *, frontal_only: bool = False
-) -> list[tuple[str, Study]]:
+def _images(studies: Sequence[Study], cache: PixelCache, *, frontal_only: bool = False) -> list[tuple[str, Study]]:
     pairs = []
     for study in studies:
         usable = cache.usable(study)
@@ -146,6 +144,6 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
     count, total = int(positive.sum()), len(positive)
     if count in (0, total):
         return None
-    values, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (total - count)))

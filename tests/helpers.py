@@ -1,0 +1,95 @@
+"""Small real parts for tests: an untrained model of a few thousand words' size, and bundles made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.bundle import write_bundle
+from model.config import BundleConfig, DecodingConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
+from model.labeler import label_report
+from model.report_model import ReportModel
+from model.tokenizer import Tokenizer
+from retrieval_index.cases import Case
+from retrieval_index.index import ReportIndex
+
+REPORTS = (
+    "The heart is normal in size. The lungs are clear. No pleural effusion or pneumothorax.",
+    "The heart is enlarged. There is a small left pleural effusion. No pneumothorax.",
+    "There is a patchy opacity in the right lower lobe. The heart is normal in size.",
+    "A pacemaker is in place. The heart is mildly enlarged. The lungs are clear.",
+    "Low lung volumes with atelectasis at the left base. No pleural effusion.",
+    "There is a fracture of a left rib. No pneumothorax. The lungs are clear.",
+    "The lungs are hyperinflated. No focal consolidation. The heart is small.",
+    "There is a large right pneumothorax. The heart is shifted to the left.",
+)
+IMAGE_SIZE = 64
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """Vocabulary of ``REPORTS``."""
+    return Tokenizer.build(REPORTS, min_count=1)
+
+
+def tiny_config(vocab_size: int, /, **changes: object) -> ModelConfig:
+    """A model of small dimensions on a small torchvision backbone."""
+    values = {
+        "backbone": "mobilenet_v3_small", "vocab_size": vocab_size, "d_model": 32, "d_ff": 64, "heads": 4,
+        "encoder_layers": 2, "decoder_layers": 2, "memory_slots": 64, "memory_dim": 48, "memory_heads": 4,
+        "memory_top_k": 8, "dropout": 0.1, "max_length": 24, "retrieval_k": 3, "embedding_dim": 16, "text_layers": 1,
+    }  # fmt: skip
+    return ModelConfig.model_validate({**values, **changes})
+
+
+def tiny_model(seed: int = 0, **changes: object) -> ReportModel:
+    """An untrained model in eval mode, its weights decided by ``seed``; spread enough to write different words."""
+    torch.manual_seed(seed)
+    model = ReportModel(tiny_config(len(tiny_tokenizer()), **changes)).eval()
+    with torch.no_grad():
+        model.to_words.weight.mul_(4)
+        model.memory.matrix.normal_()
+    return model
+
+
+def tiny_index(model: ReportModel, reports: Sequence[str] = REPORTS, *, texts: bool = True) -> ReportIndex:
+    """An index of ``reports`` with unit vectors drawn by seed."""
+    vectors = np.random.default_rng(0).normal(size=(len(reports), model.config.embedding_dim)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    cases = [
+        Case(
+            case_id=f"CXR9{row:03d}_IM-0001",
+            findings=report if texts else None,
+            labels=dict(label_report(report)),
+            source_url=f"https://example.org/cases/{row}",
+        )
+        for row, report in enumerate(reports)
+    ]
+    return ReportIndex.build(vectors, cases)
+
+
+def write_tiny_bundle(
+    path: Path, *, seed: int = 0, retrieval: bool = True, texts: bool = True, name: str = "tiny", min_length: int = 6
+) -> Path:
+    """Write a real, untrained bundle and return its path."""
+    model = tiny_model(seed) if retrieval else tiny_model(seed, retrieval_k=0)
+    index_dir = None
+    if retrieval:
+        index_dir = path.parent / f"{path.name}-index"
+        index_dir.mkdir(parents=True, exist_ok=True)
+        tiny_index(model, texts=texts).save(index_dir)
+    config = BundleConfig(
+        name=name,
+        model=model.config,
+        preprocessing=PreprocessingConfig(image_size=IMAGE_SIZE),
+        decoding=DecodingConfig(min_length=min_length),
+        retrieval=RetrievalConfig(k=3, dim=16, cases=len(REPORTS)) if retrieval else None,
+        trained_on={"dataset": "none", "note": "untrained, for tests"},
+        licence="none: random weights",
+    )
+    write_bundle(
+        path, config=config, model=model, tokenizer=tiny_tokenizer(), index_dir=index_dir, weights_dtype="fp32"
+    )
+    return path

@@ -1,0 +1,174 @@
+"""The bundle: written whole or not at all, verified before use, answers the same after a round trip."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.bundle import BundleError, load_bundle, verify_bundle, write_bundle
+from model.drafter import Draft, Drafter, DraftOptions, StudyView
+from model.views import View
+from retrieval_index.index import ReportIndex
+from tests.helpers import IMAGE_SIZE, REPORTS, tiny_model, tiny_tokenizer, write_tiny_bundle
+
+
+@pytest.fixture
+def bundle_path(tmp_path: Path) -> Path:
+    return write_tiny_bundle(tmp_path / "tiny")
+
+
+def drafter(path: Path) -> Drafter:
+    bundle = load_bundle(path)
+    index = None
+    if bundle.config.retrieval is not None:
+        index = ReportIndex.load(path / "index", expected_sha256=bundle.index_sha256())
+    return Drafter(bundle, index)
+
+
+def study(seed: int, views: tuple[View, ...] = (View.FRONTAL, View.LATERAL)) -> list[StudyView]:
+    rng = np.random.default_rng(seed)
+    return [StudyView(rng.integers(0, 255, (IMAGE_SIZE, IMAGE_SIZE), np.uint8), view) for view in views]
+
+
+def same(one: Draft, other: Draft) -> bool:
+    return (one.findings, one.labels, [c.case_id for c in one.reference_cases]) == (
+        other.findings, other.labels, [c.case_id for c in other.reference_cases])  # fmt: skip
+
+
+def test_round_trip_keeps_every_weight(bundle_path: Path) -> None:
+    bundle = load_bundle(bundle_path)
+    original = tiny_model(0).state_dict()
+    loaded = bundle.model.state_dict()
+    assert loaded.keys() == original.keys()
+    assert all(np.array_equal(loaded[key].numpy(), original[key].numpy()) for key in original)
+    assert bundle.tokenizer == tiny_tokenizer()
+    assert len(bundle.digest) == 64
+
+
+def test_nothing_in_a_bundle_is_pickled(bundle_path: Path) -> None:
+    names = {p.relative_to(bundle_path).as_posix() for p in bundle_path.rglob("*") if p.is_file()}
+    assert names == {"MANIFEST.json", "config.json", "model.safetensors", "tokenizer.json", "metrics.json",
+                     "index/reports.faiss", "index/cases.jsonl"}  # fmt: skip
+    assert set(json.loads((bundle_path / "MANIFEST.json").read_text())["files"]) == names - {"MANIFEST.json"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "index/reports.faiss", "index/cases.jsonl"])
+def test_one_flipped_byte_is_noticed_and_the_file_named(bundle_path: Path, name: str) -> None:
+    data = bytearray((bundle_path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle_path / name).write_bytes(data)
+    with pytest.raises(BundleError, match=name):
+        load_bundle(bundle_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_missing_and_cut_files_are_named(bundle_path: Path, name: str) -> None:
+    content = (bundle_path / name).read_bytes()
+    (bundle_path / name).write_bytes(content[:-1])
+    with pytest.raises(BundleError, match=f"{name} has"):
+        verify_bundle(bundle_path)
+    (bundle_path / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        verify_bundle(bundle_path)
+
+
+def test_a_manifest_cannot_point_outside(bundle_path: Path) -> None:
+    manifest = json.loads((bundle_path / "MANIFEST.json").read_text())
+    manifest["files"]["../secret"] = {"sha256": "0" * 64, "size": 1}
+    (bundle_path / "MANIFEST.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="outside the bundle"):
+        load_bundle(bundle_path)
+
+
+def test_no_bundle_there(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"MANIFEST\.json"):
+        load_bundle(tmp_path)
+
+
+def test_an_existing_bundle_is_kept_unless_replacing_is_asked_for(bundle_path: Path) -> None:
+    before = load_bundle(bundle_path)
+    with pytest.raises(BundleError, match="already exists"):
+        write_bundle(bundle_path, config=before.config, model=before.model, tokenizer=before.tokenizer)
+    assert load_bundle(bundle_path).digest == before.digest
+
+
+def test_a_failed_write_leaves_the_old_bundle_and_nothing_beside_it(bundle_path: Path) -> None:
+    before = load_bundle(bundle_path)
+    with pytest.raises(FileNotFoundError):
+        write_bundle(bundle_path, config=before.config, model=before.model, tokenizer=before.tokenizer,
+                     index_dir=bundle_path.parent / "nowhere", replace=True)  # fmt: skip
+    assert load_bundle(bundle_path).digest == before.digest
+    assert {p.name for p in bundle_path.parent.iterdir()} == {"tiny", "tiny-index"}
+
+
+# --- the drafter ------------------------------------------------------------------------------------------------------
+
+
+def test_a_draft_shows_its_evidence(bundle_path: Path) -> None:
+    draft = drafter(bundle_path).draft([study(1)])[0]
+    assert draft.findings == " ".join(sentence.text for sentence in draft.sentences)
+    assert len(draft.sentences) >= 1
+    assert all(0 <= sentence.confidence <= 1 for sentence in draft.sentences)
+    assert [case.rank for case in draft.reference_cases] == [1, 2, 3]
+    similarities = [case.similarity for case in draft.reference_cases]
+    assert similarities == sorted(similarities, reverse=True)
+    assert all(case.findings in REPORTS for case in draft.reference_cases)
+    assert set(draft.timings_ms) == {"encode", "retrieve", "decode"}
+    assert draft.warnings == ()
+
+
+def test_drafts_do_not_depend_on_batch_mates_or_view_order(bundle_path: Path) -> None:
+    d = drafter(bundle_path)
+    studies = [
+        study(1),
+        study(2, (View.LATERAL,)),
+        study(3, (View.LATERAL, View.FRONTAL)),
+        study(4, (View.FRONTAL,) * 3),
+    ]
+    together = d.draft(studies)
+    assert all(same(d.draft([s])[0], draft) for s, draft in zip(studies, together, strict=True))
+    assert same(d.draft([list(reversed(studies[0]))])[0], together[0])
+    assert len({draft.findings for draft in together}) > 1
+
+
+def test_options(bundle_path: Path) -> None:
+    d = drafter(bundle_path)
+    assert len(d.draft([study(1)], DraftOptions(top_k=1))[0].reference_cases) == 1
+    assert len(d.draft([study(1)], DraftOptions(top_k=8))[0].reference_cases) == 8
+    more, default = d.draft([study(1)], DraftOptions(top_k=8))[0], d.draft([study(1)])[0]
+    assert more.findings == default.findings  # the model leans on its K cases, the others are only shown
+    for wrong in ({"top_k": 0}, {"top_k": 51}, {"beam_size": 0}, {"beam_size": 9}):
+        with pytest.raises(ValueError, match="must lie between"):
+            DraftOptions(**wrong)
+
+
+def test_a_missing_view_is_said(bundle_path: Path) -> None:
+    draft = drafter(bundle_path).draft([study(1, (View.LATERAL,))])[0]
+    assert [(w.code, "frontal" in w.message) for w in draft.warnings] == [("missing_view", True)]
+
+
+def test_a_bundle_without_texts_says_so(tmp_path: Path) -> None:
+    draft = drafter(write_tiny_bundle(tmp_path / "b", texts=False)).draft([study(1)])[0]
+    assert [w.code for w in draft.warnings] == ["texts_not_available"]
+    assert all(case.findings is None and case.labels for case in draft.reference_cases)
+
+
+def test_a_bundle_without_retrieval_says_so(tmp_path: Path) -> None:
+    draft = drafter(write_tiny_bundle(tmp_path / "b", retrieval=False)).draft([study(1)])[0]
+    assert draft.reference_cases == ()
+    assert [w.code for w in draft.warnings] == ["no_retrieval"]
+    assert draft.findings
+
+
+def test_wrong_input_is_refused(bundle_path: Path) -> None:
+    d = drafter(bundle_path)
+    with pytest.raises(ValueError, match="has no image"):
+        d.draft([[]])
+    with pytest.raises(ValueError, match=r"need \(64, 64\) uint8"):
+        d.draft([[StudyView(np.zeros((32, 32), np.uint8), View.FRONTAL)]])
+    with pytest.raises(ValueError, match="needs its index"):
+        Drafter(load_bundle(bundle_path), None)
+    assert d.draft([]) == []

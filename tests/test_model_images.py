@@ -1,0 +1,200 @@
+"""The image reader: every honest image is read right, every other gets its own code."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.images import ImageError, ImageLimits, dicom_view, load_pixels
+from model.views import View
+
+S = 64
+
+
+def ramp(width: int = 96, height: int = 80) -> np.ndarray:
+    """Dark at the left, bright at the right, with a bright upper left corner that shows orientation."""
+    image = np.tile(np.linspace(0, 200, width), (height, 1))
+    image[:20, :20] = 255
+    return image.astype(np.uint8)
+
+
+def png(image: Image.Image, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG", **options)
+    return out.getvalue()
+
+
+def jpeg(image: Image.Image, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=95, **options)
+    return out.getvalue()
+
+
+GREY = Image.fromarray(ramp())
+EXPECTED = load_pixels(png(GREY), S)
+
+
+def close(pixels: np.ndarray, tolerance: float = 3.0) -> bool:
+    return bool(np.abs(pixels.astype(float) - EXPECTED.astype(float)).mean() < tolerance)
+
+
+def test_grey_png_is_squashed_to_a_square_without_crop() -> None:
+    assert EXPECTED.shape == (S, S)
+    assert EXPECTED.dtype == np.uint8
+    assert EXPECTED[2, 2] > 240  # the corner mark is still there
+    assert EXPECTED[S // 2, 2] < 20
+    assert EXPECTED[S // 2, -3] > 180
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK"])
+def test_colour_modes_read_as_the_grey_image_they_show(mode: str) -> None:
+    image = {"P": GREY.quantize(256), "CMYK": GREY.convert("RGB").convert("CMYK")}.get(mode) or GREY.convert(mode)
+    data = jpeg(image) if mode == "CMYK" else png(image)
+    assert close(load_pixels(data, S))
+
+
+def test_transparent_pixels_are_black() -> None:
+    rgba = np.dstack([ramp()] * 3 + [np.full((80, 96), 255, np.uint8)])
+    rgba[40:, :, 3] = 0
+    pixels = load_pixels(png(Image.fromarray(rgba)), S)
+    assert pixels[S * 3 // 4 :].max() < 5
+    assert pixels[S // 4].max() > 150
+
+
+@pytest.mark.parametrize("peak", [4095, 65535, 1000])
+def test_wide_grey_is_spread_from_its_minimum_to_its_maximum(peak: int) -> None:
+    wide = (ramp().astype(np.float64) / 255 * peak).round().astype(np.uint16)
+    assert close(load_pixels(png(Image.fromarray(wide)), S), 1.5)
+
+
+def test_constant_wide_grey_is_black_not_an_error() -> None:
+    assert load_pixels(png(Image.fromarray(np.full((64, 64), 700, np.uint16))), S).max() == 0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    undo = {
+        1: [], 2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM], 5: [Image.Transpose.TRANSPOSE], 6: [Image.Transpose.ROTATE_90],
+        7: [Image.Transpose.TRANSVERSE], 8: [Image.Transpose.ROTATE_270],
+    }[orientation]  # fmt: skip
+    stored = GREY
+    for step in undo:
+        stored = stored.transpose(step)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert close(load_pixels(jpeg(stored, exif=exif), S))
+
+
+def test_one_bit_png() -> None:
+    pixels = load_pixels(png(GREY.point(lambda v: 255 * (v > 100)).convert("1")), S)
+    assert pixels[S // 2, 2] == 0
+    assert pixels[S // 2, -3] == 255
+
+
+def _header_only_png(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+def _animated(kind: str) -> bytes:
+    frames = [Image.fromarray(np.roll(ramp(), shift, 1)) for shift in (0, 5, 9)]
+    out = io.BytesIO()
+    frames[0].save(out, kind, save_all=True, append_images=frames[1:])
+    return out.getvalue()
+
+
+BAD = {
+    "empty": b"",
+    "not_an_image": b"the patient was seen on Monday",
+    "unsupported_format": _animated("GIF"),
+    "truncated": png(GREY)[: len(png(GREY)) // 2],
+    "animated": _animated("PNG"),
+    "too_small": png(Image.new("L", (1, 1))),
+    "too_large": _header_only_png(30_000, 30_000),
+}
+
+
+@pytest.mark.parametrize("code", list(BAD))
+def test_bad_bytes_get_their_own_code(code: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        load_pixels(BAD[code], S)
+    assert caught.value.code == code
+    assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("keep", [10, 60, 200, -30])
+def test_a_jpeg_cut_anywhere_is_truncated_and_never_half_grey(keep: int) -> None:
+    with pytest.raises(ImageError) as caught:
+        load_pixels(jpeg(GREY)[:keep], S)
+    assert caught.value.code in {"truncated"}
+
+
+def test_the_error_names_the_value_and_the_limit() -> None:
+    with pytest.raises(ImageError, match=r"96 x 80 pixels; at most 1,000"):
+        load_pixels(png(GREY), S, limits=ImageLimits(max_pixels=1000))
+
+
+# --- DICOM ----------------------------------------------------------------------------------------------------------
+
+
+def dicom(photometric: str = "MONOCHROME2", view: str = "PA", **tags: object) -> bytes:
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    values = (ramp().astype(np.uint16) * 16 + 100).astype(np.uint16)  # 12-bit data in a 16-bit file
+    if photometric == "MONOCHROME1":
+        values = values.max() - values
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    data.SOPClassUID, data.SOPInstanceUID = data.file_meta.MediaStorageSOPClassUID, generate_uid()
+    data.Rows, data.Columns = values.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, photometric
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+    data.ViewPosition = view
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.PixelData = values.tobytes()
+    out = io.BytesIO()
+    pydicom.dcmwrite(out, data, enforce_file_format=True)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+def test_dicom_reads_as_the_png_it_shows(photometric: str) -> None:
+    assert close(load_pixels(dicom(photometric), S, allow_dicom=True), 1.5)
+
+
+def test_dicom_window_is_applied_before_inversion() -> None:
+    windowed = load_pixels(dicom(WindowCenter=1700, WindowWidth=3200), S, allow_dicom=True)
+    assert windowed[S // 2, -3] > 180
+    assert windowed[S // 2, 2] < 30
+
+
+def test_dicom_is_refused_where_it_is_not_allowed() -> None:
+    with pytest.raises(ImageError, match="DICOM") as caught:
+        load_pixels(dicom(), S)
+    assert caught.value.code == "unsupported_format"
+
+
+@pytest.mark.parametrize(
+    ("position", "view"), [("PA", View.FRONTAL), ("AP", View.FRONTAL), ("LL", View.LATERAL), ("", None)]
+)
+def test_dicom_view_position(position: str, view: View | None) -> None:
+    assert dicom_view(dicom(view=position)) is view
+
+
+def test_a_png_has_no_dicom_view() -> None:
+    assert dicom_view(png(GREY)) is None

@@ -1,0 +1,159 @@
+"""The report model: shapes of the design, masks, memory addressing, and that it can learn."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model.backbone import Backbone
+from model.config import DecodingConfig, ModelConfig
+from model.decoding import generate
+from model.memory import CrossModalMemory
+from model.report_model import Patches, ReportModel
+from model.text_tower import pad_ids
+from tests.helpers import IMAGE_SIZE, REPORTS, tiny_config, tiny_model, tiny_tokenizer
+
+
+@pytest.mark.parametrize(("backbone", "width"), [("densenet121", 1024), ("resnet101", 2048)])
+def test_sequence_has_the_shapes_of_the_design(backbone: str, width: int) -> None:
+    config = ModelConfig(
+        backbone=backbone, vocab_size=20, d_model=64, d_ff=64, memory_dim=64, memory_slots=64, memory_top_k=4
+    )
+    model = ReportModel(config).eval()
+    assert model.backbone.width == width
+    images = torch.rand(1, 2, 1, 224, 224)
+    with torch.no_grad():
+        both = model.encode_images(images, torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool))
+        one = model.encode_images(images[:, :1], torch.tensor([[0]]), torch.ones(1, 1, dtype=torch.bool))
+        cases = torch.rand(1, 5, config.embedding_dim)
+        assert both.tokens.shape == (1, 2, 49, width)
+        assert model.sequence(both, cases, None)[0].shape == (1, 103, width)
+        assert model.sequence(one, cases, None)[0].shape == (1, 54, width)
+        assert model.sequence(one, None, None)[0].shape == (1, 49, width)
+        assert model.encode(both, cases).source.shape == (1, 103, 64)
+        assert model.embed_study(both).norm() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_default_dimensions_are_those_of_the_paper() -> None:
+    config = ModelConfig(vocab_size=800)
+    assert (config.memory_slots, config.memory_dim, config.memory_heads, config.memory_top_k) == (2048, 512, 8, 32)
+    assert (config.encoder_layers, config.decoder_layers, config.d_model, config.max_length) == (3, 3, 512, 60)
+    assert config.retrieval_k == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"d_model": 30}, "not divisible"), ({"memory_top_k": 65}, "exceeds"), ({"vocab_size": 2}, "vocab_size"),
+     ({"colour": 3}, "colour")],
+)  # fmt: skip
+def test_config_refuses_what_cannot_be_built(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_config(30, **changes)
+
+
+@pytest.mark.parametrize("length", [1, 40])  # one token gathers its slots, many scatter their weights
+def test_memory_response_is_the_softmax_over_the_best_slots_of_each_head(length: int) -> None:
+    torch.manual_seed(0)
+    memory = CrossModalMemory(d_model=24, memory_dim=10, slots=50, heads=3, top_k=4)
+    tokens = torch.randn(2, length, 24)
+    result = memory(tokens, memory.bank())
+    query, key, value = memory.query(tokens), memory.key(memory.matrix), memory.value(memory.matrix)
+    for b in range(2):
+        for t in range(length):
+            read = []
+            for head in range(3):
+                part = slice(8 * head, 8 * head + 8)
+                scores = key[:, part] @ query[b, t, part] / math.sqrt(8)
+                best = scores.argsort(descending=True)[:4]
+                read.append(scores[best].softmax(0) @ value[best][:, part])
+            torch.testing.assert_close(result[b, t], memory.out(torch.cat(read)), atol=1e-5, rtol=1e-5)
+
+
+def test_a_missing_view_leaves_no_trace() -> None:
+    model = tiny_model()
+    images = torch.rand(1, 2, 1, IMAGE_SIZE, IMAGE_SIZE)
+    other = torch.cat([images[:, :1], torch.rand(1, 1, 1, IMAGE_SIZE, IMAGE_SIZE)], dim=1)
+    views, mask = torch.tensor([[0, 1]]), torch.tensor([[True, False]])
+    ids = torch.arange(5).unsqueeze(0)
+    with torch.no_grad():
+        padded = [model(model.encode(model.encode_images(x, views, mask)), ids) for x in (images, other)]
+        alone = model(model.encode(model.encode_images(images[:, :1], views[:, :1], mask[:, :1])), ids)
+    torch.testing.assert_close(padded[0], padded[1])
+    torch.testing.assert_close(padded[0], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_missing_case_leaves_no_trace() -> None:
+    model = tiny_model()
+    patches = model.encode_images(
+        torch.rand(1, 1, 1, IMAGE_SIZE, IMAGE_SIZE),
+        torch.zeros(1, 1, dtype=torch.int64),
+        torch.ones(1, 1, dtype=torch.bool),
+    )
+    cases = torch.randn(1, 3, 16)
+    found = torch.tensor([[True, True, False]])
+    ids = torch.arange(5).unsqueeze(0)
+    changed = cases.clone()
+    changed[:, 2] = 9.0
+    with torch.no_grad():
+        results = [model(model.encode(patches, c, found), ids) for c in (cases, changed)]
+        fewer = model(model.encode(patches, cases[:, :2]), ids)
+        moved = model(model.encode(patches, changed), ids)
+    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[0], fewer, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(results[0], moved, atol=1e-3)
+
+
+def test_views_are_told_apart() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.view_embedding.weight.normal_()
+    images, mask = torch.rand(1, 1, 1, IMAGE_SIZE, IMAGE_SIZE), torch.ones(1, 1, dtype=torch.bool)
+    ids = torch.arange(5).unsqueeze(0)
+    with torch.no_grad():
+        frontal, lateral = (
+            model(model.encode(model.encode_images(images, torch.tensor([[view]]), mask)), ids) for view in (0, 1)
+        )
+    assert not torch.allclose(frontal, lateral, atol=1e-3)
+
+
+def test_backbone_refuses_an_unknown_name_and_a_missing_file() -> None:
+    with pytest.raises(ValueError, match="no torchvision model"):
+        Backbone("densenet999")
+    with pytest.raises(ValueError, match="no such file"):
+        Backbone("mobilenet_v3_small", weights="nowhere.pth")
+
+
+def test_backbone_loads_its_own_weights_from_a_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from torchvision import models
+
+    torch.manual_seed(4)
+    network = models.get_model("resnet18", weights=None)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    backbone = Backbone("resnet18", weights=str(tmp_path / "weights.pth"))
+    assert torch.equal(backbone.features[0].weight, network.conv1.weight)
+    with pytest.raises(ValueError, match="does not fit"):
+        Backbone("resnet34", weights=str(tmp_path / "weights.pth"))
+
+
+def test_four_pairs_can_be_overfitted() -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(0, dropout=0.0, retrieval_k=0)
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randn(4, 2, 4, model.backbone.width, generator=generator)  # what a trained backbone would tell apart
+    mask = torch.ones(4, 2, dtype=torch.bool)
+    patches = Patches(tokens, tokens.mean(2), torch.tensor([[0, 1]]).expand(4, 2), mask)
+    ids = pad_ids([tokenizer.encode(report, 24) for report in REPORTS[:4]], 24)
+    optimizer = torch.optim.Adam((p for n, p in model.named_parameters() if "backbone" not in n), lr=3e-3)
+    for _ in range(100):
+        logits = model(model.encode(patches), ids[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    written = generate(model, model.encode(patches), tokenizer, DecodingConfig(), beam_size=3).ids.tolist()
+    expected = [tokenizer.decode(row) for row in ids.tolist()]
+    assert [tokenizer.decode(row) for row in written] == expected
+    assert len(set(expected)) == 4

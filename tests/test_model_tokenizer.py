@@ -1,0 +1,85 @@
+"""Cleaning, vocabulary and the way back to text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.tokenizer import SPECIALS, Tokenizer, clean_report, clean_report_r2gen, display_sentence, split_sentences
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        ("Heart size is normal. Lungs are clear.", "heart size is normal . lungs are clear ."),
+        ("1. Normal heart. 2. Clear lungs.", "normal heart . clear lungs ."),
+        ("A nodule of 1.5 cm.  In the apex", "a nodule of 1.5 cm . in the apex ."),
+        ("Well-expanded lungs; no edema!", "well-expanded lungs . no edema ."),
+        ("Bones/soft tissues: intact..", "bones soft tissues intact ."),
+        ("The patient's heart, large.", "the patients heart large ."),
+        ("Fractures of ribs 5 and 6. Stable.", "fractures of ribs 5 and 6 . stable ."),
+        ("", ""),
+        (" . . ", ""),
+    ],
+)
+def test_clean_report(report: str, expected: str) -> None:
+    assert clean_report(report) == expected
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet=st.sampled_from("ab1 2.-,;/:()!?'\"\nXÉ"), max_size=60))
+def test_cleaning_twice_changes_nothing(report: str) -> None:
+    assert clean_report(clean_report(report)) == clean_report(report)
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        ("Heart size is normal. Lungs are clear.", "heart size is normal . lungs are clear ."),
+        ("Well-expanded lungs; no edema", "well-expanded lungs no edema ."),  # the accidental range spares the hyphen
+        ("A - B. C", "a - b . c ."),
+        ("Bones/tissues intact", "bonestissues intact ."),
+        ("Normal heart. . Clear.", "normal heart .  . clear ."),  # an empty sentence survives
+        ("1. Normal heart. 2. Clear lungs.", "normal heart . clear lungs ."),
+        ("Nodule of 1.5 cm", "nodule of 15 cm ."),
+        ("View [AP]: x=3 <y>", "view ap x3 y ."),
+    ],
+)
+def test_published_cleaning_keeps_its_quirks(report: str, expected: str) -> None:
+    assert clean_report_r2gen(report) == expected
+
+
+REPORTS = ["No effusion. Heart normal.", "No effusion. Lungs clear.", "No nodule. Heart normal.", "Heart normal."]
+
+
+def test_vocabulary_keeps_words_seen_often_enough_in_sorted_order() -> None:
+    tokenizer = Tokenizer.build(REPORTS, min_count=3)
+    assert tokenizer.tokens == (*SPECIALS, ".", "heart", "no", "normal")
+    assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id) == (0, 1, 2, 3)
+
+
+def test_encode_and_decode() -> None:
+    tokenizer = Tokenizer.build(REPORTS, min_count=1)
+    ids = tokenizer.encode("Heart normal. No widget.", 60)
+    assert ids[0] == tokenizer.bos_id
+    assert ids[-1] == tokenizer.eos_id
+    assert tokenizer.decode([*ids, 0, 0]) == "heart normal . no <unk> ."
+    assert tokenizer.encode("Heart normal. No widget.", 4) == ids[:4]
+
+
+def test_json_round_trip_and_refusals() -> None:
+    tokenizer = Tokenizer.build(REPORTS, min_count=1)
+    assert Tokenizer.from_json(tokenizer.to_json()) == tokenizer
+    with pytest.raises(ValueError, match="schema_version"):
+        Tokenizer.from_json('{"tokens": []}')
+    with pytest.raises(ValueError, match="twice"):
+        Tokenizer((*SPECIALS, "a", "a"))
+    with pytest.raises(ValueError, match="starts with"):
+        Tokenizer(("a", "b"))
+
+
+def test_sentences() -> None:
+    words = ["heart", "normal", ".", ".", "no", "effusion", ".", "stable"]
+    spans = split_sentences(words)
+    assert [display_sentence(words[a:b]) for a, b in spans] == ["Heart normal.", "No effusion.", "Stable."]

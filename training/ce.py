@@ -1,0 +1,207 @@
+"""Stage ``ce``: teacher-forced cross-entropy with retrieved cases, visual and Transformer rates apart.
+
+Each step runs the serving data flow: images once through the backbone, study embedding, search, K report embeddings
+beside the patch tokens. A study's own report is never retrieved for it. The index does not move: with a frozen backbone
+nothing does; with a moving one the contrastive loss against the index's fixed vectors stays on, so that the study
+embedding follows the backbone.
+
+Selection: val CIDEr + val label F1 (micro, 13 findings). A constant report names no finding, so its F1 is 0 and it
+cannot win.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import DecodingConfig
+from model.decoding import generate
+from model.report_model import Patches, ReportModel
+from model.text_tower import pad_ids
+from model.tokenizer import Tokenizer
+from retrieval_index.index import ReportIndex
+from training.config import CEConfig, Runtime
+from training.loop import Loop, LoopConfig, autocast
+from training.metrics import validation_scores
+from training.patches import PatchSource
+from training.retriever import contrastive_loss, label_groups
+from training.studies import Study
+
+log = logging.getLogger(__name__)
+
+Retrieved = tuple[Tensor | None, Tensor | None]
+_CONTRASTIVE_SCALE = 20.0
+GENERATE_BATCH = 32
+
+
+def retrieve(model: ReportModel, index: ReportIndex | None, patches: Patches, own: Sequence[str] | None) -> Retrieved:
+    """Report embeddings (B, K, E) and their mask (B, K) of the cases nearest to a batch of studies.
+
+    Args:
+        model: embeds the studies; its ``retrieval_k`` says how many.
+        index: None for a model without retrieval.
+        patches: backbone output of the studies.
+        own: ids of the studies, each excluded from its own result; None where none of them can be in the index.
+    """
+    if index is None:
+        return None, None
+    with torch.no_grad():
+        queries = model.embed_study(patches).float().cpu().numpy()
+    _, rows = index.search(queries, model.config.retrieval_k, exclude=own)
+    device = patches.pooled.device
+    return torch.from_numpy(index.vectors(rows)).to(device), torch.from_numpy(rows >= 0).to(device)
+
+
+def train_ce(
+    model: ReportModel,
+    patches: PatchSource,
+    index: ReportIndex | None,
+    train: Sequence[Study],
+    val: Sequence[Study],
+    tokenizer: Tokenizer,
+    config: CEConfig,
+    decoding: DecodingConfig,
+    runtime: Runtime,
+    directory: Path,
+) -> Mapping[str, float]:
+    """Train the model in place, keep the selected epoch, return its row of the log.
+
+    Raises:
+        ValueError: no training study.
+    """
+    if not train:
+        raise ValueError("cross-entropy training found no readable training study; check --root or --images")
+    length = model.config.max_length
+    ids = pad_ids([tokenizer.encode(study.report, length) for study in train], length)
+    targets = _targets(ids, decoding, tokenizer)
+    groups = torch.from_numpy(label_groups(train))
+    names = [study.study_id for study in train]
+    text = torch.from_numpy(index.vectors(_rows_of(index, names))) if index is not None else None
+    moving = config.visual_lr > 0
+    steps = -(-len(train) // config.batch_size)
+    stage = _Stage(model, moving)
+
+    def batches(epoch: int) -> list[np.ndarray]:
+        order = np.random.default_rng((runtime.seed, 29, epoch)).permutation(len(train))
+        return np.array_split(order, steps)
+
+    def train_step(batch: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
+        seen = patches.patches([train[i] for i in batch], generator)
+        cases, found = retrieve(model, index, seen, [names[i] for i in batch])
+        if found is not None:
+            lost = torch.rand(len(batch), 1, generator=generator) < config.case_dropout
+            found = found & ~lost.to(found.device)
+        width = max(2, int((ids[batch] != 0).sum(1).max()))
+        logits = model(model.encode(seen, cases, found), ids[batch][:, : width - 1].to(runtime.device))
+        gold = targets[batch][:, 1:width].to(runtime.device)
+        nll = F.cross_entropy(
+            logits.float().flatten(0, 1), gold.flatten(), ignore_index=0, label_smoothing=config.label_smoothing
+        )
+        losses = {"loss": nll, "nll": nll}
+        if moving and text is not None and config.contrastive_weight:
+            similarity = model.embed_study(seen) @ text[batch].to(runtime.device).t()
+            contrast = contrastive_loss(similarity, groups[batch].to(runtime.device), _CONTRASTIVE_SCALE, 0.5)
+            losses |= {"contrastive": contrast, "loss": nll + config.contrastive_weight * contrast}
+        return losses
+
+    chosen = val[: config.validate_limit]
+
+    def validate() -> Mapping[str, float]:
+        greedy = decoding.model_copy(update={"method": "greedy"})
+        texts = write_reports(model, patches, index, chosen, tokenizer, greedy, runtime)
+        scores = validation_scores(list(zip((s.report for s in chosen), texts, strict=True)), _train_reports())
+        return {**scores, "selection": scores["CIDEr"] + scores["label_f1_micro"]}
+
+    def _train_reports() -> list[str]:
+        return [study.report for study in train]
+
+    loop = Loop(
+        LoopConfig("ce", runtime.seed, precision=runtime.precision, select="selection" if chosen else None,
+                   patience=config.patience if chosen else None, warmup=0.05, clip=1.0),
+        directory, stage, _optimizer(model, config), device=runtime.device,
+    )  # fmt: skip
+    history = loop.fit(batches, [steps] * config.epochs, train_step, validate if chosen else None)
+    return history.rows[history.best_epoch] if history.rows else {}
+
+
+class _Stage(nn.Module):
+    """The model with the parts that this stage leaves alone kept in eval mode.
+
+    The text tower never moves here, normalisation statistics of the backbone stay as they are, and the study head
+    embeds as it will in serving.
+    """
+
+    def __init__(self, model: ReportModel, moving: bool) -> None:
+        super().__init__()
+        self.model = model
+        model.requires_grad_(True)
+        if not moving:
+            model.backbone.requires_grad_(False)
+        if model.config.retrieval_k:
+            model.text_tower.requires_grad_(False)
+            model.study_head.requires_grad_(moving)
+
+    def train(self, mode: bool = True) -> _Stage:
+        super().train(mode)
+        self.model.backbone.eval()
+        if self.model.config.retrieval_k:
+            self.model.text_tower.eval()
+            self.model.study_head.eval()
+        return self
+
+
+def _optimizer(model: ReportModel, config: CEConfig) -> torch.optim.Optimizer:
+    """Adam with one rate for what sees and one for what writes."""
+    visual = [p for p in model.backbone.parameters() if p.requires_grad]
+    seeing = {id(p) for p in visual}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in seeing]
+    groups = [{"params": rest, "lr": config.transformer_lr}]
+    if visual and config.visual_lr > 0:
+        groups.insert(0, {"params": visual, "lr": config.visual_lr})
+    return torch.optim.Adam(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98), amsgrad=True)
+
+
+def _targets(ids: Tensor, decoding: DecodingConfig, tokenizer: Tokenizer) -> Tensor:
+    """Ids to learn: words that are never to be written (``xxxx``, ``<unk>``) are no targets, only context."""
+    targets = ids.clone()
+    for word in decoding.suppress:
+        if word in tokenizer.tokens:
+            targets[targets == tokenizer.id_of(word)] = 0
+    return targets
+
+
+def _rows_of(index: ReportIndex, names: Sequence[str]) -> np.ndarray:
+    rows = {index.case(row).case_id: row for row in range(len(index))}
+    return np.array([rows[name] for name in names], np.int64)
+
+
+@torch.inference_mode()
+def write_reports(
+    model: ReportModel,
+    patches: PatchSource,
+    index: ReportIndex | None,
+    studies: Sequence[Study],
+    tokenizer: Tokenizer,
+    decoding: DecodingConfig,
+    runtime: Runtime,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Reports of studies as lower-case tokens joined by spaces; for validation while training."""
+    model.eval()
+    texts: list[str] = []
+    for start in range(0, len(studies), GENERATE_BATCH):
+        batch = studies[start : start + GENERATE_BATCH]
+        with autocast(runtime.device, runtime.precision):
+            seen = patches.patches(batch, None)
+            cases, found = retrieve(model, index, seen, [study.study_id for study in batch])
+            generated = generate(model, model.encode(seen, cases, found), tokenizer, decoding)
+        texts += [tokenizer.decode(row) for row in generated.ids.tolist()]
+        if on_batch is not None:
+            on_batch(len(batch))
+    return texts

@@ -1,0 +1,83 @@
+"""Stage ``index``: embed the training reports with the text tower and store them with their cases."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from model.labeler import label_report
+from model.report_model import ReportModel
+from model.tokenizer import Tokenizer
+from retrieval_index.cases import Case
+from retrieval_index.index import ReportIndex
+from training.config import Runtime
+from training.patches import PatchSource
+from training.retriever import embed_reports, label_agreement
+from training.studies import Study
+
+log = logging.getLogger(__name__)
+
+OPENI_PAGE = "https://openi.nlm.nih.gov/detailedresult?img={image}&req=4"
+
+
+def build_index(
+    model: ReportModel, train: Sequence[Study], tokenizer: Tokenizer, runtime: Runtime, directory: Path, *, public: bool
+) -> ReportIndex:
+    """Embed the reports of ``train`` and save the index; only training studies enter it.
+
+    Args:
+        model: its text tower embeds.
+        train: the cases; a case's id is the study's id.
+        tokenizer: of the model.
+        runtime: device and precision.
+        directory: where ``reports.faiss`` and ``cases.jsonl`` go.
+        public: whether the studies are Open-i's, whose pages can be linked.
+
+    Raises:
+        ValueError: a study of another split.
+    """
+    foreign = [study.study_id for study in train if study.split != "train"]
+    if foreign:
+        raise ValueError(f"only training studies may enter the index; found {foreign[:3]} of other splits")
+    cases = [
+        Case(
+            case_id=study.study_id,
+            findings=study.report,
+            labels=dict(label_report(study.report)),
+            source_url=OPENI_PAGE.format(image=study.images[0].key) if public else None,
+        )
+        for study in train
+    ]
+    model.eval()
+    index = ReportIndex.build(embed_reports(model, [study.report for study in train], tokenizer, runtime), cases)
+    directory.mkdir(parents=True, exist_ok=True)
+    index.save(directory)
+    log.info("index: %d cases of width %d", len(index), index.dim)
+    return index
+
+
+def retrieval_scores(
+    model: ReportModel, index: ReportIndex, patches: PatchSource, studies: Sequence[Study], k: int, seed: int
+) -> dict[str, float]:
+    """Label agreement of the top-k cases of ``studies`` with their own reports, beside that of random cases."""
+    if not studies:
+        return {}
+    import torch
+
+    queries = []
+    with torch.inference_mode():
+        model.eval()
+        for start in range(0, len(studies), 64):
+            queries.append(model.embed_study(patches.patches(studies[start : start + 64], None)).cpu().numpy())
+    _, rows = index.search(np.concatenate(queries), k, exclude=[study.study_id for study in studies])
+    reports = [study.report for study in studies]
+    found = [[index.case(int(row)).findings or "" for row in row_set if row >= 0] for row_set in rows]
+    drawn = np.random.default_rng(seed).integers(0, len(index), rows.shape)
+    random = [[index.case(int(row)).findings or "" for row in row_set] for row_set in drawn]
+    return {
+        f"label_agreement_top{k}": label_agreement(found, reports),
+        "label_agreement_random": label_agreement(random, reports),
+    }

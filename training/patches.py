@@ -1,0 +1,186 @@
+"""Batches of studies as backbone output, for the stages that train what comes after the backbone.
+
+``FrozenPatches`` reads a cache of features (backbone frozen, several augmented variants an image); ``LivePatches``
+runs the backbone on augmented pixels, so that it can learn. Both drop a view at random in training, so one image
+alone works, and give frontals first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Container, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from model.backbone import Backbone
+from model.report_model import Patches, ReportModel
+from model.views import View
+from training.augment import Augmentation, augment, to_float
+from training.config import Runtime
+from training.loop import autocast, step_seed, write_atomically
+from training.pixels import PixelCache
+from training.studies import Study
+
+log = logging.getLogger(__name__)
+
+_BATCH = 32
+
+
+class PatchSource(Protocol):
+    """Backbone output for studies. ``generator`` None: as in serving, nothing random."""
+
+    def patches(self, studies: Sequence[Study], generator: torch.Generator | None) -> Patches: ...
+
+
+def _select_views(
+    study: Study, known: Container[str], drop: float, generator: torch.Generator | None
+) -> list[tuple[str, int]]:
+    """(key, view index) of a study's images in the model's order, maybe with one view dropped.
+
+    An image of unknown view counts as frontal where it comes first and as lateral behind another.
+    """
+    images = [
+        (ref.key, ref.view.row if ref.view is not None else min(place, View.LATERAL.row))
+        for place, ref in enumerate(study.ordered())
+        if ref.key in known
+    ]
+    if generator is not None and len(images) > 1:
+        lose, which = (
+            torch.rand(1, generator=generator).item(),
+            int(torch.randint(len(images), (1,), generator=generator)),
+        )
+        if lose < drop:
+            del images[which]
+    return images
+
+
+class FrozenPatches:
+    """Features of a frozen backbone, computed once: tokens (N, variants, 49, D) float16 on disk, memory-mapped."""
+
+    def __init__(self, tokens: np.ndarray, rows: dict[str, int], device: torch.device, view_dropout: float) -> None:
+        self._tokens, self._rows, self._device, self._drop = tokens, rows, device, view_dropout
+        self._width = tokens.shape[-1]
+
+    def patches(self, studies: Sequence[Study], generator: torch.Generator | None) -> Patches:
+        """(B, V, 49, D) tokens of the studies; V is the most views among them."""
+        chosen = [_select_views(study, self._rows, self._drop, generator) for study in studies]
+        most = max(len(images) for images in chosen)
+        shape = (len(studies), most)
+        tokens = np.zeros((*shape, *self._tokens.shape[2:]), np.float16)
+        views = torch.zeros(shape, dtype=torch.int64)
+        mask = torch.zeros(shape, dtype=torch.bool)
+        variants = self._tokens.shape[1]
+        for b, images in enumerate(chosen):
+            for v, (key, view) in enumerate(images):
+                variant = 0 if generator is None else int(torch.randint(variants, (1,), generator=generator))
+                tokens[b, v] = self._tokens[self._rows[key], variant]
+                views[b, v], mask[b, v] = view, True
+        values = torch.from_numpy(tokens).to(self._device).float()
+        return Patches(values, values.mean(dim=2), views.to(self._device), mask.to(self._device))
+
+
+class LivePatches:
+    """The backbone itself, on augmented pixels in training and plain ones otherwise."""
+
+    def __init__(self, model: ReportModel, cache: PixelCache, device: torch.device, view_dropout: float) -> None:
+        self._model, self._cache, self._device, self._drop = model, cache, device, view_dropout
+        self._amount = Augmentation()
+
+    def patches(self, studies: Sequence[Study], generator: torch.Generator | None) -> Patches:
+        """Encode the studies' images: (B, V, 49, D); V is the most views among them."""
+        chosen = [_select_views(study, self._cache.rows, self._drop, generator) for study in studies]
+        most = max(len(images) for images in chosen)
+        size = self._cache.size
+        pixels = np.zeros((len(studies), most, size, size), np.uint8)
+        views = torch.zeros(len(studies), most, dtype=torch.int64)
+        mask = torch.zeros(len(studies), most, dtype=torch.bool)
+        for b, images in enumerate(chosen):
+            for v, (key, view) in enumerate(images):
+                pixels[b, v] = self._cache.array[self._cache.rows[key]]
+                views[b, v], mask[b, v] = view, True
+        images_ = to_float(torch.from_numpy(pixels).flatten(0, 1).to(self._device))  # (B*V, 1, S, S)
+        if generator is not None:
+            images_ = augment(images_, self._amount, generator)
+        return self._model.encode_images(
+            images_.unflatten(0, (len(studies), most)), views.to(self._device), mask.to(self._device)
+        )
+
+
+@torch.inference_mode()
+def cache_features(
+    backbone: Backbone, cache: PixelCache, studies: Sequence[Study], variants: int, runtime: Runtime, directory: Path,
+    *, view_dropout: float, name: str,
+) -> FrozenPatches:  # fmt: skip
+    """Compute, or reuse, the features of all images of ``studies``; resumes where it was killed.
+
+    Args:
+        backbone: frozen; its weights are part of the cache's identity.
+        cache: the pixels.
+        studies: whose images are wanted.
+        variants: copies of each image; copy 0 is plain, the others augmented.
+        runtime: device, seed and precision.
+        directory: holds ``features-NAME.npy`` and its state.
+        view_dropout: given to the result.
+        name: distinguishes caches in one directory.
+    """
+    keys = sorted({ref.key for study in studies for ref in study.images if ref.key in cache})
+    identity = _identity(backbone, keys, variants, cache.size, runtime)
+    path, state_path = directory / f"features-{name}.npy", directory / f"features-{name}.json"
+    directory.mkdir(parents=True, exist_ok=True)
+    was_training = backbone.training
+    backbone.eval()
+    grid = (cache.size // 32) ** 2
+    shape = (len(keys), variants, grid, backbone.width)
+    done = 0
+    if path.exists() and state_path.exists():
+        state = json.loads(state_path.read_text())
+        done = state["done"] if state["identity"] == identity else 0
+    store = np.lib.format.open_memmap(
+        path, mode="r+" if done else "w+", dtype=np.float16, shape=None if done else shape
+    )
+    bar = tqdm(total=len(keys) * variants, initial=done * variants, desc=f"features {name}", unit="img", mininterval=2)
+    for start in range(done, len(keys), _BATCH):
+        rows = [cache.rows[key] for key in keys[start : start + _BATCH]]
+        plain = to_float(torch.from_numpy(cache.array[rows]).to(runtime.device))
+        for variant in range(variants):
+            generator = torch.Generator().manual_seed(step_seed(runtime.seed, f"features-{name}-{variant}", start))
+            images = plain if variant == 0 else augment(plain, Augmentation(), generator)
+            with autocast(runtime.device, runtime.precision):
+                tokens, _ = backbone(images)
+            store[start : start + len(rows), variant] = tokens.float().cpu().numpy().astype(np.float16)
+            bar.update(len(rows))
+        if (start // _BATCH) % 10 == 9:
+            _mark(state_path, identity, start + len(rows), store)
+    _mark(state_path, identity, len(keys), store)
+    bar.close()
+    backbone.train(was_training)
+    return FrozenPatches(
+        np.load(path, mmap_mode="r"), {key: row for row, key in enumerate(keys)}, runtime.device, view_dropout
+    )
+
+
+def _mark(state_path: Path, identity: str, done: int, store: np.memmap) -> None:
+    store.flush()
+    text = json.dumps({"identity": identity, "done": done})
+    write_atomically(state_path, lambda path: path.write_text(text) and None)
+
+
+def _identity(backbone: Backbone, keys: Sequence[str], variants: int, size: int, runtime: Runtime) -> str:
+    digest = hashlib.sha256("\n".join([str(variants), str(size), str(runtime.seed), runtime.precision, *keys]).encode())
+    for value in backbone.state_dict().values():
+        digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def readable(studies: Sequence[Study], cache: PixelCache) -> list[Study]:
+    """Studies with at least one readable image, unreadable ones removed from them."""
+    kept = [usable for study in studies if (usable := cache.usable(study)) is not None]
+    if len(kept) < len(studies):
+        log.warning("%d of %d studies have no readable image and are skipped", len(studies) - len(kept), len(studies))
+    return kept

@@ -1,0 +1,62 @@
+"""Named configurations. Each row of the study's table is one change from the row before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from training.config import CEConfig, ModelShape, PretrainConfig, RetrieverConfig, RunConfig, ScstConfig
+
+_BASELINE = RunConfig(
+    preset="baseline",
+    shape=ModelShape(backbone="resnet101"),
+    backbone_weights="imagenet",
+    retrieval_k=0,
+    pretrain=None,
+    retriever=None,
+    ce=CEConfig(epochs=100, visual_lr=1e-4, transformer_lr=5e-4, case_dropout=0.0),
+)
+_DENSENET = _BASELINE.model_copy(update={"preset": "densenet", "shape": ModelShape(backbone="densenet121")})
+_DENSENET_LR = _DENSENET.model_copy(
+    update={"preset": "densenet-lr", "ce": _DENSENET.ce.model_copy(update={"visual_lr": 2.5e-5})}
+)
+_RETRIEVAL = _DENSENET_LR.model_copy(update={"preset": "retrieval", "retrieval_k": 5, "retriever": RetrieverConfig()})
+_RETRIEVAL_SCST = _RETRIEVAL.model_copy(update={"preset": "retrieval-scst", "scst": ScstConfig()})
+
+_COMPACT = RunConfig(
+    preset="compact",
+    shape=ModelShape(d_model=256, d_ff=512, memory_dim=256, text_layers=1, dropout=0.2),
+    feature_variants=2,
+    pretrain=PretrainConfig(epochs_by_size=((112, 5), (160, 1))),
+    retriever=RetrieverConfig(epochs=30),
+    ce=CEConfig(epochs=24, visual_lr=0.0, transformer_lr=5e-4, patience=8),
+    weights_dtype="fp16",
+)
+_SMOKE = RunConfig(
+    preset="smoke",
+    shape=ModelShape(
+        d_model=64, d_ff=128, heads=4, layers=1, memory_slots=256, memory_dim=64, memory_heads=4, memory_top_k=16,
+        embedding_dim=64, text_layers=1,
+    ),
+    image_size=64,
+    feature_variants=1,
+    pretrain=PretrainConfig(epochs_by_size=((64, 1),), ema=0.9),
+    retriever=RetrieverConfig(epochs=3),
+    ce=CEConfig(epochs=2, visual_lr=0.0, transformer_lr=1e-3, validate_limit=64, patience=None),
+    weights_dtype="fp16",
+)  # fmt: skip
+
+PRESETS: Mapping[str, RunConfig] = {
+    config.preset: config
+    for config in (_BASELINE, _DENSENET, _DENSENET_LR, _RETRIEVAL, _RETRIEVAL_SCST, _COMPACT, _SMOKE)
+}
+
+
+def preset(name: str) -> RunConfig:
+    """The configuration called ``name``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,164 @@
+"""Stage ``retriever``: study head and text tower learn one space, so that images find reports.
+
+Loss: symmetric cross-entropy over in-batch similarities (InfoNCE, van den Oord et al. 2018; CLIP, Radford et al. 2021)
+with softened targets. On this corpus many reports say the same thing in other words ("normal heart, clear lungs"), so
+a one-hot target would push a study away from reports that describe it well. A share ``label_weight`` of each target
+row is therefore spread evenly over all reports of the batch with the same set of present findings (as in MedCLIP,
+Wang et al. 2022); the rest stays on the study's own report. The backbone is frozen: what the index holds stays where
+it is while later stages train.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.labeler import FINDINGS
+from model.report_model import ReportModel
+from model.text_tower import pad_ids
+from model.tokenizer import Tokenizer
+from training.config import RetrieverConfig, Runtime
+from training.loop import Loop, LoopConfig
+from training.patches import PatchSource
+from training.studies import Study
+from training.targets import label_vector
+
+log = logging.getLogger(__name__)
+
+
+class Towers(nn.Module):
+    """The two heads that this stage trains, and the temperature of their similarities."""
+
+    def __init__(self, model: ReportModel, temperature: float) -> None:
+        super().__init__()
+        self.study_head = model.study_head
+        self.text_tower = model.text_tower
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+
+
+def contrastive_loss(similarity: Tensor, groups: Tensor, scale: Tensor | float, label_weight: float) -> Tensor:
+    """Symmetric cross-entropy with softened targets.
+
+    Args:
+        similarity: (B, B) inner products, study i against report j, the diagonal being the true pairs.
+        groups: (B,) equal numbers for reports that present the same findings.
+        scale: inverse temperature.
+        label_weight: share of the target spread over the group (the pair itself included).
+    """
+    same = (groups[:, None] == groups[None, :]).to(similarity.dtype)
+    target = label_weight * same / same.sum(1, keepdim=True)
+    target = target + (1 - label_weight) * torch.eye(len(groups), device=similarity.device, dtype=similarity.dtype)
+    logits = similarity * scale
+    rows = -(target * logits.log_softmax(1)).sum(1).mean()
+    columns = -(target.t() * logits.log_softmax(0)).sum(0).mean()
+    return (rows + columns) / 2
+
+
+def label_groups(studies: Sequence[Study]) -> np.ndarray:
+    """(N,) int64: studies whose reports present the same findings share a number."""
+    numbers: dict[bytes, int] = {}
+    keys = [label_vector(study.report)[0].tobytes() for study in studies]
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+
+
+def train_retriever(
+    model: ReportModel,
+    patches: PatchSource,
+    train: Sequence[Study],
+    val: Sequence[Study],
+    tokenizer: Tokenizer,
+    config: RetrieverConfig,
+    runtime: Runtime,
+    directory: Path,
+) -> Mapping[str, float]:
+    """Train ``model.study_head`` and ``model.text_tower`` in place; returns the selected row of the log.
+
+    Selection: the val loss, over the val studies as one batch. No val study takes part in a gradient step.
+    """
+    towers = Towers(model, config.temperature).to(runtime.device)
+    length = model.config.max_length
+    ids = pad_ids([tokenizer.encode(study.report, length) for study in train], length)
+    groups = torch.from_numpy(label_groups([*train, *val]))
+    steps = max(1, len(train) // config.batch_size)
+
+    def batches(epoch: int) -> list[np.ndarray]:
+        order = np.random.default_rng((runtime.seed, 17, epoch)).permutation(len(train))
+        return np.array_split(order, steps)
+
+    def train_step(batch: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
+        p = patches.patches([train[i] for i in batch], generator)
+        studies = towers.study_head(p.pooled, p.views, p.view_mask)
+        reports = towers.text_tower(_trimmed(ids[batch]).to(runtime.device))
+        scale = towers.log_scale.clamp(max=math.log(100.0)).exp()
+        loss = contrastive_loss(studies @ reports.t(), groups[batch].to(runtime.device), scale, config.label_weight)
+        return {"loss": loss}
+
+    def validate() -> dict[str, float]:
+        similarity = val_similarity(model, patches, val, tokenizer, runtime)
+        val_groups = groups[len(train) :]
+        loss = contrastive_loss(similarity, val_groups, float(towers.log_scale.exp()), config.label_weight)
+        return {"neg_loss": -float(loss), **recall(similarity)}
+
+    optimizer = torch.optim.AdamW(towers.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    loop = Loop(
+        LoopConfig("retriever", runtime.seed, precision=runtime.precision, select="neg_loss" if val else None,
+                   warmup=0.1, ema=0.0),
+        directory, towers, optimizer, device=runtime.device,
+    )  # fmt: skip
+    history = loop.fit(batches, [steps] * config.epochs, train_step, validate if val else None)
+    return history.rows[history.best_epoch] if history.rows else {}
+
+
+@torch.inference_mode()
+def val_similarity(
+    model: ReportModel, patches: PatchSource, studies: Sequence[Study], tokenizer: Tokenizer, runtime: Runtime
+) -> Tensor:
+    """(N, N) similarity on the CPU of each study's images (rows) to each study's report (columns)."""
+    model.eval()
+    queries = torch.cat([
+        model.embed_study(patches.patches(studies[i : i + 64], None)).cpu() for i in range(0, len(studies), 64)
+    ])  # fmt: skip
+    return queries @ torch.from_numpy(embed_reports(model, [s.report for s in studies], tokenizer, runtime)).t()
+
+
+@torch.inference_mode()
+def embed_reports(model: ReportModel, reports: Sequence[str], tokenizer: Tokenizer, runtime: Runtime) -> np.ndarray:
+    """Embed reports with the text tower in eval mode: (N, E) float32, L2-normalised."""
+    model.text_tower.eval()
+    length = model.config.max_length
+    rows = []
+    for start in range(0, len(reports), 256):
+        ids = pad_ids([tokenizer.encode(report, length) for report in reports[start : start + 256]])
+        rows.append(model.text_tower(ids.to(runtime.device)).float().cpu().numpy())
+    return np.concatenate(rows) if rows else np.zeros((0, model.config.embedding_dim), np.float32)
+
+
+def recall(similarity: Tensor) -> dict[str, float]:
+    """Share of studies whose own report is among the best 1, 5 and 10; ``similarity`` (N, N)."""
+    own = similarity.diagonal()[:, None]
+    rank = (similarity > own).sum(1)
+    return {f"recall_{k}": float((rank < k).float().mean()) for k in (1, 5, 10)}
+
+
+def label_agreement(retrieved: Sequence[Sequence[str]], reports: Sequence[str]) -> float:
+    """Mean Jaccard overlap of present findings (No Finding included) between reports and those retrieved for them."""
+    names = len(FINDINGS)
+    total = []
+    for report, others in zip(reports, retrieved, strict=True):
+        own = label_vector(report)[0][:names] > 0
+        for other in others:
+            theirs = label_vector(other)[0] > 0
+            union = (own | theirs).sum()
+            total.append(float((own & theirs).sum() / union) if union else 1.0)
+    return float(np.mean(total)) if total else 0.0
+
+
+def _trimmed(ids: Tensor) -> Tensor:
+    """Padding beyond the longest report of the batch removed."""
+    return ids[:, : max(1, int((ids != 0).sum(1).max()))]

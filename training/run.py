@@ -1,0 +1,411 @@
+"""Train a bundle in one command, resumably.
+
+    python -m training.run --dataset openi --root DIR --preset compact --out BUNDLE [--download] [--resume]
+    python -m training.run --dataset r2gen --annotation annotation.json --images DIR --preset retrieval --out BUNDLE
+
+Stages: pretrain, retriever, index, ce, scst, evaluate, bundle. Each leaves ``result.pt``, ``log.csv``, ``curves.png``
+and TensorBoard events in its folder of the work directory (``OUT.work`` by default); a run killed at any point goes on
+with ``--resume``. Validation studies are used for validation only, test studies for nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.backbone import Backbone
+from model.bundle import BundleError, load_bundle, write_bundle
+from model.config import BundleConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
+from model.report_model import ReportModel
+from model.tokenizer import Tokenizer
+from retrieval_index.cases import read_cases, write_cases
+from retrieval_index.index import ReportIndex
+from training.ce import train_ce
+from training.config import RunConfig, Runtime
+from training.evaluate import evaluate
+from training.index import build_index, retrieval_scores
+from training.loop import write_atomically
+from training.openi import open_openi
+from training.patches import FrozenPatches, LivePatches, PatchSource, cache_features, readable
+from training.pixels import PixelCache, build_pixel_cache
+from training.presets import PRESETS, preset
+from training.pretrain import pretrain
+from training.r2gen import open_r2gen
+from training.retriever import recall, train_retriever, val_similarity
+from training.studies import Source, Study
+
+log = logging.getLogger("training")
+
+STAGES = ("pretrain", "retriever", "index", "ce", "scst", "evaluate", "bundle")
+LICENCE = (
+    "Weights learned from the Indiana University chest X-ray collection (Open-i, CC BY-NC-ND 4.0, attribution: Indiana "
+    "University). For research; not a medical device. No report text and no radiograph is part of this bundle{texts}."
+)
+
+
+@dataclass
+class Run:
+    """One run's data, model and places. Stages read and change ``model`` and ``index``."""
+
+    config: RunConfig
+    runtime: Runtime
+    source: Source
+    soft_scores: Path | None
+    out: Path
+    keep_texts: bool
+    cache: PixelCache = field(init=False)
+    train: list[Study] = field(init=False)
+    val: list[Study] = field(init=False)
+    tokenizer: Tokenizer = field(init=False)
+    model: ReportModel = field(init=False)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """Decode the images, build vocabulary and model."""
+        wanted = [*self.source.split("train"), *self.source.split("val")]
+        if self.config.pretrain is not None:
+            wanted += self.source.extra
+        self.cache = build_pixel_cache(self.source, wanted, self.config.image_size, self.work / "cache")
+        self.train, self.val = (readable(self.source.split(split), self.cache) for split in ("train", "val"))
+        if not self.train:
+            raise ValueError("no training study has a readable image; check --root, or --annotation and --images")
+        self.tokenizer = Tokenizer.build(study.report for study in self.train)
+        torch.manual_seed(self.config.seed)
+        backbone = Backbone(self.config.shape.backbone, weights=self.config.backbone_weights)
+        self.model = ReportModel(model_config(self.config, len(self.tokenizer)), backbone=backbone)
+        self.model.to(self.runtime.device)
+        self.model.backbone.to(memory_format=torch.channels_last)
+        log.info("%d training and %d validation studies, %d words, %.1f million weights", len(self.train),
+                 len(self.val), len(self.tokenizer), sum(p.numel() for p in self.model.parameters()) / 1e6)  # fmt: skip
+
+    @property
+    def work(self) -> Path:
+        """The run's work directory."""
+        return self.runtime.work
+
+    @property
+    def index_dir(self) -> Path:
+        """Where the index stage writes."""
+        return self.work / "index" / "files"
+
+    def load_index(self) -> ReportIndex | None:
+        """The index this run built; None for a run without retrieval."""
+        return ReportIndex.load(self.index_dir) if self.config.retrieval_k else None
+
+    def patches(self) -> PatchSource:
+        """What trains on: cached features where the backbone is frozen, the backbone itself otherwise."""
+        if self.config.ce.visual_lr == 0:
+            return self.features()
+        return LivePatches(self.model, self.cache, self.runtime.device, self.config.ce.view_dropout)
+
+    def features(self) -> FrozenPatches:
+        """Cached features of the backbone as it is now."""
+        return cache_features(
+            self.model.backbone, self.cache, [*self.train, *self.val], self.config.feature_variants, self.runtime,
+            self.work / "cache", view_dropout=self.config.ce.view_dropout, name="frozen",
+        )  # fmt: skip
+
+
+def model_config(config: RunConfig, vocab_size: int) -> ModelConfig:
+    """Dimensions of the model that ``config`` asks for."""
+    shape = config.shape.model_dump()
+    layers = shape.pop("layers")
+    return ModelConfig(
+        **shape, vocab_size=vocab_size, encoder_layers=layers, decoder_layers=layers, retrieval_k=config.retrieval_k
+    )
+
+
+# --- stages -----------------------------------------------------------------------------------------------------
+
+
+def stage_pretrain(run: Run) -> None:
+    """Backbone on finding targets."""
+    if run.config.pretrain is None:
+        log.info("pretrain: not part of preset %s", run.config.preset)
+        return
+    pretrain(run.model.backbone, run.source, run.cache, run.config.pretrain, run.runtime, run.work / "pretrain",
+             soft_scores=run.soft_scores)  # fmt: skip
+
+
+def stage_retriever(run: Run) -> None:
+    """Study head and text tower."""
+    if not run.config.retrieval_k or run.config.retriever is None:
+        log.info("retriever: not part of preset %s", run.config.preset)
+        return
+    train_retriever(run.model, run.features(), run.train, run.val, run.tokenizer, run.config.retriever, run.runtime,
+                    run.work / "retriever")  # fmt: skip
+
+
+def stage_index(run: Run) -> None:
+    """Vectors and cases of the training reports."""
+    if not run.config.retrieval_k:
+        log.info("index: not part of preset %s", run.config.preset)
+        return
+    index = build_index(run.model, run.train, run.tokenizer, run.runtime, run.index_dir,
+                        public=run.source.name == "openi")  # fmt: skip
+    run.metrics["retrieval"] = _retrieval_figures(run, index, run.features())
+
+
+def stage_ce(run: Run) -> None:
+    """Cross-entropy."""
+    index = run.load_index()
+    row = train_ce(run.model, run.patches(), index, run.train, run.val, run.tokenizer, run.config.ce,
+                   run.config.decoding, run.runtime, run.work / "ce")  # fmt: skip
+    run.metrics["ce_selected_epoch"] = row.get("epoch")
+    if index is not None and run.config.ce.visual_lr > 0:
+        run.metrics["retrieval_after_ce"] = _retrieval_figures(run, index, run.patches())
+
+
+def stage_scst(run: Run) -> None:
+    """Its place; self-critical sequence training arrives with its own issue."""
+    if run.config.scst is not None:
+        log.warning("scst: not part of this version yet; the bundle holds the CE-selected checkpoint")
+
+
+def stage_evaluate(run: Run) -> None:
+    """Score the validation split with the bundle as it would serve, texts included."""
+    trial = run.work / "bundle"
+    _write(run, trial, keep_texts=True, metrics={})
+    if not run.val:
+        log.warning("evaluate: there is no validation study; metrics.json will be empty")
+        return
+    bundle = load_bundle(trial, device=run.runtime.device)
+    index = (
+        ReportIndex.load(trial / "index", expected_sha256=bundle.index_sha256()) if bundle.config.retrieval else None
+    )
+    common: dict[str, Any] = {
+        "device": run.runtime.device,
+        "work_dir": run.work / "cache",
+        "limit": run.config.ce.validate_limit,
+    }
+    result = evaluate(bundle, index, run.source, "val", predictions=run.work / "evaluate" / "val.jsonl", **common)
+    exchanged = evaluate(bundle, index, run.source, "val", exchange_images=True, baselines=False, **common)
+    run.metrics["val"] = {**result, "system_images_exchanged": exchanged["system"]}
+
+
+def stage_bundle(run: Run) -> None:
+    """The bundle that ships."""
+    _write(run, run.out, keep_texts=run.keep_texts, metrics=run.metrics)
+    log.info("bundle written to %s: serve it with  python -m service --bundle %s", run.out, run.out)
+
+
+def _retrieval_figures(run: Run, index: ReportIndex, patches: PatchSource) -> dict[str, float]:
+    if not run.val:
+        return {}
+    figures = recall(val_similarity(run.model, patches, run.val, run.tokenizer, run.runtime))
+    figures |= retrieval_scores(run.model, index, patches, run.val, run.config.retrieval_k, run.config.seed)
+    log.info("retrieval on val: %s", ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    return figures
+
+
+def _write(run: Run, path: Path, *, keep_texts: bool, metrics: dict[str, Any]) -> None:
+    retrieval, index_dir = None, None
+    if run.config.retrieval_k:
+        index_dir = run.index_dir if keep_texts else _without_texts(run.index_dir, run.work / "index-without-texts")
+        retrieval = RetrievalConfig(
+            k=run.config.retrieval_k,
+            dim=run.config.shape.embedding_dim,
+            cases=len(read_cases(index_dir / "cases.jsonl")),
+        )
+    config = BundleConfig(
+        name=run.out.name,
+        model=run.model.config,
+        preprocessing=PreprocessingConfig(image_size=run.config.image_size),
+        decoding=run.config.decoding,
+        retrieval=retrieval,
+        trained_on={
+            "dataset": run.source.name, "preset": run.config.preset, "seed": run.config.seed,
+            "train_studies": len(run.train), "val_studies": len(run.val), "skipped_images": len(run.cache.skipped),
+            "soft_scores": run.soft_scores.name if run.soft_scores else None,
+        },
+        licence=LICENCE.format(texts=" but the reports of its cases" if keep_texts and retrieval else ""),
+    )  # fmt: skip
+    write_bundle(path, config=config, model=run.model, tokenizer=run.tokenizer, index_dir=index_dir, metrics=metrics,
+                 weights_dtype=run.config.weights_dtype, replace=True)  # fmt: skip
+
+
+def _without_texts(index_dir: Path, directory: Path) -> Path:
+    shutil.rmtree(directory, ignore_errors=True)
+    shutil.copytree(index_dir, directory)
+    write_cases(
+        directory / "cases.jsonl", [replace(case, findings=None) for case in read_cases(directory / "cases.jsonl")]
+    )
+    return directory
+
+
+_RUN: dict[str, Callable[[Run], None]] = {
+    "pretrain": stage_pretrain,
+    "retriever": stage_retriever,
+    "index": stage_index,
+    "ce": stage_ce,
+    "scst": stage_scst,
+    "evaluate": stage_evaluate,
+    "bundle": stage_bundle,
+}
+
+
+def run_stages(run: Run, stages: Sequence[str]) -> None:
+    """Run ``stages`` in their order; those with a result are loaded instead.
+
+    Raises:
+        ValueError: a stage that is left out has no result to go on from.
+    """
+    for name in STAGES:
+        result = run.work / name / "result.pt"
+        if result.exists() and name not in ("evaluate", "bundle"):
+            content = torch.load(result, map_location=run.runtime.device, weights_only=True)
+            run.model.load_state_dict(content["model"])
+            run.metrics |= json.loads(content["metrics"])
+            log.info("%s: done before", name)
+        elif name in stages:
+            log.info("stage %s", name)
+            before = dict(run.metrics)
+            _RUN[name](run)
+            news = {key: value for key, value in run.metrics.items() if before.get(key) != value}
+            if name not in ("evaluate", "bundle"):
+                result.parent.mkdir(parents=True, exist_ok=True)
+                content = {"model": run.model.state_dict(), "metrics": json.dumps(news)}
+                write_atomically(result, lambda path: torch.save(content, path))  # noqa: B023
+        elif name == "ce":
+            raise ValueError(f"stage {name} was left out and has no result in {result.parent}; add it to --stages")
+
+
+# --- command line -----------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m training.run``; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    try:
+        run = _run(arguments)
+        run.prepare()
+        run_stages(run, arguments.stages)
+    except (ValueError, BundleError, FileNotFoundError, FloatingPointError) as error:
+        log.error("%s", error)
+        return 2
+    except KeyboardInterrupt:
+        log.error("interrupted; go on with --resume")
+        return 130
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> Run:
+    config = preset(arguments.preset)
+    changes: dict[str, Any] = {"seed": arguments.seed}
+    if arguments.backbone_weights:
+        changes["backbone_weights"] = arguments.backbone_weights
+    config = RunConfig.model_validate({**config.model_dump(), **changes})
+    if arguments.out.exists() and not arguments.resume and not arguments.replace:
+        raise ValueError(f"--out {arguments.out} already exists; choose another, or add --replace")
+    work = arguments.work or arguments.out.with_name(arguments.out.name + ".work")
+    source = _source(arguments)
+    for note in source.notes:
+        log.info("%s", note)
+    _remember(work, config, source, resume=arguments.resume)
+    device = _device(arguments.device)
+    torch.set_float32_matmul_precision("high")
+    return Run(
+        config=config,
+        runtime=Runtime(device, config.seed, arguments.precision, work),
+        source=source,
+        soft_scores=_soft_scores(arguments),
+        out=arguments.out,
+        keep_texts=not arguments.without_texts,
+    )
+
+
+def _source(arguments: argparse.Namespace) -> Source:
+    if arguments.dataset == "openi":
+        if arguments.root is None:
+            raise ValueError("--dataset openi needs --root DIR (with --download it may be empty)")
+        return open_openi(arguments.root, download=arguments.download)
+    if arguments.annotation is None or arguments.images is None:
+        raise ValueError("--dataset r2gen needs --annotation FILE and --images DIR")
+    return open_r2gen(arguments.annotation, arguments.images)
+
+
+def _soft_scores(arguments: argparse.Namespace) -> Path | None:
+    if arguments.soft_scores is not None:
+        if not arguments.soft_scores.is_file():
+            raise ValueError(f"--soft-scores {arguments.soft_scores}: no such file")
+        return Path(arguments.soft_scores)
+    beside = arguments.root / "chexnet_scores.csv" if arguments.root else None
+    return beside if beside is not None and beside.is_file() else None
+
+
+def _remember(work: Path, config: RunConfig, source: Source, *, resume: bool) -> None:
+    """Write the resolved configuration, or compare it with the one of the run that is resumed."""
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / "run.json"
+    content = {"config": config.model_dump(mode="json"), "dataset": source.name,
+               "studies": {split: len(source.split(split)) for split in ("train", "val")}}  # fmt: skip
+    if path.exists():
+        if not resume:
+            raise ValueError(f"{work} holds a run already; add --resume to go on with it, or remove it to start anew")
+        before = json.loads(path.read_text())
+        changed = _differences(before, content)
+        if changed:
+            raise ValueError(f"this run differs from the one in {work} in {', '.join(changed)}; resume it as it was")
+        return
+    text = json.dumps(content, indent=2)
+    write_atomically(path, lambda beside: beside.write_text(text) and None)
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        return [d for key in keys for d in _differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))]
+    return [] if before == now else [f"{name} ({before} -> {now})"]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: no CUDA device is available here; use --device cpu")
+    return device
+
+
+def _stages(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    unknown = [name for name in names if name not in STAGES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown stage {unknown[0]!r}; choose from {','.join(STAGES)}")
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.run", description="Train a bundle, resumably.")
+    parser.add_argument("--dataset", choices=("openi", "r2gen"), default="openi")
+    parser.add_argument("--root", type=Path, help="openi: NLMCXR_reports.tgz and images/ or NLMCXR_png.tgz")
+    parser.add_argument("--annotation", type=Path, help="r2gen: annotation.json")
+    parser.add_argument("--images", type=Path, help="r2gen: image folder")
+    parser.add_argument("--download", action="store_true", help="openi: fetch the official archives into --root")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="retrieval")
+    parser.add_argument("--out", type=Path, required=True, help="the bundle to write")
+    parser.add_argument("--work", type=Path, help="checkpoints, logs, caches (default OUT.work)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the work directory")
+    parser.add_argument("--replace", action="store_true", help="put the bundle in the place of an existing one")
+    parser.add_argument("--stages", type=_stages, default=STAGES, help=f"some of {','.join(STAGES)}")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--backbone-weights", help="imagenet, none, or a file; overrides the preset")
+    parser.add_argument("--soft-scores", type=Path, help="CSV image_id,finding,… for pretraining")
+    parser.add_argument("--without-texts", action="store_true", help="leave report texts out of the bundle's cases")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
