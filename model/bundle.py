@@ -192,7 +192,8 @@ def write_bundle(
     if config.retrieval is not None and index_dir is None:
         raise BundleError("config.retrieval is set, but no index was given")
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    for stale in path.parent.glob(f".{path.name}.partial-*"):  # left by a process that was killed while writing
+        shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         (partial / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")

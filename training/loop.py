@@ -183,7 +183,7 @@ class Loop:
     def _update(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"{self.config.stage}: the loss is {float(loss)} at step {self.step}. The last good checkpoint is "
+                f"{self.config.stage}: the loss is {float(loss.detach())} at step {self.step}. The last good checkpoint is "
                 f"kept in {self.directory}; lower the learning rate or train with --precision fp32."
             )
         self.optimizer.zero_grad(set_to_none=True)

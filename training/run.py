@@ -185,6 +185,7 @@ def stage_evaluate(run: Run) -> None:
     common: dict[str, Any] = {
         "device": run.runtime.device,
         "work_dir": run.work / "cache",
+        "cache": run.cache,
         "limit": run.config.ce.validate_limit,
     }
     result = evaluate(bundle, index, run.source, "val", predictions=run.work / "evaluate" / "val.jsonl", **common)

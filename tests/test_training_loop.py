@@ -1,0 +1,120 @@
+"""The training loop: a run broken anywhere and resumed takes the same steps as an unbroken one."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training.loop import Loop, LoopConfig, step_seed
+
+X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+Y = X @ torch.arange(6.0) + 1
+
+
+class KilledError(Exception):
+    """Stands for the process ending here."""
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 1))
+
+
+def train(
+    directory: Path, *, stop_at: int | None = None, select: str | None = None, patience: int | None = None,
+    epochs: int = 4, lr: float = 0.02, checkpoint_seconds: float = 0.0,
+) -> tuple[nn.Module, Loop]:  # fmt: skip
+    """Four epochs of five steps; ``stop_at`` ends the process within that step."""
+    net = network()
+    config = LoopConfig("toy", 3, ema=0.9, precision="fp32", select=select, patience=patience,
+                        checkpoint_seconds=checkpoint_seconds)  # fmt: skip
+    loop = Loop(config, directory, net, torch.optim.Adam(net.parameters(), lr=lr), device=torch.device("cpu"))
+
+    def step(batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        if loop.step == stop_at:
+            raise KilledError
+        noisy = X[batch] + 0.1 * torch.randn(X[batch].shape, generator=generator)
+        return {"loss": (net(noisy).squeeze(1) - Y[batch]).square().mean()}
+
+    def batches(epoch: int) -> list[Tensor]:
+        order = torch.randperm(40, generator=torch.Generator().manual_seed(epoch))
+        return list(order.split(8))
+
+    def validate() -> dict[str, float]:
+        return {"score": -float((net(X).squeeze(1) - Y).square().mean())}
+
+    loop.fit(batches, [5] * epochs, step, validate)
+    return net, loop
+
+
+@pytest.mark.parametrize("stop_at", [0, 3, 5, 12, 19])
+@pytest.mark.parametrize("select", [None, "score"])
+def test_resumed_equals_unbroken(tmp_path: Path, stop_at: int, select: str | None) -> None:
+    expected, unbroken = train(tmp_path / "unbroken", select=select)
+    with pytest.raises(KilledError):
+        train(tmp_path / "broken", stop_at=stop_at, select=select)
+    actual, resumed = train(tmp_path / "broken", select=select)
+    for key, value in expected.state_dict().items():
+        assert torch.equal(value, actual.state_dict()[key]), key
+    assert [r["loss"] for r in resumed.history.rows] == pytest.approx([r["loss"] for r in unbroken.history.rows])
+    assert resumed.history.best_epoch == unbroken.history.best_epoch
+
+
+def test_a_kill_between_checkpoints_repeats_steps_and_still_agrees(tmp_path: Path) -> None:
+    expected, _ = train(tmp_path / "unbroken", checkpoint_seconds=1e9)
+    with pytest.raises(KilledError):
+        train(tmp_path / "broken", stop_at=13, checkpoint_seconds=1e9)
+    actual, _ = train(tmp_path / "broken", checkpoint_seconds=1e9)
+    assert all(torch.equal(v, actual.state_dict()[k]) for k, v in expected.state_dict().items())
+
+
+def test_it_learns_and_leaves_logs_and_curves(tmp_path: Path) -> None:
+    _, loop = train(tmp_path, epochs=30)
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert len(rows) == 30
+    assert float(rows[-1]["loss"]) < 0.5 * float(rows[0]["loss"])
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert loop.step == 150
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_stage(tmp_path: Path) -> None:
+    net, loop = train(tmp_path, select="score", patience=2, epochs=60, lr=0.5)
+    scores = [row["val_score"] for row in loop.history.rows]
+    assert len(scores) < 60
+    assert scores[loop.history.best_epoch] == max(scores)
+    net.eval()
+    with torch.no_grad():
+        kept = -float((net(X).squeeze(1) - Y).square().mean())
+    assert kept == pytest.approx(max(scores), rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_remedy_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    train(tmp_path, epochs=1)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    net = network()
+    loop = Loop(LoopConfig("toy", 3, precision="fp32", checkpoint_seconds=1e9), tmp_path, net,
+                torch.optim.Adam(net.parameters()), device=torch.device("cpu"))  # fmt: skip
+
+    def step(batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"loss": net(X[batch]).sum() * float("nan")}
+
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        loop.fit(lambda epoch: list(torch.arange(40).split(8)), [5] * 3, step)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    train(tmp_path, epochs=1)
+    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be resumed"):
+        train(tmp_path)
+
+
+def test_step_seeds_differ_by_seed_stage_and_step() -> None:
+    seeds = {step_seed(seed, stage, step) for seed in (1, 2) for stage in ("a", "b") for step in range(50)}
+    assert len(seeds) == 200

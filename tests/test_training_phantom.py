@@ -1,0 +1,222 @@
+"""Chest phantoms: pixels show findings, reports say them, a written root reads like the collection."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections import Counter
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.labeler import label_report
+from retrieval_index.openi import read_reports
+from training.phantom import PHANTOM_FINDINGS, make_phantom, write_phantom_root
+from training.phantom import report as report_module
+from training.phantom.__main__ import main
+from training.phantom.root import sample_findings
+from training.phantom.study import chest_of
+
+NORMAL: frozenset[str] = frozenset()
+SIZE = 128
+LEFT, RIGHT = slice(65, 128), slice(0, 63)  # columns of a frontal, by the patient's side
+BASE = slice(75, 108)  # rows around the costophrenic angles
+SEEDS = range(3)
+
+draw = lru_cache(maxsize=None)(partial(make_phantom, size=SIZE))
+
+
+def change(seed: int, finding: str, view: str = "frontal") -> np.ndarray:
+    """Grey levels that the finding adds to the same person's normal chest, (SIZE, SIZE) float."""
+    return getattr(draw(seed, frozenset({finding})), view).astype(float) - getattr(draw(seed, NORMAL), view)
+
+
+def test_same_seed_same_study_and_another_seed_another_person() -> None:
+    first, again, other = (make_phantom(seed, NORMAL) for seed in (3, 3, 4))
+    assert np.array_equal(first.frontal, again.frontal)
+    assert np.array_equal(first.lateral, again.lateral)
+    assert first.report == again.report
+    assert np.abs(first.frontal.astype(int) - other.frontal).mean() > 2
+
+
+def test_pictures_are_grey_squares_of_the_asked_size_with_dark_lungs_and_bright_bone() -> None:
+    study = make_phantom(0, NORMAL, size=160)
+    for picture in (study.frontal, study.lateral):
+        assert picture.shape == (160, 160)
+        assert picture.dtype == np.uint8
+        assert picture.min() < 10
+        assert picture.max() > 220
+    lung, spine = study.frontal[70:85, 30:45], study.frontal[120:150, 76:84]
+    assert lung.mean() + 80 < spine.mean()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_large_heart_covers_more_of_the_chest(seed: int) -> None:
+    added = change(seed, "cardiomegaly")
+    assert added[75:90, 85:100].max() > 50  # beside the left border
+    assert np.abs(added[:45]).mean() < 1  # the upper chest stays as it is
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("finding", "own", "other"), [("left effusion", LEFT, RIGHT), ("right effusion", RIGHT, LEFT)])
+def test_fluid_whitens_the_costophrenic_angle_of_its_own_side(
+    seed: int, finding: str, own: slice, other: slice
+) -> None:
+    added = change(seed, finding)
+    assert added[BASE, own].max() > 60
+    assert np.abs(added[BASE, other]).mean() < 1.5
+
+
+def test_more_fluid_is_called_larger_and_whitens_more() -> None:
+    words: dict[str, list[float]] = {"small": [], "moderate": [], "large": []}
+    for seed in range(20):
+        study = make_phantom(seed, frozenset({"left effusion"}), size=96)
+        word = re.search(r"(small|moderate|large)[^.]*effusion", study.report)
+        assert word
+        normal = make_phantom(seed, NORMAL, size=96)
+        words[word[1]].append(float((study.frontal.astype(float) - normal.frontal)[:, 49:].mean()))
+    assert all(words.values())
+    assert max(words["small"]) < min(words["large"])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("finding", [f for f in PHANTOM_FINDINGS if f != "atelectasis"])
+def test_every_finding_shows_in_both_views(seed: int, finding: str) -> None:
+    assert np.abs(change(seed, finding)).max() > 25
+    if finding != "pneumothorax":  # hardly seen from the side, as in life
+        assert np.abs(change(seed, finding, "lateral")).max() > 12
+
+
+def test_atelectasis_draws_thin_bright_bands_at_one_base() -> None:
+    added = change(1, "atelectasis")
+    assert added.max() > 25
+    assert (np.abs(added) > 10).mean() < 0.02
+
+
+def test_the_report_says_what_was_drawn_and_the_labeler_reads_it() -> None:
+    """Every composed report, read by the labeler: stated labels as stated, nothing else present."""
+    rng = np.random.default_rng(0)
+    sets = [NORMAL, *(frozenset({name}) for name in PHANTOM_FINDINGS)]
+    sets += [sample_findings(rng) for _ in range(60)]
+    for seed, findings in enumerate(sets):
+        chest = chest_of(seed, findings)
+        text, truth = report_module.compose_report(chest, np.random.default_rng(seed))
+        for written in (text, text.lower().replace(".", " .").replace(",", " ,")):
+            read = label_report(written)
+            wrong = {name: (read[name], state) for name, state in truth.items() if read[name] != state}
+            assert not wrong, written
+            unsaid = {name for name, state in read.items() if state == "present"} - set(truth)
+            assert unsaid <= {"No Finding"}, written  # an elevated diaphragm is none of the 14
+
+
+@pytest.mark.parametrize(
+    ("finding", "label"),
+    [
+        ("cardiomegaly", "Cardiomegaly"),
+        ("left effusion", "Pleural Effusion"),
+        ("right consolidation", "Consolidation"),
+        ("nodule", "Lung Lesion"),
+        ("atelectasis", "Atelectasis"),
+        ("pneumothorax", "Pneumothorax"),
+        ("edema", "Edema"),
+        ("pacemaker", "Support Devices"),
+        ("central line", "Support Devices"),
+    ],
+)
+def test_truth_follows_the_findings(finding: str, label: str) -> None:
+    assert draw(7, frozenset({finding})).labels[label] == "present"
+    assert draw(7, NORMAL).labels.get(label, "absent") == "absent"
+
+
+def test_an_unknown_finding_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"\['gout'\].*cardiomegaly"):
+        make_phantom(0, frozenset({"gout"}))
+
+
+def test_a_written_root_reads_as_the_collection_does(tmp_path: Path) -> None:
+    root = write_phantom_root(tmp_path / "root", train=6, val=2, test=1, seed=5, size=64)
+    reports = read_reports(root).reports
+    assert [r.uid for r in reports] == [f"CXR{900_001 + n}" for n in range(9)]
+    for report in reports:
+        assert report.findings
+        assert len(report.image_ids) == 2
+        for image in report.image_ids:
+            assert Image.open(root / "images" / f"{image}.png").size == (64, 64)
+    splits = Counter(line.split(",")[1] for line in (root / "r2gen_split.csv").read_text().splitlines()[1:])
+    assert splits == {"train": 6, "val": 2, "test": 1}
+    views = dict(line.split(",") for line in (root / "views.csv").read_text().splitlines()[1:])
+    assert Counter(views.values()) == {"frontal": 9, "lateral": 9}
+
+
+def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (write_phantom_root(tmp_path / name, train=2, val=1, size=48) for name in "ab")
+    files = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
+    assert len(files) == 9
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in files)
+
+
+def test_a_root_with_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(ValueError, match="not empty"):
+        write_phantom_root(tmp_path, train=1, val=0)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_words_recur_often_enough_for_a_vocabulary() -> None:
+    """The published rule keeps training words seen three times; 60 studies must leave a language to learn."""
+    rng = np.random.default_rng(0)
+    words: Counter[str] = Counter()
+    for seed in range(60):
+        chest = chest_of(seed, sample_findings(rng))
+        text, _ = report_module.compose_report(chest, np.random.default_rng(seed))
+        words.update(re.findall(r"[a-z]+", text.lower()))
+    kept = sum(count for count in words.values() if count >= 3)
+    assert kept > 0.96 * words.total()
+
+
+def test_command_line_writes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--out", str(tmp_path / "new"), "--studies", "7", "--size", "48"]) == 0
+    assert "5 train, 1 val and 1 test" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path / "new"), "--studies", "7"])
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_no_template_is_a_sentence_of_the_collection(real_data: Path) -> None:
+    corpus = set()
+    with tarfile.open(real_data / "openi" / "NLMCXR_reports.tgz") as tar:
+        for member in tar:
+            file = tar.extractfile(member) if member.isfile() else None
+            text = io.TextIOWrapper(file, "utf-8").read() if file else ""
+            for section in re.findall(r'Label="(?:FINDINGS|IMPRESSION)">([^<]*)', text):
+                corpus.update(normalised(sentence) for sentence in section.split("."))
+    mine = set()
+    for templates in vars(report_module).values():
+        if isinstance(templates, tuple) and all(isinstance(text, str) for text in templates):
+            for text in templates:
+                for filled in every_filling(text):
+                    mine.add(normalised(filled))
+    assert len(corpus) > 5000
+    assert len(mine) > 50
+    assert sorted(mine & corpus) == []  # only the shared sentences are shown, never the corpus
+
+
+def normalised(text: str) -> str:
+    return " ".join(re.findall(r"[a-z]+", text.lower()))
+
+
+def every_filling(template: str) -> list[str]:
+    words = {
+        "side": ["right", "left"],
+        "zone": ["upper", "middle", "lower"],
+        "degree": ["mild", "moderate", "marked"],
+        "size": ["small", "moderate", "large", "medium"],
+    }
+    texts = [template]
+    for name, options in words.items():
+        texts = [t.replace(f"{{{name}}}", word) for t in texts for word in options]
+    return texts

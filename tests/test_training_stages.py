@@ -1,0 +1,229 @@
+"""Parts of the stages: augmentation, targets, losses, leave-one-out, rates, presets."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import DecodingConfig
+from model.labeler import FINDINGS
+from model.report_model import Patches
+from model.views import View
+from tests.helpers import REPORTS, tiny_index, tiny_model, tiny_tokenizer
+from training.augment import Augmentation, augment, to_float
+from training.ce import _optimizer, _Stage, _targets, retrieve
+from training.config import CEConfig, Runtime
+from training.index import build_index
+from training.patches import _select_views
+from training.presets import PRESETS, preset
+from training.pretrain import auroc
+from training.retriever import contrastive_loss, label_agreement, label_groups, recall
+from training.studies import ImageRef, Study
+from training.targets import finding_targets, read_soft_scores
+
+
+def study(number: int, report: str, *views: View | None, split: str = "train") -> Study:
+    images = tuple(ImageRef(f"CXR{number}-{i}", view) for i, view in enumerate(views or (View.FRONTAL, View.LATERAL)))
+    return Study(f"CXR{number}_IM-0001", f"CXR{number}", split, report, images)  # type: ignore[arg-type]
+
+
+# --- augmentation -----------------------------------------------------------------------------------------------------
+
+
+def test_no_augmentation_changes_nothing_and_some_never_flips() -> None:
+    images = torch.zeros(8, 1, 64, 64)
+    images[:, :, :, :20] = 0.8  # bright at the image's left
+    still = augment(images, Augmentation(0, 0, 0, 0), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(still, images.clamp(1e-4, 1), atol=1e-3, rtol=0)
+    moved = augment(images, Augmentation(), torch.Generator().manual_seed(0))
+    assert bool((moved[..., :16].mean((1, 2, 3)) > 3 * moved[..., 40:].mean((1, 2, 3))).all())
+    assert float(moved.min()) >= 0
+    assert float(moved.max()) <= 1
+    assert not torch.equal(moved[0], moved[1])
+
+
+def test_augmentation_repeats_with_its_generator() -> None:
+    images = torch.rand(3, 1, 32, 32)
+    first, second = (augment(images, Augmentation(), torch.Generator().manual_seed(9)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_to_float_averages_areas_when_it_shrinks() -> None:
+    pixels = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    pixels[:, ::2] = 200  # lines finer than the smaller grid
+    small = to_float(pixels, 16)
+    torch.testing.assert_close(small[:, :, 2:-2, 2:-2], torch.full((1, 1, 12, 12), 100 / 255), atol=0.02, rtol=0)
+
+
+# --- targets ----------------------------------------------------------------------------------------------------------
+
+
+def test_targets_join_soft_scores_and_report_labels(tmp_path: Path) -> None:
+    table = tmp_path / "scores.csv"
+    table.write_text("image_id,Mass,Hernia\nCXR1-0,0.25,0.5\n")
+    one, none = study(1, REPORTS[1]), study(2, "")
+    targets = finding_targets([("CXR1-0", one), ("CXR1-1", one), ("CXR2-0", none)], read_soft_scores(table))
+    assert targets.columns[:2] == ("soft/Mass", "soft/Hernia")
+    assert targets.values[0, :2].tolist() == [0.25, 0.5]
+    assert targets.mask[:, :2].tolist() == [[1, 1], [0, 0], [0, 0]]
+    column = 2 + FINDINGS.index("Pleural Effusion")
+    assert targets.values[:2, column].tolist() == [1, 1]
+    assert targets.mask[2].sum() == 0  # a report without words says nothing
+
+
+@pytest.mark.parametrize("text", ["id,Mass\nA,0.1\n", "image_id,Mass\nA,1.5\n", "image_id,Mass\nA,0.1,0.2\n"])
+def test_bad_soft_scores_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "scores.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"scores\.csv"):
+        read_soft_scores(tmp_path / "scores.csv")
+
+
+def test_auroc_counts_pairs_in_the_right_order() -> None:
+    rng = np.random.default_rng(0)
+    scores, truth = rng.integers(0, 6, 60).astype(float), rng.integers(0, 2, 60).astype(float)
+    pairs = [(p > n) + 0.5 * (p == n) for p in scores[truth == 1] for n in scores[truth == 0]]
+    assert auroc(scores, truth) == pytest.approx(np.mean(pairs))
+    assert auroc(scores, np.ones(60)) is None
+
+
+# --- retriever --------------------------------------------------------------------------------------------------------
+
+
+def test_contrastive_loss_without_groups_is_the_symmetric_cross_entropy() -> None:
+    similarity = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
+    expected = (
+        torch.nn.functional.cross_entropy(similarity * 3, torch.arange(5))
+        + torch.nn.functional.cross_entropy(similarity.t() * 3, torch.arange(5))
+    ) / 2
+    torch.testing.assert_close(contrastive_loss(similarity, torch.arange(5), 3.0, 0.0), expected)
+    torch.testing.assert_close(contrastive_loss(similarity, torch.arange(5), 3.0, 0.5), expected)
+
+
+def test_contrastive_loss_does_not_push_reports_apart_that_say_the_same() -> None:
+    together = torch.tensor([[1.0, 1.0, -1.0], [1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
+    apart = torch.tensor([[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
+    groups = torch.tensor([0, 0, 1])
+    assert contrastive_loss(together, groups, 5.0, 0.9) < contrastive_loss(apart, groups, 5.0, 0.9)
+
+
+def test_recall_counts_ranks() -> None:
+    similarity = torch.eye(12)
+    similarity[0, 1] = 2.0  # own report second
+    similarity[3, 4:10] = 2.0  # own report seventh
+    figures = recall(similarity)
+    assert figures == pytest.approx({"recall_1": 10 / 12, "recall_5": 11 / 12, "recall_10": 1.0})
+
+
+def test_groups_and_agreement_follow_the_findings() -> None:
+    reports = [REPORTS[1], "A left pleural effusion is small. Enlarged heart.", REPORTS[0]]
+    groups = label_groups([study(i, report) for i, report in enumerate(reports)])
+    assert groups[0] == groups[1] != groups[2]
+    assert label_agreement([[reports[1]], [reports[2]]], [reports[0], reports[0]]) == pytest.approx(0.5)
+
+
+# --- views and retrieval ----------------------------------------------------------------------------------------------
+
+
+def test_views_come_frontal_first_and_one_may_be_dropped() -> None:
+    pair = study(1, "x", View.LATERAL, View.FRONTAL)
+    known = {"CXR1-0": 0, "CXR1-1": 1}
+    assert _select_views(pair, known, 1.0, None) == [("CXR1-1", 0), ("CXR1-0", 1)]
+    assert _select_views(study(1, "x", None, None), known, 0.0, None) == [("CXR1-0", 0), ("CXR1-1", 1)]
+    kept = {tuple(_select_views(pair, known, 1.0, torch.Generator().manual_seed(s))) for s in range(20)}
+    assert kept == {(("CXR1-1", 0),), (("CXR1-0", 1),)}  # always one dropped, never both, either one
+    assert len(_select_views(study(1, "x", View.LATERAL), known, 1.0, torch.Generator().manual_seed(0))) == 1
+
+
+def test_a_study_never_retrieves_itself_while_training() -> None:
+    model = tiny_model()
+    index = tiny_index(model)
+    tokens = torch.randn(8, 1, 4, model.backbone.width)
+    patches = Patches(tokens, tokens.mean(2), torch.zeros(8, 1, dtype=torch.int64), torch.ones(8, 1, dtype=torch.bool))
+    queries = model.embed_study(patches).detach().numpy()
+    _, rows = index.search(queries, 1)
+    own = [index.case(int(row)).case_id for row in rows[:, 0]]  # as if the nearest case were the study itself
+    with_self, _ = retrieve(model, index, patches, None)
+    without, found = retrieve(model, index, patches, own)
+    assert with_self is not None
+    assert without is not None
+    assert found is not None
+    nearest = torch.from_numpy(index.vectors(rows[:, 0]))
+    assert torch.equal(with_self[:, 0], nearest)
+    assert bool(found.all())
+    assert not bool((without == nearest[:, None]).all(-1).any())
+
+
+def test_only_training_studies_enter_the_index(tmp_path: Path) -> None:
+    model = tiny_model()
+    runtime = Runtime(torch.device("cpu"), 1, "fp32", tmp_path)
+    train = [study(i, report) for i, report in enumerate(REPORTS)]
+    index = build_index(model, train, tiny_tokenizer(), runtime, tmp_path / "index", public=True)
+    assert len(index) == len(REPORTS)
+    assert index.case(1).labels["Pleural Effusion"] == "present"
+    assert index.case(1).source_url == "https://openi.nlm.nih.gov/detailedresult?img=CXR1-0&req=4"
+    with pytest.raises(ValueError, match="only training studies"):
+        build_index(model, [study(9, "x", split="val")], tiny_tokenizer(), runtime, tmp_path / "index", public=True)
+
+
+# --- cross-entropy ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_never_written_is_no_target() -> None:
+    tokenizer = tiny_tokenizer()
+    ids = torch.tensor([[tokenizer.bos_id, tokenizer.id_of("heart"), tokenizer.unk_id, tokenizer.eos_id]])
+    assert _targets(ids, DecodingConfig(), tokenizer).tolist() == [
+        [tokenizer.bos_id, tokenizer.id_of("heart"), 0, tokenizer.eos_id]
+    ]
+
+
+def test_rates_are_apart_and_a_frozen_backbone_stays_frozen() -> None:
+    model = tiny_model()
+    stage = _Stage(model, moving=True).train()
+    visual, rest = _optimizer(model, CEConfig(visual_lr=1e-5, transformer_lr=1e-3)).param_groups
+    assert (visual["lr"], rest["lr"]) == (1e-5, 1e-3)
+    assert sum(p.numel() for p in visual["params"]) == sum(p.numel() for p in model.backbone.parameters())
+    assert not model.backbone.training
+    assert stage.training
+    _Stage(model, moving=False)
+    (only,) = _optimizer(model, CEConfig(visual_lr=0.0)).param_groups
+    frozen = {id(p) for part in (model.backbone, model.text_tower, model.study_head) for p in part.parameters()}
+    assert not frozen & {id(p) for p in only["params"]}
+
+
+# --- presets ----------------------------------------------------------------------------------------------------------
+
+
+def changed(before: str, after: str) -> set[str]:
+    """Top-level and nested keys in which two presets differ."""
+
+    def flat(value: object, name: str = "") -> dict[str, object]:
+        if isinstance(value, dict):
+            return {k: v for key, inner in value.items() for k, v in flat(inner, f"{name}.{key}".strip(".")).items()}
+        return {name: value}
+
+    one, two = flat(preset(before).model_dump()), flat(preset(after).model_dump())
+    return {key.split(".")[0] if ".backbone" not in key else key for key in one.keys() | two.keys()
+            if one.get(key) != two.get(key)} - {"preset"}  # fmt: skip
+
+
+def test_each_row_of_the_study_is_one_change_from_the_row_before() -> None:
+    assert changed("baseline", "densenet") == {"shape.backbone"}
+    assert changed("densenet", "densenet-lr") == {"ce"}
+    assert changed("densenet-lr", "retrieval") == {"retrieval_k", "retriever"}
+    assert changed("retrieval", "retrieval-scst") == {"scst"}
+    ce = preset("densenet-lr").ce
+    assert ce.visual_lr <= ce.transformer_lr / 20
+    assert preset("baseline").ce.visual_lr == 1e-4
+    assert math.isclose(preset("baseline").ce.transformer_lr, 5e-4)
+
+
+def test_every_preset_is_valid_and_an_unknown_one_is_named() -> None:
+    assert {"baseline", "densenet", "densenet-lr", "retrieval", "retrieval-scst", "compact", "smoke"} == set(PRESETS)
+    for config in PRESETS.values():
+        assert type(config).model_validate_json(config.model_dump_json()) == config
+    with pytest.raises(ValueError, match="choose one of baseline"):
+        preset("huge")
