@@ -1,151 +1,199 @@
-"""What the finding labeler knows: phrases per finding, cues of negation and doubt, and the words that end their scope.
+"""What the finding labeler knows: phrases per finding, cues of negation and doubt, and what ends their scope.
 
 Regular expressions over one sentence as `model.labeler` normalises it: lower case, single spaces, no commas,
-brackets or quotes. Long stems carry no word boundary on purpose: the field's cleaning deletes slashes, so that
-"scarring/atelectasis" arrives as "scarringatelectasis".
+brackets, quotes or apostrophes. Long stems carry no word boundary on purpose: the field's cleaning deletes
+slashes, so that "scarring/atelectasis" arrives as "scarringatelectasis". "xxxx" is the corpus's redaction.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-_WORDS: Final = r"(?:[\w-]+ )"  # one word and its space, for bounded gaps: _WORDS + "{0,3}"
 _BE: Final = r"(?:(?:is|are|was|were|has|have|been|be|now|to be) )*"
-_BIG: Final = r"enlarge(?:d|ment)\b"
+_WIDE: Final = r"(?:widen(?:ed|ing)|wide|enlarge(?:d|ment)|prominen(?:t|ce)|fullness)"
+_OUTLINE: Final = r"(?:silhouettes?|sizes?|shadow|contours?|outline)"
+_SIDE: Final = r"(?:left|right)(?: lower| upper| middle)?"
 
 # A mention: the sentence names the finding. Whether it is there is for the cues below to say.
 PHRASES: Final[dict[str, tuple[str, ...]]] = {
     "Enlarged Cardiomediastinum": (
-        r"\b(?:widen(?:ed|ing)|wide|enlarge(?:d|ment)|prominen(?:t|ce)|fullness)(?: of)?(?: the)?(?: superior| upper)? "
-        r"(?:cardio[ -]?)?mediastin\w+",
-        r"\bmediastin(?:um|al)\b (?:(?!normal|hilar|unremarkable)[\w-]+ ){0,4}(?:widen(?:ed|ing)|wide|enlarge(?:d|ment)|prominen(?:t|ce)|fullness)\b",
-        r"\bcardio[ -]?mediastinal (?:silhouettes?|contours?|size) (?:is |are |appears? )?(?:\w+ly )?(?:widened|enlarged|prominent)",
-        r"\bmediastinal " + _WORDS + r"{0,2}(?:mass(?:es)?|opacit\w+)\b",
-        r"\b(?:mediastinal|hilar|paratracheal|paraspinal|retrocrural)(?: and (?:hilar|mediastinal))? (?:lymph)?adenopathy",
+        r"\b" + _WIDE + r"(?: of)?(?: the)?(?: superior| upper)? (?:cardio[ -]?)?mediastin\w+",
+        r"\bmediastin(?:um|al)\b (?:(?!normal|hilar|unremarkable)[\w-]+ ){0,4}" + _WIDE + r"\b",
+        r"\bcardio[ -]?mediastinal " + _OUTLINE + r" (?:is |are |appears? )?(?:\w+ly )?"
+        r"(?:widened|enlarged|prominent)",
+        r"\bmediastinal (?:[\w-]+ ){0,2}(?:mass(?:es)?|opacit\w+)\b",
+        r"\b(?:mediastinal|hilar|paratracheal|paraspinal|retrocrural)(?: and (?:hilar|mediastinal))? "
+        r"(?:lymph)?adenopathy",
     ),
     "Cardiomegaly": (
         r"cardiomegal[yi]\w*",
-        r"\b" + _BIG + r"(?: of)?(?: the)? (?:heart|cardiac|cardio)",
-        r"\bcardiac enlargement",
-        r"\bincreas(?:e|ed|ing) (?:in )?(?:the )?(?:size of the )?(?:heart|cardiac)(?: silhouette)?(?: size)?",
-        r"\blarge heart\b",
+        r"\benlarge(?:d|ment)\b(?: of)?(?: the)? (?:heart|cardiac|cardio)",
+        r"\bcardiac enlargement|\blarge heart\b",
+        r"\bincreas(?:e|ed|ing) (?:in )?(?:the )?(?:size of the )?(?:heart|cardiac)\b",
     ),
     "Lung Opacity": (
         r"(?<!nodular )(?<!nodular pulmonary )opaci(?:ty|ties|fication\w*)",
         r"infiltrat(?:es?|ions?|ive)(?!\w)",
         r"air[ -]?space (?:and interstitial )?(?:disease|process|change)",
-        r"\bscar(?:s|red|ring)?(?:\b|(?=atelect))",
+        r"scarring|\bscar(?:s|red)?(?:\b|(?=atelect))",
         r"\binterstitial (?:lung |pulmonary )?(?:mark|pattern|disease|thickening|infiltrat|change)\w*",
-        r"\b(?:reticul\w+|reticulonodular) (?:pattern|mark\w+)",
-        r"\b(?:prominent|increased) (?:\w+ )?interstitial markings",
-        r"\b(?:hazy|patchy|streaky|basilar|bibasilar) densit(?:y|ies)\b",
-        r"\bdensit(?:y|ies) (?:in|within|at) (?:the )?(?:left|right)(?: lower| upper| middle)? (?:base|lung|lobe)",
-        r"\bhaziness",
-        r"peribronchial (?:cuffing|thickening)|bronchial wall thickening",
+        r"\breticul[\w-]+ (?:pulmonary |interstitial )?(?:pattern|mark\w+|opacit\w+|densit\w+)",
+        r"\b(?:hazy|patchy|streaky|basilar|bibasilar) (?:\w+ ){0,2}?densit(?:y|ies)\b",
+        r"\b(?:left|right) (?:lung )?(?:base|lobe|lung) densit(?:y|ies)\b",
+        r"(?<!calcified )(?<!calcific )(?<!nodular )(?<!round )\bdensit(?:y|ies) (?:in|within|at) (?:the )?"
+        + _SIDE
+        + r" (?:base|lung|lobe)",
+        r"\bhaziness|peribronchial (?:cuffing|thickening)|bronchial wall thickening",
     ),
     "Lung Lesion": (
         r"(?<!reticulo)(?<!reticulo-)(?<!reticular-)\bnodul(?:es?|ar|arity)\b(?! contour)",
-        r"\bmass(?:es)?\b",
-        r"\bmass-?like\b",
-        r"\bcavitary lesions?\b|\b(?:lung|pulmonary|parenchymal) lesions?\b",
+        r"\bmass(?:es|-?like)?\b|\b(?:cavitary|lung|pulmonary|parenchymal) lesions?\b",
         r"neoplas\w+|\btumou?rs?\b|\bcarcinoma|\bmalignanc(?:y|ies)\b|\bmetasta(?:sis|ses|tic disease)\b",
     ),
     "Edema": (r"(?<!soft tissue )(?<!subcutaneous )\bo?edema\b",),
     "Consolidation": (r"consolidat\w+",),
     "Pneumonia": (
-        r"(?<!broncho)pneumonias?\b|bronchopneumonia",
-        r"(?<!granulomatous )\binfecti(?:on|ous)\b(?! or inflammatory arthr)",
+        r"pneumonias?\b",
+        r"(?<!granulomatous )(?<!histoplasmosis )(?<!prior )(?<!previous )(?<!old )(?<!remote )"
+        r"\binfecti(?:on|ous)\b",
     ),
-    "Atelectasis": (r"atelecta\w+", r"(?<!vertebral )(?<!body )\bcollapsed?\b(?! of (?:the )?(?:vertebr|t\d|l\d))"),
-    "Pneumothorax": (r"pneumothora(?:x|ces|xes)",),
+    "Atelectasis": (
+        r"atelecta\w+",
+        r"(?<!vertebral )(?<!body )\bcollapsed?\b(?! of (?:the )?(?:vertebr|t\d|l\d))",
+    ),
+    "Pneumothorax": (r"pneumothora(?:x|ces|xes)|\bpleural air collections?\b",),
     "Pleural Effusion": (
-        r"(?<!pericardial )\beffusions?\b(?! of the pericard)",
+        r"(?<!pericardial )(?<!joint )(?<!suprapatellar )effusions?(?! of the pericard)",
         r"\bpleural fluid\b|\bfluid in the pleural\b|\bh(?:a?emo|ydro)(?:pneumo)?thora(?:x|ces)",
     ),
     "Pleural Other": (
-        r"\bpleural(?: parenchymal|-parenchymal)?(?: based)? (?:\w+ )?(?:thickening|plaques?|scar\w*|calcifications?|opacit(?:y|ies))\b",
+        r"\bpleural(?:[ -]parenchymal)?(?: based)? (?:\w+ )?"
+        r"(?:thickening|plaques?|scar\w*|calcifications?|opacit(?:y|ies))",
         r"\bfibrosis\b|fibrothorax",
     ),
-    "Fracture": (r"\bfractur(?:es?|ed)\b(?! (?:xxxx )?(?:sternotomy|sternal wire|wire|lead|catheter))",),
+    "Fracture": (
+        r"\bfractur(?:es?|ed)\b(?! (?:of )?(?:the )?(?:superior |inferior )?(?:xxxx )?"
+        r"(?:sternotomy|sternal wire|wire|lead|catheter))",
+    ),
     "Support Devices": (
-        r"\bcatheters?\b|\bcvc\b|\bpicc\b|\b(?:central|venous|picc|ij|subclavian|jugular) (?:venous )?lines?\b|\blines and tubes\b",
-        r"\bpacemakers?\b|\bpacer\b|\bicd\b|\baicd\b|\bdefibrillator|\b(?:pacing|pacemaker|icd) (?:leads?|wires?)",
-        r"\b(?:chest|endotracheal|tracheostomy|nasogastric|ng|et|enteric|feeding|drainage|gastrostomy) tubes?\b",
-        r"\bport-?a-?cath\w*|\bmedi-?port\b|\b(?:chest|infusion|vascular|venous|injection) port\b|\bport (?:tip|catheter)",
-        r"\btracheostomy\b|\bstimulator\b|\bstents?\b|\bpumps?\b",
+        r"\bcatheters?\b|\bcvc\b|\bpicc\b|\blines and tubes\b",
+        r"\b(?:central|venous|ij|subclavian|jugular) (?:venous )?lines?\b",
+        r"\bpacemakers?\b|\bpacer\b|\ba?icd\b|\bdefibrillator|\b(?:pacing|pacemaker|icd) wires?\b",
+        r"(?<!monitor )(?<!ekg )(?<!ecg )(?<!telemetry )\bleads\b|\bstimulator\b|\btracheostomy\b",
+        r"\b(?:chest|endotracheal|nasogastric|ng|et|enteric|feeding|drainage|gastrostomy) tubes?\b",
+        r"\bport-?a-?cath\w*|\bxxxx-a-xxxx\b|\bmedi-?port\b|\bport (?:tip|catheter)",
+        r"\b(?:chest|infusion|vascular|venous|injection) port\b",
+        r"\btip\b.{0,40}\b(?:svc|cavo-?atrial|caval atrial|right atrium|superior (?:vena|xxxx)|brachioceph)",
     ),
 }
 
-# A statement: a subject, then a predicate in the same clause, or close before it ("normal heart size").
-HEART: Final = (
+# Signs that leave room: denied they count as absent, otherwise as uncertain, never as present.
+HINTS: Final[dict[str, tuple[str, ...]]] = {
+    "Edema": (
+        r"\b(?:vascular|pulmonary|venous)(?: venous)? congesti(?:on|ve)\b",
+        r"\b(?:heart|cardiac) failure\b|\bchf\b|\b(?:volume|fluid) overload\b",
+    ),
+}
+
+# A statement: a subject, then a predicate in the same clause, or close before it ("normal outline of the heart").
+_HEART: Final = (
     r"\bhearts?\b(?! (?:failure|disease|border|rate))"
-    r"|\bcardi(?:ac|o)\b(?: and mediastinal)?(?= (?:silhouettes?|sizes?|shadow|contours?|outline|mediastinal|and mediastin|xxxx))"
-    r"|\bcardio-?(?:pericardial|mediastinal) ?(?=silhouettes?|sizes?|shadow|contours?|outline|structures)?"
+    r"|\bcardi(?:ac|o)\b(?: and mediastinal)?(?= (?:" + _OUTLINE + r"|mediastinal|and mediastin|xxxx))"
+    r"|\bcardio-?(?:pericardial|mediastinal|pulmonary)"
 )
-MEDIASTINUM: Final = r"\bmediastin(?:um|al)\b|\bcardio-?mediastin(?:um|al)\b"
-LUNGS: Final = r"\blungs?\b(?: fields?| bases?)?|\blung fields?\b"
-PLEURA: Final = r"\bpleural spaces?\b|\bcostophrenic (?:angles?|sulci|xxxx|recess(?:es)?)"
-NORMAL: Final = r"normal(?:ly)?\b(?! (?:inflated|expanded|aerated))|unremarkable|within normal limits|within (?:the )?limits of normal|non-?enlarged"
-ENLARGED: Final = r"enlarge(?:d|ment)|widen(?:ed|ing)|\blarge\b"
-BORDERLINE: Final = r"(?:at |in )?(?:the )?upper (?:limits?|range) (?:of )?normal|(?:high|top|upper|borderline)[ -](?:limits of )?normal|borderline(?! (?:enlarge|cardiomeg))|prominen(?:t|ce)"
-CLEAR: Final = r"\bclear(?:ed)?\b(?! of\b)"
-SHARP: Final = r"\bclear\b(?! of\b)|\bsharp\b|\bnormal\b|\bunremarkable\b"
-# subject, (findings it speaks of), predicate -> label; an earlier predicate is read before a later one
-STATEMENTS: Final[tuple[tuple[tuple[str, ...], str, tuple[tuple[str, str], ...]], ...]] = (
-    (("Cardiomegaly",), HEART, (("uncertain", BORDERLINE), ("present", ENLARGED), ("absent", NORMAL))),
-    (("Enlarged Cardiomediastinum",), MEDIASTINUM, (("absent", NORMAL),)),
-    (("Lung Opacity",), LUNGS, (("absent", CLEAR),)),
-    (("Pleural Effusion",), PLEURA, (("absent", SHARP),)),
+_MEDIASTINUM: Final = r"\b(?:cardio-?)?mediastin(?:um|al)\b"
+_LUNGS: Final = r"\blungs?\b"
+_PLEURA: Final = r"\bpleural spaces?\b|\bcostophrenic (?:angles?|sulci|xxxx|recess(?:es)?)"
+_NORMAL: Final = (
+    r"\bnormal(?:ly)?\b(?! (?:inflated|expanded|aerated))|unremarkable|within normal limits|non-?enlarged"
+    r"|within (?:the )?limits of normal"
+)
+_ENLARGED: Final = r"enlarge(?:d|ment)|\blarge\b(?=$| (?:and|in|with|the|for)\b)"
+_BORDERLINE: Final = (
+    r"upper (?:limits?|range) (?:of )?normal|(?:high|top|upper|borderline)[ -](?:limits of )?normal"
+    r"|borderline(?! (?:enlarge|cardiomeg))|prominen(?:t|ce)"
+)
+_CLEAR: Final = r"\bclear(?:ed)?\b(?! of\b)"
+_SHARP: Final = r"\bclear\b(?! of\b)|\bsharp\b|\bnormal\b|\bunremarkable\b"
+# finding, subject, predicates by the label that they give (where two could start together, the first is read)
+STATEMENTS: Final[tuple[tuple[str, str, dict[str, str]], ...]] = (
+    ("Cardiomegaly", _HEART, {"uncertain": _BORDERLINE, "present": _ENLARGED, "absent": _NORMAL}),
+    ("Enlarged Cardiomediastinum", _MEDIASTINUM, {"absent": _NORMAL}),
+    ("Lung Opacity", _LUNGS, {"absent": _CLEAR}),
+    ("Pleural Effusion", _PLEURA, {"absent": _SHARP}),
 )
 # What may not lie between a subject and its predicate.
-STATEMENT_STOP: Final = r"\b(?:with|without|no|(?<!and )(?<!and the )lungs?|stable|aort\w+|bon[ye]\w*|osseous|spine|vascular crowding|costophrenic|hemidiaphragm)\b"
+STATEMENT_STOP: Final = (
+    r"\b(?:with|without|no|(?<!and )(?<!and the )lungs?|(?<!and )(?:stable|unchanged)(?! and)|"
+    r"atrial|ventricular|spine|crowding|costophrenic|hemidiaphragm)\b"
+)
 
 # Read as if they said nothing about presence.
 NEUTRAL: Final = (
-    r"\b(?:no|without)(?: (?:definite|significant|appreciable|gross|large|interval|substantial|acute|obvious|major|overall))*"
+    r"\b(?:no|without)"
+    r"(?: (?:definite|significant|appreciable|gross|interval|substantial|obvious|major|overall))*"
     r" (?:change|worsening|progression|increase|improvement|difference|decrease)s?\b"
     r"|\bno(?:t)? (?:significantly |appreciably |substantially )?(?:changed|increased|different|worsened)\b"
-    r"|\b(?:to|and|will|until|ensure|document\w*|confirm)(?: (?:ensure|document|confirm|the|its|complete))* (?:resolution|clearing)(?: of)?\b"
-    r"|\bnot only\b|\bno prior\b|\bnot definit\w+ calcified\b|\bdifficult to differentiate\b|\bmay (?:not )?have\b"
+    r"|\b(?:to|and|will|until|ensure|document\w*|confirm)(?: (?:ensure|document|confirm|the|its|complete))*"
+    r" (?:resolution|clearing)(?: of)?\b"
+    r"|\bnot only\b|\bno prior\b|\bnot definit\w+ calcified\b|\bdifficult to differentiate\b|\bmay have\b"
 )
-# A new statement begins: cues before it say nothing about mentions after it.
+# A new statement begins: cues before it say nothing about mentions after it, nor the other way round.
 BREAK: Final = (
-    r"\b(?:but|however|although|though|yet|nevertheless|nonetheless|except(?: for)?|otherwise|"
-    r"(?:other|apart|aside) (?:than|from)|whereas|while)\b"
+    r"\b(?:but|however|although|though|yet|nevertheless|nonetheless|except(?: for)?|whereas|while|"
+    r"(?:other|apart|aside) (?:than|from)|"
+    r"otherwise(?! (?:\w+ly )?(?:appear\w* )?(?:clear|normal|unremarkable)))\b"
 )
+
 NEGATED_BEFORE: Final = (
     r"\b(?:no|without|(?:free|clear) (?:of|from)|negative for|absence of|lack of|neither|nor|"
-    r"(?:do|does|did|is|are|was|were|has|have) not(?: \w+ly)? (?:show|demonstrate|reveal|identify|suggest|have|see|seen)\w*|"
-    r"(?:resolution|clearing|disappearance|removal) of|resolved|cleared|rather than|less (?:likely|xxxx)|unlikely)\b"
+    r"(?:do|does|did|is|are|was|were|has|have) not(?: \w+ly)? "
+    r"(?:show|demonstrate|reveal|identify|suggest|have|see|seen)\w*|"
+    r"(?:resolution|clearing|disappearance|removal) of|resolved|cleared|rather than|"
+    r"less (?:likely|xxxx)|unlikely|not (?:\w+ly )?(?=enlarged|widened|wide|prominent|increased))\b"
+)
+_SEEN: Final = (
+    r"(?:seen|identified|present|visuali[sz]ed|visible|evident|appreciated|demonstrated|detected|noted|found|"
+    r"apparent|observed)(?! (?:on|in) (?:the |a )?(?:prior|previous|earlier|last|frontal|lateral))"
 )
 NEGATED_AFTER: Final = (
-    r"\b" + _BE + r"(?:(?:not|no longer|none)(?: (?:definitely|clearly|currently|otherwise|now|been|be|radiographically|definitively))*"
-    r" (?:seen|identified|present|visuali[sz]ed|visible|evident|appreciated|demonstrated|detected|noted|found|apparent|"
-    r"observed)(?! (?:on|in) (?:the |a )?(?:prior|previous|earlier|last|frontal|lateral))|"
-    r"absent|(?<!not )(?:excluded|ruled out)|cleared|(?<!almost completely )(?<!incompletely )resolved|unlikely)\b"
+    r"\b" + _BE + r"(?:(?:not|no longer|none)"
+    r"(?: (?:definitely|definitively|clearly|currently|otherwise|now|been|be))* " + _SEEN + r"|"
+    r"(?:is|are|was|were|been) (?:excluded|ruled out)|absent|none(?! of)|removed|cleared|unlikely|"
+    r"(?<!almost completely )(?<!incompletely )resolved)\b"
 )
+_CANNOT: Final = r"(?:cannot|can not|could not|cant|difficult to|not)"
 DOUBT_BEFORE: Final = (
-    r"\b(?:may|maybe|might|could|xxxx be|possib\w+|questionable|question(?: of)?|equivocal|suspect(?:ed)?|suspicion (?:of|for)|"
-    r"(?<!most )(?<!highly )concern(?:ing|ed)? (?:for|about|of)|"
-    r"(?:cannot|can not|can't|difficult to|not)(?: be)?(?: entirely| completely| definitively)? (?:exclude|rule out)d?|"
-    r"rule[- ]?out|to exclude|exclude|evaluat\w+ for|assess for|differential|if|whether|nonspecific|correlat\w+ for)\b"
+    r"\b(?:may|maybe|might|could|xxxx be|possib\w+|questionable|question(?: of)?|equivocal|suspect(?:ed)?|"
+    r"suspicion (?:of|for)|(?<!most )(?<!highly )concern(?:ing|ed)? (?:for|about|of)|"
+    + _CANNOT
+    + r"(?: \w+ly)* (?:exclude|rule out)|"
+    r"rule[- ]?out|exclude|(?:limited|limits|incomplete) (?:exam for )?evaluation (?:of|for)|"
+    r"(?:evaluat\w+|assess|correlat\w+) for|differential|if|whether)\b"
 )
 DOUBT_AFTER: Final = (
-    r"\b" + _BE + r"(?:(?:cannot|can not|could not|can't|not|difficult to)(?: be)?(?: entirely| completely| definitively| definitely)?"
-    r" (?:excluded?|ruled out|rule out)|also possible|possible|suspected|questioned|(?:a|another) (?:possibility|consideration)|"
-    r"in the differential|not well[- ](?:seen|visuali[sz]ed|evaluated)|"
+    r"\b" + _BE + r"(?:" + _CANNOT + r"(?: be| \w+ly)*"
+    r" (?:excluded?|ruled out|rule out)|(?:also )?possible|suspected|questioned|in the differential|"
+    r"(?:a|another) (?:possibility|consideration)|not well[- ](?:seen|visuali[sz]ed|evaluated)|"
     r"(?:may|might|could|should) (?:also )?(?:be (?:present|considered|excluded)|not be))\b"
 )
-# "atelectasis versus infiltrate", "effusion or thickening": both sides are in doubt, the nearest mention each.
+# "edema versus pneumonia", "effusion or thickening": in doubt on both sides, the nearest mention each.
 ALTERNATIVES: Final = (
-    r"\b(?:versus|vs|(?<!and/)(?<!right )(?<!left )(?<!upper )(?<!lower )(?<!mild )(?<!small )(?<!acute )(?<!more )or)\b"
+    r"\b(?:versus|vs|(?<!and[/ ])(?<!right )(?<!left )(?<!upper )(?<!lower )(?<!mild )(?<!small )(?<!acute )"
+    r"(?<!more )or)\b"
 )
-# Ends the reach of a cue to its right ("no effusion with stable cardiomegaly") ...
+
+# What ends the reach of a cue to its right ("no effusion with stable cardiomegaly") ...
+_WITH: Final = r"(?<!consistent )(?<!compatible )(?<!associated )with(?! or\b)"
 NEGATION_STOP: Final = (
-    r"\b(?:with(?! or\b)|there (?:is|are)|is|are|was|were|has|have|remains?|due to|secondary to|"
-    r"(?<!no )(?<!or )(?<!nor )(?<!any )(?<!of )(?<!for )(?<!without )(?<!acute )(?<!focal )"
-    r"(?:stable|unchanged|persistent|continued|mild|mildly|minimal|moderate|severe|scattered|streaky|redemonstrat\w+))\b"
+    r"\b(?:" + _WITH + r"|there (?:is|are)|is|are|was|were|has|have|remains?|due to|secondary to|"
+    r"(?<!no )(?<!or )(?<!nor )(?<!any )(?<!of )(?<!for )(?<!without )(?<!acute )(?<!focal )(?<!the )"
+    r"(?:stable|unchanged|persistent|continued|mild|mildly|minimal|moderate|severe|scattered|streaky|redemonstrat\w+|"
+    r"(?:small|tiny|trace|large) (?:left|right|bilateral|residual)))\b"
 )
-DOUBT_STOP: Final = r"\b(?:with(?! or\b)|there (?:is|are)|no|without|stable|unchanged|persistent|continued)\b"
-# ... and to its left.
-LEFT_STOP: Final = r"\b(?:is|are|was|were|may|might|could|which|with|that|has|have|represent\w*|reflect\w*|suggest\w*|no|without)\b"
+DOUBT_STOP: Final = r"\b(?:" + _WITH + r"|there (?:is|are)|no|without|stable|unchanged|persistent|continued)\b"
+# ... and of either to its left.
+LEFT_STOP: Final = (
+    r"\b(?:is|are|was|were|may|might|could|which|with|that|has|have|no|without|"
+    r"represent\w*|reflect\w*|suggest\w*)\b"
+)

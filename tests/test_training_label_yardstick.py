@@ -75,7 +75,7 @@ def test_a_bad_table_is_refused_with_the_place(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"chexbert_labels\.csv:2: cell 'yes'"):
         read_labels(path)
     path.write_text("study_id,Edema\nCXR1,1\n")
-    with pytest.raises(ValueError, match="lacks the columns .*'Fracture'"):
+    with pytest.raises(ValueError, match=r"lacks the columns .*'Fracture'"):
         read_labels(path)
 
 
