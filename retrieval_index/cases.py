@@ -1,0 +1,96 @@
+"""The case store: what is known of each report in the index, one JSON line a case, in the order of the vectors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from retrieval_index.files import write_atomic
+
+STATES = ("present", "absent", "uncertain", None)
+FIELDS = ("case_id", "findings", "labels", "source_url")
+
+
+class CaseFormatError(ValueError):
+    """A line of the case file is not a case; names the file and the line."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One reference case: a training report, or what may be passed on of it."""
+
+    case_id: str  # the annotation's study id, "CXR2384_IM-0942"
+    findings: str | None = None  # None where texts are not redistributed; `hydrate` fills it
+    labels: dict[str, str | None] = field(default_factory=dict)  # finding -> present, absent, uncertain or None
+    source_url: str | None = None  # the page that publishes the case
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an empty id, an unknown label state or a value of the wrong type."""
+        values: dict[str, object] = vars(self)
+        if not isinstance(values["case_id"], str) or not values["case_id"]:
+            raise ValueError(f"case_id {self.case_id!r}: give a non-empty string")
+        for name in ("findings", "source_url"):
+            value = values[name]
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"{name} of case {self.case_id} is a {type(value).__name__}; give a string or null")
+        if not isinstance(values["labels"], dict):
+            raise ValueError(f"labels of case {self.case_id} are a {type(self.labels).__name__}; give an object")
+        for finding, state in self.labels.items():
+            if state not in STATES:
+                raise ValueError(
+                    f"label {finding!r} of case {self.case_id} is {state!r}; use present, absent, uncertain or null"
+                )
+
+    def with_findings(self, findings: str) -> Case:
+        """The same case with its text."""
+        return replace(self, findings=findings)
+
+
+def encode_cases(cases: Iterable[Case]) -> bytes:
+    """The JSON lines of `cases`, UTF-8; equal cases give equal bytes."""
+    return "".join(json.dumps(asdict(case), ensure_ascii=False, sort_keys=True) + "\n" for case in cases).encode()
+
+
+def decode_cases(data: bytes, name: str = "cases.jsonl") -> list[Case]:
+    """Read JSON lines; `name` stands for the file in messages.
+
+    Raises:
+        CaseFormatError: naming the line that is not UTF-8, not JSON, not a case, or repeats an id.
+    """
+    cases: list[Case] = []
+    lines: dict[str, int] = {}
+    for number, line in enumerate(data.splitlines(), start=1):
+        try:
+            case = _case(json.loads(line))
+        except ValueError as error:  # JSON and UTF-8 errors are ValueErrors too
+            raise CaseFormatError(f"{name}, line {number}: {error}") from error
+        if case.case_id in lines:
+            raise CaseFormatError(
+                f"{name}, line {number}: case {case.case_id} is on line {lines[case.case_id]} already; ids are unique"
+            )
+        lines[case.case_id] = number
+        cases.append(case)
+    return cases
+
+
+def write_cases(path: Path, cases: Iterable[Case]) -> None:
+    """Write a case file, atomically."""
+    write_atomic(path, encode_cases(cases))
+
+
+def read_cases(path: Path) -> list[Case]:
+    """Read a case file; see `decode_cases` for what it refuses."""
+    return decode_cases(path.read_bytes(), str(path))
+
+
+def _case(record: Any) -> Case:
+    if not isinstance(record, dict):
+        raise ValueError(f"a {type(record).__name__} stands where an object with {', '.join(FIELDS)} is needed")
+    if missing := [name for name in FIELDS if name not in record]:
+        raise ValueError(f"the case lacks {', '.join(missing)}")
+    if unknown := sorted(set(record) - set(FIELDS)):
+        raise ValueError(f"the case has the unknown fields {', '.join(unknown)}; known are {', '.join(FIELDS)}")
+    return Case(**record)

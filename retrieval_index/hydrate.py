@@ -1,0 +1,239 @@
+"""Fill the case texts of a bundle from the official report archive.
+
+Report texts are not redistributed with the project: a bundle that ships has cases without findings. This
+writes a copy whose cases carry them, with a manifest of its own, beside the target and then renamed; the
+source stays as it is.
+
+    python -m retrieval_index.hydrate --bundle bundles/iu-xray [--reports NLMCXR_reports.tgz|DIR|URL] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from retrieval_index.cases import Case, CaseFormatError, read_cases, write_cases
+from retrieval_index.download import REPORTS_URL, DownloadError, Progress, download, text_progress
+from retrieval_index.files import sha256_file, write_atomic
+from retrieval_index.openi import ArchiveError, read_reports
+
+MANIFEST = "MANIFEST.json"
+CASES = "index/cases.jsonl"
+HYDRATED_BUNDLES = Path(".bundles")  # where hydrated copies go by default, relative to the working directory
+
+
+class HydrateError(RuntimeError):
+    """The bundle cannot be hydrated, or the target must not be replaced; says what to do."""
+
+
+@dataclass(frozen=True)
+class Hydration:
+    """What `hydrate` did."""
+
+    out: Path
+    cases: int
+    filled: int
+    kept: int  # had a text before
+    missing: tuple[str, ...]  # case ids without FINDINGS in the archive
+    broken: tuple[str, ...]  # report files that could not be read
+    unchanged: bool  # the target was the same already and was not touched
+
+    def summary(self) -> str:
+        """Counts for people, in one line; names what is missing."""
+        state = "is up to date" if self.unchanged else "written"
+        listed = ", ".join(self.missing[:10]) + (", …" if len(self.missing) > 10 else "")
+        named = f" ({listed})" if self.missing else ""
+        broken = f"; {len(self.broken)} broken report files skipped" if self.broken else ""
+        return (
+            f"{self.out} {state}: {self.cases} cases, {self.filled} texts filled, {self.kept} there before, "
+            f"{len(self.missing)} missing{named}{broken}"
+        )
+
+
+def default_out(bundle: Path) -> Path:
+    """`.bundles/<name>-hydrated`, where the service looks for the hydrated copy of a bundle."""
+    return HYDRATED_BUNDLES / f"{bundle.resolve().name}-hydrated"
+
+
+def hydrate(
+    bundle: Path, reports: str | Path, *, out: Path | None = None, progress: Progress | None = None
+) -> Hydration:
+    """Write a copy of `bundle` whose cases have their findings.
+
+    Args:
+        bundle: a bundle with an index; each file is checked against its manifest.
+        reports: the archive `NLMCXR_reports.tgz`, its extracted folder, or an http(s) URL of it. A download is
+            kept in `downloads/` beside `out`, so that a second run needs no network.
+        out: the folder to make; default `default_out(bundle)`. An earlier hydrated bundle there is replaced once
+            the new one is complete, or left alone if it is the same; anything else there is refused.
+        progress: of the download.
+
+    Raises:
+        HydrateError: a damaged bundle, one without an index, no case found in the archive, or `out` is in the way.
+        ArchiveError: the reports cannot be read.
+        DownloadError: the URL cannot be fetched.
+    """
+    out = default_out(bundle) if out is None else out
+    manifest = _read_manifest(bundle)
+    if CASES not in manifest["files"]:
+        raise HydrateError(f"{bundle} has no {CASES}: a bundle without retrieval has no case texts to fill")
+    _refuse_unsafe_target(bundle, out)
+    archive = read_reports(_fetch(reports, out.parent / "downloads", progress))
+    findings = {report.study_id: report.findings for report in archive.reports if report.findings}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        work.chmod(0o755)  # mkdtemp makes it private; the service may run as another user
+        _copy_verified(bundle, work, manifest["files"])
+        cases, filled, missing = _fill(read_cases(work / CASES), findings)
+        if missing and not filled:
+            raise HydrateError(
+                f"none of the {len(missing)} cases without text, such as {missing[0]}, is among the {len(findings)} "
+                f"reports of {reports}; is it the archive that the bundle was trained on?"
+            )
+        write_cases(work / CASES, cases)
+        _write_manifest(bundle, work, manifest)
+        unchanged = _same(work, out)
+        if not unchanged:
+            _replace(out, work)
+    except CaseFormatError as error:
+        raise HydrateError(f"{bundle}: {error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    kept = len(cases) - filled - len(missing)
+    return Hydration(out, len(cases), filled, kept, missing, archive.broken, unchanged)
+
+
+def _fill(cases: Sequence[Case], findings: Mapping[str, str]) -> tuple[list[Case], int, tuple[str, ...]]:
+    """Give each case without a text its findings: the cases, how many were filled, the ids that were not found."""
+    done = [
+        case.with_findings(findings[case.case_id]) if case.findings is None and case.case_id in findings else case
+        for case in cases
+    ]
+    filled = sum(new is not old for new, old in zip(done, cases, strict=True))
+    return done, filled, tuple(case.case_id for case in done if case.findings is None)
+
+
+def _fetch(reports: str | Path, folder: Path, progress: Progress | None) -> Path:
+    """The reports as a local path; a URL is downloaded into `folder`, under a name of its own."""
+    if not str(reports).startswith(("http://", "https://")):
+        return Path(reports)
+    url = str(reports)
+    name = PurePosixPath(urlsplit(url).path).name or "reports.tgz"
+    return download(url, folder / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}", progress=progress)
+
+
+def _read_manifest(bundle: Path) -> dict[str, Any]:
+    """The manifest of a bundle, its form checked."""
+    path = bundle / MANIFEST
+    if not path.is_file():
+        raise HydrateError(f"{bundle} is no bundle: it has no {MANIFEST}")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        version, files = manifest["schema_version"], manifest["files"]
+        well_formed = all({"sha256", "size"} <= set(entry) for entry in files.values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HydrateError(f"{path} cannot be read: {error!r}; restore the bundle") from error
+    if version != 1 or not well_formed:
+        raise HydrateError(f"{path} has schema version {version!r} or malformed entries; version 1 can be hydrated")
+    for name in files:
+        if "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):  # "" begins an absolute path
+            raise HydrateError(f"{path} names {name!r}, which is no path inside the bundle")
+    return manifest
+
+
+def _copy_verified(bundle: Path, work: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Copy what the manifest lists, and check the copies."""
+    for name, entry in files.items():
+        copy = work / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(bundle / name, copy)
+        except FileNotFoundError:
+            raise HydrateError(f"{bundle} lacks {name}, which its {MANIFEST} lists; restore the bundle") from None
+        if _entry(copy) != entry:
+            raise HydrateError(f"{bundle / name} is not the file that {MANIFEST} lists: {_entry(copy)} is not {entry}")
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256_file(path), "size": path.stat().st_size}
+
+
+def _write_manifest(bundle: Path, work: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the copy's manifest, last: the source's, with the new case file and the source manifest's hash."""
+    files = dict(sorted((manifest["files"] | {CASES: _entry(work / CASES)}).items()))
+    hydrated = {**manifest, "files": files, "hydrated_from": sha256_file(bundle / MANIFEST)}
+    write_atomic(work / MANIFEST, (json.dumps(hydrated, indent=1) + "\n").encode())
+
+
+def _refuse_unsafe_target(bundle: Path, out: Path) -> None:
+    """Only a hydrated bundle, or nothing, may give way; never the source or a folder around or inside it."""
+    source, target = bundle.resolve(), out.resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise HydrateError(f"--out {out} is, holds or lies in the bundle {bundle}; choose a folder beside it")
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise HydrateError(f"--out {out} is a file or a link; remove it or choose another folder")
+    if out.is_dir() and any(out.iterdir()):
+        try:
+            hydrated = "hydrated_from" in json.loads((out / MANIFEST).read_bytes())
+        except (OSError, ValueError):
+            hydrated = False
+        if not hydrated:
+            raise HydrateError(f"--out {out} holds something else than a hydrated bundle; remove it or choose another")
+
+
+def _same(work: Path, out: Path) -> bool:
+    """Whether `out` is, file by file, what `work` holds."""
+    listed = [*_read_manifest(work)["files"], MANIFEST]
+    return all((out / name).is_file() and _entry(out / name) == _entry(work / name) for name in listed)
+
+
+def _replace(out: Path, work: Path) -> None:
+    """Rename `work` to `out`; an earlier `out` is set aside first, and put back if that fails."""
+    old = work.with_suffix(".old")
+    if out.exists():
+        os.rename(out, old)
+    try:
+        os.rename(work, out)
+    except OSError:
+        if old.exists():
+            os.rename(old, out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    bundle: Path
+    reports: str
+    out: Path | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write a copy of a bundle whose reference cases carry their findings, and print the counts."""
+    parser = argparse.ArgumentParser(prog="python -m retrieval_index.hydrate", description=main.__doc__)
+    parser.add_argument("--bundle", type=Path, required=True, help="the bundle to copy")
+    parser.add_argument("--reports", default=REPORTS_URL, help="archive, folder or URL (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="the folder to make (default: .bundles/<name>-hydrated)")
+    arguments = _Arguments(**vars(parser.parse_args(argv)))
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        result = hydrate(arguments.bundle, arguments.reports, out=arguments.out, progress=text_progress("case texts"))
+    except (HydrateError, ArchiveError, DownloadError, OSError) as error:
+        parser.exit(1, f"error: {error}\n")
+    print(result.summary())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,271 @@
+"""The index of reference cases: embeddings of the training reports, searched with the embedding of a study's images.
+
+It is a FAISS `IndexFlatIP`: it compares the query with every vector by inner product. All vectors have unit
+length, so the inner product is the cosine of the angle between an image embedding and a report embedding,
+the very quantity that training raises for pairs that belong together. A flat index is exact and has nothing
+to train: the collections in question hold thousands of reports, where a search costs well under a
+millisecond, and cases can be added later without training anything again (`ReportIndex.add`).
+
+Many reports are word for word the same, so exact ties are the rule. They are resolved by row, whatever the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from retrieval_index.cases import Case, CaseFormatError, decode_cases, encode_cases
+from retrieval_index.files import write_atomic
+
+VECTORS_FILE = "reports.faiss"
+CASES_FILE = "cases.jsonl"
+NORM_TOLERANCE = 1e-3  # how far a vector's length may be from 1
+_MAGIC = b"IxFI"  # how FAISS begins a file that holds an IndexFlatIP
+_HEADER = struct.Struct("<4siqqqBiQ")  # magic, D, N, two unused, trained, metric, N·D; then float32 values
+_ROUNDING = 1e-5  # above the float32 error of an inner product of unit vectors
+_QUERIES_AT_ONCE = 256
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+
+class IndexFormatError(ValueError):
+    """The files of an index are damaged, exchanged, or do not belong together; says which and how."""
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """One state of the index. A search reads one snapshot from start to end, so `add` never disturbs it."""
+
+    faiss_index: Any
+    vectors: Floats  # (N, D), unit length
+    cases: tuple[Case, ...]
+    rows: dict[str, int]  # case id -> row
+
+
+class ReportIndex:
+    """Report embeddings and their cases, row by row. Safe to search and to extend from several threads.
+
+    Made by `build` or `load`. Satisfies `model.protocols.CaseIndex`.
+    """
+
+    def __init__(self, snapshot: _Snapshot) -> None:
+        self._snapshot = snapshot
+        self._growing = threading.Lock()
+
+    @classmethod
+    def build(cls, vectors: Floats, cases: Sequence[Case]) -> ReportIndex:
+        """Index `vectors` (N, D), L2-normalised; row i belongs to `cases[i]`.
+
+        Raises:
+            ValueError: the numbers differ, an id repeats, or the vectors are not finite and of unit length.
+        """
+        return cls(_snapshot(_checked(vectors, None, "vectors"), tuple(cases)))
+
+    def add(self, vectors: Floats, cases: Sequence[Case]) -> None:
+        """Append cases, (M, D), embedded by the same text tower; nothing is trained again.
+
+        The rows there are keep their numbers. Costs a copy of the index, so add many cases in one call.
+
+        Raises:
+            ValueError: as for `build`, or a case id that the index has already. The index is then unchanged.
+        """
+        with self._growing:
+            old = self._snapshot
+            vectors = _checked(vectors, self.dim, "vectors")
+            if len(vectors) != len(cases):
+                raise ValueError(f"{len(vectors)} vectors for {len(cases)} cases; give one vector per case")
+            self._snapshot = _snapshot(np.concatenate([old.vectors, vectors]), old.cases + tuple(cases))
+
+    @property
+    def dim(self) -> int:
+        """Width D of the vectors."""
+        return int(self._snapshot.vectors.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._snapshot.cases)
+
+    def search(self, queries: Floats, k: int, *, exclude: Sequence[str | None] | None = None) -> tuple[Floats, Rows]:
+        """Find the k most similar cases of each query. Exact; ties go to the lower row, in any batch.
+
+        Args:
+            queries: (B, D) float32, L2-normalised.
+            k: how many cases, from 1.
+            exclude: per query a case id that it must not get, or None: leave-one-out, so that a training study
+                never retrieves its own report. The query still gets k others. An id that the index lacks
+                excludes nothing.
+
+        Returns:
+            Cosine similarity (B, k) float32 and rows (B, k) int64, best first. Where there are fewer than k
+            cases to give, the tail holds similarity 0 and row -1.
+
+        Raises:
+            ValueError: a wrong shape, a query that is not finite or not of unit length, k below 1, or another
+                number of excluded ids than of queries.
+        """
+        state = self._snapshot
+        queries = _checked(queries, state.vectors.shape[1], "queries")
+        if k < 1:
+            raise ValueError(f"k = {k}: ask for at least one case")
+        if exclude is not None and len(exclude) != len(queries):
+            raise ValueError(f"{len(exclude)} excluded ids for {len(queries)} queries; give one (or None) per query")
+        excluded = [-1] * len(queries)
+        if exclude is not None:
+            excluded = [-1 if case_id is None else state.rows.get(case_id, -1) for case_id in exclude]
+        similarity = np.zeros((len(queries), k), np.float32)  # (B, k)
+        rows = np.full((len(queries), k), -1, np.int64)  # (B, k)
+        for start in range(0, len(queries), _QUERIES_AT_ONCE):
+            part = slice(start, start + _QUERIES_AT_ONCE)
+            _search_into(state, queries[part], np.array(excluded[part], np.int64), similarity[part], rows[part])
+        return similarity, rows
+
+    def vectors(self, rows: Rows) -> Floats:
+        """The stored vectors of `rows` (...), as (..., D) float32; zeros where a row is -1.
+
+        Raises:
+            IndexError: a row below -1 or beyond the index.
+        """
+        state = self._snapshot
+        rows = np.asarray(rows, np.int64)
+        if rows.size and (rows.min() < -1 or rows.max() >= len(state.cases)):
+            raise IndexError(f"rows from {rows.min()} to {rows.max()}; the index has 0 to {len(state.cases) - 1}")
+        found = np.zeros((*rows.shape, state.vectors.shape[1]), np.float32)
+        found[rows >= 0] = state.vectors[rows[rows >= 0]]
+        return found
+
+    def case(self, row: int) -> Case:
+        """The case of a row.
+
+        Raises:
+            IndexError: a negative row, such as the padding of a search, or one beyond the index.
+        """
+        cases = self._snapshot.cases
+        if not 0 <= row < len(cases):
+            raise IndexError(f"row {row}: the index has 0 to {len(cases) - 1}")
+        return cases[row]
+
+    def save(self, folder: Path) -> None:
+        """Write `reports.faiss` and `cases.jsonl` into `folder`, each atomically; equal indexes give equal bytes."""
+        state = self._snapshot
+        write_atomic(folder / VECTORS_FILE, faiss.serialize_index(state.faiss_index).tobytes())
+        write_atomic(folder / CASES_FILE, encode_cases(state.cases))
+
+    @classmethod
+    def load(cls, folder: Path, *, expected_sha256: Mapping[str, str] | None = None) -> ReportIndex:
+        """Read what `save` wrote.
+
+        Args:
+            folder: holds `reports.faiss` and `cases.jsonl`.
+            expected_sha256: file name -> hex digest, of both files; compared before FAISS parses anything.
+
+        Raises:
+            IndexFormatError: a file is missing, has another hash, is no flat inner-product index, holds vectors
+                that are not finite or not of unit length, or a number of vectors that is not that of the cases.
+        """
+        data = {name: _read(folder / name, expected_sha256) for name in (VECTORS_FILE, CASES_FILE)}
+        try:
+            cases = decode_cases(data[CASES_FILE], CASES_FILE)
+            vectors = _checked(_parse(data[VECTORS_FILE]), None, f"vectors of {VECTORS_FILE}")
+            return cls(_snapshot(vectors, tuple(cases)))
+        except CaseFormatError as error:
+            raise IndexFormatError(f"{folder}: {error}") from error
+        except ValueError as error:
+            raise IndexFormatError(f"{folder}: {error}; build the index again") from error
+
+
+def _search_into(state: _Snapshot, queries: Floats, excluded: Rows, similarity: Floats, rows: Rows) -> None:
+    """Fill `similarity` and `rows` (B, k) of one block of queries.
+
+    FAISS orders equal vectors arbitrarily and rounds by the size of the batch. So it only proposes: k + 1
+    candidates and more, until the last is clearly worse than the k-th; each candidate's cosine is then
+    computed by itself.
+    """
+    k, total = rows.shape[1], len(state.cases)
+    pending = np.arange(len(queries))
+    proposed = min(total, 2 * (k + 1))  # one more for the excluded case, the rest for ties
+    while len(pending) and proposed:
+        coarse, candidates = state.faiss_index.search(queries[pending], proposed)  # (P, proposed), best first
+        usable = candidates != excluded[pending, None]
+        enough = np.cumsum(usable, axis=1) >= k
+        kth = np.where(enough.any(1), coarse[np.arange(len(pending)), enough.argmax(1)], -np.inf)
+        settled = (coarse[:, -1] < kth - _ROUNDING) | (proposed == total)
+        for query, row in zip(pending[settled], np.flatnonzero(settled), strict=True):
+            found = candidates[row][usable[row]]
+            exact = (state.vectors[found].astype(np.float64) * queries[query]).sum(1).astype(np.float32)
+            best = np.lexsort((found, -exact))[:k]
+            similarity[query, : len(best)] = exact[best]
+            rows[query, : len(best)] = found[best]
+        pending = pending[~settled]
+        proposed = min(total, 4 * proposed)
+
+
+def _snapshot(vectors: Floats, cases: tuple[Case, ...]) -> _Snapshot:
+    if len(vectors) != len(cases):
+        raise ValueError(f"{len(vectors)} vectors for {len(cases)} cases; give one vector per case")
+    rows: dict[str, int] = {}
+    for row, case in enumerate(cases):
+        if (first := rows.setdefault(case.case_id, row)) != row:
+            raise ValueError(f"case {case.case_id} is in row {first} already; leave it out or give it another id")
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    return _Snapshot(index, vectors, cases, rows)
+
+
+def _checked(vectors: Floats, dim: int | None, name: str) -> Floats:
+    """`vectors` as a contiguous float32 copy (N, D); ValueError unless finite and of unit length."""
+    array: Floats = np.array(vectors, np.float32, order="C", ndmin=1)
+    if array.ndim != 2 or array.shape[1] == 0 or dim not in (None, array.shape[1]):
+        raise ValueError(f"{name} have the shape {array.shape}; needed is (N, {'D' if dim is None else dim})")
+    if bad := np.flatnonzero(~np.isfinite(array).all(1)).tolist():
+        raise ValueError(f"{name}: row {bad[0]} is not finite ({len(bad)} such rows)")
+    lengths = np.linalg.norm(array, axis=1)
+    if bad := np.flatnonzero(np.abs(lengths - 1) > NORM_TOLERANCE).tolist():
+        raise ValueError(
+            f"{name}: row {bad[0]} has length {lengths[bad[0]]:.4g} ({len(bad)} such rows); divide each by its L2 norm"
+        )
+    return array
+
+
+def _read(path: Path, expected_sha256: Mapping[str, str] | None) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise IndexFormatError(
+            f"{path} cannot be read: {error.strerror}; an index is {VECTORS_FILE} and {CASES_FILE}"
+        ) from error
+    if expected_sha256 is not None:
+        expected, actual = expected_sha256.get(path.name), hashlib.sha256(data).hexdigest()
+        if actual != expected:
+            raise IndexFormatError(f"{path} has SHA-256 {actual}, expected is {expected}; restore the file")
+    return data
+
+
+def _parse(data: bytes) -> Floats:
+    """The vectors (N, D) of a serialised IndexFlatIP; ValueError for anything else.
+
+    The header is compared with the length first: FAISS would try to allocate whatever a damaged one asks for.
+    """
+    if data[:4] != _MAGIC:
+        raise ValueError(f"{VECTORS_FILE} begins with {data[:4]!r}, a flat inner-product index with {_MAGIC!r}")
+    if len(data) < _HEADER.size:
+        raise ValueError(f"{VECTORS_FILE} has {len(data)} bytes, fewer than its header of {_HEADER.size}")
+    _, dim, count, _, _, _, metric, values = _HEADER.unpack_from(data)
+    if dim < 1 or count < 0 or values != dim * count or len(data) != _HEADER.size + 4 * values:
+        raise ValueError(f"{VECTORS_FILE} announces {count} vectors of width {dim}, but has {len(data)} bytes")
+    if metric != faiss.METRIC_INNER_PRODUCT:
+        raise ValueError(f"{VECTORS_FILE} has FAISS metric {metric}, inner product is {faiss.METRIC_INNER_PRODUCT}")
+    try:
+        owner = faiss.deserialize_index(np.frombuffer(data, np.uint8))  # kept: downcast_index only borrows
+        vectors: Floats = faiss.downcast_index(owner).reconstruct_n(0, count)
+    except RuntimeError as error:
+        raise ValueError(f"{VECTORS_FILE} cannot be parsed: {str(error)[-120:]}") from error
+    return vectors

@@ -1,0 +1,61 @@
+"""The case store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrieval_index.cases import Case, CaseFormatError, decode_cases, encode_cases, read_cases, write_cases
+
+CASES = [
+    Case(
+        "CXR1_IM-0001",
+        "Invented text.\u2028 Größe unverändert.",
+        {"Edema": "absent", "Fracture": None},
+        "https://x.example/1",
+    ),
+    Case("CXR2_IM-0002", None, {"Edema": "uncertain", "Pneumonia": "present"}, None),
+]
+
+
+def test_cases_round_trip_and_keep_their_order(tmp_path: Path) -> None:
+    write_cases(tmp_path / "sub" / "cases.jsonl", CASES)
+    assert read_cases(tmp_path / "sub" / "cases.jsonl") == CASES
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["cases.jsonl"]
+
+
+def test_equal_cases_give_equal_bytes_whatever_the_order_of_their_labels() -> None:
+    turned = Case("a", labels={"Edema": None, "Fracture": "absent"})
+    assert encode_cases([turned]) == encode_cases([Case("a", labels={"Fracture": "absent", "Edema": None})])
+
+
+def _line(**changes: Any) -> bytes:
+    record = {"case_id": "c", "findings": None, "labels": {}, "source_url": None} | changes
+    return json.dumps({key: value for key, value in record.items() if value != "DROP"}).encode()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{", "line 2: "),
+        (b"", "line 2: "),
+        (b"\xff", "line 2: "),
+        (b"[]", "a list stands where an object"),
+        (_line(case_id=""), "give a non-empty string"),
+        (_line(case_id=3), "give a non-empty string"),
+        (_line(findings=3), "findings of case c is a int"),
+        (_line(labels=[]), "labels of case c are a list"),
+        (_line(labels={"Edema": "maybe"}), "label 'Edema' of case c is 'maybe'; use present"),
+        (_line(labels={"Edema": []}), "label 'Edema'"),
+        (_line(source_url="DROP"), "the case lacks source_url"),
+        (_line(text="x"), "unknown fields text"),
+        (_line(case_id="first"), "line 2: case first is on line 1 already"),
+    ],
+)
+def test_a_bad_line_is_named(line: bytes, message: str) -> None:
+    with pytest.raises(CaseFormatError, match=message) as error:
+        decode_cases(_line(case_id="first") + b"\n" + line + b"\n", "cases.jsonl")
+    assert "cases.jsonl, line 2" in str(error.value)

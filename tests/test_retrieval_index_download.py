@@ -1,0 +1,234 @@
+"""The download, against a server on this machine that resumes, ignores ranges, breaks off, or changes its file."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import random
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from retrieval_index.download import DownloadError, download
+
+CONTENT = gzip.compress(random.Random(0).randbytes(3 << 20), compresslevel=1, mtime=0)
+OTHER = gzip.compress(random.Random(1).randbytes(3 << 20), compresslevel=1, mtime=0)
+
+
+@dataclass
+class Server:
+    """What the server does, and what it was asked."""
+
+    content: bytes = CONTENT
+    etag: str | None = '"one"'
+    modified: str | None = None
+    ranges: bool = True
+    check_if_range: bool = True
+    announce_length: bool = True
+    break_after: list[int] = field(default_factory=list)  # bytes of the next bodies after which it hangs up
+    answer: list[int] = field(default_factory=list)  # status of the next answers
+    asked: list[str | None] = field(default_factory=list)  # Range header of each request
+    url: str = ""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            asked = self.headers.get("Range")
+            state.asked.append(asked)
+            if state.answer:
+                self.send_error(state.answer.pop(0))
+                return
+            content, start = state.content, 0
+            if_range = self.headers.get("If-Range")
+            fresh = not state.check_if_range or if_range in (None, state.etag, state.modified)
+            if asked and state.ranges and fresh:
+                match = re.fullmatch(r"bytes=(\d+)-", asked)
+                assert match
+                start = int(match.group(1))
+                if start >= len(content):
+                    self.send_error(416)
+                    return
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            else:
+                self.send_response(200)
+            if state.announce_length:
+                self.send_header("Content-Length", str(len(content) - start))
+            if state.etag:
+                self.send_header("ETag", state.etag)
+            if state.modified:
+                self.send_header("Last-Modified", state.modified)
+            self.end_headers()
+            body = content[start:]
+            if state.break_after:
+                body = body[: state.break_after.pop(0)]
+            self.wfile.write(body)
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    state.url = f"http://127.0.0.1:{http.server_port}/NLMCXR_reports.tgz"
+    yield state
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def dest(tmp_path: Path) -> Path:
+    return tmp_path / "down" / "file.tgz"
+
+
+def fetch(server: Server, dest: Path, attempts: int = 5) -> Path:
+    return download(server.url, dest, attempts=attempts, pause=0.0, timeout=5.0)
+
+
+def start_and_lose(server: Server, dest: Path, after: int) -> None:
+    """A first run that ends with `after` bytes at hand, as a killed one does."""
+    server.break_after = [after]
+    with pytest.raises(DownloadError, match=rf"broke off 1 times in a row, last after {after} bytes"):
+        fetch(server, dest, attempts=1)
+    assert not dest.exists()
+
+
+def assert_complete(dest: Path, content: bytes = CONTENT) -> None:
+    assert hashlib.sha256(dest.read_bytes()).digest() == hashlib.sha256(content).digest()
+    assert [path.name for path in dest.parent.iterdir()] == [dest.name]
+
+
+def test_a_download_arrives_whole_and_reports_its_progress(server: Server, dest: Path) -> None:
+    seen: list[tuple[int, int | None]] = []
+    assert download(server.url, dest, progress=lambda done, total: seen.append((done, total))) == dest
+    assert_complete(dest)
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert fetch(server, dest) == dest
+    assert server.asked == [None]  # what is there is not fetched again
+
+
+def test_a_second_run_asks_for_the_rest_only(server: Server, dest: Path) -> None:
+    start_and_lose(server, dest, after=1_000_000)
+    fetch(server, dest)
+    assert server.asked == [None, "bytes=1000000-"]
+    assert_complete(dest)
+
+
+def test_a_broken_connection_is_taken_up_within_one_run(server: Server, dest: Path) -> None:
+    server.break_after = [100_000, 0, 500_000]
+    fetch(server, dest, attempts=3)
+    assert server.asked == [None, "bytes=100000-", "bytes=100000-", "bytes=600000-"]
+    assert_complete(dest)
+
+
+def test_last_modified_serves_where_there_is_no_strong_etag(server: Server, dest: Path) -> None:
+    server.etag, server.modified = 'W/"weak"', "Tue, 02 Feb 2016 21:33:00 GMT"
+    start_and_lose(server, dest, after=1000)
+    fetch(server, dest)
+    assert server.asked == [None, "bytes=1000-"]
+    assert_complete(dest)
+
+
+def test_without_a_validator_the_download_begins_anew(server: Server, dest: Path) -> None:
+    server.etag = None
+    start_and_lose(server, dest, after=1000)
+    fetch(server, dest)
+    assert server.asked == [None, None]
+    assert_complete(dest)
+
+
+def test_a_server_that_ignores_ranges_leads_to_a_fresh_start(server: Server, dest: Path) -> None:
+    server.ranges = False
+    start_and_lose(server, dest, after=1000)
+    fetch(server, dest)
+    assert server.asked == [None, "bytes=1000-"]
+    assert_complete(dest)
+
+
+@pytest.mark.parametrize("check_if_range", [True, False])
+def test_a_file_that_changed_is_never_mixed_with_its_predecessor(
+    server: Server, dest: Path, check_if_range: bool
+) -> None:
+    start_and_lose(server, dest, after=1_000_000)
+    server.content, server.etag, server.check_if_range = OTHER, '"two"', check_if_range
+    fetch(server, dest)
+    assert_complete(dest, OTHER)
+
+
+def test_another_url_does_not_continue_the_part(server: Server, dest: Path) -> None:
+    start_and_lose(server, dest, after=1000)
+    download(server.url + "?v=2", dest)
+    assert server.asked == [None, None]
+    assert_complete(dest)
+
+
+def test_a_part_that_was_complete_already_is_accepted(server: Server, dest: Path) -> None:
+    start_and_lose(server, dest, after=1000)
+    dest.with_name("file.tgz.part").write_bytes(CONTENT)  # killed between the last byte and the rename
+    fetch(server, dest)
+    assert server.asked == [None, f"bytes={len(CONTENT)}-"]
+    assert_complete(dest)
+
+
+def test_a_part_longer_than_the_file_is_discarded(server: Server, dest: Path) -> None:
+    start_and_lose(server, dest, after=1000)
+    dest.with_name("file.tgz.part").write_bytes(CONTENT + b"more")
+    fetch(server, dest)
+    assert_complete(dest)
+
+
+def test_damaged_content_is_discarded(server: Server, dest: Path) -> None:
+    server.content = CONTENT[:500_000] + bytes(64) + CONTENT[500_064:]
+    with pytest.raises(DownloadError, match="no intact gzip file"):
+        fetch(server, dest)
+    assert list(dest.parent.iterdir()) == []
+
+
+def test_a_short_body_without_a_length_is_noticed_by_gzip(server: Server, dest: Path) -> None:
+    server.announce_length, server.break_after = False, [1000]
+    with pytest.raises(DownloadError, match="no intact gzip file"):
+        fetch(server, dest)
+    assert not dest.exists()
+
+
+def test_server_errors_are_repeated_and_refusals_are_not(server: Server, dest: Path) -> None:
+    server.answer = [404]
+    with pytest.raises(DownloadError, match="HTTP 404 Not Found; check the address"):
+        fetch(server, dest)
+    assert len(server.asked) == 1
+    server.answer = [503, 500]
+    fetch(server, dest)
+    assert len(server.asked) == 4
+    assert_complete(dest)
+
+
+def test_it_gives_up_after_so_many_failures_without_a_new_byte(server: Server, dest: Path) -> None:
+    server.break_after = [1000, 0, 0, 0, 0, 0, 0]
+    with pytest.raises(DownloadError, match=r"broke off 3 times in a row, last after 1000 bytes .*takes it up"):
+        fetch(server, dest, attempts=3)
+    assert len(server.asked) == 3
+
+
+def test_an_unreachable_server_is_said_at_once(dest: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    with pytest.raises(DownloadError, match=r"cannot be reached .*check the network"):
+        download(f"http://127.0.0.1:{port}/x.tgz", dest, pause=60.0)
+
+
+def test_only_http_is_fetched(dest: Path) -> None:
+    with pytest.raises(ValueError, match=r"'file:///etc/hosts' is no http\(s\) URL"):
+        download("file:///etc/hosts", dest)

@@ -1,0 +1,255 @@
+"""Hydration: a copy of a bundle whose cases carry their texts."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval_index.cases import Case, read_cases, write_cases
+from retrieval_index.hydrate import HydrateError, default_out, hydrate, main
+from retrieval_index.index import ReportIndex
+from retrieval_index.openi import ArchiveError
+from tests.archive_helpers import report_xml, write_reports, xml_files
+
+CASES = [
+    Case("CXR2_IM-0652", None, {"Lung Opacity": "present"}, "https://x.example/2"),
+    Case("CXR1_1_IM-0001", None, {"Edema": None}),
+    Case("CXR10_IM-0002-1001", "It had a text."),
+]
+FILLED = ["Left base opacity. Small fluid level.", "Cardiac silhouette normal. No fluid.", "It had a text."]
+
+
+def write_manifest(bundle: Path) -> None:
+    names = sorted(path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file())
+    entries = {
+        name: {
+            "sha256": hashlib.sha256((bundle / name).read_bytes()).hexdigest(),
+            "size": (bundle / name).stat().st_size,
+        }
+        for name in names
+        if name != "MANIFEST.json"
+    }
+    (bundle / "MANIFEST.json").write_text(json.dumps({"schema_version": 1, "files": entries}))
+
+
+def make_bundle(bundle: Path, cases: list[Case] = CASES) -> Path:
+    ReportIndex.build(np.eye(8, dtype=np.float32)[: len(cases)], cases).save(bundle / "index")
+    (bundle / "config.json").write_text("{}")
+    (bundle / "model.safetensors").write_bytes(bytes(range(256)))
+    write_manifest(bundle)
+    return bundle
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return make_bundle(tmp_path / "bundles" / "tiny")
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    return write_reports(tmp_path / "archive" / "NLMCXR_reports.tgz")
+
+
+def test_the_copy_has_the_texts_a_manifest_and_nothing_else_changed(
+    bundle: Path, reports: Path, tmp_path: Path
+) -> None:
+    before, out = content(bundle), tmp_path / "out" / "tiny"
+    result = hydrate(bundle, reports, out=out)
+    assert (result.cases, result.filled, result.kept, result.missing, result.unchanged) == (3, 2, 1, (), False)
+    cases = read_cases(out / "index" / "cases.jsonl")
+    assert [case.findings for case in cases] == FILLED
+    assert [(c.case_id, c.labels, c.source_url) for c in cases] == [(c.case_id, c.labels, c.source_url) for c in CASES]
+    after = content(out)
+    assert content(bundle) == before
+    assert {name for name in before if after[name] != before[name]} == {"MANIFEST.json", "index/cases.jsonl"}
+    assert set(after) == set(before)
+    assert [path.name for path in out.parent.iterdir()] == ["tiny"]
+    assert out.stat().st_mode & 0o777 == 0o755
+
+
+def test_the_new_manifest_is_true_and_names_its_source(bundle: Path, reports: Path, tmp_path: Path) -> None:
+    out = hydrate(bundle, reports, out=tmp_path / "out").out
+    manifest = json.loads((out / "MANIFEST.json").read_text())
+    assert manifest["hydrated_from"] == hashlib.sha256((bundle / "MANIFEST.json").read_bytes()).hexdigest()
+    assert manifest["schema_version"] == 1
+    assert list(manifest["files"]) == sorted(set(content(out)) - {"MANIFEST.json"})
+    for name, entry in manifest["files"].items():
+        data = (out / name).read_bytes()
+        assert entry == {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    ReportIndex.load(out / "index", expected_sha256={
+        name.removeprefix("index/"): entry["sha256"] for name, entry in manifest["files"].items()
+    })  # fmt: skip
+
+
+def test_missing_cases_are_counted_and_named(tmp_path: Path, reports: Path) -> None:
+    cases = [*CASES[:1], Case("CXR11_IM-0067"), Case("CXR77_IM-9999")]  # 11 has no FINDINGS, 77 is not there
+    result = hydrate(make_bundle(tmp_path / "b", cases), reports, out=tmp_path / "out")
+    assert (result.filled, result.missing) == (1, ("CXR11_IM-0067", "CXR77_IM-9999"))
+    assert "1 texts filled, 0 there before, 2 missing (CXR11_IM-0067, CXR77_IM-9999)" in result.summary()
+    assert [case.findings is None for case in read_cases(tmp_path / "out" / "index" / "cases.jsonl")] == [
+        False,
+        True,
+        True,
+    ]
+
+
+def test_a_second_run_leaves_an_equal_copy_alone(bundle: Path, reports: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    hydrate(bundle, reports, out=out)
+    inode = out.stat().st_ino
+    again = hydrate(bundle, reports, out=out)
+    assert again.unchanged
+    assert "is up to date" in again.summary()
+    assert out.stat().st_ino == inode
+
+
+def test_a_damaged_or_older_copy_is_replaced(bundle: Path, reports: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    hydrate(bundle, reports, out=out)
+    whole = content(out)
+    (out / "model.safetensors").write_bytes(b"damaged")
+    (out / "stray").write_text("not of the bundle")
+    hydrate(bundle, reports, out=out)
+    assert content(out) == whole
+    files = xml_files() | {"2.xml": report_xml("CXR2", "A corrected text.", ["CXR2_IM-0652-1001"])}
+    assert not hydrate(bundle, write_reports(tmp_path / "new.tgz", files), out=out).unchanged
+    assert read_cases(out / "index" / "cases.jsonl")[0].findings == "A corrected text."
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "bundles", "archive", "new.tgz"}
+
+
+def test_nothing_else_gives_way(bundle: Path, reports: Path, tmp_path: Path) -> None:
+    before = content(bundle)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "letter.txt").write_text("keep me")
+    file = tmp_path / "file"
+    file.write_text("keep me")
+    plain = make_bundle(tmp_path / "plain")
+    link = tmp_path / "link"
+    link.symlink_to(other)
+    for out in (bundle, bundle / "inside", bundle.parent, other, file, plain, link):
+        with pytest.raises(HydrateError, match="--out"):
+            hydrate(bundle, reports, out=out)
+    assert content(bundle) == before
+    assert content(other) == {"letter.txt": b"keep me"}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert hydrate(bundle, reports, out=empty).filled == 2
+
+
+NO_PATH = '{"schema_version": 1, "files": {"%s": {"sha256": "", "size": 0}}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", "x", r"model\.safetensors is not the file that MANIFEST"),
+        ("config.json", None, r"lacks config\.json"),
+        ("MANIFEST.json", None, "is no bundle"),
+        ("MANIFEST.json", "{", "cannot be read"),
+        ("MANIFEST.json", '{"schema_version": 2, "files": {}}', "schema version 2"),
+        ("MANIFEST.json", '{"schema_version": 1, "files": {"x": {}}}', "malformed entries"),
+        ("MANIFEST.json", '{"schema_version": 1, "files": {}}', "has no index/cases"),
+        ("MANIFEST.json", NO_PATH % "../x", r"'\.\./x', which is no path inside"),
+        ("MANIFEST.json", NO_PATH % "/x", "'/x', which is no path inside"),
+    ],
+)
+def test_a_damaged_bundle_is_refused_and_leaves_no_trace(
+    bundle: Path, reports: Path, tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    (bundle / name).unlink()
+    if content is not None:
+        (bundle / name).write_text(content)
+    with pytest.raises(HydrateError, match=message):
+        hydrate(bundle, reports, out=tmp_path / "outs" / "out")
+    assert not (tmp_path / "outs").exists() or list((tmp_path / "outs").iterdir()) == []
+
+
+def test_cases_of_another_form_or_another_archive_are_refused(bundle: Path, reports: Path, tmp_path: Path) -> None:
+    write_cases(bundle / "index" / "cases.jsonl", [Case("a")])
+    write_manifest(bundle)
+    with pytest.raises(HydrateError, match="none of the 1 cases without text, such as a, is among the 4 reports"):
+        hydrate(bundle, reports, out=tmp_path / "outs" / "out")
+    (bundle / "index" / "cases.jsonl").write_text("{}\n")
+    write_manifest(bundle)
+    with pytest.raises(HydrateError, match="line 1: the case lacks"):
+        hydrate(bundle, reports, out=tmp_path / "outs" / "out")
+    assert list((tmp_path / "outs").iterdir()) == []
+
+
+def test_an_interrupted_run_leaves_the_earlier_copy(
+    bundle: Path, reports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "outs" / "out"
+    hydrate(bundle, reports, out=out)
+    (bundle / "config.json").write_text('{"changed": true}')
+    write_manifest(bundle)
+    before = content(out)
+
+    def rename(source: Path, target: Path) -> None:
+        if target == out and source.suffix == ".partial":
+            raise OSError("the disk failed")
+        source.replace(target)
+
+    monkeypatch.setattr("retrieval_index.hydrate.os.rename", rename)
+    with pytest.raises(OSError, match="the disk failed"):
+        hydrate(bundle, reports, out=out)
+    assert content(out) == before
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_default_target_and_command_line(
+    bundle: Path, reports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert default_out(bundle) == Path(".bundles/tiny-hydrated")
+    assert main(["--bundle", "bundles/tiny", "--reports", str(reports.parent)]) == 0
+    assert "3 cases, 2 texts filled, 1 there before, 0 missing" in capsys.readouterr().out
+    assert (tmp_path / ".bundles" / "tiny-hydrated" / "MANIFEST.json").is_file()
+    with pytest.raises(SystemExit) as stop:
+        main(["--bundle", "bundles/none", "--reports", str(reports)])
+    assert stop.value.code == 1
+    assert "is no bundle" in capsys.readouterr().err
+
+
+@pytest.fixture
+def url(reports: Path) -> Iterator[str]:
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    handler = functools.partial(Handler, directory=str(reports.parent))
+    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{http.server_port}/NLMCXR_reports.tgz"
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
+def test_reports_come_from_a_url_once(bundle: Path, reports: Path, url: str, tmp_path: Path) -> None:
+    out = tmp_path / "outs" / "out"
+    assert hydrate(bundle, url, out=out).filled == 2
+    assert {path.name for path in out.parent.iterdir()} == {"downloads", "out"}
+    reports.unlink()  # the server has it no more
+    assert hydrate(bundle, url, out=out).unchanged
+
+
+def test_a_damaged_archive_is_no_hydration(bundle: Path, reports: Path, tmp_path: Path) -> None:
+    reports.write_bytes(reports.read_bytes()[:-20])
+    with pytest.raises(ArchiveError, match="damaged"):
+        hydrate(bundle, reports, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

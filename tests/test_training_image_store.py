@@ -1,0 +1,95 @@
+"""Where image bytes come from: loose files, the archive, and one after the other."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.archive_helpers import write_tgz
+from training.image_store import ChainedImages, LooseImages, TarImages, images_by_id
+
+MEMBERS = {
+    "NLMCXR_png/CXR1_IM-0001-1001.png": b"one",
+    "NLMCXR_png/sub/CXR2_IM-0002-1001.JPG": b"two" * 1000,
+    "CXR3_IM-0003-1001.dcm": b"three",
+    "README.txt": b"no image",
+    "again/CXR3_IM-0003-1001.png": b"the same id once more",
+}
+IDS = ["CXR3_IM-0003-1001", "CXR1_IM-0001-1001", "CXR2_IM-0002-1001"]
+EXPECTED = dict(zip(IDS, [b"three", b"one", b"two" * 1000], strict=True))
+
+
+def test_images_are_found_by_id_wherever_they_lie(tmp_path: Path) -> None:
+    for name in ("a.png", "sub/b.JPEG", "sub/deep/c.dcm", "d.jpg", "d.png", "notes.txt", ".e.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    found = images_by_id(tmp_path)
+    assert {key: path.relative_to(tmp_path).as_posix() for key, path in found.items()} == {
+        "a": "a.png",
+        "b": "sub/b.JPEG",
+        "c": "sub/deep/c.dcm",
+        "d": "d.png",  # before .jpg
+    }
+
+
+def test_loose_images_come_once_each_and_missing_ones_as_none(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+    store = LooseImages({"a": tmp_path / "a.png", "gone": tmp_path / "gone.png"}, tmp_path)
+    assert list(store.iter(["a", "never", "a", "gone"])) == [("a", b"a"), ("never", None), ("gone", None)]
+    assert "2 files" in store.description()
+
+
+def test_the_archive_is_read_in_its_own_order_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = TarImages(write_tgz(tmp_path / "NLMCXR_png.tgz", MEMBERS))
+    opened: list[object] = []
+    original = tarfile.open
+
+    def counted(*arguments: object, **keywords: object) -> tarfile.TarFile:
+        opened.append(arguments)
+        return original(*arguments, **keywords)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(tarfile, "open", counted)
+    read = list(store.iter([*IDS, "CXR9_IM-0009-1001", IDS[0]]))
+    assert read == [*((key, EXPECTED[key]) for key in (IDS[1], IDS[2], IDS[0])), ("CXR9_IM-0009-1001", None)]
+    assert len(opened) == 1
+    assert dict(store.iter(IDS[:1])) == {IDS[0]: b"three"}
+    assert list(store.iter([])) == []
+
+
+def test_a_truncated_archive_loses_its_tail_only_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    noise = {f"CXR{n}_IM-{n:04d}-1001.png": os.urandom(20_000) for n in range(10)}
+    archive = write_tgz(tmp_path / "NLMCXR_png.tgz", noise)
+    archive.write_bytes(archive.read_bytes()[:110_000])
+    with caplog.at_level(logging.WARNING):
+        read = dict(TarImages(archive).iter([name.removesuffix(".png") for name in noise]))
+    whole = [data is not None for data in read.values()]
+    assert whole == [True] * 5 + [False] * 5
+    assert all(data is None or data == noise[f"{key}.png"] for key, data in read.items())
+    assert "is damaged" in caplog.text
+    assert "5 images are lost" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>moved</html>", b"\x1f\x8b\x08"])
+def test_a_file_that_is_no_archive_is_refused_when_opened(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "NLMCXR_png.tgz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"NLMCXR_png\.tgz is no readable tar archive .*; download it again"):
+        TarImages(tmp_path / "NLMCXR_png.tgz")
+
+
+def test_chained_stores_fill_each_others_gaps(tmp_path: Path) -> None:
+    (tmp_path / "loose.png").write_bytes(b"loose")
+    loose = LooseImages({IDS[0]: tmp_path / "loose.png", IDS[1]: tmp_path / "gone.png"}, tmp_path)
+    chained = ChainedImages([loose, TarImages(write_tgz(tmp_path / "x.tgz", MEMBERS))])
+    assert list(chained.iter([*IDS, "never", *IDS])) == [
+        (IDS[0], b"loose"),
+        (IDS[1], b"one"),
+        (IDS[2], b"two" * 1000),
+        ("never", None),
+    ]
+    assert ChainedImages([]).description() == "no images"
+    assert list(ChainedImages([]).iter(["a"])) == [("a", None)]

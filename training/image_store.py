@@ -1,0 +1,146 @@
+"""Where image bytes come from: loose files, the members of `NLMCXR_png.tgz`, or one after the other.
+
+A store is read in one pass over a set of keys, each key once and in the order that costs least; an image that is
+missing or unreadable comes back as None and is the caller's to count, so an epoch never dies halfway.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tarfile
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".dcm")  # in order of preference, where one id has several files
+
+logger = logging.getLogger(__name__)
+
+
+class ImageStore(Protocol):
+    """Encoded image files by key."""
+
+    def iter(self, keys: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
+        """Yield each key once, in any order, with the file's bytes; None where missing or unreadable."""
+        ...
+
+    def description(self) -> str:
+        """Where the images come from, for a log line."""
+        ...
+
+
+class LooseImages:
+    """Image files on the disk, by key.
+
+    Args:
+        paths: key -> file.
+        where: the folder, for messages.
+    """
+
+    def __init__(self, paths: Mapping[str, Path], where: Path) -> None:
+        self._paths = dict(paths)
+        self._where = where
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def iter(self, keys: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
+        for key in dict.fromkeys(keys):
+            path = self._paths.get(key)
+            data: bytes | None = None
+            if path is not None:
+                try:
+                    data = path.read_bytes()
+                except OSError as error:
+                    logger.warning("image %s cannot be read: %s", key, error)
+            yield key, data
+
+    def description(self) -> str:
+        return f"{len(self)} files in {self._where}"
+
+
+class TarImages:
+    """Images inside a tar archive, by file name without its extension; read in one pass, never extracted.
+
+    Args:
+        archive: `NLMCXR_png.tgz`, or any tar file, compressed or not.
+
+    Raises:
+        ValueError: the file does not begin like a tar archive.
+    """
+
+    def __init__(self, archive: Path) -> None:
+        self._archive = archive
+        try:
+            tarfile.open(archive).close()
+        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+            raise ValueError(
+                f"{archive} is no readable tar archive ({type(error).__name__}); download it again"
+            ) from error
+
+    def iter(self, keys: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
+        pending = dict.fromkeys(keys)
+        try:
+            with tarfile.open(self._archive) as tar:
+                for member in tar:
+                    if not pending:
+                        break
+                    key, extension = os.path.splitext(os.path.basename(member.name))
+                    if key not in pending or extension.lower() not in EXTENSIONS or not member.isfile():
+                        continue
+                    file = tar.extractfile(member)
+                    assert file is not None  # a regular file has content
+                    data = file.read()
+                    del pending[key]
+                    yield key, data
+        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+            logger.warning("%s is damaged (%s): %d images are lost; fetch it again", self._archive, error, len(pending))
+        for key in pending:
+            yield key, None
+
+    def description(self) -> str:
+        return f"the archive {self._archive}"
+
+
+class ChainedImages:
+    """Several stores as one: a key missing in the first is looked for in the next."""
+
+    def __init__(self, stores: Sequence[ImageStore]) -> None:
+        self._stores = tuple(stores)
+
+    def iter(self, keys: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
+        pending = dict.fromkeys(keys)
+        for store in self._stores:
+            if not pending:
+                return
+            for key, data in store.iter(tuple(pending)):
+                if data is not None:
+                    del pending[key]
+                    yield key, data
+        for key in pending:
+            yield key, None
+
+    def description(self) -> str:
+        return ", then ".join(store.description() for store in self._stores) or "no images"
+
+
+def images_by_id(folder: Path) -> dict[str, Path]:
+    """Find the image files anywhere below `folder`: file name without extension -> path.
+
+    Where one id has several files, the first extension of `EXTENSIONS` wins, then the first path.
+    """
+    found: dict[str, tuple[int, Path]] = {}
+    for directory, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        for name in sorted(files):
+            stem, extension = os.path.splitext(name)
+            if extension.lower() not in EXTENSIONS or name.startswith("."):
+                continue
+            candidate = (EXTENSIONS.index(extension.lower()), Path(directory, name))
+            found[stem] = min(found.get(stem, candidate), candidate)
+    return {key: path for key, (_, path) in found.items()}
