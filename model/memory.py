@@ -50,7 +50,7 @@ class CrossModalMemory(nn.Module):
         """Memory responses of tokens: (B, T, d_model) -> (B, T, d_model), to be added to them."""
         batch, length, _ = tokens.shape
         queries = self.query(tokens).view(batch * length, self.heads, self.width).transpose(0, 1)  # (H, B*T, d_h)
-        scores = queries @ bank.keys.transpose(1, 2) / math.sqrt(self.width)  # (H, B*T, M)
+        scores = (queries / math.sqrt(self.width)) @ bank.keys.transpose(1, 2)  # (H, B*T, M)
         best, slots = scores.topk(self.top_k, dim=-1)  # (H, B*T, k)
         weights = best.float().softmax(dim=-1).to(scores.dtype)
         if batch * length * self.top_k <= bank.values.shape[1]:  # few tokens (a decoding step): gather k values

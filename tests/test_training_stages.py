@@ -115,7 +115,9 @@ def test_recall_counts_ranks() -> None:
     similarity[0, 1] = 2.0  # own report second
     similarity[3, 4:10] = 2.0  # own report seventh
     figures = recall(similarity)
-    assert figures == pytest.approx({"recall_1": 10 / 12, "recall_5": 11 / 12, "recall_10": 1.0})
+    assert figures == pytest.approx(
+        {"recall_1": 10 / 12, "recall_5": 11 / 12, "recall_10": 1.0, "mrr": (10 + 1 / 2 + 1 / 7) / 12}
+    )
 
 
 def test_groups_and_agreement_follow_the_findings() -> None:

@@ -13,14 +13,13 @@ from model.report_model import ReportModel
 from model.tokenizer import Tokenizer
 from retrieval_index.cases import Case
 from retrieval_index.index import ReportIndex
+from retrieval_index.openi import page_url
 from training.config import Runtime
 from training.patches import PatchSource
-from training.retriever import embed_reports, label_agreement
+from training.retriever import embed_reports, embed_studies, label_agreement
 from training.studies import Study
 
 log = logging.getLogger(__name__)
-
-OPENI_PAGE = "https://openi.nlm.nih.gov/detailedresult?img={image}&req=4"
 
 
 def build_index(
@@ -47,7 +46,7 @@ def build_index(
             case_id=study.study_id,
             findings=study.report,
             labels=dict(label_report(study.report)),
-            source_url=OPENI_PAGE.format(image=study.images[0].key) if public else None,
+            source_url=page_url(study.images[0].key) if public else None,
         )
         for study in train
     ]
@@ -65,14 +64,9 @@ def retrieval_scores(
     """Label agreement of the top-k cases of ``studies`` with their own reports, beside that of random cases."""
     if not studies:
         return {}
-    import torch
-
-    queries = []
-    with torch.inference_mode():
-        model.eval()
-        for start in range(0, len(studies), 64):
-            queries.append(model.embed_study(patches.patches(studies[start : start + 64], None)).cpu().numpy())
-    _, rows = index.search(np.concatenate(queries), k, exclude=[study.study_id for study in studies])
+    model.eval()
+    queries = embed_studies(model, patches, studies)
+    _, rows = index.search(queries, k, exclude=[study.study_id for study in studies])
     reports = [study.report for study in studies]
     found = [[index.case(int(row)).findings or "" for row in row_set if row >= 0] for row_set in rows]
     drawn = np.random.default_rng(seed).integers(0, len(index), rows.shape)

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from retrieval_index.files import write_atomic
+
 log = logging.getLogger(__name__)
 
 StepFunction = Callable[[Any, torch.Generator], dict[str, Tensor]]
@@ -183,11 +185,11 @@ class Loop:
     def _update(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"{self.config.stage}: the loss is {float(loss.detach())} at step {self.step}. The last good checkpoint is "
-                f"kept in {self.directory}; lower the learning rate or train with --precision fp32."
+                f"{self.config.stage}: the loss is {float(loss.detach())} at step {self.step}. The last good "
+                f"checkpoint is kept in {self.directory}; lower the learning rate or train with --precision fp32."
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_((p for g in self.optimizer.param_groups for p in g["params"]), self.config.clip)
         self.optimizer.step()
         if self._average is not None:
@@ -301,7 +303,7 @@ class Loop:
     def _writer(self) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self.directory / "tensorboard"), purge_step=len(self.history.rows))  # type: ignore[no-untyped-call]
+        return SummaryWriter(str(self.directory / "tensorboard"), purge_step=len(self.history.rows))
 
     def _write_logs(self) -> None:
         names = list(dict.fromkeys(name for row in self.history.rows for name in row))
@@ -309,7 +311,7 @@ class Loop:
         table = csv.DictWriter(text, names)
         table.writeheader()
         table.writerows(self.history.rows)
-        write_atomically(self.directory / "log.csv", lambda path: path.write_text(text.getvalue()) and None)
+        write_atomic(self.directory / "log.csv", text.getvalue().encode())
         from training.plots import plot_history
 
         plot_history(self.history.rows, self.directory / "curves.png", title=self.config.stage)

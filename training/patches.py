@@ -21,9 +21,10 @@ from tqdm import tqdm
 from model.backbone import Backbone
 from model.report_model import Patches, ReportModel
 from model.views import View
+from retrieval_index.files import write_atomic
 from training.augment import Augmentation, augment, to_float
 from training.config import Runtime
-from training.loop import autocast, step_seed, write_atomically
+from training.loop import autocast, step_seed
 from training.pixels import PixelCache
 from training.studies import Study
 
@@ -33,9 +34,16 @@ _BATCH = 32
 
 
 class PatchSource(Protocol):
-    """Backbone output for studies. ``generator`` None: as in serving, nothing random."""
+    """Backbone output for studies."""
 
-    def patches(self, studies: Sequence[Study], generator: torch.Generator | None) -> Patches: ...
+    def patches(self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True) -> Patches:
+        """Patches of a batch.
+
+        Args:
+            studies: each with at least one readable image.
+            generator: draws augmentation and dropped views; None: as in serving, nothing random.
+            tokens: False where only the pooled features are wanted; the patch tokens may then be left out.
+        """
 
 
 def _select_views(
@@ -65,24 +73,30 @@ class FrozenPatches:
 
     def __init__(self, tokens: np.ndarray, rows: dict[str, int], device: torch.device, view_dropout: float) -> None:
         self._tokens, self._rows, self._device, self._drop = tokens, rows, device, view_dropout
-        self._width = tokens.shape[-1]
+        self._pooled = np.stack([row.astype(np.float32).mean(axis=1) for row in tokens])  # (N, variants, D)
 
-    def patches(self, studies: Sequence[Study], generator: torch.Generator | None) -> Patches:
-        """(B, V, 49, D) tokens of the studies; V is the most views among them."""
+    def patches(self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True) -> Patches:
+        """(B, V, 49, D) tokens of the studies, (B, V, 0, D) without; V is the most views among them."""
         chosen = [_select_views(study, self._rows, self._drop, generator) for study in studies]
         most = max(len(images) for images in chosen)
         shape = (len(studies), most)
-        tokens = np.zeros((*shape, *self._tokens.shape[2:]), np.float16)
+        grid, width = self._tokens.shape[2:]
+        values = np.zeros((*shape, grid if tokens else 0, width), np.float16)
+        pooled = np.zeros((*shape, width), np.float32)
         views = torch.zeros(shape, dtype=torch.int64)
         mask = torch.zeros(shape, dtype=torch.bool)
         variants = self._tokens.shape[1]
         for b, images in enumerate(chosen):
             for v, (key, view) in enumerate(images):
                 variant = 0 if generator is None else int(torch.randint(variants, (1,), generator=generator))
-                tokens[b, v] = self._tokens[self._rows[key], variant]
+                row = self._rows[key]
+                pooled[b, v] = self._pooled[row, variant]
+                if tokens:
+                    values[b, v] = self._tokens[row, variant]
                 views[b, v], mask[b, v] = view, True
-        values = torch.from_numpy(tokens).to(self._device).float()
-        return Patches(values, values.mean(dim=2), views.to(self._device), mask.to(self._device))
+        features = torch.from_numpy(values).to(self._device).float()
+        means = torch.from_numpy(pooled).to(self._device)
+        return Patches(features, means, views.to(self._device), mask.to(self._device))
 
 
 class LivePatches:
@@ -92,7 +106,7 @@ class LivePatches:
         self._model, self._cache, self._device, self._drop = model, cache, device, view_dropout
         self._amount = Augmentation()
 
-    def patches(self, studies: Sequence[Study], generator: torch.Generator | None) -> Patches:
+    def patches(self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True) -> Patches:
         """Encode the studies' images: (B, V, 49, D); V is the most views among them."""
         chosen = [_select_views(study, self._cache.rows, self._drop, generator) for study in studies]
         most = max(len(images) for images in chosen)
@@ -108,7 +122,7 @@ class LivePatches:
         if generator is not None:
             images_ = augment(images_, self._amount, generator)
         return self._model.encode_images(
-            images_.unflatten(0, (len(studies), most)), views.to(self._device), mask.to(self._device)
+            images_.view(len(studies), most, *images_.shape[1:]), views.to(self._device), mask.to(self._device)
         )
 
 
@@ -168,7 +182,7 @@ def cache_features(
 def _mark(state_path: Path, identity: str, done: int, store: np.memmap) -> None:
     store.flush()
     text = json.dumps({"identity": identity, "done": done})
-    write_atomically(state_path, lambda path: path.write_text(text) and None)
+    write_atomic(state_path, text.encode())
 
 
 def _identity(backbone: Backbone, keys: Sequence[str], variants: int, size: int, runtime: Runtime) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from model.images import ImageError, Pixels, dicom_view, load_pixels
 from model.views import View
+from retrieval_index.files import write_atomic
 from training.studies import ImageRef, Source, Study
 
 log = logging.getLogger(__name__)
@@ -125,6 +125,4 @@ def _read_state(path: Path, identity: str) -> dict | None:  # type: ignore[type-
 
 
 def _write_state(path: Path, state: dict) -> None:  # type: ignore[type-arg]
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(state))
-    os.replace(beside, path)
+    write_atomic(path, json.dumps(state).encode())

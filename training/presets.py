@@ -28,7 +28,7 @@ _COMPACT = RunConfig(
     feature_variants=2,
     pretrain=PretrainConfig(epochs_by_size=((112, 5), (160, 1))),
     retriever=RetrieverConfig(epochs=30),
-    ce=CEConfig(epochs=24, visual_lr=0.0, transformer_lr=5e-4, patience=8),
+    ce=CEConfig(epochs=12, visual_lr=0.0, transformer_lr=5e-4, patience=None),
     weights_dtype="fp16",
 )
 _SMOKE = RunConfig(

@@ -70,7 +70,7 @@ def pretrain(
     if soft_width:
         weight[:soft_width] = config.soft_weight * len(FINDINGS) / soft_width
     rows = np.array([cache.rows[key] for key, _ in images])
-    net = FindingNet(backbone, values.shape[1]).to(runtime.device, memory_format=torch.channels_last)
+    net = FindingNet(backbone, values.shape[1]).to(runtime.device).to(memory_format=torch.channels_last)
     log.info("pretrain: %d images, %d targets, soft scores: %s", len(images), values.shape[1],
              soft_scores.name if soft_scores else "none")  # fmt: skip
 

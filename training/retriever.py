@@ -79,7 +79,9 @@ def train_retriever(
 ) -> Mapping[str, float]:
     """Train ``model.study_head`` and ``model.text_tower`` in place; returns the selected row of the log.
 
-    Selection: the val loss, over the val studies as one batch. No val study takes part in a gradient step.
+    Selection: the mean reciprocal rank of each val study's own report among all val reports. (The val loss is no guide:
+    it rises with the model's growing certainty long before the ranking stops getting better.) No val study takes part
+    in a gradient step.
     """
     towers = Towers(model, config.temperature).to(runtime.device)
     length = model.config.max_length
@@ -92,7 +94,7 @@ def train_retriever(
         return np.array_split(order, steps)
 
     def train_step(batch: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
-        p = patches.patches([train[i] for i in batch], generator)
+        p = patches.patches([train[i] for i in batch], generator, tokens=False)
         studies = towers.study_head(p.pooled, p.views, p.view_mask)
         reports = towers.text_tower(_trimmed(ids[batch]).to(runtime.device))
         scale = towers.log_scale.clamp(max=math.log(100.0)).exp()
@@ -103,11 +105,11 @@ def train_retriever(
         similarity = val_similarity(model, patches, val, tokenizer, runtime)
         val_groups = groups[len(train) :]
         loss = contrastive_loss(similarity, val_groups, float(towers.log_scale.exp()), config.label_weight)
-        return {"neg_loss": -float(loss), **recall(similarity)}
+        return {"loss": float(loss), **recall(similarity)}
 
     optimizer = torch.optim.AdamW(towers.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     loop = Loop(
-        LoopConfig("retriever", runtime.seed, precision=runtime.precision, select="neg_loss" if val else None,
+        LoopConfig("retriever", runtime.seed, precision=runtime.precision, select="mrr" if val else None,
                    warmup=0.1, ema=0.0),
         directory, towers, optimizer, device=runtime.device,
     )  # fmt: skip
@@ -121,10 +123,20 @@ def val_similarity(
 ) -> Tensor:
     """(N, N) similarity on the CPU of each study's images (rows) to each study's report (columns)."""
     model.eval()
-    queries = torch.cat([
-        model.embed_study(patches.patches(studies[i : i + 64], None)).cpu() for i in range(0, len(studies), 64)
-    ])  # fmt: skip
-    return queries @ torch.from_numpy(embed_reports(model, [s.report for s in studies], tokenizer, runtime)).t()
+    queries = embed_studies(model, patches, studies)
+    return (
+        torch.from_numpy(queries)
+        @ torch.from_numpy(embed_reports(model, [s.report for s in studies], tokenizer, runtime)).t()
+    )
+
+
+@torch.inference_mode()
+def embed_studies(model: ReportModel, patches: PatchSource, studies: Sequence[Study]) -> np.ndarray:
+    """Embed studies by their images, as in serving: (N, E) float32, L2-normalised."""
+    batches = (studies[i : i + 64] for i in range(0, len(studies), 64))
+    return np.concatenate(
+        [model.embed_study(patches.patches(batch, None, tokens=False)).float().cpu().numpy() for batch in batches]
+    )
 
 
 @torch.inference_mode()
@@ -140,10 +152,14 @@ def embed_reports(model: ReportModel, reports: Sequence[str], tokenizer: Tokeniz
 
 
 def recall(similarity: Tensor) -> dict[str, float]:
-    """Share of studies whose own report is among the best 1, 5 and 10; ``similarity`` (N, N)."""
+    """Share of studies whose own report is among the best 1, 5 and 10, and its mean reciprocal rank ``mrr``.
+
+    ``similarity`` (N, N): study i against report j. Reports as similar as the own one do not count against it.
+    """
     own = similarity.diagonal()[:, None]
     rank = (similarity > own).sum(1)
-    return {f"recall_{k}": float((rank < k).float().mean()) for k in (1, 5, 10)}
+    figures = {f"recall_{k}": float((rank < k).float().mean()) for k in (1, 5, 10)}
+    return {**figures, "mrr": float((1 / (rank + 1)).mean())}
 
 
 def label_agreement(retrieved: Sequence[Sequence[str]], reports: Sequence[str]) -> float:

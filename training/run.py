@@ -28,18 +28,18 @@ from model.config import BundleConfig, ModelConfig, PreprocessingConfig, Retriev
 from model.report_model import ReportModel
 from model.tokenizer import Tokenizer
 from retrieval_index.cases import read_cases, write_cases
+from retrieval_index.files import write_atomic
 from retrieval_index.index import ReportIndex
+from training.arguments import choose_device, open_source
 from training.ce import train_ce
 from training.config import RunConfig, Runtime
 from training.evaluate import evaluate
 from training.index import build_index, retrieval_scores
 from training.loop import write_atomically
-from training.openi import open_openi
 from training.patches import FrozenPatches, LivePatches, PatchSource, cache_features, readable
 from training.pixels import PixelCache, build_pixel_cache
 from training.presets import PRESETS, preset
 from training.pretrain import pretrain
-from training.r2gen import open_r2gen
 from training.retriever import recall, train_retriever, val_similarity
 from training.studies import Source, Study
 
@@ -190,6 +190,7 @@ def stage_evaluate(run: Run) -> None:
     }
     result = evaluate(bundle, index, run.source, "val", predictions=run.work / "evaluate" / "val.jsonl", **common)
     exchanged = evaluate(bundle, index, run.source, "val", exchange_images=True, baselines=False, **common)
+    result["predictions"] = None  # they stay in the work directory: they hold report texts
     run.metrics["val"] = {**result, "system_images_exchanged": exchanged["system"]}
 
 
@@ -309,11 +310,11 @@ def _run(arguments: argparse.Namespace) -> Run:
     if arguments.out.exists() and not arguments.resume and not arguments.replace:
         raise ValueError(f"--out {arguments.out} already exists; choose another, or add --replace")
     work = arguments.work or arguments.out.with_name(arguments.out.name + ".work")
-    source = _source(arguments)
+    source = open_source(arguments)
     for note in source.notes:
         log.info("%s", note)
     _remember(work, config, source, resume=arguments.resume)
-    device = _device(arguments.device)
+    device = choose_device(arguments.device)
     torch.set_float32_matmul_precision("high")
     return Run(
         config=config,
@@ -323,16 +324,6 @@ def _run(arguments: argparse.Namespace) -> Run:
         out=arguments.out,
         keep_texts=not arguments.without_texts,
     )
-
-
-def _source(arguments: argparse.Namespace) -> Source:
-    if arguments.dataset == "openi":
-        if arguments.root is None:
-            raise ValueError("--dataset openi needs --root DIR (with --download it may be empty)")
-        return open_openi(arguments.root, download=arguments.download)
-    if arguments.annotation is None or arguments.images is None:
-        raise ValueError("--dataset r2gen needs --annotation FILE and --images DIR")
-    return open_r2gen(arguments.annotation, arguments.images)
 
 
 def _soft_scores(arguments: argparse.Namespace) -> Path | None:
@@ -359,7 +350,7 @@ def _remember(work: Path, config: RunConfig, source: Source, *, resume: bool) ->
             raise ValueError(f"this run differs from the one in {work} in {', '.join(changed)}; resume it as it was")
         return
     text = json.dumps(content, indent=2)
-    write_atomically(path, lambda beside: beside.write_text(text) and None)
+    write_atomic(path, text.encode())
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[str]:
@@ -367,15 +358,6 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
         keys = sorted({*before, *now})
         return [d for key in keys for d in _differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))]
     return [] if before == now else [f"{name} ({before} -> {now})"]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: no CUDA device is available here; use --device cpu")
-    return device
 
 
 def _stages(text: str) -> tuple[str, ...]:

@@ -1,0 +1,358 @@
+"""A whole evaluation of a small untrained bundle on drawn phantoms, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import REPORTS, write_tiny_bundle
+from PIL import Image
+
+from model.bundle import Bundle, load_bundle
+from model.drafter import Draft, ReferenceCase
+from model.labeler import FINDINGS
+from model.views import View
+from retrieval_index.index import ReportIndex
+from training import drafting
+from training.drafting import exchange_images, wanted_studies, with_images
+from training.evaluate import evaluate, main
+from training.metrics import METRICS, score
+from training.openi import annotation, open_openi
+from training.phantom import write_phantom_root
+from training.pixels import build_pixel_cache
+from training.protocol import comparable_reference, comparable_vocabulary, full_reference
+from training.r2gen import open_r2gen
+from training.studies import ImageRef, Source, Study
+
+VAL = 5
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom_root(tmp_path_factory.mktemp("data") / "root", train=12, val=VAL, size=64)
+
+
+@pytest.fixture(scope="module")
+def source(root: Path) -> Source:
+    return open_openi(root)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return load_bundle(write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def index(bundle: Bundle) -> ReportIndex:
+    return ReportIndex.load(bundle.path / "index", expected_sha256=bundle.index_sha256())
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+def sentences_of(report: str) -> list[str]:
+    return [sentence for part in full_reference(report).split(".") if (sentence := part.strip())]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- the whole way ----------------------------------------------------------------------------------------------------
+
+
+def test_command_writes_metrics_and_predictions(bundle: Bundle, root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "val.json"
+    table = tmp_path / "labels.csv"
+    _write_labels(table, [study.uid for study in open_openi(root).split("val")])
+    arguments = ["--bundle", str(bundle.path), "--dataset", "openi", "--root", str(root), "--split", "val",
+                 "--out", str(out), "--device", "cpu", "--beam-size", "2", "--no-meteor", "--exchange-images",
+                 "--reference-labels", str(table)]  # fmt: skip
+    assert main(arguments) == 0
+    result = json.loads(out.read_text())
+    lines = _lines(out.parent / result["predictions"])
+    assert result["n"] == len(lines) == VAL
+    for row in ("system", "system_full", "system_images_exchanged"):
+        assert list(result[row]) == list(METRICS)
+    assert set(result["baselines"]) == {"constant", "most_frequent", "random", "nearest"}
+    assert all(set(row) == set(METRICS) for row in result["baselines"].values())
+    assert {"protocol", "confidence_95"} <= set(result)
+    assert result["decoding"]["beam_size"] == 2
+    assert result["bundle"]["digest"] == bundle.digest
+    # the figures are those of the predictions file
+    assert score([(line["reference"], line["prediction"]) for line in lines]) == result["system"]
+    assert score([(line["reference_full"], line["prediction_full"]) for line in lines]) == result["system_full"]
+    assert [len(line["retrieved"]) for line in lines] == [3] * VAL
+    assert result["reference_labels"]["n"] == VAL
+    assert set(result["reference_labels"]["baselines"]) == set(result["baselines"])
+    # no sentence of a report, the constant's among them, leaves the predictions file
+    said = out.read_text().lower()
+    reports = [study.report for study in open_openi(root).studies] + [line["findings"] for line in lines]
+    assert not any(words in said for report in reports for words in sentences_of(report))
+    # a second run decodes nothing and says the same
+    again = tmp_path / "again.json"
+    arguments[arguments.index(str(out))] = str(again)
+    assert main([*arguments, "--work", str(tmp_path / "val.work")]) == 0
+    assert {**json.loads(again.read_text()), "predictions": ""} == {**result, "predictions": ""}
+
+
+def _write_labels(path: Path, uids: Sequence[str]) -> None:
+    rows = [",".join([uid, *("1" if name == "Pleural Effusion" else "0" for name in FINDINGS)]) for uid in uids]
+    path.write_text("\n".join([",".join(["study_id", *FINDINGS]), *rows]) + "\n")
+
+
+Writer = Callable[[Study], str]
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> Callable[[Writer], None]:
+    """Makes every draft what a function says about the study; the first retrieved case names an effusion."""
+
+    def install(say: Writer) -> None:
+        def write(drafter: object, options: object, cache: object, studies: Sequence[Study], *_: object) -> list[Draft]:
+            case = ReferenceCase(1, "CXR900001_IM-0001", 1.0, REPORTS[1], {}, None)
+            return [Draft(say(study), (), {}, (case,), (), {}) for study in studies]
+
+        monkeypatch.setattr(drafting, "write_drafts", write)
+
+    return install
+
+
+def test_perfect_drafts_score_one(
+    bundle: Bundle, index: ReportIndex, source: Source, work: Path, oracle: Callable[[Writer], None], tmp_path: Path
+) -> None:
+    oracle(lambda study: study.report)
+    labels = tmp_path / "labels.csv"
+    uids = [study.uid for study in source.split("val")][1:]
+    _write_labels(labels, uids)
+    result = evaluate(bundle, index, source, "val", work_dir=work, reference_labels=labels, progress=False)
+    for metric in ("BLEU_4", "ROUGE_L", "label_f1_micro"):
+        assert result["system_full"][metric] == pytest.approx(1.0), metric
+    assert result["system_full"]["CIDEr"] == pytest.approx(10)
+    constant, random = result["baselines"]["constant"], result["baselines"]["random"]
+    assert constant["distinct"] == 1 / VAL
+    assert constant["BLEU_4"] + constant["ROUGE_L"] >= random["BLEU_4"] + random["ROUGE_L"]
+    for metric in ("BLEU_4", "ROUGE_L", "CIDEr"):
+        assert constant[metric] == max(part[metric] for part in result["constant_parts"].values())
+    # every nearest case has an effusion: recall 1, precision 1 against the table, which leaves one study out
+    assert result["reference_labels"]["n"] == VAL - 1
+    assert result["reference_labels"]["baselines"]["nearest"]["label_f1_micro"] == pytest.approx(2 / 3)
+
+
+def test_comparable_reference_uses_the_train_split_of_the_data_set(
+    bundle: Bundle, index: ReportIndex, source: Source, work: Path, tmp_path: Path
+) -> None:
+    predictions = tmp_path / "p.jsonl"
+    result = evaluate(bundle, index, source, "val", work_dir=work, predictions=predictions, limit=2, progress=False,
+                      baselines=False)  # fmt: skip
+    vocabulary = comparable_vocabulary(study.report for study in source.split("train"))
+    assert result["vocabulary"] == {"from": "train split of openi, 12 reports", "words": len(vocabulary)}
+    expected = [comparable_reference(study.report, vocabulary) for study in source.split("val")[:2]]
+    assert [line["reference"] for line in _lines(predictions)] == expected
+    assert result["baselines"] == dict.fromkeys(("constant", "most_frequent", "random", "nearest"))
+    assert set(result["baseline_reasons"].values()) == {"not asked for"}
+
+
+# --- other data sets --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    """A folder with images and an annotation that has a test split alone, of one, two and three images a study."""
+    entries = []
+    for number, count in enumerate((1, 2, 3)):
+        paths = [f"case{number}/{k}.png" for k in range(count)]
+        for k, path in enumerate(paths):
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            pixels = np.random.default_rng(10 * number + k).integers(0, 255, (70, 60), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / path)
+        entries.append({"id": f"case{number}", "report": REPORTS[number], "image_path": paths, "split": "test"})
+    (tmp_path / "annotation.json").write_text(json.dumps({"test": entries}))
+    return tmp_path
+
+
+def test_studies_with_any_number_of_images_and_rows_from_the_bundle(
+    bundle: Bundle, index: ReportIndex, private: Path
+) -> None:
+    source = open_r2gen(private / "annotation.json", private)
+    result = evaluate(bundle, index, source, "test", work_dir=private / "work", progress=False)
+    assert result["counts"] == {"in_split": 3, "scored": 3, "skipped": 0, "images": 6, "images_skipped": 0}
+    assert result["notes"][0].startswith("3 studies have an image of unknown view")
+    assert result["vocabulary"]["from"] == f"reference cases of the bundle, {len(REPORTS)} reports"
+    assert result["constant_chosen_on"] == f"{len(REPORTS)} training reports, there being no val split"
+    assert all(result["baselines"].values())
+
+
+def test_rows_whose_texts_are_unknown_are_null_with_a_reason(private: Path) -> None:
+    source = open_r2gen(private / "annotation.json", private)
+    bare = load_bundle(write_tiny_bundle(private / "bare", texts=False))
+    result = evaluate(bare, ReportIndex.load(bare.path / "index"), source, "test", work_dir=private, progress=False)
+    assert set(result["baselines"].values()) == {None}
+    assert "hydrated bundle" in result["baseline_reasons"]["constant"]
+    assert result["baseline_reasons"]["nearest"] == "texts of 3 of 3 first cases are unknown; hydrate the bundle"
+    assert result["vocabulary"]["from"].startswith("tokenizer of the bundle")
+    plain = load_bundle(write_tiny_bundle(private / "plain", retrieval=False))
+    result = evaluate(plain, None, source, "test", work_dir=private, progress=False)
+    assert result["baseline_reasons"]["nearest"] == "this bundle retrieves no reference cases"
+
+
+def test_openi_and_its_annotation_give_the_same_figures(
+    bundle: Bundle, index: ReportIndex, source: Source, root: Path, work: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "annotation.json").write_text(json.dumps(annotation(source)))
+    other = open_r2gen(tmp_path / "annotation.json", root / "images", view_table=root / "views.csv")
+    figures = [
+        evaluate(bundle, index, data, "val", work_dir=where, baselines=False, progress=False)["system_full"]
+        for data, where in ((source, work), (other, tmp_path))
+    ]
+    assert figures[0] == figures[1]
+
+
+# --- studies ----------------------------------------------------------------------------------------------------------
+
+
+def test_studies_without_readable_images_or_words_are_skipped_by_name(
+    bundle: Bundle, index: ReportIndex, root: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "root"
+    (copy / "images").mkdir(parents=True)
+    for file in (p for p in root.rglob("*") if p.is_file()):
+        (copy / file.relative_to(root)).write_bytes(file.read_bytes())
+    broken, one_view, *_ = open_openi(copy).split("val")
+    for ref in broken.images:
+        (copy / "images" / f"{ref.key}.png").write_bytes(b"no image")
+    (copy / "images" / f"{one_view.images[0].key}.png").unlink()
+    result = evaluate(bundle, index, open_openi(copy), "val", work_dir=tmp_path, baselines=False, progress=False)
+    assert result["skipped_studies"] == {broken.study_id: "none of its images can be read"}
+    assert result["counts"] == {"in_split": VAL, "scored": VAL - 1, "skipped": 1, "images": 2 * VAL - 3,
+                                "images_skipped": 3}  # fmt: skip
+
+
+def test_views_are_ordered_and_chosen(source: Source, work: Path) -> None:
+    val = source.split("val")
+    cache = build_pixel_cache(source, val, 64, work / f"evaluate-val-{VAL}")
+    both, _ = with_images(val, cache, "both", {})
+    assert all([ref.view for ref in study.images] == [View.FRONTAL, View.LATERAL] for study in both)
+    lateral, _ = with_images(val, cache, "lateral", {})
+    assert all([ref.view for ref in study.images] == [View.LATERAL] for study in lateral)
+    key = val[0].images[0].key
+    skipped: dict[str, str] = {}
+    lone = Study("A", "A", "val", "Text.", (ImageRef(key, View.LATERAL),))
+    unknown = Study("B", "B", "val", "Text.", (ImageRef(key, None), ImageRef(key, None)))
+    frontal, notes = with_images([lone, unknown], cache, "frontal", skipped)
+    assert skipped == {"A": "it has no frontal image"}
+    assert frontal[0].images == (ImageRef(key, View.FRONTAL),)
+    assert "1 studies have an image of unknown view" in notes[0]
+    with pytest.raises(ValueError, match="no frontal image: 1"):
+        with_images([lone], cache, "frontal", {})
+
+
+@pytest.mark.parametrize("count", [2, 3, 40])
+def test_exchange_gives_every_study_the_images_of_another(count: int) -> None:
+    studies = [Study(str(i), str(i), "val", f"report {i}", (ImageRef(str(i), None),)) for i in range(count)]
+    exchanged = exchange_images(studies, seed=3)
+    assert [study.report for study in exchanged] == [study.report for study in studies]
+    given = [study.images[0].key for study in exchanged]
+    assert sorted(given) == sorted(study.study_id for study in studies)
+    assert all(key != study.study_id for key, study in zip(given, studies, strict=True))
+    assert exchanged == exchange_images(studies, seed=3)
+
+
+def test_exchange_needs_two_studies() -> None:
+    with pytest.raises(ValueError, match="two studies or more"):
+        exchange_images([Study("A", "A", "val", "Text.", ())], seed=1)
+
+
+def test_drafts_are_written_from_the_exchanged_images(
+    bundle: Bundle, index: ReportIndex, source: Source, work: Path, oracle: Callable[[Writer], None], tmp_path: Path
+) -> None:
+    reports = {study.images[0].key.rpartition("-")[0]: study.report for study in source.studies}
+    oracle(lambda study: reports[study.images[0].key.rpartition("-")[0]])  # says what the images are of
+    arguments: dict[str, Any] = {"work_dir": work, "baselines": False, "progress": False}
+    own = evaluate(bundle, index, source, "val", **arguments)
+    others = evaluate(bundle, index, source, "val", exchange_images=True, **arguments)
+    assert own["system_full"]["BLEU_4"] == pytest.approx(1.0)
+    assert others["system_full"]["BLEU_4"] < 0.9
+    assert others["system_full"]["distinct"] == own["system_full"]["distinct"]
+    assert others["exchanged_images"] is True
+
+
+def test_empty_reports_are_left_out() -> None:
+    blank, good = (Study(i, i, "val", text, ()) for i, text in (("A", "?!"), ("B", "Clear lungs.")))
+    wanted, skipped = wanted_studies(Source("x", (blank, good), (), None, ()), "val", None)  # type: ignore[arg-type]
+    assert wanted == [good]
+    assert skipped == {"A": "its report has no words"}
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_split_is_refused_with_the_counts(
+    bundle: Bundle, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "test.json"
+    arguments = ["--bundle", str(bundle.path), "--root", str(root), "--split", "test", "--out", str(out)]
+    assert main([*arguments, "--device", "cpu"]) == 2
+    assert "the test split of this openi data set has no study (it holds train 12, val 5, test 0)" in caplog.text
+    assert not out.exists()
+
+
+def test_the_train_split_cannot_be_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--bundle", "b", "--root", "r", "--split", "train", "--out", "o"])
+    assert "invalid choice: 'train'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("inside", ["metrics.json", "deep/er/metrics.json"])
+def test_nothing_is_written_into_a_bundle(
+    bundle: Bundle, root: Path, inside: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = sorted(bundle.path.rglob("*"))
+    assert main(["--bundle", str(bundle.path), "--root", str(root), "--out", str(bundle.path / inside)]) == 2
+    assert "among bundles" in caplog.text
+    assert sorted(bundle.path.rglob("*")) == before
+
+
+def test_predictions_are_not_written_beside_bundles(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tiny_bundle(tmp_path / "bundles" / "tiny")
+    assert main(["--bundle", "b", "--root", "r", "--out", str(tmp_path / "bundles" / "tiny.json")]) == 2
+    assert "among bundles" in caplog.text
+
+
+def test_beam_size_is_checked_before_any_work(bundle: Bundle, index: ReportIndex, source: Source, work: Path) -> None:
+    with pytest.raises(ValueError, match="beam_size=9"):
+        evaluate(bundle, index, source, "val", work_dir=work / "none", beam_size=9)
+    assert not (work / "none").exists()
+
+
+def test_label_table_without_a_finding_is_refused(
+    bundle: Bundle, index: ReportIndex, source: Source, tmp_path: Path
+) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("study_id,Edema\nCXR1,1\n")
+    with pytest.raises(ValueError, match="lacks the columns Atelectasis"):
+        evaluate(bundle, index, source, "val", work_dir=tmp_path, reference_labels=table)
+
+
+# --- real data --------------------------------------------------------------------------------------------------------
+
+
+def test_constant_row_on_the_real_validation_split(real_data: Path) -> None:
+    from training.baselines import trivial_rows
+    from training.scoreboard import Board
+
+    entries = json.loads((real_data / "openi" / "annotation.json").read_text())
+    train, val = ([entry["report"] for entry in entries[split]] for split in ("train", "val"))
+    vocabulary = comparable_vocabulary(train)
+    rows = trivial_rows(train, val, len(val), vocabulary)
+    board = Board(val, vocabulary, meteor=False)
+    constant = rows["constant"].merged([board.reports(texts)[0] for texts in rows["constant"].variants.values()])
+    for metric, least in (("BLEU_4", 0.17), ("ROUGE_L", 0.37), ("CIDEr", 0.37)):  # as good as published systems
+        assert (constant[metric] or 0.0) >= least, metric
+    assert constant["label_f1_micro"] == 0.0  # and never names a finding
