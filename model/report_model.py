@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from model.backbone import Backbone
 from model.config import ModelConfig
 from model.memory import CrossModalMemory, MemoryBank
-from model.text_tower import StudyHead, TextTower
+from model.text_tower import FeatureNorm, StudyHead, TextTower
 from model.transformer import Decoder, Encoder, LayerCache, sinusoidal_positions
 
 MAX_PATCHES = 1024
@@ -78,6 +78,7 @@ class ReportModel(nn.Module):
         c = config
         self.backbone = backbone if backbone is not None else Backbone(c.backbone)
         width = self.backbone.width
+        self.feature_norm = FeatureNorm(width)
         self.view_embedding = nn.Embedding(2, width)
         nn.init.zeros_(self.view_embedding.weight)
         self.to_model = nn.Sequential(nn.Linear(width, c.d_model), nn.ReLU(), nn.Dropout(c.dropout))
@@ -134,7 +135,8 @@ class ReportModel(nn.Module):
         Returns:
             (B, V*P + K, D) and its mask (B, V*P + K), True where a token is real.
         """
-        tokens = patches.tokens + self.view_embedding(patches.views).unsqueeze(2)  # (B, V, P, D)
+        tokens = self.feature_norm.of_views(patches.tokens, patches.view_mask)
+        tokens = tokens + self.view_embedding(patches.views).unsqueeze(2)  # (B, V, P, D)
         batch, count, grid, _ = tokens.shape
         sequence = tokens.flatten(1, 2)  # (B, V*P, D)
         mask = patches.view_mask.unsqueeze(2).expand(batch, count, grid).flatten(1, 2)

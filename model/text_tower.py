@@ -13,13 +13,31 @@ from torch import Tensor, nn
 from model.transformer import Encoder, sinusoidal_positions
 
 
+class FeatureNorm(nn.BatchNorm1d):
+    """Standardise each channel of backbone features over the real views of a batch; running statistics in eval mode.
+
+    Radiographs look much alike: most of a feature is the same for every patient, and what tells patients apart is a
+    small deviation from it. Standardised channels put that deviation first.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, affine=False)
+
+    def of_views(self, features: Tensor, view_mask: Tensor) -> Tensor:
+        """(B, V, ..., D) features with mask (B, V); missing views become 0 and do not count."""
+        normed = torch.zeros_like(features)
+        real = features[view_mask]  # (N, ..., D)
+        normed[view_mask] = self(real.reshape(-1, real.shape[-1])).reshape(real.shape).to(features.dtype)
+        return normed
+
+
 class StudyHead(nn.Module):
     """Pooled features of a study's views to one unit vector: (B, V, D) -> (B, E)."""
 
     def __init__(self, width: int, embedding_dim: int, dropout: float) -> None:
         super().__init__()
         self.view = nn.Embedding(2, 2 * embedding_dim)
-        self.norm = nn.LayerNorm(width)
+        self.norm = FeatureNorm(width)
         self.hidden = nn.Linear(width, 2 * embedding_dim)
         self.drop = nn.Dropout(dropout)
         self.out = nn.Linear(2 * embedding_dim, embedding_dim)
@@ -35,7 +53,7 @@ class StudyHead(nn.Module):
         Returns:
             (B, E), L2-normalised.
         """
-        hidden = F.gelu(self.hidden(self.norm(pooled)) + self.view(views))  # (B, V, 2E)
+        hidden = F.gelu(self.hidden(self.norm.of_views(pooled, view_mask)) + self.view(views))  # (B, V, 2E)
         weight = view_mask.to(hidden.dtype).unsqueeze(-1)
         mean = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
         return F.normalize(self.out(self.drop(mean)).float(), dim=-1)

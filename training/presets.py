@@ -24,11 +24,11 @@ _RETRIEVAL_SCST = _RETRIEVAL.model_copy(update={"preset": "retrieval-scst", "scs
 
 _COMPACT = RunConfig(
     preset="compact",
-    shape=ModelShape(d_model=256, d_ff=512, memory_dim=256, text_layers=1, dropout=0.2),
+    shape=ModelShape(d_model=256, d_ff=512, layers=2, memory_slots=512, memory_dim=256, text_layers=1),
     feature_variants=2,
     pretrain=PretrainConfig(epochs_by_size=((112, 5), (160, 1))),
     retriever=RetrieverConfig(epochs=30),
-    ce=CEConfig(epochs=12, visual_lr=0.0, transformer_lr=5e-4, patience=None),
+    ce=CEConfig(epochs=14, visual_lr=0.0, transformer_lr=1e-3, patience=None),
     weights_dtype="fp16",
 )
 _SMOKE = RunConfig(

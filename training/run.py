@@ -264,9 +264,15 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
     for name in STAGES:
         result = run.work / name / "result.pt"
         if result.exists() and name not in ("evaluate", "bundle"):
-            content = torch.load(result, map_location=run.runtime.device, weights_only=True)
-            run.model.load_state_dict(content["model"])
-            run.metrics |= json.loads(content["metrics"])
+            try:
+                content = torch.load(result, map_location=run.runtime.device, weights_only=True)
+                run.model.load_state_dict(content["model"])
+                run.metrics |= json.loads(content["metrics"])
+            except Exception as error:
+                raise ValueError(
+                    f"{result} cannot be used ({type(error).__name__}: {str(error)[:200]}). Remove it to repeat stage "
+                    f"{name} and those after it, or resume with the version that wrote it."
+                ) from error
             log.info("%s: done before", name)
         elif name in stages:
             log.info("stage %s", name)
