@@ -1,0 +1,1 @@
+"""Serving: the HTTP interface, the batching model server and the web page over one bundle."""

@@ -1,0 +1,57 @@
+"""``python -m service``: serve a bundle over HTTP. Flags go before the environment (``REPORT_…``)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from service.app import create_app
+from service.settings import Settings, explain
+
+EXIT_SETTINGS, EXIT_BUNDLE = 2, 3
+
+
+class _Server(uvicorn.Server):
+    """Stops by itself when the model could not be loaded: a supervisor must see that, not an idle process."""
+
+    def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._runtime = app.state.runtime
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._runtime.state == "failed"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until told to stop.
+
+    Returns:
+        0 after a stop; 2: a setting is wrong; 3: no bundle could be loaded.
+    """
+    parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
+    parser.add_argument("--bundle", type=Path, help="directory that training.run wrote (REPORT_BUNDLE)")
+    parser.add_argument("--host", help="address to listen on, 0.0.0.0 for all (REPORT_HOST, 127.0.0.1)")
+    parser.add_argument("--port", help="TCP port (REPORT_PORT, 8000)")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (REPORT_DEVICE, auto)")
+    given: dict[str, Any] = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        print(explain(error), file=sys.stderr)
+        return EXIT_SETTINGS
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app, host=settings.host, port=settings.port, access_log=False, server_header=False, log_level="info"
+    )
+    _Server(app, config).run()
+    return EXIT_BUNDLE if app.state.runtime.state == "failed" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

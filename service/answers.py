@@ -1,0 +1,102 @@
+"""From a draft to the answer: redaction marks, rounding, which model wrote it, the disclaimer."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+
+from model.drafter import Draft, ReferenceCase
+from model.images import ImageError
+from service.bundles import Loaded
+from service.problems import Problem
+from service.schemas import DISCLAIMER, ModelInfo, ReportResponse
+
+REDACTED = "[redacted]"
+_ARCHIVE_MARK = re.compile(r"x{4,}(?:\s+x{4,})*", re.IGNORECASE)
+
+
+def mark_redactions(text: str) -> str:
+    """Show what the archive blacked out (``xxxx``, any case, runs as one) as ``[redacted]``.
+
+    The mark is the archive's, not the model's; unmarked it would read like a slip of the draft.
+    """
+    return _ARCHIVE_MARK.sub(REDACTED, text)
+
+
+def model_info(loaded: Loaded) -> ModelInfo:
+    """What a reader needs to know about the bundle behind an answer."""
+    bundle, config = loaded.bundle, loaded.bundle.config
+    return ModelInfo(
+        name=config.name,
+        digest=bundle.digest,
+        backbone=config.model.backbone,
+        image_size=config.preprocessing.image_size,
+        retrieval_k=None if config.retrieval is None else config.retrieval.k,
+        beam_size=1 if config.decoding.method == "greedy" else config.decoding.beam_size,
+        hydrated=bundle.manifest.hydrated_from is not None,
+        trained_on=config.trained_on,
+        licence=config.licence,
+    )
+
+
+def answer(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float]) -> ReportResponse:
+    """The answer to ``POST /report``; ``timings_ms`` is what the caller measured around the draft, total last."""
+    total = timings_ms["total"]
+    before = {name: value for name, value in timings_ms.items() if name != "total"}
+    return ReportResponse.model_validate(
+        {
+            "report_id": str(uuid.uuid4()),
+            "findings": mark_redactions(draft.findings),
+            "sentences": [
+                {"text": mark_redactions(sentence.text), "confidence": round(sentence.confidence, 4)}
+                for sentence in draft.sentences
+            ],
+            "labels": draft.labels,
+            "reference_cases": [_case(case) for case in draft.reference_cases],
+            "warnings": [{"code": warning.code, "message": warning.message} for warning in draft.warnings],
+            "model": model,
+            "timings_ms": {name: round(ms, 1) for name, ms in {**before, **draft.timings_ms, "total": total}.items()},
+            "disclaimer": DISCLAIMER,
+        }
+    )
+
+
+def image_problem(error: ImageError, field: str) -> Problem:
+    """An image that cannot be read, as the problem of its form field."""
+    return Problem(error.code, str(error), field=field)
+
+
+def plain_text(report: ReportResponse) -> str:
+    """The answer for a terminal."""
+    lines = [report.findings or "(nothing was written)", ""]
+    lines += [f"  {sentence.confidence:4.0%}  {sentence.text}" for sentence in report.sentences]
+    named = [f"{name}: {label}" for name, label in report.labels.items() if label is not None]
+    lines += ["", "Labels: " + (", ".join(named) or "none")]
+    lines += _case_lines(report)
+    lines += [f"Warning ({warning.code}): {warning.message}" for warning in report.warnings]
+    lines += ["", report.disclaimer]
+    return "\n".join(lines)
+
+
+def _case(case: ReferenceCase) -> dict[str, object]:
+    return {
+        "rank": case.rank,
+        "case_id": case.case_id,
+        "similarity": round(case.similarity, 4),
+        "findings": None if case.findings is None else mark_redactions(case.findings),
+        "labels": case.labels,
+        "source_url": case.source_url,
+    }
+
+
+def _case_lines(report: ReportResponse) -> Sequence[str]:
+    if not report.reference_cases:
+        return []
+    lines = ["", "Reference cases:"]
+    for case in report.reference_cases:
+        line = f"  {case.rank}. {case.case_id}  similarity {case.similarity:.2f}  {case.source_url or ''}"
+        lines.append(line.rstrip())
+        if case.findings is not None:
+            lines.append(f"     {case.findings}")
+    return [*lines, ""]

@@ -1,0 +1,124 @@
+"""Which bundle is served, and how it is loaded. A copy hydrated from the very same bundle goes first."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.bundle import INDEX_DIR, MANIFEST, Bundle, BundleError, file_sha256, load_bundle, read_manifest
+from model.drafter import Drafter, StudyView
+from model.views import View
+from retrieval_index.index import IndexFormatError, ReportIndex
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class LoadError(RuntimeError):
+    """No bundle can be served; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A bundle on its device, ready to draft. ``cases`` is None without retrieval."""
+
+    bundle: Bundle
+    drafter: Drafter
+    cases: int | None
+    texts: bool
+
+    @property
+    def device(self) -> str:
+        """Where the model runs: ``cpu``, ``cuda`` or ``cuda:N``."""
+        return str(self.drafter.device)
+
+    def warm_up(self) -> None:
+        """Draft on blank images, one view and two, so that no patient waits for lazy set-up."""
+        blank = np.zeros((self.drafter.image_size, self.drafter.image_size), np.uint8)  # (S, S)
+        views = [StudyView(blank, view) for view in View]
+        self.drafter.draft([views[:1]])
+        self.drafter.draft([views])
+
+
+def load(settings: Settings) -> Loaded:
+    """Load the bundle that the settings name, or its hydrated copy where there is a valid one.
+
+    Raises:
+        LoadError: the device is not there, or the bundle is missing, damaged or of another version.
+    """
+    device = resolve_device(settings.device)
+    hydrated = find_hydrated(settings.bundle) if settings.prefer_hydrated else None
+    if hydrated is not None:
+        try:
+            loaded = _load(hydrated, device)
+        except LoadError as error:
+            log.warning("the hydrated bundle is ignored: %s", error)
+        else:
+            log.info("serving the hydrated bundle %s", hydrated)
+            return loaded
+    return _load(settings.bundle, device)
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda[:N]`` to a device that is there.
+
+    Raises:
+        LoadError: the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise LoadError(
+                f"REPORT_DEVICE={name}, but {count} CUDA devices are usable here. Check the driver "
+                "(and --gpus for a container), or set REPORT_DEVICE=cpu."
+            )
+    return device
+
+
+def find_hydrated(plain: Path) -> Path | None:
+    """The hydrated copy made from exactly this bundle, or None. Stale copies are logged and ignored."""
+    try:
+        if read_manifest(plain).hydrated_from is not None:
+            return None  # it is a hydrated copy itself
+        digest = file_sha256(plain / MANIFEST)
+    except BundleError:
+        return None  # loading the plain bundle will say what is wrong with it
+    name = f"{plain.resolve().name}-hydrated"
+    beside = plain.resolve().parent
+    places = (Path(".bundles") / name, beside.parent / ".bundles" / name, beside / name)
+    for place in places:
+        if not (place / MANIFEST).is_file():
+            continue
+        try:
+            made_from = read_manifest(place).hydrated_from
+        except BundleError as error:
+            log.warning("the hydrated bundle is ignored: %s", error)
+            continue
+        if made_from == digest:
+            return place
+        log.warning(
+            "the hydrated bundle %s is stale and ignored: it was made from another version of %s. "
+            "Run python -m retrieval_index.hydrate --bundle %s --reports … again.",
+            place, plain, plain,
+        )  # fmt: skip
+    return None
+
+
+def _load(path: Path, device: torch.device) -> Loaded:
+    try:
+        bundle = load_bundle(path, device=device)
+        index = None
+        if bundle.config.retrieval is not None:
+            index = ReportIndex.load(path / INDEX_DIR, expected_sha256=bundle.index_sha256())
+        drafter = Drafter(bundle, index, device=device)
+    except (BundleError, IndexFormatError, OSError, ValueError, RuntimeError) as error:
+        raise LoadError(f"the bundle {path} cannot be served: {error}") from error
+    texts = index is not None and any(index.case(row).findings is not None for row in range(len(index)))
+    return Loaded(bundle, drafter, None if index is None else len(index), texts)

@@ -1,0 +1,132 @@
+"""What OpenAPI cannot read off the handlers: the multipart body, which is parsed by hand, and problems."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from service.problems import CODES, MEDIA_TYPE, TYPE_PREFIX, UNFORESEEN
+from service.schemas import ProblemDetails
+from service.uploads import NUMBER_FIELDS
+
+_PROBLEM_REF = {"$ref": "#/components/schemas/ProblemDetails"}
+_EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
+    "malformed_multipart": ("The body ends before its last boundary. Send it again, whole.", None),
+    "upload_timeout": ("The body did not arrive within 60 s. Check the connection and try again.", None),
+    "upload_too_large": (
+        "The file in frontal is larger than 33,554,432 bytes. Send it at a lower resolution.", "frontal"
+    ),
+    "not_multipart": (
+        "The Content-Type is 'application/json'. Send multipart/form-data, as curl -F does.", None
+    ),
+    "unsupported_format": (
+        "DICOM is not read here. Export the image as PNG or JPEG and send that.", "frontal"
+    ),
+    "unknown_field": ("The field 'side' is not known. Send frontal, lateral, top_k, beam_size.", "side"),
+    "missing_image": ("Neither frontal nor lateral was sent. Send at least one of them as a file.", None),
+    "too_small": (
+        "The image is 1 x 1 pixels; at least 32 on each side are needed. "
+        "Send the radiograph itself, not an icon or thumbnail.", "lateral"
+    ),
+    "out_of_range": ("beam_size is 9. Send a whole number from 1 to 8, or leave it out.", "beam_size"),
+    "internal": (
+        UNFORESEEN, None
+    ),
+    "loading": ("The model is being loaded; try again in a few seconds.", None),
+    "busy": ("Try again in a moment: all 16 places are taken.", None),
+}  # fmt: skip
+
+
+def _problems(status: int, description: str, *codes: str) -> dict[int | str, dict[str, Any]]:
+    examples = {}
+    for code in codes:
+        detail, field = _EXAMPLES[code]
+        value = {"type": TYPE_PREFIX + code, "title": CODES[code][1], "status": status, "detail": detail,
+                 "code": code, "field": field}  # fmt: skip
+        examples[code] = {"summary": CODES[code][1], "value": value}
+    content = {MEDIA_TYPE: {"schema": _PROBLEM_REF, "examples": examples}}
+    return {status: {"description": description, "content": content}}
+
+
+def _file(description: str) -> dict[str, Any]:
+    return {"type": "string", "format": "binary", "description": description}
+
+
+def _number(name: str, description: str) -> dict[str, Any]:
+    return {"type": "integer", "minimum": 1, "maximum": NUMBER_FIELDS[name], "description": description}
+
+
+_BODY = {
+    "required": True,
+    "description": "At least one of frontal and lateral. Each field at most once; other fields are refused.",
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "title": "ReportRequest",
+                "type": "object",
+                "properties": {
+                    "frontal": _file("The PA or AP radiograph: PNG or JPEG, grey of 8 to 16 bits or colour."),
+                    "lateral": _file("The lateral radiograph, likewise."),
+                    "top_k": _number("top_k", "Reference cases returned; the bundle's own number if left out."),
+                    "beam_size": _number("beam_size", "Hypotheses kept while writing; the bundle's if left out."),
+                },
+                "anyOf": [{"required": ["frontal"]}, {"required": ["lateral"]}],
+                "additionalProperties": False,
+            },
+            "encoding": {
+                "frontal": {"contentType": "image/png, image/jpeg"},
+                "lateral": {"contentType": "image/png, image/jpeg"},
+            },
+            "examples": {
+                "both views": {
+                    "summary": "curl -F frontal=@frontal.png -F lateral=@lateral.png -F top_k=3 …/report",
+                    "value": {
+                        "frontal": "(bytes of frontal.png)",
+                        "lateral": "(bytes of lateral.png)",
+                        "top_k": 3,
+                    },
+                },
+                "one view": {
+                    "summary": "curl -F frontal=@frontal.jpg …/report",
+                    "value": {"frontal": "(bytes of frontal.jpg)"},
+                },
+            },
+        }
+    },
+}
+
+# Arguments of the route decorators.
+REPORT: dict[str, Any] = {
+    "openapi_extra": {"requestBody": _BODY},
+    "responses": {
+        **_problems(400, "The multipart body cannot be parsed.", "malformed_multipart"),
+        **_problems(408, "The body arrived too slowly.", "upload_timeout"),
+        **_problems(413, "The body or a file is too large.", "upload_too_large"),
+        **_problems(415, "The body or a file is of a kind that is not read.", "not_multipart", "unsupported_format"),
+        **_problems(
+            422,
+            "A field is wrong; it is named.",
+            "unknown_field",
+            "missing_image",
+            "too_small",
+            "out_of_range",
+        ),
+        **_problems(500, "The service failed on this request.", "internal"),
+        **_problems(503, "Not ready, or busy (with Retry-After).", "loading", "busy"),
+    },
+}
+HEALTH: dict[str, Any] = {"responses": _problems(503, "Not ready; detail says why.", "loading")}
+
+
+def describe(app: FastAPI) -> None:
+    """Add the problem schema, which no handler returns, to the app's description."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schema = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+        document.setdefault("components", {}).setdefault("schemas", {})["ProblemDetails"] = schema
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

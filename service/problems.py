@@ -1,0 +1,155 @@
+"""Errors as RFC 9457 ``application/problem+json``, all of them: a code for programs, words for people.
+
+``CODES`` is the whole vocabulary. A ``Problem`` raised anywhere below the app becomes its response. What nobody
+foresaw becomes ``internal``: logged by type and place, never by message, which might quote a report.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.schemas import ProblemDetails
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:problem-type:cxr-report:"
+UNFORESEEN = "This request could not be answered; others are not affected. The service log says where it failed."
+log = logging.getLogger(__name__)
+
+# code -> (status, title)
+CODES: dict[str, tuple[int, str]] = {
+    "malformed_multipart": (400, "The multipart body is malformed"),
+    "not_found": (404, "There is nothing at this address"),
+    "method_not_allowed": (405, "This address does not answer that method"),
+    "upload_timeout": (408, "The request took too long to arrive"),
+    "upload_too_large": (413, "The upload is too large"),
+    "not_multipart": (415, "The body is not multipart/form-data"),
+    "unsupported_encoding": (415, "The body is compressed"),
+    "unsupported_format": (415, "This kind of image file is not read"),
+    "unknown_field": (422, "Unknown field"),
+    "duplicate_field": (422, "A field was sent twice"),
+    "missing_image": (422, "No radiograph was sent"),
+    "empty": (422, "A field is empty"),
+    "not_a_file": (422, "A field holds text instead of a file"),
+    "not_a_number": (422, "A field is not a whole number"),
+    "out_of_range": (422, "A field is out of range"),
+    "not_an_image": (422, "The file is not an image"),
+    "truncated": (422, "The image file is damaged or cut short"),
+    "animated": (422, "The image has more than one frame"),
+    "too_small": (422, "The image is too small"),
+    "too_large": (422, "The image has too many pixels"),
+    "invalid_request": (422, "The request is not valid"),
+    "internal": (500, "The service failed"),
+    "loading": (503, "The model is still being loaded"),
+    "failed": (503, "The model could not be loaded"),
+    "busy": (503, "The service is busy"),
+}
+
+
+class Problem(Exception):  # noqa: N818 - it is named for what it is in RFC 9457
+    """An error to answer a request with.
+
+    Args:
+        code: one of ``CODES``.
+        detail: what was wrong, with the value, and what to do; never a file name.
+        field: the form field at fault.
+        headers: more response headers.
+    """
+
+    def __init__(
+        self, code: str, detail: str, *, field: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code, self.detail, self.field = code, detail, field
+        self.status, self.title = CODES[code]
+        self.headers = dict(headers or {})
+
+    def response(self) -> Response:
+        """The problem as a response."""
+        return _response(self.status, self.code, self.title, self.detail, self.field, self.headers)
+
+
+def _response(
+    status: int, code: str, title: str, detail: str, field: str | None, headers: Mapping[str, str]
+) -> Response:
+    body = ProblemDetails(type=TYPE_PREFIX + code, title=title, status=status, detail=detail, code=code, field=field)
+    return JSONResponse(
+        body.model_dump(),
+        status_code=status,
+        media_type=MEDIA_TYPE,
+        headers={"Cache-Control": "no-store", **headers},
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Let the app answer every foreseen error with a problem."""
+
+    async def on_problem(_: Request, error: Exception) -> Response:
+        assert isinstance(error, Problem)
+        return error.response()
+
+    async def on_http_exception(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        headers = error.headers or {}
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            return Problem(
+                "not_found", "The service answers at /, /report, /health and /openapi.json.", headers=headers
+            ).response()
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = headers.get("Allow", "")
+            detail = f"This address answers {allowed} only." if allowed else "Use another method."
+            return Problem("method_not_allowed", detail, headers=headers).response()
+        title = HTTPStatus(error.status_code).phrase
+        return _response(error.status_code, f"http_{error.status_code}", title, str(error.detail), None, headers)
+
+    async def on_invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        return Problem("invalid_request", str(first["msg"]), field=str(first["loc"][-1])).response()
+
+    app.add_exception_handler(Problem, on_problem)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+
+
+class UnforeseenErrors:
+    """Middleware: an exception that nobody foresaw becomes a 500 problem; its message stays unlogged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except ClientDisconnect:
+            log.info("the client went away before its request was complete")
+        except Exception as error:
+            log.error("unforeseen %s\n%s", type(error).__name__, places(error))
+            if not started:
+                await Problem("internal", UNFORESEEN).response()(scope, receive, send)
+
+
+def places(error: BaseException) -> str:
+    """Where an exception came from, file and line of each frame, without messages or values."""
+    return "\n".join(
+        f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in traceback.extract_tb(error.__traceback__)
+    )

@@ -1,0 +1,101 @@
+"""``python -m service.report frontal.png [lateral.png]``: a draft from the shell, by the same pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from model.drafter import DraftOptions, StudyView
+from model.images import ImageError, ImageLimits, Pixels, load_pixels
+from model.views import View
+from service.answers import answer, model_info, plain_text
+from service.bundles import LoadError, load
+from service.settings import Settings, explain
+
+EXIT_IMAGE, EXIT_USAGE, EXIT_BUNDLE = 1, 2, 3
+ABSENT = "-"
+
+
+class _InputError(Exception):
+    pass
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Draft one study and print it.
+
+    Returns:
+        0; 1: an image cannot be read; 2: wrong arguments or settings; 3: no bundle could be loaded.
+    """
+    parser = argparse.ArgumentParser(prog="python -m service.report", description=__doc__)
+    parser.add_argument("frontal", help="frontal radiograph, PNG or JPEG; - if there is only a lateral one")
+    parser.add_argument("lateral", nargs="?", default=ABSENT, help="lateral radiograph")
+    parser.add_argument("--bundle", type=Path, help="directory that training.run wrote (REPORT_BUNDLE)")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (REPORT_DEVICE, auto)")
+    parser.add_argument("--top-k", type=int, help="reference cases, 1 to 50 (default: the bundle's)")
+    parser.add_argument("--beam-size", type=int, help="hypotheses kept, 1 to 8 (default: the bundle's)")
+    parser.add_argument("--json", action="store_true", help="print the JSON that POST /report answers")
+    options = parser.parse_args(arguments)
+    given: dict[str, Any] = {k: getattr(options, k) for k in ("bundle", "device") if getattr(options, k) is not None}
+    try:
+        wanted = DraftOptions(options.top_k, options.beam_size)
+        settings = Settings(**given)
+    except ValidationError as error:
+        parser.error(explain(error))
+    except ValueError as error:
+        parser.error(str(error))
+    files = {view: name for view in View if (name := getattr(options, view.value)) != ABSENT}
+    if not files:
+        parser.error("neither a frontal nor a lateral radiograph was given")
+    began = time.perf_counter()
+    try:
+        images = {view: _read(Path(name), settings.max_upload_bytes) for view, name in files.items()}
+        loaded = load(settings)
+        read = time.perf_counter()
+        limits = ImageLimits(max_pixels=settings.max_pixels)
+        study = [
+            StudyView(_decode(files[view], data, loaded.drafter.image_size, limits), view)
+            for view, data in images.items()
+        ]
+    except _InputError as error:
+        print(error, file=sys.stderr)
+        return EXIT_IMAGE
+    except LoadError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BUNDLE
+    decoded = time.perf_counter()
+    (draft,) = loaded.drafter.draft([study], wanted)
+    ended = time.perf_counter()
+    timings = {
+        "load": (read - began) * 1000,
+        "images": (decoded - read) * 1000,
+        "total": (ended - began) * 1000,
+    }
+    result = answer(draft, model_info(loaded), timings)
+    print(result.model_dump_json(indent=2) if options.json else plain_text(result))
+    return 0
+
+
+def _read(path: Path, most: int) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > most:
+            raise _InputError(f"{path}: {size:,} bytes; at most {most:,} are read (REPORT_MAX_UPLOAD_BYTES)")
+        return path.read_bytes()
+    except OSError as error:
+        raise _InputError(f"{path}: {error.strerror}") from error
+
+
+def _decode(name: str, data: bytes, size: int, limits: ImageLimits) -> Pixels:
+    try:
+        return load_pixels(data, size, limits=limits)
+    except ImageError as error:
+        raise _InputError(f"{name}: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

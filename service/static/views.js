@@ -1,0 +1,146 @@
+// The two drop zones: choose, drop, paste, preview, swap, remove. Holds the files; tells `onChange` of every change.
+
+const NAMES = ["frontal", "lateral"];
+
+export class Views {
+  constructor(root, onChange) {
+    this.onChange = onChange;
+    this.files = { frontal: null, lateral: null };
+    this.parts = {};
+    for (const name of NAMES) this.#bind(name, root.querySelector(`[data-view="${name}"]`));
+    this.#keepStrayDropsOffTheBrowser();
+    document.addEventListener("paste", (event) => this.#paste(event));
+  }
+
+  get count() {
+    return NAMES.filter((name) => this.files[name]).length;
+  }
+
+  set(name, file) {
+    this.files[name] = file;
+    this.#draw(name);
+    this.onChange(name);
+  }
+
+  swap() {
+    const { frontal, lateral } = this.files;
+    this.set("frontal", lateral);
+    this.set("lateral", frontal);
+  }
+
+  clear() {
+    for (const name of NAMES) this.set(name, null);
+  }
+
+  /** Say what is wrong with a view below its zone; null takes the message away. */
+  showError(name, message) {
+    const { view, input, error } = this.parts[name];
+    view.classList.toggle("wrong", Boolean(message));
+    input.setAttribute("aria-invalid", message ? "true" : "false");
+    error.textContent = message ?? "";
+    error.hidden = !message;
+  }
+
+  lock(locked) {
+    for (const name of NAMES) {
+      this.parts[name].input.disabled = locked;
+      this.parts[name].remove.disabled = locked;
+    }
+    this.locked = locked;
+  }
+
+  #bind(name, view) {
+    const find = (selector) => view.querySelector(selector);
+    const parts = {
+      view,
+      zone: find(".zone"),
+      input: find("input"),
+      image: find("img"),
+      undrawn: find(".undrawn"),
+      remove: find(".remove"),
+      error: find(".field-error"),
+    };
+    this.parts[name] = parts;
+    parts.input.addEventListener("change", () => {
+      this.#take([...parts.input.files], name);
+      parts.input.value = ""; // so that the same file can be chosen again
+    });
+    parts.remove.addEventListener("click", () => {
+      this.set(name, null);
+      parts.input.focus();
+    });
+    parts.image.addEventListener("load", () => brighten(parts.image));
+    parts.image.addEventListener("error", () => {
+      parts.image.hidden = true;
+      parts.undrawn.hidden = false;
+    });
+    for (const kind of ["dragenter", "dragover"]) {
+      parts.zone.addEventListener(kind, (event) => {
+        event.preventDefault();
+        parts.zone.classList.add("over");
+      });
+    }
+    for (const kind of ["dragleave", "drop"]) {
+      parts.zone.addEventListener(kind, () => parts.zone.classList.remove("over"));
+    }
+    parts.zone.addEventListener("drop", (event) => {
+      event.preventDefault();
+      event.stopPropagation();
+      this.#take([...event.dataTransfer.files], name);
+    });
+  }
+
+  /** One file goes where it was dropped; two fill both views in their order. */
+  #take(files, name) {
+    if (this.locked || files.length === 0) return;
+    if (files.length === 1) {
+      this.set(name, files[0]);
+    } else {
+      this.set("frontal", files[0]);
+      this.set("lateral", files[1]);
+    }
+  }
+
+  #paste(event) {
+    const files = [...(event.clipboardData?.files ?? [])];
+    if (files.length === 0) return;
+    event.preventDefault();
+    this.#take(files, NAMES.find((name) => !this.files[name]) ?? "frontal");
+  }
+
+  #keepStrayDropsOffTheBrowser() {
+    window.addEventListener("dragover", (event) => event.preventDefault());
+    window.addEventListener("drop", (event) => {
+      event.preventDefault();
+      const files = [...(event.dataTransfer?.files ?? [])];
+      this.#take(files, NAMES.find((name) => !this.files[name]) ?? "frontal");
+    });
+  }
+
+  #draw(name) {
+    const { zone, image, undrawn, remove } = this.parts[name];
+    const file = this.files[name];
+    if (image.src) URL.revokeObjectURL(image.src);
+    image.style.filter = "";
+    undrawn.hidden = true;
+    zone.classList.toggle("filled", Boolean(file));
+    remove.hidden = !file;
+    image.hidden = !file;
+    if (file) image.src = URL.createObjectURL(file);
+    else image.removeAttribute("src");
+    this.showError(name, null);
+  }
+}
+
+/** Browsers show 12-bit data in a 16-bit file almost black. The service spreads min to max; so does this preview. */
+function brighten(image) {
+  const side = 64;
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = side;
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(image, 0, 0, side, side);
+  const pixels = context.getImageData(0, 0, side, side).data;
+  let most = 0;
+  for (let i = 0; i < pixels.length; i += 4) most = Math.max(most, pixels[i], pixels[i + 1], pixels[i + 2]);
+  if (most > 0 && most < 96) image.style.filter = `brightness(${(255 / most).toFixed(2)})`;
+}

@@ -1,0 +1,121 @@
+"""Which bundle is served: the hydrated copy of this very bundle where it is whole, the plain one otherwise."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from retrieval_index.hydrate import hydrate
+from service.bundles import LoadError, find_hydrated, load, resolve_device
+from tests.archive_helpers import report_xml, write_reports
+from tests.helpers import REPORTS, write_tiny_bundle
+from tests.service_helpers import png, ready_client, settings_for
+
+TEXT = "XXXX-sided fluid, told to Dr. xxxx  XXXX by telephone. Heart of ordinary width."
+
+
+@pytest.fixture
+def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle without texts at bundles/tiny, in a working directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    return write_tiny_bundle(Path("bundles") / "tiny", texts=False)
+
+
+def hydrated(plain: Path, out: Path | None = None) -> Path:
+    studies = {
+        f"{row}.xml": report_xml(f"CXR9{row:03d}", TEXT, (f"CXR9{row:03d}_IM-0001-1001", f"CXR9{row:03d}_IM-0001-2001"))
+        for row in range(len(REPORTS))
+    }
+    result = hydrate(plain, write_reports(Path("NLMCXR_reports.tgz"), studies), out=out)
+    assert result.filled == len(REPORTS)
+    return result.out
+
+
+def test_the_plain_bundle_is_served_where_there_is_no_other(plain: Path) -> None:
+    loaded = load(settings_for(plain))
+    assert loaded.bundle.path == plain
+    assert loaded.cases == len(REPORTS)
+    assert not loaded.texts
+
+
+def test_the_hydrated_copy_goes_first(plain: Path, caplog: pytest.LogCaptureFixture) -> None:
+    copy = hydrated(plain)
+    with caplog.at_level(logging.INFO, "service"):
+        loaded = load(settings_for(plain))
+    assert loaded.bundle.path == copy == Path(".bundles/tiny-hydrated")
+    assert loaded.texts
+    assert "serving the hydrated bundle" in caplog.text
+
+
+@pytest.mark.parametrize("place", [".bundles/tiny-hydrated", "bundles/tiny-hydrated"])
+def test_a_copy_beside_the_bundle_is_found_from_another_directory(
+    plain: Path, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = hydrated(plain, Path(place)).resolve()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert find_hydrated(tmp_path / "bundles" / "tiny") == copy
+
+
+def test_it_can_be_left_alone(plain: Path) -> None:
+    hydrated(plain)
+    assert not load(settings_for(plain, prefer_hydrated=False)).texts
+
+
+def test_a_hydrated_copy_can_be_named_itself(plain: Path) -> None:
+    copy = hydrated(plain)
+    assert find_hydrated(copy) is None
+    assert load(settings_for(copy)).texts
+
+
+def test_a_stale_copy_is_ignored_and_said(plain: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hydrated(plain)
+    other = write_tiny_bundle(Path("other") / "tiny", texts=False, seed=1)
+    assert find_hydrated(other) is None
+    assert "stale and ignored" in caplog.text
+    assert "retrieval_index.hydrate" in caplog.text
+
+
+def test_a_damaged_copy_is_ignored_and_said(plain: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cases = hydrated(plain) / "index" / "cases.jsonl"
+    cases.write_bytes(cases.read_bytes().replace(b"ordinary", b"extraord"))
+    loaded = load(settings_for(plain))
+    assert not loaded.texts
+    assert "cases.jsonl was altered" in caplog.text
+
+
+def test_a_copy_with_a_broken_manifest_is_ignored(plain: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (hydrated(plain) / "MANIFEST.json").write_text("{")
+    assert not load(settings_for(plain)).texts
+    assert "ignored" in caplog.text
+
+
+def test_redaction_marks_are_shown_as_such(plain: Path) -> None:
+    hydrated(plain)
+    with ready_client(plain) as client:
+        answer = client.post("/report", files={"frontal": ("f", png())}, data={"top_k": "2"})
+    assert "xxxx" not in answer.text.lower()
+    expected = "[redacted]-sided fluid, told to Dr. [redacted] by telephone. Heart of ordinary width."
+    assert [case["findings"] for case in answer.json()["reference_cases"]] == [expected, expected]
+    assert answer.json()["warnings"] == [
+        {"code": "missing_view", "message": answer.json()["warnings"][0]["message"]},
+    ]
+
+
+def test_index_and_weights_of_different_bundles(plain: Path) -> None:
+    other = write_tiny_bundle(Path("other") / "tiny", texts=True)
+    cases = Path("index", "cases.jsonl")
+    (plain / cases).write_bytes((other / cases).read_bytes())
+    with pytest.raises(LoadError, match=r"cases\.jsonl"):
+        load(settings_for(plain))
+
+
+def test_a_device_that_is_not_there_is_said() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(LoadError, match="REPORT_DEVICE=cuda:99"):
+        resolve_device("cuda:99")

@@ -1,0 +1,168 @@
+"""`python -m service` and `python -m service.report`: the same pipeline from the shell, precise errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service import __main__ as serve
+from service import report
+from service.schemas import DISCLAIMER, ReportResponse
+from tests.conftest import REPOSITORY
+from tests.helpers import REPORTS, write_tiny_bundle
+from tests.service_helpers import WAIT_S, png, ready_client
+
+START_S = 400.0  # a new process imports torch, which takes minutes where all cores are taken
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[str, str]:
+    frontal, lateral = tmp_path / "frontal.png", tmp_path / "lateral.png"
+    frontal.write_bytes(png(90, 120))
+    lateral.write_bytes(png(100, 80))
+    return str(frontal), str(lateral)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    try:
+        status = report.main(list(arguments))
+    except SystemExit as end:
+        status = int(str(end.code))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_json_is_what_http_answers(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, *images, "--bundle", str(bundle), "--device", "cpu", "--json", "--top-k", "4")
+    assert status == 0
+    mine = ReportResponse.model_validate_json(out)
+    with ready_client(bundle) as client:
+        files = {
+            name: ("f", Path(path).read_bytes()) for name, path in zip(("frontal", "lateral"), images, strict=True)
+        }
+        theirs = ReportResponse.model_validate(client.post("/report", files=files, data={"top_k": "4"}).json())
+    assert mine.findings == theirs.findings
+    assert mine.labels == theirs.labels
+    assert mine.reference_cases == theirs.reference_cases
+    assert len(mine.reference_cases) == 4
+    assert mine.model == theirs.model
+
+
+def test_text_for_people(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, images[0], "--bundle", str(bundle), "--device", "cpu")
+    assert status == 0
+    assert "Reference cases:" in out
+    assert any(text in out for text in REPORTS)
+    assert "missing_view" in out
+    assert DISCLAIMER in out
+
+
+def test_a_lateral_alone(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "-", images[1], "--bundle", str(bundle), "--json")
+    assert status == 0
+    assert "frontal" in json.loads(out)["warnings"][0]["message"]
+
+
+def test_errors_are_precise(
+    bundle: Path, images: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    text = tmp_path / "notes.txt"
+    text.write_text("no image")
+    given = ("--bundle", str(bundle))
+    for arguments, expected, words in [
+        ((str(tmp_path / "none.png"), *given), 1, "none.png: No such file"),
+        ((str(text), *given), 1, "notes.txt: These 8 bytes are not an image"),
+        ((images[0], str(text), *given), 1, "notes.txt"),
+        ((str(tmp_path), *given), 1, "Is a directory"),
+        ((images[0], "--bundle", str(tmp_path)), 3, "MANIFEST.json"),
+        ((images[0], *given, "--top-k", "51"), 2, "top_k=51 must lie between 1 and 50"),
+        ((images[0], *given, "--beam-size", "x"), 2, "invalid int value: 'x'"),
+        ((images[0], *given, "--device", "gpu"), 2, "REPORT_DEVICE='gpu'"),
+        ((images[0], *given, "--device", "cuda:99"), 3, "CUDA devices"),
+        (("-", *given), 2, "neither a frontal nor a lateral"),
+        ((), 2, "frontal"),
+    ]:
+        status, out, err = run(capsys, *arguments)
+        assert (status, out) == (expected, ""), arguments
+        assert words in err, arguments
+    monkeypatch.setenv("REPORT_MAX_UPLOAD_BYTES", "1024")
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(2000))
+    status, _, err = run(capsys, str(large), *given)
+    assert status == 1
+    assert "at most 1,024" in err
+
+
+def test_serve_refuses_wrong_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve.main(["--port", "http"]) == 2
+    assert "REPORT_PORT='http'" in capsys.readouterr().err
+
+
+def server(*arguments: str, command: tuple[str, ...] = ("service",)) -> subprocess.Popen[str]:
+    environment = {**os.environ, "REPORT_DEVICE": "cpu", "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(
+        [sys.executable, "-m", *command, *arguments], text=True, env=environment, stderr=subprocess.PIPE
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_health(port: int) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    pytest.fail("the service did not become ready")
+
+
+@pytest.mark.parametrize("how", ["python -m service", "uvicorn --factory"])
+def test_both_ways_to_serve(bundle: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    if how == "python -m service":
+        process = server("--bundle", str(bundle), "--port", str(port))
+    else:
+        monkeypatch.setenv("REPORT_BUNDLE", str(bundle))
+        process = server("service.app:create_app", "--factory", "--port", str(port), command=("uvicorn",))
+    try:
+        wait_for_health(port)
+        answer = httpx.post(f"http://127.0.0.1:{port}/report?canary=1", files={"frontal": ("f", png())}, timeout=WAIT_S)
+        assert answer.status_code == 422
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=START_S)
+    assert process.returncode in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+    assert "ready after" in log
+    assert "POST /report 422" in log
+    assert "canary" not in log
+
+
+def test_serve_stops_by_itself_where_no_bundle_can_be_loaded(tmp_path: Path) -> None:
+    process = server("--bundle", str(tmp_path / "nowhere"), "--port", "0")
+    _, log = process.communicate(timeout=START_S)
+    assert process.returncode == 3
+    assert "cannot serve" in log
+    assert "nowhere" in log
+    assert "Traceback" not in log

@@ -1,0 +1,225 @@
+"""Loading, readiness, failure, load and stop: what the service says, and that nothing blocks or poisons it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from model.drafter import Draft, Drafter, DraftOptions, StudyView
+from service import runtime
+from service.bundles import Loaded, load
+from service.settings import Settings
+from tests.helpers import REPORTS, write_tiny_bundle
+from tests.service_helpers import PROBLEM, WAIT_S, live_server, png, ready_client, wait_until_ready
+
+CANARY = "Canary-Patient-4711"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+def post(client: httpx.Client) -> httpx.Response:
+    return client.post("/report", files={"frontal": ("f", png())}, data={"beam_size": "1"})
+
+
+class HeldDrafter(Drafter):
+    """The real drafter, which waits to be let go, or fails when told to."""
+
+    def __init__(self, real: Drafter) -> None:
+        super().__init__(real.bundle, real.index, device=real.device)
+        self.begun, self.go, self.fail = threading.Event(), threading.Event(), False
+
+    def draft(self, studies: Sequence[Sequence[StudyView]], options: DraftOptions = DraftOptions()) -> list[Draft]:  # noqa: B008
+        self.begun.set()
+        assert self.go.wait(WAIT_S)
+        if self.fail:
+            raise RuntimeError(f"an error that quotes {CANARY}")
+        return super().draft(studies, options)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> list[HeldDrafter]:
+    """Makes the service load its bundle with a held drafter; the list receives it."""
+    made: list[HeldDrafter] = []
+
+    def load_held(settings: Settings) -> Loaded:
+        loaded = load(settings)
+        made.append(HeldDrafter(loaded.drafter))
+        return dataclasses.replace(loaded, drafter=made[0])
+
+    monkeypatch.setattr(runtime, "load", load_held)
+    return made
+
+
+@contextmanager
+def posting(client: httpx.Client) -> Iterator[list[httpx.Response]]:
+    """A request under way in a thread; the list holds its answer once the block is left."""
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(post(client)), daemon=True)
+    thread.start()
+    yield answers
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+
+
+# --- before it is ready -----------------------------------------------------------------------------------------
+
+
+def test_health_says_why_until_the_model_is_there(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+
+    def load_later(settings: Settings) -> Loaded:
+        assert go.wait(WAIT_S)
+        return load(settings)
+
+    monkeypatch.setattr(runtime, "load", load_later)
+    with live_server(bundle, wait=False) as live, live.client() as client:
+        try:
+            for answer in (client.get("/health"), post(client)):
+                assert answer.status_code == 503
+                assert answer.headers["content-type"] == PROBLEM
+                assert answer.headers["retry-after"] == "5"
+                assert answer.json()["code"] == "loading"
+                assert "being loaded" in answer.json()["detail"]
+            assert client.get("/").status_code == 200
+        finally:
+            go.set()
+        wait_until_ready(client)
+        assert post(client).status_code == 200
+
+
+def test_health_when_ready(bundle: Path) -> None:
+    with ready_client(bundle, queue_size=7) as client:
+        body = client.get("/health").json()
+    assert body["status"] == "ready"
+    assert body["device"] == "cpu"
+    assert body["bundle"]["name"] == "tiny"
+    assert body["bundle"]["hydrated"] is False
+    assert len(body["bundle"]["digest"]) == 64
+    assert body["cases"] == len(REPORTS)
+    assert body["texts"] is True
+    assert body["queue"] == {"depth": 0, "capacity": 7}
+    assert body["model"]["backbone"] == "mobilenet_v3_small"
+
+
+def failed(live_client: httpx.Client) -> dict[str, Any]:
+    deadline = time.monotonic() + WAIT_S
+    while (answer := live_client.get("/health")).json()["code"] == "loading":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert answer.status_code == 503
+    assert post(live_client).json() == answer.json()
+    body: dict[str, Any] = answer.json()
+    assert body["code"] == "failed"
+    return body
+
+
+def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
+    with live_server(tmp_path / "nowhere", wait=False) as live, live.client() as client:
+        assert "nowhere" in failed(client)["detail"]
+
+
+def test_one_flipped_byte_is_found(bundle: Path, tmp_path: Path) -> None:
+    damaged = write_tiny_bundle(tmp_path / "damaged")
+    weights = bytearray((damaged / "model.safetensors").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (damaged / "model.safetensors").write_bytes(weights)
+    with live_server(damaged, wait=False) as live, live.client() as client:
+        assert "model.safetensors was altered" in failed(client)["detail"]
+
+
+def test_an_unforeseen_error_while_loading_is_not_quoted(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(settings: Settings) -> Loaded:
+        raise KeyError(CANARY)
+
+    monkeypatch.setattr(runtime, "load", broken)
+    with live_server(bundle, wait=False) as live, live.client() as client:
+        assert "KeyError" in failed(client)["detail"]
+    assert "test_service_lifecycle.py" in caplog.text  # where it came from
+    assert CANARY not in caplog.text
+
+
+# --- under load -------------------------------------------------------------------------------------------------
+
+
+def test_inference_does_not_block_the_event_loop(bundle: Path, held: list[HeldDrafter]) -> None:
+    with live_server(bundle, warm_up=False) as live, live.client() as client, posting(client) as answers:
+        try:
+            assert held[0].begun.wait(WAIT_S)
+            for _ in range(5):
+                health = client.get("/health")
+                assert health.status_code == 200
+                assert health.json()["queue"]["depth"] == 1
+            assert answers == []
+        finally:
+            held[0].go.set()
+    assert answers[0].status_code == 200
+
+
+def test_a_failed_draft_leaves_the_server_as_it_was(
+    bundle: Path, held: list[HeldDrafter], caplog: pytest.LogCaptureFixture
+) -> None:
+    with live_server(bundle, warm_up=False) as live, live.client() as client:
+        held[0].go.set()
+        before = post(client).json()
+        held[0].fail = True
+        for _ in range(3):
+            answer = post(client)
+            assert answer.status_code == 500
+            assert answer.headers["content-type"] == PROBLEM
+            assert answer.json()["code"] == "internal"
+            assert CANARY not in answer.text
+        held[0].fail = False
+        assert client.get("/health").json()["queue"]["depth"] == 0
+        assert post(client).json()["sentences"] == before["sentences"]
+    assert "RuntimeError" in caplog.text
+    assert CANARY not in caplog.text
+
+
+def test_many_at_once_get_the_answers_they_get_alone(bundle: Path) -> None:
+    studies = [png(60 + 7 * number, 80 + 5 * number) for number in range(6)]
+    with live_server(bundle, queue_size=6) as live, live.client() as client:
+
+        def ask(data: bytes) -> Any:
+            return client.post("/report", files={"frontal": ("f", data)}).json()
+
+        alone = [ask(data)["sentences"] for data in studies]
+        together: dict[int, Any] = {}
+        threads = [
+            threading.Thread(target=lambda n=number: together.update({n: ask(studies[n])}), daemon=True)
+            for number in range(len(studies))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT_S)
+    assert [together[number]["sentences"] for number in range(len(studies))] == alone
+
+
+def test_a_stop_lets_the_request_under_way_finish(bundle: Path, held: list[HeldDrafter]) -> None:
+    with live_server(bundle, warm_up=False) as live, live.client() as client:
+        with posting(client) as answers:
+            assert held[0].begun.wait(WAIT_S)
+            live.stop()
+            time.sleep(0.3)  # uvicorn looks every 0.1 s whether it shall stop
+            held[0].go.set()
+        assert answers[0].status_code == 200
+
+
+def test_a_stop_while_loading_is_clean(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with live_server(bundle, wait=False):
+        pass
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

@@ -1,0 +1,139 @@
+"""OpenAPI: a valid document whose examples fit its schemas, and which says what the service does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from model.drafter import MAX_BEAM_SIZE, MAX_TOP_K
+from model.labeler import FINDINGS, label_report
+from service.app import create_app
+from service.problems import CODES
+from service.schemas import HEALTH_EXAMPLE, REPORT_EXAMPLE, HealthResponse, ReportResponse
+from service.settings import Settings
+from service.uploads import FIELDS
+from tests.conftest import REPOSITORY
+from tests.helpers import write_tiny_bundle
+from tests.service_helpers import png, ready_client, settings_for
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return create_app(settings_for(Path("bundles/none"))).openapi()
+
+
+def walk(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from walk(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from walk(value)
+
+
+def validator(document: dict[str, Any], schema: dict[str, Any]) -> jsonschema.Draft202012Validator:
+    whole = {**schema, "components": document["components"]}
+    jsonschema.Draft202012Validator.check_schema(whole)
+    return jsonschema.Draft202012Validator(whole)
+
+
+def test_it_is_openapi(document: dict[str, Any]) -> None:
+    checker = pytest.importorskip("openapi_spec_validator", reason="needs pip install openapi-spec-validator")
+    checker.validate(document)
+    json.dumps(document)
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    references = {node["$ref"] for node in walk(document) if isinstance(node.get("$ref"), str)}
+    assert "#/components/schemas/ProblemDetails" in references
+    for reference in references:
+        node = document
+        for part in reference.removeprefix("#/").split("/"):
+            node = node[part]
+
+
+def test_every_example_fits_its_schema(document: dict[str, Any]) -> None:
+    checked = 0
+    for node in walk(document["paths"]):
+        if "schema" in node and "examples" in node:
+            for example in node["examples"].values():
+                validator(document, node["schema"]).validate(example["value"])
+                checked += 1
+    for schema in document["components"]["schemas"].values():
+        for example in schema.get("examples", []):
+            validator(document, schema).validate(example)
+            checked += 1
+    assert checked > 12
+
+
+def test_the_schemas_refuse_what_does_not_fit(document: dict[str, Any]) -> None:
+    body = document["paths"]["/report"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    check = validator(document, body)
+    for wrong in ({}, {"top_k": 3}, {"frontal": "x", "side": "y"}, {"frontal": "x", "top_k": 51}):
+        assert not check.is_valid(wrong), wrong
+
+
+def test_the_request_body_lists_every_field(document: dict[str, Any]) -> None:
+    operation = document["paths"]["/report"]["post"]
+    content = operation["requestBody"]["content"]
+    assert list(content) == ["multipart/form-data"]
+    properties = content["multipart/form-data"]["schema"]["properties"]
+    assert tuple(properties) == FIELDS
+    assert properties["frontal"]["format"] == properties["lateral"]["format"] == "binary"
+    assert (properties["top_k"]["maximum"], properties["beam_size"]["maximum"]) == (MAX_TOP_K, MAX_BEAM_SIZE)
+
+
+def test_problems_are_described_as_problems(document: dict[str, Any]) -> None:
+    responses = document["paths"]["/report"]["post"]["responses"]
+    assert set(responses) == {"200", "400", "408", "413", "415", "422", "500", "503"}
+    for status, response in responses.items():
+        if status != "200":
+            assert list(response["content"]) == ["application/problem+json"]
+    described = {
+        (example["value"]["code"], example["value"]["status"])
+        for response in responses.values()
+        for content in response.get("content", {}).values()
+        for example in content.get("examples", {}).values()
+    }
+    assert described
+    assert all(CODES[code][0] == status for code, status in described)
+
+
+def test_the_models_examples_are_answers() -> None:
+    ReportResponse.model_validate(REPORT_EXAMPLE)
+    HealthResponse.model_validate(HEALTH_EXAMPLE)
+    assert REPORT_EXAMPLE["findings"] == " ".join(sentence["text"] for sentence in REPORT_EXAMPLE["sentences"])
+
+
+def test_the_examples_labels_are_the_labelers() -> None:
+    assert tuple(REPORT_EXAMPLE["labels"]) == FINDINGS
+    assert REPORT_EXAMPLE["labels"] == label_report(REPORT_EXAMPLE["findings"])
+    for case in REPORT_EXAMPLE["reference_cases"]:
+        assert case["labels"] == label_report(case["findings"])
+
+
+def test_real_answers_fit_the_document(document: dict[str, Any], tmp_path: Path) -> None:
+    schemas = document["components"]["schemas"]
+    with ready_client(write_tiny_bundle(tmp_path / "tiny")) as client:
+        served = client.get("/openapi.json").json()
+        report = client.post("/report", files={"frontal": ("f", png())}).json()
+        health = client.get("/health").json()
+        problem = client.post("/report", files={"wrong": ("f", png())}).json()
+    assert served == document
+    validator(document, schemas["ReportResponse"]).validate(report)
+    validator(document, schemas["HealthResponse"]).validate(health)
+    validator(document, schemas["ProblemDetails"]).validate(problem)
+
+
+def test_the_guide_names_every_code_and_setting() -> None:
+    guide = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
+    for code, (status, _) in CODES.items():
+        assert f"| {status} | `{code}` |" in guide, code
+    for name in Settings.model_fields:
+        assert f"`REPORT_{name.upper()}`" in guide, name

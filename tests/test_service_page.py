@@ -1,0 +1,167 @@
+"""The page: served whole from this machine, closed to everything foreign, the disclaimer always in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.app import STATIC
+from service.schemas import DISCLAIMER
+from tests.helpers import write_tiny_bundle
+from tests.service_helpers import ready_client
+
+FILES = sorted(path for path in STATIC.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with ready_client(write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny"), warm_up=False) as client:
+        yield client
+
+
+class Page(HTMLParser):
+    """Elements of a page: (tag, attributes), and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def page() -> Page:
+    return Page((STATIC / "index.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_served_with_all_its_parts(client: httpx.Client) -> None:
+    answer = client.get("/")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    parts = {
+        value
+        for tag, attributes in Page(answer.text).elements
+        for name, value in attributes.items()
+        if name in ("src", "href") and tag in ("script", "link", "img") and value
+    }
+    assert len(parts) >= 3
+    for part in parts:
+        assert client.get(part).status_code == 200, part
+    kinds = {path.suffix: client.get(f"/static/{path.name}").headers["content-type"] for path in FILES}
+    assert "javascript" in kinds[".js"]
+    assert kinds[".css"].startswith("text/css")
+
+
+def test_the_policy_lets_nothing_foreign_in(client: httpx.Client) -> None:
+    for path in ("/", "/static/page.js", "/health", "/nothing"):
+        headers = client.get(path).headers
+        policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == "'none'"
+        assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+        assert policy["frame-ancestors"] == "'none'"
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+
+
+def test_no_file_of_the_page_fetches_from_elsewhere() -> None:
+    for path in FILES:
+        text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")  # a name, not an address
+        assert not re.search(r"https?://|[\"'(]//\w", text), path.name
+        assert "@import" not in text, path.name
+        assert "innerHTML" not in text, path.name
+
+
+def test_nothing_inline_that_the_policy_would_stop() -> None:
+    for tag, attributes in page().elements:
+        assert not any(name == "style" or name.startswith("on") for name in attributes), (tag, attributes)
+        assert tag != "style"
+        if tag == "script":
+            assert attributes.get("src")
+
+
+def test_the_disclaimer_stands_on_the_page() -> None:
+    assert DISCLAIMER in page().text
+
+
+def test_every_control_has_a_name() -> None:
+    parsed = page()
+    labelled = {attributes.get("for") for tag, attributes in parsed.elements if tag == "label"}
+    for tag, attributes in parsed.elements:
+        if tag == "input":
+            assert attributes.get("id") in labelled, attributes
+    identifiers = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    for _, attributes in parsed.elements:
+        for name in ("aria-labelledby", "aria-describedby"):
+            for target in (attributes.get(name) or "").split():
+                assert target in identifiers, target
+    live = [attributes for _, attributes in parsed.elements if attributes.get("role") in ("status", "alert")]
+    assert len(live) >= 3
+
+
+def test_every_element_the_script_asks_for_is_there() -> None:
+    identifiers = {attributes.get("id") for _, attributes in page().elements}
+    script = (STATIC / "page.js").read_text(encoding="utf-8")
+    asked = set(re.findall(r'byId\("([^"]+)"\)', script))
+    assert len(asked) > 15
+    assert asked <= identifiers
+
+
+# --- contrast ---------------------------------------------------------------------------------------------------
+
+
+def themes() -> dict[str, dict[str, str]]:
+    css = (STATIC / "page.css").read_text(encoding="utf-8")
+    dark, light = (
+        dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{3,6});", block))
+        for block in re.findall(r":root \{(.*?)\}", css, re.S)
+    )
+    return {"dark": dark, "light": {**dark, **light}}
+
+
+def luminance(colour: str) -> float:
+    digits = colour.lstrip("#")
+    if len(digits) == 3:
+        digits = "".join(digit * 2 for digit in digits)
+    channels = [int(digits[start : start + 2], 16) / 255 for start in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_all_text_has_contrast(theme: str) -> None:
+    colours = themes()[theme]
+    pairs = [(text, ground) for text in ("ink", "soft", "accent") for ground in ("ground", "panel", "raised")]
+    pairs += [(name, f"{name}-ground") for name in ("present", "uncertain", "absent", "danger")]
+    pairs += [("accent-ink", "accent"), ("danger", "panel"), ("uncertain", "panel"), ("ink", "line")]
+    for text, ground in pairs:
+        assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    for edge, ground in (("control", "panel"), ("accent", "panel"), ("accent", "line"), ("uncertain", "line")):
+        assert contrast(colours[edge], colours[ground]) >= 3, (edge, ground)  # WCAG 1.4.11, not text
+
+
+def test_the_static_files_ship_with_the_package() -> None:
+    assert {path.name for path in FILES} == {
+        "index.html", "page.css", "page.js", "api.js", "draw.js", "views.js", "icon.svg",
+    }  # fmt: skip
+    assert Path(STATIC).parent.name == "service"

@@ -1,0 +1,332 @@
+"""POST /report: honest images of every kind are drafted; each wrong request gets its own 4xx and harms nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.bundle import load_bundle
+from model.drafter import Drafter, DraftOptions, StudyView
+from model.images import load_pixels
+from model.labeler import FINDINGS
+from model.views import View
+from retrieval_index.index import ReportIndex
+from service.schemas import DISCLAIMER, ReportResponse
+from service.settings import MIB
+from tests.helpers import IMAGE_SIZE, REPORTS, write_tiny_bundle
+from tests.service_helpers import PROBLEM, encode, png, png_claiming, ready_client, scene
+
+File = tuple[str, bytes, str]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def client(bundle: Path) -> Iterator[httpx.Client]:
+    with ready_client(bundle) as client:
+        yield client
+
+
+def upload(data: bytes, kind: str = "image/png") -> File:
+    return ("image", data, kind)
+
+
+def draft(client: httpx.Client, **files: bytes) -> ReportResponse:
+    answer = client.post("/report", files={name: upload(data) for name, data in files.items()})
+    assert answer.status_code == 200, answer.text
+    return ReportResponse.model_validate(answer.json())
+
+
+# --- answers ----------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_the_drafters_draft(client: httpx.Client, bundle: Path) -> None:
+    frontal, lateral = png(90, 120), png(100, 80)
+    loaded = load_bundle(bundle)
+    drafter = Drafter(loaded, ReportIndex.load(bundle / "index"))
+    study = [
+        StudyView(load_pixels(frontal, IMAGE_SIZE), View.FRONTAL),
+        StudyView(load_pixels(lateral, IMAGE_SIZE), View.LATERAL),
+    ]
+    (expected,) = drafter.draft([study], DraftOptions())
+
+    got = draft(client, frontal=frontal, lateral=lateral)
+
+    assert got.findings == expected.findings != ""
+    assert [sentence.text for sentence in got.sentences] == [sentence.text for sentence in expected.sentences]
+    assert [s.confidence for s in got.sentences] == pytest.approx([s.confidence for s in expected.sentences], abs=1e-3)
+    assert got.labels == expected.labels
+    assert list(got.labels) == list(FINDINGS)
+    assert [case.case_id for case in got.reference_cases] == [case.case_id for case in expected.reference_cases]
+    assert [case.rank for case in got.reference_cases] == [1, 2, 3]
+    assert all(case.findings in REPORTS for case in got.reference_cases)
+    assert got.warnings == []
+    assert got.disclaimer == DISCLAIMER
+    assert (got.model.name, got.model.digest) == ("tiny", loaded.digest)
+    assert list(got.timings_ms) == ["upload", "images", "queue", "encode", "retrieve", "decode", "total"]
+    assert sum(list(got.timings_ms.values())[:-1]) <= got.timings_ms["total"] + 1
+
+
+def test_the_order_of_the_fields_does_not_matter(client: httpx.Client) -> None:
+    one, other = png(90, 120), png(100, 80)
+    first = client.post("/report", files=[("frontal", upload(one)), ("lateral", upload(other))]).json()
+    second = client.post("/report", files=[("lateral", upload(other)), ("frontal", upload(one))]).json()
+    assert first["sentences"] == second["sentences"]
+    assert first["report_id"] != second["report_id"]
+
+
+@pytest.mark.parametrize(("sent", "missing"), [("frontal", "lateral"), ("lateral", "frontal")])
+def test_one_view_alone_is_drafted_and_said(client: httpx.Client, sent: str, missing: str) -> None:
+    got = draft(client, **{sent: png()})
+    assert [warning.code for warning in got.warnings] == ["missing_view"]
+    assert missing in got.warnings[0].message
+
+
+def test_top_k_and_beam_size_are_obeyed(client: httpx.Client) -> None:
+    files = {"frontal": upload(png())}
+    got = client.post("/report", files=files, data={"top_k": "5", "beam_size": " 1 "}).json()
+    assert [case["rank"] for case in got["reference_cases"]] == [1, 2, 3, 4, 5]
+    one = client.post("/report", files=files, data={"top_k": "1"}).json()
+    assert len(one["reference_cases"]) == 1
+
+
+def test_more_cases_than_there_are_is_no_error(client: httpx.Client) -> None:
+    got = client.post("/report", files={"frontal": upload(png())}, data={"top_k": "50"}).json()
+    assert len(got["reference_cases"]) == len(REPORTS)
+
+
+def test_a_bundle_without_retrieval_says_so(tmp_path: Path) -> None:
+    with ready_client(write_tiny_bundle(tmp_path / "plain", retrieval=False)) as client:
+        got = draft(client, frontal=png(), lateral=png())
+        health = client.get("/health").json()
+    assert got.reference_cases == []
+    assert [warning.code for warning in got.warnings] == ["no_retrieval"]
+    assert got.model.retrieval_k is None
+    assert health["cases"] is None
+
+
+def test_a_bundle_without_texts_says_so(tmp_path: Path) -> None:
+    with ready_client(write_tiny_bundle(tmp_path / "plain", texts=False)) as client:
+        got = draft(client, frontal=png(), lateral=png())
+        health = client.get("/health").json()
+    assert {case.findings for case in got.reference_cases} == {None}
+    assert [warning.code for warning in got.warnings] == ["texts_not_available"]
+    assert health["texts"] is False
+
+
+# --- honest images of every kind --------------------------------------------------------------------------------
+
+
+def honest_images() -> dict[str, bytes]:
+    grey = Image.fromarray(scene())
+    wide = (scene().astype(np.uint16) - 40) * 21  # 0..4095: 12 bits in a 16-bit file
+    rgb = grey.convert("RGB")
+    alpha = grey.convert("LA")
+    turned = Image.fromarray(np.rot90(scene()).copy())  # EXIF 6 turns it back
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return {
+        "grey 8-bit PNG": encode(grey),
+        "grey 12-bit in 16-bit PNG": encode(Image.fromarray(wide)),
+        "grey 16-bit PNG": encode(Image.fromarray(wide * 16)),
+        "bilevel PNG": encode(grey.convert("1")),
+        "palette PNG": encode(rgb.quantize(64)),
+        "RGB PNG": encode(rgb),
+        "grey and alpha PNG": encode(alpha),
+        "RGBA PNG": encode(grey.convert("RGBA")),
+        "grey JPEG": encode(grey, "JPEG", quality=95),
+        "RGB JPEG": encode(rgb, "JPEG", quality=95),
+        "progressive JPEG": encode(grey, "JPEG", quality=95, progressive=True),
+        "CMYK JPEG": encode(rgb.convert("CMYK"), "JPEG", quality=95),
+        "EXIF-turned JPEG": encode(turned, "JPEG", quality=95, exif=exif),
+    }
+
+
+@pytest.mark.parametrize("kind", honest_images())
+def test_any_honest_image_is_read_right(client: httpx.Client, kind: str) -> None:
+    data = honest_images()[kind]
+    assert draft(client, frontal=data).findings
+    if kind == "bilevel PNG":
+        return
+    plain, read = load_pixels(png(), IMAGE_SIZE), load_pixels(data, IMAGE_SIZE)
+    correlation = np.corrcoef(plain.ravel(), read.ravel())[0, 1]
+    assert correlation > 0.99, f"{kind} does not show the same scene"
+
+
+# --- wrong requests ---------------------------------------------------------------------------------------------
+
+
+def animated(kind: str) -> bytes:
+    frames = [Image.fromarray(scene() + shade) for shade in (0, 10, 20)]
+    return encode(frames[0], kind, save_all=True, append_images=frames[1:])
+
+
+def wrong_images() -> dict[str, tuple[bytes, int, str]]:
+    return {
+        "text": (b"this is a report, not a radiograph" * 10, 422, "not_an_image"),
+        "random bytes": (np.random.default_rng(0).bytes(5000), 422, "not_an_image"),
+        "empty": (b"", 422, "empty"),
+        "truncated PNG": (png(400, 400)[:1200], 422, "truncated"),
+        "truncated JPEG": (encode(Image.fromarray(scene(400, 400)), "JPEG")[:1500], 422, "truncated"),
+        "PNG signature alone": (b"\x89PNG\r\n\x1a\n", 422, "truncated"),
+        "animated PNG": (animated("PNG"), 422, "animated"),
+        "animated GIF": (animated("GIF"), 415, "unsupported_format"),
+        "GIF": (encode(Image.fromarray(scene()), "GIF"), 415, "unsupported_format"),
+        "TIFF": (encode(Image.fromarray(scene()), "TIFF"), 415, "unsupported_format"),
+        "DICOM": (bytes(128) + b"DICM" + bytes(300), 415, "unsupported_format"),
+        "PDF": (b"%PDF-1.7 " + bytes(300), 415, "unsupported_format"),
+        "1 x 1": (encode(Image.new("L", (1, 1))), 422, "too_small"),
+        "31 x 400": (png(31, 400), 422, "too_small"),
+        "30,000 x 30,000 in the header": (png_claiming(30_000, 30_000), 422, "too_large"),
+        "9,000 x 9,000 in the header": (png_claiming(9_000, 9_000), 422, "too_large"),
+    }
+
+
+def assert_unharmed(client: httpx.Client) -> None:
+    assert client.post("/report", files={"frontal": upload(png())}, data={"beam_size": "1"}).status_code == 200
+
+
+def problem(answer: httpx.Response, status: int, code: str, field: str | None) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == PROBLEM
+    body: dict[str, Any] = answer.json()
+    assert body["status"] == status
+    assert body["code"] == code
+    assert body["type"].endswith(code)
+    assert body["field"] == field
+    assert body["title"]
+    assert len(body["detail"]) > 15
+    return body
+
+
+@pytest.mark.parametrize("field", ["frontal", "lateral"])
+@pytest.mark.parametrize("kind", wrong_images())
+def test_a_wrong_image_is_refused_by_name_and_harms_nothing(client: httpx.Client, kind: str, field: str) -> None:
+    data, status, code = wrong_images()[kind]
+    good = {"frontal": upload(png()), "lateral": upload(png())}
+    body = problem(client.post("/report", files={**good, field: upload(data)}), status, code, field)
+    assert "image.png" not in body["detail"]
+    assert_unharmed(client)
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "field"),
+    [
+        ({"top_k": "0"}, "out_of_range", "top_k"),
+        ({"top_k": "51"}, "out_of_range", "top_k"),
+        ({"top_k": "-3"}, "out_of_range", "top_k"),
+        ({"top_k": "three"}, "not_a_number", "top_k"),
+        ({"top_k": "2.5"}, "not_a_number", "top_k"),
+        ({"top_k": "٣"}, "not_a_number", "top_k"),
+        ({"top_k": "9" * 31}, "out_of_range", "top_k"),
+        ({"top_k": "9" * 5000}, "not_a_number", "top_k"),
+        ({"top_k": ""}, "empty", "top_k"),
+        ({"beam_size": "9"}, "out_of_range", "beam_size"),
+        ({"beam_size": "nan"}, "not_a_number", "beam_size"),
+        ({"beam_size": ""}, "empty", "beam_size"),
+        ({"side": "left"}, "unknown_field", "side"),
+        ({"Frontal": "x"}, "unknown_field", "Frontal"),
+    ],
+)
+def test_a_wrong_field_is_named(client: httpx.Client, data: dict[str, str], code: str, field: str) -> None:
+    body = problem(client.post("/report", files={"frontal": upload(png())}, data=data), 422, code, field)
+    assert field in body["detail"]
+
+
+def test_an_unknown_file_field_is_named(client: httpx.Client) -> None:
+    body = problem(client.post("/report", files={"image": upload(png())}), 422, "unknown_field", "image")
+    assert "frontal, lateral, top_k, beam_size" in body["detail"]
+
+
+def test_a_long_or_unprintable_field_name_is_quoted_short(client: httpx.Client) -> None:
+    answer = client.post("/report", files={"a\u202e" + "b" * 500: upload(png())})
+    assert answer.status_code == 422
+    assert len(answer.json()["detail"]) < 200
+    assert "\u202e" not in answer.json()["detail"]
+
+
+def test_no_image_at_all(client: httpx.Client) -> None:
+    boundary = b'--b\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n3\r\n--b--\r\n'
+    answer = client.post("/report", content=boundary, headers={"Content-Type": "multipart/form-data; boundary=b"})
+    problem(answer, 422, "missing_image", None)
+
+
+def test_two_files_for_one_field(client: httpx.Client) -> None:
+    answer = client.post("/report", files=[("frontal", upload(png())), ("frontal", upload(png()))])
+    problem(answer, 422, "duplicate_field", "frontal")
+
+
+def test_a_path_in_place_of_a_file(client: httpx.Client) -> None:
+    answer = client.post("/report", files={"lateral": upload(png())}, data={"frontal": "scans/one.png"})
+    body = problem(answer, 422, "not_a_file", "frontal")
+    assert "@" in body["detail"]
+    assert "scans" not in body["detail"]
+
+
+def test_fields_in_the_address_are_refused(client: httpx.Client) -> None:
+    body = problem(client.post("/report?top_k=3", files={"frontal": upload(png())}), 422, "unknown_field", None)
+    assert "'top_k'" in body["detail"]
+
+
+MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
+OPEN = b'--b\r\nContent-Disposition: form-data; name="frontal"; filename="f"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status", "code"),
+    [
+        ({"Content-Type": "application/json"}, b"{}", 415, "not_multipart"),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, b"top_k=3", 415, "not_multipart"),
+        ({"Content-Type": "image/png"}, b"\x89PNG", 415, "not_multipart"),
+        ({}, b"frontal", 415, "not_multipart"),
+        ({"Content-Type": "multipart/form-data"}, b"--b--", 400, "malformed_multipart"),
+        ({"Content-Type": "multipart/form-data; boundary=" + "b" * 300}, b"", 400, "malformed_multipart"),
+        (MULTIPART, b"", 400, "malformed_multipart"),
+        (MULTIPART, b"no boundary here", 400, "malformed_multipart"),
+        (MULTIPART, OPEN + b"data without an end", 400, "malformed_multipart"),
+        (MULTIPART, b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--", 400, "malformed_multipart"),
+        (MULTIPART, b"--b\r\n\r\nx\r\n--b--", 400, "malformed_multipart"),
+        (MULTIPART, b"--b\r\nX: " + b"y" * 20_000 + b"\r\n\r\nx\r\n--b--", 400, "malformed_multipart"),
+        ({**MULTIPART, "Content-Encoding": "gzip"}, b"\x1f\x8b", 415, "unsupported_encoding"),
+    ],
+)
+def test_a_body_that_is_no_form(
+    client: httpx.Client, headers: dict[str, str], body: bytes, status: int, code: str
+) -> None:
+    problem(client.post("/report", content=body, headers=headers), status, code, None)
+    assert_unharmed(client)
+
+
+def test_file_and_body_caps(bundle: Path) -> None:
+    with ready_client(bundle, max_upload_bytes=100_000) as client:
+        large = {"frontal": upload(bytes(100_001)), "lateral": upload(png())}
+        body = problem(client.post("/report", files=large), 413, "upload_too_large", "frontal")
+        assert "100,000" in body["detail"]
+        problem(client.post("/report", files={"frontal": upload(bytes(MIB))}), 413, "upload_too_large", None)
+        assert client.post("/report", files={"frontal": upload(png())}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/static/nothing.js", "/static/../app.py", "/docs", "/reports"])
+def test_an_unknown_address_is_a_problem(client: httpx.Client, path: str) -> None:
+    problem(client.get(path), 404, "not_found", None)
+
+
+@pytest.mark.parametrize(("method", "path", "allowed"), [("GET", "/report", "POST"), ("POST", "/health", "GET")])
+def test_a_wrong_method_is_a_problem(client: httpx.Client, method: str, path: str, allowed: str) -> None:
+    answer = client.request(method, path)
+    problem(answer, 405, "method_not_allowed", None)
+    assert allowed in answer.headers["allow"]
+
+
+def test_of_two_wrong_images_the_frontal_is_answered(client: httpx.Client) -> None:
+    files = {"lateral": upload(b"no image" * 9), "frontal": upload(png(20, 20))}
+    problem(client.post("/report", files=files), 422, "too_small", "frontal")

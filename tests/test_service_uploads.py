@@ -1,0 +1,248 @@
+"""Uploads against a real server: capped while they stream, never on disk, slow and broken ones let go."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.settings import MIB
+from tests.helpers import write_tiny_bundle
+from tests.service_helpers import WAIT_S, Live, encode, live_server, png, scene
+
+MULTIPART = "multipart/form-data; boundary=b"
+OPEN = b'--b\r\nContent-Disposition: form-data; name="frontal"; filename="f.png"\r\nContent-Type: image/png\r\n\r\n'
+CHUNK = bytes(MIB)
+CAP = 2 * 32 * MIB  # of a whole body, by default
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="module", params=["httptools", "h11"])
+def server(bundle: Path, request: pytest.FixtureRequest) -> Iterator[Live]:
+    with live_server(bundle, http=request.param) as live:
+        yield live
+
+
+def drafts(live: Live) -> bool:
+    """Whether the server still answers."""
+    with live.client() as client:
+        return client.post("/report", files={"frontal": ("f", png())}, data={"beam_size": "1"}).status_code == 200
+
+
+def huge(megabytes: int) -> Iterator[bytes]:
+    yield OPEN
+    for _ in range(megabytes):
+        yield CHUNK
+    yield b"\r\n--b--\r\n"
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["Content-Length", "chunked"])
+def test_200_megabytes_are_refused_and_never_held(server: Live, declared: bool) -> None:
+    length = len(OPEN) + 200 * MIB + len(b"\r\n--b--\r\n")
+    headers = {"Content-Type": MULTIPART} | ({"Content-Length": str(length)} if declared else {})
+    before = peak_mib()
+    with server.client() as client:
+        answer = client.post("/report", content=huge(200), headers=headers)
+    assert answer.status_code == 413
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert body["code"] == "upload_too_large"
+    assert body["field"] == (None if declared else "frontal")
+    assert peak_mib() - before < 120
+    assert drafts(server)
+
+
+def connect(live: Live, head: str) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", live.port), timeout=WAIT_S)
+    lines = f"POST /report HTTP/1.1\r\nHost: localhost\r\nContent-Type: {MULTIPART}\r\n{head}\r\n\r\n"
+    connection.sendall(lines.encode())
+    return connection
+
+
+def test_a_declared_length_is_refused_before_a_byte_of_the_body(server: Live) -> None:
+    with connect(server, f"Content-Length: {CAP + MIB}") as connection:
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413")
+
+
+def test_curl_waits_for_leave_and_is_refused_it(server: Live) -> None:
+    with connect(server, f"Content-Length: {200 * MIB}\r\nExpect: 100-continue") as connection:
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413")
+
+
+def test_a_chunked_body_is_refused_soon_after_the_cap(server: Live) -> None:
+    sent = 0
+    with connect(server, "Transfer-Encoding: chunked") as connection:
+        answered = threading.Event()
+        answer = bytearray()
+
+        def listen() -> None:
+            answer.extend(connection.recv(65536))
+            answered.set()
+
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        connection.sendall(b"%x\r\n%s\r\n" % (len(OPEN), OPEN))
+        while not answered.is_set() and sent < 200 * MIB:
+            connection.sendall(b"%x\r\n%s\r\n" % (len(CHUNK), CHUNK))
+            sent += len(CHUNK)
+        thread.join(WAIT_S)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert 32 * MIB <= sent < 100 * MIB  # beyond the cap only what the sockets buffered and the server let pass
+    assert drafts(server)
+
+
+def test_a_false_small_length_is_no_way_around(server: Live) -> None:
+    """The server reads what was declared and no more; the rest is no request of ours."""
+    with connect(server, "Content-Length: 100") as connection:
+        connection.sendall(OPEN + bytes(1000))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400")
+    assert drafts(server)
+
+
+def test_a_client_that_goes_away_leaves_nothing_behind(server: Live) -> None:
+    with connect(server, f"Content-Length: {MIB}") as connection:
+        connection.sendall(OPEN + bytes(1000))
+        wait_for_depth(server, 1)
+    wait_for_depth(server, 0)
+    assert drafts(server)
+
+
+def wait_for_depth(live: Live, depth: int) -> None:
+    deadline = time.monotonic() + WAIT_S
+    with live.client() as client:
+        while client.get("/health").json()["queue"]["depth"] != depth:
+            assert time.monotonic() < deadline, f"the queue's depth did not become {depth}"
+            time.sleep(0.02)
+
+
+def test_a_slow_client_is_let_go(bundle: Path) -> None:
+    with live_server(bundle, upload_timeout_s=0.3) as live, connect(live, f"Content-Length: {MIB}") as connection:
+        connection.sendall(OPEN)
+        answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"0.3 s" in answer
+        assert drafts(live)
+
+
+def test_when_every_place_is_taken_the_next_is_told_at_once(bundle: Path) -> None:
+    with live_server(bundle, queue_size=1) as live, live.client() as client:
+        with connect(live, f"Content-Length: {MIB}") as connection:
+            connection.sendall(OPEN)
+            wait_for_depth(live, 1)
+            answer = client.post("/report", files={"frontal": ("f", png())})
+            assert answer.status_code == 503
+            assert answer.json()["code"] == "busy"
+            assert answer.headers["retry-after"] == "2"
+        wait_for_depth(live, 0)
+        assert drafts(live)
+
+
+# --- nothing on disk --------------------------------------------------------------------------------------------
+
+
+class Writes:
+    """Every file that this process opens for writing or makes while `watching`, seen by the interpreter's audit."""
+
+    def __init__(self) -> None:
+        self.watching = False
+        self.seen: list[str] = []
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.watching:
+            return
+        if event == "open":
+            path, mode, flags = arguments
+            writes = any(letter in mode for letter in "wax+") if isinstance(mode, str) else bool(flags & 0o3)
+            if writes and str(path) != "/dev/null":
+                self.seen.append(f"open {path} {mode} {flags}")
+        elif event.startswith(("tempfile.", "os.mkdir", "os.rename", "os.link", "os.symlink")):
+            self.seen.append(f"{event} {arguments}")
+
+
+@pytest.fixture(scope="module")
+def writes() -> Writes:
+    return Writes()  # an audit hook stays for good: one is enough
+
+
+@pytest.mark.parametrize("outcome", ["drafted", "refused", "too large"])
+def test_no_upload_touches_the_disk(
+    bundle: Path, writes: Writes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    outcome: Literal["drafted", "refused", "too large"],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    noise = np.random.default_rng(0).integers(0, 256, (1800, 1800), dtype=np.uint8)
+    data = {"drafted": encode(Image.fromarray(noise)), "refused": bytes(20 * MIB), "too large": bytes(40 * MIB)}[
+        outcome
+    ]
+    assert len(data) > 3 * MIB  # Starlette's parser would have rolled it to a file at 1 MB
+    with live_server(bundle) as live, live.client() as client:
+        request = client.build_request("POST", "/report", files={"frontal": ("one.png", data)})
+        writes.seen.clear()
+        writes.watching = True
+        try:
+            answer = client.send(request)
+        finally:
+            writes.watching = False
+    assert answer.status_code == {"drafted": 200, "refused": 422, "too large": 413}[outcome]
+    assert writes.seen == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_watch_sees_what_starlettes_own_parser_does(writes: Writes) -> None:
+    """The test above means something: a spooled file that rolls over is seen by the same watch."""
+    writes.seen.clear()
+    writes.watching = True
+    try:
+        with tempfile.SpooledTemporaryFile(max_size=10) as file:
+            file.write(bytes(100))
+    finally:
+        writes.watching = False
+    assert writes.seen
+
+
+def test_parts_may_arrive_in_any_pieces(server: Live) -> None:
+    image = png()
+    body = OPEN + image + b'\r\n--b\r\nContent-Disposition: form-data; name="beam_size"\r\n\r\n1\r\n--b--\r\n'
+
+    def pieces(size: int) -> Iterator[bytes]:
+        for start in range(0, len(body), size):
+            yield body[start : start + size]
+
+    with server.client() as client:
+        for size in (1, 7, 64, len(body)):
+            answer = client.post("/report", content=pieces(size), headers={"Content-Type": MULTIPART})
+            assert answer.status_code == 200, (size, answer.text)
+
+
+def test_what_follows_the_last_boundary_is_ignored(server: Live) -> None:
+    body = OPEN + png() + b"\r\n--b--\r\n" + b"epilogue"
+    with server.client() as client:
+        assert client.post("/report", content=body, headers={"Content-Type": MULTIPART}).status_code == 200
+
+
+def test_data_that_nearly_holds_the_boundary_is_kept_whole(server: Live) -> None:
+    data = encode(Image.fromarray(scene()), "JPEG", comment=b"\r\n--\r\n--a\r\n-\r--\n--B--\r\n" * 50)
+    with server.client() as client:
+        plain = client.post("/report", files={"frontal": ("f", data)}).json()
+        answer = client.post("/report", content=OPEN + data + b"\r\n--b--\r\n", headers={"Content-Type": MULTIPART})
+    assert answer.status_code == 200
+    assert answer.json()["sentences"] == plain["sentences"]
