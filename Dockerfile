@@ -1,0 +1,51 @@
+# The serving image: model, retrieval index, service; no training code, no weights, no reports.
+#
+# CUDA comes from the PyTorch wheels (CUDA 13), so a slim Python base is enough. On a GPU host the NVIDIA driver
+# must be R580 or newer and the NVIDIA Container Toolkit be installed; without a GPU the same image runs on the CPU.
+#
+#   docker build -t cxr-report .
+#   docker run --rm --gpus all -p 127.0.0.1:8000:8000 -v "$PWD/bundles:/app/bundles:ro" cxr-report
+
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+# Dependencies first: they change seldom, and their layer is the large one.
+COPY pyproject.toml constraints.txt ./
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+      > /tmp/requirements.txt \
+ && pip install -c constraints.txt -r /tmp/requirements.txt
+COPY README.md LICENSE ./
+COPY model model
+COPY retrieval_index retrieval_index
+COPY service service
+RUN pip install --no-deps .
+
+FROM ${PYTHON_IMAGE}
+LABEL org.opencontainers.image.title="cxr-report" \
+      org.opencontainers.image.description="Drafts chest X-ray findings for research; not a medical device" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      cxr-report.nvidia-driver.minimum="580"
+RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin report \
+ && install -d -o report -g report /app /app/bundles /app/.bundles
+COPY --from=build /opt/venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp \
+    CUDA_CACHE_PATH=/tmp/cuda \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    REPORT_HOST=0.0.0.0 \
+    REPORT_PORT=8000 \
+    REPORT_BUNDLE=/app/bundles/iu-xray
+WORKDIR /app
+USER 10001:10001
+EXPOSE 8000
+# 200 when the model is loaded and warm, 503 before; urllib raises for the latter.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=3 \
+  CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['REPORT_PORT'] + '/health', timeout=4)"]
+CMD ["python", "-m", "service"]

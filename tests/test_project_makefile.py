@@ -1,0 +1,123 @@
+"""The Makefile's promises, with a stand-in for Python that only notes what it was asked: nothing is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+STAND_IN = """#!/bin/sh
+echo "$*" >> "$CALLS"
+case "$*" in
+  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  *retrieval_index.hydrate*)
+    [ -z "$OFFLINE" ] || exit 3
+    [ -e .bundles/iu-xray-hydrated ] && exit 0  # up to date, left alone
+    mkdir -p .bundles/iu-xray-hydrated && touch .bundles/iu-xray-hydrated/MANIFEST.json ;;
+esac
+"""
+
+
+class Clone:
+    """A folder with the Makefile, a bundle, and a Python that does nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+            shutil.copy(REPOSITORY / name, root / name)
+        self.write("bundles/iu-xray/MANIFEST.json", "{}")
+        self.write("bundles/iu-xray/index/cases.jsonl", '{"case_id": "CXR1", "findings": null}\n')
+        self.write("stand-in", STAND_IN).chmod(0o755)
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def make(self, *arguments: str, offline: bool = False) -> tuple[list[str], str]:
+        """Run make; what Python was asked to do, and what was printed."""
+        calls = self.write("calls", "")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+        environment |= {"CALLS": str(calls), "OFFLINE": "1" if offline else ""}
+        run = subprocess.run(
+            ["make", "PYTHON=./stand-in", *arguments],
+            cwd=self.root, env=environment, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        return calls.read_text().splitlines(), run.stdout
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    return Clone(tmp_path)
+
+
+def test_serve_installs_hydrates_and_serves_and_a_second_run_only_serves(clone: Clone) -> None:
+    first, _ = clone.make("serve")
+    assert "-m venv .venv" in first
+    assert any("pip install" in call and call.endswith("-c constraints.txt -e .") for call in first)
+    assert any("retrieval_index.hydrate --bundle bundles/iu-xray --reports https://openi" in call for call in first)
+    assert first[-1] == "-m service --bundle bundles/iu-xray --host 127.0.0.1 --port 8000 --device auto"
+    second, _ = clone.make("serve", "PORT=9000", "HOST=0.0.0.0")
+    assert second == ["-m service --bundle bundles/iu-xray --host 0.0.0.0 --port 9000 --device auto"]
+
+
+def test_serve_goes_on_without_texts_where_open_i_cannot_be_reached(clone: Clone) -> None:
+    calls, printed = clone.make("serve", offline=True)
+    assert "serving without them" in printed
+    assert calls[-1].startswith("-m service")
+    again, _ = clone.make("serve", "REPORTS=my.tgz")
+    assert any("--reports my.tgz" in call for call in again)
+
+
+def test_a_bundle_that_holds_its_texts_is_not_hydrated(clone: Clone) -> None:
+    clone.write("bundles/iu-xray/index/cases.jsonl", '{"case_id": "CXR1", "findings": "A drawn chest."}\n')
+    calls, _ = clone.make("serve")
+    assert not any("hydrate" in call for call in calls)
+
+
+def test_a_new_bundle_is_hydrated_again(clone: Clone) -> None:
+    clone.make("serve")
+    hydrated = clone.root / ".bundles/iu-xray-hydrated/MANIFEST.json"
+    os.utime(hydrated, (0, 0))
+    calls, _ = clone.make("serve")
+    assert any("hydrate" in call for call in calls)
+    calls, _ = clone.make("serve")
+    assert not any("hydrate" in call for call in calls)
+
+
+def test_test_installs_the_extras_once_and_serve_needs_no_further_install(clone: Clone) -> None:
+    calls, _ = clone.make("test", "PYTEST_ARGS=-q")
+    assert any("pip install" in call and call.endswith(".[train,dev]") for call in calls)
+    assert calls[-1] == "-m pytest -q"
+    assert clone.make("test")[0] == ["-m pytest"]
+    assert not any("pip" in call for call in clone.make("serve")[0])
+
+
+def test_a_changed_dependency_is_installed(clone: Clone) -> None:
+    clone.make("test")
+    later = (clone.root / ".venv/.stamps/develop").stat().st_mtime + 10
+    os.utime(clone.root / "pyproject.toml", (later, later))
+    assert any("pip install" in call for call in clone.make("test")[0])
+
+
+def test_train_smoke_draws_its_data_or_takes_yours(clone: Clone) -> None:
+    drawn, _ = clone.make("train-smoke")
+    assert "-m training.phantom --out runs/phantoms --studies 60" in drawn
+    assert drawn[-1].startswith("-m training.run --dataset openi --root runs/phantoms --preset smoke --out runs/smoke")
+    own, _ = clone.make("train-smoke", "ROOT=elsewhere", "OUT=runs/own", "DEVICE=cpu")
+    assert not any("training.phantom" in call for call in own)
+    assert "--root elsewhere --preset smoke --out runs/own --device cpu" in own[-1]
+
+
+def test_help_lists_the_commands(clone: Clone) -> None:
+    calls, printed = clone.make()
+    assert not calls
+    assert all(f"make {name}" in printed for name in ("serve", "test", "lint", "train-smoke"))
