@@ -94,7 +94,8 @@ def _read_raster(data: bytes, limits: ImageLimits) -> Image.Image:
             raise _not_an_image(data) from error
         with image:
             _check_size(image.size, limits)
-            if getattr(image, "n_frames", 1) > 1:
+            # A camera's JPEG may carry a second picture (a depth or gain map); its first one is the photograph.
+            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
                 raise ImageError(
                     "animated",
                     f"The image has {getattr(image, 'n_frames', 1)} frames. Send a single still image.",

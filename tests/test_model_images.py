@@ -91,6 +91,12 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     assert close(load_pixels(jpeg(stored, exif=exif), S))
 
 
+def test_a_jpeg_with_a_second_picture_in_it_reads_as_its_first() -> None:
+    out = io.BytesIO()
+    GREY.save(out, "MPO", save_all=True, append_images=[Image.new("L", GREY.size)], quality=95)
+    assert close(load_pixels(out.getvalue(), S))
+
+
 def test_one_bit_png() -> None:
     pixels = load_pixels(png(GREY.point(lambda v: 255 * (v > 100)).convert("1")), S)
     assert pixels[S // 2, 2] == 0

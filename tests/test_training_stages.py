@@ -21,7 +21,7 @@ from training.index import build_index
 from training.patches import _select_views
 from training.presets import PRESETS, preset
 from training.pretrain import auroc
-from training.retriever import contrastive_loss, label_agreement, label_groups, recall
+from training.retriever import contrastive_loss, label_agreement, label_overlap, label_vectors, recall
 from training.studies import ImageRef, Study
 from training.targets import finding_targets, read_soft_scores
 
@@ -93,21 +93,21 @@ def test_auroc_counts_pairs_in_the_right_order() -> None:
 # --- retriever --------------------------------------------------------------------------------------------------------
 
 
-def test_contrastive_loss_without_groups_is_the_symmetric_cross_entropy() -> None:
+def test_contrastive_loss_without_agreement_is_the_symmetric_cross_entropy() -> None:
     similarity = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
     expected = (
         torch.nn.functional.cross_entropy(similarity * 3, torch.arange(5))
         + torch.nn.functional.cross_entropy(similarity.t() * 3, torch.arange(5))
     ) / 2
-    torch.testing.assert_close(contrastive_loss(similarity, torch.arange(5), 3.0, 0.0), expected)
-    torch.testing.assert_close(contrastive_loss(similarity, torch.arange(5), 3.0, 0.5), expected)
+    for label_weight in (0.0, 0.5):
+        torch.testing.assert_close(contrastive_loss(similarity, torch.eye(5), 3.0, label_weight), expected)
 
 
 def test_contrastive_loss_does_not_push_reports_apart_that_say_the_same() -> None:
     together = torch.tensor([[1.0, 1.0, -1.0], [1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
     apart = torch.tensor([[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
-    groups = torch.tensor([0, 0, 1])
-    assert contrastive_loss(together, groups, 5.0, 0.9) < contrastive_loss(apart, groups, 5.0, 0.9)
+    agreement = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert contrastive_loss(together, agreement, 5.0, 0.9) < contrastive_loss(apart, agreement, 5.0, 0.9)
 
 
 def test_recall_counts_ranks() -> None:
@@ -120,10 +120,19 @@ def test_recall_counts_ranks() -> None:
     )
 
 
-def test_groups_and_agreement_follow_the_findings() -> None:
-    reports = [REPORTS[1], "A left pleural effusion is small. Enlarged heart.", REPORTS[0]]
-    groups = label_groups([study(i, report) for i, report in enumerate(reports)])
-    assert groups[0] == groups[1] != groups[2]
+def test_overlap_and_agreement_follow_the_findings() -> None:
+    reports = [
+        REPORTS[1],
+        "A left pleural effusion is small. Enlarged heart.",
+        REPORTS[0],
+        "x",
+        "Left pleural effusion.",
+    ]
+    overlap = label_overlap(label_vectors([study(i, report) for i, report in enumerate(reports)]))
+    assert overlap[0, 1] == pytest.approx(1.0)
+    assert overlap[0, 2] == overlap[2, 4] == 0
+    assert overlap[0, 4] == pytest.approx(0.25)  # one finding of two: cosine 1/sqrt(2), to the fourth
+    assert overlap.diagonal().tolist() == [1.0] * 5
     assert label_agreement([[reports[1]], [reports[2]]], [reports[0], reports[0]]) == pytest.approx(0.5)
 
 

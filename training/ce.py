@@ -30,7 +30,7 @@ from training.config import CEConfig, Runtime
 from training.loop import Loop, LoopConfig, autocast
 from training.metrics import validation_scores
 from training.patches import PatchSource
-from training.retriever import contrastive_loss, label_groups
+from training.retriever import contrastive_loss, label_overlap, label_vectors
 from training.studies import Study
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def train_ce(
     length = model.config.max_length
     ids = pad_ids([tokenizer.encode(study.report, length) for study in train], length)
     targets = _targets(ids, decoding, tokenizer)
-    groups = torch.from_numpy(label_groups(train))
+    labels = label_vectors(train)
     names = [study.study_id for study in train]
     text = torch.from_numpy(index.vectors(_rows_of(index, names))) if index is not None else None
     moving = config.visual_lr > 0
@@ -106,7 +106,9 @@ def train_ce(
         losses = {"loss": nll, "nll": nll}
         if moving and text is not None and config.contrastive_weight:
             similarity = model.embed_study(seen) @ text[batch].to(runtime.device).t()
-            contrast = contrastive_loss(similarity, groups[batch].to(runtime.device), _CONTRASTIVE_SCALE, 0.5)
+            contrast = contrastive_loss(
+                similarity, label_overlap(labels[batch].to(runtime.device)), _CONTRASTIVE_SCALE, 0.5
+            )
             losses |= {"contrastive": contrast, "loss": nll + config.contrastive_weight * contrast}
         return losses
 

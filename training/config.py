@@ -27,15 +27,16 @@ class PretrainConfig(Frozen):
 
 
 class RetrieverConfig(Frozen):
-    """Image head and text tower, contrastive. ``variants``: augmented copies of each image in the feature cache."""
+    """Image head and text tower, contrastive. ``label_weight``: share of the target spread over reports that name the
+    same findings; ``dropout``: of the study head."""
 
-    epochs: Epochs = 40
+    epochs: Epochs = 14
     batch_size: Count = 256
     lr: Rate = 1e-3
     weight_decay: Rate = 1e-2
     temperature: Annotated[float, Field(gt=0, le=1)] = 0.07
-    label_weight: Share = 0.5
-    dropout: Share = 0.2
+    label_weight: Share = 0.6
+    dropout: Share = 0.3
 
 
 class CEConfig(Frozen):

@@ -27,8 +27,8 @@ _COMPACT = RunConfig(
     shape=ModelShape(d_model=256, d_ff=512, layers=2, memory_slots=512, memory_dim=256, text_layers=1),
     feature_variants=2,
     pretrain=PretrainConfig(epochs_by_size=((112, 5), (160, 1))),
-    retriever=RetrieverConfig(epochs=30),
-    ce=CEConfig(epochs=14, visual_lr=0.0, transformer_lr=1e-3, patience=None),
+    retriever=RetrieverConfig(),
+    ce=CEConfig(epochs=12, visual_lr=0.0, transformer_lr=1e-3, patience=None),
     weights_dtype="fp16",
 )
 _SMOKE = RunConfig(

@@ -3,8 +3,8 @@
 Loss: symmetric cross-entropy over in-batch similarities (InfoNCE, van den Oord et al. 2018; CLIP, Radford et al. 2021)
 with softened targets. On this corpus many reports say the same thing in other words ("normal heart, clear lungs"), so
 a one-hot target would push a study away from reports that describe it well. A share ``label_weight`` of each target
-row is therefore spread evenly over all reports of the batch with the same set of present findings (as in MedCLIP,
-Wang et al. 2022); the rest stays on the study's own report. The backbone is frozen: what the index holds stays where
+row is therefore spread over the batch by how far the findings of the reports agree (as in MedCLIP, Wang et al. 2022);
+the rest stays on the study's own report. The backbone is frozen: what the index holds stays where
 it is while later stages train.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.labeler import FINDINGS
@@ -42,29 +43,36 @@ class Towers(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
 
 
-def contrastive_loss(similarity: Tensor, groups: Tensor, scale: Tensor | float, label_weight: float) -> Tensor:
+def contrastive_loss(similarity: Tensor, agreement: Tensor, scale: Tensor | float, label_weight: float) -> Tensor:
     """Symmetric cross-entropy with softened targets.
 
     Args:
         similarity: (B, B) inner products, study i against report j, the diagonal being the true pairs.
-        groups: (B,) equal numbers for reports that present the same findings.
+        agreement: (B, B) symmetric, 0..1, how far reports i and j name the same findings; 1 on the diagonal.
         scale: inverse temperature.
-        label_weight: share of the target spread over the group (the pair itself included).
+        label_weight: share of the target spread by agreement (the pair itself included).
     """
-    same = (groups[:, None] == groups[None, :]).to(similarity.dtype)
-    target = label_weight * same / same.sum(1, keepdim=True)
-    target = target + (1 - label_weight) * torch.eye(len(groups), device=similarity.device, dtype=similarity.dtype)
+    spread = agreement / agreement.sum(1, keepdim=True)
+    target = label_weight * spread + (1 - label_weight) * torch.eye(len(agreement), device=agreement.device)
     logits = similarity * scale
     rows = -(target * logits.log_softmax(1)).sum(1).mean()
     columns = -(target.t() * logits.log_softmax(0)).sum(0).mean()
     return (rows + columns) / 2
 
 
-def label_groups(studies: Sequence[Study]) -> np.ndarray:
-    """(N,) int64: studies whose reports present the same findings share a number."""
-    numbers: dict[bytes, int] = {}
-    keys = [label_vector(study.report)[0].tobytes() for study in studies]
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+def label_vectors(studies: Sequence[Study]) -> Tensor:
+    """(N, 14) float, 1 where a study's report presents a finding (No Finding among them), rows of unit length."""
+    labels = torch.from_numpy(np.stack([label_vector(study.report)[0] for study in studies]))
+    return F.normalize(labels, dim=1)
+
+
+def label_overlap(labels: Tensor) -> Tensor:
+    """(B, 14) rows of ``label_vectors`` -> (B, B) agreement: the fourth power of the cosine, and 1 on the diagonal.
+
+    The power keeps reports apart that share one finding of many.
+    """
+    overlap = (labels @ labels.t()).clamp(0, 1).pow(4)
+    return overlap.fill_diagonal_(1.0)
 
 
 def train_retriever(
@@ -84,9 +92,10 @@ def train_retriever(
     in a gradient step.
     """
     towers = Towers(model, config.temperature).to(runtime.device)
+    towers.study_head.drop.p = config.dropout
     length = model.config.max_length
     ids = pad_ids([tokenizer.encode(study.report, length) for study in train], length)
-    groups = torch.from_numpy(label_groups([*train, *val]))
+    labels = label_vectors([*train, *val])
     steps = max(1, len(train) // config.batch_size)
 
     def batches(epoch: int) -> list[np.ndarray]:
@@ -97,14 +106,15 @@ def train_retriever(
         p = patches.patches([train[i] for i in batch], generator, tokens=False)
         studies = towers.study_head(p.pooled, p.views, p.view_mask)
         reports = towers.text_tower(_trimmed(ids[batch]).to(runtime.device))
+        agreement = label_overlap(labels[batch].to(runtime.device))
         scale = towers.log_scale.clamp(max=math.log(100.0)).exp()
-        loss = contrastive_loss(studies @ reports.t(), groups[batch].to(runtime.device), scale, config.label_weight)
+        loss = contrastive_loss((studies @ reports.t()).float(), agreement, scale, config.label_weight)
         return {"loss": loss}
 
     def validate() -> dict[str, float]:
         similarity = val_similarity(model, patches, val, tokenizer, runtime)
-        val_groups = groups[len(train) :]
-        loss = contrastive_loss(similarity, val_groups, float(towers.log_scale.exp()), config.label_weight)
+        agreement = label_overlap(labels[len(train) :])
+        loss = contrastive_loss(similarity, agreement, float(towers.log_scale.exp()), config.label_weight)
         return {"loss": float(loss), **recall(similarity)}
 
     optimizer = torch.optim.AdamW(towers.parameters(), lr=config.lr, weight_decay=config.weight_decay)

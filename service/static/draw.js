@@ -26,7 +26,8 @@ function measure(share, amount, name, low = false) {
 }
 
 function chip(name, label) {
-  return element("span", { className: `chip ${label}` }, name, element("span", { className: "unseen" }, `: ${label}`));
+  const kind = name === "No Finding" && label === "present" ? "calm" : label; // its presence is good news
+  return element("span", { className: `chip ${kind}` }, name, element("span", { className: "unseen" }, `: ${label}`));
 }
 
 export function drawSentences(list, sentences) {

@@ -110,10 +110,11 @@ function showError({ title, detail, field }) {
   const head = document.createElement("strong");
   head.textContent = isView ? `${field[0].toUpperCase()}${field.slice(1)} image. ${title}.` : `${title}.`;
   const box = byId("error");
-  box.replaceChildren(head, ...(isView ? [] : [detail])); // the detail of a view stands below its zone
+  const atField = isView || NUMBERS.includes(field);
+  box.replaceChildren(head, ...(atField ? [] : [detail])); // said once: at the field, or here
   box.hidden = false;
   if (isView) views.showError(field, detail);
-  else if (NUMBERS.includes(field)) showNumberError(field, detail);
+  else if (atField) showNumberError(field, detail);
 }
 
 function hideError() {
