@@ -36,6 +36,7 @@ from training.config import RunConfig, Runtime
 from training.evaluate import evaluate
 from training.index import build_index, retrieval_scores
 from training.loop import write_atomically
+from training.metrics import meteor_available
 from training.patches import FrozenPatches, LivePatches, PatchSource, cache_features, readable
 from training.pixels import PixelCache, build_pixel_cache
 from training.presets import PRESETS, preset
@@ -187,6 +188,7 @@ def stage_evaluate(run: Run) -> None:
         "work_dir": run.work / "cache",
         "cache": run.cache,
         "limit": run.config.ce.validate_limit,
+        "meteor": meteor_available(),
     }
     result = evaluate(bundle, index, run.source, "val", predictions=run.work / "evaluate" / "val.jsonl", **common)
     exchanged = evaluate(bundle, index, run.source, "val", exchange_images=True, baselines=False, **common)
