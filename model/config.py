@@ -79,20 +79,28 @@ class DecodingConfig(Frozen):
     """Defaults of report generation; a request may change ``beam_size``.
 
     Attributes:
-        method: ``beam`` or ``greedy`` (``beam`` of size 1 is greedy).
+        method: ``beam``; ``greedy`` (``beam`` of size 1 is greedy); or ``rerank``: the beam's report and ``candidates``
+            sampled ones, of which the one is taken that best joins probability and likeness to the images.
         beam_size: hypotheses kept.
         length_penalty: alpha; finished hypotheses are ranked by log-probability / length**alpha. 0 ranks by the sum.
         block_trigrams: never repeat a trigram.
         min_length: tokens before the end token is allowed.
         suppress: words that are never generated (the archive's redaction mark ``xxxx``, ``<unk>``).
+        candidates: reports sampled for ``rerank``.
+        temperature: of their sampling.
+        similarity_weight: in ``rerank``, weight of the cosine between study and report embedding, against the mean
+            log-probability of a word.
     """
 
-    method: Literal["beam", "greedy"] = "beam"
+    method: Literal["beam", "greedy", "rerank"] = "beam"
     beam_size: Annotated[int, Field(ge=1, le=8)] = 3
     length_penalty: Annotated[float, Field(ge=0, le=5)] = 1.0
     block_trigrams: bool = False
     min_length: Annotated[int, Field(ge=0)] = 4
     suppress: tuple[str, ...] = ("xxxx", "<unk>")
+    candidates: Annotated[int, Field(ge=1, le=64)] = 12
+    temperature: Annotated[float, Field(gt=0, le=2)] = 0.7
+    similarity_weight: Annotated[float, Field(ge=0)] = 8.0
 
 
 class RetrievalConfig(Frozen):

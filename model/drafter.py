@@ -136,11 +136,17 @@ class Drafter:
         with self._timed("encode", clock):
             patches = self._encode(studies)
         with self._timed("retrieve", clock):
-            cases, case_mask, references = self._retrieve(patches, options)
+            study = self._model.embed_study(patches) if self.index is not None else None
+            cases, case_mask, references = self._retrieve(study, len(studies), options)
         with self._timed("decode", clock):
             encoded = self._model.encode(patches, cases, case_mask)
             generated = generate(
-                self._model, encoded, self.bundle.tokenizer, self.bundle.config.decoding, beam_size=options.beam_size
+                self._model,
+                encoded,
+                self.bundle.tokenizer,
+                self.bundle.config.decoding,
+                beam_size=options.beam_size,
+                study=study,
             )
             ids, log_probs = generated.ids.tolist(), generated.log_probs.tolist()
         return [self._finish(studies[b], ids[b], log_probs[b], references[b], clock) for b in range(len(studies))]
@@ -168,14 +174,13 @@ class Drafter:
         return self._model.encode_images(images, views.to(self.device), mask.to(self.device))
 
     def _retrieve(
-        self, patches: Patches, options: DraftOptions
+        self, study: torch.Tensor | None, count: int, options: DraftOptions
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, list[tuple[ReferenceCase, ...]]]:
         retrieval = self.bundle.config.retrieval
-        if self.index is None or retrieval is None:
-            return None, None, [()] * patches.pooled.shape[0]
+        if self.index is None or retrieval is None or study is None:
+            return None, None, [()] * count
         shown = options.top_k or retrieval.k
-        queries = self._model.embed_study(patches).float().cpu().numpy()
-        similarity, rows = self.index.search(queries, shown)
+        similarity, rows = self.index.search(study.float().cpu().numpy(), shown)
         used = rows[:, : retrieval.k]
         vectors = torch.from_numpy(self.index.vectors(used)).to(self.device)  # (B, K, E)
         references = [

@@ -165,3 +165,54 @@ def test_decoding_leaves_no_state_on_the_model(model: ReportModel, source: Encod
     before = {key: value.clone() for key, value in model.state_dict().items()}
     generate(model, source, TOKENIZER, DecodingConfig())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+# --- reranking by likeness to the images ----------------------------------------------------------------------------
+
+
+RERANK = DecodingConfig(method="rerank", candidates=6, similarity_weight=5.0, min_length=0)
+
+
+def study_embeddings(count: int = 4) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(count, 16, generator=torch.Generator().manual_seed(8)), dim=-1)
+
+
+def test_reranking_takes_the_best_by_probability_and_likeness(model: ReportModel, source: Encoded) -> None:
+    study = study_embeddings()
+    chosen = generate(model, source, TOKENIZER, RERANK, study=study)
+    beam = generate(model, source, TOKENIZER, RERANK.model_copy(update={"method": "beam"}))
+
+    def value(row: int, ids: Tensor) -> float:
+        ids = ids[ids != 0]
+        inputs = torch.cat([torch.tensor([TOKENIZER.bos_id]), ids[:-1]])
+        one = source.select(torch.tensor([row]))
+        with torch.no_grad():
+            logits = model(one, inputs.unsqueeze(0))[0]
+            logits[:, list(Constraints.of(RERANK, TOKENIZER).suppress)] = float("-inf")
+            mean = float(logits.log_softmax(-1).gather(1, ids.unsqueeze(1)).mean())
+            return mean + 5.0 * float(model.text_tower(torch.cat([inputs, ids[-1:]]).unsqueeze(0))[0] @ study[row])
+
+    for row in range(4):
+        assert float(chosen.score[row]) == pytest.approx(value(row, chosen.ids[row]), abs=1e-3)
+        assert value(row, chosen.ids[row]) >= value(row, beam.ids[row]) - 1e-4
+    assert not torch.equal(chosen.ids, beam.ids)
+
+
+def test_reranking_repeats_and_does_not_depend_on_batch_mates(model: ReportModel, source: Encoded) -> None:
+    study = study_embeddings()
+    together = generate(model, source, TOKENIZER, RERANK, study=study)
+    assert torch.equal(generate(model, source, TOKENIZER, RERANK, study=study).ids, together.ids)
+    for row in range(4):
+        alone = generate(model, source.select(torch.tensor([row])), TOKENIZER, RERANK, study=study[row : row + 1])
+        assert torch.equal(alone.ids[0], together.ids[row])
+
+
+def test_reranking_follows_the_study(model: ReportModel, source: Encoded) -> None:
+    one = source.select(torch.tensor([0, 0, 0, 0, 0, 0]))
+    written = generate(model, one, TOKENIZER, RERANK, study=study_embeddings(6)).ids
+    assert len({tuple(row) for row in written.tolist()}) > 1  # the same source, other studies, other reports
+
+
+def test_reranking_needs_study_embeddings(model: ReportModel, source: Encoded) -> None:
+    with pytest.raises(ValueError, match="use 'beam'"):
+        generate(model, source, TOKENIZER, RERANK)

@@ -202,7 +202,8 @@ def write_reports(
         with autocast(runtime.device, runtime.precision):
             seen = patches.patches(batch, None)
             cases, found = retrieve(model, index, seen, [study.study_id for study in batch])
-            generated = generate(model, model.encode(seen, cases, found), tokenizer, decoding)
+            embedded = model.embed_study(seen) if index is not None else None
+            generated = generate(model, model.encode(seen, cases, found), tokenizer, decoding, study=embedded)
         texts += [tokenizer.decode(row) for row in generated.ids.tolist()]
         if on_batch is not None:
             on_batch(len(batch))

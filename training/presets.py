@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from model.config import DecodingConfig
 from training.config import CEConfig, ModelShape, PretrainConfig, RetrieverConfig, RunConfig, ScstConfig
 
 _BASELINE = RunConfig(
@@ -29,6 +30,7 @@ _COMPACT = RunConfig(
     pretrain=PretrainConfig(epochs_by_size=((112, 5), (160, 1))),
     retriever=RetrieverConfig(),
     ce=CEConfig(epochs=12, visual_lr=0.0, transformer_lr=1e-3, patience=None),
+    decoding=DecodingConfig(method="rerank"),
     weights_dtype="fp16",
 )
 _SMOKE = RunConfig(
