@@ -203,6 +203,7 @@ def write_bundle(
         state = {key: value.detach().cpu().to(narrow if value.is_floating_point() and value.dim() > 1 else value.dtype)
                  .contiguous().clone() for key, value in model.state_dict().items()}  # fmt: skip
         save_file(state, partial / WEIGHTS)
+        (partial / WEIGHTS).chmod(0o644)  # safetensors makes it private; the service may run as another user
         if index_dir is not None:
             shutil.copytree(index_dir, partial / INDEX_DIR)
         write_manifest(partial)
