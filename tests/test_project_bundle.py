@@ -1,0 +1,96 @@
+"""The bundle that ships: small, whole, without texts, and drafting reports that depend on the images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from model.bundle import load_bundle
+from model.drafter import Draft, Drafter, StudyView
+from model.images import load_pixels
+from model.views import View
+from retrieval_index.hydrate import hydrate
+from retrieval_index.index import ReportIndex
+from training.openi import open_openi
+from training.studies import Study
+
+SHIPPED = REPOSITORY / "bundles" / "iu-xray"
+
+
+@pytest.fixture(scope="module")
+def drafter() -> Drafter:
+    bundle = load_bundle(SHIPPED)
+    return Drafter(bundle, ReportIndex.load(SHIPPED / "index", expected_sha256=bundle.index_sha256()))
+
+
+def example(name: str, size: int) -> list[StudyView]:
+    files = [(REPOSITORY / "docs" / "images" / f"{name}-{view.value}.png", view) for view in View]
+    return [StudyView(load_pixels(path.read_bytes(), size), view) for path, view in files]
+
+
+def test_it_is_small_and_holds_no_report() -> None:
+    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 30 * 2**20
+    lines = (SHIPPED / "index" / "cases.jsonl").read_text().splitlines()
+    assert len(lines) == 2069
+    assert all(json.loads(line)["findings"] is None for line in lines)
+
+
+def test_it_drafts_with_five_cases_and_says_that_texts_are_missing(drafter: Drafter) -> None:
+    size = drafter.image_size
+    normal, effusion = drafter.draft([example("normal", size), example("effusion", size)])
+    for draft in (normal, effusion):
+        assert draft.findings
+        assert "xxxx" not in draft.findings.lower()
+        assert len(draft.reference_cases) == 5
+        assert [warning.code for warning in draft.warnings] == ["texts_not_available"]
+    assert normal.findings != effusion.findings
+
+
+def test_its_figures_say_that_it_looks_at_the_images() -> None:
+    figures = json.loads((SHIPPED / "metrics.json").read_text())["val"]
+    assert figures["n"] == 296
+    assert figures["system"]["distinct"] >= 0.10
+    assert figures["system"]["CIDEr"] > figures["baselines"]["random"]["CIDEr"]
+    assert figures["system_images_exchanged"]["CIDEr"] < 0.8 * figures["system"]["CIDEr"]
+    assert figures["baselines"]["constant"]["CIDEr"] is not None
+
+
+def test_the_readme_gives_the_figures_of_the_bundle() -> None:
+    figures = json.loads((SHIPPED / "metrics.json").read_text())["val"]
+    readme = (REPOSITORY / "README.md").read_text()
+    rows = {"this bundle": figures["system"], "one constant report": figures["baselines"]["constant"],
+            "this bundle, images exchanged between studies": figures["system_images_exchanged"]}  # fmt: skip
+    names = ("BLEU_1", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr", "label_f1_micro", "label_f1_macro", "distinct")
+    for label, row in rows.items():
+        cells = [f"{row[name]:.3f}".lstrip("0") for name in names]
+        assert f"| {label} | {' | '.join(cells)} |" in readme
+
+
+# --- on real studies --------------------------------------------------------------------------------------------------
+
+
+def read(studies: Sequence[Study], root: Path, size: int) -> list[list[StudyView]]:
+    images = dict(open_openi(root).images.iter([ref.key for study in studies for ref in study.images]))
+    views = [[(images[ref.key], ref.view or View.FRONTAL) for ref in study.ordered()] for study in studies]
+    return [[StudyView(load_pixels(data, size), view) for data, view in study if data] for study in views]
+
+
+def test_a_val_study_gets_five_hydrated_cases_none_of_them_itself(real_data: Path, tmp_path: Path) -> None:
+    root = real_data / "openi"
+    out = tmp_path / "hydrated"
+    hydrate(SHIPPED, root / "NLMCXR_reports.tgz", out=out)
+    bundle = load_bundle(out)
+    drafter = Drafter(bundle, ReportIndex.load(out / "index", expected_sha256=bundle.index_sha256()))
+    studies = open_openi(root).split("val")[:16]
+    drafts: list[Draft] = drafter.draft(read(studies, root, drafter.image_size))
+    val_ids = {study.study_id for study in open_openi(root).split("val")}
+    for draft in drafts:
+        assert len(draft.reference_cases) == 5
+        assert all(case.findings for case in draft.reference_cases)
+        assert not val_ids & {case.case_id for case in draft.reference_cases}
+    assert len({draft.findings for draft in drafts}) >= 4
