@@ -1,0 +1,55 @@
+"""Cross-entropy with a moving backbone, as the presets of the study train: every step runs the whole data flow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.config import DecodingConfig
+from model.report_model import ReportModel
+from model.tokenizer import Tokenizer
+from tests.helpers import IMAGE_SIZE, tiny_config
+from training.ce import train_ce
+from training.config import CEConfig, Runtime
+from training.index import build_index
+from training.openi import open_openi
+from training.patches import LivePatches, readable
+from training.phantom import write_phantom_root
+from training.pixels import build_pixel_cache
+
+
+@pytest.mark.parametrize("retrieval", [True, False])
+def test_a_moving_backbone_learns_and_the_index_side_stays(tmp_path: Path, retrieval: bool) -> None:
+    source = open_openi(write_phantom_root(tmp_path / "root", train=16, val=4, seed=5, size=64))
+    cache = build_pixel_cache(source, source.studies, IMAGE_SIZE, tmp_path / "cache")
+    train, val = readable(source.split("train"), cache), readable(source.split("val"), cache)
+    tokenizer = Tokenizer.build((study.report for study in train), min_count=1)
+    torch.manual_seed(0)
+    model = ReportModel(tiny_config(len(tokenizer), max_length=40, retrieval_k=3 if retrieval else 0))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    runtime = Runtime(torch.device("cpu"), 1, "fp32", tmp_path)
+    index = None
+    if retrieval:
+        index = build_index(model, train, tokenizer, runtime, tmp_path / "index", public=False)
+    patches = LivePatches(model, cache, runtime.device, view_dropout=0.5)
+    config = CEConfig(epochs=2, batch_size=4, visual_lr=1e-4, transformer_lr=2e-3)
+    train_ce(model, patches, index, train, val, tokenizer, config, DecodingConfig(), runtime, tmp_path / "ce")
+    after = model.state_dict()
+
+    def moved(prefix: str) -> set[bool]:
+        keys = [k for k in before if k.startswith(prefix) and before[k].is_floating_point()]
+        return {not torch.equal(before[k], after[k]) for k in keys}
+
+    weights = [name for name, _ in model.backbone.named_parameters()]
+    assert any(not torch.equal(before[f"backbone.{name}"], after[f"backbone.{name}"]) for name in weights)
+    statistics = [k for k in before if k.startswith("backbone.") and "running" in k]
+    assert statistics
+    assert all(torch.equal(before[k], after[k]) for k in statistics)
+    assert True in moved("decoder.")
+    header = (tmp_path / "ce" / "log.csv").read_text().splitlines()[0]
+    assert ("contrastive" in header) is retrieval
+    if retrieval:
+        assert moved("text_tower.") == {False}
+        assert True in moved("study_head.")
