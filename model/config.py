@@ -138,6 +138,8 @@ class BundleConfig(Frozen):
     def _retrieval_fits(self) -> Self:
         if self.retrieval is not None and self.model.retrieval_k == 0:
             raise ValueError("retrieval is set, but model.retrieval_k is 0: the model reads no cases")
+        if self.decoding.method == "rerank" and self.retrieval is None:
+            raise ValueError("decoding.method is 'rerank', but the bundle has no retrieval; use 'beam'")
         if self.retrieval is not None and self.retrieval.dim != self.model.embedding_dim:
             raise ValueError(
                 f"retrieval.dim={self.retrieval.dim} differs from model.embedding_dim={self.model.embedding_dim}"

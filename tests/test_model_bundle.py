@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from model.bundle import BundleError, load_bundle, verify_bundle, write_bundle
+from model.config import BundleConfig, DecodingConfig, RetrievalConfig
 from model.drafter import Draft, Drafter, DraftOptions, StudyView
 from model.views import View
 from retrieval_index.index import ReportIndex
@@ -161,6 +162,14 @@ def test_a_bundle_without_retrieval_says_so(tmp_path: Path) -> None:
     assert draft.reference_cases == ()
     assert [w.code for w in draft.warnings] == ["no_retrieval"]
     assert draft.findings
+
+
+def test_a_config_that_cannot_work_is_refused() -> None:
+    model = tiny_model(0, retrieval_k=0).config
+    with pytest.raises(ValueError, match="no retrieval; use 'beam'"):
+        BundleConfig(name="x", model=model, decoding=DecodingConfig(method="rerank"))
+    with pytest.raises(ValueError, match="the model reads no cases"):
+        BundleConfig(name="x", model=model, retrieval=RetrievalConfig(k=3, dim=16, cases=4))
 
 
 def test_wrong_input_is_refused(bundle_path: Path) -> None:
