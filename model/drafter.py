@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -91,7 +91,6 @@ class Draft:
     reference_cases: tuple[ReferenceCase, ...]
     warnings: tuple[DraftWarning, ...]
     timings_ms: dict[str, float]
-    tokens: str = field(default="", repr=False)
 
 
 class Drafter:
@@ -208,15 +207,13 @@ class Drafter:
         for start, end in split_sentences(words):
             confidence = float(np.exp(np.mean(log_probs[start:end])))
             sentences.append(Sentence(display_sentence(words[start:end]), min(confidence, 1.0)))
-        tokens = " ".join(words)
         return Draft(
             findings=" ".join(sentence.text for sentence in sentences),
             sentences=tuple(sentences),
-            labels=dict(label_report(tokens)),
+            labels=dict(label_report(" ".join(words))),
             reference_cases=references,
             warnings=tuple(self._warnings(study, references, bool(sentences))),
             timings_ms=dict(clock),
-            tokens=tokens,
         )
 
     def _warnings(

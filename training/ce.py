@@ -12,7 +12,7 @@ cannot win.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,15 +113,13 @@ def train_ce(
         return losses
 
     chosen = val[: config.validate_limit]
+    train_reports = [study.report for study in train]
 
     def validate() -> Mapping[str, float]:
         greedy = decoding.model_copy(update={"method": "greedy"})
         texts = write_reports(model, patches, index, chosen, tokenizer, greedy, runtime)
-        scores = validation_scores(list(zip((s.report for s in chosen), texts, strict=True)), _train_reports())
+        scores = validation_scores(list(zip((s.report for s in chosen), texts, strict=True)), train_reports)
         return {**scores, "selection": scores["CIDEr"] + scores["label_f1_micro"]}
-
-    def _train_reports() -> list[str]:
-        return [study.report for study in train]
 
     loop = Loop(
         LoopConfig("ce", runtime.seed, precision=runtime.precision, select="selection" if chosen else None,
@@ -192,7 +190,6 @@ def write_reports(
     tokenizer: Tokenizer,
     decoding: DecodingConfig,
     runtime: Runtime,
-    on_batch: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Reports of studies as lower-case tokens joined by spaces; for validation while training."""
     model.eval()
@@ -205,6 +202,4 @@ def write_reports(
             embedded = model.embed_study(seen) if index is not None else None
             generated = generate(model, model.encode(seen, cases, found), tokenizer, decoding, study=embedded)
         texts += [tokenizer.decode(row) for row in generated.ids.tolist()]
-        if on_batch is not None:
-            on_batch(len(batch))
     return texts
