@@ -6,6 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from model.images import Resample
+from model.norm import Norm
+
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -36,6 +39,9 @@ class ModelConfig(Frozen):
         retrieval_k: report embeddings appended to the patch tokens; 0 for none.
         embedding_dim: width of image and report embeddings (the index); needed where ``retrieval_k`` is not 0.
         text_layers: layers of the text tower.
+        norm: ``layer``, or ``r2gen``, the normalisation of published R2Gen and R2GenCMN checkpoints.
+        patch_positions: patches are counted within each ``view``, or through the whole ``sequence`` (as published).
+        feature_norm: backbone features are standardised by running statistics (not so in published models).
     """
 
     backbone: str = "densenet121"
@@ -54,6 +60,9 @@ class ModelConfig(Frozen):
     retrieval_k: Annotated[int, Field(ge=0, le=64)] = 5
     embedding_dim: Count = 256
     text_layers: Count = 2
+    norm: Norm = "layer"
+    patch_positions: Literal["view", "sequence"] = "view"
+    feature_norm: bool = True
 
     @model_validator(mode="after")
     def _dimensions_fit(self) -> Self:
@@ -70,9 +79,18 @@ class ModelConfig(Frozen):
 
 
 class PreprocessingConfig(Frozen):
-    """How pixels are prepared: grey, squashed to ``image_size`` squared, normalised by the backbone's own buffers."""
+    """How pixels are prepared: grey, squashed to ``image_size`` squared, normalised by the backbone's own buffers.
+
+    Attributes:
+        image_size: S, side of the squares in pixels.
+        resample: filter of the squash; published R2Gen models saw ``bilinear``.
+        view_order: ``frontal_first``, whatever order the views come in; or ``as_given``, the order of the data set's
+            files, which published R2Gen models were trained with. A server gives the frontal first in both.
+    """
 
     image_size: Annotated[int, Field(ge=32, le=2048)] = 224
+    resample: Resample = "bicubic"
+    view_order: Literal["frontal_first", "as_given"] = "frontal_first"
 
 
 class DecodingConfig(Frozen):
@@ -84,6 +102,10 @@ class DecodingConfig(Frozen):
         beam_size: hypotheses kept.
         length_penalty: alpha; finished hypotheses are ranked by log-probability / length**alpha. 0 ranks by the sum.
         block_trigrams: never repeat a trigram.
+        trigram_penalty: taken from the log-probability of a word for each earlier time that it ended the same trigram;
+            the softer rule of published R2Gen models, 2 × 0.693.
+        ended_keep_place: a hypothesis that ends takes one of its step's ``beam_size`` places (published R2Gen); else
+            the best ``beam_size`` of those that go on live, however many end.
         min_length: tokens before the end token is allowed.
         suppress: words that are never generated (the archive's redaction mark ``xxxx``, ``<unk>``).
         candidates: reports sampled for ``rerank``.
@@ -96,6 +118,8 @@ class DecodingConfig(Frozen):
     beam_size: Annotated[int, Field(ge=1, le=8)] = 3
     length_penalty: Annotated[float, Field(ge=0, le=5)] = 1.0
     block_trigrams: bool = False
+    trigram_penalty: Annotated[float, Field(ge=0)] = 0.0
+    ended_keep_place: bool = False
     min_length: Annotated[int, Field(ge=0)] = 4
     suppress: tuple[str, ...] = ("xxxx", "<unk>")
     candidates: Annotated[int, Field(ge=1, le=64)] = 12

@@ -16,6 +16,7 @@ from model.report_model import Encoded, ReportModel
 from model.tokenizer import Tokenizer
 
 NEVER = float("-inf")
+_SHRINK_AT = 0.75  # a batch is copied without its finished studies once so few of them are left
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Constraints:
     eos_id: int
     min_length: int
     block_trigrams: bool
+    trigram_penalty: float = 0.0
 
     @classmethod
     def of(cls, config: DecodingConfig, tokenizer: Tokenizer) -> Constraints:
@@ -51,19 +53,37 @@ class Constraints:
             tokenizer.eos_id,
             config.min_length,
             config.block_trigrams,
+            config.trigram_penalty,
         )
 
     def apply(self, scores: Tensor, history: Tensor, length: int) -> Tensor:
-        """Set forbidden continuations of ``history`` (N, >= length) to -inf in ``scores`` (N, vocabulary)."""
+        """Set forbidden continuations of ``history`` (N, >= length) to -inf in ``scores`` (N, vocabulary), in place."""
         scores[:, list(self.suppress)] = NEVER
         if length < self.min_length:
             scores[:, self.eos_id] = NEVER
         if self.block_trigrams and length >= 3:
-            pairs = history[:, : length - 2], history[:, 1 : length - 1]
-            same = (pairs[0] == history[:, length - 2, None]) & (pairs[1] == history[:, length - 1, None])
-            rows, places = same.nonzero(as_tuple=True)
-            scores[rows, history[rows, places + 2]] = NEVER
+            scores[_repeating(history, length)] = NEVER
         return scores
+
+    def penalise(self, log_probs: Tensor, history: Tensor, length: int) -> Tensor:
+        """Log-probabilities (N, vocabulary) by which continuations of ``history`` (N, >= length) are chosen.
+
+        Less ``trigram_penalty`` for each time that a continuation would repeat a trigram (published R2Gen,
+        ``block_trigrams``).
+        """
+        if not self.trigram_penalty or length < 3:
+            return log_probs
+        rows, words = _repeating(history, length)
+        taken = torch.full(rows.shape, -self.trigram_penalty, dtype=log_probs.dtype, device=log_probs.device)
+        return log_probs.index_put((rows, words), taken, accumulate=True)
+
+
+def _repeating(history: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Rows, and the words that would repeat a trigram of theirs; a trigram that stands twice is named twice."""
+    pairs = history[:, : length - 2], history[:, 1 : length - 1]
+    same = (pairs[0] == history[:, length - 2, None]) & (pairs[1] == history[:, length - 1, None])
+    rows, places = same.nonzero(as_tuple=True)
+    return rows, history[rows, places + 2]
 
 
 def generate(
@@ -93,7 +113,10 @@ def generate(
     if beams == 1:
         best = greedy(model, encoded, constraints, tokenizer.bos_id)
     else:
-        best = beam_search(model, encoded, constraints, tokenizer.bos_id, beams, config.length_penalty)
+        best = beam_search(
+            model, encoded, constraints, tokenizer.bos_id, beams, config.length_penalty,
+            ended_keep_place=config.ended_keep_place,
+        )  # fmt: skip
     if config.method != "rerank":
         return best
     if study is None:
@@ -175,47 +198,54 @@ def _one_path(
 
     ``shared`` draws one set of (count, vocabulary) Gumbel noise a step, the same for every study.
     """
-    limit = model.config.max_length
-    device = encoded.source.device
-    hypotheses = encoded.source.shape[0] * count
+    limit, device, studies = model.config.max_length, encoded.source.device, encoded.source.shape[0]
     state = model.start(encoded, count)
-    ids = torch.zeros(hypotheses, limit, dtype=torch.int64, device=device)
-    log_probs = torch.zeros(hypotheses, limit, device=device)
-    last = torch.full((hypotheses,), bos_id, device=device)
-    ended = torch.zeros(hypotheses, dtype=torch.bool, device=device)
+    ids = torch.zeros(studies * count, limit, dtype=torch.int64, device=device)
+    log_probs = torch.zeros(studies * count, limit, device=device)
+    last = torch.full((studies * count,), bos_id, device=device)
+    ended = torch.zeros(studies * count, dtype=torch.bool, device=device)
+    rows = torch.arange(studies * count, device=device)  # of each hypothesis that is still in the batch
     for position in range(limit - 1):
-        scores = constraints.apply(model.step(state, last).float(), ids, position)
+        history = ids if len(rows) == len(ids) else ids[rows]
+        scores = constraints.apply(model.step(state, last).float(), history, position)
         step_log_probs = (scores / temperature if sampling else scores).log_softmax(-1)
         if shared:
             uniform = torch.rand(count, scores.shape[1], generator=generator).clamp_(1e-9, 1 - 1e-7)
             gumbel = -torch.log(-torch.log(uniform)).to(device)
-            chosen = (step_log_probs + gumbel.repeat(encoded.source.shape[0], 1)).argmax(-1)
+            chosen = (step_log_probs + gumbel.repeat(len(rows) // count, 1)).argmax(-1)
         elif sampling:
             chosen = torch.multinomial(step_log_probs.exp(), 1, generator=generator).squeeze(1)
         else:
-            chosen = step_log_probs.argmax(-1)
+            chosen = constraints.penalise(step_log_probs, history, position).argmax(-1)
         last = chosen.masked_fill(ended, 0)
-        ids[:, position] = last
+        ids[rows, position] = last
         gained = step_log_probs.gather(1, chosen.unsqueeze(1)).squeeze(1)
-        log_probs[:, position] = gained.masked_fill(ended, 0)
+        log_probs[rows, position] = gained.masked_fill(ended, 0)
         ended = ended | (last == constraints.eos_id)
-        if bool(ended.all()):
+        undone = (~ended.view(-1, count).all(dim=1)).nonzero().squeeze(1)
+        if not len(undone):
             break
+        if len(undone) <= _SHRINK_AT * (len(rows) // count) and not (sampling and not shared):
+            kept = (undone.unsqueeze(1) * count + torch.arange(count, device=device)).flatten()
+            rows, last, ended = rows[kept], last[kept], ended[kept]
+            state.keep(undone, kept)
     return Generated(ids, log_probs, log_probs.sum(1))
 
 
 @torch.no_grad()
 def beam_search(
-    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, beams: int, length_penalty: float
-) -> Generated:
+    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, beams: int, length_penalty: float,
+    *, ended_keep_place: bool = False,
+) -> Generated:  # fmt: skip
     """The best finished hypothesis of ``beams`` live ones a study.
 
     Each step takes the 2*beams best continuations: those that end are candidates for the result, scored by
-    log-probability / length**length_penalty, the best ``beams`` of the others live on. A study is done when no live
-    hypothesis can still beat its best finished one.
+    log-probability / length**length_penalty, the best ``beams`` of the others live on. With ``ended_keep_place`` a step
+    takes the ``beams`` best only, and fewer live on where some of them end (the published R2Gen rule). A study is done
+    when no live hypothesis can still beat its best finished one, and leaves the batch.
     """
     limit, device, studies = model.config.max_length, encoded.source.device, encoded.source.shape[0]
-    state = model.start(encoded, beams)
+    state = model.start(encoded, beams, branching=True)
     ids = torch.zeros(studies, beams, limit, dtype=torch.int64, device=device)
     token_log_probs = torch.zeros(studies, beams, limit, device=device)
     live = torch.full((studies, beams), NEVER, device=device)
@@ -223,37 +253,45 @@ def beam_search(
     best_ids, best_log_probs = ids[:, 0].clone(), token_log_probs[:, 0].clone()
     best_score = torch.full((studies,), NEVER, device=device)
     last = torch.full((studies * beams,), bos_id, device=device)
-    offset = torch.arange(studies, device=device).unsqueeze(1) * beams
+    study = torch.arange(studies, device=device)  # of each row that is still in the batch
     for position in range(limit - 1):
         scores = constraints.apply(model.step(state, last).float(), ids.flatten(0, 1), position)
-        step_log_probs = scores.log_softmax(-1).view(studies, beams, -1)  # (B, k, vocabulary)
-        vocabulary = step_log_probs.shape[-1]
-        total, flat = (live.unsqueeze(-1) + step_log_probs).flatten(1).topk(2 * beams, dim=1)  # (B, 2k)
+        step_log_probs = scores.log_softmax(-1)  # (N, vocabulary)
+        ranked_by = constraints.penalise(step_log_probs, ids.flatten(0, 1), position).view(len(study), beams, -1)
+        vocabulary = scores.shape[-1]
+        taken = beams if ended_keep_place else 2 * beams
+        total, flat = (live.unsqueeze(-1) + ranked_by).flatten(1).topk(taken, dim=1)  # (B, taken)
         parent, token = flat // vocabulary, flat % vocabulary
-        gained = step_log_probs.flatten(1).gather(1, flat)
+        gained = step_log_probs.view(len(study), -1).gather(1, flat)
         length = position + 1
         ends = (token == constraints.eos_id) if length < limit - 1 else torch.ones_like(token, dtype=torch.bool)
 
         finished = (total / length**length_penalty).masked_fill(~ends, NEVER)
         score, winner = finished.max(dim=1)
-        better = score > best_score
-        if bool(better.any()):
-            rows = better.nonzero().squeeze(1)
-            source = parent[rows, winner[rows]]
-            best_ids[rows], best_log_probs[rows] = ids[rows, source], token_log_probs[rows, source]
-            best_ids[rows, position] = token[rows, winner[rows]]
-            best_log_probs[rows, position] = gained[rows, winner[rows]]
-            best_score = torch.where(better, score, best_score)
+        better = (score > best_score[study]).nonzero().squeeze(1)
+        if len(better):
+            winners, into = winner[better], study[better]
+            source = parent[better, winners]
+            best_ids[into], best_log_probs[into] = ids[better, source], token_log_probs[better, source]
+            best_ids[into, position] = token[better, winners]
+            best_log_probs[into, position] = gained[better, winners]
+            best_score[into] = score[better]
 
-        live, kept = total.masked_fill(ends, NEVER).topk(beams, dim=1)  # (B, k)
-        parent, token, gained = parent.gather(1, kept), token.gather(1, kept), gained.gather(1, kept)
-        reachable = live[:, 0] / (limit - 1 if length_penalty > 0 else 1) ** length_penalty
-        if bool((reachable <= best_score).all()):
+        live = total.masked_fill(ends, NEVER)
+        if not ended_keep_place:
+            live, kept = live.topk(beams, dim=1)  # (B, k)
+            parent, token, gained = parent.gather(1, kept), token.gather(1, kept), gained.gather(1, kept)
+        reachable = live.amax(dim=1) / (limit - 1 if length_penalty > 0 else 1) ** length_penalty
+        undone = (reachable > best_score[study]).nonzero().squeeze(1)
+        if not len(undone):
             break
-        parent_rows = (parent + offset).flatten()
-        ids = ids.flatten(0, 1)[parent_rows].view(studies, beams, limit)
-        token_log_probs = token_log_probs.flatten(0, 1)[parent_rows].view(studies, beams, limit)
+        history = parent.unsqueeze(2).expand_as(ids)
+        ids, token_log_probs = ids.gather(1, history), token_log_probs.gather(1, history)
         ids[:, :, position], token_log_probs[:, :, position] = token, gained
-        state.reorder(parent_rows)
+        state.branch(parent)
+        if len(undone) <= _SHRINK_AT * len(study):
+            ids, token_log_probs, live, token = ids[undone], token_log_probs[undone], live[undone], token[undone]
+            study = study[undone]
+            state.keep(undone, undone)
         last = token.flatten()
     return Generated(best_ids, best_log_probs, best_score)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from model.views import View
 
 Pixels = npt.NDArray[np.uint8]  # (S, S), 0 black .. 255 white
+
+Resample = Literal["bicubic", "bilinear"]
 
 _FORMATS = ("PNG", "JPEG")
 _DICOM_MAGIC = b"DICM"
@@ -51,7 +54,14 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 
-def load_pixels(data: bytes, size: int, *, limits: ImageLimits = DEFAULT_LIMITS, allow_dicom: bool = False) -> Pixels:
+def load_pixels(
+    data: bytes,
+    size: int,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    allow_dicom: bool = False,
+    resample: Resample = "bicubic",
+) -> Pixels:
     """Decode one radiograph and squash it to a square.
 
     Args:
@@ -59,6 +69,7 @@ def load_pixels(data: bytes, size: int, *, limits: ImageLimits = DEFAULT_LIMITS,
         size: S, side of the square in pixels.
         limits: bounds on the size of the image.
         allow_dicom: read DICOM too (needs pydicom).
+        resample: filter of the squash; both are antialiased.
 
     Returns:
         (S, S) uint8, 0 black to 255 white.
@@ -73,8 +84,8 @@ def load_pixels(data: bytes, size: int, *, limits: ImageLimits = DEFAULT_LIMITS,
             raise ImageError(
                 "unsupported_format", "DICOM is not read here. Export the image as PNG or JPEG and send that."
             )
-        return _squash(_read_dicom(data, limits), size)
-    return _squash(_read_raster(data, limits), size)
+        return _squash(_read_dicom(data, limits), size, resample)
+    return _squash(_read_raster(data, limits), size, resample)
 
 
 def is_dicom(data: bytes) -> bool:
@@ -160,9 +171,15 @@ def _min_max(values: npt.NDArray[np.float32]) -> Image.Image:
     return Image.fromarray((values - low) * np.float32(scale))
 
 
-def _squash(image: Image.Image, size: int) -> Pixels:
-    """Resize with antialiasing to ``(size, size)``, whatever the aspect ratio."""
-    resized = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0 if image.mode == "L" else None)
+def _squash(image: Image.Image, size: int, resample: Resample) -> Pixels:
+    """Resize with antialiasing to ``(size, size)``, whatever the aspect ratio.
+
+    Bilinear is torchvision's ``Resize((size, size))`` of a PIL image to the bit; bicubic may shrink in two steps.
+    """
+    if resample == "bilinear":
+        resized = image.resize((size, size), Image.Resampling.BILINEAR)
+    else:
+        resized = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0 if image.mode == "L" else None)
     return np.clip(np.rint(np.asarray(resized, dtype=np.float32)), 0, 255).astype(np.uint8)
 
 

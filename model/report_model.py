@@ -7,25 +7,28 @@ Shapes in one pass (B studies, V views, K cases, D backbone width, E embedding w
     patch tokens, projected case vectors -> sequence (B, V*49 + K, D) -> d_model -> + memory response -> encoder
     encoder output (B, V*49 + K, d_model) -> decoder -> logits (B, T, vocabulary)
 
-The model keeps no state between calls.
+The model keeps no state between calls; ``prepare`` works out ahead what no call changes.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from model.backbone import Backbone
 from model.config import ModelConfig
+from model.dropout import Dropout
+from model.linear import Linear
 from model.memory import CrossModalMemory, MemoryBank
 from model.text_tower import FeatureNorm, StudyHead, TextTower
-from model.transformer import Decoder, Encoder, LayerCache, sinusoidal_positions
+from model.transformer import Decoder, DecoderCache, Encoder, sinusoidal_positions
 
 MAX_PATCHES = 1024
+LARGEST_WORD_TABLE = 256 * 2**20  # bytes; a vocabulary of 760 words at d_model 512 takes 93 MiB
 
 
 class Patches(NamedTuple):
@@ -51,19 +54,25 @@ class Encoded(NamedTuple):
 
 @dataclass
 class DecoderState:
-    """Caches of a decode in progress: hypotheses are ordered study by study, N = B * hypotheses."""
+    """A decode in progress: hypotheses are ordered study by study, N = B * hypotheses.
 
-    encoded: Encoded
-    caches: list[LayerCache]
-    hypotheses: int
+    ``mask`` is that of the encoded images, None where all of them are real.
+    """
+
+    bank: MemoryBank
+    mask: Tensor | None
+    cache: DecoderCache
     position: int = 0
 
-    def reorder(self, parents: Tensor) -> None:
-        """Continue hypothesis n from hypothesis ``parents[n]`` (N,) of the same study."""
-        past = slice(0, self.position)
-        for cache in self.caches:
-            for buffer in (cache.self_keys, cache.self_values):
-                buffer[:, :, past] = buffer[:, :, past].index_select(0, parents)
+    def branch(self, parents: Tensor) -> None:
+        """Continue hypothesis j of each study from its hypothesis ``parents[:, j]`` (B, k)."""
+        self.cache.branch(parents)
+
+    def keep(self, studies: Tensor, hypotheses: Tensor) -> None:
+        """Go on with some studies (B',) and all hypotheses of theirs (N',) only."""
+        groups = hypotheses if self.cache.seen is None else studies
+        self.cache = self.cache.of(groups, studies, self.position)
+        self.mask = None if self.mask is None else self.mask[studies]
 
 
 class ReportModel(nn.Module):
@@ -71,6 +80,7 @@ class ReportModel(nn.Module):
 
     patch_positions: Tensor
     word_positions: Tensor
+    word_table: Tensor | None
 
     def __init__(self, config: ModelConfig, *, backbone: Backbone | None = None) -> None:
         super().__init__()
@@ -78,29 +88,31 @@ class ReportModel(nn.Module):
         c = config
         self.backbone = backbone if backbone is not None else Backbone(c.backbone)
         width = self.backbone.width
-        self.feature_norm = FeatureNorm(width)
+        self.feature_norm = FeatureNorm(width) if c.feature_norm else None
         self.view_embedding = nn.Embedding(2, width)
         nn.init.zeros_(self.view_embedding.weight)
-        self.to_model = nn.Sequential(nn.Linear(width, c.d_model), nn.ReLU(), nn.Dropout(c.dropout))
+        self.to_model = nn.Sequential(Linear(width, c.d_model), nn.ReLU(), Dropout(c.dropout))
         self.memory = CrossModalMemory(c.d_model, c.memory_dim, c.memory_slots, c.memory_heads, c.memory_top_k)
-        self.encoder = Encoder(c.encoder_layers, c.d_model, c.d_ff, c.heads, c.dropout)
-        self.decoder = Decoder(c.decoder_layers, c.d_model, c.d_ff, c.heads, c.dropout)
+        self.encoder = Encoder(c.encoder_layers, c.d_model, c.d_ff, c.heads, c.dropout, c.norm)
+        self.decoder = Decoder(c.decoder_layers, c.d_model, c.d_ff, c.heads, c.dropout, c.norm)
         self.word_embedding = nn.Embedding(c.vocab_size, c.d_model, padding_idx=0)
-        self.to_words = nn.Linear(c.d_model, c.vocab_size)
-        self.drop = nn.Dropout(c.dropout)
+        self.to_words = Linear(c.d_model, c.vocab_size)
+        self.drop = Dropout(c.dropout)
         self.register_buffer("patch_positions", sinusoidal_positions(MAX_PATCHES, c.d_model), persistent=False)
         self.register_buffer("word_positions", sinusoidal_positions(c.max_length, c.d_model), persistent=False)
+        self.register_buffer("word_table", None, persistent=False)
         for module in (self.to_model, self.encoder, self.decoder, self.to_words):
             for parameter in module.parameters():
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)
         nn.init.normal_(self.word_embedding.weight, std=c.d_model**-0.5)
         if c.retrieval_k:
-            self.case_projection = nn.Linear(c.embedding_dim, width)
+            self.case_projection = Linear(c.embedding_dim, width)
             self.study_head = StudyHead(width, c.embedding_dim, c.dropout)
             self.text_tower = TextTower(
                 c.vocab_size, c.d_model, c.d_ff, c.heads, c.text_layers, c.embedding_dim, c.dropout, c.max_length
             )
+        self.register_load_state_dict_post_hook(_forget_table)  # type: ignore[no-untyped-call]
 
     # -- seeing ----------------------------------------------------------------------------------------------------
 
@@ -135,7 +147,9 @@ class ReportModel(nn.Module):
         Returns:
             (B, V*P + K, D) and its mask (B, V*P + K), True where a token is real.
         """
-        tokens = self.feature_norm.of_views(patches.tokens, patches.view_mask)
+        tokens = patches.tokens
+        if self.feature_norm is not None:
+            tokens = self.feature_norm.of_views(tokens, patches.view_mask)
         tokens = tokens + self.view_embedding(patches.views).unsqueeze(2)  # (B, V, P, D)
         batch, count, grid, _ = tokens.shape
         sequence = tokens.flatten(1, 2)  # (B, V*P, D)
@@ -156,10 +170,11 @@ class ReportModel(nn.Module):
         x = self.to_model(sequence)  # (B, S, d_model)
         x = x + self.memory(x, bank)
         grid, views = patches.tokens.shape[2], patches.tokens.shape[1]
-        places = torch.cat([
-            torch.arange(grid, device=x.device).repeat(views),  # each view counts its own patches
-            torch.arange(x.shape[1] - views * grid, device=x.device) + MAX_PATCHES // 2,  # ranks of the cases
-        ])  # fmt: skip
+        patch_places = torch.arange(views * grid, device=x.device)
+        if self.config.patch_positions == "view":
+            patch_places = patch_places % grid  # each view counts its own patches
+        case_places = torch.arange(x.shape[1] - views * grid, device=x.device) + MAX_PATCHES // 2  # ranks of the cases
+        places = torch.cat([patch_places, case_places])
         x = self.drop(x + self.patch_positions[places])
         return Encoded(self.encoder(x, mask), mask, bank)
 
@@ -171,24 +186,56 @@ class ReportModel(nn.Module):
         logits: Tensor = self.to_words(self.decoder(x, encoded.source, encoded.mask))
         return logits
 
-    def start(self, encoded: Encoded, hypotheses: int) -> DecoderState:
-        """Empty caches for ``hypotheses`` per study."""
-        caches = self.decoder.caches(encoded.source, hypotheses, self.config.max_length)
-        return DecoderState(encoded, caches, hypotheses)
+    def start(self, encoded: Encoded, hypotheses: int, *, branching: bool = False) -> DecoderState:
+        """An empty cache for ``hypotheses`` per study, which may ``branch`` from each other where it says so."""
+        cache = self.decoder.cache(encoded.source, hypotheses, self.config.max_length, branching=branching)
+        return DecoderState(encoded.bank, None if bool(encoded.mask.all()) else encoded.mask, cache)
 
     def step(self, state: DecoderState, ids: Tensor) -> Tensor:
         """Feed one token of each hypothesis: ids (N,) -> logits (N, vocabulary) of the next."""
-        x = self._words(ids.unsqueeze(1), state.position, state.encoded.bank)
-        hidden = self.decoder.step(x, state.caches, state.position, state.encoded.mask)
+        x = self._words(ids.unsqueeze(1), state.position, state.bank).squeeze(1)  # (N, d_model)
+        hidden = self.decoder.step(x, state.cache, state.position, state.mask)
         state.position += 1
-        logits: Tensor = self.to_words(hidden[:, 0])
+        logits: Tensor = self.to_words(hidden)
         return logits
 
     def _words(self, ids: Tensor, position: int, bank: MemoryBank) -> Tensor:
-        places = self.word_positions[position : position + ids.shape[1]]
-        x = self.drop(self.word_embedding(ids) * math.sqrt(self.config.d_model) + places)
+        places = slice(position, position + ids.shape[1])
+        if self.word_table is not None and not torch.is_grad_enabled():
+            rows = torch.arange(position, places.stop, device=ids.device)
+            return self.word_table[rows, ids]
+        x = self.drop(self.word_embedding(ids) * math.sqrt(self.config.d_model) + self.word_positions[places])
         words: Tensor = x + self.memory(x, bank)
         return words
+
+    # -- serving ---------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Work out every word at every position with its memory response, which no image changes: (T, vocabulary, d).
+
+        Takes the memory out of each decoding step. Skipped where the table would exceed ``LARGEST_WORD_TABLE``. The
+        table is dropped as soon as the model is put in training mode or loads other weights.
+        """
+        self.eval()
+        length, vocabulary, width = self.config.max_length, self.config.vocab_size, self.config.d_model
+        if 4 * length * vocabulary * width > LARGEST_WORD_TABLE:
+            return
+        bank, ids = self.memory.bank(), torch.arange(vocabulary, device=self.word_positions.device).unsqueeze(1)
+        table = self.word_positions.new_empty(length, vocabulary, width)
+        for position in range(length):
+            table[position] = self._words(ids, position, bank)[:, 0]
+        self.word_table = table
+
+    def train(self, mode: bool = True) -> Self:
+        """Also drops what ``prepare`` worked out."""
+        self.word_table = None
+        return super().train(mode)
+
+
+def _forget_table(model: nn.Module, _: object) -> None:
+    assert isinstance(model, ReportModel)
+    model.word_table = None
 
 
 def _spread(values: Tensor, real: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.dropout import Dropout
+from model.linear import Linear
 from model.transformer import Encoder, sinusoidal_positions
 
 
@@ -38,9 +40,9 @@ class StudyHead(nn.Module):
         super().__init__()
         self.view = nn.Embedding(2, 2 * embedding_dim)
         self.norm = FeatureNorm(width)
-        self.hidden = nn.Linear(width, 2 * embedding_dim)
-        self.drop = nn.Dropout(dropout)
-        self.out = nn.Linear(2 * embedding_dim, embedding_dim)
+        self.hidden = Linear(width, 2 * embedding_dim)
+        self.drop = Dropout(dropout)
+        self.out = Linear(2 * embedding_dim, embedding_dim)
 
     def forward(self, pooled: Tensor, views: Tensor, view_mask: Tensor) -> Tensor:
         """Embed studies.
@@ -70,9 +72,9 @@ class TextTower(nn.Module):
         self.embed = nn.Embedding(vocab_size, d_model, padding_idx=0)
         nn.init.normal_(self.embed.weight, std=d_model**-0.5)
         self.register_buffer("positions", sinusoidal_positions(max_length, d_model), persistent=False)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.encoder = Encoder(layers, d_model, d_ff, heads, dropout)
-        self.out = nn.Linear(d_model, embedding_dim)
+        self.out = Linear(d_model, embedding_dim)
         self.scale = d_model**0.5
 
     positions: Tensor

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIALS = (PAD, BOS, EOS, UNK)
 END_OF_SENTENCE = "."
+Cleaning = Literal["own", "r2gen"]
 
 _NUMBERING = re.compile(r"(?:(?<=^)|(?<=[.:]\s))\d{1,2}[.)]\s+")
 _SENTENCE_END = re.compile(r"(?<!\d)[.?!;]+(?=\s|$)|(?<=\d)[.?!;]+(?=\s|$)|[?!;]+")
@@ -56,9 +57,16 @@ def clean_report_r2gen(report: str) -> str:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Word vocabulary. Ids 0..3 are ``<pad> <bos> <eos> <unk>``, words follow in sorted order."""
+    """Word vocabulary. Ids 0..3 are ``<pad> <bos> <eos> <unk>``, words follow in sorted order.
+
+    Attributes:
+        tokens: by id.
+        cleaning: how ``encode`` prepares a report: ``own`` (``clean_report``), or ``r2gen`` (``clean_report_r2gen``),
+            the rule of published checkpoints.
+    """
 
     tokens: tuple[str, ...]
+    cleaning: Cleaning = "own"
 
     def __post_init__(self) -> None:
         if self.tokens[: len(SPECIALS)] != SPECIALS:
@@ -86,7 +94,8 @@ class Tokenizer:
 
     def encode(self, report: str, max_length: int) -> list[int]:
         """``bos, words…, eos`` of the cleaned report, cut to ``max_length`` ids (a cut report has no eos)."""
-        words = [self.id_of(word) for word in clean_report(report).split()]
+        clean = clean_report_r2gen if self.cleaning == "r2gen" else clean_report
+        words = [self.id_of(word) for word in clean(report).split()]
         return [self.bos_id, *words, self.eos_id][:max_length]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -100,8 +109,10 @@ class Tokenizer:
         return " ".join(words)
 
     def to_json(self) -> str:
-        """The content of ``tokenizer.json``."""
-        return json.dumps({"schema_version": 1, "kind": "word", "tokens": self.tokens}, ensure_ascii=False, indent=0)
+        """The content of ``tokenizer.json``; the cleaning is named where it is not our own."""
+        named = {} if self.cleaning == "own" else {"cleaning": self.cleaning}
+        content = {"schema_version": 1, "kind": "word", **named, "tokens": self.tokens}
+        return json.dumps(content, ensure_ascii=False, indent=0)
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
@@ -113,7 +124,10 @@ class Tokenizer:
         content: Any = json.loads(text)
         if not isinstance(content, dict) or content.get("kind") != "word" or content.get("schema_version") != 1:
             raise ValueError("tokenizer.json must hold {'schema_version': 1, 'kind': 'word', 'tokens': [...]}")
-        return cls(tuple(content["tokens"]))
+        cleaning = content.get("cleaning", "own")
+        if cleaning not in get_args(Cleaning):
+            raise ValueError(f"tokenizer.json: cleaning {cleaning!r} is unknown; use one of {get_args(Cleaning)}")
+        return cls(tuple(content["tokens"]), cleaning)
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:

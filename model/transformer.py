@@ -1,7 +1,9 @@
 """Transformer encoder and decoder with cached keys and values (Vaswani et al. 2017, pre-norm).
 
-A decoding step works on all beams of a study at once: the beams are folded into the query length of the
-cross-attention, so encoded images are never copied per beam.
+A decoding step works on all beams of a study at once: the beams are folded into the query length, in the
+cross-attention, so that encoded images are never copied per beam, and in the self-attention, so that what beams wrote
+is never copied when they branch: a mask says which of the study's tokens a beam descends from. Queries, keys and values
+of a step come from one product.
 """
 
 from __future__ import annotations
@@ -12,6 +14,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.dropout import Dropout
+from model.linear import Joint, Linear
+from model.norm import Norm, norm
 
 
 def sinusoidal_positions(length: int, width: int) -> Tensor:
@@ -29,11 +35,13 @@ class Attention(nn.Module):
 
     def __init__(self, d_model: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.query = nn.Linear(d_model, d_model)
-        self.key = nn.Linear(d_model, d_model)
-        self.value = nn.Linear(d_model, d_model)
-        self.out = nn.Linear(d_model, d_model)
+        self.heads = heads
+        self.query = Linear(d_model, d_model)
+        self.key = Linear(d_model, d_model)
+        self.value = Linear(d_model, d_model)
+        self.out = Linear(d_model, d_model)
+        self.drop = Dropout(dropout)
+        self._of_itself, self._of_source = Joint(), Joint()
 
     def split(self, x: Tensor) -> Tensor:
         """(B, T, d_model) -> (B, H, T, d_h)."""
@@ -41,50 +49,88 @@ class Attention(nn.Module):
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Project a source (B, S, d_model) to keys and values (B, H, S, d_h)."""
-        return self.split(self.key(x)), self.split(self.value(x))
+        keys, values = self._of_source(x, [self.key, self.value])
+        return self.split(keys), self.split(values)
 
-    def attend(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
-        """Queries from x (B, T, d_model) over keys and values (B, H, S, d_h); mask True where attention is allowed."""
-        dropout = self.dropout if self.training else 0.0
-        read = F.scaled_dot_product_attention(
-            self.split(self.query(x)), keys, values, attn_mask=mask, dropout_p=dropout, is_causal=causal
-        )
-        joined: Tensor = self.out(read.transpose(1, 2).reshape(x.shape))
+    def of_itself(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x (B, T, d_model), (B, H, T, d_h) each."""
+        queries, keys, values = self._of_itself(x, [self.query, self.key, self.value])
+        return self.split(queries), self.split(keys), self.split(values)
+
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool = False
+    ) -> Tensor:
+        """Queries (B, H, T, d_h) over keys and values (B, H, S, d_h) -> (B, T, d_model).
+
+        ``mask`` is True where attention is allowed; it broadcasts to (B, H, T, S).
+        """
+        if self.training and self.drop.p and queries.device.type == "cpu":
+            read = self._attend_with_dropout(queries, keys, values, mask, causal)
+        else:
+            dropout = self.drop.p if self.training else 0.0
+            read = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=mask, dropout_p=dropout, is_causal=causal
+            )
+        joined: Tensor = self.out(read.transpose(1, 2).flatten(2))
         return joined
+
+    def _attend_with_dropout(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool
+    ) -> Tensor:
+        """What PyTorch does on a CPU where weights are dropped, with a mask that is drawn faster."""
+        scores = (queries / math.sqrt(queries.shape[-1])) @ keys.transpose(2, 3)  # (B, H, T, S)
+        if causal:
+            mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        weights: Tensor = self.drop(scores.softmax(-1))
+        return weights.to(values.dtype) @ values
+
+    def train(self, mode: bool = True) -> Attention:
+        """Also drops packed weights."""
+        self._of_itself.forget()
+        self._of_source.forget()
+        return super().train(mode)
 
 
 class FeedForward(nn.Sequential):
     """Two linear layers around a ReLU."""
 
     def __init__(self, d_model: int, d_ff: int, dropout: float) -> None:
-        super().__init__(nn.Linear(d_model, d_ff), nn.ReLU(), nn.Dropout(dropout), nn.Linear(d_ff, d_model))
+        super().__init__(Linear(d_model, d_ff), nn.ReLU(), Dropout(dropout), Linear(d_ff, d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d_model) -> (..., d_model)."""
+        first, _, drop, last = self
+        assert isinstance(first, Linear)
+        out: Tensor = last(drop(first.activated(x, "relu")))
+        return out
 
 
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward, each behind a LayerNorm."""
 
-    def __init__(self, d_model: int, d_ff: int, heads: int, dropout: float) -> None:
+    def __init__(self, d_model: int, d_ff: int, heads: int, dropout: float, kind: Norm = "layer") -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.norm1, self.norm2 = norm(kind, d_model), norm(kind, d_model)
         self.attention = Attention(d_model, heads, dropout)
         self.feed_forward = FeedForward(d_model, d_ff, dropout)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, S, d_model) with mask (B, 1, 1, S), True where a token is real."""
-        y = self.norm1(x)
-        x = x + self.drop(self.attention.attend(y, *self.attention.keys_values(y), mask))
+        x = x + self.drop(self.attention.attend(*self.attention.of_itself(self.norm1(x)), mask))
         out: Tensor = x + self.drop(self.feed_forward(self.norm2(x)))
         return out
 
 
 class Encoder(nn.Module):
-    """A stack of encoder layers and a last LayerNorm."""
+    """A stack of encoder layers and a last normalisation."""
 
-    def __init__(self, layers: int, d_model: int, d_ff: int, heads: int, dropout: float) -> None:
+    def __init__(self, layers: int, d_model: int, d_ff: int, heads: int, dropout: float, kind: Norm = "layer") -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(d_model, d_ff, heads, dropout) for _ in range(layers))
-        self.norm = nn.LayerNorm(d_model)
+        self.layers = nn.ModuleList(EncoderLayer(d_model, d_ff, heads, dropout, kind) for _ in range(layers))
+        self.norm = norm(kind, d_model)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, S, d_model) with a token mask (B, S), True where real -> (B, S, d_model)."""
@@ -96,61 +142,86 @@ class Encoder(nn.Module):
 
 
 @dataclass
-class LayerCache:
-    """One decoder layer's keys and values.
+class DecoderCache:
+    """Keys and values of all decoder layers (L) for the N hypotheses of B studies, allocated once a decode.
 
-    ``self_keys``/``self_values`` are (N, H, T_max, d_h) buffers filled up to the current step, N hypotheses;
-    ``cross_keys``/``cross_values`` are (B, H, S, d_h), B studies, shared by a study's hypotheses.
+    Hypotheses that may branch from each other form a group: G groups of k, N = G * k.
+
+    ``past`` (L, 2, G, H, T*k, d_h) holds keys and values of the self-attention; step t fills places t*k to t*k + k - 1,
+    one for each hypothesis. ``seen`` (G, k, T*k) is 0 where a hypothesis descends from the token at that place and -inf
+    elsewhere; None where groups are of one. ``source`` holds keys and values of the cross-attention, (B, H, S, d_h)
+    each, shared by a study's hypotheses.
     """
 
-    self_keys: Tensor
-    self_values: Tensor
-    cross_keys: Tensor
-    cross_values: Tensor
+    past: Tensor
+    seen: Tensor | None
+    source: list[tuple[Tensor, Tensor]]
+
+    def branch(self, parents: Tensor) -> None:
+        """Continue hypothesis j of each group from its hypothesis ``parents[:, j]`` (G, k). Copies no key or value."""
+        assert self.seen is not None
+        self.seen = self.seen.gather(1, parents.unsqueeze(2).expand_as(self.seen))
+
+    def visible(self, position: int) -> Tensor | None:
+        """The mask of a step, (G, 1, k, places so far), its own tokens included."""
+        if self.seen is None:
+            return None
+        k = self.seen.shape[1]
+        self.seen[..., position * k : (position + 1) * k].diagonal(dim1=1, dim2=2).zero_()
+        return self.seen[:, None, :, : (position + 1) * k]
+
+    def of(self, groups: Tensor, studies: Tensor, position: int) -> DecoderCache:
+        """The cache of some groups (G',) and the studies (B',) that they belong to, filled before ``position``."""
+        k = 1 if self.seen is None else self.seen.shape[1]
+        filled = self.past[..., : position * k, :]
+        past = self.past.new_empty((*self.past.shape[:2], len(groups), *self.past.shape[3:]))
+        past[..., : position * k, :] = filled.index_select(2, groups)
+        source = [(keys.index_select(0, studies), values.index_select(0, studies)) for keys, values in self.source]
+        return DecoderCache(past, None if self.seen is None else self.seen.index_select(0, groups), source)
 
 
 class DecoderLayer(nn.Module):
-    """Causal self-attention, cross-attention and feed-forward, each behind a LayerNorm."""
+    """Causal self-attention, cross-attention and feed-forward, each behind a normalisation."""
 
-    def __init__(self, d_model: int, d_ff: int, heads: int, dropout: float) -> None:
+    def __init__(self, d_model: int, d_ff: int, heads: int, dropout: float, kind: Norm = "layer") -> None:
         super().__init__()
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d_model) for _ in range(3))
+        self.norm1, self.norm2, self.norm3 = (norm(kind, d_model) for _ in range(3))
         self.self_attention = Attention(d_model, heads, dropout)
         self.cross_attention = Attention(d_model, heads, dropout)
         self.feed_forward = FeedForward(d_model, d_ff, dropout)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None) -> Tensor:
         """All positions at once (teacher forcing): x (B, T, d_model), source (B, S, d_model)."""
-        y = self.norm1(x)
-        x = x + self.drop(self.self_attention.attend(y, *self.self_attention.keys_values(y), None, causal=True))
-        y = self.norm2(x)
-        x = x + self.drop(self.cross_attention.attend(y, *self.cross_attention.keys_values(source), source_mask))
+        itself, cross = self.self_attention, self.cross_attention
+        x = x + self.drop(itself.attend(*itself.of_itself(self.norm1(x)), None, causal=True))
+        queries = cross.split(cross.query(self.norm2(x)))
+        x = x + self.drop(cross.attend(queries, *cross.keys_values(source), source_mask))
         out: Tensor = x + self.drop(self.feed_forward(self.norm3(x)))
         return out
 
-    def step(self, x: Tensor, cache: LayerCache, position: int, source_mask: Tensor | None) -> Tensor:
-        """One position of every hypothesis: x (N, 1, d_model); fills ``cache`` at ``position``."""
-        y = self.norm1(x)
-        keys, values = self.self_attention.keys_values(y)
-        cache.self_keys[:, :, position] = keys[:, :, 0]
-        cache.self_values[:, :, position] = values[:, :, 0]
-        past = slice(0, position + 1)
-        x = x + self.self_attention.attend(y, cache.self_keys[:, :, past], cache.self_values[:, :, past], None)
-        folded = self.norm2(x).view(cache.cross_keys.shape[0], -1, x.shape[-1])  # (B, N/B, d_model)
-        read = self.cross_attention.attend(folded, cache.cross_keys, cache.cross_values, source_mask)
-        x = x + read.view(x.shape)
+    def step(
+        self, x: Tensor, past: Tensor, seen: Tensor | None, source: tuple[Tensor, Tensor], place: int,
+        source_mask: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """One position of every hypothesis: x (G, k, d_model); fills ``past`` (2, G, H, T*k, d_h) from ``place``."""
+        itself, cross = self.self_attention, self.cross_attention
+        end = place + x.shape[1]
+        queries, past[0, :, :, place:end], past[1, :, :, place:end] = itself.of_itself(self.norm1(x))
+        x = x + itself.attend(queries, past[0, :, :, :end], past[1, :, :, :end], seen)
+        folded = cross.query(self.norm2(x)).view(len(source[0]), -1, x.shape[-1])  # (B, N/B, d_model)
+        x = x + cross.attend(cross.split(folded), *source, source_mask).view(x.shape)
         out: Tensor = x + self.feed_forward(self.norm3(x))
         return out
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers and a last LayerNorm."""
+    """A stack of decoder layers and a last normalisation."""
 
-    def __init__(self, layers: int, d_model: int, d_ff: int, heads: int, dropout: float) -> None:
+    def __init__(self, layers: int, d_model: int, d_ff: int, heads: int, dropout: float, kind: Norm = "layer") -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(d_model, d_ff, heads, dropout) for _ in range(layers))
-        self.norm = nn.LayerNorm(d_model)
+        self.layers = nn.ModuleList(DecoderLayer(d_model, d_ff, heads, dropout, kind) for _ in range(layers))
+        self.norm = norm(kind, d_model)
 
     def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None) -> Tensor:
         """x (B, T, d_model), source (B, S, d_model), source_mask (B, S) -> (B, T, d_model)."""
@@ -160,21 +231,26 @@ class Decoder(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def caches(self, source: Tensor, hypotheses: int, max_length: int) -> list[LayerCache]:
-        """Empty caches for ``hypotheses`` per study; cross keys and values are projected here, once a decode."""
-        caches = []
+    def cache(self, source: Tensor, hypotheses: int, max_length: int, *, branching: bool) -> DecoderCache:
+        """An empty cache for ``hypotheses`` per study; cross keys and values are projected here, once a decode."""
+        pairs = []
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
-            keys, values = layer.cross_attention.keys_values(source)
-            shape = (source.shape[0] * hypotheses, keys.shape[1], max_length, keys.shape[3])
-            caches.append(LayerCache(keys.new_zeros(shape), keys.new_zeros(shape), keys, values))
-        return caches
+            pairs.append(layer.cross_attention.keys_values(source))
+        keys = pairs[0][0]
+        k = hypotheses if branching else 1
+        groups, places = len(source) * hypotheses // k, max_length * k
+        past = keys.new_empty((len(pairs), 2, groups, keys.shape[1], places, keys.shape[3]))
+        return DecoderCache(past, keys.new_full((groups, k, places), float("-inf")) if branching else None, pairs)
 
-    def step(self, x: Tensor, caches: list[LayerCache], position: int, source_mask: Tensor | None) -> Tensor:
-        """One position of every hypothesis: x (N, 1, d_model) -> (N, 1, d_model); source_mask (B, S)."""
+    def step(self, x: Tensor, cache: DecoderCache, position: int, source_mask: Tensor | None) -> Tensor:
+        """One position of every hypothesis: x (N, d_model) -> (N, d_model); source_mask (B, S)."""
         mask = None if source_mask is None else source_mask[:, None, None, :]
-        for layer, cache in zip(self.layers, caches, strict=True):
+        seen = cache.visible(position)
+        x = x.view(cache.past.shape[2], -1, x.shape[-1])  # (G, k, d_model)
+        place = position * x.shape[1]
+        for layer, past, source in zip(self.layers, cache.past, cache.source, strict=True):
             assert isinstance(layer, DecoderLayer)
-            x = layer.step(x, cache, position, mask)
-        out: Tensor = self.norm(x)
+            x = layer.step(x, past, seen, source, place, mask)
+        out: Tensor = self.norm(x).flatten(0, 1)
         return out

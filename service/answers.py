@@ -8,20 +8,23 @@ from collections.abc import Mapping, Sequence
 
 from model.drafter import Draft, ReferenceCase
 from model.images import ImageError
+from model.tokenizer import UNK
 from service.bundles import Loaded
 from service.problems import Problem
 from service.schemas import DISCLAIMER, ModelInfo, ReportResponse
 
 REDACTED = "[redacted]"
+UNKNOWN = "[unknown word]"
 _ARCHIVE_MARK = re.compile(r"x{4,}(?:\s+x{4,})*", re.IGNORECASE)
 
 
 def mark_redactions(text: str) -> str:
     """Show what the archive blacked out (``xxxx``, any case, runs as one) as ``[redacted]``.
 
-    The mark is the archive's, not the model's; unmarked it would read like a slip of the draft.
+    The mark is the archive's, not the model's; unmarked it would read like a slip of the draft. ``<unk>``, which
+    imported models may write, is named in words as well.
     """
-    return _ARCHIVE_MARK.sub(REDACTED, text)
+    return _ARCHIVE_MARK.sub(REDACTED, text).replace(UNK, UNKNOWN)
 
 
 def model_info(loaded: Loaded) -> ModelInfo:

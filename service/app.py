@@ -98,11 +98,12 @@ async def report(request: Request) -> ReportResponse:
 
 
 async def _decode(engine: Engine, images: dict[str, bytes]) -> list[StudyView]:
-    """All views at the same time, and let the files go; of several wrong ones the first is answered."""
-    reading = (engine.read_view(data, View(name)) for name, data in images.items())
+    """All views at the same time, frontal first, and let the files go; of several wrong ones the first is answered."""
+    names = [view.value for view in View if view.value in images]
+    reading = (engine.read_view(images[name], View(name)) for name in names)
     results = await asyncio.gather(*reading, return_exceptions=True)
     study = []
-    for name, result in zip(images, results, strict=True):
+    for name, result in zip(names, results, strict=True):
         if isinstance(result, ImageError):
             raise image_problem(result, name) from result
         if isinstance(result, BaseException):

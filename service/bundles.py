@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from model.bundle import INDEX_DIR, MANIFEST, Bundle, BundleError, file_sha256, load_bundle, read_manifest
-from model.drafter import Drafter, StudyView
+from model.drafter import Drafter, Precision, StudyView
 from model.views import View
 from retrieval_index.index import IndexFormatError, ReportIndex
 from service.settings import Settings
@@ -37,7 +37,8 @@ class Loaded:
         return str(self.drafter.device)
 
     def warm_up(self) -> None:
-        """Draft on blank images, one view and two, so that no patient waits for lazy set-up."""
+        """Work out what no image changes, and draft on blank ones, so that no patient waits for lazy set-up."""
+        self.bundle.model.prepare()
         blank = np.zeros((self.drafter.image_size, self.drafter.image_size), np.uint8)  # (S, S)
         views = [StudyView(blank, view) for view in View]
         self.drafter.draft([views[:1]])
@@ -54,13 +55,13 @@ def load(settings: Settings) -> Loaded:
     hydrated = find_hydrated(settings.bundle) if settings.prefer_hydrated else None
     if hydrated is not None:
         try:
-            loaded = _load(hydrated, device)
+            loaded = _load(hydrated, device, settings.precision)
         except LoadError as error:
             log.warning("the hydrated bundle is ignored: %s", error)
         else:
             log.info("serving the hydrated bundle %s", hydrated)
             return loaded
-    return _load(settings.bundle, device)
+    return _load(settings.bundle, device, settings.precision)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -111,13 +112,13 @@ def find_hydrated(plain: Path) -> Path | None:
     return None
 
 
-def _load(path: Path, device: torch.device) -> Loaded:
+def _load(path: Path, device: torch.device, precision: Precision) -> Loaded:
     try:
         bundle = load_bundle(path, device=device)
         index = None
         if bundle.config.retrieval is not None:
             index = ReportIndex.load(path / INDEX_DIR, expected_sha256=bundle.index_sha256())
-        drafter = Drafter(bundle, index, device=device)
+        drafter = Drafter(bundle, index, device=device, precision=precision)
     except (BundleError, IndexFormatError, OSError, ValueError, RuntimeError) as error:
         raise LoadError(f"the bundle {path} cannot be served: {error}") from error
     texts = index is not None and any(index.case(row).findings is not None for row in range(len(index)))

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from model.drafter import Draft, DraftOptions, StudyView
-from model.images import DEFAULT_LIMITS, ImageLimits, Pixels, load_pixels
+from model.images import DEFAULT_LIMITS, ImageLimits, Pixels, Resample, load_pixels
 from model.views import View
 from service.problems import places
 
@@ -35,6 +35,10 @@ class Drafts(Protocol):
     @property
     def image_size(self) -> int:
         """S: side in pixels of the squares that ``draft`` takes."""
+
+    @property
+    def resample(self) -> Resample:
+        """Filter of the squash to those squares."""
 
     def draft(self, studies: Sequence[Sequence[StudyView]], options: DraftOptions) -> list[Draft]:
         """One draft a study."""
@@ -72,7 +76,7 @@ class Engine:
         self.capacity = capacity
         self._taken = 0
         self._limits = limits
-        self._image_size = drafters[0].image_size
+        self._image_size, self._resample = drafters[0].image_size, drafters[0].resample
         self._queue: queue.Queue[_Job | None] = queue.Queue(capacity + len(drafters))
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._workers = [
@@ -137,7 +141,7 @@ class Engine:
         self._decoders.shutdown(wait=True, cancel_futures=True)
 
     def _decode(self, data: bytes) -> Pixels:
-        return load_pixels(data, self._image_size, limits=self._limits)
+        return load_pixels(data, self._image_size, limits=self._limits, resample=self._resample)
 
     def _work(self, drafter: Drafts) -> None:
         while (job := self._queue.get()) is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model.drafter import DraftOptions, StudyView
+from model.drafter import Drafter, DraftOptions, StudyView
 from model.images import ImageError, ImageLimits, Pixels, load_pixels
 from model.views import View
 from service.answers import answer, model_info, plain_text
@@ -57,10 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         loaded = load(settings)
         read = time.perf_counter()
         limits = ImageLimits(max_pixels=settings.max_pixels)
-        study = [
-            StudyView(_decode(files[view], data, loaded.drafter.image_size, limits), view)
-            for view, data in images.items()
-        ]
+        study = [StudyView(_decode(files[view], data, loaded.drafter, limits), view) for view, data in images.items()]
     except _InputError as error:
         print(error, file=sys.stderr)
         return EXIT_IMAGE
@@ -90,9 +87,9 @@ def _read(path: Path, most: int) -> bytes:
         raise _InputError(f"{path}: {error.strerror}") from error
 
 
-def _decode(name: str, data: bytes, size: int, limits: ImageLimits) -> Pixels:
+def _decode(name: str, data: bytes, drafter: Drafter, limits: ImageLimits) -> Pixels:
     try:
-        return load_pixels(data, size, limits=limits)
+        return load_pixels(data, drafter.image_size, limits=limits, resample=drafter.resample)
     except ImageError as error:
         raise _InputError(f"{name}: {error}") from error
 

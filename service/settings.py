@@ -26,6 +26,7 @@ class Settings(BaseSettings):
         bundle: directory that ``training.run`` wrote.
         prefer_hydrated: serve ``.bundles/<name>-hydrated`` instead, where it was made from this very bundle.
         device: ``auto`` takes the first CUDA device, or the CPU where there is none.
+        precision: ``bf16`` computes convolutions and matrix products in bfloat16: faster, and a word may differ.
         host: address to listen on. The default keeps the service on this machine.
         port: TCP port; 0 lets the system choose.
         max_upload_bytes: largest image file, in bytes.
@@ -42,6 +43,7 @@ class Settings(BaseSettings):
     bundle: Path = Field(default_factory=default_bundle)
     prefer_hydrated: bool = True
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     max_upload_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = 32 * MIB

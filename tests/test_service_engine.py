@@ -22,7 +22,7 @@ OPTIONS = DraftOptions()
 class Recorder:
     """Stands where a device would: keeps what reached it, answers when let go."""
 
-    image_size = SIZE
+    image_size, resample = SIZE, "bicubic"
 
     def __init__(self) -> None:
         self.seen: list[int] = []

@@ -164,7 +164,7 @@ def _optimizer(model: ReportModel, config: CEConfig) -> torch.optim.Optimizer:
     groups = [{"params": rest, "lr": config.transformer_lr}]
     if visual and config.visual_lr > 0:
         groups.insert(0, {"params": visual, "lr": config.visual_lr})
-    return torch.optim.Adam(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98), amsgrad=True)
+    return torch.optim.Adam(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98), amsgrad=True, fused=True)
 
 
 def _targets(ids: Tensor, decoding: DecodingConfig, tokenizer: Tokenizer) -> Tensor:

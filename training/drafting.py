@@ -39,9 +39,9 @@ def wanted_studies(source: Source, split: EvaluatedSplit, limit: int | None) -> 
 
 
 def with_images(
-    wanted: Sequence[Study], cache: PixelCache, views: Views, skipped: dict[str, str]
+    wanted: Sequence[Study], cache: PixelCache, views: Views, skipped: dict[str, str], *, in_file_order: bool = False
 ) -> tuple[list[Study], list[str]]:
-    """Studies with readable images of the views asked for, frontals first, every view decided; and notes.
+    """Studies with readable images of the views asked for, in the model's order, every view decided; and notes.
 
     An image of unknown view counts as frontal where it comes first and as lateral behind another, as in training.
 
@@ -50,6 +50,7 @@ def with_images(
         cache: their decoded images.
         views: which images to keep.
         skipped: gets the studies that are left out, with the reason.
+        in_file_order: keep the order of the data set's files, as published R2Gen code does; else frontals come first.
 
     Raises:
         ValueError: no study is left.
@@ -61,7 +62,7 @@ def with_images(
         if usable is None:
             skipped[study.study_id] = "none of its images can be read"
             continue
-        ordered = usable.ordered()
+        ordered = usable.images if in_file_order else usable.ordered()
         unknown += any(ref.view is None for ref in ordered)
         images = tuple(
             ImageRef(ref.key, ref.view or (View.FRONTAL if place == 0 else View.LATERAL))

@@ -21,7 +21,7 @@ from typing import Any, get_args
 import torch
 
 from model.bundle import INDEX_DIR, MANIFEST, Bundle, BundleError, load_bundle
-from model.drafter import Draft, Drafter, DraftOptions
+from model.drafter import Draft, Drafter, DraftOptions, Precision
 from model.protocols import CaseIndex
 from retrieval_index.files import write_atomic
 from retrieval_index.index import ReportIndex
@@ -56,6 +56,7 @@ def evaluate(
     predictions: Path | None = None,
     cache: PixelCache | None = None,
     device: str | torch.device = "cpu",
+    precision: Precision = "fp32",
     limit: int | None = None,
     beam_size: int | None = None,
     top_k: int | None = None,
@@ -79,6 +80,7 @@ def evaluate(
         predictions: JSON lines file to write: id, reference, prediction, retrieved and more. It holds report texts.
         cache: decoded images of the split, where the caller has them; then ``work_dir`` stays untouched.
         device: where the bundle runs.
+        precision: in what it computes.
         limit: only the first so many studies.
         beam_size: default the bundle's.
         top_k: reference cases asked for; default the bundle's.
@@ -102,12 +104,15 @@ def evaluate(
     """
     if predictions is not None:
         _refuse_bundles(predictions)
-    drafter, options = Drafter(bundle, index, device=device), DraftOptions(top_k=top_k, beam_size=beam_size)
+    drafter = Drafter(bundle, index, device=device, precision=precision)
+    options = DraftOptions(top_k=top_k, beam_size=beam_size)
     table = read_label_table(reference_labels) if reference_labels else {}
     wanted, skipped = drafting.wanted_studies(source, split, limit)
     if cache is None:
-        cache = build_pixel_cache(source, wanted, drafter.image_size, work_dir / f"evaluate-{split}-{len(wanted)}")
-    studies, notes = drafting.with_images(wanted, cache, views, skipped)
+        folder = work_dir / f"evaluate-{split}-{len(wanted)}"
+        cache = build_pixel_cache(source, wanted, drafter.image_size, folder, resample=drafter.resample)
+    in_file_order = bundle.config.preprocessing.view_order == "as_given"
+    studies, notes = drafting.with_images(wanted, cache, views, skipped, in_file_order=in_file_order)
     seen = drafting.exchange_images(studies, seed) if exchange_images else studies
     drafts = drafting.write_drafts(drafter, options, cache, seen, batch_size, progress)
     findings = [draft.findings for draft in drafts]
@@ -141,6 +146,7 @@ def evaluate(
         "seed": seed,
         "limit": limit,
         "device": torch.device(device).type,
+        "precision": precision,
         "counts": {
             "in_split": len(source.split(split)),
             "scored": len(studies),
@@ -222,7 +228,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     meteor = arguments.meteor and meteor_available()
     common: dict[str, Any] = {
         name: getattr(arguments, name)
-        for name in ("limit", "beam_size", "top_k", "views", "reference_labels", "batch_size", "seed")
+        for name in ("limit", "beam_size", "top_k", "views", "reference_labels", "batch_size", "seed", "precision")
     } | {"device": device, "work_dir": arguments.work or out.with_name(f"{out.stem}.work"), "meteor": meteor}
     result = evaluate(bundle, index, source, arguments.split, predictions=predictions, **common)
     result["predictions"] = Path(os.path.relpath(predictions, out.parent)).as_posix()
@@ -284,6 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-meteor", dest="meteor", action="store_false", help="leave METEOR out; it needs Java")
     parser.add_argument("--batch-size", type=_positive, default=16)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="bf16: faster, rounds more")
     parser.add_argument("--seed", type=int, default=1, help="of the exchange of images")
     return parser
 

@@ -12,11 +12,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from model.images import ImageError, Pixels, dicom_view, load_pixels
+from model.images import ImageError, Pixels, Resample, dicom_view, load_pixels
 from model.views import View
 from retrieval_index.files import write_atomic
 from training.studies import ImageRef, Source, Study
@@ -51,7 +52,9 @@ class PixelCache:
         return replace(study, images=images) if images else None
 
 
-def build_pixel_cache(source: Source, studies: Sequence[Study], size: int, directory: Path) -> PixelCache:
+def build_pixel_cache(
+    source: Source, studies: Sequence[Study], size: int, directory: Path, *, resample: Resample = "bicubic"
+) -> PixelCache:
     """Decode all images of ``studies`` at ``size`` pixels into ``directory``; reuse or resume what is there.
 
     Args:
@@ -59,12 +62,14 @@ def build_pixel_cache(source: Source, studies: Sequence[Study], size: int, direc
         studies: the studies whose images are wanted.
         size: S, side of the squares in pixels.
         directory: holds ``pixels-S.npy`` and ``pixels-S.json``.
+        resample: filter of the squash.
 
     Raises:
         ValueError: not a single image could be read.
     """
     keys = sorted({ref.key for study in studies for ref in study.images})
-    identity = hashlib.sha256("\n".join([source.images.description(), str(size), *keys]).encode()).hexdigest()
+    drawn = str(size) if resample == "bicubic" else f"{size} {resample}"
+    identity = hashlib.sha256("\n".join([source.images.description(), drawn, *keys]).encode()).hexdigest()
     directory.mkdir(parents=True, exist_ok=True)
     array_path, state_path = directory / f"pixels-{size}.npy", directory / f"pixels-{size}.json"
     state = _read_state(state_path, identity)
@@ -72,7 +77,7 @@ def build_pixel_cache(source: Source, studies: Sequence[Study], size: int, direc
         state = {"identity": identity, "done": {}, "views": {}, "skipped": {}, "complete": False}
         np.lib.format.open_memmap(array_path, mode="w+", dtype=np.uint8, shape=(max(len(keys), 1), size, size)).flush()
     if not state["complete"]:
-        _decode(source, keys, size, array_path, state_path, state)
+        _decode(source, keys, (size, resample), array_path, state_path, state)
     if not state["done"]:
         raise ValueError(
             f"none of {len(keys)} images could be read from {source.images.description()}; "
@@ -90,7 +95,11 @@ def build_pixel_cache(source: Source, studies: Sequence[Study], size: int, direc
     )
 
 
-def _decode(source: Source, keys: Sequence[str], size: int, array_path: Path, state_path: Path, state: dict) -> None:  # type: ignore[type-arg]
+def _decode(
+    source: Source, keys: Sequence[str], square: tuple[int, Resample], array_path: Path, state_path: Path,
+    state: dict[str, Any],
+) -> None:  # fmt: skip
+    size, resample = square
     array = np.lib.format.open_memmap(array_path, mode="r+")
     todo = [key for key in keys if key not in state["done"]]
     row_of = {key: row for row, key in enumerate(keys)}
@@ -101,7 +110,7 @@ def _decode(source: Source, keys: Sequence[str], size: int, array_path: Path, st
             state["skipped"][key] = "missing"
             continue
         try:
-            array[row_of[key]] = load_pixels(data, size, allow_dicom=True)
+            array[row_of[key]] = load_pixels(data, size, allow_dicom=True, resample=resample)
             view = dicom_view(data)
         except ImageError as error:
             state["skipped"][key] = error.code

@@ -37,7 +37,7 @@ def open_r2gen(annotation: Path, images: Path, *, view_table: Path | None = None
     Raises:
         ValueError: the annotation is malformed, or one study id occurs twice (in two splits it would leak).
     """
-    entries = _read_annotation(annotation)
+    entries = read_annotation(annotation)
     beside = (annotation.parent / "views.csv", images / "views.csv")
     table = view_table or next((path for path in beside if path.exists()), None)
     views = own_views() if table is None else read_views(table)
@@ -90,8 +90,12 @@ class _Finder:
         return None if image_id is None else self._by_id.get(image_id)
 
 
-def _read_annotation(path: Path) -> list[tuple[Split, dict[str, Any]]]:
-    """The entries with their splits, each checked; an error names the entry."""
+def read_annotation(path: Path) -> list[tuple[Split, dict[str, Any]]]:
+    """The entries with their splits, each checked.
+
+    Raises:
+        ValueError: the file is malformed; names the entry.
+    """
     try:
         data = json.loads(path.read_bytes())
     except ValueError as error:

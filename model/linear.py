@@ -1,0 +1,158 @@
+"""Linear layers whose products run on oneDNN on a CPU.
+
+PyTorch sends float32 products of a CPU to MKL, which takes more than twice as long as oneDNN on processors that are not
+Intel's, and reads a weight in the layout it is stored in. oneDNN also keeps a weight in the layout that its kernels
+want: packed once, read at every step of a decode (``python -m benchmarks`` shows both). Elsewhere, under autocast and
+where oneDNN is switched off (``torch.backends.mkldnn.flags(enabled=False)``), these are plain ``nn.Linear``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+Activation = Literal["none", "relu"]
+
+# The two operators that torch.compile's CPU code calls; private, so their absence only costs speed.
+_HAS_ONEDNN = torch._C._has_mkldnn and all(
+    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+)
+_PRODUCTS: ContextVar[torch.dtype | None] = ContextVar("products", default=None)
+_WIDEST_STEP = 48  # rows that packed weights are laid out for: 16 studies of 3 beams
+
+
+@contextmanager
+def products_in(dtype: torch.dtype | None) -> Iterator[None]:
+    """Compute the packed products of this context in ``dtype`` (bfloat16), all else as it is; None changes nothing."""
+    token = _PRODUCTS.set(dtype)
+    try:
+        yield
+    finally:
+        _PRODUCTS.reset(token)
+
+
+def runs_on_onednn(left: Tensor, right: Tensor) -> bool:
+    """Whether a product of these may go to oneDNN as they are: both float32 or both bfloat16, on a CPU."""
+    return left.dtype == right.dtype and _takes(left, right, left.dtype)
+
+
+def _takes(left: Tensor, right: Tensor, dtype: torch.dtype) -> bool:
+    return (
+        _HAS_ONEDNN
+        and left.device.type == right.device.type == "cpu"
+        and dtype in (torch.float32, torch.bfloat16)
+        and bool(torch.backends.mkldnn.enabled)
+    )
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none") -> Tensor:
+    """``activation(x @ weight.T + bias)`` without a gradient: x (..., K), weight (N, K), any strides -> (..., N).
+
+    Only for tensors that ``runs_on_onednn``.
+    """
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "")
+    return out
+
+
+class _Product(torch.autograd.Function):
+    """``F.linear`` with all three products of forward and backward pass on oneDNN."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.biased = bias is not None  # type: ignore[attr-defined]
+        return product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])  # (M, N)
+        grad_x = product(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        grad_weight = product(rows.t(), x.reshape(-1, x.shape[-1]).t()) if ctx.needs_input_grad[1] else None
+        grad_bias = rows.sum(0) if ctx.biased and ctx.needs_input_grad[2] else None
+        return grad_x, grad_weight, grad_bias
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` with its gradient, on oneDNN where it can: x (..., K), weight (N, K) -> (..., N)."""
+    if torch.is_autocast_enabled("cpu") or not runs_on_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    out: Tensor = _Product.apply(x, weight, bias)
+    return out
+
+
+class Joint:
+    """Layers with one input, as one product of their packed weights where no gradient is wanted.
+
+    Packed weights are made at first use and again when the layers' weights change. Copies of a module start without
+    them, and so does its pickle: they can always be made again.
+    """
+
+    def __init__(self) -> None:
+        self._packed: tuple[tuple[Any, ...], Tensor, Tensor] | None = None  # key, weight, bias
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return type(self)()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        return type(self), ()
+
+    def forget(self) -> None:
+        """Drop what was packed."""
+        self._packed = None
+
+    def __call__(self, x: Tensor, layers: Sequence[nn.Linear], activation: Activation = "none") -> tuple[Tensor, ...]:
+        """x (..., K) -> the output of each of ``layers``, (..., N1), (..., N2), …; every layer has a bias."""
+        inner, outer = _dtypes(x)
+        if torch.is_grad_enabled() or not _takes(x, layers[0].weight, inner):
+            # one product a layer: what a joint one saves here, copies of its parts cost again
+            outs = [linear(x, layer.weight, layer.bias) for layer in layers]
+            return tuple(F.relu(out) if activation == "relu" else out for out in outs)
+        key = (inner, *((layer.weight.data_ptr(), _version(layer.weight), _version(layer.bias)) for layer in layers))
+        packed = self._packed
+        if packed is None or packed[0] != key:
+            weight = torch.cat([layer.weight.detach() for layer in layers]).to(inner)
+            bias = torch.cat([layer.bias.detach() for layer in layers]).to(inner)
+            self._packed = packed = key, torch.ops.mkldnn._reorder_linear_weight(weight, _WIDEST_STEP), bias
+        out = product(x.to(inner), packed[1], packed[2], activation).to(outer)
+        return (out,) if len(layers) == 1 else torch.split(out, [layer.out_features for layer in layers], dim=-1)
+
+
+def _dtypes(x: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """In what a packed product of ``x`` is computed, and in what it comes out."""
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cpu")
+    return _PRODUCTS.get() or x.dtype, x.dtype
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` on oneDNN: packed where no gradient is wanted. Keys and initial weights are those of its base."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self._packed = Joint()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return self.activated(x, "none")
+
+    def activated(self, x: Tensor, activation: Activation) -> Tensor:
+        """The same with a ReLU behind it where ``activation`` says so, in one operator where no gradient is wanted."""
+        return self._packed(x, [self], activation)[0]
+
+    def train(self, mode: bool = True) -> Self:
+        """Also drops packed weights, whatever became of the weights since."""
+        self._packed.forget()
+        return super().train(mode)
