@@ -1,0 +1,370 @@
+"""Turn a published R2GenCMN checkpoint into a bundle that is served and scored like any other.
+
+    python -m training.import_r2gencmn --checkpoint model.pth --annotation annotation.json --out BUNDLE
+
+The checkpoint is ``{"epoch", "state_dict", "optimizer", "monitor_best"}`` as the published trainer saves it. It holds
+no vocabulary and no number of heads: the vocabulary is rebuilt from the annotation by the published rule, the others
+are the published defaults unless said otherwise. Every key is used or named in an error. What the published model does
+otherwise than ours is written into the bundle: its normalisation, its positions, its bilinear squash, images in the
+order of the data set's files, beam search and trigram penalty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torchvision import models
+
+from model.backbone import Backbone
+from model.bundle import BundleError, file_sha256, write_bundle
+from model.config import BundleConfig, DecodingConfig, ModelConfig, PreprocessingConfig
+from model.report_model import ReportModel
+from model.tokenizer import SPECIALS, UNK, Tokenizer, clean_report_r2gen
+from model.transformer import sinusoidal_positions
+from training.r2gen import read_annotation
+
+log = logging.getLogger("training")
+
+TRIGRAM_PENALTY = 2 * 0.693  # published: log-probabilities of repeated trigrams lose ln 2 twice
+PUBLISHED_DECODING = DecodingConfig(
+    method="beam", beam_size=3, length_penalty=0.0, trigram_penalty=TRIGRAM_PENALTY, ended_keep_place=True,
+    min_length=0, suppress=(),
+)  # fmt: skip
+_BACKBONES = (
+    "resnet101", "resnet50", "resnet152", "resnet18", "resnet34",
+    "wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d",
+)  # fmt: skip
+_NEVER = -1e4  # logit of <pad> and <bos>, which published models have no row for; its probability is 0 in float32
+_VISUAL, _WRITER = "visual_extractor.model.", "encoder_decoder."
+LICENCE = (
+    "Weights imported from a published R2GenCMN checkpoint; the licences of that checkpoint and of the data it was "
+    "trained on apply. For research; not a medical device. No report text and no radiograph is part of this bundle."
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a published state dict does not say about its model.
+
+    Attributes:
+        heads: of attention and memory (``--num_heads``).
+        top_k: memory slots a head keeps (``--topk``).
+        max_length: words of the longest report written (``--max_seq_length``).
+    """
+
+    heads: int = 8
+    top_k: int = 32
+    max_length: int = 60
+
+
+def published_vocabulary(reports: Iterable[str], *, min_count: int = 3) -> tuple[str, ...]:
+    """Tokens of ids 1, 2, … by the published rule: words of cleaned training reports seen ``min_count`` times, and
+    ``<unk>``, sorted."""
+    counts = Counter(word for report in reports for word in clean_report_r2gen(report).split())
+    return tuple(sorted([word for word, count in counts.items() if count >= min_count] + [UNK]))
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict of a published checkpoint, and what else it says (``epoch``, ``monitor_best``).
+
+    Nothing is unpickled but tensors and plain values; the optimizer is ignored. Keys lose the ``module.`` of
+    ``nn.DataParallel``.
+
+    Raises:
+        ValueError: no such file, or not such a checkpoint.
+    """
+    if not path.is_file():
+        raise ValueError(f"--checkpoint {path}: no such file")
+    # monitor_best may be a NumPy number: what makes one again, and its types
+    scalars: list[Any] = [np.float64(0).__reduce__()[0], np.dtype]
+    scalars += [type(np.dtype(kind)) for kind in (np.float64, np.float32)]
+    try:
+        with torch.serialization.safe_globals(scalars):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds; all mean that it cannot be read
+        raise ValueError(
+            f"--checkpoint {path} cannot be read as weights ({type(error).__name__}: {str(error)[:200]}); "
+            "give the .pth file that the published trainer saved"
+        ) from error
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"--checkpoint {path} holds {found}; a published checkpoint is a dict with a state_dict")
+    facts = {name: _plain(content[name]) for name in ("epoch", "monitor_best") if name in content}
+    return {str(key).removeprefix("module."): value for key, value in state.items()}, facts
+
+
+def import_model(
+    state: Mapping[str, Tensor], words: Sequence[str], published: Published, *, backbone: nn.Module | None = None
+) -> ReportModel:
+    """A report model with the weights of a published state dict, in eval mode.
+
+    Args:
+        state: under the published names.
+        words: tokens of ids 1, 2, … (``published_vocabulary``).
+        published: what the state dict does not say.
+        backbone: in place of the visual extractor in ``state``, which may then be absent; has a ``width``.
+
+    Raises:
+        ValueError: a key is missing, unknown or of another shape, a copy differs from its original, or the vocabulary
+            has another size; names it.
+    """
+    visual = {key.removeprefix(_VISUAL): value for key, value in state.items() if key.startswith(_VISUAL)}
+    rest = {key: value for key, value in state.items() if not key.startswith(_VISUAL)}
+    writer = {key.removeprefix(_WRITER): value for key, value in rest.items()}
+    if unknown := [key for key in rest if not key.startswith(_WRITER)]:
+        raise ValueError(f"unknown key {unknown[0]!r} ({len(unknown)} such); this is no R2GenCMN checkpoint")
+    layers = _layers(writer)
+    config = _model_config(writer, layers, len(words), published)
+    if backbone is None:
+        name = _backbone_of(visual)
+        config = config.model_copy(update={"backbone": name})
+        backbone = Backbone(name)
+    model = ReportModel(config, backbone=backbone)  # type: ignore[arg-type]
+    names = _names(layers)
+    copies = {f"model.{key}": key for key in names.values() if key.startswith("cmn.")}
+    tables = {"model.src_embed.0.pe", "model.tgt_embed.1.pe"}
+    rows = {"model.tgt_embed.0.lut.weight", "logit.weight", "logit.bias"}
+    _same_keys(writer, {*names.values(), *copies, *tables, *rows})
+    for copy, original in copies.items():
+        if not torch.equal(writer[copy], writer[original]):
+            raise ValueError(f"{_WRITER}{copy} differs from {_WRITER}{original}; a published model has one memory")
+    for table in sorted(tables):
+        _check_positions(table, writer[table], config.d_model)
+
+    target = {key: writer[published_key] for key, published_key in names.items()}
+    target |= {f"backbone.features.{key}": value for key, value in visual.items()}
+    target |= _word_rows(writer, words)
+    target["view_embedding.weight"] = torch.zeros_like(model.view_embedding.weight)  # published models tell no views
+    own = model.state_dict()
+    for key, value in target.items():
+        if key in own and own[key].shape != value.shape:
+            source = names.get(key, key)
+            raise ValueError(f"{source} has the shape {tuple(value.shape)}, needed is {tuple(own[key].shape)}")
+    model.load_state_dict(target)
+    return model.eval()
+
+
+def bundle_tokenizer(words: Sequence[str]) -> Tokenizer:
+    """Our tokenizer over published words: ids 0 to 3 are ours, the words follow in the published order."""
+    return Tokenizer((*SPECIALS, *(word for word in words if word != UNK)), cleaning="r2gen")
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+_PARTS = ("query", "key", "value", "out")  # linears.0 to linears.3
+
+
+def _names(layers: int) -> dict[str, str]:
+    """Our key -> published key without its first part, for all that is copied as it is."""
+    names = {"memory.matrix": "memory_matrix"}
+
+    def linear(ours: str, theirs: str) -> None:
+        names.update({f"{ours}.{part}": f"{theirs}.{part}" for part in ("weight", "bias")})
+
+    def norm(ours: str, theirs: str) -> None:
+        names.update({f"{ours}.weight": f"{theirs}.a_2", f"{ours}.bias": f"{theirs}.b_2"})
+
+    linear("to_model.0", "att_embed.0")
+    for i, part in enumerate(_PARTS):
+        linear(f"memory.{part}", f"cmn.linears.{i}")
+    stacks = {"encoder": {"attention": "self_attn"},
+              "decoder": {"self_attention": "self_attn", "cross_attention": "src_attn"}}  # fmt: skip
+    for stack, attentions in stacks.items():
+        norm(f"{stack}.norm", f"model.{stack}.norm")
+        for layer in range(layers):
+            ours, theirs = f"{stack}.layers.{layer}", f"model.{stack}.layers.{layer}"
+            for our_name, their_name in attentions.items():
+                for i, part in enumerate(_PARTS):
+                    linear(f"{ours}.{our_name}.{part}", f"{theirs}.{their_name}.linears.{i}")
+            linear(f"{ours}.feed_forward.0", f"{theirs}.feed_forward.w_1")
+            linear(f"{ours}.feed_forward.3", f"{theirs}.feed_forward.w_2")
+            for i in range(len(attentions) + 1):
+                norm(f"{ours}.norm{i + 1}", f"{theirs}.sublayer.{i}.norm")
+    return names
+
+
+def _same_keys(writer: Mapping[str, Tensor], wanted: set[str]) -> None:
+    missing, unknown = sorted(wanted - set(writer)), sorted(set(writer) - wanted)
+    if missing:
+        raise ValueError(f"key {_WRITER + missing[0]!r} is missing ({len(missing)} such); is the checkpoint complete?")
+    if unknown:
+        raise ValueError(
+            f"unknown key {_WRITER + unknown[0]!r} ({len(unknown)} such); this importer knows the published R2GenCMN "
+            "without batch normalisation (--use_bn 0)"
+        )
+
+
+def _layers(writer: Mapping[str, Tensor]) -> int:
+    found = {int(match[1]) for key in writer if (match := re.match(r"model\.(?:en|de)coder\.layers\.(\d+)\.", key))}
+    if not found:
+        raise ValueError(
+            f"key '{_WRITER}model.encoder.layers.0…' is missing; this is no R2GenCMN checkpoint (of BaseCMNModel)"
+        )
+    return max(found) + 1
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _model_config(writer: Mapping[str, Tensor], layers: int, words: int, published: Published) -> ModelConfig:
+    shapes = {}
+    for key in ("memory_matrix", "att_embed.0.weight", "model.encoder.layers.0.feed_forward.w_1.weight",
+                "model.tgt_embed.0.lut.weight"):  # fmt: skip
+        if key not in writer or writer[key].dim() != 2:
+            raise ValueError(f"key {_WRITER + key!r} is missing or no matrix; is the checkpoint complete?")
+        shapes[key] = tuple(writer[key].shape)
+    (slots, memory_dim), (d_model, _), (d_ff, _), (rows, _) = shapes.values()
+    if rows != words + 1:
+        raise ValueError(
+            f"the checkpoint has {rows - 1} words, the annotation gives {words}; give the annotation (and --min-count) "
+            "that it was trained with"
+        )
+    try:
+        return ModelConfig(
+            backbone="resnet101", vocab_size=words - 1 + len(SPECIALS), d_model=d_model, d_ff=d_ff,
+            heads=published.heads, encoder_layers=layers, decoder_layers=layers, memory_slots=slots,
+            memory_dim=memory_dim, memory_heads=published.heads, memory_top_k=published.top_k,
+            max_length=published.max_length + 1, retrieval_k=0, norm="r2gen", patch_positions="sequence",
+            feature_norm=False,
+        )  # fmt: skip
+    except ValidationError as error:
+        reasons = "; ".join(str(problem["msg"]) for problem in error.errors())
+        raise ValueError(f"{reasons} (set --heads, --top-k and --max-length as in training)") from error
+
+
+def _backbone_of(visual: Mapping[str, Tensor]) -> str:
+    """The torchvision model whose children, up to ``layer4``, have just these keys and shapes."""
+    if not visual:
+        raise ValueError(f"key '{_VISUAL}0.weight' is missing; the checkpoint has no visual extractor")
+    shapes = {key: tuple(value.shape) for key, value in visual.items()}
+    closest: tuple[int, str, str] | None = None
+    for name in _BACKBONES:
+        with torch.device("meta"):
+            children = list(models.get_model(name, weights=None).children())[:-2]
+        wanted = {key: tuple(value.shape) for key, value in nn.Sequential(*children).state_dict().items()}
+        if wanted == shapes:
+            return name
+        differ = sorted(key for key in {*wanted, *shapes} if wanted.get(key) != shapes.get(key))
+        first = differ[0]
+        why = f"{_VISUAL}{first} is {shapes.get(first, 'missing')}, {name} has {wanted.get(first, 'no such key')}"
+        if closest is None or len(differ) < closest[0]:
+            closest = len(differ), name, why
+    assert closest is not None
+    raise ValueError(f"the visual extractor is none of {', '.join(_BACKBONES)}; closest is {closest[1]}: {closest[2]}")
+
+
+def _check_positions(name: str, table: Tensor, d_model: int) -> None:
+    if table.dim() != 3 or table.shape[0] != 1 or table.shape[2] != d_model:
+        raise ValueError(f"{_WRITER}{name} has the shape {tuple(table.shape)}, needed is (1, length, {d_model})")
+    if not torch.allclose(table[0].float(), sinusoidal_positions(table.shape[1], d_model), atol=1e-3):
+        raise ValueError(f"{_WRITER}{name} is not the sinusoidal table of published models")
+
+
+def _word_rows(writer: Mapping[str, Tensor], words: Sequence[str]) -> dict[str, Tensor]:
+    """Embedding and logit rows in the order of our ids; published id 0 is begin, end and padding at once."""
+    order = [words.index(UNK) + 1, *(i for i, word in enumerate(words, 1) if word != UNK)]
+    embedding, weight, bias = (
+        writer[key].float() for key in ("model.tgt_embed.0.lut.weight", "logit.weight", "logit.bias")
+    )
+    nothing, never = torch.zeros_like(embedding[:1]), torch.full_like(bias[:1], _NEVER)
+    return {
+        "word_embedding.weight": torch.cat([nothing, embedding[:1], embedding[:1], embedding[order]]),
+        "to_words.weight": torch.cat([torch.zeros_like(weight[:2]), weight[:1], weight[order]]),
+        "to_words.bias": torch.cat([never, never, bias[:1], bias[order]]),
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic | Tensor) else value
+
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m training.import_r2gencmn``; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    try:
+        _import(arguments)
+    except (ValueError, BundleError, OSError) as error:
+        log.error("%s", error)
+        return 2
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    out: Path = arguments.out
+    if out.exists() and not arguments.replace:
+        raise ValueError(f"--out {out} already exists; choose another, or add --replace")
+    state, facts = read_checkpoint(arguments.checkpoint)
+    train = [entry["report"] for split, entry in read_annotation(arguments.annotation) if split == "train"]
+    if not train:
+        raise ValueError(f"--annotation {arguments.annotation} has no train split; the vocabulary is built from it")
+    words = published_vocabulary(train, min_count=arguments.min_count)
+    published = Published(arguments.heads, arguments.top_k, arguments.max_length)
+    model = import_model(state, words, published)
+    tokenizer = bundle_tokenizer(words)
+    try:
+        config = BundleConfig(
+            name=out.name,
+            model=model.config,
+            preprocessing=PreprocessingConfig(resample="bilinear", view_order="as_given"),
+            decoding=PUBLISHED_DECODING.model_copy(update={"trigram_penalty": arguments.trigram_penalty}),
+            trained_on={
+                "imported_from": "R2GenCMN", "checkpoint": arguments.checkpoint.name,
+                "checkpoint_sha256": file_sha256(arguments.checkpoint), **facts,
+            },
+            licence=LICENCE,
+        )  # fmt: skip
+    except ValidationError as error:
+        raise ValueError(f"--out {out}: {error.errors()[0]['msg']}") from error
+    write_bundle(out, config=config, model=model, tokenizer=tokenizer, weights_dtype="fp32", replace=arguments.replace)
+    log.info(
+        "%s: %s, %d words, %d layers, %d slots; serve it with  python -m service --bundle %s",
+        out, model.config.backbone, len(words), model.config.encoder_layers, model.config.memory_slots, out,
+    )  # fmt: skip
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.import_r2gencmn", description="Turn a published R2GenCMN checkpoint into a bundle."
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="model.pth of the published trainer")
+    parser.add_argument("--annotation", type=Path, required=True, help="the annotation.json it was trained with")
+    parser.add_argument("--out", type=Path, required=True, help="the bundle to write")
+    parser.add_argument("--replace", action="store_true", help="put the bundle in the place of an existing one")
+    parser.add_argument("--heads", type=int, default=8, help="--num_heads of training (default 8)")
+    parser.add_argument("--top-k", type=int, default=32, help="--topk of training (default 32)")
+    parser.add_argument("--max-length", type=int, default=60, help="--max_seq_length of training (default 60)")
+    parser.add_argument("--min-count", type=int, default=3, help="--threshold of training (default 3)")
+    parser.add_argument(
+        "--trigram-penalty", type=_not_negative, default=TRIGRAM_PENALTY,
+        help="taken from repeated trigrams in greedy and beam search (default 1.386). The published beam search "
+        "ignores its own switch: 0 gives its output word for word",
+    )  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
