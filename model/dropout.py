@@ -18,9 +18,9 @@ class Dropout(nn.Dropout):
         """Zero a share ``p`` of the elements and scale the others by 1 / (1 - p); the identity in eval mode."""
         if not self.training or self.p == 0.0:
             return x
-        if x.device.type != "cpu":
-            return super().forward(x)
         dropped = round(self.p * _LEVELS)
+        if x.device.type != "cpu" or dropped == _LEVELS:
+            return super().forward(x)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - _LEVELS // 2
         return (x * kept) * (_LEVELS / (_LEVELS - dropped))

@@ -97,7 +97,8 @@ class Joint:
     """
 
     def __init__(self) -> None:
-        self._packed: tuple[tuple[Any, ...], Tensor, Tensor] | None = None  # key, weight, bias
+        # key, weight, bias, and what they were packed from: while it is held, nothing else gets its address
+        self._packed: tuple[tuple[Any, ...], Tensor, Tensor, list[Tensor]] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)()
@@ -114,14 +115,15 @@ class Joint:
         inner, outer = _dtypes(x)
         if torch.is_grad_enabled() or not _takes(x, layers[0].weight, inner):
             # one product a layer: what a joint one saves here, copies of its parts cost again
+            x = x.to(outer)  # what autocast would do for each layer
             outs = [linear(x, layer.weight, layer.bias) for layer in layers]
             return tuple(F.relu(out) if activation == "relu" else out for out in outs)
-        key = (inner, *((layer.weight.data_ptr(), _version(layer.weight), _version(layer.bias)) for layer in layers))
+        key = (inner, *((part.data_ptr(), _version(part)) for layer in layers for part in (layer.weight, layer.bias)))
         packed = self._packed
         if packed is None or packed[0] != key:
-            weight = torch.cat([layer.weight.detach() for layer in layers]).to(inner)
-            bias = torch.cat([layer.bias.detach() for layer in layers]).to(inner)
-            self._packed = packed = key, torch.ops.mkldnn._reorder_linear_weight(weight, _WIDEST_STEP), bias
+            weights, biases = [layer.weight.detach() for layer in layers], [layer.bias.detach() for layer in layers]
+            weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights).to(inner), _WIDEST_STEP)
+            self._packed = packed = key, weight, torch.cat(biases).to(inner), weights + biases
         out = product(x.to(inner), packed[1], packed[2], activation).to(outer)
         return (out,) if len(layers) == 1 else torch.split(out, [layer.out_features for layer in layers], dim=-1)
 

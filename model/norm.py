@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 Norm = Literal["layer", "r2gen"]
+_TINY = 1e-30  # stands for the deviation of a constant row, whose gradient is 0
 
 
 class R2GenNorm(nn.Module):
@@ -28,9 +29,48 @@ class R2GenNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., d)."""
-        centred = x - x.mean(dim=-1, keepdim=True)
-        deviation = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / math.sqrt(x.shape[-1] - 1)
-        return torch.addcmul(self.bias, centred / (deviation + self.eps), self.weight)
+        if torch.is_grad_enabled():
+            out: Tensor = _Normalise.apply(x.float(), self.weight, self.bias, self.eps)
+            return out
+        normed, _ = _normed(x.float(), self.eps)
+        return torch.addcmul(self.bias, normed, self.weight)
+
+
+class _Normalise(torch.autograd.Function):
+    """The same with its gradient in a few passes over the rows."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        normed, deviation = _normed(x, eps)
+        ctx.save_for_backward(normed, deviation, weight)
+        ctx.eps = eps  # type: ignore[attr-defined]
+        return torch.addcmul(bias, normed, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        normed, deviation, weight = ctx.saved_tensors
+        width = weight.shape[0]
+        product = grad * normed
+        through_deviation = (product @ weight).unsqueeze(-1) / ((width - 1) * deviation.clamp_min(_TINY))
+        through_mean = (grad @ weight).unsqueeze(-1) / width
+        grad_x = (grad * weight).sub_(through_mean).div_(deviation + ctx.eps)
+        grad_x.addcmul_(normed, through_deviation, value=-1)
+        return grad_x, product.flatten(0, -2).sum(0), grad.flatten(0, -2).sum(0), None
+
+
+def _normed(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Rows (..., d) less their mean, over their unbiased deviation + eps; and that deviation (..., 1).
+
+    The mean is rounded, which on near-constant rows is most of what is left: the deviation is corrected for it, as
+    ``Tensor.std`` has none of it (Chan et al. 1983, "Algorithms for computing the sample variance", equation 1.7).
+    """
+    width = x.shape[-1]
+    centred = x - x.mean(dim=-1, keepdim=True)
+    length = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+    rounded = centred.sum(dim=-1, keepdim=True).square_().div_(width)
+    deviation = length.square_().sub_(rounded).clamp_min_(0.0).div_(width - 1).sqrt_()
+    return centred.div_(deviation + eps), deviation
 
 
 def norm(kind: Norm, width: int) -> nn.Module:

@@ -47,6 +47,11 @@ class Encoded(NamedTuple):
     mask: Tensor
     bank: MemoryBank
 
+    @property
+    def masked(self) -> Tensor | None:
+        """``mask`` where it masks anything; attention over nothing but real tokens is cheaper without."""
+        return None if bool(self.mask.all()) else self.mask
+
     def select(self, rows: Tensor) -> Encoded:
         """The same for some of the studies."""
         return Encoded(self.source[rows], self.mask[rows], self.bank)
@@ -176,20 +181,20 @@ class ReportModel(nn.Module):
         case_places = torch.arange(x.shape[1] - views * grid, device=x.device) + MAX_PATCHES // 2  # ranks of the cases
         places = torch.cat([patch_places, case_places])
         x = self.drop(x + self.patch_positions[places])
-        return Encoded(self.encoder(x, mask), mask, bank)
+        return Encoded(self.encoder(x, None if bool(mask.all()) else mask), mask, bank)
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def forward(self, encoded: Encoded, ids: Tensor) -> Tensor:
         """Teacher-forced logits: ids (B, T), the first being bos -> (B, T, vocabulary)."""
         x = self._words(ids, 0, encoded.bank)
-        logits: Tensor = self.to_words(self.decoder(x, encoded.source, encoded.mask))
+        logits: Tensor = self.to_words(self.decoder(x, encoded.source, encoded.masked))
         return logits
 
     def start(self, encoded: Encoded, hypotheses: int, *, branching: bool = False) -> DecoderState:
         """An empty cache for ``hypotheses`` per study, which may ``branch`` from each other where it says so."""
         cache = self.decoder.cache(encoded.source, hypotheses, self.config.max_length, branching=branching)
-        return DecoderState(encoded.bank, None if bool(encoded.mask.all()) else encoded.mask, cache)
+        return DecoderState(encoded.bank, encoded.masked, cache)
 
     def step(self, state: DecoderState, ids: Tensor) -> Tensor:
         """Feed one token of each hypothesis: ids (N,) -> logits (N, vocabulary) of the next."""

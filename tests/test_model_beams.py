@@ -1,0 +1,405 @@
+"""Beams that branch by a mask, batches that shrink, words worked out ahead: all equal a slow search without them."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model import report_model
+from model.config import DecodingConfig
+from model.decoding import Constraints, Generated, beam_search, generate, greedy, sample
+from model.report_model import DecoderState, Encoded, Patches, ReportModel
+from tests.helpers import tiny_config, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+BOS, EOS = TOKENIZER.bos_id, TOKENIZER.eos_id
+WIDTH, LIMIT, STUDIES = 24, 24, 10
+MODELS = ((2, 2.0), (5, 2.0), (7, 3.0))  # seed, and how much an end is favoured: reports end early, late and not at all
+PENALTY = 2 * 0.693
+
+
+class Features(nn.Module):
+    """Stands where the backbone stands; the tests begin behind it."""
+
+    width = WIDTH
+
+
+@cache
+def model_of(seed: int, ends: float, norm: str = "layer") -> ReportModel:
+    """An untrained model whose reports depend on the images and end at many lengths. Not to be changed by tests."""
+    torch.manual_seed(seed)
+    config = tiny_config(len(TOKENIZER), retrieval_k=0, max_length=LIMIT, feature_norm=False, norm=norm)
+    model = ReportModel(config, backbone=Features()).eval().requires_grad_(False)  # type: ignore[arg-type]
+    model.to_words.weight.mul_(2)
+    model.to_words.bias[EOS] += ends
+    model.memory.matrix.normal_()
+    for layer in model.decoder.layers:
+        layer.cross_attention.out.weight.mul_(4)  # type: ignore[operator, union-attr]
+    return model
+
+
+@torch.no_grad()
+def encoded_by(model: ReportModel, studies: int = STUDIES) -> Encoded:
+    """Random studies, the last one without its second view."""
+    tokens = 2 * torch.randn(studies, 2, 4, WIDTH, generator=torch.Generator().manual_seed(7))
+    mask = torch.ones(studies, 2, dtype=torch.bool)
+    mask[-1, 1] = False
+    views = torch.tensor([[0, 1]]).expand(studies, 2)
+    return model.encode(Patches(tokens, tokens.mean(2), views, mask))
+
+
+def constraints_of(**changes: object) -> Constraints:
+    return Constraints.of(DecodingConfig.model_validate({"min_length": 3, **changes}), TOKENIZER)
+
+
+def lengths(result: Generated) -> list[int]:
+    return (result.ids != 0).sum(1).tolist()
+
+
+# --- the slow search --------------------------------------------------------------------------------------------------
+
+
+def repeats(words: list[int]) -> dict[int, int]:
+    """How often each continuation of ``words`` would repeat a trigram, as the published code counts."""
+    trigrams: dict[tuple[int, int], list[int]] = {}
+    for first, second, third in zip(words, words[1:], words[2:], strict=False):
+        trigrams.setdefault((first, second), []).append(third)
+    found = trigrams.get((words[-2], words[-1]), []) if len(words) >= 3 else []
+    return {word: found.count(word) for word in found}
+
+
+@torch.no_grad()
+def next_log_probs(model: ReportModel, encoded: Encoded, rows: list[int], prefixes: list[list[int]]) -> Tensor:
+    """Logits behind whole prefixes by the teacher-forced pass: of study ``rows[i]`` behind ``prefixes[i]``."""
+    ids = torch.tensor([[BOS, *words] for words in prefixes])
+    return model(encoded.select(torch.tensor(rows)), ids)[:, -1]
+
+
+def constrained(logits: Tensor, words: list[int], rule: Constraints) -> tuple[list[float], list[float]]:
+    """Log-probabilities of what may be written behind ``words``, and those less the penalty, by which it is chosen."""
+    logits = logits.clone()
+    logits[list(rule.suppress)] = -math.inf
+    if len(words) < rule.min_length:
+        logits[EOS] = -math.inf
+    again = repeats(words)
+    if rule.block_trigrams:
+        logits[list(again)] = -math.inf
+    log_probs = logits.log_softmax(-1)
+    chosen_by = log_probs.clone()
+    for word, times in again.items():
+        chosen_by[word] -= rule.trigram_penalty * times
+    return log_probs.tolist(), chosen_by.tolist()
+
+
+def slow_beams(
+    model: ReportModel, encoded: Encoded, rule: Constraints, beams: int, alpha: float, ended_keep_place: bool
+) -> list[tuple[list[int], float]]:
+    """Ids (to the end, eos with them) and score of each study: nothing cached, nothing stopped early, plain lists."""
+    studies = range(len(encoded.source))
+    live: list[list[tuple[float, list[int]]]] = [[(0.0, [])] for _ in studies]
+    best: list[tuple[list[int], float]] = [([], -math.inf)] * len(studies)
+    for length in range(1, LIMIT):
+        rows = [(study, total, words) for study in studies for total, words in live[study]]
+        if not rows:
+            break
+        logits = next_log_probs(model, encoded, [study for study, _, _ in rows], [words for _, _, words in rows])
+        candidates: list[list[tuple[float, list[int], int]]] = [[] for _ in studies]
+        for (study, total, words), row in zip(rows, logits, strict=True):
+            gains = constrained(row, words, rule)[1]
+            candidates[study] += [(total + gain, words, token) for token, gain in enumerate(gains)]
+        for study in studies:
+            ranked = sorted(candidates[study], key=lambda found: -found[0])[: beams if ended_keep_place else 2 * beams]
+            live[study] = []
+            for total, before, token in ranked:
+                words = [*before, token]
+                if token == EOS or length == LIMIT - 1:
+                    score = total / length**alpha
+                    if score > best[study][1]:
+                        best[study] = words, score
+                elif len(live[study]) < beams and total > -math.inf:
+                    live[study].append((total, words))
+    return best
+
+
+RULES = {
+    "own": ({}, 1.0, False),
+    "own by sum": ({}, 0.0, False),
+    "own without trigrams": ({"block_trigrams": True}, 0.7, False),
+    "own with penalty": ({"trigram_penalty": 0.4}, 1.0, False),
+    "published": ({}, 0.0, True),
+    "published with penalty": ({"trigram_penalty": PENALTY, "suppress": ()}, 0.0, True),
+    "published by length": ({}, 1.0, True),
+}
+
+
+@pytest.mark.parametrize(("seed", "ends"), MODELS)
+@pytest.mark.parametrize(
+    ("name", "beams"), [*((name, 3) for name in RULES), ("own", 2), ("own", 5), ("published", 2), ("published", 5)]
+)
+def test_a_batch_equals_the_slow_search(seed: int, ends: float, name: str, beams: int) -> None:
+    changes, alpha, ended_keep_place = RULES[name]
+    model, rule = model_of(seed, ends), constraints_of(**changes)
+    encoded = encoded_by(model)
+    result = beam_search(model, encoded, rule, BOS, beams, alpha, ended_keep_place=ended_keep_place)
+    expected = slow_beams(model, encoded, rule, beams, alpha, ended_keep_place)
+    assert [[i for i in row if i] for row in result.ids.tolist()] == [ids for ids, _ in expected]
+    assert result.score.tolist() == pytest.approx([score for _, score in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("studies", [1, 2, 4])
+def test_other_batch_sizes_and_the_published_norm(studies: int) -> None:
+    model, rule = model_of(5, 2.0, "r2gen"), constraints_of()
+    encoded = encoded_by(model, studies)
+    result = beam_search(model, encoded, rule, BOS, 4, 0.0, ended_keep_place=True)
+    expected = slow_beams(model, encoded, rule, 4, 0.0, True)
+    assert [[i for i in row if i] for row in result.ids.tolist()] == [ids for ids, _ in expected]
+
+
+def test_the_two_rules_differ() -> None:
+    written = []
+    for ended_keep_place in (False, True):
+        model = model_of(5, 2.0)
+        result = beam_search(model, encoded_by(model), constraints_of(), BOS, 3, 0.0, ended_keep_place=ended_keep_place)
+        written.append(result.ids)
+    assert not torch.equal(*written)
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+def test_steps_of_branching_hypotheses_equal_whole_prefixes() -> None:
+    """Random ancestry, words and departures: a step sees the words that its hypothesis descends from, and no other."""
+    model, beams = model_of(2, 2.0), 4
+    encoded, draw = encoded_by(model), torch.Generator().manual_seed(3)
+    state = model.start(encoded, beams, branching=True)
+    study = torch.arange(STUDIES)
+    prefixes = torch.full((STUDIES, beams, 1), BOS)
+    with torch.no_grad():
+        for length in range(1, LIMIT):
+            stepped = model.step(state, prefixes[..., -1].flatten())
+            whole = model(encoded.select(study.repeat_interleave(beams)), prefixes.flatten(0, 1))[:, -1]
+            torch.testing.assert_close(stepped, whole, atol=2e-5, rtol=1e-4)
+            parents = torch.randint(beams, (len(study), beams), generator=draw)
+            state.branch(parents)
+            prefixes = prefixes.gather(1, parents.unsqueeze(2).expand_as(prefixes))
+            words = torch.randint(4, len(TOKENIZER), (len(study), beams, 1), generator=draw)
+            prefixes = torch.cat([prefixes, words], dim=2)
+            if length in (3, 4, 11):
+                left = torch.randperm(len(study), generator=draw)[: len(study) * 3 // 4]
+                state.keep(left, left)
+                prefixes, study = prefixes[left], study[left]
+    assert len(study) == 3
+
+
+def test_hypotheses_that_do_not_branch_are_kept_one_by_one() -> None:
+    model, count = model_of(2, 2.0), 3
+    encoded = encoded_by(model)
+    state = model.start(encoded, count)
+    ids = torch.randint(4, len(TOKENIZER), (STUDIES, count, 8), generator=torch.Generator().manual_seed(1))
+    ids[..., 0] = BOS
+    study = torch.arange(STUDIES)
+    with torch.no_grad():
+        for position in range(8):
+            if position in (2, 5):
+                left = torch.arange(len(study) - 1, -1, -2)  # in another order
+                state.keep(left, (left.unsqueeze(1) * count + torch.arange(count)).flatten())
+                ids, study = ids[left], study[left]
+            stepped = model.step(state, ids[..., position].flatten())
+            whole = model(encoded.select(study.repeat_interleave(count)), ids[..., : position + 1].flatten(0, 1))
+            torch.testing.assert_close(stepped, whole[:, -1], atol=2e-5, rtol=1e-4)
+
+
+# --- finished studies -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seed", "ends"), [(2, 3.0), (7, 4.0), (9, 4.0)])  # of each some end early, some late
+@pytest.mark.parametrize("method", ["greedy", "own", "published"])
+def test_studies_that_leave_the_batch_change_nothing(
+    seed: int, ends: float, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def keep(self: DecoderState, studies: Tensor, hypotheses: Tensor) -> None:
+        sizes.append(len(studies))
+        original(self, studies, hypotheses)
+
+    def write(encoded: Encoded) -> Generated:
+        if method == "greedy":
+            return greedy(model, encoded, constraints_of(trigram_penalty=PENALTY), BOS)
+        return beam_search(model, encoded, constraints_of(), BOS, 3, 1.0, ended_keep_place=method == "published")
+
+    model = model_of(seed, ends)
+    encoded = encoded_by(model)
+    alone = [write(encoded.select(torch.tensor([row]))) for row in range(STUDIES)]
+    original = DecoderState.keep
+    monkeypatch.setattr(DecoderState, "keep", keep)
+    together = write(encoded)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes, "no study left the batch, the test shows nothing"
+    assert len(set(lengths(together))) >= 3
+    for row, single in enumerate(alone):
+        assert torch.equal(single.ids[0], together.ids[row])
+        torch.testing.assert_close(single.log_probs[0], together.log_probs[row], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(single.score[0], together.score[row], atol=1e-4, rtol=1e-4)
+
+
+def test_a_study_may_stand_anywhere_in_the_batch() -> None:
+    model = model_of(7, 3.0)
+    encoded = encoded_by(model)
+    order = torch.randperm(STUDIES, generator=torch.Generator().manual_seed(2))
+    straight, mixed = (
+        beam_search(model, source, constraints_of(), BOS, 3, 1.0) for source in (encoded, encoded.select(order))
+    )
+    assert torch.equal(straight.ids[order], mixed.ids)
+
+
+# --- trigrams ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_repeated_trigram_is_penalised_each_time_that_it_stood() -> None:
+    rule = constraints_of(trigram_penalty=0.5)
+    a, b, c, d = range(5, 9)
+    history = torch.tensor([
+        [a, b, c, a, b, c, a, b, 0],  # c stood behind (a, b) twice
+        [a, b, c, a, b, d, a, b, 0],  # c once, d once
+        [a, a, a, a, a, a, a, a, 0],  # (a, a, a) stands at six places
+        [a, b, c, d, b, c, a, c, 0],  # (a, c) is new
+    ])  # fmt: skip
+    before = torch.randn(4, len(TOKENIZER))
+    lost = before - rule.penalise(before, history, 8)
+    expected = torch.zeros(4, len(TOKENIZER))
+    expected[0, c], expected[1, c], expected[1, d], expected[2, a] = 1.0, 0.5, 0.5, 3.0
+    torch.testing.assert_close(lost, expected, atol=1e-5, rtol=0)
+    assert [dict(repeats(row[:8])) for row in history.tolist()] == [{c: 2}, {c: 1, d: 1}, {a: 6}, {}]
+    for length in (0, 1, 2):
+        assert torch.equal(rule.penalise(before, history, length), before)
+    assert torch.equal(constraints_of().penalise(before, history, 8), before)
+    # what lies behind the length is not read
+    assert torch.equal(rule.penalise(before, history, 5), rule.penalise(before, history[:, :5], 5))
+
+
+@pytest.mark.parametrize(("seed", "ends"), MODELS)
+@pytest.mark.parametrize("penalty", [0.2, PENALTY])
+def test_greedy_with_a_penalty_follows_the_rule_by_hand(seed: int, ends: float, penalty: float) -> None:
+    model, rule = model_of(seed, ends), constraints_of(trigram_penalty=penalty, suppress=())
+    encoded = encoded_by(model)
+    result = greedy(model, encoded, rule, BOS)
+    most = 0
+    for study in range(STUDIES):
+        words: list[int] = []
+        gained: list[float] = []
+        while len(words) < LIMIT - 1 and EOS not in words:
+            (logits,) = next_log_probs(model, encoded, [study], [words])
+            log_probs, chosen_by = constrained(logits, words, rule)
+            most = max([most, *repeats(words).values()])
+            words.append(max(range(len(TOKENIZER)), key=lambda token: chosen_by[token]))
+            gained.append(log_probs[words[-1]])
+        assert [i for i in result.ids[study].tolist() if i] == words
+        assert result.log_probs[study, : len(words)].tolist() == pytest.approx(gained, abs=1e-4)  # the model's own
+        assert float(result.score[study]) == pytest.approx(sum(gained), abs=1e-3)
+    if penalty == 0.2:
+        assert most >= 2  # a trigram stood twice and was still considered
+    assert not torch.equal(result.ids, greedy(model, encoded, constraints_of(suppress=()), BOS).ids)
+
+
+# --- words worked out ahead -------------------------------------------------------------------------------------------
+
+
+def fresh(seed: int = 2, ends: float = 2.0) -> ReportModel:
+    """A model that a test may change."""
+    original = model_of(seed, ends)
+    model = ReportModel(original.config, backbone=Features())  # type: ignore[arg-type]
+    model.load_state_dict(original.state_dict())
+    return model.eval()
+
+
+@torch.no_grad()
+def everything_written(model: ReportModel, encoded: Encoded) -> list[Generated]:
+    rule = constraints_of(trigram_penalty=PENALTY)
+    return [
+        greedy(model, encoded, rule, BOS),
+        beam_search(model, encoded, rule, BOS, 3, 0.0, ended_keep_place=True),
+        beam_search(model, encoded, rule, BOS, 4, 1.0),
+        sample(model, encoded, rule, BOS, count=3, generator=torch.Generator().manual_seed(4)),
+        generate(model, encoded, TOKENIZER, DecodingConfig()),
+    ]
+
+
+@pytest.mark.parametrize(("seed", "ends"), MODELS)
+def test_prepare_changes_no_output(seed: int, ends: float) -> None:
+    model = fresh(seed, ends)
+    encoded = encoded_by(model)
+    ids = torch.randint(4, len(TOKENIZER), (STUDIES, LIMIT), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, logits = everything_written(model, encoded), model(encoded, ids)
+    model.prepare()
+    assert model.word_table is not None
+    assert model.word_table.shape == (LIMIT, len(TOKENIZER), 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(encoded, ids), logits, atol=1e-5, rtol=1e-5)
+        for ours, theirs in zip(everything_written(model, encoded), expected, strict=True):
+            assert torch.equal(ours.ids, theirs.ids)
+            torch.testing.assert_close(ours.log_probs, theirs.log_probs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_decoding_step_of_a_prepared_model_reads_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh()
+    encoded = encoded_by(model)
+    model.prepare()
+    monkeypatch.setattr(model.memory, "forward", None)  # calling it would fail
+    assert len(set(lengths(generate(model, encoded, TOKENIZER, DecodingConfig())))) > 1
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_train_drops_what_prepare_worked_out(mode: bool) -> None:
+    model = fresh()
+    model.prepare()
+    model.train(mode)
+    assert model.word_table is None
+
+
+def test_loading_other_weights_drops_what_prepare_worked_out() -> None:
+    model = fresh()
+    model.prepare()
+    other = fresh(5)
+    model.load_state_dict(other.state_dict())
+    assert model.word_table is None
+    encoded = encoded_by(other)
+    for ours, theirs in zip(everything_written(model, encoded), everything_written(other, encoded), strict=True):
+        assert torch.equal(ours.ids, theirs.ids)
+    model.prepare()
+    for ours, theirs in zip(everything_written(model, encoded), everything_written(other, encoded), strict=True):
+        assert torch.equal(ours.ids, theirs.ids)
+
+
+def test_gradients_flow_past_what_prepare_worked_out() -> None:
+    model = fresh()
+    encoded = encoded_by(model)
+    model.prepare()
+    model(encoded, torch.tensor([[BOS, 5, 6]]).expand(STUDIES, 3))[..., 7].sum().backward()
+    assert model.word_table is not None
+    for weight in (model.word_embedding.weight, model.memory.query.weight):
+        assert weight.grad is not None
+        assert float(weight.grad.abs().max()) > 0
+
+
+def test_what_prepare_worked_out_is_no_part_of_the_weights() -> None:
+    model = fresh()
+    keys = list(model.state_dict())
+    model.prepare()
+    assert list(model.state_dict()) == keys
+
+
+def test_prepare_leaves_out_a_table_that_would_be_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh()
+    needed = 4 * LIMIT * len(TOKENIZER) * 32  # bytes
+    monkeypatch.setattr(report_model, "LARGEST_WORD_TABLE", needed - 1)
+    model.prepare()
+    assert model.word_table is None
+    monkeypatch.setattr(report_model, "LARGEST_WORD_TABLE", needed)
+    model.prepare()
+    assert model.word_table is not None

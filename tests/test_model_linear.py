@@ -1,0 +1,346 @@
+"""Linear layers on oneDNN: the values of ``nn.Linear``, packed weights that follow every change, and plain copies."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model import linear as linear_module
+from model.config import DecodingConfig
+from model.decoding import generate
+from model.linear import Joint, Linear, products_in, runs_on_onednn
+from model.report_model import Patches
+from model.transformer import Attention
+from tests.helpers import tiny_model, tiny_tokenizer
+
+SHAPES = [(7,), (1, 7), (5, 7), (130, 7), (2, 3, 7), (2, 2, 3, 7)]
+needs_onednn = pytest.mark.skipif(
+    not runs_on_onednn(torch.zeros(1), torch.zeros(1)), reason="this PyTorch has no oneDNN operators"
+)
+
+
+def pair(inputs: int = 7, outputs: int = 4, seed: int = 0) -> tuple[Linear, nn.Linear]:
+    """Ours and PyTorch's, drawn with the same seed."""
+    torch.manual_seed(seed)
+    ours = Linear(inputs, outputs)
+    torch.manual_seed(seed)
+    return ours, nn.Linear(inputs, outputs)
+
+
+def exact(x: Tensor, layer: nn.Linear) -> Tensor:
+    """In float64."""
+    return F.linear(x.double(), layer.weight.double(), layer.bias.double())
+
+
+def packed(layer: Linear) -> object:
+    """What a layer keeps packed, None for nothing."""
+    return layer._packed._packed
+
+
+def check(layer: Linear, x: Tensor) -> None:
+    """Forward with and without packing, and all three gradients, against float64."""
+    x = x.detach()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x).double(), exact(x, layer), atol=1e-5, rtol=1e-5)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x).double(), exact(x, layer), atol=1e-5, rtol=1e-5)
+    leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    out = layer(leaf)
+    torch.testing.assert_close(out.double(), exact(x, layer), atol=1e-5, rtol=1e-5)
+    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(2))
+    gradients = torch.autograd.grad((out * direction).sum(), (leaf, layer.weight, layer.bias))
+    inputs = tuple(value.detach().double().requires_grad_() for value in (x, layer.weight, layer.bias))
+    expected = torch.autograd.grad((F.linear(*inputs) * direction.double()).sum(), inputs)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_keys_and_initial_weights_are_those_of_its_base() -> None:
+    ours, theirs = pair()
+    assert list(ours.state_dict()) == list(theirs.state_dict()) == ["weight", "bias"]
+    assert torch.equal(ours.weight, theirs.weight)
+    assert torch.equal(ours.bias, theirs.bias)
+    ours.load_state_dict(pair(seed=1)[1].state_dict())
+    assert torch.equal(ours.weight, pair(seed=1)[1].weight)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients(shape: tuple[int, ...]) -> None:
+    check(pair()[0], torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (1, 5), (5, 1), (33, 65), (512, 760)])
+def test_odd_and_large_widths(inputs: int, outputs: int) -> None:
+    check(pair(inputs, outputs)[0], torch.randn(6, inputs, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[:, ::2],  # (6, 7) of (6, 14)
+        lambda x: x[::2, :7],
+        lambda x: x[:, :7].t().contiguous().t(),  # columns lie together
+        lambda x: x[:1, :7].expand(5, 7),  # stride 0
+        lambda x: x.view(3, 2, 14)[..., :7].transpose(0, 1),
+        lambda x: x.flatten()[3:52].view(7, 7),  # not at the start of its memory
+    ],
+    ids=["columns", "rows", "transposed", "expanded", "batched", "offset"],
+)
+def test_strided_inputs(view: Callable[[Tensor], Tensor]) -> None:
+    check(pair()[0], view(torch.randn(6, 14, generator=torch.Generator().manual_seed(1))))
+
+
+def test_a_gradient_of_stride_zero() -> None:
+    layer, theirs = pair()
+    x = torch.randn(5, 7, requires_grad=True)
+    ours = torch.autograd.grad(layer(x).sum(), (x, layer.weight, layer.bias))
+    expected = torch.autograd.grad(theirs(x).sum(), (x, theirs.weight, theirs.bias))
+    for mine, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias", "x"])
+def test_only_what_wants_a_gradient_gets_one(frozen: str) -> None:
+    layer, x = pair()[0], torch.randn(3, 7, requires_grad=True)
+    leaves = {"weight": layer.weight, "bias": layer.bias, "x": x}
+    leaves[frozen].requires_grad_(False)
+    layer(x).sum().backward()
+    assert {name for name, leaf in leaves.items() if leaf.grad is not None} == set(leaves) - {frozen}
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_activated(grad: bool) -> None:
+    layer, x = pair()[0], torch.randn(9, 7)
+    with torch.set_grad_enabled(grad):
+        out = layer.activated(x, "relu")
+        plain = layer.activated(x, "none")
+    expected = exact(x, layer)
+    assert bool((expected < 0).any())
+    torch.testing.assert_close(out.double(), expected.clamp(min=0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(plain.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+# --- packing ----------------------------------------------------------------------------------------------------------
+
+
+def add_in_place(layer: Linear) -> None:
+    with torch.no_grad():
+        layer.weight.add_(0.5)
+
+
+def add_to_the_bias(layer: Linear) -> None:
+    with torch.no_grad():
+        layer.bias.add_(0.5)
+
+
+def add_in_inference_mode(layer: Linear) -> None:
+    with torch.inference_mode():
+        layer.weight.mul_(-1)
+
+
+def take_a_step(layer: Linear) -> None:
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+    layer(torch.ones(2, 7)).square().sum().backward()
+    optimizer.step()
+
+
+def load(layer: Linear) -> None:
+    layer.load_state_dict(pair(seed=5)[1].state_dict())
+
+
+def assign(layer: Linear) -> None:
+    layer.load_state_dict(pair(seed=5)[1].state_dict(), assign=True)
+
+
+def replace_the_weight(layer: Linear) -> None:
+    layer.weight = nn.Parameter(pair(seed=5)[1].weight.detach())
+
+
+def replace_the_bias(layer: Linear) -> None:
+    layer.bias = nn.Parameter(pair(seed=5)[1].bias.detach())
+
+
+def initialise(layer: Linear) -> None:
+    nn.init.xavier_uniform_(layer.weight)
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "change",
+    [add_in_place, add_to_the_bias, add_in_inference_mode, take_a_step, load, assign, replace_the_weight,
+     replace_the_bias, initialise],
+)  # fmt: skip
+def test_packed_weights_follow_every_change(change: Callable[[Linear], None]) -> None:
+    layer, x = pair()[0], torch.randn(3, 7)
+    with torch.no_grad():
+        before = layer(x)
+    assert packed(layer) is not None
+    change(layer)
+    with torch.no_grad():
+        after = layer(x)
+    assert not torch.allclose(after, before, atol=1e-3)
+    torch.testing.assert_close(after.double(), exact(x, layer), atol=1e-5, rtol=1e-5)
+
+
+def test_another_type_and_back() -> None:
+    layer, x = pair()[0], torch.randn(3, 7)
+    with torch.no_grad():
+        expected = exact(x, layer)
+        for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-5), (torch.bfloat16, 5e-2),
+                                 (torch.float32, 2e-2)):  # fmt: skip
+            out = layer.to(dtype)(x.to(dtype))
+            assert out.dtype == dtype
+            torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@needs_onednn
+def test_weights_are_packed_once_where_no_gradient_is_wanted_and_dropped_by_train() -> None:
+    layer, x = pair()[0], torch.randn(3, 7)
+    layer(x)
+    assert packed(layer) is None
+    with torch.no_grad():
+        layer(x)
+        first = packed(layer)
+        layer(torch.randn(20, 7))
+        assert packed(layer) is first is not None
+    for mode in (True, False):
+        layer.train(mode)
+        assert packed(layer) is None
+        with torch.no_grad():
+            layer(x)
+        assert packed(layer) is not None
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_joint_layers_follow_each_of_their_members(grad: bool) -> None:
+    layers, joint, x = [pair(7, width, seed)[0] for seed, width in enumerate((4, 1, 9))], Joint(), torch.randn(2, 5, 7)
+    for layer in layers:
+        with torch.set_grad_enabled(grad):
+            outs, relus = joint(x, layers), joint(x, layers, "relu")
+        assert [out.shape for out in outs] == [(2, 5, 4), (2, 5, 1), (2, 5, 9)]
+        for out, relu, member in zip(outs, relus, layers, strict=True):
+            assert out.requires_grad is grad
+            torch.testing.assert_close(out.double(), exact(x, member), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(relu.double(), exact(x, member).clamp(min=0), atol=1e-5, rtol=1e-5)
+        with torch.no_grad():
+            layer.weight.add_(0.1)
+            layer.bias.mul_(2)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(joint(x, layers)[-1].double(), exact(x, layers[-1]), atol=1e-5, rtol=1e-5)
+
+
+def test_projections_of_an_attention_follow_its_layers() -> None:
+    torch.manual_seed(0)
+    attention, x = Attention(16, 4, 0.0).eval(), torch.randn(2, 5, 16)
+    layers = (attention.query, attention.key, attention.value)
+    for layer in layers:
+        with torch.no_grad():
+            layer.weight.add_(0.1)
+            for part, member in zip(attention.of_itself(x), layers, strict=True):
+                torch.testing.assert_close(part, attention.split(F.linear(x, member.weight, member.bias)))
+            for part, member in zip(attention.keys_values(x), layers[1:], strict=True):
+                torch.testing.assert_close(part, attention.split(F.linear(x, member.weight, member.bias)))
+
+
+@needs_onednn
+def test_copies_and_pickles_of_a_model_leave_packed_weights_behind() -> None:
+    model, tokenizer = tiny_model(4, retrieval_k=0), tiny_tokenizer()
+    tokens = torch.randn(2, 1, 4, model.backbone.width)
+    patches = Patches(tokens, tokens.mean(2), torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1, dtype=torch.bool))
+
+    def written(of: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return generate(of, of.encode(patches), tokenizer, DecodingConfig(min_length=6)).ids  # type: ignore[operator]
+
+    expected = written(model)
+    keeping = [module for module in model.modules() if isinstance(module, Linear) and packed(module) is not None]
+    assert keeping
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    assert len(file.getvalue()) < 1.3 * sum(4 * value.numel() for value in model.state_dict().values())
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert all(packed(module) is None for module in other.modules() if isinstance(module, Linear))
+        assert torch.equal(written(other), expected)
+        with torch.no_grad():
+            other.to_words.bias[2] += 100.0  # the copy ends at once, the original does not
+        assert not torch.equal(written(other), expected)
+        assert torch.equal(written(model), expected)
+    assert all(packed(module) is not None for module in keeping)
+
+
+# --- where oneDNN is not ----------------------------------------------------------------------------------------------
+
+
+def test_with_onednn_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = pair()[0], torch.randn(3, 7)
+    with torch.no_grad():
+        layer(x)  # packed before
+
+    def refuse(*_: object) -> Tensor:
+        raise AssertionError("oneDNN was called")
+
+    monkeypatch.setattr(linear_module, "product", refuse)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not runs_on_onednn(x, layer.weight)
+        check(layer, x)
+        torch.testing.assert_close(layer.activated(x, "relu").double(), exact(x, layer).clamp(min=0), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64])
+def test_types_that_onednn_does_not_take(dtype: torch.dtype) -> None:
+    layer = pair()[0].to(dtype)
+    assert not runs_on_onednn(torch.zeros(1, dtype=dtype), layer.weight)
+    check(layer, torch.randn(3, 7, dtype=dtype))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_under_autocast_it_returns_bfloat16(grad: bool) -> None:
+    layer, x = pair()[0], torch.randn(3, 7)
+    with torch.no_grad():
+        layer(x)  # packed in float32 before
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(x)
+        relu = layer.activated(x, "relu")
+    assert out.dtype == relu.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), exact(x, layer), atol=5e-2, rtol=5e-2)
+    torch.testing.assert_close(relu.double(), exact(x, layer).clamp(min=0), atol=5e-2, rtol=5e-2)
+    if grad:
+        out.float().sum().backward()
+        assert layer.weight.grad is not None
+        torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(4, 7), atol=5e-2, rtol=5e-2)
+    with torch.no_grad():
+        assert layer(x).dtype == torch.float32
+
+
+@needs_onednn
+def test_products_in_bfloat16_keep_the_type_of_their_input_and_end_with_their_context() -> None:
+    layer, x = pair()[0], torch.randn(64, 7)
+    with torch.no_grad():
+        plain = layer(x)
+        with products_in(torch.bfloat16):
+            rounded = layer(x)
+            with products_in(None):
+                assert torch.equal(layer(x), plain)
+        assert torch.equal(layer(x), plain)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, plain)
+    torch.testing.assert_close(rounded, plain, atol=5e-2, rtol=5e-2)
+    with products_in(torch.bfloat16):
+        torch.testing.assert_close(layer(x).double(), exact(x, layer), atol=1e-5, rtol=1e-5)  # gradients are wanted
+
+
+@needs_onednn
+def test_products_in_bfloat16_end_with_an_error_too() -> None:
+    layer, x = pair()[0], torch.randn(3, 7)
+    with pytest.raises(RuntimeError, match="left early"), products_in(torch.bfloat16):
+        raise RuntimeError("left early")
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x).double(), exact(x, layer), atol=1e-5, rtol=1e-5)
