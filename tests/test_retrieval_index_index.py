@@ -1,4 +1,4 @@
-"""The FAISS index: exact search, ties, leave-one-out, growth, and files that do not lie."""
+"""The index as a collection of thousands gets it: exact search, ties, leave-one-out, growth, honest files."""
 
 from __future__ import annotations
 
@@ -8,30 +8,12 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 import pytest
+from index_helpers import Floats, by_hand, cases, unit
 
+from retrieval_index import kinds
 from retrieval_index.cases import Case
 from retrieval_index.index import CASES_FILE, VECTORS_FILE, IndexFormatError, ReportIndex
-
-Floats = npt.NDArray[np.float32]
-
-
-def unit(rng: np.random.Generator, rows: int, dim: int = 16) -> Floats:
-    vectors = rng.standard_normal((rows, dim)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors
-
-
-def cases(count: int, start: int = 0) -> list[Case]:
-    return [Case(f"case-{row}", f"Text {row}.", {"Edema": "absent"}) for row in range(start, start + count)]
-
-
-def by_hand(vectors: Floats, query: Floats, k: int, excluded: int | None = None) -> list[int]:
-    """Rows by descending cosine, ties by row, in float64."""
-    scores = (vectors.astype(np.float64) * query).sum(1).astype(np.float32)
-    ranked = sorted(range(len(vectors)), key=lambda row: (-scores[row], row))
-    return [row for row in ranked if row != excluded][:k]
 
 
 @pytest.fixture
@@ -205,7 +187,7 @@ def test_an_index_round_trips_and_its_bytes_are_reproducible(
         np.testing.assert_array_equal(got, expected)
 
 
-def test_the_hash_is_checked_before_faiss_parses(
+def test_the_hash_is_checked_before_anything_is_parsed(
     index: ReportIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index.save(tmp_path)
@@ -214,10 +196,10 @@ def test_the_hash_is_checked_before_faiss_parses(
     data[-1] ^= 1
     (tmp_path / VECTORS_FILE).write_bytes(data)
 
-    def parsed(_: object) -> None:
-        raise AssertionError("FAISS was given unchecked bytes")
+    def parsed(*_: object) -> None:
+        raise AssertionError("unchecked bytes were parsed")
 
-    monkeypatch.setattr(faiss, "deserialize_index", parsed)
+    monkeypatch.setattr(kinds, "parse", parsed)
     with pytest.raises(IndexFormatError, match=r"reports\.faiss has SHA-256 .*, expected is"):
         ReportIndex.load(tmp_path, expected_sha256=hashes)
     with pytest.raises(IndexFormatError, match="expected is None"):

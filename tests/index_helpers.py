@@ -1,0 +1,35 @@
+"""Vectors and cases for the tests of the index."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieval_index.cases import Case
+
+Floats = npt.NDArray[np.float32]
+
+
+def normalised(vectors: npt.NDArray[np.floating]) -> Floats:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def unit(rng: np.random.Generator, rows: int, dim: int = 16) -> Floats:
+    return normalised(rng.standard_normal((rows, dim)).astype(np.float32))
+
+
+def clustered(rng: np.random.Generator, rows: int, dim: int = 32) -> Floats:
+    """Unit vectors around 300 centres, which are the same for every `rng`."""
+    centres = unit(np.random.default_rng(99), 300, dim)
+    return normalised(centres[rng.integers(0, 300, rows)] + 0.1 * rng.standard_normal((rows, dim)))
+
+
+def cases(count: int, start: int = 0) -> list[Case]:
+    return [Case(f"case-{row}", f"Text {row}.", {"Edema": "absent"}) for row in range(start, start + count)]
+
+
+def by_hand(vectors: Floats, query: Floats, k: int, excluded: int | None = None) -> list[int]:
+    """Rows by descending cosine, ties by row, in float64."""
+    scores = (vectors.astype(np.float64) * query).sum(1).astype(np.float32)
+    ranked = sorted(range(len(vectors)), key=lambda row: (-scores[row], row))
+    return [row for row in ranked if row != excluded][:k]
