@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,7 +67,7 @@ class Runtime:
     async def _load(self) -> None:
         began = time.perf_counter()
         try:
-            loaded = await asyncio.to_thread(self._load_and_warm_up)
+            loaded = await self._in_a_passing_thread(self._load_and_warm_up)
         except LoadError as error:
             self._fail(str(error))
         except Exception as error:
@@ -89,6 +91,17 @@ class Runtime:
                 "no" if loaded.cases is None else loaded.cases,
                 "available" if loaded.texts else "not available",
             )
+
+    @staticmethod
+    async def _in_a_passing_thread(call: Callable[[], Loaded]) -> Loaded:
+        """Run ``call`` in a thread that is gone before the engine's begin.
+
+        Every thread that computes keeps a team of OpenMP threads for as long as it lives. Where these outnumber the
+        cores, OpenMP puts them to sleep between two operators instead of letting them spin, and each operator waits for
+        them to wake: a draft on two cores then takes twice as long (``python -m benchmarks`` shows it).
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="load") as loader:
+            return await asyncio.get_running_loop().run_in_executor(loader, call)
 
     def _load_and_warm_up(self) -> Loaded:
         loaded = load(self.settings)
