@@ -6,6 +6,7 @@
 #   make test                      install and run the tests
 #   make develop                   install what training and tests need, no more
 #   make lint                      ruff, formatting, mypy --strict
+#   make bench                     the speed table, in under ten minutes
 #   make train-smoke               the whole training path on drawn phantoms, in minutes (ROOT=dir: on your data)
 #   make help                      all of this
 
@@ -28,7 +29,7 @@ TRAIN     = $(BIN)/python -m training.run --dataset openi --root $(ROOT) --prese
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve hydrate develop test lint format train-smoke phantoms compose-check clean
+.PHONY: help serve hydrate develop test lint format bench train-smoke phantoms compose-check clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -62,11 +63,14 @@ test: $(STAMPS)/develop
 lint: $(STAMPS)/develop
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict -p model -p retrieval_index -p training -p service
+	$(BIN)/mypy --strict -p model -p retrieval_index -p training -p service -p benchmarks
 
 format: $(STAMPS)/develop
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(STAMPS)/develop
+	$(BIN)/python -m benchmarks
 
 train-smoke: $(STAMPS)/develop $(if $(filter runs/phantoms,$(ROOT)),phantoms)
 	$(TRAIN) $(TRAIN_ARGS)

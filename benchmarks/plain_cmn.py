@@ -38,7 +38,16 @@ class PlainCMN:
         self._heads, self._top_k, self.max_length = heads, top_k, max_length
         self._dropout, self._feature_dropout = dropout, feature_dropout
         self.width = self._state["memory_matrix"].shape[1]
+        self.feature_width = self._state["att_embed.0.weight"].shape[1]
         self._layers = sum(key.startswith("model.decoder.layers.") and key.endswith("w_1.bias") for key in self._state)
+
+    def train(self) -> list[Tensor]:
+        """Let every weight have a gradient, the memory's two names sharing theirs; returns the weights."""
+        for key, tensor in self._state.items():
+            if not key.startswith("model.cmn.") and not key.endswith(".pe"):
+                self._state[key] = tensor.clone().requires_grad_()
+        self._state = {key: tensor for key, tensor in self._state.items() if not key.startswith("model.cmn.")}
+        return [tensor for tensor in self._state.values() if tensor.requires_grad]
 
     # -- the network -----------------------------------------------------------------------------------------------
 
@@ -62,7 +71,7 @@ class PlainCMN:
         x = x + self._memory(x)
         real = ids > 0
         real[:, 0] = True
-        mask = real.unsqueeze(1) & torch.ones(length, length, dtype=torch.bool).tril()  # (B, T, T)
+        mask = real.unsqueeze(1) & torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()  # (B, T, T)
         for layer in range(self._layers):
             name = f"model.decoder.layers.{layer}"
             y = self._norm(f"{name}.sublayer.0.norm", x)
@@ -84,7 +93,7 @@ class PlainCMN:
     def greedy(self, features: Tensor, *, trigram_penalty: float = 0.0, ends: bool = True) -> Tensor:
         """(B, max_length) words, 0 behind the end. ``ends`` False: an end is never written."""
         encoded = self.encode(features)
-        ids = torch.zeros(len(features), 1, dtype=torch.int64)
+        ids = torch.zeros(len(features), 1, dtype=torch.int64, device=features.device)
         for _ in range(self.max_length):
             step = self._next(encoded, ids, trigram_penalty, ends)
             finished = (ids[:, 1:] == END).any(dim=1)
@@ -105,9 +114,10 @@ class PlainCMN:
             rows = [(study, total, words) for study, held in enumerate(live) for total, words in held]
             if not rows:
                 break
-            ids = torch.tensor([[END, *words] for _, _, words in rows])
+            ids = torch.tensor([[END, *words] for _, _, words in rows], device=features.device)
             step = self._next(encoded[[study for study, _, _ in rows]], ids, trigram_penalty, ends)
-            totals = torch.tensor([total for _, total, _ in rows]).unsqueeze(1) + step  # (rows, vocabulary)
+            before = torch.tensor([total for _, total, _ in rows], device=step.device)
+            totals = before.unsqueeze(1) + step  # (rows, vocabulary)
             for study in range(len(features)):
                 mine = [row for row, (owner, _, _) in enumerate(rows) if owner == study]
                 if not mine:

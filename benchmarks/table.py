@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 Unit = Literal["s", "bytes", "ratio"]
 
 
@@ -73,12 +75,20 @@ def times(call: Callable[[], object], *, repeats: int, warm_up: int) -> list[flo
     try:
         taken = []
         for _ in range(repeats):
+            wait()
             began = time.perf_counter()
             call()
+            wait()
             taken.append(time.perf_counter() - began)
     finally:
         gc.enable()
     return taken
+
+
+def wait() -> None:
+    """Let a GPU finish what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def show(value: float, unit: Unit) -> str:

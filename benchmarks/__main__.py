@@ -1,0 +1,107 @@
+"""Measure speed and print it beside its peers, which are measured in the same run.
+
+    python -m benchmarks                    the table, in under ten minutes on two cores
+    python -m benchmarks growth --out DIR   how cost grows with words, beams, slots and batch: CSV and plot
+    python -m benchmarks index --out DIR    the index up to a million vectors: CSV and plot (long)
+    python -m benchmarks profile            where the time goes
+
+The table can be written as Markdown with ``--out FILE``. Run it on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import cider, growth, index, machine, profiles, serving, training_step, writing
+from benchmarks.machine import Machine
+from benchmarks.table import Row, as_markdown, as_text
+from retrieval_index.files import write_atomic
+from training.arguments import choose_device
+
+log = logging.getLogger("benchmarks")
+
+SECTIONS: dict[str, Callable[[Machine, torch.device], list[Row]]] = {
+    "writing": writing.rows,
+    "training": training_step.rows,
+    "serving": lambda _, device: serving.rows(device),
+    "cider": lambda *_: cider.rows(),
+    "index": lambda *_: index.rows(),
+}
+
+
+def table(device: torch.device, sections: Sequence[str]) -> tuple[str, list[Row]]:
+    """The machine in a line, and the rows of ``sections``."""
+    here = machine.read(device)
+    log.info("%s", here.describe())
+    rows: list[Row] = []
+    for name in sections:
+        log.info("measuring: %s", name)
+        rows += SECTIONS[name](here, device)
+    return here.describe(), rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m benchmarks``; returns the exit code, 1 where a goal was missed."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        device = choose_device(arguments.device)
+    except ValueError as error:
+        log.error("%s", error)
+        return 2
+    if arguments.what == "growth":
+        growth.write(growth.measure(device), arguments.out or Path("runs/benchmarks"))
+        return 0
+    if arguments.what == "index":
+        try:
+            index.curve(arguments.out or Path("runs/benchmarks"), arguments.sizes, images=arguments.images)
+        except (OSError, ValueError) as error:
+            log.error("%s", error)
+            return 2
+        return 0
+    if arguments.what == "profile":
+        profiles.print_all(device)
+        return 0
+    began = time.monotonic()
+    described, rows = table(device, arguments.only or list(SECTIONS))
+    print(f"{described}\n\n{as_text(rows)}")
+    if arguments.out:
+        today = datetime.date.today().isoformat()
+        write_atomic(arguments.out, f"{today}, {described}.\n\n{as_markdown(rows)}\n".encode())
+    log.info("done in %.0f s", time.monotonic() - began)
+    return int(any(row.met is False for row in rows))
+
+
+def _sections(text: str) -> list[str]:
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if unknown := [name for name in names if name not in SECTIONS]:
+        raise argparse.ArgumentTypeError(f"unknown section {unknown[0]!r}; choose from {','.join(SECTIONS)}")
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="?", choices=("table", "growth", "index", "profile"), default="table")
+    parser.add_argument("--out", type=Path, help="table: Markdown file to write; growth, index: folder")
+    parser.add_argument("--only", type=_sections, help=f"some of {','.join(SECTIONS)}")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--sizes", type=int, nargs="+", default=index.SIZES, help="index: numbers of vectors")
+    parser.add_argument(
+        "--images", type=Path, help="index: a folder of radiographs to ask with, beside held-out reports"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

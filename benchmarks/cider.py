@@ -1,0 +1,86 @@
+"""The reward of self-critical training: CIDEr-D with cached references against ``pycocoevalcap`` on the same pairs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import numpy as np
+from pycocoevalcap.cider.cider import Cider
+
+from benchmarks.table import Row, at_least, seconds
+from model.tokenizer import END_OF_SENTENCE, clean_report_r2gen
+from training.cider import CiderD
+from training.phantom.report import compose_report
+from training.phantom.study import PHANTOM_FINDINGS, chest_of
+
+REPORTS = 2000  # all of them are cached, whichever are scored
+SIZES = ((16, 5), (REPORTS, 1))  # images, drafts of each
+WORDS = 35  # of a report, about
+GOAL = 50
+AGREEMENT = 1e-6
+
+
+def rows() -> list[Row]:
+    """One row a size.
+
+    Raises:
+        RuntimeError: the scores differ.
+    """
+    rng = np.random.default_rng(0)
+    reports = [made_up_report(seed) for seed in range(REPORTS)]
+    return [_row(reports, images, samples, rng) for images, samples in SIZES]
+
+
+def _row(reports: list[list[str]], images: int, samples: int, rng: np.random.Generator) -> Row:
+    items = [image for image in range(images) for _ in range(samples)]
+    drafts = [made_up_draft(reports[item], reports[int(rng.integers(len(reports)))], rng) for item in items]
+    texts = [" ".join(report) for report in reports]
+    references = {pair: [texts[item]] for pair, item in enumerate(items)}
+    hypotheses = {pair: [draft] for pair, draft in enumerate(drafts)}
+    # pycocoevalcap takes document frequencies from the pairs it scores: so does this, to compare
+    scorer = CiderD([[text] for text in texts], list(references.values()))
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        _, expected = Cider().compute_score(references, hypotheses)
+        peer_value = seconds(lambda: Cider().compute_score(references, hypotheses), repeats=5, warm_up=0)
+    apart = float(np.abs(scorer.scores(drafts, items) - expected).max())
+    if not apart <= AGREEMENT:
+        raise RuntimeError(f"CIDEr-D is {apart:g} away from pycocoevalcap on {len(items)} pairs; mend training.cider")
+    words = sum(len(draft.split()) for draft in drafts) / len(drafts)
+    return at_least(
+        GOAL,
+        figure=f"CIDEr-D of {len(items):,} drafts, {samples} an image",
+        value=seconds(lambda: scorer.scores(drafts, items), repeats=50, warm_up=3),
+        peer="pycocoevalcap",
+        peer_value=peer_value,
+        note=f"{REPORTS:,} references cached; {words:.0f} words a draft; scores agree within {AGREEMENT:g}",
+    )
+
+
+def made_up_report(seed: int) -> list[str]:
+    """Sentences of a phantom's report, cleaned, of about ``WORDS`` words together; one word in twelve is a rare one."""
+    rng = np.random.default_rng([seed, 1])
+    findings = frozenset(name for name in PHANTOM_FINDINGS if rng.random() < 0.15)
+    report = clean_report_r2gen(compose_report(chest_of(seed, findings), rng)[0])
+    sentences = [
+        f"{sentence.strip()} {END_OF_SENTENCE}" for sentence in report.split(END_OF_SENTENCE) if sentence.strip()
+    ]
+    chosen: list[str] = []
+    for place in rng.permutation(len(sentences)).tolist():
+        if sum(len(sentence.split()) for sentence in chosen) < WORDS - 5:
+            rare = (
+                word if rng.random() < 11 / 12 else f"rare{rng.zipf(1.3) % 2000}" for word in sentences[place].split()
+            )
+            chosen.append(" ".join(rare))
+    return chosen
+
+
+def made_up_draft(report: list[str], other: list[str], rng: np.random.Generator) -> str:
+    """``report`` with a sentence of another, and in one draft of four a word that no report holds."""
+    sentences = [*report]
+    sentences[int(rng.integers(len(sentences)))] = other[int(rng.integers(len(other)))]
+    words = " ".join(sentences).split()
+    if rng.random() < 0.25:
+        words[int(rng.integers(len(words)))] = f"word{rng.integers(50)}"
+    return " ".join(words)

@@ -1,0 +1,46 @@
+"""The peer of the service: the shortest FastAPI handler around the same bundle, one request at a time.
+
+python -m benchmarks.naive_server BUNDLE PORT
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, File
+from PIL import Image
+
+from model.bundle import INDEX_DIR, load_bundle
+from model.drafter import Drafter, StudyView
+from model.views import View
+from retrieval_index.index import ReportIndex
+
+
+def make_app(bundle_dir: Path) -> FastAPI:
+    """Files in, a dict out; no checks, no limits, a lock around the model."""
+    bundle = load_bundle(bundle_dir)
+    drafter = Drafter(bundle, ReportIndex.load(bundle_dir / INDEX_DIR) if bundle.config.retrieval else None)
+    lock = threading.Lock()
+    app = FastAPI()
+
+    def pixels(data: bytes) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(data)).convert("L").resize((drafter.image_size,) * 2))
+
+    @app.post("/report")
+    def report(frontal: Annotated[bytes, File()], lateral: Annotated[bytes, File()]) -> dict[str, Any]:
+        with lock:
+            views = [StudyView(pixels(data), view) for data, view in zip((frontal, lateral), View, strict=True)]
+            return dataclasses.asdict(drafter.draft([views])[0])
+
+    return app
+
+
+if __name__ == "__main__":
+    uvicorn.run(make_app(Path(sys.argv[1])), port=int(sys.argv[2]), log_level="error")

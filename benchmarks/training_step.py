@@ -1,0 +1,120 @@
+"""One cross-entropy step of 16 studies at the published size, without the CNN: time and peak memory.
+
+Each implementation runs in a process of its own, so that its peak is its own:
+``python -m benchmarks.training_step plain|fp32|bf16`` prints seconds and bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.machine import REFERENCE, Machine
+from benchmarks.published_size import draw_ids, features, pair, patches
+from benchmarks.table import Row, seconds
+
+BATCH = 16
+GFLOP = 132  # products of forward and backward pass; attention, selection and optimizer not counted
+SHARE = 0.6  # of the matmul reading, the other form of the goal
+
+
+def rows(machine: Machine, device: torch.device) -> list[Row]:
+    """Time in float32 and bfloat16, and memory."""
+    plain, plain_bytes = _measure("plain", device)
+    fp32, fp32_bytes = _measure("fp32", device)
+    bf16, bf16_bytes = _measure("bf16", device)
+    scaled = machine.scaled(REFERENCE.step)
+    note = f"reference scaled: {scaled:.2f} s"
+    peer, value = "published equations, plainly", plain
+    if abs(plain / scaled - 1) > 0.2:
+        peer, value, note = "reference, scaled", scaled, f"plainly here: {plain:.2f} s"
+    limits = {"fp32": GFLOP / (SHARE * machine.fp32), "bf16": GFLOP / (SHARE * machine.bf16)}
+    return [
+        Row(f"training step of {BATCH}, float32", fp32, "s", peer, value,
+            f"10 ×, or 60 % of the reading: {limits['fp32']:.2f} s",
+            value / fp32 >= 10 or fp32 <= limits["fp32"], note),
+        Row(f"training step of {BATCH}, bfloat16", bf16, "s", peer, value,
+            f"25 ×, or 60 % of the reading: {limits['bf16']:.2f} s", value / bf16 >= 25 or bf16 <= limits["bf16"],
+            f"{GFLOP / bf16 / machine.bf16:.0%} of the reading"),
+        Row(f"training step of {BATCH}, peak memory, float32", fp32_bytes, "bytes", "published equations, plainly",
+            plain_bytes, "4 ×", REFERENCE.step_bytes / fp32_bytes >= 4,
+            f"reference: {REFERENCE.step_bytes / 1e9:.1f} GB; bfloat16 {bf16_bytes / 1e9:.2f} GB"),
+    ]  # fmt: skip
+
+
+def _measure(which: str, device: torch.device) -> tuple[float, float]:
+    out = subprocess.run(
+        [sys.executable, "-m", "benchmarks.training_step", which, str(device)], capture_output=True, text=True,
+    )  # fmt: skip
+    if out.returncode:
+        raise RuntimeError(f"the training step ({which}) failed:\n{out.stderr[-2000:]}")
+    result = json.loads(out.stdout)
+    return float(result["seconds"]), float(result["bytes"])
+
+
+# --- the steps --------------------------------------------------------------------------------------------------------
+
+
+def plain_step(device: torch.device) -> Callable[[], None]:
+    """A step of the published equations with PyTorch's Adam, as the published trainer takes it."""
+    both = pair(device, dropout=True)
+    weights = both.plain.train()
+    drawn, ids = features(BATCH, device), draw_ids(BATCH, device)
+    return _step(weights, lambda: both.plain.loss(drawn, ids), fused=False)
+
+
+def our_step(device: torch.device, *, bf16: bool) -> Callable[[], None]:
+    """A step of our model with the optimizer that stage ``ce`` uses."""
+    both = pair(device)
+    model = both.ours
+    for parameter in model.parameters():
+        parameter.requires_grad_()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5 if module is model.to_model[2] else 0.1
+    model.train()
+    seen = patches(features(BATCH, device))
+    ids = draw_ids(BATCH, device) + 2  # words of ours
+    ids[:, 0] = both.tokenizer.bos_id
+
+    def loss() -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            logits = model(model.encode(seen), ids[:, :-1])
+            return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+
+    return _step(model.parameters(), loss, fused=True)
+
+
+def _step(parameters: Iterable[Tensor], loss: Callable[[], Tensor], *, fused: bool) -> Callable[[], None]:
+    trained = list(parameters)
+    optimizer = torch.optim.Adam(trained, lr=1e-4, betas=(0.9, 0.98), weight_decay=5e-5, amsgrad=True, fused=fused)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def main() -> None:
+    """Measure one implementation."""
+    which, device = sys.argv[1], torch.device(sys.argv[2])
+    step = plain_step(device) if which == "plain" else our_step(device, bf16=which == "bf16")
+    taken = seconds(step, repeats=1 if which == "plain" else 5, warm_up=1 if which == "plain" else 2)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    print(json.dumps({"seconds": taken, "bytes": peak}))
+
+
+if __name__ == "__main__":
+    main()
