@@ -1,7 +1,8 @@
-"""What all tests share: where the real data lies, if anywhere.
+"""What all tests share: where the real data and the published model's outputs lie, if anywhere.
 
 The suite needs neither real data nor a network. Where the Open-i data is at hand, beside the repository or
-where the environment variable ``REPORT_DATA`` says, tests that take the ``real_data`` fixture run on it too.
+where the environment variable ``REPORT_DATA`` says, tests that take the ``real_data`` fixture run on it too. The same
+holds for ``published_fixtures``, a tiny model run by the published implementation, in ``fixtures/`` beside that data.
 """
 
 from __future__ import annotations
@@ -15,21 +16,24 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 NO_REAL_DATA = "needs the Open-i data: put it at ../shared/data or set REPORT_DATA to its folder"
 
 
-def _find_real_data() -> Path | None:
-    """The folder that holds ``openi/``, or None where there is none."""
-    configured = os.environ.get("REPORT_DATA")
-    folder = Path(configured) if configured else REPOSITORY.parent / "shared" / "data"
-    return folder.resolve() if (folder / "openi").is_dir() else None
+NO_FIXTURES = "needs the published model's outputs: put r2gencmn_tiny* into fixtures/ beside the real data"
 
 
-REAL_DATA: Path | None = _find_real_data()
+_DATA = Path(os.environ.get("REPORT_DATA") or REPOSITORY.parent / "shared" / "data").resolve()
+REAL_DATA = _DATA if (_DATA / "openi").is_dir() else None
+_BESIDE = _DATA.parent / "fixtures"
+FIXTURES = _BESIDE if (_BESIDE / "r2gencmn_tiny.json").is_file() else None
 
 
-def pytest_report_header() -> str:
-    if REAL_DATA is None:
-        return f"real data: not found, its tests are skipped ({NO_REAL_DATA})"
-    where = "where REPORT_DATA says" if os.environ.get("REPORT_DATA") else "at ../shared/data"
-    return f"real data: found {where}, its tests run"
+def pytest_report_header() -> list[str]:
+    where = "where REPORT_DATA says" if os.environ.get("REPORT_DATA") else "at ../shared"
+    return [
+        f"{name}: found {where}, its tests run" if found else f"{name}: not found, its tests are skipped ({missing})"
+        for name, found, missing in (
+            ("real data", REAL_DATA, NO_REAL_DATA),
+            ("published model's outputs", FIXTURES, NO_FIXTURES),
+        )
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +42,11 @@ def real_data() -> Path:
     if REAL_DATA is None:
         pytest.skip(NO_REAL_DATA)
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def published_fixtures() -> Path:
+    """The folder of a tiny published model with its inputs and outputs; skips the test where it is absent."""
+    if FIXTURES is None:
+        pytest.skip(NO_FIXTURES)
+    return FIXTURES

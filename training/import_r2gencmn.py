@@ -276,9 +276,11 @@ def _check_positions(name: str, table: Tensor, d_model: int) -> None:
 def _word_rows(writer: Mapping[str, Tensor], words: Sequence[str]) -> dict[str, Tensor]:
     """Embedding and logit rows in the order of our ids; published id 0 is begin, end and padding at once."""
     order = [words.index(UNK) + 1, *(i for i, word in enumerate(words, 1) if word != UNK)]
-    embedding, weight, bias = (
-        writer[key].float() for key in ("model.tgt_embed.0.lut.weight", "logit.weight", "logit.bias")
-    )
+    keys = ("model.tgt_embed.0.lut.weight", "logit.weight", "logit.bias")
+    embedding, weight, bias = (writer[key].float() for key in keys)
+    for key, tensor, needed in zip(keys[1:], (weight, bias), (embedding.shape, embedding.shape[:1]), strict=True):
+        if tensor.shape != needed:
+            raise ValueError(f"{_WRITER}{key} has the shape {tuple(tensor.shape)}, needed is {tuple(needed)}")
     nothing, never = torch.zeros_like(embedding[:1]), torch.full_like(bias[:1], _NEVER)
     return {
         "word_embedding.weight": torch.cat([nothing, embedding[:1], embedding[:1], embedding[order]]),
