@@ -41,13 +41,13 @@ class PlainCMN:
         self.feature_width = self._state["att_embed.0.weight"].shape[1]
         self._layers = sum(key.startswith("model.decoder.layers.") and key.endswith("w_1.bias") for key in self._state)
 
-    def train(self) -> list[Tensor]:
-        """Let every weight have a gradient, the memory's two names sharing theirs; returns the weights."""
+    def train(self) -> dict[str, Tensor]:
+        """Let every weight have a gradient; returns them by their names, the memory's projections under one."""
         for key, tensor in self._state.items():
             if not key.startswith("model.cmn.") and not key.endswith(".pe"):
                 self._state[key] = tensor.clone().requires_grad_()
         self._state = {key: tensor for key, tensor in self._state.items() if not key.startswith("model.cmn.")}
-        return [tensor for tensor in self._state.values() if tensor.requires_grad]
+        return {key: tensor for key, tensor in self._state.items() if tensor.requires_grad}
 
     # -- the network -----------------------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ def plain_step(device: torch.device) -> Callable[[], None]:
     both = pair(device, dropout=True)
     weights = both.plain.train()
     drawn, ids = features(BATCH, device), draw_ids(BATCH, device)
-    return _step(weights, lambda: both.plain.loss(drawn, ids), fused=False)
+    return _step(weights.values(), lambda: both.plain.loss(drawn, ids), fused=False)
 
 
 def our_step(device: torch.device, *, bf16: bool) -> Callable[[], None]:

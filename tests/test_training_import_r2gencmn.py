@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from training.evaluate import main as evaluate
 from training.import_r2gencmn import (
     PUBLISHED_DECODING,
     Published,
+    _names,
     bundle_tokenizer,
     import_model,
     main,
@@ -62,12 +64,14 @@ class Both:
     plain: PlainCMN
     ours: ReportModel
     words: tuple[str, ...]
+    layers: int
 
     @classmethod
     def of(cls, state: State, words: tuple[str, ...], published: Published) -> Both:
         width = state["encoder_decoder.att_embed.0.weight"].shape[1]
         plain = PlainCMN(state, heads=published.heads, top_k=published.top_k, max_length=published.max_length)
-        return cls(plain, import_model(state, words, published, backbone=_Features(width)), words)
+        ours = import_model(state, words, published, backbone=_Features(width))
+        return cls(plain, ours, words, ours.config.encoder_layers)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -199,6 +203,28 @@ def test_any_size_gives_the_log_probabilities_of_the_published_equations(both: B
     with torch.no_grad():
         expected = both.plain.log_probs(both.plain.encode(features), ids)
     torch.testing.assert_close(both.log_probs(features, ids), expected, atol=1e-4, rtol=0)
+
+
+def test_any_size_has_the_gradients_of_the_published_equations(both: Both) -> None:
+    """Memory, norms and products have gradients written by hand; the oracle has autograd's."""
+    both = copy.deepcopy(both)  # gradients stay out of the other tests
+    features = drawn_features(both)
+    ids = torch.randint(1, len(both.words) + 1, (5, both.plain.max_length), generator=torch.Generator().manual_seed(4))
+    ids[:, 0] = 0
+    theirs = both.plain.train()
+    both.plain.loss(features, ids).backward()  # type: ignore[no-untyped-call]
+    inputs = both.to_ours(ids, both.tokenizer.pad_id)
+    inputs[:, 0] = both.tokenizer.bos_id
+    logits = both.ours(both.ours.encode(patches(features)), inputs[:, :-1])
+    nn.functional.cross_entropy(logits.flatten(0, 1), inputs[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
+    gradients = {name: parameter.grad for name, parameter in both.ours.named_parameters()}
+    for ours, published in _names(both.layers).items():
+        expected = theirs[published].grad
+        assert gradients[ours] is not None
+        assert expected is not None
+        torch.testing.assert_close(
+            gradients[ours], expected, atol=1e-5, rtol=1e-3, msg=lambda text, at=ours: f"{at}: {text}"
+        )
 
 
 @pytest.mark.parametrize(("beams", "penalty"), DECODINGS)
