@@ -8,7 +8,7 @@ where oneDNN is switched off (``torch.backends.mkldnn.flags(enabled=False)``), t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, Self
@@ -118,20 +118,51 @@ class Joint:
             x = x.to(outer)  # what autocast would do for each layer
             outs = [linear(x, layer.weight, layer.bias) for layer in layers]
             return tuple(F.relu(out) if activation == "relu" else out for out in outs)
+        weight, bias = self._weights(layers, inner)
+        out = product(x.to(inner), weight, bias, activation).to(outer)
+        return (out,) if len(layers) == 1 else torch.split(out, [layer.out_features for layer in layers], dim=-1)
+
+    def bound(self, layers: Sequence[nn.Linear], activation: Activation = "none") -> Callable[[Tensor], Tensor]:
+        """For many calls: x (..., K) -> (..., N1 + N2 + …) without a gradient.
+
+        What is called reads the weights, and the context (autocast, ``products_in``), as they are now.
+        """
+        first = layers[0].weight
+        inner, outer = _dtypes(first)
+        if not _takes(first, first, inner):
+            whole = [torch.cat([getattr(layer, part).detach() for layer in layers]) for part in ("weight", "bias")]
+            joined = [part.to(outer) for part in whole]
+
+            def plainly(x: Tensor) -> Tensor:
+                out = F.linear(x.to(outer), *joined)
+                return F.relu(out) if activation == "relu" else out
+
+            return plainly
+        weight, bias = self._weights(layers, inner)
+        operator = torch.ops.mkldnn._linear_pointwise.default
+
+        def packed(x: Tensor) -> Tensor:
+            out: Tensor = operator(x.to(inner), weight, bias, activation, [], "")
+            return out.to(outer)
+
+        return packed
+
+    def _weights(self, layers: Sequence[nn.Linear], inner: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Packed weights and biases of the layers as they are now."""
         key = (inner, *((part.data_ptr(), _version(part)) for layer in layers for part in (layer.weight, layer.bias)))
         packed = self._packed
         if packed is None or packed[0] != key:
             weights, biases = [layer.weight.detach() for layer in layers], [layer.bias.detach() for layer in layers]
             weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights).to(inner), _WIDEST_STEP)
             self._packed = packed = key, weight, torch.cat(biases).to(inner), weights + biases
-        out = product(x.to(inner), packed[1], packed[2], activation).to(outer)
-        return (out,) if len(layers) == 1 else torch.split(out, [layer.out_features for layer in layers], dim=-1)
+        return packed[1], packed[2]
 
 
 def _dtypes(x: Tensor) -> tuple[torch.dtype, torch.dtype]:
     """In what a packed product of ``x`` is computed, and in what it comes out."""
-    if torch.is_autocast_enabled("cpu"):
-        return torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cpu")
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return dtype, dtype
     return _PRODUCTS.get() or x.dtype, x.dtype
 
 
@@ -153,6 +184,10 @@ class Linear(nn.Linear):
     def activated(self, x: Tensor, activation: Activation) -> Tensor:
         """The same with a ReLU behind it where ``activation`` says so, in one operator where no gradient is wanted."""
         return self._packed(x, [self], activation)[0]
+
+    def bound(self, activation: Activation = "none") -> Callable[[Tensor], Tensor]:
+        """For many calls without a gradient, with the weights as they are now."""
+        return self._packed.bound([self], activation)
 
     def train(self, mode: bool = True) -> Self:
         """Also drops packed weights, whatever became of the weights since."""

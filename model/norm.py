@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -10,6 +12,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 Norm = Literal["layer", "r2gen"]
 _TINY = 1e-30  # stands for the deviation of a constant row, whose gradient is 0
+_PLAIN = 4  # means of up to so many deviations, in whose rows the rounding of a mean is that of the result
 
 
 class R2GenNorm(nn.Module):
@@ -32,8 +35,12 @@ class R2GenNorm(nn.Module):
         if torch.is_grad_enabled():
             out: Tensor = _Normalise.apply(x.float(), self.weight, self.bias, self.eps)
             return out
-        normed, _ = _normed(x.float(), self.eps)
-        return torch.addcmul(self.bias, normed, self.weight)
+        return _without_gradient(x.float(), self.weight, self.bias, self.eps)
+
+    def bound(self) -> Callable[[Tensor], Tensor]:
+        """For many calls without a gradient."""
+        weight, bias, eps = self.weight.detach(), self.bias.detach(), self.eps
+        return lambda x: _without_gradient(x.float(), weight, bias, eps)
 
 
 class _Normalise(torch.autograd.Function):
@@ -59,11 +66,42 @@ class _Normalise(torch.autograd.Function):
         return grad_x, product.flatten(0, -2).sum(0), grad.flatten(0, -2).sum(0), None
 
 
-def _normed(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Rows (..., d) less their mean, over their unbiased deviation + eps; and that deviation (..., 1).
+def _without_gradient(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    fused = _fused(x, eps)
+    normed = _exactly(x, eps)[0] if fused is None else fused[0]
+    return normed.mul_(weight).add_(bias)
 
-    The mean is rounded, which on near-constant rows is most of what is left: the deviation is corrected for it, as
-    ``Tensor.std`` has none of it (Chan et al. 1983, "Algorithms for computing the sample variance", equation 1.7).
+
+def _normed(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Rows (..., d) less their mean, over their unbiased deviation + eps; and that deviation (..., 1)."""
+    fused = _fused(x, eps)
+    if fused is None:
+        return _exactly(x, eps)
+    return fused[0], fused[1].reciprocal_().mul_(_ratio(x.shape[-1]))
+
+
+def _fused(x: Tensor, eps: float) -> tuple[Tensor, Tensor] | None:
+    """Normalised rows and the inverse of their biased deviation by PyTorch's kernel, on a CPU and where no mean is so
+    large that the kernel would round otherwise."""
+    if x.device.type != "cpu":  # there the comparison would wait for the device
+        return None
+    normed, mean, inverse = torch.native_layer_norm(x, (x.shape[-1],), None, None, _TINY)
+    if not torch.linalg.vector_norm(mean * inverse, float("inf")).item() < _PLAIN:
+        return None
+    # it divided by the biased deviation: exchange that for the published one
+    return normed.div_((inverse * eps).add_(_ratio(x.shape[-1]))), inverse
+
+
+def _ratio(width: int) -> float:
+    """Of the unbiased deviation to the biased one."""
+    return math.sqrt(width / (width - 1))
+
+
+def _exactly(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The same where rows are near-constant.
+
+    The mean is rounded, which is then most of what is left: the deviation is corrected for it, as ``Tensor.std`` has
+    none of it (Chan et al. 1983, "Algorithms for computing the sample variance", equation 1.7).
     """
     width = x.shape[-1]
     centred = x - x.mean(dim=-1, keepdim=True)
@@ -71,6 +109,11 @@ def _normed(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     rounded = centred.sum(dim=-1, keepdim=True).square_().div_(width)
     deviation = length.square_().sub_(rounded).clamp_min_(0.0).div_(width - 1).sqrt_()
     return centred.div_(deviation + eps), deviation
+
+
+def bound(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """``module``, a norm, for many calls without a gradient."""
+    return module.bound() if isinstance(module, R2GenNorm) else module.forward
 
 
 def norm(kind: Norm, width: int) -> nn.Module:

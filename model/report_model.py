@@ -13,6 +13,7 @@ The model keeps no state between calls; ``prepare`` works out ahead what no call
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -67,6 +68,7 @@ class DecoderState:
     bank: MemoryBank
     mask: Tensor | None
     cache: DecoderCache
+    to_words: Callable[[Tensor], Tensor]
     position: int = 0
 
     def branch(self, parents: Tensor) -> None:
@@ -86,6 +88,7 @@ class ReportModel(nn.Module):
     patch_positions: Tensor
     word_positions: Tensor
     word_table: Tensor | None
+    prepared_bank: Tensor | None
 
     def __init__(self, config: ModelConfig, *, backbone: Backbone | None = None) -> None:
         super().__init__()
@@ -106,6 +109,7 @@ class ReportModel(nn.Module):
         self.register_buffer("patch_positions", sinusoidal_positions(MAX_PATCHES, c.d_model), persistent=False)
         self.register_buffer("word_positions", sinusoidal_positions(c.max_length, c.d_model), persistent=False)
         self.register_buffer("word_table", None, persistent=False)
+        self.register_buffer("prepared_bank", None, persistent=False)
         for module in (self.to_model, self.encoder, self.decoder, self.to_words):
             for parameter in module.parameters():
                 if parameter.dim() > 1:
@@ -117,7 +121,7 @@ class ReportModel(nn.Module):
             self.text_tower = TextTower(
                 c.vocab_size, c.d_model, c.d_ff, c.heads, c.text_layers, c.embedding_dim, c.dropout, c.max_length
             )
-        self.register_load_state_dict_post_hook(_forget_table)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     # -- seeing ----------------------------------------------------------------------------------------------------
 
@@ -171,7 +175,8 @@ class ReportModel(nn.Module):
     def encode(self, patches: Patches, cases: Tensor | None = None, case_mask: Tensor | None = None) -> Encoded:
         """Everything before the decoder, memory bank included."""
         sequence, mask = self.sequence(patches, cases, case_mask)
-        bank = self.memory.bank()
+        prepared = None if torch.is_grad_enabled() else self.prepared_bank
+        bank = self.memory.bank() if prepared is None else MemoryBank(*prepared)
         x = self.to_model(sequence)  # (B, S, d_model)
         x = x + self.memory(x, bank)
         grid, views = patches.tokens.shape[2], patches.tokens.shape[1]
@@ -194,15 +199,14 @@ class ReportModel(nn.Module):
     def start(self, encoded: Encoded, hypotheses: int, *, branching: bool = False) -> DecoderState:
         """An empty cache for ``hypotheses`` per study, which may ``branch`` from each other where it says so."""
         cache = self.decoder.cache(encoded.source, hypotheses, self.config.max_length, branching=branching)
-        return DecoderState(encoded.bank, encoded.masked, cache)
+        return DecoderState(encoded.bank, encoded.masked, cache, self.to_words.bound())
 
     def step(self, state: DecoderState, ids: Tensor) -> Tensor:
-        """Feed one token of each hypothesis: ids (N,) -> logits (N, vocabulary) of the next."""
+        """Feed one token of each hypothesis: ids (N,) -> logits (N, vocabulary) of the next, without a gradient."""
         x = self._words(ids.unsqueeze(1), state.position, state.bank).squeeze(1)  # (N, d_model)
         hidden = self.decoder.step(x, state.cache, state.position, state.mask)
         state.position += 1
-        logits: Tensor = self.to_words(hidden)
-        return logits
+        return state.to_words(hidden)
 
     def _words(self, ids: Tensor, position: int, bank: MemoryBank) -> Tensor:
         places = slice(position, position + ids.shape[1])
@@ -217,30 +221,37 @@ class ReportModel(nn.Module):
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Work out every word at every position with its memory response, which no image changes: (T, vocabulary, d).
+        """Work out what no image changes: the memory's keys and values, and every word at every position with its
+        memory response, (T, vocabulary, d_model), which takes the memory out of each decoding step.
 
-        Takes the memory out of each decoding step. Skipped where the table would exceed ``LARGEST_WORD_TABLE``. The
-        table is dropped as soon as the model is put in training mode or loads other weights.
+        The table of words is skipped where it would exceed ``LARGEST_WORD_TABLE``. All of it is dropped as soon as the
+        model is put in training mode or loads other weights.
         """
         self.eval()
         length, vocabulary, width = self.config.max_length, self.config.vocab_size, self.config.d_model
+        bank = self.memory.bank()
+        self.prepared_bank = torch.stack(bank)
         if 4 * length * vocabulary * width > LARGEST_WORD_TABLE:
             return
-        bank, ids = self.memory.bank(), torch.arange(vocabulary, device=self.word_positions.device).unsqueeze(1)
+        ids = torch.arange(vocabulary, device=self.word_positions.device).unsqueeze(1)
         table = self.word_positions.new_empty(length, vocabulary, width)
         for position in range(length):
             table[position] = self._words(ids, position, bank)[:, 0]
         self.word_table = table
 
+    def forget(self) -> None:
+        """Drop what ``prepare`` worked out."""
+        self.word_table = self.prepared_bank = None
+
     def train(self, mode: bool = True) -> Self:
         """Also drops what ``prepare`` worked out."""
-        self.word_table = None
+        self.forget()
         return super().train(mode)
 
 
-def _forget_table(model: nn.Module, _: object) -> None:
+def _forget(model: nn.Module, _: object) -> None:
     assert isinstance(model, ReportModel)
-    model.word_table = None
+    model.forget()
 
 
 def _spread(values: Tensor, real: Tensor) -> Tensor:

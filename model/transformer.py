@@ -9,6 +9,7 @@ of a step come from one product.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from model.dropout import Dropout
 from model.linear import Joint, Linear
-from model.norm import Norm, norm
+from model.norm import Norm, bound, norm
 
 
 def sinusoidal_positions(length: int, width: int) -> Tensor:
@@ -56,6 +57,10 @@ class Attention(nn.Module):
         """Queries, keys and values of x (B, T, d_model), (B, H, T, d_h) each."""
         queries, keys, values = self._of_itself(x, [self.query, self.key, self.value])
         return self.split(queries), self.split(keys), self.split(values)
+
+    def bound(self) -> Callable[[Tensor], Tensor]:
+        """For many calls without a gradient: x (N, d_model) -> queries, keys and values of it, (N, 3 * d_model)."""
+        return self._of_itself.bound([self.query, self.key, self.value])
 
     def attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool = False
@@ -147,12 +152,15 @@ class DecoderCache:
 
     Hypotheses that may branch from each other form a group: G groups of k, N = G * k.
 
+    ``steps`` are the layers with their weights as they were at the start.
+
     ``past`` (L, 2, G, H, T*k, d_h) holds keys and values of the self-attention; step t fills places t*k to t*k + k - 1,
     one for each hypothesis. ``seen`` (G, k, T*k) is 0 where a hypothesis descends from the token at that place and -inf
     elsewhere; None where groups are of one. ``source`` holds keys and values of the cross-attention, (B, H, S, d_h)
     each, shared by a study's hypotheses.
     """
 
+    steps: list[_Step]
     past: Tensor
     seen: Tensor | None
     source: list[tuple[Tensor, Tensor]]
@@ -177,7 +185,7 @@ class DecoderCache:
         past = self.past.new_empty((*self.past.shape[:2], len(groups), *self.past.shape[3:]))
         past[..., : position * k, :] = filled.index_select(2, groups)
         source = [(keys.index_select(0, studies), values.index_select(0, studies)) for keys, values in self.source]
-        return DecoderCache(past, None if self.seen is None else self.seen.index_select(0, groups), source)
+        return DecoderCache(self.steps, past, None if self.seen is None else self.seen.index_select(0, groups), source)
 
 
 class DecoderLayer(nn.Module):
@@ -200,19 +208,54 @@ class DecoderLayer(nn.Module):
         out: Tensor = x + self.drop(self.feed_forward(self.norm3(x)))
         return out
 
-    def step(
+
+class _Step:
+    """A decoder layer as a decode runs it: its weights packed and its parts bound once, then called at every position.
+
+    The weights are those of the moment at which it is made.
+    """
+
+    def __init__(self, layer: DecoderLayer) -> None:
+        itself, cross, (first, _, _, last) = layer.self_attention, layer.cross_attention, layer.feed_forward
+        assert isinstance(first, Linear)
+        assert isinstance(last, Linear)
+        self.norm1, self.norm2, self.norm3 = bound(layer.norm1), bound(layer.norm2), bound(layer.norm3)
+        self.of_itself, self.out1 = itself.bound(), itself.out.bound()
+        self.query, self.out2 = cross.query.bound(), cross.out.bound()
+        self.hidden, self.last = first.bound("relu"), last.bound()
+        self.heads = itself.heads
+
+    def __call__(
         self, x: Tensor, past: Tensor, seen: Tensor | None, source: tuple[Tensor, Tensor], place: int,
         source_mask: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """One position of every hypothesis: x (G, k, d_model); fills ``past`` (2, G, H, T*k, d_h) from ``place``."""
-        itself, cross = self.self_attention, self.cross_attention
-        end = place + x.shape[1]
-        queries, past[0, :, :, place:end], past[1, :, :, place:end] = itself.of_itself(self.norm1(x))
-        x = x + itself.attend(queries, past[0, :, :, :end], past[1, :, :, :end], seen)
-        folded = cross.query(self.norm2(x)).view(len(source[0]), -1, x.shape[-1])  # (B, N/B, d_model)
-        x = x + cross.attend(cross.split(folded), *source, source_mask).view(x.shape)
-        out: Tensor = x + self.feed_forward(self.norm3(x))
-        return out
+        """One position of every hypothesis: x (N, d_model); fills ``past`` (2, G, H, T*k, d_h) from ``place``."""
+        groups = past.shape[1]
+        own = self.of_itself(self.norm1(x)).view(groups, -1, 3, self.heads, past.shape[-1]).permute(2, 0, 3, 1, 4)
+        end = place + own.shape[3]
+        past[:, :, :, place:end] = own[1:]
+        x = x + self.out1(_read(own[0], past[0, :, :, :end], past[1, :, :, :end], seen))
+        queries = self.query(self.norm2(x)).view(len(source[0]), -1, self.heads, past.shape[-1]).transpose(1, 2)
+        x = x + self.out2(_read(queries, *source, source_mask))
+        return x + self.last(self.hidden(self.norm3(x)))
+
+
+def _read(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of few queries (B, H, q, d_h) over keys and values (B, H, S, d_h) -> (B*q, d_model).
+
+    ``mask`` broadcasts to (B, 1, q, S): added where it holds numbers, kept where it is True.
+    """
+    batch, heads, count, width = queries.shape
+    if batch == 1 or queries.device.type != "cpu":
+        read = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    else:  # PyTorch's fused CPU kernel is made for many queries
+        flat = (queries / math.sqrt(width)).reshape(-1, count, width)
+        scores = torch.bmm(flat, keys.flatten(0, 1).transpose(1, 2)).view(batch, heads, count, -1)
+        if mask is not None:
+            scores = scores.masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else scores.add_(mask)
+        weights = scores.softmax(-1).to(values.dtype)
+        read = torch.bmm(weights.flatten(0, 1), values.flatten(0, 1)).view(batch, heads, count, width)
+    return read.transpose(1, 2).reshape(-1, heads * width)
 
 
 class Decoder(nn.Module):
@@ -233,24 +276,25 @@ class Decoder(nn.Module):
 
     def cache(self, source: Tensor, hypotheses: int, max_length: int, *, branching: bool) -> DecoderCache:
         """An empty cache for ``hypotheses`` per study; cross keys and values are projected here, once a decode."""
-        pairs = []
+        steps, pairs = [], []
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
-            pairs.append(layer.cross_attention.keys_values(source))
+            steps.append(_Step(layer))
+            keys, values = layer.cross_attention.keys_values(source)
+            pairs.append((keys.contiguous(), values.contiguous()))
         keys = pairs[0][0]
         k = hypotheses if branching else 1
         groups, places = len(source) * hypotheses // k, max_length * k
         past = keys.new_empty((len(pairs), 2, groups, keys.shape[1], places, keys.shape[3]))
-        return DecoderCache(past, keys.new_full((groups, k, places), float("-inf")) if branching else None, pairs)
+        seen = keys.new_full((groups, k, places), float("-inf")) if branching else None
+        return DecoderCache(steps, past, seen, pairs)
 
     def step(self, x: Tensor, cache: DecoderCache, position: int, source_mask: Tensor | None) -> Tensor:
-        """One position of every hypothesis: x (N, d_model) -> (N, d_model); source_mask (B, S)."""
+        """One position of every hypothesis: x (N, d_model) -> (N, d_model); source_mask (B, S). Without a gradient."""
         mask = None if source_mask is None else source_mask[:, None, None, :]
         seen = cache.visible(position)
-        x = x.view(cache.past.shape[2], -1, x.shape[-1])  # (G, k, d_model)
-        place = position * x.shape[1]
-        for layer, past, source in zip(self.layers, cache.past, cache.source, strict=True):
-            assert isinstance(layer, DecoderLayer)
-            x = layer.step(x, past, seen, source, place, mask)
-        out: Tensor = self.norm(x).flatten(0, 1)
+        place = position * (1 if cache.seen is None else cache.seen.shape[1])
+        for step, past, source in zip(cache.steps, cache.past, cache.source, strict=True):
+            x = step(x, past, seen, source, place, mask)
+        out: Tensor = self.norm(x)
         return out
