@@ -3,6 +3,7 @@
     python -m benchmarks                    the table, in under ten minutes on two cores
     python -m benchmarks growth --out DIR   how cost grows with words, beams, slots and batch: CSV and plot
     python -m benchmarks index --out DIR    the index up to a million vectors: CSV and plot (long)
+    python -m benchmarks kinds              kinds of index side by side at 100,000 vectors
     python -m benchmarks profile            where the time goes
 
 The table can be written as Markdown with ``--out FILE``. Run it on a quiet machine.
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cider, growth, index, machine, profiles, serving, training_step, writing
+from benchmarks import cider, growth, index, kinds, machine, profiles, serving, training_step, writing
 from benchmarks.machine import Machine
 from benchmarks.table import Row, as_markdown, as_text
 from retrieval_index.files import write_atomic
@@ -54,19 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        device = choose_device(arguments.device)
-    except ValueError as error:
+        return _measure(arguments, choose_device(arguments.device))
+    except (OSError, ValueError) as error:
         log.error("%s", error)
         return 2
+
+
+def _measure(arguments: argparse.Namespace, device: torch.device) -> int:
     if arguments.what == "growth":
         growth.write(growth.measure(device), arguments.out or Path("runs/benchmarks"))
         return 0
     if arguments.what == "index":
-        try:
-            index.curve(arguments.out or Path("runs/benchmarks"), arguments.sizes, images=arguments.images)
-        except (OSError, ValueError) as error:
-            log.error("%s", error)
-            return 2
+        index.curve(arguments.out or Path("runs/benchmarks"), arguments.sizes, images=arguments.images)
+        return 0
+    if arguments.what == "kinds":
+        print(kinds.as_markdown(kinds.compare(images=arguments.images)))
         return 0
     if arguments.what == "profile":
         profiles.print_all(device)
@@ -92,13 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=("table", "growth", "index", "profile"), default="table")
+    parser.add_argument("what", nargs="?", choices=("table", "growth", "index", "kinds", "profile"), default="table")
     parser.add_argument("--out", type=Path, help="table: Markdown file to write; growth, index: folder")
     parser.add_argument("--only", type=_sections, help=f"some of {','.join(SECTIONS)}")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--sizes", type=int, nargs="+", default=index.SIZES, help="index: numbers of vectors")
     parser.add_argument(
-        "--images", type=Path, help="index: a folder of radiographs to ask with, beside held-out reports"
+        "--images", type=Path, help="index, kinds: a folder of radiographs to ask with, beside held-out reports"
     )
     return parser
 

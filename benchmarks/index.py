@@ -60,7 +60,7 @@ def rows() -> list[Row]:
         below(
             1e-3,
             figure=f"search of {len(index):,} cases, one query, k = {K}",
-            value=median(_search_times(index, queries)),
+            value=median(search_times(index.search, queries)),
             note=f"{index.kind}, median of {_TIMED}",
         )
     ]
@@ -158,7 +158,7 @@ def _measure(maker: Maker, size: int, images: Floats | None) -> Point:
     vectors = maker.cases(size)
     log.info("%d cases made", size)
     exact_build_s, exact = _timed(ReportIndex.build, vectors, cases, kind="flat")
-    exact_times = _search_times(exact, queries)
+    exact_times = search_times(exact.search, queries)
     best = [exact.search(asked, K)[1] for asked in (queries, images) if asked is not None]
     del exact  # before the next one is built: at 10⁶ each takes 2 GB
     log.info("  exact: built in %.1f s, %.2f ms a query", exact_build_s, median(exact_times) * 1e3)
@@ -170,12 +170,12 @@ def _measure(maker: Maker, size: int, images: Floats | None) -> Point:
         kind, size_on_disk = index.kind, (Path(folder) / VECTORS_FILE).stat().st_size
         del index
         load_s, index = _timed(ReportIndex.load, Path(folder))
-    own_times = _search_times(index, queries)
-    recall = [_recall(index.search(asked, K)[1], wanted)
+    own_times = search_times(index.search, queries)
+    shares = [recall(index.search(asked, K)[1], wanted)
               for asked, wanted in zip((queries, images), best, strict=False) if asked is not None]  # fmt: skip
     cells = cell_count(size) if kind == "ivf" else 0
-    exact_median, exact_p95 = _median_p95_ms(exact_times)
-    own_median, own_p95 = _median_p95_ms(own_times)
+    exact_median, exact_p95 = median_p95_ms(exact_times)
+    own_median, own_p95 = median_p95_ms(own_times)
     return Point(
         vectors=size,
         kind=kind,
@@ -189,8 +189,8 @@ def _measure(maker: Maker, size: int, images: Floats | None) -> Point:
         exact_p95_ms=exact_p95,
         median_ms=own_median,
         p95_ms=own_p95,
-        recall_5=recall[0],
-        recall_5_images=recall[1] if images is not None else None,
+        recall_5=shares[0],
+        recall_5_images=shares[1] if images is not None else None,
     )
 
 
@@ -260,17 +260,18 @@ def plot(points: Sequence[Point], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _search_times(index: ReportIndex, queries: Floats) -> list[float]:
-    """Seconds of ``_TIMED`` searches with one query each."""
+def search_times(search: Callable[[Floats, int], object], queries: Floats) -> list[float]:
+    """Seconds of ``_TIMED`` searches with one query each, (1, D)."""
     following: Iterator[Floats] = itertools.cycle(queries[:, None])
-    return times(lambda: index.search(next(following), K), repeats=_TIMED, warm_up=20)
+    return times(lambda: search(next(following), K), repeats=_TIMED, warm_up=20)
 
 
-def _median_p95_ms(taken: Sequence[float]) -> tuple[float, float]:
+def median_p95_ms(taken: Sequence[float]) -> tuple[float, float]:
+    """Median and 95th percentile of seconds, in milliseconds."""
     return round(median(taken) * 1e3, 4), round(float(np.percentile(taken, 95)) * 1e3, 4)
 
 
-def _recall(found: Rows, wanted: Rows) -> float:
+def recall(found: Rows, wanted: Rows) -> float:
     """Share of the wanted rows that were found, (Q, k) each."""
     shares = [len({*one} & {*other}) / K for one, other in zip(found, wanted, strict=True)]
     return round(float(np.mean(shares)), 4)

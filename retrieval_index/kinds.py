@@ -5,30 +5,10 @@
 cells by spherical k-means and compares the query with the `PROBES` cells whose centroids are most similar to it. The
 vectors are stored whole, so what it returns is exact; what lies in other cells it can miss.
 
-Measured on two cores (AMD EPYC, 32 MB of cache) with 256-dimensional vectors made of the shipped index's by
-`benchmarks/index.py`; one query, k = 5, milliseconds at the median:
-
-| vectors | flat | ivf  |
-|---------|------|------|
-| 2,069   | 0.06 | 0.07 |
-| 10,000  | 0.14 | 0.10 |
-| 20,000  | 0.49 | 0.13 |
-| 30,000  | 0.83 | 0.17 |
-| 100,000 | 3.3  | 0.33 |
-
-So `flat` ends at 20,000 vectors, with half of a millisecond in hand. All of it on one thread: FAISS (1.15) would divide
-a batch, and from 10,000 vectors on even one query, among threads, and then waits for the scheduler where a core is
-taken, as it is in a service that decodes reports (16 to 40 ms were measured).
-
-10⁵ vectors; recall@5 of held-out reports / of image embeddings, which is what the service asks with, and which lie far
-from all reports (cosine .3 to the nearest):
-
-| kind                     | recall@5    | ms   | build, s, one thread |
-|--------------------------|-------------|------|----------------------|
-| ivf, 32 of 1024 cells    | .994 / .992 | 0.20 | 3                    |
-| ivf, 64 of 1024 cells    | .999 / .997 | 0.33 | 3                    |
-| hnsw, M 32, efSearch 64  | .990 / .913 | 0.09 | 23                   |
-| hnsw, M 32, efSearch 256 | 1.00 / .987 | 0.33 | 23                   |
+`python -m benchmarks kinds` compares them, and HNSW (Malkov and Yashunin 2018), on 256-dimensional vectors made of the
+shipped index's; docs/performance.md holds its table. All of it runs on one thread: FAISS (1.15) would divide a batch,
+and from 10,000 vectors on even one query, among threads, and then waits for the scheduler where a core is taken, as it
+is in a service that decodes reports. `flat` ends at 20,000 vectors, with half of a millisecond in hand.
 
 So there is no `hnsw`: it finds less for image queries, which its graph was not made for, in the same time; it can be
 built reproducibly on one thread only; and a file of it is a graph whose every edge would have to be checked.

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import growth, index
+from benchmarks import growth, index, kinds
 from benchmarks.machine import REFERENCE, Machine
 from benchmarks.table import Row, as_markdown, as_text, at_least, below, show, times
 from retrieval_index.index import ReportIndex
@@ -115,3 +115,12 @@ def test_growth_is_written_as_table_and_picture(tmp_path: Path) -> None:
     assert lines[:2] == ["axis,value,encode_ms,report_ms", "words,1,10.00,100.00"]
     assert len(lines) == 1 + len(points)
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_kinds_are_compared_on_the_same_queries() -> None:
+    lines = kinds.compare(3000)
+    assert [line.kind.split(",")[0] for line in lines] == ["flat", "ivf", "ivf", "ivf", "hnsw", "hnsw"]
+    assert lines[0].recall_reports == 1.0
+    assert all(0.5 < line.recall_reports <= 1.0 for line in lines)
+    assert all(line.recall_images is None for line in lines)
+    assert kinds.as_markdown(lines).count("\n") == 1 + len(lines)
