@@ -15,8 +15,8 @@ from model.report_model import Patches
 from model.views import View
 from tests.helpers import REPORTS, tiny_index, tiny_model, tiny_tokenizer
 from training.augment import Augmentation, augment, to_float
-from training.ce import _optimizer, _Stage, _targets, retrieve
-from training.config import CEConfig, Runtime
+from training.ce import Stage, adam, learnt_targets, retrieve
+from training.config import Runtime
 from training.index import build_index
 from training.patches import _select_views
 from training.presets import PRESETS, preset
@@ -186,21 +186,21 @@ def test_only_training_studies_enter_the_index(tmp_path: Path) -> None:
 def test_what_is_never_written_is_no_target() -> None:
     tokenizer = tiny_tokenizer()
     ids = torch.tensor([[tokenizer.bos_id, tokenizer.id_of("heart"), tokenizer.unk_id, tokenizer.eos_id]])
-    assert _targets(ids, DecodingConfig(), tokenizer).tolist() == [
+    assert learnt_targets(ids, DecodingConfig(), tokenizer).tolist() == [
         [tokenizer.bos_id, tokenizer.id_of("heart"), 0, tokenizer.eos_id]
     ]
 
 
 def test_rates_are_apart_and_a_frozen_backbone_stays_frozen() -> None:
     model = tiny_model()
-    stage = _Stage(model, moving=True).train()
-    visual, rest = _optimizer(model, CEConfig(visual_lr=1e-5, transformer_lr=1e-3)).param_groups
+    stage = Stage(model, moving=True).train()
+    visual, rest = adam(model, visual=1e-5, rest=1e-3, weight_decay=0.0).param_groups
     assert (visual["lr"], rest["lr"]) == (1e-5, 1e-3)
     assert sum(p.numel() for p in visual["params"]) == sum(p.numel() for p in model.backbone.parameters())
     assert not model.backbone.training
     assert stage.training
-    _Stage(model, moving=False)
-    (only,) = _optimizer(model, CEConfig(visual_lr=0.0)).param_groups
+    Stage(model, moving=False)
+    (only,) = adam(model, visual=0.0, rest=1e-3, weight_decay=0.0).param_groups
     frozen = {id(p) for part in (model.backbone, model.text_tower, model.study_head) for p in part.parameters()}
     assert not frozen & {id(p) for p in only["params"]}
 

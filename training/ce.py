@@ -79,13 +79,13 @@ def train_ce(
         raise ValueError("cross-entropy training found no readable training study; check --root or --images")
     length = model.config.max_length
     ids = pad_ids([tokenizer.encode(study.report, length) for study in train], length)
-    targets = _targets(ids, decoding, tokenizer)
+    targets = learnt_targets(ids, decoding, tokenizer)
     labels = label_vectors(train)
     names = [study.study_id for study in train]
     text = torch.from_numpy(index.vectors(_rows_of(index, names))) if index is not None else None
     moving = config.visual_lr > 0
     steps = -(-len(train) // config.batch_size)
-    stage = _Stage(model, moving)
+    stage = Stage(model, moving)
 
     def batches(epoch: int) -> list[np.ndarray]:
         order = np.random.default_rng((runtime.seed, 29, epoch)).permutation(len(train))
@@ -121,16 +121,17 @@ def train_ce(
         scores = validation_scores(list(zip((s.report for s in chosen), texts, strict=True)), train_reports)
         return {**scores, "selection": scores["CIDEr"] + scores["label_f1_micro"]}
 
+    optimizer = adam(model, visual=config.visual_lr, rest=config.transformer_lr, weight_decay=config.weight_decay)
     loop = Loop(
         LoopConfig("ce", runtime.seed, precision=runtime.precision, select="selection" if chosen else None,
                    patience=config.patience if chosen else None, warmup=0.05, clip=1.0),
-        directory, stage, _optimizer(model, config), device=runtime.device,
+        directory, stage, optimizer, device=runtime.device,
     )  # fmt: skip
     history = loop.fit(batches, [steps] * config.epochs, train_step, validate if chosen else None)
     return history.rows[history.best_epoch] if history.rows else {}
 
 
-class _Stage(nn.Module):
+class Stage(nn.Module):
     """The model with the parts that this stage leaves alone kept in eval mode.
 
     The text tower never moves here, normalisation statistics of the backbone stay as they are, and the study head
@@ -147,7 +148,7 @@ class _Stage(nn.Module):
             model.text_tower.requires_grad_(False)
             model.study_head.requires_grad_(moving)
 
-    def train(self, mode: bool = True) -> _Stage:
+    def train(self, mode: bool = True) -> Stage:
         super().train(mode)
         self.model.backbone.eval()
         if self.model.config.retrieval_k:
@@ -156,18 +157,17 @@ class _Stage(nn.Module):
         return self
 
 
-def _optimizer(model: ReportModel, config: CEConfig) -> torch.optim.Optimizer:
-    """Adam with one rate for what sees and one for what writes."""
-    visual = [p for p in model.backbone.parameters() if p.requires_grad]
-    seeing = {id(p) for p in visual}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in seeing]
-    groups = [{"params": rest, "lr": config.transformer_lr}]
-    if visual and config.visual_lr > 0:
-        groups.insert(0, {"params": visual, "lr": config.visual_lr})
-    return torch.optim.Adam(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98), amsgrad=True, fused=True)
+def adam(model: ReportModel, *, visual: float, rest: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Adam with one rate for what sees and one for the rest; parameters that want no gradient are left out."""
+    seeing = [p for p in model.backbone.parameters() if p.requires_grad]
+    known = {id(p) for p in seeing}
+    groups = [{"params": [p for p in model.parameters() if p.requires_grad and id(p) not in known], "lr": rest}]
+    if seeing and visual > 0:
+        groups.insert(0, {"params": seeing, "lr": visual})
+    return torch.optim.Adam(groups, weight_decay=weight_decay, betas=(0.9, 0.98), amsgrad=True, fused=True)
 
 
-def _targets(ids: Tensor, decoding: DecodingConfig, tokenizer: Tokenizer) -> Tensor:
+def learnt_targets(ids: Tensor, decoding: DecodingConfig, tokenizer: Tokenizer) -> Tensor:
     """Ids to learn: words that are never to be written (``xxxx``, ``<unk>``) are no targets, only context."""
     targets = ids.clone()
     for word in decoding.suppress:

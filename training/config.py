@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model.config import Count, DecodingConfig, Frozen, Share
 
@@ -56,10 +56,57 @@ class CEConfig(Frozen):
     validate_limit: Count | None = None
 
 
-class ScstConfig(Frozen):
-    """Self-critical sequence training; its stage arrives with its own issue, its place is kept here."""
+class RewardConfig(Frozen):
+    """Weights of the parts of a report's reward: ``cider`` (CIDEr-D, 0 to 10), ``bleu4`` and ``label_f1`` (0 to 1)."""
 
-    epochs: Epochs = 0
+    cider: Annotated[float, Field(ge=0)] = 1.0
+    bleu4: Annotated[float, Field(ge=0)] = 0.0
+    label_f1: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> Self:
+        if not self.cider + self.bleu4 + self.label_f1:
+            raise ValueError("every weight of the reward is 0; give one of cider, bleu4 and label_f1 above 0")
+        return self
+
+
+class Guards(Frozen):
+    """What an epoch's validation drafts must keep of those of the model that came in, to be selected.
+
+    ``distinct`` and ``label_f1``: least share of its value; ``length``: largest relative change of the mean;
+    ``redacted``: largest rise of the share of drafts with the redaction mark.
+    """
+
+    distinct: Share = 0.8
+    label_f1: Share = 0.9
+    length: Annotated[float, Field(gt=0)] = 0.4
+    redacted: Share = 0.01
+
+
+class ScstConfig(Frozen):
+    """Self-critical sequence training on a frozen backbone.
+
+    ``baseline``: what a sample must beat, the greedy report's reward (the study's way) or the mean of the study's
+    other samples; ``nll_weight``: share of cross-entropy in the loss.
+    """
+
+    epochs: Epochs = 10
+    batch_size: Count = 16
+    samples: Count = 5
+    lr: Rate = 2e-5
+    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
+    baseline: Literal["leave_one_out", "greedy"] = "leave_one_out"
+    nll_weight: Share = 0.1
+    reward: RewardConfig = RewardConfig()
+    guards: Guards = Guards()
+    patience: Annotated[int, Field(ge=1)] | None = 3
+    validate_limit: Count | None = None
+
+    @model_validator(mode="after")
+    def _others_exist(self) -> Self:
+        if self.baseline == "leave_one_out" and self.samples < 2:
+            raise ValueError("samples=1 leaves no other sample to compare with; use 2 or more, or baseline 'greedy'")
+        return self
 
 
 class ModelShape(Frozen):

@@ -44,6 +44,7 @@ class LoopConfig:
         checkpoint_seconds: longest time between two checkpoints within an epoch.
         precision: ``bf16`` (autocast) or ``fp32``.
         select: metric of ``validate`` whose best epoch is kept; None keeps the last.
+        eligible: metric of ``validate`` that must not be 0 for an epoch to be kept; None: every epoch may be.
         patience: epochs without a better ``select`` after which the stage ends.
     """
 
@@ -56,16 +57,18 @@ class LoopConfig:
     checkpoint_seconds: float = 120.0
     precision: str = "bf16"
     select: str | None = None
+    eligible: str | None = None
     patience: int | None = None
 
 
 @dataclass
 class History:
-    """One row an epoch, and the best one so far."""
+    """One row an epoch, and the best one so far; ``start`` is that of the weights that ``Loop.begin`` found."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = -1
     best_value: float = -math.inf
+    start: dict[str, float] = field(default_factory=dict)
 
 
 def step_seed(seed: int, stage: str, step: int) -> int:
@@ -109,9 +112,21 @@ class Loop:
         )
         self._best: dict[str, Tensor] | None = None
         self._sums: dict[str, float] = {}
+        self._loaded = False
         directory.mkdir(parents=True, exist_ok=True)
 
     # -- running ---------------------------------------------------------------------------------------------------
+
+    def begin(self, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+        """Let the weights as they are take part in the selection, as epoch 0; their row, also after a resume."""
+        self.load()
+        if not self.history.start:
+            row = {"epoch": 0.0, **self._validated(validate)}
+            self.history.start, self.history.best_value = row, row[f"val_{self.config.select}"]
+            self._best = {key: tensor.detach().clone() for key, tensor in self.module.state_dict().items()}
+            self.save()
+            self._loaded = True
+        return self.history.start
 
     def fit(
         self,
@@ -208,9 +223,8 @@ class Loop:
         row |= {name: total / count for name, total in self._sums.items()}
         self._sums = {}
         if validate is not None:
-            with self.averaged(), torch.inference_mode():
-                self.module.eval()
-                row |= {f"val_{name}": float(value) for name, value in validate().items()}
+            with self.averaged():
+                row |= self._validated(validate)
                 self._keep_best(epoch, row)
         row["seconds"] = seconds
         self.history.rows.append(row)
@@ -220,8 +234,13 @@ class Loop:
                  ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"))  # fmt: skip
         return row
 
+    def _validated(self, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+        self.module.eval()
+        with torch.inference_mode():
+            return {f"val_{name}": float(value) for name, value in validate().items()}
+
     def _keep_best(self, epoch: int, row: Mapping[str, float]) -> None:
-        if self.config.select is None:
+        if self.config.select is None or (self.config.eligible and not row[f"val_{self.config.eligible}"]):
             return
         value = row[f"val_{self.config.select}"]
         if value > self.history.best_value:
@@ -274,6 +293,7 @@ class Loop:
             "rows": self.history.rows,
             "best_epoch": self.history.best_epoch,
             "best_value": self.history.best_value,
+            "start": self.history.start,
         }
         write_atomically(self.checkpoint, lambda path: torch.save(content, path))
 
@@ -283,7 +303,7 @@ class Loop:
         Raises:
             ValueError: the checkpoint cannot be read or belongs to another model.
         """
-        if not self.checkpoint.exists():
+        if self._loaded or not self.checkpoint.exists():
             return False
         try:
             content = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
@@ -296,7 +316,10 @@ class Loop:
             ) from error
         self._average, self._best = content["average"], content["best"]
         self.step, self._sums = content["step"], content["sums"]
-        self.history = History(content["rows"], content["best_epoch"], content["best_value"])
+        self.history = History(
+            content["rows"], content["best_epoch"], content["best_value"], content.get("start") or {}
+        )
+        self._loaded = True
         log.info("%s: resumed at step %d", self.config.stage, self.step)
         return True
 
@@ -306,12 +329,13 @@ class Loop:
         return SummaryWriter(str(self.directory / "tensorboard"), purge_step=len(self.history.rows))
 
     def _write_logs(self) -> None:
-        names = list(dict.fromkeys(name for row in self.history.rows for name in row))
+        rows = [row for row in (self.history.start, *self.history.rows) if row]
+        names = list(dict.fromkeys(name for row in rows for name in row))
         text = io.StringIO()
         table = csv.DictWriter(text, names)
         table.writeheader()
-        table.writerows(self.history.rows)
+        table.writerows(rows)
         write_atomic(self.directory / "log.csv", text.getvalue().encode())
         from training.plots import plot_history
 
-        plot_history(self.history.rows, self.directory / "curves.png", title=self.config.stage)
+        plot_history(rows, self.directory / "curves.png", title=self.config.stage)

@@ -44,6 +44,7 @@ _SMOKE = RunConfig(
     pretrain=PretrainConfig(epochs_by_size=((64, 1),), ema=0.9),
     retriever=RetrieverConfig(epochs=3),
     ce=CEConfig(epochs=2, visual_lr=0.0, transformer_lr=1e-3, validate_limit=64, patience=None),
+    scst=ScstConfig(epochs=1, samples=3, validate_limit=64),
     weights_dtype="fp16",
 )  # fmt: skip
 

@@ -42,6 +42,7 @@ from training.pixels import PixelCache, build_pixel_cache
 from training.presets import PRESETS, preset
 from training.pretrain import pretrain
 from training.retriever import recall, train_retriever, val_similarity
+from training.scst import train_scst
 from training.studies import Source, Study
 
 log = logging.getLogger("training")
@@ -167,9 +168,13 @@ def stage_ce(run: Run) -> None:
 
 
 def stage_scst(run: Run) -> None:
-    """Its place; self-critical sequence training arrives with its own issue."""
-    if run.config.scst is not None:
-        log.warning("scst: not part of this version yet; the bundle holds the CE-selected checkpoint")
+    """Self-critical sequence training."""
+    if run.config.scst is None:
+        log.info("scst: not part of preset %s", run.config.preset)
+        return
+    row = train_scst(run.model, run.features(), run.load_index(), run.train, run.val, run.tokenizer, run.config.scst,
+                     run.config.decoding, run.runtime, run.work / "scst")  # fmt: skip
+    run.metrics["scst_selected_epoch"] = row.get("epoch")
 
 
 def stage_evaluate(run: Run) -> None:

@@ -1,0 +1,241 @@
+"""Self-critical sequence training: rewards, baselines, the policy's log-probabilities, guards, and that it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import REPORTS, tiny_index, tiny_model, tiny_tokenizer
+from pydantic import ValidationError
+
+from model.config import DecodingConfig
+from model.decoding import Constraints, sample
+from model.report_model import Patches, ReportModel
+from model.tokenizer import clean_report
+from model.views import View
+from training.config import Guards, RewardConfig, Runtime, ScstConfig
+from training.loop import Loop, LoopConfig
+from training.scst import (
+    Reward,
+    advantages,
+    broken_guards,
+    finding_agreement,
+    policy_log_probs,
+    sentence_bleu4,
+    train_scst,
+)
+from training.studies import ImageRef, Split, Study
+
+MANY = tuple(REPORTS) * 3  # words must be seen three times to be scored
+
+
+class Drawn:
+    """Backbone output of studies, drawn once: a vector a study, the same for all of its patches, and a little noise."""
+
+    def __init__(self, model: ReportModel, studies: Sequence[Study]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        width = model.backbone.width
+        self._tokens = {
+            study.study_id: 2 * torch.randn(1, width, generator=generator) + torch.randn(4, width, generator=generator)
+            for study in studies
+        }
+
+    def patches(self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True) -> Patches:
+        found = torch.stack([self._tokens[study.study_id] for study in studies]).unsqueeze(1)  # (B, 1, 4, D)
+        views = torch.zeros(len(studies), 1, dtype=torch.int64)
+        return Patches(found, found.mean(2), views, torch.ones_like(views, dtype=torch.bool))
+
+
+def studies(split: Split, reports: Sequence[str] = REPORTS) -> list[Study]:
+    return [
+        Study(f"{split}{i}", f"{split}{i}", split, report, (ImageRef(f"{split}{i}", View.FRONTAL),))
+        for i, report in enumerate(reports)
+    ]
+
+
+def encoded(model: ReportModel) -> object:
+    return model.encode(Drawn(model, studies("train")).patches(studies("train")[:3], None))
+
+
+# --- the policy -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("min_length", [0, 5])
+def test_log_probabilities_are_those_the_drafts_were_sampled_with(temperature: float, min_length: int) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    constraints = Constraints.of(DecodingConfig(min_length=min_length, suppress=("heart", "<unk>")), tokenizer)
+    seen = encoded(model)
+    drafts = sample(
+        model, seen, constraints, tokenizer.bos_id, count=4, temperature=temperature,  # type: ignore[arg-type]
+        generator=torch.Generator().manual_seed(1),
+    )  # fmt: skip
+    found = policy_log_probs(model, seen, drafts, constraints, tokenizer.bos_id, 4, temperature)  # type: ignore[arg-type]
+    assert found.requires_grad
+    torch.testing.assert_close(found, drafts.log_probs[:, : found.shape[1]], atol=1e-4, rtol=1e-4)
+    assert not bool(drafts.log_probs[:, found.shape[1] :].any())
+    lengths = (drafts.ids != 0).sum(1)
+    assert lengths.unique().numel() > 1  # ended and cut ones
+
+
+def test_advantages_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]])
+    torch.testing.assert_close(advantages(rewards, None), torch.tensor([[-3.0, -1.5, 4.5], [0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(
+        advantages(rewards, torch.tensor([2.0, 5.0])), torch.tensor([[-1.0, 0.0, 4.0], [-1.0, -1.0, -1.0]])
+    )
+    assert float(advantages(torch.randn(7, 5), None).sum(1).abs().max()) < 1e-5
+
+
+# --- rewards ----------------------------------------------------------------------------------------------------------
+
+
+def rewarded(text: str, ended: bool, row: int, **weights: float) -> float:
+    return float(Reward(MANY, RewardConfig(**weights))([text], [ended], [row])["reward"][0])
+
+
+def test_the_own_report_is_worth_most_and_an_end_counts() -> None:
+    own = clean_report(REPORTS[1])
+    assert rewarded(own, True, 1) == pytest.approx(10.0)
+    assert rewarded(own, False, 1) < 9.9  # it was cut, and would go on
+    assert rewarded(clean_report(REPORTS[3]), True, 1) < 3
+    assert rewarded("", True, 1) == pytest.approx(0.0, abs=0.5)
+    half = own.split(" . ")[0]
+    assert rewarded(half, True, 1) < rewarded(own, True, 1) / 2
+
+
+def test_words_of_every_report_are_worth_little() -> None:
+    """Document frequencies are those of the training reports."""
+    common, rare = "the lungs are clear .", "there is a fracture of a left rib ."
+    assert rewarded(common, True, 5) < rewarded(rare, True, 5) / 3  # its report says both
+
+
+def test_parts_are_weighted_and_those_without_weight_are_left_out() -> None:
+    reward = Reward(MANY, RewardConfig(cider=0.5, bleu4=2.0, label_f1=3.0))
+    drafts = [clean_report(REPORTS[1]), clean_report(REPORTS[0]), "the heart is enlarged ."]
+    parts = reward(drafts, [True] * 3, [1, 1, 1])
+    assert set(parts) == {"reward", "cider", "bleu4", "label_f1"}
+    np.testing.assert_allclose(parts["reward"], 0.5 * parts["cider"] + 2.0 * parts["bleu4"] + 3.0 * parts["label_f1"])
+    assert parts["label_f1"].tolist() == pytest.approx([1.0, 0.0, 2 / 3])
+    assert parts["bleu4"][0] == pytest.approx(1.0)
+    assert set(Reward(MANY, RewardConfig())(drafts, [True] * 3, [1, 1, 1])) == {"reward", "cider"}
+
+
+def test_findings_agree_where_neither_side_names_one() -> None:
+    normal, effusion = REPORTS[0], "There is a left pleural effusion."
+    assert finding_agreement(normal, "no pneumothorax .") == 1.0
+    assert finding_agreement(normal, effusion) == 0.0
+    assert finding_agreement(effusion, normal) == 0.0
+    assert finding_agreement(effusion, "a small left effusion .") == 1.0
+
+
+def test_bleu_of_a_sentence() -> None:
+    own = "the heart is normal in size ."
+    values = sentence_bleu4([own] * 3, [own, "the heart is large .", ""])
+    assert values[0] == pytest.approx(1.0)
+    assert 0 <= values[2] < values[1] < 0.6
+
+
+# --- guards -----------------------------------------------------------------------------------------------------------
+
+START = {"distinct": 0.5, "label_f1_micro": 0.3, "mean_length": 30.0, "redacted": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        ({}, []),
+        ({"distinct": 0.41}, []),
+        ({"distinct": 0.39}, ["distinct"]),
+        ({"label_f1_micro": 0.2}, ["label_f1"]),
+        ({"mean_length": 50.0}, ["length"]),
+        ({"mean_length": 10.0, "redacted": 0.2}, ["length", "redacted"]),
+    ],
+)
+def test_guards_name_what_fell(change: dict[str, float], broken: list[str]) -> None:
+    assert broken_guards({**START, **change}, START, Guards()) == broken
+    assert broken_guards({**START, **change}, {}, Guards()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"samples": 1}, {"reward": {"cider": 0.0}}, {"reward": {"cider": -1.0}}, {"baseline": "mean"}, {"temperature": 0}],
+)
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        ScstConfig.model_validate(wrong)
+    assert ScstConfig.model_validate({"samples": 1, "baseline": "greedy"}).samples == 1
+
+
+# --- the stage --------------------------------------------------------------------------------------------------------
+
+
+def trained(
+    model: ReportModel, directory: Path, val: Sequence[Study], **settings: object
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """The returned row and the log."""
+    values = {"batch_size": 8, "nll_weight": 0.0, "patience": None, **settings}
+    decoding = DecodingConfig(min_length=0)
+    train = studies("train", MANY)
+    runtime = Runtime(torch.device("cpu"), 1, "fp32", directory)
+    patches = Drawn(model, [*train, *studies("val")])
+    row = train_scst(
+        model, patches, tiny_index(model), train, val, tiny_tokenizer(), ScstConfig.model_validate(values), decoding,
+        runtime, directory / "scst",
+    )  # fmt: skip
+    content = torch.load(directory / "scst" / "checkpoint.pt", weights_only=True)
+    return dict(row), content["rows"]
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "greedy"])
+def test_rewards_rise(tmp_path: Path, baseline: str) -> None:
+    model = tiny_model()
+    _, rows = trained(model, tmp_path, [], epochs=14, samples=6, lr=2e-3, baseline=baseline, reward={"bleu4": 10.0})
+    early, late = (np.mean([row["reward"] for row in part]) for part in (rows[:2], rows[-2:]))
+    assert late > 1.4 * early
+    assert ("greedy_reward" in rows[0]) == (baseline == "greedy")
+    assert {"policy", "bleu4"} <= rows[0].keys()
+
+
+def test_what_breaks_a_guard_is_never_kept(tmp_path: Path) -> None:
+    model = tiny_model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    row, rows = trained(model, tmp_path, studies("val"), epochs=3, lr=5e-3, guards={"length": 1e-9})
+    assert [epoch["val_guards"] for epoch in rows] == [0.0] * 3
+    assert row["epoch"] == 0.0
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    log = (tmp_path / "scst" / "log.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in log] == ["epoch", "0.0", "1.0", "2.0", "3.0"]
+
+
+def test_backbone_text_tower_and_study_head_do_not_move(tmp_path: Path) -> None:
+    model = tiny_model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    trained(model, tmp_path, [], epochs=1, lr=1e-2)
+    moved = {key.split(".")[0] for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == {"to_model", "memory", "encoder", "decoder", "word_embedding", "to_words", "view_embedding",
+                     "case_projection"}  # fmt: skip
+
+
+def test_without_training_studies_it_is_refused(tmp_path: Path) -> None:
+    model = tiny_model()
+    with pytest.raises(ValueError, match="no readable training study"):
+        train_scst(model, Drawn(model, []), None, [], [], tiny_tokenizer(), ScstConfig(), DecodingConfig(),
+                   Runtime(torch.device("cpu"), 1, "fp32", tmp_path), tmp_path)  # fmt: skip
+
+
+def test_the_weights_that_came_in_are_measured_once(tmp_path: Path) -> None:
+    """A resumed stage selects against the same start."""
+    layer = torch.nn.Linear(2, 2)
+    config = LoopConfig("scst", 1, precision="fp32", select="value")
+
+    def loop() -> Loop:
+        return Loop(config, tmp_path, layer, torch.optim.SGD(layer.parameters(), 0.1), device=torch.device("cpu"))
+
+    assert loop().begin(lambda: {"value": 0.25}) == {"epoch": 0.0, "val_value": 0.25}
+    again = loop()
+    assert again.begin(lambda: {"value": 0.75}) == {"epoch": 0.0, "val_value": 0.25}
+    assert again.history.best_value == 0.25
