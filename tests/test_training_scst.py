@@ -19,10 +19,11 @@ from model.views import View
 from training.config import Guards, RewardConfig, Runtime, ScstConfig
 from training.loop import Loop, LoopConfig
 from training.scst import (
+    FINDING_COST,
     Reward,
     advantages,
     broken_guards,
-    finding_agreement,
+    finding_gain,
     policy_log_probs,
     sentence_bleu4,
     train_scst,
@@ -119,17 +120,20 @@ def test_parts_are_weighted_and_those_without_weight_are_left_out() -> None:
     parts = reward(drafts, [True] * 3, [1, 1, 1])
     assert set(parts) == {"reward", "cider", "bleu4", "label_f1"}
     np.testing.assert_allclose(parts["reward"], 0.5 * parts["cider"] + 2.0 * parts["bleu4"] + 3.0 * parts["label_f1"])
-    assert parts["label_f1"].tolist() == pytest.approx([1.0, 0.0, 2 / 3])
+    assert parts["label_f1"].tolist() == pytest.approx([2 - 2 * FINDING_COST, 0.0, 1 - FINDING_COST])
     assert parts["bleu4"][0] == pytest.approx(1.0)
     assert set(Reward(MANY, RewardConfig())(drafts, [True] * 3, [1, 1, 1])) == {"reward", "cider"}
 
 
-def test_findings_agree_where_neither_side_names_one() -> None:
+def test_a_right_finding_gains_a_wrong_one_costs_and_silence_is_worth_nothing() -> None:
     normal, effusion = REPORTS[0], "There is a left pleural effusion."
-    assert finding_agreement(normal, "no pneumothorax .") == 1.0
-    assert finding_agreement(normal, effusion) == 0.0
-    assert finding_agreement(effusion, normal) == 0.0
-    assert finding_agreement(effusion, "a small left effusion .") == 1.0
+    assert finding_gain(normal, "no pneumothorax .") == 0.0
+    assert finding_gain(effusion, normal) == 0.0
+    assert finding_gain(normal, effusion) == pytest.approx(-FINDING_COST)
+    assert finding_gain(effusion, "a small left effusion .") == pytest.approx(1 - FINDING_COST)
+    assert finding_gain(effusion, "a small left effusion . the heart is enlarged .") == pytest.approx(
+        1 - 2 * FINDING_COST
+    )
 
 
 def test_bleu_of_a_sentence() -> None:
