@@ -83,6 +83,15 @@ def test_command_writes_metrics_and_predictions(bundle: Bundle, root: Path, tmp_
     assert set(result["baselines"]) == {"constant", "most_frequent", "random", "nearest"}
     assert all(set(row) == set(METRICS) for row in result["baselines"].values())
     assert {"protocol", "confidence_95"} <= set(result)
+    for row in ("system", "system_full", "system_images_exchanged"):
+        low, high = result["confidence_95"][row]["BLEU_1"]
+        assert low <= result[row]["BLEU_1"] <= high
+    assert set(result["confidence_95"]["baselines"]) == set(result["system_minus"]) == set(result["baselines"])
+    minus = result["system_minus"]["constant"]["CIDEr"]
+    difference = result["system"]["CIDEr"] - result["baselines"]["constant"]["CIDEr"]
+    assert minus["difference"] == pytest.approx(difference)
+    assert minus["confidence_95"][0] <= difference <= minus["confidence_95"][1]
+    assert 0 < minus["p"] <= 1
     assert result["decoding"]["beam_size"] == 2
     assert result["bundle"]["digest"] == bundle.digest
     # the figures are those of the predictions file

@@ -28,11 +28,12 @@ from retrieval_index.index import ReportIndex
 from training import drafting
 from training.arguments import choose_device, open_source
 from training.baselines import TrivialRow
+from training.bootstrap import DRAWS
 from training.drafting import EvaluatedSplit, Views
 from training.metrics import METRICS, meteor_available
 from training.pixels import PixelCache, build_pixel_cache
 from training.protocol import PROTOCOL, comparable_prediction, full_prediction
-from training.scoreboard import Board, against_table, known_texts, make_rows, read_label_table, score_rows
+from training.scoreboard import Board, against_table, certainty, known_texts, make_rows, read_label_table, score_rows
 from training.studies import Source, Study
 
 log = logging.getLogger("training")
@@ -43,7 +44,6 @@ _SHORT = {
     "no_finding_f1": "F1 none",
     "mean_length": "length",
 }  # in the printed table
-CONFIDENCE_NOTE = "not computed: bootstrap intervals are not part of this version"
 
 
 def evaluate(
@@ -66,6 +66,7 @@ def evaluate(
     meteor: bool = False,
     reference_labels: Path | None = None,
     batch_size: int = 16,
+    draws: int = DRAWS,
     seed: int = 1,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -92,7 +93,8 @@ def evaluate(
         reference_labels: CSV ``study_id,<finding>,…`` with 1 for present (CheXbert's reading of the reports); gives a
             second label F1 against it.
         batch_size: studies drafted together.
-        seed: of the exchange.
+        draws: of studies, for intervals and paired differences; 0 leaves them out.
+        seed: of the exchange and of the draws.
         progress: show a bar.
 
     Returns:
@@ -132,7 +134,7 @@ def evaluate(
         "system": system,
         "system_full": system_full,
         **score_rows(board, rows, reasons),
-        "confidence_95": {"note": CONFIDENCE_NOTE},
+        **certainty(board, findings, rows, draws=draws, seed=seed),
         "predictions": None,
         "dataset": source.name,
         "split": split,
@@ -228,7 +230,17 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     meteor = arguments.meteor and meteor_available()
     common: dict[str, Any] = {
         name: getattr(arguments, name)
-        for name in ("limit", "beam_size", "top_k", "views", "reference_labels", "batch_size", "seed", "precision")
+        for name in (
+            "limit",
+            "beam_size",
+            "top_k",
+            "views",
+            "reference_labels",
+            "batch_size",
+            "draws",
+            "seed",
+            "precision",
+        )
     } | {"device": device, "work_dir": arguments.work or out.with_name(f"{out.stem}.work"), "meteor": meteor}
     result = evaluate(bundle, index, source, arguments.split, predictions=predictions, **common)
     result["predictions"] = Path(os.path.relpath(predictions, out.parent)).as_posix()
@@ -239,6 +251,8 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
         exchanged = evaluate(bundle, index, source, arguments.split, exchange_images=True, baselines=False, **common)
         result["system_images_exchanged"] = exchanged["system"]
         result["system_full_images_exchanged"] = exchanged["system_full"]
+        if arguments.draws:
+            result["confidence_95"]["system_images_exchanged"] = exchanged["confidence_95"]["system"]
     for note in result["notes"]:
         log.warning("%s", note)
     write_atomic(out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
@@ -260,13 +274,40 @@ def table_of(result: Mapping[str, Any]) -> str:
             continue
         figures = (row[metric] for metric in METRICS)
         lines.append(f"{name:18}" + "".join("        –" if value is None else f"{value:9.3f}" for value in figures))
-    return "\n".join(lines)
+    return "\n".join([*lines, *_certainty(result)])
+
+
+def _certainty(result: Mapping[str, Any]) -> list[str]:
+    """Lines on the system's intervals and its differences to the trivial rows; none where nothing was drawn."""
+    intervals = result["confidence_95"].get("system")
+    if intervals is None:
+        return []
+    shown = ("BLEU_4", "ROUGE_L", "CIDEr", "label_f1_micro")
+
+    def line(name: str, entries: Mapping[str, Sequence[float]], more: Mapping[str, str]) -> str:
+        parts = (f"{entries[metric][0]:7.3f} …{entries[metric][1]:7.3f}{more.get(metric, '')}" for metric in shown)
+        return f"{name:18}" + "".join(f"{part:>28}" for part in parts)
+
+    lines = ["", "95 % of draws".ljust(18) + "".join(f"{_SHORT.get(name, name):>28}" for name in shown)]
+    lines.append(line("system", intervals, {}))
+    for name, entry in result["system_minus"].items():
+        p = {metric: f" (p {entry[metric]['p']:.3f})" for metric in shown}
+        ends = {metric: entry[metric]["confidence_95"] for metric in shown}
+        lines.append(line(f"- {name.replace('_', ' ')}", ends, p))
+    return lines
 
 
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} must be 1 or more")
+    return value
+
+
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} must be 0 or more")
     return value
 
 
@@ -291,7 +332,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=_positive, default=16)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="bf16: faster, rounds more")
-    parser.add_argument("--seed", type=int, default=1, help="of the exchange of images")
+    parser.add_argument("--draws", type=_not_negative, default=DRAWS, help="bootstrap draws; 0: no intervals")
+    parser.add_argument("--seed", type=int, default=1, help="of the exchange of images and of the draws")
     return parser
 
 

@@ -13,7 +13,8 @@ from model.drafter import Draft
 from model.labeler import FINDINGS
 from model.protocols import CaseIndex
 from training.baselines import TrivialRow, trivial_rows
-from training.metrics import Scores, label_scores, present_findings, score
+from training.bootstrap import Bootstrap
+from training.metrics import Pair, Scores, label_scores, present_findings, score
 from training.protocol import (
     comparable_prediction,
     comparable_reference,
@@ -43,18 +44,26 @@ class Board:
 
     def drafts(self, texts: Sequence[str]) -> tuple[Scores, Scores]:
         """Comparable and full figures of drafts."""
-        return self._score([comparable_prediction(text) for text in texts], texts)
+        return self._score(*self.draft_pairs(texts))
 
     def reports(self, texts: Sequence[str]) -> tuple[Scores, Scores]:
         """Comparable and full figures of training reports taken as drafts; ``<unk>`` may then meet ``<unk>``."""
-        return self._score([comparable_reference(text, self._vocabulary) for text in texts], texts)
+        return self._score(*self.report_pairs(texts))
 
-    def _score(self, comparable: Sequence[str], texts: Sequence[str]) -> tuple[Scores, Scores]:
+    def draft_pairs(self, texts: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
+        """Comparable and full strings of drafts beside their references."""
+        return self._pairs([comparable_prediction(text) for text in texts], texts)
+
+    def report_pairs(self, texts: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
+        """The same of training reports taken as drafts."""
+        return self._pairs([comparable_reference(text, self._vocabulary) for text in texts], texts)
+
+    def _pairs(self, comparable: Sequence[str], texts: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
         full = [full_prediction(text) for text in texts]
-        return (
-            score(list(zip(self.comparable, comparable, strict=True)), meteor=self._meteor),
-            score(list(zip(self.full, full, strict=True)), meteor=self._meteor),
-        )
+        return list(zip(self.comparable, comparable, strict=True)), list(zip(self.full, full, strict=True))
+
+    def _score(self, comparable: Sequence[Pair], full: Sequence[Pair]) -> tuple[Scores, Scores]:
+        return score(comparable, meteor=self._meteor), score(full, meteor=self._meteor)
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,37 @@ def score_rows(board: Board, rows: Mapping[str, TrivialRow], reasons: Mapping[st
         "baselines_full": full,
         "baseline_reasons": dict(reasons),
         "constant_parts": parts,
+    }
+
+
+def certainty(
+    board: Board, findings: Sequence[str], rows: Mapping[str, TrivialRow], *, draws: int, seed: int
+) -> dict[str, Any]:
+    """What ``metrics.json`` says about intervals and differences; one table of draws for all rows.
+
+    Returns:
+        ``confidence_95`` with an interval of each figure of ``system``, ``system_full`` and the comparable trivial
+        rows, and ``system_minus`` with the differences to the trivial rows.
+    """
+    if not draws:
+        return {"confidence_95": {"note": "not asked for"}, "system_minus": {}}
+    bootstrap = Bootstrap(len(findings), draws=draws, seed=seed)
+    comparable, full = board.draft_pairs(findings)
+    system = bootstrap.of(comparable)
+    trivial = {
+        name: bootstrap.of_row(row, [board.report_pairs(texts)[0] for texts in row.variants.values()])
+        for name, row in rows.items()
+    }
+    return {
+        "confidence_95": {
+            "method": f"percentiles of {draws} draws of studies with replacement",
+            "draws": draws,
+            "seed": seed,
+            "system": system.intervals(),
+            "system_full": bootstrap.of(full).intervals(),
+            "baselines": {name: row.intervals() for name, row in trivial.items()},
+        },
+        "system_minus": {name: system.minus(row) for name, row in trivial.items()},
     }
 
 

@@ -1,0 +1,101 @@
+"""Intervals and paired differences: the figures themselves where nothing is resampled, and honest elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import REPORTS
+
+from training.baselines import TrivialRow
+from training.bootstrap import FIGURES, Bootstrap, Contributions, Resampled
+from training.metrics import Pair, score
+from training.protocol import full_prediction, full_reference
+
+MEANS_OF_ALL = {"CIDEr"}  # its document frequencies stay those of all references
+
+
+def pairs(seed: int, *, right: float = 0.3, count: int = 40) -> list[Pair]:
+    """References, and predictions of which a share ``right`` is the reference; one of them empty."""
+    rng = np.random.default_rng(seed)
+    truth = [REPORTS[i] for i in np.random.default_rng(0).integers(0, len(REPORTS), count)]
+    guess = [own if rng.random() < right else REPORTS[rng.integers(len(REPORTS))] for own in truth]
+    guess[3] = ""
+    return [(full_reference(one), full_prediction(other)) for one, other in zip(truth, guess, strict=True)]
+
+
+def test_whole_figures_are_those_of_the_scorers() -> None:
+    row = pairs(1)
+    expected = score(row)
+    assert dict(Bootstrap(len(row), draws=5).of(row).whole) == pytest.approx({name: expected[name] for name in FIGURES})
+
+
+def test_a_draw_scores_as_the_studies_that_it_holds() -> None:
+    row = pairs(2)
+    times = np.random.default_rng(5).multinomial(len(row), np.full(len(row), 1 / len(row)), size=3)
+    found = Contributions.of(row).figures(times.astype(np.float64))
+    for draw, counts in enumerate(times):
+        held = [pair for pair, count in zip(row, counts, strict=True) for _ in range(count)]
+        expected = score(held)
+        for name in set(FIGURES) - MEANS_OF_ALL:
+            assert found[name][draw] == pytest.approx(expected[name]), name
+
+
+def test_intervals_hold_the_figure_and_shrink_with_the_studies() -> None:
+    small, large = pairs(3, count=20), pairs(3, count=320)
+    widths = []
+    for row in (small, large):
+        resampled = Bootstrap(len(row), draws=400).of(row)
+        for name, (low, high) in resampled.intervals().items():
+            assert low <= resampled.whole[name] <= high or name == "label_f1_macro", name
+        low, high = resampled.intervals()["CIDEr"]
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_a_row_does_not_differ_from_itself_and_a_better_one_does() -> None:
+    bootstrap = Bootstrap(40, draws=400)
+    worse, better = bootstrap.of(pairs(4, right=0.1)), bootstrap.of(pairs(5, right=0.8))
+    same = worse.minus(worse)
+    assert {name: (entry["difference"], entry["p"]) for name, entry in same.items()} == dict.fromkeys(
+        FIGURES, (0.0, 1.0)
+    )
+    gain = better.minus(worse)["CIDEr"]
+    assert gain["difference"] == pytest.approx(better.whole["CIDEr"] - worse.whole["CIDEr"])
+    assert gain["confidence_95"][0] > 0
+    assert gain["p"] < 0.01
+    assert worse.minus(better)["CIDEr"]["p"] == gain["p"]
+
+
+def test_pairing_sees_what_two_intervals_do_not() -> None:
+    """Two rows that are alike but for one study in ten: their intervals overlap, the paired difference is above 0."""
+    row = pairs(6, right=0.2, count=100)
+    better = [(ref, ref) if i % 10 == 0 else (ref, guess) for i, (ref, guess) in enumerate(row)]
+    bootstrap = Bootstrap(len(row), draws=400)
+    one, other = bootstrap.of(row), bootstrap.of(better)
+    assert one.intervals()["ROUGE_L"][1] > other.intervals()["ROUGE_L"][0]
+    assert other.minus(one)["ROUGE_L"]["confidence_95"][0] > 0
+
+
+def test_draws_are_decided_by_the_seed() -> None:
+    row = pairs(7)
+
+    def intervals(seed: int) -> dict[str, list[float]]:
+        return Bootstrap(len(row), draws=50, seed=seed).of(row).intervals()
+
+    assert intervals(1) == intervals(1)
+    assert intervals(1) != intervals(2)
+
+
+@pytest.mark.parametrize(("merge", "expected"), [("best", max), ("mean", lambda values: sum(values) / len(values))])
+def test_variants_merge_as_the_figures_of_their_row(merge: str, expected: object) -> None:
+    variants = [pairs(8), pairs(9)]
+    bootstrap = Bootstrap(40, draws=60)
+    row = TrivialRow({"a": (), "b": ()}, merge)  # type: ignore[arg-type]
+    merged, (one, other) = bootstrap.of_row(row, variants), (bootstrap.of(pairs_) for pairs_ in variants)
+    assert isinstance(merged, Resampled)
+    for name in FIGURES:
+        whole = expected([one.whole[name], other.whole[name]])  # type: ignore[operator]
+        assert merged.whole[name] == pytest.approx(whole)
+    if merge == "best":
+        better = max((one, other), key=lambda each: each.whole["CIDEr"])
+        np.testing.assert_array_equal(merged.drawn["CIDEr"], better.drawn["CIDEr"])
