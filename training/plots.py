@@ -13,23 +13,25 @@ def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) ->
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     names = [n for n in dict.fromkeys(k for row in rows for k in row) if n not in {"epoch", "seconds"}]
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 2.8 * lines), squeeze=False)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 2.8 * lines), squeeze=False,
+                                layout="constrained")  # fmt: skip
     for axis, name in zip(axes.flat, names, strict=False):
         points = [(row["epoch"], row[name]) for row in rows if name in row]
         axis.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5,
                   color="#1f6f8b" if name.startswith("val_") else "#8a5a2b")  # fmt: skip
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("epoch", fontsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     figure.suptitle(title, fontsize=11)
-    figure.tight_layout()
     beside = path.with_suffix(".tmp.png")
     figure.savefig(beside, dpi=110)
     plt.close(figure)
