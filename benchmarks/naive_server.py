@@ -1,6 +1,6 @@
 """The peer of the service: the shortest FastAPI handler around the same bundle, one request at a time.
 
-python -m benchmarks.naive_server BUNDLE PORT
+python -m benchmarks.naive_server BUNDLE DEVICE PORT
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from model.views import View
 from retrieval_index.index import ReportIndex
 
 
-def make_app(bundle_dir: Path) -> FastAPI:
+def make_app(bundle_dir: Path, device: str) -> FastAPI:
     """Files in, a dict out; no checks, no limits, a lock around the model."""
-    bundle = load_bundle(bundle_dir)
-    drafter = Drafter(bundle, ReportIndex.load(bundle_dir / INDEX_DIR) if bundle.config.retrieval else None)
+    bundle = load_bundle(bundle_dir, device=device)
+    drafter = Drafter(bundle, ReportIndex.load(bundle_dir / INDEX_DIR) if bundle.config.retrieval else None,
+                      device=device)  # fmt: skip
     lock = threading.Lock()
     app = FastAPI()
 
@@ -43,4 +44,4 @@ def make_app(bundle_dir: Path) -> FastAPI:
 
 
 if __name__ == "__main__":
-    uvicorn.run(make_app(Path(sys.argv[1])), port=int(sys.argv[2]), log_level="error")
+    uvicorn.run(make_app(Path(sys.argv[1]), sys.argv[2]), port=int(sys.argv[3]), log_level="error")

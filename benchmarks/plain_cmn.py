@@ -130,7 +130,8 @@ class PlainCMN:
                         live[study].append((value, words))
                     elif value > best[study][0]:
                         best[study] = value, words
-        return torch.tensor([words + [END] * (self.max_length - len(words)) for _, words in best])
+        padded = [words + [END] * (self.max_length - len(words)) for _, words in best]
+        return torch.tensor(padded, device=features.device)
 
     def _next(self, encoded: Tensor, ids: Tensor, trigram_penalty: float, ends: bool) -> Tensor:
         """Log-probabilities (B, vocabulary) of the word behind ids (B, T), less the penalty for repeated trigrams."""

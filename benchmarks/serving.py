@@ -42,7 +42,7 @@ def rows(device: torch.device) -> list[Row]:
     started = time.perf_counter()
     with _server(["-m", "service", "--bundle", str(BUNDLE), "--device", str(device)]) as ours:
         ready = _until_answers(f"{ours}/health") - started
-        with _server(["-m", "benchmarks.naive_server", str(BUNDLE)], port_last=True) as naive:
+        with _server(["-m", "benchmarks.naive_server", str(BUNDLE), str(device)], port_last=True) as naive:
             _until_answers(f"{naive}/openapi.json")
             log.info("%d rounds of service, bare pipeline and naive handler", ROUNDS)
             through_http, bare, naively = _rounds(ours, naive, drafter, files)

@@ -8,7 +8,7 @@ where oneDNN is switched off (``torch.backends.mkldnn.flags(enabled=False)``), t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, Self
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 Activation = Literal["none", "relu"]
 
@@ -25,7 +26,24 @@ _HAS_ONEDNN = torch._C._has_mkldnn and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
 )
 _PRODUCTS: ContextVar[torch.dtype | None] = ContextVar("products", default=None)
+_steps = 0  # of all optimizers of this process: fused ones change weights without a trace in their versions
 _WIDEST_STEP = 48  # rows that packed weights are laid out for: 16 studies of 3 beams
+
+
+def _count_step(*_: object) -> None:
+    global _steps
+    _steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
+
+
+def state_of(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
+    """Changes whenever one of ``tensors`` is replaced, written to, or trained by an optimizer.
+
+    Blind to writes through ``.data``, and to those into tensors that were made in inference mode.
+    """
+    return _steps, *((tensor.data_ptr(), _version(tensor)) for tensor in tensors)
 
 
 @contextmanager
@@ -83,7 +101,7 @@ class _Product(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear`` with its gradient, on oneDNN where it can: x (..., K), weight (N, K) -> (..., N)."""
-    if torch.is_autocast_enabled("cpu") or not runs_on_onednn(x, weight):
+    if torch.is_autocast_enabled("cpu") or x.numel() == 0 or not runs_on_onednn(x, weight):
         return F.linear(x, weight, bias)
     out: Tensor = _Product.apply(x, weight, bias)
     return out
@@ -92,8 +110,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class Joint:
     """Layers with one input, as one product of their packed weights where no gradient is wanted.
 
-    Packed weights are made at first use and again when the layers' weights change. Copies of a module start without
-    them, and so does its pickle: they can always be made again.
+    Packed weights are made at first use and again when the layers' weights change (``state_of``); after a write that
+    leaves no trace, call ``train`` or ``eval``, which drop them. Weights made in inference mode, which count no writes,
+    are packed anew each time. Copies of a module start without packed weights, and so does its pickle.
     """
 
     def __init__(self) -> None:
@@ -113,7 +132,7 @@ class Joint:
     def __call__(self, x: Tensor, layers: Sequence[nn.Linear], activation: Activation = "none") -> tuple[Tensor, ...]:
         """x (..., K) -> the output of each of ``layers``, (..., N1), (..., N2), …; every layer has a bias."""
         inner, outer = _dtypes(x)
-        if torch.is_grad_enabled() or not _takes(x, layers[0].weight, inner):
+        if torch.is_grad_enabled() or x.numel() == 0 or not _takes(x, layers[0].weight, inner):
             # one product a layer: what a joint one saves here, copies of its parts cost again
             x = x.to(outer)  # what autocast would do for each layer
             outs = [linear(x, layer.weight, layer.bias) for layer in layers]
@@ -149,9 +168,9 @@ class Joint:
 
     def _weights(self, layers: Sequence[nn.Linear], inner: torch.dtype) -> tuple[Tensor, Tensor]:
         """Packed weights and biases of the layers as they are now."""
-        key = (inner, *((part.data_ptr(), _version(part)) for layer in layers for part in (layer.weight, layer.bias)))
+        key = (inner, *state_of(part for layer in layers for part in (layer.weight, layer.bias)))
         packed = self._packed
-        if packed is None or packed[0] != key:
+        if packed is None or packed[0] != key or layers[0].weight.is_inference():
             weights, biases = [layer.weight.detach() for layer in layers], [layer.bias.detach() for layer in layers]
             weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights).to(inner), _WIDEST_STEP)
             self._packed = packed = key, weight, torch.cat(biases).to(inner), weights + biases

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from model.backbone import Backbone
 from model.config import ModelConfig
 from model.dropout import Dropout
-from model.linear import Linear
+from model.linear import Linear, state_of
 from model.memory import CrossModalMemory, MemoryBank
 from model.text_tower import FeatureNorm, StudyHead, TextTower
 from model.transformer import Decoder, DecoderCache, Encoder, sinusoidal_positions
 
-MAX_PATCHES = 1024
+MAX_PATCHES = 5000  # as published; 102 images where they are counted in one sequence
+_FIRST_CASE = 512  # position of the first retrieved case
 LARGEST_WORD_TABLE = 256 * 2**20  # bytes; a vocabulary of 760 words at d_model 512 takes 93 MiB
 
 
@@ -110,6 +111,7 @@ class ReportModel(nn.Module):
         self.register_buffer("word_positions", sinusoidal_positions(c.max_length, c.d_model), persistent=False)
         self.register_buffer("word_table", None, persistent=False)
         self.register_buffer("prepared_bank", None, persistent=False)
+        self._prepared_from: tuple[object, ...] = ()
         for module in (self.to_model, self.encoder, self.decoder, self.to_words):
             for parameter in module.parameters():
                 if parameter.dim() > 1:
@@ -175,6 +177,7 @@ class ReportModel(nn.Module):
     def encode(self, patches: Patches, cases: Tensor | None = None, case_mask: Tensor | None = None) -> Encoded:
         """Everything before the decoder, memory bank included."""
         sequence, mask = self.sequence(patches, cases, case_mask)
+        self._check_prepared()
         prepared = None if torch.is_grad_enabled() else self.prepared_bank
         bank = self.memory.bank() if prepared is None else MemoryBank(*prepared)
         x = self.to_model(sequence)  # (B, S, d_model)
@@ -183,7 +186,7 @@ class ReportModel(nn.Module):
         patch_places = torch.arange(views * grid, device=x.device)
         if self.config.patch_positions == "view":
             patch_places = patch_places % grid  # each view counts its own patches
-        case_places = torch.arange(x.shape[1] - views * grid, device=x.device) + MAX_PATCHES // 2  # ranks of the cases
+        case_places = torch.arange(x.shape[1] - views * grid, device=x.device) + _FIRST_CASE  # ranks of the cases
         places = torch.cat([patch_places, case_places])
         x = self.drop(x + self.patch_positions[places])
         return Encoded(self.encoder(x, None if bool(mask.all()) else mask), mask, bank)
@@ -198,6 +201,7 @@ class ReportModel(nn.Module):
 
     def start(self, encoded: Encoded, hypotheses: int, *, branching: bool = False) -> DecoderState:
         """An empty cache for ``hypotheses`` per study, which may ``branch`` from each other where it says so."""
+        self._check_prepared()
         cache = self.decoder.cache(encoded.source, hypotheses, self.config.max_length, branching=branching)
         return DecoderState(encoded.bank, encoded.masked, cache, self.to_words.bound())
 
@@ -224,13 +228,15 @@ class ReportModel(nn.Module):
         """Work out what no image changes: the memory's keys and values, and every word at every position with its
         memory response, (T, vocabulary, d_model), which takes the memory out of each decoding step.
 
-        The table of words is skipped where it would exceed ``LARGEST_WORD_TABLE``. All of it is dropped as soon as the
-        model is put in training mode or loads other weights.
+        The table of words is skipped where it would exceed ``LARGEST_WORD_TABLE``. All of it is dropped when the model
+        is put in training mode, loads other weights, or encodes or starts to write after its memory or word embeddings
+        were changed (``model.linear.state_of`` says what counts as a change) or moved.
         """
         self.eval()
         length, vocabulary, width = self.config.max_length, self.config.vocab_size, self.config.d_model
         bank = self.memory.bank()
         self.prepared_bank = torch.stack(bank)
+        self._prepared_from = self._prepared_state()
         if 4 * length * vocabulary * width > LARGEST_WORD_TABLE:
             return
         ids = torch.arange(vocabulary, device=self.word_positions.device).unsqueeze(1)
@@ -238,6 +244,13 @@ class ReportModel(nn.Module):
         for position in range(length):
             table[position] = self._words(ids, position, bank)[:, 0]
         self.word_table = table
+
+    def _prepared_state(self) -> tuple[object, ...]:
+        return state_of((*self.memory.parameters(), self.word_embedding.weight))
+
+    def _check_prepared(self) -> None:
+        if self.prepared_bank is not None and self._prepared_from != self._prepared_state():
+            self.forget()
 
     def forget(self) -> None:
         """Drop what ``prepare`` worked out."""

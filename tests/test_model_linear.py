@@ -146,10 +146,17 @@ def add_in_inference_mode(layer: Linear) -> None:
         layer.weight.mul_(-1)
 
 
-def take_a_step(layer: Linear) -> None:
-    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
-    layer(torch.ones(2, 7)).square().sum().backward()
-    optimizer.step()
+def stepping(make: Callable[..., torch.optim.Optimizer], **options: bool) -> Callable[[Linear], None]:
+    def take_a_step(layer: Linear) -> None:
+        optimizer = make(layer.parameters(), lr=0.1, **options)
+        layer(torch.ones(2, 7)).square().sum().backward()
+        optimizer.step()
+
+    return take_a_step
+
+
+STEPS = [stepping(make, **{kind: True}) for make in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+         for kind in ("fused", "foreach")]  # fmt: skip
 
 
 def load(layer: Linear) -> None:
@@ -175,7 +182,7 @@ def initialise(layer: Linear) -> None:
 @needs_onednn
 @pytest.mark.parametrize(
     "change",
-    [add_in_place, add_to_the_bias, add_in_inference_mode, take_a_step, load, assign, replace_the_weight,
+    [add_in_place, add_to_the_bias, add_in_inference_mode, *STEPS, load, assign, replace_the_weight,
      replace_the_bias, initialise],
 )  # fmt: skip
 def test_packed_weights_follow_every_change(change: Callable[[Linear], None]) -> None:
@@ -188,6 +195,23 @@ def test_packed_weights_follow_every_change(change: Callable[[Linear], None]) ->
         after = layer(x)
     assert not torch.allclose(after, before, atol=1e-3)
     torch.testing.assert_close(after.double(), exact(x, layer), atol=1e-5, rtol=1e-5)
+
+
+def test_weights_made_in_inference_mode_are_never_stale() -> None:
+    with torch.inference_mode():
+        layer, x = Linear(7, 4), torch.randn(3, 7)
+        layer(x)
+        layer.weight.mul_(-2)
+        torch.testing.assert_close(layer(x).double(), exact(x, layer), atol=1e-5, rtol=1e-5)
+
+
+def test_no_rows() -> None:
+    layer, x = pair()[0], torch.empty(0, 7, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == (0, 7)
+    with torch.no_grad():
+        assert layer(x).shape == (0, 4)
 
 
 def test_another_type_and_back() -> None:

@@ -157,3 +157,38 @@ def test_four_pairs_can_be_overfitted() -> None:
     expected = [tokenizer.decode(row) for row in ids.tolist()]
     assert [tokenizer.decode(row) for row in written] == expected
     assert len(set(expected)) == 4
+
+
+def test_what_was_prepared_follows_the_weights() -> None:
+    model = tiny_model(retrieval_k=0)
+    tokens = torch.randn(2, 1, 4, model.backbone.width)
+    patches = Patches(tokens, tokens.mean(2), torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1, dtype=torch.bool))
+    ids = torch.full((2,), 7)
+
+    def written() -> tuple[torch.Tensor, torch.Tensor]:
+        encoded = model.encode(patches)
+        return encoded.source, model.step(model.start(encoded, 1), ids)
+
+    def change_the_matrix() -> None:
+        model.memory.matrix.add_(1.0)
+
+    def load_the_memory() -> None:
+        model.memory.load_state_dict(tiny_model(seed=3).memory.state_dict())
+
+    def train_the_words() -> None:
+        with torch.enable_grad():
+            optimizer = torch.optim.Adam([model.word_embedding.weight], lr=0.5, fused=True)
+            model.word_embedding(ids).square().sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    with torch.no_grad():
+        for change in (change_the_matrix, load_the_memory, train_the_words):
+            model.prepare()
+            before = written()
+            assert model.prepared_bank is not None
+            change()
+            found = written()
+            model.forget()
+            for now, fresh in zip(found, written(), strict=True):
+                torch.testing.assert_close(now, fresh, atol=1e-5, rtol=1e-5)
+            assert not torch.allclose(found[1], before[1], atol=1e-3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -606,6 +607,33 @@ def test_an_existing_bundle_is_kept_unless_replaced(imported: Imported, caplog: 
     assert main([*arguments, "--out", str(imported.bundle), *FLAGS]) == 2
     assert "already exists; choose another, or add --replace" in caplog.text
     assert load_bundle(imported.bundle).digest == before
+
+
+@pytest.mark.parametrize(
+    "value", [np.float64(0.5), np.float32(0.5), np.int64(3), float("-inf"), torch.tensor([1.0, 2.0])]
+)
+def test_whatever_the_best_metric_was(state: State, tmp_path: Path, value: Any) -> None:
+    _, facts = read_checkpoint(save(tmp_path / "model.pth", state, monitor_best=value))
+    expected = value.item() if isinstance(value, np.generic) else str(value)
+    assert facts["monitor_best"] == expected
+    json.dumps(facts, allow_nan=False)
+
+
+def test_a_number_of_numpy_1(state: State, tmp_path: Path) -> None:
+    """Its maker had another name when the published checkpoints were saved."""
+    path = save(tmp_path / "model.pth", state)
+    old = tmp_path / "old.pth"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(old, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+    assert old.read_bytes() != path.read_bytes()
+    assert b"numpy._core" not in zipfile.ZipFile(old).read("model/data.pkl")
+    assert read_checkpoint(old)[1] == {"epoch": 7, "monitor_best": 0.4321}
+
+
+def test_a_layer_number_out_of_order_is_refused(state: State) -> None:
+    with pytest.raises(ValueError, match="layer 2 is missing beside layer 99999999999"):
+        tried({**state, "encoder_decoder.model.encoder.layers.99999999999.x": torch.zeros(1)})
 
 
 def test_keys_of_data_parallel_training(state: State, tmp_path: Path) -> None:

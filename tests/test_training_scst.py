@@ -16,6 +16,7 @@ from model.decoding import Constraints, sample
 from model.report_model import Patches, ReportModel
 from model.tokenizer import clean_report
 from model.views import View
+from training.ce import adam
 from training.config import Guards, RewardConfig, Runtime, ScstConfig
 from training.loop import Loop, LoopConfig
 from training.scst import (
@@ -80,6 +81,24 @@ def test_log_probabilities_are_those_the_drafts_were_sampled_with(temperature: f
     assert not bool(drafts.log_probs[:, found.shape[1] :].any())
     lengths = (drafts.ids != 0).sum(1)
     assert lengths.unique().numel() > 1  # ended and cut ones
+
+
+def test_they_stay_so_after_each_step_of_the_stages_optimizer() -> None:
+    """Sampling reads packed weights, which fused steps change without a trace in the weights' versions."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    constraints = Constraints.of(DecodingConfig(min_length=0), tokenizer)
+    optimizer = adam(model, visual=0.0, rest=1e-2, weight_decay=0.0)
+    for step in range(3):
+        seen = encoded(model)
+        drafts = sample(
+            model, seen, constraints, tokenizer.bos_id, count=2,  # type: ignore[arg-type]
+            generator=torch.Generator().manual_seed(step),
+        )  # fmt: skip
+        found = policy_log_probs(model, seen, drafts, constraints, tokenizer.bos_id, 2)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, drafts.log_probs[:, : found.shape[1]], atol=1e-4, rtol=1e-4)
+        optimizer.zero_grad()
+        found.sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
 
 
 def test_advantages_by_hand() -> None:

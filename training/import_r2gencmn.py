@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import re
 import sys
 from collections import Counter
@@ -88,14 +89,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"--checkpoint {path}: no such file")
     # monitor_best may be a NumPy number: what makes one again, and its types
-    scalars: list[Any] = [np.float64(0).__reduce__()[0], np.dtype]
-    scalars += [type(np.dtype(kind)) for kind in (np.float64, np.float32)]
+    make = np.float64(0).__reduce__()[0]
+    scalars: list[Any] = [make, (make, "numpy.core.multiarray.scalar"), np.dtype]  # the second: its name in NumPy 1
+    scalars += [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32)]
     try:
         with torch.serialization.safe_globals(scalars):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; all mean that it cannot be read
+        lines = [line for line in str(error).splitlines() if "WeightsUnpickler error" in line] or [str(error)]
         raise ValueError(
-            f"--checkpoint {path} cannot be read as weights ({type(error).__name__}: {str(error)[:200]}); "
+            f"--checkpoint {path} cannot be read as weights ({type(error).__name__}: {lines[0].strip()[:200]}); "
             "give the .pth file that the published trainer saved"
         ) from error
     state = content.get("state_dict") if isinstance(content, dict) else None
@@ -127,17 +130,17 @@ def import_model(
     if unknown := [key for key in rest if not key.startswith(_WRITER)]:
         raise ValueError(f"unknown key {unknown[0]!r} ({len(unknown)} such); this is no R2GenCMN checkpoint")
     layers = _layers(writer)
+    names = _names(layers)
+    copies = {f"model.{key}": key for key in names.values() if key.startswith("cmn.")}
+    tables = {"model.src_embed.0.pe", "model.tgt_embed.1.pe"}
+    rows = {"model.tgt_embed.0.lut.weight", "logit.weight", "logit.bias"}
+    _same_keys(writer, {*names.values(), *copies, *tables, *rows})
     config = _model_config(writer, layers, len(words), published)
     if backbone is None:
         name = _backbone_of(visual)
         config = config.model_copy(update={"backbone": name})
         backbone = Backbone(name)
     model = ReportModel(config, backbone=backbone)  # type: ignore[arg-type]
-    names = _names(layers)
-    copies = {f"model.{key}": key for key in names.values() if key.startswith("cmn.")}
-    tables = {"model.src_embed.0.pe", "model.tgt_embed.1.pe"}
-    rows = {"model.tgt_embed.0.lut.weight", "logit.weight", "logit.bias"}
-    _same_keys(writer, {*names.values(), *copies, *tables, *rows})
     for copy, original in copies.items():
         if not torch.equal(writer[copy], writer[original]):
             raise ValueError(f"{_WRITER}{copy} differs from {_WRITER}{original}; a published model has one memory")
@@ -213,7 +216,9 @@ def _layers(writer: Mapping[str, Tensor]) -> int:
         raise ValueError(
             f"key '{_WRITER}model.encoder.layers.0…' is missing; this is no R2GenCMN checkpoint (of BaseCMNModel)"
         )
-    return max(found) + 1
+    if missing := sorted(set(range(len(found))) - found):
+        raise ValueError(f"layer {missing[0]} is missing beside layer {max(found)}; is the checkpoint complete?")
+    return len(found)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -269,7 +274,7 @@ def _backbone_of(visual: Mapping[str, Tensor]) -> str:
 def _check_positions(name: str, table: Tensor, d_model: int) -> None:
     if table.dim() != 3 or table.shape[0] != 1 or table.shape[2] != d_model:
         raise ValueError(f"{_WRITER}{name} has the shape {tuple(table.shape)}, needed is (1, length, {d_model})")
-    if not torch.allclose(table[0].float(), sinusoidal_positions(table.shape[1], d_model), atol=1e-3):
+    if not torch.allclose(table[0].float().cpu(), sinusoidal_positions(table.shape[1], d_model), atol=1e-3):
         raise ValueError(f"{_WRITER}{name} is not the sinusoidal table of published models")
 
 
@@ -290,7 +295,11 @@ def _word_rows(writer: Mapping[str, Tensor], words: Sequence[str]) -> dict[str, 
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic | Tensor) else value
+    """A number as Python's; whatever JSON has no word for (infinity, which a trainer starts from) as text."""
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
+        value = value.item()
+    usable = isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+    return value if usable else str(value)[:100]
 
 
 # --- command line -----------------------------------------------------------------------------------------------------
@@ -333,7 +342,9 @@ def _import(arguments: argparse.Namespace) -> None:
             licence=LICENCE,
         )  # fmt: skip
     except ValidationError as error:
-        raise ValueError(f"--out {out}: {error.errors()[0]['msg']}") from error
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise ValueError(f"--out {out}: {place} cannot be stored: {problem['msg']}") from error
     write_bundle(out, config=config, model=model, tokenizer=tokenizer, weights_dtype="fp32", replace=arguments.replace)
     log.info(
         "%s: %s, %d words, %d layers, %d slots; serve it with  python -m service --bundle %s",
