@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Literal
 
 import torch
 
-Unit = Literal["s", "bytes", "ratio"]
+Unit = Literal["s", "bytes"]
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,6 @@ def seconds(call: Callable[[], object], *, repeats: int = 3, warm_up: int = 1) -
     return min(times(call, repeats=repeats, warm_up=warm_up))
 
 
-def median_seconds(call: Callable[[], object], *, repeats: int = 15, warm_up: int = 2) -> float:
-    """The median time of ``repeats`` runs."""
-    return statistics.median(times(call, repeats=repeats, warm_up=warm_up))
-
-
 def times(call: Callable[[], object], *, repeats: int, warm_up: int) -> list[float]:
     """Time of each of ``repeats`` runs after ``warm_up`` unmeasured ones, in seconds; the collector is held off."""
     for _ in range(warm_up):
@@ -93,8 +87,6 @@ def wait() -> None:
 
 def show(value: float, unit: Unit) -> str:
     """A figure for people."""
-    if unit == "ratio":
-        return f"{value:.2f}"
     if unit == "bytes":
         return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
     if value >= 1:

@@ -9,7 +9,7 @@ _LEVELS = 1 << 16
 
 
 class Dropout(nn.Dropout):
-    """``nn.Dropout``; on a CPU about five times faster. The share dropped is rounded to 1/65,536.
+    """``nn.Dropout``; on a CPU faster. The share dropped is rounded to 1/65,536.
 
     Draws from PyTorch's default generator, so ``torch.manual_seed`` decides the mask.
     """

@@ -1,8 +1,8 @@
 """Linear layers whose products run on oneDNN on a CPU.
 
-PyTorch sends float32 products of a CPU to MKL, which takes more than twice as long as oneDNN on processors that are not
-Intel's, and reads a weight in the layout it is stored in. oneDNN also keeps a weight in the layout that its kernels
-want: packed once, read at every step of a decode (``python -m benchmarks`` shows both). Elsewhere, under autocast and
+PyTorch sends float32 products of a CPU to MKL, which is slower than oneDNN on some processors that are not Intel's, and
+reads a weight in the layout it is stored in. oneDNN also keeps a weight in the layout that its kernels want: packed
+once, read at every step of a decode. Elsewhere, under autocast and
 where oneDNN is switched off (``torch.backends.mkldnn.flags(enabled=False)``), these are plain ``nn.Linear``.
 """
 

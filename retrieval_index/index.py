@@ -114,7 +114,7 @@ class ReportIndex:
 
         A `flat` index is exact. An `ivf` index returns the exact best of the cases in the cells nearest to the query,
         64 or as many as it takes to find k: no similarity is approximate and no row is given in vain, but a case in a
-        cell further off can be missed. Measured recall@5 is at least .99 for 20,000 to 10⁶ cases, for held-out
+        cell further off can be missed. Measured recall@5 is at least .99 for 30,000 to 10⁶ cases, for held-out
         reports and for image embeddings (`retrieval_index.kinds`, `python -m benchmarks index`).
 
         Args:

@@ -98,7 +98,7 @@ class Runtime:
 
         Every thread that computes keeps a team of OpenMP threads for as long as it lives. Where these outnumber the
         cores, OpenMP puts them to sleep between two operators instead of letting them spin, and each operator waits for
-        them to wake: a draft on two cores then takes twice as long (``python -m benchmarks`` shows it).
+        them to wake.
         """
         with ThreadPoolExecutor(1, thread_name_prefix="load") as loader:
             return await asyncio.get_running_loop().run_in_executor(loader, call)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import numpy.typing as npt
 
 from retrieval_index.cases import Case
+from retrieval_index.index import ReportIndex
 
 Floats = npt.NDArray[np.float32]
 
@@ -26,6 +29,28 @@ def clustered(rng: np.random.Generator, rows: int, dim: int = 32) -> Floats:
 
 def cases(count: int, start: int = 0) -> list[Case]:
     return [Case(f"case-{row}", f"Text {row}.", {"Edema": "absent"}) for row in range(start, start + count)]
+
+
+def search_while_adding(index: ReportIndex, queries: Floats) -> None:
+    """Four threads search while 20 cases far from every query are added one by one; no answer may change."""
+    far = normalised(-queries.mean(0, keepdims=True))
+    expected, before = index.search(queries, 3)[1], len(index)
+    wrong: list[str] = []
+
+    def search() -> None:
+        for _ in range(30):
+            if (index.search(queries, 3)[1] != expected).any():
+                wrong.append("another answer")
+
+    threads = [threading.Thread(target=search) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for row in range(20):
+        index.add(far, cases(1, start=before + row))
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(index) == before + 20
 
 
 def by_hand(vectors: Floats, query: Floats, k: int, excluded: int | None = None) -> list[int]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
-from index_helpers import Floats, by_hand, cases, unit
+from index_helpers import Floats, by_hand, cases, search_while_adding, unit
 
 from retrieval_index import kinds
 from retrieval_index.cases import Case
@@ -148,26 +147,7 @@ def test_bad_arguments_are_refused(index: ReportIndex, vectors: Floats) -> None:
 
 
 def test_searches_from_several_threads_while_cases_are_added(index: ReportIndex) -> None:
-    queries = unit(np.random.default_rng(8), 32)
-    far = -queries.mean(0)
-    far /= np.linalg.norm(far)
-    expected = index.search(queries, 3)[1]
-    wrong: list[str] = []
-
-    def search() -> None:
-        for _ in range(30):
-            if (index.search(queries, 3)[1] != expected).any():
-                wrong.append("another answer")
-
-    threads = [threading.Thread(target=search) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for row in range(20):  # a vector far from every query: it must not show up, and nothing may break
-        index.add(far[None].astype(np.float32), cases(1, start=300 + row))
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-    assert len(index) == 320
+    search_while_adding(index, unit(np.random.default_rng(8), 32))
 
 
 def test_an_index_round_trips_and_its_bytes_are_reproducible(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import faiss
 import numpy as np
 import pytest
 from conftest import REPOSITORY
-from index_helpers import Floats, by_hand, cases, clustered, unit
+from index_helpers import Floats, by_hand, cases, clustered, search_while_adding, unit
 
 from retrieval_index import kinds
 from retrieval_index.cases import Case
@@ -213,25 +212,7 @@ def test_searches_from_several_threads_while_the_kind_changes(monkeypatch: pytes
     monkeypatch.setattr(kinds, "FLAT_BELOW", 310)
     vectors = unit(np.random.default_rng(7), 300)
     index = ReportIndex.build(vectors, cases(300))
-    queries = unit(np.random.default_rng(8), 32)
-    far = -queries.mean(0, keepdims=True)
-    far /= np.linalg.norm(far)
-    expected = index.search(queries, 3)[1]
-    wrong: list[str] = []
-
-    def search() -> None:
-        for _ in range(30):
-            if (index.search(queries, 3)[1] != expected).any():
-                wrong.append("another answer")
-
-    threads = [threading.Thread(target=search) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for row in range(20):  # far from every query: it must not show up
-        index.add(far, cases(1, start=300 + row))
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    search_while_adding(index, unit(np.random.default_rng(8), 32))
     assert (len(index), index.kind) == (320, "ivf")
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from model.config import DecodingConfig
 from model.decoding import generate
-from model.report_model import Patches, ReportModel
+from model.report_model import Encoded, Patches, ReportModel
 from model.text_tower import pad_ids
 from model.tokenizer import Tokenizer
 from retrieval_index.index import ReportIndex
@@ -97,12 +97,8 @@ def train_ce(
         if found is not None:
             lost = torch.rand(len(batch), 1, generator=generator) < config.case_dropout
             found = found & ~lost.to(found.device)
-        width = max(2, int((ids[batch] != 0).sum(1).max()))
-        logits = model(model.encode(seen, cases, found), ids[batch][:, : width - 1].to(runtime.device))
-        gold = targets[batch][:, 1:width].to(runtime.device)
-        nll = F.cross_entropy(
-            logits.float().flatten(0, 1), gold.flatten(), ignore_index=0, label_smoothing=config.label_smoothing
-        )
+        encoded = model.encode(seen, cases, found)
+        nll = teacher_forced(model, encoded, ids[batch], targets[batch], label_smoothing=config.label_smoothing)
         losses = {"loss": nll, "nll": nll}
         if moving and text is not None and config.contrastive_weight:
             similarity = model.embed_study(seen) @ text[batch].to(runtime.device).t()
@@ -116,10 +112,7 @@ def train_ce(
     train_reports = [study.report for study in train]
 
     def validate() -> Mapping[str, float]:
-        greedy = decoding.model_copy(update={"method": "greedy"})
-        texts = write_reports(model, patches, index, chosen, tokenizer, greedy, runtime)
-        scores = validation_scores(list(zip((s.report for s in chosen), texts, strict=True)), train_reports)
-        return {**scores, "selection": scores["CIDEr"] + scores["label_f1_micro"]}
+        return greedy_scores(model, patches, index, chosen, tokenizer, decoding, runtime, train_reports)[0]
 
     optimizer = adam(model, visual=config.visual_lr, rest=config.transformer_lr, weight_decay=config.weight_decay)
     loop = Loop(
@@ -167,6 +160,19 @@ def adam(model: ReportModel, *, visual: float, rest: float, weight_decay: float)
     return torch.optim.Adam(groups, weight_decay=weight_decay, betas=(0.9, 0.98), amsgrad=True, fused=True)
 
 
+def teacher_forced(
+    model: ReportModel, encoded: Encoded, ids: Tensor, targets: Tensor, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """Mean negative log-likelihood of reports: ids (B, T) from bos on; targets (B, T), 0 where none is learnt."""
+    width = max(2, int((ids != 0).sum(1).max()))
+    device = encoded.source.device
+    logits = model(encoded, ids[:, : width - 1].to(device))
+    gold = targets[:, 1:width].to(device)
+    return F.cross_entropy(
+        logits.float().flatten(0, 1), gold.flatten(), ignore_index=0, label_smoothing=label_smoothing
+    )
+
+
 def learnt_targets(ids: Tensor, decoding: DecodingConfig, tokenizer: Tokenizer) -> Tensor:
     """Ids to learn: words that are never to be written (``xxxx``, ``<unk>``) are no targets, only context."""
     targets = ids.clone()
@@ -203,3 +209,20 @@ def write_reports(
             generated = generate(model, model.encode(seen, cases, found), tokenizer, decoding, study=embedded)
         texts += [tokenizer.decode(row) for row in generated.ids.tolist()]
     return texts
+
+
+def greedy_scores(
+    model: ReportModel,
+    patches: PatchSource,
+    index: ReportIndex | None,
+    studies: Sequence[Study],
+    tokenizer: Tokenizer,
+    decoding: DecodingConfig,
+    runtime: Runtime,
+    train_reports: Sequence[str],
+) -> tuple[dict[str, float], list[str]]:
+    """Scores of greedy reports with ``selection``, CIDEr + label F1, and the reports; for validation while training."""
+    greedy = decoding.model_copy(update={"method": "greedy"})
+    texts = write_reports(model, patches, index, studies, tokenizer, greedy, runtime)
+    scores = validation_scores(list(zip((study.report for study in studies), texts, strict=True)), train_reports)
+    return {**scores, "selection": scores["CIDEr"] + scores["label_f1_micro"]}, texts

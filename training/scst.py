@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from pycocoevalcap.bleu.bleu import Bleu
 from torch import Tensor, nn
 
@@ -32,11 +31,11 @@ from model.report_model import Encoded, ReportModel
 from model.text_tower import pad_ids
 from model.tokenizer import EOS, Tokenizer
 from retrieval_index.index import ReportIndex
-from training.ce import Stage, adam, learnt_targets, retrieve, write_reports
+from training.ce import Stage, adam, greedy_scores, learnt_targets, retrieve, teacher_forced
 from training.cider import CiderD
 from training.config import Guards, RewardConfig, Runtime, ScstConfig
 from training.loop import Loop, LoopConfig
-from training.metrics import NO_FINDING, present_findings, validation_scores
+from training.metrics import NO_FINDING, present_findings
 from training.patches import PatchSource
 from training.protocol import comparable_prediction, comparable_reference, comparable_vocabulary
 from training.studies import Study
@@ -220,10 +219,7 @@ def train_scst(
         if best is not None:
             losses["greedy_reward"] = best.mean()
         if config.nll_weight:
-            width = max(2, int((ids[batch] != 0).sum(1).max()))
-            logits = model(encoded, ids[batch][:, : width - 1].to(runtime.device))
-            gold = targets[batch][:, 1:width].to(runtime.device)
-            nll = F.cross_entropy(logits.float().flatten(0, 1), gold.flatten(), ignore_index=0)
+            nll = teacher_forced(model, encoded, ids[batch], targets[batch])
             losses |= {"loss": (1 - config.nll_weight) * policy + config.nll_weight * nll, "nll": nll}
         return losses
 
@@ -231,11 +227,8 @@ def train_scst(
     floors: dict[str, float] = {}
 
     def validate() -> Mapping[str, float]:
-        plain = decoding.model_copy(update={"method": "greedy"})
-        texts = write_reports(model, patches, index, chosen, tokenizer, plain, runtime)
-        scores = validation_scores(list(zip((s.report for s in chosen), texts, strict=True)), reports)
-        redacted = sum(_REDACTED in text.split() for text in texts) / len(texts)
-        row = {**scores, "redacted": redacted, "selection": scores["CIDEr"] + scores["label_f1_micro"]}
+        scores, texts = greedy_scores(model, patches, index, chosen, tokenizer, decoding, runtime, reports)
+        row = {**scores, "redacted": sum(_REDACTED in text.split() for text in texts) / len(texts)}
         return {**row, "guards": float(not broken_guards(row, floors, config.guards))}
 
     loop = Loop(
