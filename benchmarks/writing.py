@@ -11,7 +11,8 @@ from torch import Tensor
 from benchmarks.machine import REFERENCE, Machine
 from benchmarks.published_size import DECODING, LENGTH, Pair, features, pair, patches
 from benchmarks.table import Row, seconds
-from model.decoding import Constraints, generate, sample
+from model.decoding import Constraints, sample
+from model.generation import generate
 from model.linear import products_in
 
 log = logging.getLogger(__name__)

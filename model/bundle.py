@@ -1,7 +1,8 @@
 """The bundle: a directory that holds all that serving needs, written whole or not at all, checked before use.
 
-``config.json``, ``model.safetensors``, ``tokenizer.json``, ``metrics.json``, optionally ``index/`` and
-``calibration.json``, and ``MANIFEST.json`` with the SHA-256 and size of every other file. Nothing in it is pickled.
+``config.json``, ``model.safetensors``, ``tokenizer.json``, ``metrics.json``, optionally ``index/``,
+``consensus.safetensors`` and ``calibration.json``, and ``MANIFEST.json`` with the SHA-256 and size of every other file.
+Nothing in it is pickled.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from safetensors.torch import load_file, save_file
 
 from model.backbone import Backbone
 from model.config import BundleConfig
+from model.consensus import Consensus
 from model.report_model import ReportModel
 from model.tokenizer import Tokenizer
 
 MANIFEST = "MANIFEST.json"
 CONFIG, WEIGHTS, TOKENIZER, METRICS = "config.json", "model.safetensors", "tokenizer.json", "metrics.json"
+CONSENSUS = "consensus.safetensors"
 INDEX_DIR = "index"
 
 
@@ -61,6 +64,7 @@ class Bundle:
     manifest: Manifest
     digest: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    consensus: Consensus | None = None
 
     def index_sha256(self) -> dict[str, str]:
         """Expected digests of the files in ``index/``, by their names in there."""
@@ -147,6 +151,12 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
         )
     if config.retrieval is not None and not {"index/reports.faiss", "index/cases.jsonl"} <= set(manifest.files):
         raise BundleError(f"{path}: config.json sets retrieval, but the bundle has no index; restore it")
+    if config.decoding.method == "consensus" and CONSENSUS not in manifest.files:
+        raise BundleError(f"{path}: config.json decodes by consensus, but the bundle has no {CONSENSUS}; restore it")
+    try:
+        consensus = Consensus.load(path / CONSENSUS) if CONSENSUS in manifest.files else None
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}") from error
     try:
         state = {key: value.float() if value.is_floating_point() else value
                  for key, value in load_file(path / WEIGHTS).items()}  # fmt: skip
@@ -156,7 +166,7 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
         raise BundleError(f"{path}: {WEIGHTS} does not fit {CONFIG}: {error}") from error
     model.eval().requires_grad_(False).to(device)
     model.backbone.to(memory_format=torch.channels_last)
-    return Bundle(path, config, tokenizer, model, manifest, file_sha256(path / MANIFEST), metrics)
+    return Bundle(path, config, tokenizer, model, manifest, file_sha256(path / MANIFEST), metrics, consensus)
 
 
 def write_bundle(
@@ -166,6 +176,7 @@ def write_bundle(
     model: ReportModel,
     tokenizer: Tokenizer,
     index_dir: Path | None = None,
+    consensus: Consensus | None = None,
     metrics: Mapping[str, Any] | None = None,
     weights_dtype: Literal["fp16", "fp32"] = "fp16",
     replace: bool = False,
@@ -179,18 +190,21 @@ def write_bundle(
             statistics) in float32.
         tokenizer: goes to ``tokenizer.json``.
         index_dir: holds ``reports.faiss`` and ``cases.jsonl``; needed where ``config.retrieval`` is set.
+        consensus: goes to ``consensus.safetensors``; needed where ``config.decoding`` is by consensus.
         metrics: goes to ``metrics.json``.
         weights_dtype: of the matrices.
         replace: put the new bundle in the place of an existing one.
 
     Raises:
-        BundleError: something is already there and ``replace`` is not set, or the index is missing.
+        BundleError: something is already there and ``replace`` is not set, or the index or the table is missing.
     """
     path = Path(path)
     if path.exists() and not replace:
         raise BundleError(f"{path} already exists; choose another --out or remove it")
     if config.retrieval is not None and index_dir is None:
         raise BundleError("config.retrieval is set, but no index was given")
+    if config.decoding.method == "consensus" and consensus is None:
+        raise BundleError("config.decoding is by consensus, but no table was given")
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     for stale in path.parent.glob(f".{path.name}.partial-*"):  # left by a process that was killed while writing
         shutil.rmtree(stale, ignore_errors=True)
@@ -204,6 +218,8 @@ def write_bundle(
                  .contiguous().clone() for key, value in model.state_dict().items()}  # fmt: skip
         save_file(state, partial / WEIGHTS)
         (partial / WEIGHTS).chmod(0o644)  # safetensors makes it private; the service may run as another user
+        if consensus is not None:
+            consensus.save(partial / CONSENSUS)
         if index_dir is not None:
             shutil.copytree(index_dir, partial / INDEX_DIR)
         write_manifest(partial)

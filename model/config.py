@@ -63,6 +63,8 @@ class ModelConfig(Frozen):
     norm: Norm = "layer"
     patch_positions: Literal["view", "sequence"] = "view"
     feature_norm: bool = True
+    finding_head: bool = False
+    case_norm: bool = False
 
     @model_validator(mode="after")
     def _dimensions_fit(self) -> Self:
@@ -93,12 +95,35 @@ class PreprocessingConfig(Frozen):
     view_order: Literal["frontal_first", "as_given"] = "frontal_first"
 
 
+class ConsensusConfig(Frozen):
+    """How ``consensus`` decoding weighs and searches (``model.consensus``).
+
+    Attributes:
+        temperature: of the softmax by which a study's images weigh the prototypes.
+        cider: weight of the expected CIDEr-D, 0 to 10.
+        bleu4: weight of the expected BLEU-4, 0 to 1.
+        finding: weight of a named finding: its probability less ``finding_cost``.
+        finding_cost: probability from which a finding is worth naming.
+        pool: sentences that may be put in, those of most candidates first.
+        moves: most changes of one sentence.
+    """
+
+    temperature: Annotated[float, Field(gt=0, le=10)] = 0.05
+    cider: Annotated[float, Field(ge=0)] = 1.0
+    bleu4: Annotated[float, Field(ge=0)] = 2.0
+    finding: Annotated[float, Field(ge=0)] = 1.0
+    finding_cost: Annotated[float, Field(ge=0, le=1)] = 0.2
+    pool: Annotated[int, Field(ge=0, le=256)] = 40
+    moves: Annotated[int, Field(ge=0, le=32)] = 8
+
+
 class DecodingConfig(Frozen):
     """Defaults of report generation; a request may change ``beam_size``.
 
     Attributes:
-        method: ``beam``; ``greedy`` (``beam`` of size 1 is greedy); or ``rerank``: the beam's report and ``candidates``
-            sampled ones, of which the one is taken that best joins probability and likeness to the images.
+        method: ``beam``; ``greedy`` (``beam`` of size 1 is greedy); ``rerank``: the beam's report and ``candidates``
+            sampled ones, of which the one is taken that best joins probability and likeness to the images; or
+            ``consensus``: the report that the sentences of these make with the highest expected reward.
         beam_size: hypotheses kept.
         length_penalty: alpha; finished hypotheses are ranked by log-probability / length**alpha. 0 ranks by the sum.
         block_trigrams: never repeat a trigram.
@@ -108,13 +133,14 @@ class DecodingConfig(Frozen):
             the best ``beam_size`` of those that go on live, however many end.
         min_length: tokens before the end token is allowed.
         suppress: words that are never generated (the archive's redaction mark ``xxxx``, ``<unk>``).
-        candidates: reports sampled for ``rerank``.
+        candidates: reports sampled for ``rerank`` and ``consensus``.
         temperature: of their sampling.
         similarity_weight: in ``rerank``, weight of the cosine between study and report embedding, against the mean
             log-probability of a word.
+        consensus: reward and search of ``consensus``.
     """
 
-    method: Literal["beam", "greedy", "rerank"] = "beam"
+    method: Literal["beam", "greedy", "rerank", "consensus"] = "beam"
     beam_size: Annotated[int, Field(ge=1, le=8)] = 3
     length_penalty: Annotated[float, Field(ge=0, le=5)] = 1.0
     block_trigrams: bool = False
@@ -125,6 +151,7 @@ class DecodingConfig(Frozen):
     candidates: Annotated[int, Field(ge=1, le=64)] = 12
     temperature: Annotated[float, Field(gt=0, le=2)] = 0.7
     similarity_weight: Annotated[float, Field(ge=0)] = 8.0
+    consensus: ConsensusConfig = ConsensusConfig()
 
 
 class RetrievalConfig(Frozen):
@@ -162,8 +189,9 @@ class BundleConfig(Frozen):
     def _retrieval_fits(self) -> Self:
         if self.retrieval is not None and self.model.retrieval_k == 0:
             raise ValueError("retrieval is set, but model.retrieval_k is 0: the model reads no cases")
-        if self.decoding.method == "rerank" and self.retrieval is None:
-            raise ValueError("decoding.method is 'rerank', but the bundle has no retrieval; use 'beam'")
+        if self.decoding.method in ("rerank", "consensus") and self.retrieval is None:
+            method = self.decoding.method
+            raise ValueError(f"decoding.method is {method!r}, but the bundle has no retrieval; use 'beam'")
         if self.retrieval is not None and self.retrieval.dim != self.model.embedding_dim:
             raise ValueError(
                 f"retrieval.dim={self.retrieval.dim} differs from model.embedding_dim={self.model.embedding_dim}"

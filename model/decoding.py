@@ -86,87 +86,10 @@ def _repeating(history: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return rows, history[rows, places + 2]
 
 
-def generate(
-    model: ReportModel,
-    encoded: Encoded,
-    tokenizer: Tokenizer,
-    config: DecodingConfig,
-    *,
-    beam_size: int | None = None,
-    study: Tensor | None = None,
-) -> Generated:
-    """Write a report for every study of ``encoded`` by the configured method.
-
-    Args:
-        model: in eval mode.
-        encoded: B studies.
-        tokenizer: of the model.
-        config: method and constraints.
-        beam_size: in place of the configured one.
-        study: (B, E) study embeddings, unit length; needed by ``rerank``.
-
-    Raises:
-        ValueError: ``rerank`` without study embeddings (a model without retrieval has no text tower).
-    """
-    beams = beam_size or (1 if config.method == "greedy" else config.beam_size)
-    constraints = Constraints.of(config, tokenizer)
-    if beams == 1:
-        best = greedy(model, encoded, constraints, tokenizer.bos_id)
-    else:
-        best = beam_search(
-            model, encoded, constraints, tokenizer.bos_id, beams, config.length_penalty,
-            ended_keep_place=config.ended_keep_place,
-        )  # fmt: skip
-    if config.method != "rerank":
-        return best
-    if study is None:
-        raise ValueError("decoding method 'rerank' needs study embeddings; use 'beam' for a model without retrieval")
-    return _rerank(model, encoded, constraints, tokenizer.bos_id, config, study, best)
-
-
-RERANK_SEED = 20
-
-
-@torch.no_grad()
-def _rerank(
-    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, config: DecodingConfig,
-    study: Tensor, best: Generated,
-) -> Generated:  # fmt: skip
-    """Of the beam's report and sampled ones, the best by mean log-probability and likeness to the study.
-
-    Likeness is the cosine that the retriever was trained for: study embedding against the text tower's embedding of the
-    candidate. A phrase that suits every patient has the probability on its side, but no likeness to this one. Every
-    study draws from the same noise, so its result depends neither on batch mates nor on the time of day.
-    """
-    count, studies = config.candidates, encoded.source.shape[0]
-    noise = torch.Generator().manual_seed(RERANK_SEED)
-    drawn = _one_path(model, encoded, constraints, bos_id, count, noise, config.temperature, sampling=True, shared=True)
-    ids = torch.cat([best.ids.unsqueeze(1), drawn.ids.view(studies, count, -1)], dim=1)  # (B, 1 + n, T)
-    texts = torch.cat([torch.full_like(ids[..., :1], bos_id), ids[..., :-1]], dim=-1).flatten(0, 1)
-    log_probs = _log_probs(model, encoded, constraints, texts, ids).view(ids.shape)
-    length = (ids != 0).sum(-1).clamp(min=1)
-    reports = model.text_tower(texts).view(*ids.shape[:2], -1)  # the tower reads bos, words, eos, at most 60
-    likeness = (reports * study.unsqueeze(1)).sum(-1)  # (B, 1 + n)
-    score = log_probs.sum(-1) / length + config.similarity_weight * likeness
-    rows, winner = torch.arange(studies, device=ids.device), score.argmax(dim=1)
-    return Generated(ids[rows, winner], log_probs[rows, winner], score[rows, winner])
-
-
-def _log_probs(model: ReportModel, encoded: Encoded, constraints: Constraints, inputs: Tensor, ids: Tensor) -> Tensor:
-    """Log-probabilities at temperature 1 of given reports: inputs (B*n, T) shifted, ids (B, n, T) -> (B*n, T)."""
-    each = torch.arange(ids.shape[0], device=ids.device).repeat_interleave(ids.shape[1])
-    logits: Tensor = model(encoded.select(each), inputs).float()
-    logits[..., list(constraints.suppress)] = NEVER
-    flat = ids.flatten(0, 1)
-    gained = logits.log_softmax(-1).gather(2, flat.unsqueeze(-1)).squeeze(-1)
-    log_probs: Tensor = gained.masked_fill(flat == 0, 0.0)
-    return log_probs
-
-
 @torch.no_grad()
 def greedy(model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int) -> Generated:
     """The most probable token at each step."""
-    return _one_path(model, encoded, constraints, bos_id, 1, None, 1.0)
+    return one_path(model, encoded, constraints, bos_id, 1, None, 1.0)
 
 
 @torch.no_grad()
@@ -187,14 +110,14 @@ def sample(
     """
     if temperature <= 0:
         raise ValueError(f"temperature={temperature} must be above 0; use greedy for the most probable token")
-    return _one_path(model, encoded, constraints, bos_id, count, generator, temperature, sampling=True)
+    return one_path(model, encoded, constraints, bos_id, count, generator, temperature, sampling=True)
 
 
-def _one_path(
+def one_path(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, count: int,
     generator: torch.Generator | None, temperature: float, *, sampling: bool = False, shared: bool = False,
 ) -> Generated:  # fmt: skip
-    """Greedy or sampled continuation of ``count`` hypotheses a study, without reordering.
+    """Greedy or sampled continuation of ``count`` hypotheses a study, without reordering: ids (B * count, T).
 
     ``shared`` draws one set of (count, vocabulary) Gumbel noise a step, the same for every study.
     """

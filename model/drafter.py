@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from model.bundle import Bundle
-from model.decoding import generate
+from model.generation import generate
 from model.images import Pixels, Resample
 from model.labeler import label_report
 from model.linear import products_in
@@ -169,6 +169,8 @@ class Drafter:
                 self.bundle.config.decoding,
                 beam_size=options.beam_size,
                 study=study,
+                findings=self._model.findings(patches),
+                consensus=self.bundle.consensus,
             )
             ids, log_probs = generated.ids.tolist(), generated.log_probs.tolist()
         return [self._finish(studies[b], ids[b], log_probs[b], references[b], clock) for b in range(len(studies))]

@@ -37,7 +37,7 @@ FINDINGS: Final[tuple[str, ...]] = (
     "No Finding",
 )
 
-_NO_FINDING: Final = "No Finding"
+NO_FINDING: Final = "No Finding"
 _RANK: Final[dict[Label | None, int]] = {None: 0, "absent": 1, "uncertain": 2, "present": 3}
 _REACH_AFTER: Final = 90  # characters from a subject to its predicate: "the heart, … and … are normal"
 _REACH_BEFORE: Final = 45  # from a predicate to the subject after it: "normal size and contour of the heart"
@@ -89,9 +89,9 @@ def label_report(text: str) -> dict[str, Label | None]:
             for finding, label in _label_sentence(piece):
                 if _RANK[label] > _RANK[labels[finding]]:
                     labels[finding] = label
-    disease = [label for name, label in labels.items() if name not in (_NO_FINDING, "Support Devices")]
+    disease = [label for name, label in labels.items() if name not in (NO_FINDING, "Support Devices")]
     if _WORD.search(text) and "present" not in disease and "uncertain" not in disease:
-        labels[_NO_FINDING] = "present"
+        labels[NO_FINDING] = "present"
     return labels
 
 

@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbone import Backbone
 from model.config import ModelConfig
 from model.dropout import Dropout
+from model.labeler import FINDINGS
 from model.linear import Linear, state_of
 from model.memory import CrossModalMemory, MemoryBank
 from model.text_tower import FeatureNorm, StudyHead, TextTower
@@ -98,6 +100,7 @@ class ReportModel(nn.Module):
         self.backbone = backbone if backbone is not None else Backbone(c.backbone)
         width = self.backbone.width
         self.feature_norm = FeatureNorm(width) if c.feature_norm else None
+        self.finding_head = nn.Linear(width, len(FINDINGS)) if c.finding_head else None
         self.view_embedding = nn.Embedding(2, width)
         nn.init.zeros_(self.view_embedding.weight)
         self.to_model = nn.Sequential(Linear(width, c.d_model), nn.ReLU(), Dropout(c.dropout))
@@ -147,6 +150,17 @@ class ReportModel(nn.Module):
         embedding: Tensor = self.study_head(patches.pooled, patches.views, patches.view_mask)
         return embedding
 
+    def findings(self, patches: Patches) -> Tensor | None:
+        """Probabilities of the labeler's 14 findings by the pretrained head, mean logit of the views: (B, 14).
+
+        None for a model without the head.
+        """
+        if self.finding_head is None:
+            return None
+        logits = self.finding_head(patches.pooled).masked_fill(~patches.view_mask.unsqueeze(2), 0.0)  # (B, V, 14)
+        probabilities: Tensor = (logits.sum(1) / patches.view_mask.sum(1, keepdim=True)).sigmoid()
+        return probabilities
+
     def sequence(self, patches: Patches, cases: Tensor | None, case_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Patch tokens and projected cases, concatenated along the sequence.
 
@@ -170,6 +184,8 @@ class ReportModel(nn.Module):
                 torch.ones(cases.shape[:2], dtype=torch.bool, device=mask.device) if case_mask is None else case_mask
             )
             projected = self.case_projection(cases.to(sequence.dtype))
+            if self.config.case_norm:
+                projected = F.layer_norm(projected, projected.shape[-1:])  # as long as a standardised patch token
             sequence = torch.cat([sequence, projected], dim=1)  # (B, V*P + K, D)
             mask = torch.cat([mask, found], dim=1)
         return sequence, mask

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from model import report_model
 from model.config import DecodingConfig
-from model.decoding import Constraints, Generated, beam_search, generate, greedy, sample
+from model.decoding import Constraints, Generated, beam_search, greedy, sample
+from model.generation import generate
 from model.report_model import DecoderState, Encoded, Patches, ReportModel
 from tests.helpers import tiny_config, tiny_tokenizer
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from model.config import DecodingConfig
-from model.decoding import Constraints, Generated, beam_search, generate, greedy, sample
+from model.decoding import Constraints, Generated, beam_search, greedy, sample
+from model.generation import generate
 from model.report_model import Encoded, ReportModel
 from tests.helpers import IMAGE_SIZE, tiny_model, tiny_tokenizer
 

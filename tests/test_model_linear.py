@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from model import linear as linear_module
 from model.config import DecodingConfig
-from model.decoding import generate
+from model.generation import generate
 from model.linear import Joint, Linear, products_in, runs_on_onednn
 from model.report_model import Patches
 from model.transformer import Attention

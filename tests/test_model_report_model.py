@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from model.backbone import Backbone
 from model.config import DecodingConfig, ModelConfig
-from model.decoding import generate
+from model.generation import generate
 from model.memory import CrossModalMemory
 from model.report_model import Patches, ReportModel
 from model.text_tower import pad_ids

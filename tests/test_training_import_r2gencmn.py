@@ -24,8 +24,8 @@ from torchvision import models, transforms
 from benchmarks.plain_cmn import END, PUBLISHED_TRIGRAM_PENALTY, PlainCMN, published_state
 from model.bundle import load_bundle
 from model.config import DecodingConfig
-from model.decoding import generate
 from model.drafter import Drafter, StudyView
+from model.generation import generate
 from model.images import load_pixels
 from model.report_model import Patches, ReportModel
 from model.tokenizer import UNK, Tokenizer, clean_report_r2gen

@@ -20,10 +20,10 @@ from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from model.labeler import FINDINGS
+from model.labeler import FINDINGS, NO_FINDING
 from model.tokenizer import END_OF_SENTENCE
 from training.baselines import TrivialRow
-from training.metrics import NO_FINDING, SCORED_FINDINGS, Pair, present_findings
+from training.metrics import SCORED_FINDINGS, Pair, present_findings
 
 Floats = npt.NDArray[np.float64]
 

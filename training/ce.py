@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import DecodingConfig
-from model.decoding import generate
+from model.consensus import Consensus
+from model.generation import generate
 from model.report_model import Encoded, Patches, ReportModel
 from model.text_tower import pad_ids
 from model.tokenizer import Tokenizer
@@ -69,6 +70,7 @@ def train_ce(
     decoding: DecodingConfig,
     runtime: Runtime,
     directory: Path,
+    consensus: Consensus | None = None,
 ) -> Mapping[str, float]:
     """Train the model in place, keep the selected epoch, return its row of the log.
 
@@ -112,7 +114,8 @@ def train_ce(
     train_reports = [study.report for study in train]
 
     def validate() -> Mapping[str, float]:
-        return greedy_scores(model, patches, index, chosen, tokenizer, decoding, runtime, train_reports)[0]
+        scores = drafted_scores(model, patches, index, chosen, tokenizer, decoding, runtime, train_reports, consensus)
+        return scores[0]
 
     optimizer = adam(model, visual=config.visual_lr, rest=config.transformer_lr, weight_decay=config.weight_decay)
     loop = Loop(
@@ -196,6 +199,7 @@ def write_reports(
     tokenizer: Tokenizer,
     decoding: DecodingConfig,
     runtime: Runtime,
+    consensus: Consensus | None = None,
 ) -> list[str]:
     """Reports of studies as lower-case tokens joined by spaces; for validation while training."""
     model.eval()
@@ -206,12 +210,13 @@ def write_reports(
             seen = patches.patches(batch, None)
             cases, found = retrieve(model, index, seen, [study.study_id for study in batch])
             embedded = model.embed_study(seen) if index is not None else None
-            generated = generate(model, model.encode(seen, cases, found), tokenizer, decoding, study=embedded)
+            generated = generate(model, model.encode(seen, cases, found), tokenizer, decoding, study=embedded,
+                                 findings=model.findings(seen), consensus=consensus)  # fmt: skip
         texts += [tokenizer.decode(row) for row in generated.ids.tolist()]
     return texts
 
 
-def greedy_scores(
+def drafted_scores(
     model: ReportModel,
     patches: PatchSource,
     index: ReportIndex | None,
@@ -220,9 +225,15 @@ def greedy_scores(
     decoding: DecodingConfig,
     runtime: Runtime,
     train_reports: Sequence[str],
+    consensus: Consensus | None = None,
 ) -> tuple[dict[str, float], list[str]]:
-    """Scores of greedy reports with ``selection``, CIDEr + label F1, and the reports; for validation while training."""
-    greedy = decoding.model_copy(update={"method": "greedy"})
-    texts = write_reports(model, patches, index, studies, tokenizer, greedy, runtime)
+    """Scores of reports with ``selection``, CIDEr + label F1, and the reports; for validation while training.
+
+    Reports are greedy ones, and where ``decoding`` is by consensus those that will serve: it makes its report of what
+    the model's samples hold, of which the greedy report tells little.
+    """
+    method = "greedy" if consensus is None else "consensus"
+    decoding = decoding.model_copy(update={"method": method})
+    texts = write_reports(model, patches, index, studies, tokenizer, decoding, runtime, consensus)
     scores = validation_scores(list(zip((study.report for study in studies), texts, strict=True)), train_reports)
     return {**scores, "selection": scores["CIDEr"] + scores["label_f1_micro"]}, texts

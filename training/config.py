@@ -15,15 +15,25 @@ Rate = Annotated[float, Field(ge=0, le=1)]
 Epochs = Annotated[int, Field(ge=0)]
 
 
+class TargetWeights(Frozen):
+    """Weights of the groups of pretraining targets."""
+
+    soft: Annotated[float, Field(ge=0)] = 1.0
+    report: Annotated[float, Field(ge=0)] = 1.0
+    mesh: Annotated[float, Field(ge=0)] = 1.0
+    text: Annotated[float, Field(ge=0)] = 2.0
+
+
 class PretrainConfig(Frozen):
-    """Backbone on finding targets. ``epochs_by_size``: (pixels, epochs) in order; ``soft_weight``: of soft scores."""
+    """Backbone on finding targets. ``epochs_by_size``: (pixels, epochs) in order; ``weights``: of the groups of targets
+    (``training.targets``) in the loss, each the mean over its columns."""
 
     epochs_by_size: tuple[tuple[Count, Epochs], ...] = ((112, 6), (224, 1))
     batch_size: Count = 32
     lr: Rate = 3e-4
     weight_decay: Rate = 1e-4
     ema: Share = 0.995
-    soft_weight: Annotated[float, Field(ge=0)] = 1.0
+    weights: TargetWeights = TargetWeights()
 
 
 class RetrieverConfig(Frozen):
@@ -126,13 +136,15 @@ class ModelShape(Frozen):
     max_length: Annotated[int, Field(ge=2)] = 60
     embedding_dim: Count = 256
     text_layers: Count = 2
+    case_norm: bool = True
 
 
 class RunConfig(Frozen):
     """Everything that decides the weights of a run, except the data.
 
     ``retrieval_k`` 0 trains without retrieved cases. ``feature_variants``: augmented copies in the feature cache of a
-    frozen backbone; copy 0 is unaugmented.
+    frozen backbone; copy 0 is unaugmented. ``consensus_directions``: R of ``model.consensus``, for ``consensus``
+    decoding.
     """
 
     preset: str
@@ -142,6 +154,7 @@ class RunConfig(Frozen):
     backbone_weights: str = "none"
     retrieval_k: Annotated[int, Field(ge=0)] = 5
     feature_variants: Count = 4
+    consensus_directions: Count = 256
     pretrain: PretrainConfig | None = PretrainConfig()
     retriever: RetrieverConfig | None = RetrieverConfig()
     ce: CEConfig = CEConfig()

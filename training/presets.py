@@ -27,7 +27,7 @@ _COMPACT = RunConfig(
     preset="compact",
     shape=ModelShape(d_model=256, d_ff=512, layers=2, memory_slots=512, memory_dim=256, text_layers=1),
     feature_variants=2,
-    pretrain=PretrainConfig(epochs_by_size=((112, 5), (160, 1))),
+    pretrain=PretrainConfig(epochs_by_size=((112, 8), (160, 2), (224, 1)), lr=6e-4),
     retriever=RetrieverConfig(),
     ce=CEConfig(epochs=12, visual_lr=0.0, transformer_lr=1e-3, patience=None),
     decoding=DecodingConfig(method="rerank"),

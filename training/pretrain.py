@@ -1,8 +1,8 @@
 """Stage ``pretrain``: the backbone learns findings, so that its patch tokens mean something before CE begins.
 
-Multi-label binary cross-entropy on soft targets (probabilities of another network) and on findings read from the
-reports, both views, growing resolution, averaged weights. Studies of the val and test splits take no part; val
-frontals give the AUROC in the log.
+Multi-label binary cross-entropy on the targets of ``training.targets``: soft scores of another network, findings read
+from the reports, MeSH terms, words and sentences; both views, growing resolution, averaged weights. Studies of the val
+and test splits take no part; val frontals give the AUROC in the log.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training.config import PretrainConfig, Runtime
 from training.loop import Loop, LoopConfig, autocast
 from training.pixels import PixelCache
 from training.studies import Source, Study
-from training.targets import finding_targets, read_soft_scores
+from training.targets import Group, finding_targets, read_soft_scores
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,21 @@ def pretrain(
     directory: Path,
     *,
     soft_scores: Path | None,
+    label_table: Mapping[str, frozenset[str]] | None = None,
+    head: nn.Linear | None = None,
 ) -> Mapping[str, float]:
     """Train ``backbone`` in place and return the last row of the log.
+
+    Args:
+        backbone: what learns.
+        source: the training split and the studies outside the field's set teach, the val split is scored.
+        cache: decoded images of all of them.
+        config: epochs, sizes, rates, weights of the groups of targets.
+        runtime: device, seed, precision.
+        directory: of the stage's checkpoints, log and curves.
+        soft_scores: CSV ``image_id,<finding>,…`` of another network's probabilities, or None.
+        head: gets the weights of the labeler's 14 findings, (14, D); or None.
+        label_table: study uid -> findings present, a second truth for the AUROC on val; or None.
 
     Raises:
         ValueError: no training image, or unreadable soft targets.
@@ -63,16 +76,16 @@ def pretrain(
     images = _images([*source.split("train"), *source.extra], cache)
     if not images:
         raise ValueError("pretraining found no readable training image; check --root")
-    targets = finding_targets(images, read_soft_scores(soft_scores) if soft_scores else None)
+    targets = finding_targets(images, read_soft_scores(soft_scores) if soft_scores else None, terms=True)
     values, mask = torch.from_numpy(targets.values), torch.from_numpy(targets.mask)
-    weight = torch.ones(values.shape[1])
-    soft_width = values.shape[1] - len(FINDINGS)
-    if soft_width:
-        weight[:soft_width] = config.soft_weight * len(FINDINGS) / soft_width
+    groups = {name: (targets.group(name), weight) for name, weight in _weights(config) if weight}
+    groups = {name: (columns, weight) for name, (columns, weight) in groups.items() if columns.stop}
+    if not groups:
+        raise ValueError("every group of pretraining targets is empty or has weight 0; raise one of pretrain.weights")
     rows = np.array([cache.rows[key] for key, _ in images])
     net = FindingNet(backbone, values.shape[1]).to(runtime.device).to(memory_format=torch.channels_last)
-    log.info("pretrain: %d images, %d targets, soft scores: %s", len(images), values.shape[1],
-             soft_scores.name if soft_scores else "none")  # fmt: skip
+    sizes_of = ", ".join(f"{name} {columns.stop - columns.start}" for name, (columns, _) in groups.items())
+    log.info("pretrain: %d images, targets: %s", len(images), sizes_of)
 
     sizes = [size for size, epochs in config.epochs_by_size for _ in range(epochs)]
     amount = Augmentation()
@@ -86,9 +99,10 @@ def pretrain(
     def train_step(batch: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
         pixels = torch.from_numpy(cache.array[rows[batch]]).to(runtime.device)
         x = augment(to_float(pixels, current["size"]), amount, generator)
-        y, m = values[batch].to(runtime.device), (mask[batch] * weight).to(runtime.device)
-        loss = F.binary_cross_entropy_with_logits(net(x).float(), y, weight=m, reduction="sum") / m.sum().clamp(min=1)
-        return {"loss": loss}
+        logits, y, m = net(x).float(), values[batch].to(runtime.device), mask[batch].to(runtime.device)
+        losses: dict[str, Tensor] = {name: _bce(logits, y, m, columns) for name, (columns, _) in groups.items()}
+        total = torch.stack([weight * losses[name] for name, (_, weight) in groups.items()]).sum()
+        return {"loss": total, **losses}
 
     steps = -(-len(images) // config.batch_size)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -99,10 +113,27 @@ def pretrain(
     validation = _images(source.split("val"), cache, frontal_only=True)
 
     def validate() -> dict[str, float]:
-        return _auroc(net, validation, cache, current["size"], soft_width, runtime)
+        return _auroc(net, validation, cache, current["size"], targets.group("report").start, runtime, label_table)
 
     history = loop.fit(batches, [steps] * len(sizes), train_step, validate if validation else None)
+    if head is not None:
+        columns = targets.group("report")
+        with torch.no_grad():
+            head.weight.copy_(net.head.weight[columns])
+            head.bias.copy_(net.head.bias[columns])
     return history.rows[-1] if history.rows else {}
+
+
+def _weights(config: PretrainConfig) -> Sequence[tuple[Group, float]]:
+    weights = config.weights
+    return ("soft", weights.soft), ("report", weights.report), ("mesh", weights.mesh), ("text", weights.text)
+
+
+def _bce(logits: Tensor, values: Tensor, mask: Tensor, columns: slice) -> Tensor:
+    """Mean binary cross-entropy over the known targets of a group's columns."""
+    known = mask[:, columns]
+    terms = F.binary_cross_entropy_with_logits(logits[:, columns], values[:, columns], weight=known, reduction="sum")
+    return terms / known.sum().clamp(min=1)
 
 
 def _images(studies: Sequence[Study], cache: PixelCache, *, frontal_only: bool = False) -> list[tuple[str, Study]]:
@@ -116,25 +147,39 @@ def _images(studies: Sequence[Study], cache: PixelCache, *, frontal_only: bool =
 
 
 def _auroc(
-    net: FindingNet, images: Sequence[tuple[str, Study]], cache: PixelCache, size: int, offset: int, runtime: Runtime
+    net: FindingNet,
+    images: Sequence[tuple[str, Study]],
+    cache: PixelCache,
+    size: int,
+    offset: int,
+    runtime: Runtime,
+    table: Mapping[str, frozenset[str]] | None,
 ) -> dict[str, float]:
-    """AUROC of the findings in SCORED on ``images`` against the labels read from their reports."""
-    targets = finding_targets(images, None)
+    """AUROC of the findings in SCORED on ``images``: against our labeler, and as ``table_…`` against the table."""
     logits = []
     for start in range(0, len(images), 64):
         rows = [cache.rows[key] for key, _ in images[start : start + 64]]
         pixels = torch.from_numpy(cache.array[rows]).to(runtime.device)
         with autocast(runtime.device, runtime.precision):
             logits.append(net(to_float(pixels, size)).float().cpu())
-    scores = torch.cat(logits).numpy()[:, offset:]
+    scores = torch.cat(logits).numpy()[:, offset : offset + len(FINDINGS)]
+    result = _aurocs("auroc", scores, finding_targets(images, None).values)
+    if table:
+        known = [row for row, (_, study) in enumerate(images) if study.uid in table]
+        truth = np.array([[name in table[images[row][1].uid] for name in FINDINGS] for row in known], np.float32)
+        result |= _aurocs("table_auroc", scores[known], truth)
+    return result
+
+
+def _aurocs(prefix: str, scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     result = {}
     for name in SCORED:
         column = FINDINGS.index(name)
-        value = auroc(scores[:, column], targets.values[:, column])
+        value = auroc(scores[:, column], truth[:, column]) if len(truth) else None
         if value is not None:
-            result[f"auroc_{name.lower().replace(' ', '_')}"] = value
+            result[f"{prefix}_{name.lower().replace(' ', '_')}"] = value
     if result:
-        result["auroc_mean"] = float(np.mean(list(result.values())))
+        result[f"{prefix}_mean"] = float(np.mean(list(result.values())))
     return result
 
 

@@ -15,16 +15,18 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from model.backbone import Backbone
 from model.bundle import BundleError, load_bundle, write_bundle
 from model.config import BundleConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
+from model.consensus import Consensus
 from model.report_model import ReportModel
 from model.tokenizer import Tokenizer
 from retrieval_index.cases import read_cases, write_cases
@@ -33,6 +35,7 @@ from retrieval_index.index import ReportIndex
 from training.arguments import choose_device, open_source
 from training.ce import train_ce
 from training.config import RunConfig, Runtime
+from training.consensus import build_consensus
 from training.evaluate import evaluate
 from training.index import build_index, retrieval_scores
 from training.loop import write_atomically
@@ -42,6 +45,7 @@ from training.pixels import PixelCache, build_pixel_cache
 from training.presets import PRESETS, preset
 from training.pretrain import pretrain
 from training.retriever import recall, train_retriever, val_similarity
+from training.scoreboard import read_label_table
 from training.scst import train_scst
 from training.studies import Source, Study
 
@@ -64,6 +68,7 @@ class Run:
     soft_scores: Path | None
     out: Path
     keep_texts: bool
+    label_table: Mapping[str, frozenset[str]] | None = None  # study uid -> findings, a second truth beside the labeler
     cache: PixelCache = field(init=False)
     train: list[Study] = field(init=False)
     val: list[Study] = field(init=False)
@@ -103,6 +108,15 @@ class Run:
         """The index this run built; None for a run without retrieval."""
         return ReportIndex.load(self.index_dir) if self.config.retrieval_k else None
 
+    @property
+    def consensus_file(self) -> Path:
+        """Where the index stage writes what consensus decoding needs."""
+        return self.work / "index" / "consensus.safetensors"
+
+    def load_consensus(self) -> Consensus | None:
+        """What this run decodes by; None for a run that does not decode by consensus."""
+        return Consensus.load(self.consensus_file) if self.config.decoding.method == "consensus" else None
+
     def patches(self) -> PatchSource:
         """What trains on: cached features where the backbone is frozen, the backbone itself otherwise."""
         if self.config.ce.visual_lr == 0:
@@ -122,8 +136,9 @@ def model_config(config: RunConfig, vocab_size: int) -> ModelConfig:
     shape = config.shape.model_dump()
     layers = shape.pop("layers")
     return ModelConfig(
-        **shape, vocab_size=vocab_size, encoder_layers=layers, decoder_layers=layers, retrieval_k=config.retrieval_k
-    )
+        **shape, vocab_size=vocab_size, encoder_layers=layers, decoder_layers=layers, retrieval_k=config.retrieval_k,
+        finding_head=config.pretrain is not None,
+    )  # fmt: skip
 
 
 # --- stages -----------------------------------------------------------------------------------------------------
@@ -135,7 +150,7 @@ def stage_pretrain(run: Run) -> None:
         log.info("pretrain: not part of preset %s", run.config.preset)
         return
     pretrain(run.model.backbone, run.source, run.cache, run.config.pretrain, run.runtime, run.work / "pretrain",
-             soft_scores=run.soft_scores)  # fmt: skip
+             soft_scores=run.soft_scores, label_table=run.label_table, head=run.model.finding_head)  # fmt: skip
 
 
 def stage_retriever(run: Run) -> None:
@@ -154,6 +169,11 @@ def stage_index(run: Run) -> None:
         return
     index = build_index(run.model, run.train, run.tokenizer, run.runtime, run.index_dir,
                         public=run.source.name == "openi")  # fmt: skip
+    if run.config.decoding.method == "consensus":
+        vectors = index.vectors(np.arange(len(index))[None])[0]
+        table = build_consensus(run.train, vectors, run.tokenizer, directions=run.config.consensus_directions,
+                                max_length=run.config.shape.max_length, seed=run.config.seed)  # fmt: skip
+        write_atomically(run.consensus_file, table.save)
     run.metrics["retrieval"] = _retrieval_figures(run, index, run.features())
 
 
@@ -161,7 +181,7 @@ def stage_ce(run: Run) -> None:
     """Cross-entropy."""
     index = run.load_index()
     row = train_ce(run.model, run.patches(), index, run.train, run.val, run.tokenizer, run.config.ce,
-                   run.config.decoding, run.runtime, run.work / "ce")  # fmt: skip
+                   run.config.decoding, run.runtime, run.work / "ce", run.load_consensus())  # fmt: skip
     run.metrics["ce_selected_epoch"] = row.get("epoch")
     if index is not None and run.config.ce.visual_lr > 0:
         run.metrics["retrieval_after_ce"] = _retrieval_figures(run, index, run.patches())
@@ -173,7 +193,7 @@ def stage_scst(run: Run) -> None:
         log.info("scst: not part of preset %s", run.config.preset)
         return
     row = train_scst(run.model, run.features(), run.load_index(), run.train, run.val, run.tokenizer, run.config.scst,
-                     run.config.decoding, run.runtime, run.work / "scst")  # fmt: skip
+                     run.config.decoding, run.runtime, run.work / "scst", run.load_consensus())  # fmt: skip
     run.metrics["scst_selected_epoch"] = row.get("epoch")
 
 
@@ -239,7 +259,7 @@ def _write(run: Run, path: Path, *, keep_texts: bool, metrics: dict[str, Any]) -
         licence=LICENCE.format(texts=" but the reports of its cases" if keep_texts and retrieval else ""),
     )  # fmt: skip
     write_bundle(path, config=config, model=run.model, tokenizer=run.tokenizer, index_dir=index_dir, metrics=metrics,
-                 weights_dtype=run.config.weights_dtype, replace=True)  # fmt: skip
+                 consensus=run.load_consensus(), weights_dtype=run.config.weights_dtype, replace=True)  # fmt: skip
 
 
 def _without_texts(index_dir: Path, directory: Path) -> Path:
@@ -329,23 +349,27 @@ def _run(arguments: argparse.Namespace) -> Run:
     _remember(work, config, source, resume=arguments.resume)
     device = choose_device(arguments.device)
     torch.set_float32_matmul_precision("high")
+    labels = _table(arguments, "reference_labels", "chexbert_labels.csv")
     return Run(
         config=config,
         runtime=Runtime(device, config.seed, arguments.precision, work),
         source=source,
-        soft_scores=_soft_scores(arguments),
+        soft_scores=_table(arguments, "soft_scores", "chexnet_scores.csv"),
         out=arguments.out,
         keep_texts=not arguments.without_texts,
+        label_table=read_label_table(labels) if labels else None,
     )
 
 
-def _soft_scores(arguments: argparse.Namespace) -> Path | None:
-    if arguments.soft_scores is not None:
-        if not arguments.soft_scores.is_file():
-            raise ValueError(f"--soft-scores {arguments.soft_scores}: no such file")
-        return Path(arguments.soft_scores)
-    beside = arguments.root / "chexnet_scores.csv" if arguments.root else None
-    return beside if beside is not None and beside.is_file() else None
+def _table(arguments: argparse.Namespace, option: str, beside_reports: str) -> Path | None:
+    """The table given by an option, else the one of this name in ``--root``, if any."""
+    given: Path | None = getattr(arguments, option)
+    if given is not None:
+        if not given.is_file():
+            raise ValueError(f"--{option.replace('_', '-')} {given}: no such file")
+        return given
+    found = arguments.root / beside_reports if arguments.root else None
+    return found if found is not None and found.is_file() else None
 
 
 def _remember(work: Path, config: RunConfig, source: Source, *, resume: bool) -> None:
@@ -399,6 +423,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--backbone-weights", help="imagenet, none, or a file; overrides the preset")
     parser.add_argument("--soft-scores", type=Path, help="CSV image_id,finding,… for pretraining")
+    parser.add_argument("--reference-labels", type=Path, help="CSV study_id,<finding>,…: a second truth in pretraining")
     parser.add_argument("--without-texts", action="store_true", help="leave report texts out of the bundle's cases")
     return parser
 

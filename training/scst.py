@@ -26,16 +26,18 @@ from pycocoevalcap.bleu.bleu import Bleu
 from torch import Tensor, nn
 
 from model.config import DecodingConfig
+from model.consensus import Consensus
 from model.decoding import Constraints, Generated, greedy, sample
+from model.labeler import NO_FINDING
 from model.report_model import Encoded, ReportModel
 from model.text_tower import pad_ids
 from model.tokenizer import EOS, Tokenizer
 from retrieval_index.index import ReportIndex
-from training.ce import Stage, adam, greedy_scores, learnt_targets, retrieve, teacher_forced
+from training.ce import Stage, adam, drafted_scores, learnt_targets, retrieve, teacher_forced
 from training.cider import CiderD
 from training.config import Guards, RewardConfig, Runtime, ScstConfig
 from training.loop import Loop, LoopConfig
-from training.metrics import NO_FINDING, present_findings
+from training.metrics import present_findings
 from training.patches import PatchSource
 from training.protocol import comparable_prediction, comparable_reference, comparable_vocabulary
 from training.studies import Study
@@ -163,6 +165,7 @@ def train_scst(
     decoding: DecodingConfig,
     runtime: Runtime,
     directory: Path,
+    consensus: Consensus | None = None,
 ) -> Mapping[str, float]:
     """Train the model in place and keep the best epoch that the guards let pass, or the model as it came in.
 
@@ -227,7 +230,7 @@ def train_scst(
     floors: dict[str, float] = {}
 
     def validate() -> Mapping[str, float]:
-        scores, texts = greedy_scores(model, patches, index, chosen, tokenizer, decoding, runtime, reports)
+        scores, texts = drafted_scores(model, patches, index, chosen, tokenizer, decoding, runtime, reports, consensus)
         row = {**scores, "redacted": sum(_REDACTED in text.split() for text in texts) / len(texts)}
         return {**row, "guards": float(not broken_guards(row, floors, config.guards))}
 

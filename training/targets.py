@@ -1,28 +1,51 @@
-"""Finding targets for pretraining the backbone: soft scores of another network, and labels read from reports."""
+"""What the backbone learns to see in pretraining: soft scores of another network, findings, MeSH terms and report text.
+
+The columns come in groups, each with a weight of its own in the loss:
+
+    soft    probabilities of a network trained elsewhere, by image
+    report  the labeler's 14 findings, by study
+    mesh    MeSH terms of the archive ("Opacity/lung/base/left" gives opacity, opacity/lung, … and itself), by study
+    text    words and whole sentences of the report, by study
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from model.labeler import FINDINGS, label_report
+from model.tokenizer import clean_report
 from training.studies import Study
 
 Floats = npt.NDArray[np.float32]
+Group = Literal["soft", "report", "mesh", "text"]
+
+MIN_STUDIES = 12  # a term seen in fewer studies teaches little but those studies
+MAX_SHARE = 0.9  # nor does one that nearly every report holds
 
 
 @dataclass(frozen=True)
 class FindingTargets:
-    """Targets of a list of images: ``values`` (N, C) in 0..1, ``mask`` (N, C) 1 where known, C column names."""
+    """Targets of a list of images: ``values`` (N, C) in 0..1, ``mask`` (N, C) 1 where known, C column names.
+
+    A column is called ``group/name``; columns of one group stand together.
+    """
 
     values: Floats
     mask: Floats
     columns: tuple[str, ...]
+
+    def group(self, name: Group) -> slice:
+        """The columns of a group; an empty slice where there is none."""
+        places = [place for place, column in enumerate(self.columns) if column.startswith(f"{name}/")]
+        return slice(places[0], places[-1] + 1) if places else slice(0, 0)
 
 
 def read_soft_scores(path: Path) -> tuple[tuple[str, ...], dict[str, Floats]]:
@@ -53,18 +76,74 @@ def label_vector(report: str) -> tuple[Floats, Floats]:
     return values, mask
 
 
+def mesh_terms(study: Study) -> frozenset[str]:
+    """Headings of a study: each whole, its first part, and its first part with each qualifier, in lower case."""
+    terms: set[str] = set()
+    for heading in study.mesh:
+        parts = [part.strip().lower() for part in heading.split("/")]
+        terms |= {"/".join(parts), parts[0]} | {f"{parts[0]}/{part}" for part in parts[1:]}
+    return frozenset(terms)
+
+
+def text_terms(study: Study) -> frozenset[str]:
+    """Words and sentences of a study's report."""
+    cleaned = clean_report(study.report)
+    sentences = {" ".join(sentence.split()) for sentence in cleaned.split(" .")}
+    return frozenset((sentences | set(cleaned.split())) - {"", "."})
+
+
 def finding_targets(
-    images: Sequence[tuple[str, Study]], soft: tuple[tuple[str, ...], Mapping[str, Floats]] | None
+    images: Sequence[tuple[str, Study]],
+    soft: tuple[tuple[str, ...], Mapping[str, Floats]] | None,
+    *,
+    terms: bool = False,
 ) -> FindingTargets:
-    """Targets for (image key, its study) pairs: soft scores where given, then the labeler's 14 findings."""
-    soft_columns, scores = soft if soft is not None else ((), {})
-    labels = {study.study_id: label_vector(study.report) for _, study in images}
-    values = np.zeros((len(images), len(soft_columns) + len(FINDINGS)), np.float32)
-    mask = np.zeros_like(values)
-    width = len(soft_columns)
-    for row, (key, study) in enumerate(images):
-        if key in scores:
-            values[row, :width], mask[row, :width] = scores[key], 1
-        values[row, width:], mask[row, width:] = labels[study.study_id]
-    columns = (*(f"soft/{name}" for name in soft_columns), *(f"report/{name}" for name in FINDINGS))
-    return FindingTargets(values, mask, columns)
+    """Targets for (image key, its study) pairs.
+
+    Args:
+        images: every image, with its study.
+        soft: column names and image key -> probabilities; None for none.
+        terms: add the groups ``mesh`` and ``text``, with the terms that enough of these studies have.
+    """
+    studies = {study.study_id: study for _, study in images}
+    place = {study_id: row for row, study_id in enumerate(studies)}
+    labels = [label_vector(study.report) for study in studies.values()]
+    names = [f"report/{name}" for name in FINDINGS]
+    values, mask = (np.stack([pair[part] for pair in labels]) for part in (0, 1))
+    if terms:
+        everyone = list(studies.values())
+        for group in (
+            _terms("mesh", everyone, mesh_terms, lambda study: bool(study.mesh)),
+            _terms("text", everyone, text_terms, lambda study: bool(study.report.strip())),
+        ):
+            names += group.columns
+            values, mask = np.hstack([values, group.values]), np.hstack([mask, group.mask])
+    rows = np.array([place[study.study_id] for _, study in images])
+    values, mask = values[rows], mask[rows]
+    if soft is not None:
+        columns, scores = soft
+        absent = np.zeros(len(columns), np.float32)
+        names = [f"soft/{name}" for name in columns] + names
+        values = np.hstack([np.stack([scores.get(key, absent) for key, _ in images]), values])
+        known = np.array([[key in scores] for key, _ in images], np.float32)
+        mask = np.hstack([np.repeat(known, len(columns), axis=1), mask])
+    return FindingTargets(values, mask, tuple(names))
+
+
+def _terms(
+    group: Group, studies: Sequence[Study], of: Callable[[Study], frozenset[str]], known: Callable[[Study], bool]
+) -> FindingTargets:
+    """(studies, terms) of one group; terms that too few or nearly all of the studies have are left out."""
+    found = [of(study) for study in studies]
+    told = [known(study) for study in studies]
+    counts = Counter(term for terms in found for term in terms)
+    most = MAX_SHARE * sum(told)
+    columns = sorted(term for term, count in counts.items() if MIN_STUDIES <= count <= most)
+    values = np.array([_marks(terms, columns) for terms in found], np.float32).reshape(len(studies), len(columns))
+    mask = np.repeat(np.array(told, np.float32)[:, None], len(columns), axis=1)
+    return FindingTargets(values, mask, tuple(f"{group}/{column}" for column in columns))
+
+
+def _marks(terms: Iterable[str], columns: Sequence[str]) -> list[float]:
+    present = frozenset(terms)
+    return [float(column in present) for column in columns]

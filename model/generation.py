@@ -1,0 +1,163 @@
+"""From encoded studies to reports by the configured method: beam or greedy search alone, or a choice among candidates.
+
+Candidates are the beam's report and sampled ones. Every study draws from the same noise, so its result depends neither
+on batch mates nor on the time of day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from model.config import DecodingConfig
+from model.consensus import Composer, Consensus, Sentence
+from model.decoding import NEVER, Constraints, Generated, beam_search, greedy, one_path
+from model.labeler import FINDINGS, NO_FINDING, label_report
+from model.report_model import Encoded, ReportModel
+from model.tokenizer import Tokenizer, split_sentences
+
+CANDIDATE_SEED = 20
+
+
+def generate(
+    model: ReportModel,
+    encoded: Encoded,
+    tokenizer: Tokenizer,
+    config: DecodingConfig,
+    *,
+    beam_size: int | None = None,
+    study: Tensor | None = None,
+    findings: Tensor | None = None,
+    consensus: Consensus | None = None,
+) -> Generated:
+    """Write a report for every study of ``encoded`` by the configured method.
+
+    Args:
+        model: in eval mode.
+        encoded: B studies.
+        tokenizer: of the model.
+        config: method and constraints.
+        beam_size: in place of the configured one.
+        study: (B, E) study embeddings, unit length; needed by ``rerank`` and ``consensus``.
+        findings: (B, 14) probabilities of the findings; ``consensus`` takes those of the similar cases without.
+        consensus: what the training cases say; needed by ``consensus``.
+
+    Raises:
+        ValueError: ``rerank`` or ``consensus`` without what it needs.
+    """
+    beams = beam_size or (1 if config.method == "greedy" else config.beam_size)
+    constraints = Constraints.of(config, tokenizer)
+    if beams == 1:
+        best = greedy(model, encoded, constraints, tokenizer.bos_id)
+    else:
+        best = beam_search(
+            model, encoded, constraints, tokenizer.bos_id, beams, config.length_penalty,
+            ended_keep_place=config.ended_keep_place,
+        )  # fmt: skip
+    if config.method not in ("rerank", "consensus"):
+        return best
+    if study is None:
+        raise ValueError(
+            f"decoding method {config.method!r} needs study embeddings; use 'beam' for a model without retrieval"
+        )
+    ids = _candidates(model, encoded, constraints, tokenizer.bos_id, config, best)
+    if config.method == "rerank":
+        return _rerank(model, encoded, constraints, tokenizer.bos_id, config, study, ids)
+    if consensus is None:
+        raise ValueError("decoding method 'consensus' needs the table of the training cases; use 'rerank' without")
+    return _agree(model, encoded, constraints, tokenizer, config, study, findings, consensus, ids)
+
+
+@torch.no_grad()
+def _candidates(
+    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, config: DecodingConfig,
+    best: Generated,
+) -> Tensor:  # fmt: skip
+    """The beam's report and sampled ones: (B, 1 + candidates, T)."""
+    noise = torch.Generator().manual_seed(CANDIDATE_SEED)
+    drawn = one_path(
+        model, encoded, constraints, bos_id, config.candidates, noise, config.temperature, sampling=True, shared=True
+    )
+    return torch.cat([best.ids.unsqueeze(1), drawn.ids.view(len(best.ids), config.candidates, -1)], dim=1)
+
+
+@torch.no_grad()
+def _rerank(
+    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, config: DecodingConfig,
+    study: Tensor, ids: Tensor,
+) -> Generated:  # fmt: skip
+    """Of the candidates (B, n, T) the best by mean log-probability and likeness to the study.
+
+    Likeness is the cosine that the retriever was trained for: study embedding against the text tower's embedding of the
+    candidate. A phrase that suits every patient has the probability on its side, but no likeness to this one.
+    """
+    texts = _shifted(ids, bos_id)
+    log_probs = _log_probs(model, encoded, constraints, texts, ids).view(ids.shape)
+    length = (ids != 0).sum(-1).clamp(min=1)
+    reports = model.text_tower(texts).view(*ids.shape[:2], -1)  # the tower reads bos, words, eos, at most 60
+    likeness = (reports * study.unsqueeze(1)).sum(-1)  # (B, n)
+    score = log_probs.sum(-1) / length + config.similarity_weight * likeness
+    rows, winner = torch.arange(len(ids), device=ids.device), score.argmax(dim=1)
+    return Generated(ids[rows, winner], log_probs[rows, winner], score[rows, winner])
+
+
+@torch.no_grad()
+def _agree(
+    model: ReportModel, encoded: Encoded, constraints: Constraints, tokenizer: Tokenizer, config: DecodingConfig,
+    study: Tensor, findings: Tensor | None, consensus: Consensus, ids: Tensor,
+) -> Generated:  # fmt: skip
+    """The report of the highest expected reward that the candidates' sentences make; ids (B, n, T)."""
+    embedded = study.float().cpu().numpy()
+    chances = None if findings is None else findings.float().cpu().numpy()
+    chosen = torch.zeros_like(ids[:, :1])  # (B, 1, T)
+    rewards = []
+    for row, candidates in enumerate(ids.tolist()):
+        composer = Composer(
+            consensus.expect(embedded[row], config.consensus.temperature),
+            None if chances is None else chances[row],
+            lambda sentence: _reading(tokenizer, sentence),
+            config.consensus,
+        )
+        reports = [written for words in candidates if (written := _sentences(tokenizer, words))]
+        report = composer.compose(reports, ids.shape[2] - 1) if reports else ()
+        words = [*(word for sentence in report for word in sentence), tokenizer.eos_id]
+        chosen[row, 0, : len(words)] = torch.tensor(words, device=ids.device)
+        rewards.append(float(composer.rewards([report])[0]))
+    log_probs = _log_probs(model, encoded, constraints, _shifted(chosen, tokenizer.bos_id), chosen)
+    return Generated(chosen[:, 0], log_probs, torch.tensor(rewards, device=ids.device))
+
+
+def _sentences(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[Sentence, ...]:
+    """Complete sentences of a written report; what a cut left of the last one is dropped."""
+    end = next((place for place, token in enumerate(ids) if token in (0, tokenizer.eos_id)), len(ids))
+    words = [tokenizer.tokens[token] for token in ids[:end]]
+    return tuple(tuple(ids[a:b]) for a, b in split_sentences(words) if words[b - 1] == "." and b - a > 1)
+
+
+@lru_cache(maxsize=50_000)
+def _reading(tokenizer: Tokenizer, sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
+    labels = label_report(tokenizer.decode(sentence))
+    present, absent = (
+        frozenset(row for row, name in enumerate(FINDINGS) if name != NO_FINDING and labels[name] == state)
+        for state in ("present", "absent")
+    )
+    return present, absent
+
+
+def _shifted(ids: Tensor, bos_id: int) -> Tensor:
+    """(B, n, T) reports as inputs of the decoder, (B * n, T)."""
+    return torch.cat([torch.full_like(ids[..., :1], bos_id), ids[..., :-1]], dim=-1).flatten(0, 1)
+
+
+def _log_probs(model: ReportModel, encoded: Encoded, constraints: Constraints, inputs: Tensor, ids: Tensor) -> Tensor:
+    """Log-probabilities at temperature 1 of given reports: inputs (B*n, T) shifted, ids (B, n, T) -> (B*n, T)."""
+    each = torch.arange(ids.shape[0], device=ids.device).repeat_interleave(ids.shape[1])
+    logits: Tensor = model(encoded.select(each), inputs).float()
+    logits[..., list(constraints.suppress)] = NEVER
+    flat = ids.flatten(0, 1)
+    gained = logits.log_softmax(-1).gather(2, flat.unsqueeze(-1)).squeeze(-1)
+    log_probs: Tensor = gained.masked_fill(flat == 0, 0.0)
+    return log_probs

@@ -1,0 +1,191 @@
+"""Consensus decoding: expected rewards against those counted out case by case, and the search for the best report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.config import ConsensusConfig
+from model.consensus import LENGTHS, Composer, Consensus, Expectation, Phrases, Sentence, phrase_keys
+from model.labeler import FINDINGS
+from model.tokenizer import Tokenizer
+from training.cider import CiderD
+from training.consensus import build_consensus
+from training.studies import Study
+
+SENTENCES = (
+    "the heart is normal in size .",
+    "the lungs are clear .",
+    "there is a small left pleural effusion .",
+    "the heart is enlarged .",
+    "no pneumothorax .",
+    "there is no pleural effusion .",
+)
+REPORTS = (
+    tuple(
+        " ".join(SENTENCES[place] for place in places)
+        for places in ((0, 1), (3, 2), (0, 1, 4), (3, 5), (0, 5), (1, 4), (0, 1), (3, 2), (4, 1), (2, 4))
+    )
+    * 4
+)
+
+
+def studies(reports: tuple[str, ...] = REPORTS) -> list[Study]:
+    return [Study(f"CXR{row}", f"CXR{row}", "train", report, ()) for row, report in enumerate(reports)]
+
+
+def unit(count: int, width: int = 8, seed: int = 0) -> np.ndarray:
+    values = np.random.default_rng(seed).standard_normal((count, width)).astype(np.float32)
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+TOKENIZER = Tokenizer.build(REPORTS)
+
+
+@pytest.fixture(scope="module")
+def table() -> Consensus:
+    return build_consensus(studies(), unit(len(REPORTS)), TOKENIZER, directions=999, max_length=60, seed=1)
+
+
+def ids(*reports: str) -> np.ndarray:
+    rows = [[TOKENIZER.id_of(word) for word in report.split()] for report in reports]
+    tokens = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for row, words in enumerate(rows):
+        tokens[row, : len(words)] = words
+    return tokens
+
+
+def sentences(report: str) -> tuple[Sentence, ...]:
+    words, found = [], []
+    for word in report.split():
+        words.append(TOKENIZER.id_of(word))
+        if word == ".":
+            found.append(tuple(words))
+            words = []
+    return tuple(found)
+
+
+def no_findings(_: Sentence) -> tuple[frozenset[int], frozenset[int]]:
+    return frozenset(), frozenset()
+
+
+def test_phrases_are_those_of_the_words() -> None:
+    texts = ["a b a b", "b b", "a b a b c", "a"]
+    tokens = np.array([[1, 2, 1, 2, 0], [2, 2, 0, 0, 0], [1, 2, 1, 2, 3], [1, 0, 0, 0, 0]])
+    phrases = Phrases.of(tokens)
+    names: dict[int, str] = {}
+    for row, text in enumerate(texts):
+        words = text.split()
+        keys = phrase_keys(tokens)[:, row]
+        for n in range(4):
+            for place in range(len(words) - n):
+                name = " ".join(words[place : place + n + 1])
+                assert names.setdefault(int(keys[n, place]), name) == name
+            assert not keys[n, max(len(words) - n, 0) :].any()
+    assert len(set(names.values())) == len(names)
+    for row, text in enumerate(texts):
+        words = text.split()
+        own = phrases.text == row
+        counted = {names[key]: count for key, count in zip(phrases.key[own].tolist(), phrases.count[own], strict=True)}
+        grams = [" ".join(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1)]
+        assert counted == {gram: grams.count(gram) for gram in set(grams)}
+        lengths = [len(names[key].split()) for key in phrases.key[own].tolist()]
+        assert lengths == (phrases.order[own] + 1).tolist()
+
+
+def test_expected_cider_is_the_mean_over_the_cases(table: Consensus) -> None:
+    study = unit(1, seed=5)[0]
+    expectation = table.expect(study, 0.3)
+    logits = table.vectors.astype(np.float32) @ study / 0.3
+    weights = np.exp(logits) / np.exp(logits).sum()
+    drafts = [REPORTS[0], REPORTS[1], SENTENCES[0], " ".join(SENTENCES[:3])]
+    cider = CiderD([[report] for report in REPORTS])
+    for draft, value in zip(drafts, expectation.scores(ids(*drafts))[0], strict=True):
+        each = cider.scores([draft] * len(REPORTS), range(len(REPORTS)))
+        # lengths are counted in classes of two words, and phrases of fewer than three reports are left out
+        assert value == pytest.approx(float(weights @ each), rel=0.12)
+
+
+def test_phrase_probabilities_are_shares_of_the_cases(table: Consensus) -> None:
+    study = unit(1, seed=6)[0]
+    expectation = table.expect(study, 0.5)
+    logits = table.vectors.astype(np.float32) @ study / 0.5
+    weights = np.exp(logits) / np.exp(logits).sum()
+    for phrase in ("the heart is enlarged", "left pleural effusion .", "no pneumothorax"):
+        key = phrase_keys(ids(phrase))[len(phrase.split()) - 1, 0, 0]
+        holds = np.array([f" {phrase} " in f" {report} " for report in REPORTS])
+        assert expectation.share[table.find(np.array([key]))[0]] == pytest.approx(float(weights @ holds), abs=0.02)
+    assert expectation.length == pytest.approx(float(weights @ [len(report.split()) for report in REPORTS]), rel=1e-3)
+    effusion = float(weights @ ["small left pleural" in report for report in REPORTS])
+    assert expectation.findings[FINDINGS.index("Pleural Effusion")] == pytest.approx(effusion, abs=1e-3)
+
+
+def test_few_directions_still_tell_reports_apart() -> None:
+    full, few = (
+        build_consensus(studies(), unit(len(REPORTS)), TOKENIZER, directions=count, max_length=60, seed=1)
+        for count in (999, 4)
+    )
+    assert few.basis.shape[0] == 4 < full.basis.shape[0]
+    assert np.allclose(few.basis.astype(np.float32) @ few.basis.T.astype(np.float32), np.eye(4), atol=5e-3)
+    near = few.vectors[1].astype(np.float32)  # a study whose images look like those of case 1
+    cider = few.expect(near, 0.02).scores(ids(REPORTS[1], REPORTS[0]))[0]
+    assert cider[0] > 2 * cider[1]
+
+
+def test_the_composer_finds_the_best_report_there_is(table: Consensus) -> None:
+    expectation = table.expect(table.vectors[1].astype(np.float32), 0.02)  # "… enlarged . … effusion ."
+    config = ConsensusConfig(bleu4=0, finding=0)
+    composer = Composer(expectation, None, no_findings, config)
+    candidates = [sentences(report) for report in (REPORTS[0], SENTENCES[3], SENTENCES[2])]
+    assert composer.compose(candidates, 59) == sentences(REPORTS[1])
+    assert composer.compose(candidates, 8) == sentences(SENTENCES[2])  # no room for both
+    still = Composer(expectation, None, no_findings, config.model_copy(update={"moves": 0}))
+    assert still.compose(candidates, 59) in [tuple(candidate) for candidate in candidates]
+
+
+def test_a_finding_is_named_from_its_cost_on(table: Consensus) -> None:
+    expectation = table.expect(unit(1, seed=7)[0], 1.0)
+    effusion = FINDINGS.index("Pleural Effusion")
+
+    def reading(sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
+        text = TOKENIZER.decode(sentence)
+        named = frozenset({effusion}) if "pleural" in text else frozenset()
+        return (frozenset(), named) if " no " in text else (named, frozenset())
+
+    config = ConsensusConfig(cider=0.01, bleu4=0, finding=10, finding_cost=0.3)
+    candidates = [sentences(report) for report in REPORTS[:6]]
+    for probability, expected in ((0.5, True), (0.1, False)):
+        chances = np.full(len(FINDINGS), probability, np.float32)
+        report = Composer(expectation, chances, reading, config).compose(candidates, 59)
+        assert (sentences(SENTENCES[2])[0] in report) is expected
+        assert not {sentences(SENTENCES[2])[0], sentences(SENTENCES[5])[0]} <= set(report)  # never said and denied
+
+
+def test_table_round_trip_and_damage(table: Consensus, tmp_path: Path) -> None:
+    path = tmp_path / "consensus.safetensors"
+    table.save(path)
+    again = Consensus.load(path)
+    study = unit(1, seed=3)[0]
+    drafts = ids(*REPORTS[:5])
+    one, other = (t.expect(study, 0.1).scores(drafts) for t in (table, again))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"consensus\.safetensors is no consensus table"):
+        Consensus.load(path)
+
+
+def test_the_table_holds_no_words(table: Consensus, tmp_path: Path) -> None:
+    path = tmp_path / "consensus.safetensors"
+    table.save(path)
+    content = path.read_bytes()
+    assert not any(word.encode() in content for word in ("heart", "effusion", "pneumothorax"))
+
+
+def test_an_empty_report_scores_nothing(table: Consensus) -> None:
+    expectation: Expectation = table.expect(unit(1)[0], 0.1)
+    cider, bleu = expectation.scores(np.zeros((1, 1), np.int64))
+    assert cider[0] == 0
+    assert bleu[0] < 0.01
+    assert len(LENGTHS) == expectation.cosine.shape[1]
