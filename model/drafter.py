@@ -137,13 +137,18 @@ class Drafter:
         return self.bundle.config.preprocessing.resample
 
     @torch.inference_mode()
-    def draft(self, studies: Sequence[Sequence[StudyView]], options: DraftOptions = DraftOptions()) -> list[Draft]:
+    def draft(
+        self, studies: Sequence[Sequence[StudyView]], options: DraftOptions = DraftOptions(), *,
+        patches_of: Sequence[Sequence[StudyView]] | None = None, cases_of: Sequence[Sequence[StudyView]] | None = None,
+    ) -> list[Draft]:  # fmt: skip
         """Write a draft for each study.
 
         Args:
             studies: views of each study, at least one each. In any order; for a bundle with ``view_order`` ``as_given``
                 (an imported one) in that of the data set's files.
             options: the same for the whole batch.
+            patches_of: for counterfactual checks: as many other studies; only the patch tokens are theirs.
+            cases_of: likewise; only the reference cases are those found for them.
 
         Raises:
             ValueError: a study without views, or pixels of another shape than (S, S) uint8.
@@ -151,17 +156,24 @@ class Drafter:
         if not studies:
             return []
         with products_in(torch.bfloat16 if self.precision == "bf16" else None):
-            return self._draft(studies, options)
+            return self._draft(studies, options, patches_of, cases_of)
 
-    def _draft(self, studies: Sequence[Sequence[StudyView]], options: DraftOptions) -> list[Draft]:
+    def _draft(
+        self, studies: Sequence[Sequence[StudyView]], options: DraftOptions,
+        patches_of: Sequence[Sequence[StudyView]] | None, cases_of: Sequence[Sequence[StudyView]] | None,
+    ) -> list[Draft]:  # fmt: skip
         clock: dict[str, float] = {}
         with self._timed("encode", clock):
             patches = self._encode(studies)
         with self._timed("retrieve", clock):
             study = self._model.embed_study(patches) if self.index is not None else None
-            cases, case_mask, references = self._retrieve(study, len(studies), options)
+            asked = study
+            if self.index is not None and cases_of is not None:
+                asked = self._model.embed_study(self._encode(cases_of))
+            cases, case_mask, references = self._retrieve(asked, len(studies), options)
         with self._timed("decode", clock):
-            encoded = self._model.encode(patches, cases, case_mask)
+            seen = patches if patches_of is None else self._encode(patches_of)
+            encoded = self._model.encode(seen, cases, case_mask)
             generated = generate(
                 self._model,
                 encoded,

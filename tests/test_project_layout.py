@@ -63,7 +63,15 @@ def test_no_pickle(package: str) -> None:
 def test_serving_needs_nothing_of_the_extras(package: str) -> None:
     """What only training installs is imported by no serving module (pydicom: its absence is handled)."""
     for path in modules(package):
-        extra = imported(path) & {"tqdm", "matplotlib", "tensorboard", "pycocoevalcap", "pytest"}
+        extra = imported(path) & {
+            "tqdm",
+            "matplotlib",
+            "tensorboard",
+            "pycocoevalcap",
+            "jinja2",
+            "markupsafe",
+            "pytest",
+        }
         assert not extra, f"{path.relative_to(REPOSITORY)} imports {sorted(extra)}"
 
 

@@ -9,7 +9,7 @@ import pytest
 from pycocoevalcap.cider.cider import Cider
 
 from training import metrics
-from training.metrics import METRICS, label_scores, mean_scores, present_findings, score, validation_scores
+from training.metrics import METRICS, label_scores, label_table, mean_scores, present_findings, score, validation_scores
 from training.protocol import (
     comparable_prediction,
     comparable_reference,
@@ -188,3 +188,19 @@ def test_validation_scores_are_those_of_the_comparable_row() -> None:
     expected = score([("the heart is <unk> . no effusion .", "the heart is large . no effusion .")])
     assert scores == {name: value for name, value in expected.items() if value is not None}
     assert set(METRICS) - set(scores) == {"METEOR"}
+
+
+def test_each_finding_has_its_own_figures() -> None:
+    pairs = [
+        ("there is a left rib fracture .", "rib fracture ."),
+        ("the lungs are clear .", "rib fracture . pleural effusion ."),
+        ("small pleural effusion .", "the lungs are clear ."),
+        ("the lungs are clear .", "the lungs are clear ."),
+    ]
+    table = label_table(pairs)
+    assert table["Fracture"] == pytest.approx(
+        {"precision": 1 / 2, "recall": 1.0, "f1": 2 / 3, "prevalence": 1 / 4, "predicted": 2 / 4}
+    )
+    assert table["Pleural Effusion"] == {"precision": 0, "recall": 0, "f1": 0, "prevalence": 1 / 4, "predicted": 1 / 4}
+    assert table["Edema"]["f1"] == 0.0
+    assert table["No Finding"]["f1"] == score(pairs)["no_finding_f1"]

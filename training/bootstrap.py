@@ -17,13 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.rouge.rouge import Rouge
 
 from model.labeler import FINDINGS, NO_FINDING
 from model.tokenizer import END_OF_SENTENCE
 from training.baselines import TrivialRow
-from training.metrics import SCORED_FINDINGS, Pair, present_findings
+from training.metrics import SCORED_FINDINGS, Pair, present_findings, rouge_and_cider
 
 Floats = npt.NDArray[np.float64]
 
@@ -58,10 +56,7 @@ class Contributions:
         for reference, prediction in pairs:
             scorer += (prediction, [reference])
         bleu = [[c["testlen"], c["reflen"][0], *c["guess"], *c["correct"]] for c in scorer.ctest]
-        references = {row: [reference] for row, (reference, _) in enumerate(pairs)}
-        predictions = {row: [prediction] for row, (_, prediction) in enumerate(pairs)}
-        _, rouge = Rouge().compute_score(references, predictions)
-        _, cider = Cider().compute_score(references, predictions)
+        rouge, cider = rouge_and_cider(tuple(pairs))
         words = [sum(word != END_OF_SENTENCE for word in prediction.split()) for _, prediction in pairs]
         truth, guess = (np.array([_vector(pair[side]) for pair in pairs]) for side in (0, 1))
         return cls(

@@ -96,14 +96,25 @@ def write_drafts(
     studies: Sequence[Study],
     batch_size: int,
     progress: bool,
+    *,
+    patches_of: Sequence[Study] | None = None,
+    cases_of: Sequence[Study] | None = None,
+    what: str = "draft",
 ) -> list[Draft]:
-    """A draft for each study, ``batch_size`` studies at a time, with a bar."""
+    """A draft for each study, ``batch_size`` studies at a time, with a bar named ``what``.
+
+    ``patches_of`` and ``cases_of`` are those of ``Drafter.draft``.
+    """
     drafts: list[Draft] = []
-    with tqdm(total=len(studies), desc="draft", unit="study", mininterval=1, disable=not progress) as bar:
+    with tqdm(total=len(studies), desc=what, unit="study", mininterval=1, disable=not progress) as bar:
         for start in range(0, len(studies), batch_size):
-            batch = studies[start : start + batch_size]
-            drafts += drafter.draft([_study_views(study, cache) for study in batch], options)
-            bar.update(len(batch))
+            place = slice(start, start + batch_size)
+            own, patches, cases = (
+                None if one is None else [_study_views(study, cache) for study in one[place]]
+                for one in (studies, patches_of, cases_of)
+            )
+            drafts += drafter.draft(own or [], options, patches_of=patches, cases_of=cases)
+            bar.update(len(studies[place]))
     return drafts
 
 

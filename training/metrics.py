@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
@@ -56,18 +57,26 @@ def score(pairs: Sequence[Pair], *, meteor: bool = False) -> Scores:
     references = {i: [reference] for i, (reference, _) in enumerate(pairs)}
     predictions = {i: [prediction] for i, (_, prediction) in enumerate(pairs)}
     bleu, _ = Bleu(4).compute_score(references, predictions, verbose=0)
-    rouge, _ = Rouge().compute_score(references, predictions)
-    cider, _ = Cider().compute_score(references, predictions)
+    rouge, cider = rouge_and_cider(tuple(pairs))
     texts = [prediction for _, prediction in pairs]
     scores: Scores = {f"BLEU_{n}": float(value) for n, value in enumerate(bleu, 1)}
     scores |= {"METEOR": _meteor_score(references, predictions) if meteor else None}
-    scores |= {"ROUGE_L": float(rouge), "CIDEr": float(cider)}
+    scores |= {"ROUGE_L": float(np.mean(rouge)), "CIDEr": float(np.mean(cider))}
     scores |= label_scores([present_findings(reference) for reference, _ in pairs], map(present_findings, texts))
     scores |= {
         "distinct": len(set(texts)) / len(texts),
         "mean_length": sum(word != END_OF_SENTENCE for text in texts for word in text.split()) / len(texts),
     }
     return scores
+
+
+@lru_cache(maxsize=32)
+def rouge_and_cider(pairs: tuple[Pair, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """ROUGE-L and CIDEr of each pair, by far the slowest scorers; remembered, as figures and draws both need them."""
+    references = {i: [reference] for i, (reference, _) in enumerate(pairs)}
+    predictions = {i: [prediction] for i, (_, prediction) in enumerate(pairs)}
+    rouge, cider = (scorer.compute_score(references, predictions)[1] for scorer in (Rouge(), Cider()))
+    return tuple(map(float, rouge)), tuple(map(float, cider))
 
 
 def present_findings(text: str) -> frozenset[str]:
@@ -85,16 +94,11 @@ def label_scores(reference: Iterable[frozenset[str]], predicted: Iterable[frozen
         reference: findings present in each report.
         predicted: findings present in each draft, in the same order.
     """
-    hits, wrong, missed = (dict.fromkeys(FINDINGS, 0) for _ in range(3))
-    for truth, guess in zip(reference, predicted, strict=True):
-        for counts, names in ((hits, truth & guess), (wrong, guess - truth), (missed, truth - guess)):
-            for name in names:
-                counts[name] += 1
+    hits, wrong, missed = _count(reference, predicted)
 
     def f1(names: Sequence[str]) -> float:
-        twice = 2 * sum(hits[name] for name in names)
-        total = twice + sum(wrong[name] + missed[name] for name in names)
-        return twice / total if total else 0.0
+        right = sum(hits[name] for name in names)
+        return precision_recall_f1(right, sum(wrong[name] for name in names), sum(missed[name] for name in names))[2]
 
     supported = [name for name in SCORED_FINDINGS if hits[name] + missed[name]]
     return {
@@ -102,6 +106,39 @@ def label_scores(reference: Iterable[frozenset[str]], predicted: Iterable[frozen
         "label_f1_macro": sum(f1([name]) for name in supported) / max(len(supported), 1),
         "no_finding_f1": f1([NO_FINDING]),
     }
+
+
+def label_table(pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
+    """Each of the 14 findings on its own: precision, recall and F1 of "present".
+
+    ``prevalence`` and ``predicted`` are the shares of references and of drafts that present it.
+    """
+    hits, wrong, missed = _count(*([present_findings(pair[side]) for pair in pairs] for side in (0, 1)))
+    return {
+        name: dict(
+            zip(("precision", "recall", "f1"), precision_recall_f1(hits[name], wrong[name], missed[name]), strict=True)
+        )
+        | {"prevalence": (hits[name] + missed[name]) / len(pairs), "predicted": (hits[name] + wrong[name]) / len(pairs)}
+        for name in FINDINGS
+    }
+
+
+def precision_recall_f1(hits: int, wrong: int, missed: int) -> tuple[float, float, float]:
+    """From counts; 0 where there is nothing to divide by."""
+    precision, recall = hits / max(hits + wrong, 1), hits / max(hits + missed, 1)
+    return precision, recall, 2 * hits / max(2 * hits + wrong + missed, 1)
+
+
+def _count(
+    reference: Iterable[frozenset[str]], predicted: Iterable[frozenset[str]]
+) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """How often each finding is named rightly, wrongly, and missed."""
+    hits, wrong, missed = (dict.fromkeys(FINDINGS, 0) for _ in range(3))
+    for truth, guess in zip(reference, predicted, strict=True):
+        for counts, names in ((hits, truth & guess), (wrong, guess - truth), (missed, truth - guess)):
+            for name in names:
+                counts[name] += 1
+    return hits, wrong, missed
 
 
 def validation_scores(pairs: Sequence[Pair], train_reports: Iterable[str]) -> dict[str, float]:

@@ -215,10 +215,10 @@ def stage_evaluate(run: Run) -> None:
         "limit": run.config.ce.validate_limit,
         "meteor": meteor_available(),
     }
-    result = evaluate(bundle, index, run.source, "val", predictions=run.work / "evaluate" / "val.jsonl", **common)
-    exchanged = evaluate(bundle, index, run.source, "val", exchange_images=True, baselines=False, **common)
+    predictions = run.work / "evaluate" / "val.jsonl"
+    result = evaluate(bundle, index, run.source, "val", predictions=predictions, exchanges=("images",), **common)
     result["predictions"] = None  # they stay in the work directory: they hold report texts
-    run.metrics["val"] = {**result, "system_images_exchanged": exchanged["system"]}
+    run.metrics["val"] = result
 
 
 def stage_bundle(run: Run) -> None:

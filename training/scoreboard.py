@@ -14,7 +14,8 @@ from model.labeler import FINDINGS
 from model.protocols import CaseIndex
 from training.baselines import TrivialRow, trivial_rows
 from training.bootstrap import Bootstrap
-from training.metrics import Pair, Scores, label_scores, present_findings, score
+from training.forte import forte
+from training.metrics import Pair, Scores, label_scores, label_table, present_findings, score
 from training.protocol import (
     comparable_prediction,
     comparable_reference,
@@ -40,7 +41,11 @@ class Board:
     def __init__(self, reports: Sequence[str], vocabulary: frozenset[str], meteor: bool) -> None:
         self.comparable = [comparable_reference(report, vocabulary) for report in reports]
         self.full = [full_reference(report) for report in reports]
-        self._vocabulary, self._meteor = vocabulary, meteor
+        self._reports, self._vocabulary, self._meteor = reports, vocabulary, meteor
+
+    def subset(self, places: Sequence[int]) -> Board:
+        """A board of some of the reports alone; document frequencies are then theirs."""
+        return Board([self._reports[place] for place in places], self._vocabulary, self._meteor)
 
     def drafts(self, texts: Sequence[str]) -> tuple[Scores, Scores]:
         """Comparable and full figures of drafts."""
@@ -165,6 +170,24 @@ def certainty(
             "baselines": {name: row.intervals() for name, row in trivial.items()},
         },
         "system_minus": {name: system.minus(row) for name, row in trivial.items()},
+    }
+
+
+def word_tables(board: Board, findings: Sequence[str], rows: Mapping[str, TrivialRow]) -> dict[str, Any]:
+    """What ``metrics.json`` says about key words, on the strings of the full row, and about each of the findings."""
+
+    def table(negated: bool) -> dict[str, Any]:
+        found: dict[str, Any] = {"system": forte(board.draft_pairs(findings)[1], negated=negated)}
+        merged: dict[str, Any] = dict.fromkeys(TRIVIAL)
+        for name, row in rows.items():
+            parts = [forte(board.report_pairs(texts)[1], negated=negated) for texts in row.variants.values()]
+            merged[name] = {category: row.merged([part[category] for part in parts]) for category in parts[0]}
+        return {**found, "baselines": merged}
+
+    return {
+        "forte": table(negated=True),
+        "forte_without_negated": table(negated=False),
+        "labels": {"system": label_table(board.draft_pairs(findings)[0])},
     }
 
 

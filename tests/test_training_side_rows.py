@@ -1,0 +1,162 @@
+"""Counterfactuals exchange what they say and nothing else; single views keep to the studies that have them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import IMAGE_SIZE, write_tiny_bundle
+from torch import nn
+
+from model.bundle import load_bundle
+from model.drafter import Draft, Drafter, DraftOptions, StudyView
+from model.views import View
+from retrieval_index.index import ReportIndex
+from training.drafting import exchange_images, with_images, write_drafts
+from training.evaluate import evaluate
+from training.metrics import score
+from training.openi import open_openi
+from training.phantom import write_phantom_root
+from training.pixels import build_pixel_cache
+from training.protocol import full_prediction, full_reference
+from training.scoreboard import Board
+from training.side_rows import EXCHANGES, SideRow, Write, exchanged_row, make_side_rows, score_side_rows
+from training.studies import ImageRef, Source, Study
+
+VAL = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("side")
+
+
+@pytest.fixture(scope="module")
+def source(folder: Path) -> Source:
+    return open_openi(write_phantom_root(folder / "root", train=8, val=VAL, size=64))
+
+
+@pytest.fixture(scope="module")
+def drafter(folder: Path) -> Drafter:
+    """An untrained bundle that tells images apart: its norms take the statistics of some, so features have a size."""
+    bundle = load_bundle(write_tiny_bundle(folder / "tiny"))
+    drafter = Drafter(bundle, ReportIndex.load(bundle.path / "index", expected_sha256=bundle.index_sha256()))
+    backbone = bundle.model.backbone
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the plain mean over what is seen
+    backbone.train()
+    drafter.draft([_radiographs(seed) for seed in range(20, 36)])
+    backbone.eval()
+    return drafter
+
+
+def _radiographs(seed: int) -> list[StudyView]:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (2, 4, 4), np.uint8)
+    return [
+        StudyView(np.kron(half, np.ones((16, 16), np.uint8)), view) for half, view in zip(coarse, View, strict=True)
+    ]
+
+
+def _said(drafts: Sequence[Draft]) -> list[tuple[str, tuple[str, ...]]]:
+    return [(draft.findings, tuple(case.case_id for case in draft.reference_cases)) for draft in drafts]
+
+
+def test_evidence_of_the_study_itself_changes_nothing(drafter: Drafter) -> None:
+    studies = [_radiographs(seed) for seed in range(4)]
+    own = _said(drafter.draft(studies))
+    assert _said(drafter.draft(studies, patches_of=studies, cases_of=studies)) == own
+
+
+def test_patches_and_cases_together_are_the_other_images(drafter: Drafter) -> None:
+    studies = [_radiographs(seed) for seed in range(4)]
+    others = studies[1:] + studies[:1]
+    assert _said(drafter.draft(studies, patches_of=others, cases_of=others)) == _said(drafter.draft(others))
+
+
+def test_each_alone_exchanges_only_itself(drafter: Drafter) -> None:
+    studies = [_radiographs(seed) for seed in range(6)]
+    others = studies[1:] + studies[:1]
+    own, shifted = _said(drafter.draft(studies)), _said(drafter.draft(others))
+    cases, patches = (_said(drafter.draft(studies, **{name: others})) for name in ("cases_of", "patches_of"))
+    assert [case_ids for _, case_ids in cases] == [case_ids for _, case_ids in shifted]
+    assert [case_ids for _, case_ids in patches] == [case_ids for _, case_ids in own]
+    assert own != shifted
+    texts = [[text for text, _ in row] for row in (own, shifted, cases, patches)]
+    assert len({tuple(row) for row in texts}) == 4  # both kinds of evidence decide what is written
+
+
+@pytest.fixture
+def written(drafter: Drafter, source: Source, folder: Path) -> tuple[Write, list[Study]]:
+    wanted = source.split("val")
+    cache = build_pixel_cache(source, wanted, IMAGE_SIZE, folder / "pixels")
+    studies, _ = with_images(wanted, cache, "both", {})
+    return partial(write_drafts, drafter, DraftOptions(), cache, batch_size=4, progress=False), studies
+
+
+def test_rows_are_drafts_on_exchanged_evidence(written: tuple[Write, list[Study]]) -> None:
+    write, studies = written
+    others = exchange_images(studies, seed=3)
+    expected = {"images": write(others), "cases": write(studies, cases_of=others),
+                "patches": write(studies, patches_of=others)}  # fmt: skip
+    for exchange in EXCHANGES:
+        row = exchanged_row(write, studies, exchange, seed=3)
+        assert list(row.findings) == [draft.findings for draft in expected[exchange]], exchange
+        assert list(row.places) == list(range(VAL))
+
+
+def test_single_views_keep_to_the_studies_that_have_them(written: tuple[Write, list[Study]]) -> None:
+    write, studies = written
+    frontal = tuple(ref for ref in studies[2].images if ref.view == View.FRONTAL)
+    some = [*studies[:2], replace(studies[2], images=frontal), *studies[3:]]
+    rows, reasons = make_side_rows(write, some, (), single_views=True, retrieval=True, seed=1)
+    assert list(rows["system_frontal_only"].places) == list(range(VAL))
+    assert list(rows["system_lateral_only"].places) == [0, 1, 3, 4, 5]
+    assert rows["system_frontal_only"].findings[2] == write([some[2]])[0].findings
+    assert reasons == {}
+    rows, reasons = make_side_rows(write, [some[2]], (), single_views=True, retrieval=True, seed=1)
+    assert list(rows) == ["system_frontal_only"]
+    assert reasons == {"system_lateral_only": "no study has a lateral image"}
+
+
+def _never(*_: object, **__: object) -> list[Draft]:
+    raise AssertionError("nothing should be written")
+
+
+def test_what_cannot_be_exchanged_is_named() -> None:
+    lone = [Study("A", "A", "val", "Text.", (ImageRef("a", View.FRONTAL),))]
+    rows, reasons = make_side_rows(_never, lone, EXCHANGES, single_views=False, retrieval=True, seed=1)
+    assert rows == {}
+    assert set(reasons) == {f"system_{exchange}_exchanged" for exchange in EXCHANGES}
+    rows, reasons = make_side_rows(_never, lone * 2, ("cases",), single_views=False, retrieval=False, seed=1)
+    assert "has no reference cases" in reasons["system_cases_exchanged"]
+
+
+def test_figures_of_a_row_are_those_of_its_studies() -> None:
+    reports = ["The heart is large.", "No effusion. The lungs are clear.", "A small nodule.", "Rib fracture."]
+    words = frozenset(word for report in reports for word in full_reference(report).split())
+    board = Board(reports, words, meteor=False)
+    system, alone = [*reports[:3], "Clear."], ["The heart is large.", "A large nodule."]
+    result: dict[str, Any] = {"forte": {}, "forte_without_negated": {}, "confidence_95": {}, "system_minus": {}}
+    score_side_rows(result, {"system_lateral_only": SideRow([0, 2], alone)}, board, system, draws=50, seed=1)
+    pairs = [(full_reference(reports[place]), full_prediction(text)) for place, text in zip((0, 2), alone, strict=True)]
+    assert result["system_full_lateral_only"] == score(pairs)
+    assert result["n_beside"] == {"system_lateral_only": 2}
+    own = score([(board.comparable[place], board.comparable[place]) for place in (0, 2)])
+    minus = result["system_minus"]["system_lateral_only"]["ROUGE_L"]
+    assert minus["difference"] == pytest.approx(own["ROUGE_L"] - result["system_lateral_only"]["ROUGE_L"])
+    assert result["forte"]["system_lateral_only"]["landmark"]["support"] == 1  # the heart
+    low, high = result["confidence_95"]["system_lateral_only"]["ROUGE_L"]
+    assert low <= result["system_lateral_only"]["ROUGE_L"] <= high
+
+
+def test_single_views_need_both(drafter: Drafter, source: Source, folder: Path) -> None:
+    with pytest.raises(ValueError, match="--views frontal"):
+        evaluate(drafter.bundle, drafter.index, source, "val", work_dir=folder / "none", views="frontal",
+                 single_views=True)  # fmt: skip
