@@ -59,7 +59,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         weights=parse_weights(arguments.backbone_weights),
         precision=arguments.precision,
         device=arguments.device,
-        data={name: getattr(arguments, name) for name in ("dataset", "root", "annotation", "images")},
+        data={name: getattr(arguments, name) for name in ("dataset", "root", "annotation", "images", "soft_scores")},
         external=external,
     )
 
@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", default="full", help=f"{', '.join(SCALES)}, or a JSON file (default %(default)s)")
     parser.add_argument("--backbone-weights", action="append", metavar="W",
                         help="imagenet, none, or a file for every row; or BACKBONE=FILE, once a backbone")  # fmt: skip
+    parser.add_argument("--soft-scores", type=Path, help="CSV image_id,finding,… for a scale that pretrains")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--external-images", type=Path, help="folder of radiographs of another source")

@@ -61,6 +61,7 @@ class Job(Frozen):
     root: Path | None = None
     annotation: Path | None = None
     images: Path | None = None
+    soft_scores: Path | None = None
     device: str = "auto"
     cache: Path
     external: External | None = None
@@ -69,7 +70,8 @@ class Job(Frozen):
     def identity(self) -> dict[str, Any]:
         """What a folder's cell must have in common with this one to go on with it."""
         fields = {"row", "config", "precision", "train_limit", "evaluate_limit", "studies"}
-        return self.model_dump(mode="json", include=fields)
+        soft = self.soft_scores.name if self.soft_scores and self.config.pretrain else None
+        return {**self.model_dump(mode="json", include=fields), "soft_scores": soft}
 
 
 def open_data(job: Job) -> Source:
@@ -107,7 +109,7 @@ def _train(job: Job, source: Source, folder: Path, device: torch.device) -> None
         config=job.config,
         runtime=Runtime(device, job.config.seed, job.precision, folder),
         source=source,
-        soft_scores=None,
+        soft_scores=job.soft_scores if job.config.pretrain is not None else None,
         out=folder,  # for the bundle's name; the trial bundle is what is kept
         keep_texts=True,
         cache_dir=job.cache,

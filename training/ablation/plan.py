@@ -78,7 +78,7 @@ def make_plan(
         scale: the budget of all rows.
         weights: of the backbones, as ``training.ablation.rows.resolve`` takes them.
         precision, device: of training.
-        data: ``dataset``, ``root``, ``annotation``, ``images`` as ``training.run`` takes them.
+        data: ``dataset``, ``root``, ``annotation``, ``images``, ``soft_scores`` as ``training.run`` takes them.
         external: what the external column is measured on.
 
     Raises:
@@ -107,6 +107,8 @@ def make_plan(
             job = Job.model_validate({**common, "row": row, "config": config, "reuse": reuse})
             before = Planned(row, seed, out / "cells" / f"{row}-seed{seed}", job)
             cells.append(before)
+    if data["soft_scores"] is not None and not data["soft_scores"].is_file():
+        raise ValueError(f"--soft-scores {data['soft_scores']}: no such file")
     _check_weights(cells)
     _check_before(cells)
     return Plan(out, tuple(rows), tuple(range(1, seeds + 1)), scale, external, tuple(cells))
@@ -147,6 +149,8 @@ def describe(plan: Plan) -> dict[str, Any]:
     job = plan.cells[-1].job
     shape = config.shape
     epochs = [f"CE {config.ce.epochs}"]
+    if config.pretrain is not None:
+        epochs.insert(0, "pretrain " + ", ".join(f"{count} at {px} px" for px, count in config.pretrain.epochs_by_size))
     if config.retriever is not None:
         epochs.append(f"retriever {config.retriever.epochs}")
     if config.scst is not None:

@@ -26,9 +26,10 @@ def plot_table(table: Mapping[str, Any], rows: Sequence[str], path: Path) -> Non
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
 
     panels = _panels(table)
-    columns = min(4, len(panels))
+    columns = min(5 if len(panels) > 8 else 4, len(panels))
     lines = -(-len(panels) // columns)
     figure, axes = plt.subplots(
         lines, columns, figsize=(3.1 * columns + 1.2, 0.36 * lines * len(rows) + 0.95 * lines + 0.6), squeeze=False,
@@ -43,6 +44,7 @@ def plot_table(table: Mapping[str, Any], rows: Sequence[str], path: Path) -> Non
                 _draw(axis, place, values[row])
         axis.set_title(title, fontsize=10)
         axis.tick_params(labelsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.grid(axis="x", alpha=0.3)
         axis.set_yticks(range(len(rows)), rows)
         axis.set_ylim(len(rows) - 0.5, -0.5)

@@ -41,6 +41,13 @@ def _between(ends: Sequence[float] | None, name: str, *, sign: bool = False) -> 
     return "–" if ends is None else f"{shown(ends[0], name, sign=sign)} … {shown(ends[1], name, sign=sign)}"
 
 
+def _about(one: Mapping[str, Any] | None, name: str) -> str:
+    """Half of the interval over seeds, which lies evenly around the mean."""
+    if one is None or one["seeds_95"] is None:
+        return "–"
+    return f"± {shown(one['seeds_95'][1] - one['mean'], name)}"
+
+
 def markdown(result: Mapping[str, Any]) -> str:
     """The whole document of ``ablation.json``'s content."""
     table = result["table"]
@@ -71,13 +78,12 @@ def _main(table: Mapping[str, Any], external: bool) -> list[str]:
     for row, entry in table["rows"].items():
         own, other = entry["figures"], entry["external"] or {}
         cells = [(name, own.get(name)) for name in COLUMNS] + [(name, other.get(name)) for name in outside]
-        seeds = len(entry["seeds"])
         lines += [
             _line([f"**{row}**", *(shown(one and one["mean"], name) for name, one in cells)]),
             _line(["95 %, studies", *(_between(one and one["studies_95"], name) for name, one in cells)]),
-            _line([f"95 %, {seeds} seed{'s' * (seeds > 1)}", *(_between(one and one["seeds_95"], name)
-                                                              for name, one in cells)]),
-        ]  # fmt: skip
+        ]
+        if (seeds := len(entry["seeds"])) > 1:
+            lines.append(_line([f"95 %, {seeds} seeds", *(_about(one, name) for name, one in cells)]))
     for name, entry in table["trivial"].items():
         label = f"*{name.replace('_', ' ')}*" + (f" ({entry['of']})" if entry["of"] else "")
         figures = [shown(entry["figures"].get(column), column) for column in COLUMNS]

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from model.config import Count, Frozen
-from training.config import RunConfig
+from training.config import PretrainConfig, RunConfig
 from training.presets import preset
 from training.run import STAGES, differences
 
@@ -41,12 +41,15 @@ class Scale(Frozen):
         name: for tables and logs.
         overrides: dotted names of the configuration, ``ce.epochs``, with their values; those of a stage that a row does
             not have are passed over.
+        pretrain: the stage of this name for every row, in place of ImageNet weights where none can be had; None leaves
+            it out, as the presets do.
         train_limit: training studies, evenly spaced over the split; None takes all.
         evaluate_limit: validation studies that are scored in the end, the first ones; None takes all.
     """
 
     name: str
     overrides: dict[str, int | float | str | None] = Field(default_factory=dict)
+    pretrain: PretrainConfig | None = None
     train_limit: Count | None = None
     evaluate_limit: Count | None = None
 
@@ -66,9 +69,10 @@ SCALES: Mapping[str, Scale] = {
         Scale(
             name="cpu",
             overrides={
-                **_SMALLER, "image_size": 96, "ce.epochs": 8, "ce.validate_limit": 148, "retriever.epochs": 8,
+                **_SMALLER, "image_size": 96, "ce.epochs": 4, "ce.validate_limit": 148, "retriever.epochs": 8,
                 "scst.epochs": 2, "scst.validate_limit": 148,
             },
+            pretrain=PretrainConfig(epochs_by_size=((96, 3),)),
         ),
         Scale(
             name="smoke",
@@ -118,6 +122,8 @@ def resolve(row: str, *, seed: int, scale: Scale, weights: Mapping[str, str] | s
         raise ValueError(f"row {row!r} is unknown; choose from {', '.join(ROWS)}")
     values = preset(row).model_dump()
     values["seed"] = seed
+    if scale.pretrain is not None:
+        values["pretrain"] = scale.pretrain.model_dump()
     for name, value in scale.overrides.items():
         _override(values, name, value, scale.name)
     backbone = values["shape"]["backbone"]

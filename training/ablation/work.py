@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -27,7 +27,6 @@ from training.ablation.table import Cell, read_cell, tabulate
 
 log = logging.getLogger("training")
 
-Start = Callable[[Path], int]
 _PATIENCE = 15.0  # seconds for the cell of an ablation that was just killed to notice
 
 
@@ -66,12 +65,11 @@ def run_cell_process(folder: Path) -> int:
     return subprocess.run(command, check=False, close_fds=False).returncode
 
 
-def run_plan(plan: Plan, start: Start = run_cell_process) -> list[dict[str, Any]]:
+def run_plan(plan: Plan) -> list[dict[str, Any]]:
     """Run all cells that are not finished, and write the table after each.
 
     Args:
         plan: the cells.
-        start: runs what is left of a cell, given its folder.
 
     Returns:
         The cells without figures: row, seed, reason.
@@ -83,7 +81,7 @@ def run_plan(plan: Plan, start: Start = run_cell_process) -> list[dict[str, Any]
         log.info("cell %d of %d: %s, seed %d", len(plan.cells) - len(left) + place + 1, len(plan.cells), cell.row,
                  cell.seed)  # fmt: skip
         began = time.monotonic()
-        _run(cell, start)
+        _run(cell)
         took = timedelta(seconds=round(time.monotonic() - began))
         remain = remaining(plan, left[place + 1 :])
         log.info("%s, seed %d: %s after %s; %d cells left%s", cell.row, cell.seed,
@@ -96,11 +94,11 @@ def run_plan(plan: Plan, start: Start = run_cell_process) -> list[dict[str, Any]
     return failed
 
 
-def _run(cell: Planned, start: Start) -> None:
+def _run(cell: Planned) -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
     (cell.folder / "failed.json").unlink(missing_ok=True)
     write_atomic(cell.folder / "job.json", (cell.job.model_dump_json(indent=2) + "\n").encode())
-    code = start(cell.folder)
+    code = run_cell_process(cell.folder)
     if code in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if not cell.finished and not (cell.folder / "failed.json").exists():
