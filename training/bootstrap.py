@@ -65,6 +65,16 @@ class Contributions:
             np.stack([truth * guess, guess * (1 - truth), truth * (1 - guess)]),
         )
 
+    @classmethod
+    def of_findings(cls, truth: Sequence[frozenset[str]], guess: Sequence[frozenset[str]]) -> Contributions:
+        """Of findings alone, where there is no reference to compare words with: only label figures mean something."""
+        right, named, there = (
+            np.array([[float(name in found) for name in FINDINGS] for found in sets])
+            for sets in ([a & b for a, b in zip(truth, guess, strict=True)], guess, truth)
+        )
+        blank = np.zeros((len(right), 2 + 2 * _ORDERS)), np.zeros((len(right), 3))
+        return cls(*blank, np.stack([right, named - right, there - right]))
+
     def figures(self, times: Floats) -> dict[str, Floats]:
         """Each of ``FIGURES`` for D draws: times (D, N), how often a draw holds each study -> (D,)."""
         sums = times @ self.bleu  # (D, 10)
@@ -132,7 +142,11 @@ class Bootstrap:
 
     def of(self, pairs: Sequence[Pair]) -> Resampled:
         """A row of one text a study."""
-        found = Contributions.of(pairs).figures(self._times)
+        return self.of_contributions(Contributions.of(pairs))
+
+    def of_contributions(self, contributions: Contributions) -> Resampled:
+        """A row by what its studies contribute."""
+        found = contributions.figures(self._times)
         return Resampled(
             {name: float(values[0]) for name, values in found.items()},
             {name: values[1:] for name, values in found.items()},

@@ -69,6 +69,8 @@ class Run:
     out: Path
     keep_texts: bool
     label_table: Mapping[str, frozenset[str]] | None = None  # study uid -> findings, a second truth beside the labeler
+    cache_dir: Path | None = None  # of pixels and features; runs on one data set may share it, one after another
+    evaluate_limit: int | None = None  # studies scored in the end; None: as many as validation takes while training
     cache: PixelCache = field(init=False)
     train: list[Study] = field(init=False)
     val: list[Study] = field(init=False)
@@ -81,7 +83,7 @@ class Run:
         wanted = [*self.source.split("train"), *self.source.split("val")]
         if self.config.pretrain is not None:
             wanted += self.source.extra
-        self.cache = build_pixel_cache(self.source, wanted, self.config.image_size, self.work / "cache")
+        self.cache = build_pixel_cache(self.source, wanted, self.config.image_size, self.caches)
         self.train, self.val = (readable(self.source.split(split), self.cache) for split in ("train", "val"))
         if not self.train:
             raise ValueError("no training study has a readable image; check --root, or --annotation and --images")
@@ -98,6 +100,11 @@ class Run:
     def work(self) -> Path:
         """The run's work directory."""
         return self.runtime.work
+
+    @property
+    def caches(self) -> Path:
+        """Where decoded images and features lie."""
+        return self.cache_dir or self.work / "cache"
 
     @property
     def index_dir(self) -> Path:
@@ -127,7 +134,7 @@ class Run:
         """Cached features of the backbone as it is now."""
         return cache_features(
             self.model.backbone, self.cache, [*self.train, *self.val], self.config.feature_variants, self.runtime,
-            self.work / "cache", view_dropout=self.config.ce.view_dropout, name="frozen",
+            self.caches, view_dropout=self.config.ce.view_dropout, name="frozen",
         )  # fmt: skip
 
 
@@ -210,9 +217,9 @@ def stage_evaluate(run: Run) -> None:
     )
     common: dict[str, Any] = {
         "device": run.runtime.device,
-        "work_dir": run.work / "cache",
+        "work_dir": run.caches,
         "cache": run.cache,
-        "limit": run.config.ce.validate_limit,
+        "limit": run.evaluate_limit or run.config.ce.validate_limit,
         "meteor": meteor_available(),
     }
     predictions = run.work / "evaluate" / "val.jsonl"
@@ -382,7 +389,7 @@ def _remember(work: Path, config: RunConfig, source: Source, *, resume: bool) ->
         if not resume:
             raise ValueError(f"{work} holds a run already; add --resume to go on with it, or remove it to start anew")
         before = json.loads(path.read_text())
-        changed = _differences(before, content)
+        changed = [f"{name} ({old} -> {new})" for name, old, new in differences(before, content)]
         if changed:
             raise ValueError(f"this run differs from the one in {work} in {', '.join(changed)}; resume it as it was")
         return
@@ -390,11 +397,12 @@ def _remember(work: Path, config: RunConfig, source: Source, *, resume: bool) ->
     write_atomic(path, text.encode())
 
 
-def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two nested dictionaries differ: (dotted name, value before, value now)."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now})
-        return [d for key in keys for d in _differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))]
-    return [] if before == now else [f"{name} ({before} -> {now})"]
+        return [d for key in keys for d in differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))]
+    return [] if before == now else [(name, before, now)]
 
 
 def _stages(text: str) -> tuple[str, ...]:

@@ -1,0 +1,108 @@
+"""Command line of the ablation; see ``training.ablation``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.ablation.outside import External, check_external
+from training.ablation.plan import Plan, make_plan
+from training.ablation.rows import ROWS, SCALES, parse_weights, read_scale
+from training.ablation.work import BusyError, exclusively, run_plan
+from training.arguments import choose_device
+
+log = logging.getLogger("training")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m training.ablation``.
+
+    Returns:
+        0 when every cell has its figures, 1 when some failed, 2 for unusable arguments, 130 when interrupted.
+    """
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    try:
+        plan = _plan(arguments)
+        with exclusively(plan.out):
+            failed = run_plan(plan)
+    except (ValueError, BusyError, OSError) as error:
+        log.error("%s", error)
+        return 2
+    except KeyboardInterrupt:
+        log.error("interrupted; the same command goes on")
+        return 130
+    return 1 if failed else 0
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    choose_device(arguments.device)
+    external = None
+    if arguments.external_images is not None:
+        external = External(
+            images=arguments.external_images.resolve(),
+            labels=arguments.external_labels and arguments.external_labels.resolve(),
+            annotation=arguments.external_annotation and arguments.external_annotation.resolve(),
+            limit=arguments.external_limit,
+        )
+        log.info("%s", check_external(external))
+    elif arguments.external_labels or arguments.external_annotation:
+        raise ValueError("--external-labels and --external-annotation need --external-images DIR")
+    return make_plan(
+        out=arguments.out,
+        rows=arguments.presets,
+        seeds=arguments.seeds,
+        scale=read_scale(arguments.scale),
+        weights=parse_weights(arguments.backbone_weights),
+        precision=arguments.precision,
+        device=arguments.device,
+        data={name: getattr(arguments, name) for name in ("dataset", "root", "annotation", "images", "soft_scores")},
+        external=external,
+    )
+
+
+def _rows(text: str) -> tuple[str, ...]:
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [name for name in names if name not in ROWS]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown) or 'no row'}: choose from {','.join(ROWS)}")
+    return tuple(row for row in ROWS if row in names)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be 1 or more")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.ablation",
+        description="Train and compare the rows of the study's table. Run again, it goes on where it stopped.",
+    )
+    parser.add_argument("--dataset", choices=("openi", "r2gen"), help="default: r2gen with --annotation, else openi")
+    parser.add_argument("--root", type=Path, help="openi: NLMCXR_reports.tgz and images/ or NLMCXR_png.tgz")
+    parser.add_argument("--annotation", type=Path, help="r2gen: annotation.json")
+    parser.add_argument("--images", type=Path, help="r2gen: image folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the table and the cells")
+    parser.add_argument("--seeds", type=_positive, default=3, metavar="N", help="seeds 1 to N (default %(default)s)")
+    parser.add_argument("--presets", type=_rows, default=ROWS, help=f"some of {','.join(ROWS)}")
+    parser.add_argument("--scale", default="full", help=f"{', '.join(SCALES)}, or a JSON file (default %(default)s)")
+    parser.add_argument("--backbone-weights", action="append", metavar="W",
+                        help="imagenet, none, or a file for every row; or BACKBONE=FILE, once a backbone")  # fmt: skip
+    parser.add_argument("--soft-scores", type=Path, help="CSV image_id,finding,… for a scale that pretrains")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--external-images", type=Path, help="folder of radiographs of another source")
+    parser.add_argument("--external-labels", type=Path, help="their findings: CSV, as of NIH ChestX-ray14")
+    parser.add_argument("--external-annotation", type=Path, help="or their reports: annotation in the R2Gen layout")
+    parser.add_argument("--external-limit", type=_positive, help="at most so many images (or studies)")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

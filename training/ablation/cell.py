@@ -1,0 +1,222 @@
+"""One cell of the ablation: one row at one seed, trained, scored on val, and on the external images if there are any.
+
+A cell is a folder: ``job.json`` (what to do), the stages of ``training.run`` with their logs, ``bundle`` (can be
+served), ``result.json`` and ``draws.npz`` once it is scored, ``external.json`` and ``external.npz``, or
+``failed.json`` with the reason. ``python -m training.ablation.cell FOLDER`` does what is left to do there; the ablation
+starts it as a process of its own, so that no cell can take the others with it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from model.bundle import Bundle, load_bundle
+from model.config import Count, Frozen
+from retrieval_index.files import write_atomic
+from retrieval_index.index import ReportIndex
+from training.ablation.draws import draw_predictions, save_draws
+from training.ablation.outside import External, Place, score_outside
+from training.arguments import choose_device, open_source
+from training.config import RunConfig, Runtime
+from training.run import Run, run_stages
+from training.studies import Source
+
+log = logging.getLogger("training")
+
+_STAGES = ("pretrain", "retriever", "index", "ce", "scst", "evaluate")  # "bundle" is what "evaluate" scores
+
+
+class Reuse(Frozen):
+    """Stages whose results are taken from the cell of another row."""
+
+    folder: Path
+    row: str
+    stages: tuple[str, ...]
+
+
+class Job(Frozen):
+    """Everything that a cell needs to know. Paths, device, ``external`` and ``reuse`` do not decide its figures."""
+
+    row: str
+    config: RunConfig
+    precision: Literal["bf16", "fp32"] = "bf16"
+    train_limit: Count | None = None
+    evaluate_limit: Count | None = None
+    studies: dict[str, int] = Field(default_factory=dict)
+    dataset: Literal["openi", "r2gen"] | None = None
+    root: Path | None = None
+    annotation: Path | None = None
+    images: Path | None = None
+    soft_scores: Path | None = None
+    device: str = "auto"
+    cache: Path
+    external: External | None = None
+    reuse: Reuse | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What a folder's cell must have in common with this one to go on with it."""
+        fields = {"row", "config", "precision", "train_limit", "evaluate_limit", "studies"}
+        soft = self.soft_scores.name if self.soft_scores and self.config.pretrain else None
+        return {**self.model_dump(mode="json", include=fields), "soft_scores": soft}
+
+
+def open_data(job: Job) -> Source:
+    """The data set of a job, with no more than ``train_limit`` training studies, evenly spaced."""
+    where = job.model_dump(include={"dataset", "root", "annotation", "images"})
+    source = open_source(Namespace(**where))
+    train, limit = source.split("train"), job.train_limit
+    if limit is None or limit >= len(train):
+        return source
+    kept = {train[place * len(train) // limit].study_id for place in range(limit)}
+    return replace(source, studies=tuple(s for s in source.studies if s.split != "train" or s.study_id in kept))
+
+
+def run_cell(job: Job, folder: Path) -> None:
+    """Do what is left to do of a cell. What the stages raise is not caught."""
+    device = choose_device(job.device)
+    torch.set_float32_matmul_precision("high")
+    source = open_data(job)
+    if not (folder / "result.json").exists():
+        _train(job, source, folder, device)
+    if job.external is not None and external_missing(job.external, folder):
+        _score_external(job.external, source, job.cache / "external", folder, device)
+
+
+def external_missing(external: External, folder: Path) -> bool:
+    """Whether a cell has no scores on these external images yet."""
+    path = folder / "external.json"
+    return not path.exists() or json.loads(path.read_text())["set"] != external.identity()
+
+
+def _train(job: Job, source: Source, folder: Path, device: torch.device) -> None:
+    began = time.monotonic()
+    reused = take_over(job.reuse, folder) if job.reuse else ()
+    run = Run(
+        config=job.config,
+        runtime=Runtime(device, job.config.seed, job.precision, folder),
+        source=source,
+        soft_scores=job.soft_scores if job.config.pretrain is not None else None,
+        out=folder,  # for the bundle's name; the trial bundle is what is kept
+        keep_texts=True,
+        cache_dir=job.cache,
+        evaluate_limit=job.evaluate_limit or len(source.split("val")),
+    )
+    run.prepare()
+    run_stages(run, _STAGES)
+    save_draws(folder / "draws.npz", draw_predictions(folder / "evaluate" / "val.jsonl"))
+    content = {
+        **job.identity(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "seconds": time.monotonic() - began,
+        "reused": {"row": job.reuse.row, "stages": reused} if job.reuse and reused else None,
+        "weights_million": sum(p.numel() for p in run.model.parameters()) / 1e6,
+        "skipped_images": len(run.cache.skipped),
+        "metrics": run.metrics,
+    }
+    _write_json(folder / "result.json", content)
+    for checkpoint in folder.glob("*/checkpoint.pt"):
+        checkpoint.unlink()  # a finished stage goes on from its result
+
+
+def take_over(reuse: Reuse, folder: Path) -> tuple[str, ...]:
+    """Link finished stages of another cell into this one, up to the first that it has not finished; their names.
+
+    Result files are only ever replaced, never written into, so both cells can hold the same ones.
+    """
+    taken = []
+    for stage in reuse.stages:
+        done, own = reuse.folder / stage, folder / stage
+        if not (done / "result.pt").exists():
+            break
+        if not (own / "result.pt").exists():
+            partial = own.with_name(f"{stage}.partial")
+            for old in (partial, own):
+                shutil.rmtree(old, ignore_errors=True)
+            shutil.copytree(done, partial, copy_function=_link, ignore=shutil.ignore_patterns("checkpoint.pt"))
+            partial.rename(own)
+        taken.append(stage)
+    return tuple(taken)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
+def _score_external(external: External, source: Source, work: Path, folder: Path, device: torch.device) -> None:
+    bundle, index = _open_bundle(folder / "bundle", device)
+    place = Place(device, work, folder / "evaluate" / "external.jsonl")
+    result, drawn = score_outside(external, bundle, index, source.split("train"), place)
+    save_draws(folder / "external.npz", drawn)
+    _write_json(folder / "external.json", {"set": external.identity(), **result})
+
+
+def _open_bundle(path: Path, device: torch.device) -> tuple[Bundle, ReportIndex | None]:
+    bundle = load_bundle(path, device=device)
+    if bundle.config.retrieval is None:
+        return bundle, None
+    return bundle, ReportIndex.load(path / "index", expected_sha256=bundle.index_sha256())
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+# --- as a process -----------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m training.ablation.cell FOLDER``; returns the exit code."""
+    (name,) = sys.argv[1:] if argv is None else argv
+    folder = Path(name)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S",
+        handlers=[logging.StreamHandler(sys.stderr), logging.FileHandler(folder / "cell.log", encoding="utf-8")],
+    )  # fmt: skip
+    try:
+        run_cell(Job.model_validate_json((folder / "job.json").read_bytes()), folder)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # whatever it is, the table names it and the other cells go on
+        log.exception("the cell failed")
+        write_failure(folder, f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+def write_failure(folder: Path, reason: str) -> None:
+    """Record why a cell has no figures."""
+    _write_json(folder / "failed.json", {"reason": reason})
+
+
+def end_with_parent() -> None:
+    """End this process soon after the one that started it, so that a killed ablation leaves no cell running."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    raise SystemExit(main())

@@ -1,0 +1,171 @@
+"""Which cells there are, what each of them does, and where."""
+
+from __future__ import annotations
+
+import json
+import logging
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from training.ablation.cell import Job, Reuse, external_missing
+from training.ablation.outside import External
+from training.ablation.rows import Scale, changes, resolve, shared_stages
+from training.arguments import open_source
+from training.run import differences
+
+log = logging.getLogger("training")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One row at one seed, and its folder."""
+
+    row: str
+    seed: int
+    folder: Path
+    job: Job
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has its figures on val."""
+        return (self.folder / "result.json").exists()
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.trained and (self.job.external is None or not external_missing(self.job.external, self.folder))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells in the order in which they run: every row at the first seed, then at the next."""
+
+    out: Path
+    rows: tuple[str, ...]
+    seeds: tuple[int, ...]
+    scale: Scale
+    external: External | None
+    cells: tuple[Planned, ...]
+
+    def changes(self) -> dict[str, tuple[str, ...]]:
+        """For each row but the first, the fields in which it differs from the one before."""
+        first = {cell.row: cell.job.config for cell in self.cells if cell.seed == self.seeds[0]}
+        return {now: changes(first[before], first[now]) for before, now in pairwise(self.rows)}
+
+
+def make_plan(
+    *,
+    out: Path,
+    rows: Sequence[str],
+    seeds: int,
+    scale: Scale,
+    weights: Mapping[str, str] | str | None,
+    precision: str,
+    device: str,
+    data: Mapping[str, Any],
+    external: External | None,
+) -> Plan:
+    """Lay the cells out and compare them with what ``out`` holds.
+
+    Args:
+        out: folder of the table and the cells.
+        rows: names, in the table's order.
+        seeds: 1 to this number.
+        scale: the budget of all rows.
+        weights: of the backbones, as ``training.ablation.rows.resolve`` takes them.
+        precision, device: of training.
+        data: ``dataset``, ``root``, ``annotation``, ``images``, ``soft_scores`` as ``training.run`` takes them.
+        external: what the external column is measured on.
+
+    Raises:
+        ValueError: the data cannot be opened or has no validation study, the weights do not suit the rows, or a cell
+            in ``out`` was made otherwise.
+    """
+    source = open_source(Namespace(**data))
+    for note in source.notes:
+        log.info("%s", note)
+    studies = {split: len(source.split(split)) for split in ("train", "val")}
+    for split, count in studies.items():
+        if not count:
+            raise ValueError(f"the data set has no {split} study; an ablation trains on train and is scored on val")
+    common = {
+        **data, "precision": precision, "device": device, "studies": studies, "external": external,
+        "train_limit": scale.train_limit, "evaluate_limit": scale.evaluate_limit, "cache": out / "cache",
+    }  # fmt: skip
+    cells = []
+    for seed in range(1, seeds + 1):
+        before: Planned | None = None
+        for row in rows:
+            config = resolve(row, seed=seed, scale=scale, weights=weights)
+            reuse = None
+            if before is not None and (stages := shared_stages(before.job.config, config)):
+                reuse = Reuse(folder=before.folder, row=before.row, stages=stages)
+            job = Job.model_validate({**common, "row": row, "config": config, "reuse": reuse})
+            before = Planned(row, seed, out / "cells" / f"{row}-seed{seed}", job)
+            cells.append(before)
+    if data["soft_scores"] is not None and not data["soft_scores"].is_file():
+        raise ValueError(f"--soft-scores {data['soft_scores']}: no such file")
+    _check_weights(cells)
+    _check_before(cells)
+    return Plan(out, tuple(rows), tuple(range(1, seeds + 1)), scale, external, tuple(cells))
+
+
+def _check_weights(cells: Sequence[Planned]) -> None:
+    backbones: dict[str, set[str]] = {}
+    for cell in cells:
+        backbones.setdefault(cell.job.config.backbone_weights, set()).add(cell.job.config.shape.backbone)
+    for weights, names in backbones.items():
+        if weights in ("none", "imagenet"):
+            continue
+        if len(names) > 1:
+            each = " ".join(f"--backbone-weights {name}=FILE" for name in sorted(names))
+            raise ValueError(f"--backbone-weights {weights}: one file cannot fit {' and '.join(sorted(names))}; {each}")
+        if not Path(weights).is_file():
+            raise ValueError(f"--backbone-weights {weights}: no such file; use imagenet, none, or a file")
+
+
+def _check_before(cells: Sequence[Planned]) -> None:
+    """Refuse to put cells of two different ablations into one table."""
+    for cell in cells:
+        path = cell.folder / "job.json"
+        if not path.exists():
+            continue
+        made = Job.model_validate_json(path.read_bytes()).identity()
+        found = [f"{name} ({old} -> {new})" for name, old, new in differences(made, cell.job.identity())]
+        if found:
+            raise ValueError(
+                f"{cell.folder} was made otherwise: {', '.join(found)}. Run the ablation as it was, choose another "
+                "--out, or remove that folder"
+            )
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """The size of the ablation in words, for the table's first lines."""
+    config = plan.cells[-1].job.config
+    job = plan.cells[-1].job
+    shape = config.shape
+    epochs = [f"CE {config.ce.epochs}"]
+    if config.pretrain is not None:
+        epochs.insert(0, "pretrain " + ", ".join(f"{count} at {px} px" for px, count in config.pretrain.epochs_by_size))
+    if config.retriever is not None:
+        epochs.append(f"retriever {config.retriever.epochs}")
+    if config.scst is not None:
+        epochs.append(f"SCST {config.scst.epochs} with {config.scst.samples} samples")
+    weights = {cell.job.config.backbone_weights for cell in plan.cells}
+    devices = {json.loads((c.folder / "result.json").read_text())["device"] for c in plan.cells if c.trained}
+    return {
+        "scale": plan.scale.name,
+        "image size": f"{config.image_size} px",
+        "training studies": min(job.studies["train"], job.train_limit or job.studies["train"]),
+        "validation studies scored": min(job.studies["val"], job.evaluate_limit or job.studies["val"]),
+        "epochs": ", ".join(epochs),
+        "model": f"d_model {shape.d_model}, {shape.layers} layers, {shape.memory_slots} memory slots",
+        "backbones start from": ", ".join(sorted(Path(one).name if "/" in one else one for one in weights)),
+        "seeds": len(plan.seeds),
+        "precision": job.precision,
+        "device": ", ".join(sorted(devices)) or None,
+    }

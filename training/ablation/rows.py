@@ -1,0 +1,199 @@
+"""The rows of the ablation and what they share: presets, a budget that is the same for all of them, and reuse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from model.config import Count, Frozen
+from training.config import PretrainConfig, RunConfig
+from training.presets import preset
+from training.run import STAGES, differences
+
+ROWS = ("baseline", "densenet", "densenet-lr", "retrieval", "retrieval-scst")
+CHANGE = {
+    "baseline": "ResNet-101",
+    "densenet": "DenseNet-121 instead of ResNet-101",
+    "densenet-lr": "a quarter of the visual learning rate",
+    "retrieval": "reports of nearest training cases beside the patch tokens",
+    "retrieval-scst": "self-critical sequence training from the checkpoint that cross-entropy selected",
+}
+
+# Fields of the configuration that no stage before the one named here reads; any other field is read from the start.
+_FIRST_READ_BY = {
+    "feature_variants": "retriever",
+    "retriever": "retriever",
+    "ce": "retriever",  # its view dropout
+    "decoding": "ce",
+    "scst": "scst",
+    "weights_dtype": "evaluate",
+}
+_ROWS_DECIDE = ("preset", "seed", "shape.backbone", "backbone_weights", "retrieval_k", "ce.visual_lr")
+
+
+class Scale(Frozen):
+    """What a smaller machine changes, in every row alike.
+
+    Attributes:
+        name: for tables and logs.
+        overrides: dotted names of the configuration, ``ce.epochs``, with their values; those of a stage that a row does
+            not have are passed over.
+        pretrain: the stage of this name for every row, in place of ImageNet weights where none can be had; None leaves
+            it out, as the presets do.
+        train_limit: training studies, evenly spaced over the split; None takes all.
+        evaluate_limit: validation studies that are scored in the end, the first ones; None takes all.
+    """
+
+    name: str
+    overrides: dict[str, int | float | str | None] = Field(default_factory=dict)
+    pretrain: PretrainConfig | None = None
+    train_limit: Count | None = None
+    evaluate_limit: Count | None = None
+
+
+_SMALLER = {
+    "shape.d_model": 256, "shape.memory_slots": 512, "shape.memory_dim": 256, "shape.layers": 2,
+    "shape.text_layers": 1, "feature_variants": 2, "ce.patience": None, "scst.samples": 4,
+}  # fmt: skip
+SCALES: Mapping[str, Scale] = {
+    scale.name: scale
+    for scale in (
+        Scale(name="full"),
+        Scale(
+            name="small",
+            overrides={**_SMALLER, "image_size": 160, "ce.epochs": 20, "scst.epochs": 5},
+        ),
+        Scale(
+            name="cpu",
+            overrides={
+                **_SMALLER, "image_size": 96, "ce.epochs": 4, "ce.validate_limit": 148, "retriever.epochs": 8,
+                "scst.epochs": 2, "scst.validate_limit": 148,
+            },
+            pretrain=PretrainConfig(epochs_by_size=((96, 3),)),
+        ),
+        Scale(
+            name="smoke",
+            overrides={
+                "image_size": 64, "shape.d_model": 64, "shape.d_ff": 128, "shape.heads": 4, "shape.layers": 1,
+                "shape.memory_slots": 256, "shape.memory_dim": 64, "shape.memory_heads": 4, "shape.memory_top_k": 16,
+                "shape.embedding_dim": 64, "shape.text_layers": 1, "feature_variants": 1, "ce.epochs": 2,
+                "ce.patience": None, "retriever.epochs": 2, "scst.epochs": 1, "scst.samples": 3,
+            },
+        ),
+    )
+}  # fmt: skip
+
+
+def read_scale(name: str) -> Scale:
+    """A scale by name, or from a JSON file with the fields of ``Scale``.
+
+    Raises:
+        ValueError: neither is there, or the file is malformed.
+    """
+    if name in SCALES:
+        return SCALES[name]
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"--scale {name}: no such scale or file; use one of {', '.join(SCALES)}, or a JSON file")
+    try:
+        return Scale.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"--scale {path}: {error}") from error
+
+
+def resolve(row: str, *, seed: int, scale: Scale, weights: Mapping[str, str] | str | None = None) -> RunConfig:
+    """The configuration of one cell.
+
+    Args:
+        row: one of ``ROWS``.
+        seed: of the run.
+        scale: the budget.
+        weights: of the backbone: ``none``, ``imagenet`` or a file for every row, or a file by backbone name; None
+            keeps the preset's.
+
+    Raises:
+        ValueError: the scale names no field of the configuration, or one that makes the rows differ, or a value that
+            does not fit; or ``weights`` leaves a backbone out.
+    """
+    if row not in ROWS:
+        raise ValueError(f"row {row!r} is unknown; choose from {', '.join(ROWS)}")
+    values = preset(row).model_dump()
+    values["seed"] = seed
+    if scale.pretrain is not None:
+        values["pretrain"] = scale.pretrain.model_dump()
+    for name, value in scale.overrides.items():
+        _override(values, name, value, scale.name)
+    backbone = values["shape"]["backbone"]
+    if isinstance(weights, str):
+        values["backbone_weights"] = weights
+    elif weights is not None:
+        if backbone not in weights:
+            raise ValueError(f"--backbone-weights names no file for {backbone}; add --backbone-weights {backbone}=FILE")
+        values["backbone_weights"] = weights[backbone]
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"scale {scale.name} does not fit row {row}: {error}") from error
+
+
+def _override(values: dict[str, Any], name: str, value: object, scale: str) -> None:
+    if name in _ROWS_DECIDE or name not in _NAMES:
+        reason = "rows and seeds decide it" if name in _ROWS_DECIDE else f"choose from {', '.join(sorted(_NAMES))}"
+        raise ValueError(f"scale {scale} cannot set {name!r}: {reason}")
+    *sections, last = name.split(".")
+    for section in sections:
+        if values[section] is None:
+            return
+        values = values[section]
+    values[last] = value
+
+
+def _names(model: Any, prefix: str = "") -> set[str]:
+    """Dotted names of all plain fields below a configuration, those of its optional stages among them."""
+    values = model.model_dump()
+    found = {f"{prefix}{name}" for name, value in values.items() if not isinstance(value, dict)}
+    for name in values.keys() - {name.removeprefix(prefix) for name in found}:
+        found |= _names(getattr(model, name), f"{prefix}{name}.")
+    return found
+
+
+_NAMES = _names(preset("retrieval-scst"))  # the row that has every stage
+
+
+def changes(before: RunConfig, now: RunConfig) -> tuple[str, ...]:
+    """Dotted names of what differs between two rows, beside their names; a stage that one row lacks is one name."""
+    found = differences(before.model_dump(mode="json"), now.model_dump(mode="json"))
+    return tuple(name for name, _, _ in found if name != "preset")
+
+
+def shared_stages(before: RunConfig, now: RunConfig) -> tuple[str, ...]:
+    """Stages whose results of ``before`` are those of ``now``: all before the first that reads something different.
+
+    None where no stage among them would do any work.
+    """
+    fields = {name.partition(".")[0] for name in changes(before, now)}
+    first = min((STAGES.index(_FIRST_READ_BY.get(name, STAGES[0])) for name in fields), default=len(STAGES))
+    shared = STAGES[: min(first, STAGES.index("evaluate"))]
+    return shared if now.pretrain is not None or len(shared) > 1 else ()
+
+
+def parse_weights(given: Sequence[str] | None) -> Mapping[str, str] | str | None:
+    """``--backbone-weights`` as given: once for all rows, or as ``BACKBONE=FILE`` for each backbone.
+
+    Raises:
+        ValueError: both ways at once, or several files for all.
+    """
+    if not given:
+        return None
+    pairs = dict(entry.split("=", 1) for entry in given if "=" in entry)
+    if not pairs and len(given) == 1:
+        return given[0]
+    if len(pairs) != len(given):
+        raise ValueError(
+            f"--backbone-weights {' '.join(given)}: give it once (none, imagenet, or a file), or as BACKBONE=FILE for "
+            "each backbone: resnet101=FILE densenet121=FILE"
+        )
+    return pairs
