@@ -21,12 +21,13 @@ import torch
 
 from model.bundle import Bundle
 from model.drafter import Drafter, DraftOptions, Precision
+from model.labeler import NO_FINDING
 from model.protocols import CaseIndex
 from model.views import View
 from training import drafting
 from training.bootstrap import DRAWS, Bootstrap, Contributions, Resampled
 from training.image_store import LooseImages, images_by_id
-from training.metrics import NO_FINDING, SCORED_FINDINGS, label_scores, present_findings
+from training.metrics import SCORED_FINDINGS, label_scores, present_findings
 from training.pixels import build_pixel_cache
 from training.protocol import comparable_prediction, full_prediction
 from training.studies import ImageRef, Source, Study

@@ -26,11 +26,11 @@ _RETRIEVAL_SCST = _RETRIEVAL.model_copy(update={"preset": "retrieval-scst", "scs
 _COMPACT = RunConfig(
     preset="compact",
     shape=ModelShape(d_model=256, d_ff=512, layers=2, memory_slots=512, memory_dim=256, text_layers=1),
-    feature_variants=2,
+    feature_variants=3,
     pretrain=PretrainConfig(epochs_by_size=((112, 8), (160, 2), (224, 1)), lr=6e-4),
     retriever=RetrieverConfig(),
     ce=CEConfig(epochs=12, visual_lr=0.0, transformer_lr=1e-3, patience=None),
-    decoding=DecodingConfig(method="rerank"),
+    decoding=DecodingConfig(method="consensus", candidates=48, temperature=1.0),
     weights_dtype="fp16",
 )
 _SMOKE = RunConfig(
