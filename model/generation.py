@@ -63,7 +63,7 @@ def generate(
         raise ValueError(
             f"decoding method {config.method!r} needs study embeddings; use 'beam' for a model without retrieval"
         )
-    ids = _candidates(model, encoded, constraints, tokenizer.bos_id, config, best)
+    ids = draw_candidates(model, encoded, constraints, tokenizer.bos_id, config, best)
     if config.method == "rerank":
         return _rerank(model, encoded, constraints, tokenizer.bos_id, config, study, ids)
     if consensus is None:
@@ -72,11 +72,11 @@ def generate(
 
 
 @torch.no_grad()
-def _candidates(
+def draw_candidates(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, config: DecodingConfig,
     best: Generated,
 ) -> Tensor:  # fmt: skip
-    """The beam's report and sampled ones: (B, 1 + candidates, T)."""
+    """The report ``best`` of the search and sampled ones: (B, 1 + candidates, T)."""
     noise = torch.Generator().manual_seed(CANDIDATE_SEED)
     drawn = one_path(
         model, encoded, constraints, bos_id, config.candidates, noise, config.temperature, sampling=True, shared=True
@@ -109,10 +109,33 @@ def _agree(
     model: ReportModel, encoded: Encoded, constraints: Constraints, tokenizer: Tokenizer, config: DecodingConfig,
     study: Tensor, findings: Tensor | None, consensus: Consensus, ids: Tensor,
 ) -> Generated:  # fmt: skip
-    """The report of the highest expected reward that the candidates' sentences make; ids (B, n, T)."""
+    """The report of the highest expected reward that the sentences of the candidates (B, n, T) make."""
+    chosen, rewards = compose(tokenizer, config, study, findings, consensus, ids)
+    one = chosen.unsqueeze(1)
+    log_probs = _log_probs(model, encoded, constraints, _shifted(one, tokenizer.bos_id), one)
+    return Generated(chosen, log_probs, rewards)
+
+
+def compose(
+    tokenizer: Tokenizer, config: DecodingConfig, study: Tensor, findings: Tensor | None, consensus: Consensus,
+    ids: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Choose and improve a report for each study.
+
+    Args:
+        tokenizer: of the model that wrote.
+        config: its ``consensus`` weighs and searches.
+        study: (B, E) study embeddings, unit length.
+        findings: (B, 14) probabilities of the findings, or None for those of the similar cases.
+        consensus: what the training cases say.
+        ids: (B, n, T) candidates.
+
+    Returns:
+        Reports (B, T) and their expected rewards (B,).
+    """
     embedded = study.float().cpu().numpy()
     chances = None if findings is None else findings.float().cpu().numpy()
-    chosen = torch.zeros_like(ids[:, :1])  # (B, 1, T)
+    chosen = torch.zeros_like(ids[:, 0])
     rewards = []
     for row, candidates in enumerate(ids.tolist()):
         composer = Composer(
@@ -124,10 +147,9 @@ def _agree(
         reports = [written for words in candidates if (written := _sentences(tokenizer, words))]
         report = composer.compose(reports, ids.shape[2] - 1) if reports else ()
         words = [*(word for sentence in report for word in sentence), tokenizer.eos_id]
-        chosen[row, 0, : len(words)] = torch.tensor(words, device=ids.device)
+        chosen[row, : len(words)] = torch.tensor(words, device=ids.device)
         rewards.append(float(composer.rewards([report])[0]))
-    log_probs = _log_probs(model, encoded, constraints, _shifted(chosen, tokenizer.bos_id), chosen)
-    return Generated(chosen[:, 0], log_probs, torch.tensor(rewards, device=ids.device))
+    return chosen, torch.tensor(rewards, device=ids.device)
 
 
 def _sentences(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[Sentence, ...]:
