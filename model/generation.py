@@ -145,7 +145,11 @@ def compose(
             config.consensus,
         )
         reports = [written for words in candidates if (written := _sentences(tokenizer, words))]
-        report = composer.compose(reports, ids.shape[2] - 1) if reports else ()
+        if not reports:  # nothing was written to its full stop: the first candidate as it is
+            chosen[row] = ids[row, 0]
+            rewards.append(0.0)
+            continue
+        report = composer.compose(reports, ids.shape[2] - 1)
         words = [*(word for sentence in report for word in sentence), tokenizer.eos_id]
         chosen[row, : len(words)] = torch.tensor(words, device=ids.device)
         rewards.append(float(composer.rewards([report])[0]))

@@ -75,7 +75,8 @@ def bundle_path(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_and_resumed_equals_unbroken(root: Path, bundle_path: Path, tmp_path: Path) -> None:
     unbroken = tmp_path / "B"
     finish(command(root, unbroken))
-    for name in ("model.safetensors", "tokenizer.json", "index/reports.faiss", "index/cases.jsonl"):
+    index = ("index/reports.faiss", "index/cases.jsonl")
+    for name in ("model.safetensors", "tokenizer.json", "consensus.safetensors", *index):
         assert (unbroken / name).read_bytes() == (bundle_path / name).read_bytes(), name
 
 

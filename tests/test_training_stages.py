@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,26 @@ def test_targets_join_soft_scores_and_report_labels(tmp_path: Path) -> None:
     column = 2 + FINDINGS.index("Pleural Effusion")
     assert targets.values[:2, column].tolist() == [1, 1]
     assert targets.mask[2].sum() == 0  # a report without words says nothing
+
+
+def test_terms_of_mesh_and_text_are_those_of_enough_studies() -> None:
+    headings = ("Opacity/lung/base/left", "Cardiomegaly/mild")
+    pairs = [
+        (f"CXR{row}-0", replace(study(row, REPORTS[row % 2]), mesh=headings[: 1 + row % 2] if row < 30 else ()))
+        for row in range(40)
+    ]
+    targets = finding_targets(pairs, None, terms=True)
+    assert targets.columns[targets.group("report")] == tuple(f"report/{name}" for name in FINDINGS)
+    mesh, text = targets.group("mesh"), targets.group("text")
+    # what every indexed study has tells nothing apart: only the second heading's terms are left
+    assert targets.columns[mesh] == ("mesh/cardiomegaly", "mesh/cardiomegaly/mild")
+    assert targets.values[:4, mesh].tolist() == [[0, 0], [1, 1], [0, 0], [1, 1]]
+    assert targets.mask[:, mesh].sum() == 2 * 30  # ten studies were not indexed
+    words = {column.removeprefix("text/") for column in targets.columns[text]}
+    assert {"enlarged", "the heart is enlarged"} <= words
+    assert "the" not in words  # every report holds it
+    assert targets.values[:2, targets.columns.index("text/enlarged")].tolist() == [0, 1]
+    assert targets.group("soft") == slice(0, 0)
 
 
 @pytest.mark.parametrize("text", ["id,Mass\nA,0.1\n", "image_id,Mass\nA,1.5\n", "image_id,Mass\nA,0.1,0.2\n"])

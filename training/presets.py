@@ -45,6 +45,8 @@ _SMOKE = RunConfig(
     retriever=RetrieverConfig(epochs=3),
     ce=CEConfig(epochs=2, visual_lr=0.0, transformer_lr=1e-3, validate_limit=64, patience=None),
     scst=ScstConfig(epochs=1, samples=3, validate_limit=64),
+    consensus_directions=64,
+    decoding=DecodingConfig(method="consensus", candidates=8, temperature=1.0),
     weights_dtype="fp16",
 )  # fmt: skip
 
