@@ -24,6 +24,7 @@ from training.metrics import METRICS, score
 from training.openi import annotation, open_openi
 from training.phantom import write_phantom_root
 from training.pixels import build_pixel_cache
+from training.printout import table_of
 from training.protocol import comparable_reference, comparable_vocabulary, full_reference
 from training.r2gen import open_r2gen
 from training.studies import ImageRef, Source, Study
@@ -155,6 +156,18 @@ def test_perfect_drafts_score_one(
     # every nearest case has an effusion: recall 1, precision 1 against the table, which leaves one study out
     assert result["reference_labels"]["n"] == VAL - 1
     assert result["reference_labels"]["baselines"]["nearest"]["label_f1_micro"] == pytest.approx(2 / 3)
+
+
+def test_copies_of_training_reports_are_counted(
+    bundle: Bundle, index: ReportIndex, source: Source, work: Path, oracle: Callable[[Writer], None]
+) -> None:
+    common: dict[str, Any] = {"work_dir": work, "baselines": False, "draws": 0, "progress": False}
+    first = source.split("val")[0].study_id
+    copy, own = source.split("train")[0].report, "The heart reminds of a pear."
+    oracle(lambda study: own if study.study_id == first else copy)
+    result = evaluate(bundle, index, source, "val", **common)
+    assert result["copied"] == pytest.approx(1 - 1 / VAL)
+    assert f"drafts that equal a training report: {1 - 1 / VAL:.3f}" in table_of(result)
 
 
 def test_comparable_reference_uses_the_train_split_of_the_data_set(

@@ -117,7 +117,8 @@ def evaluate(
         notes: of the caller, to stand beside this evaluation's own.
 
     Returns:
-        The content of ``metrics.json``: figures and study ids, no text.
+        The content of ``metrics.json``: figures and study ids, no text. ``copied`` is the share of drafts that equal a
+        training report.
 
     Raises:
         ValueError: the split has no study that can be scored, an option is out of range, or ``predictions`` or
@@ -159,6 +160,7 @@ def evaluate(
         "n": len(studies),
         "system": system,
         "system_full": system_full,
+        "copied": board.copied(findings, texts.train.values()),
         **score_rows(board, rows, reasons),
         **certainty(board, findings, rows, draws=draws, seed=seed),
         **word_tables(board, findings, rows),

@@ -31,6 +31,8 @@ def table_of(result: Mapping[str, Any]) -> str:
         figures = (row[metric] for metric in METRICS)
         cells = ("        –" if value is None else f"{value:9.3f}" for value in figures)
         lines.append(f"{name:{_NAME}}" + "".join(cells))
+    if result["copied"] is not None:
+        lines.append(f"drafts that equal a training report: {result['copied']:.3f}")
     return "\n".join([*lines, *_certainty(result), *_key_words(result), *_not_run(result)])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,11 @@ class Board:
     def reports(self, texts: Sequence[str]) -> tuple[Scores, Scores]:
         """Comparable and full figures of training reports taken as drafts; ``<unk>`` may then meet ``<unk>``."""
         return self._score(*self.report_pairs(texts))
+
+    def copied(self, texts: Sequence[str], train: Iterable[str]) -> float | None:
+        """Share of drafts that equal some training report on the comparable row; None where none is known."""
+        known = {comparable_reference(report, self._vocabulary) for report in train}
+        return sum(comparable_prediction(text) in known for text in texts) / len(texts) if known else None
 
     def draft_pairs(self, texts: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
         """Comparable and full strings of drafts beside their references."""
