@@ -56,8 +56,12 @@ class Board:
         return self._score(*self.report_pairs(texts))
 
     def copied(self, texts: Sequence[str], train: Iterable[str]) -> float | None:
-        """Share of drafts that equal some training report on the comparable row; None where none is known."""
-        known = {comparable_reference(report, self._vocabulary) for report in train}
+        """Share of drafts that equal some training report, rare words as they are or as ``<unk>``; None without any."""
+        known = {
+            text
+            for report in train
+            for text in (comparable_reference(report, self._vocabulary), comparable_prediction(report))
+        }
         return sum(comparable_prediction(text) in known for text in texts) / len(texts) if known else None
 
     def draft_pairs(self, texts: Sequence[str]) -> tuple[list[Pair], list[Pair]]:

@@ -34,7 +34,7 @@ from training.ce import retrieve
 from training.config import Runtime
 from training.patches import cache_features, readable
 from training.pixels import build_pixel_cache
-from training.protocol import comparable_prediction, comparable_reference, comparable_vocabulary
+from training.protocol import comparable_vocabulary
 from training.scoreboard import Board
 from training.studies import Source, Study
 
@@ -99,7 +99,7 @@ class Trials:
         vocabulary = comparable_vocabulary(train)
         self._bundle, self._candidates = bundle, candidates
         self._board = Board([study.report for study in studies], vocabulary, False)
-        self._known = {comparable_reference(report, vocabulary) for report in train}
+        self._train = train
         self.rows: list[dict[str, Any]] = []
 
     def score(self, name: str, settings: Mapping[str, Any], ids: Tensor) -> float:
@@ -107,7 +107,7 @@ class Trials:
         texts = [self._bundle.tokenizer.decode(row) for row in ids.tolist()]
         system, _ = self._board.drafts(texts)
         figures = {name: float(system[name] or 0.0) for name in _SHOWN}
-        copied = sum(comparable_prediction(text) in self._known for text in texts) / len(texts)
+        copied = self._board.copied(texts, self._train) or 0.0
         objective = figures["CIDEr"] + figures["label_f1_micro"] + figures["BLEU_4"]
         self.rows.append(
             {"trial": name, "settings": dict(settings), **figures, "copied": copied, "objective": objective}
