@@ -104,6 +104,9 @@ class Consensus:
         norms: (N, 4) lengths of those vectors before normalising, by order.
         lengths: (N,) words.
         findings: (N, F) 1 where the report names the finding as present.
+        frequent: (C,) places of phrases that many reports hold. Their weight in a CIDEr vector is next to nothing, so
+            the vectors do not tell where they stand.
+        holds: (N, C) 1 where the report holds it.
     """
 
     keys: npt.NDArray[np.int64]
@@ -115,6 +118,8 @@ class Consensus:
     norms: Floats
     lengths: npt.NDArray[np.int16]
     findings: npt.NDArray[np.uint8]
+    frequent: npt.NDArray[np.int32]
+    holds: npt.NDArray[np.uint8]
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
@@ -148,6 +153,7 @@ class Consensus:
         cosine = (by_length @ self._coordinates) @ self._basis  # (L, G)
         held = (weights * self.norms.T) @ self._coordinates @ self._basis  # (4, G)
         share = held[self.order, np.arange(len(self.keys))] / np.maximum(self.idf[:-1], 1e-3)
+        share[self.frequent] = weights @ self.holds
         return Expectation(
             self,
             np.append(cosine.T, np.zeros((1, len(LENGTHS)), np.float32), axis=0),
@@ -262,7 +268,8 @@ class Composer:
         """Expected rewards of reports, (N,)."""
         cider, bleu = self._expectation.scores(_padded(reports))
         named = np.array([sum(self._gains[place] for place in self._present(report)) for report in reports], np.float32)
-        return self._config.cider * cider + self._config.bleu4 * bleu + named
+        rewards: Floats = self._config.cider * cider + self._config.bleu4 * bleu + named
+        return rewards
 
     def _present(self, report: Iterable[Sentence]) -> frozenset[int]:
         return frozenset().union(*(self._reading(sentence)[0] for sentence in report))

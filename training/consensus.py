@@ -18,6 +18,7 @@ from training.targets import label_vector
 log = logging.getLogger(__name__)
 
 MIN_REPORTS = 3  # training reports that must hold a phrase for it to be kept
+FREQUENT = 0.2  # share of them from which on a phrase is kept by itself
 Floats = npt.NDArray[np.float32]
 
 
@@ -58,6 +59,9 @@ def build_consensus(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         left, scale, right = torch.svd_lowrank(matrix, q=min(rank + 32, *matrix.shape), niter=4)
+    frequent = np.flatnonzero(frequency[kept] >= FREQUENT * len(studies))
+    holds = np.zeros((len(studies), len(kept)), np.uint8)
+    holds[phrases.text[held], column[place[held]]] = 1
     order = np.zeros(len(keys), np.int8)
     order[place] = phrases.order
     log.info(
@@ -73,5 +77,7 @@ def build_consensus(
         coordinates=(left * scale)[:, :rank].numpy().astype(np.float16),
         norms=norm.reshape(-1, ORDERS).astype(np.float32),
         lengths=(tokens > 0).sum(1).astype(np.int16),
+        frequent=frequent.astype(np.int32),
+        holds=holds[:, frequent],
         findings=np.stack([label_vector(study.report)[0] for study in studies]).astype(np.uint8),
     )
