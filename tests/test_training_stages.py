@@ -18,11 +18,20 @@ from tests.helpers import REPORTS, tiny_index, tiny_model, tiny_tokenizer
 from training.augment import Augmentation, augment, to_float
 from training.ce import Stage, adam, learnt_targets, retrieve
 from training.config import Runtime
+from training.consensus import analyse, report_tokens
 from training.index import build_index
 from training.patches import _select_views
 from training.presets import PRESETS, preset
 from training.pretrain import auroc
-from training.retriever import contrastive_loss, label_agreement, label_overlap, label_vectors, recall
+from training.retriever import (
+    contrastive_loss,
+    label_agreement,
+    label_overlap,
+    label_vectors,
+    phrase_overlap,
+    recall,
+    report_agreement,
+)
 from training.studies import ImageRef, Study
 from training.targets import finding_targets, read_soft_scores
 
@@ -139,6 +148,19 @@ def test_recall_counts_ranks() -> None:
     assert figures == pytest.approx(
         {"recall_1": 10 / 12, "recall_5": 11 / 12, "recall_10": 1.0, "mrr": (10 + 1 / 2 + 1 / 7) / 12}
     )
+
+
+def test_agreement_of_reports_joins_findings_and_phrases() -> None:
+    studies = [study(row, REPORTS[place]) for row, place in enumerate((1, 1, 0, 7) * 3)]
+    vectors = torch.from_numpy(analyse(report_tokens(studies, tiny_tokenizer(), 40), 16, 1).coordinates[:4])
+    phrases = phrase_overlap(vectors)
+    assert phrases[0, 1] == pytest.approx(1, abs=1e-3)
+    assert (phrases[0, 2:] < 0.5).all()
+    labels = label_vectors(studies[:4])
+    findings = label_overlap(labels)
+    torch.testing.assert_close(report_agreement(labels, vectors, 0.0), findings / findings.sum(1, keepdim=True))
+    mixed = 0.75 * findings / findings.sum(1, keepdim=True) + 0.25 * phrases / phrases.sum(1, keepdim=True)
+    torch.testing.assert_close(report_agreement(labels, vectors, 0.25), mixed)
 
 
 def test_overlap_and_agreement_follow_the_findings() -> None:

@@ -38,7 +38,8 @@ class PretrainConfig(Frozen):
 
 class RetrieverConfig(Frozen):
     """Image head and text tower, contrastive. ``label_weight``: share of the target spread over reports that name the
-    same findings; ``dropout``: of the study head."""
+    same findings or say it in the same phrases; ``phrase_weight``: of the phrases in that share; ``dropout``: of the
+    study head."""
 
     epochs: Epochs = 14
     batch_size: Count = 256
@@ -46,6 +47,7 @@ class RetrieverConfig(Frozen):
     weight_decay: Rate = 1e-2
     temperature: Annotated[float, Field(gt=0, le=1)] = 0.07
     label_weight: Share = 0.6
+    phrase_weight: Share = 0.5
     dropout: Share = 0.3
 
 

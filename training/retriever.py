@@ -25,12 +25,16 @@ from model.report_model import ReportModel
 from model.text_tower import pad_ids
 from model.tokenizer import Tokenizer
 from training.config import RetrieverConfig, Runtime
+from training.consensus import analyse, report_tokens
 from training.loop import Loop, LoopConfig
 from training.patches import PatchSource
 from training.studies import Study
 from training.targets import label_vector
 
 log = logging.getLogger(__name__)
+
+
+_DIRECTIONS = 256  # of the phrase vectors that reports are compared by
 
 
 class Towers(nn.Module):
@@ -48,7 +52,7 @@ def contrastive_loss(similarity: Tensor, agreement: Tensor, scale: Tensor | floa
 
     Args:
         similarity: (B, B) inner products, study i against report j, the diagonal being the true pairs.
-        agreement: (B, B) symmetric, 0..1, how far reports i and j name the same findings; 1 on the diagonal.
+        agreement: (B, B), 0 or more, how far reports i and j say the same.
         scale: inverse temperature.
         label_weight: share of the target spread by agreement (the pair itself included).
     """
@@ -75,6 +79,18 @@ def label_overlap(labels: Tensor) -> Tensor:
     return overlap.fill_diagonal_(1.0)
 
 
+def phrase_overlap(vectors: Tensor) -> Tensor:
+    """(B, R) phrase vectors of reports -> (B, B) agreement: the square of the cosine, and 1 on the diagonal."""
+    unit = F.normalize(vectors, dim=1)
+    return (unit @ unit.t()).clamp(0, 1).square().fill_diagonal_(1.0)
+
+
+def report_agreement(labels: Tensor, vectors: Tensor, phrase_weight: float) -> Tensor:
+    """(B, B) agreement of reports with rows that sum to 1: in findings, (B, 14), and in phrases, (B, R)."""
+    findings, phrases = label_overlap(labels), phrase_overlap(vectors)
+    return torch.lerp(findings / findings.sum(1, keepdim=True), phrases / phrases.sum(1, keepdim=True), phrase_weight)
+
+
 def train_retriever(
     model: ReportModel,
     patches: PatchSource,
@@ -96,6 +112,7 @@ def train_retriever(
     length = model.config.max_length
     ids = pad_ids([tokenizer.encode(study.report, length) for study in train], length)
     labels = label_vectors([*train, *val])
+    phrases = torch.from_numpy(analyse(report_tokens(train, tokenizer, length), _DIRECTIONS, runtime.seed).coordinates)
     steps = max(1, len(train) // config.batch_size)
 
     def batches(epoch: int) -> list[np.ndarray]:
@@ -106,7 +123,9 @@ def train_retriever(
         p = patches.patches([train[i] for i in batch], generator, tokens=False)
         studies = towers.study_head(p.pooled, p.views, p.view_mask)
         reports = towers.text_tower(_trimmed(ids[batch]).to(runtime.device))
-        agreement = label_overlap(labels[batch].to(runtime.device))
+        agreement = report_agreement(
+            labels[batch].to(runtime.device), phrases[batch].to(runtime.device), config.phrase_weight
+        )
         scale = towers.log_scale.clamp(max=math.log(100.0)).exp()
         loss = contrastive_loss((studies @ reports.t()).float(), agreement, scale, config.label_weight)
         return {"loss": loss}
