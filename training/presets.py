@@ -29,7 +29,7 @@ _COMPACT = RunConfig(
     feature_variants=3,
     pretrain=PretrainConfig(epochs_by_size=((112, 8), (160, 2), (224, 1)), lr=6e-4),
     retriever=RetrieverConfig(),
-    ce=CEConfig(epochs=12, visual_lr=0.0, transformer_lr=1e-3, patience=None),
+    ce=CEConfig(epochs=8, visual_lr=0.0, transformer_lr=1e-3, patience=None),
     decoding=DecodingConfig(method="consensus", candidates=48, temperature=1.0),
     weights_dtype="fp16",
 )
