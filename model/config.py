@@ -102,6 +102,8 @@ class ConsensusConfig(Frozen):
         temperature: of the softmax by which a study's images weigh the prototypes.
         cider: weight of the expected CIDEr-D, 0 to 10.
         bleu4: weight of the expected BLEU-4, 0 to 1.
+        rouge: weight of the mean ROUGE-L with the candidates, 0 to 1, each weighed by how probable its expected CIDEr-D
+            makes it: the words of a report stand in an order that the cases' vectors do not tell.
         finding: weight of a named finding: its probability less ``finding_cost``.
         finding_cost: probability from which a finding is worth naming.
         pool: sentences that may be put in, those of most candidates first.
@@ -111,6 +113,7 @@ class ConsensusConfig(Frozen):
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.05
     cider: Annotated[float, Field(ge=0)] = 1.0
     bleu4: Annotated[float, Field(ge=0)] = 2.0
+    rouge: Annotated[float, Field(ge=0)] = 0.0
     finding: Annotated[float, Field(ge=0)] = 1.0
     finding_cost: Annotated[float, Field(ge=0, le=1)] = 0.2
     pool: Annotated[int, Field(ge=0, le=256)] = 40

@@ -39,6 +39,8 @@ ORDERS: Final = 4
 LENGTHS: Final = np.arange(5, 60, 2, dtype=np.float32)  # centres of the length classes, in words
 _SIGMA2: Final = 2 * 6.0**2  # of CIDEr-D's length penalty
 _FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)
+_COMPARED: Final = 24  # reports compared word by word, and candidates that they are compared with
+_BETA2: Final = 1.2**2  # weight of recall in ROUGE-L, as pycocoevalcap has it
 _LEAST: Final = 1e-3  # stands for no match in the geometric mean of BLEU
 
 Reading = Callable[[Sentence], tuple[frozenset[int], frozenset[int]]]
@@ -238,6 +240,8 @@ class Composer:
         self._reading = lru_cache(maxsize=None)(reading)
         gains = (expectation.findings if findings is None else findings) - config.finding_cost
         self._gains = config.finding * gains
+        self._peers: Ints | None = None
+        self._peer_weights: Floats | None = None
 
     def compose(self, candidates: Sequence[Sequence[Sentence]], longest: int) -> tuple[Sentence, ...]:
         """The best candidate, then improved a sentence at a time: left out, put in, or put in another's place.
@@ -250,6 +254,7 @@ class Composer:
             longest: most tokens of a report.
         """
         distinct = list(dict.fromkeys(tuple(candidate) for candidate in candidates))
+        self._look_at(distinct)
         rewards = self.rewards(distinct)
         best, reward = distinct[int(rewards.argmax())], float(rewards.max())
         votes = Counter(sentence for candidate in candidates for sentence in dict.fromkeys(candidate))
@@ -269,7 +274,23 @@ class Composer:
         cider, bleu = self._expectation.scores(_padded(reports))
         named = np.array([sum(self._gains[place] for place in self._present(report)) for report in reports], np.float32)
         rewards: Floats = self._config.cider * cider + self._config.bleu4 * bleu + named
+        if self._config.rouge and self._peers is not None and self._peer_weights is not None:
+            best = np.argsort(-rewards, kind="stable")[:_COMPARED]
+            likeness = rouge_l(_padded([reports[place] for place in best]), self._peers) @ self._peer_weights
+            bonus = np.zeros_like(rewards)  # the others, already behind, stay there
+            bonus[best] = self._config.rouge * likeness
+            rewards = rewards + bonus
         return rewards
+
+    def _look_at(self, candidates: Sequence[Sequence[Sentence]]) -> None:
+        """Choose the candidates that reports are compared with word by word, and their weights."""
+        if not self._config.rouge:
+            return
+        cider = self._expectation.scores(_padded(candidates))[0]
+        best = np.argsort(-cider, kind="stable")[:_COMPARED]
+        weights = np.exp(cider[best] - cider[best[0]])
+        self._peers = _padded([candidates[place] for place in best])
+        self._peer_weights = (weights / weights.sum()).astype(np.float32)
 
     def _present(self, report: Iterable[Sentence]) -> frozenset[int]:
         return frozenset().union(*(self._reading(sentence)[0] for sentence in report))
@@ -280,6 +301,25 @@ class Composer:
         readings = [self._reading(sentence) for sentence in report]
         present = frozenset().union(*(reading[0] for reading in readings))
         return not present & frozenset().union(*(reading[1] for reading in readings))
+
+
+def rouge_l(texts: Ints, references: Ints) -> Floats:
+    """ROUGE-L of texts (N, T) against references (M, U), ids padded with 0 -> (N, M)."""
+    shape = (len(texts), len(references))
+    common = np.zeros((references.shape[1] + 1, *shape), np.int16)  # of the words so far and each start of a reference
+    for word in texts.T:
+        same = (word[:, None, None] == references[None]) & (word > 0)[:, None, None]  # (N, M, U)
+        longer = np.zeros_like(common)
+        for place in range(references.shape[1]):
+            longer[place + 1] = np.where(
+                same[..., place], common[place] + 1, np.maximum(common[place + 1], longer[place])
+            )
+        common = longer
+    found = common[-1].astype(np.float32)
+    precision = found / np.maximum((texts > 0).sum(1)[:, None], 1)
+    recall = found / np.maximum((references > 0).sum(1)[None], 1)
+    score: Floats = (1 + _BETA2) * precision * recall / np.maximum(recall + _BETA2 * precision, 1e-9)
+    return score.astype(np.float32)
 
 
 def _neighbours(report: tuple[Sentence, ...], pool: Sequence[Sentence]) -> Iterable[tuple[Sentence, ...]]:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocoevalcap.rouge.rouge import Rouge
 
 from model.config import ConsensusConfig
-from model.consensus import LENGTHS, Composer, Consensus, Expectation, Phrases, Sentence, phrase_keys
+from model.consensus import LENGTHS, Composer, Consensus, Expectation, Phrases, Sentence, phrase_keys, rouge_l
 from model.labeler import FINDINGS
 from model.tokenizer import Tokenizer
 from training.cider import CiderD
@@ -189,3 +190,31 @@ def test_an_empty_report_scores_nothing(table: Consensus) -> None:
     assert cider[0] == 0
     assert bleu[0] < 0.01
     assert len(LENGTHS) == expectation.cosine.shape[1]
+
+
+def test_rouge_is_that_of_the_scorer() -> None:
+    rng = np.random.default_rng(4)
+    texts, references = (np.where(rng.random((6, 9)) < 0.9, rng.integers(1, 5, (6, 9)), 0) for _ in range(2))
+    texts, references = _closed(texts), _closed(references)
+    scorer = Rouge()
+    expected = [[scorer.calc_score([_words(text)], [_words(reference)]) for reference in references] for text in texts]
+    np.testing.assert_allclose(rouge_l(texts, references), expected, atol=1e-6)
+
+
+def _closed(rows: np.ndarray) -> np.ndarray:
+    closed = np.zeros_like(rows)
+    for row, words in enumerate(rows):
+        closed[row, : (words > 0).sum()] = words[words > 0]
+    return closed
+
+
+def _words(ids: np.ndarray) -> str:
+    return " ".join(map(str, ids[ids > 0].tolist()))
+
+
+def test_likeness_to_the_candidates_can_decide(table: Consensus) -> None:
+    expectation = table.expect(unit(1, seed=9)[0], 5.0)
+    config = ConsensusConfig(cider=0.001, bleu4=0, finding=0, rouge=1.0)
+    candidates = [sentences(report) for report in (REPORTS[0], REPORTS[0] + " " + SENTENCES[4], SENTENCES[3])]
+    report = Composer(expectation, None, no_findings, config).compose(candidates, 59)
+    assert report in (sentences(REPORTS[0]), sentences(REPORTS[2]))

@@ -3,9 +3,9 @@
     python -m training.tune_decoding --bundle B --root DIR --out decoding.json [--write-bundle B2]
 
 Candidates are drawn once; each trial makes its reports of them. A setting keeps the value with the highest objective,
-CIDEr + label F1 + BLEU-4 of the comparable row, and the next setting is tried from there. Rows for greedy, beam and the
-unimproved candidates stand beside it. A few settings over a few hundred studies flatter little, but they do: judge on
-studies that no choice was made on.
+CIDEr + label F1 + BLEU-4 + ROUGE-L of the comparable row, and the next setting is tried from there. Rows for greedy,
+beam and the unimproved candidates stand beside it. A few settings over a few hundred studies flatter little, but they
+do: judge on studies that no choice was made on.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ GRID: Mapping[str, Sequence[float]] = {
     "finding": (0.0, 1.0, 2.0, 4.0, 8.0),
     "finding_cost": (0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
     "bleu4": (0.0, 1.0, 2.0, 3.0, 4.0),
+    "rouge": (0.0, 1.0, 2.0, 3.0, 4.0),
     "pool": (10, 20, 40, 80),
 }
 _BATCH = 16
@@ -108,7 +109,7 @@ class Trials:
         system, _ = self._board.drafts(texts)
         figures = {name: float(system[name] or 0.0) for name in _SHOWN}
         copied = self._board.copied(texts, self._train) or 0.0
-        objective = figures["CIDEr"] + figures["label_f1_micro"] + figures["BLEU_4"]
+        objective = figures["CIDEr"] + figures["label_f1_micro"] + figures["BLEU_4"] + figures["ROUGE_L"]
         self.rows.append(
             {"trial": name, "settings": dict(settings), **figures, "copied": copied, "objective": objective}
         )
