@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from model.backbone import Backbone
 from model.labeler import FINDINGS
 from model.views import View
-from training.augment import Augmentation, augment, to_float
+from training.augment import Augmentation, augmentation_draws, changed, to_float
 from training.config import PretrainConfig, Runtime
 from training.loop import Loop, LoopConfig, autocast
 from training.pixels import PixelCache
+from training.rows import Rows
 from training.studies import Source, Study
 from training.targets import finding_targets, read_soft_scores
 
@@ -70,7 +71,9 @@ def pretrain(
     if soft_width:
         weight[:soft_width] = config.soft_weight * len(FINDINGS) / soft_width
     rows = np.array([cache.rows[key] for key, _ in images])
+    pixels = Rows(cache.array, runtime.device, runtime.on_device)
     net = FindingNet(backbone, values.shape[1]).to(runtime.device).to(memory_format=torch.channels_last)
+    runtime.processes.synchronised(net)
     log.info("pretrain: %d images, %d targets, soft scores: %s", len(images), values.shape[1],
              soft_scores.name if soft_scores else "none")  # fmt: skip
 
@@ -84,17 +87,21 @@ def pretrain(
         return np.array_split(order, steps)
 
     def train_step(batch: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
-        pixels = torch.from_numpy(cache.array[rows[batch]]).to(runtime.device)
-        x = augment(to_float(pixels, current["size"]), amount, generator)
-        y, m = values[batch].to(runtime.device), (mask[batch] * weight).to(runtime.device)
-        loss = F.binary_cross_entropy_with_logits(net(x).float(), y, weight=m, reduction="sum") / m.sum().clamp(min=1)
+        mine = runtime.processes.rows(len(batch))
+        draws = augmentation_draws(len(batch), generator)[mine]
+        own = batch[mine]
+        x = changed(to_float(pixels.take(rows[own]), current["size"]), amount, draws)
+        y, m = values[own].to(runtime.device), (mask[own] * weight).to(runtime.device)
+        known = (mask[batch] * weight).sum().clamp(min=1).to(runtime.device)  # of the whole batch
+        loss = F.binary_cross_entropy_with_logits(net(x).float(), y, weight=m, reduction="sum") / known
         return {"loss": loss}
 
     steps = -(-len(images) // config.batch_size)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     loop = Loop(
-        LoopConfig("pretrain", runtime.seed, ema=config.ema, precision=runtime.precision, warmup=0.1),
-        directory, net, optimizer, device=runtime.device,
+        LoopConfig("pretrain", runtime.seed, ema=config.ema, precision=runtime.precision, warmup=0.1,
+                   checkpoint_seconds=runtime.checkpoint_seconds),
+        directory, net, optimizer, device=runtime.device, processes=runtime.processes,
     )  # fmt: skip
     validation = _images(source.split("val"), cache, frontal_only=True)
 
