@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -75,9 +76,30 @@ def kill_when(process: subprocess.Popen[str], sign: Path, end: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def bundle_path(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of a run that was killed amid each stage and resumed each time."""
-    out = tmp_path_factory.mktemp("broken") / "B"
+def both(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The bundles of a run that was left alone and of one that was killed again and again, run side by side."""
+    alone, broken = (tmp_path_factory.mktemp(name) / "B" for name in ("unbroken", "broken"))
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(finish, command(root, alone))
+        killed_amid_each_stage(root, broken)
+        done.result()
+    return alone, broken
+
+
+@pytest.fixture(scope="module")
+def unbroken(both: tuple[Path, Path]) -> Path:
+    """The bundle of the run that was left alone."""
+    return both[0]
+
+
+@pytest.fixture(scope="module")
+def bundle_path(both: tuple[Path, Path]) -> Path:
+    """The bundle of the run that was killed amid each stage and resumed each time."""
+    return both[1]
+
+
+def killed_amid_each_stage(root: Path, out: Path) -> None:
+    """Kill a run in every stage, go on each time, and let it end."""
     work = out.with_name("B.work")
     more = ["--checkpoint-seconds", "0"]
     for stage, sign in KILLS.items():
@@ -86,15 +108,6 @@ def bundle_path(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         more = ["--checkpoint-seconds", "0", "--resume"]
     log = finish(command(root, out, *more))
     assert "scst: done before" in log
-    return out
-
-
-@pytest.fixture(scope="module")
-def unbroken(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of a run that was left alone."""
-    out = tmp_path_factory.mktemp("unbroken") / "B"
-    finish(command(root, out))
-    return out
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -158,9 +171,18 @@ def test_what_goes_wrong_amid_a_stage_is_explained_and_costs_nothing(
     kept = np.array(store)
     store[:] = np.inf
     assert resume() == 2
-    assert "ce: the loss is nan at step 2. The last good checkpoint is kept in" in caplog.text
+    assert "embeddings of 12 of 12 studies are not finite. The last good checkpoint is kept" in caplog.text
+    assert "remove the features-* files" in caplog.text
     assert checkpoint.read_bytes() == good
     store[:] = kept
+
+    content = torch.load(checkpoint, weights_only=True)
+    content["module"]["model.to_words.weight"][5] = float("nan")
+    torch.save(content, checkpoint)
+    poisoned = checkpoint.read_bytes()
+    assert resume() == 2
+    assert "ce: the loss is nan at step 2. The last good checkpoint is kept in" in caplog.text
+    assert checkpoint.read_bytes() == poisoned  # nothing was written after it
 
     checkpoint.write_bytes(good[:-1000])
     assert resume() == 2

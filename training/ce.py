@@ -48,11 +48,20 @@ def retrieve(model: ReportModel, index: ReportIndex | None, patches: Patches, ow
         index: None for a model without retrieval.
         patches: backbone output of the studies.
         own: ids of the studies, each excluded from its own result; None where none of them can be in the index.
+
+    Raises:
+        FloatingPointError: a study's embedding is not finite.
     """
     if index is None:
         return None, None
     with torch.no_grad():
         queries = model.embed_study(patches).float().cpu().numpy()
+    if not np.isfinite(queries).all():
+        raise FloatingPointError(
+            f"embeddings of {int((~np.isfinite(queries)).any(1).sum())} of {len(queries)} studies are not finite. The "
+            "last good checkpoint is kept. Go on with --resume and --precision fp32; where that does not help, remove "
+            "the features-* files from cache/ in the work directory, which are then computed anew."
+        )
     _, rows = index.search(queries, model.config.retrieval_k, exclude=own)
     device = patches.pooled.device
     return torch.from_numpy(index.vectors(rows)).to(device), torch.from_numpy(rows >= 0).to(device)
