@@ -216,7 +216,7 @@ def write_bundle(
         narrow = torch.float16 if weights_dtype == "fp16" else torch.float32
         state = {key: value.detach().cpu().to(narrow if value.is_floating_point() and value.dim() > 1 else value.dtype)
                  .contiguous().clone() for key, value in model.state_dict().items()}  # fmt: skip
-        save_file(state, partial / WEIGHTS)
+        _save_weights(state, partial / WEIGHTS)
         (partial / WEIGHTS).chmod(0o644)  # safetensors makes it private; the service may run as another user
         if consensus is not None:
             consensus.save(partial / CONSENSUS)
@@ -226,6 +226,13 @@ def write_bundle(
         _into_place(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(state, path)
+    except SafetensorError as error:
+        raise BundleError(f"{path} cannot be written ({error}); free space there and start again") from error
 
 
 def write_manifest(directory: Path) -> None:

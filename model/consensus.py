@@ -17,6 +17,7 @@ of the cases as coordinates in the few directions in which they differ most (lat
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -124,9 +125,11 @@ class Consensus:
     holds: npt.NDArray[np.uint8]
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file."""
-        save_file({field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}, path)
-        path.chmod(0o644)
+        """Write a safetensors file, beside and renamed."""
+        beside = path.with_name(path.name + ".tmp")
+        save_file({field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}, beside)
+        beside.chmod(0o644)
+        os.replace(beside, path)
 
     @classmethod
     def load(cls, path: Path) -> Self:

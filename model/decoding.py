@@ -102,20 +102,26 @@ def sample(
     count: int,
     generator: torch.Generator | None = None,
     temperature: float = 1.0,
+    of: tuple[int, int] | None = None,
 ) -> Generated:
     """``count`` samples a study from one encoding, study by study: ids (B*count, T).
+
+    ``of`` (first, batch): the studies are those from ``first`` on of a batch of ``batch``. Noise is drawn for that
+    batch, so that each study gets the samples it would get there.
 
     ``log_probs`` are those of the distribution that was sampled from (constraints and temperature included), so they
     match the policy.
     """
     if temperature <= 0:
         raise ValueError(f"temperature={temperature} must be above 0; use greedy for the most probable token")
-    return one_path(model, encoded, constraints, bos_id, count, generator, temperature, sampling=True)
+    part = None if of is None else (of[0] * count, of[1] * count)
+    return one_path(model, encoded, constraints, bos_id, count, generator, temperature, sampling=True, of=part)
 
 
 def one_path(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, count: int,
     generator: torch.Generator | None, temperature: float, *, sampling: bool = False, shared: bool = False,
+    of: tuple[int, int] | None = None,
 ) -> Generated:  # fmt: skip
     """Greedy or sampled continuation of ``count`` hypotheses a study, without reordering: ids (B * count, T).
 
@@ -137,7 +143,7 @@ def one_path(
             gumbel = -torch.log(-torch.log(uniform)).to(device)
             chosen = (step_log_probs + gumbel.repeat(len(rows) // count, 1)).argmax(-1)
         elif sampling:
-            chosen = torch.multinomial(step_log_probs.exp(), 1, generator=generator).squeeze(1)
+            chosen = _drawn(step_log_probs.exp(), generator, of)
         else:
             chosen = constraints.penalise(step_log_probs, history, position).argmax(-1)
         last = chosen.masked_fill(ended, 0)
@@ -153,6 +159,15 @@ def one_path(
             rows, last, ended = rows[kept], last[kept], ended[kept]
             state.keep(undone, kept)
     return Generated(ids, log_probs, log_probs.sum(1))
+
+
+def _drawn(probabilities: Tensor, generator: torch.Generator | None, of: tuple[int, int] | None) -> Tensor:
+    """One index a row, (N,), as ``torch.multinomial`` draws it: the first to arrive of as many Poisson processes."""
+    if of is None:
+        return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    first, rows = of
+    waits = probabilities.new_empty(rows, probabilities.shape[1]).exponential_(1, generator=generator)
+    return (probabilities / waits[first : first + len(probabilities)]).argmax(-1)
 
 
 @torch.no_grad()

@@ -108,11 +108,52 @@ def test_a_loss_that_is_not_finite_stops_with_the_remedy_and_keeps_the_checkpoin
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path) -> None:
+    net = network()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    loop = Loop(LoopConfig("toy", 3, precision="fp32"), tmp_path, net, torch.optim.Adam(net.parameters()),
+                device=torch.device("cpu"))  # fmt: skip
+
+    def step(batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"loss": sum((p.sum() * 0).abs().sqrt() for p in net.parameters()) + 1.0}  # type: ignore[dict-item]
+
+    with pytest.raises(FloatingPointError, match=r"the gradient is nan at step 0.*--precision fp32"):
+        loop.fit(lambda epoch: list(torch.arange(40).split(8)), [5], step)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_where_the_last_checkpoint_is_damaged_the_one_before_goes_on_to_the_same_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, _ = train(tmp_path / "unbroken")
+    broken = tmp_path / "broken"
+    with pytest.raises(KilledError):
+        train(broken, stop_at=13)
+    last = (broken / "checkpoint.pt").read_bytes()
+    (broken / "checkpoint.pt").write_bytes(last[: len(last) // 2])
+    with pytest.raises(KilledError):
+        train(broken, stop_at=12)  # before anything new is written
+    assert "going on from the one before" in caplog.text
+    actual, _ = train(broken)  # and the good one has not been pushed out
+    assert all(torch.equal(v, actual.state_dict()[k]) for k, v in expected.state_dict().items())
+
+
+def test_damaged_checkpoints_are_named_with_the_way_out(tmp_path: Path) -> None:
     train(tmp_path, epochs=1)
-    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be resumed"):
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        (tmp_path / name).write_bytes(b"not a checkpoint")
+    with pytest.raises(
+        ValueError, match=r"checkpoint\.pt .*previous\.pt .* cannot be resumed. Remove .* to start this"
+    ):
         train(tmp_path)
+
+
+def test_the_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, epochs=1)
+    other = nn.Linear(3, 3)
+    loop = Loop(LoopConfig("toy", 3), tmp_path, other, torch.optim.Adam(other.parameters()), device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="it is of another model"):
+        loop.load()
 
 
 def test_step_seeds_differ_by_seed_stage_and_step() -> None:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from model.bundle import load_bundle
 from model.drafter import Drafter, StudyView
@@ -23,6 +30,14 @@ from training.run import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN, VAL = 24, 6
+KILLS = {  # stage -> what appears in its midst
+    "pretrain": "pretrain/checkpoint.pt",
+    "retriever": "retriever/checkpoint.pt",
+    "index": "index/files",
+    "ce": "ce/checkpoint.pt",
+    "scst": "scst/checkpoint.previous.pt",  # the first checkpoint is of the model as it came in
+    "evaluate": "bundle",
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +63,8 @@ def finish(arguments: list[str]) -> str:
     return log
 
 
-def kill_when(process: subprocess.Popen[str], sign: Path) -> None:
-    """SIGKILL as soon as a file appears."""
+def kill_when(process: subprocess.Popen[str], sign: Path, end: Path) -> None:
+    """SIGKILL as soon as ``sign`` appears, before the stage's ``end`` does."""
     deadline = time.monotonic() + 240
     while not sign.exists():
         assert process.poll() is None, process.communicate()[1][-3000:]
@@ -57,27 +72,141 @@ def kill_when(process: subprocess.Popen[str], sign: Path) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    assert not end.exists(), f"the stage was over when {sign} was seen"
 
 
 @pytest.fixture(scope="module")
-def bundle_path(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of a run that was killed in two stages and resumed twice."""
-    out = tmp_path_factory.mktemp("broken") / "B"
+def both(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The bundles of a run that was left alone and of one that was killed again and again, run side by side."""
+    alone, broken = (tmp_path_factory.mktemp(name) / "B" for name in ("unbroken", "broken"))
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(finish, command(root, alone))
+        killed_amid_each_stage(root, broken)
+        done.result()
+    return alone, broken
+
+
+@pytest.fixture(scope="module")
+def unbroken(both: tuple[Path, Path]) -> Path:
+    """The bundle of the run that was left alone."""
+    return both[0]
+
+
+@pytest.fixture(scope="module")
+def bundle_path(both: tuple[Path, Path]) -> Path:
+    """The bundle of the run that was killed amid each stage and resumed each time."""
+    return both[1]
+
+
+def killed_amid_each_stage(root: Path, out: Path) -> None:
+    """Kill a run in every stage, go on each time, and let it end."""
     work = out.with_name("B.work")
-    kill_when(start(command(root, out)), work / "retriever" / "checkpoint.pt")
-    kill_when(start(command(root, out, "--resume")), work / "ce" / "checkpoint.pt")
-    assert not out.exists()
-    log = finish(command(root, out, "--resume"))
-    assert "retriever: done before" in log
-    return out
+    more = ["--checkpoint-seconds", "0"]
+    for stage, sign in KILLS.items():
+        end = out if stage == "evaluate" else work / stage / "result.pt"
+        kill_when(start(command(root, out, *more)), work / sign, end)
+        more = ["--checkpoint-seconds", "0", "--resume"]
+    log = finish(command(root, out, *more))
+    assert "scst: done before" in log
 
 
-def test_killed_and_resumed_equals_unbroken(root: Path, bundle_path: Path, tmp_path: Path) -> None:
-    unbroken = tmp_path / "B"
-    finish(command(root, unbroken))
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two results of a stage hold the same weights, bit for bit."""
+    first, second = (torch.load(path, weights_only=True)["model"] for path in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_killed_and_resumed_equals_unbroken(unbroken: Path, bundle_path: Path) -> None:
+    for stage in ("pretrain", "retriever", "index", "ce", "scst"):
+        results = (path.with_name("B.work") / stage / "result.pt" for path in (unbroken, bundle_path))
+        assert same_weights(*results), stage
     index = ("index/reports.faiss", "index/cases.jsonl")
     for name in ("model.safetensors", "tokenizer.json", "consensus.safetensors", *index):
         assert (unbroken / name).read_bytes() == (bundle_path / name).read_bytes(), name
+
+
+@pytest.fixture
+def amid_ce(unbroken: Path, tmp_path: Path) -> Iterator[Path]:
+    """A bundle's place whose run stands after the first epoch of stage ``ce``, to be resumed in this process."""
+    work = tmp_path / "B.work"
+    shutil.copytree(unbroken.with_name("B.work"), work)
+    shutil.rmtree(work / "scst")
+    (work / "ce" / "result.pt").unlink()
+    os.replace(work / "ce" / "checkpoint.previous.pt", work / "ce" / "checkpoint.pt")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the unbroken run
+    yield tmp_path / "B"
+    torch.set_num_threads(threads)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A disk that has no room for files above ``size`` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_goes_wrong_amid_a_stage_is_explained_and_costs_nothing(
+    root: Path, unbroken: Path, amid_ce: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def resume() -> int:
+        caplog.clear()
+        return main(command(root, amid_ce, "--resume", "--stages", "ce")[3:])
+
+    work = amid_ce.with_name("B.work")
+    checkpoint, features = work / "ce" / "checkpoint.pt", work / "cache" / "features-frozen.npy"
+    good = checkpoint.read_bytes()
+
+    with largest_file(1_000_000):
+        assert resume() == 2
+    assert "checkpoint.pt" in caplog.text
+    assert "Free space there, then go on with --resume" in caplog.text
+    assert checkpoint.read_bytes() == good
+    assert not checkpoint.with_name("checkpoint.pt.tmp").exists()
+
+    store = np.load(features, mmap_mode="r+")
+    kept = np.array(store)
+    store[:] = np.inf
+    assert resume() == 2
+    assert "embeddings of 12 of 12 studies are not finite. The last good checkpoint is kept" in caplog.text
+    assert "remove the features-* files" in caplog.text
+    assert checkpoint.read_bytes() == good
+    store[:] = kept
+
+    content = torch.load(checkpoint, weights_only=True)
+    content["module"]["model.to_words.weight"][5] = float("nan")
+    torch.save(content, checkpoint)
+    poisoned = checkpoint.read_bytes()
+    assert resume() == 2
+    assert "ce: the loss is nan at step 2. The last good checkpoint is kept in" in caplog.text
+    assert checkpoint.read_bytes() == poisoned  # nothing was written after it
+
+    checkpoint.write_bytes(good[:-1000])
+    assert resume() == 2
+    assert "cannot be resumed. Remove" in caplog.text
+
+    checkpoint.with_name("checkpoint.previous.pt").write_bytes(good)
+    assert resume() == 0
+    assert "going on from the one before" in caplog.text
+    assert same_weights(work / "ce" / "result.pt", unbroken.with_name("B.work") / "ce" / "result.pt")
+
+
+def test_a_disk_that_is_full_from_the_start_and_one_at_the_end(
+    root: Path, unbroken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with largest_file(100_000):
+        assert main(command(root, tmp_path / "B")[3:]) == 2
+    assert "pixels-64.npy" in caplog.text
+    assert "Free space there" in caplog.text
+    work = ["--work", str(unbroken.with_name("B.work")), "--resume", "--stages", "bundle"]
+    with largest_file(1_000_000):
+        assert main(command(root, tmp_path / "C", *work)[3:]) == 2
+    assert "model.safetensors cannot be written" in caplog.text
+    assert not (tmp_path / "C").exists()
 
 
 def test_the_run_leaves_logs_and_curves(bundle_path: Path) -> None:
@@ -130,6 +259,9 @@ def test_an_occupied_work_directory_a_changed_run_and_bad_arguments_are_refused(
     assert "add --resume" in caplog.text
     assert main([*base, *elsewhere, "--resume", "--seed", "7"]) == 2
     assert "config.seed (1 -> 7)" in caplog.text
+    assert main([*base, *elsewhere, "--resume", "--preset", "compact"]) == 2
+    assert "config.preset (smoke -> compact)" in caplog.text
+    assert "choose another --work" in caplog.text
     assert main([*base, "--out", str(bundle_path)]) == 2
     assert "already exists" in caplog.text
     assert main(["--dataset", "r2gen", "--out", str(bundle_path) + "-x"]) == 2

@@ -45,9 +45,12 @@ class Drawn:
             for study in studies
         }
 
-    def patches(self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True) -> Patches:
-        found = torch.stack([self._tokens[study.study_id] for study in studies]).unsqueeze(1)  # (B, 1, 4, D)
-        views = torch.zeros(len(studies), 1, dtype=torch.int64)
+    def patches(
+        self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True,
+        part: slice = slice(None),
+    ) -> Patches:  # fmt: skip
+        found = torch.stack([self._tokens[study.study_id] for study in studies[part]]).unsqueeze(1)  # (B, 1, 4, D)
+        views = torch.zeros(len(found), 1, dtype=torch.int64)
         return Patches(found, found.mean(2), views, torch.ones_like(views, dtype=torch.bool))
 
 

@@ -50,8 +50,16 @@ def augment(images: Tensor, amount: Augmentation, generator: torch.Generator) ->
     Returns:
         (N, 1, S, S) float in 0..1; what moves in from outside is black.
     """
-    count = images.shape[0]
-    draw = torch.rand(count, 6, generator=generator).mul_(2).sub_(1)  # (N, 6) in -1..1
+    return changed(images, amount, augmentation_draws(images.shape[0], generator))
+
+
+def augmentation_draws(count: int, generator: torch.Generator) -> Tensor:
+    """What decides the changes of ``count`` images: (count, 6) in -1..1, on the CPU."""
+    return torch.rand(count, 6, generator=generator).mul_(2).sub_(1)
+
+
+def changed(images: Tensor, amount: Augmentation, draw: Tensor) -> Tensor:
+    """``augment`` by given draws, (N, 6)."""
     angle = draw[:, 0] * math.radians(amount.degrees)
     zoom = 1 + draw[:, 1] * amount.scale
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom

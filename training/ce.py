@@ -49,11 +49,20 @@ def retrieve(model: ReportModel, index: ReportIndex | None, patches: Patches, ow
         index: None for a model without retrieval.
         patches: backbone output of the studies.
         own: ids of the studies, each excluded from its own result; None where none of them can be in the index.
+
+    Raises:
+        FloatingPointError: a study's embedding is not finite.
     """
     if index is None:
         return None, None
     with torch.no_grad():
         queries = model.embed_study(patches).float().cpu().numpy()
+    if not np.isfinite(queries).all():
+        raise FloatingPointError(
+            f"embeddings of {int((~np.isfinite(queries)).any(1).sum())} of {len(queries)} studies are not finite. The "
+            "last good checkpoint is kept. Go on with --resume and --precision fp32; where that does not help, remove "
+            "the features-* files from cache/ in the work directory, which are then computed anew."
+        )
     _, rows = index.search(queries, model.config.retrieval_k, exclude=own)
     device = patches.pooled.device
     return torch.from_numpy(index.vectors(rows)).to(device), torch.from_numpy(rows >= 0).to(device)
@@ -85,7 +94,7 @@ def train_ce(
     labels = label_vectors(train)
     names = [study.study_id for study in train]
     text = torch.from_numpy(index.vectors(_rows_of(index, names))) if index is not None else None
-    moving = config.visual_lr > 0
+    moving, processes = config.visual_lr > 0, runtime.processes
     steps = -(-len(train) // config.batch_size)
     stage = Stage(model, moving)
 
@@ -94,19 +103,23 @@ def train_ce(
         return np.array_split(order, steps)
 
     def train_step(batch: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
-        seen = patches.patches([train[i] for i in batch], generator)
-        cases, found = retrieve(model, index, seen, [names[i] for i in batch])
+        mine = processes.rows(len(batch))
+        own = batch[mine]
+        seen = patches.patches([train[i] for i in batch], generator, part=mine)
+        cases, found = retrieve(model, index, seen, [names[i] for i in own])
         if found is not None:
-            lost = torch.rand(len(batch), 1, generator=generator) < config.case_dropout
+            lost = torch.rand(len(batch), 1, generator=generator)[mine] < config.case_dropout
             found = found & ~lost.to(found.device)
         encoded = model.encode(seen, cases, found)
-        nll = teacher_forced(model, encoded, ids[batch], targets[batch], label_smoothing=config.label_smoothing)
+        nll = teacher_forced(model, encoded, ids[own], targets[own], words=learnt_words(targets[batch]),
+                             label_smoothing=config.label_smoothing)  # fmt: skip
         losses = {"loss": nll, "nll": nll}
         if moving and text is not None and config.contrastive_weight:
-            similarity = model.embed_study(seen) @ text[batch].to(runtime.device).t()
+            studies = processes.gather(model.embed_study(seen), len(batch))
+            similarity = studies @ text[batch].to(runtime.device).t()
             contrast = contrastive_loss(
                 similarity, label_overlap(labels[batch].to(runtime.device)), _CONTRASTIVE_SCALE, 0.5
-            )
+            ) / processes.count  # fmt: skip
             losses |= {"contrastive": contrast, "loss": nll + config.contrastive_weight * contrast}
         return losses
 
@@ -120,8 +133,9 @@ def train_ce(
     optimizer = adam(model, visual=config.visual_lr, rest=config.transformer_lr, weight_decay=config.weight_decay)
     loop = Loop(
         LoopConfig("ce", runtime.seed, precision=runtime.precision, select="selection" if chosen else None,
-                   patience=config.patience if chosen else None, warmup=0.05, clip=1.0),
-        directory, stage, optimizer, device=runtime.device,
+                   patience=config.patience if chosen else None, warmup=0.05, clip=1.0,
+                   checkpoint_seconds=runtime.checkpoint_seconds),
+        directory, stage, optimizer, device=runtime.device, processes=processes,
     )  # fmt: skip
     history = loop.fit(batches, [steps] * config.epochs, train_step, validate if chosen else None)
     return history.rows[history.best_epoch] if history.rows else {}
@@ -164,16 +178,31 @@ def adam(model: ReportModel, *, visual: float, rest: float, weight_decay: float)
 
 
 def teacher_forced(
-    model: ReportModel, encoded: Encoded, ids: Tensor, targets: Tensor, *, label_smoothing: float = 0.0
+    model: ReportModel, encoded: Encoded, ids: Tensor, targets: Tensor, *, words: int, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Mean negative log-likelihood of reports: ids (B, T) from bos on; targets (B, T), 0 where none is learnt."""
+    """Negative log-likelihood of reports, summed and divided by ``words``.
+
+    Args:
+        model: writes.
+        encoded: images and cases of B studies.
+        ids: (B, T) from bos on.
+        targets: (B, T), 0 where none is learnt.
+        words: how many the whole batch learns; that of ``targets`` gives their mean.
+        label_smoothing: share of the target spread over all words.
+    """
     width = max(2, int((ids != 0).sum(1).max()))
     device = encoded.source.device
     logits = model(encoded, ids[:, : width - 1].to(device))
     gold = targets[:, 1:width].to(device)
-    return F.cross_entropy(
-        logits.float().flatten(0, 1), gold.flatten(), ignore_index=0, label_smoothing=label_smoothing
+    summed = F.cross_entropy(
+        logits.float().flatten(0, 1), gold.flatten(), ignore_index=0, label_smoothing=label_smoothing, reduction="sum"
     )
+    return summed / max(words, 1)
+
+
+def learnt_words(targets: Tensor) -> int:
+    """How many words a batch learns: targets (B, T), the first of each being bos."""
+    return int((targets[:, 1:] != 0).sum())
 
 
 def learnt_targets(ids: Tensor, decoding: DecodingConfig, tokenizer: Tokenizer) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from pydantic import Field, model_validator
 
 from model.config import Count, DecodingConfig, Frozen, Share
+from training.parallel import ALONE, Processes
+from training.rows import Placement
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 Epochs = Annotated[int, Field(ge=0)]
@@ -167,9 +169,22 @@ class RunConfig(Frozen):
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how exactly a run computes. ``work`` holds caches and checkpoints."""
+    """Where and how exactly a run computes.
+
+    Attributes:
+        device: of this process.
+        seed: the run's.
+        precision: ``bf16`` (autocast) or ``fp32``.
+        work: holds caches and checkpoints; seen by all processes.
+        processes: that train together.
+        on_device: whether decoded images and cached features are kept on the device whole.
+        checkpoint_seconds: longest time between two checkpoints within an epoch.
+    """
 
     device: torch.device
     seed: int
     precision: Literal["bf16", "fp32"]
     work: Path
+    processes: Processes = ALONE
+    on_device: Placement = "auto"
+    checkpoint_seconds: float = 120.0

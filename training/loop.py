@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from retrieval_index.files import write_atomic
+from training.checkpoints import in_short, read_newest, save_atomically
+from training.parallel import ALONE, Processes, Step
 
 log = logging.getLogger(__name__)
-
-StepFunction = Callable[[Any, torch.Generator], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,6 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
         yield
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call ``write`` with a name beside ``path``, then rename it into place."""
-    beside = path.with_name(path.name + ".tmp")
-    write(beside)
-    os.replace(beside, path)
-
-
 class Loop:
     """Trains one module in one stage, resumably."""
 
@@ -101,9 +94,10 @@ class Loop:
         optimizer: torch.optim.Optimizer,
         *,
         device: torch.device,
+        processes: Processes = ALONE,
     ) -> None:
-        self.config, self.directory, self.module, self.optimizer, self.device = (
-            config, directory, module, optimizer, device)  # fmt: skip
+        self.config, self.directory, self.module, self.optimizer, self.device, self.processes = (
+            config, directory, module, optimizer, device, processes)  # fmt: skip
         self.history = History()
         self.step = 0
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
@@ -132,7 +126,7 @@ class Loop:
         self,
         epochs: Sequence[Sequence[Any]] | Callable[[int], Sequence[Any]],
         steps: Sequence[int],
-        train_step: StepFunction,
+        train_step: Step,
         validate: Callable[[], Mapping[str, float]] | None = None,
     ) -> History:
         """Run all epochs that are not done yet.
@@ -140,7 +134,8 @@ class Loop:
         Args:
             epochs: epoch -> its batches, in an order that depends on the epoch alone.
             steps: number of batches of each epoch.
-            train_step: batch, generator -> losses; ``loss`` is differentiated, the others are logged.
+            train_step: batch, generator -> losses of this process's rows of the batch, whose sums over the processes
+                are those of the batch; ``loss`` is differentiated, the others are logged.
             validate: called after each epoch with the averaged weights in place, in eval mode.
 
         Returns:
@@ -151,7 +146,8 @@ class Loop:
         for count in steps:
             starts.append(starts[-1] + count)
         self.load()
-        writer = self._writer()
+        train_step = self.processes.sharing(self.module, train_step)
+        writer = self._writer() if self.processes.main else None
         began = time.monotonic()
         for epoch in range(len(steps)):
             if self.step >= starts[epoch + 1] and len(self.history.rows) > epoch:
@@ -163,32 +159,35 @@ class Loop:
             self._run_epoch(epoch, batches_of(epoch), starts, train_step)
             row = self._finish_epoch(epoch, steps[epoch], validate, time.monotonic() - began)
             began = time.monotonic()
-            for name, value in row.items():
-                writer.add_scalar(f"{self.config.stage}/{name}", value, epoch)
-            writer.flush()
-        writer.close()
+            if writer is not None:
+                for name, value in row.items():
+                    writer.add_scalar(f"{self.config.stage}/{name}", value, epoch)
+                writer.flush()
+        if writer is not None:
+            writer.close()
         if self._best is not None:
             self.module.load_state_dict(self._best)
         elif self._average is not None:
             self.module.load_state_dict(self._average)
         return self.history
 
-    def _run_epoch(self, epoch: int, batches: Sequence[Any], starts: Sequence[int], train_step: StepFunction) -> None:
+    def _run_epoch(self, epoch: int, batches: Sequence[Any], starts: Sequence[int], train_step: Step) -> None:
         self.module.train()
         done = self.step - starts[epoch]
         saved = time.monotonic()
         bar = tqdm(total=len(batches), initial=done, desc=f"{self.config.stage} {epoch + 1}/{len(starts) - 1}",
-                   unit="step", mininterval=2)  # fmt: skip
+                   unit="step", mininterval=2, disable=not self.processes.main)  # fmt: skip
         for batch in batches[done:]:
             self._set_rate(self.step / max(starts[-1], 1))
             seed = step_seed(self.config.seed, self.config.stage, self.step)
-            torch.manual_seed(seed)  # dropout
+            torch.manual_seed(seed + self.processes.rank)  # dropout
             generator = torch.Generator().manual_seed(seed)
             with autocast(self.device, self.config.precision):
                 losses = train_step(batch, generator)
-            self._update(losses["loss"])
-            for name, value in losses.items():
-                self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
+            totals = self._totals(losses)
+            self._update(losses["loss"], totals["loss"])
+            for name, value in totals.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
             self.step += 1
             bar.update()
             bar.set_postfix(loss=f"{self._sums['loss'] / (self.step - starts[epoch]):.3f}")
@@ -197,15 +196,16 @@ class Loop:
                 saved = time.monotonic()
         bar.close()
 
-    def _update(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"{self.config.stage}: the loss is {float(loss.detach())} at step {self.step}. The last good "
-                f"checkpoint is kept in {self.directory}; lower the learning rate or train with --precision fp32."
-            )
+    def _totals(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
+        values = torch.stack([value.detach().double().to(self.device) for value in losses.values()])
+        return dict(zip(losses, self.processes.total(values).tolist(), strict=True))
+
+    def _update(self, loss: Tensor, total: float) -> None:
+        self._check("loss", total)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_((p for g in self.optimizer.param_groups for p in g["params"]), self.config.clip)
+        (loss * self.processes.count).backward()  # type: ignore[no-untyped-call]  # the engine gives mean gradients
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._check("gradient", float(nn.utils.clip_grad_norm_(weights, self.config.clip)))
         self.optimizer.step()
         if self._average is not None:
             decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
@@ -215,6 +215,15 @@ class Loop:
                         self._average[key].lerp_(value, 1 - decay)
                     else:
                         self._average[key].copy_(value)
+
+    def _check(self, what: str, value: float) -> None:
+        """Stop before a value that is no number reaches the weights, and with them a checkpoint."""
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{self.config.stage}: the {what} is {value} at step {self.step}. The last good checkpoint is kept in "
+                f"{self.directory}. Go on with --resume and --precision fp32; where that does not help, look for "
+                "values that are no numbers in the data and its caches, or lower the learning rate."
+            )
 
     def _finish_epoch(
         self, epoch: int, count: int, validate: Callable[[], Mapping[str, float]] | None, seconds: float
@@ -229,7 +238,8 @@ class Loop:
         row["seconds"] = seconds
         self.history.rows.append(row)
         self.save()
-        self._write_logs()
+        if self.processes.main:
+            self._write_logs()
         log.info("%s epoch %d: %s", self.config.stage, epoch + 1,
                  ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"))  # fmt: skip
         return row
@@ -237,7 +247,8 @@ class Loop:
     def _validated(self, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
         self.module.eval()
         with torch.inference_mode():
-            return {f"val_{name}": float(value) for name, value in validate().items()}
+            figures = self.processes.from_main(lambda: dict(validate()))
+        return {f"val_{name}": float(value) for name, value in figures.items()}
 
     def _keep_best(self, epoch: int, row: Mapping[str, float]) -> None:
         if self.config.select is None or (self.config.eligible and not row[f"val_{self.config.eligible}"]):
@@ -281,8 +292,15 @@ class Loop:
         """The stage's last checkpoint."""
         return self.directory / "checkpoint.pt"
 
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before that."""
+        return self.directory / "checkpoint.previous.pt"
+
     def save(self) -> None:
-        """Write the checkpoint beside the old one and rename it into place."""
+        """Write the checkpoint beside the old one, which is kept as ``previous``; on process 0 alone."""
+        if not self.processes.main:
+            return
         content = {
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -295,24 +313,24 @@ class Loop:
             "best_value": self.history.best_value,
             "start": self.history.start,
         }
-        write_atomically(self.checkpoint, lambda path: torch.save(content, path))
+        save_atomically(content, self.checkpoint, previous=self.previous)
 
     def load(self) -> bool:
-        """Continue from the checkpoint, if there is one.
+        """Continue from the checkpoint, or from the one before where it cannot be read; False where there is none.
 
         Raises:
-            ValueError: the checkpoint cannot be read or belongs to another model.
+            ValueError: neither can be read, or the checkpoint belongs to another model.
         """
-        if self._loaded or not self.checkpoint.exists():
+        if self._loaded or not (self.checkpoint.exists() or self.previous.exists()):
             return False
+        content, path = read_newest((self.checkpoint, self.previous), self.device)
         try:
-            content = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
             self.module.load_state_dict(content["module"])
             self.optimizer.load_state_dict(content["optimizer"])
         except Exception as error:
             raise ValueError(
-                f"checkpoint {self.checkpoint} cannot be resumed ({type(error).__name__}: {error}). Remove it to start "
-                f"stage {self.config.stage} anew, or restore the configuration it was made with."
+                f"checkpoint {path} cannot be resumed: it is of another model ({in_short(error)}). Restore "
+                f"the configuration it was made with, or remove {self.directory} to start this stage anew."
             ) from error
         self._average, self._best = content["average"], content["best"]
         self.step, self._sums = content["step"], content["sums"]
@@ -321,6 +339,9 @@ class Loop:
         )
         self._loaded = True
         log.info("%s: resumed at step %d", self.config.stage, self.step)
+        self.processes.wait()  # none may write before all have read
+        if path == self.previous and self.processes.main:
+            os.replace(path, self.checkpoint)  # else the next one would push it out and keep what cannot be read
         return True
 
     def _writer(self) -> Any:

@@ -22,27 +22,33 @@ from model.backbone import Backbone
 from model.report_model import Patches, ReportModel
 from model.views import View
 from retrieval_index.files import write_atomic
-from training.augment import Augmentation, augment, to_float
+from training.augment import Augmentation, augment, augmentation_draws, changed, to_float
 from training.config import Runtime
 from training.loop import autocast, step_seed
-from training.pixels import PixelCache
+from training.pixels import PixelCache, allocate, read_state
+from training.rows import Placement, Rows
 from training.studies import Study
 
 log = logging.getLogger(__name__)
 
 _BATCH = 32
+WHOLE = slice(None)
 
 
 class PatchSource(Protocol):
     """Backbone output for studies."""
 
-    def patches(self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True) -> Patches:
-        """Patches of a batch.
+    def patches(
+        self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True, part: slice = WHOLE
+    ) -> Patches:
+        """Patches of a batch, or of a part of it.
 
         Args:
             studies: each with at least one readable image.
             generator: draws augmentation and dropped views; None: as in serving, nothing random.
             tokens: False where only the pooled features are wanted; the patch tokens may then be left out.
+            part: the studies to give. Randomness is drawn for the whole batch, so that a study's patches do not depend
+                on how the batch is shared out.
         """
 
 
@@ -71,62 +77,71 @@ def _select_views(
 class FrozenPatches:
     """Features of a frozen backbone, computed once: tokens (N, variants, 49, D) float16 on disk, memory-mapped."""
 
-    def __init__(self, tokens: np.ndarray, rows: dict[str, int], device: torch.device, view_dropout: float) -> None:
-        self._tokens, self._rows, self._device, self._drop = tokens, rows, device, view_dropout
-        self._pooled = np.stack([row.astype(np.float32).mean(axis=1) for row in tokens])  # (N, variants, D)
+    def __init__(
+        self, tokens: np.ndarray, rows: dict[str, int], device: torch.device, view_dropout: float,
+        on_device: Placement = "auto",
+    ) -> None:  # fmt: skip
+        self._rows, self._device, self._drop = rows, device, view_dropout
+        count, self._variants, self._grid, self._width = tokens.shape
+        pooled = np.stack([row.astype(np.float32).mean(axis=1) for row in tokens])  # (N, variants, D)
+        self._tokens = Rows(tokens.reshape(count * self._variants, self._grid, self._width), device, on_device)
+        self._pooled = Rows(pooled.reshape(count * self._variants, self._width), device, on_device)
 
-    def patches(self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True) -> Patches:
+    def patches(
+        self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True, part: slice = WHOLE
+    ) -> Patches:
         """(B, V, 49, D) tokens of the studies, (B, V, 0, D) without; V is the most views among them."""
         chosen = [_select_views(study, self._rows, self._drop, generator) for study in studies]
-        most = max(len(images) for images in chosen)
-        shape = (len(studies), most)
-        grid, width = self._tokens.shape[2:]
-        values = np.zeros((*shape, grid if tokens else 0, width), np.float16)
-        pooled = np.zeros((*shape, width), np.float32)
+        shape = (len(studies), max(len(images) for images in chosen))
+        stored = np.zeros(shape, np.int64)  # rows of the cache
         views = torch.zeros(shape, dtype=torch.int64)
         mask = torch.zeros(shape, dtype=torch.bool)
-        variants = self._tokens.shape[1]
         for b, images in enumerate(chosen):
             for v, (key, view) in enumerate(images):
-                variant = 0 if generator is None else int(torch.randint(variants, (1,), generator=generator))
-                row = self._rows[key]
-                pooled[b, v] = self._pooled[row, variant]
-                if tokens:
-                    values[b, v] = self._tokens[row, variant]
+                variant = 0 if generator is None else int(torch.randint(self._variants, (1,), generator=generator))
+                stored[b, v] = self._rows[key] * self._variants + variant
                 views[b, v], mask[b, v] = view, True
-        features = torch.from_numpy(values).to(self._device).float()
-        means = torch.from_numpy(pooled).to(self._device)
-        return Patches(features, means, views.to(self._device), mask.to(self._device))
+        views, mask, stored = views[part].to(self._device), mask[part].to(self._device), stored[part]
+        pooled = self._pooled.take(stored.ravel()).view(*stored.shape, self._width)
+        features = pooled.new_zeros(*stored.shape, 0, self._width)
+        if tokens:
+            features = self._tokens.take(stored.ravel()).float().view(*stored.shape, self._grid, self._width)
+        lost = ~mask.unsqueeze(-1)
+        return Patches(features.masked_fill(lost.unsqueeze(-1), 0), pooled.masked_fill(lost, 0), views, mask)
 
 
 class LivePatches:
     """The backbone itself, on augmented pixels in training and plain ones otherwise."""
 
-    def __init__(self, model: ReportModel, cache: PixelCache, device: torch.device, view_dropout: float) -> None:
+    def __init__(
+        self, model: ReportModel, cache: PixelCache, device: torch.device, view_dropout: float,
+        on_device: Placement = "auto",
+    ) -> None:  # fmt: skip
         self._model, self._cache, self._device, self._drop = model, cache, device, view_dropout
+        self._pixels = Rows(cache.array, device, on_device)
         self._amount = Augmentation()
 
-    def patches(self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True) -> Patches:
+    def patches(
+        self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True, part: slice = WHOLE
+    ) -> Patches:
         """Encode the studies' images: (B, V, 49, D); V is the most views among them."""
         chosen = [_select_views(study, self._cache.rows, self._drop, generator) for study in studies]
-        most = max(len(images) for images in chosen)
-        size = self._cache.size
-        pixels = np.zeros((len(studies), most, size, size), np.uint8)
-        views = torch.zeros(len(studies), most, dtype=torch.int64)
-        mask = torch.zeros(len(studies), most, dtype=torch.bool)
+        shape = (len(studies), max(len(images) for images in chosen))
+        stored = np.zeros(shape, np.int64)  # rows of the cache
+        views = torch.zeros(shape, dtype=torch.int64)
+        mask = torch.zeros(shape, dtype=torch.bool)
         for b, images in enumerate(chosen):
             for v, (key, view) in enumerate(images):
-                pixels[b, v] = self._cache.array[self._cache.rows[key]]
-                views[b, v], mask[b, v] = view, True
-        images_ = to_float(torch.from_numpy(pixels).flatten(0, 1).to(self._device))  # (B*V, 1, S, S)
-        if generator is not None:
-            images_ = augment(images_, self._amount, generator)
-        return self._model.encode_images(
-            images_.view(len(studies), most, *images_.shape[1:]), views.to(self._device), mask.to(self._device)
-        )
+                stored[b, v], views[b, v], mask[b, v] = self._cache.rows[key], view, True
+        draws = None if generator is None else augmentation_draws(mask.numel(), generator).view(*shape, -1)[part]
+        views, mask, stored = views[part].to(self._device), mask[part].to(self._device), stored[part]
+        pixels = self._pixels.take(stored.ravel()).masked_fill(~mask.flatten()[:, None, None], 0)
+        images_ = to_float(pixels)  # (B*V, 1, S, S)
+        if draws is not None:
+            images_ = changed(images_, self._amount, draws.flatten(0, 1))
+        return self._model.encode_images(images_.view(*stored.shape, *images_.shape[1:]), views, mask)
 
 
-@torch.inference_mode()
 def cache_features(
     backbone: Backbone, cache: PixelCache, studies: Sequence[Study], variants: int, runtime: Runtime, directory: Path,
     *, view_dropout: float, name: str,
@@ -151,13 +166,26 @@ def cache_features(
     backbone.eval()
     grid = (cache.size // 32) ** 2
     shape = (len(keys), variants, grid, backbone.width)
-    done = 0
-    if path.exists() and state_path.exists():
-        state = json.loads(state_path.read_text())
-        done = state["done"] if state["identity"] == identity else 0
-    store = np.lib.format.open_memmap(
-        path, mode="r+" if done else "w+", dtype=np.float16, shape=None if done else shape
-    )
+    state = read_state(state_path, identity) if path.exists() else None
+    done: int = state["done"] if state is not None else 0
+    if not done:
+        state_path.unlink(missing_ok=True)
+        allocate(path, np.float16, shape)
+    result = np.load(path, mmap_mode="r+" if done < len(keys) else "r")
+    if done < len(keys):
+        _compute(backbone, cache, keys, result, state_path, identity, done, runtime, name)
+    backbone.train(was_training)
+    return FrozenPatches(result, {key: row for row, key in enumerate(keys)}, runtime.device, view_dropout,
+                         runtime.on_device)  # fmt: skip
+
+
+@torch.inference_mode()
+def _compute(
+    backbone: Backbone, cache: PixelCache, keys: Sequence[str], store: np.memmap, state_path: Path, identity: str,
+    done: int, runtime: Runtime, name: str,
+) -> None:  # fmt: skip
+    """Fill ``store`` (N, variants, 49, D) from row ``done`` on, and keep count of it."""
+    variants = store.shape[1]
     bar = tqdm(total=len(keys) * variants, initial=done * variants, desc=f"features {name}", unit="img", mininterval=2)
     for start in range(done, len(keys), _BATCH):
         rows = [cache.rows[key] for key in keys[start : start + _BATCH]]
@@ -173,10 +201,6 @@ def cache_features(
             _mark(state_path, identity, start + len(rows), store)
     _mark(state_path, identity, len(keys), store)
     bar.close()
-    backbone.train(was_training)
-    return FrozenPatches(
-        np.load(path, mmap_mode="r"), {key: row for row, key in enumerate(keys)}, runtime.device, view_dropout
-    )
 
 
 def _mark(state_path: Path, identity: str, done: int, store: np.memmap) -> None:

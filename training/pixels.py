@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from model.images import ImageError, Pixels, Resample, dicom_view, load_pixels
@@ -72,10 +74,11 @@ def build_pixel_cache(
     identity = hashlib.sha256("\n".join([source.images.description(), drawn, *keys]).encode()).hexdigest()
     directory.mkdir(parents=True, exist_ok=True)
     array_path, state_path = directory / f"pixels-{size}.npy", directory / f"pixels-{size}.json"
-    state = _read_state(state_path, identity)
+    state = read_state(state_path, identity)
     if state is None or not array_path.exists():
         state = {"identity": identity, "done": {}, "views": {}, "skipped": {}, "complete": False}
-        np.lib.format.open_memmap(array_path, mode="w+", dtype=np.uint8, shape=(max(len(keys), 1), size, size)).flush()
+        state_path.unlink(missing_ok=True)
+        allocate(array_path, np.uint8, (max(len(keys), 1), size, size))
     if not state["complete"]:
         _decode(source, keys, (size, resample), array_path, state_path, state)
     if not state["done"]:
@@ -126,10 +129,35 @@ def _decode(
     _write_state(state_path, state)
 
 
-def _read_state(path: Path, identity: str) -> dict | None:  # type: ignore[type-arg]
-    if not path.exists():
+def allocate(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
+    """Create a ``.npy`` file of zeros to be memory-mapped, all of its room on the disk taken.
+
+    A file with holes would end the process without a word (SIGBUS) where the disk fills up while it is written.
+
+    Raises:
+        OSError: there is no room for it.
+    """
+    path.unlink(missing_ok=True)
+    try:
+        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+        if hasattr(os, "posix_fallocate") and path.stat().st_size:
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)
+        raise
+
+
+def read_state(path: Path, identity: str) -> dict[str, Any] | None:
+    """What a cache's state file says; None where there is none, it cannot be read, or it is of another cache."""
+    try:
+        state: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
         return None
-    state = json.loads(path.read_text())
+    except ValueError:
+        log.warning("%s cannot be read; what it counts is computed anew", path)
+        return None
     return state if state.get("identity") == identity else None
 
 

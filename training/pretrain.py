@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from model.backbone import Backbone
 from model.labeler import FINDINGS
 from model.views import View
-from training.augment import Augmentation, augment, to_float
+from training.augment import Augmentation, augmentation_draws, changed, to_float
 from training.config import PretrainConfig, Runtime
 from training.loop import Loop, LoopConfig, autocast
 from training.pixels import PixelCache
+from training.rows import Rows
 from training.studies import Source, Study
 from training.targets import Group, finding_targets, read_soft_scores
 
@@ -83,7 +84,9 @@ def pretrain(
     if not groups:
         raise ValueError("every group of pretraining targets is empty or has weight 0; raise one of pretrain.weights")
     rows = np.array([cache.rows[key] for key, _ in images])
+    pixels = Rows(cache.array, runtime.device, runtime.on_device)
     net = FindingNet(backbone, values.shape[1]).to(runtime.device).to(memory_format=torch.channels_last)
+    runtime.processes.synchronised(net)
     sizes_of = ", ".join(f"{name} {columns.stop - columns.start}" for name, (columns, _) in groups.items())
     log.info("pretrain: %d images, targets: %s", len(images), sizes_of)
 
@@ -97,18 +100,24 @@ def pretrain(
         return np.array_split(order, steps)
 
     def train_step(batch: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
-        pixels = torch.from_numpy(cache.array[rows[batch]]).to(runtime.device)
-        x = augment(to_float(pixels, current["size"]), amount, generator)
-        logits, y, m = net(x).float(), values[batch].to(runtime.device), mask[batch].to(runtime.device)
-        losses: dict[str, Tensor] = {name: _bce(logits, y, m, columns) for name, (columns, _) in groups.items()}
+        mine = runtime.processes.rows(len(batch))
+        draws = augmentation_draws(len(batch), generator)[mine]
+        own = batch[mine]
+        x = changed(to_float(pixels.take(rows[own]), current["size"]), amount, draws)
+        logits, y, m = net(x).float(), values[own].to(runtime.device), mask[own].to(runtime.device)
+        losses: dict[str, Tensor] = {
+            name: _bce(logits, y, m, columns) / mask[batch][:, columns].sum().clamp(min=1).to(runtime.device)
+            for name, (columns, _) in groups.items()
+        }  # by the known targets of the whole batch
         total = torch.stack([weight * losses[name] for name, (_, weight) in groups.items()]).sum()
         return {"loss": total, **losses}
 
     steps = -(-len(images) // config.batch_size)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     loop = Loop(
-        LoopConfig("pretrain", runtime.seed, ema=config.ema, precision=runtime.precision, warmup=0.1),
-        directory, net, optimizer, device=runtime.device,
+        LoopConfig("pretrain", runtime.seed, ema=config.ema, precision=runtime.precision, warmup=0.1,
+                   checkpoint_seconds=runtime.checkpoint_seconds),
+        directory, net, optimizer, device=runtime.device, processes=runtime.processes,
     )  # fmt: skip
     validation = _images(source.split("val"), cache, frontal_only=True)
 
@@ -130,10 +139,10 @@ def _weights(config: PretrainConfig) -> Sequence[tuple[Group, float]]:
 
 
 def _bce(logits: Tensor, values: Tensor, mask: Tensor, columns: slice) -> Tensor:
-    """Mean binary cross-entropy over the known targets of a group's columns."""
-    known = mask[:, columns]
-    terms = F.binary_cross_entropy_with_logits(logits[:, columns], values[:, columns], weight=known, reduction="sum")
-    return terms / known.sum().clamp(min=1)
+    """Binary cross-entropy over the known targets of a group's columns, summed."""
+    return F.binary_cross_entropy_with_logits(
+        logits[:, columns], values[:, columns], weight=mask[:, columns], reduction="sum"
+    )
 
 
 def _images(studies: Sequence[Study], cache: PixelCache, *, frontal_only: bool = False) -> list[tuple[str, Study]]:

@@ -114,21 +114,24 @@ def train_retriever(
     labels = label_vectors([*train, *val])
     phrases = torch.from_numpy(analyse(report_tokens(train, tokenizer, length), _DIRECTIONS, runtime.seed).coordinates)
     steps = max(1, len(train) // config.batch_size)
+    processes = runtime.processes
 
     def batches(epoch: int) -> list[np.ndarray]:
         order = np.random.default_rng((runtime.seed, 17, epoch)).permutation(len(train))
         return np.array_split(order, steps)
 
     def train_step(batch: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
-        p = patches.patches([train[i] for i in batch], generator, tokens=False)
-        studies = towers.study_head(p.pooled, p.views, p.view_mask)
-        reports = towers.text_tower(_trimmed(ids[batch]).to(runtime.device))
+        mine = processes.rows(len(batch))
+        p = patches.patches([train[i] for i in batch], generator, tokens=False, part=mine)
+        own = towers.study_head(p.pooled, p.views, p.view_mask)
+        studies = processes.gather(own, len(batch))  # every report of the batch is a negative of every study
+        reports = processes.gather(towers.text_tower(_trimmed(ids[batch[mine]]).to(runtime.device)), len(batch))
         agreement = report_agreement(
             labels[batch].to(runtime.device), phrases[batch].to(runtime.device), config.phrase_weight
         )
         scale = towers.log_scale.clamp(max=math.log(100.0)).exp()
         loss = contrastive_loss((studies @ reports.t()).float(), agreement, scale, config.label_weight)
-        return {"loss": loss}
+        return {"loss": loss / processes.count}
 
     def validate() -> dict[str, float]:
         similarity = val_similarity(model, patches, val, tokenizer, runtime)
@@ -139,8 +142,8 @@ def train_retriever(
     optimizer = torch.optim.AdamW(towers.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     loop = Loop(
         LoopConfig("retriever", runtime.seed, precision=runtime.precision, select="mrr" if val else None,
-                   warmup=0.1, ema=0.0),
-        directory, towers, optimizer, device=runtime.device,
+                   warmup=0.1, ema=0.0, checkpoint_seconds=runtime.checkpoint_seconds),
+        directory, towers, optimizer, device=runtime.device, processes=processes,
     )  # fmt: skip
     history = loop.fit(batches, [steps] * config.epochs, train_step, validate if val else None)
     return history.rows[history.best_epoch] if history.rows else {}

@@ -6,11 +6,14 @@
 Stages: pretrain, retriever, index, ce, scst, evaluate, bundle. Each leaves ``result.pt``, ``log.csv``, ``curves.png``
 and TensorBoard events in its folder of the work directory (``OUT.work`` by default); a run killed at any point goes on
 with ``--resume``. Validation studies are used for validation only, test studies for nothing.
+
+    torchrun --nproc-per-node N -m training.run …           # N GPUs share each batch: docs/training.md
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import shutil
@@ -32,14 +35,15 @@ from model.tokenizer import Tokenizer
 from retrieval_index.cases import read_cases, write_cases
 from retrieval_index.files import write_atomic
 from retrieval_index.index import ReportIndex
-from training.arguments import choose_device, open_source
+from training.arguments import open_source
 from training.ce import train_ce
+from training.checkpoints import in_short, save_atomically
 from training.config import RunConfig, Runtime
 from training.consensus import build_consensus
 from training.evaluate import evaluate
 from training.index import build_index, retrieval_scores
-from training.loop import write_atomically
 from training.metrics import meteor_available
+from training.parallel import Processes, join, lost_another, own_rank
 from training.patches import FrozenPatches, LivePatches, PatchSource, cache_features, readable
 from training.pixels import PixelCache, build_pixel_cache
 from training.presets import PRESETS, preset
@@ -51,6 +55,7 @@ from training.studies import Source, Study
 
 log = logging.getLogger("training")
 
+SHARED = frozenset({"pretrain", "retriever", "index", "ce", "scst"})  # the other stages are process 0's alone
 STAGES = ("pretrain", "retriever", "index", "ce", "scst", "evaluate", "bundle")
 LICENCE = (
     "Weights learned from the Indiana University chest X-ray collection (Open-i, CC BY-NC-ND 4.0, attribution: Indiana "
@@ -83,7 +88,8 @@ class Run:
         wanted = [*self.source.split("train"), *self.source.split("val")]
         if self.config.pretrain is not None:
             wanted += self.source.extra
-        self.cache = build_pixel_cache(self.source, wanted, self.config.image_size, self.caches)
+        with self.runtime.processes.main_first():
+            self.cache = build_pixel_cache(self.source, wanted, self.config.image_size, self.caches)
         self.train, self.val = (readable(self.source.split(split), self.cache) for split in ("train", "val"))
         if not self.train:
             raise ValueError("no training study has a readable image; check --root, or --annotation and --images")
@@ -128,14 +134,16 @@ class Run:
         """What trains on: cached features where the backbone is frozen, the backbone itself otherwise."""
         if self.config.ce.visual_lr == 0:
             return self.features()
-        return LivePatches(self.model, self.cache, self.runtime.device, self.config.ce.view_dropout)
+        return LivePatches(self.model, self.cache, self.runtime.device, self.config.ce.view_dropout,
+                           self.runtime.on_device)  # fmt: skip
 
     def features(self) -> FrozenPatches:
         """Cached features of the backbone as it is now."""
-        return cache_features(
-            self.model.backbone, self.cache, [*self.train, *self.val], self.config.feature_variants, self.runtime,
-            self.caches, view_dropout=self.config.ce.view_dropout, name="frozen",
-        )  # fmt: skip
+        with self.runtime.processes.main_first():
+            return cache_features(
+                self.model.backbone, self.cache, [*self.train, *self.val], self.config.feature_variants, self.runtime,
+                self.caches, view_dropout=self.config.ce.view_dropout, name="frozen",
+            )  # fmt: skip
 
 
 def model_config(config: RunConfig, vocab_size: int) -> ModelConfig:
@@ -174,14 +182,17 @@ def stage_index(run: Run) -> None:
     if not run.config.retrieval_k:
         log.info("index: not part of preset %s", run.config.preset)
         return
+    features = run.features()
+    if not run.runtime.processes.main:
+        return
     index = build_index(run.model, run.train, run.tokenizer, run.runtime, run.index_dir,
                         public=run.source.name == "openi")  # fmt: skip
     if run.config.decoding.method == "consensus":
         vectors = index.vectors(np.arange(len(index))[None])[0]
         table = build_consensus(run.train, vectors, run.tokenizer, directions=run.config.consensus_directions,
                                 max_length=run.config.shape.max_length, seed=run.config.seed)  # fmt: skip
-        write_atomically(run.consensus_file, table.save)
-    run.metrics["retrieval"] = _retrieval_figures(run, index, run.features())
+        table.save(run.consensus_file)
+    run.metrics["retrieval"] = _retrieval_figures(run, index, features)
 
 
 def stage_ce(run: Run) -> None:
@@ -190,7 +201,7 @@ def stage_ce(run: Run) -> None:
     row = train_ce(run.model, run.patches(), index, run.train, run.val, run.tokenizer, run.config.ce,
                    run.config.decoding, run.runtime, run.work / "ce", run.load_consensus())  # fmt: skip
     run.metrics["ce_selected_epoch"] = row.get("epoch")
-    if index is not None and run.config.ce.visual_lr > 0:
+    if index is not None and run.config.ce.visual_lr > 0 and run.runtime.processes.main:
         run.metrics["retrieval_after_ce"] = _retrieval_figures(run, index, run.patches())
 
 
@@ -295,30 +306,42 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
     Raises:
         ValueError: a stage that is left out has no result to go on from.
     """
+    processes = run.runtime.processes
     for name in STAGES:
         result = run.work / name / "result.pt"
-        if result.exists() and name not in ("evaluate", "bundle"):
-            try:
-                content = torch.load(result, map_location=run.runtime.device, weights_only=True)
-                run.model.load_state_dict(content["model"])
-                run.metrics |= json.loads(content["metrics"])
-            except Exception as error:
-                raise ValueError(
-                    f"{result} cannot be used ({type(error).__name__}: {str(error)[:200]}). Remove it to repeat stage "
-                    f"{name} and those after it, or resume with the version that wrote it."
-                ) from error
+        if name not in ("evaluate", "bundle") and processes.from_main(result.exists):
+            _load(run, name, result)
             log.info("%s: done before", name)
         elif name in stages:
             log.info("stage %s", name)
-            before = dict(run.metrics)
-            _RUN[name](run)
-            news = {key: value for key, value in run.metrics.items() if before.get(key) != value}
-            if name not in ("evaluate", "bundle"):
-                result.parent.mkdir(parents=True, exist_ok=True)
-                content = {"model": run.model.state_dict(), "metrics": json.dumps(news)}
-                write_atomically(result, lambda path: torch.save(content, path))  # noqa: B023
+            if processes.main or name in SHARED:
+                _do(run, name, result)
+            processes.wait()
+            if not processes.main and result.exists():
+                _load(run, name, result)  # bit for bit what a resumed run will find
         elif name == "ce":
             raise ValueError(f"stage {name} was left out and has no result in {result.parent}; add it to --stages")
+
+
+def _do(run: Run, name: str, result: Path) -> None:
+    before = dict(run.metrics)
+    _RUN[name](run)
+    news = {key: value for key, value in run.metrics.items() if before.get(key) != value}
+    if name not in ("evaluate", "bundle") and run.runtime.processes.main:
+        result.parent.mkdir(parents=True, exist_ok=True)
+        save_atomically({"model": run.model.state_dict(), "metrics": json.dumps(news)}, result)
+
+
+def _load(run: Run, name: str, result: Path) -> None:
+    try:
+        content = torch.load(result, map_location=run.runtime.device, weights_only=True)
+        run.model.load_state_dict(content["model"])
+        run.metrics |= json.loads(content["metrics"])
+    except Exception as error:
+        raise ValueError(
+            f"{result} cannot be used ({in_short(error)}). Remove it to repeat stage {name} from its last checkpoint, "
+            "or resume with the version that wrote it."
+        ) from error
 
 
 # --- command line -----------------------------------------------------------------------------------------------
@@ -327,13 +350,28 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.run``; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    rank = own_rank()
+    logging.basicConfig(
+        level=logging.ERROR if rank else logging.INFO, datefmt="%H:%M:%S", stream=sys.stderr,
+        format="%(asctime)s " + (f"process {rank}: " if rank else "") + "%(message)s",
+    )  # fmt: skip
     try:
-        run = _run(arguments)
+        processes, device = join(arguments.device)
+        run = _run(arguments, processes, device)
         run.prepare()
         run_stages(run, arguments.stages)
-    except (ValueError, BundleError, FileNotFoundError, FloatingPointError) as error:
+        processes.leave()
+    except (ValueError, BundleError, FloatingPointError) as error:
         log.error("%s", error)
+        return 2
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        log.error("%s.%s", error, " Free space there, then go on with --resume; the last checkpoint is kept" * full)
+        return 2
+    except RuntimeError as error:
+        if not lost_another(error):
+            raise
+        log.error("another process has ended; its message says why (%s)", in_short(error))
         return 2
     except KeyboardInterrupt:
         log.error("interrupted; go on with --resume")
@@ -341,25 +379,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(arguments: argparse.Namespace) -> Run:
+def _run(arguments: argparse.Namespace, processes: Processes, device: torch.device) -> Run:
     config = preset(arguments.preset)
     changes: dict[str, Any] = {"seed": arguments.seed}
     if arguments.backbone_weights:
         changes["backbone_weights"] = arguments.backbone_weights
     config = RunConfig.model_validate({**config.model_dump(), **changes})
-    if arguments.out.exists() and not arguments.resume and not arguments.replace:
+    if processes.main and arguments.out.exists() and not arguments.resume and not arguments.replace:
         raise ValueError(f"--out {arguments.out} already exists; choose another, or add --replace")
     work = arguments.work or arguments.out.with_name(arguments.out.name + ".work")
-    source = open_source(arguments)
+    with processes.main_first():  # it may download
+        source = open_source(arguments)
+        if processes.main:
+            _remember(work, config, source, resume=arguments.resume)
     for note in source.notes:
         log.info("%s", note)
-    _remember(work, config, source, resume=arguments.resume)
-    device = choose_device(arguments.device)
     torch.set_float32_matmul_precision("high")
     labels = _table(arguments, "reference_labels", "chexbert_labels.csv")
     return Run(
         config=config,
-        runtime=Runtime(device, config.seed, arguments.precision, work),
+        runtime=Runtime(
+            device,
+            config.seed,
+            arguments.precision,
+            work,
+            processes,
+            arguments.images_on_device,
+            arguments.checkpoint_seconds,
+        ),
         source=source,
         soft_scores=_table(arguments, "soft_scores", "chexnet_scores.csv"),
         out=arguments.out,
@@ -388,10 +435,18 @@ def _remember(work: Path, config: RunConfig, source: Source, *, resume: bool) ->
     if path.exists():
         if not resume:
             raise ValueError(f"{work} holds a run already; add --resume to go on with it, or remove it to start anew")
-        before = json.loads(path.read_text())
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}); remove it to go on with the stages in {work} as this command says"
+            ) from error
         changed = [f"{name} ({old} -> {new})" for name, old, new in differences(before, content)]
         if changed:
-            raise ValueError(f"this run differs from the one in {work} in {', '.join(changed)}; resume it as it was")
+            raise ValueError(
+                f"this run differs from the one in {work} in {', '.join(changed)}; resume it as it was, or "
+                "choose another --work to start anew"
+            )
         return
     text = json.dumps(content, indent=2)
     write_atomic(path, text.encode())
@@ -428,6 +483,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stages", type=_stages, default=STAGES, help=f"some of {','.join(STAGES)}")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument(
+        "--images-on-device",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="keep decoded images and features on the device; auto: where a GPU has room for them",
+    )
+    parser.add_argument(
+        "--checkpoint-seconds", type=float, default=120.0, help="longest time between two checkpoints within an epoch"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--backbone-weights", help="imagenet, none, or a file; overrides the preset")
     parser.add_argument("--soft-scores", type=Path, help="CSV image_id,finding,… for pretraining")

@@ -33,7 +33,7 @@ from model.report_model import Encoded, ReportModel
 from model.text_tower import pad_ids
 from model.tokenizer import EOS, Tokenizer
 from retrieval_index.index import ReportIndex
-from training.ce import Stage, adam, drafted_scores, learnt_targets, retrieve, teacher_forced
+from training.ce import Stage, adam, drafted_scores, learnt_targets, learnt_words, retrieve, teacher_forced
 from training.cider import CiderD
 from training.config import Guards, RewardConfig, Runtime, ScstConfig
 from training.loop import Loop, LoopConfig
@@ -188,7 +188,7 @@ def train_scst(
     sampled = decoding.model_copy(update={"block_trigrams": False, "trigram_penalty": 0.0})  # the policy itself
     constraints = Constraints.of(sampled, tokenizer)
     steps = -(-len(train) // config.batch_size)
-    stage = _Frozen(model)
+    stage, processes = _Frozen(model), runtime.processes
 
     def batches(epoch: int) -> list[np.ndarray]:
         order = np.random.default_rng((runtime.seed, 31, epoch)).permutation(len(train))
@@ -200,29 +200,32 @@ def train_scst(
         return {name: torch.from_numpy(values) for name, values in reward(texts, ended, rows).items()}
 
     def train_step(batch: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
-        seen = patches.patches([train[i] for i in batch], generator)
-        cases, found = retrieve(model, index, seen, [names[i] for i in batch])
+        mine = processes.rows(len(batch))
+        own = batch[mine]
+        seen = patches.patches([train[i] for i in batch], generator, part=mine)
+        cases, found = retrieve(model, index, seen, [names[i] for i in own])
         encoded = model.encode(seen, cases, found)
         with torch.no_grad():
             noise = _on(runtime.device, generator)
             drafts = sample(model, encoded, constraints, tokenizer.bos_id, count=config.samples, generator=noise,
-                            temperature=config.temperature)  # fmt: skip
-            gained = rewarded(drafts, batch.repeat(config.samples).tolist())
-            rewards = gained["reward"].view(len(batch), config.samples)
+                            temperature=config.temperature, of=(mine.start, len(batch)))  # fmt: skip
+            gained = rewarded(drafts, own.repeat(config.samples).tolist())
+            rewards = gained["reward"].view(len(own), config.samples)
             best = None
             if config.baseline == "greedy":
-                best = rewarded(greedy(model, encoded, constraints, tokenizer.bos_id), batch.tolist())["reward"]
+                best = rewarded(greedy(model, encoded, constraints, tokenizer.bos_id), own.tolist())["reward"]
             advantage = advantages(rewards, best).flatten().to(runtime.device, torch.float32)
         log_probs = policy_log_probs(
             model, encoded, drafts, constraints, tokenizer.bos_id, config.samples, config.temperature
         )
-        words = (drafts.ids != 0).sum()
+        words = processes.total((drafts.ids != 0).sum())
         policy = -(advantage.unsqueeze(1) * log_probs).sum() / words
-        losses = {"loss": policy, "policy": policy, **{name: values.mean() for name, values in gained.items()}}
+        means = {name: values.sum() / (len(batch) * config.samples) for name, values in gained.items()}
+        losses = {"loss": policy, "policy": policy, **means}
         if best is not None:
-            losses["greedy_reward"] = best.mean()
+            losses["greedy_reward"] = best.sum() / len(batch)
         if config.nll_weight:
-            nll = teacher_forced(model, encoded, ids[batch], targets[batch])
+            nll = teacher_forced(model, encoded, ids[own], targets[own], words=learnt_words(targets[batch]))
             losses |= {"loss": (1 - config.nll_weight) * policy + config.nll_weight * nll, "nll": nll}
         return losses
 
@@ -237,8 +240,9 @@ def train_scst(
     loop = Loop(
         LoopConfig("scst", runtime.seed, precision=runtime.precision, select="selection" if chosen else None,
                    eligible="guards" if chosen else None, patience=config.patience if chosen else None, warmup=0.05,
-                   clip=1.0),
+                   clip=1.0, checkpoint_seconds=runtime.checkpoint_seconds),
         directory, stage, adam(model, visual=0.0, rest=config.lr, weight_decay=0.0), device=runtime.device,
+        processes=processes,
     )  # fmt: skip
     before = loop.begin(validate) if chosen else {}
     floors.update({name.removeprefix("val_"): value for name, value in before.items()})
