@@ -106,6 +106,7 @@ class ConsensusConfig(Frozen):
             makes it: the words of a report stand in an order that the cases' vectors do not tell.
         finding: weight of a named finding: its probability less ``finding_cost``.
         finding_cost: probability from which a finding is worth naming.
+        head: share of the pretrained head in that probability; the rest is that of the similar cases.
         pool: sentences that may be put in, those of most candidates first.
         moves: most changes of one sentence.
     """
@@ -116,6 +117,7 @@ class ConsensusConfig(Frozen):
     rouge: Annotated[float, Field(ge=0)] = 0.0
     finding: Annotated[float, Field(ge=0)] = 1.0
     finding_cost: Annotated[float, Field(ge=0, le=1)] = 0.2
+    head: Annotated[float, Field(ge=0, le=1)] = 0.0
     pool: Annotated[int, Field(ge=0, le=256)] = 40
     moves: Annotated[int, Field(ge=0, le=32)] = 8
 

@@ -42,6 +42,7 @@ _SIGMA2: Final = 2 * 6.0**2  # of CIDEr-D's length penalty
 _FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)
 _COMPARED: Final = 24  # reports compared word by word, and candidates that they are compared with
 _BETA2: Final = 1.2**2  # weight of recall in ROUGE-L, as pycocoevalcap has it
+_SHARPNESS: Final = 4.0  # of the candidates' weights, by expected CIDEr-D
 _LEAST: Final = 1e-3  # stands for no match in the geometric mean of BLEU
 
 Reading = Callable[[Sentence], tuple[frozenset[int], frozenset[int]]]
@@ -231,7 +232,7 @@ class Composer:
 
     Args:
         expectation: of the study.
-        findings: (F,) probability of each finding; those of ``expectation`` where None.
+        findings: (F,) probability of each finding by the pretrained head, or None.
         reading: of a sentence.
         config: weights of the reward and bounds of the search.
     """
@@ -241,8 +242,10 @@ class Composer:
     ) -> None:
         self._expectation, self._config = expectation, config
         self._reading = lru_cache(maxsize=None)(reading)
-        gains = (expectation.findings if findings is None else findings) - config.finding_cost
-        self._gains = config.finding * gains
+        chances = expectation.findings
+        if findings is not None:
+            chances = (1 - config.head) * chances + config.head * findings
+        self._gains = config.finding * (chances - config.finding_cost)
         self._peers: Ints | None = None
         self._peer_weights: Floats | None = None
 
@@ -291,7 +294,7 @@ class Composer:
             return
         cider = self._expectation.scores(_padded(candidates))[0]
         best = np.argsort(-cider, kind="stable")[:_COMPARED]
-        weights = np.exp(cider[best] - cider[best[0]])
+        weights = np.exp(_SHARPNESS * (cider[best] - cider[best[0]]))
         self._peers = _padded([candidates[place] for place in best])
         self._peer_weights = (weights / weights.sum()).astype(np.float32)
 

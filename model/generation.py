@@ -42,7 +42,7 @@ def generate(
         config: method and constraints.
         beam_size: in place of the configured one.
         study: (B, E) study embeddings, unit length; needed by ``rerank`` and ``consensus``.
-        findings: (B, 14) probabilities of the findings; ``consensus`` takes those of the similar cases without.
+        findings: (B, 14) probabilities of the findings by the pretrained head, for ``consensus``, or None.
         consensus: what the training cases say; needed by ``consensus``.
 
     Raises:
@@ -126,7 +126,7 @@ def compose(
         tokenizer: of the model that wrote.
         config: its ``consensus`` weighs and searches.
         study: (B, E) study embeddings, unit length.
-        findings: (B, 14) probabilities of the findings, or None for those of the similar cases.
+        findings: (B, 14) probabilities of the findings by the pretrained head, or None.
         consensus: what the training cases say.
         ids: (B, n, T) candidates.
 

@@ -155,7 +155,7 @@ def test_a_finding_is_named_from_its_cost_on(table: Consensus) -> None:
         named = frozenset({effusion}) if "pleural" in text else frozenset()
         return (frozenset(), named) if " no " in text else (named, frozenset())
 
-    config = ConsensusConfig(cider=0.01, bleu4=0, finding=10, finding_cost=0.3)
+    config = ConsensusConfig(cider=0.01, bleu4=0, finding=10, finding_cost=0.3, head=1.0)
     candidates = [sentences(report) for report in REPORTS[:6]]
     for probability, expected in ((0.5, True), (0.1, False)):
         chances = np.full(len(FINDINGS), probability, np.float32)

@@ -151,7 +151,7 @@ def test_probabilities_of_the_head_decide_what_is_named(model: ReportModel, sour
     ids = torch.zeros(1, 2, 24, dtype=torch.int64)
     ids[0, 0, : len(words) + 1] = torch.tensor([*(TOKENIZER.id_of(word) for word in words), constraints.eos_id])
     ids[0, 1, :5] = torch.tensor([*(TOKENIZER.id_of(word) for word in words[8:]), constraints.eos_id])[:5]
-    settings = replace_consensus(DECODING, cider=0.001, bleu4=0.0, finding=10.0, finding_cost=0.3)
+    settings = replace_consensus(DECODING, cider=0.001, bleu4=0.0, finding=10.0, finding_cost=0.3, head=1.0)
     for probability in (0.9, 0.05):
         chosen, _ = compose(TOKENIZER, settings, embeddings(1), torch.full((1, 14), probability), table, ids)
         assert ("effusion" in TOKENIZER.decode(chosen[0].tolist())) is (probability > 0.3)

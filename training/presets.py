@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from model.config import DecodingConfig
+from model.config import ConsensusConfig, DecodingConfig
 from training.config import CEConfig, ModelShape, PretrainConfig, RetrieverConfig, RunConfig, ScstConfig
 
 _BASELINE = RunConfig(
@@ -30,7 +30,9 @@ _COMPACT = RunConfig(
     pretrain=PretrainConfig(epochs_by_size=((112, 8), (160, 2), (224, 1)), lr=6e-4),
     retriever=RetrieverConfig(),
     ce=CEConfig(epochs=8, visual_lr=0.0, transformer_lr=1e-3, patience=None),
-    decoding=DecodingConfig(method="consensus", candidates=48, temperature=1.0),
+    decoding=DecodingConfig(
+        method="consensus", candidates=48, temperature=1.0, consensus=ConsensusConfig(finding=2.0, rouge=0.5)
+    ),
     weights_dtype="fp16",
 )
 _SMOKE = RunConfig(
