@@ -148,7 +148,8 @@ class Drafter:
                 (an imported one) in that of the data set's files.
             options: the same for the whole batch.
             patches_of: for counterfactual checks: as many other studies; only the patch tokens are theirs.
-            cases_of: likewise; only the reference cases are those found for them.
+            cases_of: likewise; only what retrieval gives is theirs: the reference cases, and the study embedding by
+                which a choice among candidates weighs training cases.
 
         Raises:
             ValueError: a study without views, or pixels of another shape than (S, S) uint8.
@@ -166,11 +167,9 @@ class Drafter:
         with self._timed("encode", clock):
             patches = self._encode(studies)
         with self._timed("retrieve", clock):
-            study = self._model.embed_study(patches) if self.index is not None else None
-            asked = study
-            if self.index is not None and cases_of is not None:
-                asked = self._model.embed_study(self._encode(cases_of))
-            cases, case_mask, references = self._retrieve(asked, len(studies), options)
+            asked = patches if cases_of is None else self._encode(cases_of)
+            study = self._model.embed_study(asked) if self.index is not None else None
+            cases, case_mask, references = self._retrieve(study, len(studies), options)
         with self._timed("decode", clock):
             seen = patches if patches_of is None else self._encode(patches_of)
             encoded = self._model.encode(seen, cases, case_mask)
@@ -181,7 +180,7 @@ class Drafter:
                 self.bundle.config.decoding,
                 beam_size=options.beam_size,
                 study=study,
-                findings=self._model.findings(patches),
+                findings=self._model.findings(seen),
                 consensus=self.bundle.consensus,
             )
             ids, log_probs = generated.ids.tolist(), generated.log_probs.tolist()
