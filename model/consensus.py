@@ -102,9 +102,11 @@ class Consensus:
         keys: (G,) sorted hashes of the phrases.
         order: (G,) words of each, less one.
         idf: (G + 1,) log inverse document frequency; the last is that of any other phrase.
-        basis: (R, G) directions, orthonormal.
-        vectors: (N, E) text embeddings of the cases, unit length.
-        coordinates: (N, R) their normalised CIDEr vectors in the basis.
+        basis: (R, G) directions, orthonormal; in whole steps, see ``steps``.
+        vectors: (N, E) text embeddings of the cases, unit length; in whole steps.
+        coordinates: (N, R) their normalised CIDEr vectors in the basis; in whole steps.
+        basis_step: (R, 1) what a step of each direction is worth.
+        coordinate_step: (1, R) what a step along each direction is worth.
         norms: (N, 4) lengths of those vectors before normalising, by order.
         lengths: (N,) words.
         findings: (N, F) 1 where the report names the finding as present.
@@ -116,9 +118,11 @@ class Consensus:
     keys: npt.NDArray[np.int64]
     order: npt.NDArray[np.int8]
     idf: Floats
-    basis: npt.NDArray[np.float16]
-    vectors: npt.NDArray[np.float16]
-    coordinates: npt.NDArray[np.float16]
+    basis: npt.NDArray[np.int8]
+    vectors: npt.NDArray[np.int8]
+    coordinates: npt.NDArray[np.int8]
+    basis_step: Floats
+    coordinate_step: Floats
     norms: Floats
     lengths: npt.NDArray[np.int16]
     findings: npt.NDArray[np.uint8]
@@ -170,15 +174,19 @@ class Consensus:
 
     @cached_property
     def _vectors(self) -> Floats:
-        return self.vectors.astype(np.float32)
+        unit = self.vectors.astype(np.float32)
+        scaled: Floats = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+        return scaled
 
     @cached_property
     def _coordinates(self) -> Floats:
-        return self.coordinates.astype(np.float32)
+        coordinates: Floats = self.coordinates.astype(np.float32) * self.coordinate_step
+        return coordinates
 
     @cached_property
     def _basis(self) -> Floats:
-        return self.basis.astype(np.float32)
+        basis: Floats = self.basis.astype(np.float32) * self.basis_step
+        return basis
 
     @cached_property
     def _classes(self) -> Floats:

@@ -99,7 +99,7 @@ def test_phrases_are_those_of_the_words() -> None:
 def test_expected_cider_is_the_mean_over_the_cases(table: Consensus) -> None:
     study = unit(1, seed=5)[0]
     expectation = table.expect(study, 0.3)
-    logits = table.vectors.astype(np.float32) @ study / 0.3
+    logits = table._vectors @ study / 0.3
     weights = np.exp(logits) / np.exp(logits).sum()
     drafts = [REPORTS[0], REPORTS[1], SENTENCES[0], " ".join(SENTENCES[:3])]
     cider = CiderD([[report] for report in REPORTS])
@@ -112,7 +112,7 @@ def test_expected_cider_is_the_mean_over_the_cases(table: Consensus) -> None:
 def test_phrase_probabilities_are_shares_of_the_cases(table: Consensus) -> None:
     study = unit(1, seed=6)[0]
     expectation = table.expect(study, 0.5)
-    logits = table.vectors.astype(np.float32) @ study / 0.5
+    logits = table._vectors @ study / 0.5
     weights = np.exp(logits) / np.exp(logits).sum()
     for phrase in ("the heart is enlarged", "left pleural effusion .", "no pneumothorax"):
         key = phrase_keys(ids(phrase))[len(phrase.split()) - 1, 0, 0]
@@ -129,14 +129,14 @@ def test_few_directions_still_tell_reports_apart() -> None:
         for count in (999, 4)
     )
     assert few.basis.shape[0] == 4 < full.basis.shape[0]
-    assert np.allclose(few.basis.astype(np.float32) @ few.basis.T.astype(np.float32), np.eye(4), atol=5e-3)
-    near = few.vectors[1].astype(np.float32)  # a study whose images look like those of case 1
+    assert np.allclose(few._basis @ few._basis.T, np.eye(4), atol=2e-2)
+    near = few._vectors[1]  # a study whose images look like those of case 1
     cider = few.expect(near, 0.02).scores(ids(REPORTS[1], REPORTS[0]))[0]
     assert cider[0] > 2 * cider[1]
 
 
 def test_the_composer_finds_the_best_report_there_is(table: Consensus) -> None:
-    expectation = table.expect(table.vectors[1].astype(np.float32), 0.02)  # "… enlarged . … effusion ."
+    expectation = table.expect(table._vectors[1], 0.02)  # "… enlarged . … effusion ."
     config = ConsensusConfig(bleu4=0, finding=0)
     composer = Composer(expectation, None, no_findings, config)
     candidates = [sentences(report) for report in (REPORTS[0], SENTENCES[3], SENTENCES[2])]

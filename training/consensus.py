@@ -18,7 +18,7 @@ from training.targets import label_vector
 
 log = logging.getLogger(__name__)
 
-MIN_REPORTS = 3  # training reports that must hold a phrase for it to be kept
+MIN_REPORTS = 5  # training reports that must hold a phrase for it to be kept
 FREQUENT = 0.2  # share of them from which on a phrase is kept by itself
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -98,6 +98,12 @@ def analyse(tokens: Ints, directions: int, seed: int) -> Analysis:
     )
 
 
+def in_steps(values: Floats, axis: int) -> tuple[npt.NDArray[np.int8], Floats]:
+    """Values as whole steps, of which 127 reach the largest along ``axis``, and the worth of a step there."""
+    step = np.maximum(np.abs(values).max(axis=axis, keepdims=True), 1e-9).astype(np.float32) / np.float32(127)
+    return np.rint(values / step).astype(np.int8), step
+
+
 def build_consensus(
     studies: Sequence[Study], vectors: Floats, tokenizer: Tokenizer, *, directions: int, max_length: int, seed: int
 ) -> Consensus:
@@ -113,13 +119,17 @@ def build_consensus(
     """
     tokens = report_tokens(studies, tokenizer, max_length)
     found = analyse(tokens, directions, seed)
+    basis, basis_step = in_steps(found.basis, 1)
+    coordinates, coordinate_step = in_steps(found.coordinates, 0)
     return Consensus(
         keys=found.keys,
         order=found.order,
         idf=found.idf,
-        basis=found.basis.astype(np.float16),
-        vectors=vectors.astype(np.float16),
-        coordinates=found.coordinates.astype(np.float16),
+        basis=basis,
+        basis_step=basis_step,
+        vectors=in_steps(vectors, 1)[0],
+        coordinates=coordinates,
+        coordinate_step=coordinate_step,
         norms=found.norms,
         lengths=(tokens > 0).sum(1).astype(np.int16),
         findings=np.stack([label_vector(study.report)[0] for study in studies]).astype(np.uint8),
