@@ -153,7 +153,7 @@ class DecodingConfig(Frozen):
     ended_keep_place: bool = False
     min_length: Annotated[int, Field(ge=0)] = 4
     suppress: tuple[str, ...] = ("xxxx", "<unk>")
-    candidates: Annotated[int, Field(ge=1, le=64)] = 12
+    candidates: Annotated[int, Field(ge=1, le=128)] = 12
     temperature: Annotated[float, Field(gt=0, le=2)] = 0.7
     similarity_weight: Annotated[float, Field(ge=0)] = 8.0
     consensus: ConsensusConfig = ConsensusConfig()

@@ -260,8 +260,9 @@ class Composer:
     def compose(self, candidates: Sequence[Sequence[Sentence]], longest: int) -> tuple[Sentence, ...]:
         """The best candidate, then improved a sentence at a time: left out, put in, or put in another's place.
 
-        Sentences come from the candidates alone, none stands twice, and none joins that names as present what another
-        names as absent.
+        Sentences come from the candidates alone, and none joins that contradicts or repeats: that names as present what
+        another names as absent, or whose findings all stand in another already. Saying the same in two wordings would
+        please an expectation over wordings, and no reader.
 
         Args:
             candidates: reports, one or more.
@@ -314,7 +315,17 @@ class Composer:
             return False
         readings = [self._reading(sentence) for sentence in report]
         present = frozenset().union(*(reading[0] for reading in readings))
-        return not present & frozenset().union(*(reading[1] for reading in readings))
+        absent = frozenset().union(*(reading[1] for reading in readings))
+        return not present & absent and not _repeats(readings)
+
+
+def _repeats(readings: Sequence[tuple[frozenset[int], frozenset[int]]]) -> bool:
+    """Whether a sentence that names findings, as present or absent, says no more of them than one other sentence."""
+    return any(
+        (present or absent) and place != other and present <= readings[other][0] and absent <= readings[other][1]
+        for place, (present, absent) in enumerate(readings)
+        for other in range(len(readings))
+    )
 
 
 def rouge_l(texts: Ints, references: Ints) -> Floats:

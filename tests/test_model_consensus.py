@@ -218,3 +218,20 @@ def test_likeness_to_the_candidates_can_decide(table: Consensus) -> None:
     candidates = [sentences(report) for report in (REPORTS[0], REPORTS[0] + " " + SENTENCES[4], SENTENCES[3])]
     report = Composer(expectation, None, no_findings, config).compose(candidates, 59)
     assert report in (sentences(REPORTS[0]), sentences(REPORTS[2]))
+
+
+def test_nothing_is_said_twice_in_other_words(table: Consensus) -> None:
+    expectation = table.expect(table._vectors[1], 0.02)  # "… enlarged . … effusion ."
+    candidates = [sentences(sentence) for sentence in SENTENCES]
+    config = ConsensusConfig(bleu4=0, finding=0)
+    assert len(Composer(expectation, None, no_findings, config).compose(candidates, 59)) == 2
+
+    def the_same(_: Sentence) -> tuple[frozenset[int], frozenset[int]]:
+        return frozenset(), frozenset({3})
+
+    assert len(Composer(expectation, None, the_same, config).compose(candidates, 59)) == 1
+
+    def one_more(sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
+        return frozenset(), frozenset({3, 4} if "effusion" in TOKENIZER.decode(sentence) else {3})
+
+    assert len(Composer(expectation, None, one_more, config).compose(candidates, 59)) == 1  # the less says nothing new

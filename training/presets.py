@@ -31,7 +31,7 @@ _COMPACT = RunConfig(
     retriever=RetrieverConfig(),
     ce=CEConfig(epochs=8, visual_lr=0.0, transformer_lr=1e-3, patience=None),
     decoding=DecodingConfig(
-        method="consensus", candidates=48, temperature=1.0, consensus=ConsensusConfig(finding=2.0, rouge=0.5)
+        method="consensus", candidates=96, temperature=1.0, consensus=ConsensusConfig(finding=2.0, rouge=0.75)
     ),
     weights_dtype="fp16",
 )
