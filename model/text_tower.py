@@ -6,6 +6,8 @@ symmetric contrastive loss (``training/retriever.py``), and the index holds the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,17 +22,40 @@ class FeatureNorm(nn.BatchNorm1d):
 
     Radiographs look much alike: most of a feature is the same for every patient, and what tells patients apart is a
     small deviation from it. Standardised channels put that deviation first.
+
+    ``total``, where it is set, sums a tensor over the processes that share a batch, with its gradient: statistics are
+    then those of the whole batch.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__(width, affine=False)
+        self.total: Callable[[Tensor], Tensor] | None = None
 
     def of_views(self, features: Tensor, view_mask: Tensor) -> Tensor:
         """(B, V, ..., D) features with mask (B, V); missing views become 0 and do not count."""
         normed = torch.zeros_like(features)
         real = features[view_mask]  # (N, ..., D)
-        normed[view_mask] = self(real.reshape(-1, real.shape[-1])).reshape(real.shape).to(features.dtype)
+        rows = real.reshape(-1, real.shape[-1])
+        values = self._over_all(rows, self.total) if self.training and self.total is not None else self(rows)
+        normed[view_mask] = values.reshape(real.shape).to(features.dtype)
         return normed
+
+    def _over_all(self, rows: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+        """(N, D) rows standardised over those of all processes, which share a batch."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        rows = rows.float()
+        count = total(rows.new_tensor([float(len(rows))]))
+        mean = total(rows.sum(0)) / count
+        centred = rows - mean
+        variance = total(centred.square().sum(0)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked += 1
+        return centred * (variance + self.eps).rsqrt()
 
 
 class StudyHead(nn.Module):

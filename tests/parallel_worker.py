@@ -16,6 +16,7 @@ from model.config import DecodingConfig
 from model.report_model import ReportModel
 from model.tokenizer import Tokenizer
 from tests.helpers import IMAGE_SIZE, tiny_config
+from training.augment import to_float
 from training.ce import train_ce
 from training.config import CEConfig, RetrieverConfig, Runtime, ScstConfig
 from training.index import build_index
@@ -71,6 +72,7 @@ def train_stages(processes: Processes, root: Path, out: Path) -> None:
     tokenizer = Tokenizer.build((study.report for study in train), min_count=1)
     torch.manual_seed(0)
     model = ReportModel(tiny_config(len(tokenizer), max_length=40, dropout=0.0))
+    see(model.backbone, torch.from_numpy(np.array(cache.array)))
     with processes.main_first():
         frozen = cache_features(model.backbone, cache, [*train, *val], 2, runtime, out / "cache", view_dropout=0.3,
                                 name="frozen")  # fmt: skip
@@ -82,6 +84,16 @@ def train_stages(processes: Processes, root: Path, out: Path) -> None:
              DecodingConfig(), runtime, out / "ce")  # fmt: skip
     train_scst(model, frozen, index, train, val, tokenizer, ScstConfig(epochs=1, batch_size=BATCH, samples=3, lr=1e-3),
                DecodingConfig(), runtime, out / "scst")  # fmt: skip
+
+
+def see(backbone: nn.Module, pixels: Tensor) -> None:
+    """Set the statistics of an untrained backbone, whose features would else all be alike."""
+    for part in backbone.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 1.0
+    with torch.no_grad():
+        backbone.train()(to_float(pixels))
+    backbone.eval()
 
 
 def main(root: Path, out: Path) -> None:

@@ -97,6 +97,7 @@ def train_ce(
     moving, processes = config.visual_lr > 0, runtime.processes
     steps = -(-len(train) // config.batch_size)
     stage = Stage(model, moving)
+    processes.synchronise_features(stage)
 
     def batches(epoch: int) -> list[np.ndarray]:
         order = np.random.default_rng((runtime.seed, 29, epoch)).permutation(len(train))

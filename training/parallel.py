@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from model.text_tower import FeatureNorm
 from training.arguments import choose_device
 
 if TYPE_CHECKING:
@@ -110,8 +111,21 @@ class Processes:
         if self._fabric is not None:
             self._fabric.barrier()
 
-    def synchronised(self, module: nn.Module) -> None:
-        """Let the batch normalisation inside ``module`` see the whole batch, where its device can (CUDA).
+    def synchronise_features(self, module: nn.Module) -> None:
+        """Let the feature norms inside ``module`` take their statistics over the whole batch."""
+        if self._fabric is not None:
+            for part in module.modules():
+                if isinstance(part, FeatureNorm):
+                    part.total = self._summed
+
+    def _summed(self, values: Tensor) -> Tensor:
+        assert self._fabric is not None
+        gathered = self._fabric.all_gather(values, sync_grads=True)
+        assert isinstance(gathered, Tensor)  # (count, ...)
+        return gathered.sum(0)
+
+    def synchronise_backbone(self, module: nn.Module) -> None:
+        """Let batch normalisation inside ``module``, a backbone in training, see the whole batch where it can (CUDA).
 
         On CPUs each process normalises its own rows, and process 0's running statistics are kept.
         """

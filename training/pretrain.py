@@ -86,7 +86,7 @@ def pretrain(
     rows = np.array([cache.rows[key] for key, _ in images])
     pixels = Rows(cache.array, runtime.device, runtime.on_device)
     net = FindingNet(backbone, values.shape[1]).to(runtime.device).to(memory_format=torch.channels_last)
-    runtime.processes.synchronised(net)
+    runtime.processes.synchronise_backbone(net)
     sizes_of = ", ".join(f"{name} {columns.stop - columns.start}" for name, (columns, _) in groups.items())
     log.info("pretrain: %d images, targets: %s", len(images), sizes_of)
 

@@ -115,6 +115,7 @@ def train_retriever(
     phrases = torch.from_numpy(analyse(report_tokens(train, tokenizer, length), _DIRECTIONS, runtime.seed).coordinates)
     steps = max(1, len(train) // config.batch_size)
     processes = runtime.processes
+    processes.synchronise_features(towers)
 
     def batches(epoch: int) -> list[np.ndarray]:
         order = np.random.default_rng((runtime.seed, 17, epoch)).permutation(len(train))
