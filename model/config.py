@@ -42,6 +42,8 @@ class ModelConfig(Frozen):
         norm: ``layer``, or ``r2gen``, the normalisation of published R2Gen and R2GenCMN checkpoints.
         patch_positions: patches are counted within each ``view``, or through the whole ``sequence`` (as published).
         feature_norm: backbone features are standardised by running statistics (not so in published models).
+        finding_head: a linear layer that reads the labeler's 14 findings from the pooled features.
+        case_norm: a projected case is as long as a standardised patch token; without, patches drown it.
     """
 
     backbone: str = "densenet121"
@@ -99,7 +101,7 @@ class ConsensusConfig(Frozen):
     """How ``consensus`` decoding weighs and searches (``model.consensus``).
 
     Attributes:
-        temperature: of the softmax by which a study's images weigh the prototypes.
+        temperature: of the softmax by which a study's images weigh the training cases.
         cider: weight of the expected CIDEr-D, 0 to 10.
         bleu4: weight of the expected BLEU-4, 0 to 1.
         rouge: weight of the mean ROUGE-L with the candidates, 0 to 1, each weighed by how probable its expected CIDEr-D

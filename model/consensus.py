@@ -102,7 +102,7 @@ class Consensus:
         keys: (G,) sorted hashes of the phrases.
         order: (G,) words of each, less one.
         idf: (G + 1,) log inverse document frequency; the last is that of any other phrase.
-        basis: (R, G) directions, orthonormal; in whole steps, see ``steps``.
+        basis: (R, G) directions, orthonormal; in whole steps.
         vectors: (N, E) text embeddings of the cases, unit length; in whole steps.
         coordinates: (N, R) their normalised CIDEr vectors in the basis; in whole steps.
         basis_step: (R, 1) what a step of each direction is worth.
@@ -130,9 +130,16 @@ class Consensus:
     holds: npt.NDArray[np.uint8]
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file, beside and renamed."""
+        """Write a safetensors file, beside and renamed.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         beside = path.with_name(path.name + ".tmp")
-        save_file({field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}, beside)
+        try:
+            save_file({field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}, beside)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written ({error}); free space there and start again") from error
         beside.chmod(0o644)
         os.replace(beside, path)
 
@@ -254,10 +261,8 @@ class Composer:
         if findings is not None:
             chances = (1 - config.head) * chances + config.head * findings
         self._gains = config.finding * (chances - config.finding_cost)
-        self._peers: Ints | None = None
-        self._peer_weights: Floats | None = None
 
-    def compose(self, candidates: Sequence[Sequence[Sentence]], longest: int) -> tuple[Sentence, ...]:
+    def compose(self, candidates: Sequence[Sequence[Sentence]], longest: int) -> tuple[tuple[Sentence, ...], float]:
         """The best candidate, then improved a sentence at a time: left out, put in, or put in another's place.
 
         Sentences come from the candidates alone, and none joins that contradicts or repeats: that names as present what
@@ -267,10 +272,13 @@ class Composer:
         Args:
             candidates: reports, one or more.
             longest: most tokens of a report.
+
+        Returns:
+            The report and its reward.
         """
         distinct = list(dict.fromkeys(tuple(candidate) for candidate in candidates))
-        self._look_at(distinct)
-        rewards = self.rewards(distinct)
+        peers = self._peers(distinct)
+        rewards = self._rewards(distinct, peers)
         best, reward = distinct[int(rewards.argmax())], float(rewards.max())
         votes = Counter(sentence for candidate in candidates for sentence in dict.fromkeys(candidate))
         pool = [sentence for sentence, _ in votes.most_common(self._config.pool)]
@@ -278,34 +286,34 @@ class Composer:
             options = [option for option in _neighbours(best, pool) if self._allowed(option, longest)]
             if not options:
                 break
-            rewards = self.rewards(options)
+            rewards = self._rewards(options, peers)
             if rewards.max() <= reward + 1e-6:
                 break
             best, reward = options[int(rewards.argmax())], float(rewards.max())
-        return best
+        return best, reward
 
-    def rewards(self, reports: Sequence[Sequence[Sentence]]) -> Floats:
+    def _rewards(self, reports: Sequence[Sequence[Sentence]], peers: tuple[Ints, Floats] | None) -> Floats:
         """Expected rewards of reports, (N,)."""
         cider, bleu = self._expectation.scores(_padded(reports))
         named = np.array([sum(self._gains[place] for place in self._present(report)) for report in reports], np.float32)
         rewards: Floats = self._config.cider * cider + self._config.bleu4 * bleu + named
-        if self._config.rouge and self._peers is not None and self._peer_weights is not None:
+        if peers is not None:
+            texts, weights = peers
             best = np.argsort(-rewards, kind="stable")[:_COMPARED]
-            likeness = rouge_l(_padded([reports[place] for place in best]), self._peers) @ self._peer_weights
+            likeness = rouge_l(_padded([reports[place] for place in best]), texts) @ weights
             bonus = np.zeros_like(rewards)  # the others, already behind, stay there
             bonus[best] = self._config.rouge * likeness
             rewards = rewards + bonus
         return rewards
 
-    def _look_at(self, candidates: Sequence[Sequence[Sentence]]) -> None:
-        """Choose the candidates that reports are compared with word by word, and their weights."""
+    def _peers(self, candidates: Sequence[Sequence[Sentence]]) -> tuple[Ints, Floats] | None:
+        """The candidates that reports are compared with word by word, (M, T), and their weights (M,)."""
         if not self._config.rouge:
-            return
+            return None
         cider = self._expectation.scores(_padded(candidates))[0]
         best = np.argsort(-cider, kind="stable")[:_COMPARED]
         weights = np.exp(_SHARPNESS * (cider[best] - cider[best[0]]))
-        self._peers = _padded([candidates[place] for place in best])
-        self._peer_weights = (weights / weights.sum()).astype(np.float32)
+        return _padded([candidates[place] for place in best]), (weights / weights.sum()).astype(np.float32)
 
     def _present(self, report: Iterable[Sentence]) -> frozenset[int]:
         return frozenset().union(*(self._reading(sentence)[0] for sentence in report))

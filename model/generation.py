@@ -48,15 +48,8 @@ def generate(
     Raises:
         ValueError: ``rerank`` or ``consensus`` without what it needs.
     """
-    beams = beam_size or (1 if config.method == "greedy" else config.beam_size)
     constraints = Constraints.of(config, tokenizer)
-    if beams == 1:
-        best = greedy(model, encoded, constraints, tokenizer.bos_id)
-    else:
-        best = beam_search(
-            model, encoded, constraints, tokenizer.bos_id, beams, config.length_penalty,
-            ended_keep_place=config.ended_keep_place,
-        )  # fmt: skip
+    best = search(model, encoded, constraints, tokenizer.bos_id, config, beam_size)
     if config.method not in ("rerank", "consensus"):
         return best
     if study is None:
@@ -69,6 +62,19 @@ def generate(
     if consensus is None:
         raise ValueError("decoding method 'consensus' needs the table of the training cases; use 'rerank' without")
     return _agree(model, encoded, constraints, tokenizer, config, study, findings, consensus, ids)
+
+
+def search(
+    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, config: DecodingConfig,
+    beam_size: int | None = None,
+) -> Generated:  # fmt: skip
+    """The most probable report that beam search finds; ``beam_size`` in place of the configured one, 1 is greedy."""
+    beams = beam_size or (1 if config.method == "greedy" else config.beam_size)
+    if beams == 1:
+        return greedy(model, encoded, constraints, bos_id)
+    return beam_search(
+        model, encoded, constraints, bos_id, beams, config.length_penalty, ended_keep_place=config.ended_keep_place
+    )
 
 
 @torch.no_grad()
@@ -149,10 +155,10 @@ def compose(
             chosen[row] = ids[row, 0]
             rewards.append(0.0)
             continue
-        report = composer.compose(reports, ids.shape[2] - 1)
+        report, reward = composer.compose(reports, ids.shape[2] - 1)
         words = [*(word for sentence in report for word in sentence), tokenizer.eos_id]
         chosen[row, : len(words)] = torch.tensor(words, device=ids.device)
-        rewards.append(float(composer.rewards([report])[0]))
+        rewards.append(reward)
     return chosen, torch.tensor(rewards, device=ids.device)
 
 

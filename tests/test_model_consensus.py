@@ -140,10 +140,10 @@ def test_the_composer_finds_the_best_report_there_is(table: Consensus) -> None:
     config = ConsensusConfig(bleu4=0, finding=0)
     composer = Composer(expectation, None, no_findings, config)
     candidates = [sentences(report) for report in (REPORTS[0], SENTENCES[3], SENTENCES[2])]
-    assert composer.compose(candidates, 59) == sentences(REPORTS[1])
-    assert composer.compose(candidates, 8) == sentences(SENTENCES[2])  # no room for both
+    assert composer.compose(candidates, 59)[0] == sentences(REPORTS[1])
+    assert composer.compose(candidates, 8)[0] == sentences(SENTENCES[2])  # no room for both
     still = Composer(expectation, None, no_findings, config.model_copy(update={"moves": 0}))
-    assert still.compose(candidates, 59) in [tuple(candidate) for candidate in candidates]
+    assert still.compose(candidates, 59)[0] in [tuple(candidate) for candidate in candidates]
 
 
 def test_a_finding_is_named_from_its_cost_on(table: Consensus) -> None:
@@ -159,7 +159,7 @@ def test_a_finding_is_named_from_its_cost_on(table: Consensus) -> None:
     candidates = [sentences(report) for report in REPORTS[:6]]
     for probability, expected in ((0.5, True), (0.1, False)):
         chances = np.full(len(FINDINGS), probability, np.float32)
-        report = Composer(expectation, chances, reading, config).compose(candidates, 59)
+        report = Composer(expectation, chances, reading, config).compose(candidates, 59)[0]
         assert (sentences(SENTENCES[2])[0] in report) is expected
         assert not {sentences(SENTENCES[2])[0], sentences(SENTENCES[5])[0]} <= set(report)  # never said and denied
 
@@ -175,6 +175,8 @@ def test_table_round_trip_and_damage(table: Consensus, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"consensus\.safetensors is no consensus table"):
         Consensus.load(path)
+    with pytest.raises(OSError, match="cannot be written"):
+        table.save(tmp_path / "gone" / "consensus.safetensors")
 
 
 def test_the_table_holds_no_words(table: Consensus, tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_likeness_to_the_candidates_can_decide(table: Consensus) -> None:
     expectation = table.expect(unit(1, seed=9)[0], 5.0)
     config = ConsensusConfig(cider=0.001, bleu4=0, finding=0, rouge=1.0)
     candidates = [sentences(report) for report in (REPORTS[0], REPORTS[0] + " " + SENTENCES[4], SENTENCES[3])]
-    report = Composer(expectation, None, no_findings, config).compose(candidates, 59)
+    report = Composer(expectation, None, no_findings, config).compose(candidates, 59)[0]
     assert report in (sentences(REPORTS[0]), sentences(REPORTS[2]))
 
 
@@ -224,14 +226,16 @@ def test_nothing_is_said_twice_in_other_words(table: Consensus) -> None:
     expectation = table.expect(table._vectors[1], 0.02)  # "… enlarged . … effusion ."
     candidates = [sentences(sentence) for sentence in SENTENCES]
     config = ConsensusConfig(bleu4=0, finding=0)
-    assert len(Composer(expectation, None, no_findings, config).compose(candidates, 59)) == 2
+    assert len(Composer(expectation, None, no_findings, config).compose(candidates, 59)[0]) == 2
 
     def the_same(_: Sentence) -> tuple[frozenset[int], frozenset[int]]:
         return frozenset(), frozenset({3})
 
-    assert len(Composer(expectation, None, the_same, config).compose(candidates, 59)) == 1
+    assert len(Composer(expectation, None, the_same, config).compose(candidates, 59)[0]) == 1
 
     def one_more(sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
         return frozenset(), frozenset({3, 4} if "effusion" in TOKENIZER.decode(sentence) else {3})
 
-    assert len(Composer(expectation, None, one_more, config).compose(candidates, 59)) == 1  # the less says nothing new
+    assert (
+        len(Composer(expectation, None, one_more, config).compose(candidates, 59)[0]) == 1
+    )  # the less says nothing new

@@ -15,7 +15,7 @@ from tests.helpers import REPORTS, tiny_tokenizer, write_tiny_bundle
 from training.consensus import build_consensus
 from training.phantom import write_phantom_root
 from training.studies import Study
-from training.tune_decoding import GRID, main, search
+from training.tune_decoding import GRID, best_settings, main
 
 VAL = 4
 
@@ -61,7 +61,7 @@ def test_one_setting_after_the_other_is_moved_to_its_best_value() -> None:
         settings = decoding.consensus
         return -abs(settings.temperature - 0.04) - abs(settings.finding - 4) - abs(settings.bleu4 - 1)
 
-    best = search(DecodingConfig(), value).consensus
+    best = best_settings(DecodingConfig(), value).consensus
     assert (best.temperature, best.finding, best.bleu4) == (0.04, 4, 1)
     assert best.finding_cost == ConsensusConfig().finding_cost  # nothing was gained by another
 

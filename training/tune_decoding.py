@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from model.bundle import INDEX_DIR, Bundle, BundleError, load_bundle, write_bundle
 from model.config import DecodingConfig
-from model.decoding import Constraints, beam_search, greedy
-from model.generation import compose, draw_candidates
+from model.decoding import Constraints
+from model.generation import compose, draw_candidates, search
 from retrieval_index.files import write_atomic
 from retrieval_index.index import ReportIndex
-from training.arguments import choose_device, open_source
+from training.arguments import choose_device, open_source, positive
 from training.ce import retrieve
 from training.config import Runtime
 from training.patches import cache_features, readable
@@ -82,8 +82,7 @@ def draw(
         seen = patches.patches(batch, None)
         cases, found = retrieve(model, index, seen, [study.study_id for study in batch])
         encoded = model.encode(seen, cases, found)
-        beam = beam_search(model, encoded, constraints, tokenizer.bos_id, decoding.beam_size, decoding.length_penalty)
-        single = greedy(model, encoded, constraints, tokenizer.bos_id)
+        beam, single = (search(model, encoded, constraints, tokenizer.bos_id, decoding, size) for size in (None, 1))
         drawn = draw_candidates(model, encoded, constraints, tokenizer.bos_id, decoding, beam)
         parts.append((drawn, single.ids, model.embed_study(seen), model.findings(seen)))
     ids, greedy_ids, study, findings = zip(*parts, strict=True)
@@ -126,7 +125,7 @@ class Trials:
         return self.score(name, decoding.consensus.model_dump(), ids)
 
 
-def search(start: DecodingConfig, consensus: Callable[[str, DecodingConfig], float]) -> DecodingConfig:
+def best_settings(start: DecodingConfig, consensus: Callable[[str, DecodingConfig], float]) -> DecodingConfig:
     """One setting after the other, the best value kept; ``consensus`` scores a named trial."""
     best, value = start, consensus("start", start)
     for setting, choices in GRID.items():
@@ -176,7 +175,7 @@ def _run(arguments: argparse.Namespace) -> None:
     decoding = bundle.config.decoding
     still = decoding.consensus.model_copy(update={"moves": 0})
     trials.consensus("best candidate", decoding.model_copy(update={"consensus": still}))
-    best = search(decoding, trials.consensus)
+    best = best_settings(decoding, trials.consensus)
     content = {
         "bundle": bundle.config.name,
         "digest": bundle.digest,
@@ -211,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="JSON of all trials; it holds no text")
     parser.add_argument("--write-bundle", type=Path, help="also write the bundle with the chosen settings here")
     parser.add_argument("--work", type=Path, help="decoded images and features (default OUT.work)")
-    parser.add_argument("--limit", type=int, help="only the first N studies")
+    parser.add_argument("--limit", type=positive, help="only the first N studies")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     return parser
 
