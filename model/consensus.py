@@ -265,9 +265,9 @@ class Composer:
     def compose(self, candidates: Sequence[Sequence[Sentence]], longest: int) -> tuple[tuple[Sentence, ...], float]:
         """The best candidate, then improved a sentence at a time: left out, put in, or put in another's place.
 
-        Sentences come from the candidates alone, and none joins that contradicts or repeats: that names as present what
-        another names as absent, or whose findings all stand in another already. Saying the same in two wordings would
-        please an expectation over wordings, and no reader.
+        Sentences come from the candidates alone, and none stands beside one that it contradicts or repeats: that names
+        as absent what it names as present, or names all its findings already. Saying the same in two wordings would
+        please an expectation over wordings, and no reader. Candidates lose such sentences first.
 
         Args:
             candidates: reports, one or more.
@@ -276,14 +276,16 @@ class Composer:
         Returns:
             The report and its reward.
         """
-        distinct = list(dict.fromkeys(tuple(candidate) for candidate in candidates))
+        distinct = list(dict.fromkeys(self._consistent(candidate) for candidate in candidates))
         peers = self._peers(distinct)
         rewards = self._rewards(distinct, peers)
         best, reward = distinct[int(rewards.argmax())], float(rewards.max())
         votes = Counter(sentence for candidate in candidates for sentence in dict.fromkeys(candidate))
         pool = [sentence for sentence, _ in votes.most_common(self._config.pool)]
         for _ in range(self._config.moves):
-            options = [option for option in _neighbours(best, pool) if self._allowed(option, longest)]
+            options = [
+                option for option in _neighbours(best, pool) if sum(map(len, option)) <= longest and self._agree(option)
+            ]
             if not options:
                 break
             rewards = self._rewards(options, peers)
@@ -315,12 +317,19 @@ class Composer:
         weights = np.exp(_SHARPNESS * (cider[best] - cider[best[0]]))
         return _padded([candidates[place] for place in best]), (weights / weights.sum()).astype(np.float32)
 
+    def _consistent(self, report: Sequence[Sentence]) -> tuple[Sentence, ...]:
+        """The report without the sentences that contradict or repeat one before them."""
+        kept: tuple[Sentence, ...] = ()
+        for sentence in dict.fromkeys(report):
+            if self._agree((*kept, sentence)):
+                kept = (*kept, sentence)
+        return kept
+
     def _present(self, report: Iterable[Sentence]) -> frozenset[int]:
         return frozenset().union(*(self._reading(sentence)[0] for sentence in report))
 
-    def _allowed(self, report: Sequence[Sentence], longest: int) -> bool:
-        if sum(map(len, report)) > longest:
-            return False
+    def _agree(self, report: Sequence[Sentence]) -> bool:
+        """Whether no sentence contradicts or repeats another."""
         readings = [self._reading(sentence) for sentence in report]
         present = frozenset().union(*(reading[0] for reading in readings))
         absent = frozenset().union(*(reading[1] for reading in readings))

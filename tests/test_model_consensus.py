@@ -239,3 +239,16 @@ def test_nothing_is_said_twice_in_other_words(table: Consensus) -> None:
     assert (
         len(Composer(expectation, None, one_more, config).compose(candidates, 59)[0]) == 1
     )  # the less says nothing new
+
+
+def test_what_a_candidate_says_twice_or_denies_itself_is_dropped(table: Consensus) -> None:
+    def reading(sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
+        text = TOKENIZER.decode(sentence)
+        named = frozenset({5}) if "pleural" in text else frozenset()
+        return (frozenset(), named) if " no " in text else (named, frozenset())
+
+    said = [sentences(SENTENCES[place])[0] for place in (1, 2, 1, 5, 0)]  # clear, effusion, clear, no effusion, heart
+    config = ConsensusConfig(moves=0)
+    report, reward = Composer(table.expect(unit(1)[0], 1.0), None, reading, config).compose([said], 59)
+    assert report == (said[0], said[1], said[4])
+    assert reward > 0
