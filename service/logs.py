@@ -51,7 +51,7 @@ class AccessLog:
         try:
             await self.app(scope, counting, watching)
         finally:
-            route = _route(scope)
+            route = route_of(scope)
             elapsed_ms = (time.perf_counter() - began) * 1000
             level = logging.DEBUG if route == "/health" and status == 200 else logging.INFO  # probes come often
             line = "%s %s %s %.0f ms %d bytes"
@@ -63,7 +63,7 @@ def _method(scope: Scope) -> str:
     return method if method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} else "OTHER"
 
 
-def _route(scope: Scope) -> str:
+def route_of(scope: Scope) -> str:
     """The route's template; what a client made up is not repeated."""
     if scope["path"].startswith("/static/"):  # a mount, which leaves no route in the scope
         return "/static"
