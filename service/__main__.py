@@ -12,9 +12,9 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service.app import create_app
-from service.settings import Settings, explain
+from service.settings import EXIT_SETTINGS, Settings, explain
 
-EXIT_SETTINGS, EXIT_BUNDLE = 2, 3
+EXIT_BUNDLE = 3
 
 
 class _Server(uvicorn.Server):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,7 +26,7 @@ from service.openapi import HEALTH, REPORT, describe
 from service.problems import Problem, UnforeseenErrors
 from service.runtime import Runtime
 from service.schemas import BundleInfo, HealthResponse, QueueInfo, ReportResponse
-from service.settings import Settings
+from service.settings import Settings, settings_or_exit, unknown_variables
 from service.uploads import read_upload
 
 STATIC = Path(__file__).parent / "static"
@@ -40,10 +41,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     The model is loaded in the background once the app starts; until then ``/health`` says 503 and why.
 
     Raises:
-        pydantic.ValidationError: a setting in the environment is wrong.
+        SystemExit: no `settings` were given and one in the environment is wrong; standard error says which.
     """
-    settings = settings or Settings()
+    settings = settings or settings_or_exit()
     logs.configure(settings.log_level)
+    for words in unknown_variables(os.environ):
+        log.warning("%s", words)
     runtime = Runtime(settings)
 
     @asynccontextmanager
