@@ -47,7 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_SETTINGS
     app = create_app(settings)
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, access_log=False, server_header=False, log_level="info"
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        server_header=False,
+        log_level="info",
+        log_config=None,  # create_app has set it up
+        ws="none",
     )
     _Server(app, config).run()
     return EXIT_BUNDLE if app.state.runtime.state == "failed" else 0

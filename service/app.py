@@ -24,6 +24,7 @@ from service.engine import BusyError, Engine
 from service.headers import SecurityHeaders
 from service.openapi import HEALTH, REPORT, describe
 from service.problems import Problem, UnforeseenErrors
+from service.request_ids import RequestIds
 from service.runtime import Runtime
 from service.schemas import BundleInfo, HealthResponse, QueueInfo, ReportResponse
 from service.settings import Settings, settings_or_exit, unknown_variables
@@ -44,7 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         SystemExit: no `settings` were given and one in the environment is wrong; standard error says which.
     """
     settings = settings or settings_or_exit()
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     for words in unknown_variables(os.environ):
         log.warning("%s", words)
     runtime = Runtime(settings)
@@ -67,7 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.mount("/static", _Static(directory=STATIC), name="static")
     problems.install(app)
     describe(app)
-    for middleware in (UnforeseenErrors, SecurityHeaders, logs.AccessLog):  # the last one is outermost
+    for middleware in (UnforeseenErrors, SecurityHeaders, logs.AccessLog, RequestIds):  # the last one is outermost
         app.add_middleware(middleware)
     return app
 
