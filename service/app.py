@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from importlib import metadata
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -20,6 +20,8 @@ from model.images import ImageError
 from model.views import View
 from service import logs, problems
 from service.answers import answer, image_problem
+from service.auth import guarded
+from service.cross_origin import CrossOrigin
 from service.engine import BusyError, Engine
 from service.headers import SecurityHeaders
 from service.openapi import HEALTH, REPORT, describe
@@ -64,16 +66,26 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )  # no docs pages: FastAPI's fetch their scripts from a CDN
     app.state.runtime = runtime
+    app.state.keys = settings.keys()
     app.include_router(router)
     app.mount("/static", _Static(directory=STATIC), name="static")
     problems.install(app)
     describe(app)
-    for middleware in (UnforeseenErrors, SecurityHeaders, logs.AccessLog, RequestIds):  # the last one is outermost
+    app.add_middleware(UnforeseenErrors)
+    if settings.cors_origins:
+        app.add_middleware(CrossOrigin, origins=settings.cors_origins)
+    for middleware in (SecurityHeaders, logs.AccessLog, RequestIds):  # the last one is outermost
         app.add_middleware(middleware)
     return app
 
 
-@router.post("/report", response_model=ReportResponse, summary="Draft the findings of a study", **REPORT)
+@router.post(
+    "/report",
+    response_model=ReportResponse,
+    summary="Draft the findings of a study",
+    dependencies=[Depends(guarded)],
+    **REPORT,
+)
 async def report(request: Request) -> ReportResponse:
     """Two radiographs in (one may be missing), a findings draft and the reference cases it leaned on out."""
     began = time.perf_counter()
