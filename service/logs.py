@@ -139,7 +139,7 @@ class AccessLog:
         finally:
             elapsed_ms = round((time.perf_counter() - began) * 1000, 1)
             fields = dict(
-                zip(ACCESS_FIELDS, (_method(scope), _route(scope), status or None, elapsed_ms, received), strict=True)
+                zip(ACCESS_FIELDS, (_method(scope), route_of(scope), status or None, elapsed_ms, received), strict=True)
             )
             level = logging.DEBUG if fields["route"] in _PROBES and status == 200 else logging.INFO
             line = "%s %s %s %.0f ms %d bytes"
@@ -151,7 +151,7 @@ def _method(scope: Scope) -> str:
     return method if method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} else "OTHER"
 
 
-def _route(scope: Scope) -> str:
+def route_of(scope: Scope) -> str:
     """The route's template; what a client made up is not repeated."""
     if scope["path"].startswith("/static/"):  # a mount, which leaves no route in the scope
         return "/static"
