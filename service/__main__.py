@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,14 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service.app import create_app
+from service.runtime import Runtime
 from service.settings import EXIT_SETTINGS, Settings, explain
 
-EXIT_BUNDLE = 3
+EXIT_BUNDLE, EXIT_DEVICE = 3, 5
 
 
 class _Server(uvicorn.Server):
-    """Stops by itself when the model could not be loaded: a supervisor must see that, not an idle process."""
+    """Stops by itself when the model cannot be served: a supervisor must see that, not an idle process."""
 
     def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -27,12 +30,16 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self._runtime.state == "failed"
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._runtime.drain()
+        await super().shutdown(sockets)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until told to stop.
 
     Returns:
-        0 after a stop; 2: a setting is wrong; 3: no bundle could be loaded.
+        0 after a stop; 2: a setting is wrong; 3: no bundle could be loaded; 5: the device was lost.
     """
     parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
     parser.add_argument("--bundle", type=Path, help="directory that training.run wrote (REPORT_BUNDLE)")
@@ -55,9 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
         log_level="info",
         log_config=None,  # create_app has set it up
         ws="none",
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )
     _Server(app, config).run()
-    return EXIT_BUNDLE if app.state.runtime.state == "failed" else 0
+    runtime: Runtime = app.state.runtime
+    if runtime.broken:
+        return EXIT_DEVICE
+    return EXIT_BUNDLE if runtime.state == "failed" else 0
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from model.drafter import Draft, ReferenceCase
-from model.images import ImageError
 from model.tokenizer import UNK
 from service.bundles import Loaded
-from service.problems import Problem
 from service.schemas import DISCLAIMER, ModelInfo, ReportResponse
 
 REDACTED = "[redacted]"
@@ -63,11 +61,6 @@ def answer(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float]) -> R
             "disclaimer": DISCLAIMER,
         }
     )
-
-
-def image_problem(error: ImageError, field: str) -> Problem:
-    """An image that cannot be read, as the problem of its form field."""
-    return Problem(error.code, str(error), field=field)
 
 
 def plain_text(report: ReportResponse) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import metadata
 from pathlib import Path
@@ -15,20 +15,22 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from model.drafter import DraftOptions, StudyView
-from model.images import ImageError
-from model.views import View
+from model.drafter import Draft, DraftOptions
 from service import logs, problems
-from service.answers import answer, image_problem
+from service.answers import answer
 from service.auth import guarded
+from service.backend import Backend
+from service.clients import unless_left
+from service.counting import CountRequests
 from service.cross_origin import CrossOrigin
-from service.engine import BusyError, Engine
+from service.engine import BrokenError, BusyError, FieldError, MemoryShortError
 from service.headers import SecurityHeaders
-from service.openapi import HEALTH, REPORT, describe
+from service.jobs import ClosedError
+from service.openapi import HEALTH, LIVEZ, RELOAD, REPORT, describe
 from service.problems import Problem, UnforeseenErrors
 from service.request_ids import RequestIds
-from service.runtime import Runtime
-from service.schemas import BundleInfo, HealthResponse, QueueInfo, ReportResponse
+from service.runtime import STOPPING, Ready, Runtime
+from service.schemas import AliveResponse, BundleInfo, HealthResponse, QueueInfo, ReportResponse
 from service.settings import Settings, settings_or_exit, unknown_variables
 from service.uploads import read_upload
 
@@ -38,7 +40,7 @@ log = logging.getLogger(__name__)
 router = APIRouter()
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, make_runtime: Callable[[Settings], Runtime] = Runtime) -> FastAPI:
     """Make the app; ``uvicorn service.app:create_app --factory`` calls it without arguments.
 
     The model is loaded in the background once the app starts; until then ``/health`` says 503 and why.
@@ -50,7 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     logs.configure(settings.log_level, settings.log_format)
     for words in unknown_variables(os.environ):
         log.warning("%s", words)
-    runtime = Runtime(settings)
+    runtime = make_runtime(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -71,10 +73,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.mount("/static", _Static(directory=STATIC), name="static")
     problems.install(app)
     describe(app)
-    app.add_middleware(UnforeseenErrors)
+    app.add_middleware(UnforeseenErrors)  # the last one added is outermost
+    app.add_middleware(CountRequests, metrics=runtime.metrics)
     if settings.cors_origins:
         app.add_middleware(CrossOrigin, origins=settings.cors_origins)
-    for middleware in (SecurityHeaders, logs.AccessLog, RequestIds):  # the last one is outermost
+    for middleware in (SecurityHeaders, logs.AccessLog, RequestIds):
         app.add_middleware(middleware)
     return app
 
@@ -93,57 +96,82 @@ async def report(request: Request) -> ReportResponse:
     ready = runtime.ready()
     settings = runtime.settings
     try:
-        with ready.engine.place():
+        with ready.backend.place():
             upload = await read_upload(
                 request, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s
             )
             uploaded = time.perf_counter()
-            study = await _decode(ready.engine, upload.images)
-            decoded = time.perf_counter()
-            draft = await ready.engine.submit(study, DraftOptions(upload.top_k, upload.beam_size))
+            options = DraftOptions(upload.top_k, upload.beam_size)
+            work = _draft(ready.backend, upload.images, options, settings.request_timeout_s)
+            draft = await unless_left(request, work)
     except BusyError as error:
-        raise Problem("busy", f"Try again in a moment: {error}.", headers={"Retry-After": "2"}) from error
-    timings = {
-        "upload": (uploaded - began) * 1000,
-        "images": (decoded - uploaded) * 1000,
-        "total": (time.perf_counter() - began) * 1000,
-    }
+        raise Problem(
+            "busy", f"Try again in a moment: {error}.", headers={"Retry-After": str(error.retry_after_s)}
+        ) from error
+    timings = {"upload": (uploaded - began) * 1000, "total": (time.perf_counter() - began) * 1000}
     result = answer(draft, ready.model, timings)
-    log.info("draft %s: %d views, %d cases", result.report_id, len(study), len(result.reference_cases))
+    runtime.metrics.drafted(result.timings_ms)
+    log.info("draft %s: %d views, %d cases", result.report_id, upload.views, len(result.reference_cases))
     return result
 
 
-async def _decode(engine: Engine, images: dict[str, bytes]) -> list[StudyView]:
-    """All views at the same time, frontal first, and let the files go; of several wrong ones the first is answered."""
-    names = [view.value for view in View if view.value in images]
-    reading = (engine.read_view(images[name], View(name)) for name in names)
-    results = await asyncio.gather(*reading, return_exceptions=True)
-    study = []
-    for name, result in zip(names, results, strict=True):
-        if isinstance(result, ImageError):
-            raise image_problem(result, name) from result
-        if isinstance(result, BaseException):
-            raise result
-        study.append(result)
-    images.clear()
-    return study
+async def _draft(backend: Backend, images: dict[str, bytes], options: DraftOptions, within_s: float) -> Draft:
+    """The backend's draft, and its errors as problems."""
+    try:
+        async with asyncio.timeout(within_s):
+            return await backend.draft(images, options)
+    except TimeoutError as error:
+        detail = f"The draft was not ready within {within_s:g} s (REPORT_REQUEST_TIMEOUT_S). Try again in a moment."
+        raise Problem("deadline", detail, headers={"Retry-After": "5"}) from error
+    except FieldError as error:
+        raise Problem(error.code, str(error), field=error.field) from error
+    except MemoryShortError as error:
+        detail = "The device has too little memory for this study just now. Try again in a moment."
+        raise Problem("memory", detail, headers={"Retry-After": "5"}) from error
+    except BrokenError as error:
+        raise Problem("failed", f"{error}.") from error
+    except ClosedError as error:
+        raise Problem("stopping", STOPPING, headers={"Retry-After": "5"}) from error
+
+
+@router.post("/reload", response_model=HealthResponse, summary="Serve the bundle on disk anew", **RELOAD)
+async def reload(request: Request) -> HealthResponse:
+    """Load the bundle again and swap it in; requests under way end with the one they began with."""
+    runtime: Runtime = request.app.state.runtime
+    return _state(await runtime.reload())
 
 
 @router.get("/health", response_model=HealthResponse, summary="Whether the service is ready, and with what", **HEALTH)
 async def health(request: Request) -> HealthResponse:
     """200 when ready; 503 with the reason while the model is loaded, or where it could not be."""
     runtime: Runtime = request.app.state.runtime
-    ready = runtime.ready()
-    model, loaded = ready.model, ready.loaded
+    return _state(runtime.ready())
+
+
+def _state(ready: Ready) -> HealthResponse:
+    model, backend = ready.model, ready.backend
     return HealthResponse(
         status="ready",
-        device=loaded.device,
+        device=ready.device,
         bundle=BundleInfo(name=model.name, digest=model.digest, hydrated=model.hydrated),
-        cases=loaded.cases,
-        texts=loaded.texts,
-        queue=QueueInfo(depth=ready.engine.depth, capacity=ready.engine.capacity),
+        cases=ready.cases,
+        texts=ready.texts,
+        queue=QueueInfo(depth=backend.depth, waiting=backend.waiting, capacity=backend.capacity),
         model=model,
     )
+
+
+@router.get("/livez", response_model=AliveResponse, summary="Whether the process answers", **LIVEZ)
+async def livez() -> AliveResponse:
+    """200 as long as the process answers at all, whatever the model does."""
+    return AliveResponse(status="alive")
+
+
+@router.get("/metrics", include_in_schema=False)
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format."""
+    runtime: Runtime = request.app.state.runtime
+    return runtime.metrics.response()
 
 
 @router.get("/", include_in_schema=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,25 +25,35 @@ class LoadError(RuntimeError):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A bundle on its device, ready to draft. ``cases`` is None without retrieval."""
+    """A bundle on its devices, ready to draft, one drafter each. ``cases`` is None without retrieval."""
 
-    bundle: Bundle
-    drafter: Drafter
+    drafters: tuple[Drafter, ...]
     cases: int | None
     texts: bool
 
     @property
+    def drafter(self) -> Drafter:
+        """The first device's."""
+        return self.drafters[0]
+
+    @property
+    def bundle(self) -> Bundle:
+        """What is served."""
+        return self.drafter.bundle
+
+    @property
     def device(self) -> str:
-        """Where the model runs: ``cpu``, ``cuda`` or ``cuda:N``."""
-        return str(self.drafter.device)
+        """Where the model runs: ``cpu``, ``cuda`` or ``cuda:N``; several joined by commas."""
+        return ",".join(str(drafter.device) for drafter in self.drafters)
 
     def warm_up(self) -> None:
         """Work out what no image changes, and draft on blank ones, so that no patient waits for lazy set-up."""
-        self.bundle.model.prepare()
-        blank = np.zeros((self.drafter.image_size, self.drafter.image_size), np.uint8)  # (S, S)
-        views = [StudyView(blank, view) for view in View]
-        self.drafter.draft([views[:1]])
-        self.drafter.draft([views])
+        for drafter in self.drafters:
+            drafter.bundle.model.prepare()
+            blank = np.zeros((drafter.image_size, drafter.image_size), np.uint8)  # (S, S)
+            views = [StudyView(blank, view) for view in View]
+            drafter.draft([views[:1]])
+            drafter.draft([views])
 
 
 def load(settings: Settings) -> Loaded:
@@ -51,36 +62,41 @@ def load(settings: Settings) -> Loaded:
     Raises:
         LoadError: the device is not there, or the bundle is missing, damaged or of another version.
     """
-    device = resolve_device(settings.device)
+    devices = resolve_devices(settings.device)
     hydrated = find_hydrated(settings.bundle) if settings.prefer_hydrated else None
     if hydrated is not None:
         try:
-            loaded = _load(hydrated, device, settings.precision)
+            loaded = _load(hydrated, devices, settings.precision)
         except LoadError as error:
             log.warning("the hydrated bundle is ignored: %s", error)
         else:
             log.info("serving the hydrated bundle %s", hydrated)
             return loaded
-    return _load(settings.bundle, device, settings.precision)
+    return _load(settings.bundle, devices, settings.precision)
 
 
-def resolve_device(name: str) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda[:N]`` to a device that is there.
+def resolve_devices(names: str) -> tuple[torch.device, ...]:
+    """``auto``, ``cpu``, ``cuda:all`` or ``cuda[:N],…`` to devices that are there, at least one.
 
     Raises:
-        LoadError: the device is not there.
+        LoadError: a device is not there, or named twice.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise LoadError(
-                f"REPORT_DEVICE={name}, but {count} CUDA devices are usable here. Check the driver "
-                "(and --gpus for a container), or set REPORT_DEVICE=cpu."
-            )
-    return device
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if names == "auto":
+        return (torch.device("cuda" if count else "cpu"),)
+    if names == "cuda:all":
+        devices = [torch.device("cuda", number) for number in range(count)]
+    else:
+        devices = [torch.device(name) for name in names.split(",")]
+    missing = not devices or any(device.type == "cuda" and (device.index or 0) >= count for device in devices)
+    if missing:
+        raise LoadError(
+            f"REPORT_DEVICE={names}, but {count} CUDA devices are usable here. Check the driver "
+            "(and --gpus for a container), or set REPORT_DEVICE=cpu."
+        )
+    if len({(device.type, device.index or 0) for device in devices}) < len(devices):
+        raise LoadError(f"REPORT_DEVICE={names} names a device twice; one worker serves each. Name each once.")
+    return tuple(devices)
 
 
 def find_hydrated(plain: Path) -> Path | None:
@@ -112,14 +128,16 @@ def find_hydrated(plain: Path) -> Path | None:
     return None
 
 
-def _load(path: Path, device: torch.device, precision: Precision) -> Loaded:
+def _load(path: Path, devices: Sequence[torch.device], precision: Precision) -> Loaded:
     try:
-        bundle = load_bundle(path, device=device)
+        drafters = []
         index = None
-        if bundle.config.retrieval is not None:
-            index = ReportIndex.load(path / INDEX_DIR, expected_sha256=bundle.index_sha256())
-        drafter = Drafter(bundle, index, device=device, precision=precision)
+        for device in devices:  # each its own copy of the weights; the index is read by all
+            bundle = load_bundle(path, device=device)
+            if bundle.config.retrieval is not None and index is None:
+                index = ReportIndex.load(path / INDEX_DIR, expected_sha256=bundle.index_sha256())
+            drafters.append(Drafter(bundle, index, device=device, precision=precision))
     except (BundleError, IndexFormatError, OSError, ValueError, RuntimeError) as error:
         raise LoadError(f"the bundle {path} cannot be served: {error}") from error
     texts = index is not None and any(index.case(row).findings is not None for row in range(len(index)))
-    return Loaded(bundle, drafter, None if index is None else len(index), texts)
+    return Loaded(tuple(drafters), None if index is None else len(index), texts)

@@ -1,32 +1,61 @@
-"""The model server, the only place where the model runs: one worker thread a device, fed by a bounded queue.
+"""The model server, the only place where the model runs: one worker thread a device, fed in batches.
 
-The event loop only awaits futures; images are decoded in a small pool of their own. A job that fails takes
-nothing with it, and a job whose caller went away is dropped before it runs.
+The event loop only awaits futures; images are decoded in a small pool of their own. What goes wrong stays with whom it
+went wrong for: a batch that fails is done again one by one, one that does not fit into memory in halves, and a job
+whose caller left is dropped before it runs. Only a device that can no longer compute ends the engine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import logging
-import queue
+import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol
 
+import torch
+
 from model.drafter import Draft, DraftOptions, StudyView
-from model.images import DEFAULT_LIMITS, ImageLimits, Pixels, Resample, load_pixels
+from model.images import DEFAULT_LIMITS, ImageError, ImageLimits, Pixels, Resample, load_pixels
 from model.views import View
+from service.jobs import ClosedError, Job, JobQueue
+from service.metrics import Metrics
 from service.problems import places
 
 log = logging.getLogger(__name__)
 
 
 class BusyError(RuntimeError):
-    """Every place is taken; try again later."""
+    """Every place is taken; try again after ``retry_after_s``."""
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class MemoryShortError(RuntimeError):
+    """The device had too little memory for a draft, also in a smaller batch."""
+
+
+class BrokenError(RuntimeError):
+    """The device can no longer compute; the message says what it said."""
+
+
+class FieldError(ValueError):
+    """An image that cannot be read, and the form field it came in."""
+
+    def __init__(self, field: str, code: str, message: str) -> None:
+        super().__init__(message)
+        self.field, self.code = field, code
+
+    def __reduce__(self) -> tuple[type[FieldError], tuple[str, str, str]]:
+        return FieldError, (self.field, self.code, str(self))
 
 
 class Drafts(Protocol):
@@ -44,12 +73,13 @@ class Drafts(Protocol):
         """One draft a study."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    study: Sequence[StudyView]
-    options: DraftOptions
-    submitted: float
-    result: Future[Draft] = dataclasses.field(default_factory=Future)
+@dataclasses.dataclass(eq=False)
+class _Worker:
+    """One device. ``most``: the largest batch that fits; ``since``: when its batch began."""
+
+    drafter: Drafts
+    most: int
+    since: float | None = None
 
 
 class Engine:
@@ -60,53 +90,153 @@ class Engine:
         drafters: Sequence[Drafts],
         *,
         capacity: int,
+        max_batch_size: int = 8,
+        max_wait_ms: float = 5.0,
         decode_threads: int = 2,
         limits: ImageLimits = DEFAULT_LIMITS,
+        metrics: Metrics | None = None,
+        on_broken: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """Start the workers.
 
         Args:
             drafters: one for each device; each is used by one thread only.
             capacity: requests in the house at once.
+            max_batch_size: studies drafted together at most.
+            max_wait_ms: longest that a study waits for others to join its batch.
             decode_threads: threads that decode images.
             limits: bounds on the size of an image.
+            metrics: told of batches and waiting times.
+            on_broken: called once, from a worker's thread, when a device can no longer compute.
+
+        Raises:
+            ValueError: no drafter.
         """
         if not drafters:
             raise ValueError("an engine needs at least one drafter")
         self.capacity = capacity
-        self._taken = 0
+        self._taken = self._inside = 0  # changed on the event loop only
         self._limits = limits
+        self._metrics = metrics or Metrics()
+        self._on_broken = on_broken
         self._image_size, self._resample = drafters[0].image_size, drafters[0].resample
-        self._queue: queue.Queue[_Job | None] = queue.Queue(capacity + len(drafters))
+        self._pace_s = 0.0  # seconds a study, lately
+        self._queue = JobQueue(max_wait_s=max_wait_ms / 1000, on_the_way=lambda: self._taken - self._inside)
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-        self._workers = [
-            threading.Thread(target=self._work, args=(drafter,), name=f"model-{number}", daemon=True)
-            for number, drafter in enumerate(drafters)
+        self._workers = [_Worker(drafter, max_batch_size) for drafter in drafters]
+        self._threads = [
+            threading.Thread(target=self._work, args=(worker,), name=f"model-{number}", daemon=True)
+            for number, worker in enumerate(self._workers)
         ]
-        for worker in self._workers:
-            worker.start()
+        for thread in self._threads:
+            thread.start()
+
+    # -- for the event loop ------------------------------------------------------------------------------------------
 
     @property
     def depth(self) -> int:
         """Requests in the house: arriving, waiting or computed."""
         return self._taken
 
+    @property
+    def waiting(self) -> int:
+        """Studies that wait for a worker."""
+        return len(self._queue)
+
+    @property
+    def stalled_s(self) -> float:
+        """How long the slowest batch has been computed by now; 0 where none is."""
+        now = time.monotonic()
+        return max(now - worker.since if worker.since is not None else 0.0 for worker in self._workers)
+
     @contextmanager
     def place(self) -> Iterator[None]:
         """Hold one of ``capacity`` places from before the body is read until the answer is made.
-
-        Called on the event loop only.
 
         Raises:
             BusyError: none is free.
         """
         if self._taken >= self.capacity:
-            raise BusyError(f"all {self.capacity} places are taken")
+            raise BusyError(f"all {self.capacity} places are taken", self._retry_after_s())
         self._taken += 1
         try:
             yield
         finally:
             self._taken -= 1
+
+    async def draft(self, images: Mapping[str, bytes], options: DraftOptions) -> Draft:
+        """Decode the images of one study and draft it; ``timings_ms`` of the result gains ``images`` and ``queue``.
+
+        Args:
+            images: view -> content of its file, one or both.
+            options: of this request.
+
+        Raises:
+            FieldError: an image cannot be read; of several the first in the order of the views.
+            MemoryShortError: the device had too little memory.
+            BrokenError: the device can no longer compute.
+            ClosedError: the engine stops.
+            Exception: whatever the drafter raised for this study.
+        """
+        began = time.perf_counter()
+        study = await self._decode_all(images)
+        decoded_ms = (time.perf_counter() - began) * 1000
+        draft = await self.submit(study, options)
+        return dataclasses.replace(draft, timings_ms={"images": decoded_ms, **draft.timings_ms})
+
+    async def submit(self, study: Sequence[StudyView], options: DraftOptions) -> Draft:
+        """Draft one decoded study; raises as ``draft``, and on cancellation gives the study up where it waits."""
+        job = Job(study, options)
+        self._queue.put(job)
+        self._inside += 1
+        try:
+            return await asyncio.wrap_future(job.result)
+        finally:
+            self._inside -= 1
+            if job.result.cancelled():
+                self._queue.discard(job)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until nobody holds a place any more, ``timeout_s`` at most, then close."""
+        until = time.monotonic() + timeout_s
+        while self._taken and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(self.close, max(until - time.monotonic(), 1.0))
+
+    def refuse_waiting(self, reason: str) -> int:
+        """Take no more, and answer those that wait with ``ClosedError``; what is computed goes on. How many waited."""
+        self._queue.close(reason)
+        return self._queue.refuse(ClosedError(reason))
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Finish the jobs that wait, then stop the threads; those still at work after ``timeout_s`` are left behind."""
+        until = time.monotonic() + timeout_s
+        self._queue.close("the service is stopping")
+        for thread in self._threads:
+            thread.join(max(until - time.monotonic(), 0.0))
+        self._queue.refuse(ClosedError("the service is stopping"))
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    def _retry_after_s(self) -> int:
+        """When a place will have become free by the pace of late, in whole seconds, 1 to 60."""
+        return min(max(math.ceil(self._pace_s * self._taken / len(self._workers) / 2), 1), 60)
+
+    # -- images ------------------------------------------------------------------------------------------------------
+
+    async def _decode_all(self, images: Mapping[str, bytes]) -> list[StudyView]:
+        """All views at the same time, in the order of ``View``."""
+        views = [view for view in View if view.value in images]
+        results = await asyncio.gather(
+            *(self.read_view(images[view.value], view) for view in views), return_exceptions=True
+        )
+        study = []
+        for view, result in zip(views, results, strict=True):
+            if isinstance(result, ImageError):
+                raise FieldError(view.value, result.code, str(result)) from result
+            if isinstance(result, BaseException):
+                raise result
+            study.append(result)
+        return study
 
     async def read_view(self, data: bytes, view: View) -> StudyView:
         """Decode one image off the event loop.
@@ -114,45 +244,108 @@ class Engine:
         Raises:
             ImageError: see ``model.images.load_pixels``.
         """
-        loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(self._decoders, self._decode, data)
+        pixels = await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, data)
         return StudyView(pixels, view)
-
-    async def submit(self, study: Sequence[StudyView], options: DraftOptions) -> Draft:
-        """Draft one study; ``timings_ms`` of the result gains ``queue``.
-
-        Raises:
-            BusyError: the queue is full.
-            Exception: whatever the drafter raised for this job.
-        """
-        job = _Job(study, options, time.perf_counter())
-        try:
-            self._queue.put_nowait(job)
-        except queue.Full:
-            raise BusyError(f"all {self.capacity} places are taken") from None
-        return await asyncio.wrap_future(job.result)
-
-    def close(self, timeout_s: float = 30.0) -> None:
-        """Finish the jobs that wait, then stop the threads."""
-        for _ in self._workers:
-            self._queue.put(None)
-        for worker in self._workers:
-            worker.join(timeout_s)
-        self._decoders.shutdown(wait=True, cancel_futures=True)
 
     def _decode(self, data: bytes) -> Pixels:
         return load_pixels(data, self._image_size, limits=self._limits, resample=self._resample)
 
-    def _work(self, drafter: Drafts) -> None:
-        while (job := self._queue.get()) is not None:
-            if not job.result.set_running_or_notify_cancel():
-                continue  # the caller went away
-            waited_ms = (time.perf_counter() - job.submitted) * 1000
+    # -- for the workers ---------------------------------------------------------------------------------------------
+
+    def _work(self, worker: _Worker) -> None:
+        while jobs := self._queue.take(worker.most):
+            worker.since = time.monotonic()
             try:
-                (draft,) = drafter.draft([job.study], job.options)
-                timings = {"queue": waited_ms, **draft.timings_ms}
-                job.result.set_result(dataclasses.replace(draft, timings_ms=timings))
-            except BaseException as error:
-                log.error("a draft failed with %s\n%s", type(error).__name__, places(error))
-                job.result.set_exception(error)
-            del job
+                self._attempt(worker, jobs)
+            except BaseException as error:  # ours, not the drafter's: the loop must go on
+                log.critical("the engine failed with %s\n%s", type(error).__name__, places(error))
+                _fail(jobs, RuntimeError("the engine failed"))
+            worker.since = None
+            del jobs  # the images of the last batch need not wait for the next
+
+    def _attempt(self, worker: _Worker, jobs: Sequence[Job], *, last: bool = False) -> None:
+        """Draft a batch, and where that fails its parts; every job has its answer afterwards.
+
+        Args:
+            worker: whose drafter.
+            jobs: the batch.
+            last: whether memory ran out for this lone study before.
+        """
+        began = time.monotonic()
+        try:
+            drafts = worker.drafter.draft([job.study for job in jobs], jobs[0].options)
+            if len(drafts) != len(jobs):
+                raise RuntimeError(f"{len(drafts)} drafts came for {len(jobs)} studies")
+        except BaseException as caught:
+            log.error("a batch of %d failed with %s\n%s", len(jobs), type(caught).__name__, places(caught))
+            error = caught.with_traceback(None)  # whose frames hold the tensors that a second attempt needs room for
+        else:
+            self._finish(jobs, drafts, began)
+            return
+        if is_memory_short(error):
+            self._metrics.failed_batches.labels("memory").inc()
+            _free_memory()
+            if len(jobs) > 1:
+                worker.most = max(1, len(jobs) // 2)
+                log.warning("batches hold at most %d studies from now on", worker.most)
+                for part in (jobs[: worker.most], jobs[worker.most :]):
+                    self._attempt(worker, part)
+            elif not last:
+                self._attempt(worker, jobs, last=True)
+            else:
+                _fail(jobs, MemoryShortError("the device has too little memory for this study"))
+        elif is_broken(error):
+            self._metrics.failed_batches.labels("device").inc()
+            self._break(jobs, type(error).__name__)
+        else:
+            self._metrics.failed_batches.labels("error").inc()
+            if len(jobs) == 1:
+                _fail(jobs, error)
+                return
+            for job in jobs:
+                self._attempt(worker, [job])
+
+    def _finish(self, jobs: Sequence[Job], drafts: Sequence[Draft], began: float) -> None:
+        taken_s = time.monotonic() - began
+        self._pace_s = 0.8 * self._pace_s + 0.2 * taken_s / len(jobs) if self._pace_s else taken_s / len(jobs)
+        self._metrics.batch_size.observe(len(jobs))
+        for job, draft in zip(jobs, drafts, strict=True):
+            waited_s = began - job.submitted
+            self._metrics.queue_seconds.observe(waited_s)
+            timings = {"queue": waited_s * 1000, **draft.timings_ms}
+            job.result.set_result(dataclasses.replace(draft, timings_ms=timings))
+
+    def _break(self, jobs: Sequence[Job], what: str) -> None:
+        reason = f"The device can no longer compute ({what}); the service log says where. The service must be restarted"
+        log.critical(reason)
+        self._queue.close(reason)
+        _fail(jobs, BrokenError(reason))
+        self._queue.refuse(BrokenError(reason))
+        self._on_broken(reason)
+
+
+def is_memory_short(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, of a device or of this machine."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def is_broken(error: BaseException) -> bool:
+    """Whether a device answers nothing but errors from now on: a CUDA error outlives the call that met it."""
+    return isinstance(error, torch.AcceleratorError)
+
+
+def _fail(jobs: Sequence[Job], error: BaseException) -> None:
+    """Answer jobs with an error; an exit or interrupt would end the event loop that awaits it, so it goes by name."""
+    shown = error if isinstance(error, Exception) else RuntimeError(f"the drafter raised {type(error).__name__}")
+    for job in jobs:
+        if not job.result.done():
+            job.result.set_exception(shown)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

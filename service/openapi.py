@@ -36,6 +36,12 @@ _EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
     "loading": ("The model is being loaded; try again in a few seconds.", None),
     "unauthorized": ("This address asks for a key. Send it as Authorization: Bearer KEY or as X-API-Key: KEY.", None),
     "busy": ("Try again in a moment: all 16 places are taken.", None),
+    "deadline": (
+        "The draft was not ready within 30 s (REPORT_REQUEST_TIMEOUT_S). Try again in a moment.", None
+    ),
+    "reload_refused": (
+        "The present bundle goes on serving: model.safetensors was altered since the bundle was written.", None
+    ),
 }  # fmt: skip
 
 
@@ -114,10 +120,17 @@ REPORT: dict[str, Any] = {
             "out_of_range",
         ),
         **_problems(500, "The service failed on this request.", "internal"),
-        **_problems(503, "Not ready, or busy (with Retry-After).", "loading", "busy"),
+        **_problems(503, "Not ready, busy or too slow (with Retry-After).", "loading", "busy", "deadline"),
     },
 }
 HEALTH: dict[str, Any] = {"responses": _problems(503, "Not ready; detail says why.", "loading")}
+LIVEZ: dict[str, Any] = {}
+RELOAD: dict[str, Any] = {
+    "responses": {
+        **_problems(409, "Not swapped; the present bundle goes on serving.", "reload_refused"),
+        **_problems(503, "Not ready.", "loading"),
+    },
+}
 
 
 def describe(app: FastAPI) -> None:

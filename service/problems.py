@@ -22,6 +22,8 @@ from service.schemas import ProblemDetails
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:problem-type:cxr-report:"
+CAUSE = "cxr_report.cause"  # key of the ASGI scope: the code of the problem that a request was answered with
+LEFT = "client_left"
 UNFORESEEN = "This request could not be answered; others are not affected. The service log says where it failed."
 log = logging.getLogger(__name__)
 
@@ -50,11 +52,15 @@ CODES: dict[str, tuple[int, str]] = {
     "animated": (422, "The image has more than one frame"),
     "too_small": (422, "The image is too small"),
     "too_large": (422, "The image has too many pixels"),
+    "reload_refused": (409, "The bundle was not swapped"),
     "invalid_request": (422, "The request is not valid"),
     "internal": (500, "The service failed"),
     "loading": (503, "The model is still being loaded"),
-    "failed": (503, "The model could not be loaded"),
+    "failed": (503, "The model cannot be served"),
     "busy": (503, "The service is busy"),
+    "deadline": (503, "The answer took too long"),
+    "memory": (503, "The device has too little memory"),
+    "stopping": (503, "The service is stopping"),
 }
 
 
@@ -96,16 +102,20 @@ def _response(
 def install(app: FastAPI) -> None:
     """Let the app answer every foreseen error with a problem."""
 
-    async def on_problem(_: Request, error: Exception) -> Response:
+    async def on_problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
+        request.scope[CAUSE] = error.code
         return error.response()
 
-    async def on_http_exception(_: Request, error: Exception) -> Response:
+    async def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        request.scope[CAUSE] = f"http_{error.status_code}"
         headers = error.headers or {}
         if error.status_code == HTTPStatus.NOT_FOUND:
             return Problem(
-                "not_found", "The service answers at /, /report, /health and /openapi.json.", headers=headers
+                "not_found",
+                "The service answers at /, /report, /health, /livez, /metrics, /reload and /openapi.json.",
+                headers=headers,
             ).response()
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = headers.get("Allow", "")
@@ -114,8 +124,9 @@ def install(app: FastAPI) -> None:
         title = HTTPStatus(error.status_code).phrase
         return _response(error.status_code, f"http_{error.status_code}", title, str(error.detail), None, headers)
 
-    async def on_invalid(_: Request, error: Exception) -> Response:
+    async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
+        request.scope[CAUSE] = "invalid_request"
         first = error.errors()[0]
         return Problem("invalid_request", str(first["msg"]), field=str(first["loc"][-1])).response()
 
@@ -144,8 +155,10 @@ class UnforeseenErrors:
         try:
             await self.app(scope, receive, watched)
         except ClientDisconnect:
-            log.info("the client went away before its request was complete")
+            scope[CAUSE] = LEFT
+            log.info("the client went away before its answer")
         except Exception as error:
+            scope[CAUSE] = "internal"
             log.error("unforeseen %s\n%s", type(error).__name__, places(error))
             if not started:
                 await Problem("internal", UNFORESEEN).response()(scope, receive, send)

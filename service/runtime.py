@@ -1,96 +1,193 @@
-"""The life of the service: load in the background, warm up, serve, drain."""
+"""The life of the service: load in the background, warm up, serve, swap bundles, drain."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 from model.images import ImageLimits
 from service.answers import model_info
+from service.backend import Backend
 from service.bundles import Loaded, LoadError, load
 from service.engine import Engine
+from service.metrics import Metrics
 from service.problems import Problem, places
 from service.schemas import ModelInfo
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
+LAST_WORDS_S = 2.0  # of the drain: what still waits is answered, what is computed has so long to end
+STOPPING = "The service is stopping; send the request again in a moment."
 
 
 @dataclass(frozen=True)
 class Ready:
     """All that answering needs."""
 
-    loaded: Loaded
-    engine: Engine
+    backend: Backend
     model: ModelInfo
+    device: str
+    cases: int | None
+    texts: bool
 
 
 class Runtime:
-    """Holds the model from start to stop. ``state``: loading, then ready, or failed for a ``reason``."""
+    """Holds the model from start to stop.
+
+    Attributes:
+        settings: of the service.
+        state: loading, then ready; failed for a ``reason`` where nothing could be loaded or the device was lost.
+        broken: whether it failed after it had been ready.
+        metrics: of the app.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.state: Literal["loading", "ready", "failed"] = "loading"
         self.reason = "The model is being loaded; try again in a few seconds."
+        self.broken = False
+        self.metrics = Metrics()
+        self.metrics.watch(
+            ready=lambda: self.state == "ready",
+            waiting=lambda: self._ready.backend.waiting if self._ready else 0,
+            taken=lambda: self._ready.backend.depth if self._ready else 0,
+            places=lambda: settings.queue_size,
+        )
         self._ready: Ready | None = None
+        self._retired: list[Backend] = []
+        self._tasks: set[asyncio.Task[object]] = set()
         self._loading: asyncio.Task[None] | None = None
+        self._swapping = asyncio.Lock()
+        self._draining = False
 
     def ready(self) -> Ready:
         """What is served.
 
         Raises:
-            Problem: 503, while loading and where loading failed.
+            Problem: 503, while loading and where loading failed or the device was lost.
         """
-        if self._ready is not None:
-            return self._ready
         if self.state == "failed":
             raise Problem("failed", self.reason)
+        if self._ready is not None:
+            return self._ready
         raise Problem("loading", self.reason, headers={"Retry-After": "5"})
 
     def start(self) -> None:
         """Begin to load; called on the event loop, returns at once."""
-        self._loading = asyncio.create_task(self._load(), name="load-bundle")
+        self._loading = asyncio.create_task(self._load_first(), name="load-bundle")
+        self._keep(self._watch(), "watch")
+        try:
+            asyncio.get_running_loop().add_signal_handler(
+                signal.SIGHUP, lambda: self._keep(self._reload_for_signal(), "reload")
+            )
+        except (AttributeError, NotImplementedError, RuntimeError, ValueError):
+            log.debug("SIGHUP does not swap the bundle here")  # not the main thread, or not POSIX
 
     async def stop(self) -> None:
         """Finish the drafts under way and let the model go."""
         if self._loading is not None:
             await self._loading
-        if self._ready is not None:
-            await asyncio.to_thread(self._ready.engine.close)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for backend in (*self._retired, *((self._ready.backend,) if self._ready is not None else ())):
+            await asyncio.to_thread(backend.close)
         self._ready = None
 
-    async def _load(self) -> None:
-        began = time.perf_counter()
+    def drain(self) -> None:
+        """On SIGTERM: answer what still waits shortly before ``drain_timeout_s`` is over. Called on the event loop."""
+        if not self._draining:
+            self._draining = True
+            log.info("stopping: requests in the house are answered within %g s", self.settings.drain_timeout_s)
+            self._keep(self._refuse_late(), "drain")
+
+    async def reload(self) -> Ready:
+        """Load the bundle anew and serve it in the place of the present one, which finishes what it began.
+
+        Both are in memory for that time. Where the new one cannot be loaded nothing changes.
+
+        Returns:
+            What is served from now on.
+
+        Raises:
+            Problem: 409, with what was wrong; 503 while the first bundle is being loaded, or is failed.
+        """
+        self.ready()
+        if self._swapping.locked():
+            raise Problem("reload_refused", "Another swap is under way; wait until it is done.")
+        async with self._swapping:
+            try:
+                new = await self._load()
+            except LoadError as error:
+                self.metrics.reloads.labels("refused").inc()
+                log.error("the bundle is not swapped: %s", error)
+                raise Problem("reload_refused", f"The present bundle goes on serving: {error}") from error
+            try:
+                old = self.ready()
+            except Problem:  # the device was lost meanwhile
+                new.backend.close()
+                raise
+            self._ready = new
+            self.metrics.reloads.labels("done").inc()
+            self._keep(self._retire(old.backend), "retire")
+            return new
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    async def _load_first(self) -> None:
         try:
-            loaded = await self._in_a_passing_thread(self._load_and_warm_up)
+            self._ready = await self._load()
+            self.state = "ready"
         except LoadError as error:
             self._fail(str(error))
+
+    async def _load(self) -> Ready:
+        """Load, warm up, start an engine.
+
+        Raises:
+            LoadError: whatever went wrong, in words that quote nothing unforeseen.
+        """
+        began = time.perf_counter()
+        settings, loop = self.settings, asyncio.get_running_loop()
+
+        def on_broken(reason: str) -> None:
+            loop.call_soon_threadsafe(self._lose_device, reason)
+
+        try:
+            loaded = await self._in_a_passing_thread(self._load_and_warm_up)
+        except LoadError:
+            raise
         except Exception as error:
             log.critical("loading failed with %s\n%s", type(error).__name__, places(error))
-            self._fail(f"loading failed with {type(error).__name__}; the service log says where")
-        else:
-            engine = Engine(
-                [loaded.drafter],
-                capacity=self.settings.queue_size,
-                decode_threads=self.settings.decode_threads,
-                limits=ImageLimits(max_pixels=self.settings.max_pixels),
-            )
-            self._ready = Ready(loaded, engine, model_info(loaded))
-            self.state = "ready"
-            log.info(
-                "ready after %.1f s: bundle %s (%s) on %s, %s reference cases, texts %s",
-                time.perf_counter() - began,
-                loaded.bundle.config.name,
-                loaded.bundle.digest[:12],
-                loaded.device,
-                "no" if loaded.cases is None else loaded.cases,
-                "available" if loaded.texts else "not available",
-            )
+            raise LoadError(f"loading failed with {type(error).__name__}; the service log says where") from error
+        engine = Engine(
+            loaded.drafters,
+            capacity=settings.queue_size,
+            max_batch_size=settings.max_batch_size,
+            max_wait_ms=settings.max_wait_ms,
+            decode_threads=settings.decode_threads,
+            limits=ImageLimits(max_pixels=settings.max_pixels),
+            metrics=self.metrics,
+            on_broken=on_broken,
+        )
+        model = model_info(loaded)
+        self.metrics.serve(model.name, model.digest, loaded.device)
+        log.info(
+            "ready after %.1f s: bundle %s (%s) on %s, %s reference cases, texts %s",
+            time.perf_counter() - began,
+            model.name,
+            model.digest[:12],
+            loaded.device,
+            "no" if loaded.cases is None else loaded.cases,
+            "available" if loaded.texts else "not available",
+        )
+        return Ready(engine, model, loaded.device, loaded.cases, loaded.texts)
 
     @staticmethod
     async def _in_a_passing_thread(call: Callable[[], Loaded]) -> Loaded:
@@ -109,6 +206,43 @@ class Runtime:
             loaded.warm_up()
         return loaded
 
+    async def _retire(self, backend: Backend) -> None:
+        self._retired.append(backend)
+        await backend.drain(self.settings.upload_timeout_s + self.settings.request_timeout_s)
+        self._retired.remove(backend)
+
+    async def _reload_for_signal(self) -> None:
+        try:
+            await self.reload()
+        except Problem as problem:
+            log.error("SIGHUP: %s", problem.detail)
+
+    async def _refuse_late(self) -> None:
+        await asyncio.sleep(max(self.settings.drain_timeout_s - LAST_WORDS_S, self.settings.drain_timeout_s / 2))
+        if self._ready is not None and (count := self._ready.backend.refuse_waiting(STOPPING)):
+            log.warning("stopping: %d requests that still waited were refused", count)
+
+    async def _watch(self) -> None:
+        """Give a device up that does not end its batch."""
+        most = self.settings.stall_timeout_s
+        while most:
+            await asyncio.sleep(min(most / 4, 5.0))
+            if self._ready is not None and self._ready.backend.stalled_s > most:
+                self._lose_device(f"A batch has not ended for {most:g} s (REPORT_STALL_TIMEOUT_S); the service must be "
+                                  "restarted")  # fmt: skip
+                return
+
+    def _lose_device(self, reason: str) -> None:
+        self.broken = True
+        self._fail(reason)
+        if self._ready is not None:
+            self._ready.backend.refuse_waiting(reason)
+
     def _fail(self, reason: str) -> None:
         self.reason, self.state = reason, "failed"
         log.critical("cannot serve: %s", reason)
+
+    def _keep(self, work: Coroutine[object, object, object], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

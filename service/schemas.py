@@ -62,7 +62,7 @@ HEALTH_EXAMPLE: dict[str, Any] = {
     "bundle": {"name": "iu-xray", "digest": _MODEL["digest"], "hydrated": True},
     "cases": 2069,
     "texts": True,
-    "queue": {"depth": 0, "capacity": 16},
+    "queue": {"depth": 0, "waiting": 0, "capacity": 16},
     "model": _MODEL,
 }
 PROBLEM_EXAMPLE: dict[str, Any] = {
@@ -152,9 +152,10 @@ class BundleInfo(_Answer):
 
 
 class QueueInfo(_Answer):
-    """Requests in the house and how many there is room for."""
+    """Requests in the house, those of them that wait for the model, and how many there is room for."""
 
     depth: Annotated[int, Field(ge=0)]
+    waiting: Annotated[int, Field(ge=0)]
     capacity: Annotated[int, Field(ge=1)]
 
 
@@ -170,6 +171,12 @@ class HealthResponse(_Answer):
     texts: Annotated[bool, Field(description="Whether any reference case holds its text.")]
     queue: QueueInfo
     model: ModelInfo
+
+
+class AliveResponse(_Answer):
+    """The process answers."""
+
+    status: Literal["alive"]
 
 
 class ProblemDetails(_Answer):

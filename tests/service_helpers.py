@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,15 @@ from typing import Any, Literal
 
 import httpx
 import numpy as np
+import pytest
 import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
+from model.drafter import Draft, Drafter, DraftOptions, StudyView
+from service import runtime
 from service.app import create_app
+from service.bundles import Loaded, load
 from service.settings import Settings
 
 PROBLEM = "application/problem+json"
@@ -91,6 +96,39 @@ def ready_client(bundle: Path, **changes: Any) -> Iterator[httpx.Client]:
     """A client of such a server."""
     with live_server(bundle, **changes) as live, live.client() as client:
         yield client
+
+
+# --- drafters that wait ---------------------------------------------------------------------------------------------
+
+
+class Gate(Drafter):
+    """The real drafter behind a gate; counts its batches, and fails with `error` when that is set."""
+
+    def __init__(self, real: Drafter) -> None:
+        super().__init__(real.bundle, real.index, device=real.device)
+        self.begun, self.go, self.batches = threading.Event(), threading.Event(), list[int]()
+        self.error: BaseException | None = None
+
+    def draft(self, studies: Sequence[Sequence[StudyView]], options: DraftOptions = DraftOptions()) -> list[Draft]:  # noqa: B008
+        self.begun.set()
+        assert self.go.wait(WAIT_S)
+        self.batches.append(len(studies))
+        if self.error is not None:
+            raise self.error
+        return super().draft(studies, options)
+
+
+def gate_drafters(monkeypatch: pytest.MonkeyPatch) -> list[Gate]:
+    """Puts a gate before every drafter that the service loads."""
+    made: list[Gate] = []
+
+    def load_gated(settings: Settings) -> Loaded:
+        loaded = load(settings)
+        made.append(Gate(loaded.drafter))
+        return dataclasses.replace(loaded, drafters=(made[-1],))
+
+    monkeypatch.setattr(runtime, "load", load_gated)
+    return made
 
 
 # --- images -----------------------------------------------------------------------------------------------------

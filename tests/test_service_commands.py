@@ -138,6 +138,14 @@ def wait_for_health(port: int) -> None:
     pytest.fail("the service did not become ready")
 
 
+def wait_for_swap(port: int) -> None:
+    deadline = time.monotonic() + START_S
+    done = 'report_reloads_total{result="done"} 1.0'
+    while done not in httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text:
+        assert time.monotonic() < deadline, "the bundle was not swapped"
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize("how", ["python -m service", "uvicorn --factory"])
 def test_both_ways_to_serve(bundle: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
@@ -152,6 +160,8 @@ def test_both_ways_to_serve(bundle: Path, how: str, monkeypatch: pytest.MonkeyPa
         wait_for_health(port)
         answer = httpx.post(f"http://127.0.0.1:{port}/report?canary=1", files={"frontal": ("f", png())}, timeout=WAIT_S)
         assert answer.status_code == 422
+        process.send_signal(signal.SIGHUP)
+        wait_for_swap(port)
     finally:
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=START_S)

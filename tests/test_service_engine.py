@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 
 from model.drafter import Draft, DraftOptions, StudyView
 from model.images import ImageError
 from model.views import View
-from service.engine import BusyError, Engine
+from service.engine import BusyError, Engine, FieldError
+from service.jobs import ClosedError
 from tests.service_helpers import WAIT_S, png
 
 SIZE = 48
@@ -20,58 +23,203 @@ OPTIONS = DraftOptions()
 
 
 class Recorder:
-    """Stands where a device would: keeps what reached it, answers when let go."""
+    """Stands where a device would: keeps the batches that reached it, answers when let go."""
 
     image_size, resample = SIZE, "bicubic"
 
     def __init__(self) -> None:
-        self.seen: list[int] = []
+        self.batches: list[list[int]] = []
         self.begun, self.go = threading.Event(), threading.Event()
+        self.room = 1000
+
+    @property
+    def seen(self) -> list[int]:
+        return [number for batch in self.batches for number in batch]
 
     def draft(self, studies: Sequence[Sequence[StudyView]], options: DraftOptions) -> list[Draft]:
         self.begun.set()
         assert self.go.wait(WAIT_S)
-        (study,) = studies
-        self.seen.append(int(study[0].pixels[0, 0]))
-        if self.seen[-1] == 13:
-            raise RuntimeError("unlucky")
-        return [Draft(str(self.seen[-1]), (), {}, (), (), {"encode": 1.0})]
+        numbers = [int(study[0].pixels[0, 0]) for study in studies]
+        self.batches.append(numbers)
+        if len(numbers) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        for number, error in FAILURES.items():
+            if number in numbers:
+                raise error
+        return [Draft(str(number), (), {}, (), (), {"encode": 1.0}) for number in numbers]
 
 
-def study(number: int) -> list[StudyView]:
-    return [StudyView(np.full((SIZE, SIZE), number, np.uint8), View.FRONTAL)]
+UNLUCKY, EXITS, LOSES_THE_DEVICE = 13, 14, 15
+FAILURES: dict[int, BaseException] = {
+    UNLUCKY: RuntimeError("unlucky"),
+    EXITS: SystemExit("a library that would end the process"),
+    LOSES_THE_DEVICE: torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+}
 
 
-def test_jobs_are_answered_in_their_order_each_with_its_own() -> None:
-    async def main() -> list[Draft]:
+def study(number: int, views: int = 1) -> list[StudyView]:
+    return [StudyView(np.full((SIZE, SIZE), number, np.uint8), view) for view in list(View)[:views]]
+
+
+async def in_one_batch(
+    recorder: Recorder, engine: Engine, *jobs: tuple[list[StudyView], DraftOptions]
+) -> list[Draft | BaseException]:
+    """Submit while the worker is held by a first job, so that all wait together; their results."""
+    first = asyncio.create_task(engine.submit(study(99), OPTIONS))
+    assert await asyncio.to_thread(recorder.begun.wait, WAIT_S)
+    tasks = [asyncio.create_task(engine.submit(*job)) for job in jobs]
+    while engine.waiting < len(jobs):
+        await asyncio.sleep(0.001)
+    recorder.go.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(first, return_exceptions=True)
+    await asyncio.to_thread(engine.close)
+    while recorder.batches and recorder.batches[0] == [99]:
+        recorder.batches.pop(0)
+    return results
+
+
+def texts(results: Sequence[Draft | BaseException]) -> list[str]:
+    return [result.findings if isinstance(result, Draft) else type(result).__name__ for result in results]
+
+
+def run(
+    *jobs: tuple[list[StudyView], DraftOptions], room: int = 1000, most: int = 8
+) -> tuple[list[str], list[list[int]]]:
+    """What the jobs are answered when they wait together, and the batches they were drafted in."""
+
+    async def main() -> tuple[list[str], list[list[int]]]:
+        recorder = Recorder()
+        recorder.room = room
+        engine = Engine([recorder], capacity=20, max_batch_size=most)
+        results = await in_one_batch(recorder, engine, *jobs)
+        return texts(results), recorder.batches
+
+    return asyncio.run(main())
+
+
+def test_jobs_that_wait_share_batches_each_has_its_own_answer() -> None:
+    answers, batches = run(*((study(number), OPTIONS) for number in range(10)), most=4)
+    assert answers == [str(number) for number in range(10)]
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_only_jobs_of_a_kind_share_a_batch_and_the_oldest_goes_first() -> None:
+    wide = DraftOptions(beam_size=5)
+    answers, batches = run((study(0), OPTIONS), (study(1), wide), (study(2, views=2), OPTIONS), (study(3), OPTIONS),
+                           (study(4), wide))  # fmt: skip
+    assert answers == ["0", "1", "2", "3", "4"]
+    assert batches == [[0, 3], [1, 4], [2]]
+
+
+def test_a_failure_stays_its_own() -> None:
+    answers, batches = run(*((study(number), OPTIONS) for number in (1, UNLUCKY, 2, EXITS, 3)))
+    assert answers == ["1", "RuntimeError", "2", "RuntimeError", "3"]
+    assert batches == [[1, UNLUCKY, 2, EXITS, 3], [1], [UNLUCKY], [2], [EXITS], [3]]
+
+
+def test_what_does_not_fit_is_done_again_in_halves_and_later_batches_are_smaller() -> None:
+    answers, batches = run(*((study(number), OPTIONS) for number in range(10)), room=4)
+    assert answers == [str(number) for number in range(10)]
+    assert batches == [[*range(8)], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_halves_are_halved_again_until_they_fit() -> None:
+    answers, batches = run(*((study(number), OPTIONS) for number in range(6)), room=1, most=4)
+    assert answers == [str(number) for number in range(6)]
+    assert batches == [[0, 1, 2, 3], [0, 1], [0], [1], [2, 3], [2], [3], [4], [5]]
+
+
+def test_a_lone_study_is_tried_again_when_memory_was_short() -> None:
+    answers, batches = run((study(1), OPTIONS), room=0)
+    assert answers == ["MemoryShortError"]
+    assert batches == [[1], [1]]
+
+
+def test_a_failure_among_what_was_halved_stays_its_own() -> None:
+    answers, _ = run(*((study(number), OPTIONS) for number in (1, 2, UNLUCKY, 3)), room=2)
+    assert answers == ["1", "2", "RuntimeError", "3"]
+
+
+def test_a_lost_device_ends_the_engine_and_everybody_is_told() -> None:
+    async def main() -> tuple[list[str], list[str]]:
+        recorder, reasons = Recorder(), []
+        engine = Engine([recorder], capacity=8, max_batch_size=2, on_broken=reasons.append)
+        jobs = [(study(number), OPTIONS) for number in (1, LOSES_THE_DEVICE, 2, 3)]
+        answers = texts(await in_one_batch(recorder, engine, *jobs))
+        with pytest.raises(ClosedError, match="can no longer compute"):
+            await engine.submit(study(4), OPTIONS)
+        return answers, reasons
+
+    answers, reasons = asyncio.run(main())
+    assert answers == ["BrokenError"] * 4
+    assert len(reasons) == 1
+    assert "AcceleratorError" in reasons[0]
+
+
+class TooFew(Recorder):
+    """A drafter that loses a draft."""
+
+    def draft(self, studies: Sequence[Sequence[StudyView]], options: DraftOptions) -> list[Draft]:
+        return super().draft(studies, options)[: -1 if len(studies) > 1 else None]
+
+
+def test_a_drafter_that_answers_too_few_wedges_nothing() -> None:
+    async def main() -> list[str]:
+        recorder = TooFew()
+        return texts(
+            await in_one_batch(recorder, Engine([recorder], capacity=8), *((study(n), OPTIONS) for n in (1, 2)))
+        )
+
+    assert asyncio.run(main()) == ["1", "2"]
+
+
+def test_a_lone_request_waits_for_nobody_and_others_on_the_way_are_waited_for() -> None:
+    async def main() -> tuple[float, float, list[list[int]]]:
         recorder = Recorder()
         recorder.go.set()
-        engine = Engine([recorder], capacity=8)
-        drafts = await asyncio.gather(*(engine.submit(study(number), OPTIONS) for number in range(8)))
+        engine = Engine([recorder], capacity=4, max_batch_size=2, max_wait_ms=WAIT_S * 1000)
+        with engine.place():
+            alone = await engine.submit(study(1), OPTIONS)
+        with engine.place(), engine.place():  # the second is still sending
+            first = asyncio.create_task(engine.submit(study(2), OPTIONS))
+            await asyncio.sleep(0.05)
+            assert recorder.batches == [[1]]
+            second = await engine.submit(study(3), OPTIONS)
+            await first
         await asyncio.to_thread(engine.close)
-        assert recorder.seen == list(range(8))
-        return drafts
+        return alone.timings_ms["queue"], second.timings_ms["queue"], recorder.batches
 
-    drafts = asyncio.run(main())
-    assert [draft.findings for draft in drafts] == [str(number) for number in range(8)]
-    assert all(list(draft.timings_ms) == ["queue", "encode"] for draft in drafts)
+    alone_ms, second_ms, batches = asyncio.run(main())
+    assert batches == [[1], [2, 3]]
+    assert alone_ms < WAIT_S * 100
+    assert second_ms < WAIT_S * 100
 
 
-def test_a_failure_reaches_its_own_caller_alone() -> None:
-    async def main() -> list[Draft | BaseException]:
+def test_timings_gain_the_wait() -> None:
+    async def main() -> Draft:
         recorder = Recorder()
         recorder.go.set()
-        engine = Engine([recorder], capacity=8)
-        jobs = (engine.submit(study(number), OPTIONS) for number in (1, 13, 2))
-        results = await asyncio.gather(*jobs, return_exceptions=True)
+        engine = Engine([recorder], capacity=1)
+        draft = await engine.draft({"frontal": png()}, OPTIONS)
         await asyncio.to_thread(engine.close)
-        return results
+        return draft
 
-    first, failed, last = asyncio.run(main())
-    assert isinstance(first, Draft)
-    assert isinstance(failed, RuntimeError)
-    assert isinstance(last, Draft)
-    assert last.findings == "2"
+    assert list(asyncio.run(main()).timings_ms) == ["images", "queue", "encode"]
+
+
+def test_an_image_that_cannot_be_read_names_its_field_the_first_of_several() -> None:
+    async def main() -> FieldError:
+        engine = Engine([Recorder()], capacity=1)
+        with pytest.raises(FieldError) as caught:
+            await engine.draft({"lateral": b"no image", "frontal": b"neither"}, OPTIONS)
+        await asyncio.to_thread(engine.close)
+        return caught.value
+
+    error = asyncio.run(main())
+    assert (error.field, error.code) == ("frontal", "not_an_image")
+    again = pickle.loads(pickle.dumps(error))  # as it travels between processes
+    assert (again.field, again.code, str(again)) == (error.field, error.code, str(error))
 
 
 def test_a_job_whose_caller_left_is_never_run() -> None:
@@ -142,6 +290,58 @@ def test_two_devices_share_the_work() -> None:
     one, other = asyncio.run(main())
     assert sorted(one + other) == [0, 1]
     assert len(one) == len(other) == 1
+
+
+def test_waiting_can_be_refused_while_what_is_computed_ends() -> None:
+    async def main() -> list[str]:
+        recorder = Recorder()
+        engine = Engine([recorder], capacity=4)
+        running = asyncio.create_task(engine.submit(study(1), OPTIONS))
+        assert await asyncio.to_thread(recorder.begun.wait, WAIT_S)
+        waiting = [asyncio.create_task(engine.submit(study(number), OPTIONS)) for number in (2, 3)]
+        while engine.waiting < 2:
+            await asyncio.sleep(0.001)
+        assert engine.refuse_waiting("enough") == 2
+        refused = await asyncio.gather(*waiting, return_exceptions=True)
+        recorder.go.set()
+        done = await running
+        await asyncio.to_thread(engine.close)
+        return texts([done, *refused])
+
+    assert asyncio.run(main()) == ["1", "ClosedError", "ClosedError"]
+
+
+def test_a_batch_that_does_not_end_is_seen() -> None:
+    async def main() -> float:
+        recorder = Recorder()
+        engine = Engine([recorder], capacity=4)
+        assert engine.stalled_s == 0
+        running = asyncio.create_task(engine.submit(study(1), OPTIONS))
+        assert await asyncio.to_thread(recorder.begun.wait, WAIT_S)
+        await asyncio.sleep(0.02)
+        stalled = engine.stalled_s
+        recorder.go.set()
+        await running
+        await asyncio.to_thread(engine.close)
+        assert engine.stalled_s == 0
+        return stalled
+
+    assert 0.01 < asyncio.run(main()) < WAIT_S
+
+
+def test_the_time_to_come_back_follows_the_pace() -> None:
+    async def main() -> int:
+        recorder = Recorder()
+        engine = Engine([recorder], capacity=1)
+        with engine.place():
+            asyncio.get_running_loop().call_later(2.2, recorder.go.set)
+            await engine.submit(study(1), OPTIONS)
+            with pytest.raises(BusyError) as caught, engine.place():
+                pass
+        await asyncio.to_thread(engine.close)
+        return caught.value.retry_after_s
+
+    assert asyncio.run(main()) >= 2
 
 
 def test_images_are_decoded_to_the_drafters_size() -> None:

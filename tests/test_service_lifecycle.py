@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from model.drafter import Draft, Drafter, DraftOptions, StudyView
 from service import runtime
 from service.bundles import Loaded, load
 from service.settings import Settings
 from tests.helpers import REPORTS, write_tiny_bundle
-from tests.service_helpers import PROBLEM, WAIT_S, live_server, png, ready_client, wait_until_ready
+from tests.service_helpers import PROBLEM, WAIT_S, Gate, gate_drafters, live_server, png, ready_client, wait_until_ready
 
 CANARY = "Canary-Patient-4711"
 
@@ -29,37 +27,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
+@pytest.fixture
+def gates(monkeypatch: pytest.MonkeyPatch) -> list[Gate]:
+    return gate_drafters(monkeypatch)
+
+
 def post(client: httpx.Client) -> httpx.Response:
     return client.post("/report", files={"frontal": ("f", png())}, data={"beam_size": "1"})
-
-
-class HeldDrafter(Drafter):
-    """The real drafter, which waits to be let go, or fails when told to."""
-
-    def __init__(self, real: Drafter) -> None:
-        super().__init__(real.bundle, real.index, device=real.device)
-        self.begun, self.go, self.fail = threading.Event(), threading.Event(), False
-
-    def draft(self, studies: Sequence[Sequence[StudyView]], options: DraftOptions = DraftOptions()) -> list[Draft]:  # noqa: B008
-        self.begun.set()
-        assert self.go.wait(WAIT_S)
-        if self.fail:
-            raise RuntimeError(f"an error that quotes {CANARY}")
-        return super().draft(studies, options)
-
-
-@pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> list[HeldDrafter]:
-    """Makes the service load its bundle with a held drafter; the list receives it."""
-    made: list[HeldDrafter] = []
-
-    def load_held(settings: Settings) -> Loaded:
-        loaded = load(settings)
-        made.append(HeldDrafter(loaded.drafter))
-        return dataclasses.replace(loaded, drafter=made[0])
-
-    monkeypatch.setattr(runtime, "load", load_held)
-    return made
 
 
 @contextmanager
@@ -109,7 +83,7 @@ def test_health_when_ready(bundle: Path) -> None:
     assert len(body["bundle"]["digest"]) == 64
     assert body["cases"] == len(REPORTS)
     assert body["texts"] is True
-    assert body["queue"] == {"depth": 0, "capacity": 7}
+    assert body["queue"] == {"depth": 0, "waiting": 0, "capacity": 7}
     assert body["model"]["backbone"] == "mobilenet_v3_small"
 
 
@@ -155,34 +129,34 @@ def test_an_unforeseen_error_while_loading_is_not_quoted(
 # --- under load -------------------------------------------------------------------------------------------------
 
 
-def test_inference_does_not_block_the_event_loop(bundle: Path, held: list[HeldDrafter]) -> None:
+def test_inference_does_not_block_the_event_loop(bundle: Path, gates: list[Gate]) -> None:
     with live_server(bundle, warm_up=False) as live, live.client() as client, posting(client) as answers:
         try:
-            assert held[0].begun.wait(WAIT_S)
+            assert gates[0].begun.wait(WAIT_S)
             for _ in range(5):
                 health = client.get("/health")
                 assert health.status_code == 200
                 assert health.json()["queue"]["depth"] == 1
             assert answers == []
         finally:
-            held[0].go.set()
+            gates[0].go.set()
     assert answers[0].status_code == 200
 
 
 def test_a_failed_draft_leaves_the_server_as_it_was(
-    bundle: Path, held: list[HeldDrafter], caplog: pytest.LogCaptureFixture
+    bundle: Path, gates: list[Gate], caplog: pytest.LogCaptureFixture
 ) -> None:
     with live_server(bundle, warm_up=False) as live, live.client() as client:
-        held[0].go.set()
+        gates[0].go.set()
         before = post(client).json()
-        held[0].fail = True
+        gates[0].error = RuntimeError(f"an error that quotes {CANARY}")
         for _ in range(3):
             answer = post(client)
             assert answer.status_code == 500
             assert answer.headers["content-type"] == PROBLEM
             assert answer.json()["code"] == "internal"
             assert CANARY not in answer.text
-        held[0].fail = False
+        gates[0].error = None
         assert client.get("/health").json()["queue"]["depth"] == 0
         assert post(client).json()["sentences"] == before["sentences"]
     assert "RuntimeError" in caplog.text
@@ -209,13 +183,13 @@ def test_many_at_once_get_the_answers_they_get_alone(bundle: Path) -> None:
     assert [together[number]["sentences"] for number in range(len(studies))] == alone
 
 
-def test_a_stop_lets_the_request_under_way_finish(bundle: Path, held: list[HeldDrafter]) -> None:
+def test_a_stop_lets_the_request_under_way_finish(bundle: Path, gates: list[Gate]) -> None:
     with live_server(bundle, warm_up=False) as live, live.client() as client:
         with posting(client) as answers:
-            assert held[0].begun.wait(WAIT_S)
+            assert gates[0].begun.wait(WAIT_S)
             live.stop()
             time.sleep(0.3)  # uvicorn looks every 0.1 s whether it shall stop
-            held[0].go.set()
+            gates[0].go.set()
         assert answers[0].status_code == 200
 
 

@@ -150,7 +150,7 @@ def test_when_every_place_is_taken_the_next_is_told_at_once(bundle: Path) -> Non
             answer = client.post("/report", files={"frontal": ("f", png())})
             assert answer.status_code == 503
             assert answer.json()["code"] == "busy"
-            assert answer.headers["retry-after"] == "2"
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
         wait_for_depth(live, 0)
         assert drafts(live)
 

@@ -1,0 +1,56 @@
+"""What the HTTP interface needs of whatever runs the model: the engine of this process, or replicas elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from model.drafter import Draft, DraftOptions
+
+
+class Backend(Protocol):
+    """Drafts for the interface. ``service.engine.Engine`` is the one in this process, ``service.ray_app`` has another.
+
+    Called on the event loop only, but for ``close``.
+    """
+
+    @property
+    def capacity(self) -> int:
+        """Requests in the house at once."""
+
+    @property
+    def depth(self) -> int:
+        """Requests in the house: arriving, waiting or computed."""
+
+    @property
+    def waiting(self) -> int:
+        """Studies that wait for the model."""
+
+    @property
+    def stalled_s(self) -> float:
+        """How long the slowest batch has been computed by now; 0 where none is, or where that is seen elsewhere."""
+
+    def place(self) -> AbstractContextManager[None]:
+        """Hold one place from before the body is read until the answer is made.
+
+        Raises:
+            service.engine.BusyError: none is free.
+        """
+
+    async def draft(self, images: Mapping[str, bytes], options: DraftOptions) -> Draft:
+        """Decode the images of one study (view -> file content) and draft it.
+
+        Raises:
+            service.engine.FieldError: an image cannot be read.
+            service.engine.MemoryShortError, service.engine.BrokenError, service.jobs.ClosedError: see there.
+        """
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until nobody holds a place any more, ``timeout_s`` at most, then close."""
+
+    def refuse_waiting(self, reason: str) -> int:
+        """Take no more and refuse what waits; how many waited."""
+
+    def close(self) -> None:
+        """Finish what waits, then stop."""

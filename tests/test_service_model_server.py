@@ -1,0 +1,290 @@
+"""The model server behind HTTP: deadlines, clients that leave, bundle swaps, lost devices, metrics, batches."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+
+from service import runtime
+from service.bundles import Loaded, load
+from service.settings import Settings
+from tests.helpers import write_tiny_bundle
+from tests.service_helpers import (
+    PROBLEM,
+    WAIT_S,
+    Gate,
+    Live,
+    gate_drafters,
+    live_server,
+    png,
+    ready_client,
+    wait_until_ready,
+)
+
+STUDIES = [png(60 + 7 * number, 80 + 5 * number) for number in range(8)]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture
+def gates(monkeypatch: pytest.MonkeyPatch) -> list[Gate]:
+    return gate_drafters(monkeypatch)
+
+
+def post(client: httpx.Client, image: bytes = STUDIES[0]) -> httpx.Response:
+    return client.post("/report", files={"frontal": ("f", image)})
+
+
+def figures(client: httpx.Client) -> dict[str, float]:
+    """Samples of /metrics: name/label values, in the order of the label names -> value."""
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return {
+        "/".join((sample.name, *sample.labels.values())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+@contextmanager
+def gated(bundle: Path, gates: list[Gate], **changes: object) -> Iterator[tuple[Live, httpx.Client, Gate]]:
+    with live_server(bundle, warm_up=False, **changes) as live, live.client() as client:
+        try:
+            yield live, client, gates[0]
+        finally:
+            for gate in gates:
+                gate.go.set()
+
+
+def depth(client: httpx.Client) -> dict[str, int]:
+    queue: dict[str, int] = client.get("/health").json()["queue"]
+    return queue
+
+
+def until(condition: object, *arguments: object) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition(*arguments):  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------
+
+
+def test_waiting_studies_are_drafted_together_and_as_they_are_alone(bundle: Path, gates: list[Gate]) -> None:
+    with gated(bundle, gates, queue_size=16) as (_, client, gate), ThreadPoolExecutor(len(STUDIES) + 1) as pool:
+        gate.go.set()
+        alone = [post(client, study).json() for study in STUDIES]
+        gate.go.clear()
+        gate.begun.clear()
+        gate.batches.clear()
+        first = pool.submit(post, client)
+        assert gate.begun.wait(WAIT_S)
+        answers = [pool.submit(post, client, study) for study in STUDIES]
+        until(lambda: depth(client)["waiting"] == len(STUDIES))
+        gate.go.set()
+        together = [answer.result(WAIT_S).json() for answer in answers]
+        assert first.result(WAIT_S).status_code == 200
+        assert gate.batches == [1, len(STUDIES)]
+        assert figures(client)["report_batch_size_sum"] == 2 * len(STUDIES) + 1
+    for one, other in zip(alone, together, strict=True):
+        assert other["findings"] == one["findings"]
+        assert [case["case_id"] for case in other["reference_cases"]] == [
+            case["case_id"] for case in one["reference_cases"]
+        ]
+        for mine, theirs in zip(one["sentences"], other["sentences"], strict=True):
+            assert mine["confidence"] == pytest.approx(theirs["confidence"], abs=1e-4)  # answers round to four places
+
+
+def test_refusals_come_at_once_under_load(bundle: Path, gates: list[Gate]) -> None:
+    with gated(bundle, gates, queue_size=3) as (_, client, gate), ThreadPoolExecutor(3) as pool:
+        held = [pool.submit(post, client) for _ in range(3)]
+        until(lambda: depth(client)["depth"] == 3)
+        refused = [post(client) for _ in range(20)]
+        assert {answer.json()["code"] for answer in refused} == {"busy"}
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+        gate.go.set()
+        assert [answer.result(WAIT_S).status_code for answer in held] == [200] * 3
+        assert figures(client)["report_refusals_total/busy"] == 20
+        assert figures(client)["report_requests_total//report/503"] == 20
+
+
+# --- deadlines and clients that leave ---------------------------------------------------------------------------
+
+
+def test_a_request_is_answered_by_its_deadline(bundle: Path, gates: list[Gate]) -> None:
+    with gated(bundle, gates, request_timeout_s=0.3) as (_, client, gate):
+        answers = [post(client), post(client)]  # the first is held in the model, the second waits behind it
+        for answer in answers:
+            assert answer.status_code == 503
+            assert answer.headers["content-type"] == PROBLEM
+            assert answer.json()["code"] == "deadline"
+            assert "0.3 s" in answer.json()["detail"]
+            assert answer.headers["retry-after"] == "5"
+        gate.go.set()
+        until(lambda: post(client).status_code == 200)
+        assert gate.batches[:2] == [1, 1]  # nobody drafted for the second, who had been told
+        assert depth(client) == {"depth": 0, "waiting": 0, "capacity": 16}
+
+
+def test_nothing_is_drafted_for_a_client_that_left(bundle: Path, gates: list[Gate]) -> None:
+    with gated(bundle, gates) as (live, client, gate), ThreadPoolExecutor(1) as pool:
+        held = pool.submit(post, client)
+        assert gate.begun.wait(WAIT_S)
+        with live.client() as leaving, pytest.raises(httpx.ReadTimeout):
+            leaving.post("/report", files={"frontal": ("f", png())}, timeout=0.3)
+        until(lambda: depth(client) == {"depth": 1, "waiting": 0, "capacity": 16})
+        gate.go.set()
+        assert held.result(WAIT_S).status_code == 200
+        assert post(client).status_code == 200
+        assert gate.batches == [1, 1]
+        assert figures(client)["report_abandoned_total"] == 1
+
+
+# --- bundles ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_bundle(tmp_path: Path, bundle: Path) -> Path:
+    """A bundle that a test may change."""
+    return Path(shutil.copytree(bundle, tmp_path / "served"))
+
+
+def replace_bundle(path: Path, seed: int) -> None:
+    new = write_tiny_bundle(path.with_name("new"), seed=seed)
+    path.rename(path.with_name("old"))
+    new.rename(path)
+
+
+def test_a_bundle_is_swapped_without_a_dropped_request(own_bundle: Path, gates: list[Gate]) -> None:
+    with gated(own_bundle, gates) as (_, client, gate), ThreadPoolExecutor(4) as pool:
+        before = client.get("/health").json()["bundle"]["digest"]
+        held = [pool.submit(post, client) for _ in range(3)]
+        assert gate.begun.wait(WAIT_S)
+        until(lambda: depth(client)["depth"] == 3)
+        replace_bundle(own_bundle, seed=7)
+        answer = client.post("/reload")
+        assert answer.status_code == 200
+        after = answer.json()["bundle"]["digest"]
+        assert after != before
+        gates[1].go.set()
+        assert post(client).json()["model"]["digest"] == after  # while the old one still holds three
+        gate.go.set()
+        answers = [answer.result(WAIT_S) for answer in held]
+        assert [answer.status_code for answer in answers] == [200] * 3
+        assert {answer.json()["model"]["digest"] for answer in answers} == {before}
+        assert figures(client)["report_reloads_total/done"] == 1
+        assert figures(client)[f"report_bundle_info/cpu/{after}/tiny"] == 1
+        until(lambda: not [thread for thread in threading.enumerate() if thread.name == "model-0"][1:])
+
+
+def test_a_bundle_that_cannot_be_loaded_changes_nothing(own_bundle: Path) -> None:
+    with ready_client(own_bundle) as client:
+        before = post(client).json()["sentences"]
+        weights = bytearray((own_bundle / "model.safetensors").read_bytes())
+        weights[-1] ^= 1
+        (own_bundle / "model.safetensors").write_bytes(weights)
+        answer = client.post("/reload")
+        assert answer.status_code == 409
+        assert answer.json()["code"] == "reload_refused"
+        assert "model.safetensors was altered" in answer.json()["detail"]
+        assert client.get("/health").status_code == 200
+        assert post(client).json()["sentences"] == before
+        assert figures(client)["report_reloads_total/refused"] == 1
+
+
+# --- lost devices -----------------------------------------------------------------------------------------------
+
+
+def test_a_lost_device_is_said_and_liveness_does_not_depend_on_it(bundle: Path, gates: list[Gate]) -> None:
+    with gated(bundle, gates) as (live, client, gate):
+        gate.error = torch.AcceleratorError("CUDA error: unspecified launch failure")
+        gate.go.set()
+        answer = post(client)
+        assert answer.status_code == 503
+        assert answer.json()["code"] == "failed"
+        assert "must be restarted" in answer.json()["detail"]
+        until(lambda: client.get("/health").status_code == 503)
+        assert "AcceleratorError" in client.get("/health").json()["detail"]
+        assert post(client).json()["code"] == "failed"
+        assert client.get("/livez").json() == {"status": "alive"}
+        assert figures(client)["report_failed_batches_total/device"] == 1
+        assert figures(client)["report_ready"] == 0
+        assert live.app.state.runtime.broken
+
+
+def test_a_batch_that_never_ends_counts_as_a_lost_device(bundle: Path, gates: list[Gate]) -> None:
+    with gated(bundle, gates, stall_timeout_s=0.4) as (live, client, gate), ThreadPoolExecutor(1) as pool:
+        held = pool.submit(post, client)
+        assert gate.begun.wait(WAIT_S)
+        until(lambda: client.get("/health").status_code == 503)
+        assert "REPORT_STALL_TIMEOUT_S" in client.get("/health").json()["detail"]
+        assert live.app.state.runtime.broken
+        gate.go.set()
+        held.result(WAIT_S)
+
+
+# --- before and after -------------------------------------------------------------------------------------------
+
+
+def test_liveness_and_metrics_answer_while_the_model_is_loaded(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+
+    def load_later(settings: Settings) -> Loaded:
+        assert go.wait(WAIT_S)
+        return load(settings)
+
+    monkeypatch.setattr(runtime, "load", load_later)
+    with live_server(bundle, wait=False) as live, live.client() as client:
+        try:
+            assert client.get("/livez").status_code == 200
+            assert figures(client)["report_ready"] == 0
+            assert client.post("/reload").json()["code"] == "loading"
+        finally:
+            go.set()
+        wait_until_ready(client)
+        assert figures(client)["report_ready"] == 1
+
+
+def test_metrics_speak_of_stages(bundle: Path) -> None:
+    with ready_client(bundle, queue_size=5) as client:
+        assert post(client).status_code == 200
+        client.get("/no/such/Canary")
+        text = client.get("/metrics")
+        values = figures(client)
+    assert text.headers["content-type"].startswith("text/plain")
+    for stage in ("upload", "images", "queue", "encode", "retrieve", "decode", "total"):
+        assert values[f"report_stage_seconds_count/{stage}"] == 1
+    assert values["report_queue_seconds_count"] == 1
+    assert values["report_places"] == 5
+    assert values["report_requests_total/(no route)/404"] == 1
+    assert values["process_resident_memory_bytes"] > 0
+    assert "Canary" not in text.text
+
+
+def test_a_stop_answers_what_still_waits_before_its_time_is_over(bundle: Path, gates: list[Gate]) -> None:
+    with gated(bundle, gates, drain_timeout_s=1.0) as (live, client, gate), ThreadPoolExecutor(2) as pool:
+        held = pool.submit(post, client)
+        assert gate.begun.wait(WAIT_S)
+        waits = pool.submit(post, client)
+        until(lambda: depth(client)["waiting"] == 1)
+        served = live.app.state.runtime
+        served._loading.get_loop().call_soon_threadsafe(served.drain)
+        live.stop()
+        answer = waits.result(WAIT_S)
+        assert answer.status_code == 503
+        assert answer.json()["code"] == "stopping"
+        gate.go.set()
+        assert held.result(WAIT_S).status_code == 200
