@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from service.app import create_app
 from service.runtime import Runtime
-from service.settings import Settings, explain
+from service.settings import EXIT_SETTINGS, Settings, explain
 
-EXIT_SETTINGS, EXIT_BUNDLE, EXIT_DEVICE = 2, 3, 5
+EXIT_BUNDLE, EXIT_DEVICE = 3, 5
 
 
 class _Server(uvicorn.Server):
@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         access_log=False,
         server_header=False,
         log_level="info",
+        log_config=None,  # create_app has set it up
+        ws="none",
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )
     _Server(app, config).run()

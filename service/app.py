@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import metadata
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from model.drafter import Draft, DraftOptions
 from service import logs, problems
 from service.answers import answer
+from service.auth import guarded
 from service.backend import Backend
 from service.clients import unless_left
 from service.counting import CountRequests
+from service.cross_origin import CrossOrigin
 from service.engine import BrokenError, BusyError, FieldError, MemoryShortError
 from service.headers import SecurityHeaders
 from service.jobs import ClosedError
 from service.openapi import HEALTH, LIVEZ, RELOAD, REPORT, describe
 from service.problems import Problem, UnforeseenErrors
+from service.request_ids import RequestIds
 from service.runtime import STOPPING, Ready, Runtime
 from service.schemas import AliveResponse, BundleInfo, HealthResponse, QueueInfo, ReportResponse
-from service.settings import Settings
+from service.settings import Settings, settings_or_exit, unknown_variables
 from service.uploads import read_upload
 
 STATIC = Path(__file__).parent / "static"
@@ -42,10 +46,12 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     The model is loaded in the background once the app starts; until then ``/health`` says 503 and why.
 
     Raises:
-        pydantic.ValidationError: a setting in the environment is wrong.
+        SystemExit: no `settings` were given and one in the environment is wrong; standard error says which.
     """
-    settings = settings or Settings()
-    logs.configure(settings.log_level)
+    settings = settings or settings_or_exit()
+    logs.configure(settings.log_level, settings.log_format)
+    for words in unknown_variables(os.environ):
+        log.warning("%s", words)
     runtime = make_runtime(settings)
 
     @asynccontextmanager
@@ -62,18 +68,27 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
         redoc_url=None,
     )  # no docs pages: FastAPI's fetch their scripts from a CDN
     app.state.runtime = runtime
+    app.state.keys = settings.keys()
     app.include_router(router)
     app.mount("/static", _Static(directory=STATIC), name="static")
     problems.install(app)
     describe(app)
     app.add_middleware(UnforeseenErrors)  # the last one added is outermost
     app.add_middleware(CountRequests, metrics=runtime.metrics)
-    app.add_middleware(SecurityHeaders)
-    app.add_middleware(logs.AccessLog)
+    if settings.cors_origins:
+        app.add_middleware(CrossOrigin, origins=settings.cors_origins)
+    for middleware in (SecurityHeaders, logs.AccessLog, RequestIds):
+        app.add_middleware(middleware)
     return app
 
 
-@router.post("/report", response_model=ReportResponse, summary="Draft the findings of a study", **REPORT)
+@router.post(
+    "/report",
+    response_model=ReportResponse,
+    summary="Draft the findings of a study",
+    dependencies=[Depends(guarded)],
+    **REPORT,
+)
 async def report(request: Request) -> ReportResponse:
     """Two radiographs in (one may be missing), a findings draft and the reference cases it leaned on out."""
     began = time.perf_counter()

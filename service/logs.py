@@ -1,27 +1,113 @@
-"""Logging without patient data: a line names the route, not the address as typed, no query, no file name."""
+"""Logging without patient data, as text or as JSON lines, with the id of the request.
+
+A line names the route, not the address as typed; no query, no header, no file name. An exception is logged by type
+and place, never by message. Libraries that read uploads may quote them, so their words are withheld.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.problems import places
+from service.request_ids import current_request_id
+
+ACCESS_FIELDS = ("method", "route", "status", "ms", "bytes")
+_READ_UPLOADS = {"PIL", "pydicom", "python_multipart", "multipart"}  # libraries whose words may quote an upload
+_PROBES = {"/health", "/livez", "/metrics"}  # asked every few seconds
 log = logging.getLogger("service.access")
 
 
-def configure(level: str) -> None:
-    """Send the service's log lines to standard error, unless the process has set up logging itself.
+def configure(level: str, form: Literal["json", "text"] = "text") -> None:
+    """Send all log lines to standard error, uvicorn's too, unless the process has set up logging itself.
 
-    Uvicorn's access log prints addresses with their queries; this silences it in favour of ``AccessLog``.
+    Uvicorn's access log prints addresses with their queries and its trace prints headers; both are silenced, and
+    ``AccessLog`` takes their place.
     """
-    service = logging.getLogger("service")
-    service.setLevel(level)
-    if not service.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        service.addHandler(handler)
-    logging.getLogger("uvicorn.access").disabled = True
+    logging.getLogger("service").setLevel(level)
+    for name in ("uvicorn.access", "uvicorn.asgi"):
+        logging.getLogger(name).disabled = True
+    for name in ("uvicorn", "uvicorn.error"):
+        uvicorn = logging.getLogger(name)
+        uvicorn.handlers = [handler for handler in uvicorn.handlers if not _is_uvicorns(handler)]
+        uvicorn.propagate = uvicorn.propagate or not uvicorn.handlers
+        if not any(isinstance(existing, _WithoutAddresses) for existing in uvicorn.filters):
+            uvicorn.addFilter(_WithoutAddresses())
+    root = logging.getLogger()
+    root.handlers = [handler for handler in root.handlers if not isinstance(handler, _Handler)]
+    if not root.handlers:
+        handler = _Handler()
+        handler.setFormatter(JsonLines() if form == "json" else TextLines())
+        root.addHandler(handler)
+        logging.captureWarnings(True)
+
+
+class _Handler(logging.StreamHandler[Any]):
+    """Standard error; a class of its own so that a second ``configure`` replaces it."""
+
+
+def _is_uvicorns(handler: logging.Handler) -> bool:
+    return type(handler.formatter).__module__.startswith("uvicorn.")
+
+
+class _WithoutAddresses(logging.Filter):
+    """Drops the lines of uvicorn's WebSocket side, which nothing here uses: they print addresses and headers."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return '"WebSocket' not in str(record.msg) and "websockets" not in record.pathname
+
+
+class TextLines(logging.Formatter):
+    """``time level logger [request id]: message``, for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"{_time(record)} {record.levelname} {record.name} [{current_request_id() or '-'}]: {_words(record)}"
+        error = _error(record)
+        return f"{line}\n{error[0]}\n{error[1]}" if error else line
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, request_id, and ``ACCESS_FIELDS`` of a request."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": _time(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": _words(record),
+            "request_id": current_request_id(),
+        }
+        line |= {name: record.__dict__[name] for name in ACCESS_FIELDS if name in record.__dict__}
+        if error := _error(record):
+            line["error"], line["places"] = error[0], error[1].splitlines()
+        return json.dumps(line)
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _words(record: logging.LogRecord) -> str:
+    source = record.name.partition(".")[0]
+    if source in _READ_UPLOADS:
+        return f"{record.module}:{record.lineno} spoke; its words are withheld, they may quote an upload"
+    words = record.getMessage().strip()
+    if source == "asyncio":
+        return words.partition("\n")[0]  # what follows shows exceptions with their messages
+    if record.name == "py.warnings" and any(f"/{name}/" in words for name in _READ_UPLOADS):
+        return ":".join(words.split(":", 3)[:3])  # file, line, kind
+    return words
+
+
+def _error(record: logging.LogRecord) -> tuple[str, str] | None:
+    """Type and places of the exception that a line is about; its message might quote a report."""
+    error = record.exc_info[1] if record.exc_info else None
+    return (type(error).__name__, places(error)) if error else None
 
 
 class AccessLog:
@@ -51,11 +137,13 @@ class AccessLog:
         try:
             await self.app(scope, counting, watching)
         finally:
-            route = route_of(scope)
-            elapsed_ms = (time.perf_counter() - began) * 1000
-            level = logging.DEBUG if route == "/health" and status == 200 else logging.INFO  # probes come often
+            elapsed_ms = round((time.perf_counter() - began) * 1000, 1)
+            fields = dict(
+                zip(ACCESS_FIELDS, (_method(scope), route_of(scope), status or None, elapsed_ms, received), strict=True)
+            )
+            level = logging.DEBUG if fields["route"] in _PROBES and status == 200 else logging.INFO
             line = "%s %s %s %.0f ms %d bytes"
-            log.log(level, line, _method(scope), route, status or "-", elapsed_ms, received)
+            log.log(level, line, fields["method"], fields["route"], status or "-", elapsed_ms, received, extra=fields)
 
 
 def _method(scope: Scope) -> str:

@@ -34,6 +34,7 @@ _EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
         UNFORESEEN, None
     ),
     "loading": ("The model is being loaded; try again in a few seconds.", None),
+    "unauthorized": ("This address asks for a key. Send it as Authorization: Bearer KEY or as X-API-Key: KEY.", None),
     "busy": ("Try again in a moment: all 16 places are taken.", None),
     "deadline": (
         "The draft was not ready within 30 s (REPORT_REQUEST_TIMEOUT_S). Try again in a moment.", None
@@ -133,13 +134,28 @@ RELOAD: dict[str, Any] = {
 
 
 def describe(app: FastAPI) -> None:
-    """Add the problem schema, which no handler returns, to the app's description."""
+    """Add the problem schema, which no handler returns, and say that a key is needed only where it is."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = generate()
         schema = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
         document.setdefault("components", {}).setdefault("schemas", {})["ProblemDetails"] = schema
+        _keys(document, needed=bool(app.state.keys))
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _keys(document: dict[str, Any], *, needed: bool) -> None:
+    """FastAPI lists the schemes of every guarded route; without a configured key there is nothing to send."""
+    if not needed:
+        document["components"].pop("securitySchemes", None)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if not needed:
+                operation.pop("security", None)
+            elif "security" in operation:
+                unauthorized = _problems(401, "No key was sent, or a wrong one.", "unauthorized")
+                unauthorized[401]["headers"] = {"WWW-Authenticate": {"schema": {"type": "string", "const": "Bearer"}}}
+                operation["responses"]["401"] = unauthorized[401]

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 # code -> (status, title)
 CODES: dict[str, tuple[int, str]] = {
     "malformed_multipart": (400, "The multipart body is malformed"),
+    "cross_origin": (400, "Pages of this origin are not let in"),
+    "unauthorized": (401, "A key is needed"),
+    "no_api_key": (403, "This address needs a service with a key"),
     "not_found": (404, "There is nothing at this address"),
     "method_not_allowed": (405, "This address does not answer that method"),
     "upload_timeout": (408, "The request took too long to arrive"),

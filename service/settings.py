@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.keys import Keys, check_key, read_keys
 
 MIB = 1024 * 1024
 ENV_PREFIX = "REPORT_"
+EXIT_SETTINGS = 2
 _SHIPPED = Path("bundles/iu-xray")
+_NOT_OURS = {"REPORT_DATA"}  # the test suite's
+_NEVER_SHOWN = {"api_key", "api_key_file"}  # the latter because a key may be put there by mistake
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 def default_bundle() -> Path:
@@ -19,16 +29,47 @@ def default_bundle() -> Path:
     return beside_source if not _SHIPPED.exists() and beside_source.exists() else _SHIPPED
 
 
+def _checked_key(key: SecretStr) -> SecretStr:
+    check_key(key.get_secret_value())
+    return key
+
+
+def _checked_key_file(path: Path) -> Path:
+    read_keys(path)
+    return path
+
+
+def _split(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _checked_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if "*" in origin:
+            raise ValueError(
+                f"{origin!r} would let any page that a user of this network opens send requests here. "
+                "Name each origin, such as https://pacs.example.org"
+            )
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"{origin!r} is no origin: write scheme, host and port where it is not the usual one, in lower case, "
+                "without a path, such as https://pacs.example.org:8443"
+            )
+        if origin.endswith(":443" if origin.startswith("https") else ":80"):
+            raise ValueError(f"{origin!r} matches no browser, which leaves the usual port out. Leave it out here too")
+    return origins
+
+
 class Settings(BaseSettings):
     """All settings, with the units they count in.
 
     Attributes:
         bundle: directory that ``training.run`` wrote.
         prefer_hydrated: serve ``.bundles/<name>-hydrated`` instead, where it was made from this very bundle.
-        device: ``auto`` takes the first CUDA device, or the CPU where there is none; ``cuda:0,cuda:1`` and
-            ``cuda:all`` serve from several, a worker each.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` takes the first CUDA device, or the CPU where there is none;
+            ``cuda:0,cuda:1`` and ``cuda:all`` serve from several, a worker each.
         precision: ``bf16`` computes convolutions and matrix products in bfloat16: faster, and a word may differ.
-        host: address to listen on. The default keeps the service on this machine.
+        host: address to listen on; ``0.0.0.0`` to be reached from other machines.
         port: TCP port; 0 lets the system choose.
         max_upload_bytes: largest image file, in bytes.
         max_pixels: largest image, width x height.
@@ -41,10 +82,16 @@ class Settings(BaseSettings):
         stall_timeout_s: seconds after which a batch that does not end counts as a lost device; 0 for never.
         decode_threads: threads that decode images.
         warm_up: draft on blank images before the service calls itself ready.
-        log_level: of the service's own log lines.
+        log_level: of the service's own log lines; ``DEBUG`` logs health checks as well.
+        log_format: ``json`` writes one JSON object a line, ``text`` lines for people.
+        api_key: key that ``POST /report`` then asks for, at least 16 characters; ``openssl rand -hex 32`` makes one.
+        api_key_file: file of such keys instead, one a line, so that keys can be rotated; lines that begin with ``#``
+            are skipped. Read at start.
+        cors_origins: origins, separated by commas, whose pages may send to ``/report`` and ``/health``; none may
+            unless named, and ``*`` is refused.
     """
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, hide_input_in_errors=True)
 
     bundle: Path = Field(default_factory=default_bundle)
     prefer_hydrated: bool = True
@@ -64,11 +111,76 @@ class Settings(BaseSettings):
     decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
     warm_up: bool = True
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["json", "text"] = "text"
+    api_key: Annotated[SecretStr, AfterValidator(_checked_key)] | None = None
+    api_key_file: Annotated[Path, AfterValidator(_checked_key_file)] | None = None
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_checked_origins)] = ()
+
+    @model_validator(mode="after")
+    def _one_source_of_keys(self) -> Self:
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("REPORT_API_KEY and REPORT_API_KEY_FILE are both set; unset one of them")
+        return self
+
+    def keys(self) -> Keys:
+        """The API keys that the settings name; none where they name none.
+
+        Raises:
+            ValueError: the file of keys is no longer what it was when the settings were read.
+        """
+        if self.api_key_file is not None:
+            return Keys(read_keys(self.api_key_file))
+        return Keys([self.api_key.get_secret_value()] if self.api_key is not None else [])
+
+
+def settings_or_exit(**given: Any) -> Settings:
+    """The settings of the environment, `given` ones before them; for entry points.
+
+    Raises:
+        SystemExit: with status 2, where one is wrong; standard error says which.
+    """
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        print(explain(error), file=sys.stderr)
+        raise SystemExit(EXIT_SETTINGS) from None
 
 
 def explain(error: ValidationError) -> str:
-    """Wrong settings in words, one line each: the variable, its value, what is allowed."""
-    return "\n".join(
-        f"{ENV_PREFIX}{'_'.join(str(part) for part in item['loc']).upper()}={item['input']!r}: {item['msg']}"
-        for item in error.errors()
-    )
+    """Wrong settings in words, one line each: the variable, its value unless it is secret, what is allowed."""
+    return "\n".join(_explain_one(item["loc"], item["input"], item["msg"]) for item in error.errors())
+
+
+def _explain_one(location: tuple[int | str, ...], value: object, message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    if not location:  # of several settings together; the message names them
+        return message
+    name = "_".join(str(part) for part in location)
+    if str(location[0]) in _NEVER_SHOWN:
+        return f"{ENV_PREFIX}{name.upper()}: {message}"
+    if name == "port" and str(value).startswith("tcp://"):
+        message += (
+            ". Kubernetes sets this variable for a Service named report: name the Service otherwise, or set "
+            "enableServiceLinks: false in the pod's specification"
+        )
+    return f"{ENV_PREFIX}{name.upper()}={value!r}: {message}"
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable that looks like a setting and is none, with the closest setting.
+
+    They are not refused: Kubernetes sets such variables in every pod beside a Service named report.
+    """
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    sentences = []
+    for name in sorted(environment):
+        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known | _NOT_OURS:
+            close = difflib.get_close_matches(name.upper(), sorted(known), n=1)
+            sentences.append(f"{name} is no setting and is ignored" + (f"; is {close[0]} meant?" if close else ""))
+    return sentences
+
+
+if __name__ == "__main__":
+    from service.settings_table import main
+
+    sys.exit(main())

@@ -29,6 +29,11 @@ FIELDS = (*IMAGE_FIELDS, *NUMBER_FIELDS)
 MULTIPART_OVERHEAD = 64 * 1024  # bytes granted for boundaries, part headers and number fields
 _MAX_NUMBER_BYTES = 32
 _MAX_PROSE_BYTES = 4096
+_NAMED = {  # values of headers that an error may quote; others could be anything
+    *("gzip", "x-gzip", "deflate", "br", "zstd", "compress"),
+    *("application/json", "application/x-www-form-urlencoded", "application/octet-stream", "application/dicom"),
+    *("image/png", "image/jpeg", "text/plain", "multipart/mixed", "multipart/related"),
+}
 _MALFORMED = "Send the form as curl -F or a browser would: every part with a name, the last boundary closed with --."
 
 
@@ -94,6 +99,11 @@ def shown(name: str) -> str:
     return repr(clean if len(clean) <= 40 else clean[:40] + "…")
 
 
+def _quoted(header: str) -> str:
+    """What a header says, quoted where it is one of the usual values: no other may come back in an error."""
+    return f"is {header!r}" if header in _NAMED else "is one that is not read here"
+
+
 def _body_too_large(most: int) -> Problem:
     return Problem(
         "upload_too_large", f"The body is larger than {most:,} bytes. Send the images at a lower resolution."
@@ -104,12 +114,12 @@ def _boundary(request: Request) -> bytes:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise Problem(
-            "unsupported_encoding", f"Content-Encoding {shown(encoding)} is not read. Send the body as it is."
+            "unsupported_encoding", f"The Content-Encoding {_quoted(encoding)}. Send the body as it is, not compressed."
         )
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data":
-        was = shown(kind.decode("latin-1")) if kind else "missing"
-        raise Problem("not_multipart", f"The Content-Type is {was}. Send multipart/form-data, as curl -F does.")
+        was = _quoted(kind.decode("latin-1").lower()) if kind else "is missing"
+        raise Problem("not_multipart", f"The Content-Type {was}. Send multipart/form-data, as curl -F does.")
     boundary = options.get(b"boundary", b"")
     if not boundary:
         raise Problem(

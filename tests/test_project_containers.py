@@ -95,7 +95,9 @@ def test_gpu_is_reserved_and_the_override_takes_the_reservation_back() -> None:
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
     cpu = load("docker-compose.yml", "docker-compose.cpu.yml")["services"]["report"]
     assert "deploy" not in cpu
-    assert cpu["environment"] == {"REPORT_DEVICE": "cpu", "REPORT_BUNDLE": "/app/bundles/iu-xray"}
+    assert cpu["environment"] == {**gpu["environment"], "REPORT_DEVICE": "cpu"}
+    assert gpu["environment"]["REPORT_BUNDLE"] == "/app/bundles/iu-xray"
+    assert gpu["environment"]["REPORT_LOG_FORMAT"] == "json"
 
 
 def test_hydration_writes_where_the_service_looks_and_only_on_demand() -> None:

@@ -149,6 +149,8 @@ def wait_for_swap(port: int) -> None:
 @pytest.mark.parametrize("how", ["python -m service", "uvicorn --factory"])
 def test_both_ways_to_serve(bundle: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
+    monkeypatch.setenv("REPORT_LOG_FORMAT", "json")
+    monkeypatch.setenv("REPORT_QUEUE_SIZES", "1")
     if how == "python -m service":
         process = server("--bundle", str(bundle), "--port", str(port))
     else:
@@ -167,6 +169,21 @@ def test_both_ways_to_serve(bundle: Path, how: str, monkeypatch: pytest.MonkeyPa
     assert "ready after" in log
     assert "POST /report 422" in log
     assert "canary" not in log
+    lines = [json.loads(line) for line in log.splitlines()]  # uvicorn's own, too
+    assert {"uvicorn.error", "service.access", "service.runtime"} <= {line["logger"] for line in lines}
+    assert "REPORT_QUEUE_SIZE meant" in log
+    (access,) = [line for line in lines if line.get("route") == "/report"]
+    assert access["request_id"] == answer.headers["x-request-id"]
+
+
+def test_uvicorn_refuses_wrong_settings_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPORT_API_KEY", "hunter2")
+    process = server("service.app:create_app", "--factory", "--port", "0", command=("uvicorn",))
+    _, log = process.communicate(timeout=START_S)
+    assert process.returncode == 2
+    (line,) = log.splitlines()
+    assert line.startswith("REPORT_API_KEY: a key of 7 characters")
+    assert "hunter2" not in log
 
 
 def test_serve_stops_by_itself_where_no_bundle_can_be_loaded(tmp_path: Path) -> None:

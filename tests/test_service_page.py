@@ -13,7 +13,7 @@ import pytest
 from service.app import STATIC
 from service.schemas import DISCLAIMER
 from tests.helpers import write_tiny_bundle
-from tests.service_helpers import ready_client
+from tests.service_helpers import png, ready_client
 
 FILES = sorted(path for path in STATIC.rglob("*") if path.is_file())
 
@@ -116,10 +116,45 @@ def test_every_control_has_a_name() -> None:
 
 def test_every_element_the_script_asks_for_is_there() -> None:
     identifiers = {attributes.get("id") for _, attributes in page().elements}
-    script = (STATIC / "page.js").read_text(encoding="utf-8")
-    asked = set(re.findall(r'byId\("([^"]+)"\)', script))
+    scripts = [path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")]
+    asked = {name for script in scripts for name in re.findall(r'(?:byId|getElementById)\("([^"]+)"\)', script)}
     assert len(asked) > 15
     assert asked <= identifiers
+
+
+# --- the key ----------------------------------------------------------------------------------------------------
+
+
+def test_the_key_is_asked_for_in_a_labelled_password_field() -> None:
+    elements = page().elements
+    (form,) = [attributes for tag, attributes in elements if tag == "form" and attributes["id"] == "key-form"]
+    assert "hidden" in form  # until a request is answered 401
+    (field,) = [attributes for tag, attributes in elements if tag == "input" and attributes["type"] == "password"]
+    assert (field["id"], field["autocomplete"]) == ("key", "off")
+    assert "name" not in field  # never part of an address
+
+
+def test_the_key_stays_in_the_tab_and_goes_into_one_header_only() -> None:
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")}
+    whole = "".join(scripts.values())
+    for elsewhere in ("localStorage", "document.cookie", "indexedDB", "location.", "history.", "console."):
+        assert elsewhere not in whole, elsewhere
+    assert [name for name, script in scripts.items() if "sessionStorage" in script] == ["key.js"]
+    assert {name for name, script in scripts.items() if "storedKey()" in script} == {"key.js", "api.js"}
+    (line,) = [line for line in scripts["api.js"].splitlines() if "storedKey()" in line]
+    assert 'setRequestHeader("Authorization"' in line
+
+
+def test_the_page_knows_the_code_and_the_header_that_the_service_uses(tmp_path: Path) -> None:
+    key = "correct-horse-battery-staple"
+    with ready_client(write_tiny_bundle(tmp_path / "tiny"), warm_up=False, api_key=key) as keyed:
+        for open_path in ("/", "/static/key.js"):  # else nobody could be asked
+            assert keyed.get(open_path).status_code == 200
+        refused = keyed.post("/report", files={"frontal": ("f", png())})
+        accepted = keyed.post("/report", files={"frontal": ("f", png())}, headers={"Authorization": f"Bearer {key}"})
+    assert (refused.status_code, accepted.status_code) == (401, 200)
+    assert f'problem.code === "{refused.json()["code"]}"' in (STATIC / "page.js").read_text(encoding="utf-8")
+    assert 'setRequestHeader("Authorization", `Bearer ${' in (STATIC / "api.js").read_text(encoding="utf-8")
 
 
 # --- contrast ---------------------------------------------------------------------------------------------------
@@ -162,6 +197,6 @@ def test_all_text_has_contrast(theme: str) -> None:
 
 def test_the_static_files_ship_with_the_package() -> None:
     assert {path.name for path in FILES} == {
-        "index.html", "page.css", "page.js", "api.js", "draw.js", "views.js", "icon.svg",
+        "index.html", "page.css", "page.js", "api.js", "draw.js", "key.js", "views.js", "icon.svg",
     }  # fmt: skip
     assert Path(STATIC).parent.name == "service"

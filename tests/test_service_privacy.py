@@ -1,62 +1,203 @@
-"""No patient data in logs: canaries in file names, fields, addresses, headers and images turn up nowhere."""
+"""No patient data in logs, errors and metrics: canaries planted wherever a request has room turn up nowhere."""
 
 from __future__ import annotations
 
+import io
 import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image, PngImagePlugin
 
 from service import logs
 from tests.helpers import REPORTS, write_tiny_bundle
-from tests.service_helpers import encode, png, ready_client, scene
+from tests.service_helpers import Live, encode, live_server, png, ready_client, scene
 
-CANARY = "Canary-Doe-Jane-1958"
-SERVER_SIDE = ("service", "model", "retrieval_index", "uvicorn", "python_multipart", "PIL", "fastapi", "starlette")
+PLACES = (
+    "file name", "png text", "exif", "dicom", "field", "value", "query name", "query", "path", "static path", "method",
+    "boundary", "body", "content type", "encoding", "part header", "part type", "websocket", "garbage",
+    "X-Request-ID", "X-Patient", "User-Agent", "Authorization", "X-API-Key", "X-Forwarded-For", "Forwarded", "Cookie",
+    "traceparent", "tracestate", "baggage", "Referer", "Origin", "Accept-Language", "If-None-Match",
+)  # fmt: skip
+CANARY = {place: f"Doe{number:02d}Jane" for number, place in enumerate(PLACES)}
+HEADERS = {place: CANARY[place] for place in PLACES[PLACES.index("X-Request-ID") :]}
+# The contract quotes these back to whoever sent them: the name of an unknown field, and what is no number.
+QUOTED = {CANARY["field"], CANARY["query name"], CANARY["value"]}
 
 
 def canary_png() -> bytes:
     info = PngImagePlugin.PngInfo()
-    info.add_text("PatientName", CANARY)
-    return encode(Image.fromarray(scene()), pnginfo=info)
+    info.add_text("PatientName", CANARY["png text"])
+    info.add_itxt("PatientID", CANARY["png text"], zip=True)
+    return encode(Image.fromarray(scene()), pnginfo=info, exif=canary_exif())
 
 
-def test_canaries_turn_up_in_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
-    for name in SERVER_SIDE:
+def canary_exif() -> Image.Exif:
+    exif = Image.Exif()
+    for tag in (0x010E, 0x013B, 0x8298):  # ImageDescription, Artist, Copyright
+        exif[tag] = CANARY["exif"]
+    return exif
+
+
+def canary_jpeg() -> bytes:
+    return encode(Image.fromarray(scene()), "JPEG", exif=canary_exif(), comment=CANARY["exif"].encode())
+
+
+def canary_dicom() -> bytes:
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    data.SOPClassUID, data.SOPInstanceUID = data.file_meta.MediaStorageSOPClassUID, generate_uid()
+    data.PatientName = f"{CANARY['dicom']}^A"
+    for name in ("PatientID", "AccessionNumber", "InstitutionName", "StudyDescription", "PatientComments"):
+        setattr(data, name, CANARY["dicom"])
+    data.Rows, data.Columns = scene().shape
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.ViewPosition = 1, "MONOCHROME2", "PA"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
+    data.PixelData = scene().tobytes()
+    out = io.BytesIO()
+    pydicom.dcmwrite(out, data, enforce_file_format=True)
+    return out.getvalue()
+
+
+def multipart(part: str, boundary: str = "b") -> dict[str, object]:
+    content = f"--{boundary}\r\n{part}\r\n\r\n{CANARY['body']}\r\n--{boundary}--\r\n".encode()
+    return {"content": content, "headers": {"Content-Type": f"multipart/form-data; boundary={boundary}"}}
+
+
+def wrong_requests(client: httpx.Client) -> list[httpx.Response]:
+    """Answers to requests that are wrong in every way this service knows, a canary in each."""
+    name, good = f"{CANARY['file name']}.png", {"frontal": ("f", png())}
+    form = 'Content-Disposition: form-data; name="frontal"'
+    posts: list[dict[str, object]] = [
+        {"files": {"frontal": (name, CANARY["body"].encode() * 10)}},
+        {"files": {"frontal": (name, canary_png()[:-40])}},
+        {"files": {"frontal": (name, canary_jpeg()[:-400])}},
+        {"files": {"frontal": (name, canary_dicom(), "application/dicom")}},
+        {"files": {"frontal": (name, canary_dicom()[128:])}},
+        {"files": {CANARY["field"]: (name, png())}},
+        {"files": good, "data": {"top_k": CANARY["value"]}},
+        {"files": {"lateral": ("f", png())}, "data": {"frontal": f"/scans/{CANARY['body']}.png"}},
+        {"files": good, "params": {CANARY["query name"]: CANARY["query"]}},
+        {"content": CANARY["body"].encode(), "headers": {"Content-Type": f"multipart/{CANARY['content type']}"}},
+        {"content": CANARY["body"].encode(), "headers": {"Content-Type": CANARY["content type"]}},
+        {"files": good, "headers": {"Content-Encoding": CANARY["encoding"]}},
+        multipart(form, CANARY["boundary"])
+        | {"headers": {"Content-Type": f"multipart/form-data; boundary={CANARY['boundary']}x"}},
+        multipart(f"X-{CANARY['part header']}: {CANARY['part header']}"),
+        multipart(f"Bad {CANARY['part header']} header"),
+        multipart(f'{form}; filename="{name}"\r\nContent-Type: {CANARY["part type"]}'),
+    ]
+    answers = [client.post("/report", **post) for post in posts]  # type: ignore[arg-type]
+    answers += [
+        client.get(f"/{CANARY['path']}?{CANARY['query name']}={CANARY['query']}"),
+        client.get(f"/static/{CANARY['static path']}.css"),
+        client.get(f"/static/../{CANARY['static path']}/%2e%2e/x"),
+        client.request(CANARY["method"], "/report"),
+        client.put(f"/health?p={CANARY['query']}"),
+        client.options("/report", headers={"Access-Control-Request-Method": CANARY["method"]}),
+    ]
+    return answers
+
+
+def raw_requests(live: Live) -> None:
+    """What no HTTP library would send: a WebSocket at a made-up address, and no HTTP at all."""
+    path = f"/{CANARY['websocket']}?{CANARY['query name']}={CANARY['query']}"
+    upgrade = (
+        f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        f"X-Forwarded-For: {CANARY['X-Forwarded-For']}\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    for data, status in ((upgrade, b"403"), (f"{CANARY['garbage']}\r\n\r\n", b"400")):
+        with socket.create_connection(("127.0.0.1", live.port), timeout=30) as connection:
+            connection.sendall(data.encode())
+            answer = connection.recv(65536)
+        assert answer.split(b" ", 2)[1] == status, answer
+        assert not found(answer.decode())
+
+
+def found(text: str) -> list[str]:
+    return [place for place, canary in CANARY.items() if canary in text]
+
+
+@contextmanager
+def all_lines(caplog: pytest.LogCaptureFixture) -> Iterator[dict[str, io.StringIO]]:
+    """What the service writes, in both formats, were every logger of the process let speak at DEBUG."""
+    streams = {"json": io.StringIO(), "text": io.StringIO()}
+    root = logging.getLogger()
+    handlers = []
+    for form, formatter in (("json", logs.JsonLines()), ("text", logs.TextLines())):
+        handler = logging.StreamHandler(streams[form])
+        handler.setFormatter(formatter)
+        handler.addFilter(lambda record: not record.name.startswith(("httpx", "httpcore")))  # the test's own client
+        handlers.append(handler)
+        root.addHandler(handler)
+    for name in (None, "service", "uvicorn", "uvicorn.error", "PIL", "python_multipart", "asyncio"):
         caplog.set_level(logging.DEBUG, name)
+    try:
+        yield streams
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+@pytest.mark.parametrize("keyed", [False, True], ids=["open", "keyed"])
+def test_canaries_turn_up_in_no_line_error_or_metric(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, http: str, keyed: bool
+) -> None:
+    key = "correct-horse-battery-staple"
+    changes = {"api_key": key, "cors_origins": "https://pacs.example.org"} if keyed else {}
     bundle = write_tiny_bundle(tmp_path / "tiny")
-    with ready_client(bundle, log_level="DEBUG") as client:
-        client.headers["X-Patient"] = CANARY
-        client.headers["User-Agent"] = CANARY
-        good = client.post("/report", files={"frontal": (f"{CANARY}.png", canary_png(), "image/png")})
-        assert good.status_code == 200
-        wrong = [
-            client.post("/report", files={"frontal": (f"{CANARY}.png", CANARY.encode() * 10)}),
-            client.post("/report", files={"frontal": (f"{CANARY}.png", canary_png()[:-40])}),
-            client.post("/report", files={CANARY: ("f", png())}),
-            client.post("/report", files={"frontal": ("f", png())}, data={"top_k": CANARY}),
-            client.post("/report", files={"lateral": ("f", png())}, data={"frontal": f"/scans/{CANARY}.png"}),
-            client.post(f"/report?patient={CANARY}", files={"frontal": ("f", png())}),
-            client.post("/report", content=CANARY.encode(), headers={"Content-Type": f"multipart/{CANARY}"}),
-            client.post(
-                "/report", content=CANARY.encode(), headers={"Content-Type": "multipart/form-data; boundary=b"}
-            ),
-            client.get(f"/{CANARY}"),
-            client.get(f"/static/{CANARY}.css"),
+    with (
+        all_lines(caplog) as streams,
+        live_server(bundle, http=http, log_level="DEBUG", **changes) as live,  # type: ignore[arg-type]
+        live.client() as client,
+    ):
+        client.headers.update(HEADERS)
+        if keyed:
+            refused = client.post("/report", files={"frontal": (f"{CANARY['file name']}.png", canary_png())})
+            assert refused.status_code == 401
+            assert not found(refused.text)
+            client.headers["X-API-Key"] = key
+        good = [
+            client.post("/report", files={"frontal": (f"{CANARY['file name']}.png", data)})
+            for data in (canary_png(), canary_jpeg())
         ]
-        assert [answer.status_code for answer in wrong] == [422, 422, 422, 422, 422, 422, 415, 400, 404, 404]
-        for answer in wrong:
-            assert f"{CANARY}.png" not in answer.text  # no error quotes a file's name
-    mine = [record for record in caplog.records if record.name.split(".")[0] in SERVER_SIDE]
-    assert len(mine) > 12
-    text = "\n".join(f"{record.getMessage()} {record.exc_info} {record.__dict__.get('scope')}" for record in mine)
-    assert CANARY not in text
-    findings = good.json()["findings"]
-    assert findings
-    for private in (findings, *(sentence["text"] for sentence in good.json()["sentences"]), *REPORTS):
-        assert private not in text
+        wrong = wrong_requests(client)
+        raw_requests(live)
+        metrics = client.get("/metrics")
+    assert [answer.status_code for answer in good] == [200, 200]
+    assert [answer.status_code for answer in wrong] == [
+        *(422, 422, 422, 415, 422, 422, 422, 422, 422, 415, 415, 415, 400, 400, 400, 422),
+        *(404, 404, 404, 405 if http == "h11" else 400, 405, 400 if keyed else 405),
+    ]  # fmt: skip
+    for answer in (*good, *wrong):
+        assert {CANARY[place] for place in found(answer.text)} <= QUOTED, answer.text
+        assert not found(str(answer.headers))
+    if metrics.status_code != 404:
+        assert metrics.status_code == 200
+        assert not found(metrics.text)
+    for form, stream in streams.items():
+        text = stream.getvalue()
+        assert text.count("POST /report 422") >= 8, form
+        assert not found(text), form
+        assert key not in text
+        for answer in good:
+            for private in (answer.json()["findings"], *(part["text"] for part in answer.json()["sentences"])):
+                assert private
+                assert private not in text
+        assert not any(report in text for report in REPORTS)
 
 
 def test_the_access_line_says_what_is_needed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -72,9 +213,10 @@ def test_the_access_line_says_what_is_needed(tmp_path: Path, caplog: pytest.LogC
     assert not any(line.startswith("GET /health 200") for line in lines)  # probes come often: only at DEBUG
 
 
-def test_uvicorns_own_access_log_is_silent() -> None:
+def test_uvicorns_own_access_log_and_trace_are_silent() -> None:
     logs.configure("INFO")
     assert logging.getLogger("uvicorn.access").disabled
+    assert logging.getLogger("uvicorn.asgi").disabled  # at TRACE it prints headers
 
 
 def test_the_answer_is_not_to_be_stored(tmp_path: Path) -> None:

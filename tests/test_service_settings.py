@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import MIB, Settings, default_bundle, explain
+from service import settings_table
+from service.app import create_app
+from service.settings import MIB, Settings, default_bundle, explain, settings_or_exit, unknown_variables
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +56,7 @@ def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ("UPLOAD_TIMEOUT_S", "nan"),
         ("WARM_UP", "maybe"),
         ("LOG_LEVEL", "loud"),
+        ("LOG_FORMAT", "xml"),
         ("HOST", ""),
     ],
 )
@@ -77,3 +81,92 @@ def test_the_shipped_bundle_is_found_from_anywhere(monkeypatch: pytest.MonkeyPat
     (tmp_path / "bundles" / "iu-xray").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert default_bundle() == Path("bundles/iu-xray")
+
+
+def test_an_entry_point_ends_with_one_line_a_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REPORT_QUEUE_SIZE", "many")
+    with pytest.raises(SystemExit) as ended:
+        settings_or_exit(port="http")
+    assert ended.value.code == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("REPORT_PORT='http': ")
+    assert second.startswith("REPORT_QUEUE_SIZE='many': ")
+
+
+def test_what_kubernetes_puts_into_the_port_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPORT_PORT", "tcp://10.0.0.7:8000")
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert "enableServiceLinks: false" in explain(caught.value)
+
+
+# --- variables that are no settings -----------------------------------------------------------------------------
+
+
+def test_a_misspelt_variable_is_named_with_the_closest_setting() -> None:
+    environment = {
+        "REPORT_MAX_UPLOAD_BYTE": "1",
+        "report_api_keys": "x",
+        "REPORT_SERVICE_HOST": "10.0.0.7",
+        "REPORT_DATA": "the test suite's",
+        "REPORT_PORT": "1",
+        "report_log_level": "DEBUG",  # read whatever its case
+        "REPORTER": "not ours",
+        "PATH": "/bin",
+    }
+    upload, service, key = unknown_variables(environment)
+    assert upload == "REPORT_MAX_UPLOAD_BYTE is no setting and is ignored; is REPORT_MAX_UPLOAD_BYTES meant?"
+    assert service.startswith("REPORT_SERVICE_HOST is no setting and is ignored")
+    assert key == "report_api_keys is no setting and is ignored; is REPORT_API_KEY meant?"
+    assert unknown_variables({"REPORT_XYZZYXYZZY": "1"}) == ["REPORT_XYZZYXYZZY is no setting and is ignored"]
+
+
+def test_the_app_warns_of_it_without_the_value(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("REPORT_APIKEY", "a-secret-a-secret")
+    create_app(Settings(bundle=Path("none"), device="cpu"))
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.getMessage() == "REPORT_APIKEY is no setting and is ignored; is REPORT_API_KEY meant?"
+
+
+# --- the table --------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_has_a_description() -> None:
+    descriptions = settings_table.descriptions()
+    assert list(descriptions) == list(Settings.model_fields)
+    assert not [name for name, words in descriptions.items() if len(words) < 10]
+
+
+def test_the_guide_holds_the_table_of_today() -> None:
+    guide = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
+    assert settings_table.put_into(guide) == guide, "run: python -m service.settings --into docs/api.md"
+
+
+def test_the_table_says_what_is_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert settings_table.main([]) == 0
+    rows = {row.split("`")[1]: row for row in capsys.readouterr().out.splitlines()[2:]}
+    assert set(rows) == {f"REPORT_{name.upper()}" for name in Settings.model_fields}
+    assert rows["REPORT_PORT"].startswith("| `REPORT_PORT` | `8000` | 0 to 65535 | ")
+    assert "| `60` | above 0 to 3600 |" in rows["REPORT_UPLOAD_TIMEOUT_S"]
+    assert "| `text` | `json`, `text` |" in rows["REPORT_LOG_FORMAT"]
+    assert "| `true` | `true`, `false` |" in rows["REPORT_WARM_UP"]
+    assert "| `bundles/iu-xray` |" in rows["REPORT_BUNDLE"]  # wherever this is run
+    assert "| none |" in rows["REPORT_API_KEY"]
+
+
+def test_the_table_is_put_between_its_markers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guide = tmp_path / "guide.md"
+    guide.write_text(f"before\n{settings_table.BEGIN}\nold\n{settings_table.END}\nafter\n")
+    assert settings_table.main(["--into", str(guide)]) == 0
+    text = guide.read_text()
+    assert text == f"before\n{settings_table.BEGIN}\n{settings_table.table()}\n{settings_table.END}\nafter\n"
+    guide.write_text("no markers")
+    with pytest.raises(SystemExit) as ended:
+        settings_table.main(["--into", str(guide)])
+    assert ended.value.code == 1
+    assert "should hold" in capsys.readouterr().err
+    assert guide.read_text() == "no markers"

@@ -1,5 +1,7 @@
 // Talks to the service. Errors arrive as problem+json and leave as Problem objects in plain words.
 
+import { storedKey } from "./key.js";
+
 export class Problem extends Error {
   constructor({ title, detail, code = "unknown", field = null, status = 0 }) {
     super(detail);
@@ -44,6 +46,7 @@ export function requestDraft(files, options, { onUpload, signal }) {
     const request = new XMLHttpRequest(); // fetch cannot tell how far an upload is
     request.open("POST", "report");
     request.responseType = "json";
+    if (storedKey()) request.setRequestHeader("Authorization", `Bearer ${storedKey()}`);
     request.upload.addEventListener("progress", (event) => {
       if (event.lengthComputable) onUpload(event.loaded / event.total);
     });

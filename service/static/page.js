@@ -2,6 +2,7 @@
 
 import { health, requestDraft } from "./api.js";
 import { drawCases, drawLabels, drawMade, drawSentences, drawWarnings } from "./draw.js";
+import { KeyForm } from "./key.js";
 import { Views } from "./views.js";
 
 const byId = (id) => document.getElementById(id);
@@ -19,6 +20,11 @@ const views = new Views(document, () => {
   if (current) setStale(true);
   hideError();
   refresh();
+});
+
+const keyForm = new KeyForm(document, () => {
+  draft();
+  cancelButton.focus(); // the form that had the focus is gone
 });
 
 // -- the service's state ---------------------------------------------------------------------------------------------
@@ -58,6 +64,7 @@ async function draft() {
     bringForward(result);
   } catch (problem) {
     if (problem.name === "AbortError") status.textContent = "Cancelled.";
+    else if (problem.code === "unauthorized") askForKey();
     else showError(problem);
   } finally {
     running = null;
@@ -115,6 +122,11 @@ function showError({ title, detail, field }) {
   box.hidden = false;
   if (isView) views.showError(field, detail);
   else if (atField) showNumberError(field, detail);
+}
+
+function askForKey() {
+  status.textContent = "";
+  keyForm.ask();
 }
 
 function hideError() {

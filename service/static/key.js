@@ -1,0 +1,71 @@
+// The key of a service that asks for one: kept for this browser tab, sent with a draft's request, nowhere else.
+
+const NAME = "report-key";
+const PRINTABLE = /^[\x21-\x7e]+$/; // what a header carries
+let spare = ""; // for a browser that stores nothing
+
+export function storedKey() {
+  try {
+    return sessionStorage.getItem(NAME) ?? spare;
+  } catch {
+    return spare;
+  }
+}
+
+function store(key) {
+  spare = key;
+  try {
+    if (key) sessionStorage.setItem(NAME, key);
+    else sessionStorage.removeItem(NAME);
+  } catch {
+    // kept in `spare` until the page is left
+  }
+}
+
+/** The form that asks for it; tells `onKey` when there is one to try. */
+export class KeyForm {
+  constructor(root, onKey) {
+    this.form = root.getElementById("key-form");
+    this.input = root.getElementById("key");
+    this.words = root.getElementById("key-words");
+    this.error = root.getElementById("error-key");
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#submit(onKey);
+    });
+  }
+
+  /** Ask, because a request was answered 401; a key that was sent with it is forgotten. */
+  ask() {
+    const refused = storedKey() !== "";
+    store("");
+    this.words.textContent = refused
+      ? "That key was not accepted. Check it, or ask whoever runs this service for the current one."
+      : "This service asks for a key before it drafts. Whoever runs it can give you one. " +
+        "It is kept in this browser tab until you close the tab.";
+    this.form.hidden = false;
+    this.input.value = "";
+    this.#complain("");
+    this.input.focus();
+  }
+
+  #submit(onKey) {
+    const key = this.input.value.trim();
+    if (!PRINTABLE.test(key)) {
+      this.#complain(key === "" ? "Enter the key." : "A key holds no blanks and no accented letters.");
+      this.input.focus();
+      return;
+    }
+    store(key);
+    this.input.value = "";
+    this.#complain("");
+    this.form.hidden = true;
+    onKey();
+  }
+
+  #complain(message) {
+    this.error.textContent = message;
+    this.error.hidden = message === "";
+    this.input.setAttribute("aria-invalid", message ? "true" : "false");
+  }
+}

@@ -1,0 +1,254 @@
+"""API keys: who is let in, what is refused at start, and that no key is ever shown."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI
+from pydantic import SecretStr, ValidationError
+
+from service import problems
+from service.app import create_app
+from service.auth import guarded, guarded_always
+from service.keys import Keys, check_key, read_keys
+from service.settings import Settings, explain
+from tests.helpers import write_tiny_bundle
+from tests.service_helpers import PROBLEM, Live, live_server, png, settings_for
+
+KEY, OTHER = "correct-horse-battery-staple", "second-key-0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    folder = tmp_path_factory.mktemp("keyed")
+    file = folder / "keys"
+    file.write_text(f"# the first of each month\n{KEY}\n\n  {OTHER}\r\n")
+    with live_server(write_tiny_bundle(folder / "tiny"), warm_up=False, api_key_file=file) as live:
+        yield live
+
+
+@pytest.fixture
+def client(live: Live) -> Iterator[httpx.Client]:
+    with live.client() as client:
+        yield client
+
+
+def post(client: httpx.Client, **headers: str) -> httpx.Response:
+    files = {"frontal": ("f", png())}
+    return client.post("/report", files=files, headers={name.replace("_", "-"): v for name, v in headers.items()})
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": f"Bearer {KEY}"},
+        {"Authorization": f"bearer {OTHER}"},
+        {"X-API-Key": KEY},
+        {"X-API-Key": OTHER, "Authorization": "Basic bm90Om1pbmU="},  # a proxy's login beside it
+    ],
+)
+def test_any_of_the_keys_lets_in(client: httpx.Client, headers: dict[str, str]) -> None:
+    answer = post(client, **headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["findings"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ({}, "asks for a key"),
+        ({"Authorization": "Basic bm90Om1pbmU="}, "asks for a key"),
+        ({"Authorization": "Bearer"}, "asks for a key"),
+        ({"X-API-Key": ""}, "asks for a key"),
+        ({"X-API-Key": KEY[:-1]}, "not one of"),
+        ({"X-API-Key": KEY + "x"}, "not one of"),
+        ({"X-API-Key": KEY.upper()}, "not one of"),
+        ({"X-API-Key": "# the first of each month"}, "not one of"),
+        ({"Authorization": f"Bearer {KEY},{OTHER}"}, "not one of"),
+        ({"Authorization": "Bearer schl\xfcssel-mit-umlaut"}, "not one of"),
+    ],
+)
+def test_no_other_does(client: httpx.Client, headers: dict[str, str], words: str) -> None:
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    answer = client.post("/report", files={"frontal": ("f", png())}, headers=raw)  # type: ignore[arg-type]
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["content-type"] == PROBLEM
+    assert answer.json()["code"] == "unauthorized"
+    assert words in answer.json()["detail"]
+    assert KEY[:-1] not in answer.text
+
+
+def test_the_key_is_checked_before_the_body_is_read(live: Live) -> None:
+    head = (
+        b"POST /report HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 999\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
+        connection.sendall(head + b"\r\n\r\n")  # and no byte of the body
+        assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
+
+
+def test_the_rest_stays_open(client: httpx.Client) -> None:
+    for path in ("/", "/health", "/openapi.json", "/static/page.js"):
+        assert client.get(path).status_code == 200, path
+
+
+def test_without_a_key_anyone_may_ask(tmp_path: Path) -> None:
+    with live_server(write_tiny_bundle(tmp_path / "tiny"), warm_up=False) as live, live.client() as client:
+        assert post(client).status_code == 200
+        assert post(client, X_API_Key="whatever").status_code == 200
+
+
+def ask(path: str, *, configured: list[str], sent: str = "") -> httpx.Response:
+    """The answer of an app with a route that anyone may use where no key is configured, and one that nobody may."""
+    app = FastAPI()
+    app.state.keys = Keys(configured)
+    app.add_api_route("/drafts", lambda: "in", methods=["POST"], dependencies=[Depends(guarded)])
+    app.add_api_route("/changes", lambda: "in", methods=["POST"], dependencies=[Depends(guarded_always)])
+    problems.install(app)
+
+    async def post() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            return await client.post(path, headers={"X-API-Key": sent} if sent else {})
+
+    return asyncio.run(post())
+
+
+def test_what_changes_the_service_needs_a_key_to_be_configured() -> None:
+    assert ask("/drafts", configured=[]).status_code == 200
+    for sent in ("", KEY):
+        refused = ask("/changes", configured=[], sent=sent)
+        assert (refused.status_code, refused.json()["code"]) == (403, "no_api_key")
+        assert "REPORT_API_KEY" in refused.json()["detail"]
+    for path in ("/drafts", "/changes"):
+        assert ask(path, configured=[KEY]).status_code == 401
+        assert ask(path, configured=[KEY], sent=OTHER).status_code == 401
+        assert ask(path, configured=[KEY], sent=KEY).status_code == 200
+
+
+# --- keys -------------------------------------------------------------------------------------------------------
+
+
+def test_keys_say_only_how_many_they_are() -> None:
+    keys = Keys([KEY, OTHER])
+    assert repr(keys) == "Keys(2)"
+    assert KEY not in str(vars(keys))
+    assert keys
+    assert not Keys()
+    assert keys.accept([OTHER])
+    assert keys.accept(["wrong", KEY])
+    assert not keys.accept(["wrong"])
+    assert not keys.accept([])
+    assert not Keys().accept([""])
+
+
+def test_every_key_is_compared_even_after_a_match(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[bytes] = []
+    real = hmac.compare_digest
+
+    def watched(offered: bytes, mine: bytes) -> bool:
+        compared.append(mine)
+        return real(offered, mine)
+
+    monkeypatch.setattr(hmac, "compare_digest", watched)
+    assert Keys([KEY, OTHER]).accept([KEY])
+    assert len(set(compared)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "holds no key"),
+        (b"# only a comment\n\n", "holds no key"),
+        (f"{KEY}\nshort-key\n".encode(), "line 2 of the file it names: a key of 9 characters"),
+        (f"two words and {KEY}\n".encode(), "line 1 of the file it names: a key may hold"),
+        (b"\xff\xfe\x00" * 30, "is no text"),
+        (b"x" * 100_000, "larger than"),
+    ],
+)
+def test_a_wrong_file_is_refused_without_a_key_in_the_words(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=words) as caught:
+        read_keys(file)
+    assert KEY not in str(caught.value)
+    assert "short-key" not in str(caught.value)
+
+
+def test_a_file_from_another_system_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(f"\ufeff{KEY}\r\n#x\r\n{OTHER}".encode())
+    assert read_keys(file) == [KEY, OTHER]
+
+
+def test_the_shortest_key() -> None:
+    check_key("a" * 16)
+    with pytest.raises(ValueError, match="15 characters; at least 16"):
+        check_key("a" * 15)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    for text in (str(caught.value), repr(caught.value)):
+        assert not any(value and value in text for value in environment.values()), text
+    return explain(caught.value)
+
+
+def test_wrong_keys_are_refused_at_start_by_the_variables_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert refusal(monkeypatch, REPORT_API_KEY="hunter2-hunter2").startswith("REPORT_API_KEY: a key of 15 characters")
+    assert refusal(monkeypatch, REPORT_API_KEY="").startswith("REPORT_API_KEY: a key of 0 characters")
+    words = refusal(monkeypatch, REPORT_API_KEY="with blanks in the middle")
+    assert words.startswith("REPORT_API_KEY: ")
+    assert "blanks in" not in words
+
+
+def test_a_key_in_place_of_its_file_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = refusal(monkeypatch, REPORT_API_KEY_FILE=KEY)
+    assert words == "REPORT_API_KEY_FILE: the file it names cannot be read: No such file or directory"
+
+
+def test_both_sources_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(OTHER)
+    words = refusal(monkeypatch, REPORT_API_KEY=KEY, REPORT_API_KEY_FILE=str(tmp_path / "keys"))
+    assert words == "REPORT_API_KEY and REPORT_API_KEY_FILE are both set; unset one of them"
+
+
+def test_settings_do_not_print_the_key() -> None:
+    settings = Settings(api_key=SecretStr(KEY))
+    for text in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
+        assert KEY not in text
+    assert settings.keys().accept([KEY])
+
+
+# --- description ------------------------------------------------------------------------------------------------
+
+
+def test_openapi_tells_of_the_key_only_where_one_is_needed() -> None:
+    bundle = Path("bundles/none")
+    plain: dict[str, Any] = create_app(settings_for(bundle)).openapi()
+    assert "securitySchemes" not in plain["components"]
+    assert "security" not in plain["paths"]["/report"]["post"]
+    assert "401" not in plain["paths"]["/report"]["post"]["responses"]
+    keyed: dict[str, Any] = create_app(settings_for(bundle, api_key=KEY)).openapi()
+    schemes = keyed["components"]["securitySchemes"]
+    assert (schemes["bearer"]["type"], schemes["bearer"]["scheme"]) == ("http", "bearer")
+    assert (schemes["apiKey"]["in"], schemes["apiKey"]["name"]) == ("header", "X-API-Key")
+    report = keyed["paths"]["/report"]["post"]
+    assert report["security"] == [{"bearer": []}, {"apiKey": []}]  # either will do
+    assert list(report["responses"]["401"]["content"]) == [PROBLEM]
+    assert "security" not in keyed["paths"]["/health"]["get"]
+    pytest.importorskip("openapi_spec_validator").validate(keyed)
+    assert KEY not in str(keyed)

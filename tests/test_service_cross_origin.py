@@ -1,0 +1,121 @@
+"""CORS: off unless named, exact, for two addresses; the security headers stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings, explain
+from tests.helpers import write_tiny_bundle
+from tests.service_helpers import PROBLEM, png, ready_client
+
+ORIGIN, FOREIGN = "https://pacs.example.org", "https://pacs.example.org.evil.example"
+KEY = "correct-horse-battery-staple"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def client(bundle: Path) -> Iterator[httpx.Client]:
+    origins = f"{ORIGIN}, http://localhost:3000"
+    with ready_client(bundle, warm_up=False, cors_origins=origins, api_key=KEY) as client:
+        yield client
+
+
+def preflight(client: httpx.Client, origin: str, path: str = "/report", **asked: str) -> httpx.Response:
+    wanted = {"Method": "POST", "Headers": "authorization, x-request-id", **asked}
+    headers = {"Origin": origin} | {f"Access-Control-Request-{name}": value for name, value in wanted.items()}
+    return client.options(path, headers=headers)
+
+
+def shared(answer: httpx.Response) -> str | None:
+    return answer.headers.get("access-control-allow-origin")
+
+
+def test_off_by_default(bundle: Path) -> None:
+    with ready_client(bundle, warm_up=False) as client:
+        answer = client.get("/health", headers={"Origin": ORIGIN})
+        assert answer.status_code == 200
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert preflight(client, ORIGIN).status_code == 405
+
+
+@pytest.mark.parametrize("origin", [ORIGIN, "http://localhost:3000"])
+def test_a_named_origin_may_ask_and_read(client: httpx.Client, origin: str) -> None:
+    asked = preflight(client, origin)  # browsers send no key with it
+    assert asked.status_code == 200
+    assert shared(asked) == origin
+    assert "POST" in asked.headers["access-control-allow-methods"]
+    allowed = asked.headers["access-control-allow-headers"].lower()
+    assert all(name in allowed for name in ("authorization", "x-api-key", "x-request-id"))
+    assert "access-control-allow-credentials" not in asked.headers
+    bearer = {"Origin": origin, "Authorization": f"Bearer {KEY}"}
+    answer = client.post("/report", files={"frontal": ("f", png())}, headers=bearer)
+    assert answer.status_code == 200
+    assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
+    health, unauthorized = client.get("/health", headers=bearer), client.post("/report", headers={"Origin": origin})
+    assert (health.status_code, unauthorized.status_code) == (200, 401)
+    for each in (answer, health, unauthorized):
+        assert shared(each) == origin
+        assert "Origin" in each.headers["vary"]
+        assert each.headers["x-content-type-options"] == "nosniff"
+        assert each.headers["content-security-policy"].startswith("default-src 'none'")
+        assert each.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("origin", [FOREIGN, "http://pacs.example.org", f"{ORIGIN}:8443", "null", f"{ORIGIN}/"])
+def test_no_other_origin_may(client: httpx.Client, origin: str) -> None:
+    refused = preflight(client, origin)
+    assert refused.status_code == 400
+    assert refused.headers["content-type"] == PROBLEM
+    assert refused.json()["code"] == "cross_origin"
+    assert origin not in refused.json()["detail"]
+    assert shared(refused) is None
+    assert shared(client.get("/health", headers={"Origin": origin})) is None
+
+
+def test_other_methods_headers_and_addresses_are_not_shared(client: httpx.Client) -> None:
+    assert preflight(client, ORIGIN, Method="DELETE").status_code == 400
+    assert preflight(client, ORIGIN, Headers="x-patient").status_code == 400
+    for path in ("/", "/openapi.json", "/static/page.js", "/nothing"):
+        assert shared(client.get(path, headers={"Origin": ORIGIN})) is None, path
+        assert shared(preflight(client, ORIGIN, path)) is None, path
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("*", "any page"),
+        ("https://*.example.org", "any page"),
+        (f"{ORIGIN},*", "any page"),
+        (f"{ORIGIN}/", "no origin"),
+        ("pacs.example.org", "no origin"),
+        ("https://PACS.example.org", "lower case"),
+        ("null", "no origin"),
+        ("ftp://pacs.example.org", "no origin"),
+        ("https://user@pacs.example.org", "no origin"),
+        ("https://pacs.example.org:443", "usual port"),
+        ("http://pacs.example.org:80", "usual port"),
+    ],
+)
+def test_what_is_no_origin_is_refused_at_start(monkeypatch: pytest.MonkeyPatch, value: str, words: str) -> None:
+    monkeypatch.setenv("REPORT_CORS_ORIGINS", value)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    told = explain(caught.value)
+    assert told.startswith(f"REPORT_CORS_ORIGINS={value!r}: ")
+    assert words in told
+
+
+def test_origins_are_split_at_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPORT_CORS_ORIGINS", " https://a.example ,http://[::1]:8080,")
+    assert Settings().cors_origins == ("https://a.example", "http://[::1]:8080")
+    monkeypatch.setenv("REPORT_CORS_ORIGINS", "")
+    assert Settings().cors_origins == ()

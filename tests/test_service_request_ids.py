@@ -1,0 +1,98 @@
+"""Request ids: on every response and in every line of the request; what a client made up is not repeated."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from service.request_ids import current_request_id
+from tests.helpers import write_tiny_bundle
+from tests.service_helpers import png, ready_client
+
+MINE = "0190a5e2-7d1c-7b3e-9f00-5A5B6C7D8E9F"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with ready_client(write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny"), warm_up=False) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/health", 200),
+        ("GET", "/", 200),
+        ("GET", "/static/page.js", 200),
+        ("GET", "/openapi.json", 200),
+        ("GET", "/nothing", 404),
+        ("DELETE", "/report", 405),
+        ("POST", "/report", 415),
+    ],
+)
+def test_every_response_has_one(client: httpx.Client, method: str, path: str, status: int) -> None:
+    fresh = client.request(method, path)
+    assert fresh.status_code == status
+    assert fresh.headers.get_list("x-request-id") == [str(uuid.UUID(fresh.headers["x-request-id"]))]
+    echoed = client.request(method, path, headers={"X-Request-ID": MINE})
+    assert echoed.headers.get_list("x-request-id") == [MINE]
+
+
+def test_a_draft_has_one_and_32_hex_digits_will_do(client: httpx.Client) -> None:
+    sent = uuid.uuid4().hex
+    answer = client.post("/report", files={"frontal": ("f", png())}, headers={"X-Request-ID": sent})
+    assert answer.status_code == 200
+    assert answer.headers["x-request-id"] == sent
+
+
+@pytest.mark.parametrize(
+    "made_up",
+    [
+        "ACC-2024-0001", "1234567", "", MINE + "0", MINE.replace("-", "", 1), f"{{{MINE}}}", f"urn:uuid:{MINE}",
+        "g" * 32, "a" * 31, f"{MINE}, {MINE}", "1.2.840.113619.2.55.3.604688119", "-" * 36,
+    ],
+)  # fmt: skip
+def test_anything_else_is_replaced(client: httpx.Client, made_up: str) -> None:
+    given = client.get("/health", headers={"X-Request-ID": made_up}).headers["x-request-id"]
+    assert given != made_up
+    assert uuid.UUID(given).version == 4
+
+
+def test_two_of_them_are_replaced(client: httpx.Client) -> None:
+    given = client.get("/health", headers=[("X-Request-ID", MINE), ("x-request-id", MINE)]).headers["x-request-id"]
+    assert given != MINE
+
+
+def test_every_line_of_a_request_knows_its_id(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where many requests are answered at once: no line carries a neighbour's id."""
+    seen: list[tuple[str | None, str]] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append((current_request_id(), record.getMessage()))  # type: ignore[method-assign]
+    caplog.set_level(logging.INFO, "service")
+    logging.getLogger("service").addHandler(handler)
+    sent = [str(uuid.uuid4()) for _ in range(6)]
+
+    def ask(request_id: str) -> None:
+        client.post("/report", files={"frontal": ("f", png())}, headers={"X-Request-ID": request_id})
+
+    try:
+        threads = [threading.Thread(target=ask, args=(request_id,)) for request_id in sent]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        client.get("/nothing")
+    finally:
+        logging.getLogger("service").removeHandler(handler)
+    for request_id in sent:
+        lines = [line for known, line in seen if known == request_id]
+        assert len(lines) == 2, seen
+        assert lines[0].startswith("draft ")
+        assert lines[1].startswith("POST /report 200 ")
+    assert len(seen) == 2 * len(sent) + 1
+    assert current_request_id() is None
