@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 from model.drafter import Draft, DraftOptions
 from service import logs, problems
 from service.answers import answer
-from service.auth import guarded
+from service.auth import guarded, guarded_always
 from service.backend import Backend
 from service.clients import unless_left
 from service.counting import CountRequests
@@ -134,7 +134,13 @@ async def _draft(backend: Backend, images: dict[str, bytes], options: DraftOptio
         raise Problem("stopping", STOPPING, headers={"Retry-After": "5"}) from error
 
 
-@router.post("/reload", response_model=HealthResponse, summary="Serve the bundle on disk anew", **RELOAD)
+@router.post(
+    "/reload",
+    response_model=HealthResponse,
+    summary="Serve the bundle on disk anew",
+    dependencies=[Depends(guarded_always)],
+    **RELOAD,
+)
 async def reload(request: Request) -> HealthResponse:
     """Load the bundle again and swap it in; requests under way end with the one they began with."""
     runtime: Runtime = request.app.state.runtime

@@ -39,6 +39,10 @@ _EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
     "deadline": (
         "The draft was not ready within 30 s (REPORT_REQUEST_TIMEOUT_S). Try again in a moment.", None
     ),
+    "no_api_key": (
+        "This address changes the service and answers only to a key, and none is configured. "
+        "Set REPORT_API_KEY or REPORT_API_KEY_FILE and restart.", None
+    ),
     "reload_refused": (
         "The present bundle goes on serving: model.safetensors was altered since the bundle was written.", None
     ),
@@ -127,6 +131,7 @@ HEALTH: dict[str, Any] = {"responses": _problems(503, "Not ready; detail says wh
 LIVEZ: dict[str, Any] = {}
 RELOAD: dict[str, Any] = {
     "responses": {
+        **_problems(403, "The service has no key, and this address answers only to one.", "no_api_key"),
         **_problems(409, "Not swapped; the present bundle goes on serving.", "reload_refused"),
         **_problems(503, "Not ready.", "loading"),
     },

@@ -68,6 +68,10 @@ def gated(bundle: Path, gates: list[Gate], **changes: object) -> Iterator[tuple[
                 gate.go.set()
 
 
+KEY = "a key that only tests know".replace(" ", "-")
+AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
+
+
 def depth(client: httpx.Client) -> dict[str, int]:
     queue: dict[str, int] = client.get("/health").json()["queue"]
     return queue
@@ -169,7 +173,8 @@ def replace_bundle(path: Path, seed: int) -> None:
 
 
 def test_a_bundle_is_swapped_without_a_dropped_request(own_bundle: Path, gates: list[Gate]) -> None:
-    with gated(own_bundle, gates) as (_, client, gate), ThreadPoolExecutor(4) as pool:
+    with gated(own_bundle, gates, api_key=KEY) as (_, client, gate), ThreadPoolExecutor(4) as pool:
+        client.headers.update(AUTHORIZED)
         before = client.get("/health").json()["bundle"]["digest"]
         held = [pool.submit(post, client) for _ in range(3)]
         assert gate.begun.wait(WAIT_S)
@@ -191,7 +196,8 @@ def test_a_bundle_is_swapped_without_a_dropped_request(own_bundle: Path, gates: 
 
 
 def test_a_bundle_that_cannot_be_loaded_changes_nothing(own_bundle: Path) -> None:
-    with ready_client(own_bundle) as client:
+    with ready_client(own_bundle, api_key=KEY) as client:
+        client.headers.update(AUTHORIZED)
         before = post(client).json()["sentences"]
         weights = bytearray((own_bundle / "model.safetensors").read_bytes())
         weights[-1] ^= 1
@@ -203,6 +209,15 @@ def test_a_bundle_that_cannot_be_loaded_changes_nothing(own_bundle: Path) -> Non
         assert client.get("/health").status_code == 200
         assert post(client).json()["sentences"] == before
         assert figures(client)["report_reloads_total/refused"] == 1
+
+
+def test_a_swap_asks_for_a_key(bundle: Path) -> None:
+    with ready_client(bundle) as client:
+        answer = client.post("/reload")
+        assert (answer.status_code, answer.json()["code"]) == (403, "no_api_key")
+    with ready_client(bundle, api_key=KEY) as client:
+        answer = client.post("/reload")
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
 
 
 # --- lost devices -----------------------------------------------------------------------------------------------
@@ -247,7 +262,8 @@ def test_liveness_and_metrics_answer_while_the_model_is_loaded(bundle: Path, mon
         return load(settings)
 
     monkeypatch.setattr(runtime, "load", load_later)
-    with live_server(bundle, wait=False) as live, live.client() as client:
+    with live_server(bundle, wait=False, api_key=KEY) as live, live.client() as client:
+        client.headers.update(AUTHORIZED)
         try:
             assert client.get("/livez").status_code == 200
             assert figures(client)["report_ready"] == 0
