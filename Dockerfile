@@ -52,6 +52,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /app
 USER 10001:10001
 EXPOSE 8000
+STOPSIGNAL SIGTERM
 # Ready, not merely alive: 200 when the model is loaded and warm, 503 before; urllib raises for the latter. Docker
 # restarts no container for being unhealthy; a service that cannot go on ends by itself.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \

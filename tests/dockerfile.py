@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 KNOWN = {
-    "FROM", "ARG", "ENV", "WORKDIR", "RUN", "COPY", "USER", "EXPOSE", "LABEL", "HEALTHCHECK", "CMD",
+    "FROM", "ARG", "ENV", "WORKDIR", "RUN", "COPY", "USER", "EXPOSE", "LABEL", "HEALTHCHECK", "STOPSIGNAL", "CMD",
 }  # fmt: skip
 
 

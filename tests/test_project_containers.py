@@ -126,6 +126,15 @@ def test_gpu_is_reserved_and_the_override_takes_the_reservation_back() -> None:
     assert cpu["environment"]["REPORT_BUNDLE"] == "/app/bundles/iu-xray"
 
 
+def test_a_reload_by_signal_does_not_cost_the_restart() -> None:
+    """Docker's restart policies after ``kill -s HUP``: moby/moby issues 11065 and 41302."""
+    report = load(BASE)["services"]["report"]
+    assert report["restart"] == "always"
+    assert report["stop_signal"] == "SIGTERM"
+    assert parse_dockerfile(dockerfile())[-1].last("STOPSIGNAL").rest == "SIGTERM"
+    assert report["init"] is True
+
+
 def test_hydration_writes_where_the_service_looks_and_only_on_demand() -> None:
     services = load("docker-compose.yml")["services"]
     assert services["hydrate"]["profiles"] == ["hydrate"]
@@ -141,7 +150,7 @@ def test_hydration_writes_where_the_service_looks_and_only_on_demand() -> None:
 # Settings of the service that parts of it read elsewhere, or that came with the batching engine.
 ANNOUNCED = {
     "REPORT_API_KEY_FILE", "REPORT_LOG_FORMAT", "REPORT_DRAIN_TIMEOUT_S", "REPORT_MAX_BATCH_SIZE", "REPORT_MAX_WAIT_MS",
-    "REPORT_REQUEST_TIMEOUT_S",
+    "REPORT_REQUEST_TIMEOUT_S", "REPORT_STALL_TIMEOUT_S", "REPORT_API_KEY", "REPORT_CORS_ORIGINS",
 }  # fmt: skip
 SETTINGS = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields} | ANNOUNCED
 
