@@ -119,7 +119,7 @@ def test_the_caddyfile_is_understood_and_formatted(tls: str, tmp_path: Path) -> 
 
 def test_a_draft_through_tls_is_the_services_own(served: tuple[Proxy, httpx.Client]) -> None:
     front, direct = served
-    files, headers = {"frontal": ("f", png())}, {"X-Request-ID": "0a1b2c3d"}
+    files, headers = {"frontal": ("f", png())}, {"X-Request-ID": "6f1d3c8e-0f57-4d0b-9d38-2f4f8d1f0a11"}
     with front.client() as client:
         through = client.post("/report", files=files, headers=headers)
     plain = direct.post("/report", files=files, headers=headers)
