@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
+from service.schemas import ReportResponse
 from tests.dockerfile import Instruction, healthcheck
 from training.phantom import make_phantom
 
@@ -76,8 +77,8 @@ def serve_and_ask(container: Container, bundle: Path, mount_at: str, say: Callab
         say("HEALTHCHECK succeeds", began)
         began = time.monotonic()
         draft = post_phantom(port)
-        say(f"POST /report of a drawn study: {len(draft['findings'].split())} words, "
-            f"{len(draft['reference_cases'])} reference cases", began)  # fmt: skip
+        say(f"POST /report of a drawn study: {len(draft.findings.split())} words, "
+            f"{len(draft.reference_cases)} reference cases", began)  # fmt: skip
         status = Path(f"/proc/{process.pid}/status").read_text() if Path("/proc/self/status").exists() else ""
         peak = next((int(line.split()[1]) / 2**20 for line in status.splitlines() if line.startswith("VmHWM")), 0.0)
         left = [
@@ -129,9 +130,7 @@ def wait_until_healthy(container: Container, process: subprocess.Popen[bytes], l
     check = healthcheck(container.health)
     deadline = time.monotonic() + check.start_period_s + check.retries * check.interval_s
     why = ""
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise ReplayError(f"the service ended with status {process.returncode}\n{tail(log)}")
+    while process.poll() is None and time.monotonic() < deadline:
         try:
             run = subprocess.run(
                 check.command,
@@ -148,10 +147,12 @@ def wait_until_healthy(container: Container, process: subprocess.Popen[bytes], l
             return
         why = run.stderr.strip().rpartition("\n")[2]
         time.sleep(1)
-    raise ReplayError(f"not healthy in time: {why}\n{tail(log)}")
+    code = process.poll()
+    ended = f"not healthy in time: {why}" if code is None else f"the service ended with status {code}"
+    raise ReplayError(f"{ended}\n{tail(log)}")
 
 
-def post_phantom(port: int) -> dict[str, list[object] | str]:
+def post_phantom(port: int) -> ReportResponse:
     """Draft a drawn study; the answer."""
     study = make_phantom(7, frozenset())
     files = {}
@@ -162,8 +163,7 @@ def post_phantom(port: int) -> dict[str, list[object] | str]:
     answer = httpx.post(f"http://127.0.0.1:{port}/report", files=files, timeout=120)
     if answer.status_code != 200 or not answer.json()["findings"]:
         raise ReplayError(f"POST /report: {answer.status_code} {answer.text[:300]}")
-    draft: dict[str, list[object] | str] = answer.json()
-    return draft
+    return ReportResponse.model_validate(answer.json())
 
 
 def listing(root: Path) -> set[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from tests.dockerfile import (
     ignored,
     parse_dockerfile,
 )
-from tests.replay_image import NEEDED_BYTES, Built, Replay, ReplayError, check_contents, image_paths, main
+from tests.replay_image import NEEDED_BYTES, Built, Replay, check_contents, image_paths, main
+from tests.replay_service import Container, ReplayError, serve_and_ask
 
 TWO_STAGES = """\
 # a comment
@@ -159,6 +161,28 @@ def test_training_code_tests_and_weights_in_the_image_are_found(what: str, conte
     (packages / what).write_text("")
     with pytest.raises(ReplayError, match="must not"):
         check_contents(Built(tmp_path / "image", {}), replay)
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("import sys; print('no bundle here'); sys.exit(3)", r"ended with status 3\n(.|\n)*no bundle here"),
+        ("import time; time.sleep(60)", "not healthy in time: .*refused"),
+    ],
+)
+def test_a_service_that_does_not_become_healthy_fails_the_replay(tmp_path: Path, program: str, words: str) -> None:
+    root, bundle = tmp_path / "image", tmp_path / "bundle"
+    for folder in (root / "tmp", root / "app", bundle):
+        folder.mkdir(parents=True)
+    probe = "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['REPORT_PORT'], timeout=1)"
+    text = f"FROM a\nHEALTHCHECK --interval=1s --retries=1 CMD {json.dumps([sys.executable, '-c', probe])}\nCMD x"
+    health = parse_dockerfile(text)[0].last("HEALTHCHECK")
+    env = {"PATH": "/usr/bin:/bin"}
+    container = Container(root, root / "app", env, [sys.executable, "-c", program], health, user="10001")
+    said: list[str] = []
+    with pytest.raises(ReplayError, match=words):
+        serve_and_ask(container, bundle, str(root / "app" / "bundle"), lambda what, began=None: said.append(what))
+    assert said[0].startswith("CMD ")
 
 
 def test_too_little_disk_is_refused_with_the_remedy(
