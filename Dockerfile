@@ -4,12 +4,17 @@
 # must be R580 or newer and the NVIDIA Container Toolkit be installed; without a GPU the same image runs on the CPU.
 #
 #   docker build -t cxr-report .
-#   docker run --rm --gpus all -p 127.0.0.1:8000:8000 -v "$PWD/bundles:/app/bundles:ro" cxr-report
+#   docker run --rm --init --gpus all -p 127.0.0.1:8000:8000 -v "$PWD/bundles:/app/bundles:ro" cxr-report
+#
+# `python -m tests.replay_image` replays these steps without Docker; it reads them from here.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# A mirror; pip ignores them when empty. They stay in this stage: the image does not hold them.
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
 WORKDIR /src
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
@@ -29,8 +34,10 @@ LABEL org.opencontainers.image.title="cxr-report" \
       org.opencontainers.image.description="Drafts chest X-ray findings for research; not a medical device" \
       org.opencontainers.image.licenses="Apache-2.0" \
       cxr-report.nvidia-driver.minimum="580"
+# A fresh volume on .bundles takes over its owner, so that `hydrate` may write there.
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin report \
- && install -d -o report -g report /app /app/bundles /app/.bundles
+ && install -d /app /app/bundles \
+ && install -d -o report -g report /app/.bundles
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -45,7 +52,9 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /app
 USER 10001:10001
 EXPOSE 8000
-# 200 when the model is loaded and warm, 503 before; urllib raises for the latter.
-HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=3 \
+STOPSIGNAL SIGTERM
+# Ready, not merely alive: 200 when the model is loaded and warm, 503 before; urllib raises for the latter. Docker
+# restarts no container for being unhealthy; a service that cannot go on ends by itself.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
   CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['REPORT_PORT'] + '/health', timeout=4)"]
 CMD ["python", "-m", "service"]

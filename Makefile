@@ -7,6 +7,8 @@
 #   make develop                   install what training and tests need, no more
 #   make lint                      ruff, formatting, mypy --strict
 #   make bench                     the speed table, in under ten minutes
+#   make compose-check             the container files, as far as can be told without Docker
+#   make replay-image              build, serve and stop as the Dockerfile says, without Docker (minutes, 8 GB)
 #   make train-smoke               the whole training path on drawn phantoms, in minutes (ROOT=dir: on your data)
 #   make help                      all of this
 
@@ -29,7 +31,7 @@ TRAIN     = $(BIN)/python -m training.run --dataset openi --root $(ROOT) --prese
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve hydrate develop test lint format bench train-smoke phantoms compose-check clean
+.PHONY: help serve hydrate develop test lint format bench train-smoke phantoms compose-check replay-image clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -78,9 +80,14 @@ train-smoke: $(STAMPS)/develop $(if $(filter runs/phantoms,$(ROOT)),phantoms)
 phantoms: $(STAMPS)/develop
 	@[ -f runs/phantoms/NLMCXR_reports.tgz ] || $(BIN)/python -m training.phantom --out runs/phantoms --studies 60
 
-# Compose files against the compose specification, the Dockerfile against hadolint; no Docker needed.
+# Compose files against the compose specification, the Dockerfile against hadolint; no Docker needed. With caddy and
+# promtool on the machine also the proxy and the alerts.
 compose-check: $(STAMPS)/develop
-	$(BIN)/python -m pytest -q tests/test_project_containers.py
+	$(BIN)/python -m pytest -q tests/test_project_containers.py tests/test_project_proxy.py tests/test_project_monitoring.py
+
+# The Dockerfile's steps in a temporary directory: minutes and 8 GB of disk, given back at the end.
+replay-image: $(STAMPS)/develop
+	$(BIN)/python -m tests.replay_image $(REPLAY_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -64,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         ws="none",
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has shut down
     _Server(app, config).run()
     runtime: Runtime = app.state.runtime
     if runtime.broken:

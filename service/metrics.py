@@ -48,6 +48,10 @@ class Metrics:
             "report_failed_batches", "Batches that failed: error, memory, device.", ("cause",), registry=registry
         )
         self.reloads = Counter("report_reloads", "Bundle swaps: done, refused.", ("result",), registry=registry)
+        for result in ("done", "refused"):  # so that the first one counts as an increase
+            self.reloads.labels(result)
+        for cause in ("error", "memory", "device"):
+            self.failed_batches.labels(cause)
         self._ready = Gauge("report_ready", "1 when a model is loaded and warm.", registry=registry)
         self._waiting = Gauge("report_queue_depth", "Studies that wait for the model.", registry=registry)
         self._taken = Gauge("report_places_taken", "Requests in the house.", registry=registry)

@@ -1,8 +1,7 @@
-"""The container files: valid by the compose specification and hadolint, hardened, free of training code."""
+"""The container files: valid by the compose specification and hadolint, hardened, in step with the settings."""
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import re
 import shutil
@@ -14,6 +13,9 @@ from typing import Any
 import pytest
 import yaml
 from conftest import REPOSITORY
+
+from service.settings import ENV_PREFIX, Settings
+from tests.dockerfile import context_files, healthcheck, ignored, parse_dockerfile
 
 RESET = object()
 
@@ -43,33 +45,57 @@ def overlay(below: Any, above: Any) -> Any:
     return kept | {key: overlay(kept.get(key), value) for key, value in above.items() if value is not RESET}
 
 
-BOTH = [("docker-compose.yml",), ("docker-compose.yml", "docker-compose.cpu.yml")]
+BASE, CPU, TLS, KEY = (f"docker-compose{name}.yml" for name in ("", ".cpu", ".tls", ".key"))
+WAYS = {
+    "gpu": (BASE,),
+    "cpu": (BASE, CPU),
+    "gpu-key": (BASE, KEY),
+    "gpu-tls": (BASE, TLS),
+    "cpu-tls-key": (BASE, CPU, TLS, KEY),
+}  # fmt: skip
+ALL = ("docker-compose.yml", *sorted(path.name for path in REPOSITORY.glob("docker-compose.*.yml")))
 
 
-@pytest.mark.parametrize("names", BOTH, ids=["gpu", "cpu"])
-def test_compose_files_meet_the_specification(names: tuple[str, ...]) -> None:
+def validate(compose: dict[str, Any]) -> list[str]:
+    """Check against the compose specification; the names of the services."""
     compose_spec = pytest.importorskip("compose_spec", reason="no binary of the validator for this machine")
-    compose = compose_spec.PyCompose.from_json(json.dumps(load(*names)))
-    compose.validate()
-    assert sorted(compose.service_names()) == ["hydrate", "report"]
+    parsed = compose_spec.PyCompose.from_json(json.dumps(compose))
+    parsed.validate()
+    return sorted(parsed.service_names())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_compose_files_meet_the_specification(way: str) -> None:
+    assert validate(load(*WAYS[way])) == ["hydrate", *(["proxy"] if TLS in WAYS[way] else []), "report"]
+
+
+def test_every_compose_file_is_part_of_a_way_that_is_tested() -> None:
+    assert {name for names in WAYS.values() for name in names} == set(ALL)
 
 
 def test_the_validator_would_notice_a_mistake() -> None:
-    compose_spec = pytest.importorskip("compose_spec", reason="no binary of the validator for this machine")
-    broken = load("docker-compose.yml")
+    broken = load(BASE)
     broken["services"]["report"]["networks"] = ["elsewhere"]
     with pytest.raises(ValueError, match="elsewhere"):
-        compose_spec.PyCompose.from_json(json.dumps(broken)).validate()
-    misspelt = load("docker-compose.yml")
+        validate(broken)
+    misspelt = load(BASE)
     misspelt["services"]["report"]["port"] = ["8000:8000"]
     with pytest.raises(ValueError, match="port"):
-        compose_spec.PyCompose.from_json(json.dumps(misspelt))
+        validate(misspelt)
 
 
-def test_every_named_volume_is_declared() -> None:
-    compose = load("docker-compose.yml")
+@pytest.mark.parametrize("way", WAYS)
+def test_every_named_volume_is_declared(way: str) -> None:
+    compose = load(*WAYS[way])
     mounted = {mount.split(":")[0] for service in compose["services"].values() for mount in service["volumes"]}
     assert {name for name in mounted if not name.startswith((".", "/"))} == set(compose["volumes"])
+
+
+def test_images_stay_in_memory_and_logs_do_not_fill_the_disk() -> None:
+    for name, definition in load(BASE, TLS)["services"].items():
+        assert definition["mem_limit"] == definition["memswap_limit"], f"{name} could swap images to the disk"
+        assert definition["ulimits"]["core"] == 0, f"{name} could dump images to the disk"
+        assert set(definition["logging"]["options"]) == {"max-size", "max-file"}, name
 
 
 @pytest.mark.parametrize("service", ["report", "hydrate"])
@@ -80,6 +106,7 @@ def test_containers_are_locked_down(service: str) -> None:
     assert definition["cap_drop"] == ["ALL"]
     assert definition["security_opt"] == ["no-new-privileges:true"]
     assert "privileged" not in definition
+    assert definition["pids_limit"] > 0
     assert "./bundles:/app/bundles:ro" in definition["volumes"]
 
 
@@ -98,6 +125,17 @@ def test_gpu_is_reserved_and_the_override_takes_the_reservation_back() -> None:
     assert cpu["environment"] == {**gpu["environment"], "REPORT_DEVICE": "cpu"}
     assert gpu["environment"]["REPORT_BUNDLE"] == "/app/bundles/iu-xray"
     assert gpu["environment"]["REPORT_LOG_FORMAT"] == "json"
+    assert (gpu["environment"]["REPORT_DEVICE"], cpu["environment"]["REPORT_DEVICE"]) == ("cuda", "cpu")
+    assert cpu["environment"]["REPORT_BUNDLE"] == "/app/bundles/iu-xray"
+
+
+def test_a_reload_by_signal_does_not_cost_the_restart() -> None:
+    """Docker's restart policies after ``kill -s HUP``: moby/moby issues 11065 and 41302."""
+    report = load(BASE)["services"]["report"]
+    assert report["restart"] == "always"
+    assert report["stop_signal"] == "SIGTERM"
+    assert parse_dockerfile(dockerfile())[-1].last("STOPSIGNAL").rest == "SIGTERM"
+    assert report["init"] is True
 
 
 def test_hydration_writes_where_the_service_looks_and_only_on_demand() -> None:
@@ -108,6 +146,86 @@ def test_hydration_writes_where_the_service_looks_and_only_on_demand() -> None:
     command = services["hydrate"]["command"]
     assert command[command.index("--out") + 1] == "/app/.bundles/iu-xray-hydrated"
     assert command[command.index("--bundle") + 1] == services["report"]["environment"]["REPORT_BUNDLE"]
+
+
+# --- settings ---------------------------------------------------------------------------------------------------
+
+SETTINGS = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
+
+
+def default(name: str) -> float:
+    """A setting's default."""
+    return float(Settings.model_fields[name].default)
+
+
+@pytest.mark.parametrize("name", [*ALL, "Dockerfile", "deploy/Caddyfile", "docs/deployment.md"])
+def test_every_setting_named_is_one(name: str) -> None:
+    named = set(re.findall(r"\bREPORT_[A-Z][A-Z_]*[A-Z]\b", (REPOSITORY / name).read_text()))
+    assert named <= SETTINGS
+
+
+def test_a_stop_waits_for_the_drain_and_the_proxy_for_the_service() -> None:
+    services = load(BASE, TLS)["services"]
+    drain = default("drain_timeout_s")
+    grace = re.search(r"grace_period (\d+)s", caddyfile())
+    assert grace is not None
+    assert drain < seconds(services["report"]["stop_grace_period"])
+    assert drain < int(grace[1]) < seconds(services["proxy"]["stop_grace_period"])
+
+
+def test_the_proxy_lets_through_what_the_service_takes_and_waits_as_long() -> None:
+    largest = 2 * int(default("max_upload_bytes")) + 64 * 1024
+    assert int(variable("MAX_BODY_BYTES")) == largest
+    assert load(BASE, TLS)["services"]["proxy"]["environment"]["MAX_BODY_BYTES"] == largest
+    upload, request = default("upload_timeout_s"), default("request_timeout_s")
+    read, write = (float(re.search(rf"\b{name} (\d+)s", caddyfile())[1]) for name in ("read_body", "write"))  # type: ignore[index]
+    answer = seconds(variable("RESPONSE_TIMEOUT"))
+    assert upload < read
+    assert request < answer
+    assert upload + request < write
+
+
+def test_the_proxy_alone_is_reached_from_outside() -> None:
+    plain, compose = load(BASE)["services"]["report"], load(BASE, CPU, TLS, KEY)
+    report, proxy = compose["services"]["report"], compose["services"]["proxy"]
+    assert plain["ports"]
+    assert "ports" not in report
+    assert report["networks"] == ["inside"]
+    assert compose["networks"]["inside"] == {"internal": True}
+    assert proxy["ports"] == ["0.0.0.0:443:443", "0.0.0.0:80:80"]
+    assert set(proxy["networks"]) == {"inside", "outside"}
+    assert proxy["depends_on"]["report"]["condition"] == "service_healthy"
+    assert proxy["read_only"] is True
+    assert (proxy["cap_drop"], proxy["cap_add"]) == (["ALL"], ["NET_BIND_SERVICE"])
+    assert proxy["environment"]["UPSTREAM"] == variable("UPSTREAM") == "report:8000"
+
+
+def test_the_key_comes_as_a_file_that_git_and_image_never_hold() -> None:
+    compose = load(BASE, KEY)
+    report = compose["services"]["report"]
+    assert report["secrets"] == ["report_api_key"]
+    assert report["environment"]["REPORT_API_KEY_FILE"] == "/run/secrets/report_api_key"
+    source = compose["secrets"]["report_api_key"]["file"].removeprefix("./")
+    assert ignored(source, (REPOSITORY / ".dockerignore").read_text().splitlines())
+    assert "secrets/" in (REPOSITORY / ".gitignore").read_text().splitlines()
+
+
+def seconds(duration: str) -> float:
+    return float(duration.removesuffix("s"))
+
+
+def caddyfile() -> str:
+    return (REPOSITORY / "deploy" / "Caddyfile").read_text()
+
+
+def variable(name: str) -> str:
+    """The default of a variable in the Caddyfile."""
+    found = re.search(rf"\{{\${name}:([^}}]*)\}}", caddyfile())
+    assert found is not None, f"the Caddyfile has no variable {name}"
+    return found[1]
+
+
+# --- the image --------------------------------------------------------------------------------------------------
 
 
 def dockerfile() -> str:
@@ -125,35 +243,31 @@ def test_hadolint_finds_nothing() -> None:
 def test_no_training_code_enters_the_image() -> None:
     copied = [
         source
-        for line in re.findall(r"^COPY (?!--from)(.+)$", dockerfile(), re.MULTILINE)
-        for source in line.split()[:-1]
+        for stage in parse_dockerfile(dockerfile())
+        for instruction in stage.instructions
+        if instruction.name == "COPY" and "from" not in instruction.flags
+        for source in instruction.words()[:-1]
     ]
     assert {"model", "retrieval_index", "service"} <= set(copied)
-    assert not {".", "training", "tests", "bundles"} & set(copied)
-    ignore = (REPOSITORY / ".dockerignore").read_text().splitlines()
-    assert ignored("training/run.py", ignore)
-    assert ignored("bundles/iu-xray/model.safetensors", ignore)
-    assert ignored(".venv/bin/python", ignore)
+    assert not {".", "training", "tests", "bundles", "deploy"} & set(copied)
+    rules = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    for path in (
+        "training/run.py",
+        "bundles/iu-xray/model.safetensors",
+        ".venv/bin/python",
+        ".git/config",
+        "report.env",
+    ):
+        assert ignored(path, rules), path
     for source in copied:
-        assert not ignored(source, ignore), f"COPY {source} would find nothing"
-
-
-def ignored(path: str, rules: list[str]) -> bool:
-    """The last matching rule wins, as in Docker; a rule for a folder holds for all below it."""
-    parts = path.split("/")
-    prefixes = ["/".join(parts[: n + 1]) for n in range(len(parts))]
-    verdict = False
-    for rule in (line.strip() for line in rules):
-        if rule and not rule.startswith("#"):
-            pattern = rule.lstrip("!").rstrip("/").removeprefix("**/")
-            if any(fnmatch.fnmatchcase(prefix, pattern) for prefix in prefixes):
-                verdict = not rule.startswith("!")
-    return verdict
+        assert context_files(REPOSITORY, source, rules)
 
 
 def test_the_image_runs_as_nobody_in_particular_and_is_checked() -> None:
-    final = dockerfile().rsplit("\nFROM ", 1)[1]
-    assert re.search(r"^USER 10001", final, re.MULTILINE)
-    assert re.search(r"^HEALTHCHECK .*\n.*/health", final, re.MULTILINE)
-    assert "slim" in dockerfile()
-    assert 'nvidia-driver.minimum="580"' in final
+    final = parse_dockerfile(dockerfile())[-1]
+    assert "slim" in final.base
+    assert final.last("USER").rest == load(BASE)["services"]["report"]["user"] == "10001:10001"
+    check = healthcheck(final.last("HEALTHCHECK"))
+    assert "/health" in check.command[-1]
+    assert check.timeout_s < check.interval_s
+    assert 'nvidia-driver.minimum="580"' in final.last("LABEL").rest
