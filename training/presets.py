@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from model.config import ConsensusConfig, DecodingConfig
-from training.config import CEConfig, ModelShape, PretrainConfig, RetrieverConfig, RunConfig, ScstConfig
+from training.config import CEConfig, ModelShape, PretrainConfig, RetrieverConfig, RewardConfig, RunConfig, ScstConfig
 
 _BASELINE = RunConfig(
     preset="baseline",
@@ -35,6 +35,12 @@ _COMPACT = RunConfig(
     ),
     weights_dtype="fp16",
 )
+_COMPACT_SCST = _COMPACT.model_copy(
+    update={
+        "preset": "compact-scst",
+        "scst": ScstConfig(epochs=3, lr=5e-5, nll_weight=0.2, reward=RewardConfig(cider=1.0, bleu4=0.5, label_f1=0.5)),
+    }
+)
 _SMOKE = RunConfig(
     preset="smoke",
     shape=ModelShape(
@@ -54,7 +60,7 @@ _SMOKE = RunConfig(
 
 PRESETS: Mapping[str, RunConfig] = {
     config.preset: config
-    for config in (_BASELINE, _DENSENET, _DENSENET_LR, _RETRIEVAL, _RETRIEVAL_SCST, _COMPACT, _SMOKE)
+    for config in (_BASELINE, _DENSENET, _DENSENET_LR, _RETRIEVAL, _RETRIEVAL_SCST, _COMPACT, _COMPACT_SCST, _SMOKE)
 }
 
 
