@@ -46,8 +46,8 @@ CLIENTS = 4
 SETTINGS = {"max_upload_bytes": 2**20, "max_pixels": 4_000_000, "queue_size": CLIENTS - 1, "upload_timeout_s": 20}
 TRIES = 200  # of one request, while the service is busy
 MEMORY_EVERY = 25  # inputs
-FLAT = 1024 * 1024  # bytes of growth that 1,000 inputs may show in the second half of a run
-JUDGED_FROM = 3000  # inputs; over fewer, allocators still fill up and the slope says nothing
+FLAT = 2 * 1024 * 1024  # bytes of growth that 1,000 inputs may show in the second half: less than any image kept by each
+JUDGED_FROM = 5000  # inputs; over fewer, a single step of the allocator decides the slope
 KEPT = 50  # files of violations
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ from pydantic import ValidationError
 from service.app import create_app
 from service.settings import Settings, explain
 
-EXIT_SETTINGS, EXIT_BUNDLE = 2, 3
+EXIT_SETTINGS, EXIT_BUNDLE, EXIT_ADDRESS = 2, 3, 4
+_BACKLOG = 2048  # uvicorn's own
 
 
 class _Server(uvicorn.Server):
@@ -32,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve until told to stop.
 
     Returns:
-        0 after a stop; 2: a setting is wrong; 3: no bundle could be loaded.
+        0 after a stop; 2: a setting is wrong; 3: no bundle could be loaded; 4: the address cannot be listened on.
     """
     parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
     parser.add_argument("--bundle", type=Path, help="directory that training.run wrote (REPORT_BUNDLE)")
@@ -45,12 +49,40 @@ def main(arguments: list[str] | None = None) -> int:
     except ValidationError as error:
         print(explain(error), file=sys.stderr)
         return EXIT_SETTINGS
+    try:
+        listening = listen(settings.host, settings.port)
+    except OSError as error:
+        print(_unusable(settings, error), file=sys.stderr)
+        return EXIT_ADDRESS
     app = create_app(settings)
     config = uvicorn.Config(
         app, host=settings.host, port=settings.port, access_log=False, server_header=False, log_level="info"
     )
-    _Server(app, config).run()
+    _Server(app, config).run(sockets=[listening])
     return EXIT_BUNDLE if app.state.runtime.state == "failed" else 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the address before anything is loaded: who cannot have it learns so at once.
+
+    Raises:
+        OSError: the port is taken or forbidden, or the host is no address of this machine.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    return socket.create_server((str(address[0]), port), family=family, backlog=_BACKLOG)
+
+
+def _unusable(settings: Settings, error: OSError) -> str:
+    where = f"{settings.host} port {settings.port}"
+    if isinstance(error, socket.gaierror):
+        return f"REPORT_HOST={settings.host!r} is no address: {error.strerror}. Use 127.0.0.1, or 0.0.0.0 for all."
+    remedy = {
+        errno.EADDRINUSE: "Another program listens there; stop it, or choose another port with --port or REPORT_PORT.",
+        errno.EACCES: "Ports below 1024 need privileges; choose another with --port or REPORT_PORT.",
+        errno.EADDRNOTAVAIL: "This machine has no such address; use 127.0.0.1, or 0.0.0.0 for all (REPORT_HOST).",
+    }.get(error.errno or 0, "Choose another address with --host and --port.")
+    return f"cannot listen on {where}: {os.strerror(error.errno or 0)}. {remedy}"
 
 
 if __name__ == "__main__":
