@@ -21,6 +21,7 @@ from service import logs, problems
 from service.answers import answer, image_problem
 from service.engine import BusyError, Engine
 from service.headers import SecurityHeaders
+from service.lingering import LingeringClose
 from service.openapi import HEALTH, REPORT, describe
 from service.problems import Problem, UnforeseenErrors
 from service.runtime import Runtime
@@ -64,7 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.mount("/static", _Static(directory=STATIC), name="static")
     problems.install(app)
     describe(app)
-    for middleware in (UnforeseenErrors, SecurityHeaders, logs.AccessLog):  # the last one is outermost
+    for middleware in (UnforeseenErrors, SecurityHeaders, logs.AccessLog, LingeringClose):  # the last one is outermost
         app.add_middleware(middleware)
     return app
 
