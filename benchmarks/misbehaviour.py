@@ -52,13 +52,17 @@ async def trickles(url: str, study: Study, record: Record, rng: np.random.Genera
     cuts = sorted(int(cut) for cut in rng.integers(0, len(data), 20))
     pause = float(rng.uniform(*TRICKLE_S)) / (len(cuts) + 1)
     reader, writer = await _connect(url)
+    answer = asyncio.create_task(_answer(reader, study, record))
     try:
         for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True):
+            if answer.done():
+                break  # refused before all was sent
             writer.write(data[start:stop])
             await writer.drain()
-            await asyncio.sleep(pause)
-        await _answer(reader, study, record)
+            await asyncio.wait([answer], timeout=pause)
+        await answer
     finally:
+        answer.cancel()
         writer.transport.abort()
 
 
