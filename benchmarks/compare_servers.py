@@ -154,8 +154,11 @@ def as_markdown(measured: Figures) -> str:
                     cells.append(f"{middle:.2f} × ({low:.2f}–{high:.2f})")
             lines.append(f"| {clients} | {name} | " + " | ".join(cells) + " |")
     count = len(measured.throughput[OURS][next(iter(measured.throughput[OURS]))])
-    lines += ["", f"Bundle {measured.bundle} on {measured.device}, {measured.threads} threads each, medians and ranges of "
-                  f"{count} rounds of {measured.seconds:g} s; all answers equal."]  # fmt: skip
+    lines += [
+        "",
+        f"Bundle {measured.bundle} on {measured.device}, {measured.threads} threads each, medians and ranges of "
+        f"{count} rounds of {measured.seconds:g} s; all answers equal.",
+    ]
     return "\n".join(lines)
 
 
@@ -189,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--bundle", type=Path, default=BUNDLE)
-    which.add_argument("--tiny", action="store_true", help="serve a tiny untrained bundle: shows the servers, not the model")
+    which.add_argument("--tiny", action="store_true", help="a tiny untrained bundle: shows the servers, not the model")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="of one reading (6)")

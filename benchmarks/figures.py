@@ -61,7 +61,9 @@ def side_by_side(values: Mapping[str, Mapping[int, Sequence[float]]], path: Path
     figure, axis = _panels(1)
     width = 0.8 / len(values)
     clients = sorted({number for rounds in values.values() for number in rounds})
-    for place, ((name, rounds), colour) in enumerate(zip(values.items(), (_ANSWERED, "#9db8d6", _REFUSED), strict=False)):
+    for place, ((name, rounds), colour) in enumerate(
+        zip(values.items(), (_ANSWERED, "#9db8d6", _REFUSED), strict=False)
+    ):
         medians = np.array([np.median(rounds[number]) for number in clients])
         spread = np.array([[np.min(rounds[number]), np.max(rounds[number])] for number in clients]).T
         axis.bar(np.arange(len(clients)) + place * width, medians, width, color=colour, label=name,

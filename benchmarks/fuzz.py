@@ -4,8 +4,8 @@
     python -m benchmarks.fuzz --replay runs/fuzz/violations/0001.http [--url URL]
 
 Three kinds in turn: requests after the served OpenAPI description (schemathesis), multipart bodies made by hand
-(hypothesis), and mutated image files. Each answer is 2xx or 4xx, or a 503 with the code ``busy`` and a Retry-After, after
-which the request is sent again; errors are problems that fit their schema; drafts fit theirs and hold no ``xxxx``.
+(hypothesis), and mutated image files. Each answer is 2xx or 4xx, or a 503 with the code ``busy`` and a Retry-After,
+after which the request is sent again; errors are problems after their schema; drafts fit theirs and hold no ``xxxx``.
 In the end the service is healthy, its queue empty, its memory flat, and a reference study gets the findings it got
 before. What breaks a rule is kept as a file of the bytes sent, and the command exits 1.
 """
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
@@ -46,7 +46,7 @@ CLIENTS = 4
 SETTINGS = {"max_upload_bytes": 2**20, "max_pixels": 4_000_000, "queue_size": CLIENTS - 1, "upload_timeout_s": 20}
 TRIES = 200  # of one request, while the service is busy
 MEMORY_EVERY = 25  # inputs
-FLAT = 2 * 1024 * 1024  # bytes of growth that 1,000 inputs may show in the second half: less than any image kept by each
+FLAT = 2 * 1024 * 1024  # bytes by which 1,000 inputs of the second half may add: less than any image
 JUDGED_FROM = 5000  # inputs; over fewer, a single step of the allocator decides the slope
 KEPT = 50  # files of violations
 
@@ -116,7 +116,7 @@ class Fuzz:
         """Send one request, again while the service is busy; what it was answered, and what is wrong with that."""
         return self._judged(Input("replay", "", wire))
 
-    def _send_all(self, inputs: Iterator[Input]) -> None:
+    def _send_all(self, inputs: Iterable[Input]) -> None:
         room = threading.Semaphore(2 * self._clients)
         with ThreadPoolExecutor(self._clients) as pool:
 
@@ -175,14 +175,19 @@ class Fuzz:
         """Findings of two unharmed studies."""
         found = []
         for number in range(2):
-            study = {view: files.original("png 8-bit", 7 * number + place) for place, view in enumerate(("frontal", "lateral"))}
+            study = {
+                view: files.original("png 8-bit", 7 * number + place)
+                for place, view in enumerate(("frontal", "lateral"))
+            }
             for _ in range(TRIES):
                 answer = send(self._server.url, study_request(study))
                 if not is_busy(answer):
                     break
                 time.sleep(0.05)
             if answer.status != 200:
-                raise RuntimeError(f"the reference study is answered {_named(answer)}; is {self._server.url} the service?")
+                raise RuntimeError(
+                    f"the reference study is answered {_named(answer)}; is {self._server.url} the service?"
+                )
             found.append(str(json.loads(answer.body)["findings"]))
         return found
 
@@ -201,7 +206,9 @@ class Fuzz:
         each = slope(outcome.memory)
         outcome.growth = None if each is None else each * 1000
         if outcome.growth is not None and outcome.inputs >= JUDGED_FROM and outcome.growth > FLAT:
-            wrong.append(f"memory grows by {outcome.growth / 2**20:.2f} MiB in 1,000 inputs; {FLAT / 2**20:g} are allowed")
+            wrong.append(
+                f"memory grows by {outcome.growth / 2**20:.2f} MiB in 1,000 inputs; {FLAT / 2**20:g} are allowed"
+            )
 
 
 def _named(answer: Answer) -> str:
@@ -229,7 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
         log.error("%s", error)
         return 2
-    write_atomic(arguments.out / "fuzz.json", json.dumps({"passed": outcome.passed, **asdict(outcome)}, indent=1).encode())
+    write_atomic(
+        arguments.out / "fuzz.json", json.dumps({"passed": outcome.passed, **asdict(outcome)}, indent=1).encode()
+    )
     if outcome.memory:
         figures.memory(outcome.memory, arguments.out / "fuzz-memory.png", across="inputs sent", per=1000)
     print(as_markdown(outcome))
@@ -270,8 +279,8 @@ def as_markdown(outcome: Outcome) -> str:
     growth = "not measured" if outcome.growth is None else f"{outcome.growth / 2**20:+.2f} MiB in 1,000 inputs"
     lines += [
         "",
-        f"{outcome.inputs:,} inputs, seed {outcome.seed}, {outcome.seconds:.0f} s; {outcome.busy:,} times busy and sent again; "
-        f"memory in the second half {growth} (allowed: {FLAT / 2**20:+.2f}, judged from {JUDGED_FROM:,} inputs); "
+        f"{outcome.inputs:,} inputs, seed {outcome.seed}, {outcome.seconds:.0f} s; {outcome.busy:,} times busy and sent "
+        f"again; memory in the second half {growth} ({FLAT / 2**20:+.2f} are allowed from {JUDGED_FROM:,} inputs on); "
         f"in the end: {'; '.join(outcome.in_the_end) or 'healthy, queue empty, same findings'}.",
     ]
     return "\n".join(lines)

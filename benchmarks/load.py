@@ -1,4 +1,4 @@
-"""What a load is made of: drawn studies with the findings each gets alone, and one request with all that became of it."""
+"""What a load is made of: drawn studies with the findings each gets alone, and what became of each request."""
 
 from __future__ import annotations
 
@@ -82,9 +82,7 @@ GOOD = ("answered", "refused", "own fault")
 async def post(session: aiohttp.ClientSession, url: str, study: Study, record: Record) -> None:
     """Send one study and say in ``record`` what came of it; raises nothing but a cancellation."""
     try:
-        async with session.post(
-            url + "/report", data=study.body, headers={"Content-Type": CONTENT_TYPE}
-        ) as response:
+        async with session.post(url + "/report", data=study.body, headers={"Content-Type": CONTENT_TYPE}) as response:
             settle(record, study, response.status, response.headers.get("Retry-After", ""), await response.read())
     except TimeoutError:
         record.outcome, record.note = "hung", "no answer within the deadline"

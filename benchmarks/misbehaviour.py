@@ -68,19 +68,22 @@ async def trickles(url: str, study: Study, record: Record, rng: np.random.Genera
 
 async def sends_garbage(url: str, study: Study, record: Record, rng: np.random.Generator) -> None:
     """Sends bytes that are no form, or no image, and must be told so: a 4xx, or busy."""
-    bodies = (rng.bytes(2000), study.body[: len(study.body) // 2], study.body.replace(b"PNG", b"GNP").replace(b"JFIF", b"XXXX"))
-    choice = int(rng.integers(len(bodies)))
+    bodies = (
+        rng.bytes(2000),
+        study.body[: len(study.body) // 2],
+        study.body.replace(b"PNG", b"GNP").replace(b"JFIF", b"XXXX"),
+    )
     reader, writer = await _connect(url)
     try:
-        writer.write(post_report(bodies[choice], CONTENT_TYPE))
+        writer.write(post_report(bodies[int(rng.integers(len(bodies)))], CONTENT_TYPE))
         await writer.drain()
         await _answer(reader, study, record)
     finally:
         writer.transport.abort()
     if record.outcome == "unexpected" and 400 <= record.status < 500 and record.code:
         record.outcome, record.note = "own fault", ""
-    elif record.outcome in ("answered", "wrong") and choice == 2:  # a format that does not care for these bytes
-        record.outcome, record.note = "own fault", ""
+    elif record.outcome == "answered":
+        record.outcome, record.note = "wrong", "garbage was answered with a draft"
 
 
 ALL: dict[str, Misbehaviour] = {
@@ -92,7 +95,7 @@ ALL: dict[str, Misbehaviour] = {
 
 
 async def misbehave(how: str, url: str, study: Study, record: Record, rng: np.random.Generator) -> None:
-    """One of ``ALL``; what came of it stands in ``record``. Raises TimeoutError only if the caller's deadline ends it."""
+    """Behave in one of ``ALL`` ways; what came of it stands in ``record``. Only the caller's deadline is raised."""
     try:
         await ALL[how](url, study, record, rng)
     except (OSError, EOFError, ValueError) as error:

@@ -5,9 +5,10 @@
 First the capacity is measured with clients that wait for their answers. Then requests come at ``--overload`` times
 that rate whether or not the service keeps up: arrivals drawn from a Poisson process, drawn radiographs of many sizes,
 and among them clients that leave in the middle of an upload or before their answer, that trickle, or that send garbage.
-Every request must end in one of three ways: the findings that the study gets alone; a 503 problem with the code ``busy`` and a
-Retry-After; or by the client's own fault. One that is lost, answered wrongly or otherwise, or not answered within
-``--deadline`` seconds makes the command exit 1, as does a service that is not healthy, idle and right afterwards.
+Every request must end in one of three ways: the findings that the study gets alone; a 503 problem with the code
+``busy`` and a Retry-After; or by the client's own fault. One that is lost, answered wrongly or otherwise, or not
+answered within ``--deadline`` seconds makes the command exit 1, as does a service that is not healthy, idle and right
+afterwards.
 
 This process is the clients; the service runs in its own. On a machine where both share the cores, the times hold the
 clients' own work as well; the JSON says how many cores there were and how late requests were sent.
@@ -28,7 +29,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import httpx
@@ -104,7 +104,9 @@ async def with_findings(session: aiohttp.ClientSession, url: str, studies: Seque
     return known
 
 
-async def offer(url: str, studies: Sequence[Study], per_second: float, plan: Plan, *, quiet: bool = False) -> tuple[list[Record], list[float]]:
+async def offer(
+    url: str, studies: Sequence[Study], per_second: float, plan: Plan, *, quiet: bool = False
+) -> tuple[list[Record], list[float]]:
     """Send requests in an open loop; returns their records and by how many seconds each was sent late."""
     loop, rng = asyncio.get_running_loop(), np.random.default_rng([plan.seed, 31])
     seconds = plan.minutes * 60
@@ -123,7 +125,9 @@ async def offer(url: str, studies: Sequence[Study], per_second: float, plan: Pla
                     if record.client == "normal":
                         await post(session, url, study, record)
                     else:
-                        await misbehaviour.misbehave(record.client, url, study, record, np.random.default_rng([plan.seed, number]))
+                        await misbehaviour.misbehave(
+                            record.client, url, study, record, np.random.default_rng([plan.seed, number])
+                        )
             except TimeoutError:
                 record.outcome, record.note = "hung", f"no answer within {plan.deadline_s:g} s"
             record.seconds = loop.time() - began - record.due
@@ -140,13 +144,17 @@ async def offer(url: str, studies: Sequence[Study], per_second: float, plan: Pla
             task.add_done_callback(under_way.discard)
             progress.update()
             if number % 50 == 0:
-                progress.set_postfix_str(", ".join(f"{name} {n}" for name, n in counted(r for r in records if r.outcome).items()))
+                progress.set_postfix_str(
+                    ", ".join(f"{name} {n}" for name, n in counted(r for r in records if r.outcome).items())
+                )
         await asyncio.gather(*under_way)
         progress.close()
     return records, late
 
 
-async def soak(server: Server, plan: Plan, *, capacity_s: float = CAPACITY_S, studies: int = STUDIES, quiet: bool = False) -> tuple[Soak, list[Record]]:
+async def soak(
+    server: Server, plan: Plan, *, capacity_s: float = CAPACITY_S, studies: int = STUDIES, quiet: bool = False
+) -> tuple[Soak, list[Record]]:
     """Measure the capacity, overload the service, look after it.
 
     Raises:
@@ -197,7 +205,10 @@ def _look_after(server: Server, known: Sequence[Study], result: Soak) -> None:
             result.faults.append(f"afterwards /health answers {health['status_code']}, queue {health.get('queue')}")
         for number, study in enumerate(known):
             answer = httpx.post(
-                server.url + "/report", content=study.body, headers={"Content-Type": misbehaviour.CONTENT_TYPE}, timeout=60
+                server.url + "/report",
+                content=study.body,
+                headers={"Content-Type": misbehaviour.CONTENT_TYPE},
+                timeout=60,
             )
             if answer.status_code != 200 or answer.json()["findings"] != study.findings:
                 result.faults.append(f"afterwards study {number} is answered {answer.status_code}, not as before")
@@ -229,12 +240,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write(result: Soak, records: Sequence[Record], out: Path) -> None:
     """``soak.json`` and the pictures."""
-    write_atomic(out / "soak.json", json.dumps({"passed": result.passed, **dataclasses.asdict(result)}, indent=1).encode())
-    normal = [record for record in records if record.client == "normal"]
-    figures.latencies(
-        *([(r.due, r.seconds) for r in normal if r.outcome == outcome] for outcome in ("answered", "refused")),
-        out / "soak-latency.png",
+    write_atomic(
+        out / "soak.json", json.dumps({"passed": result.passed, **dataclasses.asdict(result)}, indent=1).encode()
     )
+    normal = [record for record in records if record.client == "normal"]
+    answered, refused = ([(r.due, r.seconds) for r in normal if r.outcome == name] for name in ("answered", "refused"))
+    figures.latencies(answered, refused, out / "soak-latency.png")
     if result.memory:
         figures.memory(result.memory, out / "soak-memory.png", across="seconds since the start", per=60)
 
@@ -250,13 +261,16 @@ def as_markdown(result: Soak) -> str:
     for name, times in (("answered", result.answered), ("refused", result.refused), ("sent late by", result.sent_late)):
         shown = [f"{times[key] * 1e3:,.0f} ms" for key in ("p50", "p95", "p99", "max")] if times else ["–"] * 4
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
-    goal = "" if result.refused is None else f" (goal {REFUSAL_GOAL_S * 1e3:.0f} ms: {'met' if result.refused['p99'] < REFUSAL_GOAL_S else 'missed'})"
+    goal = "not measured"
+    if result.refused is not None:
+        goal = f"goal {REFUSAL_GOAL_S * 1e3:.0f} ms {'met' if result.refused['p99'] < REFUSAL_GOAL_S else 'missed'}"
     growth = "not measured" if result.growth is None else f"{result.growth / 2**20:+.2f} MiB a minute"
+    plan = result.plan
     lines += [
         "",
-        f"{requests:,} requests in {result.plan.minutes:g} minutes at {result.offered:.1f}/s, {result.plan.overload:g} times the capacity of "
-        f"{result.capacity:.1f}/s; {result.throughput:.1f} answers/s; 503 by code: {result.codes or 'none'}; refusals p99{goal}; "
-        f"memory in the second half {growth}; {result.cores} cores, seed {result.plan.seed}.",
+        f"{requests:,} requests in {plan.minutes:g} minutes at {result.offered:.1f}/s, {plan.overload:g} times the "
+        f"capacity of {result.capacity:.1f}/s; {result.throughput:.1f}/s answered; 503 by code: {result.codes or 'none'}; "
+        f"p99 of refusals: {goal}; memory in the second half {growth}; {result.cores} cores, seed {plan.seed}.",
         *(f"- {fault}" for fault in result.faults),
     ]
     return "\n".join(lines)
@@ -288,7 +302,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--minutes", type=_positive, default=10.0)
     parser.add_argument("--overload", type=_positive, default=2.0, help="times the measured capacity (2)")
-    parser.add_argument("--deadline", type=_positive, default=60.0, help="seconds after which a request counts as hung (60)")
+    parser.add_argument("--deadline", type=_positive, default=60.0, help="seconds until a request counts as hung (60)")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals, studies and misbehaviour (0)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--url", help="a service that runs already; its memory is not watched")

@@ -20,8 +20,8 @@ class Wire:
 
     Attributes:
         data: the bytes, head and body.
-        framed: it is HTTP from its first byte to its last. Of what is not, the protocol layer (uvicorn) says 400 in plain
-            text before the service sees it.
+        framed: it is HTTP from its first byte to its last. Of what is not, the protocol layer (uvicorn) says 400 in
+            plain text before the service sees it.
         whole: the body ends where its head says. Of one that does not, the service can only notice that the client
             left: it may close without an answer.
     """

@@ -14,8 +14,8 @@ LINGER_BYTES = 128 * 1024 * 1024
 class LingeringClose:
     """Middleware: where an answer is complete before the request, and the connection is to close, read on for a while.
 
-    A server that closes with bytes unread resets the connection, and the reset destroys the answer on its way (RFC 9112,
-    9.6). So the answer is sent whole at once, but its end only after the rest of the request has come, or
+    A server that closes with bytes unread resets the connection, and the reset destroys the answer on its way (RFC
+    9112, 9.6). So the answer is sent whole at once, but its end only after the rest of the request has come, or
     ``LINGER_S`` seconds or ``LINGER_BYTES`` bytes have passed. Connections that stay open need none of this.
     """
 

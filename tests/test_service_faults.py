@@ -1,4 +1,4 @@
-"""Faults around the service, seen from outside: each ends with a clear message and a defined status, or is recovered."""
+"""Faults around the service, seen from outside: each ends with a clear message and a defined status."""
 
 from __future__ import annotations
 

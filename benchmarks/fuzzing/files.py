@@ -7,7 +7,7 @@ taken apart, changed, and put together with right checksums and lengths.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -120,7 +120,7 @@ def mutated_file(number: int) -> tuple[str, bytes]:
     return f"{kind}: {', '.join(steps)}", data
 
 
-def _mutations(data: bytes) -> dict[str, Mutation]:
+def _mutations(data: bytes) -> Mapping[str, Mutation]:
     """Those that know the file's format, chosen by what it is by now."""
     if data.startswith(png.SIGNATURE):
         return png.MUTATIONS
