@@ -4,8 +4,9 @@
 
 All three run at the same time with the same bundle, device and number of threads, and are asked in turn, in another
 order each round, so that whatever else the machine does meets them alike. Clients send their next study when they have
-the answer to the one before. Every answer of every server must hold the same findings for the same study; a
-difference ends the run. Ratios are taken within a round; the table gives their median and their range over the rounds.
+the answer to the one before. Every answer of every server must hold the same findings and reference cases for a
+study; a difference ends the run. Ratios are taken within a round; the table gives their median and their range over the
+rounds.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tqdm import tqdm
 from benchmarks import figures
 from benchmarks.black_box import Server, running, service, tiny_bundle
 from benchmarks.load import Study, closed_loop, counted, drawn_studies, percentiles, rate
-from benchmarks.soak import BUNDLE, with_findings
+from benchmarks.soak import BUNDLE, with_answers
 from retrieval_index.files import write_atomic
 from training.arguments import choose_device, positive
 
@@ -102,14 +103,14 @@ async def compare(
 
 
 async def _agreed(session: aiohttp.ClientSession, found: dict[str, Server]) -> list[Study]:
-    """Studies with the findings that all servers write for them; this warms each of them up as well."""
+    """Studies with what all servers answer to them; this warms each of them up as well."""
     drawn = drawn_studies(STUDIES, sizes=(SIZE,), both_views=True)
     known: list[Study] = []
     for name, server in found.items():
-        mine = await with_findings(session, server.url, drawn)
+        mine = await with_answers(session, server.url, drawn)
         for number, (study, other) in enumerate(zip(mine, known or mine, strict=True)):
-            if study.findings != other.findings:
-                raise RuntimeError(f"study {number}: {name} writes {study.findings!r}, {OURS} {other.findings!r}")
+            if study.expected != other.expected:
+                raise RuntimeError(f"study {number}: {name} answers {study.expected!r}, {OURS} {other.expected!r}")
         known = known or mine
     return known
 

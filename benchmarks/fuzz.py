@@ -279,7 +279,7 @@ def as_markdown(outcome: Outcome) -> str:
     growth = "not measured" if outcome.growth is None else f"{outcome.growth / 2**20:+.2f} MiB in 1,000 inputs"
     lines += [
         "",
-        f"{outcome.inputs:,} inputs, seed {outcome.seed}, {outcome.seconds:.0f} s; {outcome.busy:,} times busy and sent "
+        f"{outcome.inputs:,} inputs, seed {outcome.seed}, {outcome.seconds:.0f} s; {outcome.busy:,} times busy, sent "
         f"again; memory in the second half {growth} ({FLAT / 2**20:+.2f} are allowed from {JUDGED_FROM:,} inputs on); "
         f"in the end: {'; '.join(outcome.in_the_end) or 'healthy, queue empty, same findings'}.",
     ]

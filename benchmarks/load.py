@@ -24,10 +24,18 @@ BUSY = "busy"
 
 @dataclass(frozen=True)
 class Study:
-    """A multipart body; ``findings`` is what it gets when nothing else is asked, empty until known."""
+    """A multipart body; ``expected`` is the ``essence`` of the answer it gets alone, empty until known."""
 
     body: bytes = field(repr=False)
-    findings: str = ""
+    expected: str = ""
+
+
+def essence(answer: dict[str, Any]) -> str:
+    """What must be the same whoever else is served: the findings, and the reference cases in their order.
+
+    An untrained model may write the same words for all images; the cases then tell a mixed-up answer.
+    """
+    return " | ".join([answer["findings"], *(case["case_id"] for case in answer["reference_cases"])])
 
 
 def drawn_studies(count: int, *, seed: int = 0, sizes: Sequence[int] = SIZES, both_views: bool = False) -> list[Study]:
@@ -100,10 +108,10 @@ def settle(record: Record, study: Study, status: int, retry_after: str, body: by
         return
     record.code = str(answer.get("code", "")) if status >= 400 else ""
     if status == 200:
-        right = not study.findings or answer["findings"] == study.findings
+        right = not study.expected or essence(answer) == study.expected
         record.outcome = "answered" if right else "wrong"
         if not right:
-            record.note = f"{answer['findings']!r} instead of {study.findings!r}"
+            record.note = f"{essence(answer)!r} instead of {study.expected!r}"
     elif status == 503 and record.code == BUSY and retry_after.isdecimal():
         record.outcome = "refused"
     else:

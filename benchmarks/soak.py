@@ -5,10 +5,10 @@
 First the capacity is measured with clients that wait for their answers. Then requests come at ``--overload`` times
 that rate whether or not the service keeps up: arrivals drawn from a Poisson process, drawn radiographs of many sizes,
 and among them clients that leave in the middle of an upload or before their answer, that trickle, or that send garbage.
-Every request must end in one of three ways: the findings that the study gets alone; a 503 problem with the code
-``busy`` and a Retry-After; or by the client's own fault. One that is lost, answered wrongly or otherwise, or not
-answered within ``--deadline`` seconds makes the command exit 1, as does a service that is not healthy, idle and right
-afterwards.
+Every request must end in one of three ways: the findings and reference cases that the study gets alone; a 503 problem
+with the code ``busy`` and a Retry-After; or by the client's own fault. One that is lost, answered wrongly or otherwise,
+or not answered within ``--deadline`` seconds makes the command exit 1, as does a service that is not healthy, idle and
+right afterwards.
 
 This process is the clients; the service runs in its own. On a machine where both share the cores, the times hold the
 clients' own work as well; the JSON says how many cores there were and how late requests were sent.
@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from benchmarks import figures, misbehaviour
 from benchmarks.black_box import MemoryWatch, Sample, Server, idle, service, slope, tiny_bundle
-from benchmarks.load import GOOD, Record, Study, closed_loop, counted, drawn_studies, percentiles, post, rate
+from benchmarks.load import GOOD, Record, Study, closed_loop, counted, drawn_studies, essence, percentiles, post, rate
 from retrieval_index.files import write_atomic
 
 log = logging.getLogger("benchmarks.soak")
@@ -86,8 +86,8 @@ class Soak:
         return not self.faults
 
 
-async def with_findings(session: aiohttp.ClientSession, url: str, studies: Sequence[Study]) -> list[Study]:
-    """The same studies with the findings each gets while nothing else is asked.
+async def with_answers(session: aiohttp.ClientSession, url: str, studies: Sequence[Study]) -> list[Study]:
+    """The same studies with what each is answered while nothing else is asked.
 
     Raises:
         RuntimeError: one of them is not answered.
@@ -100,7 +100,7 @@ async def with_findings(session: aiohttp.ClientSession, url: str, studies: Seque
             answer = await response.json(content_type=None)
             if response.status != 200:
                 raise RuntimeError(f"a drawn study is answered {response.status} {answer.get('code')}; is {url} ready?")
-            known.append(dataclasses.replace(study, findings=answer["findings"]))
+            known.append(dataclasses.replace(study, expected=essence(answer)))
     return known
 
 
@@ -163,7 +163,7 @@ async def soak(
     pool = drawn_studies(studies, seed=plan.seed)
     timeout = aiohttp.ClientTimeout(total=plan.deadline_s)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        known = await with_findings(session, server.url, pool)
+        known = await with_answers(session, server.url, pool)
         log.info("capacity: %d clients for %.0f s", CAPACITY_CLIENTS, capacity_s)
         measured = await closed_loop(session, server.url, known, clients=CAPACITY_CLIENTS, seconds=capacity_s)
     result = Soak(plan, os.cpu_count() or 1, rate(measured))
@@ -210,7 +210,7 @@ def _look_after(server: Server, known: Sequence[Study], result: Soak) -> None:
                 headers={"Content-Type": misbehaviour.CONTENT_TYPE},
                 timeout=60,
             )
-            if answer.status_code != 200 or answer.json()["findings"] != study.findings:
+            if answer.status_code != 200 or essence(answer.json()) != study.expected:
                 result.faults.append(f"afterwards study {number} is answered {answer.status_code}, not as before")
     except httpx.HTTPError as error:
         result.faults.append(f"the service does not answer any more: {error}")
@@ -269,7 +269,7 @@ def as_markdown(result: Soak) -> str:
     lines += [
         "",
         f"{requests:,} requests in {plan.minutes:g} minutes at {result.offered:.1f}/s, {plan.overload:g} times the "
-        f"capacity of {result.capacity:.1f}/s; {result.throughput:.1f}/s answered; 503 by code: {result.codes or 'none'}; "
+        f"capacity of {result.capacity:.1f}/s; {result.throughput:.1f}/s answered; 503s: {result.codes or 'none'}; "
         f"p99 of refusals: {goal}; memory in the second half {growth}; {result.cores} cores, seed {plan.seed}.",
         *(f"- {fault}" for fault in result.faults),
     ]
