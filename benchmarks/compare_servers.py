@@ -79,9 +79,15 @@ def servers(bundle: Path, device: str, threads: int) -> Iterator[dict[str, Serve
 
 
 async def compare(
-    found: dict[str, Server], measured: Figures, *, rounds: int, clients: Sequence[int] = CLIENTS, quiet: bool = False
+    found: dict[str, Server],
+    measured: Figures,
+    *,
+    rounds: int,
+    clients: Sequence[int] = CLIENTS,
+    drawn: Sequence[Study] | None = None,
+    quiet: bool = False,
 ) -> None:
-    """Ask all servers in turn.
+    """Ask all servers in turn, for ``drawn`` or the usual drawn studies.
 
     Raises:
         RuntimeError: one of them does not answer, or not with the findings of the others.
@@ -89,7 +95,7 @@ async def compare(
     timeout = aiohttp.ClientTimeout(total=DEADLINE_S)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-        studies = await _agreed(session, found)
+        studies = await _agreed(session, found, drawn or drawn_studies(STUDIES, sizes=(SIZE,), both_views=True))
         names = list(found)
         progress = tqdm(total=rounds * len(clients) * len(names), unit=" readings", disable=quiet)
         for turn in range(rounds):
@@ -102,9 +108,8 @@ async def compare(
         progress.close()
 
 
-async def _agreed(session: aiohttp.ClientSession, found: dict[str, Server]) -> list[Study]:
+async def _agreed(session: aiohttp.ClientSession, found: dict[str, Server], drawn: Sequence[Study]) -> list[Study]:
     """Studies with what all servers answer to them; this warms each of them up as well."""
-    drawn = drawn_studies(STUDIES, sizes=(SIZE,), both_views=True)
     known: list[Study] = []
     for name, server in found.items():
         mine = await with_answers(session, server.url, drawn)
