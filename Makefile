@@ -9,6 +9,9 @@
 #   make bench                     the speed table, in under ten minutes
 #   make compose-check             the container files, as far as can be told without Docker
 #   make replay-image              build, serve and stop as the Dockerfile says, without Docker (minutes, 8 GB)
+#   make fuzz                      10,000 wrong and half-right requests to a running service, minutes
+#   make soak                      ten minutes at twice the capacity, every request accounted for
+#   make compare-servers           the service beside a naive handler and LitServe
 #   make train-smoke               the whole training path on drawn phantoms, in minutes (ROOT=dir: on your data)
 #   make help                      all of this
 
@@ -31,7 +34,8 @@ TRAIN     = $(BIN)/python -m training.run --dataset openi --root $(ROOT) --prese
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve hydrate develop test lint format bench train-smoke phantoms compose-check replay-image clean
+.PHONY: help serve hydrate develop test lint format bench fuzz soak compare-servers train-smoke phantoms compose-check \
+        replay-image clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -73,6 +77,16 @@ format: $(STAMPS)/develop
 
 bench: $(STAMPS)/develop
 	$(BIN)/python -m benchmarks
+
+fuzz: $(STAMPS)/develop
+	$(BIN)/python -m benchmarks.fuzz
+
+soak: $(STAMPS)/develop
+	$(BIN)/python -m benchmarks.soak --bundle $(BUNDLE) --device $(DEVICE)
+
+compare-servers: $(STAMPS)/develop
+	$(INSTALL) -e '.[bench]'
+	$(BIN)/python -m benchmarks.compare_servers --bundle $(BUNDLE) --device $(DEVICE)
 
 train-smoke: $(STAMPS)/develop $(if $(filter runs/phantoms,$(ROOT)),phantoms)
 	$(TRAIN) $(TRAIN_ARGS)

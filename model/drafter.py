@@ -121,7 +121,10 @@ class Drafter:
                 else "this bundle was made without retrieval; do not pass an index"
             )  # fmt: skip
         if index is not None and retrieval is not None and index.dim != retrieval.dim:
-            raise ValueError(f"the index holds vectors of width {index.dim}, the bundle needs {retrieval.dim}")
+            raise ValueError(
+                f"the index holds vectors of width {index.dim}, the bundle needs {retrieval.dim}; "
+                "index and weights come from different bundles, restore the bundle from its source"
+            )
         self.bundle, self.index, self.device = bundle, index, torch.device(device)
         self.precision = precision
         self._model = bundle.model.to(self.device)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
+import os
 import signal
 import socket
 import sys
@@ -18,7 +20,8 @@ from service.app import create_app
 from service.runtime import Runtime
 from service.settings import EXIT_SETTINGS, Settings, explain
 
-EXIT_BUNDLE, EXIT_DEVICE = 3, 5
+EXIT_BUNDLE, EXIT_ADDRESS, EXIT_DEVICE = 3, 4, 5
+_BACKLOG = 2048  # uvicorn's own
 
 
 class _Server(uvicorn.Server):
@@ -40,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve until told to stop.
 
     Returns:
-        0 after a stop; 2: a setting is wrong; 3: no bundle could be loaded; 5: the device was lost.
+        0 after a stop; 2: a setting is wrong; 3: no bundle could be loaded; 4: the address cannot be listened on;
+        5: the device was lost.
     """
     parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
     parser.add_argument("--bundle", type=Path, help="directory that training.run wrote (REPORT_BUNDLE)")
@@ -53,6 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ValidationError as error:
         print(explain(error), file=sys.stderr)
         return EXIT_SETTINGS
+    try:
+        listening = listen(settings.host, settings.port)
+    except OSError as error:
+        print(_unusable(settings, error), file=sys.stderr)
+        return EXIT_ADDRESS
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -66,11 +75,34 @@ def main(arguments: list[str] | None = None) -> int:
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has shut down
-    _Server(app, config).run()
+    _Server(app, config).run(sockets=[listening])
     runtime: Runtime = app.state.runtime
     if runtime.broken:
         return EXIT_DEVICE
     return EXIT_BUNDLE if runtime.state == "failed" else 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the address before anything is loaded: who cannot have it learns so at once.
+
+    Raises:
+        OSError: the port is taken or forbidden, or the host is no address of this machine.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    return socket.create_server((str(address[0]), port), family=family, backlog=_BACKLOG)
+
+
+def _unusable(settings: Settings, error: OSError) -> str:
+    where = f"{settings.host} port {settings.port}"
+    if isinstance(error, socket.gaierror):
+        return f"REPORT_HOST={settings.host!r} is no address: {error.strerror}. Use 127.0.0.1, or 0.0.0.0 for all."
+    remedy = {
+        errno.EADDRINUSE: "Another program listens there; stop it, or choose another port with --port or REPORT_PORT.",
+        errno.EACCES: "Ports below 1024 need privileges; choose another with --port or REPORT_PORT.",
+        errno.EADDRNOTAVAIL: "This machine has no such address; use 127.0.0.1, or 0.0.0.0 for all (REPORT_HOST).",
+    }.get(error.errno or 0, "Choose another address with --host and --port.")
+    return f"cannot listen on {where}: {os.strerror(error.errno or 0)}. {remedy}"
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from service.cross_origin import CrossOrigin
 from service.engine import BrokenError, BusyError, FieldError, MemoryShortError
 from service.headers import SecurityHeaders
 from service.jobs import ClosedError
+from service.lingering import LingeringClose
 from service.openapi import HEALTH, LIVEZ, RELOAD, REPORT, describe
 from service.problems import Problem, UnforeseenErrors
 from service.request_ids import RequestIds
@@ -77,7 +78,7 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     app.add_middleware(CountRequests, metrics=runtime.metrics)
     if settings.cors_origins:
         app.add_middleware(CrossOrigin, origins=settings.cors_origins)
-    for middleware in (SecurityHeaders, logs.AccessLog, RequestIds):
+    for middleware in (SecurityHeaders, logs.AccessLog, RequestIds, LingeringClose):
         app.add_middleware(middleware)
     return app
 

@@ -246,3 +246,35 @@ def test_data_that_nearly_holds_the_boundary_is_kept_whole(server: Live) -> None
         answer = client.post("/report", content=OPEN + data + b"\r\n--b--\r\n", headers={"Content-Type": MULTIPART})
     assert answer.status_code == 200
     assert answer.json()["sentences"] == plain["sentences"]
+
+
+# --- refusals reach clients that are still sending --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closing", ["Connection: close", "X: y"], ids=["closing", "staying"])
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
+def test_a_refusal_is_not_lost_to_a_reset(server: Live, closing: str, version: str) -> None:
+    """A close with bytes unread resets the connection, which destroys the answer on its way."""
+    body = OPEN + 8 * CHUNK
+    head = f"POST /report?top_k=3 {version}\r\nHost: x\r\nContent-Type: {MULTIPART}\r\n{closing}\r\n"
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S) as connection:
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
+            connection.sendall(body)  # raises where the server reset the connection
+            answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 422")
+        assert b"came in the address" in answer
+    assert drafts(server)
+
+
+def test_a_client_that_never_stops_sending_is_let_go(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.lingering.LINGER_S", 0.3)
+    head = f"POST /report?top_k=3 HTTP/1.1\r\nHost: x\r\nContent-Type: {MULTIPART}\r\nConnection: close\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S) as connection:
+        connection.sendall(f"{head}Content-Length: 1000000\r\n\r\n".encode() + OPEN)
+        began = time.monotonic()
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 422")
+    assert 0.2 < time.monotonic() - began < WAIT_S / 2

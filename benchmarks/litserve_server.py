@@ -1,0 +1,70 @@
+"""A peer of the service: LitServe around the same bundle, batching as LitServe does it.
+
+python -m benchmarks.litserve_server BUNDLE DEVICE PORT
+"""
+
+# Annotations stay objects here (no `from __future__ import annotations`): LitServe reads those of `decode_request`.
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import litserve
+import torch
+from fastapi import Request
+
+from model.bundle import INDEX_DIR, load_bundle
+from model.drafter import Draft, Drafter, StudyView
+from model.images import load_pixels
+from model.views import View
+from retrieval_index.index import ReportIndex
+
+MAX_BATCH, BATCH_TIMEOUT_S = 8, 0.01
+Study = list[StudyView]
+
+
+class Reports(litserve.LitAPI):  # type: ignore[misc]  # no types are shipped
+    """Files in, a dict out: what a user of LitServe would write around the same drafter."""
+
+    def __init__(self, bundle_dir: Path, **options: Any) -> None:
+        super().__init__(**options)
+        self._bundle_dir = bundle_dir
+
+    def setup(self, device: str) -> None:
+        """Load the bundle in the worker."""
+        bundle = load_bundle(self._bundle_dir, device=device)
+        with torch.inference_mode():
+            bundle.model.prepare()
+        index = ReportIndex.load(self._bundle_dir / INDEX_DIR) if bundle.config.retrieval else None
+        self._drafter = Drafter(bundle, index, device=device)
+
+    def decode_request(self, request: Request) -> Study:
+        """The uploaded form, which LitServe hands over in the place of the request, to the two views."""
+        form: Any = request
+        size = self._drafter.image_size
+        return [StudyView(load_pixels(form[view.value].file.read(), size), view) for view in View]
+
+    def batch(self, inputs: Sequence[Study]) -> list[Study]:
+        """Studies stay a list; the drafter stacks them."""
+        return list(inputs)
+
+    def predict(self, x: list[Study]) -> list[Draft]:
+        """One draft a study."""
+        return self._drafter.draft(x)
+
+    def unbatch(self, output: list[Draft]) -> list[Draft]:
+        """As they come."""
+        return output
+
+    def encode_response(self, output: Draft) -> dict[str, Any]:
+        """The draft as JSON."""
+        return dataclasses.asdict(output)
+
+
+if __name__ == "__main__":
+    api = Reports(Path(sys.argv[1]), max_batch_size=MAX_BATCH, batch_timeout=BATCH_TIMEOUT_S, api_path="/report")
+    server = litserve.LitServer(
+        api, accelerator="cuda" if sys.argv[2].startswith("cuda") else "cpu", devices=1, timeout=300
+    )
+    server.run(host="127.0.0.1", port=int(sys.argv[3]), log_level="error", generate_client_file=False)

@@ -1,0 +1,164 @@
+"""Faults around the service, seen from outside: each ends with a clear message and a defined status."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.bundle import WEIGHTS, write_manifest
+from retrieval_index import hydrate
+from retrieval_index.cases import Case
+from retrieval_index.index import ReportIndex
+from service import __main__ as serve
+from tests.archive_helpers import write_reports, xml_files
+from tests.conftest import REPOSITORY
+from tests.helpers import write_tiny_bundle
+
+START_S = 400.0  # a new process imports torch, which takes minutes where all cores are taken
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture
+def bundle(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "tiny"))
+
+
+def serve_from_the_shell(*arguments: str, **environment: str) -> tuple[int, str]:
+    """Status and log of ``python -m service``, which is expected to end by itself."""
+    run = subprocess.run(
+        [sys.executable, "-m", "service", *arguments], capture_output=True, text=True, timeout=START_S,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "REPORT_DEVICE": "cpu", **environment},
+    )  # fmt: skip
+    return run.returncode, run.stdout + run.stderr
+
+
+def serve_here(caplog: pytest.LogCaptureFixture, *arguments: str) -> tuple[int, str]:
+    """The same in this process, which spares the imports."""
+    status = serve.main([*arguments, "--port", "0"])
+    return status, caplog.text
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+# --- bundles ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_flipped_byte_of_the_weights_is_not_served(bundle: Path) -> None:
+    flip_a_byte(bundle / WEIGHTS)
+    status, log = serve_from_the_shell("--bundle", str(bundle), "--port", "0")
+    assert status == serve.EXIT_BUNDLE == 3
+    assert f"{WEIGHTS} was altered (SHA-256 differs); restore the bundle from its source" in log
+    assert str(bundle) in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "index/reports.faiss", "index/cases.jsonl"])
+def test_nor_is_one_of_any_other_file(bundle: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    flip_a_byte(bundle / name)
+    status, log = serve_here(caplog, "--bundle", str(bundle), "--device", "cpu")
+    assert status == 3
+    assert f"{name} was altered" in log
+
+
+def test_the_index_of_another_bundle_is_seen_by_its_hash(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = write_tiny_bundle(tmp_path / "other", seed=1, texts=False)
+    shutil.copytree(other / "index", bundle / "index", dirs_exist_ok=True)
+    status, log = serve_here(caplog, "--bundle", str(bundle), "--device", "cpu")
+    assert status == 3
+    assert "index/" in log
+    assert "restore the bundle from its source" in log
+
+
+def test_and_by_its_width_where_somebody_wrote_the_manifest_anew(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vectors = np.eye(8, 24, dtype=np.float32)  # the model searches with 16 numbers
+    ReportIndex.build(vectors, [Case(f"CXR{row}", None, {}) for row in range(8)]).save(bundle / "index")
+    write_manifest(bundle)
+    status, log = serve_here(caplog, "--bundle", str(bundle), "--device", "cpu")
+    assert status == 3
+    assert "24" in log
+    assert "16" in log
+    assert "Traceback" not in log
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that must be missing")
+def test_a_gpu_that_is_configured_and_missing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("REPORT_DEVICE", "cuda")
+    status, log = serve_here(caplog, "--bundle", str(bundle))
+    assert status == 3
+    assert "REPORT_DEVICE=cuda, but 0 CUDA devices are usable here" in log
+    assert "set REPORT_DEVICE=cpu" in log
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield int(other.getsockname()[1])
+
+
+def test_a_port_that_is_taken_from_the_shell(whole: Path, taken: int) -> None:
+    status, log = serve_from_the_shell("--bundle", str(whole), "--port", str(taken))
+    assert status == serve.EXIT_ADDRESS == 4
+    assert f"cannot listen on 127.0.0.1 port {taken}: Address already in use" in log
+    assert "--port or REPORT_PORT" in log
+    assert "Traceback" not in log
+
+
+def test_an_address_that_cannot_be_had_is_named_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for host, words in (
+        ("203.0.113.7", "cannot listen on 203.0.113.7 port 8123: Cannot assign requested address"),
+        ("no host", "REPORT_HOST='no host' is no address"),
+    ):
+        status = serve.main(["--bundle", str(tmp_path / "nowhere"), "--host", host, "--port", "8123"])
+        assert status == 4, host
+        assert words in capsys.readouterr().err
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_while_texts_are_filled_in(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one command beside training that writes; what was there stays, nothing half-written is left."""
+    monkeypatch.chdir(tmp_path)
+    reports = write_reports(tmp_path / "NLMCXR_reports.tgz", xml_files())
+    out = tmp_path / "outs" / "tiny-hydrated"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # no room for the weights
+    try:
+        with pytest.raises(SystemExit) as stop:
+            hydrate.main(["--bundle", str(whole), "--reports", str(reports), "--out", str(out)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert stop.value.code == 1
+    assert "error: " in capsys.readouterr().err
+    assert [path.name for path in out.parent.iterdir()] == []

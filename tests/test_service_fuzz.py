@@ -1,0 +1,228 @@
+"""The fuzzing of `python -m benchmarks.fuzz`, some 150 inputs of each kind, and that its rules can be broken."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import fuzz
+from benchmarks.black_box import Server, slope
+from benchmarks.fuzzing import bodies, dicom, files, jpeg, png
+from benchmarks.fuzzing.invariants import Judge
+from benchmarks.wire import Answer, NoAnswerError, Wire, form, post_report, send, study_request
+from model.images import ImageError, load_pixels
+from service.app import create_app
+from service.schemas import PROBLEM_EXAMPLE, REPORT_EXAMPLE
+from tests.helpers import write_tiny_bundle
+from tests.service_helpers import PROBLEM, Live, live_server
+
+INPUTS = 150
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on the files made here
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    bundle = write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+    with live_server(bundle, **fuzz.SETTINGS) as server:
+        yield server
+
+
+@pytest.mark.parametrize("kind", ["schema", "bodies", "files"])
+def test_no_input_breaks_a_rule(live: Live, kind: str, tmp_path: Path) -> None:
+    outcome = fuzz.Fuzz(Server(live.url), seed=1, out=tmp_path).run(INPUTS, kinds=[kind], quiet=True)
+    assert [violation.faults for violation in outcome.violations] == []
+    assert outcome.in_the_end == []
+    answers = outcome.statuses[kind]
+    assert sum(answers.values()) == outcome.inputs == INPUTS
+    assert answers["200"] > 3  # not all are refused at the door
+    assert len(answers) > 4
+    assert not any(tmp_path.iterdir())
+
+
+def test_inputs_are_the_same_for_the_same_seed() -> None:
+    for kind in (bodies, files):
+        first, again, other = ([one.wire.data for one in islice(kind.inputs(seed), 20)] for seed in (3, 3, 4))
+        assert first == again
+        assert first != other
+
+
+# --- the rules can be broken ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge(create_app().openapi())
+
+
+REPORT = Wire(b"POST /report HTTP/1.1\r\n\r\n")
+
+
+def answer(status: int, body: object, kind: str = PROBLEM, **headers: str) -> Answer:
+    return Answer(status, {"content-type": kind, **headers}, json.dumps(body).encode())
+
+
+def problem(status: int, code: str) -> dict[str, Any]:
+    return {**PROBLEM_EXAMPLE, "status": status, "code": code}
+
+
+def test_right_answers_are_right(judge: Judge) -> None:
+    for right in (
+        answer(200, REPORT_EXAMPLE, "application/json"),
+        answer(422, PROBLEM_EXAMPLE),
+        answer(503, problem(503, "busy"), **{"retry-after": "2"}),
+    ):
+        assert judge.faults(REPORT, right) == []
+    assert judge.faults(Wire(b"GARBAGE", framed=False), Answer(400, {}, b"Invalid HTTP request received.")) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (answer(500, problem(500, "internal")), "status 500: 'internal'"),
+        (answer(503, problem(503, "busy")), "503 'busy' with Retry-After None"),
+        (answer(503, problem(503, "failed"), **{"retry-after": "2"}), "503 'failed'"),
+        (answer(422, {"detail": "no"}), "a problem against the schema"),
+        (answer(415, PROBLEM_EXAMPLE), "the problem says 422"),
+        (answer(422, PROBLEM_EXAMPLE, "application/json"), "not application/problem+json"),
+        (Answer(404, {"content-type": PROBLEM}, b"<html>"), "no JSON"),
+        (Answer(400, {}, b"Invalid HTTP request received."), "status 400"),
+        (answer(200, {**REPORT_EXAMPLE, "findings": "Seen on XXXX."}, "application/json"), "xxxx in the findings"),
+        (answer(200, {**REPORT_EXAMPLE, "labels": 3}, "application/json"), "against the schema"),
+        (Answer(200, {}, b"\xff"), "no JSON"),
+    ],
+)  # fmt: skip
+def test_wrong_ones_are_seen(judge: Judge, wrong: Answer, words: str) -> None:
+    assert words in " ".join(judge.faults(REPORT, wrong))
+
+
+class _Broken(http.server.BaseHTTPRequestHandler):
+    """Answers /openapi.json and /health like the service, the first two studies alike, and then 500."""
+
+    answers = 0
+    document = b""
+
+    def do_GET(self) -> None:
+        health = json.dumps({"queue": {"depth": 1 if type(self).answers > 2 else 0, "capacity": 3}}).encode()
+        self._say(200, self.document if self.path == "/openapi.json" else health)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        type(self).answers += 1
+        report = json.dumps({**REPORT_EXAMPLE, "findings": f"Text {type(self).answers}."}).encode()
+        self._say(*((200, report) if type(self).answers <= 2 else (500, b"oops")))
+
+    def _say(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_violations_are_kept_and_can_be_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _Broken.document, _Broken.answers = json.dumps(create_app().openapi()).encode(), 0
+    monkeypatch.setattr(fuzz, "idle", lambda url: {"status_code": 200, "queue": {"depth": 1}})  # without the wait
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Broken)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        status = fuzz.main(["--inputs", "6", "--url", url, "--out", str(tmp_path)])
+        assert status == 1
+        kept = sorted((tmp_path / "violations").glob("*.http"))
+        replayed = fuzz.main(["--replay", str(kept[0]), "--url", url, "--out", str(tmp_path)])
+    finally:
+        server.shutdown()
+        server.server_close()
+    found = json.loads((tmp_path / "fuzz.json").read_text())
+    assert found["passed"] is False
+    assert len(kept) == len(found["violations"]) >= 4
+    assert any("queue holds 1" in line for line in found["in_the_end"])
+    assert any("the reference study is answered 500" in line for line in found["in_the_end"])
+    said = json.loads(kept[0].with_suffix(".json").read_text())
+    assert said["origin"]
+    assert any("status 500" in fault for fault in said["faults"])
+    assert replayed == 1
+    assert "status 500" in capsys.readouterr().out
+
+
+def test_a_silent_server_is_no_answer() -> None:
+    with pytest.raises(NoAnswerError, match="no connection"):
+        send("http://127.0.0.1:9", study_request({"frontal": b"x"}), timeout_s=2)
+
+
+# --- the mutations get deep -------------------------------------------------------------------------------------------
+
+
+def test_taken_apart_and_joined_files_are_the_same() -> None:
+    for kind, data in ((kind, files.original(kind, 5)) for kind in files.MAKERS):
+        if data.startswith(png.SIGNATURE):
+            assert png.joined(png.chunks(data)) == data, kind
+        elif data.startswith(b"\xff\xd8") and kind != "mpo":
+            assert jpeg.joined(*jpeg.segments(data)) == data, kind
+
+
+def test_unharmed_files_are_read_or_refused_by_their_format() -> None:
+    for kind in files.MAKERS:
+        data = files.original(kind, 2)
+        if kind.split()[0] in ("png", "jpeg", "exif", "mpo") and kind != "png animated":
+            assert load_pixels(data, 64).std() > 5, kind
+        elif kind == "dicom":
+            assert load_pixels(data, 64, allow_dicom=True).std() > 5
+        else:
+            with pytest.raises(ImageError):
+                load_pixels(data, 64)
+
+
+def test_mutations_reach_the_decoders() -> None:
+    """With checksums left wrong nearly all PNG files would fail alike; so a good part must decode or fail late."""
+    rng = np.random.default_rng(0)
+    ends: dict[str, int] = {}
+    for number in range(120):
+        mutation = list(png.MUTATIONS.values())[number % len(png.MUTATIONS)]
+        try:
+            load_pixels(mutation(files.original("png 8-bit", number), rng), 64)
+            code = "read"
+        except ImageError as error:
+            code = error.code
+        ends[code] = ends.get(code, 0) + 1
+    assert ends["read"] > 20
+    assert ends["truncated"] > 20
+    assert "too_large" in ends
+
+
+def test_dicom_files_are_refused_or_read_without_any_other_error() -> None:
+    for number in range(150):
+        rng = np.random.default_rng(number)
+        data = dicom.make(rng)
+        name = sorted(dicom.MUTATIONS)[number % len(dicom.MUTATIONS)]
+        try:
+            shape = load_pixels(dicom.MUTATIONS[name](data, rng), 32, allow_dicom=True).shape
+        except ImageError:
+            continue
+        assert shape == (32, 32), (number, name)
+
+
+def test_the_slope_is_that_of_the_second_half() -> None:
+    rising = [(float(n), 1000 + (n if n < 50 else 50 + 3 * (n - 50))) for n in range(100)]
+    assert slope(rising) == pytest.approx(3, rel=0.02)
+    assert slope(rising[:5]) is None
+    assert slope([]) is None
+
+
+def test_a_form_made_by_hand_is_a_right_one(live: Live) -> None:
+    body = form({"frontal": files.original("png 8-bit", 1), "top_k": b"2"})
+    found = send(live.url, Wire(post_report(body, "multipart/form-data; boundary=b0undary")))
+    assert found.status == 200
+    assert len(json.loads(found.body)["reference_cases"]) == 2
