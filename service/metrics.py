@@ -47,6 +47,9 @@ class Metrics:
         self.failed_batches = Counter(
             "report_failed_batches", "Batches that failed: error, memory, device.", ("cause",), registry=registry
         )
+        self.retries = Counter(
+            "report_retries", "Drafts asked of another replica because the first was lost.", registry=registry
+        )
         self.reloads = Counter("report_reloads", "Bundle swaps: done, refused.", ("result",), registry=registry)
         self._ready = Gauge("report_ready", "1 when a model is loaded and warm.", registry=registry)
         self._waiting = Gauge("report_queue_depth", "Studies that wait for the model.", registry=registry)

@@ -38,6 +38,9 @@ _EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
     "deadline": (
         "The draft was not ready within 30 s (REPORT_REQUEST_TIMEOUT_S). Try again in a moment.", None
     ),
+    "replica_lost": (
+        "The process that drafted this study was lost, and so was the one after it. Try again in a moment.", None
+    ),
     "reload_refused": (
         "The present bundle goes on serving: model.safetensors was altered since the bundle was written.", None
     ),
@@ -119,7 +122,14 @@ REPORT: dict[str, Any] = {
             "out_of_range",
         ),
         **_problems(500, "The service failed on this request.", "internal"),
-        **_problems(503, "Not ready, busy or too slow (with Retry-After).", "loading", "busy", "deadline"),
+        **_problems(
+            503,
+            "Not ready, busy, too slow, or lost (with Retry-After).",
+            "loading",
+            "busy",
+            "deadline",
+            "replica_lost",
+        ),
     },
 }
 HEALTH: dict[str, Any] = {"responses": _problems(503, "Not ready; detail says why.", "loading")}

@@ -66,9 +66,9 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
-def explain(error: ValidationError) -> str:
+def explain(error: ValidationError, prefix: str = ENV_PREFIX) -> str:
     """Wrong settings in words, one line each: the variable, its value, what is allowed."""
     return "\n".join(
-        f"{ENV_PREFIX}{'_'.join(str(part) for part in item['loc']).upper()}={item['input']!r}: {item['msg']}"
+        f"{prefix}{'_'.join(str(part) for part in item['loc']).upper()}={item['input']!r}: {item['msg']}"
         for item in error.errors()
     )
