@@ -9,53 +9,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
-
-from service.settings import MIB, Settings, explain
+from model.bundle import BundleError, read_manifest
+from service.ray_app_cluster import RAY_PREFIX, RaySettings, cluster, import_ray, keep_private, read_settings
+from service.settings import Settings
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
 APP = "report"
-RAY_PREFIX = "REPORT_RAY_"
 EXIT_SETTINGS, EXIT_BUNDLE, EXIT_ADDRESS = 2, 3, 4
-SHARED_MEMORY = Path("/dev/shm")
-SMALLEST_STORE = 128 * MIB
 INGRESS_AT_ONCE = 10_000  # far above the places, so that it is the app that answers "busy", at once
 HEALTH_EVERY_S, HEALTH_FOR_S = 2.0, 30.0
 QUIET = {"enable_access_log": False, "log_level": "ERROR"}  # Ray Serve's lines repeat a client's X-Request-ID
-MISSING = "Ray is not installed here. Install it with: pip install 'cxr-report[ray]' (or: pip install 'ray[serve]')"
-
-
-class RaySettings(BaseSettings):
-    """Settings of the replicas.
-
-    Attributes:
-        replicas: processes that hold the model.
-        cpus_per_replica: CPU cores that Ray reserves for each; also its number of OpenMP threads.
-        gpus_per_replica: GPUs that Ray gives to each; several replicas share one where it is a fraction.
-        object_store_bytes: shared memory for requests under way, by default two copies of all that the places can
-            hold, and half of what is free there at most.
-        address: of a Ray cluster that runs already, ``auto`` for the one of this machine; by default one is started.
-    """
-
-    model_config = SettingsConfigDict(env_prefix=RAY_PREFIX, frozen=True)
-
-    replicas: Annotated[int, Field(ge=1, le=1000)] = 2
-    cpus_per_replica: Annotated[float, Field(gt=0, le=1024)] = 1.0
-    gpus_per_replica: Annotated[float, Field(ge=0, le=64)] = 0.0
-    object_store_bytes: Annotated[int, Field(ge=SMALLEST_STORE)] | None = None
-    address: str | None = None
 
 
 def build(arguments: Mapping[str, Any]) -> Application:
@@ -68,43 +41,20 @@ def build(arguments: Mapping[str, Any]) -> Application:
         ValueError: a name is unknown, or a value is wrong.
         ModuleNotFoundError: Ray is not installed.
     """
-    keep_private(os.environ)
+    if not import_ray().is_initialized():  # serve run calls this first, serve deploy in a cluster that is there
+        keep_private(os.environ)
     return application(*read_settings(arguments))
-
-
-def read_settings(arguments: Mapping[str, Any]) -> tuple[Settings, RaySettings]:
-    """Sort arguments into the two kinds of settings; the rest is the environment's.
-
-    Raises:
-        ValueError: a name is unknown, or a value is wrong.
-    """
-    unknown = set(arguments) - set(Settings.model_fields) - set(RaySettings.model_fields)
-    if unknown:
-        known = ", ".join([*RaySettings.model_fields, *Settings.model_fields])
-        raise ValueError(f"unknown argument {', '.join(sorted(unknown))}; known are {known}")
-    try:
-        settings = Settings(**{name: arguments[name] for name in Settings.model_fields if name in arguments})
-    except ValidationError as error:
-        raise ValueError(explain(error)) from error
-    try:
-        scale = RaySettings(**{name: arguments[name] for name in RaySettings.model_fields if name in arguments})
-    except ValidationError as error:
-        raise ValueError(explain(error, RAY_PREFIX)) from error
-    if settings.device.startswith("cuda") and not scale.gpus_per_replica:
-        raise ValueError(
-            f"REPORT_DEVICE={settings.device}, but Ray hides all GPUs from a replica that it gives none. "
-            f"Set {RAY_PREFIX}GPUS_PER_REPLICA."
-        )
-    return settings.model_copy(update={"bundle": settings.bundle.resolve()}), scale
 
 
 def application(settings: Settings, scale: RaySettings) -> Application:
     """One ingress with the app, and the replicas behind it."""
-    serve = _serve()
+    import_ray()
+    from ray import serve
+
     from service.ray_app_ingress import Ingress
     from service.ray_app_replica import ModelReplica
 
-    replicas = serve.deployment(
+    replicas: Any = serve.deployment(
         ModelReplica,
         num_replicas=scale.replicas,
         max_ongoing_requests=settings.queue_size,
@@ -116,7 +66,7 @@ def application(settings: Settings, scale: RaySettings) -> Application:
         max_constructor_retry_count=2,
         logging_config=QUIET,
     )
-    ingress = serve.deployment(
+    ingress: Any = serve.deployment(  # its types say that this makes a decorator; it makes a deployment
         serve.ingress()(Ingress),
         max_ongoing_requests=INGRESS_AT_ONCE,
         ray_actor_options={"num_cpus": 0},
@@ -126,78 +76,6 @@ def application(settings: Settings, scale: RaySettings) -> Application:
     )
     bound: Application = ingress.bind(replicas.bind(settings), settings, settings.queue_size * scale.replicas)
     return bound
-
-
-def keep_private(environment: Any) -> None:
-    """Set what a cluster that is about to start reads: nothing is reported to Ray's makers, images stay in memory.
-
-    Args:
-        environment: ``os.environ``. The directory for what does not fit into Ray's object store is only set where
-            none is.
-    """
-    environment["RAY_USAGE_STATS_ENABLED"] = "0"
-    if SHARED_MEMORY.is_dir():
-        _overflow().mkdir(mode=0o700, exist_ok=True)
-        environment.setdefault("RAY_object_spilling_directory", str(_overflow()))
-
-
-@contextlib.contextmanager
-def cluster(settings: Settings, scale: RaySettings) -> Iterator[None]:
-    """A Ray cluster on this machine for as long as the block runs, or a connection to the one that is named.
-
-    Raises:
-        ValueError: there is no shared memory, or too little of it; or too few cores or GPUs for the replicas.
-    """
-    _serve()
-    import ray
-
-    keep_private(os.environ)
-    if scale.address is not None:
-        ray.init(address=scale.address, namespace="serve")
-    else:
-        ray.init(
-            namespace="serve",
-            include_dashboard=False,
-            object_store_memory=_store_bytes(settings, scale),
-            object_spilling_directory=str(_overflow()),
-            _plasma_directory=str(SHARED_MEMORY),
-            _system_config={"automatic_object_spilling_enabled": False},
-        )
-    try:
-        _check_resources(ray.cluster_resources(), scale)  # type: ignore[no-untyped-call]
-        yield
-    finally:
-        ray.shutdown()
-        if scale.address is None:
-            shutil.rmtree(_overflow(), ignore_errors=True)
-
-
-def _store_bytes(settings: Settings, scale: RaySettings) -> int:
-    if not SHARED_MEMORY.is_dir():
-        raise ValueError(f"there is no {SHARED_MEMORY} here, and elsewhere Ray would keep images in files on the disk")
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    images = settings.queue_size * scale.replicas * 2 * settings.max_upload_bytes
-    size = scale.object_store_bytes or max(min(2 * images, free // 2), SMALLEST_STORE)
-    if size > free:
-        raise ValueError(
-            f"{size:,} bytes of shared memory are wanted, but {free:,} are free in {SHARED_MEMORY}. Enlarge it (docker "
-            f"run --shm-size), or set {RAY_PREFIX}OBJECT_STORE_BYTES or REPORT_MAX_UPLOAD_BYTES lower."
-        )
-    return size
-
-
-def _overflow() -> Path:
-    return SHARED_MEMORY / f"cxr-report-{os.getpid()}"
-
-
-def _check_resources(there: Mapping[str, float], scale: RaySettings) -> None:
-    for name, each in (("CPU", scale.cpus_per_replica), ("GPU", scale.gpus_per_replica)):
-        wanted, found = each * scale.replicas, there.get(name, 0.0)
-        if wanted > found:
-            raise ValueError(
-                f"{scale.replicas} replicas with {each:g} {name}s each want {wanted:g}, but the cluster has {found:g}. "
-                f"Set {RAY_PREFIX}REPLICAS or {RAY_PREFIX}{name}S_PER_REPLICA lower, or add a machine."
-            )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -218,12 +96,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--address", help=f"of a Ray cluster that runs already ({RAY_PREFIX}ADDRESS)")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     try:
+        import_ray()
         settings, scale = read_settings(given)
         if not _free(settings):
             print(f"{settings.host}:{settings.port} cannot be listened on; choose another --port", file=sys.stderr)
             return EXIT_ADDRESS
+        if scale.address is None:
+            read_manifest(settings.bundle)  # what all replicas would find missing is told before a cluster starts
         with cluster(settings, scale):
             return _serve_until_told(settings, scale)
+    except BundleError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BUNDLE
     except (ValueError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return EXIT_SETTINGS
@@ -235,7 +119,9 @@ def start(settings: Settings, scale: RaySettings) -> None:
     Raises:
         RuntimeError: they cannot be started.
     """
-    serve = _serve()
+    import_ray()
+    from ray import serve
+
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": settings.host, "port": settings.port},
@@ -246,10 +132,12 @@ def start(settings: Settings, scale: RaySettings) -> None:
 
 def stop(settings: Settings) -> None:
     """Answer what is in the house within ``drain_timeout_s``, then stop the replicas."""
-    serve = _serve()
+    import_ray()
+    from ray import serve
+
     with contextlib.suppress(Exception):  # it cannot be asked where it died; there is nothing to drain then
         serve.get_app_handle(APP).finish.remote().result(timeout_s=settings.drain_timeout_s + 5)
-    serve.shutdown()
+    serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _serve_until_told(settings: Settings, scale: RaySettings) -> int:
@@ -275,14 +163,6 @@ def _free(settings: Settings) -> bool:
             return settings.port != 0
     except OSError:
         return False
-
-
-def _serve() -> Any:
-    try:
-        from ray import serve
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(MISSING) from error
-    return serve
 
 
 if __name__ == "__main__":
