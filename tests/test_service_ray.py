@@ -303,9 +303,10 @@ def test_a_deadline_is_kept_when_all_replicas_hang(cluster: Cluster) -> None:
 
 @needs_ray
 def test_a_replica_killed_under_load_costs_no_answer(cluster: Cluster) -> None:
-    threads, each = 8, 8
+    threads, each = 8, 6
+    image = png(3000, 3000)  # decoded for longer than it takes to hand a request over: the victim will be at work
     with cluster.client() as client:
-        right = post(client).json()["findings"]
+        right = post(client, image).json()["findings"]
     before = cluster.retries()
     victim, other = cluster.replicas()
     answers: list[httpx.Response] = []
@@ -315,13 +316,14 @@ def test_a_replica_killed_under_load_costs_no_answer(cluster: Cluster) -> None:
         with cluster.client() as client:
             client.headers["X-Request-ID"] = CANARY  # looked for in the logs by a test below
             for _ in range(each):
-                answers.append(post(client))
+                answers.append(post(client, image))
                 if len(answers) > 2 * threads:
                     under_way.set()
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         working = [pool.submit(work) for _ in range(threads)]
         assert under_way.wait(START_S)
+        time.sleep(0.3)  # answers come a batch at a time: not at the moment when the victim has handed out its own
         os.kill(victim, signal.SIGKILL)
         for one in working:
             one.result()  # raises where a request got no answer
