@@ -106,10 +106,10 @@ def cluster(settings: Settings, scale: RaySettings) -> Iterator[None]:
         ValueError: there is no shared memory, or too little of it; or too few cores or GPUs for the replicas.
     """
     ray = import_ray()
-    keep_private(os.environ)
     if scale.address is not None:
         ray.init(address=scale.address, namespace="serve")
     else:
+        keep_private(os.environ)
         ray.init(
             namespace="serve",
             include_dashboard=False,

@@ -223,6 +223,7 @@ def cluster(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
                 os.kill(pid, signal.SIGKILL)
         process.wait(START_S)
         shutil.rmtree(session, ignore_errors=True)
+        shutil.rmtree(f"/dev/shm/cxr-report-{process.pid}", ignore_errors=True)  # what is left where it was killed
 
 
 def wait_for(condition: Callable[[], bool], running: Cluster, within_s: float = START_S) -> None:
