@@ -19,7 +19,7 @@ from model.drafter import Draft, DraftOptions
 from service import logs, problems
 from service.answers import answer
 from service.auth import guarded, guarded_always
-from service.backend import Backend
+from service.backend import Backend, RemoteDraft
 from service.clients import unless_left
 from service.counting import CountRequests
 from service.cross_origin import CrossOrigin
@@ -110,7 +110,7 @@ async def report(request: Request) -> ReportResponse:
             "busy", f"Try again in a moment: {error}.", headers={"Retry-After": str(error.retry_after_s)}
         ) from error
     timings = {"upload": (uploaded - began) * 1000, "total": (time.perf_counter() - began) * 1000}
-    result = answer(draft, ready.model, timings)
+    result = answer(draft, draft.model if isinstance(draft, RemoteDraft) else ready.model, timings)
     runtime.metrics.drafted(result.timings_ms)
     log.info("draft %s: %d views, %d cases", result.report_id, upload.views, len(result.reference_cases))
     return result

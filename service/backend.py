@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from model.drafter import Draft, DraftOptions
+from service.schemas import ModelInfo
+
+
+@dataclass(frozen=True)
+class RemoteDraft(Draft):
+    """A draft from elsewhere, and which bundle wrote it: while bundles are rolled out, replicas may differ."""
+
+    model: ModelInfo
 
 
 class Backend(Protocol):

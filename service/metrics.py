@@ -47,6 +47,9 @@ class Metrics:
         self.failed_batches = Counter(
             "report_failed_batches", "Batches that failed: error, memory, device.", ("cause",), registry=registry
         )
+        self.retries = Counter(
+            "report_retries", "Drafts asked of another replica because the first was lost.", registry=registry
+        )
         self.reloads = Counter("report_reloads", "Bundle swaps: done, refused.", ("result",), registry=registry)
         for result in ("done", "refused"):  # so that the first one counts as an increase
             self.reloads.labels(result)

@@ -43,6 +43,9 @@ _EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
         "This address changes the service and answers only to a key, and none is configured. "
         "Set REPORT_API_KEY or REPORT_API_KEY_FILE and restart.", None
     ),
+    "replica_lost": (
+        "The process that drafted this study was lost, and so was the one after it. Try again in a moment.", None
+    ),
     "reload_refused": (
         "The present bundle goes on serving: model.safetensors was altered since the bundle was written.", None
     ),
@@ -124,7 +127,14 @@ REPORT: dict[str, Any] = {
             "out_of_range",
         ),
         **_problems(500, "The service failed on this request.", "internal"),
-        **_problems(503, "Not ready, busy or too slow (with Retry-After).", "loading", "busy", "deadline"),
+        **_problems(
+            503,
+            "Not ready, busy, too slow, or lost (with Retry-After).",
+            "loading",
+            "busy",
+            "deadline",
+            "replica_lost",
+        ),
     },
 }
 HEALTH: dict[str, Any] = {"responses": _problems(503, "Not ready; detail says why.", "loading")}

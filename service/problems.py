@@ -60,6 +60,7 @@ CODES: dict[str, tuple[int, str]] = {
     "busy": (503, "The service is busy"),
     "deadline": (503, "The answer took too long"),
     "memory": (503, "The device has too little memory"),
+    "replica_lost": (503, "The model's process was lost"),
     "stopping": (503, "The service is stopping"),
 }
 

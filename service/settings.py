@@ -19,6 +19,7 @@ ENV_PREFIX = "REPORT_"
 EXIT_SETTINGS = 2
 _SHIPPED = Path("bundles/iu-xray")
 _NOT_OURS = {"REPORT_DATA"}  # the test suite's
+_RAY = f"{ENV_PREFIX}RAY_"
 _NEVER_SHOWN = {"api_key", "api_key_file"}  # the latter because a key may be put there by mistake
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
@@ -146,24 +147,24 @@ def settings_or_exit(**given: Any) -> Settings:
         raise SystemExit(EXIT_SETTINGS) from None
 
 
-def explain(error: ValidationError) -> str:
+def explain(error: ValidationError, prefix: str = ENV_PREFIX) -> str:
     """Wrong settings in words, one line each: the variable, its value unless it is secret, what is allowed."""
-    return "\n".join(_explain_one(item["loc"], item["input"], item["msg"]) for item in error.errors())
+    return "\n".join(_explain_one(prefix, item["loc"], item["input"], item["msg"]) for item in error.errors())
 
 
-def _explain_one(location: tuple[int | str, ...], value: object, message: str) -> str:
+def _explain_one(prefix: str, location: tuple[int | str, ...], value: object, message: str) -> str:
     message = message.removeprefix("Value error, ")
     if not location:  # of several settings together; the message names them
         return message
     name = "_".join(str(part) for part in location)
     if str(location[0]) in _NEVER_SHOWN:
-        return f"{ENV_PREFIX}{name.upper()}: {message}"
+        return f"{prefix}{name.upper()}: {message}"
     if name == "port" and str(value).startswith("tcp://"):
         message += (
             ". Kubernetes sets this variable for a Service named report: name the Service otherwise, or set "
             "enableServiceLinks: false in the pod's specification"
         )
-    return f"{ENV_PREFIX}{name.upper()}={value!r}: {message}"
+    return f"{prefix}{name.upper()}={value!r}: {message}"
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
@@ -174,6 +175,8 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
     sentences = []
     for name in sorted(environment):
+        if name.upper().startswith(_RAY):
+            continue  # service.ray_app's own
         if name.upper().startswith(ENV_PREFIX) and name.upper() not in known | _NOT_OURS:
             close = difflib.get_close_matches(name.upper(), sorted(known), n=1)
             sentences.append(f"{name} is no setting and is ignored" + (f"; is {close[0]} meant?" if close else ""))
