@@ -53,6 +53,8 @@ def read_dicom(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomFact
 
 def _read(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomFacts]:
     file = DicomFile(data)
+    if file.cut_short:
+        raise ImageError("truncated", "The DICOM file is cut short within its header. Export it again and resend it.")
     check_kind(file.header)
     said = pixel_format(file, limits)
     values, bits = decode(file, said)

@@ -12,29 +12,26 @@ from dataclasses import dataclass
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.uid import UID
 
+from model import dicom_imagecodecs
+from model.dicom_imagecodecs import LABEL
 from model.image_errors import ImageError
 
 NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"})
 RLE = "1.2.840.10008.1.2.5"
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
-_JPEG_2000 = frozenset(f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 201, 202, 203))
 PLUGINS: dict[str, tuple[str, ...]] = {  # compressed transfer syntax -> pydicom's plugins for it, the preferred first
     RLE: ("pydicom",),
     "1.2.840.10008.1.2.4.50": ("pillow",),
-    JPEG_EXTENDED: ("pillow", "pylibjpeg"),
-    "1.2.840.10008.1.2.4.57": ("gdcm", "pylibjpeg"),
-    "1.2.840.10008.1.2.4.70": ("gdcm", "pylibjpeg"),
-    "1.2.840.10008.1.2.4.80": ("pyjpegls",),
-    "1.2.840.10008.1.2.4.81": ("pyjpegls",),
-    "1.2.840.10008.1.2.4.90": ("pylibjpeg", "pillow"),
-    "1.2.840.10008.1.2.4.91": ("pylibjpeg", "pillow"),
-    "1.2.840.10008.1.2.4.201": ("pylibjpeg",),
-    "1.2.840.10008.1.2.4.202": ("pylibjpeg",),
-    "1.2.840.10008.1.2.4.203": ("pylibjpeg",),
+    **dict.fromkeys((*dicom_imagecodecs.JPEG, *dicom_imagecodecs.JPEG_LS, *dicom_imagecodecs.JPEG_2000), (LABEL,)),
+    JPEG_EXTENDED: (LABEL, "pillow"),
+    "1.2.840.10008.1.2.4.90": (LABEL, "pillow"),
+    "1.2.840.10008.1.2.4.91": (LABEL, "pillow"),
 }
 _UNCOMPRESSED = "Send it uncompressed (Explicit VR Little Endian)"
 _EXTRA = "pip install 'cxr-report[dicom-codecs]'"
-_LIBJPEG = "pip install pylibjpeg pylibjpeg-libjpeg, whose licence is GPL-3"
+for _syntax in dicom_imagecodecs.DECODER_DEPENDENCIES:
+    if LABEL not in get_decoder(_syntax).available_plugins and dicom_imagecodecs.is_available(_syntax):
+        get_decoder(_syntax).add_plugin(LABEL, (dicom_imagecodecs.__name__, "decode_frame"))
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def choose_decoder(syntax: UID, bits_stored: int) -> tuple[Decoder, str]:
     raise ImageError(
         "unsupported_transfer_syntax",
         f"The transfer syntax is {syntax.name}, for which no codec is installed here. {_UNCOMPRESSED}, "
-        f"or have the service installed with one ({_LIBJPEG if twelve else _EXTRA}).",
+        f"or have the service installed with one ({_EXTRA}).",
     )
 
 
@@ -83,7 +80,7 @@ def check_frame(frame: bytes, syntax: UID, rows: int, columns: int, samples: int
     if syntax == RLE:
         _check_rle(frame, rows * columns)
         return 0
-    said = _jpeg_2000(frame) if syntax in _JPEG_2000 else _jpeg(frame)
+    said = _jpeg_2000(frame) if syntax in dicom_imagecodecs.JPEG_2000 else _jpeg(frame)
     if said is None:
         raise ImageError(
             "truncated",

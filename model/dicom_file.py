@@ -32,7 +32,7 @@ _UNDEFINED = 0xFFFFFFFF
 _PIXEL_DATA = 0x7FE00010
 _PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", _PIXEL_DATA: "PixelData"}
 
-_MOST_READS = 200_000  # a header takes hundreds; each element two or three
+_MOST_READS = 50_000  # a header takes hundreds; each element one to three
 _MOST_VALUE = 8 * 2**20  # bytes of a value in a header
 _MOST_INFLATED = 16 * 2**20  # bytes of a deflated header
 _SLACK = 64 * 1024  # bytes of padding that may follow the pixels
@@ -53,9 +53,9 @@ _PLAIN = (
 _META = ("TransferSyntaxUID", "MediaStorageSOPClassUID")
 _HEADER = (*_PLAIN, *_PALETTES, *_SEQUENCES)
 _MOST_BYTES: dict[int, int] = {
-    **{Tag(name): 1024 for name in ("SpecificCharacterSet", *_META, *_PLAIN)},
-    **{Tag(name): 2**18 for name in _PALETTES},
-    **{Tag(name): 2**21 for name in _SEQUENCES},
+    **{int(Tag(name)): 1024 for name in ("SpecificCharacterSet", *_META, *_PLAIN)},
+    **{int(Tag(name)): 2**18 for name in _PALETTES},
+    **{int(Tag(name)): 2**21 for name in _SEQUENCES},
 }
 
 
@@ -137,7 +137,8 @@ class DicomFile:
         """
         implicit = self.syntax == ImplicitVRLittleEndian if like is None else bool(like.original_encoding[0])
 
-        def stop_when(tag: BaseTag, vr: str | None, length: int) -> bool:
+        def stop_when(of: BaseTag, vr: str | None, length: int) -> bool:
+            tag = int(of)  # pydicom's tags compare in Python
             most = _MOST_BYTES.get(tag)
             if most is not None and most < length != _UNDEFINED:
                 name = keyword_for_tag(tag)
@@ -183,5 +184,6 @@ class _Reader(io.BytesIO):
         if self.exhausted:
             raise ValueError("the bounds of a header")
         got = super().read(size)
-        self.short = self.short or (size is not None and 0 < len(got) < size)
+        if size is not None and len(got) < size and (got or size not in (2, 4, 8)):  # where an element may begin
+            self.short = True
         return got

@@ -63,8 +63,6 @@ def pixel_format(file: DicomFile, limits: ImageLimits) -> PixelFormat:
         ImageError: ``no_pixels``, ``truncated``, ``animated``, ``too_large``, ``too_small`` or ``unsupported_pixels``.
     """
     header = file.header
-    if file.cut_short:
-        raise ImageError("truncated", f"The DICOM file is cut short within its header. {_DAMAGED}")
     if file.pixel_keyword is None:
         raise ImageError("no_pixels", "The DICOM object holds no pixel data. Send the image object of the study.")
     if file.pixel_keyword != "PixelData":
@@ -160,7 +158,8 @@ def _check_compressed(source: bytes, syntax: UID, said: PixelFormat) -> int:
 
 def _codes(values: npt.NDArray[Any], shift: int, bits: int) -> npt.NDArray[Any]:
     """The `bits` of each value above `shift` as the smallest unsigned type; what else shares its bytes is dropped."""
-    unsigned = values.view(f"u{values.dtype.itemsize}")
+    native = values.astype(values.dtype.newbyteorder("="), copy=False)
+    unsigned = native.view(f"u{native.dtype.itemsize}")
     if shift:
         unsigned = unsigned >> shift
     if bits < 8 * unsigned.dtype.itemsize:

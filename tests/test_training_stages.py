@@ -276,7 +276,16 @@ def test_each_row_of_the_study_is_one_change_from_the_row_before() -> None:
 
 
 def test_every_preset_is_valid_and_an_unknown_one_is_named() -> None:
-    assert {"baseline", "densenet", "densenet-lr", "retrieval", "retrieval-scst", "compact", "compact-scst", "smoke"} == set(PRESETS)
+    assert {
+        "baseline",
+        "densenet",
+        "densenet-lr",
+        "retrieval",
+        "retrieval-scst",
+        "compact",
+        "compact-scst",
+        "smoke",
+    } == set(PRESETS)
     assert preset("compact-scst").model_copy(update={"preset": "compact", "scst": None}) == preset("compact")
     for config in PRESETS.values():
         assert type(config).model_validate_json(config.model_dump_json()) == config
