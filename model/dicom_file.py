@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from pydicom import config
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
@@ -26,6 +27,8 @@ from pydicom.uid import (
 )
 
 from model.image_errors import ImageError
+
+config.settings.reading_validation_mode = config.IGNORE  # its warnings would quote what may be a name
 
 PREAMBLE, MAGIC = 128, b"DICM"
 _UNDEFINED = 0xFFFFFFFF
