@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from model.bundle import Bundle
+from model.draft_warning import DraftWarning
 from model.generation import generate
 from model.images import Pixels, Resample
 from model.labeler import label_report
@@ -31,10 +32,11 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class StudyView:
-    """One radiograph of a study: ``pixels`` (S, S) uint8 from ``load_pixels``, and its projection."""
+    """One radiograph of a study: ``pixels`` (S, S) uint8, its projection, and what the reader of it should know."""
 
     pixels: Pixels
     view: View
+    warnings: tuple[DraftWarning, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,6 @@ class ReferenceCase:
     findings: str | None
     labels: dict[str, str | None]
     source_url: str | None
-
-
-@dataclass(frozen=True)
-class DraftWarning:
-    """Something the reader should know. Codes: no_retrieval, missing_view, empty_draft, texts_not_available."""
-
-    code: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -266,6 +260,8 @@ class Drafter:
     def _warnings(
         self, study: Sequence[StudyView], references: tuple[ReferenceCase, ...], written: bool
     ) -> Iterator[DraftWarning]:
+        for image in self._ordered(study):
+            yield from image.warnings
         present = {image.view for image in study}
         for view in View:
             if view not in present:

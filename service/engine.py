@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 
 from model.drafter import Draft, DraftOptions, StudyView
-from model.images import DEFAULT_LIMITS, ImageError, ImageLimits, Pixels, Resample, load_pixels
+from model.images import DEFAULT_LIMITS, ImageError, ImageLimits, Resample, read_image
 from model.views import View
 from service.jobs import ClosedError, Job, JobQueue
 from service.metrics import Metrics
@@ -242,13 +242,13 @@ class Engine:
         """Decode one image off the event loop.
 
         Raises:
-            ImageError: see ``model.images.load_pixels``.
+            ImageError: see ``model.images.read_image``.
         """
-        pixels = await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, data)
-        return StudyView(pixels, view)
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, data, view)
 
-    def _decode(self, data: bytes) -> Pixels:
-        return load_pixels(data, self._image_size, limits=self._limits, resample=self._resample)
+    def _decode(self, data: bytes, view: View) -> StudyView:
+        image = read_image(data, self._image_size, limits=self._limits, resample=self._resample)
+        return StudyView(image.pixels, view, image.warnings(view))
 
     # -- for the workers ---------------------------------------------------------------------------------------------
 

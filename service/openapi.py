@@ -10,6 +10,7 @@ from service.problems import CODES, MEDIA_TYPE, TYPE_PREFIX, UNFORESEEN
 from service.schemas import ProblemDetails
 from service.uploads import NUMBER_FIELDS
 
+IMAGE_TYPES = "image/png, image/jpeg, application/dicom"
 _PROBLEM_REF = {"$ref": "#/components/schemas/ProblemDetails"}
 _EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
     "malformed_multipart": ("The body ends before its last boundary. Send it again, whole.", None),
@@ -21,7 +22,15 @@ _EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
         "The Content-Type is 'application/json'. Send multipart/form-data, as curl -F does.", None
     ),
     "unsupported_format": (
-        "DICOM is not read here. Export the image as PNG or JPEG and send that.", "frontal"
+        "TIFF files are not read. Send a PNG, JPEG or DICOM file.", "frontal"
+    ),
+    "unsupported_transfer_syntax": (
+        "The transfer syntax is MPEG2 Main Profile / Main Level, which is not read here. "
+        "Send it uncompressed (Explicit VR Little Endian).", "frontal"
+    ),
+    "not_a_radiograph": (
+        "The DICOM object is CT Image Storage, no radiograph. "
+        "Send a CR, DX or secondary capture image of the chest.", "frontal"
     ),
     "unknown_field": ("The field 'side' is not known. Send frontal, lateral, top_k, beam_size.", "side"),
     "missing_image": ("Neither frontal nor lateral was sent. Send at least one of them as a file.", None),
@@ -80,7 +89,7 @@ _BODY = {
                 "title": "ReportRequest",
                 "type": "object",
                 "properties": {
-                    "frontal": _file("The PA or AP radiograph: PNG or JPEG, grey of 8 to 16 bits or colour."),
+                    "frontal": _file("The PA or AP radiograph: DICOM (CR, DX, secondary capture), PNG or JPEG."),
                     "lateral": _file("The lateral radiograph, likewise."),
                     "top_k": _number("top_k", "Reference cases returned; the bundle's own number if left out."),
                     "beam_size": _number("beam_size", "Hypotheses kept while writing; the bundle's if left out."),
@@ -89,8 +98,8 @@ _BODY = {
                 "additionalProperties": False,
             },
             "encoding": {
-                "frontal": {"contentType": "image/png, image/jpeg"},
-                "lateral": {"contentType": "image/png, image/jpeg"},
+                "frontal": {"contentType": IMAGE_TYPES},
+                "lateral": {"contentType": IMAGE_TYPES},
             },
             "examples": {
                 "both views": {
@@ -100,6 +109,10 @@ _BODY = {
                         "lateral": "(bytes of lateral.png)",
                         "top_k": 3,
                     },
+                },
+                "DICOM": {
+                    "summary": "curl -F frontal=@frontal.dcm -F lateral=@lateral.dcm …/report",
+                    "value": {"frontal": "(bytes of frontal.dcm)", "lateral": "(bytes of lateral.dcm)"},
                 },
                 "one view": {
                     "summary": "curl -F frontal=@frontal.jpg …/report",
@@ -117,13 +130,20 @@ REPORT: dict[str, Any] = {
         **_problems(400, "The multipart body cannot be parsed.", "malformed_multipart"),
         **_problems(408, "The body arrived too slowly.", "upload_timeout"),
         **_problems(413, "The body or a file is too large.", "upload_too_large"),
-        **_problems(415, "The body or a file is of a kind that is not read.", "not_multipart", "unsupported_format"),
+        **_problems(
+            415,
+            "The body or a file is of a kind that is not read.",
+            "not_multipart",
+            "unsupported_format",
+            "unsupported_transfer_syntax",
+        ),
         **_problems(
             422,
             "A field is wrong; it is named.",
             "unknown_field",
             "missing_image",
             "too_small",
+            "not_a_radiograph",
             "out_of_range",
         ),
         **_problems(500, "The service failed on this request.", "internal"),

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.drafter import Drafter, DraftOptions, StudyView
-from model.images import ImageError, ImageLimits, Pixels, load_pixels
+from model.images import ImageError, ImageLimits, read_image
 from model.views import View
 from service.answers import answer, model_info, plain_text
 from service.bundles import LoadError, load
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         0; 1: an image cannot be read; 2: wrong arguments or settings; 3: no bundle could be loaded.
     """
     parser = argparse.ArgumentParser(prog="python -m service.report", description=__doc__)
-    parser.add_argument("frontal", help="frontal radiograph, PNG or JPEG; - if there is only a lateral one")
+    parser.add_argument("frontal", help="frontal radiograph, PNG, JPEG or DICOM; - if there is only a lateral one")
     parser.add_argument("lateral", nargs="?", default=ABSENT, help="lateral radiograph")
     parser.add_argument("--bundle", type=Path, help="directory that training.run wrote (REPORT_BUNDLE)")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (REPORT_DEVICE, auto)")
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         loaded = load(settings)
         read = time.perf_counter()
         limits = ImageLimits(max_pixels=settings.max_pixels)
-        study = [StudyView(_decode(files[view], data, loaded.drafter, limits), view) for view, data in images.items()]
+        study = [_decode(files[view], data, view, loaded.drafter, limits) for view, data in images.items()]
     except _InputError as error:
         print(error, file=sys.stderr)
         return EXIT_IMAGE
@@ -87,9 +87,10 @@ def _read(path: Path, most: int) -> bytes:
         raise _InputError(f"{path}: {error.strerror}") from error
 
 
-def _decode(name: str, data: bytes, drafter: Drafter, limits: ImageLimits) -> Pixels:
+def _decode(name: str, data: bytes, view: View, drafter: Drafter, limits: ImageLimits) -> StudyView:
     try:
-        return load_pixels(data, drafter.image_size, limits=limits, resample=drafter.resample)
+        image = read_image(data, drafter.image_size, limits=limits, resample=drafter.resample)
+        return StudyView(image.pixels, view, image.warnings(view))
     except ImageError as error:
         raise _InputError(f"{name}: {error}") from error
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from model.dicom_facts import WARNINGS as DICOM_WARNINGS
 from model.labeler import FINDINGS, Label
 
 Labels = dict[str, Label | None]
@@ -15,6 +16,7 @@ DISCLAIMER = (
     "the text may miss findings or state findings that are not there."
 )
 
+_WARNINGS = ["missing_view", "no_retrieval", "texts_not_available", "empty_draft", *DICOM_WARNINGS]
 _SILENT: Labels = dict.fromkeys(FINDINGS)
 _TEXTS = (
     "Heart outline of ordinary width for this projection, so no cardiomegaly is read.",
@@ -109,7 +111,7 @@ class ReferenceCaseOut(_Answer):
 class WarningOut(_Answer):
     """Something the reader should know."""
 
-    code: Annotated[str, Field(examples=["missing_view", "no_retrieval", "texts_not_available", "empty_draft"])]
+    code: Annotated[str, Field(examples=_WARNINGS)]
     message: str
 
 

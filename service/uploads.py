@@ -176,7 +176,9 @@ class _Form:
     def _image(self, name: str) -> bytes:
         data = bytes(self._values.pop(name))
         if not data:
-            raise Problem("empty", f"The field {name} is empty. Send a PNG or JPEG file, or leave it out.", field=name)
+            raise Problem(
+                "empty", f"The field {name} is empty. Send a PNG, JPEG or DICOM file, or leave it out.", field=name
+            )
         if name in self._without_file_name and len(data) <= _MAX_PROSE_BYTES and _is_prose(data):
             raise Problem(
                 "not_a_file",

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.images import ImageError, ImageLimits, dicom_view, load_pixels
-from model.views import View
+from model.images import ImageError, ImageLimits, load_pixels
 
 S = 64
 
@@ -147,60 +146,3 @@ def test_a_jpeg_cut_anywhere_is_truncated_and_never_half_grey(keep: int) -> None
 def test_the_error_names_the_value_and_the_limit() -> None:
     with pytest.raises(ImageError, match=r"96 x 80 pixels; at most 1,000"):
         load_pixels(png(GREY), S, limits=ImageLimits(max_pixels=1000))
-
-
-# --- DICOM ----------------------------------------------------------------------------------------------------------
-
-
-def dicom(photometric: str = "MONOCHROME2", view: str = "PA", **tags: object) -> bytes:
-    pydicom = pytest.importorskip("pydicom")
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-
-    values = (ramp().astype(np.uint16) * 16 + 100).astype(np.uint16)  # 12-bit data in a 16-bit file
-    if photometric == "MONOCHROME1":
-        values = values.max() - values
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    data.SOPClassUID, data.SOPInstanceUID = data.file_meta.MediaStorageSOPClassUID, generate_uid()
-    data.Rows, data.Columns = values.shape
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, photometric
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
-    data.ViewPosition = view
-    for name, value in tags.items():
-        setattr(data, name, value)
-    data.PixelData = values.tobytes()
-    out = io.BytesIO()
-    pydicom.dcmwrite(out, data, enforce_file_format=True)
-    return out.getvalue()
-
-
-@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
-def test_dicom_reads_as_the_png_it_shows(photometric: str) -> None:
-    assert close(load_pixels(dicom(photometric), S, allow_dicom=True), 1.5)
-
-
-def test_dicom_window_is_applied_before_inversion() -> None:
-    windowed = load_pixels(dicom(WindowCenter=1700, WindowWidth=3200), S, allow_dicom=True)
-    assert windowed[S // 2, -3] > 180
-    assert windowed[S // 2, 2] < 30
-
-
-def test_dicom_is_refused_where_it_is_not_allowed() -> None:
-    with pytest.raises(ImageError, match="DICOM") as caught:
-        load_pixels(dicom(), S)
-    assert caught.value.code == "unsupported_format"
-
-
-@pytest.mark.parametrize(
-    ("position", "view"), [("PA", View.FRONTAL), ("AP", View.FRONTAL), ("LL", View.LATERAL), ("", None)]
-)
-def test_dicom_view_position(position: str, view: View | None) -> None:
-    assert dicom_view(dicom(view=position)) is view
-
-
-def test_a_png_has_no_dicom_view() -> None:
-    assert dicom_view(png(GREY)) is None

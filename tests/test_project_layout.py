@@ -61,7 +61,7 @@ def test_no_pickle(package: str) -> None:
 
 @pytest.mark.parametrize("package", sorted(SERVING))
 def test_serving_needs_nothing_of_the_extras(package: str) -> None:
-    """What only training installs is imported by no serving module (pydicom: its absence is handled)."""
+    """What only training installs is imported by no serving module (imagecodecs: its absence is handled)."""
     for path in modules(package):
         extra = imported(path) & {
             "tqdm",

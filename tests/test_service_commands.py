@@ -18,6 +18,7 @@ from service import __main__ as serve
 from service import report
 from service.schemas import DISCLAIMER, ReportResponse
 from tests.conftest import REPOSITORY
+from tests.dicom_helpers import dicom, film
 from tests.helpers import REPORTS, write_tiny_bundle
 from tests.service_helpers import WAIT_S, png, ready_client
 
@@ -75,6 +76,17 @@ def test_a_lateral_alone(bundle: Path, images: tuple[str, str], capsys: pytest.C
     status, out, _ = run(capsys, "-", images[1], "--bundle", str(bundle), "--json")
     assert status == 0
     assert "frontal" in json.loads(out)["warnings"][0]["message"]
+
+
+def test_dicom_is_read_as_over_http(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "film.dcm"
+    path.write_bytes(dicom(film(), stored=12, ViewPosition="LL"))
+    status, out, _ = run(capsys, str(path), "--bundle", str(bundle), "--device", "cpu", "--json")
+    assert status == 0
+    assert [warning["code"] for warning in json.loads(out)["warnings"]] == ["view_mismatch", "missing_view"]
+    path.write_bytes(dicom(film(), sop_class="1.2.840.10008.5.1.4.1.1.2"))
+    status, _, err = run(capsys, str(path), "--bundle", str(bundle), "--device", "cpu")
+    assert (status, "film.dcm: The DICOM object is CT Image Storage" in err) == (1, True)
 
 
 def test_errors_are_precise(

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from service import logs
+from tests.dicom_helpers import dicom
 from tests.helpers import REPORTS, write_tiny_bundle
 from tests.service_helpers import Live, encode, live_server, png, ready_client, scene
 
@@ -48,26 +49,22 @@ def canary_jpeg() -> bytes:
 
 
 def canary_dicom() -> bytes:
-    pydicom = pytest.importorskip("pydicom")
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+    """One that reads, with names wherever text may stand."""
+    texts = ("PatientID", "AccessionNumber", "InstitutionName", "StudyDescription", "PatientComments")
+    coded = ("BodyPartExamined", "PresentationLUTShape", "PatientOrientation", "ViewPosition")
+    return dicom(scene(), PatientName=f"{CANARY['dicom']}^A", **dict.fromkeys((*texts, *coded), CANARY["dicom"]))
 
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    data.SOPClassUID, data.SOPInstanceUID = data.file_meta.MediaStorageSOPClassUID, generate_uid()
-    data.PatientName = f"{CANARY['dicom']}^A"
-    for name in ("PatientID", "AccessionNumber", "InstitutionName", "StudyDescription", "PatientComments"):
-        setattr(data, name, CANARY["dicom"])
-    data.Rows, data.Columns = scene().shape
-    data.SamplesPerPixel, data.PhotometricInterpretation, data.ViewPosition = 1, "MONOCHROME2", "PA"
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
-    data.PixelData = scene().tobytes()
-    out = io.BytesIO()
-    pydicom.dcmwrite(out, data, enforce_file_format=True)
-    return out.getvalue()
+
+def wrong_dicoms() -> list[bytes]:
+    """And some that do not, a name in the way of each."""
+    canary = CANARY["dicom"]
+    return [
+        canary_dicom()[:-500],
+        canary_dicom()[:600],
+        dicom(scene(), PatientName=canary, photometric=canary.upper()),
+        dicom(scene(), PatientName=canary, sop_class="1.2.840.10008.5.1.4.1.1.2"),
+        dicom(scene(), PatientName=canary, WindowCenter=1700, WindowWidth=3200).replace(b"1700", canary[:4].encode()),
+    ]
 
 
 def multipart(part: str, boundary: str = "b") -> dict[str, object]:
@@ -83,7 +80,7 @@ def wrong_requests(client: httpx.Client) -> list[httpx.Response]:
         {"files": {"frontal": (name, CANARY["body"].encode() * 10)}},
         {"files": {"frontal": (name, canary_png()[:-40])}},
         {"files": {"frontal": (name, canary_jpeg()[:-400])}},
-        {"files": {"frontal": (name, canary_dicom(), "application/dicom")}},
+        {"files": {"frontal": (name, canary_dicom()[:-500], "application/dicom")}},
         {"files": {"frontal": (name, canary_dicom()[128:])}},
         {"files": {CANARY["field"]: (name, png())}},
         {"files": good, "data": {"top_k": CANARY["value"]}},
@@ -98,6 +95,7 @@ def wrong_requests(client: httpx.Client) -> list[httpx.Response]:
         multipart(f"Bad {CANARY['part header']} header"),
         multipart(f'{form}; filename="{name}"\r\nContent-Type: {CANARY["part type"]}'),
     ]
+    posts += [{"files": {"lateral": (name, data)}} for data in wrong_dicoms()]
     answers = [client.post("/report", **post) for post in posts]  # type: ignore[arg-type]
     answers += [
         client.get(f"/{CANARY['path']}?{CANARY['query name']}={CANARY['query']}"),
@@ -172,14 +170,15 @@ def test_canaries_turn_up_in_no_line_error_or_metric(
             client.headers["X-API-Key"] = key
         good = [
             client.post("/report", files={"frontal": (f"{CANARY['file name']}.png", data)})
-            for data in (canary_png(), canary_jpeg())
+            for data in (canary_png(), canary_jpeg(), canary_dicom())
         ]
         wrong = wrong_requests(client)
         raw_requests(live)
         metrics = client.get("/metrics")
-    assert [answer.status_code for answer in good] == [200, 200]
+    assert [answer.status_code for answer in good] == [200, 200, 200]
     assert [answer.status_code for answer in wrong] == [
-        *(422, 422, 422, 415, 422, 422, 422, 422, 422, 415, 415, 415, 400, 400, 400, 422),
+        *(422, 422, 422, 422, 422, 422, 422, 422, 422, 415, 415, 415, 400, 400, 400, 422),
+        *(422,) * len(wrong_dicoms()),
         *(404, 404, 404, 405 if http == "h11" else 400, 405, 400 if keyed else 405),
     ]  # fmt: skip
     for answer in (*good, *wrong):

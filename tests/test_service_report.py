@@ -19,6 +19,7 @@ from model.views import View
 from retrieval_index.index import ReportIndex
 from service.schemas import DISCLAIMER, ReportResponse
 from service.settings import MIB
+from tests.dicom_helpers import DX, compressed, dataset, dicom, encapsulated
 from tests.helpers import IMAGE_SIZE, REPORTS, write_tiny_bundle
 from tests.service_helpers import PROBLEM, encode, png, png_claiming, ready_client, scene
 
@@ -147,6 +148,10 @@ def honest_images() -> dict[str, bytes]:
         "RGB JPEG": encode(rgb, "JPEG", quality=95),
         "progressive JPEG": encode(grey, "JPEG", quality=95, progressive=True),
         "CMYK JPEG": encode(rgb.convert("CMYK"), "JPEG", quality=95),
+        "DICOM": dicom(scene()),
+        "DICOM of 12 bits": dicom(wide, stored=12),
+        "inverted DICOM": dicom((4095 - wide).astype(np.uint16), stored=12, photometric="MONOCHROME1"),
+        "run-length DICOM": compressed(dataset(wide, stored=12), "1.2.840.10008.1.2.5"),
         "EXIF-turned JPEG": encode(turned, "JPEG", quality=95, exif=exif),
     }
 
@@ -160,6 +165,20 @@ def test_any_honest_image_is_read_right(client: httpx.Client, kind: str) -> None
     plain, read = load_pixels(png(), IMAGE_SIZE), load_pixels(data, IMAGE_SIZE)
     correlation = np.corrcoef(plain.ravel(), read.ravel())[0, 1]
     assert correlation > 0.99, f"{kind} does not show the same scene"
+
+
+def test_what_a_dicom_header_says_is_warned_of(client: httpx.Client) -> None:
+    files = {
+        "frontal": dicom(scene(), ViewPosition="LL"),
+        "lateral": dicom(scene(), ViewPosition="PA", BodyPartExamined="HAND", PatientOrientation=["A", "H"]),
+    }
+    warnings = draft(client, **files).warnings
+    assert [warning.code for warning in warnings] == [
+        "view_mismatch", "view_mismatch", "not_a_chest", "unusual_orientation"
+    ]  # fmt: skip
+    assert [warning.message.split(":")[0] for warning in warnings] == ["The frontal image"] + ["The lateral image"] * 3
+    right = {"frontal": dicom(scene(), ViewPosition="PA"), "lateral": dicom(scene(), ViewPosition="LL")}
+    assert draft(client, **right).warnings == []
 
 
 # --- wrong requests ---------------------------------------------------------------------------------------------
@@ -182,7 +201,18 @@ def wrong_images() -> dict[str, tuple[bytes, int, str]]:
         "animated GIF": (animated("GIF"), 415, "unsupported_format"),
         "GIF": (encode(Image.fromarray(scene()), "GIF"), 415, "unsupported_format"),
         "TIFF": (encode(Image.fromarray(scene()), "TIFF"), 415, "unsupported_format"),
-        "DICOM": (bytes(128) + b"DICM" + bytes(300), 415, "unsupported_format"),
+        "DICOM header of nothing": (bytes(128) + b"DICM" + bytes(300), 422, "truncated"),
+        "DICOM of a CT": (dicom(scene(), sop_class="1.2.840.10008.5.1.4.1.1.2"), 422, "not_a_radiograph"),
+        "DICOM for processing": (dicom(scene(), sop_class=f"{DX}.1"), 422, "for_processing"),
+        "DICOM of two frames": (dicom(scene(), NumberOfFrames=2), 422, "animated"),
+        "DICOM without pixels": (dicom(scene())[:-10_812], 422, "no_pixels"),
+        "DICOM of 32 bits": (dicom(scene().astype(np.uint32)), 422, "unsupported_pixels"),
+        "DICOM cut short": (dicom(scene())[:-500], 422, "truncated"),
+        "DICOM video": (
+            encapsulated(dataset(scene()), "1.2.840.10008.1.2.4.100", b"x"),
+            415,
+            "unsupported_transfer_syntax",
+        ),
         "PDF": (b"%PDF-1.7 " + bytes(300), 415, "unsupported_format"),
         "1 x 1": (encode(Image.new("L", (1, 1))), 422, "too_small"),
         "31 x 400": (png(31, 400), 422, "too_small"),

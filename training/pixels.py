@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from model.images import ImageError, Pixels, Resample, dicom_view, load_pixels
+from model.images import ImageError, Pixels, Resample, read_image
 from model.views import View
 from retrieval_index.files import write_atomic
 from training.studies import ImageRef, Source, Study
@@ -113,14 +113,14 @@ def _decode(
             state["skipped"][key] = "missing"
             continue
         try:
-            array[row_of[key]] = load_pixels(data, size, allow_dicom=True, resample=resample)
-            view = dicom_view(data)
+            image = read_image(data, size, resample=resample)
         except ImageError as error:
             state["skipped"][key] = error.code
             continue
+        array[row_of[key]] = image.pixels
         state["done"][key] = row_of[key]
-        if view is not None:
-            state["views"][key] = view.value
+        if image.view is not None:
+            state["views"][key] = image.view.value
         if count % _FLUSH_EVERY == 0:
             array.flush()
             _write_state(state_path, state)

@@ -1,0 +1,17 @@
+"""A warning that goes with a draft."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DraftWarning:
+    """Something the reader should know. ``code`` is stable for programs, ``message`` a sentence for people.
+
+    Codes: those of ``model.drafter`` (no_retrieval, missing_view, empty_draft, texts_not_available) and of a DICOM
+    header, ``model.dicom_facts.WARNINGS``.
+    """
+
+    code: str
+    message: str

@@ -1,0 +1,60 @@
+"""Why an image is refused, and the bounds that are checked before a pixel of it is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class ImageError(ValueError):
+    """An image that cannot be read. ``code`` is stable for programs, the message is for people.
+
+    Codes of any image: ``empty``, ``not_an_image``, ``unsupported_format``, ``truncated``, ``animated``, ``too_small``,
+    ``too_large``. Of DICOM besides: ``unsupported_transfer_syntax``, ``not_a_radiograph``, ``for_processing``,
+    ``no_pixels``, ``unsupported_pixels``. The message holds no file name and nothing that a file may say freely.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """Bounds checked on the header, before any pixel is decoded.
+
+    Attributes:
+        min_side: shortest side accepted, in pixels.
+        max_pixels: width x height accepted. 64 million covers a 4,300 x 3,500 detector four times over.
+    """
+
+    min_side: int = 32
+    max_pixels: int = 64_000_000
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def check_size(size: tuple[int, int], limits: ImageLimits) -> None:
+    """Check (width, height).
+
+    Raises:
+        ImageError: ``too_large`` or ``too_small``.
+    """
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise too_large(limits, size)
+    if min(width, height) < limits.min_side:
+        raise ImageError(
+            "too_small",
+            f"The image is {width} x {height} pixels; at least {limits.min_side} on each side are needed. "
+            "Send the radiograph itself, not an icon or thumbnail.",
+        )
+
+
+def too_large(limits: ImageLimits, size: tuple[int, int] | None = None) -> ImageError:
+    """The error of an image of (width, height), where that is known."""
+    what = f"is {size[0]:,} x {size[1]:,} pixels" if size else "has too many pixels"
+    return ImageError(
+        "too_large",
+        f"The image {what}; at most {limits.max_pixels:,} pixels are read. Send it at a lower resolution.",
+    )

@@ -1,0 +1,133 @@
+"""DICOM files for tests, made by pydicom from drawn images; a JPEG Lossless encoder, which no library at hand has."""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
+
+CR = "1.2.840.10008.5.1.4.1.1.1"
+DX = "1.2.840.10008.5.1.4.1.1.1.1"
+SC = "1.2.840.10008.5.1.4.1.1.7"
+ENCODERS = {
+    "1.2.840.10008.1.2.5": "pydicom",
+    "1.2.840.10008.1.2.4.80": "pyjpegls",
+    "1.2.840.10008.1.2.4.81": "pyjpegls",
+    "1.2.840.10008.1.2.4.90": "pylibjpeg",
+    "1.2.840.10008.1.2.4.91": "pylibjpeg",
+}
+JPEG_BASELINE, JPEG_LOSSLESS = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.70"
+
+
+def film(width: int = 96, height: int = 80, bits: int = 12) -> npt.NDArray[Any]:
+    """(H, W) values of `bits` bits: a slope from left to right with a bright upper left corner, and a dark bar."""
+    most = 2**bits - 1
+    values = np.tile(np.linspace(most * 0.05, most * 0.8, width), (height, 1))
+    values[: height // 4, : width // 4] = most * 0.98
+    values[height // 2 : height // 2 + 5] *= 0.5
+    return values.round().astype(np.uint8 if bits <= 8 else np.uint16)
+
+
+def dataset(
+    values: npt.NDArray[Any], *, photometric: str = "MONOCHROME2", stored: int | None = None, sop_class: str = DX,
+    syntax: str = ExplicitVRLittleEndian, **tags: Any,
+) -> Dataset:  # fmt: skip
+    """A DICOM image of `values`, (H, W) or (H, W, 3); further elements by keyword."""
+    made = Dataset()
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = UID(syntax)
+    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = sop_class
+    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = generate_uid(entropy_srcs=["film"])
+    made.Rows, made.Columns = values.shape[:2]
+    made.SamplesPerPixel, made.PhotometricInterpretation = (3 if values.ndim == 3 else 1), photometric
+    if values.ndim == 3:
+        made.PlanarConfiguration = 0
+    made.BitsAllocated = 8 * values.dtype.itemsize
+    made.BitsStored = stored or made.BitsAllocated
+    made.HighBit, made.PixelRepresentation = made.BitsStored - 1, int(values.dtype.kind == "i")
+    made.PixelData = values.astype(values.dtype.newbyteorder(">" if syntax == "1.2.840.10008.1.2.2" else "<")).tobytes()
+    made["PixelData"].VR = "OB" if made.BitsAllocated == 8 else "OW"
+    for name, value in tags.items():
+        setattr(made, name, value)
+    return made
+
+
+def encode(made: Dataset) -> bytes:
+    """The file of a data set."""
+    out = io.BytesIO()
+    pydicom.dcmwrite(out, made, enforce_file_format=True)
+    return out.getvalue()
+
+
+def dicom(values: npt.NDArray[Any], **options: Any) -> bytes:
+    """The file of ``dataset``."""
+    return encode(dataset(values, **options))
+
+
+def compressed(made: Dataset, syntax: str, **options: Any) -> bytes:
+    """The file of a data set, its pixels compressed by pydicom's encoders."""
+    made.compress(UID(syntax), encoding_plugin=ENCODERS[syntax], generate_instance_uid=False, **options)
+    return encode(made)
+
+
+def encapsulated(made: Dataset, syntax: str, frame: bytes) -> bytes:
+    """The file of a data set with a compressed frame made elsewhere."""
+    made.file_meta.TransferSyntaxUID = UID(syntax)
+    made.PixelData = encapsulate([frame])
+    made["PixelData"].is_undefined_length = True
+    made["PixelData"].VR = "OB"
+    return encode(made)
+
+
+def jpeg(values: npt.NDArray[np.uint8], **options: Any) -> bytes:
+    """A baseline JPEG by Pillow."""
+    out = io.BytesIO()
+    Image.fromarray(values).save(out, "JPEG", quality=95, **options)
+    return out.getvalue()
+
+
+def png(values: npt.NDArray[Any]) -> bytes:
+    """A PNG by Pillow."""
+    out = io.BytesIO()
+    Image.fromarray(values).save(out, "PNG")
+    return out.getvalue()
+
+
+def lut(entries: npt.NDArray[Any], first: int, bits: int) -> Dataset:
+    """An item of a lookup table sequence."""
+    item = Dataset()
+    item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [len(entries) % 2**16, first, bits])
+    item.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+    return item
+
+
+def jpeg_lossless(values: npt.NDArray[np.uint16]) -> bytes:
+    """JPEG Lossless, first-order prediction (ITU-T T.81 annex H), 16 bits; all Huffman codes are 5 bits long."""
+    rows, columns = values.shape
+    huffman = bytes([0, 0, 0, 0, 17, *[0] * 11, *range(17)])
+    wide = values.astype(np.int64)
+    before = np.roll(wide, 1, axis=1)
+    before[1:, 0], before[0, 0] = wide[:-1, 0], 2**15
+    difference = (wide - before + 2**15) % 2**16 - 2**15
+    bits = []
+    for d in (int(number) for number in difference.ravel()):
+        size = abs(d).bit_length()
+        bits.append(f"{size:05b}")
+        if 0 < size < 16:
+            bits.append(f"{d if d > 0 else d + 2**size - 1:0{size}b}")
+    text = "".join(bits)
+    text += "1" * (-len(text) % 8)
+    scan = int(text, 2).to_bytes(len(text) // 8, "big").replace(b"\xff", b"\xff\x00")
+    return b"".join((
+        b"\xff\xd8\xff\xc3", struct.pack(">HBHHB3B", 11, 16, rows, columns, 1, 1, 0x11, 0),
+        b"\xff\xc4", struct.pack(">HB", 2 + 1 + len(huffman), 0), huffman,
+        b"\xff\xda", struct.pack(">HB2B3B", 8, 1, 1, 0, 1, 0, 0), scan, b"\xff\xd9",
+    ))  # fmt: skip

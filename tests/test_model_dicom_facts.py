@@ -1,0 +1,200 @@
+"""What a DICOM header says beside the pixels: kind, view, part, orientation; and never a word about a patient."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+
+from model.dicom_facts import WARNINGS
+from model.images import ImageError, read_image
+from model.views import View
+from tests.conftest import REPOSITORY
+from tests.dicom_helpers import CR, DX, SC, dataset, dicom, encode, film, png
+
+S = 64
+STORAGE = "1.2.840.10008.5.1.4.1.1."
+CANARY = "DOE^JANE"
+
+
+def warnings(data: bytes, sent_as: View = View.FRONTAL) -> dict[str, str]:
+    return {warning.code: warning.message for warning in read_image(data, S).warnings(sent_as)}
+
+
+def refused(data: bytes) -> ImageError:
+    with pytest.raises(ImageError) as caught:
+        read_image(data, S)
+    return caught.value
+
+
+def code(value: str, scheme: str = "SCT") -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, CANARY
+    return item
+
+
+# --- kind -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "tail", ["2", "4", "6.1", "1.2", "1.3", "88.11", "104.1", "11.1", "128", "30", "77.1.1", "13.1.1"]
+)
+def test_what_is_no_radiograph_is_refused_by_name(tail: str) -> None:
+    error = refused(dicom(film(), sop_class=STORAGE + tail))
+    assert error.code == "not_a_radiograph"
+    assert UID(STORAGE + tail).name in str(error)
+
+
+def test_an_object_without_pixels_is_refused_for_its_kind_first() -> None:
+    made = dataset(film(), sop_class=f"{STORAGE}88.11")
+    del made.PixelData
+    assert refused(encode(made)).code == "not_a_radiograph"
+
+
+def test_a_private_class_is_not_quoted() -> None:
+    error = refused(dicom(film(), sop_class="1.2.3.4"))
+    assert (error.code, "1.2.3" in str(error)) == ("not_a_radiograph", False)
+
+
+@pytest.mark.parametrize("sop_class", [CR, DX, SC, f"{STORAGE}7.2", f"{STORAGE}7.3"])
+@pytest.mark.parametrize("modality", ["CR", "DX", "OT", "RG", ""])
+def test_radiographs_are_read(sop_class: str, modality: str) -> None:
+    assert warnings(dicom(film(), sop_class=sop_class, Modality=modality)) == {}
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR", "US", "MG", "NM"])
+def test_a_capture_of_another_modality_is_refused(modality: str) -> None:
+    error = refused(dicom(film(), sop_class=SC, Modality=modality))
+    assert (error.code, f"modality {modality}" in str(error)) == ("not_a_radiograph", True)
+
+
+@pytest.mark.parametrize("tags", [{"sop_class": f"{DX}.1"}, {"PresentationIntentType": "FOR PROCESSING"}])
+def test_images_for_processing_are_refused(tags: dict[str, str]) -> None:
+    assert refused(dicom(film(), **tags)).code == "for_processing"
+
+
+@pytest.mark.parametrize("tags", [{"sop_class": f"{STORAGE}12.1"}, {"sop_class": f"{STORAGE}12.2"}, {"Modality": "RF"}])
+def test_a_frame_of_fluoroscopy_is_read_and_said(tags: dict[str, str]) -> None:
+    assert list(warnings(dicom(film(), **tags))) == ["fluoroscopy"]
+
+
+# --- view -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("position", "view"),
+    [("PA", View.FRONTAL), ("AP", View.FRONTAL), ("pa ", View.FRONTAL), ("LL", View.LATERAL), ("RL", View.LATERAL),
+     ("LATERAL", View.LATERAL), ("LAT", View.LATERAL), ("", None), ("RLD", None), (CANARY, None)],
+)  # fmt: skip
+def test_view_position(position: str, view: View | None) -> None:
+    assert read_image(dicom(film(), ViewPosition=position), S).view is view
+
+
+def test_a_png_says_no_view() -> None:
+    image = read_image(png(film(bits=8)), S)
+    assert (image.view, image.warnings(View.LATERAL)) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("value", "scheme", "view"),
+    [("272479007", "SCT", View.FRONTAL), ("R-10206", "SRT", View.FRONTAL), ("399173006", "SCT", View.LATERAL),
+     ("R-10232", "SNM3", View.LATERAL), ("399182000", "SCT", None), ("272479007", "99LOCAL", None)],
+)  # fmt: skip
+def test_the_code_of_the_view(value: str, scheme: str, view: View | None) -> None:
+    made = dicom(film(), ViewCodeSequence=[code(value, scheme)])
+    assert read_image(made, S).view is view
+    assert CANARY not in str(warnings(made))
+    if view:
+        assert (
+            read_image(dicom(film(), ViewPosition="RL", ViewCodeSequence=[code(value, scheme)]), S).view is View.LATERAL
+        )
+
+
+@pytest.mark.parametrize(
+    ("position", "sent_as", "said"),
+    [("PA", View.FRONTAL, None), ("LL", View.LATERAL, None), ("", View.FRONTAL, None), (CANARY, View.FRONTAL, None),
+     ("PA", View.LATERAL, "frontal"), ("LL", View.FRONTAL, "lateral"), ("RLD", View.FRONTAL, "RLD"),
+     ("LLO", View.LATERAL, "LLO")],
+)  # fmt: skip
+def test_a_wrong_view_is_said(position: str, sent_as: View, said: str | None) -> None:
+    found = warnings(dicom(film(), ViewPosition=position), sent_as)
+    if said is None:
+        assert found == {}
+    else:
+        assert list(found) == ["view_mismatch"]
+        assert found["view_mismatch"].startswith(f"The {sent_as} image: its DICOM header says {said}.")
+
+
+def test_an_oblique_code_is_another_projection() -> None:
+    found = warnings(dicom(film(), ViewCodeSequence=[code("399182000")]))
+    assert "another projection" in found["view_mismatch"]
+
+
+# --- part and orientation -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["CHEST", "chest", "THORAX", "", "PORT CHEST 2", CANARY])
+def test_a_chest_or_an_unknown_part_says_nothing(part: str) -> None:
+    assert warnings(dicom(film(), BodyPartExamined=part)) == {}
+
+
+@pytest.mark.parametrize(("part", "named"), [("HAND", "HAND"), ("ABDOMEN", "ABDOMEN"), ("C SPINE", "CSPINE")])
+def test_another_part_is_named(part: str, named: str) -> None:
+    assert f"says {named};" in warnings(dicom(film(), BodyPartExamined=part))["not_a_chest"]
+
+
+def test_the_code_of_the_region() -> None:
+    assert warnings(dicom(film(), AnatomicRegionSequence=[code("51185008")])) == {}
+    assert warnings(dicom(film(), AnatomicRegionSequence=[code("T-D3000", "SRT")], BodyPartExamined="RIBS")) == {}
+    found = warnings(dicom(film(), AnatomicRegionSequence=[code("69536005")]))
+    assert "a region other than the chest" in found["not_a_chest"]
+    assert CANARY not in found["not_a_chest"]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "sent_as", "words"),
+    [(["L", "F"], View.FRONTAL, None), (["R", "F"], View.FRONTAL, "is mirrored"), (["L", "H"], View.FRONTAL, "upright"),
+     (["F", "L"], View.FRONTAL, "upright"), (["A", "F"], View.LATERAL, None), (["P", "F"], View.LATERAL, None),
+     (["R", "F"], View.LATERAL, None), (["A", "H"], View.LATERAL, "upright"), (["LF", "FR"], View.FRONTAL, None),
+     (["L"], View.FRONTAL, None), ("", View.FRONTAL, None), (["DOE", "JANE"], View.FRONTAL, None)],
+)  # fmt: skip
+def test_orientation(orientation: list[str] | str, sent_as: View, words: str | None) -> None:
+    data = dicom(film(), PatientOrientation=orientation)
+    found = warnings(data, sent_as)
+    assert words is None or words in found["unusual_orientation"]
+    assert (words is None) == (found == {})
+    np.testing.assert_array_equal(read_image(data, S).pixels, read_image(dicom(film()), S).pixels)
+
+
+# --- words ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_warning_is_in_the_guide_in_the_same_words() -> None:
+    guide = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
+    for name, when in WARNINGS.items():
+        assert f"| `{name}` | {when} |" in guide, name
+
+
+PLACES = (
+    *("PatientName", "PatientID", "AccessionNumber", "Modality", "BodyPartExamined", "ViewPosition", "VOILUTFunction"),
+    *("PresentationLUTShape", "PresentationIntentType", "PhotometricInterpretation", "StudyDescription"),
+)
+
+
+@pytest.mark.filterwarnings("ignore:.*Invalid value")
+@pytest.mark.parametrize("place", PLACES)
+def test_no_message_quotes_free_text(place: str) -> None:
+    data = dicom(film(), stored=12, **{place: CANARY})
+    try:
+        said = str(warnings(data))
+    except ImageError as error:
+        said = str(error)
+    assert CANARY not in said
+
+
+def test_no_message_quotes_numbers_that_are_text() -> None:
+    for place in (b"1700", b"3200"):
+        data = dicom(film(), stored=12, WindowCenter=1700, WindowWidth=3200).replace(place, b"Jane", 1)
+        assert refused(data).code == "truncated"
+        assert "Jane" not in str(refused(data))
