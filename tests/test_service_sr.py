@@ -1,0 +1,197 @@
+"""The DICOM structured report: in the study of its images, preliminary, readable, and no identity anywhere else."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import warnings
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+pytest.importorskip("highdicom", reason="needs pip install highdicom")
+
+import pydicom
+from highdicom.sr import EnhancedSR, srread
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+
+from service.formats import sr
+from service.formats.choice import wanted
+from service.formats.study import SourceImage, Study
+from service.logs import JsonLines, TextLines
+from service.problems import Problem
+from tests.format_helpers import dicom, example, header
+
+NOW = datetime(2026, 3, 1, 9, 30)
+PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyInstanceUID",
+           "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName")  # fmt: skip
+
+
+def source(**tags: Any) -> SourceImage:
+    return SourceImage.from_dataset(header(dicom(**tags)))
+
+
+def written(*sources: SourceImage, views: int = 1) -> Dataset:
+    data = sr.structured_report(example(), views, sources or (source(),), NOW)
+    return pydicom.dcmread(io.BytesIO(data))
+
+
+def items(node: Dataset) -> list[Dataset]:
+    return [each for item in node.get("ContentSequence", []) for each in (item, *items(item))]
+
+
+def test_highdicom_reads_it_back() -> None:
+    data = sr.structured_report(example(), 1, (source(),), NOW)
+    read = srread(io.BytesIO(data))
+    assert isinstance(read, EnhancedSR)
+    assert read.content.is_root
+    assert (read.ValueType, read.ContentTemplateSequence[0].TemplateIdentifier) == ("CONTAINER", "2000")
+    assert data[128:132] == b"DICM"
+
+
+def test_it_lies_in_the_study_of_the_image_in_a_series_of_its_own() -> None:
+    image, report = header(dicom()), written()
+    for keyword in PATIENT:
+        assert report[keyword].value == image[keyword].value, keyword
+    assert report.PatientName == "Müller^Jürgen"  # ISO_IR 100 in the image, UTF-8 here
+    assert report.SpecificCharacterSet == "ISO_IR 192"
+    assert report.Modality == "SR"
+    assert report.SeriesInstanceUID not in ("", image.SeriesInstanceUID)
+    assert report.SOPInstanceUID == f"2.25.{int(example().report_id.replace('-', ''), 16)}"
+    assert (report.ContentDate, report.ContentTime) == ("20260301", "093000")
+    assert "TimezoneOffsetFromUTC" not in report  # it would speak of the study's times as well
+
+
+def test_it_is_preliminary_partial_and_unverified() -> None:
+    report = written()
+    assert report.PreliminaryFlag == "PRELIMINARY"
+    assert report.CompletionFlag == "PARTIAL"
+    assert report.VerificationFlag == "UNVERIFIED"
+    assert "VerifyingObserverSequence" not in report
+
+
+def test_it_refers_to_its_images() -> None:
+    frontal = source()
+    lateral = source(SOPInstanceUID=generate_uid(), ViewPosition="LL")
+    report = written(frontal, lateral, views=2)
+    series = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    referred = {item.ReferencedSOPInstanceUID for each in series for item in each.ReferencedSOPSequence}
+    assert referred == {frontal.sop_instance_uid, lateral.sop_instance_uid}
+    images = [item for item in items(report) if item.ValueType == "IMAGE"]
+    assert len(images) == 2 * len(example().sentences)
+    assert {item.RelationshipType for item in images} == {"INFERRED FROM"}
+
+
+@pytest.mark.parametrize(("views", "code"), [(1, "36554-4"), (2, "36643-5")])
+def test_the_procedure_follows_the_views_also_where_one_came_as_png(views: int, code: str) -> None:
+    (procedure,) = (i for i in items(written(views=views)) if i.ConceptNameCodeSequence[0].CodeValue == "121058")
+    assert procedure.ConceptCodeSequence[0].CodeValue == code
+
+
+def test_the_observer_is_a_device_known_by_the_bundles_digest() -> None:
+    one, two = written(), written(source(PatientID="PID-2"))
+    observers = [
+        {i.ConceptNameCodeSequence[0].CodeValue: i for i in items(each) if i.RelationshipType == "HAS OBS CONTEXT"}
+        for each in (one, two)
+    ]
+    assert observers[0]["121005"].ConceptCodeSequence[0].CodeMeaning == "Device"
+    assert observers[0]["121016"].TextValue == example().model.digest
+    assert observers[0]["121012"].UID == observers[1]["121012"].UID
+    assert one.DeviceSerialNumber == example().model.digest
+
+
+def test_every_code_fits_its_field_and_private_ones_say_so() -> None:
+    for item in items(written()):
+        for sequence in ("ConceptNameCodeSequence", "ConceptCodeSequence"):
+            for code in item.get(sequence, []):
+                assert 0 < len(code.CodeValue) <= 16
+                assert 0 < len(code.CodeMeaning) <= 64
+                assert code.CodingSchemeDesignator in {"DCM", "LN", "SCT", "RFC5646", "99CXRREPORT"}
+    (scheme,) = written().CodingSchemeIdentificationSequence
+    assert scheme.CodingSchemeDesignator == "99CXRREPORT"
+
+
+def test_no_finding_of_a_reference_case_is_coded() -> None:
+    cases = [i for i in items(written()) if i.ConceptNameCodeSequence[0].CodeValue == "reference_case"]
+    assert len(cases) == len(example().reference_cases) == 1
+    assert {item.ValueType for item in items(cases[0])} == {"TEXT", "NUM"}
+
+
+# --- sources --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tags", "name"),
+    [
+        ({"PatientBirthDate": "unknown"}, "patient_birth_date"),
+        ({"PatientSex": "MALE"}, "patient_sex"),
+        ({"StudyTime": "morning"}, "study_time"),
+        ({"PatientName": "A" * 65}, "patient_name"),
+        ({"PatientName": "A^B^C^D^E^F"}, "patient_name"),
+        ({"AccessionNumber": "A" * 17}, "accession_number"),
+        ({"PatientID": "A\x07B"}, "patient_id"),
+        ({"PatientID": None}, "patient_id"),
+        ({"PatientName": None}, "patient_name"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value:UserWarning", "ignore:The .* length:UserWarning")
+def test_what_breaks_the_rules_is_left_out_and_the_report_is_written(tags: dict[str, Any], name: str) -> None:
+    found = source(**tags)
+    assert getattr(found, name) == ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = written(found)
+    assert report.StudyInstanceUID == found.study_instance_uid
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
+@pytest.mark.parametrize("value", [None, "", "1.2.x", "1.02"])
+@pytest.mark.filterwarnings("ignore:Invalid value:UserWarning")
+def test_an_image_without_a_uid_is_named_by_the_keyword_alone(keyword: str, value: str | None) -> None:
+    dataset = header(dicom())
+    del dataset[keyword]
+    if value is not None:
+        setattr(dataset, keyword, value)
+    found = SourceImage.from_dataset(dataset)
+    assert found.missing == [keyword]
+    assert sr.why_not([found]) == f"a DICOM file holds no valid {keyword}"
+    with pytest.raises(Problem, match=f"not_acceptable.*no valid {keyword}"):
+        wanted(["application/dicom"]).choose(Study(("frontal",), (found,)))
+
+
+@pytest.mark.parametrize("tags", [{"PatientID": "PID-2"}, {"StudyInstanceUID": "1.2.3"}])
+def test_two_studies_get_no_common_report(tags: dict[str, str]) -> None:
+    reason = sr.why_not([source(), source(**tags)])
+    assert reason == "the two DICOM files belong to different patients or studies"
+    with pytest.raises(ValueError, match="different patients or studies"):
+        sr.structured_report(example(), 2, [source(), source(**tags)])
+
+
+def test_without_highdicom_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "highdicom", None)  # as where it is not installed
+    study = Study(("frontal",), (source(),))
+    with pytest.raises(Problem, match=r"pip install 'cxr-report\[sr\]'"):
+        wanted(["application/dicom"]).choose(study)
+    assert wanted(["application/dicom, text/plain;q=0.1"]).choose(study).media_type == "text/plain"
+
+
+@pytest.mark.filterwarnings("always")
+def test_no_identity_in_any_log_line_or_repr(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        for name in ("highdicom", "pydicom"):
+            caplog.set_level(logging.DEBUG, name)
+        found = source()
+        written(found)
+    lines = [form.format(record) for record in caplog.records for form in (JsonLines(), TextLines())]
+    assert any("highdicom" in line for line in lines)
+    said = [*lines, *(str(warning.message) for warning in recwarn), repr(found), repr(Study(("frontal",), (found,)))]
+    image = header(dicom())
+    for keyword in (*PATIENT, "SOPInstanceUID", "SeriesInstanceUID"):
+        value = str(image[keyword].value)
+        if len(value) > 2:
+            assert not [line for line in said if value in line], keyword
