@@ -26,7 +26,7 @@ from service.counting import CountRequests
 from service.cross_origin import CrossOrigin
 from service.engine import BrokenError, BusyError, FieldError, MemoryShortError
 from service.formats.choice import VARY, respond, wanted
-from service.formats.study import Study
+from service.formats.sources import study_of
 from service.headers import SecurityHeaders
 from service.jobs import ClosedError
 from service.openapi import HEALTH, LIVEZ, RELOAD, REPORT, describe
@@ -108,7 +108,7 @@ async def report(request: Request, response: Response) -> ReportResponse | Respo
                 request, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s
             )
             uploaded = time.perf_counter()
-            study = Study(tuple(upload.images))  # a reader of DICOM files adds `sources`: SourceImage.from_dataset
+            study = await study_of(upload.images, identified=formats.prefer_sr)
             form = formats.choose(study)
             options = DraftOptions(upload.top_k, upload.beam_size)
             work = _draft(ready.backend, upload.images, options, settings.request_timeout_s)

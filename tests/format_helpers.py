@@ -7,7 +7,7 @@ from typing import Any
 
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from model.labeler import FINDINGS
 from service.formats.codes import FINDING_CODES
@@ -158,11 +158,11 @@ def _uuid(uid: str) -> str:
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
-def dicom(**tags: Any) -> bytes:
-    """A DX file of a patient, its tags changed; None takes one out."""
+def dicom(syntax: UID = ExplicitVRLittleEndian, **tags: Any) -> bytes:
+    """A DX file of a patient, its tags changed; None leaves one out."""
     data = Dataset()
     data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.TransferSyntaxUID = syntax
     values: dict[str, Any] = {
         "SpecificCharacterSet": "ISO_IR 100",
         "SOPClassUID": DigitalXRayImageStorageForPresentation,

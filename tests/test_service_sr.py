@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import sys
+import tracemalloc
 import warnings
 from datetime import datetime
 from typing import Any
@@ -16,14 +18,22 @@ pytest.importorskip("highdicom", reason="needs pip install highdicom")
 import pydicom
 from highdicom.sr import EnhancedSR, srread
 from pydicom.dataset import Dataset
-from pydicom.uid import generate_uid
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    generate_uid,
+)
 
 from service.formats import sr
 from service.formats.choice import wanted
+from service.formats.sources import source_image, study_of
 from service.formats.study import SourceImage, Study
 from service.logs import JsonLines, TextLines
 from service.problems import Problem
 from tests.format_helpers import dicom, example, header
+from tests.service_helpers import png
 
 NOW = datetime(2026, 3, 1, 9, 30)
 PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyInstanceUID",
@@ -168,6 +178,47 @@ def test_two_studies_get_no_common_report(tags: dict[str, str]) -> None:
     assert reason == "the two DICOM files belong to different patients or studies"
     with pytest.raises(ValueError, match="different patients or studies"):
         sr.structured_report(example(), 2, [source(), source(**tags)])
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_the_identity_is_read_from_the_file_of_any_syntax(syntax: UID) -> None:
+    assert vars(source_image(dicom(syntax=syntax))) == vars(source())
+
+
+def test_a_deflate_bomb_is_read_no_further_than_the_header() -> None:
+    bomb = dicom(syntax=DeflatedExplicitVRLittleEndian, EncapsulatedDocument=bytes(30_000_000))
+    assert len(bomb) < 100_000
+    tracemalloc.start()
+    try:
+        found = source_image(bomb)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.patient_id == "PID-471"
+    assert most < 8_000_000
+
+
+@pytest.mark.parametrize("cut", [132, 140, 300, 700])
+def test_a_damaged_header_gives_no_identity_and_no_error(cut: int) -> None:
+    assert source_image(dicom()[:cut]).missing
+    assert source_image(dicom()[:132] + b"\xff" * cut).missing
+
+
+def test_an_upload_is_identified_only_where_that_is_asked_for() -> None:
+    images = {"frontal": dicom(), "lateral": png()}
+    anonymous = asyncio.run(study_of(images, identified=False))
+    assert (anonymous.views, anonymous.sources) == (("frontal", "lateral"), ())
+    identified = asyncio.run(study_of(images, identified=True))
+    assert identified.views == ("frontal", "lateral")
+    assert [vars(found) for found in identified.sources] == [vars(source())]
+
+
+@pytest.mark.parametrize(("accept", "needed"), [
+    ("application/dicom", True), ("application/dicom, */*;q=0.5", True), ("*/*", False), ("application/*", False),
+    ("application/dicom;q=0.5, text/plain", False),
+])  # fmt: skip
+def test_identities_are_needed_where_a_structured_report_is_liked_best(accept: str, needed: bool) -> None:
+    assert wanted([accept]).prefer_sr is needed
 
 
 def test_without_highdicom_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,11 @@ class Wanted:
 
     offers: tuple[Offer, ...]
 
+    @property
+    def prefer_sr(self) -> bool:
+        """Whether a structured report is wanted before all else, so that the images' identities are needed."""
+        return self.offers[0] is SR
+
     def choose(self, study: Study) -> Offer:
         """The best of them that can be written of `study`.
 

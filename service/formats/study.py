@@ -49,16 +49,16 @@ class SourceImage:
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> Self:
         """Read the identity from a DICOM file's header; a value that breaks DICOM's rules is left out."""
-        found = {entry.name: _text(dataset, _KEYWORDS[entry.name]) for entry in fields(cls)}
+        found = {entry.name: _text(dataset, KEYWORDS[entry.name]) for entry in fields(cls)}
         return cls(**{name: value if _usable(name, value) else "" for name, value in found.items()})
 
     @property
     def missing(self) -> list[str]:
         """Keywords of the UIDs without which nothing can be filed beside this image."""
-        return [_KEYWORDS[name] for name in _KEYWORDS if name.endswith("_uid") and not getattr(self, name)]
+        return [KEYWORDS[name] for name in KEYWORDS if name.endswith("_uid") and not getattr(self, name)]
 
 
-_KEYWORDS = {
+KEYWORDS = {
     "sop_class_uid": "SOPClassUID",
     "sop_instance_uid": "SOPInstanceUID",
     "series_instance_uid": "SeriesInstanceUID",
