@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 import warnings
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +34,8 @@ from service.formats.study import SourceImage, Study
 from service.logs import JsonLines, TextLines
 from service.problems import Problem
 from tests.format_helpers import dicom, example, header
-from tests.service_helpers import png
+from tests.helpers import write_tiny_bundle
+from tests.service_helpers import png, ready_client
 
 NOW = datetime(2026, 3, 1, 9, 30)
 PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyInstanceUID",
@@ -211,6 +213,27 @@ def test_an_upload_is_identified_only_where_that_is_asked_for() -> None:
     identified = asyncio.run(study_of(images, identified=True))
     assert identified.views == ("frontal", "lateral")
     assert [vars(found) for found in identified.sources] == [vars(source())]
+
+
+def test_a_dicom_upload_is_answered_in_its_study(tmp_path: Path) -> None:
+    liked = {"Accept": "application/dicom"}
+    with ready_client(write_tiny_bundle(tmp_path / "tiny")) as client:
+        files = {"frontal": ("f", dicom()), "lateral": ("f", png())}
+        answer = client.post("/report", files=files, headers=liked)
+        if answer.status_code == 415:
+            pytest.skip("this service reads no DICOM")
+        broken = client.post("/report", files={"frontal": ("f", dicom()[:-5000])}, headers=liked)
+        text = client.post("/report", files=files, headers={"Accept": "text/plain"})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/dicom"
+    assert answer.headers["vary"] == "Accept"
+    report = srread(io.BytesIO(answer.content))
+    assert report.StudyInstanceUID == source().study_instance_uid
+    assert report.PatientName == "Müller^Jürgen"
+    (procedure,) = (i for i in items(report) if i.ConceptNameCodeSequence[0].CodeValue == "121058")
+    assert procedure.ConceptCodeSequence[0].CodeValue == "36643-5"
+    assert (broken.status_code, broken.json()["code"]) == (422, "truncated")
+    assert "PID-471" not in text.text
 
 
 @pytest.mark.parametrize(("accept", "needed"), [
