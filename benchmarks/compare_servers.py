@@ -31,6 +31,7 @@ from tqdm import tqdm
 from benchmarks import figures
 from benchmarks.black_box import Server, running, service, tiny_bundle
 from benchmarks.load import Study, closed_loop, counted, drawn_studies, percentiles, rate
+from benchmarks.narration import narrate
 from benchmarks.soak import BUNDLE, with_answers
 from retrieval_index.files import write_atomic
 from training.arguments import choose_device, positive
@@ -171,9 +172,6 @@ def as_markdown(measured: Figures) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0, or 2 where the servers could not be measured or do not agree."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for noisy in ("httpx", "PIL", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         device = str(choose_device(arguments.device))
         with tempfile.TemporaryDirectory() as folder:
@@ -208,4 +206,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    narrate()
     sys.exit(main())

@@ -36,6 +36,7 @@ from benchmarks.black_box import Sample, Server, idle, resident_bytes, service, 
 from benchmarks.fuzzing import bodies, files, schema
 from benchmarks.fuzzing.inputs import Input
 from benchmarks.fuzzing.invariants import Judge, is_busy
+from benchmarks.narration import narrate
 from benchmarks.wire import Answer, NoAnswerError, Wire, send, study_request
 from retrieval_index.files import write_atomic
 from training.arguments import positive
@@ -225,9 +226,6 @@ def _named(answer: Answer) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0 where no rule was broken, 1 where one was, 2 where nothing could be measured."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for noisy in ("httpx", "PIL", "pydicom", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         with _server(arguments) as server:
             if arguments.replay:
@@ -302,4 +300,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    narrate()
     sys.exit(main())

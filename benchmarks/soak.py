@@ -38,6 +38,7 @@ from tqdm import tqdm
 from benchmarks import figures, misbehaviour
 from benchmarks.black_box import MemoryWatch, Sample, Server, idle, service, slope, tiny_bundle
 from benchmarks.load import GOOD, Record, Study, closed_loop, counted, drawn_studies, essence, percentiles, post, rate
+from benchmarks.narration import narrate
 from retrieval_index.files import write_atomic
 
 log = logging.getLogger("benchmarks.soak")
@@ -222,9 +223,6 @@ def _look_after(server: Server, known: Sequence[Study], result: Soak) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0 where all is accounted for, 1 where not, 2 where nothing could be measured."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for noisy in ("httpx", "PIL", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
     plan = Plan(arguments.minutes, arguments.overload, arguments.deadline, arguments.seed)
     try:
         with _server(arguments) as server:
@@ -314,4 +312,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    narrate()
     sys.exit(main())

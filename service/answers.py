@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from model.drafter import Draft, ReferenceCase
 from model.tokenizer import UNK
@@ -63,18 +63,6 @@ def answer(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float]) -> R
     )
 
 
-def plain_text(report: ReportResponse) -> str:
-    """The answer for a terminal."""
-    lines = [report.findings or "(nothing was written)", ""]
-    lines += [f"  {sentence.confidence:4.0%}  {sentence.text}" for sentence in report.sentences]
-    named = [f"{name}: {label}" for name, label in report.labels.items() if label is not None]
-    lines += ["", "Labels: " + (", ".join(named) or "none")]
-    lines += _case_lines(report)
-    lines += [f"Warning ({warning.code}): {warning.message}" for warning in report.warnings]
-    lines += ["", report.disclaimer]
-    return "\n".join(lines)
-
-
 def _case(case: ReferenceCase) -> dict[str, object]:
     return {
         "rank": case.rank,
@@ -84,15 +72,3 @@ def _case(case: ReferenceCase) -> dict[str, object]:
         "labels": case.labels,
         "source_url": case.source_url,
     }
-
-
-def _case_lines(report: ReportResponse) -> Sequence[str]:
-    if not report.reference_cases:
-        return []
-    lines = ["", "Reference cases:"]
-    for case in report.reference_cases:
-        line = f"  {case.rank}. {case.case_id}  similarity {case.similarity:.2f}  {case.source_url or ''}"
-        lines.append(line.rstrip())
-        if case.findings is not None:
-            lines.append(f"     {case.findings}")
-    return [*lines, ""]

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from fastapi import APIRouter, Depends, FastAPI, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -24,6 +25,8 @@ from service.clients import unless_left
 from service.counting import CountRequests
 from service.cross_origin import CrossOrigin
 from service.engine import BrokenError, BusyError, FieldError, MemoryShortError
+from service.formats.choice import VARY, respond, wanted
+from service.formats.sources import study_of
 from service.headers import SecurityHeaders
 from service.jobs import ClosedError
 from service.lingering import LingeringClose
@@ -90,10 +93,14 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     dependencies=[Depends(guarded)],
     **REPORT,
 )
-async def report(request: Request) -> ReportResponse:
-    """Two radiographs in (one may be missing), a findings draft and the reference cases it leaned on out."""
+async def report(request: Request, response: Response) -> ReportResponse | Response:
+    """Two radiographs in (one may be missing), a findings draft and the reference cases it leaned on out.
+
+    `Accept` chooses the format: JSON by default, a FHIR DiagnosticReport, plain text, or a DICOM structured report.
+    """
     began = time.perf_counter()
     runtime: Runtime = request.app.state.runtime
+    formats = wanted(request.headers.getlist("accept"))
     ready = runtime.ready()
     settings = runtime.settings
     try:
@@ -102,6 +109,8 @@ async def report(request: Request) -> ReportResponse:
                 request, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s
             )
             uploaded = time.perf_counter()
+            study = await study_of(upload.images, identified=formats.prefer_sr)
+            form = formats.choose(study)
             options = DraftOptions(upload.top_k, upload.beam_size)
             work = _draft(ready.backend, upload.images, options, settings.request_timeout_s)
             draft = await unless_left(request, work)
@@ -113,7 +122,8 @@ async def report(request: Request) -> ReportResponse:
     result = answer(draft, draft.model if isinstance(draft, RemoteDraft) else ready.model, timings)
     runtime.metrics.drafted(result.timings_ms)
     log.info("draft %s: %d views, %d cases", result.report_id, upload.views, len(result.reference_cases))
-    return result
+    response.headers.update(VARY)
+    return await run_in_threadpool(respond, result, study, form) or result
 
 
 async def _draft(backend: Backend, images: dict[str, bytes], options: DraftOptions, within_s: float) -> Draft:

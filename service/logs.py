@@ -18,7 +18,13 @@ from service.problems import places
 from service.request_ids import current_request_id
 
 ACCESS_FIELDS = ("method", "route", "status", "ms", "bytes")
-_READ_UPLOADS = {"PIL", "pydicom", "python_multipart", "multipart"}  # libraries whose words may quote an upload
+_READ_UPLOADS = {
+    "PIL",
+    "pydicom",
+    "highdicom",
+    "python_multipart",
+    "multipart",
+}  # libraries whose words may quote an upload
 _PROBES = {"/health", "/livez", "/metrics"}  # asked every few seconds
 log = logging.getLogger("service.access")
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import FastAPI
 
+from service.formats.choice import FHIR, SR, TEXT
+from service.formats.fhir import diagnostic_report
+from service.formats.study import Study
+from service.formats.text import plain_text
 from service.problems import CODES, MEDIA_TYPE, TYPE_PREFIX, UNFORESEEN
-from service.schemas import ProblemDetails
+from service.schemas import REPORT_EXAMPLE, ProblemDetails, ReportResponse
 from service.uploads import NUMBER_FIELDS
 
 IMAGE_TYPES = "image/png, image/jpeg, application/dicom"
 _PROBLEM_REF = {"$ref": "#/components/schemas/ProblemDetails"}
 _EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
     "malformed_multipart": ("The body ends before its last boundary. Send it again, whole.", None),
+    "not_acceptable": (
+        "No application/dicom can be answered: no image came as a DICOM file, so that there is no study to file it in. "
+        "Ask for application/json, application/fhir+json or text/plain instead.", None
+    ),
     "upload_timeout": ("The body did not arrive within 60 s. Check the connection and try again.", None),
     "upload_too_large": (
         "The file in frontal is larger than 33,554,432 bytes. Send it at a lower resolution.", "frontal"
@@ -123,10 +132,42 @@ _BODY = {
     },
 }
 
+_REPORT = ReportResponse.model_validate(REPORT_EXAMPLE)
+_FRONTAL_ALONE = Study(("frontal",))
+_FORMATS: dict[str, Any] = {
+    FHIR.media_type: {
+        "schema": {
+            "title": "DiagnosticReport",
+            "description": "FHIR R4 (4.0.1). Status preliminary; no subject.",
+            "externalDocs": {"url": "https://hl7.org/fhir/R4/diagnosticreport.html"},
+            "type": "object",
+            "properties": {"resourceType": {"const": "DiagnosticReport"}, "status": {"const": "preliminary"}},
+            "required": ["resourceType", "status"],
+        },
+        "example": diagnostic_report(_REPORT, _FRONTAL_ALONE, datetime(2026, 3, 1, 9, 30, tzinfo=UTC)),
+    },
+    TEXT.media_type: {"schema": {"type": "string"}, "example": plain_text(_REPORT)},
+    SR.media_type: {
+        "schema": {
+            "type": "string",
+            "format": "binary",
+            "description": "DICOM Enhanced SR, TID 2000, where an image came as DICOM.",
+        }
+    },
+}
+
 # Arguments of the route decorators.
 REPORT: dict[str, Any] = {
     "openapi_extra": {"requestBody": _BODY},
     "responses": {
+        200: {
+            "description": "The draft, in the format that Accept chooses; application/json by default.",
+            "headers": {"Vary": {"schema": {"type": "string", "const": "Accept"}}},
+            "content": _FORMATS,
+        },
+        **_problems(
+            406, "No format that is offered is accepted, or no structured report can be written.", "not_acceptable"
+        ),
         **_problems(400, "The multipart body cannot be parsed.", "malformed_multipart"),
         **_problems(408, "The body arrived too slowly.", "upload_timeout"),
         **_problems(413, "The body or a file is too large.", "upload_too_large"),

@@ -35,6 +35,7 @@ CODES: dict[str, tuple[int, str]] = {
     "no_api_key": (403, "This address needs a service with a key"),
     "not_found": (404, "There is nothing at this address"),
     "method_not_allowed": (405, "This address does not answer that method"),
+    "not_acceptable": (406, "No format that is offered is accepted"),
     "upload_timeout": (408, "The request took too long to arrive"),
     "upload_too_large": (413, "The upload is too large"),
     "not_multipart": (415, "The body is not multipart/form-data"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -13,8 +14,12 @@ from pydantic import ValidationError
 from model.drafter import Drafter, DraftOptions, StudyView
 from model.images import ImageError, ImageLimits, read_image
 from model.views import View
-from service.answers import answer, model_info, plain_text
+from service.answers import answer, model_info
 from service.bundles import LoadError, load
+from service.formats.fhir import diagnostic_report
+from service.formats.study import Study
+from service.formats.text import plain_text
+from service.schemas import ReportResponse
 from service.settings import Settings, explain
 
 EXIT_IMAGE, EXIT_USAGE, EXIT_BUNDLE = 1, 2, 3
@@ -38,7 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (REPORT_DEVICE, auto)")
     parser.add_argument("--top-k", type=int, help="reference cases, 1 to 50 (default: the bundle's)")
     parser.add_argument("--beam-size", type=int, help="hypotheses kept, 1 to 8 (default: the bundle's)")
-    parser.add_argument("--json", action="store_true", help="print the JSON that POST /report answers")
+    parser.add_argument(
+        "--format", choices=("text", "json", "fhir"), default="text", help="what POST /report answers (default: text)"
+    )
+    parser.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
     options = parser.parse_args(arguments)
     given: dict[str, Any] = {k: getattr(options, k) for k in ("bundle", "device") if getattr(options, k) is not None}
     try:
@@ -73,8 +81,14 @@ def main(arguments: list[str] | None = None) -> int:
         "total": (ended - began) * 1000,
     }
     result = answer(draft, model_info(loaded), timings)
-    print(result.model_dump_json(indent=2) if options.json else plain_text(result))
+    print(_written(result, Study(tuple(files)), options.format))
     return 0
+
+
+def _written(result: ReportResponse, study: Study, form: str) -> str:
+    if form == "json":
+        return result.model_dump_json(indent=2)
+    return json.dumps(diagnostic_report(result, study), indent=2) if form == "fhir" else plain_text(result)
 
 
 def _read(path: Path, most: int) -> bytes:

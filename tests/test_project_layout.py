@@ -70,6 +70,7 @@ def test_serving_needs_nothing_of_the_extras(package: str) -> None:
             "pycocoevalcap",
             "jinja2",
             "markupsafe",
+            "fhir",
             "pytest",
         }
         assert not extra, f"{path.relative_to(REPOSITORY)} imports {sorted(extra)}"

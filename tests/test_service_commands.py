@@ -19,6 +19,7 @@ from service import report
 from service.schemas import DISCLAIMER, ReportResponse
 from tests.conftest import REPOSITORY
 from tests.dicom_helpers import dicom, film
+from tests.format_helpers import facts, facts_of_fhir
 from tests.helpers import REPORTS, write_tiny_bundle
 from tests.service_helpers import WAIT_S, png, ready_client
 
@@ -70,6 +71,19 @@ def test_text_for_people(bundle: Path, images: tuple[str, str], capsys: pytest.C
     assert any(text in out for text in REPORTS)
     assert "missing_view" in out
     assert DISCLAIMER in out
+
+
+def test_fhir_and_json_by_name(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    given = (*images, "--bundle", str(bundle), "--device", "cpu", "--format")
+    status, out, _ = run(capsys, *given, "fhir")
+    assert status == 0
+    told = facts_of_fhir(json.loads(out))
+    status, out, _ = run(capsys, *given, "json")
+    assert status == 0
+    assert {**facts(ReportResponse.model_validate_json(out)), "report_id": told["report_id"]} == told
+    status, _, err = run(capsys, *given, "dicom")
+    assert status == 2
+    assert "'text'" in err
 
 
 def test_a_lateral_alone(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,7 +179,7 @@ def test_unharmed_files_are_read_or_refused_by_their_format() -> None:
         if kind.split()[0] in ("png", "jpeg", "exif", "mpo") and kind != "png animated":
             assert load_pixels(data, 64).std() > 5, kind
         elif kind == "dicom":
-            assert load_pixels(data, 64, allow_dicom=True).std() > 5
+            assert load_pixels(data, 64).std() > 5
         else:
             with pytest.raises(ImageError):
                 load_pixels(data, 64)
@@ -208,7 +208,7 @@ def test_dicom_files_are_refused_or_read_without_any_other_error() -> None:
         data = dicom.make(rng)
         name = sorted(dicom.MUTATIONS)[number % len(dicom.MUTATIONS)]
         try:
-            shape = load_pixels(dicom.MUTATIONS[name](data, rng), 32, allow_dicom=True).shape
+            shape = load_pixels(dicom.MUTATIONS[name](data, rng), 32).shape
         except ImageError:
             continue
         assert shape == (32, 32), (number, name)

@@ -13,6 +13,7 @@ import pytest
 from model.drafter import MAX_BEAM_SIZE, MAX_TOP_K
 from model.labeler import FINDINGS, label_report
 from service.app import create_app
+from service.formats.choice import OFFERS
 from service.problems import CODES
 from service.schemas import HEALTH_EXAMPLE, REPORT_EXAMPLE, HealthResponse, ReportResponse
 from service.settings import Settings
@@ -91,7 +92,7 @@ def test_the_request_body_lists_every_field(document: dict[str, Any]) -> None:
 
 def test_problems_are_described_as_problems(document: dict[str, Any]) -> None:
     responses = document["paths"]["/report"]["post"]["responses"]
-    assert set(responses) == {"200", "400", "408", "413", "415", "422", "500", "503"}
+    assert set(responses) == {"200", "400", "406", "408", "413", "415", "422", "500", "503"}
     for status, response in responses.items():
         if status != "200":
             assert list(response["content"]) == ["application/problem+json"]
@@ -103,6 +104,13 @@ def test_problems_are_described_as_problems(document: dict[str, Any]) -> None:
     }
     assert described
     assert all(CODES[code][0] == status for code, status in described)
+
+
+def test_every_format_is_described_with_an_example(document: dict[str, Any]) -> None:
+    content = document["paths"]["/report"]["post"]["responses"]["200"]["content"]
+    assert set(content) == {offer.media_type for offer in OFFERS}
+    for media_type in ("application/fhir+json", "text/plain"):
+        validator(document, content[media_type]["schema"]).validate(content[media_type]["example"])
 
 
 def test_the_models_examples_are_answers() -> None:

@@ -1,0 +1,13 @@
+"""What a benchmark's command says on standard error: its own lines with their time, libraries only where they fail."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+
+def narrate() -> None:
+    """Set logging up for a process that is a benchmark's command; not for one that only imports it."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for noisy in ("httpx", "PIL", "pydicom", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)

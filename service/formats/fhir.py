@@ -1,0 +1,178 @@
+"""The answer as a FHIR R4 ``DiagnosticReport``: preliminary, marked as asserted by an AI, without a subject.
+
+No patient is known here; whoever files the report adds ``subject`` to it and to its observations. What belongs to
+other patients, the reference cases, stands in extensions and in the text, never in an Observation, so that no system
+can take it for this patient's. docs/api.md, "Formats", describes every element.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+from model.labeler import Label
+from service.formats.codes import FINDING_CODES, LABEL_CODES, LOINC, SNOMED, study_code
+from service.formats.study import Study
+from service.formats.text import plain_text
+from service.schemas import ModelInfo, ReferenceCaseOut, ReportResponse, SentenceOut
+
+NAMESPACE = "urn:cxr-report:fhir:"  # of our own extensions and codes
+DICOM = "http://dicom.nema.org/resources/ontology/DCM"
+TERMINOLOGY = "http://terminology.hl7.org/CodeSystem/"
+CONFIDENCE = "Geometric mean of the probabilities of the sentence's words; not the chance of a finding"
+_ASSERTED_BY_AI = ("AIAST", "Artificial Intelligence asserted")  # HL7's "AI Transparency on FHIR" guide
+_MODEL_ID = "model"
+_NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+Resource = dict[str, Any]
+
+
+def diagnostic_report(report: ReportResponse, study: Study, now: datetime | None = None) -> Resource:
+    """The resource, ready for ``json.dumps``.
+
+    Args:
+        report: the answer.
+        study: its views; nothing that identifies a patient is taken from it.
+        now: time of issue, with a time zone; the present by default.
+    """
+    issued = (now or datetime.now(UTC)).isoformat(timespec="milliseconds")
+    text = plain_text(report)
+    sentences = [_sentence(number, sentence) for number, sentence in enumerate(report.sentences, 1)]
+    labels = [_label(name, label) for name, label in report.labels.items() if label is not None]
+    observations = [*sentences, *labels]
+    code = study_code(len(study.views))
+    resource: Resource = _cleaned(
+        {
+            "resourceType": "DiagnosticReport",
+            "meta": {"security": [_coding(TERMINOLOGY + "v3-ObservationValue", *_ASSERTED_BY_AI)]},
+            "language": "en",
+            "text": {"status": "generated", "div": _narrative(text)},
+            "contained": [_device(report.model), _provenance(issued), *observations],
+            "extension": list(_extensions(report)),
+            "identifier": [{"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{report.report_id}"}],
+            "status": "preliminary",
+            "category": [{"coding": [_coding(TERMINOLOGY + "v2-0074", "RAD", "Radiology")]}],
+            "code": {"coding": [_coding(LOINC, *code)], "text": code.meaning},
+            "issued": issued,
+            "result": [{"reference": f"#{observation['id']}"} for observation in observations],
+            "conclusion": f"{report.findings}\n\n{report.disclaimer}" if report.findings else report.disclaimer,
+            "presentedForm": [
+                {
+                    "contentType": "text/plain; charset=utf-8",
+                    "language": "en",
+                    "data": base64.b64encode(text.encode()).decode("ascii"),
+                    "title": "Draft for review by a radiologist",
+                    "creation": issued,
+                }
+            ],
+        }
+    )
+    return resource
+
+
+def _sentence(number: int, sentence: SentenceOut) -> Resource:
+    confidence = {
+        "code": {"coding": [_coding(NAMESPACE + "codes", "confidence", "Confidence in wording")], "text": CONFIDENCE},
+        "valueQuantity": {"value": sentence.confidence, "system": "http://unitsofmeasure.org", "code": "1"},
+    }
+    return {
+        **_observation(f"sentence-{number}"),
+        "code": {"coding": [_coding(DICOM, "121071", "Finding")], "text": "Sentence of the drafted findings"},
+        "valueString": sentence.text,
+        "component": [confidence],
+    }
+
+
+def _label(name: str, label: Label) -> Resource:
+    coded = FINDING_CODES.get(name)
+    return {
+        **_observation("label-" + name.lower().replace(" ", "-")),
+        "code": {"coding": [_coding(SNOMED, *coded)] if coded else [], "text": name},
+        "valueCodeableConcept": {"coding": [_coding(SNOMED, *LABEL_CODES[label])], "text": label},
+        "method": {"text": "Read from the draft's text by rules"},
+    }
+
+
+def _observation(identifier: str) -> Resource:
+    return {
+        "resourceType": "Observation",
+        "id": identifier,
+        "status": "preliminary",
+        "category": [{"coding": [_coding(TERMINOLOGY + "observation-category", "imaging", "Imaging")]}],
+        "device": {"reference": f"#{_MODEL_ID}"},
+    }
+
+
+def _device(model: ModelInfo) -> Resource:
+    return {
+        "resourceType": "Device",
+        "id": _MODEL_ID,
+        "identifier": [{"system": NAMESPACE + "bundle-digest", "value": model.digest}],
+        "status": "active",
+        "deviceName": [{"name": model.name, "type": "model-name"}],
+        "type": {"text": "Software"},
+        "version": [{"type": {"text": "SHA-256 of the bundle's manifest"}, "value": model.digest}],
+        "note": [{"text": model.licence}] if model.licence.strip() else [],
+    }
+
+
+def _provenance(recorded: str) -> Resource:
+    """Who wrote the report; ``performer`` and ``resultsInterpreter`` cannot name a device."""
+    author = _coding(TERMINOLOGY + "provenance-participant-type", "author", "Author")
+    return {
+        "resourceType": "Provenance",
+        "id": "provenance",
+        "target": [{"reference": "#"}],
+        "recorded": recorded,
+        "agent": [{"type": {"coding": [author]}, "who": {"reference": f"#{_MODEL_ID}"}}],
+    }
+
+
+def _extensions(report: ReportResponse) -> Iterator[Resource]:
+    yield {"url": NAMESPACE + "disclaimer", "valueString": report.disclaimer}
+    for warning in report.warnings:
+        parts = [
+            {"url": "code", "valueCode": warning.code},
+            {"url": "message", "valueString": warning.message},
+        ]
+        yield {"url": NAMESPACE + "warning", "extension": parts}
+    for case in report.reference_cases:
+        yield {"url": NAMESPACE + "reference-case", "extension": list(_case(case))}
+
+
+def _case(case: ReferenceCaseOut) -> Iterator[Resource]:
+    yield {"url": "rank", "valuePositiveInt": case.rank}
+    yield {"url": "caseId", "valueString": case.case_id}
+    yield {"url": "similarity", "valueDecimal": case.similarity}
+    if case.findings and case.findings.strip():
+        yield {"url": "findings", "valueString": case.findings}
+    if case.source_url:
+        yield {"url": "source", "valueUri": case.source_url}
+    for name, label in case.labels.items():
+        if label is not None:
+            parts = [{"url": "finding", "valueString": name}, {"url": "label", "valueCode": label}]
+            yield {"url": "label", "extension": parts}
+
+
+def _coding(system: str, code: str, display: str) -> Resource:
+    return {"system": system, "code": code, "display": display}
+
+
+def _narrative(text: str) -> str:
+    """XHTML of the plain text."""
+    lines = escape(text, quote=False).split("\n")
+    return '<div xmlns="http://www.w3.org/1999/xhtml"><p>' + "<br/>".join(lines) + "</p></div>"
+
+
+def _cleaned(value: Any) -> Any:
+    """Without what FHIR does not know: empty lists, objects and strings, and control characters."""
+    if isinstance(value, dict):
+        parts = {name: _cleaned(part) for name, part in value.items()}
+        return {name: part for name, part in parts.items() if part not in ({}, [], "")}
+    if isinstance(value, list):
+        return [_cleaned(part) for part in value]
+    return _NO_XML.sub("", value) if isinstance(value, str) else value

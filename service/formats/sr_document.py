@@ -1,0 +1,199 @@
+"""The tree of the DICOM Structured Report: TID 2000 as an Enhanced SR, preliminary and unverified.
+
+PACS viewers render it as text: findings by sentence with their confidence (NUM) and the images that each was inferred
+from, the labels (CODE), and the reference cases as text and numbers of their own, never as coded findings, so that no
+system takes another patient's for this one's. Imported only where highdicom is there.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from highdicom.sr import (
+    CodeContentItem,
+    CodedConcept,
+    ContainerContentItem,
+    ContentItem,
+    ContentSequence,
+    DeviceObserverIdentifyingAttributes,
+    EnhancedSR,
+    ImageContentItem,
+    LanguageOfContentItemAndDescendants,
+    NumContentItem,
+    ObservationContext,
+    ObserverContext,
+    TextContentItem,
+)
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+
+from model.labeler import Label
+from service.formats.codes import FINDING_CODES, LABEL_CODES, Code, study_code
+from service.formats.study import SourceImage
+from service.formats.text import NOTHING_WRITTEN, named_labels
+from service.schemas import ModelInfo, ReferenceCaseOut, ReportResponse, SentenceOut
+
+MANUFACTURER = "cxr-report"
+SCHEME = "99CXRREPORT"  # of our own codes; DICOM gives 99… to private schemes
+SERIES_DESCRIPTION = "AI draft findings, not verified"
+SERIES_NUMBER = 9900
+TEMPLATE = "2000"  # Basic Diagnostic Imaging Report
+UTF_8 = "ISO_IR 192"
+TITLE = CodedConcept("43468-8", "LN", "X-Ray Report")  # CID 7000
+FINDINGS = CodedConcept("59776-5", "LN", "Findings")  # CID 7001
+FINDING = CodedConcept("121071", "DCM", "Finding")  # CID 7002
+COMMENT = CodedConcept("121106", "DCM", "Comment")
+ENGLISH = CodedConcept("en", "RFC5646", "English")
+ABSENT = Code("272519000", "Absent")  # of DICOM's CID 240; SNOMED CT has two concepts of this name
+_LO = 64  # characters that DICOM's VR LO holds
+_SH = 16
+_DEVICES = uuid.UUID("0c0b6d4e-5c3a-4d0e-9a55-2f6f0a1f7c11")  # namespace of the device UIDs, drawn once
+
+
+def document(report: ReportResponse, views: int, sources: Sequence[SourceImage], now: datetime) -> EnhancedSR:
+    """The SR, filed in the study of `sources`, of which there is at least one; its UID is that of the report."""
+    identifier = uuid.UUID(report.report_id)
+    return EnhancedSR(
+        evidence=[_header(source) for source in sources],
+        content=_root(report, views, sources),
+        series_instance_uid=_uid(uuid.uuid5(identifier, "series")),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=_uid(identifier),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        is_complete=False,
+        is_final=False,
+        is_verified=False,
+        specific_character_set=UTF_8,
+        series_description=SERIES_DESCRIPTION,
+        manufacturer_model_name=report.model.name[:_LO],
+        software_versions=report.model.digest[:_LO],
+        device_serial_number=report.model.digest[:_LO],
+        content_date=now.date(),
+        content_time=now.time(),
+        coding_schemes=[CodingSchemeIdentificationItem(SCHEME, responsible_organization=MANUFACTURER)],
+    )
+
+
+def _header(source: SourceImage) -> Dataset:
+    """Patient and study of a source image, and nothing else, for the SR to take over."""
+    header = Dataset()
+    header.SpecificCharacterSet = UTF_8
+    header.SOPClassUID = source.sop_class_uid
+    header.SOPInstanceUID = source.sop_instance_uid
+    header.SeriesInstanceUID = source.series_instance_uid
+    header.StudyInstanceUID = source.study_instance_uid
+    header.PatientID = source.patient_id
+    header.PatientName = source.patient_name
+    header.PatientBirthDate = source.patient_birth_date
+    header.PatientSex = source.patient_sex
+    header.AccessionNumber = source.accession_number
+    header.StudyID = source.study_id
+    header.StudyDate = source.study_date
+    header.StudyTime = source.study_time
+    header.ReferringPhysicianName = source.referring_physician_name
+    return header
+
+
+def _root(report: ReportResponse, views: int, sources: Sequence[SourceImage]) -> ContainerContentItem:
+    findings = [_sentence(sentence, sources) for sentence in report.sentences]
+    items = ContentSequence()
+    items.extend(LanguageOfContentItemAndDescendants(ENGLISH))
+    procedure = _concept(study_code(views), "LN")
+    items.append(CodeContentItem(codes.DCM.ProcedureReported, procedure, relationship_type="HAS CONCEPT MOD"))
+    items.extend(ObservationContext(observer_device_context=_observer(report.model)))
+    items.append(_text(_own("disclaimer", "Disclaimer"), report.disclaimer))
+    items.append(_container(FINDINGS, findings or [_text(FINDING, NOTHING_WRITTEN)]))
+    items.append(_labels(report))
+    for warning in report.warnings:
+        items.append(_text(_own("warning", "Warning"), f"{warning.code}: {warning.message}"))
+    items.extend([_case(case) for case in report.reference_cases])
+    if report.model.licence.strip():
+        items.append(_text(_own("licence", "Licence of the model"), report.model.licence))
+    root = ContainerContentItem(TITLE, is_content_continuous=False, template_id=TEMPLATE)
+    root.ContentSequence = items
+    return root
+
+
+def _observer(model: ModelInfo) -> ObserverContext:
+    attributes = DeviceObserverIdentifyingAttributes(
+        uid=_uid(uuid.uuid5(_DEVICES, model.digest)),
+        name=model.name,
+        manufacturer_name=MANUFACTURER,
+        model_name=model.name,
+        serial_number=model.digest,
+    )
+    return ObserverContext(codes.DCM.Device, attributes)
+
+
+def _sentence(sentence: SentenceOut, sources: Sequence[SourceImage]) -> ContentItem:
+    item = _text(FINDING, sentence.text)
+    confidence = _own("confidence", "Mean confidence of the words, not the chance of a finding")
+    children = [_number(confidence, sentence.confidence, "HAS PROPERTIES")]
+    for source in sources:
+        image = ImageContentItem(
+            codes.DCM.SourceImage, source.sop_class_uid, source.sop_instance_uid, relationship_type="INFERRED FROM"
+        )
+        children.append(image)
+    item.ContentSequence = ContentSequence(children)
+    return item
+
+
+def _labels(report: ReportResponse) -> ContentItem:
+    items: list[ContentItem] = []
+    for name, label in report.labels.items():
+        if label is not None:
+            coded = FINDING_CODES.get(name)
+            concept = _concept(coded, "SCT") if coded else _own(name.lower().replace(" ", "_")[:_SH], name)
+            items.append(CodeContentItem(concept, _label(label), relationship_type="CONTAINS"))
+    heading = _own("labels", "Labels read from the draft's text by rules")
+    return _container(heading, items or [_text(COMMENT, "The draft mentions none of the 14 findings.")])
+
+
+def _label(label: Label) -> CodedConcept:
+    return _concept(ABSENT if label == "absent" else LABEL_CODES[label], "SCT")
+
+
+def _case(case: ReferenceCaseOut) -> ContentItem:
+    items: list[ContentItem] = [
+        _number(_own("rank", "Rank"), case.rank),
+        _text(_own("case_id", "Identifier of the case"), case.case_id),
+        _number(_own("similarity", "Cosine of image and report embedding, -1 to 1"), case.similarity),
+    ]
+    optional = (
+        (_own("case_findings", "Findings of the other patient"), case.findings),
+        (_own("case_labels", "Labels of the other patient's findings"), named_labels(case.labels)),
+        (_own("case_source", "Source of the case"), case.source_url),
+    )
+    items += [_text(name, value) for name, value in optional if value]
+    return _container(_own("reference_case", "Reference case: another patient, of the training data"), items)
+
+
+def _text(name: CodedConcept, value: str) -> ContentItem:
+    return TextContentItem(name, value, relationship_type="CONTAINS")
+
+
+def _number(name: CodedConcept, value: float, relationship: str = "CONTAINS") -> ContentItem:
+    return NumContentItem(name, value, codes.UCUM.NoUnits, relationship_type=relationship)
+
+
+def _container(name: CodedConcept, items: Sequence[ContentItem]) -> ContentItem:
+    container = ContainerContentItem(name, is_content_continuous=False, relationship_type="CONTAINS")
+    container.ContentSequence = ContentSequence(items)
+    return container
+
+
+def _own(value: str, meaning: str) -> CodedConcept:
+    return CodedConcept(value, SCHEME, meaning)
+
+
+def _concept(code: Code, scheme: str) -> CodedConcept:
+    return CodedConcept(code.value, scheme, code.meaning)
+
+
+def _uid(identifier: uuid.UUID) -> str:
+    """A UID of a UUID, as PS3.5 B.2 derives it."""
+    return f"2.25.{identifier.int}"

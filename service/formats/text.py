@@ -1,0 +1,40 @@
+"""The answer as plain text: what ``python -m service.report`` prints and ``Accept: text/plain`` gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.schemas import Labels, ReferenceCaseOut, ReportResponse
+
+NOTHING_WRITTEN = "(nothing was written)"
+
+
+def plain_text(report: ReportResponse) -> str:
+    """The whole answer for people: draft, confidence of each sentence, labels, cases, warnings, model, disclaimer."""
+    lines = [report.findings or NOTHING_WRITTEN, ""]
+    lines += [f"  {sentence.confidence:4.0%}  {sentence.text}" for sentence in report.sentences]
+    lines += ["", f"Labels: {named_labels(report.labels) or 'none'}"]
+    lines += _case_lines(report.reference_cases)
+    lines += [f"Warning ({warning.code}): {warning.message}" for warning in report.warnings]
+    lines += ["", f"Model: {report.model.name}, {report.model.digest} ({report.model.licence})"]
+    lines += [f"Report: {report.report_id}", "", report.disclaimer]
+    return "\n".join(lines)
+
+
+def named_labels(labels: Labels) -> str:
+    """``Cardiomegaly: absent, Edema: present``; what the text says nothing of is left out."""
+    return ", ".join(f"{name}: {label}" for name, label in labels.items() if label is not None)
+
+
+def _case_lines(cases: Sequence[ReferenceCaseOut]) -> list[str]:
+    if not cases:
+        return []
+    lines = ["", "Reference cases:"]
+    for case in cases:
+        line = f"  {case.rank}. {case.case_id}  similarity {case.similarity:.2f}  {case.source_url or ''}"
+        lines.append(line.rstrip())
+        if case.findings is not None:
+            lines.append(f"     {case.findings}")
+        if labels := named_labels(case.labels):
+            lines.append(f"     Labels: {labels}")
+    return [*lines, ""]

@@ -1,0 +1,176 @@
+"""The FHIR DiagnosticReport: valid R4 and R4B, marked as a machine's draft, no other patient in its results."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from service.formats.fhir import NAMESPACE, diagnostic_report
+from service.formats.study import SourceImage, Study
+from tests.format_helpers import answers, example
+
+ANSWERS = answers()
+NOW = datetime(2026, 3, 1, 9, 30, 0, 125_000, tzinfo=UTC)
+XHTML = "{http://www.w3.org/1999/xhtml}"
+
+
+def written(name: str = "the example", *views: str) -> dict[str, Any]:
+    resource = diagnostic_report(ANSWERS[name], Study(views or ("frontal",)), NOW)
+    return json.loads(json.dumps(resource))  # type: ignore[no-any-return]
+
+
+def walk(node: Any) -> Iterator[tuple[str, Any]]:
+    for name, value in node.items() if isinstance(node, dict) else ():
+        yield name, value
+        for part in value if isinstance(value, list) else [value]:
+            yield from walk(part)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_it_is_valid_r4(name: str) -> None:
+    pytest.importorskip("fhirclient", reason="needs pip install fhirclient")
+    from fhirclient.models.diagnosticreport import DiagnosticReport
+    from fhirclient.models.fhirabstractbase import FHIRValidationError
+
+    resource = written(name)
+    assert DiagnosticReport(copy.deepcopy(resource)).as_json() == resource
+    for wrong in wrong_reports(resource):
+        with pytest.raises(FHIRValidationError):
+            DiagnosticReport(wrong).as_json()
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_it_is_valid_r4b(name: str) -> None:
+    """fhir.resources has no R4; what is used here did not change from R4 to R4B."""
+    pytest.importorskip("fhir.resources", reason="needs pip install fhir.resources")
+    from fhir.resources.R4B.diagnosticreport import DiagnosticReport
+    from pydantic import ValidationError
+
+    resource = written(name)
+    read = json.loads(DiagnosticReport.model_validate(resource).model_dump_json())
+    assert read["status"] == "preliminary"
+    assert len(read["contained"]) == len(resource["contained"])
+    for wrong in wrong_reports(resource):
+        with pytest.raises(ValidationError):
+            DiagnosticReport.model_validate(wrong)
+
+
+def wrong_reports(resource: dict[str, Any]) -> list[dict[str, Any]]:
+    """Reports that no validator may let pass."""
+    without_code = {name: value for name, value in resource.items() if name != "code"}
+    return [without_code, {**resource, "patient": "x"}, {**resource, "result": [{"reference": 3}]}]
+
+
+def test_every_code_of_a_required_value_set_is_in_it() -> None:
+    """Which neither library checks by itself, though fhir.resources knows the sets."""
+    pytest.importorskip("fhir.resources", reason="needs pip install fhir.resources")
+    from fhir.resources.R4B.diagnosticreport import DiagnosticReport
+
+    checked = []
+
+    def check(model: Any) -> None:
+        for name, field in type(model).model_fields.items():
+            value = getattr(model, name)
+            allowed = (field.json_schema_extra or {}).get("enum_values")
+            if allowed and value is not None:
+                assert value in allowed, (type(model).__name__, name)
+                checked.append((type(model).__name__, name))
+            for part in value if isinstance(value, list) else [value]:
+                if hasattr(type(part), "model_fields"):
+                    check(part)
+
+    check(DiagnosticReport.model_validate(written("every label")))
+    assert {("DiagnosticReport", "status"), ("Observation", "status"), ("DeviceDeviceName", "type")} <= set(checked)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_nothing_is_empty_and_every_contained_resource_is_reached(name: str) -> None:
+    resource = written(name)
+    assert not [element for element, value in walk(resource) if value in (None, "", [], {})]
+    known = {f"#{contained['id']}" for contained in resource["contained"]}
+    references = {value for element, value in walk(resource) if element == "reference"}
+    assert len(known) == len(resource["contained"])
+    assert references <= known | {"#"}
+    inward = {f"#{contained['id']}" for contained in resource["contained"] if contained.get("target")}
+    assert known == (references & known) | inward  # dom-3
+    assert not any("contained" in contained or "meta" in contained for contained in resource["contained"])  # dom-2, -4
+
+
+@pytest.mark.parametrize(("views", "code", "display"), [
+    (("frontal", "lateral"), "36643-5", "XR Chest 2 Views"),
+    (("frontal",), "36554-4", "XR Chest Single view"),
+    (("lateral",), "36554-4", "XR Chest Single view"),
+])  # fmt: skip
+def test_the_code_of_the_study_follows_its_views(views: tuple[str, ...], code: str, display: str) -> None:
+    coding = {"system": "http://loinc.org", "code": code, "display": display}
+    assert written("the example", *views)["code"] == {"coding": [coding], "text": display}
+
+
+def test_it_is_a_preliminary_radiology_report_that_a_machine_asserted() -> None:
+    resource = written()
+    assert resource["status"] == "preliminary"
+    assert resource["category"][0]["coding"][0]["code"] == "RAD"
+    assert [security["code"] for security in resource["meta"]["security"]] == ["AIAST"]
+    assert resource["issued"] == "2026-03-01T09:30:00.125+00:00"
+    observations = [part for part in resource["contained"] if part["resourceType"] == "Observation"]
+    assert {part["status"] for part in observations} == {"preliminary"}
+    assert {part["device"]["reference"] for part in observations} == {"#model"}
+    (author,) = (part["agent"][0] for part in resource["contained"] if part["resourceType"] == "Provenance")
+    assert author["who"] == {"reference": "#model"}
+
+
+def test_labels_are_coded_where_the_code_is_sure() -> None:
+    labels = {
+        part["code"]["text"]: part for part in written("every label")["contained"] if part["id"].startswith("label-")
+    }
+    assert len(labels) == 14
+    assert labels["Pleural Effusion"]["code"]["coding"][0]["code"] == "60046008"
+    assert "coding" not in labels["Support Devices"]["code"]
+    values = {part["valueCodeableConcept"]["text"]: part["valueCodeableConcept"]["coding"] for part in labels.values()}
+    assert {text: coding[0]["code"] for text, coding in values.items()} == {
+        "present": "52101004",
+        "absent": "2667000",
+        "uncertain": "64957009",
+    }
+
+
+def test_what_belongs_to_other_patients_is_in_no_observation() -> None:
+    resource = written()
+    observations = json.dumps([part for part in resource["contained"] if part["resourceType"] == "Observation"])
+    (case,) = example().reference_cases
+    assert case.findings
+    assert case.case_id not in observations
+    assert case.findings not in observations
+    assert sum(extension["url"] == f"{NAMESPACE}reference-case" for extension in resource["extension"]) == 1
+
+
+def test_nobody_is_named_whatever_the_files_said() -> None:
+    source = SourceImage("1.2", "1.2.3", "1.2.4", "1.2.5", "PID-471", "Doe^Jane", "19500102", "F", "ACC-815", "S7")
+    text = json.dumps(diagnostic_report(example(), Study(("frontal",), (source,)), NOW))
+    assert "subject" not in text
+    assert not [value for value in ("Doe", "PID-471", "19500102", "ACC-815", "1.2.5") if value in text]
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_the_narrative_is_xhtml_with_the_disclaimer(name: str) -> None:
+    root = ElementTree.fromstring(written(name)["text"]["div"])
+    assert root.tag == f"{XHTML}div"
+    assert {element.tag for element in root.iter()} <= {f"{XHTML}{tag}" for tag in ("div", "p", "br")}
+    assert ANSWERS[name].disclaimer in "".join(root.itertext())
+
+
+def test_control_characters_are_left_out() -> None:
+    resource = diagnostic_report(example(findings="Clear\x00 lungs\x0b."), Study(("frontal",)), NOW)
+    assert resource["conclusion"].startswith("Clear lungs.")
+    ElementTree.fromstring(resource["text"]["div"])
+
+
+def test_the_disclaimer_is_where_the_draft_is() -> None:
+    for name, report in ANSWERS.items():
+        assert report.disclaimer in written(name)["conclusion"]

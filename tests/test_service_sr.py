@@ -1,0 +1,269 @@
+"""The DICOM structured report: in the study of its images, preliminary, readable, and no identity anywhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import sys
+import tracemalloc
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("highdicom", reason="needs pip install highdicom")
+
+import pydicom
+from highdicom.sr import EnhancedSR, srread
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    generate_uid,
+)
+
+from service.formats import sr
+from service.formats.choice import wanted
+from service.formats.sources import source_image, study_of
+from service.formats.study import SourceImage, Study
+from service.logs import JsonLines, TextLines
+from service.problems import Problem
+from tests.format_helpers import dicom, example, header
+from tests.helpers import write_tiny_bundle
+from tests.service_helpers import png, ready_client
+
+NOW = datetime(2026, 3, 1, 9, 30)
+PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyInstanceUID",
+           "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName")  # fmt: skip
+
+
+def source(**tags: Any) -> SourceImage:
+    return SourceImage.from_dataset(header(dicom(**tags)))
+
+
+def written(*sources: SourceImage, views: int = 1) -> Dataset:
+    data = sr.structured_report(example(), views, sources or (source(),), NOW)
+    return pydicom.dcmread(io.BytesIO(data))
+
+
+def items(node: Dataset) -> list[Dataset]:
+    return [each for item in node.get("ContentSequence", []) for each in (item, *items(item))]
+
+
+def test_highdicom_reads_it_back() -> None:
+    data = sr.structured_report(example(), 1, (source(),), NOW)
+    read = srread(io.BytesIO(data))
+    assert isinstance(read, EnhancedSR)
+    assert read.content.is_root
+    assert (read.ValueType, read.ContentTemplateSequence[0].TemplateIdentifier) == ("CONTAINER", "2000")
+    assert data[128:132] == b"DICM"
+
+
+def test_it_lies_in_the_study_of_the_image_in_a_series_of_its_own() -> None:
+    image, report = header(dicom()), written()
+    for keyword in PATIENT:
+        assert report[keyword].value == image[keyword].value, keyword
+    assert report.PatientName == "Müller^Jürgen"  # ISO_IR 100 in the image, UTF-8 here
+    assert report.SpecificCharacterSet == "ISO_IR 192"
+    assert report.Modality == "SR"
+    assert report.SeriesInstanceUID not in ("", image.SeriesInstanceUID)
+    assert report.SOPInstanceUID == f"2.25.{int(example().report_id.replace('-', ''), 16)}"
+    assert (report.ContentDate, report.ContentTime) == ("20260301", "093000")
+    assert "TimezoneOffsetFromUTC" not in report  # it would speak of the study's times as well
+
+
+def test_it_is_preliminary_partial_and_unverified() -> None:
+    report = written()
+    assert report.PreliminaryFlag == "PRELIMINARY"
+    assert report.CompletionFlag == "PARTIAL"
+    assert report.VerificationFlag == "UNVERIFIED"
+    assert "VerifyingObserverSequence" not in report
+
+
+def test_it_refers_to_its_images() -> None:
+    frontal = source()
+    lateral = source(SOPInstanceUID=generate_uid(), ViewPosition="LL")
+    report = written(frontal, lateral, views=2)
+    series = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    referred = {item.ReferencedSOPInstanceUID for each in series for item in each.ReferencedSOPSequence}
+    assert referred == {frontal.sop_instance_uid, lateral.sop_instance_uid}
+    images = [item for item in items(report) if item.ValueType == "IMAGE"]
+    assert len(images) == 2 * len(example().sentences)
+    assert {item.RelationshipType for item in images} == {"INFERRED FROM"}
+
+
+@pytest.mark.parametrize(("views", "code"), [(1, "36554-4"), (2, "36643-5")])
+def test_the_procedure_follows_the_views_also_where_one_came_as_png(views: int, code: str) -> None:
+    (procedure,) = (i for i in items(written(views=views)) if i.ConceptNameCodeSequence[0].CodeValue == "121058")
+    assert procedure.ConceptCodeSequence[0].CodeValue == code
+
+
+def test_the_observer_is_a_device_known_by_the_bundles_digest() -> None:
+    one, two = written(), written(source(PatientID="PID-2"))
+    observers = [
+        {i.ConceptNameCodeSequence[0].CodeValue: i for i in items(each) if i.RelationshipType == "HAS OBS CONTEXT"}
+        for each in (one, two)
+    ]
+    assert observers[0]["121005"].ConceptCodeSequence[0].CodeMeaning == "Device"
+    assert observers[0]["121016"].TextValue == example().model.digest
+    assert observers[0]["121012"].UID == observers[1]["121012"].UID
+    assert one.DeviceSerialNumber == example().model.digest
+
+
+def test_every_code_fits_its_field_and_private_ones_say_so() -> None:
+    for item in items(written()):
+        for sequence in ("ConceptNameCodeSequence", "ConceptCodeSequence"):
+            for code in item.get(sequence, []):
+                assert 0 < len(code.CodeValue) <= 16
+                assert 0 < len(code.CodeMeaning) <= 64
+                assert code.CodingSchemeDesignator in {"DCM", "LN", "SCT", "RFC5646", "99CXRREPORT"}
+    (scheme,) = written().CodingSchemeIdentificationSequence
+    assert scheme.CodingSchemeDesignator == "99CXRREPORT"
+
+
+def test_no_finding_of_a_reference_case_is_coded() -> None:
+    cases = [i for i in items(written()) if i.ConceptNameCodeSequence[0].CodeValue == "reference_case"]
+    assert len(cases) == len(example().reference_cases) == 1
+    assert {item.ValueType for item in items(cases[0])} == {"TEXT", "NUM"}
+
+
+# --- sources --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tags", "name"),
+    [
+        ({"PatientBirthDate": "unknown"}, "patient_birth_date"),
+        ({"PatientSex": "MALE"}, "patient_sex"),
+        ({"StudyTime": "morning"}, "study_time"),
+        ({"PatientName": "A" * 65}, "patient_name"),
+        ({"PatientName": "A^B^C^D^E^F"}, "patient_name"),
+        ({"AccessionNumber": "A" * 17}, "accession_number"),
+        ({"PatientID": "A\x07B"}, "patient_id"),
+        ({"PatientID": None}, "patient_id"),
+        ({"PatientName": None}, "patient_name"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value:UserWarning", "ignore:The .* length:UserWarning")
+def test_what_breaks_the_rules_is_left_out_and_the_report_is_written(tags: dict[str, Any], name: str) -> None:
+    found = source(**tags)
+    assert getattr(found, name) == ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = written(found)
+    assert report.StudyInstanceUID == found.study_instance_uid
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
+@pytest.mark.parametrize("value", [None, "", "1.2.x", "1.02"])
+@pytest.mark.filterwarnings("ignore:Invalid value:UserWarning")
+def test_an_image_without_a_uid_is_named_by_the_keyword_alone(keyword: str, value: str | None) -> None:
+    dataset = header(dicom())
+    del dataset[keyword]
+    if value is not None:
+        setattr(dataset, keyword, value)
+    found = SourceImage.from_dataset(dataset)
+    assert found.missing == [keyword]
+    assert sr.why_not([found]) == f"a DICOM file holds no valid {keyword}"
+    with pytest.raises(Problem, match=f"not_acceptable.*no valid {keyword}"):
+        wanted(["application/dicom"]).choose(Study(("frontal",), (found,)))
+
+
+@pytest.mark.parametrize("tags", [{"PatientID": "PID-2"}, {"StudyInstanceUID": "1.2.3"}])
+def test_two_studies_get_no_common_report(tags: dict[str, str]) -> None:
+    reason = sr.why_not([source(), source(**tags)])
+    assert reason == "the two DICOM files belong to different patients or studies"
+    with pytest.raises(ValueError, match="different patients or studies"):
+        sr.structured_report(example(), 2, [source(), source(**tags)])
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_the_identity_is_read_from_the_file_of_any_syntax(syntax: UID) -> None:
+    assert vars(source_image(dicom(syntax=syntax))) == vars(source())
+
+
+def test_a_deflate_bomb_is_read_no_further_than_the_header() -> None:
+    bomb = dicom(syntax=DeflatedExplicitVRLittleEndian, EncapsulatedDocument=bytes(30_000_000))
+    assert len(bomb) < 100_000
+    tracemalloc.start()
+    try:
+        found = source_image(bomb)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.patient_id == "PID-471"
+    assert most < 8_000_000
+
+
+@pytest.mark.parametrize("cut", [132, 140, 300, 700])
+def test_a_damaged_header_gives_no_identity_and_no_error(cut: int) -> None:
+    assert source_image(dicom()[:cut]).missing
+    assert source_image(dicom()[:132] + b"\xff" * cut).missing
+
+
+def test_an_upload_is_identified_only_where_that_is_asked_for() -> None:
+    images = {"frontal": dicom(), "lateral": png()}
+    anonymous = asyncio.run(study_of(images, identified=False))
+    assert (anonymous.views, anonymous.sources) == (("frontal", "lateral"), ())
+    identified = asyncio.run(study_of(images, identified=True))
+    assert identified.views == ("frontal", "lateral")
+    assert [vars(found) for found in identified.sources] == [vars(source())]
+
+
+def test_a_dicom_upload_is_answered_in_its_study(tmp_path: Path) -> None:
+    liked = {"Accept": "application/dicom"}
+    with ready_client(write_tiny_bundle(tmp_path / "tiny")) as client:
+        files = {"frontal": ("f", dicom()), "lateral": ("f", png())}
+        answer = client.post("/report", files=files, headers=liked)
+        broken = client.post("/report", files={"frontal": ("f", dicom()[:-5000])}, headers=liked)
+        text = client.post("/report", files=files, headers={"Accept": "text/plain"})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/dicom"
+    assert answer.headers["vary"] == "Accept"
+    report = srread(io.BytesIO(answer.content))
+    assert report.StudyInstanceUID == source().study_instance_uid
+    assert report.PatientName == "Müller^Jürgen"
+    (procedure,) = (i for i in items(report) if i.ConceptNameCodeSequence[0].CodeValue == "121058")
+    assert procedure.ConceptCodeSequence[0].CodeValue == "36643-5"
+    assert (broken.status_code, broken.json()["code"]) == (422, "truncated")
+    assert "PID-471" not in text.text
+
+
+@pytest.mark.parametrize(("accept", "needed"), [
+    ("application/dicom", True), ("application/dicom, */*;q=0.5", True), ("*/*", False), ("application/*", False),
+    ("application/dicom;q=0.5, text/plain", False),
+])  # fmt: skip
+def test_identities_are_needed_where_a_structured_report_is_liked_best(accept: str, needed: bool) -> None:
+    assert wanted([accept]).prefer_sr is needed
+
+
+def test_without_highdicom_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "highdicom", None)  # as where it is not installed
+    study = Study(("frontal",), (source(),))
+    with pytest.raises(Problem, match=r"pip install 'cxr-report\[sr\]'"):
+        wanted(["application/dicom"]).choose(study)
+    assert wanted(["application/dicom, text/plain;q=0.1"]).choose(study).media_type == "text/plain"
+
+
+@pytest.mark.filterwarnings("always")
+def test_no_identity_in_any_log_line_or_repr(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        for name in ("highdicom", "pydicom"):
+            caplog.set_level(logging.DEBUG, name)
+        found = source()
+        written(found)
+    lines = [form.format(record) for record in caplog.records for form in (JsonLines(), TextLines())]
+    assert any("highdicom" in line for line in lines)
+    said = [*lines, *(str(warning.message) for warning in recwarn), repr(found), repr(Study(("frontal",), (found,)))]
+    image = header(dicom())
+    for keyword in (*PATIENT, "SOPInstanceUID", "SeriesInstanceUID"):
+        value = str(image[keyword].value)
+        if len(value) > 2:
+            assert not [line for line in said if value in line], keyword
