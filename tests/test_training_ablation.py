@@ -78,7 +78,7 @@ def test_the_rows_are_those_of_the_study() -> None:
     assert scst.scst is not None
 
 
-@pytest.mark.parametrize("name", ["small", "cpu", "smoke"])
+@pytest.mark.parametrize("name", ["small", "cpu", "two-core", "smoke"])
 def test_a_scale_changes_every_row_alike(name: str) -> None:
     scale = SCALES[name]
     for config in configs(scale):
@@ -111,7 +111,7 @@ def test_a_scale_can_be_a_file(tmp_path: Path) -> None:
     path.write_text('{"name": "mine", "epochs": 3}')
     with pytest.raises(ValueError, match="epochs"):
         read_scale(str(path))
-    with pytest.raises(ValueError, match=r"no such scale or file; use one of full, small, cpu, smoke"):
+    with pytest.raises(ValueError, match=r"no such scale or file; use one of full, small, cpu, two-core, smoke"):
         read_scale("large")
 
 
