@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import numpy.typing as npt
 
 READY_WITHIN_S = 300.0  # a new process imports torch, which takes long where all cores are taken
 STOP_WITHIN_S = 60.0
@@ -174,11 +175,26 @@ class MemoryWatch:
 
 
 def slope(samples: Sequence[Sample]) -> float | None:
-    """Bytes a unit of the first column, least squares over its second half; None with too few samples to tell."""
-    if not samples:
+    """Bytes a unit of the first column over its second half; None with too few samples to tell.
+
+    The median of the slopes between all pairs (Theil 1950, Sen 1968): a leak raises it, one step of an allocator does
+    not, wherever it falls; ``rise`` bounds the steps.
+    """
+    late = _second_half(samples)
+    if len(late) < 10 or np.ptp(late[:, 0]) == 0:
         return None
-    x, y = np.array(samples, dtype=np.float64).T  # (N,), (N,)
-    late = x >= (x[0] + x[-1]) / 2
-    if late.sum() < 10 or np.ptp(x[late]) == 0:
-        return None
-    return float(np.polyfit(x[late], y[late], 1)[0])
+    first, second = np.triu_indices(len(late), 1)
+    across, up = (late[second] - late[first]).T
+    return float(np.median(up[across > 0] / across[across > 0]))
+
+
+def rise(samples: Sequence[Sample]) -> float:
+    """Bytes from the first sample of the second half to its last."""
+    late = _second_half(samples)
+    return float(late[-1, 1] - late[0, 1]) if len(late) else 0.0
+
+
+def _second_half(samples: Sequence[Sample]) -> npt.NDArray[np.float64]:
+    """Rows of samples, (N, 2)."""
+    rows = np.array(samples, dtype=np.float64).reshape(-1, 2)
+    return rows[rows[:, 0] >= (rows[0, 0] + rows[-1, 0]) / 2] if len(rows) else rows

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.black_box import Sample
+from benchmarks.black_box import Sample, slope
 from retrieval_index.files import write_atomic
 
 _ANSWERED, _REFUSED, _LINE = "#1f6f8b", "#c4703a", "#8a2b2b"
@@ -29,10 +29,11 @@ def memory(samples: Sequence[Sample], path: Path, *, across: str, per: float) ->
     figure, axis = _panels(1)
     axis.plot(x, y, linewidth=1.2, color=_ANSWERED)
     late = x >= (x[0] + x[-1]) / 2
-    if late.sum() >= 2:
-        slope, start = np.polyfit(x[late], y[late], 1)
-        label = f"second half: {slope * per:+.3f} MiB per {per:,g} {across.split()[0]}"
-        axis.plot(x[late], start + slope * x[late], "--", linewidth=1.5, color=_LINE, label=label)
+    if (each := slope(samples)) is not None:
+        each /= 2**20
+        label = f"second half: {each * per:+.3f} MiB per {per:,g} {across.split()[0]}"
+        start = np.median(y[late] - each * x[late])
+        axis.plot(x[late], start + each * x[late], "--", linewidth=1.5, color=_LINE, label=label)
         axis.legend(frameon=False)
     axis.set_ylim(0, max(y) * 1.15)
     axis.set_xlabel(across)

@@ -32,7 +32,7 @@ import httpx
 from tqdm import tqdm
 
 from benchmarks import figures
-from benchmarks.black_box import Sample, Server, idle, resident_bytes, service, slope, tiny_bundle
+from benchmarks.black_box import Sample, Server, idle, resident_bytes, rise, service, slope, tiny_bundle
 from benchmarks.fuzzing import bodies, files, schema
 from benchmarks.fuzzing.inputs import Input
 from benchmarks.fuzzing.invariants import Judge, is_busy
@@ -48,7 +48,8 @@ SETTINGS = {"max_upload_bytes": 2**20, "max_pixels": 4_000_000, "queue_size": CL
 TRIES = 200  # of one request, while the service is busy
 MEMORY_EVERY = 25  # inputs
 FLAT = 2 * 1024 * 1024  # bytes by which 1,000 inputs of the second half may add: less than any image
-JUDGED_FROM = 5000  # inputs; over fewer, a single step of the allocator decides the slope
+STEPS = 64 * 1024 * 1024  # bytes that the second half may add in all: a few decoded images kept by an allocator
+JUDGED_FROM = 5000  # inputs; the slope of fewer says little
 KEPT = 50  # files of violations
 
 
@@ -210,6 +211,8 @@ class Fuzz:
             wrong.append(
                 f"memory grows by {outcome.growth / 2**20:.2f} MiB in 1,000 inputs; {FLAT / 2**20:g} are allowed"
             )
+        if (risen := rise(outcome.memory)) > STEPS:
+            wrong.append(f"memory rose by {risen / 2**20:.0f} MiB in the second half; {STEPS / 2**20:g} are allowed")
 
 
 def _named(answer: Answer) -> str:

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from model.dicom import is_dicom, read_dicom
 from model.dicom_facts import DicomFacts
@@ -40,6 +40,9 @@ Pixels = npt.NDArray[np.uint8]  # (S, S), 0 black .. 255 white
 Resample = Literal["bicubic", "bilinear"]
 
 _FORMATS = ("PNG", "JPEG")
+warnings.filterwarnings(
+    "ignore", category=Image.DecompressionBombWarning
+)  # our own limit is checked; once, for all threads
 
 
 @dataclass(frozen=True)
@@ -94,29 +97,29 @@ def read_image(
 
 def _read_raster(data: bytes, limits: ImageLimits) -> Image.Image:
     """Decode PNG or JPEG to mode ``L`` (8-bit) or ``F`` (wider grey, scaled to 0..255)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise too_large(limits) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of untrusted bytes raise many kinds, struct.error among them
+        raise _not_an_image(data) from error
+    with image:
+        check_size(image.size, limits)
         try:
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        except Image.DecompressionBombError as error:
-            raise too_large(limits) from error
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            raise _not_an_image(data) from error
-        with image:
-            check_size(image.size, limits)
+            frames = getattr(image, "n_frames", 1)
             # A camera's JPEG may carry a second picture (a depth or gain map); its first one is the photograph.
-            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-                raise ImageError(
-                    "animated",
-                    f"The image has {getattr(image, 'n_frames', 1)} frames. Send a single still image.",
-                )
-            try:
-                image.load()
-                return _to_grey(ImageOps.exif_transpose(image))
-            except (OSError, ValueError, SyntaxError, EOFError) as error:
-                raise ImageError(
-                    "truncated", "The image file is cut short or damaged. Export it again and resend it."
-                ) from error
+            if image.format != "MPO" and frames > 1:
+                raise ImageError("animated", f"The image has {frames} frames. Send a single still image.")
+            image.load()
+            return _to_grey(ImageOps.exif_transpose(image))
+        except (ImageError, MemoryError):
+            raise
+        except Exception as error:
+            raise ImageError(
+                "truncated", "The image file is cut short or damaged. Export it again and resend it."
+            ) from error
 
 
 def _not_an_image(data: bytes) -> ImageError:

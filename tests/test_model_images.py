@@ -50,6 +50,29 @@ def test_grey_png_is_squashed_to_a_square_without_crop() -> None:
     assert EXPECTED[S // 2, -3] > 180
 
 
+BROKEN_EXIF = bytes.fromhex(  # an orientation that is no integer, found by fuzzing: Pillow fails with struct.error
+    "4578696600004949"
+    "2a00080000000500"
+    "05a00a0001000000"
+    "0600000005a00900"
+    "0000000001000000"
+    "1201060001000000"
+    "0600000012010900"
+    "ffffffff08000000"
+    "69870b00e8030000"
+    "0800000000000000"
+)
+
+
+def test_a_broken_exif_block_is_a_damaged_file() -> None:
+    file = io.BytesIO()
+    Image.new("L", (40, 40), 90).save(file, "JPEG", exif=BROKEN_EXIF)
+    data = file.getvalue()
+    with pytest.raises(ImageError) as caught:
+        load_pixels(data, 32)
+    assert caught.value.code == "truncated"
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK"])
 def test_colour_modes_read_as_the_grey_image_they_show(mode: str) -> None:
     image = {"P": GREY.quantize(256), "CMYK": GREY.convert("RGB").convert("CMYK")}.get(mode) or GREY.convert(mode)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import fuzz
-from benchmarks.black_box import Server, slope
+from benchmarks.black_box import Server, rise, slope
 from benchmarks.fuzzing import bodies, dicom, files, jpeg, png
 from benchmarks.fuzzing.invariants import Judge
 from benchmarks.wire import Answer, NoAnswerError, Wire, form, post_report, send, study_request
@@ -217,8 +217,12 @@ def test_dicom_files_are_refused_or_read_without_any_other_error() -> None:
 def test_the_slope_is_that_of_the_second_half() -> None:
     rising = [(float(n), 1000 + (n if n < 50 else 50 + 3 * (n - 50))) for n in range(100)]
     assert slope(rising) == pytest.approx(3, rel=0.02)
+    assert rise(rising) == pytest.approx(3 * 49, abs=3)
     assert slope(rising[:5]) is None
     assert slope([]) is None
+    step = [(float(n), 1000.0 + 500 * (n > 95)) for n in range(100)]
+    assert slope(step) == 0
+    assert rise(step) == 500
 
 
 def test_a_form_made_by_hand_is_a_right_one(live: Live) -> None:
