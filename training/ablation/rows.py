@@ -78,9 +78,9 @@ SCALES: Mapping[str, Scale] = {
             name="two-core",
             overrides={
                 "image_size": 64, "shape.d_model": 128, "shape.d_ff": 256, "shape.memory_slots": 256,
-                "shape.memory_dim": 128, "shape.layers": 1, "shape.text_layers": 1, "feature_variants": 2, "ce.epochs": 3,
-                "ce.patience": None, "ce.validate_limit": 74, "retriever.epochs": 8, "scst.epochs": 1, "scst.samples": 4,
-                "scst.validate_limit": 74,
+                "shape.memory_dim": 128, "shape.layers": 1, "shape.text_layers": 1, "feature_variants": 2,
+                "ce.epochs": 3, "ce.patience": None, "ce.validate_limit": 74, "retriever.epochs": 8, "scst.epochs": 1,
+                "scst.samples": 4, "scst.validate_limit": 74,
             },
             pretrain=PretrainConfig(epochs_by_size=((64, 3),), lr=6e-4),
         ),
