@@ -350,6 +350,15 @@ def test_predictions_are_not_written_beside_bundles(tmp_path: Path, caplog: pyte
     assert "among bundles" in caplog.text
 
 
+@pytest.mark.parametrize("flag", ["--report", "--predictions"])
+def test_that_is_said_before_any_work(tmp_path: Path, caplog: pytest.LogCaptureFixture, flag: str) -> None:
+    write_tiny_bundle(tmp_path / "bundles" / "tiny")
+    among = str(tmp_path / "bundles" / "page")
+    arguments = ["--bundle", "no-such", "--root", "no-such", "--out", str(tmp_path / "val.json"), flag, among]
+    assert main(arguments) == 2
+    assert "among bundles" in caplog.text
+
+
 def test_beam_size_is_checked_before_any_work(bundle: Bundle, index: ReportIndex, source: Source, work: Path) -> None:
     with pytest.raises(ValueError, match="beam_size=9"):
         evaluate(bundle, index, source, "val", work_dir=work / "none", beam_size=9)

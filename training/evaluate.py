@@ -226,7 +226,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     out: Path = arguments.out
     predictions = arguments.predictions or out.with_name(f"{out.stem}.predictions.jsonl")
-    refuse_bundles(out)
+    for path in (out, predictions, *([arguments.report / "report.html"] if arguments.report is not None else [])):
+        refuse_bundles(path)  # now, not after minutes of drafting
     exchanges = EXCHANGES if arguments.counterfactuals else ("images",) if arguments.exchange_images else ()
     source = open_source(arguments)
     for note in source.notes:
