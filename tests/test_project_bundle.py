@@ -32,6 +32,11 @@ def example(name: str, size: int) -> list[StudyView]:
     return [StudyView(load_pixels(path.read_bytes(), size), view) for path, view in files]
 
 
+def numbers(draft: Draft) -> list[float]:
+    confidences = [sentence.confidence for sentence in draft.sentences]
+    return confidences + [case.similarity for case in draft.reference_cases]
+
+
 def test_it_is_small_and_holds_no_report() -> None:
     files = [path for path in SHIPPED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 30 * 2**20
@@ -49,6 +54,17 @@ def test_it_drafts_with_five_cases_and_says_that_texts_are_missing(drafter: Draf
         assert len(draft.reference_cases) == 5
         assert [warning.code for warning in draft.warnings] == ["texts_not_available"]
     assert normal.findings != effusion.findings
+
+
+def test_a_draft_does_not_depend_on_its_batch_mates(drafter: Drafter) -> None:
+    studies = [example(name, drafter.image_size) for name in ("consolidation", "effusion", "normal", "effusion")]
+    together = drafter.draft(studies)
+    for study, mine in zip(studies[:2], together, strict=False):
+        (alone,) = drafter.draft([study])
+        assert mine.findings == alone.findings
+        assert [case.case_id for case in mine.reference_cases] == [case.case_id for case in alone.reference_cases]
+        assert numbers(mine) == pytest.approx(numbers(alone), abs=1e-5)
+    assert together[1].sentences == together[3].sentences
 
 
 def test_its_figures_say_that_it_looks_at_the_images() -> None:
