@@ -31,7 +31,10 @@ _COMPACT = RunConfig(
     retriever=RetrieverConfig(),
     ce=CEConfig(epochs=8, visual_lr=0.0, transformer_lr=1e-3, patience=None),
     decoding=DecodingConfig(
-        method="consensus", candidates=96, temperature=1.0, consensus=ConsensusConfig(finding=2.0, rouge=0.75)
+        method="consensus",
+        candidates=96,
+        temperature=1.0,
+        consensus=ConsensusConfig(temperature=0.07, finding=8.0, finding_cost=0.15, rouge=0.75),
     ),
     weights_dtype="fp16",
 )
