@@ -88,7 +88,8 @@ def until(condition: object, *arguments: object) -> None:
 
 
 def test_waiting_studies_are_drafted_together_and_as_they_are_alone(bundle: Path, gates: list[Gate]) -> None:
-    with gated(bundle, gates, queue_size=16) as (_, client, gate), ThreadPoolExecutor(len(STUDIES) + 1) as pool:
+    places = {"queue_size": 16, "max_batch_size": 8}
+    with gated(bundle, gates, **places) as (_, client, gate), ThreadPoolExecutor(len(STUDIES) + 1) as pool:
         gate.go.set()
         alone = [post(client, study).json() for study in STUDIES]
         gate.go.clear()
@@ -110,6 +111,15 @@ def test_waiting_studies_are_drafted_together_and_as_they_are_alone(bundle: Path
         ]
         for mine, theirs in zip(one["sentences"], other["sentences"], strict=True):
             assert mine["confidence"] == pytest.approx(theirs["confidence"], abs=1e-4)  # answers round to four places
+
+
+def test_on_a_cpu_studies_are_drafted_one_by_one_unless_told_otherwise(bundle: Path, gates: list[Gate]) -> None:
+    with gated(bundle, gates) as (_, client, gate), ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(post, client) for _ in range(3)]
+        until(lambda: depth(client)["waiting"] == 2)
+        gate.go.set()
+        assert [answer.result(WAIT_S).status_code for answer in answers] == [200] * 3
+        assert gate.batches == [1, 1, 1]
 
 
 def test_refusals_come_at_once_under_load(bundle: Path, gates: list[Gate]) -> None:
