@@ -76,8 +76,8 @@ class Settings(BaseSettings):
         max_pixels: largest image, width x height.
         upload_timeout_s: seconds a client has to send its request.
         queue_size: requests in the house at once (arriving, waiting, computed); one more is answered 503.
-        max_batch_size: studies drafted together at most; 0 for 8 on a GPU and 1 on a CPU, where a batch gains little and
-            may move a last bit.
+        max_batch_size: studies drafted together at most; 0 for 8 on a GPU and 1 on a CPU, where a batch gains little
+            and may move a last bit.
         max_wait_ms: longest that a study waits for others to join its batch; where none is on the way it does not.
         request_timeout_s: seconds from the arrival of the body within which a request is answered, with 503 at last.
         drain_timeout_s: seconds after SIGTERM within which requests in the house are answered.
