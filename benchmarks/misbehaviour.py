@@ -71,7 +71,7 @@ async def sends_garbage(url: str, study: Study, record: Record, rng: np.random.G
     bodies = (
         rng.bytes(2000),
         study.body[: len(study.body) // 2],
-        study.body.replace(b"PNG", b"GNP").replace(b"JFIF", b"XXXX"),
+        study.body.replace(b"PNG", b"GNP").replace(b"\xff\xd8\xff", b"\xff\x00\xff"),  # the marks by which both begin
     )
     reader, writer = await _connect(url)
     try:
