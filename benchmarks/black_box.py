@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import logging
 import os
 import socket
 import subprocess
@@ -19,6 +21,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
+log = logging.getLogger(__name__)
 READY_WITHIN_S = 300.0  # a new process imports torch, which takes long where all cores are taken
 STOP_WITHIN_S = 60.0
 Sample = tuple[float, int]  # what the memory is drawn over (seconds, or inputs sent), resident bytes
@@ -82,6 +85,26 @@ def service(bundle: Path, *, device: str, log: Path | None = None, **settings: o
         yield server
 
 
+@contextmanager
+def asked_for(arguments: argparse.Namespace, *, tiny: bool, **settings: object) -> Iterator[Server]:
+    """The server that a command's ``--url`` names, or else one over ``--bundle``, its log in ``--out``.
+
+    Args:
+        arguments: ``url``, ``bundle``, ``device``, ``out``.
+        tiny: serve a tiny bundle instead.
+        settings: as of ``service``, for a server that is started.
+    """
+    if arguments.url:
+        yield Server(arguments.url.rstrip("/"))
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = tiny_bundle(Path(folder)) if tiny else arguments.bundle
+        log.info("starting the service over %s", bundle)
+        with service(bundle, device=arguments.device, log=arguments.out / "service.log", **settings) as server:
+            yield server
+
+
 def wait_until_ready(server: Server, path: str = "/health") -> None:
     """Return once ``path`` answers 200; raises what ``running`` raises."""
     deadline = time.monotonic() + READY_WITHIN_S
@@ -93,7 +116,7 @@ def wait_until_ready(server: Server, path: str = "/health") -> None:
                 return
         except httpx.TransportError:
             pass
-        time.sleep(0.05)
+        time.sleep(0.02)
     raise TimeoutError(f"{server.url}{path} did not answer 200 within {READY_WITHIN_S:.0f} s")
 
 

@@ -18,10 +18,9 @@ import contextlib
 import json
 import logging
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
@@ -32,7 +31,7 @@ import httpx
 from tqdm import tqdm
 
 from benchmarks import figures
-from benchmarks.black_box import Sample, Server, idle, resident_bytes, rise, service, slope, tiny_bundle
+from benchmarks.black_box import Sample, Server, asked_for, idle, resident_bytes, rise, slope
 from benchmarks.fuzzing import bodies, files, schema
 from benchmarks.fuzzing.inputs import Input
 from benchmarks.fuzzing.invariants import Judge, is_busy
@@ -230,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0 where no rule was broken, 1 where one was, 2 where nothing could be measured."""
     arguments = _parser().parse_args(argv)
     try:
-        with _server(arguments) as server:
+        with asked_for(arguments, tiny=arguments.bundle is None, **SETTINGS) as server:
             if arguments.replay:
                 return _replay(server, arguments.replay)
             outcome = Fuzz(server, seed=arguments.seed, out=arguments.out).run(arguments.inputs)
@@ -245,19 +244,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(as_markdown(outcome))
     log.info("written to %s", arguments.out)
     return int(not outcome.passed)
-
-
-@contextlib.contextmanager
-def _server(arguments: argparse.Namespace) -> Iterator[Server]:
-    if arguments.url:
-        yield Server(arguments.url.rstrip("/"))
-        return
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = arguments.bundle or tiny_bundle(Path(folder))
-        log.info("starting the service over %s", bundle)
-        with service(bundle, device=arguments.device, log=arguments.out / "service.log", **SETTINGS) as server:
-            yield server
 
 
 def _replay(server: Server, path: Path) -> int:

@@ -7,19 +7,15 @@ the documentation.
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import torch
 
+from benchmarks.black_box import running, service
 from benchmarks.table import Row, below
 from model.bundle import INDEX_DIR, load_bundle
 from model.drafter import Drafter, StudyView
@@ -31,7 +27,7 @@ log = logging.getLogger(__name__)
 BUNDLE = Path("bundles/iu-xray")
 IMAGES = {"frontal": Path("docs/images/effusion-frontal.png"), "lateral": Path("docs/images/effusion-lateral.png")}
 ROUNDS = 15
-READY_WITHIN_S = 120.0
+ANSWER_WITHIN_S = 120.0
 REST_S = 0.05  # until the OpenMP threads of the process that computed before no longer wait on a core
 
 
@@ -39,13 +35,13 @@ def rows(device: torch.device) -> list[Row]:
     """Start to ready, server overhead, and the whole request beside a naive handler's."""
     files = {name: path.read_bytes() for name, path in IMAGES.items()}
     drafter = _drafter(device)
+    naive_command = ["-m", "benchmarks.naive_server", str(BUNDLE), str(device), "{port}"]
     started = time.perf_counter()
-    with _server(["-m", "service", "--bundle", str(BUNDLE), "--device", str(device)]) as ours:
-        ready = _until_answers(f"{ours}/health") - started
-        with _server(["-m", "benchmarks.naive_server", str(BUNDLE), str(device)], port_last=True) as naive:
-            _until_answers(f"{naive}/openapi.json")
+    with service(BUNDLE, device=str(device)) as ours:
+        ready = time.perf_counter() - started
+        with running(naive_command, environment={}, health="/openapi.json") as naive:
             log.info("%d rounds of service, bare pipeline and naive handler", ROUNDS)
-            through_http, bare, naively = _rounds(ours, naive, drafter, files)
+            through_http, bare, naively = _rounds(ours.url, naive.url, drafter, files)
     overhead = statistics.median(a - b for a, b in zip(through_http, bare, strict=True))
     return [
         below(10.0, figure="start to ready, shipped bundle", value=ready),
@@ -61,7 +57,7 @@ def _rounds(
 ) -> tuple[list[float], list[float], list[float]]:
     """Times of the three, turn by turn, so that whatever else the machine does meets them alike."""
     taken: tuple[list[float], list[float], list[float]] = ([], [], [])
-    with httpx.Client(timeout=READY_WITHIN_S) as client:
+    with httpx.Client(timeout=ANSWER_WITHIN_S) as client:
 
         def post(url: str) -> None:
             answer = client.post(f"{url}/report", files=files)
@@ -89,36 +85,3 @@ def _drafter(device: torch.device) -> Drafter:
     bundle = load_bundle(BUNDLE, device=device)
     bundle.model.prepare()  # as the service does
     return Drafter(bundle, ReportIndex.load(BUNDLE / INDEX_DIR, expected_sha256=bundle.index_sha256()), device=device)
-
-
-@contextmanager
-def _server(command: Sequence[str], *, port_last: bool = False) -> Iterator[str]:
-    """A server in a process of its own; yields its address, stops it in the end."""
-    port = _free_port()
-    arguments = [str(port)] if port_last else ["--port", str(port)]
-    environment = {**os.environ, "REPORT_PREFER_HYDRATED": "false", "REPORT_LOG_LEVEL": "WARNING"}
-    process = subprocess.Popen([sys.executable, *command, *arguments], env=environment, stdout=subprocess.DEVNULL)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _until_answers(url: str) -> float:
-    """The moment at which ``url`` first answers 200."""
-    deadline = time.perf_counter() + READY_WITHIN_S
-    while time.perf_counter() < deadline:
-        try:
-            if httpx.get(url, timeout=5).status_code == 200:
-                return time.perf_counter()
-        except httpx.TransportError:
-            pass
-        time.sleep(0.02)
-    raise TimeoutError(f"{url} did not answer within {READY_WITHIN_S:.0f} s")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

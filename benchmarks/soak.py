@@ -19,14 +19,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
-import contextlib
 import dataclasses
 import json
 import logging
 import os
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +34,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import figures, misbehaviour
-from benchmarks.black_box import MemoryWatch, Sample, Server, idle, service, slope, tiny_bundle
+from benchmarks.black_box import MemoryWatch, Sample, Server, asked_for, idle, slope
 from benchmarks.load import GOOD, Record, Study, closed_loop, counted, drawn_studies, essence, percentiles, post, rate
 from benchmarks.narration import narrate
 from retrieval_index.files import write_atomic
@@ -225,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     plan = Plan(arguments.minutes, arguments.overload, arguments.deadline, arguments.seed)
     try:
-        with _server(arguments) as server:
+        with asked_for(arguments, tiny=arguments.tiny) as server:
             result, records = asyncio.run(soak(server, plan))
     except (OSError, RuntimeError, ValueError, httpx.HTTPError, aiohttp.ClientError) as error:
         log.error("%s", error)
@@ -272,19 +270,6 @@ def as_markdown(result: Soak) -> str:
         *(f"- {fault}" for fault in result.faults),
     ]
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def _server(arguments: argparse.Namespace) -> Iterator[Server]:
-    if arguments.url:
-        yield Server(arguments.url.rstrip("/"))
-        return
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = tiny_bundle(Path(folder)) if arguments.tiny else arguments.bundle
-        log.info("starting the service over %s", bundle)
-        with service(bundle, device=arguments.device, log=arguments.out / "service.log") as server:
-            yield server
 
 
 def _positive(text: str) -> float:

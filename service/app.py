@@ -24,13 +24,14 @@ from service.backend import Backend, RemoteDraft
 from service.clients import unless_left
 from service.counting import CountRequests
 from service.cross_origin import CrossOrigin
-from service.engine import BrokenError, BusyError, FieldError, MemoryShortError
+from service.engine import BrokenError, FieldError, MemoryShortError
 from service.formats.choice import VARY, respond, wanted
 from service.formats.sources import study_of
 from service.headers import SecurityHeaders
 from service.jobs import ClosedError
 from service.lingering import LingeringClose
-from service.openapi import HEALTH, LIVEZ, RELOAD, REPORT, describe
+from service.openapi import HEALTH, RELOAD, REPORT, describe
+from service.places import BusyError
 from service.problems import Problem, UnforeseenErrors
 from service.request_ids import RequestIds
 from service.runtime import STOPPING, Ready, Runtime
@@ -121,7 +122,7 @@ async def report(request: Request, response: Response) -> ReportResponse | Respo
     timings = {"upload": (uploaded - began) * 1000, "total": (time.perf_counter() - began) * 1000}
     result = answer(draft, draft.model if isinstance(draft, RemoteDraft) else ready.model, timings)
     runtime.metrics.drafted(result.timings_ms)
-    log.info("draft %s: %d views, %d cases", result.report_id, upload.views, len(result.reference_cases))
+    log.info("draft %s: %d views, %d cases", result.report_id, len(study.views), len(result.reference_cases))
     response.headers.update(VARY)
     return await run_in_threadpool(respond, result, study, form) or result
 
@@ -178,7 +179,7 @@ def _state(ready: Ready) -> HealthResponse:
     )
 
 
-@router.get("/livez", response_model=AliveResponse, summary="Whether the process answers", **LIVEZ)
+@router.get("/livez", response_model=AliveResponse, summary="Whether the process answers")
 async def livez() -> AliveResponse:
     """200 as long as the process answers at all, whatever the model does."""
     return AliveResponse(status="alive")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -44,11 +43,11 @@ class Backend(Protocol):
         """Hold one place from before the body is read until the answer is made.
 
         Raises:
-            service.engine.BusyError: none is free.
+            service.places.BusyError: none is free.
         """
 
-    async def draft(self, images: Mapping[str, bytes], options: DraftOptions) -> Draft:
-        """Decode the images of one study (view -> file content) and draft it.
+    async def draft(self, images: dict[str, bytes], options: DraftOptions) -> Draft:
+        """Decode the images of one study (view -> file content; it may be emptied) and draft it.
 
         Raises:
             service.engine.FieldError: an image cannot be read.

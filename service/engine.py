@@ -14,9 +14,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -26,17 +26,10 @@ from model.images import DEFAULT_LIMITS, ImageError, ImageLimits, Resample, read
 from model.views import View
 from service.jobs import ClosedError, Job, JobQueue
 from service.metrics import Metrics
+from service.places import Places
 from service.problems import places
 
 log = logging.getLogger(__name__)
-
-
-class BusyError(RuntimeError):
-    """Every place is taken; try again after ``retry_after_s``."""
-
-    def __init__(self, message: str, retry_after_s: int = 1) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
 
 
 class MemoryShortError(RuntimeError):
@@ -114,14 +107,14 @@ class Engine:
         """
         if not drafters:
             raise ValueError("an engine needs at least one drafter")
-        self.capacity = capacity
-        self._taken = self._inside = 0  # changed on the event loop only
+        self._places = Places(capacity, self._retry_after_s)
+        self._inside = 0  # changed on the event loop only
         self._limits = limits
         self._metrics = metrics or Metrics()
         self._on_broken = on_broken
         self._image_size, self._resample = drafters[0].image_size, drafters[0].resample
         self._pace_s = 0.0  # seconds a study, lately
-        self._queue = JobQueue(max_wait_s=max_wait_ms / 1000, on_the_way=lambda: self._taken - self._inside)
+        self._queue = JobQueue(max_wait_s=max_wait_ms / 1000, on_the_way=lambda: self._places.taken - self._inside)
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._workers = [_Worker(drafter, max_batch_size) for drafter in drafters]
         self._threads = [
@@ -134,9 +127,14 @@ class Engine:
     # -- for the event loop ------------------------------------------------------------------------------------------
 
     @property
+    def capacity(self) -> int:
+        """Requests in the house at once."""
+        return self._places.capacity
+
+    @property
     def depth(self) -> int:
         """Requests in the house: arriving, waiting or computed."""
-        return self._taken
+        return self._places.taken
 
     @property
     def waiting(self) -> int:
@@ -149,26 +147,19 @@ class Engine:
         now = time.monotonic()
         return max(now - worker.since if worker.since is not None else 0.0 for worker in self._workers)
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self) -> AbstractContextManager[None]:
         """Hold one of ``capacity`` places from before the body is read until the answer is made.
 
         Raises:
             BusyError: none is free.
         """
-        if self._taken >= self.capacity:
-            raise BusyError(f"all {self.capacity} places are taken", self._retry_after_s())
-        self._taken += 1
-        try:
-            yield
-        finally:
-            self._taken -= 1
+        return self._places.hold()
 
-    async def draft(self, images: Mapping[str, bytes], options: DraftOptions) -> Draft:
+    async def draft(self, images: dict[str, bytes], options: DraftOptions) -> Draft:
         """Decode the images of one study and draft it; ``timings_ms`` of the result gains ``images`` and ``queue``.
 
         Args:
-            images: view -> content of its file, one or both.
+            images: view -> content of its file, one or both; emptied once they are decoded.
             options: of this request.
 
         Raises:
@@ -180,6 +171,7 @@ class Engine:
         """
         began = time.perf_counter()
         study = await self._decode_all(images)
+        images.clear()  # while it waits only the pixels are kept
         decoded_ms = (time.perf_counter() - began) * 1000
         draft = await self.submit(study, options)
         return dataclasses.replace(draft, timings_ms={"images": decoded_ms, **draft.timings_ms})
@@ -199,8 +191,7 @@ class Engine:
     async def drain(self, timeout_s: float) -> None:
         """Wait until nobody holds a place any more, ``timeout_s`` at most, then close."""
         until = time.monotonic() + timeout_s
-        while self._taken and time.monotonic() < until:
-            await asyncio.sleep(0.05)
+        await self._places.emptied(until)
         await asyncio.to_thread(self.close, max(until - time.monotonic(), 1.0))
 
     def refuse_waiting(self, reason: str) -> int:
@@ -219,7 +210,7 @@ class Engine:
 
     def _retry_after_s(self) -> int:
         """When a place will have become free by the pace of late, in whole seconds, 1 to 60."""
-        return min(max(math.ceil(self._pace_s * self._taken / len(self._workers) / 2), 1), 60)
+        return min(max(math.ceil(self._pace_s * self._places.taken / len(self._workers) / 2), 1), 60)
 
     # -- images ------------------------------------------------------------------------------------------------------
 

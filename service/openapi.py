@@ -199,7 +199,6 @@ REPORT: dict[str, Any] = {
     },
 }
 HEALTH: dict[str, Any] = {"responses": _problems(503, "Not ready; detail says why.", "loading")}
-LIVEZ: dict[str, Any] = {}
 RELOAD: dict[str, Any] = {
     "responses": {
         **_problems(403, "The service has no key, and this address answers only to one.", "no_api_key"),

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ray.exceptions import ObjectStoreFullError, RayError, RayTaskError, TaskCancelledError
@@ -19,9 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from model.drafter import Draft, DraftOptions
 from service.app import create_app
 from service.backend import RemoteDraft
-from service.engine import BusyError, FieldError, MemoryShortError
+from service.engine import FieldError, MemoryShortError
 from service.jobs import ClosedError
 from service.metrics import Metrics
+from service.places import BusyError, Places
 from service.problems import Problem, places
 from service.ray_app_replica import Description, Failure, ModelReplica
 from service.request_ids import HEADER as REQUEST_ID
@@ -41,31 +42,28 @@ class RayBackend:
     """Drafts by replicas: ``service.backend.Backend`` over a handle. Made and used on the event loop."""
 
     def __init__(self, replicas: Replicas, capacity: int, metrics: Metrics) -> None:
-        self.capacity = capacity
         self.stalled_s = 0.0  # a replica watches its own device
         self.waiting = 0  # in the replicas, by their last word
         self.answered = 0.0  # when a replica last did, by time.monotonic
         self._replicas, self._metrics = replicas, metrics
-        self._taken = 0
+        self._places = Places(capacity)
         self._refusal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @property
+    def capacity(self) -> int:
+        """Requests in the house at once."""
+        return self._places.capacity
 
     @property
     def depth(self) -> int:
         """Requests in the house: arriving, waiting or computed."""
-        return self._taken
+        return self._places.taken
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self) -> AbstractContextManager[None]:
         """See ``Backend``."""
-        if self._taken >= self.capacity:
-            raise BusyError(f"all {self.capacity} places are taken")
-        self._taken += 1
-        try:
-            yield
-        finally:
-            self._taken -= 1
+        return self._places.hold()
 
-    async def draft(self, images: Mapping[str, bytes], options: DraftOptions) -> Draft:
+    async def draft(self, images: dict[str, bytes], options: DraftOptions) -> Draft:
         """See ``Backend``. A draft whose replica is lost is asked of another, once.
 
         Raises:
@@ -85,15 +83,13 @@ class RayBackend:
 
     async def drain(self, timeout_s: float) -> None:
         """See ``Backend``."""
-        until = time.monotonic() + timeout_s
-        while self._taken and time.monotonic() < until:
-            await asyncio.sleep(0.05)
+        await self._places.emptied(time.monotonic() + timeout_s)
 
     def refuse_waiting(self, reason: str) -> int:
         """Take no more, and answer all that have no draft yet with ``ClosedError``; how many those were."""
         if not self._refusal.done():
             self._refusal.set_result(reason)
-        return self._taken
+        return self._places.taken
 
     def close(self) -> None:
         """Nothing to do: the replicas are Ray's."""

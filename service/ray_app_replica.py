@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from model.drafter import DraftOptions
 from service import logs
 from service.backend import RemoteDraft
-from service.engine import BrokenError, BusyError, FieldError, MemoryShortError
+from service.engine import BrokenError, FieldError, MemoryShortError
 from service.jobs import ClosedError
+from service.places import BusyError
 from service.problems import Problem, places
 from service.runtime import Runtime
 from service.schemas import ModelInfo
@@ -64,16 +64,14 @@ class ModelReplica:
         Raises:
             RuntimeError: the bundle cannot be served; the message says why.
         """
-        logs.configure(settings.log_level)
+        logs.configure(settings.log_level, settings.log_format)
         self._runtime = Runtime(settings)
         self._runtime.start()
         while self._runtime.state == "loading":
             await asyncio.sleep(LOADING_S)
         self.check_health()
 
-    async def draft(
-        self, images: Mapping[str, bytes], top_k: int | None, beam_size: int | None
-    ) -> RemoteDraft | Failure:
+    async def draft(self, images: dict[str, bytes], top_k: int | None, beam_size: int | None) -> RemoteDraft | Failure:
         """Draft one study.
 
         Args:

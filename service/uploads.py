@@ -51,11 +51,6 @@ class Upload:
     top_k: int | None = None
     beam_size: int | None = None
 
-    @property
-    def views(self) -> int:
-        """Number of images."""
-        return len(self.images)
-
 
 async def read_upload(request: Request, *, max_file_bytes: int, timeout_s: float) -> Upload:
     """Read and check the body of a request.

@@ -14,8 +14,9 @@ import torch
 from model.drafter import Draft, DraftOptions, StudyView
 from model.images import ImageError
 from model.views import View
-from service.engine import BusyError, Engine, FieldError
+from service.engine import Engine, FieldError
 from service.jobs import ClosedError
+from service.places import BusyError
 from tests.service_helpers import WAIT_S, png
 
 SIZE = 48
@@ -196,13 +197,15 @@ def test_a_lone_request_waits_for_nobody_and_others_on_the_way_are_waited_for() 
     assert second_ms < WAIT_S * 100
 
 
-def test_timings_gain_the_wait() -> None:
+def test_timings_gain_the_wait_and_files_are_let_go() -> None:
     async def main() -> Draft:
         recorder = Recorder()
         recorder.go.set()
         engine = Engine([recorder], capacity=1)
-        draft = await engine.draft({"frontal": png()}, OPTIONS)
+        images = {"frontal": png()}
+        draft = await engine.draft(images, OPTIONS)
         await asyncio.to_thread(engine.close)
+        assert images == {}  # the files are let go once they are decoded
         return draft
 
     assert list(asyncio.run(main()).timings_ms) == ["images", "queue", "encode"]
