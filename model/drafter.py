@@ -7,9 +7,9 @@ memory, encoder, beam search -> sentences with confidence, labels, reference cas
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from model.bundle import Bundle
 from model.draft_warning import DraftWarning
 from model.generation import generate
 from model.images import Pixels, Resample
-from model.labeler import label_report
+from model.labeler import Label, label_report
 from model.linear import products_in
 from model.protocols import CaseIndex
 from model.report_model import Patches
@@ -44,6 +44,7 @@ class DraftOptions:
     """What a request may choose; None takes the bundle's default.
 
     ``top_k`` is the number of reference cases returned; the model leans on the first min(top_k, K) of them.
+    ``attention`` asks for each sentence's attention over the images and the cases.
 
     Raises:
         ValueError: ``top_k`` outside 1..50 or ``beam_size`` outside 1..8.
@@ -51,6 +52,7 @@ class DraftOptions:
 
     top_k: int | None = None
     beam_size: int | None = None
+    attention: bool = False
 
     def __post_init__(self) -> None:
         for name, value, most in (("top_k", self.top_k, MAX_TOP_K), ("beam_size", self.beam_size, MAX_BEAM_SIZE)):
@@ -59,11 +61,52 @@ class DraftOptions:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """Where the decoder looked while it wrote a sentence; all weights of a sentence add up to 1.
+
+    Attributes:
+        patches: view -> weights of its grid of patches, rows from top to bottom, columns from left to right as in the
+            image that was sent.
+        cases: weights of the reference cases that the model read, nearest first.
+    """
+
+    patches: Mapping[str, tuple[tuple[float, ...], ...]]
+    cases: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Sentence:
-    """One sentence of a draft. ``confidence`` is the geometric mean of its words' probabilities, 0..1."""
+    """One sentence of a draft.
+
+    Attributes:
+        text: as shown.
+        confidence: 0..1; geometric mean of its words' probabilities, or what a calibration made of it.
+        labels: findings that it names.
+        supported: whether a reference case or the images speak for a finding that it calls present; None where it calls
+            none present, or where nothing was calibrated.
+        attention: where asked for.
+    """
 
     text: str
     confidence: float
+    labels: Mapping[str, Label] = field(default_factory=dict)
+    supported: bool | None = None
+    attention: Attention | None = None
+
+
+@dataclass(frozen=True)
+class ImageCheck:
+    """What the calibrated checks say of one image.
+
+    Attributes:
+        view: as which it was read.
+        frontal: probability that it is a frontal, as against a lateral, 0..1.
+        unusual: share of the radiographs that the checks were calibrated on which look less unusual, 0..1.
+    """
+
+    view: View
+    frontal: float
+    unusual: float
 
 
 @dataclass(frozen=True)
@@ -88,6 +131,7 @@ class Draft:
     reference_cases: tuple[ReferenceCase, ...]
     warnings: tuple[DraftWarning, ...]
     timings_ms: dict[str, float]
+    image_checks: tuple[ImageCheck, ...] = ()
 
 
 class Drafter:
@@ -247,7 +291,10 @@ class Drafter:
         sentences = []
         for start, end in split_sentences(words):
             confidence = float(np.exp(np.mean(log_probs[start:end])))
-            sentences.append(Sentence(display_sentence(words[start:end]), min(confidence, 1.0)))
+            labels = {
+                name: label for name, label in label_report(" ".join(words[start:end])).items() if label is not None
+            }
+            sentences.append(Sentence(display_sentence(words[start:end]), min(confidence, 1.0), labels))
         return Draft(
             findings=" ".join(sentence.text for sentence in sentences),
             sentences=tuple(sentences),

@@ -6,7 +6,7 @@ import re
 import uuid
 from collections.abc import Mapping
 
-from model.drafter import Draft, ReferenceCase
+from model.drafter import Draft, ReferenceCase, Sentence
 from model.tokenizer import UNK
 from service.bundles import Loaded
 from service.schemas import DISCLAIMER, ModelInfo, ReportResponse
@@ -49,18 +49,31 @@ def answer(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float]) -> R
         {
             "report_id": str(uuid.uuid4()),
             "findings": mark_redactions(draft.findings),
-            "sentences": [
-                {"text": mark_redactions(sentence.text), "confidence": round(sentence.confidence, 4)}
-                for sentence in draft.sentences
-            ],
+            "sentences": [_sentence(sentence) for sentence in draft.sentences],
             "labels": draft.labels,
             "reference_cases": [_case(case) for case in draft.reference_cases],
+            "image_checks": [
+                {"view": check.view.value, "frontal": round(check.frontal, 4), "unusual": round(check.unusual, 4)}
+                for check in draft.image_checks
+            ],
+            "refined": None,
             "warnings": [{"code": warning.code, "message": warning.message} for warning in draft.warnings],
             "model": model,
             "timings_ms": {name: round(ms, 1) for name, ms in {**before, **draft.timings_ms, "total": total}.items()},
             "disclaimer": DISCLAIMER,
         }
     )
+
+
+def _sentence(sentence: Sentence) -> dict[str, object]:
+    attention = sentence.attention
+    return {
+        "text": mark_redactions(sentence.text),
+        "confidence": round(sentence.confidence, 4),
+        "labels": sentence.labels,
+        "supported": sentence.supported,
+        "attention": None if attention is None else {"patches": attention.patches, "cases": attention.cases},
+    }
 
 
 def _case(case: ReferenceCase) -> dict[str, object]:
@@ -71,4 +84,5 @@ def _case(case: ReferenceCase) -> dict[str, object]:
         "findings": None if case.findings is None else mark_redactions(case.findings),
         "labels": case.labels,
         "source_url": case.source_url,
+        "images": {},
     }

@@ -112,7 +112,7 @@ async def report(request: Request, response: Response) -> ReportResponse | Respo
             uploaded = time.perf_counter()
             study = await study_of(upload.images, identified=formats.prefer_sr)
             form = formats.choose(study)
-            options = DraftOptions(upload.top_k, upload.beam_size)
+            options = DraftOptions(upload.top_k, upload.beam_size, upload.attention)
             work = _draft(ready.backend, upload.images, options, settings.request_timeout_s)
             draft = await unless_left(request, work)
     except BusyError as error:

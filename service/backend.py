@@ -10,7 +10,7 @@ from model.drafter import Draft, DraftOptions
 from service.schemas import ModelInfo
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RemoteDraft(Draft):
     """A draft from elsewhere, and which bundle wrote it: while bundles are rolled out, replicas may differ."""
 

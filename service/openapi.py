@@ -13,7 +13,7 @@ from service.formats.study import Study
 from service.formats.text import plain_text
 from service.problems import CODES, MEDIA_TYPE, TYPE_PREFIX, UNFORESEEN
 from service.schemas import REPORT_EXAMPLE, ProblemDetails, ReportResponse
-from service.uploads import NUMBER_FIELDS
+from service.uploads import FIELDS, NUMBER_FIELDS, WORD_FIELDS
 
 IMAGE_TYPES = "image/png, image/jpeg, application/dicom"
 _PROBLEM_REF = {"$ref": "#/components/schemas/ProblemDetails"}
@@ -41,12 +41,13 @@ _EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
         "The DICOM object is CT Image Storage, no radiograph. "
         "Send a CR, DX or secondary capture image of the chest.", "frontal"
     ),
-    "unknown_field": ("The field 'side' is not known. Send frontal, lateral, top_k, beam_size.", "side"),
+    "unknown_field": (f"The field 'side' is not known. Send {', '.join(FIELDS)}.", "side"),
     "missing_image": ("Neither frontal nor lateral was sent. Send at least one of them as a file.", None),
     "too_small": (
         "The image is 1 x 1 pixels; at least 32 on each side are needed. "
         "Send the radiograph itself, not an icon or thumbnail.", "lateral"
     ),
+    "unknown_value": ("stream is 'yes'. Send true or false, or leave it out.", "stream"),
     "out_of_range": ("beam_size is 9. Send a whole number from 1 to 8, or leave it out.", "beam_size"),
     "internal": (
         UNFORESEEN, None
@@ -89,6 +90,10 @@ def _number(name: str, description: str) -> dict[str, Any]:
     return {"type": "integer", "minimum": 1, "maximum": NUMBER_FIELDS[name], "description": description}
 
 
+def _word(name: str, description: str) -> dict[str, Any]:
+    return {"type": "string", "enum": list(WORD_FIELDS[name]), "description": description}
+
+
 _BODY = {
     "required": True,
     "description": "At least one of frontal and lateral. Each field at most once; other fields are refused.",
@@ -102,6 +107,9 @@ _BODY = {
                     "lateral": _file("The lateral radiograph, likewise."),
                     "top_k": _number("top_k", "Reference cases returned; the bundle's own number if left out."),
                     "beam_size": _number("beam_size", "Hypotheses kept while writing; the bundle's if left out."),
+                    "include": _word("include", "attention: where the decoder looked, sentence by sentence."),
+                    "stream": _word("stream", "true: server-sent events, see the description of this address."),
+                    "refine": _word("refine", "true: also a rewritten draft, where the operator configured one."),
                 },
                 "anyOf": [{"required": ["frontal"]}, {"required": ["lateral"]}],
                 "additionalProperties": False,
@@ -186,6 +194,7 @@ REPORT: dict[str, Any] = {
             "too_small",
             "not_a_radiograph",
             "out_of_range",
+            "unknown_value",
         ),
         **_problems(500, "The service failed on this request.", "internal"),
         **_problems(

@@ -48,6 +48,7 @@ CODES: dict[str, tuple[int, str]] = {
     "empty": (422, "A field is empty"),
     "not_a_file": (422, "A field holds text instead of a file"),
     "not_a_number": (422, "A field is not a whole number"),
+    "unknown_value": (422, "A field holds another word than it may"),
     "out_of_range": (422, "A field is out of range"),
     "not_an_image": (422, "The file is not an image"),
     "truncated": (422, "The image file is damaged or cut short"),

@@ -120,7 +120,7 @@ class RayBackend:
         )
 
     async def _call(self, images: Mapping[str, bytes], options: DraftOptions) -> RemoteDraft | Failure:
-        response = self._replicas.draft.remote(dict(images), options.top_k, options.beam_size)
+        response = self._replicas.draft.remote(dict(images), options)
         try:
             result: RemoteDraft | Failure = await response
         except asyncio.CancelledError:  # deadline, client gone, stop: nobody computes for nobody

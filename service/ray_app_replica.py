@@ -71,18 +71,17 @@ class ModelReplica:
             await asyncio.sleep(LOADING_S)
         self.check_health()
 
-    async def draft(self, images: dict[str, bytes], top_k: int | None, beam_size: int | None) -> RemoteDraft | Failure:
+    async def draft(self, images: dict[str, bytes], options: DraftOptions) -> RemoteDraft | Failure:
         """Draft one study.
 
         Args:
             images: view -> content of its file, one or both.
-            top_k: of ``DraftOptions``.
-            beam_size: likewise.
+            options: of this request.
         """
         try:
             ready = self._runtime.ready()
             with ready.backend.place():
-                draft = await ready.backend.draft(images, DraftOptions(top_k, beam_size))
+                draft = await ready.backend.draft(images, options)
         except FieldError as error:
             return Failure("image", str(error), error.field, error.code)
         except MemoryShortError as error:

@@ -36,7 +36,17 @@ _MODEL = {
 REPORT_EXAMPLE: dict[str, Any] = {
     "report_id": "5b0f1c52-6f0e-4c0b-9a52-0d3f5ad1c8f7",
     "findings": " ".join(_TEXTS),
-    "sentences": [{"text": _TEXTS[0], "confidence": 0.83}, {"text": _TEXTS[1], "confidence": 0.41}],
+    "sentences": [
+        {"text": _TEXTS[0], "confidence": 0.83, "labels": {"Cardiomegaly": "absent"}, "supported": None,
+         "attention": None},
+        {
+            "text": _TEXTS[1],
+            "confidence": 0.41,
+            "labels": {"Atelectasis": "uncertain", "Pleural Effusion": "present"},
+            "supported": True,
+            "attention": None,
+        },
+    ],
     "labels": {**_SILENT, "Cardiomegaly": "absent", "Atelectasis": "uncertain", "Pleural Effusion": "present"},
     "reference_cases": [
         {
@@ -46,8 +56,11 @@ REPORT_EXAMPLE: dict[str, Any] = {
             "findings": "Compared with the film of [redacted], the left pleural effusion has grown.",
             "labels": {**_SILENT, "Pleural Effusion": "present"},
             "source_url": "https://openi.nlm.nih.gov/detailedresult?img=CXR0000_IM-0000-0000",
+            "images": {},
         }
     ],
+    "image_checks": [{"view": "frontal", "frontal": 0.998, "unusual": 0.31}],
+    "refined": None,
     "warnings": [
         {"code": "missing_view", "message": "No lateral image was given; the draft leans on what is there."}
     ],
@@ -71,7 +84,7 @@ PROBLEM_EXAMPLE: dict[str, Any] = {
     "type": "urn:problem-type:cxr-report:unknown_field",
     "title": "Unknown field",
     "status": 422,
-    "detail": "The field 'side' is not known. Send frontal, lateral, top_k, beam_size.",
+    "detail": "The field 'side' is not known. Send frontal, lateral, top_k, beam_size, include, stream, refine.",
     "code": "unknown_field",
     "field": "side",
 }
@@ -79,6 +92,19 @@ PROBLEM_EXAMPLE: dict[str, Any] = {
 
 class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class AttentionOut(_Answer):
+    """Where the decoder looked while it wrote a sentence. All weights of a sentence add up to 1."""
+
+    patches: Annotated[
+        dict[str, list[list[float]]],
+        Field(
+            description="View (frontal, lateral) -> grid of weights, rows from top to bottom, columns from left to "
+            "right as in the image that was sent."
+        ),
+    ]
+    cases: Annotated[list[float], Field(description="Weights of the cases that the model read, by rank.")]
 
 
 class SentenceOut(_Answer):
@@ -89,6 +115,15 @@ class SentenceOut(_Answer):
         float,
         Field(ge=0, le=1, description="Geometric mean of the words' probabilities. Not the chance of a finding."),
     ]
+    labels: Annotated[dict[str, Label], Field(description="Findings that the sentence names, and how.")]
+    supported: Annotated[
+        bool | None,
+        Field(
+            description="Whether a reference case or the images speak for a finding that it calls present; null where "
+            "it calls none present, or where the bundle has no calibration."
+        ),
+    ]
+    attention: Annotated[AttentionOut | None, Field(description="With include=attention; null otherwise.")]
 
 
 class ReferenceCaseOut(_Answer):
@@ -106,6 +141,28 @@ class ReferenceCaseOut(_Answer):
     ]
     labels: Labels
     source_url: str | None
+    images: Annotated[
+        dict[str, str],
+        Field(description="View -> address of a small picture, under this service; empty where it holds none."),
+    ]
+
+
+class ImageCheckOut(_Answer):
+    """What the calibrated checks say of one image."""
+
+    view: Annotated[str, Field(description="As which it was read: frontal or lateral.")]
+    frontal: Annotated[float, Field(ge=0, le=1, description="Probability that it is a frontal, as against a lateral.")]
+    unusual: Annotated[
+        float,
+        Field(ge=0, le=1, description="Share of the radiographs of the calibration that look less unusual than it."),
+    ]
+
+
+class RefinedOut(_Answer):
+    """The draft, rewritten by the language model that the service's operator configured. Kept apart from ours."""
+
+    text: str
+    model: Annotated[str, Field(description="Its name, as configured.")]
 
 
 class WarningOut(_Answer):
@@ -139,6 +196,10 @@ class ReportResponse(_Answer):
     sentences: list[SentenceOut]
     labels: Annotated[Labels, Field(description="14 CheXpert findings read from the draft; null: not mentioned.")]
     reference_cases: Annotated[list[ReferenceCaseOut], Field(description="Nearest first, top_k of them.")]
+    image_checks: Annotated[
+        list[ImageCheckOut], Field(description="One an image; empty where the bundle has no calibration.")
+    ]
+    refined: Annotated[RefinedOut | None, Field(description="With refine=true, where it succeeded; null otherwise.")]
     warnings: list[WarningOut]
     model: ModelInfo
     timings_ms: Annotated[dict[str, float], Field(description="Milliseconds by stage; total is the whole request.")]

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 IMAGE_FIELDS = ("frontal", "lateral")
 NUMBER_FIELDS = {"top_k": MAX_TOP_K, "beam_size": MAX_BEAM_SIZE}  # each 1..most
-FIELDS = (*IMAGE_FIELDS, *NUMBER_FIELDS)
+WORD_FIELDS = {"include": ("attention",), "stream": ("true", "false"), "refine": ("true", "false")}
+FIELDS = (*IMAGE_FIELDS, *NUMBER_FIELDS, *WORD_FIELDS)
 
 MULTIPART_OVERHEAD = 64 * 1024  # bytes granted for boundaries, part headers and number fields
-_MAX_NUMBER_BYTES = 32
+_MAX_VALUE_BYTES = 32
 _MAX_PROSE_BYTES = 4096
 _NAMED = {  # values of headers that an error may quote; others could be anything
     *("gzip", "x-gzip", "deflate", "br", "zstd", "compress"),
@@ -45,11 +46,17 @@ class Upload:
         images: field name (``frontal``, ``lateral``) -> bytes of the file; at least one.
         top_k: reference cases wanted, or None for the bundle's default.
         beam_size: beam size wanted, or None for the bundle's default.
+        attention: ``include=attention``: each sentence's attention is wanted.
+        stream: server-sent events are wanted.
+        refine: a rewritten draft is wanted beside the model's.
     """
 
     images: dict[str, bytes] = field(repr=False)
     top_k: int | None = None
     beam_size: int | None = None
+    attention: bool = False
+    stream: bool = False
+    refine: bool = False
 
 
 async def read_upload(request: Request, *, max_file_bytes: int, timeout_s: float) -> Upload:
@@ -164,7 +171,15 @@ class _Form:
         numbers = {name: self._number(name, most) for name, most in NUMBER_FIELDS.items() if name in self._values}
         if not images:
             raise Problem("missing_image", "Neither frontal nor lateral was sent. Send at least one of them as a file.")
-        return Upload(images, numbers.get("top_k"), numbers.get("beam_size"))
+        words = {name: self._word(name, allowed) for name, allowed in WORD_FIELDS.items() if name in self._values}
+        return Upload(
+            images,
+            numbers.get("top_k"),
+            numbers.get("beam_size"),
+            attention=words.get("include") == "attention",
+            stream=words.get("stream") == "true",
+            refine=words.get("refine") == "true",
+        )
 
     # -- checks of whole fields ----------------------------------------------------------------------------
 
@@ -193,6 +208,13 @@ class _Form:
         if not 1 <= value <= most:
             raise Problem("out_of_range", f"{name} is {value}. {allowed}", field=name)
         return value
+
+    def _word(self, name: str, allowed: tuple[str, ...]) -> str:
+        text = self._values[name].decode("utf-8", "replace").strip()
+        if text not in allowed:
+            was = f"is {shown(text)}" if text else "is empty"
+            raise Problem("unknown_value", f"{name} {was}. Send {' or '.join(allowed)}, or leave it out.", field=name)
+        return text
 
     # -- parser callbacks ----------------------------------------------------------------------------------
 
@@ -234,11 +256,11 @@ class _Form:
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         value = self._values[self._name]
         value += data[start:end]
-        if self._name in NUMBER_FIELDS:
-            if len(value) > _MAX_NUMBER_BYTES:
+        if self._name not in IMAGE_FIELDS:
+            if len(value) > _MAX_VALUE_BYTES:
                 raise Problem(
-                    "not_a_number",
-                    f"The field {self._name} is longer than any number it may hold.",
+                    "not_a_number" if self._name in NUMBER_FIELDS else "unknown_value",
+                    f"The field {self._name} is longer than any value it may hold.",
                     field=self._name,
                 )
         elif len(value) > self._max_file_bytes:

@@ -274,7 +274,7 @@ def test_a_wrong_field_is_named(client: httpx.Client, data: dict[str, str], code
 
 def test_an_unknown_file_field_is_named(client: httpx.Client) -> None:
     body = problem(client.post("/report", files={"image": upload(png())}), 422, "unknown_field", "image")
-    assert "frontal, lateral, top_k, beam_size" in body["detail"]
+    assert "frontal, lateral, top_k, beam_size, include, stream, refine" in body["detail"]
 
 
 def test_a_long_or_unprintable_field_name_is_quoted_short(client: httpx.Client) -> None:
