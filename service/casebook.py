@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NewCase:
-    """A case to be added: id, findings, where it was published, radiographs by view, of which small pictures are kept."""
+    """A case to be added: id, findings, where it was published, radiographs by view, to be kept as small pictures."""
 
     case_id: str
     findings: str = field(repr=False)
@@ -169,10 +169,9 @@ class Casebook:
             Problem: ``cases_off``, ``no_retrieval``, ``case_exists``, ``no_known_word``, ``cases_disk``, or what is
                 wrong with an image.
         """
-        store = self._writable()
         pictures = {view: self._picture(data, view) for view, data in new.images.items()}
         with self._changing:
-            shelf = self._shelf
+            store, shelf = self._writable(), self._shelf
             if shelf is None:
                 raise Problem("no_retrieval", "The bundle that is served has no index. Serve one made with retrieval.")
             if new.case_id in store or shelf.index.find(new.case_id) is not None:
@@ -203,8 +202,8 @@ class Casebook:
         Raises:
             Problem: ``cases_off``, ``no_such_case``, ``case_of_bundle``, ``cases_disk``.
         """
-        store = self._writable()
         with self._changing:
+            store = self._writable()
             if case_id not in store:
                 self.find(case_id)
                 raise Problem(

@@ -56,7 +56,7 @@ _FORM = {
             "encoding": {view: {"contentType": IMAGE_TYPES} for view in IMAGE_FIELDS},
             "examples": {
                 "with a picture": {
-                    "summary": "curl -F case_id=teaching-0042 -F findings=@findings.txt -F frontal=@frontal.png …/cases",
+                    "summary": "curl -F case_id=teaching-0042 -F 'findings=<report.txt' -F frontal=@pa.png …/cases",
                     "value": {
                         "case_id": "teaching-0042",
                         "findings": "There is a small left pleural effusion. No pneumothorax.",
