@@ -65,6 +65,7 @@ def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch, tm
         ({"replicas": 0}, "REPORT_RAY_REPLICAS=0"),
         ({"port": "http"}, "REPORT_PORT='http'"),
         ({"device": "cuda:0"}, "REPORT_RAY_GPUS_PER_REPLICA"),
+        ({"cases_dir": "here"}, "REPORT_CASES_DIR is set, but replicas cannot share added cases"),
     ],
 )
 def test_wrong_settings_are_named(arguments: dict[str, Any], named: str) -> None:
