@@ -75,7 +75,7 @@ CASE_EXAMPLE: dict[str, Any] = {
     "case_id": "teaching-0042",
     "findings": "There is a small left pleural effusion. No pneumothorax.",
     "labels": {**_SILENT, "Pleural Effusion": "present", "Pneumothorax": "absent"},
-    "source_url": None,
+    "source_url": "https://pacs.example.org/teaching/42",
     "images": {"frontal": "cases/teaching-0042/frontal"},
     "added": True,
 }
