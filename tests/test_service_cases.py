@@ -9,6 +9,7 @@ import resource
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,14 +65,19 @@ def live(bundle: Path, folder: Path) -> Iterator[Live]:
         yield live
 
 
-@pytest.fixture
-def client(live: Live) -> Iterator[httpx.Client]:
-    """Of a server without added cases, which it is again afterwards."""
+@pytest.fixture(scope="module")
+def connected(live: Live) -> Iterator[httpx.Client]:
     with live.client() as client:
         client.headers.update(AUTHORIZED)
         yield client
-        for case_id in list(ids(index_of(live)))[len(REPORTS) :]:
-            assert client.delete(f"/cases/{case_id}").status_code == 204
+
+
+@pytest.fixture
+def client(live: Live, connected: httpx.Client) -> Iterator[httpx.Client]:
+    """Of a server without added cases, which it is again afterwards."""
+    yield connected
+    for case_id in list(ids(index_of(live)))[len(REPORTS) :]:
+        assert connected.delete(f"/cases/{case_id}").status_code == 204
     assert len(index_of(live)) == len(REPORTS)
 
 
@@ -356,7 +362,7 @@ def test_on_a_full_disk_a_case_is_neither_kept_nor_served(live: Live, client: ht
 def failed(bundle: Path, folder: Path) -> str:
     with live_server(bundle, wait=False, warm_up=False, cases_dir=folder) as second, second.client() as client:
         while (answer := client.get("/health")).json()["code"] == "loading":
-            pass
+            time.sleep(0.02)
         assert answer.json()["code"] == "failed"
         return str(answer.json()["detail"])
 

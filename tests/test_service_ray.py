@@ -303,6 +303,13 @@ def test_a_swap_in_place_is_refused_with_what_to_do_instead(cluster: Cluster) ->
 
 
 @needs_ray
+def test_cases_are_not_looked_up_in_replicas(cluster: Cluster) -> None:
+    with cluster.client() as client:
+        for answer in (client.get("/cases/CXR9001_IM-0001"), client.post("/cases")):
+            assert (answer.status_code, answer.json()["code"]) == (403, "cases_off")
+
+
+@needs_ray
 def test_a_deadline_is_kept_when_all_replicas_hang(cluster: Cluster) -> None:
     with cluster.client() as client:
         with stopped(cluster.replicas()):
