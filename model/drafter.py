@@ -21,7 +21,7 @@ from model.generation import generate
 from model.images import Pixels, Resample
 from model.labeler import Label, label_report
 from model.linear import products_in
-from model.protocols import CaseIndex
+from model.protocols import Case, CaseIndex
 from model.report_model import Patches
 from model.tokenizer import display_sentence, split_sentences
 from model.views import View
@@ -111,7 +111,10 @@ class ImageCheck:
 
 @dataclass(frozen=True)
 class ReferenceCase:
-    """A training case near the study; ``findings`` is None where texts are not redistributed."""
+    """A training or added case near the study.
+
+    ``findings`` is None where texts are not redistributed; ``images`` names views of which there is a small picture.
+    """
 
     rank: int
     case_id: str
@@ -119,6 +122,7 @@ class ReferenceCase:
     findings: str | None
     labels: dict[str, str | None]
     source_url: str | None
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -264,23 +268,19 @@ class Drafter:
         if self.index is None or retrieval is None or study is None:
             return None, None, [()] * count
         shown = options.top_k or retrieval.k
-        similarity, rows = self.index.search(study.float().cpu().numpy(), shown)
+        index = self.index.frozen()  # cases may be removed meanwhile
+        similarity, rows = index.search(study.float().cpu().numpy(), shown)
         used = rows[:, : retrieval.k]
-        vectors = torch.from_numpy(self.index.vectors(used)).to(self.device)  # (B, K, E)
+        vectors = torch.from_numpy(index.vectors(used)).to(self.device)  # (B, K, E)
         references = [
             tuple(
-                self._reference(rank, rows[b, rank], similarity[b, rank]) for rank in range(shown) if rows[b, rank] >= 0
+                _reference(rank, index.case(int(rows[b, rank])), float(similarity[b, rank]))
+                for rank in range(shown)
+                if rows[b, rank] >= 0
             )
             for b in range(len(rows))
         ]
         return vectors, torch.from_numpy(used >= 0).to(self.device), references
-
-    def _reference(self, place: int, row: np.int64, similarity: np.float32) -> ReferenceCase:
-        assert self.index is not None
-        case = self.index.case(int(row))
-        return ReferenceCase(
-            place + 1, case.case_id, float(similarity), case.findings, dict(case.labels), case.source_url
-        )
 
     def _finish(
         self, study: Sequence[StudyView], ids: list[int], log_probs: list[float],
@@ -334,3 +334,9 @@ class Drafter:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         clock[name] = (time.perf_counter() - began) * 1000
+
+
+def _reference(place: int, case: Case, similarity: float) -> ReferenceCase:
+    return ReferenceCase(
+        place + 1, case.case_id, similarity, case.findings, dict(case.labels), case.source_url, tuple(case.images)
+    )
