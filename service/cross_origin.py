@@ -1,4 +1,4 @@
-"""Pages of other origins, where the settings name them: CORS for the two addresses that programs use."""
+"""Pages of other origins, where the settings name them: CORS for the addresses that programs use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.problems import Problem
 
-PATHS = ("/report", "/health")
+PATHS = ("/report", "/export", "/health")
 
 
 class CrossOrigin:
