@@ -223,7 +223,9 @@ class ReportResponse(_Answer):
     image_checks: Annotated[
         list[ImageCheckOut], Field(description="One an image; empty where the bundle has no calibration.")
     ]
-    refined: Annotated[RefinedOut | None, Field(description="With refine=true, where it succeeded; null otherwise.")] = None
+    refined: Annotated[
+        RefinedOut | None, Field(description="With refine=true, where it succeeded; null otherwise.")
+    ] = None
     warnings: list[WarningOut]
     model: ModelInfo
     timings_ms: Annotated[dict[str, float], Field(description="Milliseconds by stage; total is the whole request.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pydicom
@@ -17,7 +18,6 @@ from tests.service_helpers import scene
 JSON_ONLY = {
     "timings_ms",  # how long it took
     "image_checks",  # calib: not yet in the other formats
-    "refined",  # refine: not yet in the other formats
 }
 SENTENCE_TOLD = ("text", "confidence")  # its labels follow from the text, its attention is a picture; calib: supported
 MODEL_SHOWN = {"name", "digest", "licence"}  # the digest names the rest of the model's configuration
@@ -44,6 +44,7 @@ def answers() -> dict[str, ReportResponse]:
         "two cases, one without text or source": example(reference_cases=[*cases, {**other, "source_url": None}]),
         "every label": example(labels=every),
         "an empty draft": example(findings="", sentences=[], labels=nothing, reference_cases=[], warnings=[]),
+        "a rewritten draft": example(refined={"text": "A small left effusion.", "model": "qwen3:8b"}),
         "awkward characters": example(findings=awkward, sentences=[_sentence(awkward)]),
     }
 
@@ -93,8 +94,13 @@ def facts_of_fhir(resource: dict[str, Any]) -> dict[str, Any]:
             "digest": device["version"][0]["value"],
             "licence": device["note"][0]["text"],
         },
+        "refined": _fhir_refined(extensions.get("refined", [])),
         "disclaimer": disclaimer,
     }
+
+
+def _fhir_refined(extensions: list[dict[str, Any]]) -> dict[str, str] | None:
+    return {part["url"]: part["valueString"] for part in extensions[0]["extension"]} if extensions else None
 
 
 def _fhir_case(extension: dict[str, Any]) -> dict[str, Any]:
@@ -138,8 +144,14 @@ def facts_of_sr(dataset: Dataset) -> dict[str, Any]:
             "digest": shown["121016"].TextValue,
             "licence": root["licence"].TextValue,
         },
+        "refined": _sr_refined(root.get("refined")),
         "disclaimer": root["disclaimer"].TextValue,
     }
+
+
+def _sr_refined(item: Dataset | None) -> dict[str, str] | None:
+    found = item and re.fullmatch(r"Rewritten by the language model (.+), not the draft: (.*)", item.TextValue)
+    return {"model": found[1], "text": found[2]} if found else None
 
 
 def _sr_case(container: Dataset) -> dict[str, Any]:

@@ -140,6 +140,12 @@ def _extensions(report: ReportResponse) -> Iterator[Resource]:
             {"url": "message", "valueString": warning.message},
         ]
         yield {"url": NAMESPACE + "warning", "extension": parts}
+    if report.refined is not None:
+        parts = [
+            {"url": "model", "valueString": report.refined.model},
+            {"url": "text", "valueString": report.refined.text},
+        ]
+        yield {"url": NAMESPACE + "refined", "extension": parts}
     for case in report.reference_cases:
         yield {"url": NAMESPACE + "reference-case", "extension": list(_case(case))}
 

@@ -13,12 +13,19 @@ def plain_text(report: ReportResponse) -> str:
     """The whole answer for people: draft, confidence of each sentence, labels, cases, warnings, model, disclaimer."""
     lines = [report.findings or NOTHING_WRITTEN, ""]
     lines += [f"  {sentence.confidence:4.0%}  {sentence.text}" for sentence in report.sentences]
+    if report.refined is not None:
+        lines += ["", f"{rewritten_by(report.refined.model)}:", f"  {report.refined.text}"]
     lines += ["", f"Labels: {named_labels(report.labels) or 'none'}"]
     lines += _case_lines(report.reference_cases)
     lines += [f"Warning ({warning.code}): {warning.message}" for warning in report.warnings]
     lines += ["", f"Model: {report.model.name}, {report.model.digest} ({report.model.licence})"]
     lines += [f"Report: {report.report_id}", "", report.disclaimer]
     return "\n".join(lines)
+
+
+def rewritten_by(model: str) -> str:
+    """How a rewritten draft is headed in every format, so that nobody takes it for the model's own."""
+    return f"Rewritten by the language model {model}, not the draft"
 
 
 def named_labels(labels: Labels) -> str:
