@@ -18,11 +18,13 @@ import torch
 from model.bundle import Bundle
 from model.draft_warning import DraftWarning
 from model.generation import generate
+from model.image_checks import Reading, as_sent, read_images
 from model.images import Pixels, Resample
 from model.labeler import Label, label_report
 from model.linear import products_in
 from model.protocols import CaseIndex
 from model.report_model import Patches
+from model.sentence_checks import NEIGHBOURS, Evidence, confidence, named_findings, supported, unsupported
 from model.tokenizer import display_sentence, split_sentences
 from model.views import View
 
@@ -32,11 +34,19 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class StudyView:
-    """One radiograph of a study: ``pixels`` (S, S) uint8, its projection, and what the reader of it should know."""
+    """One radiograph of a study.
+
+    Attributes:
+        pixels: (S, S) uint8, 0 black to 255 white.
+        view: its projection, as it was sent.
+        warnings: what the reader of it should know.
+        stated: its projection as the file's own header says; None where it says none.
+    """
 
     pixels: Pixels
     view: View
     warnings: tuple[DraftWarning, ...] = ()
+    stated: View | None = None
 
 
 @dataclass(frozen=True)
@@ -206,13 +216,14 @@ class Drafter:
     ) -> list[Draft]:  # fmt: skip
         clock: dict[str, float] = {}
         with self._timed("encode", clock):
-            patches = self._encode(studies)
+            patches, readings = self._encode(studies)
         with self._timed("retrieve", clock):
-            asked = patches if cases_of is None else self._encode(cases_of)
+            asked = patches if cases_of is None else self._encode(cases_of)[0]
             study = self._model.embed_study(asked) if self.index is not None else None
             cases, case_mask, references = self._retrieve(study, len(studies), options)
         with self._timed("decode", clock):
-            seen = patches if patches_of is None else self._encode(patches_of)
+            seen = patches if patches_of is None else self._encode(patches_of)[0]
+            findings = self._model.findings(seen)
             encoded = self._model.encode(seen, cases, case_mask)
             generated = generate(
                 self._model,
@@ -221,15 +232,30 @@ class Drafter:
                 self.bundle.config.decoding,
                 beam_size=options.beam_size,
                 study=study,
-                findings=self._model.findings(seen),
+                findings=findings,
                 consensus=self.bundle.consensus,
             )
             ids, log_probs = generated.ids.tolist(), generated.log_probs.tolist()
-        return [self._finish(studies[b], ids[b], log_probs[b], references[b], clock) for b in range(len(studies))]
+        evidence = None if self.bundle.calibration is None else self._evidence(study, findings, len(studies))
+        return [
+            self._finish(
+                self._ordered(studies[b]), readings[b], ids[b], log_probs[b], references[b],
+                None if evidence is None else evidence[b], clock,
+            )
+            for b in range(len(studies))
+        ]  # fmt: skip
+
+    @torch.inference_mode()
+    def evidence(self, studies: Sequence[Sequence[StudyView]]) -> list[Evidence]:
+        """What the images of each study say of the findings, apart from any draft; arguments as for ``draft``."""
+        patches, _ = self._encode(studies)
+        study = self._model.embed_study(patches) if self.index is not None else None
+        return self._evidence(study, self._model.findings(patches), len(studies))
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 
-    def _encode(self, studies: Sequence[Sequence[StudyView]]) -> Patches:
+    def _encode(self, studies: Sequence[Sequence[StudyView]]) -> tuple[Patches, list[Reading]]:
+        """Patches of each study, and as what each of its images was read, in the order of ``_ordered``."""
         most = max(len(study) for study in studies)
         size = self.image_size
         pixels = np.zeros((len(studies), most, size, size), np.uint8)
@@ -249,7 +275,36 @@ class Drafter:
         images = torch.from_numpy(pixels).unsqueeze(2).to(self.device).float() / 255.0  # (B, V, 1, S, S)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             patches = self._model.encode_images(images, views.to(self.device), mask.to(self.device))
-        return patches._replace(tokens=patches.tokens.float(), pooled=patches.pooled.float())
+        patches = patches._replace(tokens=patches.tokens.float(), pooled=patches.pooled.float())
+        return self._read(studies, patches)
+
+    def _read(self, studies: Sequence[Sequence[StudyView]], patches: Patches) -> tuple[Patches, list[Reading]]:
+        """Check the images and put their views right; the patches come back frontals first again."""
+        sent = [tuple(image.view for image in self._ordered(study)) for study in studies]
+        calibration = self.bundle.calibration
+        if calibration is None:
+            return patches, [as_sent(views) for views in sent]
+        pooled = patches.pooled.cpu().numpy()
+        correct = self.bundle.config.preprocessing.view_order == "frontal_first"
+        readings = [
+            read_images(
+                calibration,
+                views,
+                pooled[row, : len(views)],
+                np.stack([image.pixels for image in self._ordered(studies[row])]),
+                correct=correct,
+            )
+            for row, views in enumerate(sent)
+        ]
+        if all(reading.views == views for reading, views in zip(readings, sent, strict=True)):
+            return patches, readings
+        views, places = patches.views.clone(), torch.arange(patches.views.shape[1]).repeat(len(studies), 1)
+        for row, reading in enumerate(readings):
+            order = sorted(range(len(reading.views)), key=lambda column: reading.views[column].row)
+            places[row, : len(order)] = torch.tensor(order)
+            views[row, : len(order)] = torch.tensor([reading.views[column].row for column in order])
+        rows, places = torch.arange(len(studies), device=self.device).unsqueeze(1), places.to(self.device)
+        return Patches(patches.tokens[rows, places], patches.pooled[rows, places], views, patches.view_mask), readings
 
     def _ordered(self, study: Sequence[StudyView]) -> Sequence[StudyView]:
         """Frontals first, unless the bundle wants the order of the data set's files."""
@@ -282,36 +337,59 @@ class Drafter:
             place + 1, case.case_id, float(similarity), case.findings, dict(case.labels), case.source_url
         )
 
+    def _evidence(self, study: torch.Tensor | None, findings: torch.Tensor | None, count: int) -> list[Evidence]:
+        retrieval = self.bundle.config.retrieval
+        heads = [None] * count if findings is None else list(findings.float().cpu().numpy())
+        if self.index is None or retrieval is None or study is None:
+            return [Evidence.of((), 0, head) for head in heads]
+        _, rows = self.index.search(study.float().cpu().numpy(), NEIGHBOURS)
+        cases = [[self.index.case(int(row)).labels for row in found if row >= 0] for found in rows]
+        return [Evidence.of(labels, retrieval.k, head) for labels, head in zip(cases, heads, strict=True)]
+
     def _finish(
-        self, study: Sequence[StudyView], ids: list[int], log_probs: list[float],
-        references: tuple[ReferenceCase, ...], clock: dict[str, float],
+        self, study: Sequence[StudyView], reading: Reading, ids: list[int], log_probs: list[float],
+        references: tuple[ReferenceCase, ...], evidence: Evidence | None, clock: dict[str, float],
     ) -> Draft:  # fmt: skip
-        tokenizer = self.bundle.tokenizer
-        words = tokenizer.decode(ids).split()
-        sentences = []
-        for start, end in split_sentences(words):
-            confidence = float(np.exp(np.mean(log_probs[start:end])))
-            labels = {
-                name: label for name, label in label_report(" ".join(words[start:end])).items() if label is not None
-            }
-            sentences.append(Sentence(display_sentence(words[start:end]), min(confidence, 1.0), labels))
+        words = self.bundle.tokenizer.decode(ids).split()
+        sentences = tuple(
+            self._sentence(words[start:end], log_probs[start:end], evidence) for start, end in split_sentences(words)
+        )
         return Draft(
             findings=" ".join(sentence.text for sentence in sentences),
-            sentences=tuple(sentences),
+            sentences=sentences,
             labels=dict(label_report(" ".join(words))),
             reference_cases=references,
-            warnings=tuple(self._warnings(study, references, bool(sentences))),
+            warnings=tuple(self._warnings(study, reading, references, sentences)),
             timings_ms=dict(clock),
+            image_checks=tuple(
+                ImageCheck(view, frontal, unusual)
+                for view, (frontal, unusual) in zip(reading.views, reading.checks, strict=False)
+            ),
+        )
+
+    def _sentence(self, words: Sequence[str], log_probs: Sequence[float], evidence: Evidence | None) -> Sentence:
+        mean = min(float(np.exp(np.mean(log_probs))), 1.0)
+        labels = named_findings(" ".join(words))
+        calibration = self.bundle.calibration
+        if calibration is None or evidence is None:
+            return Sentence(display_sentence(words), mean, labels)
+        return Sentence(
+            display_sentence(words),
+            confidence(calibration.confidence, mean, labels, evidence),
+            labels,
+            supported(calibration.support, labels, evidence),
         )
 
     def _warnings(
-        self, study: Sequence[StudyView], references: tuple[ReferenceCase, ...], written: bool
-    ) -> Iterator[DraftWarning]:
-        for image in self._ordered(study):
-            yield from image.warnings
-        present = {image.view for image in study}
+        self, study: Sequence[StudyView], reading: Reading, references: tuple[ReferenceCase, ...],
+        sentences: Sequence[Sentence],
+    ) -> Iterator[DraftWarning]:  # fmt: skip
+        for image, view in zip(study, reading.views, strict=True):
+            resolved = view != image.view and view == image.stated  # read as its header says
+            yield from (one for one in image.warnings if not (resolved and one.code == "view_mismatch"))
+        yield from reading.warnings
         for view in View:
-            if view not in present:
+            if view not in reading.views:
                 yield DraftWarning(
                     "missing_view", f"No {view.value} image was given; the draft leans on what is there."
                 )
@@ -324,7 +402,9 @@ class Drafter:
                 "texts_not_available",
                 "The texts of the reference cases are not in this bundle; python -m retrieval_index.hydrate adds them.",
             )
-        if not written:
+        if doubtful := sum(sentence.supported is False for sentence in sentences):
+            yield unsupported(doubtful)
+        if not sentences:
             yield DraftWarning("empty_draft", "The model wrote nothing for these images.")
 
     @contextmanager

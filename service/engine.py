@@ -239,7 +239,7 @@ class Engine:
 
     def _decode(self, data: bytes, view: View) -> StudyView:
         image = read_image(data, self._image_size, limits=self._limits, resample=self._resample)
-        return StudyView(image.pixels, view, image.warnings(view))
+        return StudyView(image.pixels, view, image.warnings(view), image.view)
 
     # -- for the workers ---------------------------------------------------------------------------------------------
 
