@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from functools import cached_property
+from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
@@ -52,12 +52,10 @@ class Packed(Frozen):
             raise ValueError("data holds a value that is no number")
         return self
 
-    @cached_property
+    @property
     def array(self) -> Floats:
-        """The values as float32."""
-        content = base64.b64decode(self.data)
-        values: Floats = np.frombuffer(content, np.dtype(self.dtype).newbyteorder("<")).astype(np.float32)
-        return values.reshape(self.shape) * np.float32(self.step)
+        """The values as float32, not to be written to."""
+        return _unpacked(self)
 
     @classmethod
     def of(cls, values: npt.NDArray[np.floating], dtype: Literal["int8", "float16"]) -> Self:
@@ -66,6 +64,15 @@ class Packed(Frozen):
         step = most / 127 if dtype == "int8" else most
         narrow = np.rint(values / step).astype("i1") if dtype == "int8" else (values / step).astype("<f2")
         return cls(shape=values.shape, dtype=dtype, data=base64.b64encode(narrow.tobytes()).decode("ascii"), step=step)
+
+
+@lru_cache(maxsize=64)
+def _unpacked(packed: Packed) -> Floats:
+    content = base64.b64decode(packed.data)
+    values = np.frombuffer(content, np.dtype(packed.dtype).newbyteorder("<")).astype(np.float32)
+    unpacked: Floats = values.reshape(packed.shape) * np.float32(packed.step)
+    unpacked.flags.writeable = False
+    return unpacked
 
 
 class Line(Frozen):

@@ -43,9 +43,10 @@ from training.studies import Study
 
 log = logging.getLogger("training")
 
-TURNED_SHARE = 4  # one in so many training radiographs is shown to the fit turned
-STRANGE_SHARE = 2  # one in so many validation radiographs is turned for the figures
+TURNED_SHARE = 8  # one in so many training radiographs is shown to the fit turned
+STRANGE_SHARE = 4  # one in so many validation radiographs is turned for the figures
 DRAWINGS = 24  # of each kind
+OUTSIDE = 500  # radiographs of another hospital, at most
 SEED = 1
 
 
@@ -150,7 +151,7 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     outside = None
     if arguments.external is not None:
-        outside = gather.group(pictures(arguments.external, gather.size), "external")
+        outside = gather.group(pictures(arguments.external, gather.size, most=OUTSIDE), "external")
     unusual, scored = unusual_figures(calibration, held, outside, gather.strange(held, arguments.strange), seed=SEED)
     figures: dict[str, Any] = {
         "schema_version": 1,

@@ -16,7 +16,8 @@ from model.images import Pixels
 from retrieval_index.files import write_atomic
 from training.pixels import allocate, read_state
 
-_BATCH = 32
+_BATCH = 8  # larger ones leave a core's cache and take longer
+_FLUSH_EVERY = 8
 
 
 @torch.inference_mode()
@@ -49,10 +50,12 @@ def pooled_features(
     with tqdm(
         total=len(images), initial=done, desc=name, unit="img", mininterval=1, disable=done == len(images)
     ) as bar:
-        for start in range(done, len(images), _BATCH):
+        for count, start in enumerate(range(done, len(images), _BATCH), 1):
             part = torch.from_numpy(np.array(images[start : start + _BATCH])).unsqueeze(1).to(device)
             store[start : start + len(part)] = backbone(part.float() / 255.0)[1].float().cpu().numpy()
-            store.flush()
-            write_atomic(state_path, json.dumps({"identity": identity, "done": start + len(part)}).encode())
+            reached = start + len(part)
+            if count % _FLUSH_EVERY == 0 or reached == len(images):
+                store.flush()
+                write_atomic(state_path, json.dumps({"identity": identity, "done": reached}).encode())
             bar.update(len(part))
     return np.array(store)

@@ -18,6 +18,7 @@ from model.labeler import Label, label_report
 from model.protocols import CaseIndex
 from model.sentence_checks import Evidence
 from model.tokenizer import clean_report, split_sentences
+from retrieval_index.files import write_atomic
 from training.drafting import study_views
 from training.pixels import PixelCache
 from training.studies import Study
@@ -84,9 +85,9 @@ def draft_records(
     """
     drafter = Drafter(replace(bundle, calibration=None), index, device=device)
     done = dict(_read(path, identity))
+    kept = [{"drafted_by": identity}, *map(_packed, done.values())]
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
     with path.open("a", encoding="utf-8") as file:
-        if file.tell() == 0:
-            file.write(json.dumps({"drafted_by": identity}) + "\n")
         for study in tqdm([one for one in studies if one.study_id not in done], desc="draft val", unit="study"):
             done[study.study_id] = record = _record(drafter, study, cache)
             file.write(json.dumps(_packed(record)) + "\n")
@@ -118,11 +119,10 @@ def _packed(record: Record) -> dict[str, Any]:
 
 
 def _read(path: Path, identity: str) -> Iterator[tuple[str, Record]]:
-    """Records of an earlier run of the same identity; a file of another, or cut off in its first line, is removed."""
+    """Records of an earlier run of the same identity, without a line that was cut off."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     found = [one for line in lines if (one := _parsed(line)) is not None]
     if not found or found[0] != {"drafted_by": identity}:
-        path.unlink(missing_ok=True)
         return
     for one in found[1:]:
         evidence = Evidence(one["evidence"]["cases"], one["evidence"]["images"], frozenset(one["evidence"]["shown"]))

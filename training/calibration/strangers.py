@@ -49,13 +49,15 @@ def drawn(size: int, count: int, seed: int) -> dict[str, Pixels]:
     return found
 
 
-def pictures(folder: Path, size: int) -> Pixels:
-    """Every PNG and JPEG below a folder, squashed as an upload is: (N, S, S) uint8.
+def pictures(folder: Path, size: int, *, most: int | None = None) -> Pixels:
+    """Every PNG and JPEG below a folder, or ``most`` of them evenly spaced, squashed as uploads are: (N, S, S) uint8.
 
     Raises:
         ValueError: there is none that can be read.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    if most is not None and most < len(paths):
+        paths = [paths[place * len(paths) // most] for place in range(most)]
     found = []
     for path in paths:
         try:
