@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,17 @@ class Server:
         """Of the process, where it is ours."""
         return None if self.process is None else self.process.pid
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop all its processes for a while, so that they take nothing of the machine; not where it is not ours."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            if self.process is not None:
+                os.killpg(self.process.pid, signal.SIGCONT)
+
 
 @contextmanager
 def running(
@@ -60,8 +72,9 @@ def running(
     arguments = [argument.format(port=port) for argument in command]
     with tempfile.TemporaryFile() if log is None else log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, *arguments], env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT
-        )
+            [sys.executable, *arguments], env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
         server = Server(f"http://127.0.0.1:{port}", process)
         try:
             wait_until_ready(server, health)
@@ -73,6 +86,8 @@ def running(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # workers that outlived it
 
 
 @contextmanager

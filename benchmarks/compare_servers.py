@@ -2,8 +2,9 @@
 
     python -m benchmarks.compare_servers [--bundle DIR] [--device auto] [--rounds 5] [--out runs/servers]
 
-All three run at the same time with the same bundle, device and number of threads, and are asked in turn, in another
-order each round, so that whatever else the machine does meets them alike. Clients send their next study when they have
+All three are started with the same bundle, device and number of threads, and are asked in turn, in another order each
+round, so that whatever else the machine does meets them alike; those not asked are stopped meanwhile, as LitServe's
+worker polls while it waits. Clients send their next study when they have
 the answer to the one before. Every answer of every server must hold the same findings and reference cases for a
 study; a difference ends the run. Ratios are taken within a round; the table gives their median and their range over the
 rounds.
@@ -93,27 +94,35 @@ async def compare(
     Raises:
         RuntimeError: one of them does not answer, or not with the findings of the others.
     """
-    timeout = aiohttp.ClientTimeout(total=DEADLINE_S)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-        studies = await _agreed(session, found, drawn or drawn_studies(STUDIES, sizes=(SIZE,), both_views=True))
-        names = list(found)
-        progress = tqdm(total=rounds * len(clients) * len(names), unit=" readings", disable=quiet)
-        for turn in range(rounds):
-            for number in clients:
-                for name in names[turn % len(names) :] + names[: turn % len(names)]:
+    studies = await _agreed(found, drawn or drawn_studies(STUDIES, sizes=(SIZE,), both_views=True))
+    names = list(found)
+    progress = tqdm(total=rounds * len(clients) * len(names), unit=" readings", disable=quiet)
+    for turn in range(rounds):
+        for number in clients:
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                with contextlib.ExitStack() as others:
+                    for other in names:
+                        if other != name:
+                            others.enter_context(found[other].paused())
                     await asyncio.sleep(REST_S)
-                    throughput, p50 = await _reading(session, found[name].url, studies, number, measured.seconds, name)
-                    measured.add(name, number, throughput, p50)
-                    progress.update()
-        progress.close()
+                    throughput, p50 = await _reading(found[name].url, studies, number, measured.seconds, name)
+                measured.add(name, number, throughput, p50)
+                progress.update()
+    progress.close()
 
 
-async def _agreed(session: aiohttp.ClientSession, found: dict[str, Server], drawn: Sequence[Study]) -> list[Study]:
+def _session() -> aiohttp.ClientSession:
+    """For one server at a time: one that is stopped would close its idle connections once it goes on."""
+    timeout = aiohttp.ClientTimeout(total=DEADLINE_S)
+    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+
+
+async def _agreed(found: dict[str, Server], drawn: Sequence[Study]) -> list[Study]:
     """Studies with what all servers answer to them; this warms each of them up as well."""
     known: list[Study] = []
     for name, server in found.items():
-        mine = await with_answers(session, server.url, drawn)
+        async with _session() as session:
+            mine = await with_answers(session, server.url, drawn)
         for number, (study, other) in enumerate(zip(mine, known or mine, strict=True)):
             if study.expected != other.expected:
                 raise RuntimeError(f"study {number}: {name} answers {study.expected!r}, {OURS} {other.expected!r}")
@@ -121,10 +130,9 @@ async def _agreed(session: aiohttp.ClientSession, found: dict[str, Server], draw
     return known
 
 
-async def _reading(
-    session: aiohttp.ClientSession, url: str, studies: Sequence[Study], clients: int, seconds: float, name: str
-) -> tuple[float, float]:
-    records = await closed_loop(session, url, studies, clients=clients, seconds=seconds)
+async def _reading(url: str, studies: Sequence[Study], clients: int, seconds: float, name: str) -> tuple[float, float]:
+    async with _session() as session:
+        records = await closed_loop(session, url, studies, clients=clients, seconds=seconds)
     times = percentiles(record.seconds for record in records if record.outcome == "answered")
     wrong = [record for record in records if record.outcome != "answered"]
     if wrong or times is None:

@@ -133,8 +133,8 @@ class SentenceOut(_Answer):
             description="Whether a reference case or the images speak for a finding that it calls present; null where "
             "it calls none present, or where the bundle has no calibration."
         ),
-    ]
-    attention: Annotated[AttentionOut | None, Field(description="With include=attention; null otherwise.")]
+    ] = None
+    attention: Annotated[AttentionOut | None, Field(description="With include=attention; null otherwise.")] = None
 
 
 class ReferenceCaseOut(_Answer):
@@ -216,7 +216,7 @@ class ReportResponse(_Answer):
         list[ImageCheckOut],
         Field(description="One an image, the field frontal first; empty where the bundle has no calibration."),
     ]
-    refined: Annotated[RefinedOut | None, Field(description="With refine=true, where it succeeded; null otherwise.")]
+    refined: Annotated[RefinedOut | None, Field(description="With refine=true, where it succeeded; null otherwise.")] = None
     warnings: list[WarningOut]
     model: ModelInfo
     timings_ms: Annotated[dict[str, float], Field(description="Milliseconds by stage; total is the whole request.")]

@@ -113,8 +113,8 @@ def test_waiting_studies_are_drafted_together_and_as_they_are_alone(bundle: Path
             assert mine["confidence"] == pytest.approx(theirs["confidence"], abs=1e-4)  # answers round to four places
 
 
-def test_on_a_cpu_studies_are_drafted_one_by_one_unless_told_otherwise(bundle: Path, gates: list[Gate]) -> None:
-    with gated(bundle, gates) as (_, client, gate), ThreadPoolExecutor(3) as pool:
+def test_studies_are_drafted_one_by_one_where_told_so(bundle: Path, gates: list[Gate]) -> None:
+    with gated(bundle, gates, max_batch_size=1) as (_, client, gate), ThreadPoolExecutor(3) as pool:
         answers = [pool.submit(post, client) for _ in range(3)]
         until(lambda: depth(client)["waiting"] == 2)
         gate.go.set()
