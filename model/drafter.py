@@ -22,7 +22,7 @@ from model.image_checks import Reading, as_sent, read_images
 from model.images import Pixels, Resample
 from model.labeler import Label, label_report
 from model.linear import products_in
-from model.protocols import CaseIndex
+from model.protocols import Case, CaseIndex
 from model.report_model import Patches
 from model.sentence_checks import NEIGHBOURS, Evidence, confidence, named_findings, supported, unsupported
 from model.tokenizer import display_sentence, split_sentences
@@ -121,7 +121,10 @@ class ImageCheck:
 
 @dataclass(frozen=True)
 class ReferenceCase:
-    """A training case near the study; ``findings`` is None where texts are not redistributed."""
+    """A training or added case near the study.
+
+    ``findings`` is None where texts are not redistributed; ``images`` names views of which there is a small picture.
+    """
 
     rank: int
     case_id: str
@@ -129,6 +132,7 @@ class ReferenceCase:
     findings: str | None
     labels: dict[str, str | None]
     source_url: str | None
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -298,13 +302,7 @@ class Drafter:
         ]
         if all(reading.views == views for reading, views in zip(readings, sent, strict=True)):
             return patches, readings
-        views, places = patches.views.clone(), torch.arange(patches.views.shape[1]).repeat(len(studies), 1)
-        for row, reading in enumerate(readings):
-            order = sorted(range(len(reading.views)), key=lambda column: reading.views[column].row)
-            places[row, : len(order)] = torch.tensor(order)
-            views[row, : len(order)] = torch.tensor([reading.views[column].row for column in order])
-        rows, places = torch.arange(len(studies), device=self.device).unsqueeze(1), places.to(self.device)
-        return Patches(patches.tokens[rows, places], patches.pooled[rows, places], views, patches.view_mask), readings
+        return patches.read_as([reading.views for reading in readings]), readings
 
     def _ordered(self, study: Sequence[StudyView]) -> Sequence[StudyView]:
         """Frontals first, unless the bundle wants the order of the data set's files."""
@@ -319,31 +317,28 @@ class Drafter:
         if self.index is None or retrieval is None or study is None:
             return None, None, [()] * count
         shown = options.top_k or retrieval.k
-        similarity, rows = self.index.search(study.float().cpu().numpy(), shown)
+        index = self.index.frozen()  # cases may be removed meanwhile
+        similarity, rows = index.search(study.float().cpu().numpy(), shown)
         used = rows[:, : retrieval.k]
-        vectors = torch.from_numpy(self.index.vectors(used)).to(self.device)  # (B, K, E)
+        vectors = torch.from_numpy(index.vectors(used)).to(self.device)  # (B, K, E)
         references = [
             tuple(
-                self._reference(rank, rows[b, rank], similarity[b, rank]) for rank in range(shown) if rows[b, rank] >= 0
+                _reference(rank, index.case(int(rows[b, rank])), float(similarity[b, rank]))
+                for rank in range(shown)
+                if rows[b, rank] >= 0
             )
             for b in range(len(rows))
         ]
         return vectors, torch.from_numpy(used >= 0).to(self.device), references
-
-    def _reference(self, place: int, row: np.int64, similarity: np.float32) -> ReferenceCase:
-        assert self.index is not None
-        case = self.index.case(int(row))
-        return ReferenceCase(
-            place + 1, case.case_id, float(similarity), case.findings, dict(case.labels), case.source_url
-        )
 
     def _evidence(self, study: torch.Tensor | None, findings: torch.Tensor | None, count: int) -> list[Evidence]:
         retrieval = self.bundle.config.retrieval
         heads = [None] * count if findings is None else list(findings.float().cpu().numpy())
         if self.index is None or retrieval is None or study is None:
             return [Evidence.of((), 0, head) for head in heads]
-        _, rows = self.index.search(study.float().cpu().numpy(), NEIGHBOURS)
-        cases = [[self.index.case(int(row)).labels for row in found if row >= 0] for found in rows]
+        index = self.index.frozen()
+        _, rows = index.search(study.float().cpu().numpy(), NEIGHBOURS)
+        cases = [[index.case(int(row)).labels for row in found if row >= 0] for found in rows]
         return [Evidence.of(labels, retrieval.k, head) for labels, head in zip(cases, heads, strict=True)]
 
     def _finish(
@@ -414,3 +409,9 @@ class Drafter:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         clock[name] = (time.perf_counter() - began) * 1000
+
+
+def _reference(place: int, case: Case, similarity: float) -> ReferenceCase:
+    return ReferenceCase(
+        place + 1, case.case_id, similarity, case.findings, dict(case.labels), case.source_url, tuple(case.images)
+    )

@@ -33,6 +33,7 @@ __all__ = [
     "is_dicom",
     "load_pixels",
     "read_image",
+    "thumbnail",
 ]
 
 Pixels = npt.NDArray[np.uint8]  # (S, S), 0 black .. 255 white
@@ -40,6 +41,7 @@ Pixels = npt.NDArray[np.uint8]  # (S, S), 0 black .. 255 white
 Resample = Literal["bicubic", "bilinear"]
 
 _FORMATS = ("PNG", "JPEG")
+_THUMBNAIL_QUALITY = 85
 warnings.filterwarnings(
     "ignore", category=Image.DecompressionBombWarning
 )  # our own limit is checked; once, for all threads
@@ -87,12 +89,35 @@ def read_image(
     Raises:
         ImageError: the bytes are not such an image; ``code`` says why.
     """
+    image, facts = _decoded(data, limits)
+    return Radiograph(_squash(image, size, resample), facts)
+
+
+def thumbnail(data: bytes, longest: int, *, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """A small grey JPEG file of a radiograph, in its own proportions. It holds pixels and nothing else of the file.
+
+    Args:
+        data: as for ``read_image``.
+        longest: the longer side is reduced to so many pixels; a smaller image stays as large as it is.
+        limits: bounds on the size of the image.
+
+    Raises:
+        ImageError: as ``read_image``.
+    """
+    image, _ = _decoded(data, limits)
+    scale = min(longest / max(image.size), 1.0)
+    width, height = (max(round(side * scale), 1) for side in image.size)
+    pixels = _resized(image, (width, height), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=_THUMBNAIL_QUALITY)
+    return file.getvalue()
+
+
+def _decoded(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomFacts | None]:
+    """The whole image, mode ``L`` or ``F``, and what its header says where it is DICOM."""
     if not data:
         raise ImageError("empty", "The image is empty (0 bytes). Send a PNG, JPEG or DICOM file.")
-    if is_dicom(data):
-        image, facts = read_dicom(data, limits)
-        return Radiograph(_squash(image, size, resample), facts)
-    return Radiograph(_squash(_read_raster(data, limits), size, resample))
+    return read_dicom(data, limits) if is_dicom(data) else (_read_raster(data, limits), None)
 
 
 def _read_raster(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -161,8 +186,11 @@ def _squash(image: Image.Image, size: int, resample: Resample) -> Pixels:
 
     Bilinear is torchvision's ``Resize((size, size))`` of a PIL image to the bit; bicubic may shrink in two steps.
     """
-    if resample == "bilinear":
-        resized = image.resize((size, size), Image.Resampling.BILINEAR)
-    else:
-        resized = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0 if image.mode == "L" else None)
+    return _resized(image, (size, size), Image.Resampling[resample.upper()])
+
+
+def _resized(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Pixels:
+    """(height, width) uint8 of an image reduced to (width, height)."""
+    gap = 3.0 if image.mode == "L" and resample is Image.Resampling.BICUBIC else None
+    resized = image.resize(size, resample, reducing_gap=gap)
     return np.clip(np.rint(np.asarray(resized, dtype=np.float32)), 0, 255).astype(np.uint8)

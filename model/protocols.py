@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,10 @@ class Case(Protocol):
     def source_url(self) -> str | None:
         """Where the case was published."""
 
+    @property
+    def images(self) -> Sequence[str]:
+        """Views of which there is a small picture."""
+
 
 class CaseIndex(Protocol):
     """Vectors of training reports, searched by inner product."""
@@ -37,6 +41,9 @@ class CaseIndex(Protocol):
         """Width of the vectors."""
 
     def __len__(self) -> int: ...
+
+    def frozen(self) -> CaseIndex:
+        """The index as it is now, whatever is added or removed: rows found in it stay what they are."""
 
     def search(
         self, queries: npt.NDArray[np.float32], k: int, *, exclude: Sequence[str | None] | None = None
@@ -49,5 +56,5 @@ class CaseIndex(Protocol):
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """rows (...) -> (..., D), zeros where a row is -1."""
 
-    def case(self, row: int) -> Any:
+    def case(self, row: int) -> Case:
         """The ``Case`` of a row."""

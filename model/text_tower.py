@@ -6,15 +6,20 @@ symmetric contrastive loss (``training/retriever.py``), and the index holds the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.dropout import Dropout
 from model.linear import Linear
+from model.tokenizer import Tokenizer
 from model.transformer import Encoder, sinusoidal_positions
+
+_EMBEDDED_AT_ONCE = 256
 
 
 class FeatureNorm(nn.BatchNorm1d):
@@ -112,6 +117,23 @@ class TextTower(nn.Module):
         weight = mask.to(hidden.dtype).unsqueeze(-1)
         pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
         return F.normalize(self.out(pooled).float(), dim=-1)
+
+
+@torch.inference_mode()
+def embed_reports(tower: TextTower, tokenizer: Tokenizer, reports: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Embed report texts for the index: (N, E) float32, L2-normalised; each cut to the tower's longest sequence.
+
+    Args:
+        tower: in eval mode, on any device.
+        tokenizer: of the same model; cleans the texts as for training.
+        reports: N texts.
+    """
+    longest, device = tower.positions.shape[0], tower.positions.device
+    rows = [np.zeros((0, tower.out.out_features), np.float32)]
+    for start in range(0, len(reports), _EMBEDDED_AT_ONCE):
+        ids = pad_ids([tokenizer.encode(report, longest) for report in reports[start : start + _EMBEDDED_AT_ONCE]])
+        rows.append(tower(ids.to(device)).float().cpu().numpy())
+    return np.concatenate(rows)
 
 
 def pad_ids(sequences: list[list[int]], length: int | None = None) -> Tensor:

@@ -21,6 +21,7 @@ Cleaning = Literal["own", "r2gen"]
 
 _NUMBERING = re.compile(r"(?:(?<=^)|(?<=[.:]\s))\d{1,2}[.)]\s+")
 _SENTENCE_END = re.compile(r"(?<!\d)[.?!;]+(?=\s|$)|(?<=\d)[.?!;]+(?=\s|$)|[?!;]+")
+_REDACTED = re.compile(r"x{4,}")
 _WORD = re.compile(r"\d+(?:\.\d+)+|[a-z0-9]+(?:-[a-z0-9]+)*")
 
 
@@ -94,9 +95,19 @@ class Tokenizer:
 
     def encode(self, report: str, max_length: int) -> list[int]:
         """``bos, words…, eos`` of the cleaned report, cut to ``max_length`` ids (a cut report has no eos)."""
-        clean = clean_report_r2gen if self.cleaning == "r2gen" else clean_report
-        words = [self.id_of(word) for word in clean(report).split()]
+        words = [self.id_of(word) for word in self._words(report)]
         return [self.bos_id, *words, self.eos_id][:max_length]
+
+    def knows_a_word_of(self, report: str) -> bool:
+        """Whether a report holds any word of the vocabulary; the archive's redaction mark is none."""
+        return any(
+            self.id_of(word) != self.unk_id and word != END_OF_SENTENCE and not _REDACTED.fullmatch(word)
+            for word in self._words(report)
+        )
+
+    def _words(self, report: str) -> list[str]:
+        clean = clean_report_r2gen if self.cleaning == "r2gen" else clean_report
+        return clean(report).split()
 
     def decode(self, ids: Iterable[int]) -> str:
         """Words up to the first eos; bos and pad are dropped."""

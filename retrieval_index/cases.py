@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from retrieval_index.files import write_atomic
 
 STATES = ("present", "absent", "uncertain", None)
-FIELDS = ("case_id", "findings", "labels", "source_url")
+FIELDS = ("case_id", "findings", "labels", "source_url")  # of a line
 
 
 class CaseFormatError(ValueError):
@@ -26,6 +26,7 @@ class Case:
     findings: str | None = None  # None where texts are not redistributed; `hydrate` fills it
     labels: dict[str, str | None] = field(default_factory=dict)  # finding -> present, absent, uncertain or None
     source_url: str | None = None  # the page that publishes the case
+    images: tuple[str, ...] = ()  # views of which `added` keeps a small picture; no case file holds any
 
     def __post_init__(self) -> None:
         """Raises ValueError for an empty id, an unknown label state or a value of the wrong type."""
@@ -51,7 +52,8 @@ class Case:
 
 def encode_cases(cases: Iterable[Case]) -> bytes:
     """The JSON lines of `cases`, UTF-8; equal cases give equal bytes."""
-    return "".join(json.dumps(asdict(case), ensure_ascii=False, sort_keys=True) + "\n" for case in cases).encode()
+    records = ({name: getattr(case, name) for name in FIELDS} for case in cases)
+    return "".join(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records).encode()
 
 
 def decode_cases(data: bytes, name: str = "cases.jsonl") -> list[Case]:

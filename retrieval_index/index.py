@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -37,16 +38,20 @@ class IndexFormatError(ValueError):
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """One state of the index. A search reads one snapshot from start to end, so `add` never disturbs it."""
+    """One state of the index. A search reads one snapshot from start to end, so a change never disturbs it."""
 
     structure: Structure
     vectors: Floats  # (N, D), unit length
     cases: tuple[Case, ...]
     rows: dict[str, int]  # case id -> row
 
+    @cached_property
+    def texts(self) -> bool:
+        return any(case.findings is not None for case in self.cases)
+
 
 class ReportIndex:
-    """Report embeddings and their cases, row by row. Safe to search and to extend from several threads.
+    """Report embeddings and their cases, row by row. Safe to search and to change from several threads.
 
     Made by `build` or `load`. Satisfies `model.protocols.CaseIndex`.
     """
@@ -54,7 +59,7 @@ class ReportIndex:
     def __init__(self, snapshot: _Snapshot, *, kind: Kind | Literal["auto"] = "auto") -> None:
         self._snapshot = snapshot
         self._wanted = kind
-        self._growing = threading.Lock()
+        self._changing = threading.Lock()
 
     @classmethod
     def build(cls, vectors: Floats, cases: Sequence[Case], *, kind: Kind | Literal["auto"] = "auto") -> ReportIndex:
@@ -86,15 +91,42 @@ class ReportIndex:
         Raises:
             ValueError: as for `build`, or a case id that the index has already. The index is then unchanged.
         """
-        with self._growing:
+        with self._changing:
             old = self._snapshot
             vectors = _checked(vectors, self.dim, "vectors")
             if len(vectors) != len(cases):
                 raise ValueError(f"{len(vectors)} vectors for {len(cases)} cases; give one vector per case")
             vectors, cases = np.concatenate([old.vectors, vectors]), old.cases + tuple(cases)
             rows = _rows(vectors, cases)
-            kind = index_kind(len(vectors)) if self._wanted == "auto" else self._wanted
-            self._snapshot = _Snapshot(kinds.extended(old.structure, vectors, kind), vectors, cases, rows)
+            structure = kinds.extended(old.structure, vectors, self._kind_for(len(vectors)))
+            self._snapshot = _Snapshot(structure, vectors, cases, rows)
+
+    def remove(self, case_ids: Collection[str]) -> None:
+        """Take cases out; those behind them move up, so read several things of one state from a `frozen` index.
+
+        Costs a copy of the index, as `add` does.
+
+        Raises:
+            ValueError: an id that the index lacks, or an index of kind `ivf` would be left empty. It is then unchanged.
+        """
+        with self._changing:
+            old = self._snapshot
+            if missing := [case_id for case_id in case_ids if case_id not in old.rows]:
+                raise ValueError(
+                    f"{len(missing)} of the cases to remove are not in the index, {missing[0]!r} among them"
+                )
+            gone = {old.rows[case_id] for case_id in case_ids}
+            kept = np.array([row for row in range(len(old.cases)) if row not in gone], np.int64)
+            vectors, cases = old.vectors[kept], tuple(old.cases[row] for row in kept)
+            structure = kinds.reduced(old.structure, vectors, kept, self._kind_for(len(vectors)))
+            self._snapshot = _Snapshot(structure, vectors, cases, _rows(vectors, cases))
+
+    def frozen(self) -> ReportIndex:
+        """The index as it is now: rows found in it stay what they are, whatever is added or removed. Costs nothing."""
+        return ReportIndex(self._snapshot, kind=self._wanted)
+
+    def _kind_for(self, count: int) -> Kind:
+        return index_kind(count) if self._wanted == "auto" else self._wanted
 
     @property
     def kind(self) -> Kind:
@@ -172,6 +204,17 @@ class ReportIndex:
         if not 0 <= row < len(cases):
             raise IndexError(f"row {row}: the index has 0 to {len(cases) - 1}")
         return cases[row]
+
+    def find(self, case_id: str) -> Case | None:
+        """The case of an id, or None."""
+        state = self._snapshot
+        row = state.rows.get(case_id)
+        return None if row is None else state.cases[row]
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether any case holds its findings."""
+        return self._snapshot.texts
 
     def save(self, folder: Path) -> None:
         """Write `reports.faiss` and `cases.jsonl` into `folder`, each atomically; equal indexes give equal bytes."""

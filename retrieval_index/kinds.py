@@ -133,11 +133,18 @@ def extended(old: Structure, vectors: Floats, kind: Kind) -> Structure:
 
     Cells stay as they are, and new vectors go where they are nearest, until `cell_count` asks for others.
     """
-    if old.cells is None or kind == "flat" or cell_count(len(vectors)) != cell_count(len(old.cells)):
+    if (cells := _cells_to_keep(old, len(vectors), kind)) is None:
         return build(vectors, kind)
-    centroids = old.faiss_index.quantizer.reconstruct_n(0, old.faiss_index.nlist)
-    cells = np.concatenate([old.cells, _nearest(centroids, vectors[len(old.cells) :])])
+    centroids = _centroids(old)
+    cells = np.concatenate([cells, _nearest(centroids, vectors[len(cells) :])])
     return _filled(vectors, centroids, cells, old.faiss_index.nprobe)
+
+
+def reduced(old: Structure, vectors: Floats, rows: Rows, kind: Kind) -> Structure:
+    """The structure of `vectors` (N, D), which are those of `rows` (N,) in `old`; cells stay as in `extended`."""
+    if (cells := _cells_to_keep(old, len(vectors), kind)) is None:
+        return build(vectors, kind)
+    return _filled(vectors, _centroids(old), cells[rows], old.faiss_index.nprobe)
 
 
 def serialized(structure: Structure) -> memoryview:
@@ -239,6 +246,19 @@ class _Reader:
     def end(self) -> None:
         if self.left:
             raise ValueError(f"{self.name} goes on for {self.left} bytes behind its last vector")
+
+
+def _cells_to_keep(old: Structure, count: int, kind: Kind) -> Rows | None:
+    """The cells of `old`, where `count` vectors want as many; None where they want others or none."""
+    if old.cells is None or kind == "flat" or cell_count(count) != cell_count(len(old.cells)):
+        return None
+    return old.cells
+
+
+def _centroids(structure: Structure) -> Floats:
+    index = structure.faiss_index
+    centroids: Floats = index.quantizer.reconstruct_n(0, index.nlist)
+    return centroids
 
 
 def _nearest(centroids: Floats, vectors: Floats) -> Rows:

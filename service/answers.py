@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from model.drafter import Draft, ReferenceCase, Sentence
 from model.tokenizer import UNK
 from service.bundles import Loaded
-from service.schemas import DISCLAIMER, ModelInfo, ReportResponse
+from service.casebook import FoundCase
+from service.schemas import DISCLAIMER, CaseResponse, ModelInfo, ReportResponse
 
 REDACTED = "[redacted]"
 UNKNOWN = "[unknown word]"
@@ -84,5 +85,24 @@ def _case(case: ReferenceCase) -> dict[str, object]:
         "findings": None if case.findings is None else mark_redactions(case.findings),
         "labels": case.labels,
         "source_url": case.source_url,
-        "images": {},
+        "images": _addresses(case.case_id, case.images),
     }
+
+
+def case_answer(found: FoundCase) -> CaseResponse:
+    """The answer of ``/cases``."""
+    case = found.case
+    return CaseResponse.model_validate(
+        {
+            "case_id": case.case_id,
+            "findings": None if case.findings is None else mark_redactions(case.findings),
+            "labels": case.labels,
+            "source_url": case.source_url,
+            "images": _addresses(case.case_id, case.images),
+            "added": found.added,
+        }
+    )
+
+
+def _addresses(case_id: str, views: Iterable[str]) -> dict[str, str]:
+    return {view: f"cases/{case_id}/{view}" for view in views}

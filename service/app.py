@@ -1,4 +1,4 @@
-"""The HTTP interface: ``POST /report``, ``GET /health``, the page at ``/``, all described in OpenAPI."""
+"""The HTTP interface: ``POST /report``, ``/cases``, ``GET /health``, the page at ``/``, all described in OpenAPI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from model.drafter import Draft, DraftOptions
-from service import logs, problems
+from service import case_routes, logs, problems
 from service.answers import answer
 from service.auth import guarded, guarded_always
 from service.backend import Backend, RemoteDraft
@@ -31,7 +31,6 @@ from service.headers import SecurityHeaders
 from service.jobs import ClosedError
 from service.lingering import LingeringClose
 from service.openapi import HEALTH, RELOAD, REPORT, describe
-from service.places import BusyError
 from service.problems import Problem, UnforeseenErrors
 from service.request_ids import RequestIds
 from service.runtime import STOPPING, Ready, Runtime
@@ -75,6 +74,7 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     app.state.runtime = runtime
     app.state.keys = settings.keys()
     app.include_router(router)
+    app.include_router(case_routes.router)
     app.mount("/static", _Static(directory=STATIC), name="static")
     problems.install(app)
     describe(app)
@@ -104,21 +104,16 @@ async def report(request: Request, response: Response) -> ReportResponse | Respo
     formats = wanted(request.headers.getlist("accept"))
     ready = runtime.ready()
     settings = runtime.settings
-    try:
-        with ready.backend.place():
-            upload = await read_upload(
-                request, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s
-            )
-            uploaded = time.perf_counter()
-            study = await study_of(upload.images, identified=formats.prefer_sr)
-            form = formats.choose(study)
-            options = DraftOptions(upload.top_k, upload.beam_size, upload.attention)
-            work = _draft(ready.backend, upload.images, options, settings.request_timeout_s)
-            draft = await unless_left(request, work)
-    except BusyError as error:
-        raise Problem(
-            "busy", f"Try again in a moment: {error}.", headers={"Retry-After": str(error.retry_after_s)}
-        ) from error
+    with ready.place():
+        upload = await read_upload(
+            request, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s
+        )
+        uploaded = time.perf_counter()
+        study = await study_of(upload.images, identified=formats.prefer_sr)
+        form = formats.choose(study)
+        options = DraftOptions(upload.top_k, upload.beam_size, upload.attention)
+        work = _draft(ready.backend, upload.images, options, settings.request_timeout_s)
+        draft = await unless_left(request, work)
     timings = {"upload": (uploaded - began) * 1000, "total": (time.perf_counter() - began) * 1000}
     result = answer(draft, draft.model if isinstance(draft, RemoteDraft) else ready.model, timings)
     runtime.metrics.drafted(result.timings_ms)
@@ -172,8 +167,8 @@ def _state(ready: Ready) -> HealthResponse:
         status="ready",
         device=ready.device,
         bundle=BundleInfo(name=model.name, digest=model.digest, hydrated=model.hydrated),
-        cases=ready.cases,
-        texts=ready.texts,
+        cases=ready.holdings.cases,
+        texts=ready.holdings.texts,
         queue=QueueInfo(depth=backend.depth, waiting=backend.waiting, capacity=backend.capacity),
         model=model,
     )

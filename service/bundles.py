@@ -25,11 +25,20 @@ class LoadError(RuntimeError):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A bundle on its devices, ready to draft, one drafter each. ``cases`` is None without retrieval."""
+    """A bundle on its devices, ready to draft, one drafter each; all read one index, None without retrieval."""
 
     drafters: tuple[Drafter, ...]
-    cases: int | None
-    texts: bool
+    index: ReportIndex | None
+
+    @property
+    def cases(self) -> int | None:
+        """Reference cases by now."""
+        return None if self.index is None else len(self.index)
+
+    @property
+    def texts(self) -> bool:
+        """Whether any of them holds its text."""
+        return self.index is not None and self.index.has_texts
 
     @property
     def drafter(self) -> Drafter:
@@ -139,5 +148,4 @@ def _load(path: Path, devices: Sequence[torch.device], precision: Precision) -> 
             drafters.append(Drafter(bundle, index, device=device, precision=precision))
     except (BundleError, IndexFormatError, OSError, ValueError, RuntimeError) as error:
         raise LoadError(f"the bundle {path} cannot be served: {error}") from error
-    texts = index is not None and any(index.case(row).findings is not None for row in range(len(index)))
-    return Loaded(tuple(drafters), None if index is None else len(index), texts)
+    return Loaded(tuple(drafters), index)

@@ -1,4 +1,4 @@
-"""Pages of other origins, where the settings name them: CORS for the two addresses that programs use."""
+"""Pages of other origins, where the settings name them: CORS for the addresses that programs use."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.problems import Problem
 
 PATHS = ("/report", "/health")
+UNDER = "/cases/"  # what answers refer to, to be read; adding cases is for no other page
 
 
 class CrossOrigin:
-    """Middleware: lets pages of exactly these `origins` send to ``PATHS``; browsers keep all others out."""
+    """Middleware: lets pages of exactly these `origins` use ``PATHS`` and ``UNDER``; browsers keep all others out."""
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
         self.app = app
@@ -28,7 +29,7 @@ class CrossOrigin:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        shared = scope["type"] == "http" and scope["path"] in PATHS
+        shared = scope["type"] == "http" and (scope["path"] in PATHS or scope["path"].startswith(UNDER))
         await (self.shared if shared else self.app)(scope, receive, send)
 
 

@@ -65,13 +65,31 @@ _EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
     "replica_lost": (
         "The process that drafted this study was lost, and so was the one after it. Try again in a moment.", None
     ),
+    "cases_off": (
+        "No cases can be added to this service. Set REPORT_CASES_DIR to a directory for them and restart.", None
+    ),
+    "no_such_case": ("No reference case of this id is served. Take ids from the answers.", None),
+    "case_exists": ("A case of this id is here already. Choose another, or DELETE it first.", "case_id"),
+    "no_retrieval": ("The bundle that is served has no index. Serve one made with retrieval.", None),
+    "case_of_bundle": ("This case belongs to the bundle. Only cases that were added can be removed.", None),
+    "missing_field": ("The field findings is missing or empty. Send it.", "findings"),
+    "malformed_value": (
+        "The source_url is no http or https address. Send one, or leave it out.", "source_url"
+    ),
+    "no_known_word": (
+        "The model knows no word of the findings. Send the findings of a report, in the model's language.", "findings"
+    ),
+    "cases_disk": (
+        "The case was not added: No space left on device in REPORT_CASES_DIR. Make room or have its disk seen to.", None
+    ),
     "reload_refused": (
         "The present bundle goes on serving: model.safetensors was altered since the bundle was written.", None
     ),
 }  # fmt: skip
 
 
-def _problems(status: int, description: str, *codes: str) -> dict[int | str, dict[str, Any]]:
+def problem_responses(status: int, description: str, *codes: str) -> dict[int | str, dict[str, Any]]:
+    """The responses of one status that are problems, with an example of each code."""
     examples = {}
     for code in codes:
         detail, field = _EXAMPLES[code]
@@ -82,7 +100,8 @@ def _problems(status: int, description: str, *codes: str) -> dict[int | str, dic
     return {status: {"description": description, "content": content}}
 
 
-def _file(description: str) -> dict[str, Any]:
+def file_field(description: str) -> dict[str, Any]:
+    """A form field that holds a file."""
     return {"type": "string", "format": "binary", "description": description}
 
 
@@ -103,8 +122,8 @@ _BODY = {
                 "title": "ReportRequest",
                 "type": "object",
                 "properties": {
-                    "frontal": _file("The PA or AP radiograph: DICOM (CR, DX, secondary capture), PNG or JPEG."),
-                    "lateral": _file("The lateral radiograph, likewise."),
+                    "frontal": file_field("The PA or AP radiograph: DICOM (CR, DX, secondary capture), PNG or JPEG."),
+                    "lateral": file_field("The lateral radiograph, likewise."),
                     "top_k": _number("top_k", "Reference cases returned; the bundle's own number if left out."),
                     "beam_size": _number("beam_size", "Hypotheses kept while writing; the bundle's if left out."),
                     "include": _word("include", "attention: where the decoder looked, sentence by sentence."),
@@ -173,20 +192,20 @@ REPORT: dict[str, Any] = {
             "headers": {"Vary": {"schema": {"type": "string", "const": "Accept"}}},
             "content": _FORMATS,
         },
-        **_problems(
+        **problem_responses(
             406, "No format that is offered is accepted, or no structured report can be written.", "not_acceptable"
         ),
-        **_problems(400, "The multipart body cannot be parsed.", "malformed_multipart"),
-        **_problems(408, "The body arrived too slowly.", "upload_timeout"),
-        **_problems(413, "The body or a file is too large.", "upload_too_large"),
-        **_problems(
+        **problem_responses(400, "The multipart body cannot be parsed.", "malformed_multipart"),
+        **problem_responses(408, "The body arrived too slowly.", "upload_timeout"),
+        **problem_responses(413, "The body or a file is too large.", "upload_too_large"),
+        **problem_responses(
             415,
             "The body or a file is of a kind that is not read.",
             "not_multipart",
             "unsupported_format",
             "unsupported_transfer_syntax",
         ),
-        **_problems(
+        **problem_responses(
             422,
             "A field is wrong; it is named.",
             "unknown_field",
@@ -196,8 +215,8 @@ REPORT: dict[str, Any] = {
             "out_of_range",
             "unknown_value",
         ),
-        **_problems(500, "The service failed on this request.", "internal"),
-        **_problems(
+        **problem_responses(500, "The service failed on this request.", "internal"),
+        **problem_responses(
             503,
             "Not ready, busy, too slow, or lost (with Retry-After).",
             "loading",
@@ -207,12 +226,12 @@ REPORT: dict[str, Any] = {
         ),
     },
 }
-HEALTH: dict[str, Any] = {"responses": _problems(503, "Not ready; detail says why.", "loading")}
+HEALTH: dict[str, Any] = {"responses": problem_responses(503, "Not ready; detail says why.", "loading")}
 RELOAD: dict[str, Any] = {
     "responses": {
-        **_problems(403, "The service has no key, and this address answers only to one.", "no_api_key"),
-        **_problems(409, "Not swapped; the present bundle goes on serving.", "reload_refused"),
-        **_problems(503, "Not ready.", "loading"),
+        **problem_responses(403, "The service has no key, and this address answers only to one.", "no_api_key"),
+        **problem_responses(409, "Not swapped; the present bundle goes on serving.", "reload_refused"),
+        **problem_responses(503, "Not ready.", "loading"),
     },
 }
 
@@ -240,6 +259,6 @@ def _keys(document: dict[str, Any], *, needed: bool) -> None:
             if not needed:
                 operation.pop("security", None)
             elif "security" in operation:
-                unauthorized = _problems(401, "No key was sent, or a wrong one.", "unauthorized")
+                unauthorized = problem_responses(401, "No key was sent, or a wrong one.", "unauthorized")
                 unauthorized[401]["headers"] = {"WWW-Authenticate": {"schema": {"type": "string", "const": "Bearer"}}}
                 operation["responses"]["401"] = unauthorized[401]

@@ -33,7 +33,9 @@ CODES: dict[str, tuple[int, str]] = {
     "cross_origin": (400, "Pages of this origin are not let in"),
     "unauthorized": (401, "A key is needed"),
     "no_api_key": (403, "This address needs a service with a key"),
+    "cases_off": (403, "Reference cases are not open to this here"),
     "not_found": (404, "There is nothing at this address"),
+    "no_such_case": (404, "There is no such reference case"),
     "method_not_allowed": (405, "This address does not answer that method"),
     "not_acceptable": (406, "No format that is offered is accepted"),
     "upload_timeout": (408, "The request took too long to arrive"),
@@ -45,11 +47,14 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown_field": (422, "Unknown field"),
     "duplicate_field": (422, "A field was sent twice"),
     "missing_image": (422, "No radiograph was sent"),
+    "missing_field": (422, "A field is missing"),
     "empty": (422, "A field is empty"),
     "not_a_file": (422, "A field holds text instead of a file"),
     "not_a_number": (422, "A field is not a whole number"),
     "unknown_value": (422, "A field holds another word than it may"),
     "out_of_range": (422, "A field is out of range"),
+    "malformed_value": (422, "A field is not of the form that it must have"),
+    "no_known_word": (422, "The model knows no word of the findings"),
     "not_an_image": (422, "The file is not an image"),
     "truncated": (422, "The image file is damaged or cut short"),
     "animated": (422, "The image has more than one frame"),
@@ -60,6 +65,9 @@ CODES: dict[str, tuple[int, str]] = {
     "too_small": (422, "The image is too small"),
     "too_large": (422, "The image has too many pixels"),
     "reload_refused": (409, "The bundle was not swapped"),
+    "no_retrieval": (409, "The bundle has no reference cases"),
+    "case_exists": (409, "A reference case of this id is here already"),
+    "case_of_bundle": (409, "This reference case belongs to the bundle"),
     "invalid_request": (422, "The request is not valid"),
     "internal": (500, "The service failed"),
     "loading": (503, "The model is still being loaded"),
@@ -69,6 +77,7 @@ CODES: dict[str, tuple[int, str]] = {
     "memory": (503, "The device has too little memory"),
     "replica_lost": (503, "The model's process was lost"),
     "stopping": (503, "The service is stopping"),
+    "cases_disk": (507, "The disk of the added cases cannot be written"),
 }
 
 
@@ -122,7 +131,7 @@ def install(app: FastAPI) -> None:
         if error.status_code == HTTPStatus.NOT_FOUND:
             return Problem(
                 "not_found",
-                "The service answers at /, /report, /health, /livez, /metrics, /reload and /openapi.json.",
+                "The service answers at /, /report, /cases, /health, /livez, /metrics, /reload and /openapi.json.",
                 headers=headers,
             ).response()
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:

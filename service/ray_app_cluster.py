@@ -63,6 +63,10 @@ def read_settings(arguments: Mapping[str, Any]) -> tuple[Settings, RaySettings]:
         scale = RaySettings(**{name: arguments[name] for name in RaySettings.model_fields if name in arguments})
     except ValidationError as error:
         raise ValueError(explain(error, RAY_PREFIX)) from error
+    if settings.cases_dir is not None:
+        raise ValueError(
+            "REPORT_CASES_DIR is set, but replicas cannot share added cases. Unset it, or serve with python -m service."
+        )
     if settings.device.startswith("cuda") and not scale.gpus_per_replica:
         raise ValueError(
             f"REPORT_DEVICE={settings.device}, but Ray hides all GPUs from a replica that it gives none. "

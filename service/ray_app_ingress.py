@@ -235,7 +235,7 @@ class RayRuntime(Runtime):
             log.info("bundle %s on %s; replicas: %s", chosen.model.name, devices, counts)
             self.metrics.serve(chosen.model.name, digest, devices)
         self._last = digests, devices
-        self._ready = Ready(backend, chosen.model, devices, chosen.cases, chosen.texts)
+        self._ready = Ready(backend, chosen.model, devices, chosen)
         self.state = "ready"
 
 

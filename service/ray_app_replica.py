@@ -103,7 +103,8 @@ class ModelReplica:
             ready = self._runtime.ready()
         except Problem:
             return None
-        return Description(ready.model, ready.device, ready.cases, ready.texts, ready.backend.waiting)
+        held = ready.holdings
+        return Description(ready.model, ready.device, held.cases, held.texts, ready.backend.waiting)
 
     def check_health(self) -> None:
         """For Ray Serve, which replaces a replica that fails here.

@@ -6,17 +6,21 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from model.images import ImageLimits
+from retrieval_index.added import AddedCasesError
 from service.answers import model_info
 from service.backend import Backend
 from service.bundles import Loaded, LoadError, load
+from service.casebook import Casebook
 from service.engine import Engine
 from service.metrics import Metrics
+from service.passing_thread import in_a_passing_thread
+from service.places import BusyError
 from service.problems import Problem, places
 from service.schemas import ModelInfo
 from service.settings import Settings
@@ -26,6 +30,18 @@ LAST_WORDS_S = 2.0  # of the drain: what still waits is answered, what is comput
 STOPPING = "The service is stopping; send the request again in a moment."
 
 
+class Holdings(Protocol):
+    """The reference cases by now. ``service.bundles.Loaded`` is one."""
+
+    @property
+    def cases(self) -> int | None:
+        """How many there are; None without retrieval."""
+
+    @property
+    def texts(self) -> bool:
+        """Whether any of them holds its text."""
+
+
 @dataclass(frozen=True)
 class Ready:
     """All that answering needs."""
@@ -33,8 +49,21 @@ class Ready:
     backend: Backend
     model: ModelInfo
     device: str
-    cases: int | None
-    texts: bool
+    holdings: Holdings
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place in the house from before the body is read until the answer is made.
+
+        Raises:
+            Problem: ``busy``, 503; none is free, here or in the replica that was asked.
+        """
+        try:
+            with self.backend.place():
+                yield
+        except BusyError as error:
+            retry = {"Retry-After": str(error.retry_after_s)}
+            raise Problem("busy", f"Try again in a moment: {error}.", headers=retry) from error
 
 
 class Runtime:
@@ -44,6 +73,7 @@ class Runtime:
         settings: of the service.
         state: loading, then ready; failed for a ``reason`` where nothing could be loaded or the device was lost.
         broken: whether it failed after it had been ready.
+        casebook: the reference cases, to look up and to change.
         metrics: of the app.
     """
 
@@ -53,6 +83,8 @@ class Runtime:
         self.reason = "The model is being loaded; try again in a few seconds."
         self.broken = False
         self.metrics = Metrics()
+        self._limits = ImageLimits(max_pixels=settings.max_pixels)
+        self.casebook = Casebook(settings.cases_dir, self._limits)
         self.metrics.watch(
             ready=lambda: self.state == "ready",
             waiting=lambda: self._ready.backend.waiting if self._ready else 0,
@@ -98,6 +130,7 @@ class Runtime:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for backend in (*self._retired, *((self._ready.backend,) if self._ready is not None else ())):
             await asyncio.to_thread(backend.close)
+        await asyncio.to_thread(self.casebook.close)
         self._ready = None
 
     def drain(self) -> None:
@@ -160,7 +193,7 @@ class Runtime:
             loop.call_soon_threadsafe(self._lose_device, reason)
 
         try:
-            loaded = await self._in_a_passing_thread(self._load_and_warm_up)
+            loaded = await in_a_passing_thread(self._load_and_warm_up)
         except LoadError:
             raise
         except Exception as error:
@@ -172,7 +205,7 @@ class Runtime:
             max_batch_size=settings.max_batch_size,
             max_wait_ms=settings.max_wait_ms,
             decode_threads=settings.decode_threads,
-            limits=ImageLimits(max_pixels=settings.max_pixels),
+            limits=self._limits,
             metrics=self.metrics,
             on_broken=on_broken,
         )
@@ -187,23 +220,17 @@ class Runtime:
             "no" if loaded.cases is None else loaded.cases,
             "available" if loaded.texts else "not available",
         )
-        return Ready(engine, model, loaded.device, loaded.cases, loaded.texts)
-
-    @staticmethod
-    async def _in_a_passing_thread(call: Callable[[], Loaded]) -> Loaded:
-        """Run ``call`` in a thread that is gone before the engine's begin.
-
-        Every thread that computes keeps a team of OpenMP threads for as long as it lives. Where these outnumber the
-        cores, OpenMP puts them to sleep between two operators instead of letting them spin, and each operator waits for
-        them to wake.
-        """
-        with ThreadPoolExecutor(1, thread_name_prefix="load") as loader:
-            return await asyncio.get_running_loop().run_in_executor(loader, call)
+        return Ready(engine, model, loaded.device, loaded)
 
     def _load_and_warm_up(self) -> Loaded:
+        try:
+            self.casebook.open()
+        except AddedCasesError as error:
+            raise LoadError(f"REPORT_CASES_DIR: {error}") from error
         loaded = load(self.settings)
         if self.settings.warm_up:
             loaded.warm_up()
+        self.casebook.serve(loaded)
         return loaded
 
     async def _retire(self, backend: Backend) -> None:

@@ -76,6 +76,14 @@ REPORT_EXAMPLE: dict[str, Any] = {
     },
     "disclaimer": DISCLAIMER,
 }  # fmt: skip
+CASE_EXAMPLE: dict[str, Any] = {
+    "case_id": "teaching-0042",
+    "findings": "There is a small left pleural effusion. No pneumothorax.",
+    "labels": {**_SILENT, "Pleural Effusion": "present", "Pneumothorax": "absent"},
+    "source_url": "https://pacs.example.org/teaching/42",
+    "images": {"frontal": "cases/teaching-0042/frontal"},
+    "added": True,
+}
 HEALTH_EXAMPLE: dict[str, Any] = {
     "status": "ready",
     "device": "cpu",
@@ -138,7 +146,7 @@ class SentenceOut(_Answer):
 
 
 class ReferenceCaseOut(_Answer):
-    """A training case whose report lies near the images."""
+    """A training case, or one that was added, whose report lies near the images."""
 
     rank: Annotated[int, Field(ge=1)]
     case_id: str
@@ -156,6 +164,22 @@ class ReferenceCaseOut(_Answer):
         dict[str, str],
         Field(description="View -> address of a small picture, under this service; empty where it holds none."),
     ]
+
+
+class CaseResponse(_Answer):
+    """A reference case."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [CASE_EXAMPLE]})
+
+    case_id: str
+    findings: Annotated[str | None, Field(description="As in the reference cases of a draft.")]
+    labels: Annotated[Labels, Field(description="14 CheXpert findings read from the text; null: not mentioned.")]
+    source_url: str | None
+    images: Annotated[
+        dict[str, str],
+        Field(description="View -> address of a small picture, under this service; empty where it holds none."),
+    ]
+    added: Annotated[bool, Field(description="Whether it came by POST /cases; otherwise it is the bundle's.")]
 
 
 class ImageCheckOut(_Answer):
@@ -216,7 +240,9 @@ class ReportResponse(_Answer):
         list[ImageCheckOut],
         Field(description="One an image, the field frontal first; empty where the bundle has no calibration."),
     ]
-    refined: Annotated[RefinedOut | None, Field(description="With refine=true, where it succeeded; null otherwise.")] = None
+    refined: Annotated[
+        RefinedOut | None, Field(description="With refine=true, where it succeeded; null otherwise.")
+    ] = None
     warnings: list[WarningOut]
     model: ModelInfo
     timings_ms: Annotated[dict[str, float], Field(description="Milliseconds by stage; total is the whole request.")]

@@ -44,6 +44,10 @@ def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _none_if_empty(value: object) -> object:
+    return None if value == "" else value
+
+
 def _checked_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     for origin in origins:
         if "*" in origin:
@@ -88,6 +92,8 @@ class Settings(BaseSettings):
         api_key: key that ``POST /report`` then asks for, at least 16 characters; ``openssl rand -hex 32`` makes one.
         api_key_file: file of such keys instead, one a line, so that keys can be rotated; lines that begin with ``#``
             are skipped. Read at start.
+        cases_dir: directory of the reference cases that ``POST /cases`` adds, with their texts and small pictures, kept
+            until they are deleted; unset, none can be added.
         cors_origins: origins, separated by commas, whose pages may send to ``/report`` and ``/health``; none may
             unless named, and ``*`` is refused.
     """
@@ -115,6 +121,7 @@ class Settings(BaseSettings):
     log_format: Literal["json", "text"] = "text"
     api_key: Annotated[SecretStr, AfterValidator(_checked_key)] | None = None
     api_key_file: Annotated[Path, AfterValidator(_checked_key_file)] | None = None
+    cases_dir: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_checked_origins)] = ()
 
     @model_validator(mode="after")

@@ -78,7 +78,7 @@ def train_stages(processes: Processes, root: Path, out: Path) -> None:
                                 name="frozen")  # fmt: skip
     train_retriever(model, frozen, train, val, tokenizer, RetrieverConfig(epochs=2, batch_size=BATCH, dropout=0.0),
                     runtime, out / "retriever")  # fmt: skip
-    index = build_index(model, train, tokenizer, runtime, out / f"index{processes.rank}", public=False)
+    index = build_index(model, train, tokenizer, out / f"index{processes.rank}", public=False)
     live = LivePatches(model, cache, runtime.device, view_dropout=0.3)
     train_ce(model, live, index, train, val, tokenizer, CEConfig(epochs=2, batch_size=BATCH, visual_lr=1e-4),
              DecodingConfig(), runtime, out / "ce")  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.images import ImageError, ImageLimits, load_pixels
+from model.images import ImageError, ImageLimits, load_pixels, thumbnail
 
 S = 64
 
@@ -169,3 +169,29 @@ def test_a_jpeg_cut_anywhere_is_truncated_and_never_half_grey(keep: int) -> None
 def test_the_error_names_the_value_and_the_limit() -> None:
     with pytest.raises(ImageError, match=r"96 x 80 pixels; at most 1,000"):
         load_pixels(png(GREY), S, limits=ImageLimits(max_pixels=1000))
+
+
+def test_a_thumbnail_has_the_proportions_of_the_image_and_is_never_larger() -> None:
+    for size, longest, expected in (((96, 80), 48, (48, 40)), ((80, 96), 48, (40, 48)), ((96, 80), 200, (96, 80)),
+                                    ((2000, 40), 100, (100, 2)), ((2000, 33), 10, (10, 1))):  # fmt: skip
+        small = Image.open(io.BytesIO(thumbnail(png(Image.fromarray(ramp(*size))), longest)))
+        assert (small.format, small.mode, small.size) == ("JPEG", "L", expected)
+
+
+def test_a_thumbnail_shows_the_image_upright_and_nothing_else_of_the_file() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 3, "Doe^Jane"  # upside down; ImageDescription
+    turned = jpeg(GREY.rotate(180), exif=exif, comment=b"Doe^Jane", icc_profile=b"Doe^Jane")
+    data = thumbnail(turned, 48)
+    assert b"Doe" not in data
+    small = Image.open(io.BytesIO(data))
+    assert set(small.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+    expected = np.asarray(GREY.resize((48, 40)), float)
+    assert np.abs(np.asarray(small, float) - expected).mean() < 5
+
+
+@pytest.mark.parametrize("code", list(BAD))
+def test_a_thumbnail_of_bad_bytes_is_refused_as_the_image_is(code: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        thumbnail(BAD[code], 48)
+    assert caught.value.code == code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ def test_cases_round_trip_and_keep_their_order(tmp_path: Path) -> None:
 def test_equal_cases_give_equal_bytes_whatever_the_order_of_their_labels() -> None:
     turned = Case("a", labels={"Edema": None, "Fracture": "absent"})
     assert encode_cases([turned]) == encode_cases([Case("a", labels={"Fracture": "absent", "Edema": None})])
+
+
+def test_a_case_file_holds_no_pictures() -> None:
+    pictured = replace(CASES[0], images=("frontal",))
+    assert encode_cases([pictured]) == encode_cases(CASES[:1])
 
 
 def _line(**changes: Any) -> bytes:

@@ -115,6 +115,36 @@ def test_a_refused_addition_changes_nothing(index: ReportIndex, vectors: Floats)
     assert index.search(vectors[:1], 1, exclude=["fresh"])[1].shape == (1, 1)
 
 
+def test_removed_cases_are_found_no_more(index: ReportIndex, vectors: Floats) -> None:
+    gone = [0, 7, 299]
+    kept = np.delete(np.arange(300), gone)
+    before = index.frozen()
+    index.remove([f"case-{row}" for row in gone])
+    whole = ReportIndex.build(vectors[kept], [Case(f"case-{row}") for row in kept])
+    assert len(index) == 297
+    queries = np.concatenate([unit(np.random.default_rng(5), 20), vectors[gone]])
+    for got, expected in zip(index.search(queries, 6), whole.search(queries, 6), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    assert index.case(0).case_id == "case-1"
+    assert index.find("case-7") is None
+    assert index.find("case-8") == Case("case-8", "Text 8.", {"Edema": "absent"})
+    assert (len(before), before.case(7).case_id) == (300, "case-7")
+    with pytest.raises(ValueError, match="1 of the cases to remove are not in the index, 'case-7' among them"):
+        index.remove(["case-8", "case-7"])
+    assert len(index) == 297
+
+
+def test_an_index_can_be_emptied_and_filled_again(vectors: Floats) -> None:
+    index = ReportIndex.build(vectors[:2], [Case("a", "Text."), Case("b")])
+    assert index.has_texts
+    index.remove(["a"])
+    assert not index.has_texts
+    index.remove(["b"])
+    assert index.search(vectors[:1], 1)[1].tolist() == [[-1]]
+    index.add(vectors[:1], [Case("a")])
+    assert index.search(vectors[:1], 1)[1].tolist() == [[0]]
+
+
 def test_the_index_does_not_share_memory_with_its_maker(vectors: Floats) -> None:
     given = vectors.copy()
     index = ReportIndex.build(given, cases(len(given)))

@@ -192,6 +192,20 @@ def test_new_cases_go_into_the_cells_there_are(index: ReportIndex, vectors: Floa
     assert len(index) == COUNT + 200
 
 
+def test_the_cells_stay_while_cases_are_removed(index: ReportIndex, vectors: Floats, queries: Floats) -> None:
+    own = index.frozen()
+    cells = structure(own).cells
+    assert cells is not None
+    gone = np.arange(0, COUNT, 1000)
+    own.remove([f"case-{row}" for row in gone])
+    kept = np.delete(np.arange(COUNT), gone)
+    np.testing.assert_array_equal(structure(own).cells, cells[kept])
+    rows = own.search(queries, 5)[1]
+    before = index.search(queries, 7)[1]  # without those that went, the first five are the same
+    for got, expected in zip(rows, before, strict=True):
+        assert kept[got].tolist()[:3] == [row for row in expected if row % 1000][:3]
+
+
 def test_a_growing_collection_changes_its_kind_and_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kinds, "FLAT_BELOW", 401)
     vectors = clustered(np.random.default_rng(6), 3000, DIM)

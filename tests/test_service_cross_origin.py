@@ -81,6 +81,15 @@ def test_no_other_origin_may(client: httpx.Client, origin: str) -> None:
     assert shared(client.get("/health", headers={"Origin": origin})) is None
 
 
+def test_it_may_read_cases_and_not_add_or_remove_them(client: httpx.Client) -> None:
+    assert preflight(client, ORIGIN, "/cases/CXR9001_IM-0001", Method="GET").status_code == 200
+    headers = {"Origin": ORIGIN, "Authorization": f"Bearer {KEY}"}
+    answer = client.get("/cases/CXR9001_IM-0001", headers=headers)
+    assert (answer.status_code, shared(answer)) == (200, ORIGIN)
+    assert preflight(client, ORIGIN, "/cases/CXR9001_IM-0001", Method="DELETE").status_code == 400
+    assert shared(preflight(client, ORIGIN, "/cases")) is None
+
+
 def test_other_methods_headers_and_addresses_are_not_shared(client: httpx.Client) -> None:
     assert preflight(client, ORIGIN, Method="DELETE").status_code == 400
     assert preflight(client, ORIGIN, Headers="x-patient").status_code == 400

@@ -13,9 +13,10 @@ import pytest
 from model.drafter import MAX_BEAM_SIZE, MAX_TOP_K
 from model.labeler import FINDINGS, label_report
 from service.app import create_app
+from service.case_uploads import CASE_FIELDS
 from service.formats.choice import OFFERS
 from service.problems import CODES
-from service.schemas import HEALTH_EXAMPLE, REPORT_EXAMPLE, HealthResponse, ReportResponse
+from service.schemas import CASE_EXAMPLE, HEALTH_EXAMPLE, REPORT_EXAMPLE, CaseResponse, HealthResponse, ReportResponse
 from service.settings import Settings
 from service.uploads import FIELDS
 from tests.conftest import REPOSITORY
@@ -90,6 +91,20 @@ def test_the_request_body_lists_every_field(document: dict[str, Any]) -> None:
     assert (properties["top_k"]["maximum"], properties["beam_size"]["maximum"]) == (MAX_TOP_K, MAX_BEAM_SIZE)
 
 
+def test_the_form_of_a_case_lists_every_field(document: dict[str, Any]) -> None:
+    content = document["paths"]["/cases"]["post"]["requestBody"]["content"]
+    schema = content["multipart/form-data"]["schema"]
+    assert tuple(schema["properties"]) == CASE_FIELDS
+    check = validator(document, schema)
+    assert check.is_valid({"case_id": "a-1", "findings": "Clear."})
+    for wrong in (
+        {"case_id": "a"},
+        {"case_id": "../a", "findings": "x"},
+        {"case_id": "a", "findings": "x", "side": "y"},
+    ):
+        assert not check.is_valid(wrong), wrong
+
+
 def test_problems_are_described_as_problems(document: dict[str, Any]) -> None:
     responses = document["paths"]["/report"]["post"]["responses"]
     assert set(responses) == {"200", "400", "406", "408", "413", "415", "422", "500", "503"}
@@ -116,13 +131,14 @@ def test_every_format_is_described_with_an_example(document: dict[str, Any]) -> 
 def test_the_models_examples_are_answers() -> None:
     ReportResponse.model_validate(REPORT_EXAMPLE)
     HealthResponse.model_validate(HEALTH_EXAMPLE)
+    CaseResponse.model_validate(CASE_EXAMPLE)
     assert REPORT_EXAMPLE["findings"] == " ".join(sentence["text"] for sentence in REPORT_EXAMPLE["sentences"])
 
 
 def test_the_examples_labels_are_the_labelers() -> None:
     assert tuple(REPORT_EXAMPLE["labels"]) == FINDINGS
     assert REPORT_EXAMPLE["labels"] == label_report(REPORT_EXAMPLE["findings"])
-    for case in REPORT_EXAMPLE["reference_cases"]:
+    for case in (*REPORT_EXAMPLE["reference_cases"], CASE_EXAMPLE):
         assert case["labels"] == label_report(case["findings"])
 
 

@@ -65,6 +65,7 @@ def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch, tm
         ({"replicas": 0}, "REPORT_RAY_REPLICAS=0"),
         ({"port": "http"}, "REPORT_PORT='http'"),
         ({"device": "cuda:0"}, "REPORT_RAY_GPUS_PER_REPLICA"),
+        ({"cases_dir": "here"}, "REPORT_CASES_DIR is set, but replicas cannot share added cases"),
     ],
 )
 def test_wrong_settings_are_named(arguments: dict[str, Any], named: str) -> None:
@@ -299,6 +300,13 @@ def test_a_swap_in_place_is_refused_with_what_to_do_instead(cluster: Cluster) ->
         answer = client.post("/reload")
     assert (answer.status_code, answer.json()["code"]) == (409, "reload_refused")
     assert "serve deploy" in answer.json()["detail"]
+
+
+@needs_ray
+def test_cases_are_not_looked_up_in_replicas(cluster: Cluster) -> None:
+    with cluster.client() as client:
+        for answer in (client.get("/cases/CXR9001_IM-0001"), client.post("/cases")):
+            assert (answer.status_code, answer.json()["code"]) == (403, "cases_off")
 
 
 @needs_ray

@@ -32,7 +32,7 @@ def test_a_moving_backbone_learns_and_the_index_side_stays(tmp_path: Path, retri
     runtime = Runtime(torch.device("cpu"), 1, "fp32", tmp_path)
     index = None
     if retrieval:
-        index = build_index(model, train, tokenizer, runtime, tmp_path / "index", public=False)
+        index = build_index(model, train, tokenizer, tmp_path / "index", public=False)
     patches = LivePatches(model, cache, runtime.device, view_dropout=0.5)
     config = CEConfig(epochs=2, batch_size=4, visual_lr=1e-4, transformer_lr=2e-3)
     train_ce(model, patches, index, train, val, tokenizer, config, DecodingConfig(), runtime, tmp_path / "ce")

@@ -17,7 +17,6 @@ from model.views import View
 from tests.helpers import REPORTS, tiny_index, tiny_model, tiny_tokenizer
 from training.augment import Augmentation, augment, to_float
 from training.ce import Stage, adam, learnt_targets, retrieve
-from training.config import Runtime
 from training.consensus import analyse, report_tokens
 from training.index import build_index
 from training.patches import _select_views
@@ -213,14 +212,13 @@ def test_a_study_never_retrieves_itself_while_training() -> None:
 
 def test_only_training_studies_enter_the_index(tmp_path: Path) -> None:
     model = tiny_model()
-    runtime = Runtime(torch.device("cpu"), 1, "fp32", tmp_path)
     train = [study(i, report) for i, report in enumerate(REPORTS)]
-    index = build_index(model, train, tiny_tokenizer(), runtime, tmp_path / "index", public=True)
+    index = build_index(model, train, tiny_tokenizer(), tmp_path / "index", public=True)
     assert len(index) == len(REPORTS)
     assert index.case(1).labels["Pleural Effusion"] == "present"
     assert index.case(1).source_url == "https://openi.nlm.nih.gov/detailedresult?img=CXR1-0&req=4"
     with pytest.raises(ValueError, match="only training studies"):
-        build_index(model, [study(9, "x", split="val")], tiny_tokenizer(), runtime, tmp_path / "index", public=True)
+        build_index(model, [study(9, "x", split="val")], tiny_tokenizer(), tmp_path / "index", public=True)
 
 
 # --- cross-entropy ----------------------------------------------------------------------------------------------------

@@ -10,20 +10,20 @@ import numpy as np
 
 from model.labeler import label_report
 from model.report_model import ReportModel
+from model.text_tower import embed_reports
 from model.tokenizer import Tokenizer
 from retrieval_index.cases import Case
 from retrieval_index.index import ReportIndex
 from retrieval_index.openi import page_url
-from training.config import Runtime
 from training.patches import PatchSource
-from training.retriever import embed_reports, embed_studies, label_agreement
+from training.retriever import embed_studies, label_agreement
 from training.studies import Study
 
 log = logging.getLogger(__name__)
 
 
 def build_index(
-    model: ReportModel, train: Sequence[Study], tokenizer: Tokenizer, runtime: Runtime, directory: Path, *, public: bool
+    model: ReportModel, train: Sequence[Study], tokenizer: Tokenizer, directory: Path, *, public: bool
 ) -> ReportIndex:
     """Embed the reports of ``train`` and save the index; only training studies enter it.
 
@@ -31,7 +31,6 @@ def build_index(
         model: its text tower embeds.
         train: the cases; a case's id is the study's id.
         tokenizer: of the model.
-        runtime: device and precision.
         directory: where ``reports.faiss`` and ``cases.jsonl`` go.
         public: whether the studies are Open-i's, whose pages can be linked.
 
@@ -51,7 +50,8 @@ def build_index(
         for study in train
     ]
     model.eval()
-    index = ReportIndex.build(embed_reports(model, [study.report for study in train], tokenizer, runtime), cases)
+    vectors = embed_reports(model.text_tower, tokenizer, [study.report for study in train])
+    index = ReportIndex.build(vectors, cases)
     directory.mkdir(parents=True, exist_ok=True)
     index.save(directory)
     log.info("index: %d cases of width %d", len(index), index.dim)

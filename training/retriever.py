@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from model.labeler import FINDINGS
 from model.report_model import ReportModel
-from model.text_tower import pad_ids
+from model.text_tower import embed_reports, pad_ids
 from model.tokenizer import Tokenizer
 from training.config import RetrieverConfig, Runtime
 from training.consensus import analyse, report_tokens
@@ -135,7 +135,7 @@ def train_retriever(
         return {"loss": loss / processes.count}
 
     def validate() -> dict[str, float]:
-        similarity = val_similarity(model, patches, val, tokenizer, runtime)
+        similarity = val_similarity(model, patches, val, tokenizer)
         agreement = label_overlap(labels[len(train) :])
         loss = contrastive_loss(similarity, agreement, float(towers.log_scale.exp()), config.label_weight)
         return {"loss": float(loss), **recall(similarity)}
@@ -151,15 +151,13 @@ def train_retriever(
 
 
 @torch.inference_mode()
-def val_similarity(
-    model: ReportModel, patches: PatchSource, studies: Sequence[Study], tokenizer: Tokenizer, runtime: Runtime
-) -> Tensor:
+def val_similarity(model: ReportModel, patches: PatchSource, studies: Sequence[Study], tokenizer: Tokenizer) -> Tensor:
     """(N, N) similarity on the CPU of each study's images (rows) to each study's report (columns)."""
     model.eval()
     queries = embed_studies(model, patches, studies)
     return (
         torch.from_numpy(queries)
-        @ torch.from_numpy(embed_reports(model, [s.report for s in studies], tokenizer, runtime)).t()
+        @ torch.from_numpy(embed_reports(model.text_tower, tokenizer, [s.report for s in studies])).t()
     )
 
 
@@ -170,18 +168,6 @@ def embed_studies(model: ReportModel, patches: PatchSource, studies: Sequence[St
     return np.concatenate(
         [model.embed_study(patches.patches(batch, None, tokens=False)).float().cpu().numpy() for batch in batches]
     )
-
-
-@torch.inference_mode()
-def embed_reports(model: ReportModel, reports: Sequence[str], tokenizer: Tokenizer, runtime: Runtime) -> np.ndarray:
-    """Embed reports with the text tower in eval mode: (N, E) float32, L2-normalised."""
-    model.text_tower.eval()
-    length = model.config.max_length
-    rows = []
-    for start in range(0, len(reports), 256):
-        ids = pad_ids([tokenizer.encode(report, length) for report in reports[start : start + 256]])
-        rows.append(model.text_tower(ids.to(runtime.device)).float().cpu().numpy())
-    return np.concatenate(rows) if rows else np.zeros((0, model.config.embedding_dim), np.float32)
 
 
 def recall(similarity: Tensor) -> dict[str, float]:

@@ -185,7 +185,7 @@ def stage_index(run: Run) -> None:
     features = run.features()
     if not run.runtime.processes.main:
         return
-    index = build_index(run.model, run.train, run.tokenizer, run.runtime, run.index_dir,
+    index = build_index(run.model, run.train, run.tokenizer, run.index_dir,
                         public=run.source.name == "openi")  # fmt: skip
     if run.config.decoding.method == "consensus":
         vectors = index.vectors(np.arange(len(index))[None])[0]
@@ -248,7 +248,7 @@ def stage_bundle(run: Run) -> None:
 def _retrieval_figures(run: Run, index: ReportIndex, patches: PatchSource) -> dict[str, float]:
     if not run.val:
         return {}
-    figures = recall(val_similarity(run.model, patches, run.val, run.tokenizer, run.runtime))
+    figures = recall(val_similarity(run.model, patches, run.val, run.tokenizer))
     figures |= retrieval_scores(run.model, index, patches, run.val, run.config.retrieval_k, run.config.seed)
     log.info("retrieval on val: %s", ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     return figures

@@ -1,0 +1,176 @@
+"""Added cases on disk: they outlive the process, whole or not at all, and nobody else's hands are in the directory."""
+
+from __future__ import annotations
+
+import json
+import resource
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from retrieval_index.added import CASES_FILE, LOCK_FILE, PICTURES, AddedCases, AddedCasesError
+from retrieval_index.cases import Case
+
+CASE = Case(
+    "one", "The heart is large.\u2028 Größe.", {"Cardiomegaly": "present", "Edema": None}, "https://x.example/1"
+)
+PICTURE = b"\xff\xd8 bytes of a picture " * 40
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[AddedCases]:
+    store = AddedCases(folder)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A disk that is full: no file may grow beyond ``size`` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def pictures(folder: Path) -> list[Path]:
+    return sorted((folder / PICTURES).iterdir())
+
+
+def test_cases_and_pictures_are_there_when_it_is_opened_again(tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "cases"
+    with opened(folder) as store:
+        kept = store.add(CASE, {"frontal": PICTURE, "lateral": PICTURE[:-1]})
+        store.add(Case("two", "Clear."), {})
+        assert kept.images == ("frontal", "lateral")
+    with opened(folder) as store:
+        assert store.cases() == (kept, Case("two", "Clear."))
+        assert (len(store), "one" in store, "three" in store) == (2, True, False)
+        assert (store.picture("one", "frontal"), store.picture("one", "lateral")) == (PICTURE, PICTURE[:-1])
+        assert store.picture("two", "frontal") is store.picture("three", "frontal") is None
+
+
+def test_files_are_the_owners_alone_and_their_names_say_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "cases"
+    with opened(folder) as store:
+        store.add(CASE, {"frontal": PICTURE})
+        store.add(Case("two", "Clear."), {})
+        store.remove("two")
+    for path in (folder, *folder.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+        assert "one" not in path.name
+    assert {path.name for path in folder.iterdir()} == {CASES_FILE, LOCK_FILE, PICTURES}
+
+
+def test_an_id_is_added_once(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        store.add(CASE, {})
+        with pytest.raises(ValueError, match="added before"):
+            store.add(CASE, {"frontal": PICTURE})
+        assert pictures(tmp_path) == []
+
+
+def test_a_removed_case_leaves_nothing_behind(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        store.add(CASE, {"frontal": PICTURE})
+        store.add(Case("two", "Clear."), {"frontal": PICTURE})
+        store.remove("one")
+        assert [case.case_id for case in store.cases()] == ["two"]
+        assert store.picture("one", "frontal") is None
+        assert len(pictures(tmp_path)) == 1
+        with pytest.raises(KeyError):
+            store.remove("one")
+        again = store.add(CASE, {})  # goes to the file that was written anew
+    assert "heart" in (tmp_path / CASES_FILE).read_text()
+    with opened(tmp_path) as store:
+        assert [case.case_id for case in store.cases()] == ["two", "one"]
+        assert store.cases()[1] == again
+
+
+def test_a_case_that_was_cut_off_is_dropped_and_the_others_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(tmp_path) as store:
+        store.add(Case("two", "Clear."), {})
+        size = (tmp_path / CASES_FILE).stat().st_size
+        store.add(CASE, {"frontal": PICTURE})
+    with (tmp_path / CASES_FILE).open("rb+") as file:  # as a power cut leaves it
+        file.truncate(size + 40)
+    (tmp_path / PICTURES / ".x.tmp").write_bytes(b"half")
+    (tmp_path / f".{CASES_FILE}.x.tmp").write_bytes(b"half")
+    with opened(tmp_path) as store:
+        assert [case.case_id for case in store.cases()] == ["two"]
+        assert "last 40 bytes" in caplog.text
+        assert "3 files that an interrupted change had left" in caplog.text
+        store.add(CASE, {})
+    with opened(tmp_path) as store:
+        assert [case.case_id for case in store.cases()] == ["two", "one"]
+    assert {path.name for path in tmp_path.rglob("*")} == {CASES_FILE, LOCK_FILE, PICTURES}
+
+
+@pytest.mark.parametrize("room", [10, 700])  # no room for the picture; for it, and for half of the line
+def test_on_a_full_disk_all_of_a_case_is_missing(tmp_path: Path, room: int) -> None:
+    picture, text = PICTURE[:600], "The lungs are clear. " * 60
+    with opened(tmp_path) as store:
+        store.add(Case("two", "Clear."), {})
+        before = (tmp_path / CASES_FILE).read_bytes()
+        with files_of_at_most(room), pytest.raises(OSError, match="File too large"):
+            store.add(Case("one", text), {"frontal": picture})
+        assert [case.case_id for case in store.cases()] == ["two"]
+        assert (tmp_path / CASES_FILE).read_bytes() == before
+        assert pictures(tmp_path) == []
+        with files_of_at_most(10), pytest.raises(OSError, match="File too large"):
+            store.add(Case("three", text), {})
+        store.add(Case("one", text), {"frontal": picture})  # once there is room
+        with files_of_at_most(10), pytest.raises(OSError, match="File too large"):
+            store.remove("two")
+        assert len(store) == 2
+    with opened(tmp_path) as store:
+        assert [case.case_id for case in store.cases()] == ["two", "one"]
+
+
+def test_one_holder_at_a_time(tmp_path: Path) -> None:
+    with (
+        opened(tmp_path),
+        pytest.raises(AddedCasesError, match=r"another process holds the added cases in .*stop the other"),
+    ):
+        AddedCases(tmp_path)
+    with opened(tmp_path) as store:
+        assert len(store) == 0
+
+
+def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(AddedCasesError, match=r"file cannot be used: (File exists|Not a directory)\. Name a directory"):
+        AddedCases(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": {"frontal": "../../etc/passwd"}},
+        {"images": ["frontal"]},
+        {"images": None},
+        {"case_id": ""},
+        {"case_id": "two"},
+        {"labels": {"Edema": "perhaps"}},
+        {"more": 1},
+    ],
+)
+def test_a_line_that_is_no_case_is_named_and_not_quoted(tmp_path: Path, change: dict[str, object]) -> None:
+    with opened(tmp_path) as store:
+        store.add(Case("two", "Clear."), {})
+        store.add(Case("one", "Secret."), {})
+    lines = (tmp_path / CASES_FILE).read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | change)
+    (tmp_path / CASES_FILE).write_text("\n".join(lines) + "\n")
+    with pytest.raises(AddedCasesError, match="line 2 is no added case") as caught:
+        AddedCases(tmp_path)
+    assert "Secret" not in str(caught.value)

@@ -1,0 +1,419 @@
+"""Reference cases over HTTP: off by default, added without training, there after a restart, gone when deleted."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import resource
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.bundle import load_bundle
+from model.text_tower import embed_reports
+from model.views import View
+from retrieval_index.added import CASES_FILE, PICTURES
+from retrieval_index.index import ReportIndex
+from service import logs, runtime
+from service.bundles import Loaded, load
+from service.settings import Settings
+from tests.dicom_helpers import dicom
+from tests.helpers import REPORTS, tiny_model, tiny_tokenizer, write_tiny_bundle
+from tests.service_helpers import PROBLEM, WAIT_S, Live, encode, live_server, png, scene
+from training.index import build_index
+from training.studies import ImageRef, Study
+
+KEY = "correct-horse-battery-staple"
+AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
+TEXT = "The heart is enlarged. XXXX small left pleural effusion. No pneumothorax."
+BUNDLES_OWN = "CXR9001_IM-0001"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@contextmanager
+def served(bundle: Path, folder: Path | None, **changes: Any) -> Iterator[tuple[Live, httpx.Client]]:
+    """A server with a key, and a client that has it."""
+    values = {"warm_up": False, "api_key": KEY, "cases_dir": folder, **changes}
+    with live_server(bundle, **values) as live, live.client() as client:
+        client.headers.update(AUTHORIZED)
+        yield live, client
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("added") / "cases"
+
+
+@pytest.fixture(scope="module")
+def live(bundle: Path, folder: Path) -> Iterator[Live]:
+    with served(bundle, folder) as (live, _):
+        yield live
+
+
+@pytest.fixture(scope="module")
+def connected(live: Live) -> Iterator[httpx.Client]:
+    with live.client() as client:
+        client.headers.update(AUTHORIZED)
+        yield client
+
+
+@pytest.fixture
+def client(live: Live, connected: httpx.Client) -> Iterator[httpx.Client]:
+    """Of a server without added cases, which it is again afterwards."""
+    yield connected
+    for case_id in list(ids(index_of(live)))[len(REPORTS) :]:
+        assert connected.delete(f"/cases/{case_id}").status_code == 204
+    assert len(index_of(live)) == len(REPORTS)
+
+
+def index_of(live: Live) -> ReportIndex:
+    loaded = live.app.state.runtime.ready().holdings
+    assert isinstance(loaded, Loaded)
+    assert loaded.index is not None
+    return loaded.index
+
+
+def vector(live: Live, case_id: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    index = index_of(live)
+    return index.vectors(np.array(ids(index)[case_id]))
+
+
+def ids(index: ReportIndex) -> dict[str, int]:
+    """Case id -> row."""
+    return {index.case(row).case_id: row for row in range(len(index))}
+
+
+def add(client: httpx.Client, case_id: str, findings: str = TEXT, **rest: Any) -> httpx.Response:
+    images = {name: ("Doe^Jane.png", rest.pop(name)) for name in ("frontal", "lateral") if name in rest}
+    fields = {"case_id": case_id, "findings": findings, **rest}
+    return client.post("/cases", files=images or {"findings": (None, fields.pop("findings"))}, data=fields)
+
+
+def retrieved(client: httpx.Client) -> dict[str, Any]:
+    """Reference cases of a study by id, all that there are."""
+    answer = client.post("/report", files={"frontal": ("f", png())}, data={"top_k": "50", "beam_size": "1"})
+    assert answer.status_code == 200, answer.text
+    return {case["case_id"]: case for case in answer.json()["reference_cases"]}
+
+
+def refusal(answer: httpx.Response) -> tuple[int, str, str | None]:
+    assert answer.headers["content-type"] == PROBLEM
+    body = answer.json()
+    return answer.status_code, body["code"], body["field"]
+
+
+# --- added --------------------------------------------------------------------------------------------------------
+
+
+def test_an_added_case_is_retrieved_with_its_text_and_pictures(live: Live, client: httpx.Client) -> None:
+    assert client.get("/health").json()["cases"] == len(REPORTS)
+    rest = {"source_url": "https://pacs.example.org/42", "frontal": png(500, 400), "lateral": dicom(scene())}
+    answer = add(client, "teaching-42", **rest)
+    assert answer.status_code == 201, answer.text
+    case = answer.json()
+    assert answer.headers["location"] == "cases/teaching-42"
+    assert case == client.get("/cases/teaching-42").json()
+    assert case["findings"] == TEXT.replace("XXXX", "[redacted]")
+    assert {name: label for name, label in case["labels"].items() if label} == {
+        "Cardiomegaly": "present", "Pleural Effusion": "present", "Pneumothorax": "absent",
+    }  # fmt: skip
+    assert (case["source_url"], case["added"]) == ("https://pacs.example.org/42", True)
+    assert case["images"] == {view: f"cases/teaching-42/{view}" for view in ("frontal", "lateral")}
+    assert client.get("/health").json()["cases"] == len(REPORTS) + 1
+    cases = retrieved(client)
+    assert len(cases) == len(REPORTS) + 1
+    assert {name: cases["teaching-42"][name] for name in case if name != "added"} == {
+        name: value for name, value in case.items() if name != "added"
+    }
+    assert cases[BUNDLES_OWN]["images"] == {}
+    picture = client.get(f"/{case['images']['frontal']}")
+    assert picture.status_code == 200
+    assert picture.headers["content-type"] == "image/jpeg"
+    assert picture.headers["cache-control"] == "private, no-store"
+    assert Image.open(io.BytesIO(picture.content)).size == (320, 256)
+
+
+def test_a_bundles_own_case_can_be_looked_up(client: httpx.Client) -> None:
+    case = client.get(f"/cases/{BUNDLES_OWN}").json()
+    assert case["findings"] == REPORTS[1]
+    assert (case["images"], case["added"]) == ({}, False)
+    assert refusal(client.get(f"/cases/{BUNDLES_OWN}/frontal")) == (404, "no_such_case", None)
+
+
+def test_a_training_report_that_is_added_gets_the_vector_of_training(
+    live: Live, client: httpx.Client, tmp_path: Path
+) -> None:
+    studies = [
+        Study(f"s{row}", f"s{row}", "train", report, (ImageRef(f"i{row}", View.FRONTAL),))
+        for row, report in enumerate(REPORTS)
+    ]
+    trained = build_index(tiny_model(), studies, tiny_tokenizer(), tmp_path, public=False)
+    for row, report in enumerate(REPORTS):
+        assert add(client, f"again-{row}", report).status_code == 201
+        np.testing.assert_allclose(vector(live, f"again-{row}"), trained.vectors(np.array(row)), atol=1e-5)
+
+
+def test_text_may_come_as_a_file_and_line_ends_run_together(client: httpx.Client) -> None:
+    files = {"case_id": (None, " a.B_c-1 "), "findings": ("report.txt", "The heart\r\nis   enlarged.\n")}
+    answer = client.post("/cases", files=files)
+    assert answer.status_code == 201
+    assert (answer.json()["case_id"], answer.json()["findings"]) == ("a.B_c-1", "The heart is enlarged.")
+
+
+# --- refused --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case_id", ["../up", "a/b", "..", ".hidden", "-x", "a b", "é", "x" * 65, "a\nb", "%2e%2e"])
+def test_ids_that_could_be_paths_are_refused(client: httpx.Client, case_id: str) -> None:
+    code = "out_of_range" if len(case_id) > 64 else "malformed_value"
+    assert refusal(add(client, case_id)) == (422, code, "case_id")
+
+
+@pytest.mark.parametrize(
+    "path", ["..", "..%2f..%2fetc%2fpasswd", "%2e%2e/lock", "a/..%2flock", "a/../lock", "a//frontal"]
+)
+def test_and_as_addresses_lead_nowhere(live: Live, path: str) -> None:
+    request = f"GET /cases/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nConnection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", live.port), timeout=WAIT_S) as connection:
+        connection.sendall(request.encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 404")
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"case_id": ""}, (422, "missing_field", "case_id")),
+        ({"findings": "  "}, (422, "missing_field", "findings")),
+        ({"findings": "Zzyzx xxxx."}, (422, "no_known_word", "findings")),
+        ({"findings": "The heart\x00"}, (422, "malformed_value", "findings")),
+        ({"findings": b"The heart \xff"}, (422, "malformed_value", "findings")),
+        ({"findings": "heart " * 1400}, (422, "out_of_range", "findings")),
+        ({"source_url": "ftp://example.org/x"}, (422, "malformed_value", "source_url")),
+        ({"source_url": "javascript:alert(1)"}, (422, "malformed_value", "source_url")),
+        ({"source_url": "https://[::1"}, (422, "malformed_value", "source_url")),
+        ({"source_url": "https://user@example.org"}, (422, "malformed_value", "source_url")),
+        ({"source_url": "https://example.org/a b"}, (422, "malformed_value", "source_url")),
+        ({"labels": "{}"}, (422, "unknown_field", "labels")),
+        ({"case_id": BUNDLES_OWN}, (409, "case_exists", "case_id")),
+    ],
+)
+def test_wrong_fields_are_named(client: httpx.Client, fields: dict[str, Any], expected: tuple[int, str, str]) -> None:
+    sent = {"case_id": "c", "findings": TEXT, **fields}
+    answer = client.post("/cases", files={name: (None, value) for name, value in sent.items()})
+    assert refusal(answer) == expected
+
+
+def test_wrong_images_are_refused_as_by_report_and_nothing_is_kept(client: httpx.Client, folder: Path) -> None:
+    assert refusal(add(client, "c", frontal=b"Doe^Jane")) == (422, "not_an_image", "frontal")
+    assert refusal(add(client, "c", frontal=png(), lateral=png()[:-40])) == (422, "truncated", "lateral")
+    assert (folder / CASES_FILE).read_bytes() == b""
+    assert list((folder / PICTURES).iterdir()) == []
+
+
+def test_an_id_is_taken_once(client: httpx.Client) -> None:
+    assert add(client, "c").status_code == 201
+    assert refusal(add(client, "c", "Clear.")) == (409, "case_exists", "case_id")
+
+
+def test_it_is_off_by_default_and_needs_a_key(bundle: Path, tmp_path: Path) -> None:
+    with served(bundle, None) as (_, client):
+        for answer in (add(client, "c"), client.delete(f"/cases/{BUNDLES_OWN}")):
+            assert refusal(answer) == (403, "cases_off", None)
+            assert "REPORT_CASES_DIR" in answer.json()["detail"]
+        assert client.get(f"/cases/{BUNDLES_OWN}").status_code == 200
+        del client.headers["Authorization"]
+        assert refusal(add(client, "c")) == (401, "unauthorized", None)
+        assert refusal(client.get(f"/cases/{BUNDLES_OWN}")) == (401, "unauthorized", None)
+    with served(bundle, tmp_path / "cases", api_key=None) as (_, client):
+        for answer in (add(client, "c"), client.delete("/cases/c")):
+            assert refusal(answer) == (403, "no_api_key", None)
+        assert client.get(f"/cases/{BUNDLES_OWN}").status_code == 200
+
+
+def test_a_bundle_without_an_index_takes_none(tmp_path: Path) -> None:
+    bare = write_tiny_bundle(tmp_path / "bare", retrieval=False)
+    with served(bare, tmp_path / "cases") as (_, client):
+        assert refusal(add(client, "c")) == (409, "no_retrieval", None)
+        assert refusal(client.get("/cases/c")) == (404, "no_such_case", None)
+        assert client.get("/health").json()["cases"] is None
+
+
+# --- kept and removed ---------------------------------------------------------------------------------------------
+
+
+def test_cases_survive_a_restart_and_deleted_ones_do_not(bundle: Path, tmp_path: Path) -> None:
+    with served(bundle, tmp_path / "cases") as (live, client):
+        add(client, "gone", frontal=png())
+        before = add(client, "kept", frontal=png(), source_url="http://example.org:8080/x").json()
+        client.delete("/cases/gone")
+        where = vector(live, "kept")
+        similarity = retrieved(client)["kept"]["similarity"]
+    with served(bundle, tmp_path / "cases") as (live, client):
+        assert client.get("/cases/kept").json() == before
+        np.testing.assert_allclose(vector(live, "kept"), where, atol=1e-6)
+        assert retrieved(client)["kept"]["similarity"] == pytest.approx(similarity, abs=1e-4)
+        assert client.get("/cases/kept/frontal").content.startswith(b"\xff\xd8")
+        assert refusal(add(client, "kept")) == (409, "case_exists", "case_id")
+        assert client.get("/cases/gone").status_code == 404
+
+
+def test_a_deleted_case_is_gone_at_once(client: httpx.Client, folder: Path) -> None:
+    for case_id in ("one", "two"):
+        assert add(client, case_id, frontal=png()).status_code == 201
+    assert client.delete("/cases/one").status_code == 204
+    assert {"one", "two"} & set(retrieved(client)) == {"two"}
+    for answer in (client.get("/cases/one"), client.get("/cases/one/frontal"), client.delete("/cases/one")):
+        assert refusal(answer) == (404, "no_such_case", None)
+    assert refusal(client.delete(f"/cases/{BUNDLES_OWN}")) == (409, "case_of_bundle", None)
+    assert client.get("/health").json()["cases"] == len(REPORTS) + 1
+    assert len(list((folder / PICTURES).iterdir())) == 1
+    assert b"one" not in (folder / CASES_FILE).read_bytes()
+
+
+def test_another_bundle_embeds_them_anew(tmp_path: Path) -> None:
+    path = write_tiny_bundle(tmp_path / "own")
+    with served(path, tmp_path / "cases") as (live, client):
+        add(client, "kept")
+        before = vector(live, "kept")
+        shutil.rmtree(path)
+        write_tiny_bundle(path, seed=7)
+        assert client.post("/reload").json()["cases"] == len(REPORTS) + 1
+        after = load_bundle(path)
+        expected = embed_reports(after.model.text_tower, after.tokenizer, [TEXT])[0]
+        np.testing.assert_allclose(vector(live, "kept"), expected, atol=1e-5)
+        assert np.abs(before - expected).max() > 0.01
+        assert "kept" in retrieved(client)
+
+
+def test_a_case_added_or_removed_while_bundles_are_swapped_is_so_in_the_new_one(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, go = threading.Event(), threading.Event()
+    with served(bundle, tmp_path / "cases") as (live, client):
+        add(client, "goes")
+
+        def load_slowly(settings: Settings) -> Loaded:
+            loading.set()
+            assert go.wait(WAIT_S)
+            return load(settings)
+
+        monkeypatch.setattr(runtime, "load", load_slowly)
+        swap = threading.Thread(target=client.post, args=("/reload",), daemon=True)
+        swap.start()
+        assert loading.wait(WAIT_S)
+        old = index_of(live)
+        assert add(client, "meanwhile").status_code == 201
+        assert client.delete("/cases/goes").status_code == 204
+        go.set()
+        swap.join(WAIT_S)
+        assert index_of(live) is not old
+        assert {"meanwhile", "goes"} & set(retrieved(client)) == {"meanwhile"}
+
+
+def test_a_bundle_with_a_case_of_the_same_id_shows_its_own(
+    tmp_path: Path, bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "cases"
+    with served(bundle, folder) as (_, client):
+        add(client, "later")
+    lines = (folder / CASES_FILE).read_text().replace("later", BUNDLES_OWN)
+    (folder / CASES_FILE).write_text(lines)
+    with caplog.at_level(logging.WARNING, "service"), served(bundle, folder) as (_, client):
+        assert client.get(f"/cases/{BUNDLES_OWN}").json()["added"] is False
+        assert client.delete(f"/cases/{BUNDLES_OWN}").status_code == 204  # the hidden one
+        assert client.get(f"/cases/{BUNDLES_OWN}").status_code == 200
+    assert "1 added cases have ids that cases of this bundle have" in caplog.text
+
+
+# --- the disk -----------------------------------------------------------------------------------------------------
+
+
+def test_on_a_full_disk_a_case_is_neither_kept_nor_served(live: Live, client: httpx.Client, folder: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        answers = [add(client, "c", frontal=png()), add(client, "d")]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    for answer in answers:
+        assert refusal(answer) == (507, "cases_disk", None)
+        assert "File too large in REPORT_CASES_DIR" in answer.json()["detail"]
+    assert (folder / CASES_FILE).read_bytes() == b""
+    assert list((folder / PICTURES).iterdir()) == []
+    assert len(index_of(live)) == len(REPORTS)
+    assert add(client, "c", frontal=png()).status_code == 201
+
+
+def failed(bundle: Path, folder: Path) -> str:
+    with live_server(bundle, wait=False, warm_up=False, cases_dir=folder) as second, second.client() as client:
+        while (answer := client.get("/health")).json()["code"] == "loading":
+            time.sleep(0.02)
+        assert answer.json()["code"] == "failed"
+        return str(answer.json()["detail"])
+
+
+def test_a_second_service_on_the_same_directory_is_refused(live: Live, bundle: Path, folder: Path) -> None:
+    assert f"REPORT_CASES_DIR: another process holds the added cases in {folder}" in failed(bundle, folder)
+
+
+def test_a_directory_that_cannot_be_used_is_said(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert f"REPORT_CASES_DIR: the added cases in {tmp_path / 'file'} cannot be used" in failed(
+        bundle, tmp_path / "file"
+    )
+
+
+def test_an_empty_setting_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPORT_CASES_DIR", "")
+    assert Settings().cases_dir is None
+
+
+# --- privacy ------------------------------------------------------------------------------------------------------
+
+
+def test_no_name_reaches_the_log_the_directory_or_a_picture(
+    client: httpx.Client, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    canary = "Doe42Jane"
+    exif = Image.Exif()
+    exif[0x010E] = canary
+    photograph = encode(Image.fromarray(scene()), "JPEG", exif=exif, comment=canary.encode())
+    study = {"frontal": photograph, "lateral": dicom(scene(), PatientName=canary, PatientID=canary)}
+    with caplog.at_level(logging.DEBUG):
+        add(client, "c", f"The heart of {canary} is enlarged.", **study)
+        kept = [path.read_bytes() for path in (folder / PICTURES).iterdir()]
+        shown = [client.get(f"/cases/c/{view}").content for view in study]
+        add(client, canary, frontal=canary.encode())
+        for case_id in (canary, canary, f"{canary}/x"):
+            add(client, case_id)
+        add(client, "d", f"{canary} zzyzx")
+        client.get(f"/cases/{canary}x")
+        client.delete(f"/cases/{canary}")
+    assert sorted(kept) == sorted(shown)
+    assert len(kept) == 2
+    for data in kept:
+        assert canary.encode() not in data
+        assert b"Exif" not in data
+    form = logs.TextLines()
+    lines = [form.format(record) for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
+    assert any("a case was added" in line for line in lines)
+    assert any("POST /cases 201" in line for line in lines)
+    assert [line for line in lines if canary in line] == []
+    assert canary not in client.get("/metrics").text
+    assert {path.name for path in folder.iterdir()} == {CASES_FILE, "lock", PICTURES}
+    assert json.loads((folder / CASES_FILE).read_text().splitlines()[0])["findings"].count(canary) == 1
