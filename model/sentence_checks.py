@@ -73,23 +73,18 @@ def kind_of(labels: Mapping[str, Label]) -> Kind:
 def features(words: float, labels: Mapping[str, Label], evidence: Evidence) -> tuple[float, float, float]:
     """Logits of the words' probability, of the cases' share and of the head's probability that speak for a sentence.
 
-    Of several findings the one that the evidence supports least counts. A sentence that names none leans on No Finding.
-    0 where there is no such evidence.
+    Of several findings the one that the evidence supports least counts. 0 where there is no such evidence, as for a
+    sentence that names no finding.
 
     Args:
         words: geometric mean of the probabilities of the sentence's words.
         labels: findings that it names.
         evidence: of the study.
     """
-    kind = kind_of(labels)
-    if kind == "other":
-        stated = {NO_FINDING: True}
-    else:
-        stated = {
-            name: kind == "present" for name, label in labels.items() if (label in _POSITIVE) == (kind == "present")
-        }
+    there = kind_of(labels) == "present"
+    stated = [name for name, label in labels.items() if (label in _POSITIVE) == there]
     cases, images = (
-        min(source[name] if there else 1 - source[name] for name, there in stated.items()) if source else 0.5
+        min((source[name] if there else 1 - source[name] for name in stated), default=0.5) if source else 0.5
         for source in (evidence.cases, evidence.images)
     )
     return _logit(words), _logit(cases), _logit(images)

@@ -160,6 +160,7 @@ def confidence_figures(rows: Rows, *, seed: int = 1) -> dict[str, Any]:
                 "sentences": int(own.sum()),
                 "right": float(rows.right[own].mean()),
                 **{name: _quality(values[own], rows.right[own]) for name, values in said.items()},
+                "rate_of_the_kind": {**_quality(said["rate_of_the_kind"][own], rows.right[own]), "auroc": None},
             }
             for kind, own in kinds.items()
             if own.any()
