@@ -25,13 +25,16 @@ from service.clients import unless_left
 from service.counting import CountRequests
 from service.cross_origin import CrossOrigin
 from service.engine import BrokenError, FieldError, MemoryShortError
+from service.export import read_export
 from service.formats.choice import VARY, respond, wanted
 from service.formats.sources import study_of
+from service.formats.study import Study
 from service.headers import SecurityHeaders
 from service.jobs import ClosedError
 from service.lingering import LingeringClose
-from service.openapi import HEALTH, RELOAD, REPORT, describe
+from service.openapi import EXPORT, HEALTH, RELOAD, REPORT, describe
 from service.problems import Problem, UnforeseenErrors
+from service.refine import Refiner
 from service.request_ids import RequestIds
 from service.runtime import STOPPING, Ready, Runtime
 from service.schemas import AliveResponse, BundleInfo, HealthResponse, QueueInfo, ReportResponse
@@ -57,12 +60,14 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     for words in unknown_variables(os.environ):
         log.warning("%s", words)
     runtime = make_runtime(settings)
+    refiner = Refiner(settings, runtime.metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         runtime.start()
         yield
         await runtime.stop()
+        await refiner.close()
 
     app = FastAPI(
         title="Chest X-ray report drafting",
@@ -72,6 +77,7 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
         redoc_url=None,
     )  # no docs pages: FastAPI's fetch their scripts from a CDN
     app.state.runtime = runtime
+    app.state.refiner = refiner
     app.state.keys = settings.keys()
     app.include_router(router)
     app.include_router(case_routes.router)
@@ -116,6 +122,10 @@ async def report(request: Request, response: Response) -> ReportResponse | Respo
         draft = await unless_left(request, work)
     timings = {"upload": (uploaded - began) * 1000, "total": (time.perf_counter() - began) * 1000}
     result = answer(draft, draft.model if isinstance(draft, RemoteDraft) else ready.model, timings)
+    if upload.refine:
+        refiner: Refiner = request.app.state.refiner
+        left_s = settings.request_timeout_s - (time.perf_counter() - uploaded)
+        result = await unless_left(request, refiner.refine(result, left_s))
     runtime.metrics.drafted(result.timings_ms)
     log.info("draft %s: %d views, %d cases", result.report_id, len(study.views), len(result.reference_cases))
     response.headers.update(VARY)
@@ -139,6 +149,28 @@ async def _draft(backend: Backend, images: dict[str, bytes], options: DraftOptio
         raise Problem("failed", f"{error}.") from error
     except ClosedError as error:
         raise Problem("stopping", STOPPING, headers={"Retry-After": "5"}) from error
+
+
+@router.post(
+    "/export",
+    response_model=ReportResponse,
+    summary="Write an answer in another format",
+    dependencies=[Depends(guarded)],
+    **EXPORT,
+)
+async def export(request: Request, response: Response) -> ReportResponse | Response:
+    """An answer of `POST /report`, perhaps edited by its reader, in the format that `Accept` chooses. Nothing is kept.
+
+    A DICOM structured report needs the images: ask `POST /report` for it.
+    """
+    formats = wanted(request.headers.getlist("accept"))
+    settings: Settings = request.app.state.runtime.settings
+    body = await read_export(request, timeout_s=settings.upload_timeout_s)
+    study = Study(body.views)
+    form = formats.choose(study)
+    result = await run_in_threadpool(body.answer)
+    response.headers.update(VARY)
+    return await run_in_threadpool(respond, result, study, form) or result
 
 
 @router.post(

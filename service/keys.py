@@ -13,22 +13,22 @@ _MAX_FILE_BYTES = 64 * 1024
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")  # what an HTTP header carries unchanged
 
 
-def check_key(key: str) -> None:
-    """Refuse a key that is easily guessed or that no header can carry.
+def check_key(key: str, *, least: int = MIN_KEY_LENGTH) -> None:
+    """Refuse a key that is easily guessed, shorter than ``least``, or that no header can carry.
 
     Raises:
         ValueError: says what is wrong, without the key.
     """
-    if len(key) < MIN_KEY_LENGTH:
+    if len(key) < least:
         raise ValueError(
-            f"a key of {len(key)} characters; at least {MIN_KEY_LENGTH} are needed. Make one with: openssl rand -hex 32"
+            f"a key of {len(key)} characters; at least {least} are needed. Make one with: openssl rand -hex 32"
         )
     if not _PRINTABLE.fullmatch(key):
         raise ValueError("a key may hold letters, digits and punctuation of ASCII only, no blanks")
 
 
-def read_keys(path: Path) -> list[str]:
-    """Keys of a file: one a line; blank lines and lines that begin with # are skipped.
+def read_keys(path: Path, *, least: int = MIN_KEY_LENGTH) -> list[str]:
+    """Keys of a file: one a line, each of ``least`` characters; blank lines and lines that begin with # are skipped.
 
     Raises:
         ValueError: the file cannot be read, holds no key or a wrong one; says which line, never the key.
@@ -48,7 +48,7 @@ def read_keys(path: Path) -> list[str]:
     for number, line in enumerate(map(str.strip, lines), 1):
         if line and not line.startswith("#"):
             try:
-                check_key(line)
+                check_key(line, least=least)
             except ValueError as error:
                 raise ValueError(f"line {number} of the file it names: {error}") from None
             keys.append(line)

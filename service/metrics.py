@@ -51,6 +51,11 @@ class Metrics:
             "report_retries", "Drafts asked of another replica because the first was lost.", registry=registry
         )
         self.reloads = Counter("report_reloads", "Bundle swaps: done, refused.", ("result",), registry=registry)
+        self.refined = Counter(
+            "report_refined", "Rewritten drafts asked for: done, failed, skipped, off.", ("result",), registry=registry
+        )
+        for result in ("done", "failed", "skipped", "off"):
+            self.refined.labels(result)
         for result in ("done", "refused"):  # so that the first one counts as an increase
             self.reloads.labels(result)
         for cause in ("error", "memory", "device"):

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from service.export import MAX_BODY_BYTES, ExportRequest
 from service.formats.choice import FHIR, SR, TEXT
 from service.formats.fhir import diagnostic_report
 from service.formats.study import Study
@@ -30,6 +31,10 @@ _EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
     "not_multipart": (
         "The Content-Type is 'application/json'. Send multipart/form-data, as curl -F does.", None
     ),
+    "not_json": (
+        "The Content-Type is not application/json. Send the answer of POST /report as JSON.", None
+    ),
+    "invalid_request": ("report is not as described: missing. See ExportRequest in /openapi.json.", "report"),
     "unsupported_format": (
         "TIFF files are not read. Send a PNG, JPEG or DICOM file.", "frontal"
     ),
@@ -226,6 +231,37 @@ REPORT: dict[str, Any] = {
         ),
     },
 }
+EXPORT: dict[str, Any] = {
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "description": f"At most {MAX_BODY_BYTES:,} bytes.",
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": "#/components/schemas/ExportRequest"},
+                    "examples": {
+                        "edited": {
+                            "summary": "An answer whose findings the reader edited",
+                            "value": {"report": REPORT_EXAMPLE, "findings": "No effusion.", "views": ["frontal"]},
+                        }
+                    },
+                }
+            },
+        }
+    },
+    "responses": {
+        200: {
+            **REPORT["responses"][200],
+            "content": {kind: body for kind, body in _FORMATS.items() if kind != SR.media_type},
+        },
+        **problem_responses(406, "No format that is offered is accepted.", "not_acceptable"),
+        **problem_responses(408, "The body arrived too slowly.", "upload_timeout"),
+        **problem_responses(413, "The body is too large.", "upload_too_large"),
+        **problem_responses(415, "The body is not JSON.", "not_json"),
+        **problem_responses(422, "The body is not as described.", "invalid_request"),
+        **problem_responses(500, "The service failed on this request.", "internal"),
+    },
+}
 HEALTH: dict[str, Any] = {"responses": problem_responses(503, "Not ready; detail says why.", "loading")}
 RELOAD: dict[str, Any] = {
     "responses": {
@@ -237,13 +273,16 @@ RELOAD: dict[str, Any] = {
 
 
 def describe(app: FastAPI) -> None:
-    """Add the problem schema, which no handler returns, and say that a key is needed only where it is."""
+    """Add the schemas that no handler names, and say that a key is needed only where it is."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = generate()
-        schema = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
-        document.setdefault("components", {}).setdefault("schemas", {})["ProblemDetails"] = schema
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for model in (ProblemDetails, ExportRequest):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schema.pop("$defs", None)  # those of the answers are there already
+            schemas[model.__name__] = schema
         _keys(document, needed=bool(app.state.keys))
         return document
 

@@ -40,6 +40,7 @@ CODES: dict[str, tuple[int, str]] = {
     "not_acceptable": (406, "No format that is offered is accepted"),
     "upload_timeout": (408, "The request took too long to arrive"),
     "upload_too_large": (413, "The upload is too large"),
+    "not_json": (415, "The body is not JSON"),
     "not_multipart": (415, "The body is not multipart/form-data"),
     "unsupported_encoding": (415, "The body is compressed"),
     "unsupported_format": (415, "This kind of image file is not read"),
@@ -131,7 +132,8 @@ def install(app: FastAPI) -> None:
         if error.status_code == HTTPStatus.NOT_FOUND:
             return Problem(
                 "not_found",
-                "The service answers at /, /report, /cases, /health, /livez, /metrics, /reload and /openapi.json.",
+                "The service answers at /, /report, /export, /cases, /health, /livez, /metrics, /reload and "
+                "/openapi.json.",
                 headers=headers,
             ).response()
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:

@@ -20,7 +20,8 @@ EXIT_SETTINGS = 2
 _SHIPPED = Path("bundles/iu-xray")
 _NOT_OURS = {"REPORT_DATA"}  # the test suite's
 _RAY = f"{ENV_PREFIX}RAY_"
-_NEVER_SHOWN = {"api_key", "api_key_file"}  # the latter because a key may be put there by mistake
+_NEVER_SHOWN = {"api_key", "api_key_file", "refine_url", "refine_key_file"}  # a secret may stand there by mistake
+_HTTP_URL = re.compile(r"https?://[^/?#@\s]+(/[^?#@\s]*)?")
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -38,6 +39,20 @@ def _checked_key(key: SecretStr) -> SecretStr:
 def _checked_key_file(path: Path) -> Path:
     read_keys(path)
     return path
+
+
+def _checked_refine_key_file(path: Path) -> Path:
+    read_keys(path, least=1)
+    return path
+
+
+def _checked_url(url: str) -> str:
+    if not _HTTP_URL.fullmatch(url):
+        raise ValueError(
+            "write an address that begins with http:// or https://, without user, query or fragment, such as "
+            "http://127.0.0.1:11434/v1; a key goes into REPORT_REFINE_KEY_FILE"
+        )
+    return url
 
 
 def _split(value: object) -> object:
@@ -96,6 +111,11 @@ class Settings(BaseSettings):
             until they are deleted; unset, none can be added.
         cors_origins: origins, separated by commas, whose pages may send to ``/report`` and ``/health``; none may
             unless named, and ``*`` is refused.
+        refine_url: base address of an OpenAI-compatible server whose language model may rewrite drafts, such as
+            ``http://127.0.0.1:11434/v1``; it is sent drafts, labels and the texts of reference cases, never an image.
+        refine_model: name of that model, as the server knows it.
+        refine_key_file: file with the key that the server asks for, on one line. Read at start.
+        refine_timeout_s: seconds that a rewriting may take; the draft is answered without it then.
     """
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, hide_input_in_errors=True)
@@ -123,12 +143,32 @@ class Settings(BaseSettings):
     api_key_file: Annotated[Path, AfterValidator(_checked_key_file)] | None = None
     cases_dir: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_checked_origins)] = ()
+    refine_url: Annotated[str, AfterValidator(_checked_url)] | None = None
+    refine_model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    refine_key_file: Annotated[Path, AfterValidator(_checked_refine_key_file)] | None = None
+    refine_timeout_s: Annotated[float, Field(gt=0, le=600)] = 20.0
 
     @model_validator(mode="after")
     def _one_source_of_keys(self) -> Self:
         if self.api_key is not None and self.api_key_file is not None:
             raise ValueError("REPORT_API_KEY and REPORT_API_KEY_FILE are both set; unset one of them")
         return self
+
+    @model_validator(mode="after")
+    def _whole_refine_hook(self) -> Self:
+        if self.refine_url is not None and self.refine_model is None:
+            raise ValueError("REPORT_REFINE_URL is set without REPORT_REFINE_MODEL; name the model to ask")
+        if self.refine_url is None and (self.refine_model is not None or self.refine_key_file is not None):
+            raise ValueError("REPORT_REFINE_MODEL or REPORT_REFINE_KEY_FILE is set without REPORT_REFINE_URL")
+        return self
+
+    def refine_key(self) -> str | None:
+        """The key for the language model's server; None where none is configured.
+
+        Raises:
+            ValueError: its file is no longer what it was when the settings were read.
+        """
+        return None if self.refine_key_file is None else read_keys(self.refine_key_file, least=1)[0]
 
     def keys(self) -> Keys:
         """The API keys that the settings name; none where they name none.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pydicom
@@ -16,7 +17,6 @@ from tests.service_helpers import scene
 
 JSON_ONLY = {
     "timings_ms",  # how long it took
-    "refined",  # refine: not yet in the other formats
 }
 SENTENCE_TOLD = ("text", "confidence", "supported")  # its labels follow from the text, its attention is a picture
 MODEL_SHOWN = {"name", "digest", "licence"}  # the digest names the rest of the model's configuration
@@ -51,6 +51,7 @@ def answers() -> dict[str, ReportResponse]:
             ],
         ),
         "an empty draft": example(findings="", sentences=[], labels=nothing, reference_cases=[], warnings=[]),
+        "a rewritten draft": example(refined={"text": "A small left effusion.", "model": "qwen3:8b"}),
         "awkward characters": example(findings=awkward, sentences=[_sentence(awkward)]),
     }
 
@@ -100,6 +101,7 @@ def facts_of_fhir(resource: dict[str, Any]) -> dict[str, Any]:
             "digest": device["version"][0]["value"],
             "licence": device["note"][0]["text"],
         },
+        "refined": _fhir_refined(extensions.get("refined", [])),
         "disclaimer": disclaimer,
     }
 
@@ -111,6 +113,10 @@ def _fhir_sentence(observation: dict[str, Any]) -> dict[str, Any]:
         "confidence": parts["confidence"]["valueQuantity"]["value"],
         "supported": parts["supported"]["valueBoolean"] if "supported" in parts else None,
     }
+
+
+def _fhir_refined(extensions: list[dict[str, Any]]) -> dict[str, str] | None:
+    return {part["url"]: part["valueString"] for part in extensions[0]["extension"]} if extensions else None
 
 
 def _fhir_case(extension: dict[str, Any]) -> dict[str, Any]:
@@ -155,6 +161,7 @@ def facts_of_sr(dataset: Dataset) -> dict[str, Any]:
             "digest": shown["121016"].TextValue,
             "licence": root["licence"].TextValue,
         },
+        "refined": _sr_refined(root.get("refined")),
         "disclaimer": root["disclaimer"].TextValue,
     }
 
@@ -172,6 +179,11 @@ def _sr_sentence(item: Dataset) -> dict[str, Any]:
 def _sr_check(container: Dataset) -> dict[str, Any]:
     view, frontal, unusual = container.ContentSequence
     return {"view": view.TextValue, "frontal": _value(frontal), "unusual": _value(unusual)}
+
+
+def _sr_refined(item: Dataset | None) -> dict[str, str] | None:
+    found = item and re.fullmatch(r"Rewritten by the language model (.+), not the draft: (.*)", item.TextValue)
+    return {"model": found[1], "text": found[2]} if found else None
 
 
 def _sr_case(container: Dataset) -> dict[str, Any]:

@@ -147,6 +147,12 @@ def _extensions(report: ReportResponse) -> Iterator[Resource]:
         yield {"url": NAMESPACE + "warning", "extension": parts}
     for check in report.image_checks:
         yield {"url": NAMESPACE + "image-check", "extension": _check(check)}
+    if report.refined is not None:
+        parts = [
+            {"url": "model", "valueString": report.refined.model},
+            {"url": "text", "valueString": report.refined.text},
+        ]
+        yield {"url": NAMESPACE + "refined", "extension": parts}
     for case in report.reference_cases:
         yield {"url": NAMESPACE + "reference-case", "extension": list(_case(case))}
 

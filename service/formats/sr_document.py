@@ -33,8 +33,8 @@ from pydicom.sr.codedict import codes
 from model.labeler import Label
 from service.formats.codes import FINDING_CODES, LABEL_CODES, Code, study_code
 from service.formats.study import SourceImage
-from service.formats.text import NOTHING_WRITTEN, named_labels
-from service.schemas import ImageCheckOut, ModelInfo, ReferenceCaseOut, ReportResponse, SentenceOut
+from service.formats.text import NOTHING_WRITTEN, named_labels, rewritten_by
+from service.schemas import ImageCheckOut, ModelInfo, ReferenceCaseOut, RefinedOut, ReportResponse, SentenceOut
 
 MANUFACTURER = "cxr-report"
 SCHEME = "99CXRREPORT"  # of our own codes; DICOM gives 99… to private schemes
@@ -108,6 +108,8 @@ def _root(report: ReportResponse, views: int, sources: Sequence[SourceImage]) ->
     items.append(_text(_own("disclaimer", "Disclaimer"), report.disclaimer))
     items.append(_container(FINDINGS, findings or [_text(FINDING, NOTHING_WRITTEN)]))
     items.append(_labels(report))
+    if report.refined is not None:
+        items.append(_text(_own("refined", "Rewritten draft"), _refined(report.refined)))
     for warning in report.warnings:
         items.append(_text(_own("warning", "Warning"), f"{warning.code}: {warning.message}"))
     items.extend([_check(number, check) for number, check in enumerate(report.image_checks, 1)])
@@ -145,6 +147,10 @@ def _sentence(sentence: SentenceOut, sources: Sequence[SourceImage]) -> ContentI
         children.append(image)
     item.ContentSequence = ContentSequence(children)
     return item
+
+
+def _refined(refined: RefinedOut) -> str:
+    return f"{rewritten_by(refined.model)}: {refined.text}"
 
 
 def _labels(report: ReportResponse) -> ContentItem:

@@ -11,11 +11,11 @@ UNSUPPORTED = "[neither a reference case nor the images bear this out]"
 
 
 def plain_text(report: ReportResponse) -> str:
-    """The whole answer for people: draft, confidence and support of each sentence, labels, cases, checks of the images,
-    warnings, model, disclaimer.
-    """
+    """The whole answer for people: draft, its sentences one by one, labels, cases, images, warnings, model, disclaimer."""
     lines = [report.findings or NOTHING_WRITTEN, ""]
     lines += [_sentence_line(sentence) for sentence in report.sentences]
+    if report.refined is not None:
+        lines += ["", f"{rewritten_by(report.refined.model)}:", f"  {report.refined.text}"]
     lines += ["", f"Labels: {named_labels(report.labels) or 'none'}"]
     lines += _case_lines(report.reference_cases)
     lines += [_check_line(number, check) for number, check in enumerate(report.image_checks, 1)]
@@ -23,6 +23,11 @@ def plain_text(report: ReportResponse) -> str:
     lines += ["", f"Model: {report.model.name}, {report.model.digest} ({report.model.licence})"]
     lines += [f"Report: {report.report_id}", "", report.disclaimer]
     return "\n".join(lines)
+
+
+def rewritten_by(model: str) -> str:
+    """How a rewritten draft is headed in every format, so that nobody takes it for the model's own."""
+    return f"Rewritten by the language model {model}, not the draft"
 
 
 def named_labels(labels: Labels) -> str:

@@ -1,0 +1,105 @@
+"""``POST /export``: an answer of ``POST /report``, perhaps edited by its reader, in another format. Keeps nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+
+from model.labeler import label_report
+from service.problems import Problem
+from service.schemas import ReportResponse, WarningOut
+
+MAX_BODY_BYTES = 1024 * 1024
+MAX_FINDINGS = 20_000  # characters
+_BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])\s+")
+
+
+class ExportRequest(BaseModel):
+    """What to write: the answer as it came, and the findings where a reader edited them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    report: Annotated[ReportResponse, Field(description="The answer of POST /report.")]
+    findings: Annotated[
+        str | None,
+        Field(
+            max_length=MAX_FINDINGS, description="The findings as the reader edited them; left out where nobody did."
+        ),
+    ] = None
+    views: Annotated[
+        tuple[Literal["frontal", "lateral"], ...],
+        Field(min_length=1, max_length=2, description="Views that the answer was made from."),
+    ] = ("frontal", "lateral")
+
+    def answer(self) -> ReportResponse:
+        """The answer to write.
+
+        Edited findings take the place of the draft. Sentences that the model did not write are not in ``sentences``,
+        whose confidences are the model's; labels are read anew, and a warning holds the model's draft.
+        """
+        report = self.report
+        edited = (self.findings if self.findings is not None else report.findings).strip()
+        if edited == report.findings.strip():
+            return report
+        kept = set(_BETWEEN_SENTENCES.split(edited))
+        message = f"The findings were edited by their reader. The model's draft was: {report.findings or 'empty'}"
+        return report.model_copy(
+            update={
+                "findings": edited,
+                "sentences": [sentence for sentence in report.sentences if sentence.text in kept],
+                "labels": dict(label_report(edited)),
+                "warnings": [*report.warnings, WarningOut(code="edited", message=message)],
+            }
+        )
+
+
+async def read_export(request: Request, *, timeout_s: float) -> ExportRequest:
+    """Read and check the body.
+
+    Args:
+        request: its body must not have been read.
+        timeout_s: seconds within which the whole body must arrive.
+
+    Raises:
+        Problem: 4xx; what is wrong with it, without its values.
+        ClientDisconnect: the client went away.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Problem("not_json", "The Content-Type is not application/json. Send the answer of POST /report as JSON.")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise Problem(
+                        "upload_too_large",
+                        f"The body is larger than {MAX_BODY_BYTES:,} bytes. Leave out the attention of the sentences.",
+                    )
+    except TimeoutError as error:
+        raise Problem(
+            "upload_timeout", f"The body did not arrive within {timeout_s:g} s. Check the connection and try again."
+        ) from error
+    try:
+        return ExportRequest.model_validate_json(bytes(body))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = _known(first["loc"])
+        what = "is not the JSON of an export" if not where else f"is not as described: {_plain(first['type'])}"
+        raise Problem(
+            "invalid_request", f"{where or 'The body'} {what}. See ExportRequest in /openapi.json.", field=where or None
+        ) from None
+
+
+def _known(location: tuple[int | str, ...]) -> str:
+    """The place of an error as far as its names are ours: the last one may be the client's own."""
+    return ".".join(str(part) for part in location[:1] if part in ExportRequest.model_fields)
+
+
+def _plain(kind: str) -> str:
+    return kind.replace("_", " ")

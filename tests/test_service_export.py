@@ -1,0 +1,103 @@
+"""POST /export: an answer, edited or not, in another format; nothing of the model is claimed of a reader's words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from service.export import MAX_BODY_BYTES
+from service.schemas import REPORT_EXAMPLE, ReportResponse
+from tests.format_helpers import answers, facts, facts_of_fhir
+from tests.helpers import write_tiny_bundle
+from tests.service_helpers import PROBLEM, ready_client
+
+FHIR = "application/fhir+json"
+KEPT = REPORT_EXAMPLE["sentences"][0]["text"]
+EDITED = f"{KEPT} No pleural effusion."
+CANARY = "Wilhelmine-Canary"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with ready_client(write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny"), warm_up=False) as client:
+        yield client
+
+
+def export(client: httpx.Client, body: Any, accept: str = "application/json") -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return client.post("/export", content=content, headers={"Content-Type": "application/json", "Accept": accept})
+
+
+@pytest.mark.parametrize("name", answers())
+def test_an_answer_comes_back_in_every_format(client: httpx.Client, name: str) -> None:
+    report = answers()[name]
+    body = {"report": report.model_dump(), "views": ["frontal"]}
+    plain = export(client, body)
+    assert plain.headers["content-type"] == "application/json"
+    assert ReportResponse.model_validate(plain.json()) == report
+    assert facts_of_fhir(export(client, body, FHIR).json()) == facts(report)
+    text = export(client, body, "text/plain")
+    assert text.headers["vary"] == "Accept"
+    assert (report.findings or "(nothing was written)") in text.text
+
+
+def test_edited_findings_are_the_readers(client: httpx.Client) -> None:
+    body = {"report": REPORT_EXAMPLE, "findings": EDITED, "views": ["frontal", "lateral"]}
+    edited = export(client, body).json()
+    assert edited["findings"] == EDITED
+    assert [sentence["text"] for sentence in edited["sentences"]] == [KEPT], "a confidence is the model's alone"
+    assert edited["labels"]["Pleural Effusion"] == "absent"
+    assert edited["labels"]["Atelectasis"] is None
+    (warning,) = [warning for warning in edited["warnings"] if warning["code"] == "edited"]
+    assert warning["message"].endswith(REPORT_EXAMPLE["findings"])
+    resource = export(client, body, FHIR).json()
+    assert facts_of_fhir(resource) == facts(ReportResponse.model_validate(edited))
+    assert resource["status"] == "preliminary"
+    assert EDITED in export(client, body, "text/plain").text
+
+
+def test_findings_that_nobody_changed_are_the_models(client: httpx.Client) -> None:
+    body = {"report": REPORT_EXAMPLE, "findings": f" {REPORT_EXAMPLE['findings']}\n"}
+    assert export(client, body).json() == export(client, {"report": REPORT_EXAMPLE}).json()
+
+
+def test_the_number_of_views_decides_the_code(client: httpx.Client) -> None:
+    codes = {
+        export(client, {"report": REPORT_EXAMPLE, "views": views}, FHIR).json()["code"]["coding"][0]["code"]
+        for views in (["frontal"], ["frontal", "lateral"])
+    }
+    assert len(codes) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        (b"", "invalid_request", None),
+        (b"{", "invalid_request", None),
+        (b"[1]", "invalid_request", None),
+        ({}, "invalid_request", "report"),
+        ({"report": {**REPORT_EXAMPLE, CANARY: 1}}, "invalid_request", "report"),
+        ({"report": REPORT_EXAMPLE, CANARY: 1}, "invalid_request", None),
+        ({"report": REPORT_EXAMPLE, "findings": CANARY * 2_000}, "invalid_request", "findings"),
+        ({"report": REPORT_EXAMPLE, "views": ["oblique"]}, "invalid_request", "views"),
+        ({"report": REPORT_EXAMPLE, "views": []}, "invalid_request", "views"),
+        (b" " * (MAX_BODY_BYTES + 1), "upload_too_large", None),
+    ],
+)
+def test_a_wrong_body_is_refused_without_its_words(
+    client: httpx.Client, body: Any, code: str, field: str | None
+) -> None:
+    answer = export(client, body)
+    assert answer.headers["content-type"] == PROBLEM
+    assert (answer.json()["code"], answer.json()["field"]) == (code, field)
+    assert CANARY not in answer.text
+
+
+def test_what_is_no_json_and_what_cannot_be_written(client: httpx.Client) -> None:
+    assert client.post("/export", data={"report": "x"}).json()["code"] == "not_json"
+    refused = export(client, {"report": REPORT_EXAMPLE}, "application/dicom")
+    assert (refused.status_code, refused.json()["code"]) == (406, "not_acceptable")
