@@ -11,7 +11,7 @@ UNSUPPORTED = "[neither a reference case nor the images bear this out]"
 
 
 def plain_text(report: ReportResponse) -> str:
-    """The whole answer for people: draft, its sentences one by one, labels, cases, images, warnings, model, disclaimer."""
+    """The whole answer for people: draft, its sentences, labels, cases, images, warnings, model, disclaimer."""
     lines = [report.findings or NOTHING_WRITTEN, ""]
     lines += [_sentence_line(sentence) for sentence in report.sentences]
     if report.refined is not None:
