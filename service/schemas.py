@@ -199,11 +199,26 @@ class ReportResponse(_Answer):
     image_checks: Annotated[
         list[ImageCheckOut], Field(description="One an image; empty where the bundle has no calibration.")
     ]
-    refined: Annotated[RefinedOut | None, Field(description="With refine=true, where it succeeded; null otherwise.")] = None
+    refined: Annotated[
+        RefinedOut | None, Field(description="With refine=true, where it succeeded; null otherwise.")
+    ] = None
     warnings: list[WarningOut]
     model: ModelInfo
     timings_ms: Annotated[dict[str, float], Field(description="Milliseconds by stage; total is the whole request.")]
     disclaimer: str
+
+
+class CasesEvent(_Answer):
+    """Of a stream: retrieval is done."""
+
+    reference_cases: list[ReferenceCaseOut]
+
+
+class SentenceEvent(_Answer):
+    """Of a stream: a sentence is final. Its attention comes with the report only."""
+
+    index: Annotated[int, Field(ge=0)]
+    sentence: SentenceOut
 
 
 class BundleInfo(_Answer):
