@@ -76,6 +76,7 @@ class EventStream(Response):
         finally:
             drafting.cancel()
             await asyncio.gather(drafting, return_exceptions=True)
+        self._held.close()  # before the client sees the end: its next request finds the place free
         await sender.end()
 
 

@@ -44,13 +44,14 @@ from tests.service_helpers import (
 )
 
 STREAM = {"stream": "true"}
-FULL_STOPS = 2.0  # of the untrained models: enough for several sentences
+FULL_STOPS = 5.0  # of the untrained models: enough for several sentences
 Event = tuple[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", full_stops=FULL_STOPS)
+    decoding = DecodingConfig(min_length=14, block_trigrams=True)
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", decoding=decoding, full_stops=FULL_STOPS)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,9 @@ def stream(client: httpx.Client, data: dict[str, str] | None = None, **headers: 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "rerank", "consensus"])
 def test_sentences_together_are_the_answer(method: str, tmp_path: Path) -> None:
-    decoding = DecodingConfig.model_validate({"method": method, "candidates": 4, "temperature": 1.0, "min_length": 14})
+    decoding = DecodingConfig.model_validate(
+        {"method": method, "candidates": 4, "temperature": 1.0, "min_length": 14, "block_trigrams": True}
+    )
     served = write_tiny_bundle(tmp_path / method, decoding=decoding, full_stops=FULL_STOPS)
     with ready_client(served, warm_up=False) as client:
         whole = client.post("/report", files=files(), data={"top_k": "2"}).json()
@@ -267,11 +270,10 @@ def test_a_failure_on_the_way_is_told(
     held.go.set()
     with ready_client(bundle, warm_up=False) as client:
         (_, _), (name, problem) = stream(client)
-        metrics = client.get("/metrics").text
+        until(lambda: f'report_refusals_total{{cause="{code}"}} 1.0' in client.get("/metrics").text)
+        assert 'report_requests_total{route="/report",status="200"} 1.0' in client.get("/metrics").text
     assert name == "problem"
     assert ProblemDetails.model_validate(problem).code == code
-    assert f'report_refusals_total{{cause="{code}"}} 1.0' in metrics
-    assert 'report_requests_total{route="/report",status="200"} 1.0' in metrics
     assert "Canary" not in caplog.text + json.dumps(problem)
 
 
@@ -289,7 +291,7 @@ def test_a_client_that_leaves_gives_its_place_back(bundle: Path, held: Held) -> 
             assert next(events_of(answer))[0] == "cases"
         until(lambda: client.get("/health").json()["queue"]["depth"] == 0)
         held.go.set()
-        assert "report_abandoned_total 1.0" in client.get("/metrics").text
+        until(lambda: "report_abandoned_total 1.0" in client.get("/metrics").text)
         assert stream(client)[-1][0] == "report"
 
 
