@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 
+from model.attention import Attention, WordAttention, attention_of
 from model.bundle import Bundle
 from model.draft_warning import DraftWarning
 from model.generation import generate
@@ -59,20 +60,6 @@ class DraftOptions:
         for name, value, most in (("top_k", self.top_k, MAX_TOP_K), ("beam_size", self.beam_size, MAX_BEAM_SIZE)):
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name}={value} must lie between 1 and {most}")
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Where the decoder looked while it wrote a sentence; all weights of a sentence add up to 1.
-
-    Attributes:
-        patches: view -> weights of its grid of patches, rows from top to bottom, columns from left to right as in the
-            image that was sent.
-        cases: weights of the reference cases that the model read, nearest first.
-    """
-
-    patches: Mapping[str, tuple[tuple[float, ...], ...]]
-    cases: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -254,7 +241,16 @@ class Drafter:
                 progress=self._progress(listeners),
             )
             ids, log_probs = generated.ids.tolist(), generated.log_probs.tolist()
-        return [self._finish(studies[b], ids[b], log_probs[b], references[b], clock) for b in range(len(studies))]
+        drafts = [self._finish(studies[b], ids[b], log_probs[b], references[b], clock) for b in range(len(studies))]
+        if not options.attention:
+            return drafts
+        with self._timed("attention", clock):
+            looked = attention_of(self._model, encoded, seen, generated.ids, self.bundle.tokenizer.bos_id)
+        shown = studies if patches_of is None else patches_of
+        return [
+            replace(draft, sentences=self._attentive(draft, looked, b, ids[b], shown[b]), timings_ms=dict(clock))
+            for b, draft in enumerate(drafts)
+        ]
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 
@@ -345,6 +341,17 @@ class Drafter:
         words = self.bundle.tokenizer.decode(ids).split()
         return tuple(
             self._sentence(words[start:end], log_probs[start:end]) for start, end in split_sentences(words)[first:]
+        )
+
+    def _attentive(
+        self, draft: Draft, looked: WordAttention, row: int, ids: list[int], study: Sequence[StudyView]
+    ) -> tuple[Sentence, ...]:
+        """The draft's sentences with where the decoder looked for each."""
+        views = [image.view.value for image in self._ordered(study)]
+        spans = split_sentences(self.bundle.tokenizer.decode(ids).split())
+        return tuple(
+            replace(sentence, attention=looked.of_sentence(row, start, end, views))
+            for sentence, (start, end) in zip(draft.sentences, spans, strict=True)
         )
 
     def _sentence(self, words: list[str], log_probs: list[float]) -> Sentence:

@@ -17,7 +17,7 @@ from model.consensus import Composer, Consensus, Sentence
 from model.decoding import NEVER, Constraints, Generated, beam_search, greedy, one_path
 from model.labeler import FINDINGS, NO_FINDING, label_report
 from model.progress import Progress
-from model.report_model import Encoded, ReportModel
+from model.report_model import Encoded, ReportModel, inputs_of
 from model.tokenizer import Tokenizer, split_sentences
 
 CANDIDATE_SEED = 20
@@ -105,7 +105,7 @@ def _rerank(
     Likeness is the cosine that the retriever was trained for: study embedding against the text tower's embedding of the
     candidate. A phrase that suits every patient has the probability on its side, but no likeness to this one.
     """
-    texts = _shifted(ids, bos_id)
+    texts = inputs_of(ids, bos_id).flatten(0, 1)
     log_probs = _log_probs(model, encoded, constraints, texts, ids).view(ids.shape)
     length = (ids != 0).sum(-1).clamp(min=1)
     reports = model.text_tower(texts).view(*ids.shape[:2], -1)  # the tower reads bos, words, eos, at most 60
@@ -123,7 +123,7 @@ def _agree(
     """The report of the highest expected reward that the sentences of the candidates (B, n, T) make."""
     chosen, rewards = compose(tokenizer, config, study, findings, consensus, ids)
     one = chosen.unsqueeze(1)
-    log_probs = _log_probs(model, encoded, constraints, _shifted(one, tokenizer.bos_id), one)
+    log_probs = _log_probs(model, encoded, constraints, inputs_of(chosen, tokenizer.bos_id), one)
     return Generated(chosen, log_probs, rewards)
 
 
@@ -182,11 +182,6 @@ def _reading(tokenizer: Tokenizer, sentence: Sentence) -> tuple[frozenset[int], 
         for state in ("present", "absent")
     )
     return present, absent
-
-
-def _shifted(ids: Tensor, bos_id: int) -> Tensor:
-    """(B, n, T) reports as inputs of the decoder, (B * n, T)."""
-    return torch.cat([torch.full_like(ids[..., :1], bos_id), ids[..., :-1]], dim=-1).flatten(0, 1)
 
 
 def _log_probs(model: ReportModel, encoded: Encoded, constraints: Constraints, inputs: Tensor, ids: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import re
 import uuid
 from collections.abc import Mapping
 
-from model.drafter import Attention, Draft, ReferenceCase, Sentence
+from model.attention import Attention
+from model.drafter import Draft, ReferenceCase, Sentence
 from model.tokenizer import UNK
 from service.bundles import Loaded
 from service.schemas import DISCLAIMER, AttentionOut, ModelInfo, ReferenceCaseOut, ReportResponse, SentenceOut
