@@ -7,23 +7,25 @@ memory, encoder, beam search -> sentences with confidence, labels, reference cas
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 
+from model.attention import Attention, WordAttention, attention_of
 from model.bundle import Bundle
 from model.draft_warning import DraftWarning
 from model.generation import generate
 from model.images import Pixels, Resample
 from model.labeler import Label, label_report
 from model.linear import products_in
+from model.progress import Progress
 from model.protocols import Case, CaseIndex
 from model.report_model import Patches
-from model.tokenizer import display_sentence, split_sentences
+from model.tokenizer import END_OF_SENTENCE, display_sentence, split_sentences
 from model.views import View
 
 MAX_TOP_K, MAX_BEAM_SIZE = 50, 8
@@ -58,20 +60,6 @@ class DraftOptions:
         for name, value, most in (("top_k", self.top_k, MAX_TOP_K), ("beam_size", self.beam_size, MAX_BEAM_SIZE)):
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name}={value} must lie between 1 and {most}")
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Where the decoder looked while it wrote a sentence; all weights of a sentence add up to 1.
-
-    Attributes:
-        patches: view -> weights of its grid of patches, rows from top to bottom, columns from left to right as in the
-            image that was sent.
-        cases: weights of the reference cases that the model read, nearest first.
-    """
-
-    patches: Mapping[str, tuple[tuple[float, ...], ...]]
-    cases: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -138,6 +126,25 @@ class Draft:
     image_checks: tuple[ImageCheck, ...] = ()
 
 
+@dataclass(frozen=True)
+class CasesFound:
+    """Retrieval is done: these will be the draft's ``reference_cases``."""
+
+    cases: tuple[ReferenceCase, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class SentenceWritten:
+    """Sentence ``index`` of the draft is final; its attention comes with the draft only."""
+
+    index: int
+    sentence: Sentence = field(repr=False)
+
+
+News = CasesFound | SentenceWritten
+Listener = Callable[[News], None]
+
+
 class Drafter:
     """Writes drafts with one bundle on one device. Holds no state between calls."""
 
@@ -185,6 +192,7 @@ class Drafter:
     def draft(
         self, studies: Sequence[Sequence[StudyView]], options: DraftOptions = DraftOptions(), *,
         patches_of: Sequence[Sequence[StudyView]] | None = None, cases_of: Sequence[Sequence[StudyView]] | None = None,
+        listeners: Sequence[Listener | None] | None = None,
     ) -> list[Draft]:  # fmt: skip
         """Write a draft for each study.
 
@@ -195,6 +203,9 @@ class Drafter:
             patches_of: for counterfactual checks: as many other studies; only the patch tokens are theirs.
             cases_of: likewise; only what retrieval gives is theirs: the reference cases, and the study embedding by
                 which a choice among candidates weighs training cases.
+            listeners: of each study who is told early of what is final in its draft, each part once and in order, or
+                None. Called by this thread; must neither block nor raise. What nobody could be told early is in the
+                draft.
 
         Raises:
             ValueError: a study without views, or pixels of another shape than (S, S) uint8.
@@ -202,11 +213,12 @@ class Drafter:
         if not studies:
             return []
         with products_in(torch.bfloat16 if self.precision == "bf16" else None):
-            return self._draft(studies, options, patches_of, cases_of)
+            return self._draft(studies, options, patches_of, cases_of, listeners or [None] * len(studies))
 
     def _draft(
         self, studies: Sequence[Sequence[StudyView]], options: DraftOptions,
         patches_of: Sequence[Sequence[StudyView]] | None, cases_of: Sequence[Sequence[StudyView]] | None,
+        listeners: Sequence[Listener | None],
     ) -> list[Draft]:  # fmt: skip
         clock: dict[str, float] = {}
         with self._timed("encode", clock):
@@ -215,6 +227,9 @@ class Drafter:
             asked = patches if cases_of is None else self._encode(cases_of)
             study = self._model.embed_study(asked) if self.index is not None else None
             cases, case_mask, references = self._retrieve(study, len(studies), options)
+        for listener, found in zip(listeners, references, strict=True):
+            if listener is not None:
+                listener(CasesFound(found))
         with self._timed("decode", clock):
             seen = patches if patches_of is None else self._encode(patches_of)
             encoded = self._model.encode(seen, cases, case_mask)
@@ -227,9 +242,19 @@ class Drafter:
                 study=study,
                 findings=self._model.findings(seen),
                 consensus=self.bundle.consensus,
+                progress=self._progress(listeners),
             )
             ids, log_probs = generated.ids.tolist(), generated.log_probs.tolist()
-        return [self._finish(studies[b], ids[b], log_probs[b], references[b], clock) for b in range(len(studies))]
+        drafts = [self._finish(studies[b], ids[b], log_probs[b], references[b], clock) for b in range(len(studies))]
+        if not options.attention:
+            return drafts
+        with self._timed("attention", clock):
+            looked = attention_of(self._model, encoded, seen, generated.ids, self.bundle.tokenizer.bos_id)
+        shown = studies if patches_of is None else patches_of
+        return [
+            replace(draft, sentences=self._attentive(draft, looked, b, ids[b], shown[b]), timings_ms=dict(clock))
+            for b, draft in enumerate(drafts)
+        ]
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 
@@ -286,23 +311,53 @@ class Drafter:
         self, study: Sequence[StudyView], ids: list[int], log_probs: list[float],
         references: tuple[ReferenceCase, ...], clock: dict[str, float],
     ) -> Draft:  # fmt: skip
-        tokenizer = self.bundle.tokenizer
-        words = tokenizer.decode(ids).split()
-        sentences = []
-        for start, end in split_sentences(words):
-            confidence = float(np.exp(np.mean(log_probs[start:end])))
-            labels = {
-                name: label for name, label in label_report(" ".join(words[start:end])).items() if label is not None
-            }
-            sentences.append(Sentence(display_sentence(words[start:end]), min(confidence, 1.0), labels))
+        sentences = self._sentences(ids, log_probs)
         return Draft(
             findings=" ".join(sentence.text for sentence in sentences),
-            sentences=tuple(sentences),
-            labels=dict(label_report(" ".join(words))),
+            sentences=sentences,
+            labels=dict(label_report(self.bundle.tokenizer.decode(ids))),
             reference_cases=references,
             warnings=tuple(self._warnings(study, references, bool(sentences))),
             timings_ms=dict(clock),
         )
+
+    def _progress(self, listeners: Sequence[Listener | None]) -> Progress | None:
+        """Makes sentences of certain words for those who listen; None where nobody does."""
+        told = {row: 0 for row, listener in enumerate(listeners) if listener is not None}
+
+        def tell(row: int, ids: list[int], log_probs: list[float]) -> None:
+            listener = listeners[row]
+            assert listener is not None
+            for index, sentence in enumerate(self._sentences(ids, log_probs, told[row]), told[row]):
+                listener(SentenceWritten(index, sentence))
+                told[row] = index + 1
+
+        tokenizer = self.bundle.tokenizer
+        ends = {tokenizer.id_of(END_OF_SENTENCE), tokenizer.eos_id} - {tokenizer.unk_id}
+        return Progress(told, ends, tell) if told else None
+
+    def _sentences(self, ids: list[int], log_probs: list[float], first: int = 0) -> tuple[Sentence, ...]:
+        """The sentences of a report from index ``first`` on; of one that is being written those that are complete."""
+        words = self.bundle.tokenizer.decode(ids).split()
+        return tuple(
+            self._sentence(words[start:end], log_probs[start:end]) for start, end in split_sentences(words)[first:]
+        )
+
+    def _attentive(
+        self, draft: Draft, looked: WordAttention, row: int, ids: list[int], study: Sequence[StudyView]
+    ) -> tuple[Sentence, ...]:
+        """The draft's sentences with where the decoder looked for each."""
+        views = [image.view.value for image in self._ordered(study)]
+        spans = split_sentences(self.bundle.tokenizer.decode(ids).split())
+        return tuple(
+            replace(sentence, attention=looked.of_sentence(row, start, end, views))
+            for sentence, (start, end) in zip(draft.sentences, spans, strict=True)
+        )
+
+    def _sentence(self, words: list[str], log_probs: list[float]) -> Sentence:
+        confidence = float(np.exp(np.mean(log_probs)))
+        labels = {name: label for name, label in label_report(" ".join(words)).items() if label is not None}
+        return Sentence(display_sentence(words), min(confidence, 1.0), labels)
 
     def _warnings(
         self, study: Sequence[StudyView], references: tuple[ReferenceCase, ...], written: bool

@@ -232,6 +232,19 @@ class ReportResponse(_Answer):
     disclaimer: str
 
 
+class CasesEvent(_Answer):
+    """Of a stream: retrieval is done."""
+
+    reference_cases: list[ReferenceCaseOut]
+
+
+class SentenceEvent(_Answer):
+    """Of a stream: a sentence is final. Its attention comes with the report only."""
+
+    index: Annotated[int, Field(ge=0)]
+    sentence: SentenceOut
+
+
 class BundleInfo(_Answer):
     """The bundle that is served."""
 
