@@ -5,6 +5,8 @@ import { compared, findingsCompared } from "./compare.js";
 import { finding, t, warningWords } from "./i18n.js";
 
 const LOW = 0.5; // confidence below this is drawn in the colour of doubt
+const SOME = 0.005; // of the attention, below which nothing is said of a case
+const MUCH = 0.05;
 const ORDER = ["present", "uncertain", "absent"];
 const REDACTED = "[redacted]";
 const percent = (share) => `${Math.round(100 * share)} %`;
@@ -70,7 +72,7 @@ export function drawLabels(root, labels) {
     entries.filter(([, value]) => value === label).map(([name]) => chip(name, label)),
   );
   const silent = entries.filter(([name, value]) => value === null && name !== "No Finding").map(([name]) => finding(name));
-  const rest = silent.length ? [element("p", { className: "rest" }, t("silent", { names: silent.join(", ") }))] : [];
+  const rest = silent.length ? [element("p", { className: "rest" }, t("silent", { names: silent.join(t("list")) }))] : [];
   root.replaceChildren(...chips, ...rest);
 }
 
@@ -86,7 +88,7 @@ export function drawChecks(list, checks) {
       view: views[view],
       seen: frontal >= 0.5 ? views.frontal : views.lateral,
       share: percent(Math.max(frontal, 1 - frontal)),
-    }) + `, ${t("check.unusual", { share: percent(unusual) })}`,
+    }) + `${t("list")}${t("check.unusual", { share: percent(unusual) })}`,
   ]);
   list.replaceChildren(...lines.map((line) => element("li", {}, line)));
   list.parentElement.hidden = lines.length === 0;
@@ -160,7 +162,7 @@ function caseFindings(labels, draft) {
     return node;
   });
   const missing = draftOnly.length
-    ? [element("p", { className: "rest" }, t("case.missing", { names: draftOnly.map(finding).join(", ") }))]
+    ? [element("p", { className: "rest" }, t("case.missing", { names: draftOnly.map(finding).join(t("list")) }))]
     : [];
   return [element("div", { className: "labels" }, ...chips, ...missing)];
 }
@@ -169,8 +171,8 @@ function caseFindings(labels, draft) {
 export function drawCaseWeights(list, weights) {
   [...list.children].forEach((item, place) => {
     const weight = weights?.[place];
-    item.classList.toggle("looked-at", weight > 0.02);
-    item.querySelector(".case-weight").textContent = weight > 0.005 ? t("case.attention", { share: percent(weight) }) : "";
+    item.classList.toggle("looked-at", weight > MUCH);
+    item.querySelector(".case-weight").textContent = weight > SOME ? t("case.attention", { share: percent(weight) }) : "";
   });
 }
 

@@ -1,6 +1,6 @@
 // Where the decoder looked, laid over an image: the grid stretched over the whole of it, as the model saw it.
 
-const STRONGEST = 0.62; // opacity where the weight is largest
+const STRONGEST = 0.7; // opacity where the weight is largest
 const COLOUR = [255, 176, 59]; // warm on grey, told from the image without hue as well
 
 /** Place `canvas` over the part of `box` that an image of `width` x `height` fills when it is fitted into it. */
@@ -17,9 +17,9 @@ export function fit(canvas, box, width, height) {
  * Draw a grid of weights, rows from top to bottom, as a smooth veil.
  * @param {HTMLCanvasElement} canvas
  * @param {number[][]} grid
- * @param {number} largest weight that is drawn strongest, the same for all images of a sentence
+ * @param {{least: number, most: number}} range drawn from clear to strongest, the same for all images of a sentence
  */
-export function drawHeat(canvas, grid, largest) {
+export function drawHeat(canvas, grid, { least, most }) {
   const rows = grid.length;
   const columns = grid[0].length;
   const small = document.createElement("canvas");
@@ -27,7 +27,7 @@ export function drawHeat(canvas, grid, largest) {
   small.height = rows;
   const pixels = new ImageData(columns, rows);
   grid.flat().forEach((weight, place) => {
-    const opacity = STRONGEST * Math.sqrt(Math.max(0, weight) / largest);
+    const opacity = (STRONGEST * (weight - least)) / (most - least);
     pixels.data.set([...COLOUR, Math.round(255 * opacity)], 4 * place);
   });
   small.getContext("2d").putImageData(pixels, 0, 0);

@@ -312,6 +312,7 @@ window.addEventListener("beforeprint", () => (byId("made-details").open = true))
 bindTheme(byId("theme"));
 bindLanguage(byId("language"));
 onLanguage(() => {
+  status.textContent = ""; // it told of what is past
   refresh();
   if (ready) showService("ready", serviceWords());
   if (current && !running) drawAnswer();

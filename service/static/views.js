@@ -56,15 +56,16 @@ export class Views {
    * @param {boolean} swapped whether the model read each image as the other view
    */
   showAttention(patches, swapped = false) {
-    const largest = patches ? Math.max(...Object.values(patches).flat(2)) : 0;
+    const weights = Object.values(patches ?? {}).flat(2);
+    const range = { least: Math.min(...weights), most: Math.max(...weights) };
     for (const name of NAMES) {
       const read = swapped || (this.count === 1 && !patches?.[name]) ? NAMES.find((other) => other !== name) : name;
       const grid = this.files[name] ? patches?.[read] : undefined;
       const { heat } = this.parts[name];
-      heat.hidden = !grid || largest <= 0;
+      heat.hidden = !grid || range.most <= range.least;
       if (heat.hidden) continue;
       this.#place(name);
-      drawHeat(heat, grid, largest);
+      drawHeat(heat, grid, range);
     }
   }
 

@@ -110,6 +110,7 @@ export const words = {
   redacted: "redacted",
   "redacted.why": "blacked out by the archive",
 
+  list: ", ",
   made: "How this draft was made",
   "made.time": "Time",
   "made.times": "{seconds} s (ms: {stages})",

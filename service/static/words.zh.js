@@ -110,6 +110,7 @@ export const words = {
   redacted: "已遮盖",
   "redacted.why": "由数据档案遮盖",
 
+  list: "、",
   made: "草稿如何生成",
   "made.time": "用时",
   "made.times": "{seconds} 秒(毫秒:{stages})",
