@@ -7,14 +7,15 @@ memory, encoder, beam search -> sentences with confidence, labels, reference cas
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 
+from model.attention import Attention, WordAttention, attention_of
 from model.bundle import Bundle
 from model.draft_warning import DraftWarning
 from model.generation import generate
@@ -22,10 +23,11 @@ from model.image_checks import Reading, as_sent, read_images
 from model.images import Pixels, Resample
 from model.labeler import Label, label_report
 from model.linear import products_in
+from model.progress import Progress
 from model.protocols import Case, CaseIndex
 from model.report_model import Patches
 from model.sentence_checks import NEIGHBOURS, Evidence, confidence, named_findings, supported, unsupported
-from model.tokenizer import display_sentence, split_sentences
+from model.tokenizer import END_OF_SENTENCE, display_sentence, split_sentences
 from model.views import View
 
 MAX_TOP_K, MAX_BEAM_SIZE = 50, 8
@@ -68,20 +70,6 @@ class DraftOptions:
         for name, value, most in (("top_k", self.top_k, MAX_TOP_K), ("beam_size", self.beam_size, MAX_BEAM_SIZE)):
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name}={value} must lie between 1 and {most}")
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Where the decoder looked while it wrote a sentence; all weights of a sentence add up to 1.
-
-    Attributes:
-        patches: view -> weights of its grid of patches, rows from top to bottom, columns from left to right as in the
-            image that was sent.
-        cases: weights of the reference cases that the model read, nearest first.
-    """
-
-    patches: Mapping[str, tuple[tuple[float, ...], ...]]
-    cases: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -148,6 +136,25 @@ class Draft:
     image_checks: tuple[ImageCheck, ...] = ()
 
 
+@dataclass(frozen=True)
+class CasesFound:
+    """Retrieval is done: these will be the draft's ``reference_cases``."""
+
+    cases: tuple[ReferenceCase, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class SentenceWritten:
+    """Sentence ``index`` of the draft is final; its attention comes with the draft only."""
+
+    index: int
+    sentence: Sentence = field(repr=False)
+
+
+News = CasesFound | SentenceWritten
+Listener = Callable[[News], None]
+
+
 class Drafter:
     """Writes drafts with one bundle on one device. Holds no state between calls."""
 
@@ -195,6 +202,7 @@ class Drafter:
     def draft(
         self, studies: Sequence[Sequence[StudyView]], options: DraftOptions = DraftOptions(), *,
         patches_of: Sequence[Sequence[StudyView]] | None = None, cases_of: Sequence[Sequence[StudyView]] | None = None,
+        listeners: Sequence[Listener | None] | None = None,
     ) -> list[Draft]:  # fmt: skip
         """Write a draft for each study.
 
@@ -205,6 +213,9 @@ class Drafter:
             patches_of: for counterfactual checks: as many other studies; only the patch tokens are theirs.
             cases_of: likewise; only what retrieval gives is theirs: the reference cases, and the study embedding by
                 which a choice among candidates weighs training cases.
+            listeners: of each study who is told early of what is final in its draft, each part once and in order, or
+                None. Called by this thread; must neither block nor raise. What nobody could be told early is in the
+                draft.
 
         Raises:
             ValueError: a study without views, or pixels of another shape than (S, S) uint8.
@@ -212,11 +223,12 @@ class Drafter:
         if not studies:
             return []
         with products_in(torch.bfloat16 if self.precision == "bf16" else None):
-            return self._draft(studies, options, patches_of, cases_of)
+            return self._draft(studies, options, patches_of, cases_of, listeners or [None] * len(studies))
 
     def _draft(
         self, studies: Sequence[Sequence[StudyView]], options: DraftOptions,
         patches_of: Sequence[Sequence[StudyView]] | None, cases_of: Sequence[Sequence[StudyView]] | None,
+        listeners: Sequence[Listener | None],
     ) -> list[Draft]:  # fmt: skip
         clock: dict[str, float] = {}
         with self._timed("encode", clock):
@@ -225,9 +237,16 @@ class Drafter:
             asked = patches if cases_of is None else self._encode(cases_of)[0]
             study = self._model.embed_study(asked) if self.index is not None else None
             cases, case_mask, references = self._retrieve(study, len(studies), options)
+        for listener, found in zip(listeners, references, strict=True):
+            if listener is not None:
+                listener(CasesFound(found))
         with self._timed("decode", clock):
-            seen = patches if patches_of is None else self._encode(patches_of)[0]
+            shown = studies if patches_of is None else patches_of
+            seen, read = (patches, readings) if patches_of is None else self._encode(patches_of)
             findings = self._model.findings(seen)
+            evidence: list[Evidence] | list[None] = [None] * len(studies)
+            if self.bundle.calibration is not None:
+                evidence = self._evidence(study, findings, len(studies))
             encoded = self._model.encode(seen, cases, case_mask)
             generated = generate(
                 self._model,
@@ -238,16 +257,25 @@ class Drafter:
                 study=study,
                 findings=findings,
                 consensus=self.bundle.consensus,
+                progress=self._progress(listeners, evidence),
             )
             ids, log_probs = generated.ids.tolist(), generated.log_probs.tolist()
-        evidence = None if self.bundle.calibration is None else self._evidence(study, findings, len(studies))
-        return [
+        drafts = [
             self._finish(
-                self._ordered(studies[b]), readings[b], ids[b], log_probs[b], references[b],
-                None if evidence is None else evidence[b], clock,
+                self._ordered(studies[b]), readings[b], ids[b], log_probs[b], references[b], evidence[b], clock
             )
             for b in range(len(studies))
-        ]  # fmt: skip
+        ]
+        if not options.attention:
+            return drafts
+        with self._timed("attention", clock):
+            looked = attention_of(self._model, encoded, seen, generated.ids, self.bundle.tokenizer.bos_id)
+        return [
+            replace(
+                draft, sentences=self._attentive(draft, looked, b, ids[b], shown[b], read[b]), timings_ms=dict(clock)
+            )
+            for b, draft in enumerate(drafts)
+        ]
 
     @torch.inference_mode()
     def evidence(self, studies: Sequence[Sequence[StudyView]]) -> list[Evidence]:
@@ -345,14 +373,11 @@ class Drafter:
         self, study: Sequence[StudyView], reading: Reading, ids: list[int], log_probs: list[float],
         references: tuple[ReferenceCase, ...], evidence: Evidence | None, clock: dict[str, float],
     ) -> Draft:  # fmt: skip
-        words = self.bundle.tokenizer.decode(ids).split()
-        sentences = tuple(
-            self._sentence(words[start:end], log_probs[start:end], evidence) for start, end in split_sentences(words)
-        )
+        sentences = self._sentences(ids, log_probs, evidence)
         return Draft(
             findings=" ".join(sentence.text for sentence in sentences),
             sentences=sentences,
-            labels=dict(label_report(" ".join(words))),
+            labels=dict(label_report(self.bundle.tokenizer.decode(ids))),
             reference_cases=references,
             warnings=tuple(self._warnings(study, reading, references, sentences)),
             timings_ms=dict(clock),
@@ -373,6 +398,47 @@ class Drafter:
             confidence(calibration.confidence, mean, labels, evidence),
             labels,
             supported(calibration.support, labels, evidence),
+        )
+
+    def _progress(self, listeners: Sequence[Listener | None], evidence: Sequence[Evidence | None]) -> Progress | None:
+        """Makes sentences of certain words for those who listen; None where nobody does."""
+        told = {row: 0 for row, listener in enumerate(listeners) if listener is not None}
+
+        def tell(row: int, ids: list[int], log_probs: list[float]) -> None:
+            listener = listeners[row]
+            assert listener is not None
+            for index, sentence in enumerate(self._sentences(ids, log_probs, evidence[row], told[row]), told[row]):
+                listener(SentenceWritten(index, sentence))
+                told[row] = index + 1
+
+        tokenizer = self.bundle.tokenizer
+        ends = {tokenizer.id_of(END_OF_SENTENCE), tokenizer.eos_id} - {tokenizer.unk_id}
+        return Progress(told, ends, tell) if told else None
+
+    def _sentences(
+        self, ids: list[int], log_probs: list[float], evidence: Evidence | None, first: int = 0
+    ) -> tuple[Sentence, ...]:
+        """The sentences of a report from index ``first`` on; of one that is being written those that are complete."""
+        words = self.bundle.tokenizer.decode(ids).split()
+        return tuple(
+            self._sentence(words[start:end], log_probs[start:end], evidence)
+            for start, end in split_sentences(words)[first:]
+        )
+
+    def _attentive(
+        self, draft: Draft, looked: WordAttention, row: int, ids: list[int], study: Sequence[StudyView],
+        reading: Reading,
+    ) -> tuple[Sentence, ...]:  # fmt: skip
+        """The draft's sentences with where the decoder looked for each."""
+        sent = tuple(image.view for image in self._ordered(study))
+        places: Sequence[int] = range(len(sent))
+        if reading.views != sent:  # the model saw them in the order of what they are
+            places = sorted(places, key=lambda place: reading.views[place].row)
+        views = [sent[place].value for place in places]
+        spans = split_sentences(self.bundle.tokenizer.decode(ids).split())
+        return tuple(
+            replace(sentence, attention=looked.of_sentence(row, start, end, views))
+            for sentence, (start, end) in zip(draft.sentences, spans, strict=True)
         )
 
     def _warnings(

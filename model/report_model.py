@@ -227,6 +227,10 @@ class ReportModel(nn.Module):
         logits: Tensor = self.to_words(self.decoder(x, encoded.source, encoded.masked))
         return logits
 
+    def attention(self, encoded: Encoded, ids: Tensor) -> Tensor:
+        """What each position reads of the source: arguments as of ``forward`` -> (B, T, S) float32, rows sum to 1."""
+        return self.decoder.attention(self._words(ids, 0, encoded.bank), encoded.source, encoded.masked)
+
     def start(self, encoded: Encoded, hypotheses: int, *, branching: bool = False) -> DecoderState:
         """An empty cache for ``hypotheses`` per study, which may ``branch`` from each other where it says so."""
         self._check_prepared()
@@ -288,6 +292,11 @@ class ReportModel(nn.Module):
         """Also drops what ``prepare`` worked out."""
         self.forget()
         return super().train(mode)
+
+
+def inputs_of(ids: Tensor, bos_id: int) -> Tensor:
+    """Inputs of the decoder that make it write reports: ids (..., T) without bos -> (..., T), the first being bos."""
+    return torch.cat([torch.full_like(ids[..., :1], bos_id), ids[..., :-1]], dim=-1)
 
 
 def _forget(model: nn.Module, _: object) -> None:

@@ -113,8 +113,8 @@ class AttentionOut(_Answer):
     patches: Annotated[
         dict[str, list[list[float]]],
         Field(
-            description="View (frontal, lateral) -> grid of weights, rows from top to bottom, columns from left to "
-            "right as in the image that was sent."
+            description="Field that an image came in (frontal, lateral) -> grid of weights, rows from top to bottom, "
+            "columns from left to right as in that image, whatever view it turned out to be."
         ),
     ]
     cases: Annotated[list[float], Field(description="Weights of the cases that the model read, by rank.")]
@@ -247,6 +247,19 @@ class ReportResponse(_Answer):
     model: ModelInfo
     timings_ms: Annotated[dict[str, float], Field(description="Milliseconds by stage; total is the whole request.")]
     disclaimer: str
+
+
+class CasesEvent(_Answer):
+    """Of a stream: retrieval is done."""
+
+    reference_cases: list[ReferenceCaseOut]
+
+
+class SentenceEvent(_Answer):
+    """Of a stream: a sentence is final. Its attention comes with the report only."""
+
+    index: Annotated[int, Field(ge=0)]
+    sentence: SentenceOut
 
 
 class BundleInfo(_Answer):
