@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from model.backbone import Backbone
+from model.calibration import Calibration
 from model.config import BundleConfig
 from model.consensus import Consensus
 from model.report_model import ReportModel
@@ -30,7 +31,9 @@ from model.tokenizer import Tokenizer
 MANIFEST = "MANIFEST.json"
 CONFIG, WEIGHTS, TOKENIZER, METRICS = "config.json", "model.safetensors", "tokenizer.json", "metrics.json"
 CONSENSUS = "consensus.safetensors"
+CALIBRATION = "calibration.json"
 INDEX_DIR = "index"
+FIGURES = 6  # significant digits of a figure
 
 
 class BundleError(RuntimeError):
@@ -65,6 +68,7 @@ class Bundle:
     digest: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
     consensus: Consensus | None = None
+    calibration: Calibration | None = None
 
     def index_sha256(self) -> dict[str, str]:
         """Expected digests of the files in ``index/``, by their names in there."""
@@ -164,9 +168,32 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
         model.load_state_dict(state)
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise BundleError(f"{path}: {WEIGHTS} does not fit {CONFIG}: {error}") from error
+    calibration = _load_calibration(path, manifest, model.backbone.width)
     model.eval().requires_grad_(False).to(device)
     model.backbone.to(memory_format=torch.channels_last)
-    return Bundle(path, config, tokenizer, model, manifest, file_sha256(path / MANIFEST), metrics, consensus)
+    return Bundle(
+        path, config, tokenizer, model, manifest, file_sha256(path / MANIFEST), metrics, consensus, calibration
+    )
+
+
+def _load_calibration(path: Path, manifest: Manifest, width: int) -> Calibration | None:
+    """``calibration.json`` where the manifest lists it; ``width`` is D, that of the backbone's features."""
+    if CALIBRATION not in manifest.files:
+        return None
+    remedy = "restore it, or fit it again: python -m training.calibrate"
+    try:
+        calibration = Calibration.model_validate_json((path / CALIBRATION).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise BundleError(f"{path}: {CALIBRATION} is no calibration ({where}: {first['msg']}); {remedy}") from error
+    if calibration.weights_sha256 != manifest.files[WEIGHTS].sha256:
+        raise BundleError(f"{path}: {CALIBRATION} was fitted to other weights than these; {remedy}")
+    if calibration.features.width != width:
+        raise BundleError(
+            f"{path}: {CALIBRATION} is for features of width {calibration.features.width}, these have {width}; {remedy}"
+        )
+    return calibration
 
 
 def write_bundle(
@@ -177,6 +204,7 @@ def write_bundle(
     tokenizer: Tokenizer,
     index_dir: Path | None = None,
     consensus: Consensus | None = None,
+    calibration: Calibration | None = None,
     metrics: Mapping[str, Any] | None = None,
     weights_dtype: Literal["fp16", "fp32"] = "fp16",
     replace: bool = False,
@@ -191,7 +219,8 @@ def write_bundle(
         tokenizer: goes to ``tokenizer.json``.
         index_dir: holds ``reports.faiss`` and ``cases.jsonl``; needed where ``config.retrieval`` is set.
         consensus: goes to ``consensus.safetensors``; needed where ``config.decoding`` is by consensus.
-        metrics: goes to ``metrics.json``.
+        calibration: goes to ``calibration.json``; it must have been fitted to these weights.
+        metrics: goes to ``metrics.json``, numbers rounded to ``FIGURES`` significant digits.
         weights_dtype: of the matrices.
         replace: put the new bundle in the place of an existing one.
 
@@ -212,7 +241,7 @@ def write_bundle(
     try:
         (partial / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (partial / TOKENIZER).write_text(tokenizer.to_json() + "\n", encoding="utf-8")
-        (partial / METRICS).write_text(json.dumps(metrics or {}, indent=2) + "\n", encoding="utf-8")
+        (partial / METRICS).write_text(json.dumps(_rounded(metrics or {}), indent=1) + "\n", encoding="utf-8")
         narrow = torch.float16 if weights_dtype == "fp16" else torch.float32
         state = {key: value.detach().cpu().to(narrow if value.is_floating_point() and value.dim() > 1 else value.dtype)
                  .contiguous().clone() for key, value in model.state_dict().items()}  # fmt: skip
@@ -220,12 +249,55 @@ def write_bundle(
         (partial / WEIGHTS).chmod(0o644)  # safetensors makes it private; the service may run as another user
         if consensus is not None:
             consensus.save(partial / CONSENSUS)
+        if calibration is not None:
+            _save_calibration(calibration, partial)
         if index_dir is not None:
             shutil.copytree(index_dir, partial / INDEX_DIR)
         write_manifest(partial)
         _into_place(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def add_calibration(bundle: Path, calibration: Calibration, out: Path) -> None:
+    """Write a copy of a bundle with this calibration, in the bundle's own place or elsewhere, whole or not at all.
+
+    Args:
+        bundle: the bundle that it was fitted to; its files are checked first.
+        calibration: takes the place of one that is there.
+        out: where the copy goes: ``bundle`` itself, or nothing yet.
+
+    Raises:
+        BundleError: a damaged bundle, or something else lies at ``out``.
+    """
+    in_place = out.resolve() == bundle.resolve()
+    if out.exists() and not in_place:
+        raise BundleError(f"{out} already exists; choose another --out or remove it")
+    manifest = verify_bundle(bundle)
+    out = out.resolve()
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        for name in manifest.files:
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle / name, partial / name)
+        _save_calibration(calibration, partial)
+        write_manifest(partial, hydrated_from=manifest.hydrated_from)
+        _into_place(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save_calibration(calibration: Calibration, directory: Path) -> None:
+    (directory / CALIBRATION).write_text(calibration.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    """JSON content with its numbers rounded to ``FIGURES`` significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.{FIGURES}g}")
+    if isinstance(value, Mapping):
+        return {name: _rounded(part) for name, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
@@ -235,14 +307,19 @@ def _save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
         raise BundleError(f"{path} cannot be written ({error}); free space there and start again") from error
 
 
-def write_manifest(directory: Path) -> None:
-    """Write ``MANIFEST.json`` over all files of ``directory``, after flushing them to disk."""
+def write_manifest(directory: Path, *, hydrated_from: str | None = None) -> None:
+    """Write ``MANIFEST.json`` over all files of ``directory``, after flushing them to disk.
+
+    ``hydrated_from`` is the digest of the bundle that a hydrated one was made from.
+    """
     files = {}
     for file in sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
         files[file.relative_to(directory).as_posix()] = {"sha256": file_sha256(file), "size": file.stat().st_size}
-    content = {"schema_version": 1, "files": files}
+    content: dict[str, Any] = {"schema_version": 1, "files": files}
+    if hydrated_from is not None:
+        content["hydrated_from"] = hydrated_from
     beside = directory / (MANIFEST + ".tmp")
     beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(beside, directory / MANIFEST)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.config import DecodingConfig
+from model.progress import Progress
 from model.report_model import Encoded, ReportModel
 from model.tokenizer import Tokenizer
 
@@ -87,9 +88,11 @@ def _repeating(history: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def greedy(model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int) -> Generated:
+def greedy(
+    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, progress: Progress | None = None
+) -> Generated:
     """The most probable token at each step."""
-    return one_path(model, encoded, constraints, bos_id, 1, None, 1.0)
+    return one_path(model, encoded, constraints, bos_id, 1, None, 1.0, progress=progress)
 
 
 @torch.no_grad()
@@ -121,11 +124,12 @@ def sample(
 def one_path(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, count: int,
     generator: torch.Generator | None, temperature: float, *, sampling: bool = False, shared: bool = False,
-    of: tuple[int, int] | None = None,
+    of: tuple[int, int] | None = None, progress: Progress | None = None,
 ) -> Generated:  # fmt: skip
     """Greedy or sampled continuation of ``count`` hypotheses a study, without reordering: ids (B * count, T).
 
-    ``shared`` draws one set of (count, vocabulary) Gumbel noise a step, the same for every study.
+    ``shared`` draws one set of (count, vocabulary) Gumbel noise a step, the same for every study. ``progress`` follows
+    one hypothesis a study, so ``count`` must be 1 with it.
     """
     limit, device, studies = model.config.max_length, encoded.source.device, encoded.source.shape[0]
     state = model.start(encoded, count)
@@ -150,6 +154,9 @@ def one_path(
         ids[rows, position] = last
         gained = step_log_probs.gather(1, chosen.unsqueeze(1)).squeeze(1)
         log_probs[rows, position] = gained.masked_fill(ended, 0)
+        if progress is not None:
+            able = torch.ones(len(rows), 1, dtype=torch.bool, device=device)
+            progress.update(rows, ids[rows].unsqueeze(1), log_probs[rows].unsqueeze(1), able, position + 1)
         ended = ended | (last == constraints.eos_id)
         undone = (~ended.view(-1, count).all(dim=1)).nonzero().squeeze(1)
         if not len(undone):
@@ -173,14 +180,15 @@ def _drawn(probabilities: Tensor, generator: torch.Generator | None, of: tuple[i
 @torch.no_grad()
 def beam_search(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, beams: int, length_penalty: float,
-    *, ended_keep_place: bool = False,
+    *, ended_keep_place: bool = False, progress: Progress | None = None,
 ) -> Generated:  # fmt: skip
     """The best finished hypothesis of ``beams`` live ones a study.
 
     Each step takes the 2*beams best continuations: those that end are candidates for the result, scored by
     log-probability / length**length_penalty, the best ``beams`` of the others live on. With ``ended_keep_place`` a step
     takes the ``beams`` best only, and fewer live on where some of them end (the published R2Gen rule). A study is done
-    when no live hypothesis can still beat its best finished one, and leaves the batch.
+    when no live hypothesis can still beat its best finished one, and leaves the batch. ``progress`` is told of the
+    hypotheses that may still win: the best finished one, and the live ones that can beat it.
     """
     limit, device, studies = model.config.max_length, encoded.source.device, encoded.source.shape[0]
     state = model.start(encoded, beams, branching=True)
@@ -192,6 +200,7 @@ def beam_search(
     best_score = torch.full((studies,), NEVER, device=device)
     last = torch.full((studies * beams,), bos_id, device=device)
     study = torch.arange(studies, device=device)  # of each row that is still in the batch
+    shrinks = (limit - 1 if length_penalty > 0 else 1) ** length_penalty  # most that length can soften a score by
     for position in range(limit - 1):
         scores = constraints.apply(model.step(state, last).float(), ids.flatten(0, 1), position)
         step_log_probs = scores.log_softmax(-1)  # (N, vocabulary)
@@ -219,13 +228,22 @@ def beam_search(
         if not ended_keep_place:
             live, kept = live.topk(beams, dim=1)  # (B, k)
             parent, token, gained = parent.gather(1, kept), token.gather(1, kept), gained.gather(1, kept)
-        reachable = live.amax(dim=1) / (limit - 1 if length_penalty > 0 else 1) ** length_penalty
-        undone = (reachable > best_score[study]).nonzero().squeeze(1)
+        able = live / shrinks > best_score[study].unsqueeze(1)
+        undone = able.any(dim=1).nonzero().squeeze(1)
         if not len(undone):
             break
         history = parent.unsqueeze(2).expand_as(ids)
         ids, token_log_probs = ids.gather(1, history), token_log_probs.gather(1, history)
         ids[:, :, position], token_log_probs[:, :, position] = token, gained
+        if progress is not None:
+            found = (best_score[study] > NEVER).unsqueeze(1)
+            progress.update(
+                study,
+                torch.cat([best_ids[study].unsqueeze(1), ids], dim=1),
+                torch.cat([best_log_probs[study].unsqueeze(1), token_log_probs], dim=1),
+                torch.cat([found, able], dim=1),
+                length,
+            )
         state.branch(parent)
         if len(undone) <= _SHRINK_AT * len(study):
             ids, token_log_probs, live, token = ids[undone], token_log_probs[undone], live[undone], token[undone]

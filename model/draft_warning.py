@@ -9,8 +9,9 @@ from dataclasses import dataclass
 class DraftWarning:
     """Something the reader should know. ``code`` is stable for programs, ``message`` a sentence for people.
 
-    Codes: those of ``model.drafter`` (no_retrieval, missing_view, empty_draft, texts_not_available) and of a DICOM
-    header, ``model.dicom_facts.WARNINGS``.
+    Codes: those of ``model.drafter`` (no_retrieval, missing_view, empty_draft, texts_not_available,
+    unsupported_sentence), of the checks of images, ``model.image_checks.WARNINGS``, and of a DICOM header,
+    ``model.dicom_facts.WARNINGS``.
     """
 
     code: str

@@ -7,23 +7,27 @@ memory, encoder, beam search -> sentences with confidence, labels, reference cas
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 
+from model.attention import Attention, WordAttention, attention_of
 from model.bundle import Bundle
 from model.draft_warning import DraftWarning
 from model.generation import generate
+from model.image_checks import Reading, as_sent, read_images
 from model.images import Pixels, Resample
 from model.labeler import Label, label_report
 from model.linear import products_in
+from model.progress import Progress
 from model.protocols import Case, CaseIndex
 from model.report_model import Patches
-from model.tokenizer import display_sentence, split_sentences
+from model.sentence_checks import NEIGHBOURS, Evidence, confidence, named_findings, supported, unsupported
+from model.tokenizer import END_OF_SENTENCE, display_sentence, split_sentences
 from model.views import View
 
 MAX_TOP_K, MAX_BEAM_SIZE = 50, 8
@@ -32,11 +36,19 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class StudyView:
-    """One radiograph of a study: ``pixels`` (S, S) uint8, its projection, and what the reader of it should know."""
+    """One radiograph of a study.
+
+    Attributes:
+        pixels: (S, S) uint8, 0 black to 255 white.
+        view: its projection, as it was sent.
+        warnings: what the reader of it should know.
+        stated: its projection as the file's own header says; None where it says none.
+    """
 
     pixels: Pixels
     view: View
     warnings: tuple[DraftWarning, ...] = ()
+    stated: View | None = None
 
 
 @dataclass(frozen=True)
@@ -58,20 +70,6 @@ class DraftOptions:
         for name, value, most in (("top_k", self.top_k, MAX_TOP_K), ("beam_size", self.beam_size, MAX_BEAM_SIZE)):
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name}={value} must lie between 1 and {most}")
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Where the decoder looked while it wrote a sentence; all weights of a sentence add up to 1.
-
-    Attributes:
-        patches: view -> weights of its grid of patches, rows from top to bottom, columns from left to right as in the
-            image that was sent.
-        cases: weights of the reference cases that the model read, nearest first.
-    """
-
-    patches: Mapping[str, tuple[tuple[float, ...], ...]]
-    cases: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -138,6 +136,25 @@ class Draft:
     image_checks: tuple[ImageCheck, ...] = ()
 
 
+@dataclass(frozen=True)
+class CasesFound:
+    """Retrieval is done: these will be the draft's ``reference_cases``."""
+
+    cases: tuple[ReferenceCase, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class SentenceWritten:
+    """Sentence ``index`` of the draft is final; its attention comes with the draft only."""
+
+    index: int
+    sentence: Sentence = field(repr=False)
+
+
+News = CasesFound | SentenceWritten
+Listener = Callable[[News], None]
+
+
 class Drafter:
     """Writes drafts with one bundle on one device. Holds no state between calls."""
 
@@ -185,6 +202,7 @@ class Drafter:
     def draft(
         self, studies: Sequence[Sequence[StudyView]], options: DraftOptions = DraftOptions(), *,
         patches_of: Sequence[Sequence[StudyView]] | None = None, cases_of: Sequence[Sequence[StudyView]] | None = None,
+        listeners: Sequence[Listener | None] | None = None,
     ) -> list[Draft]:  # fmt: skip
         """Write a draft for each study.
 
@@ -195,6 +213,9 @@ class Drafter:
             patches_of: for counterfactual checks: as many other studies; only the patch tokens are theirs.
             cases_of: likewise; only what retrieval gives is theirs: the reference cases, and the study embedding by
                 which a choice among candidates weighs training cases.
+            listeners: of each study who is told early of what is final in its draft, each part once and in order, or
+                None. Called by this thread; must neither block nor raise. What nobody could be told early is in the
+                draft.
 
         Raises:
             ValueError: a study without views, or pixels of another shape than (S, S) uint8.
@@ -202,21 +223,30 @@ class Drafter:
         if not studies:
             return []
         with products_in(torch.bfloat16 if self.precision == "bf16" else None):
-            return self._draft(studies, options, patches_of, cases_of)
+            return self._draft(studies, options, patches_of, cases_of, listeners or [None] * len(studies))
 
     def _draft(
         self, studies: Sequence[Sequence[StudyView]], options: DraftOptions,
         patches_of: Sequence[Sequence[StudyView]] | None, cases_of: Sequence[Sequence[StudyView]] | None,
+        listeners: Sequence[Listener | None],
     ) -> list[Draft]:  # fmt: skip
         clock: dict[str, float] = {}
         with self._timed("encode", clock):
-            patches = self._encode(studies)
+            patches, readings = self._encode(studies)
         with self._timed("retrieve", clock):
-            asked = patches if cases_of is None else self._encode(cases_of)
+            asked = patches if cases_of is None else self._encode(cases_of)[0]
             study = self._model.embed_study(asked) if self.index is not None else None
             cases, case_mask, references = self._retrieve(study, len(studies), options)
+        for listener, found in zip(listeners, references, strict=True):
+            if listener is not None:
+                listener(CasesFound(found))
         with self._timed("decode", clock):
-            seen = patches if patches_of is None else self._encode(patches_of)
+            shown = studies if patches_of is None else patches_of
+            seen, read = (patches, readings) if patches_of is None else self._encode(patches_of)
+            findings = self._model.findings(seen)
+            evidence: list[Evidence] | list[None] = [None] * len(studies)
+            if self.bundle.calibration is not None:
+                evidence = self._evidence(study, findings, len(studies))
             encoded = self._model.encode(seen, cases, case_mask)
             generated = generate(
                 self._model,
@@ -225,15 +255,39 @@ class Drafter:
                 self.bundle.config.decoding,
                 beam_size=options.beam_size,
                 study=study,
-                findings=self._model.findings(seen),
+                findings=findings,
                 consensus=self.bundle.consensus,
+                progress=self._progress(listeners, evidence),
             )
             ids, log_probs = generated.ids.tolist(), generated.log_probs.tolist()
-        return [self._finish(studies[b], ids[b], log_probs[b], references[b], clock) for b in range(len(studies))]
+        drafts = [
+            self._finish(
+                self._ordered(studies[b]), readings[b], ids[b], log_probs[b], references[b], evidence[b], clock
+            )
+            for b in range(len(studies))
+        ]
+        if not options.attention:
+            return drafts
+        with self._timed("attention", clock):
+            looked = attention_of(self._model, encoded, seen, generated.ids, self.bundle.tokenizer.bos_id)
+        return [
+            replace(
+                draft, sentences=self._attentive(draft, looked, b, ids[b], shown[b], read[b]), timings_ms=dict(clock)
+            )
+            for b, draft in enumerate(drafts)
+        ]
+
+    @torch.inference_mode()
+    def evidence(self, studies: Sequence[Sequence[StudyView]]) -> list[Evidence]:
+        """What the images of each study say of the findings, apart from any draft; arguments as for ``draft``."""
+        patches, _ = self._encode(studies)
+        study = self._model.embed_study(patches) if self.index is not None else None
+        return self._evidence(study, self._model.findings(patches), len(studies))
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 
-    def _encode(self, studies: Sequence[Sequence[StudyView]]) -> Patches:
+    def _encode(self, studies: Sequence[Sequence[StudyView]]) -> tuple[Patches, list[Reading]]:
+        """Patches of each study, and as what each of its images was read, in the order of ``_ordered``."""
         most = max(len(study) for study in studies)
         size = self.image_size
         pixels = np.zeros((len(studies), most, size, size), np.uint8)
@@ -253,7 +307,30 @@ class Drafter:
         images = torch.from_numpy(pixels).unsqueeze(2).to(self.device).float() / 255.0  # (B, V, 1, S, S)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             patches = self._model.encode_images(images, views.to(self.device), mask.to(self.device))
-        return patches._replace(tokens=patches.tokens.float(), pooled=patches.pooled.float())
+        patches = patches._replace(tokens=patches.tokens.float(), pooled=patches.pooled.float())
+        return self._read(studies, patches)
+
+    def _read(self, studies: Sequence[Sequence[StudyView]], patches: Patches) -> tuple[Patches, list[Reading]]:
+        """Check the images and put their views right; the patches come back frontals first again."""
+        sent = [tuple(image.view for image in self._ordered(study)) for study in studies]
+        calibration = self.bundle.calibration
+        if calibration is None:
+            return patches, [as_sent(views) for views in sent]
+        pooled = patches.pooled.cpu().numpy()
+        correct = self.bundle.config.preprocessing.view_order == "frontal_first"
+        readings = [
+            read_images(
+                calibration,
+                views,
+                pooled[row, : len(views)],
+                np.stack([image.pixels for image in self._ordered(studies[row])]),
+                correct=correct,
+            )
+            for row, views in enumerate(sent)
+        ]
+        if all(reading.views == views for reading, views in zip(readings, sent, strict=True)):
+            return patches, readings
+        return patches.read_as([reading.views for reading in readings]), readings
 
     def _ordered(self, study: Sequence[StudyView]) -> Sequence[StudyView]:
         """Frontals first, unless the bundle wants the order of the data set's files."""
@@ -282,36 +359,98 @@ class Drafter:
         ]
         return vectors, torch.from_numpy(used >= 0).to(self.device), references
 
+    def _evidence(self, study: torch.Tensor | None, findings: torch.Tensor | None, count: int) -> list[Evidence]:
+        retrieval = self.bundle.config.retrieval
+        heads = [None] * count if findings is None else list(findings.float().cpu().numpy())
+        if self.index is None or retrieval is None or study is None:
+            return [Evidence.of((), 0, head) for head in heads]
+        index = self.index.frozen()
+        _, rows = index.search(study.float().cpu().numpy(), NEIGHBOURS)
+        cases = [[index.case(int(row)).labels for row in found if row >= 0] for found in rows]
+        return [Evidence.of(labels, retrieval.k, head) for labels, head in zip(cases, heads, strict=True)]
+
     def _finish(
-        self, study: Sequence[StudyView], ids: list[int], log_probs: list[float],
-        references: tuple[ReferenceCase, ...], clock: dict[str, float],
+        self, study: Sequence[StudyView], reading: Reading, ids: list[int], log_probs: list[float],
+        references: tuple[ReferenceCase, ...], evidence: Evidence | None, clock: dict[str, float],
     ) -> Draft:  # fmt: skip
-        tokenizer = self.bundle.tokenizer
-        words = tokenizer.decode(ids).split()
-        sentences = []
-        for start, end in split_sentences(words):
-            confidence = float(np.exp(np.mean(log_probs[start:end])))
-            labels = {
-                name: label for name, label in label_report(" ".join(words[start:end])).items() if label is not None
-            }
-            sentences.append(Sentence(display_sentence(words[start:end]), min(confidence, 1.0), labels))
+        sentences = self._sentences(ids, log_probs, evidence)
         return Draft(
             findings=" ".join(sentence.text for sentence in sentences),
-            sentences=tuple(sentences),
-            labels=dict(label_report(" ".join(words))),
+            sentences=sentences,
+            labels=dict(label_report(self.bundle.tokenizer.decode(ids))),
             reference_cases=references,
-            warnings=tuple(self._warnings(study, references, bool(sentences))),
+            warnings=tuple(self._warnings(study, reading, references, sentences)),
             timings_ms=dict(clock),
+            image_checks=tuple(
+                ImageCheck(view, frontal, unusual)
+                for view, (frontal, unusual) in zip(reading.views, reading.checks, strict=False)
+            ),
+        )
+
+    def _sentence(self, words: Sequence[str], log_probs: Sequence[float], evidence: Evidence | None) -> Sentence:
+        mean = min(float(np.exp(np.mean(log_probs))), 1.0)
+        labels = named_findings(" ".join(words))
+        calibration = self.bundle.calibration
+        if calibration is None or evidence is None:
+            return Sentence(display_sentence(words), mean, labels)
+        return Sentence(
+            display_sentence(words),
+            confidence(calibration.confidence, mean, labels, evidence),
+            labels,
+            supported(calibration.support, labels, evidence),
+        )
+
+    def _progress(self, listeners: Sequence[Listener | None], evidence: Sequence[Evidence | None]) -> Progress | None:
+        """Makes sentences of certain words for those who listen; None where nobody does."""
+        told = {row: 0 for row, listener in enumerate(listeners) if listener is not None}
+
+        def tell(row: int, ids: list[int], log_probs: list[float]) -> None:
+            listener = listeners[row]
+            assert listener is not None
+            for index, sentence in enumerate(self._sentences(ids, log_probs, evidence[row], told[row]), told[row]):
+                listener(SentenceWritten(index, sentence))
+                told[row] = index + 1
+
+        tokenizer = self.bundle.tokenizer
+        ends = {tokenizer.id_of(END_OF_SENTENCE), tokenizer.eos_id} - {tokenizer.unk_id}
+        return Progress(told, ends, tell) if told else None
+
+    def _sentences(
+        self, ids: list[int], log_probs: list[float], evidence: Evidence | None, first: int = 0
+    ) -> tuple[Sentence, ...]:
+        """The sentences of a report from index ``first`` on; of one that is being written those that are complete."""
+        words = self.bundle.tokenizer.decode(ids).split()
+        return tuple(
+            self._sentence(words[start:end], log_probs[start:end], evidence)
+            for start, end in split_sentences(words)[first:]
+        )
+
+    def _attentive(
+        self, draft: Draft, looked: WordAttention, row: int, ids: list[int], study: Sequence[StudyView],
+        reading: Reading,
+    ) -> tuple[Sentence, ...]:  # fmt: skip
+        """The draft's sentences with where the decoder looked for each."""
+        sent = tuple(image.view for image in self._ordered(study))
+        places: Sequence[int] = range(len(sent))
+        if reading.views != sent:  # the model saw them in the order of what they are
+            places = sorted(places, key=lambda place: reading.views[place].row)
+        views = [sent[place].value for place in places]
+        spans = split_sentences(self.bundle.tokenizer.decode(ids).split())
+        return tuple(
+            replace(sentence, attention=looked.of_sentence(row, start, end, views))
+            for sentence, (start, end) in zip(draft.sentences, spans, strict=True)
         )
 
     def _warnings(
-        self, study: Sequence[StudyView], references: tuple[ReferenceCase, ...], written: bool
-    ) -> Iterator[DraftWarning]:
-        for image in self._ordered(study):
-            yield from image.warnings
-        present = {image.view for image in study}
+        self, study: Sequence[StudyView], reading: Reading, references: tuple[ReferenceCase, ...],
+        sentences: Sequence[Sentence],
+    ) -> Iterator[DraftWarning]:  # fmt: skip
+        for image, view in zip(study, reading.views, strict=True):
+            resolved = view != image.view and view == image.stated  # read as its header says
+            yield from (one for one in image.warnings if not (resolved and one.code == "view_mismatch"))
+        yield from reading.warnings
         for view in View:
-            if view not in present:
+            if view not in reading.views:
                 yield DraftWarning(
                     "missing_view", f"No {view.value} image was given; the draft leans on what is there."
                 )
@@ -324,7 +463,9 @@ class Drafter:
                 "texts_not_available",
                 "The texts of the reference cases are not in this bundle; python -m retrieval_index.hydrate adds them.",
             )
-        if not written:
+        if doubtful := sum(sentence.supported is False for sentence in sentences):
+            yield unsupported(doubtful)
+        if not sentences:
             yield DraftWarning("empty_draft", "The model wrote nothing for these images.")
 
     @contextmanager

@@ -16,7 +16,8 @@ from model.config import DecodingConfig
 from model.consensus import Composer, Consensus, Sentence
 from model.decoding import NEVER, Constraints, Generated, beam_search, greedy, one_path
 from model.labeler import FINDINGS, NO_FINDING, label_report
-from model.report_model import Encoded, ReportModel
+from model.progress import Progress
+from model.report_model import Encoded, ReportModel, inputs_of
 from model.tokenizer import Tokenizer, split_sentences
 
 CANDIDATE_SEED = 20
@@ -32,6 +33,7 @@ def generate(
     study: Tensor | None = None,
     findings: Tensor | None = None,
     consensus: Consensus | None = None,
+    progress: Progress | None = None,
 ) -> Generated:
     """Write a report for every study of ``encoded`` by the configured method.
 
@@ -44,13 +46,15 @@ def generate(
         study: (B, E) study embeddings, unit length; needed by ``rerank`` and ``consensus``.
         findings: (B, 14) probabilities of the findings by the pretrained head, for ``consensus``, or None.
         consensus: what the training cases say; needed by ``consensus``.
+        progress: told of words that are certain early; not by ``rerank`` and ``consensus``, which choose at the end.
 
     Raises:
         ValueError: ``rerank`` or ``consensus`` without what it needs.
     """
     constraints = Constraints.of(config, tokenizer)
-    best = search(model, encoded, constraints, tokenizer.bos_id, config, beam_size)
-    if config.method not in ("rerank", "consensus"):
+    chooses = config.method in ("rerank", "consensus")
+    best = search(model, encoded, constraints, tokenizer.bos_id, config, beam_size, None if chooses else progress)
+    if not chooses:
         return best
     if study is None:
         raise ValueError(
@@ -66,15 +70,16 @@ def generate(
 
 def search(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, config: DecodingConfig,
-    beam_size: int | None = None,
+    beam_size: int | None = None, progress: Progress | None = None,
 ) -> Generated:  # fmt: skip
     """The most probable report that beam search finds; ``beam_size`` in place of the configured one, 1 is greedy."""
     beams = beam_size or (1 if config.method == "greedy" else config.beam_size)
     if beams == 1:
-        return greedy(model, encoded, constraints, bos_id)
+        return greedy(model, encoded, constraints, bos_id, progress)
     return beam_search(
-        model, encoded, constraints, bos_id, beams, config.length_penalty, ended_keep_place=config.ended_keep_place
-    )
+        model, encoded, constraints, bos_id, beams, config.length_penalty, ended_keep_place=config.ended_keep_place,
+        progress=progress,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -100,7 +105,7 @@ def _rerank(
     Likeness is the cosine that the retriever was trained for: study embedding against the text tower's embedding of the
     candidate. A phrase that suits every patient has the probability on its side, but no likeness to this one.
     """
-    texts = _shifted(ids, bos_id)
+    texts = inputs_of(ids, bos_id).flatten(0, 1)
     log_probs = _log_probs(model, encoded, constraints, texts, ids).view(ids.shape)
     length = (ids != 0).sum(-1).clamp(min=1)
     reports = model.text_tower(texts).view(*ids.shape[:2], -1)  # the tower reads bos, words, eos, at most 60
@@ -118,7 +123,7 @@ def _agree(
     """The report of the highest expected reward that the sentences of the candidates (B, n, T) make."""
     chosen, rewards = compose(tokenizer, config, study, findings, consensus, ids)
     one = chosen.unsqueeze(1)
-    log_probs = _log_probs(model, encoded, constraints, _shifted(one, tokenizer.bos_id), one)
+    log_probs = _log_probs(model, encoded, constraints, inputs_of(chosen, tokenizer.bos_id), one)
     return Generated(chosen, log_probs, rewards)
 
 
@@ -177,11 +182,6 @@ def _reading(tokenizer: Tokenizer, sentence: Sentence) -> tuple[frozenset[int], 
         for state in ("present", "absent")
     )
     return present, absent
-
-
-def _shifted(ids: Tensor, bos_id: int) -> Tensor:
-    """(B, n, T) reports as inputs of the decoder, (B * n, T)."""
-    return torch.cat([torch.full_like(ids[..., :1], bos_id), ids[..., :-1]], dim=-1).flatten(0, 1)
 
 
 def _log_probs(model: ReportModel, encoded: Encoded, constraints: Constraints, inputs: Tensor, ids: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ The model keeps no state between calls; ``prepare`` works out ahead what no call
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -29,6 +29,7 @@ from model.linear import Linear, state_of
 from model.memory import CrossModalMemory, MemoryBank
 from model.text_tower import FeatureNorm, StudyHead, TextTower
 from model.transformer import Decoder, DecoderCache, Encoder, sinusoidal_positions
+from model.views import View
 
 MAX_PATCHES = 5000  # as published; 102 images where they are counted in one sequence
 _FIRST_CASE = 512  # position of the first retrieved case
@@ -42,6 +43,17 @@ class Patches(NamedTuple):
     pooled: Tensor
     views: Tensor
     view_mask: Tensor
+
+    def read_as(self, views: Sequence[Sequence[View]]) -> Patches:
+        """The same images as these views, given study by study and image by image; frontals come first again."""
+        rows = self.views.clone()
+        places = torch.arange(rows.shape[1]).repeat(len(views), 1)  # (B, V)
+        for study, read in enumerate(views):
+            order = sorted(range(len(read)), key=lambda place: read[place].row)
+            places[study, : len(order)] = torch.tensor(order)
+            rows[study, : len(order)] = torch.tensor([read[place].row for place in order])
+        each, places = torch.arange(len(views)).unsqueeze(1).to(rows.device), places.to(rows.device)
+        return Patches(self.tokens[each, places], self.pooled[each, places], rows, self.view_mask)
 
 
 class Encoded(NamedTuple):
@@ -215,6 +227,10 @@ class ReportModel(nn.Module):
         logits: Tensor = self.to_words(self.decoder(x, encoded.source, encoded.masked))
         return logits
 
+    def attention(self, encoded: Encoded, ids: Tensor) -> Tensor:
+        """What each position reads of the source: arguments as of ``forward`` -> (B, T, S) float32, rows sum to 1."""
+        return self.decoder.attention(self._words(ids, 0, encoded.bank), encoded.source, encoded.masked)
+
     def start(self, encoded: Encoded, hypotheses: int, *, branching: bool = False) -> DecoderState:
         """An empty cache for ``hypotheses`` per study, which may ``branch`` from each other where it says so."""
         self._check_prepared()
@@ -276,6 +292,11 @@ class ReportModel(nn.Module):
         """Also drops what ``prepare`` worked out."""
         self.forget()
         return super().train(mode)
+
+
+def inputs_of(ids: Tensor, bos_id: int) -> Tensor:
+    """Inputs of the decoder that make it write reports: ids (..., T) without bos -> (..., T), the first being bos."""
+    return torch.cat([torch.full_like(ids[..., :1], bos_id), ids[..., :-1]], dim=-1)
 
 
 def _forget(model: nn.Module, _: object) -> None:

@@ -83,13 +83,17 @@ class Attention(nn.Module):
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool
     ) -> Tensor:
         """What PyTorch does on a CPU where weights are dropped, with a mask that is drawn faster."""
+        weights: Tensor = self.drop(self.weights(queries, keys, mask, causal))
+        return weights.to(values.dtype) @ values
+
+    def weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+        """By which values would be summed, arguments as of ``attend``: (B, H, T, S), each row adding up to 1."""
         scores = (queries / math.sqrt(queries.shape[-1])) @ keys.transpose(2, 3)  # (B, H, T, S)
         if causal:
             mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
-        weights: Tensor = self.drop(scores.softmax(-1))
-        return weights.to(values.dtype) @ values
+        return scores.softmax(-1)
 
     def train(self, mode: bool = True) -> Attention:
         """Also drops packed weights."""
@@ -201,12 +205,17 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None) -> Tensor:
         """All positions at once (teacher forcing): x (B, T, d_model), source (B, S, d_model)."""
-        itself, cross = self.self_attention, self.cross_attention
-        x = x + self.drop(itself.attend(*itself.of_itself(self.norm1(x)), None, causal=True))
-        queries = cross.split(cross.query(self.norm2(x)))
+        cross = self.cross_attention
+        x, queries = self.ask(x)
         x = x + self.drop(cross.attend(queries, *cross.keys_values(source), source_mask))
         out: Tensor = x + self.drop(self.feed_forward(self.norm3(x)))
         return out
+
+    def ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The first half: x (B, T, d_model) with its self-attention, and queries (B, H, T, d_h) for the source."""
+        itself, cross = self.self_attention, self.cross_attention
+        x = x + self.drop(itself.attend(*itself.of_itself(self.norm1(x)), None, causal=True))
+        return x, cross.split(cross.query(self.norm2(x)))
 
 
 class _Step:
@@ -273,6 +282,17 @@ class Decoder(nn.Module):
             x = layer(x, source, mask)
         out: Tensor = self.norm(x)
         return out
+
+    def attention(self, x: Tensor, source: Tensor, source_mask: Tensor | None) -> Tensor:
+        """The last layer's cross-attention, mean over its heads: arguments as of ``forward`` -> (B, T, S) float32."""
+        mask = None if source_mask is None else source_mask[:, None, None, :]
+        *before, last = self.layers
+        assert isinstance(last, DecoderLayer)
+        for layer in before:
+            x = layer(x, source, mask)
+        _, queries = last.ask(x)
+        keys, _ = last.cross_attention.keys_values(source)
+        return last.cross_attention.weights(queries.float(), keys.float(), mask).mean(dim=1)
 
     def cache(self, source: Tensor, hypotheses: int, max_length: int, *, branching: bool) -> DecoderCache:
         """An empty cache for ``hypotheses`` per study; cross keys and values are projected here, once a decode."""

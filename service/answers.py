@@ -6,11 +6,20 @@ import re
 import uuid
 from collections.abc import Iterable, Mapping
 
+from model.attention import Attention
 from model.drafter import Draft, ReferenceCase, Sentence
 from model.tokenizer import UNK
 from service.bundles import Loaded
 from service.casebook import FoundCase
-from service.schemas import DISCLAIMER, CaseResponse, ModelInfo, ReportResponse
+from service.schemas import (
+    DISCLAIMER,
+    AttentionOut,
+    CaseResponse,
+    ModelInfo,
+    ReferenceCaseOut,
+    ReportResponse,
+    SentenceOut,
+)
 
 REDACTED = "[redacted]"
 UNKNOWN = "[unknown word]"
@@ -50,9 +59,9 @@ def answer(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float]) -> R
         {
             "report_id": str(uuid.uuid4()),
             "findings": mark_redactions(draft.findings),
-            "sentences": [_sentence(sentence) for sentence in draft.sentences],
+            "sentences": [sentence_out(sentence) for sentence in draft.sentences],
             "labels": draft.labels,
-            "reference_cases": [_case(case) for case in draft.reference_cases],
+            "reference_cases": [case_out(case) for case in draft.reference_cases],
             "image_checks": [
                 {"view": check.view.value, "frontal": round(check.frontal, 4), "unusual": round(check.unusual, 4)}
                 for check in draft.image_checks
@@ -66,27 +75,16 @@ def answer(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float]) -> R
     )
 
 
-def _sentence(sentence: Sentence) -> dict[str, object]:
+def sentence_out(sentence: Sentence) -> SentenceOut:
+    """One sentence as it is answered."""
     attention = sentence.attention
-    return {
-        "text": mark_redactions(sentence.text),
-        "confidence": round(sentence.confidence, 4),
-        "labels": sentence.labels,
-        "supported": sentence.supported,
-        "attention": None if attention is None else {"patches": attention.patches, "cases": attention.cases},
-    }
-
-
-def _case(case: ReferenceCase) -> dict[str, object]:
-    return {
-        "rank": case.rank,
-        "case_id": case.case_id,
-        "similarity": round(case.similarity, 4),
-        "findings": None if case.findings is None else mark_redactions(case.findings),
-        "labels": case.labels,
-        "source_url": case.source_url,
-        "images": _addresses(case.case_id, case.images),
-    }
+    return SentenceOut(
+        text=mark_redactions(sentence.text),
+        confidence=round(sentence.confidence, 4),
+        labels=dict(sentence.labels),
+        supported=sentence.supported,
+        attention=None if attention is None else _attention(attention),
+    )
 
 
 def case_answer(found: FoundCase) -> CaseResponse:
@@ -106,3 +104,27 @@ def case_answer(found: FoundCase) -> CaseResponse:
 
 def _addresses(case_id: str, views: Iterable[str]) -> dict[str, str]:
     return {view: f"cases/{case_id}/{view}" for view in views}
+
+
+def _attention(attention: Attention) -> AttentionOut:
+    return AttentionOut(
+        patches={
+            view: [[round(weight, 5) for weight in row] for row in grid] for view, grid in attention.patches.items()
+        },
+        cases=[round(weight, 5) for weight in attention.cases],
+    )
+
+
+def case_out(case: ReferenceCase) -> ReferenceCaseOut:
+    """One reference case as it is answered."""
+    return ReferenceCaseOut.model_validate(
+        {
+            "rank": case.rank,
+            "case_id": case.case_id,
+            "similarity": round(case.similarity, 4),
+            "findings": None if case.findings is None else mark_redactions(case.findings),
+            "labels": case.labels,
+            "source_url": case.source_url,
+            "images": _addresses(case.case_id, case.images),
+        }
+    )

@@ -7,7 +7,8 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from model.drafter import Draft, DraftOptions
+from model.drafter import Draft, DraftOptions, Listener
 from service import case_routes, logs, problems
 from service.answers import answer
 from service.auth import guarded, guarded_always
@@ -33,13 +34,15 @@ from service.headers import SecurityHeaders
 from service.jobs import ClosedError
 from service.lingering import LingeringClose
 from service.openapi import EXPORT, HEALTH, RELOAD, REPORT, describe
+from service.places import BusyError
 from service.problems import Problem, UnforeseenErrors
 from service.refine import Refiner
 from service.request_ids import RequestIds
-from service.runtime import STOPPING, Ready, Runtime
+from service.runtime import STOPPING, Ready, Runtime, busy
 from service.schemas import AliveResponse, BundleInfo, HealthResponse, QueueInfo, ReportResponse
 from service.settings import Settings, settings_or_exit, unknown_variables
-from service.uploads import read_upload
+from service.streaming import EventStream
+from service.uploads import Upload, read_upload
 
 STATIC = Path(__file__).parent / "static"
 _REVALIDATE = {"Cache-Control": "no-cache"}
@@ -104,42 +107,63 @@ async def report(request: Request, response: Response) -> ReportResponse | Respo
     """Two radiographs in (one may be missing), a findings draft and the reference cases it leaned on out.
 
     `Accept` chooses the format: JSON by default, a FHIR DiagnosticReport, plain text, or a DICOM structured report.
+    With `stream=true` the answer is server-sent events: `cases` once retrieval is done, a `sentence` each as soon as it
+    is final, and `report`, which holds what the unstreamed call answers; or `problem`, where the draft fails after the
+    first event.
     """
     began = time.perf_counter()
     runtime: Runtime = request.app.state.runtime
     formats = wanted(request.headers.getlist("accept"))
     ready = runtime.ready()
     settings = runtime.settings
-    with ready.place():
+    with ExitStack() as held:
+        held.enter_context(ready.place())
         upload = await read_upload(
             request, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s
         )
         uploaded = time.perf_counter()
+        work = partial(_report, request.app, ready, upload, began, uploaded)
+        if upload.stream:
+            formats.check_stream()
+            return EventStream(request, work, held.pop_all())
         study = await study_of(upload.images, identified=formats.prefer_sr)
         form = formats.choose(study)
-        options = DraftOptions(upload.top_k, upload.beam_size, upload.attention)
-        work = _draft(ready.backend, upload.images, options, settings.request_timeout_s)
-        draft = await unless_left(request, work)
-    timings = {"upload": (uploaded - began) * 1000, "total": (time.perf_counter() - began) * 1000}
-    result = answer(draft, draft.model if isinstance(draft, RemoteDraft) else ready.model, timings)
-    if upload.refine:
-        refiner: Refiner = request.app.state.refiner
-        left_s = settings.request_timeout_s - (time.perf_counter() - uploaded)
-        result = await unless_left(request, refiner.refine(result, left_s))
-    runtime.metrics.drafted(result.timings_ms)
-    log.info("draft %s: %d views, %d cases", result.report_id, len(study.views), len(result.reference_cases))
+        result = await unless_left(request, work())
     response.headers.update(VARY)
     return await run_in_threadpool(respond, result, study, form) or result
 
 
-async def _draft(backend: Backend, images: dict[str, bytes], options: DraftOptions, within_s: float) -> Draft:
+async def _report(
+    app: FastAPI, ready: Ready, upload: Upload, began: float, uploaded: float, listener: Listener | None = None
+) -> ReportResponse:
+    """The answer to an upload; ``began`` and ``uploaded`` are times of ``time.perf_counter``."""
+    runtime: Runtime = app.state.runtime
+    refiner: Refiner = app.state.refiner
+    within_s = runtime.settings.request_timeout_s
+    views = len(upload.images)
+    options = DraftOptions(upload.top_k, upload.beam_size, upload.attention)
+    draft = await _draft(ready.backend, upload.images, options, listener, within_s)
+    timings = {"upload": (uploaded - began) * 1000, "total": (time.perf_counter() - began) * 1000}
+    result = answer(draft, draft.model if isinstance(draft, RemoteDraft) else ready.model, timings)
+    if upload.refine:
+        result = await refiner.refine(result, within_s - (time.perf_counter() - uploaded))
+    runtime.metrics.drafted(result.timings_ms)
+    log.info("draft %s: %d views, %d cases", result.report_id, views, len(result.reference_cases))
+    return result
+
+
+async def _draft(
+    backend: Backend, images: dict[str, bytes], options: DraftOptions, listener: Listener | None, within_s: float
+) -> Draft:
     """The backend's draft, and its errors as problems."""
     try:
         async with asyncio.timeout(within_s):
-            return await backend.draft(images, options)
+            return await backend.draft(images, options, listener)
     except TimeoutError as error:
         detail = f"The draft was not ready within {within_s:g} s (REPORT_REQUEST_TIMEOUT_S). Try again in a moment."
         raise Problem("deadline", detail, headers={"Retry-After": "5"}) from error
+    except BusyError as error:
+        raise busy(error) from error
     except FieldError as error:
         raise Problem(error.code, str(error), field=error.field) from error
     except MemoryShortError as error:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from model.drafter import Draft, DraftOptions
+from model.drafter import Draft, DraftOptions, Listener
 from service.schemas import ModelInfo
 
 
@@ -46,8 +46,14 @@ class Backend(Protocol):
             service.places.BusyError: none is free.
         """
 
-    async def draft(self, images: dict[str, bytes], options: DraftOptions) -> Draft:
-        """Decode the images of one study (view -> file content; it may be emptied) and draft it.
+    async def draft(self, images: dict[str, bytes], options: DraftOptions, listener: Listener | None = None) -> Draft:
+        """Decode the images of one study and draft it.
+
+        Args:
+            images: view -> file content; it may be emptied.
+            options: of this request.
+            listener: may be told, on the event loop, of what is final early; again from the beginning where the study
+                has to be drafted again.
 
         Raises:
             service.engine.FieldError: an image cannot be read.

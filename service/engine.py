@@ -21,10 +21,11 @@ from typing import Protocol
 
 import torch
 
-from model.drafter import Draft, DraftOptions, StudyView
+from model.drafter import Draft, DraftOptions, Listener, StudyView
 from model.images import DEFAULT_LIMITS, ImageError, ImageLimits, Resample, read_image
 from model.views import View
 from service.jobs import ClosedError, Job, JobQueue
+from service.listening import on_this_loop
 from service.metrics import Metrics
 from service.places import Places
 from service.problems import places
@@ -62,8 +63,10 @@ class Drafts(Protocol):
     def resample(self) -> Resample:
         """Filter of the squash to those squares."""
 
-    def draft(self, studies: Sequence[Sequence[StudyView]], options: DraftOptions) -> list[Draft]:
-        """One draft a study."""
+    def draft(
+        self, studies: Sequence[Sequence[StudyView]], options: DraftOptions, *, listeners: Sequence[Listener | None]
+    ) -> list[Draft]:
+        """One draft a study; ``listeners`` of each may be told early of what is final, from the calling thread."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -155,12 +158,13 @@ class Engine:
         """
         return self._places.hold()
 
-    async def draft(self, images: dict[str, bytes], options: DraftOptions) -> Draft:
+    async def draft(self, images: dict[str, bytes], options: DraftOptions, listener: Listener | None = None) -> Draft:
         """Decode the images of one study and draft it; ``timings_ms`` of the result gains ``images`` and ``queue``.
 
         Args:
             images: view -> content of its file, one or both; emptied once they are decoded.
             options: of this request.
+            listener: see ``Backend``.
 
         Raises:
             FieldError: an image cannot be read; of several the first in the order of the views.
@@ -173,12 +177,14 @@ class Engine:
         study = await self._decode_all(images)
         images.clear()  # while it waits only the pixels are kept
         decoded_ms = (time.perf_counter() - began) * 1000
-        draft = await self.submit(study, options)
+        draft = await self.submit(study, options, listener)
         return dataclasses.replace(draft, timings_ms={"images": decoded_ms, **draft.timings_ms})
 
-    async def submit(self, study: Sequence[StudyView], options: DraftOptions) -> Draft:
+    async def submit(
+        self, study: Sequence[StudyView], options: DraftOptions, listener: Listener | None = None
+    ) -> Draft:
         """Draft one decoded study; raises as ``draft``, and on cancellation gives the study up where it waits."""
-        job = Job(study, options)
+        job = Job(study, options, None if listener is None else on_this_loop(listener))
         self._queue.put(job)
         self._inside += 1
         try:
@@ -239,7 +245,7 @@ class Engine:
 
     def _decode(self, data: bytes, view: View) -> StudyView:
         image = read_image(data, self._image_size, limits=self._limits, resample=self._resample)
-        return StudyView(image.pixels, view, image.warnings(view))
+        return StudyView(image.pixels, view, image.warnings(view), image.view)
 
     # -- for the workers ---------------------------------------------------------------------------------------------
 
@@ -264,7 +270,9 @@ class Engine:
         """
         began = time.monotonic()
         try:
-            drafts = worker.drafter.draft([job.study for job in jobs], jobs[0].options)
+            drafts = worker.drafter.draft(
+                [job.study for job in jobs], jobs[0].options, listeners=[job.listener for job in jobs]
+            )
             if len(drafts) != len(jobs):
                 raise RuntimeError(f"{len(drafts)} drafts came for {len(jobs)} studies")
         except BaseException as caught:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from model.drafter import Draft, DraftOptions, StudyView
+from model.drafter import Draft, DraftOptions, Listener, StudyView
 
 
 class ClosedError(RuntimeError):
@@ -17,10 +17,15 @@ class ClosedError(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A study that waits for its draft. ``submitted`` is a time of ``time.monotonic``."""
+    """A study that waits for its draft.
+
+    ``submitted`` is a time of ``time.monotonic``; ``listener`` is told by the worker of what is final early, again
+    from the beginning where the study is drafted again.
+    """
 
     study: Sequence[StudyView]
     options: DraftOptions
+    listener: Listener | None = None
     submitted: float = field(default_factory=time.monotonic)
     result: Future[Draft] = field(default_factory=Future)
 

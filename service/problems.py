@@ -100,21 +100,32 @@ class Problem(Exception):  # noqa: N818 - it is named for what it is in RFC 9457
         self.status, self.title = CODES[code]
         self.headers = dict(headers or {})
 
+    def details(self) -> ProblemDetails:
+        """The problem as it is told."""
+        return _details(self.status, self.code, self.title, self.detail, self.field)
+
     def response(self) -> Response:
         """The problem as a response."""
-        return _response(self.status, self.code, self.title, self.detail, self.field, self.headers)
+        return _response(self.details(), self.headers)
 
 
-def _response(
-    status: int, code: str, title: str, detail: str, field: str | None, headers: Mapping[str, str]
-) -> Response:
-    body = ProblemDetails(type=TYPE_PREFIX + code, title=title, status=status, detail=detail, code=code, field=field)
+def _details(status: int, code: str, title: str, detail: str, field: str | None = None) -> ProblemDetails:
+    return ProblemDetails(type=TYPE_PREFIX + code, title=title, status=status, detail=detail, code=code, field=field)
+
+
+def _response(body: ProblemDetails, headers: Mapping[str, str]) -> Response:
     return JSONResponse(
         body.model_dump(),
-        status_code=status,
+        status_code=body.status,
         media_type=MEDIA_TYPE,
         headers={"Cache-Control": "no-store", **headers},
     )
+
+
+def unforeseen(error: BaseException) -> Problem:
+    """The problem that an error becomes which nobody foresaw; the log gets its type and place."""
+    log.error("unforeseen %s\n%s", type(error).__name__, places(error))
+    return Problem("internal", UNFORESEEN)
 
 
 def install(app: FastAPI) -> None:
@@ -141,7 +152,7 @@ def install(app: FastAPI) -> None:
             detail = f"This address answers {allowed} only." if allowed else "Use another method."
             return Problem("method_not_allowed", detail, headers=headers).response()
         title = HTTPStatus(error.status_code).phrase
-        return _response(error.status_code, f"http_{error.status_code}", title, str(error.detail), None, headers)
+        return _response(_details(error.status_code, f"http_{error.status_code}", title, str(error.detail)), headers)
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -177,10 +188,10 @@ class UnforeseenErrors:
             scope[CAUSE] = LEFT
             log.info("the client went away before its answer")
         except Exception as error:
-            scope[CAUSE] = "internal"
-            log.error("unforeseen %s\n%s", type(error).__name__, places(error))
+            problem = unforeseen(error)
+            scope[CAUSE] = problem.code
             if not started:
-                await Problem("internal", UNFORESEEN).response()(scope, receive, send)
+                await problem.response()(scope, receive, send)
 
 
 def places(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model.drafter import Draft, DraftOptions
+from model.drafter import Draft, DraftOptions, Listener
 from service.app import create_app
 from service.backend import RemoteDraft
 from service.engine import FieldError, MemoryShortError
@@ -63,8 +63,8 @@ class RayBackend:
         """See ``Backend``."""
         return self._places.hold()
 
-    async def draft(self, images: dict[str, bytes], options: DraftOptions) -> Draft:
-        """See ``Backend``. A draft whose replica is lost is asked of another, once.
+    async def draft(self, images: dict[str, bytes], options: DraftOptions, listener: Listener | None = None) -> Draft:
+        """See ``Backend``. A draft whose replica is lost is asked of another, once. The listener is told nothing early.
 
         Raises:
             Problem: 503 ``replica_lost``; 500 where a replica failed in a way that nobody foresaw.

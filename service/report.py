@@ -104,7 +104,7 @@ def _read(path: Path, most: int) -> bytes:
 def _decode(name: str, data: bytes, view: View, drafter: Drafter, limits: ImageLimits) -> StudyView:
     try:
         image = read_image(data, drafter.image_size, limits=limits, resample=drafter.resample)
-        return StudyView(image.pixels, view, image.warnings(view))
+        return StudyView(image.pixels, view, image.warnings(view), image.view)
     except ImageError as error:
         raise _InputError(f"{name}: {error}") from error
 

@@ -62,8 +62,12 @@ class Ready:
             with self.backend.place():
                 yield
         except BusyError as error:
-            retry = {"Retry-After": str(error.retry_after_s)}
-            raise Problem("busy", f"Try again in a moment: {error}.", headers=retry) from error
+            raise busy(error) from error
+
+
+def busy(error: BusyError) -> Problem:
+    """The problem of a house without a free place."""
+    return Problem("busy", f"Try again in a moment: {error}.", headers={"Retry-After": str(error.retry_after_s)})
 
 
 class Runtime:

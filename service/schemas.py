@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from model.dicom_facts import WARNINGS as DICOM_WARNINGS
+from model.image_checks import WARNINGS as CHECK_WARNINGS
 from model.labeler import FINDINGS, Label
 
 Labels = dict[str, Label | None]
@@ -16,7 +17,11 @@ DISCLAIMER = (
     "the text may miss findings or state findings that are not there."
 )
 
-_WARNINGS = ["missing_view", "no_retrieval", "texts_not_available", "empty_draft", *DICOM_WARNINGS]
+_WARNINGS = [
+    *("missing_view", "no_retrieval", "texts_not_available", "empty_draft", "unsupported_sentence"),
+    *CHECK_WARNINGS,
+    *DICOM_WARNINGS,
+]
 _SILENT: Labels = dict.fromkeys(FINDINGS)
 _TEXTS = (
     "Heart outline of ordinary width for this projection, so no cardiomegaly is read.",
@@ -108,8 +113,8 @@ class AttentionOut(_Answer):
     patches: Annotated[
         dict[str, list[list[float]]],
         Field(
-            description="View (frontal, lateral) -> grid of weights, rows from top to bottom, columns from left to "
-            "right as in the image that was sent."
+            description="Field that an image came in (frontal, lateral) -> grid of weights, rows from top to bottom, "
+            "columns from left to right as in that image, whatever view it turned out to be."
         ),
     ]
     cases: Annotated[list[float], Field(description="Weights of the cases that the model read, by rank.")]
@@ -121,7 +126,13 @@ class SentenceOut(_Answer):
     text: str
     confidence: Annotated[
         float,
-        Field(ge=0, le=1, description="Geometric mean of the words' probabilities. Not the chance of a finding."),
+        Field(
+            ge=0,
+            le=1,
+            description="Where the bundle has a calibration (image_checks is not empty): probability that the true "
+            "report bears the sentence out, as measured on validation studies. Else the geometric mean of the words' "
+            "probabilities. Not the chance of a finding.",
+        ),
     ]
     labels: Annotated[dict[str, Label], Field(description="Findings that the sentence names, and how.")]
     supported: Annotated[
@@ -178,7 +189,12 @@ class ImageCheckOut(_Answer):
     frontal: Annotated[float, Field(ge=0, le=1, description="Probability that it is a frontal, as against a lateral.")]
     unusual: Annotated[
         float,
-        Field(ge=0, le=1, description="Share of the radiographs of the calibration that look less unusual than it."),
+        Field(
+            ge=0,
+            le=1,
+            description="Share of the radiographs of the calibration that look less unusual than it. The warning "
+            "unusual_image says where that is too many.",
+        ),
     ]
 
 
@@ -221,7 +237,8 @@ class ReportResponse(_Answer):
     labels: Annotated[Labels, Field(description="14 CheXpert findings read from the draft; null: not mentioned.")]
     reference_cases: Annotated[list[ReferenceCaseOut], Field(description="Nearest first, top_k of them.")]
     image_checks: Annotated[
-        list[ImageCheckOut], Field(description="One an image; empty where the bundle has no calibration.")
+        list[ImageCheckOut],
+        Field(description="One an image, the field frontal first; empty where the bundle has no calibration."),
     ]
     refined: Annotated[
         RefinedOut | None, Field(description="With refine=true, where it succeeded; null otherwise.")
@@ -230,6 +247,19 @@ class ReportResponse(_Answer):
     model: ModelInfo
     timings_ms: Annotated[dict[str, float], Field(description="Milliseconds by stage; total is the whole request.")]
     disclaimer: str
+
+
+class CasesEvent(_Answer):
+    """Of a stream: retrieval is done."""
+
+    reference_cases: list[ReferenceCaseOut]
+
+
+class SentenceEvent(_Answer):
+    """Of a stream: a sentence is final. Its attention comes with the report only."""
+
+    index: Annotated[int, Field(ge=0)]
+    sentence: SentenceOut
 
 
 class BundleInfo(_Answer):

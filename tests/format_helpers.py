@@ -17,9 +17,8 @@ from tests.service_helpers import scene
 
 JSON_ONLY = {
     "timings_ms",  # how long it took
-    "image_checks",  # calib: not yet in the other formats
 }
-SENTENCE_TOLD = ("text", "confidence")  # its labels follow from the text, its attention is a picture; calib: supported
+SENTENCE_TOLD = ("text", "confidence", "supported")  # its labels follow from the text, its attention is a picture
 MODEL_SHOWN = {"name", "digest", "licence"}  # the digest names the rest of the model's configuration
 
 
@@ -43,6 +42,14 @@ def answers() -> dict[str, ReportResponse]:
         "the example": example(),
         "two cases, one without text or source": example(reference_cases=[*cases, {**other, "source_url": None}]),
         "every label": example(labels=every),
+        "two images, a sentence without support": example(
+            sentences=[{**REPORT_EXAMPLE["sentences"][1], "supported": False}],
+            findings=REPORT_EXAMPLE["sentences"][1]["text"],
+            image_checks=[
+                {"view": "lateral", "frontal": 0.0012, "unusual": 0.125},
+                {"view": "frontal", "frontal": 1.0, "unusual": 0.0},
+            ],
+        ),
         "an empty draft": example(findings="", sentences=[], labels=nothing, reference_cases=[], warnings=[]),
         "a rewritten draft": example(refined={"text": "A small left effusion.", "model": "qwen3:8b"}),
         "awkward characters": example(findings=awkward, sentences=[_sentence(awkward)]),
@@ -71,11 +78,7 @@ def facts_of_fhir(resource: dict[str, Any]) -> dict[str, Any]:
     return {
         "report_id": resource["identifier"][0]["value"].removeprefix("urn:uuid:"),
         "findings": resource["conclusion"].removesuffix(disclaimer).removesuffix("\n\n"),
-        "sentences": [
-            {"text": result["valueString"], "confidence": result["component"][0]["valueQuantity"]["value"]}
-            for result in results
-            if "valueString" in result
-        ],
+        "sentences": [_fhir_sentence(result) for result in results if "valueString" in result],
         "labels": {
             **dict.fromkeys(FINDINGS),
             **{
@@ -85,6 +88,10 @@ def facts_of_fhir(resource: dict[str, Any]) -> dict[str, Any]:
             },
         },
         "reference_cases": [_fhir_case(extension) for extension in extensions.get("reference-case", [])],
+        "image_checks": [
+            {part["url"]: part.get("valueCode", part.get("valueDecimal")) for part in extension["extension"]}
+            for extension in extensions.get("image-check", [])
+        ],
         "warnings": [
             {part["url"]: part.get("valueCode", part.get("valueString")) for part in extension["extension"]}
             for extension in extensions.get("warning", [])
@@ -96,6 +103,15 @@ def facts_of_fhir(resource: dict[str, Any]) -> dict[str, Any]:
         },
         "refined": _fhir_refined(extensions.get("refined", [])),
         "disclaimer": disclaimer,
+    }
+
+
+def _fhir_sentence(observation: dict[str, Any]) -> dict[str, Any]:
+    parts = {part["code"]["coding"][0]["code"]: part for part in observation["component"]}
+    return {
+        "text": observation["valueString"],
+        "confidence": parts["confidence"]["valueQuantity"]["value"],
+        "supported": parts["supported"]["valueBoolean"] if "supported" in parts else None,
     }
 
 
@@ -131,9 +147,10 @@ def facts_of_sr(dataset: Dataset) -> dict[str, Any]:
     return {
         "report_id": _uuid(dataset.SOPInstanceUID),
         "findings": " ".join(texts),
-        "sentences": [{"text": item.TextValue, "confidence": _value(item.ContentSequence[0])} for item in findings],
+        "sentences": [_sr_sentence(item) for item in findings],
         "labels": labels,
         "reference_cases": [_sr_case(item) for item in dataset.ContentSequence if _code(item) == "reference_case"],
+        "image_checks": [_sr_check(item) for item in dataset.ContentSequence if _code(item) == "image_check"],
         "warnings": [
             dict(zip(("code", "message"), item.TextValue.split(": ", 1), strict=True))
             for item in dataset.ContentSequence
@@ -147,6 +164,21 @@ def facts_of_sr(dataset: Dataset) -> dict[str, Any]:
         "refined": _sr_refined(root.get("refined")),
         "disclaimer": root["disclaimer"].TextValue,
     }
+
+
+def _sr_sentence(item: Dataset) -> dict[str, Any]:
+    parts = {_code(part): part for part in item.ContentSequence}
+    supported = parts["supported"].ConceptCodeSequence[0].CodeMeaning if "supported" in parts else None
+    return {
+        "text": item.TextValue,
+        "confidence": _value(parts["confidence"]),
+        "supported": None if supported is None else supported == "Yes",
+    }
+
+
+def _sr_check(container: Dataset) -> dict[str, Any]:
+    view, frontal, unusual = container.ContentSequence
+    return {"view": view.TextValue, "frontal": _value(frontal), "unusual": _value(unusual)}
 
 
 def _sr_refined(item: Dataset | None) -> dict[str, str] | None:

@@ -10,11 +10,14 @@ import torch
 
 from model.bundle import write_bundle
 from model.config import BundleConfig, DecodingConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
+from model.consensus import Consensus
 from model.labeler import label_report
 from model.report_model import ReportModel
 from model.tokenizer import Tokenizer
 from retrieval_index.cases import Case
 from retrieval_index.index import ReportIndex
+from training.consensus import build_consensus
+from training.studies import Study
 
 REPORTS = (
     "The heart is normal in size. The lungs are clear. No pleural effusion or pneumothorax.",
@@ -70,26 +73,43 @@ def tiny_index(model: ReportModel, reports: Sequence[str] = REPORTS, *, texts: b
     return ReportIndex.build(vectors, cases)
 
 
+def tiny_consensus(index: ReportIndex) -> Consensus:
+    """What cases like ``REPORTS`` say, three of each."""
+    studies = [Study(f"CXR{row}", f"CXR{row}", "train", report, ()) for row, report in enumerate(REPORTS)]
+    vectors = np.tile(index.vectors(np.arange(len(index))[None])[0], (3, 1))
+    return build_consensus(studies * 3, vectors, tiny_tokenizer(), directions=16, max_length=24, seed=1)
+
+
 def write_tiny_bundle(
-    path: Path, *, seed: int = 0, retrieval: bool = True, texts: bool = True, name: str = "tiny", min_length: int = 6
-) -> Path:
-    """Write a real, untrained bundle and return its path."""
+    path: Path, *, seed: int = 0, retrieval: bool = True, texts: bool = True, name: str = "tiny", min_length: int = 6,
+    decoding: DecodingConfig | None = None, full_stops: float = 0.0,
+) -> Path:  # fmt: skip
+    """Write a real, untrained bundle and return its path.
+
+    ``decoding`` goes before ``min_length``; ``full_stops`` is how much likelier, as a logit, a sentence's end is made.
+    """
     model = tiny_model(seed) if retrieval else tiny_model(seed, retrieval_k=0)
-    index_dir = None
+    decoding = decoding or DecodingConfig(min_length=min_length)
+    with torch.no_grad():
+        model.to_words.bias[tiny_tokenizer().id_of(".")] += full_stops
+    index_dir = consensus = None
     if retrieval:
         index_dir = path.parent / f"{path.name}-index"
         index_dir.mkdir(parents=True, exist_ok=True)
-        tiny_index(model, texts=texts).save(index_dir)
+        index = tiny_index(model, texts=texts)
+        index.save(index_dir)
+        consensus = tiny_consensus(index) if decoding.method == "consensus" else None
     config = BundleConfig(
         name=name,
         model=model.config,
         preprocessing=PreprocessingConfig(image_size=IMAGE_SIZE),
-        decoding=DecodingConfig(min_length=min_length),
+        decoding=decoding,
         retrieval=RetrievalConfig(k=3, dim=16, cases=len(REPORTS)) if retrieval else None,
         trained_on={"dataset": "none", "note": "untrained, for tests"},
         licence="none: random weights",
     )
     write_bundle(
-        path, config=config, model=model, tokenizer=tiny_tokenizer(), index_dir=index_dir, weights_dtype="fp32"
-    )
+        path, config=config, model=model, tokenizer=tiny_tokenizer(), index_dir=index_dir, consensus=consensus,
+        weights_dtype="fp32",
+    )  # fmt: skip
     return path

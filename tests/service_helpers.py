@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,14 @@ def wait_until_ready(client: httpx.Client) -> None:
         assert answer.json()["code"] == "loading", answer.json()
         assert time.monotonic() < deadline, "the service did not become ready"
         time.sleep(0.02)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Poll until it holds."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @dataclass(frozen=True)
@@ -109,13 +117,18 @@ class Gate(Drafter):
         self.begun, self.go, self.batches = threading.Event(), threading.Event(), list[int]()
         self.error: BaseException | None = None
 
-    def draft(self, studies: Sequence[Sequence[StudyView]], options: DraftOptions = DraftOptions()) -> list[Draft]:  # noqa: B008
+    def draft(
+        self,
+        studies: Sequence[Sequence[StudyView]],
+        options: DraftOptions = DraftOptions(),  # noqa: B008
+        **more: Any,
+    ) -> list[Draft]:
         self.begun.set()
         assert self.go.wait(WAIT_S)
         self.batches.append(len(studies))
         if self.error is not None:
             raise self.error
-        return super().draft(studies, options)
+        return super().draft(studies, options, **more)
 
 
 def gate_drafters(monkeypatch: pytest.MonkeyPatch) -> list[Gate]:

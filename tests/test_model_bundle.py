@@ -49,6 +49,17 @@ def test_round_trip_keeps_every_weight(bundle_path: Path) -> None:
     assert len(bundle.digest) == 64
 
 
+def test_figures_keep_six_digits(bundle_path: Path, tmp_path: Path) -> None:
+    plain, figures = load_bundle(bundle_path), {"val": {"CIDEr": 0.123456789, "n": 1234567, "ends": [1e-9 / 3, None]}}
+    write_bundle(
+        tmp_path / "B", config=plain.config, model=plain.model, tokenizer=plain.tokenizer,
+        index_dir=bundle_path / "index", metrics=figures,
+    )  # fmt: skip
+    assert load_bundle(tmp_path / "B").metrics == {
+        "val": {"CIDEr": 0.123457, "n": 1234567, "ends": [3.33333e-10, None]}
+    }
+
+
 def test_nothing_in_a_bundle_is_pickled(bundle_path: Path) -> None:
     names = {p.relative_to(bundle_path).as_posix() for p in bundle_path.rglob("*") if p.is_file()}
     assert names == {"MANIFEST.json", "config.json", "model.safetensors", "tokenizer.json", "metrics.json",

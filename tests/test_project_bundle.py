@@ -108,6 +108,7 @@ def test_a_val_study_gets_five_hydrated_cases_none_of_them_itself(real_data: Pat
     out = tmp_path / "hydrated"
     hydrate(SHIPPED, root / "NLMCXR_reports.tgz", out=out)
     bundle = load_bundle(out)
+    assert bundle.calibration == load_bundle(SHIPPED).calibration is not None
     drafter = Drafter(bundle, ReportIndex.load(out / "index", expected_sha256=bundle.index_sha256()))
     studies = open_openi(root).split("val")[:16]
     drafts: list[Draft] = drafter.draft(read(studies, root, drafter.image_size))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.drafter import Draft, DraftOptions, StudyView
+from model.drafter import Draft, DraftOptions, Listener, StudyView
 from model.images import ImageError
 from model.views import View
 from service.engine import Engine, FieldError
@@ -37,7 +37,9 @@ class Recorder:
     def seen(self) -> list[int]:
         return [number for batch in self.batches for number in batch]
 
-    def draft(self, studies: Sequence[Sequence[StudyView]], options: DraftOptions) -> list[Draft]:
+    def draft(
+        self, studies: Sequence[Sequence[StudyView]], options: DraftOptions, *, listeners: Sequence[Listener | None]
+    ) -> list[Draft]:
         self.begun.set()
         assert self.go.wait(WAIT_S)
         numbers = [int(study[0].pixels[0, 0]) for study in studies]
@@ -161,8 +163,10 @@ def test_a_lost_device_ends_the_engine_and_everybody_is_told() -> None:
 class TooFew(Recorder):
     """A drafter that loses a draft."""
 
-    def draft(self, studies: Sequence[Sequence[StudyView]], options: DraftOptions) -> list[Draft]:
-        return super().draft(studies, options)[: -1 if len(studies) > 1 else None]
+    def draft(
+        self, studies: Sequence[Sequence[StudyView]], options: DraftOptions, *, listeners: Sequence[Listener | None]
+    ) -> list[Draft]:
+        return super().draft(studies, options, listeners=listeners)[: -1 if len(studies) > 1 else None]
 
 
 def test_a_drafter_that_answers_too_few_wedges_nothing() -> None:

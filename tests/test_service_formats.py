@@ -16,7 +16,7 @@ from service.formats.choice import FHIR, JSON, OFFERS, SR, TEXT, respond, wanted
 from service.formats.fhir import diagnostic_report
 from service.formats.negotiation import Offer, rank
 from service.formats.study import Study
-from service.formats.text import plain_text
+from service.formats.text import UNSUPPORTED, plain_text
 from service.problems import Problem
 from service.schemas import ReportResponse
 from tests.format_helpers import answers, example, facts, facts_of_fhir
@@ -175,6 +175,14 @@ def as_text(path: tuple[str, ...], value: Any) -> str:
             return f"  {value}. "
         case (*_, "labels", name):
             return f"{name}: {value}"
+        case ("sentences", "[]", "supported"):
+            return "" if value else UNSUPPORTED
+        case ("image_checks", "[]", "view"):
+            return f": read as {value}; "
+        case ("image_checks", "[]", "frontal"):
+            return f"frontal with probability {value:.1%}; "
+        case ("image_checks", "[]", "unusual"):
+            return f"{value:.1%} of radiographs look less unusual"
         case ("warnings", "[]", "code"):
             return f"Warning ({value}): "
         case _:

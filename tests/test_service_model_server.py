@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from tests.service_helpers import (
     live_server,
     png,
     ready_client,
+    until,
     wait_until_ready,
 )
 
@@ -75,13 +75,6 @@ AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
 def depth(client: httpx.Client) -> dict[str, int]:
     queue: dict[str, int] = client.get("/health").json()["queue"]
     return queue
-
-
-def until(condition: object, *arguments: object) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition(*arguments):  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # --- batches ----------------------------------------------------------------------------------------------------

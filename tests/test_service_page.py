@@ -10,8 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from model.labeler import FINDINGS
 from service.app import STATIC
+from service.problems import CODES
 from service.schemas import DISCLAIMER
+from tests.conftest import REPOSITORY
 from tests.helpers import write_tiny_bundle
 from tests.service_helpers import png, ready_client
 
@@ -127,7 +130,7 @@ def test_every_element_the_script_asks_for_is_there() -> None:
 
 def test_the_key_is_asked_for_in_a_labelled_password_field() -> None:
     elements = page().elements
-    (form,) = [attributes for tag, attributes in elements if tag == "form" and attributes["id"] == "key-form"]
+    (form,) = [attributes for tag, attributes in elements if tag == "form" and attributes.get("id") == "key-form"]
     assert "hidden" in form  # until a request is answered 401
     (field,) = [attributes for tag, attributes in elements if tag == "input" and attributes["type"] == "password"]
     assert (field["id"], field["autocomplete"]) == ("key", "off")
@@ -137,12 +140,19 @@ def test_the_key_is_asked_for_in_a_labelled_password_field() -> None:
 def test_the_key_stays_in_the_tab_and_goes_into_one_header_only() -> None:
     scripts = {path.name: path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")}
     whole = "".join(scripts.values())
-    for elsewhere in ("localStorage", "document.cookie", "indexedDB", "location.", "history.", "console."):
+    for elsewhere in ("document.cookie", "indexedDB", "location.", "history.", "console."):
         assert elsewhere not in whole, elsewhere
     assert [name for name, script in scripts.items() if "sessionStorage" in script] == ["key.js"]
     assert {name for name, script in scripts.items() if "storedKey()" in script} == {"key.js", "api.js"}
-    (line,) = [line for line in scripts["api.js"].splitlines() if "storedKey()" in line]
-    assert 'setRequestHeader("Authorization"' in line
+    assert scripts["api.js"].count("storedKey()") == 1
+    assert "{ Authorization: `Bearer ${key}` }" in scripts["api.js"]
+
+
+def test_only_language_and_theme_outlast_the_tab() -> None:
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")}
+    assert [name for name, script in scripts.items() if "localStorage" in script] == ["preferences.js"]
+    kept = re.findall(r"""\bprefer\(["'](\w+)["']""", "".join(scripts.values()))
+    assert sorted(kept) == ["language", "theme"]
 
 
 def test_the_page_knows_the_code_and_the_header_that_the_service_uses(tmp_path: Path) -> None:
@@ -154,7 +164,72 @@ def test_the_page_knows_the_code_and_the_header_that_the_service_uses(tmp_path: 
         accepted = keyed.post("/report", files={"frontal": ("f", png())}, headers={"Authorization": f"Bearer {key}"})
     assert (refused.status_code, accepted.status_code) == (401, 200)
     assert f'problem.code === "{refused.json()["code"]}"' in (STATIC / "page.js").read_text(encoding="utf-8")
-    assert 'setRequestHeader("Authorization", `Bearer ${' in (STATIC / "api.js").read_text(encoding="utf-8")
+
+
+# --- two languages ----------------------------------------------------------------------------------------------
+
+
+def dictionary(name: str) -> dict[str, str]:
+    """Key -> words, as the script holds them."""
+    entries = re.findall(r'^  (?:"([^"]+)"|(\w+)):\s+"((?:[^"\\]|\\.)*)",$', (STATIC / name).read_text("utf-8"), re.M)
+    found = [(quoted or bare, words) for quoted, bare, words in entries]
+    assert len(found) == len(dict(found)), "a key stands twice"
+    return dict(found)
+
+
+SERVERS = ("finding.", "warning.", "problem.")  # what the service says in English
+
+
+def test_both_languages_say_everything() -> None:
+    english, chinese = dictionary("words.en.js"), dictionary("words.zh.js")
+    own = {key: words for key, words in chinese.items() if not key.startswith(SERVERS)}
+    assert list(own) == list(english)
+    assert len(english) > 100
+    for key, words in english.items():
+        assert sorted(re.findall(r"\{\w+\}", words)) == sorted(re.findall(r"\{\w+\}", own[key])), key
+        assert words.strip(), key
+        assert own[key].strip(), key
+
+
+def test_chinese_words_stand_for_all_that_the_service_says() -> None:
+    chinese = dictionary("words.zh.js")
+    guide = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
+    warnings = set(
+        re.findall(r"^\| `(\w+)` \| (?!\d)", guide.partition("| warning | |")[2].partition("## DICOM")[0], re.M)
+    )
+    assert {"missing_view", "view_mismatch", "refine_added"} <= warnings
+    needed = {f"finding.{name}" for name in FINDINGS}
+    needed |= {f"problem.{code}" for code in CODES} | {f"warning.{code}" for code in warnings}
+    assert needed <= set(chinese), needed - set(chinese)
+
+
+def test_every_word_that_is_asked_for_is_there() -> None:
+    english = dictionary("words.en.js")
+    scripts = "".join(path.read_text(encoding="utf-8") for path in STATIC.glob("*.js"))
+    asked = set(re.findall(r"""\bt\("([^"$]+)\"""", scripts))
+    asked |= {f"{key}.{number}" for key in re.findall(r'\bcount\("(\w+)"', scripts) for number in ("one", "many")}
+    marked = [
+        (tag, name, value or "")
+        for tag, attributes in page().elements
+        for name, value in attributes.items()
+        if name.startswith("data-i18n")
+    ]
+    asked |= {key for _, _, key in marked}
+    assert len(asked) > 90
+    assert asked <= set(english), asked - set(english)
+
+
+def test_the_page_without_its_scripts_says_what_the_dictionary_says() -> None:
+    html = (STATIC / "index.html").read_text(encoding="utf-8")
+    english = dictionary("words.en.js")
+    told = re.findall(r'<\w+[^>]* data-i18n="([^"]+)"[^>]*>([^<]+)<', html)
+    assert len(told) > 40
+    for key, words in told:
+        assert " ".join(words.split()) == english[key], key
+    for attribute, name in (("aria-label", "data-i18n-label"), ("alt", "data-i18n-alt")):
+        for _, attributes in page().elements:
+            if name in attributes:
+                assert attributes[attribute] == english[attributes[name] or ""]
 
 
 # --- contrast ---------------------------------------------------------------------------------------------------
@@ -162,11 +237,9 @@ def test_the_page_knows_the_code_and_the_header_that_the_service_uses(tmp_path: 
 
 def themes() -> dict[str, dict[str, str]]:
     css = (STATIC / "page.css").read_text(encoding="utf-8")
-    dark, light = (
-        dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{3,6});", block))
-        for block in re.findall(r":root \{(.*?)\}", css, re.S)
-    )
-    return {"dark": dark, "light": {**dark, **light}}
+    colours = re.findall(r"--([a-z-]+): light-dark\((#[0-9a-f]{3,6}), (#[0-9a-f]{3,6})\);", css)
+    assert len(colours) > 15
+    return {"dark": {name: dark for name, _, dark in colours}, "light": {name: light for name, light, _ in colours}}
 
 
 def luminance(colour: str) -> float:
@@ -197,6 +270,8 @@ def test_all_text_has_contrast(theme: str) -> None:
 
 def test_the_static_files_ship_with_the_package() -> None:
     assert {path.name for path in FILES} == {
-        "index.html", "page.css", "page.js", "api.js", "draw.js", "key.js", "views.js", "icon.svg",
+        "index.html", "page.css", "page.js", "api.js", "compare.js", "draw.js", "edit.js", "i18n.js", "key.js",
+        "overlay.js", "preferences.js", "save.js", "sentences.js", "stream.js", "theme.js", "views.js", "words.en.js",
+        "words.zh.js", "icon.svg",
     }  # fmt: skip
     assert Path(STATIC).parent.name == "service"

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from model.bundle import load_bundle, write_bundle
+from model.bundle import load_bundle
 from model.config import ConsensusConfig, DecodingConfig
-from retrieval_index.index import ReportIndex
-from tests.helpers import REPORTS, tiny_tokenizer, write_tiny_bundle
-from training.consensus import build_consensus
+from tests.helpers import write_tiny_bundle
 from training.phantom import write_phantom_root
-from training.studies import Study
 from training.tune_decoding import GRID, best_settings, main
 
 VAL = 4
@@ -27,17 +23,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles")
-    plain = load_bundle(write_tiny_bundle(folder / "plain"))
-    index = ReportIndex.load(plain.path / "index")
-    studies = [Study(index.case(row).case_id, f"CXR{row}", "train", report, ()) for row, report in enumerate(REPORTS)]
-    vectors = np.tile(index.vectors(np.arange(len(index))[None])[0], (3, 1))
-    table = build_consensus(studies * 3, vectors, tiny_tokenizer(), directions=16, max_length=24, seed=1)
     decoding = DecodingConfig(method="consensus", candidates=4, temperature=1.0)
-    config = plain.config.model_copy(update={"decoding": decoding})
-    write_bundle(folder / "B", config=config, model=plain.model, tokenizer=plain.tokenizer,
-                 index_dir=plain.path / "index", consensus=table)  # fmt: skip
-    return folder / "B"
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "B", decoding=decoding)
 
 
 def test_trials_are_kept_and_the_best_is_written(root: Path, bundle: Path, tmp_path: Path) -> None:

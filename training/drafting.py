@@ -110,7 +110,7 @@ def write_drafts(
         for start in range(0, len(studies), batch_size):
             place = slice(start, start + batch_size)
             own, patches, cases = (
-                None if one is None else [_study_views(study, cache) for study in one[place]]
+                None if one is None else [study_views(study, cache) for study in one[place]]
                 for one in (studies, patches_of, cases_of)
             )
             drafts += drafter.draft(own or [], options, patches_of=patches, cases_of=cases)
@@ -118,5 +118,6 @@ def write_drafts(
     return drafts
 
 
-def _study_views(study: Study, cache: PixelCache) -> list[StudyView]:
+def study_views(study: Study, cache: PixelCache) -> list[StudyView]:
+    """A study's images as the drafter takes them; an image of unknown view counts as frontal."""
     return [StudyView(np.array(cache.array[cache.rows[ref.key]]), ref.view or View.FRONTAL) for ref in study.images]

@@ -1,10 +1,15 @@
-"""Curves of a stage as a PNG that people can look at."""
+"""Plots as PNG files that people can look at."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) -> None:
@@ -32,6 +37,27 @@ def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) ->
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def save_plot(draw: Callable[[Axes], None], path: Path, *, size: tuple[float, float]) -> None:
+    """Let ``draw`` fill one panel of ``size`` inches into ``path`` (written beside, then renamed)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    draw(axis)
+    axis.grid(alpha=0.3)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    from matplotlib import pyplot as plt
+
     beside = path.with_suffix(".tmp.png")
     figure.savefig(beside, dpi=110)
     plt.close(figure)

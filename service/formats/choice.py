@@ -22,6 +22,7 @@ FHIR = Offer("application/fhir+json", {**_UTF_8, "fhirversion": frozenset({"4.0"
 TEXT = Offer("text/plain", _UTF_8)
 SR = Offer("application/dicom", {"transfer-syntax": frozenset({"*", "1.2.840.10008.1.2.1"})})
 OFFERS = (JSON, FHIR, TEXT, SR)  # the default first
+EVENTS = Offer("text/event-stream", _UTF_8)  # to stream=true
 _CONTENT_TYPES = {
     FHIR.media_type: "application/fhir+json; fhirVersion=4.0",
     TEXT.media_type: "text/plain; charset=utf-8",
@@ -40,16 +41,33 @@ class Wanted:
         """Whether a structured report is wanted before all else, so that the images' identities are needed."""
         return self.offers[0] is SR
 
+    def check_stream(self) -> None:
+        """Whether the answer may be a stream: where one is taken, or the JSON that it tells piece by piece.
+
+        Raises:
+            Problem: ``not_acceptable``, 406.
+        """
+        if EVENTS not in self.offers and JSON not in self.offers:
+            raise _not_acceptable(
+                "stream=true is answered as text/event-stream, which the Accept header does not take. "
+                "Accept text/event-stream, application/json or */*, or leave stream out."
+            )
+
     def choose(self, study: Study) -> Offer:
         """The best of them that can be written of `study`.
 
         Raises:
-            Problem: ``not_acceptable``, 406; only a structured report would do, and why it cannot be written.
+            Problem: ``not_acceptable``, 406; only a structured report would do, and why it cannot be written; or only
+                a stream.
         """
         reason = sr.why_not(study.sources) if SR in self.offers else None
         for offer in self.offers:
-            if offer is not SR or reason is None:
+            if offer is not EVENTS and (offer is not SR or reason is None):
                 return offer
+        if reason is None:
+            raise _not_acceptable(
+                f"text/event-stream answers stream=true only. Send that too, or ask for {_listed(OFFERS)}."
+            )
         others = _listed([offer for offer in OFFERS if offer is not SR])
         raise _not_acceptable(f"No application/dicom can be answered: {reason}. Ask for {others} instead.")
 
@@ -60,7 +78,7 @@ def wanted(accept: Sequence[str]) -> Wanted:
     Raises:
         Problem: ``not_acceptable``, 406; nothing that is offered is accepted.
     """
-    offers = rank(accept, OFFERS)
+    offers = rank(accept, (*OFFERS, EVENTS))
     if not offers:
         raise _not_acceptable(f"The Accept header takes nothing that is offered. Ask for {_listed(OFFERS)}.")
     return Wanted(tuple(offers))

@@ -18,12 +18,13 @@ from model.labeler import Label
 from service.formats.codes import FINDING_CODES, LABEL_CODES, LOINC, SNOMED, study_code
 from service.formats.study import Study
 from service.formats.text import plain_text
-from service.schemas import ModelInfo, ReferenceCaseOut, ReportResponse, SentenceOut
+from service.schemas import ImageCheckOut, ModelInfo, ReferenceCaseOut, ReportResponse, SentenceOut
 
 NAMESPACE = "urn:cxr-report:fhir:"  # of our own extensions and codes
 DICOM = "http://dicom.nema.org/resources/ontology/DCM"
 TERMINOLOGY = "http://terminology.hl7.org/CodeSystem/"
-CONFIDENCE = "Geometric mean of the probabilities of the sentence's words; not the chance of a finding"
+CONFIDENCE = "Confidence in the sentence, 0 to 1; not the chance of a finding"
+SUPPORTED = "Whether a reference case or the images bear out what the sentence calls present"
 _ASSERTED_BY_AI = ("AIAST", "Artificial Intelligence asserted")  # HL7's "AI Transparency on FHIR" guide
 _MODEL_ID = "model"
 _NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -79,11 +80,15 @@ def _sentence(number: int, sentence: SentenceOut) -> Resource:
         "code": {"coding": [_coding(NAMESPACE + "codes", "confidence", "Confidence in wording")], "text": CONFIDENCE},
         "valueQuantity": {"value": sentence.confidence, "system": "http://unitsofmeasure.org", "code": "1"},
     }
+    supported = {
+        "code": {"coding": [_coding(NAMESPACE + "codes", "supported", "Supported")], "text": SUPPORTED},
+        "valueBoolean": sentence.supported,
+    }
     return {
         **_observation(f"sentence-{number}"),
         "code": {"coding": [_coding(DICOM, "121071", "Finding")], "text": "Sentence of the drafted findings"},
         "valueString": sentence.text,
-        "component": [confidence],
+        "component": [confidence] if sentence.supported is None else [confidence, supported],
     }
 
 
@@ -140,6 +145,8 @@ def _extensions(report: ReportResponse) -> Iterator[Resource]:
             {"url": "message", "valueString": warning.message},
         ]
         yield {"url": NAMESPACE + "warning", "extension": parts}
+    for check in report.image_checks:
+        yield {"url": NAMESPACE + "image-check", "extension": _check(check)}
     if report.refined is not None:
         parts = [
             {"url": "model", "valueString": report.refined.model},
@@ -148,6 +155,14 @@ def _extensions(report: ReportResponse) -> Iterator[Resource]:
         yield {"url": NAMESPACE + "refined", "extension": parts}
     for case in report.reference_cases:
         yield {"url": NAMESPACE + "reference-case", "extension": list(_case(case))}
+
+
+def _check(check: ImageCheckOut) -> list[Resource]:
+    return [
+        {"url": "view", "valueCode": check.view},
+        {"url": "frontal", "valueDecimal": check.frontal},
+        {"url": "unusual", "valueDecimal": check.unusual},
+    ]
 
 
 def _case(case: ReferenceCaseOut) -> Iterator[Resource]:

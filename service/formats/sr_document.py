@@ -34,7 +34,7 @@ from model.labeler import Label
 from service.formats.codes import FINDING_CODES, LABEL_CODES, Code, study_code
 from service.formats.study import SourceImage
 from service.formats.text import NOTHING_WRITTEN, named_labels, rewritten_by
-from service.schemas import ModelInfo, ReferenceCaseOut, RefinedOut, ReportResponse, SentenceOut
+from service.schemas import ImageCheckOut, ModelInfo, ReferenceCaseOut, RefinedOut, ReportResponse, SentenceOut
 
 MANUFACTURER = "cxr-report"
 SCHEME = "99CXRREPORT"  # of our own codes; DICOM gives 99… to private schemes
@@ -112,6 +112,7 @@ def _root(report: ReportResponse, views: int, sources: Sequence[SourceImage]) ->
         items.append(_text(_own("refined", "Rewritten draft"), _refined(report.refined)))
     for warning in report.warnings:
         items.append(_text(_own("warning", "Warning"), f"{warning.code}: {warning.message}"))
+    items.extend([_check(number, check) for number, check in enumerate(report.image_checks, 1)])
     items.extend([_case(case) for case in report.reference_cases])
     if report.model.licence.strip():
         items.append(_text(_own("licence", "Licence of the model"), report.model.licence))
@@ -133,8 +134,12 @@ def _observer(model: ModelInfo) -> ObserverContext:
 
 def _sentence(sentence: SentenceOut, sources: Sequence[SourceImage]) -> ContentItem:
     item = _text(FINDING, sentence.text)
-    confidence = _own("confidence", "Mean confidence of the words, not the chance of a finding")
-    children = [_number(confidence, sentence.confidence, "HAS PROPERTIES")]
+    confidence = _own("confidence", "Confidence in the sentence, not the chance of a finding")
+    children: list[ContentItem] = [_number(confidence, sentence.confidence, "HAS PROPERTIES")]
+    if sentence.supported is not None:
+        supported = _own("supported", "Borne out by a reference case or the images")
+        answer = codes.SCT.Yes if sentence.supported else codes.SCT.No
+        children.append(CodeContentItem(supported, answer, relationship_type="HAS PROPERTIES"))
     for source in sources:
         image = ImageContentItem(
             codes.DCM.SourceImage, source.sop_class_uid, source.sop_instance_uid, relationship_type="INFERRED FROM"
@@ -161,6 +166,15 @@ def _labels(report: ReportResponse) -> ContentItem:
 
 def _label(label: Label) -> CodedConcept:
     return _concept(ABSENT if label == "absent" else LABEL_CODES[label], "SCT")
+
+
+def _check(number: int, check: ImageCheckOut) -> ContentItem:
+    items: list[ContentItem] = [
+        _text(_own("read_as", "View as which it was read"), check.view),
+        _number(_own("frontal", "Probability that it is a frontal view"), check.frontal),
+        _number(_own("unusual", "Share of radiographs that look less unusual"), check.unusual),
+    ]
+    return _container(_own("image_check", f"Check of image {number}"), items)
 
 
 def _case(case: ReferenceCaseOut) -> ContentItem:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.schemas import Labels, ReferenceCaseOut, ReportResponse
+from service.schemas import ImageCheckOut, Labels, ReferenceCaseOut, ReportResponse, SentenceOut
 
 NOTHING_WRITTEN = "(nothing was written)"
+UNSUPPORTED = "[neither a reference case nor the images bear this out]"
 
 
 def plain_text(report: ReportResponse) -> str:
-    """The whole answer for people: draft, confidence of each sentence, labels, cases, warnings, model, disclaimer."""
+    """The whole answer for people: draft, its sentences, labels, cases, images, warnings, model, disclaimer."""
     lines = [report.findings or NOTHING_WRITTEN, ""]
-    lines += [f"  {sentence.confidence:4.0%}  {sentence.text}" for sentence in report.sentences]
+    lines += [_sentence_line(sentence) for sentence in report.sentences]
     if report.refined is not None:
         lines += ["", f"{rewritten_by(report.refined.model)}:", f"  {report.refined.text}"]
     lines += ["", f"Labels: {named_labels(report.labels) or 'none'}"]
     lines += _case_lines(report.reference_cases)
+    lines += [_check_line(number, check) for number, check in enumerate(report.image_checks, 1)]
     lines += [f"Warning ({warning.code}): {warning.message}" for warning in report.warnings]
     lines += ["", f"Model: {report.model.name}, {report.model.digest} ({report.model.licence})"]
     lines += [f"Report: {report.report_id}", "", report.disclaimer]
@@ -31,6 +33,18 @@ def rewritten_by(model: str) -> str:
 def named_labels(labels: Labels) -> str:
     """``Cardiomegaly: absent, Edema: present``; what the text says nothing of is left out."""
     return ", ".join(f"{name}: {label}" for name, label in labels.items() if label is not None)
+
+
+def _sentence_line(sentence: SentenceOut) -> str:
+    line = f"  {sentence.confidence:4.0%}  {sentence.text}"
+    return line if sentence.supported is not False else f"{line} {UNSUPPORTED}"
+
+
+def _check_line(number: int, check: ImageCheckOut) -> str:
+    return (
+        f"Image {number}: read as {check.view}; frontal with probability {check.frontal:.1%}; "
+        f"{check.unusual:.1%} of radiographs look less unusual"
+    )
 
 
 def _case_lines(cases: Sequence[ReferenceCaseOut]) -> list[str]:

@@ -1,6 +1,8 @@
 // Talks to the service. Errors arrive as problem+json and leave as Problem objects in plain words.
 
+import { t } from "./i18n.js";
 import { storedKey } from "./key.js";
+import { EventParser } from "./stream.js";
 
 export class Problem extends Error {
   constructor({ title, detail, code = "unknown", field = null, status = 0 }) {
@@ -9,32 +11,50 @@ export class Problem extends Error {
   }
 }
 
-const UNREACHABLE = {
-  title: "The service cannot be reached",
-  detail: "Check that it is still running and that this computer is on its network, then try again.",
-  code: "unreachable",
-};
+const unreachable = () => new Problem({ title: t("unreachable"), detail: t("unreachable.detail"), code: "unreachable" });
+const failed = (status, body) =>
+  new Problem({ title: t("failed"), detail: t("failed.detail", { status }), ...(body ?? {}), status });
 
 /** Health of the service: its answer when ready, a Problem thrown while it is not. */
 export async function health() {
-  let response;
-  try {
-    response = await fetch("health", { cache: "no-store" });
-  } catch {
-    throw new Problem(UNREACHABLE);
-  }
+  const response = await fetch("health", { cache: "no-store" }).catch(() => {
+    throw unreachable();
+  });
   const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Problem({ title: "Not ready", detail: "The service is not ready.", ...body });
+  if (!response.ok) throw new Problem({ title: t("not.ready"), detail: t("not.ready.detail"), ...body });
   return body;
+}
+
+/** A file of the service that a key may guard, as a Blob; null where there is none for us. */
+export async function picture(address) {
+  const response = await fetch(address, { headers: keyHeader() }).catch(() => null);
+  return response?.ok ? response.blob() : null;
+}
+
+/**
+ * An answer in another format.
+ * @param {object} body of POST /export
+ * @param {string} type media type
+ */
+export async function exported(body, type) {
+  const response = await fetch("export", {
+    method: "POST",
+    headers: { "Content-Type": "application/json", Accept: type, ...keyHeader() },
+    body: JSON.stringify(body),
+  }).catch(() => {
+    throw unreachable();
+  });
+  if (!response.ok) throw failed(response.status, await response.json().catch(() => null));
+  return response.blob();
 }
 
 /**
  * Ask for a draft.
  * @param {{frontal: File|null, lateral: File|null}} files
- * @param {{top_k: string, beam_size: string}} options empty strings take the bundle's defaults
- * @param {{onUpload: (share: number) => void, signal: AbortSignal}} hooks
+ * @param {Object<string, string>} options empty strings take the bundle's defaults
+ * @param {{onUpload: (share: number) => void, onEvent: (event: {event: string, data: any}) => void, signal: AbortSignal}} hooks
  */
-export function requestDraft(files, options, { onUpload, signal }) {
+export function requestDraft(files, options, { onUpload, onEvent, signal }) {
   const form = new FormData();
   for (const [name, file] of Object.entries(files)) {
     if (file) form.append(name, file, name); // the file's own name may hold a patient's: it stays here
@@ -44,23 +64,50 @@ export function requestDraft(files, options, { onUpload, signal }) {
   }
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest(); // fetch cannot tell how far an upload is
+    const parser = new EventParser();
+    let read = 0;
+    let last = null;
     request.open("POST", "report");
-    request.responseType = "json";
-    if (storedKey()) request.setRequestHeader("Authorization", `Bearer ${storedKey()}`);
+    for (const [name, value] of Object.entries(keyHeader())) request.setRequestHeader(name, value);
     request.upload.addEventListener("progress", (event) => {
       if (event.lengthComputable) onUpload(event.loaded / event.total);
     });
     request.upload.addEventListener("load", () => onUpload(1));
-    request.addEventListener("load", () => {
-      if (request.status === 200 && request.response) resolve(request.response);
-      else {
-        const fallback = { title: "The service failed", detail: `It answered ${request.status}. Try again.` };
-        reject(new Problem({ ...fallback, ...(request.response ?? {}), status: request.status }));
+    const take = () => {
+      if (!request.getResponseHeader("Content-Type")?.startsWith("text/event-stream")) return;
+      for (const event of parser.feed(request.responseText.slice(read))) {
+        last = event;
+        onEvent(event);
       }
+      read = request.responseText.length;
+    };
+    request.addEventListener("progress", take);
+    request.addEventListener("load", () => {
+      take();
+      if (last?.event === "report") resolve(last.data);
+      else if (last?.event === "problem") reject(failed(last.data.status, last.data));
+      else if (last) reject(new Problem({ title: t("broken"), detail: t("broken.detail"), code: "broken" }));
+      else if (request.status === 200) resolve(JSON.parse(request.responseText));
+      else reject(failed(request.status, parsed(request.responseText)));
     });
-    request.addEventListener("error", () => reject(new Problem(UNREACHABLE)));
+    request.addEventListener("error", () =>
+      reject(last ? new Problem({ title: t("broken"), detail: t("broken.detail"), code: "broken" }) : unreachable()),
+    );
     request.addEventListener("abort", () => reject(new DOMException("cancelled", "AbortError")));
     signal.addEventListener("abort", () => request.abort());
     request.send(form);
   });
+}
+
+function keyHeader() {
+  const key = storedKey();
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
 }

@@ -1,11 +1,18 @@
 // Draws an answer. Text goes in as text nodes, never as markup.
 
-const LOW = 0.5; // confidence below this is drawn in the colour of doubt
+import { picture } from "./api.js";
+import { compared, findingsCompared } from "./compare.js";
+import { finding, t, warningWords } from "./i18n.js";
+
+const LOW = { words: 0.5, calibrated: 0.25 }; // confidence below this is drawn in the colour of doubt
+const SOME = 0.005; // of the attention, below which nothing is said of a case
+const MUCH = 0.05;
 const ORDER = ["present", "uncertain", "absent"];
 const REDACTED = "[redacted]";
+const percent = (share) => `${Math.round(100 * share)} %`;
 
 /** An element with properties and children; strings become text. */
-function element(tag, properties = {}, ...children) {
+export function element(tag, properties = {}, ...children) {
   const node = Object.assign(document.createElement(tag), properties);
   node.append(...children);
   return node;
@@ -21,28 +28,43 @@ function measure(share, amount, name, low = false) {
     "span",
     { className: low ? "measure low" : "measure" },
     track,
-    element("span", { className: "amount" }, name, amount),
+    element("span", { className: "amount" }, element("span", { className: "unseen" }, name), amount),
   );
 }
 
-function chip(name, label) {
+function chip(name, label, extra = "") {
   const kind = name === "No Finding" && label === "present" ? "calm" : label; // its presence is good news
-  return element("span", { className: `chip ${kind}` }, name, element("span", { className: "unseen" }, `: ${label}`));
+  const node = element(
+    "span",
+    { className: `chip ${kind} ${extra}` },
+    finding(name),
+    element("span", { className: "unseen" }, `: ${t(`label.${label}`)}`),
+  );
+  node.dataset.finding = name;
+  return node;
 }
 
-export function drawSentences(list, sentences) {
-  list.replaceChildren(
-    ...sentences.map(({ text, confidence }) => {
-      const low = confidence < LOW;
-      const name = element("span", { className: "unseen" }, low ? "low confidence, " : "confidence ");
-      return element(
-        "li",
-        {},
-        element("span", { className: "words" }, text),
-        measure(confidence, `${Math.round(100 * confidence)} %`, name, low),
-      );
-    }),
+/**
+ * A sentence of the draft, for the list that one walks through.
+ * @param {{text: string, confidence: number|null, supported: boolean|null}} sentence confidence null: the reader's
+ * @param {boolean} calibrated whether the confidence is the chance that the sentence is right
+ */
+export function sentenceItem({ text, confidence, supported }, calibrated) {
+  const marks = [];
+  if (supported === false) marks.push(element("span", { className: "mark doubt", title: t("unsupported.long") }, t("unsupported")));
+  if (confidence === null) marks.push(element("span", { className: "mark" }, t("mark.edited")));
+  else {
+    const low = confidence < (calibrated ? LOW.calibrated : LOW.words);
+    marks.push(measure(confidence, percent(confidence), t(low ? "confidence.low" : "confidence"), low));
+  }
+  const button = element(
+    "button",
+    { type: "button", className: "sentence" },
+    element("span", { className: "words" }, text),
+    element("span", { className: "marks" }, ...marks),
   );
+  button.setAttribute("aria-pressed", "false");
+  return element("li", {}, button);
 }
 
 export function drawLabels(root, labels) {
@@ -50,66 +72,113 @@ export function drawLabels(root, labels) {
   const chips = ORDER.flatMap((label) =>
     entries.filter(([, value]) => value === label).map(([name]) => chip(name, label)),
   );
-  const silent = entries.filter(([name, value]) => value === null && name !== "No Finding").map(([name]) => name);
-  const rest = silent.length
-    ? [element("p", { className: "rest" }, `Not mentioned: ${silent.join(", ")}.`)]
-    : [];
+  const silent = entries.filter(([name, value]) => value === null && name !== "No Finding").map(([name]) => finding(name));
+  const rest = silent.length ? [element("p", { className: "rest" }, t("silent", { names: silent.join(t("list")) }))] : [];
   root.replaceChildren(...chips, ...rest);
 }
 
 export function drawWarnings(list, warnings) {
   const here = warnings.filter(({ code }) => code !== "texts_not_available"); // said beside the cases
-  list.replaceChildren(...here.map(({ message }) => element("li", {}, message)));
+  list.replaceChildren(...here.map((warning) => element("li", {}, warningWords(warning))));
 }
 
-export function drawCases(list, note, cases) {
-  list.replaceChildren(...cases.map(drawCase));
-  if (cases.length === 0) note.textContent = "This model works without reference cases.";
-  else if (cases.some(({ findings }) => findings !== null)) {
-    note.textContent = "Reports of other patients whose text lies nearest to these images. They are not this patient's.";
-  } else {
-    note.replaceChildren(
-      "The texts are not shipped with the model. Whoever runs the service can fill them in with ",
-      element("code", {}, "python -m retrieval_index.hydrate"),
-      " and a restart.",
-    );
-  }
+/** What the checks say of the images, which were sent as the views `sent`. */
+export function drawChecks(list, checks, sent) {
+  const lines = checks.map(({ frontal, unusual }, place) => {
+    const seen = t(frontal >= 0.5 ? "frontal" : "lateral");
+    const share = percent(Math.max(frontal, 1 - frontal));
+    return t("check.view", { view: t(sent[place]), seen, share }) + t("list") + t("check.unusual", { share: percent(unusual) });
+  });
+  list.replaceChildren(...lines.map((line) => element("li", {}, line)));
+  list.parentElement.hidden = lines.length === 0;
 }
 
-function drawCase({ rank, case_id: id, similarity, findings, labels, source_url: url }) {
+/**
+ * The reference cases beside what stands as findings.
+ * @param {{findings: string, labels: object}|null} draft null while it is being written
+ */
+export function drawCases(list, note, cases, draft) {
+  list.replaceChildren(...cases.map((found) => drawCase(found, draft)));
+  if (cases.length === 0) note.textContent = t("cases.without");
+  else note.textContent = t(cases.some(({ findings }) => findings !== null) ? "cases.others" : "cases.hydrate");
+}
+
+function drawCase({ rank, case_id: id, similarity, findings, labels, source_url: url, images }, draft) {
   const head = element(
     "div",
     { className: "case-head" },
-    element("span", { className: "rank" }, element("span", { className: "unseen" }, "Rank "), `${rank}`),
+    element("span", { className: "rank" }, element("span", { className: "unseen" }, t("rank")), `${rank}`),
     element("code", {}, id),
-    measure(similarity, similarity.toFixed(2), "similarity "),
+    element("span", { className: "case-weight" }),
+    measure(similarity, similarity.toFixed(2), t("similarity")),
   );
   const text =
     findings === null
-      ? element("p", { className: "case-text none" }, "Text not available here.")
-      : element("p", { className: "case-text" }, ...markRedactions(findings));
-  const chips = element(
-    "div",
-    { className: "labels" },
-    ...["present", "uncertain"].flatMap((label) =>
-      Object.entries(labels)
-        .filter(([, value]) => value === label)
-        .map(([name]) => chip(name, label)),
-    ),
-  );
-  const foot = element("div", { className: "case-foot" }, chips);
-  if (/^https?:\/\//i.test(url ?? "")) {
-    const link = element("a", { href: url, target: "_blank", rel: "noopener noreferrer" }, `Source: ${new URL(url).host}`);
-    link.append(element("span", { className: "unseen" }, " (opens a new tab)"));
+      ? element("p", { className: "case-text none" }, t("case.none"))
+      : element("p", { className: "case-text" }, ...caseText(findings, draft));
+  const foot = element("div", { className: "case-foot" }, ...caseFindings(labels, draft));
+  if (/^https?:/i.test(url ?? "")) {
+    const link = element("a", { href: url, target: "_blank", rel: "noopener noreferrer" }, t("source", { host: new URL(url).host }));
+    link.append(element("span", { className: "unseen" }, t("source.tab")));
     foot.append(link);
   }
-  return element("li", {}, head, text, foot);
+  const body = element("div", { className: "case-body" }, element("div", {}, text, foot));
+  const pictures = Object.entries(images ?? {});
+  if (pictures.length) body.prepend(element("div", { className: "case-images" }, ...pictures.map(([view, address]) => casePicture(id, view, address))));
+  return element("li", {}, head, body);
+}
+
+function casePicture(id, view, address) {
+  const image = element("img", { alt: t("case.image", { view: t(view), id }), className: "loading" });
+  picture(address).then((blob) => {
+    if (blob === null) return image.remove();
+    image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
+    image.src = URL.createObjectURL(blob);
+    return image.classList.remove("loading");
+  });
+  return image;
+}
+
+/** Sentences of a case; those without a like in the draft are marked. */
+function caseText(findings, draft) {
+  if (draft === null) return markRedactions(findings);
+  return compared(findings, draft.findings).flatMap(([sentence, alike], place) => {
+    const words = markRedactions(sentence);
+    const shown = alike
+      ? words
+      : [element("mark", { className: "differs" }, element("span", { className: "unseen" }, t("case.differs")), ...words)];
+    return place === 0 ? shown : [" ", ...shown];
+  });
+}
+
+function caseFindings(labels, draft) {
+  const named = ["present", "uncertain"].flatMap((label) => Object.keys(labels).filter((name) => labels[name] === label));
+  if (draft === null) return [element("div", { className: "labels" }, ...named.map((name) => chip(name, labels[name])))];
+  const { both, draftOnly } = findingsCompared(draft.labels, labels);
+  const chips = named.map((name) => {
+    const node = chip(name, labels[name], both.includes(name) || name === "No Finding" ? "" : "other");
+    if (name !== "No Finding") node.append(element("span", { className: "relation" }, t(both.includes(name) ? "case.both" : "case.only")));
+    return node;
+  });
+  const missing = draftOnly.length
+    ? [element("p", { className: "rest" }, t("case.missing", { names: draftOnly.map(finding).join(t("list")) }))]
+    : [];
+  return [element("div", { className: "labels" }, ...chips, ...missing)];
+}
+
+/** Say beside each case how much of the attention it had; null takes it away. */
+export function drawCaseWeights(list, weights) {
+  [...list.children].forEach((item, place) => {
+    const weight = weights?.[place];
+    item.classList.toggle("looked-at", weight > MUCH);
+    item.querySelector(".case-weight").textContent = weight > SOME ? t("case.attention", { share: percent(weight) }) : "";
+  });
 }
 
 /** What the archive blacked out is shown as a block, so that it does not read as the report's own words. */
 function markRedactions(text) {
   return text.split(REDACTED).flatMap((piece, index) => {
-    const mark = element("span", { className: "redacted", title: "blacked out by the archive" }, "redacted");
+    const mark = element("span", { className: "redacted", title: t("redacted.why") }, t("redacted"));
     return index === 0 ? [piece] : [mark, piece];
   });
 }
@@ -119,12 +188,12 @@ export function drawMade(list, { model, timings_ms: timings, report_id: id }) {
     .filter(([name]) => name !== "total")
     .map(([name, value]) => `${name} ${Math.round(value)}`)
     .join(", ");
-  const retrieval = model.retrieval_k === null ? "no reference cases" : `${model.retrieval_k} reference cases`;
   const rows = [
-    ["Time", `${(timings.total / 1000).toFixed(2)} s (ms: ${stages})`],
-    ["Model", `${model.name}, ${model.backbone}, ${model.image_size} px, ${retrieval}`],
-    ["Bundle", model.digest.slice(0, 16)],
-    ["Report", id],
+    [t("made.time"), t("made.times", { seconds: (timings.total / 1000).toFixed(2), stages })],
+    [t("made.model"), `${model.name}, ${model.backbone}, ${model.image_size} px`],
+    [t("made.bundle"), model.digest.slice(0, 16)],
+    [t("made.report"), id],
+    [t("printed"), new Date().toISOString().slice(0, 16).replace("T", " ") + " UTC"],
   ];
   list.replaceChildren(...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
 }

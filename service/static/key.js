@@ -1,5 +1,7 @@
 // The key of a service that asks for one: kept for this browser tab, sent with a draft's request, nowhere else.
 
+import { t } from "./i18n.js";
+
 const NAME = "report-key";
 const PRINTABLE = /^[\x21-\x7e]+$/; // what a header carries
 let spare = ""; // for a browser that stores nothing
@@ -39,10 +41,8 @@ export class KeyForm {
   ask() {
     const refused = storedKey() !== "";
     store("");
-    this.words.textContent = refused
-      ? "That key was not accepted. Check it, or ask whoever runs this service for the current one."
-      : "This service asks for a key before it drafts. Whoever runs it can give you one. " +
-        "It is kept in this browser tab until you close the tab.";
+    this.words.dataset.i18n = refused ? "key.refused" : "key.asked";
+    this.words.textContent = t(this.words.dataset.i18n);
     this.form.hidden = false;
     this.input.value = "";
     this.#complain("");
@@ -52,7 +52,7 @@ export class KeyForm {
   #submit(onKey) {
     const key = this.input.value.trim();
     if (!PRINTABLE.test(key)) {
-      this.#complain(key === "" ? "Enter the key." : "A key holds no blanks and no accented letters.");
+      this.#complain(key === "" ? t("key.empty") : t("key.malformed"));
       this.input.focus();
       return;
     }

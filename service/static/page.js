@@ -1,8 +1,14 @@
 // The page: what may be done when, and what is said meanwhile.
 
 import { health, requestDraft } from "./api.js";
-import { drawCases, drawLabels, drawMade, drawSentences, drawWarnings } from "./draw.js";
+import { sentencesOf } from "./compare.js";
+import { drawCases, drawCaseWeights, drawChecks, drawLabels, drawMade, drawWarnings } from "./draw.js";
+import { Editor } from "./edit.js";
+import { bindLanguage, count, onLanguage, problemWords, t } from "./i18n.js";
 import { KeyForm } from "./key.js";
+import { save, toClipboard } from "./save.js";
+import { Sentences } from "./sentences.js";
+import { bindTheme } from "./theme.js";
 import { Views } from "./views.js";
 
 const byId = (id) => document.getElementById(id);
@@ -10,43 +16,57 @@ const draftButton = byId("draft");
 const cancelButton = byId("cancel");
 const status = byId("status");
 const result = byId("result");
+const help = byId("help");
 const NUMBERS = ["top_k", "beam_size"];
+const HEALTHY_MS = 30_000; // between two looks at a service that is ready
+const AGAIN_MS = 2_000;
 
-let ready = false;
+let ready = null; // what /health said last
 let running = null; // AbortController of the request under way
 let current = null; // the answer on show
+let sent = []; // views that it was made from
 
 const views = new Views(document, () => {
   if (current) setStale(true);
   hideError();
   refresh();
 });
-
 const keyForm = new KeyForm(document, () => {
   draft();
   cancelButton.focus(); // the form that had the focus is gone
+});
+const sentences = new Sentences(byId("sentences"), look);
+const editor = new Editor(document, () => {
+  drawFindings();
+  if (!editor.open) byId("edit").focus();
 });
 
 // -- the service's state ---------------------------------------------------------------------------------------------
 
 async function watchService() {
-  const line = byId("service");
-  let again = 0;
+  let again = HEALTHY_MS;
   try {
-    const { device, bundle, cases } = await health();
-    const index = cases === null ? "no reference cases" : `${cases.toLocaleString("en")} reference cases`;
-    line.textContent = `Ready: ${bundle.name}, ${index}, ${device}`;
-    line.dataset.state = "ready";
-    ready = true;
-    again = 30_000;
+    ready = await health();
+    showService("ready", serviceWords());
   } catch (problem) {
-    ready = false;
-    line.dataset.state = problem.code === "failed" || problem.code === "unreachable" ? "failed" : "loading";
-    line.textContent = problem.code === "loading" ? "Loading the model…" : `${problem.title}. ${problem.detail}`;
-    again = 2_000;
+    ready = null;
+    const { title, detail } = problemWords(problem);
+    const lost = problem.code === "failed" || problem.code === "unreachable";
+    showService(lost ? "failed" : "loading", problem.code === "loading" ? t("loading") : `${title}. ${detail}`);
+    again = AGAIN_MS;
   }
   refresh();
   setTimeout(watchService, again);
+}
+
+function serviceWords() {
+  const cases = ready.cases === null ? t("cases.none") : count("cases", ready.cases);
+  return t("ready", { name: ready.bundle.name, cases, device: ready.device });
+}
+
+function showService(state, words) {
+  byId("service").dataset.state = state;
+  byId("service").textContent = words;
 }
 
 // -- a draft ---------------------------------------------------------------------------------------------------------
@@ -58,12 +78,17 @@ async function draft() {
   showProgress(0);
   refresh();
   const options = Object.fromEntries(NUMBERS.map((name) => [name, byId(name).value.trim()]));
+  Object.assign(options, { include: "attention", stream: "true", refine: byId("refine").checked ? "true" : "" });
+  const names = views.names;
   try {
-    show(await requestDraft(views.files, options, { onUpload: showProgress, signal: running.signal }));
-    status.textContent = `Draft ready: ${count(current.sentences.length, "sentence")}, ${count(current.reference_cases.length, "reference case")}.`;
+    const answer = await requestDraft(views.files, options, { onUpload: showProgress, onEvent: arrive, signal: running.signal });
+    sent = names;
+    show(answer);
+    status.textContent = t("done", { sentences: count("sentences", answer.sentences.length), cases: count("cases", answer.reference_cases.length) });
     bringForward(result);
   } catch (problem) {
-    if (problem.name === "AbortError") status.textContent = "Cancelled.";
+    takeBack();
+    if (problem.name === "AbortError") status.textContent = t("cancelled");
     else if (problem.code === "unauthorized") askForKey();
     else showError(problem);
   } finally {
@@ -73,22 +98,101 @@ async function draft() {
   }
 }
 
-function show(answer) {
-  current = answer;
+/** What came of a draft that failed goes again; the one before it comes back. */
+function takeBack() {
+  if (!result.classList.contains("arriving")) return;
+  result.classList.remove("arriving");
+  if (current) {
+    show(current);
+    setStale(true);
+  } else {
+    byId("draft-body").hidden = true;
+    byId("empty").hidden = false;
+  }
+}
+
+/** A part of the answer that came before the whole: the cases first, then sentence by sentence. */
+function arrive({ event, data }) {
+  if (event === "cases") {
+    beginDraft();
+    drawCases(byId("cases"), byId("cases-note"), data.reference_cases, null);
+    status.textContent = t("cases.found");
+  } else if (event === "sentence") sentences.add(data.sentence);
+}
+
+/** Clear the last answer from sight. */
+function beginDraft() {
   byId("empty").hidden = true;
   byId("draft-body").hidden = false;
-  byId("copy").hidden = answer.findings === "";
-  drawWarnings(byId("warnings"), answer.warnings);
-  drawSentences(byId("sentences"), answer.sentences);
-  drawLabels(byId("labels"), answer.labels);
-  drawCases(byId("cases"), byId("cases-note"), answer.reference_cases);
-  drawMade(byId("made"), answer);
+  result.classList.add("arriving");
+  editor.reset("");
+  sentences.draw([]);
+  for (const id of ["warnings", "labels", "checks", "made"]) byId(id).replaceChildren();
+  for (const id of ["refined", "edited-note", "models-draft", "result-tools"]) byId(id).hidden = true;
   setStale(false);
+}
+
+function show(answer) {
+  current = answer;
+  result.classList.remove("arriving");
+  byId("empty").hidden = true;
+  byId("draft-body").hidden = false;
+  editor.reset(answer.findings);
+  drawAnswer();
+  setStale(false);
+}
+
+/** All that an answer says, in the language of now. */
+function drawAnswer() {
+  const calibrated = current.image_checks.length > 0;
+  byId("result-tools").hidden = current.findings === "";
+  byId("legend-words").dataset.i18n = calibrated ? "legend.calibrated" : "legend.words";
+  byId("legend-words").textContent = t(byId("legend-words").dataset.i18n);
+  drawWarnings(byId("warnings"), current.warnings);
+  drawChecks(byId("checks"), current.image_checks, sent);
+  drawMade(byId("made"), current);
+  byId("refined").hidden = current.refined === null;
+  if (current.refined !== null) {
+    byId("refined-by").textContent = t("refined", { model: current.refined.model });
+    byId("refined-text").textContent = current.refined.text;
+  }
+  drawFindings();
+}
+
+/** The findings as they stand, the reader's or the model's, and the cases beside them. */
+function drawFindings() {
+  const { edited, open, findings } = editor;
+  const known = new Map(current.sentences.map((sentence) => [sentence.text, sentence]));
+  const standing = edited
+    ? sentencesOf(findings).map((text) => known.get(text) ?? { text, confidence: null, supported: null, labels: {}, attention: null })
+    : current.sentences;
+  sentences.draw(standing, current.image_checks.length > 0);
+  sentences.list.hidden = open;
+  byId("edited-note").hidden = !edited;
+  byId("models-draft").hidden = !edited;
+  byId("models-text").textContent = current.findings;
+  byId("edit").setAttribute("aria-expanded", open ? "true" : "false");
+  byId("labels-title").dataset.i18n = edited ? "labels.edited" : "labels";
+  byId("labels-title").textContent = t(byId("labels-title").dataset.i18n);
+  drawLabels(byId("labels"), current.labels);
+  drawCases(byId("cases"), byId("cases-note"), current.reference_cases, { findings, labels: current.labels });
+}
+
+/** Show where the model looked while it wrote a sentence; null: nowhere. */
+function look(sentence) {
+  const attention = sentence?.attention ?? null;
+  const stale = result.classList.contains("stale");
+  views.showAttention(stale ? null : (attention?.patches ?? null));
+  byId("overlay-note").classList.toggle("idle", !attention || stale);
+  drawCaseWeights(byId("cases"), attention?.cases ?? null);
+  const named = new Set(Object.keys(sentence?.labels ?? {}));
+  for (const chip of byId("labels").querySelectorAll(".chip")) chip.classList.toggle("named", named.has(chip.dataset.finding));
 }
 
 function setStale(stale) {
   result.classList.toggle("stale", stale);
   byId("stale").hidden = !stale;
+  if (stale) look(null);
 }
 
 /** Move the focus to a section, and the page only where the section's head is out of sight (on a phone). */
@@ -105,17 +209,19 @@ function showProgress(share) {
   bar.hidden = false;
   bar.classList.toggle("waiting", share >= 1);
   bar.firstElementChild.style.width = share >= 1 ? "" : `${Math.round(100 * share)}%`;
-  const words = share >= 1 ? "Reading the images and writing the draft…" : "Sending the images…";
+  const words = t(share >= 1 ? "reading" : "sending");
   if (status.textContent !== words) status.textContent = words; // told once, not at every percent
 }
 
 // -- errors in plain words -------------------------------------------------------------------------------------------
 
-function showError({ title, detail, field }) {
+function showError(problem) {
+  const { title, detail } = problemWords(problem);
+  const { field } = problem;
   status.textContent = "";
   const isView = field in views.files;
   const head = document.createElement("strong");
-  head.textContent = isView ? `${field[0].toUpperCase()}${field.slice(1)} image. ${title}.` : `${title}.`;
+  head.textContent = isView ? t("image.wrong", { view: t(field), title }) : `${title}.`;
   const box = byId("error");
   const atField = isView || NUMBERS.includes(field);
   box.replaceChildren(head, ...(atField ? [] : [detail])); // said once: at the field, or here
@@ -151,35 +257,40 @@ function showNumberError(name, message) {
 
 function refresh() {
   draftButton.disabled = !ready || Boolean(running) || views.count === 0;
-  draftButton.textContent = running ? "Drafting…" : "Draft findings";
+  draftButton.textContent = t(running ? "drafting" : "draft");
   cancelButton.hidden = !running;
   byId("swap").disabled = Boolean(running) || views.count === 0;
   byId("clear").disabled = Boolean(running) || views.count === 0;
+  for (const button of byId("result-tools").querySelectorAll("button")) button.disabled = Boolean(running);
   views.lock(Boolean(running));
 }
 
 async function copy() {
   const button = byId("copy");
-  button.textContent = (await toClipboard(current.findings)) ? "Copied" : "Copy failed";
-  setTimeout(() => (button.textContent = "Copy text"), 2_000);
+  button.textContent = t((await toClipboard(editor.findings)) ? "copied" : "copy.failed");
+  setTimeout(() => (button.textContent = t("copy")), 2_000);
 }
 
-async function toClipboard(text) {
+async function saveAs(kind) {
   try {
-    await navigator.clipboard.writeText(text); // needs https or localhost
-    return true;
-  } catch {
-    const area = Object.assign(document.createElement("textarea"), { value: text, className: "unseen" });
-    document.body.append(area);
-    area.select();
-    const copied = document.execCommand("copy");
-    area.remove();
-    byId("copy").focus();
-    return copied;
+    await save(kind, current, editor.edited ? editor.findings : null, sent);
+  } catch (problem) {
+    if (problem.code === "unauthorized") askForKey();
+    else status.textContent = t("export.failed", { detail: problem.detail ?? "" });
   }
 }
 
-const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+function onKey(event) {
+  const typing = event.target.closest?.("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey;
+  if (event.key === "Escape" && sentences.unpin()) event.preventDefault();
+  if (event.key === "Escape" && editor.open) editor.finish();
+  if (typing || help.open) return;
+  if (event.key === "?") help.showModal();
+  else if (event.key === "e" && current?.findings && !running) editor.begin();
+  else return;
+  event.preventDefault();
+}
+
 const quietMotion = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 byId("form").addEventListener("submit", (event) => {
@@ -189,6 +300,21 @@ byId("form").addEventListener("submit", (event) => {
 cancelButton.addEventListener("click", () => running?.abort());
 byId("swap").addEventListener("click", () => views.swap());
 byId("clear").addEventListener("click", () => views.clear());
+byId("edit").addEventListener("click", () => (editor.open ? editor.finish() : editor.begin()));
 byId("copy").addEventListener("click", copy);
+byId("save-text").addEventListener("click", () => saveAs("text"));
+byId("save-fhir").addEventListener("click", () => saveAs("fhir"));
+byId("print").addEventListener("click", () => window.print());
+byId("keys").addEventListener("click", () => help.showModal());
+document.addEventListener("keydown", onKey);
+window.addEventListener("beforeprint", () => (byId("made-details").open = true)); // what is closed is not printed
+bindTheme(byId("theme"));
+bindLanguage(byId("language"));
+onLanguage(() => {
+  status.textContent = ""; // it told of what is past
+  refresh();
+  if (ready) showService("ready", serviceWords());
+  if (current && !running) drawAnswer();
+});
 refresh();
 watchService();

@@ -1,4 +1,7 @@
 // The two drop zones: choose, drop, paste, preview, swap, remove. Holds the files; tells `onChange` of every change.
+// Over each image lies a canvas for what the model looked at.
+
+import { drawHeat, fit } from "./overlay.js";
 
 const NAMES = ["frontal", "lateral"];
 
@@ -10,10 +13,16 @@ export class Views {
     for (const name of NAMES) this.#bind(name, root.querySelector(`[data-view="${name}"]`));
     this.#keepStrayDropsOffTheBrowser();
     document.addEventListener("paste", (event) => this.#paste(event));
+    new ResizeObserver(() => NAMES.forEach((name) => this.#place(name))).observe(this.parts.frontal.zone);
+  }
+
+  /** Views that have a file. */
+  get names() {
+    return NAMES.filter((name) => this.files[name]);
   }
 
   get count() {
-    return NAMES.filter((name) => this.files[name]).length;
+    return this.names.length;
   }
 
   set(name, file) {
@@ -41,6 +50,30 @@ export class Views {
     error.hidden = !message;
   }
 
+  /**
+   * Lay attention over the images, or take it away.
+   * @param {Object<string, number[][]>|null} patches by the view that an image was sent as; null for none
+   */
+  showAttention(patches) {
+    const weights = Object.values(patches ?? {}).flat(2);
+    const range = { least: Math.min(...weights), most: Math.max(...weights) };
+    for (const name of NAMES) {
+      const grid = this.files[name] ? patches?.[name] : undefined;
+      const { heat } = this.parts[name];
+      heat.hidden = !grid || range.most <= range.least;
+      if (heat.hidden) continue;
+      this.#place(name);
+      drawHeat(heat, grid, range);
+    }
+  }
+
+  /** The preview is as wide and high as the file says; one that no browser draws is taken for a square. */
+  #place(name) {
+    const { heat, zone, image } = this.parts[name];
+    const drawn = !image.hidden && image.naturalWidth > 0;
+    fit(heat, zone, drawn ? image.naturalWidth : 1, drawn ? image.naturalHeight : 1);
+  }
+
   lock(locked) {
     for (const name of NAMES) {
       this.parts[name].input.disabled = locked;
@@ -56,6 +89,7 @@ export class Views {
       zone: find(".zone"),
       input: find("input"),
       image: find("img"),
+      heat: find("canvas"),
       undrawn: find(".undrawn"),
       remove: find(".remove"),
       error: find(".field-error"),
@@ -118,13 +152,14 @@ export class Views {
   }
 
   #draw(name) {
-    const { zone, image, undrawn, remove } = this.parts[name];
+    const { zone, image, undrawn, remove, heat } = this.parts[name];
     const file = this.files[name];
     if (image.src) URL.revokeObjectURL(image.src);
     image.style.filter = "";
     undrawn.hidden = true;
     zone.classList.toggle("filled", Boolean(file));
     remove.hidden = !file;
+    heat.hidden = true;
     image.hidden = !file;
     if (file) image.src = URL.createObjectURL(file);
     else image.removeAttribute("src");

@@ -1,0 +1,60 @@
+// The reader's own words in the place of the draft. The model's draft is kept beside, to go back to.
+
+export class Editor {
+  /** `onChange` is told whenever editing begins, ends or is undone. */
+  constructor(root, onChange) {
+    this.onChange = onChange;
+    this.area = root.getElementById("edit-area");
+    this.box = root.getElementById("editor");
+    this.draft = "";
+    this.text = null; // what the reader made of it; null: nothing
+    root.getElementById("edit-done").addEventListener("click", () => this.finish());
+    root.getElementById("edit-undo").addEventListener("click", () => this.undo());
+    this.area.addEventListener("input", () => this.#grow());
+  }
+
+  get open() {
+    return !this.box.hidden;
+  }
+
+  get edited() {
+    return this.text !== null;
+  }
+
+  /** What stands: the reader's words, or the draft. */
+  get findings() {
+    return this.text ?? this.draft;
+  }
+
+  reset(draft) {
+    this.draft = draft;
+    this.text = null;
+    this.box.hidden = true;
+  }
+
+  begin() {
+    this.area.value = this.findings;
+    this.box.hidden = false;
+    this.#grow();
+    this.area.focus();
+    this.onChange();
+  }
+
+  finish() {
+    const text = this.area.value.trim();
+    this.text = text === this.draft ? null : text;
+    this.box.hidden = true;
+    this.onChange();
+  }
+
+  undo() {
+    this.text = null;
+    this.box.hidden = true;
+    this.onChange();
+  }
+
+  #grow() {
+    this.area.style.height = "auto";
+    this.area.style.height = `${this.area.scrollHeight + 2}px`;
+  }
+}

@@ -1,0 +1,244 @@
+"""``calibration.json``: strict when read, applied to images and to sentences as it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from model.bundle import CALIBRATION, WEIGHTS, BundleError, add_calibration, load_bundle, write_bundle, write_manifest
+from model.calibration import Calibration, Packed
+from model.image_checks import coordinates, read_images, statistics
+from model.labeler import Label
+from model.sentence_checks import Evidence, confidence, kind_of, named_findings, supported
+from model.views import View
+from retrieval_index.index import ReportIndex
+from tests.calibration_helpers import plain_calibration
+from tests.helpers import write_tiny_bundle
+
+FRONTAL, LATERAL = View.FRONTAL, View.LATERAL
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16"])
+def test_a_packed_array_comes_back_within_half_a_step(dtype: Any) -> None:
+    values = np.random.default_rng(0).normal(scale=1e-7, size=(5, 7))
+    packed = Packed.model_validate_json(Packed.of(values, dtype).model_dump_json())
+    assert packed.array.shape == (5, 7)
+    assert np.abs(packed.array - values).max() <= np.abs(values).max() / 250
+    assert not Packed.of(np.zeros(4), dtype).array.any()
+
+
+def test_a_calibration_comes_back_from_its_json() -> None:
+    calibration = plain_calibration()
+    assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration
+
+
+def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def apply(content: dict[str, Any]) -> None:
+        *names, last = path.split(".")
+        for name in names:
+            content = content[name]
+        content[last] = value
+
+    return apply
+
+
+DAMAGES = {
+    "another version": (change("schema_version", 2), "schema_version"),
+    "no digest": (change("weights_sha256", "x"), "weights_sha256"),
+    "an unknown key": (change("extra", 1), "extra"),
+    "no base64": (change("features.centre.data", "!"), "no base64"),
+    "too short": (change("features.directions.data", "AAAA"), "holds 3 bytes"),
+    "no number": (change("features.centre.data", "AHwAfAB8"), "no number"),
+    "another width": (change("features.centre", Packed.of(np.zeros(2), "float16").model_dump()), "not \\(D,\\)"),
+    "a bar of a coin": (change("view.certain", 0.5), "view.certain"),
+    "a unit too few": (change("unusual.units", []), "units"),
+    "falling quantiles": (change("unusual.quantiles", [1.0, 0.0]), "ascend"),
+    "another finding": (change("support.thresholds", {"Baldness": 0.5}), "Baldness"),
+    "an infinite weight": (change("confidence.other.bias", float("inf")), "confidence.other.bias"),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with a calibration."""
+    path = write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+    bundle = load_bundle(path)
+    calibration = plain_calibration(
+        width=bundle.model.backbone.width, weights_sha256=bundle.manifest.files[WEIGHTS].sha256
+    )
+    add_calibration(path, calibration, path)
+    return path
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_calibration_is_refused_with_the_place_and_the_remedy(name: str, tiny: Path, tmp_path: Path) -> None:
+    damage, said = DAMAGES[name]
+    content = json.loads(plain_calibration().model_dump_json())
+    damage(content)
+    with pytest.raises(ValidationError, match=said):
+        Calibration.model_validate_json(json.dumps(content))
+
+
+def rewritten(tiny: Path, folder: Path, text: str) -> Path:
+    """A copy of the bundle whose calibration is ``text``."""
+    write_bundle_of(tiny, folder)
+    (folder / CALIBRATION).write_text(text)
+    write_manifest(folder)
+    return folder
+
+
+def write_bundle_of(tiny: Path, folder: Path) -> None:
+    bundle = load_bundle(tiny)
+    write_bundle(
+        folder, config=bundle.config, model=bundle.model, tokenizer=bundle.tokenizer, index_dir=tiny / "index",
+        calibration=bundle.calibration, weights_dtype="fp32",
+    )  # fmt: skip
+
+
+def test_a_bundle_with_a_damaged_calibration_does_not_load(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"calibration.json is no calibration \(the file: .*training.calibrate"):
+        load_bundle(rewritten(tiny, tmp_path / "cut", "{"))
+    with pytest.raises(BundleError, match="fitted to other weights"):
+        load_bundle(rewritten(tiny, tmp_path / "other", plain_calibration().model_dump_json()))
+    digest = load_bundle(tiny).manifest.files[WEIGHTS].sha256
+    with pytest.raises(BundleError, match="features of width 3"):
+        load_bundle(rewritten(tiny, tmp_path / "width", plain_calibration(weights_sha256=digest).model_dump_json()))
+
+
+def test_a_calibration_goes_along_with_its_bundle(tiny: Path, tmp_path: Path) -> None:
+    calibration = load_bundle(tiny).calibration
+    assert calibration is not None
+    write_bundle_of(tiny, tmp_path / "written")
+    assert load_bundle(tmp_path / "written").calibration == calibration
+    assert load_bundle(write_tiny_bundle(tmp_path / "bare")).calibration is None
+
+
+def test_an_added_calibration_leaves_all_else_as_it_was(tiny: Path, tmp_path: Path) -> None:
+    before = load_bundle(tiny)
+    assert before.calibration is not None
+    add_calibration(tiny, before.calibration, tmp_path / "copy")
+    after = load_bundle(tmp_path / "copy")
+    assert after.manifest == before.manifest
+    ReportIndex.load(tmp_path / "copy" / "index", expected_sha256=after.index_sha256())
+    with pytest.raises(BundleError, match="already exists"):
+        add_calibration(tiny, before.calibration, tmp_path / "copy")
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def read(sent: list[View], logits: list[float], unusual: float = 0.0, correct: bool = True) -> tuple[Any, list[str]]:
+    pooled = np.array([[logit, unusual, 0.0] for logit in logits], np.float32)
+    reading = read_images(plain_calibration(), sent, pooled, np.zeros((len(sent), 32, 32), np.uint8), correct=correct)
+    return list(reading.views), [warning.code for warning in reading.warnings]
+
+
+@pytest.mark.parametrize(
+    ("sent", "logits", "views", "codes"),
+    [
+        ([FRONTAL, LATERAL], [9, -9], [FRONTAL, LATERAL], []),
+        ([FRONTAL, LATERAL], [-9, 9], [LATERAL, FRONTAL], ["views_swapped"]),
+        ([FRONTAL, LATERAL], [-9, 1], [LATERAL, FRONTAL], ["views_swapped"]),  # one is certain, the other fits
+        ([FRONTAL, LATERAL], [-3, 3], [FRONTAL, LATERAL], []),  # neither is certain
+        ([FRONTAL, LATERAL], [9, 9], [FRONTAL, LATERAL], ["same_view"]),
+        ([FRONTAL, LATERAL], [-9, -9], [FRONTAL, LATERAL], ["same_view"]),
+        ([FRONTAL], [9], [FRONTAL], []),
+        ([FRONTAL], [-3], [FRONTAL], []),
+        ([FRONTAL], [-9], [LATERAL], ["view_corrected"]),
+        ([LATERAL], [9], [FRONTAL], ["view_corrected"]),
+        ([FRONTAL, FRONTAL], [9, -9], [FRONTAL, FRONTAL], []),  # a data set's own word
+    ],
+)
+def test_a_view_is_put_right_where_it_is_certain(
+    sent: list[View], logits: list[float], views: list[View], codes: list[str]
+) -> None:
+    assert read(sent, logits) == (views, codes)
+    assert read(sent, logits, correct=False) == (sent, [])
+
+
+def test_of_an_unusual_image_no_view_is_put_right() -> None:
+    assert read([FRONTAL, LATERAL], [-9, 9], unusual=1.0) == ([FRONTAL, LATERAL], ["unusual_image"] * 2)
+    assert read([FRONTAL], [-9], unusual=0.98) == ([LATERAL], ["view_corrected"])
+
+
+def test_warnings_name_the_field_that_the_image_came_in() -> None:
+    pooled = np.array([[-9, 0, 0]], np.float32)
+    reading = read_images(plain_calibration(), [FRONTAL], pooled, np.zeros((1, 32, 32), np.uint8), correct=True)
+    assert reading.warnings[0].message == "The image sent as frontal looks like a lateral and was read as one."
+    assert reading.checks[0] == pytest.approx((1 / (1 + np.exp(9)), 0.0), abs=1e-6)
+
+
+def test_the_rest_is_what_no_direction_holds() -> None:
+    features = plain_calibration(width=5).features
+    along, rest = coordinates(features, np.array([[1, 2, 3, 4, 0], [1, 2, 3, 0, 0]], np.float32))
+    assert along == pytest.approx(np.array([[1, 2, 3], [1, 2, 3]]))
+    assert rest == pytest.approx(np.log([5, 1]), abs=1e-4)
+
+
+def test_statistics_of_grey_values() -> None:
+    rising = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
+    blank = np.full((64, 64), 255, np.uint8)
+    found = statistics(np.stack([rising, rising.T, blank]))
+    mean, spread, black, white, mirrored, flipped, _, middle = found.T
+    assert mean == pytest.approx([126 / 255, 126 / 255, 1])
+    assert spread[2] == 0
+    assert spread[0] > 0.25
+    assert black.tolist() == pytest.approx([2 / 64, 2 / 64, 0])
+    assert white.tolist() == pytest.approx([2 / 64, 2 / 64, 1])
+    assert mirrored == pytest.approx([-1, 1, 0], abs=1e-3)
+    assert flipped == pytest.approx([1, -1, 0], abs=1e-3)
+    assert middle == pytest.approx([0, 0, 0], abs=1e-6)
+
+
+# --- sentences --------------------------------------------------------------------------------------------------------
+
+NORMAL, LARGE = {"No Finding": "present", "Cardiomegaly": "absent"}, {"Cardiomegaly": "present", "Edema": "uncertain"}
+HEAD = np.full(14, 0.25, np.float32)
+
+
+def test_evidence_counts_the_nearest_cases_and_those_beside_the_draft() -> None:
+    evidence = Evidence.of([NORMAL, NORMAL, LARGE, LARGE], 2, HEAD)
+    assert evidence.cases["Cardiomegaly"] == evidence.cases["Edema"] == evidence.cases["No Finding"] == 0.5
+    assert evidence.cases["Fracture"] == 0
+    assert evidence.shown == {"No Finding"}
+    assert evidence.images["Edema"] == 0.25
+    assert Evidence.of([], 2, None) == Evidence({}, {}, frozenset())
+
+
+def test_a_sentence_that_names_nothing_names_no_finding_of_its_own() -> None:
+    assert named_findings("the lungs are clear .").get("No Finding") is None
+    assert named_findings("there is no pneumothorax .") == {"Pneumothorax": "absent"}
+    assert [kind_of(labels) for labels in ({}, {"Edema": "absent"}, {"Edema": "uncertain"})] == [
+        "other", "absent", "present",
+    ]  # fmt: skip
+
+
+def test_confidence_rises_with_what_speaks_for_a_sentence() -> None:
+    fitted = plain_calibration().confidence
+    few, many = Evidence.of([NORMAL, NORMAL, LARGE], 3, HEAD), Evidence.of([LARGE, LARGE, NORMAL], 3, HEAD)
+    large: dict[str, Label] = {"Cardiomegaly": "present"}
+    odds = [chance / (1 - chance) for chance in (confidence(fitted, 0.9, large, one) for one in (few, many))]
+    assert odds == pytest.approx([0.5 * np.exp(-1), 2 * np.exp(-1)])
+    denied = confidence(fitted, 0.9, {"Cardiomegaly": "absent", "Edema": "absent"}, few)
+    assert denied / (1 - denied) == pytest.approx(3 * np.e)  # the head gives a quarter
+    assert confidence(fitted, 0.9, {}, few) == pytest.approx(0.9)
+
+
+def test_support_is_a_case_beside_the_draft_or_the_images() -> None:
+    fitted = plain_calibration().support
+    seen = np.full(14, 0.6, np.float32)
+    alone, beside = Evidence.of([NORMAL], 1, HEAD), Evidence.of([LARGE], 1, HEAD)
+    assert supported(fitted, {"Cardiomegaly": "present"}, alone) is False
+    assert supported(fitted, {"Cardiomegaly": "present"}, beside) is True
+    assert supported(fitted, {"Cardiomegaly": "present"}, Evidence.of([NORMAL], 1, seen)) is True
+    assert supported(fitted, {"Cardiomegaly": "present", "Fracture": "present"}, Evidence.of([LARGE], 1, seen)) is False
+    assert supported(fitted, {"Cardiomegaly": "uncertain", "Edema": "absent"}, beside) is None

@@ -1,0 +1,116 @@
+"""The calibration that ships: on real radiographs, where they are, it does what docs/calibration.md says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+from model.bundle import load_bundle
+from model.drafter import Draft, Drafter, StudyView
+from model.images import load_pixels
+from model.labeler import FINDINGS, NO_FINDING
+from model.views import View
+from retrieval_index.index import ReportIndex
+from training.calibration.report import confidence_table, support_table, unusual_table, view_table
+from training.calibration.strangers import TURNED, drawn
+from training.openi import open_openi
+
+SHIPPED = REPOSITORY / "bundles" / "iu-xray"
+FIGURES = REPOSITORY / "docs" / "calibration.json"
+
+
+@pytest.fixture(scope="module")
+def drafter() -> Drafter:
+    bundle = load_bundle(SHIPPED)
+    return Drafter(bundle, ReportIndex.load(SHIPPED / "index", expected_sha256=bundle.index_sha256()))
+
+
+@pytest.fixture(scope="module")
+def study(drafter: Drafter, real_data: Path) -> list[StudyView]:
+    """A validation study, frontal and lateral."""
+    source = open_openi(real_data / "openi")
+    chosen = next(one for one in source.split("val") if [ref.view for ref in one.ordered()] == list(View))
+    data = dict(source.images.iter([ref.key for ref in chosen.images]))
+    files = [(data[ref.key], view) for ref, view in zip(chosen.ordered(), View, strict=True)]
+    return [StudyView(load_pixels(content or b"", drafter.image_size), view) for content, view in files]
+
+
+def codes(draft: Draft) -> set[str]:
+    return {warning.code for warning in draft.warnings} - {
+        "texts_not_available",
+        "missing_view",
+        "unsupported_sentence",
+    }
+
+
+def sent(study: Sequence[StudyView], *views: View) -> list[StudyView]:
+    return [replace(image, view=view) for image, view in zip(study, views, strict=True)]
+
+
+def test_it_fits_the_weights_and_knows_every_finding_that_can_be_called_present(drafter: Drafter) -> None:
+    calibration = drafter.bundle.calibration
+    assert calibration is not None
+    assert calibration.fitted_on["val_studies"] == 296
+    assert set(calibration.support.thresholds) <= set(FINDINGS) - {NO_FINDING}
+    assert len(calibration.support.thresholds) >= 8
+    assert {head.name for head in calibration.unusual.heads} == set(TURNED)
+
+
+def test_a_real_pair_is_read_as_it_was_sent_and_an_exchanged_one_put_right(
+    drafter: Drafter, study: list[StudyView]
+) -> None:
+    right, exchanged, alone = drafter.draft(
+        [study, sent(study, View.LATERAL, View.FRONTAL), sent(study[:1], View.LATERAL)]
+    )
+    assert codes(right) == set()
+    assert [check.view for check in right.image_checks] == list(View)
+    assert codes(exchanged) == {"views_swapped"}
+    assert exchanged.findings == right.findings
+    assert codes(alone) == {"view_corrected"}
+    assert alone.image_checks[0].view is View.FRONTAL
+
+
+def test_a_turned_or_inverted_radiograph_is_warned_of(drafter: Drafter, study: list[StudyView]) -> None:
+    strange = [
+        [replace(study[0], pixels=np.ascontiguousarray(how(study[0].pixels))), study[1]] for how in TURNED.values()
+    ]
+    assert [codes(draft) for draft in drafter.draft(strange)] == [{"unusual_image"}] * len(TURNED)
+
+
+def test_what_is_no_radiograph_is_warned_of(drafter: Drafter) -> None:
+    kinds = {name: pixels[0] for name, pixels in drawn(drafter.image_size, 1, seed=2).items() if name != "clouds"}
+    drafts = drafter.draft([[StudyView(pixels, View.FRONTAL)] for pixels in kinds.values()])
+    found = {name: codes(draft) for name, draft in zip(kinds, drafts, strict=True)}
+    assert all(codes_of_kind == {"unusual_image"} for codes_of_kind in found.values()), found
+
+
+def test_sentences_that_call_a_finding_present_say_whether_anything_supports_it(drafter: Drafter) -> None:
+    names = ("effusion", "consolidation", "normal")
+    files = [[(REPOSITORY / "docs" / "images" / f"{name}-{view.value}.png", view) for view in View] for name in names]
+    size = drafter.image_size
+    drafts = drafter.draft([[StudyView(load_pixels(p.read_bytes(), size), view) for p, view in one] for one in files])
+    for draft in drafts:
+        for sentence in draft.sentences:
+            assert (sentence.supported is None) == ("present" not in sentence.labels.values())
+        said = any(sentence.supported is False for sentence in draft.sentences)
+        assert said == any(warning.code == "unsupported_sentence" for warning in draft.warnings)
+
+
+def test_the_guide_gives_the_figures() -> None:
+    figures = json.loads(FIGURES.read_text())
+    guide = (REPOSITORY / "docs" / "calibration.md").read_text()
+    assert figures["weights_sha256"] == load_bundle(SHIPPED).manifest.files["model.safetensors"].sha256
+    for table in (view_table, unusual_table, confidence_table, support_table):
+        assert table(figures).split("\n", 2)[2].strip() in guide
+    view, confidence = figures["view"], figures["confidence"]["all"]
+    assert view["pairs_wrongly_exchanged"] == 0
+    assert view["exchanged_pairs_put_right"] >= 0.95 * view["pairs"]
+    assert figures["unusual"]["val"]["warned"] <= 0.02
+    assert confidence["calibrated"]["ece"] < 0.05 < confidence["words"]["ece"]
+    assert confidence["calibrated"]["brier"] < confidence["rate_of_the_kind"]["brier"]

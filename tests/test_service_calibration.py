@@ -1,0 +1,69 @@
+"""The checks of a calibrated bundle over HTTP: what a DICOM header says goes together with what the image shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from model.bundle import WEIGHTS, add_calibration, load_bundle
+from model.calibration import Line, ViewCheck
+from tests.calibration_helpers import plain_calibration
+from tests.format_helpers import dicom, facts_of_fhir
+from tests.helpers import write_tiny_bundle
+from tests.service_helpers import png, ready_client
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Of a service whose bundle takes every image for a lateral."""
+    path = write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+    bundle = load_bundle(path)
+    calibration = plain_calibration(
+        width=bundle.model.backbone.width, weights_sha256=bundle.manifest.files[WEIGHTS].sha256
+    )
+    lateral = ViewCheck(line=Line(slope=0.0, bias=-9.0), certain=0.99)
+    add_calibration(path, calibration.model_copy(update={"view": lateral}), path)
+    with ready_client(path) as client:
+        yield client
+
+
+def post(client: httpx.Client, accept: str = "application/json", **images: bytes) -> httpx.Response:
+    files = {name: ("f", data) for name, data in images.items()}
+    answer = client.post("/report", files=files, headers={"Accept": accept})
+    assert answer.status_code == 200
+    return answer
+
+
+def codes(answer: Any) -> list[str]:
+    return [warning["code"] for warning in answer["warnings"]]
+
+
+def test_an_image_is_read_as_it_looks_and_its_header_is_heard(client: httpx.Client) -> None:
+    agrees = post(client, frontal=dicom(ViewPosition="LL")).json()
+    assert codes(agrees)[:2] == ["view_corrected", "missing_view"]
+    assert agrees["warnings"][1]["message"].startswith("No frontal image")
+    assert agrees["image_checks"] == [{"view": "lateral", "frontal": 0.0001, "unusual": pytest.approx(0, abs=0.5)}]
+    silent = post(client, frontal=dicom(ViewPosition=None)).json()
+    assert codes(silent) == codes(agrees)
+    oblique = post(client, frontal=dicom(ViewPosition="LAO")).json()
+    assert "view_mismatch" in codes(oblique)  # neither of the two: still to be told
+
+
+def test_both_images_of_one_view_are_told_once(client: httpx.Client) -> None:
+    answer = post(client, frontal=dicom(ViewPosition="PA"), lateral=png()).json()
+    assert [code for code in codes(answer) if "view" in code] == ["same_view"]
+    assert "lateral views" in answer["warnings"][0]["message"]
+    assert [check["view"] for check in answer["image_checks"]] == ["frontal", "lateral"]
+
+
+def test_every_format_tells_the_checks(client: httpx.Client) -> None:
+    told = post(client, frontal=png()).json()
+    resource = facts_of_fhir(post(client, "application/fhir+json", frontal=png()).json())
+    assert resource["image_checks"] == told["image_checks"]
+    assert [sentence["supported"] for sentence in resource["sentences"]] == [s["supported"] for s in told["sentences"]]
+    text = post(client, "text/plain", frontal=png()).text
+    assert "Image 1: read as lateral; frontal with probability 0.0%" in text
+    assert "Warning (view_corrected): The image sent as frontal looks like a lateral and was read as one." in text

@@ -1,0 +1,355 @@
+"""``stream=true``: what is told early equals what is answered in the end, and every ending is said."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from torch import Tensor
+
+from model import drafter
+from model.config import DecodingConfig
+from model.decoding import Generated
+from model.drafter import CasesFound, Draft, DraftOptions, News, Sentence, SentenceWritten, StudyView
+from model.generation import generate
+from model.report_model import DecoderState, ReportModel
+from model.views import View
+from service import streaming
+from service.bundles import load
+from service.engine import Engine
+from service.listening import on_this_loop
+from service.problems import Problem
+from service.schemas import REPORT_EXAMPLE, CasesEvent, ProblemDetails, ReportResponse
+from tests.helpers import IMAGE_SIZE, write_tiny_bundle
+from tests.service_helpers import (
+    PROBLEM,
+    WAIT_S,
+    Gate,
+    gate_drafters,
+    live_server,
+    png,
+    ready_client,
+    scene,
+    settings_for,
+    until,
+)
+
+STREAM = {"stream": "true"}
+FULL_STOPS = 5.0  # of the untrained models: enough for several sentences
+Event = tuple[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    decoding = DecodingConfig(min_length=14, block_trigrams=True)
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", decoding=decoding, full_stops=FULL_STOPS)
+
+
+@pytest.fixture(scope="module")
+def client(bundle: Path) -> Iterator[httpx.Client]:
+    with ready_client(bundle, warm_up=False) as client:
+        yield client
+
+
+@pytest.fixture
+def gates(monkeypatch: pytest.MonkeyPatch) -> list[Gate]:
+    return gate_drafters(monkeypatch)
+
+
+def files() -> dict[str, tuple[str, bytes]]:
+    return {"frontal": ("f", png()), "lateral": ("l", png(70, 70))}
+
+
+def events_of(answer: httpx.Response) -> Iterator[Event]:
+    """Events as they come, comments as events named ``:``, read as the standard says."""
+    name, data = "message", ""
+    for line in answer.iter_lines():
+        if line.startswith(":"):
+            yield ":", {"comment": line}
+        elif line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            data += line.removeprefix("data: ")
+        elif not line and data:
+            yield name, json.loads(data)
+            name, data = "message", ""
+
+
+def stream(client: httpx.Client, data: dict[str, str] | None = None, **headers: str) -> list[Event]:
+    with client.stream("POST", "/report", files=files(), data={**STREAM, **(data or {})}, headers=headers) as answer:
+        assert answer.status_code == 200, answer.read()
+        assert answer.headers["content-type"] == "text/event-stream"
+        return list(events_of(answer))
+
+
+# --- what is told early -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "rerank", "consensus"])
+def test_sentences_together_are_the_answer(method: str, tmp_path: Path) -> None:
+    decoding = DecodingConfig.model_validate(
+        {"method": method, "candidates": 4, "temperature": 1.0, "min_length": 14, "block_trigrams": True}
+    )
+    served = write_tiny_bundle(tmp_path / method, decoding=decoding, full_stops=FULL_STOPS)
+    with ready_client(served, warm_up=False) as client:
+        whole = client.post("/report", files=files(), data={"top_k": "2"}).json()
+        (first, cases), *sentences, (last, report) = stream(client, {"top_k": "2"})
+    assert (first, last) == ("cases", "report")
+    assert cases == CasesEvent(reference_cases=whole["reference_cases"]).model_dump()
+    assert len(cases["reference_cases"]) == 2
+    assert len(sentences) >= 3
+    assert [name for name, _ in sentences] == ["sentence"] * len(sentences)
+    assert [event["index"] for _, event in sentences] == list(range(len(sentences)))
+    assert [event["sentence"] for _, event in sentences] == whole["sentences"]
+    assert " ".join(event["sentence"]["text"] for _, event in sentences) == whole["findings"]
+    assert report.pop("report_id") != whole.pop("report_id")
+    assert report.pop("timings_ms").keys() == whole.pop("timings_ms").keys()
+    assert report == whole
+
+
+def test_sentences_come_while_the_rest_is_written(bundle: Path) -> None:
+    writer = load(settings_for(bundle)).drafter
+    news: list[News] = []
+    lengths: list[int] = []
+
+    def step(model: ReportModel, state: DecoderState, ids: Tensor) -> Tensor:
+        lengths.append(sum(isinstance(one, SentenceWritten) for one in news))
+        return original(model, state, ids)
+
+    original = ReportModel.step
+    study = [StudyView(scene(IMAGE_SIZE, IMAGE_SIZE), View.FRONTAL)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReportModel, "step", step)
+        (draft,) = writer.draft([study], listeners=[news.append])
+    assert isinstance(news[0], CasesFound)
+    assert news[0].cases == draft.reference_cases
+    written = news[1:]
+    assert [one.index for one in written] == list(range(len(written)))
+    assert [one.sentence for one in written] == list(draft.sentences[: len(written)])
+    assert lengths[-1] >= 2
+    assert len(set(lengths)) >= 3  # they came one after the other
+
+
+def test_a_bundle_without_cases_says_so_at_once(tmp_path: Path) -> None:
+    with ready_client(write_tiny_bundle(tmp_path / "plain", retrieval=False), warm_up=False) as client:
+        assert stream(client)[0] == ("cases", {"reference_cases": []})
+
+
+def test_what_the_model_does_not_tell_early_comes_with_the_draft(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, client: httpx.Client
+) -> None:
+    """Replicas elsewhere answer whole drafts."""
+    early = stream(client)
+    draft = Engine.draft
+
+    async def deaf(self: Engine, images: dict[str, bytes], options: DraftOptions, listener: object = None) -> Draft:
+        return await draft(self, images, options)
+
+    monkeypatch.setattr(Engine, "draft", deaf)
+    late = stream(client)
+    assert late[:-1] == early[:-1]
+    assert late[-1][1]["sentences"] == early[-1][1]["sentences"]
+
+
+# --- formats and errors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/json", "*/*", "text/*", "text/plain, */*;q=0.1"])
+def test_what_a_stream_is_accepted_as(client: httpx.Client, accept: str) -> None:
+    assert stream(client, accept=accept)[-1][0] == "report"
+
+
+@pytest.mark.parametrize("accept", ["application/fhir+json", "text/plain", "application/dicom"])
+def test_a_stream_is_not_a_document(client: httpx.Client, accept: str) -> None:
+    answer = client.post("/report", files=files(), data=STREAM, headers={"accept": accept})
+    assert (answer.status_code, answer.json()["code"]) == (406, "not_acceptable")
+    assert "leave stream out" in answer.json()["detail"]
+
+
+def test_a_document_is_not_a_stream(client: httpx.Client) -> None:
+    answer = client.post("/report", files=files(), headers={"accept": "text/event-stream"})
+    assert (answer.status_code, answer.json()["code"]) == (406, "not_acceptable")
+    assert "stream=true" in answer.json()["detail"]
+
+
+def test_a_stream_has_the_headers_of_every_answer(client: httpx.Client) -> None:
+    name = "0b0f1c52-6f0e-4c0b-9a52-0d3f5ad1c8f7"
+    with client.stream("POST", "/report", files=files(), data=STREAM, headers={"X-Request-ID": name}) as answer:
+        answer.read()
+    for header, value in {
+        "x-request-id": name, "cache-control": "no-store", "x-content-type-options": "nosniff", "vary": "Accept",
+        "x-accel-buffering": "no",
+    }.items():  # fmt: skip
+        assert answer.headers[header] == value
+    assert "content-security-policy" in answer.headers
+
+
+def test_an_error_before_the_first_event_is_an_ordinary_problem(client: httpx.Client) -> None:
+    answer = client.post("/report", files={"frontal": ("f", b"no image")}, data=STREAM)
+    assert (answer.status_code, answer.headers["content-type"]) == (422, PROBLEM)
+    assert answer.json()["field"] == "frontal"
+    assert client.get("/health").json()["queue"]["depth"] == 0
+
+
+def test_so_are_a_deadline_and_no_place(bundle: Path, gates: list[Gate]) -> None:
+    with (
+        live_server(bundle, warm_up=False, request_timeout_s=0.4, queue_size=1) as live,
+        live.client() as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        late = pool.submit(client.post, "/report", files=files(), data=STREAM)
+        assert gates[0].begun.wait(WAIT_S)
+        busy = client.post("/report", files=files(), data=STREAM)
+        assert (busy.status_code, busy.json()["code"]) == (503, "busy")
+        assert (late.result(WAIT_S).status_code, late.result().json()["code"]) == (503, "deadline")
+        gates[0].go.set()
+
+
+# --- held while it writes -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Held:
+    """A drafter that waits in front of its decoding, when the cases have been told; and what it does then."""
+
+    begun: threading.Event = field(default_factory=threading.Event)
+    go: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
+
+    def generate(self, *arguments: Any, **more: Any) -> Generated:
+        self.begun.set()
+        assert self.go.wait(WAIT_S)
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        return generate(*arguments, **more)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    held = Held()
+    monkeypatch.setattr(drafter, "generate", held.generate)
+    return held
+
+
+def test_a_stream_keeps_its_place_and_is_kept_alive(bundle: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.05)
+    with (
+        ready_client(bundle, warm_up=False) as client,
+        client.stream("POST", "/report", files=files(), data=STREAM) as answer,
+    ):
+        events = events_of(answer)
+        assert next(events)[0] == "cases"
+        assert [next(events) for _ in range(2)] == [(":", {"comment": ": keep-alive"})] * 2
+        assert client.get("/health").json()["queue"]["depth"] == 1
+        held.go.set()
+        assert [name for name, _ in events if name != ":"][-1] == "report"
+        until(lambda: client.get("/health").json()["queue"]["depth"] == 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access"), "failed"),
+        (RuntimeError("Canary Patient"), "internal"),
+    ],
+)
+def test_a_failure_on_the_way_is_told(
+    bundle: Path, held: Held, error: Exception, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    held.error = error
+    held.go.set()
+    with ready_client(bundle, warm_up=False) as client:
+        (_, _), (name, problem) = stream(client)
+        until(lambda: f'report_refusals_total{{cause="{code}"}} 1.0' in client.get("/metrics").text)
+        assert 'report_requests_total{route="/report",status="200"} 1.0' in client.get("/metrics").text
+    assert name == "problem"
+    assert ProblemDetails.model_validate(problem).code == code
+    assert "Canary" not in caplog.text + json.dumps(problem)
+
+
+def test_a_deadline_on_the_way_is_told(bundle: Path, held: Held) -> None:
+    with ready_client(bundle, warm_up=False, request_timeout_s=0.5) as client:
+        (first, _), (last, problem) = stream(client)
+        held.go.set()
+        assert (first, last, problem["code"]) == ("cases", "problem", "deadline")
+        assert client.get("/health").json()["queue"]["depth"] == 0
+
+
+def test_a_client_that_leaves_gives_its_place_back(bundle: Path, held: Held) -> None:
+    with ready_client(bundle, warm_up=False) as client:
+        with client.stream("POST", "/report", files=files(), data=STREAM) as answer:
+            assert next(events_of(answer))[0] == "cases"
+        until(lambda: client.get("/health").json()["queue"]["depth"] == 0)
+        held.go.set()
+        until(lambda: "report_abandoned_total 1.0" in client.get("/metrics").text)
+        assert stream(client)[-1][0] == "report"
+
+
+def test_a_stop_lets_a_stream_end(bundle: Path, held: Held) -> None:
+    with (
+        live_server(bundle, warm_up=False) as live,
+        live.client() as client,
+        client.stream("POST", "/report", files=files(), data=STREAM) as answer,
+    ):
+        events = events_of(answer)
+        assert next(events)[0] == "cases"
+        live.stop()
+        held.go.set()
+        assert list(events)[-1][0] == "report"
+
+
+def test_a_study_that_is_drafted_again_is_told_once(bundle: Path, held: Held) -> None:
+    """Its batch fails after the cases were told; alone it is drafted again."""
+    with (
+        ready_client(bundle, warm_up=False) as client,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        first = pool.submit(stream, client)
+        assert held.begun.wait(WAIT_S)
+        others = [pool.submit(stream, client) for _ in range(2)]
+        until(lambda: client.get("/health").json()["queue"]["waiting"] == 2)
+        held.go.set()
+        names = [name for name, _ in first.result(WAIT_S)]
+        held.error = RuntimeError("unlucky")
+        assert [[name for name, _ in other.result(WAIT_S)] for other in others] == [names] * 2
+    assert names.count("cases") == 1
+
+
+# --- parts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_failing_listener_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[News] = []
+
+    async def main() -> None:
+        def fail(news: News) -> None:
+            heard.append(news)
+            raise RuntimeError("Canary Patient")
+
+        await asyncio.to_thread(on_this_loop(fail), CasesFound(()))
+        while not heard:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(main())
+    assert "a listener failed with RuntimeError" in caplog.text
+    assert "Canary" not in caplog.text
+
+
+def test_what_was_told_and_does_not_hold_is_a_problem() -> None:
+    report = ReportResponse.model_validate(REPORT_EXAMPLE)
+    parts = streaming.Parts()
+    news = SentenceWritten(0, Sentence("Something else.", 0.5))
+    assert [name for name, _ in parts.of_news(news)] == ["sentence"]
+    assert list(parts.of_news(news)) == []
+    with pytest.raises(Problem, match="Send the study again"):
+        list(parts.of_report(report))

@@ -1,0 +1,265 @@
+"""``python -m training.calibrate`` from end to end on phantoms, and what drafts make of the bundle that it writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.bundle import load_bundle
+from model.draft_warning import DraftWarning
+from model.drafter import Draft, Drafter, StudyView
+from model.views import View
+from retrieval_index.index import ReportIndex
+from tests.helpers import write_tiny_bundle
+from training.calibrate import main
+from training.calibration.logistic import fit_logistic, folds, held_out
+from training.calibration.reliability import auroc, brier, calibration_error, reliability
+from training.calibration.sentences import is_right
+from training.drafting import study_views
+from training.openi import open_openi
+from training.phantom import write_phantom_root
+from training.pixels import build_pixel_cache
+
+VAL = 8
+UNSURE = ("views_swapped", "view_corrected", "same_view", "unusual_image")
+
+
+# --- the arithmetic ---------------------------------------------------------------------------------------------------
+
+
+def test_logistic_regression_finds_the_weights_that_made_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(20_000, 2))
+    truth = rng.random(20_000) < 1 / (1 + np.exp(-(1.5 * rows[:, 0] - 0.5 * rows[:, 1] + 0.7)))
+    fitted = fit_logistic(rows, truth, ridge=1e-6)
+    assert fitted.weights == pytest.approx([1.5, -0.5], abs=0.07)
+    assert fitted.bias == pytest.approx(0.7, abs=0.07)
+    assert fitted.probabilities(rows).mean() == pytest.approx(truth.mean(), abs=1e-6)  # the bias is free
+
+
+def test_what_can_be_told_apart_keeps_finite_weights() -> None:
+    rows = np.array([[-1.0], [-2.0], [1.0], [2.0]])
+    assert 0 < fit_logistic(rows, rows[:, 0] > 0).weights[0] < 10
+    certain = fit_logistic(rows, np.ones(4, bool))
+    assert certain.probabilities(rows) == pytest.approx(0.9)  # 4.5 of 5
+
+
+def test_a_study_lies_in_one_fold_and_is_judged_by_the_others() -> None:
+    studies = [f"CXR{number // 2}" for number in range(40)]
+    fold = folds(studies, 4, seed=1)
+    assert all(len(set(fold[start : start + 2])) == 1 for start in range(0, 40, 2))
+    assert np.bincount(fold).tolist() == [10] * 4
+    truth = fold == 0  # all that is known of fold 0 is that the others are false
+    assert held_out(np.zeros((40, 0)), truth, fold)[truth] == pytest.approx(0.5 / 31)
+
+
+def test_figures_of_probabilities() -> None:
+    said, truth = np.array([0.2, 0.2, 0.2, 0.2, 0.8, 0.8]), np.array([1, 0, 0, 0, 1, 1], bool)
+    low, high = reliability(said, truth, bins=2)
+    assert (low.said, low.came_true, low.count) == (pytest.approx(0.2), pytest.approx(1 / 3), 3)
+    assert (high.said, high.came_true, high.count) == (pytest.approx(0.6), pytest.approx(2 / 3), 3)
+    assert brier(said, truth) == pytest.approx((0.64 + 3 * 0.04 + 2 * 0.04) / 6)
+    assert calibration_error(said, truth) == pytest.approx((0.8 + 3 * 0.2 + 2 * 0.2) / 6)  # a bin each
+    assert auroc(said, truth) == pytest.approx((3 * 2 + 3 * 0.5) / 9)
+    assert auroc(said, np.ones(6, bool)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "right"),
+    [
+        ("the heart is enlarged .", {"Cardiomegaly": "present"}, True),
+        ("the heart is normal in size .", {"Cardiomegaly": "absent"}, False),
+        ("there may be an effusion .", {"Pleural Effusion": "uncertain"}, True),
+        ("no pneumothorax .", {"Pneumothorax": "absent"}, True),  # the report is silent
+        ("there is a fracture .", {"Fracture": "present"}, False),
+        ("large heart and fracture .", {"Cardiomegaly": "present", "Fracture": "present"}, False),
+        ("the aorta is tortuous .", {}, True),
+        ("osseous structures intact .", {}, False),
+    ],
+)
+def test_a_sentence_is_right_where_the_report_bears_it_out(text: str, labels: dict[str, str], right: bool) -> None:
+    report = "The heart is enlarged. Small left pleural effusion. The thoracic aorta is tortuous."
+    assert is_right(text, labels, report) is right  # type: ignore[arg-type]
+
+
+# --- from end to end --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom_root(tmp_path_factory.mktemp("phantoms"), train=20, val=VAL, seed=3, size=96)
+
+
+@pytest.fixture(scope="module")
+def made(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``plain``, ``calibrated``, ``work`` and ``report``."""
+    folder = tmp_path_factory.mktemp("made")
+    write_tiny_bundle(folder / "plain")
+    assert main(arguments(root, folder, "--out", str(folder / "calibrated"), "--report", str(folder / "report"),
+                          "--external", str(root / "images"))) == 0  # fmt: skip
+    return folder
+
+
+def arguments(root: Path, folder: Path, *more: str) -> list[str]:
+    return ["--bundle", str(folder / "plain"), "--root", str(root), "--work", str(folder / "work"), "--device", "cpu",
+            *more]  # fmt: skip
+
+
+def test_the_bundle_holds_its_calibration_and_is_otherwise_the_same(made: Path) -> None:
+    plain, calibrated = load_bundle(made / "plain"), load_bundle(made / "calibrated")
+    assert plain.calibration is None
+    assert calibrated.calibration is not None
+    assert calibrated.calibration.fitted_on["val_studies"] == VAL
+    assert dict(plain.manifest.files).items() <= dict(calibrated.manifest.files).items()
+
+
+def test_the_report_tells_the_figures_and_no_text(made: Path, root: Path) -> None:
+    figures = json.loads((made / "report" / "calibration.json").read_text())
+    assert figures["view"]["pairs"] == VAL
+    assert figures["view"]["accuracy"] > 0.9
+    assert figures["view"]["pairs_wrongly_exchanged"] == 0
+    assert figures["unusual"]["strange"]["noise"]["auroc"] > 0.9
+    assert figures["unusual"]["strange"]["negative"]["shown_to_the_fit"]
+    assert figures["unusual"]["external"]["n"] == 2 * (20 + VAL)
+    assert figures["confidence"]["sentences"] >= VAL
+    page = (made / "report" / "calibration.md").read_text()
+    assert "| pairs wrongly exchanged | 0 | 8 |" in page
+    assert "| upside down * | " in page
+    reports = [study.report for study in open_openi(root).split("val")]
+    kept = page + (made / "work" / "drafts.jsonl").read_text() + (made / "report" / "calibration.json").read_text()
+    assert not any(report in kept for report in reports)
+    for name in ("view.png", "unusual.png", "confidence.png"):
+        assert (made / "report" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_second_run_goes_on_from_what_is_there_and_fits_the_same(made: Path, root: Path) -> None:
+    drafts = made / "work" / "drafts.jsonl"
+    lines = drafts.read_text().splitlines()
+    drafts.write_text("\n".join([*lines[:-1], lines[-1][: len(lines[-1]) // 2]]))  # stopped while it wrote the last
+    assert main(arguments(root, made, "--out", str(made / "again"))) == 0
+    assert (made / "again" / "calibration.json").read_bytes() == (made / "calibrated" / "calibration.json").read_bytes()
+    assert [json.loads(line) for line in drafts.read_text().splitlines()] == [json.loads(line) for line in lines]
+
+
+def test_nothing_is_overwritten_unasked(made: Path, root: Path) -> None:
+    digest = load_bundle(made / "calibrated").digest
+    assert main(arguments(root, made, "--out", str(made / "calibrated"))) == 2
+    assert load_bundle(made / "calibrated").digest == digest
+
+
+# --- what drafts make of it -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drafter(made: Path) -> Drafter:
+    return open_drafter(made / "calibrated")
+
+
+def open_drafter(path: Path) -> Drafter:
+    return Drafter(load_bundle(path), ReportIndex.load(path / "index"))
+
+
+@pytest.fixture(scope="module")
+def studies(drafter: Drafter, root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[StudyView]]:
+    """Training studies that the checks find nothing strange about, frontals first."""
+    source = open_openi(root)
+    chosen = source.split("train")
+    cache = build_pixel_cache(source, chosen, drafter.image_size, tmp_path_factory.mktemp("pixels"))
+    found = [study_views(replace(study, images=study.ordered()), cache) for study in chosen]
+    sure = [one for one, draft in zip(found, drafter.draft(found), strict=True) if not codes(draft)]
+    assert len(sure) >= 4
+    return sure
+
+
+def codes(draft: Draft) -> list[str]:
+    return [warning.code for warning in draft.warnings if warning.code in UNSURE]
+
+
+def exchanged(study: Sequence[StudyView]) -> list[StudyView]:
+    frontal, lateral = study
+    return [replace(frontal, view=View.LATERAL), replace(lateral, view=View.FRONTAL)]
+
+
+def test_exchanged_images_give_the_draft_of_the_right_ones(drafter: Drafter, studies: list[list[StudyView]]) -> None:
+    right = drafter.draft(studies)
+    mixed = [exchanged(study) if number % 2 else study for number, study in enumerate(studies)]
+    put_right = drafter.draft(mixed)
+    swapped = [codes(draft) for draft in put_right]
+    assert [found for found in swapped[::2] if found] == []
+    assert sum(found == ["views_swapped"] for found in swapped[1::2]) >= len(swapped[1::2]) - 1
+    for one, other, found in zip(right, put_right, swapped, strict=True):
+        if found == ["views_swapped"]:
+            assert other.findings == one.findings
+            assert [s.confidence for s in other.sentences] == pytest.approx([s.confidence for s in one.sentences])
+            assert [check.view for check in other.image_checks] == [View.LATERAL, View.FRONTAL]  # of the fields
+            assert other.image_checks[0].frontal < 0.1 < 0.9 < other.image_checks[1].frontal
+            assert [check.view for check in one.image_checks] == [View.FRONTAL, View.LATERAL]
+
+
+def certain(drafter: Drafter, studies: list[list[StudyView]]) -> list[StudyView]:
+    """The study whose exchanged images are put right."""
+    drafts = drafter.draft([exchanged(study) for study in studies])
+    return next(study for study, draft in zip(studies, drafts, strict=True) if codes(draft) == ["views_swapped"])
+
+
+def test_one_image_is_read_as_what_it_is(drafter: Drafter, studies: list[list[StudyView]]) -> None:
+    frontal, lateral = certain(drafter, studies)
+    (right,) = drafter.draft([[lateral]])
+    (corrected,) = drafter.draft([[replace(lateral, view=View.FRONTAL)]])
+    assert corrected.findings == right.findings
+    found = {warning.code: warning.message for warning in corrected.warnings}
+    assert {"view_corrected", "missing_view"} <= set(found)
+    assert found["missing_view"].startswith("No frontal image")
+    (same,) = drafter.draft([[frontal, replace(frontal, view=View.LATERAL)]])
+    assert codes(same) == ["same_view"]
+    assert [check.view for check in same.image_checks] == list(View)
+
+
+def test_a_header_that_was_right_is_not_said_to_disagree(drafter: Drafter, studies: list[list[StudyView]]) -> None:
+    _, lateral = certain(drafter, studies)
+    doubt = (DraftWarning("view_mismatch", "header"), DraftWarning("not_a_chest", "header"))
+    sent = replace(lateral, view=View.FRONTAL, warnings=doubt)
+    (resolved,) = drafter.draft([[replace(sent, stated=View.LATERAL)]])
+    (open_,) = drafter.draft([[sent]])
+    assert "view_mismatch" not in [warning.code for warning in resolved.warnings]
+    assert "not_a_chest" in [warning.code for warning in resolved.warnings]
+    assert "view_mismatch" in [warning.code for warning in open_.warnings]
+
+
+def test_a_strange_image_is_warned_of_and_no_view_put_right(drafter: Drafter, studies: list[list[StudyView]]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (drafter.image_size,) * 2, np.uint8)
+    strange = StudyView(noise, View.LATERAL)
+    together = drafter.draft([studies[0], [strange], [studies[1][0], strange]])
+    assert [codes(draft) for draft in together] == [[], ["unusual_image"], ["unusual_image"]]
+    assert together[1].image_checks[0].unusual == 1.0
+    assert "lateral image" in next(w.message for w in together[1].warnings if w.code == "unusual_image")
+
+
+def test_counterfactuals_are_read_the_right_way_round_too(drafter: Drafter, studies: list[list[StudyView]]) -> None:
+    study, other = certain(drafter, studies), studies[-1]
+    (right,) = drafter.draft([other], patches_of=[study], cases_of=[study])
+    (put_right,) = drafter.draft([other], patches_of=[exchanged(study)], cases_of=[exchanged(study)])
+    assert put_right.findings == right.findings
+    assert codes(put_right) == []  # the warnings are those of the study itself
+
+
+def test_without_a_calibration_nothing_is_checked(made: Path, studies: list[list[StudyView]]) -> None:
+    (plain,) = open_drafter(made / "plain").draft([exchanged(studies[0])])
+    assert plain.image_checks == ()
+    assert codes(plain) == []
+    assert all(sentence.supported is None for sentence in plain.sentences)
+
+
+def test_a_bundle_that_takes_files_in_their_order_keeps_it(drafter: Drafter, studies: list[list[StudyView]]) -> None:
+    bundle = drafter.bundle
+    preprocessing = bundle.config.preprocessing.model_copy(update={"view_order": "as_given"})
+    config = bundle.config.model_copy(update={"preprocessing": preprocessing})
+    as_given = Drafter(replace(bundle, config=config), drafter.index)
+    (draft,) = as_given.draft([exchanged(certain(drafter, studies))])
+    assert codes(draft) == []
+    assert len(draft.image_checks) == 2

@@ -1,0 +1,212 @@
+"""Fit the checks of a bundle: which view an image shows, how unusual it looks, how far each sentence can be believed.
+
+    python -m training.calibrate --bundle B --root DIR (--out B2 | --in-place) --work DIR [--external DIR]
+        [--strange DIR] [--report DIR]
+
+Training radiographs and validation studies are used, never the test split. Features and drafts are kept in ``--work``,
+so that a run that was stopped goes on. ``--external`` names a folder of frontal radiographs of another hospital and
+``--strange`` one of pictures that are no radiographs; both are for the figures alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import JsonValue
+
+from model.bundle import CALIBRATION, INDEX_DIR, METRICS, WEIGHTS, Bundle, BundleError, add_calibration, load_bundle
+from model.calibration import Calibration, Floats
+from model.images import Pixels
+from model.views import View
+from retrieval_index.index import ReportIndex
+from training.arguments import choose_device, open_source, positive
+from training.calibration.features import pooled_features
+from training.calibration.figures import Group, confidence_figures, unusual_figures, view_figures
+from training.calibration.image_fit import Radiographs, fit_images
+from training.calibration.report import write_report
+from training.calibration.sentence_fit import Rows, fit_confidence, fit_support, support_figures
+from training.calibration.sentences import draft_records
+from training.calibration.strangers import ALTERED, TURNED, drawn, pictures, turned
+from training.patches import readable
+from training.pixels import PixelCache, build_pixel_cache
+from training.studies import Study
+
+log = logging.getLogger("training")
+
+TURNED_SHARE = 8  # one in so many training radiographs is shown to the fit turned
+STRANGE_SHARE = 4  # one in so many validation radiographs is turned for the figures
+DRAWINGS = 24  # of each kind
+OUTSIDE = 500  # radiographs of another hospital, at most
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Gatherer:
+    """Turns images into features and studies into drafts, with one bundle on one device; ``work`` keeps them."""
+
+    bundle: Bundle
+    index: ReportIndex | None
+    work: Path
+    device: torch.device
+
+    @property
+    def size(self) -> int:
+        """S of the bundle's squares."""
+        return self.bundle.config.preprocessing.image_size
+
+    @property
+    def weights(self) -> str:
+        """Digest of the weights."""
+        return self.bundle.manifest.files[WEIGHTS].sha256
+
+    def pooled(self, images: Pixels, name: str) -> Floats:
+        """(N, S, S) -> (N, D)."""
+        return pooled_features(
+            self.bundle.model.backbone, images, name, self.work, weights=self.weights, device=self.device
+        )
+
+    def radiographs(self, studies: Sequence[Study], cache: PixelCache, name: str) -> Radiographs:
+        """Those of known view.
+
+        Raises:
+            ValueError: there are not both frontals and laterals.
+        """
+        known = [(ref, study) for study in studies for ref in study.ordered() if ref.view is not None]
+        frontal = np.array([ref.view is View.FRONTAL for ref, _ in known], bool)
+        if frontal.all() or not frontal.any():
+            raise ValueError(f"{name}: frontal and lateral radiographs of known view are needed; check the view table")
+        pixels = cache.array[[cache.rows[ref.key] for ref, _ in known]]
+        return Radiographs(self.pooled(pixels, name), pixels, frontal, [study.uid for _, study in known])
+
+    def group(self, pixels: Pixels, name: str, *, shown: bool = False) -> Group:
+        """Images of one kind."""
+        return Group(self.pooled(pixels, name), pixels, shown)
+
+    def strange(self, held: Radiographs, folder: Path | None) -> dict[str, Group]:
+        """Images that are no upright chest radiographs, by kind."""
+        some = held.pixels[::STRANGE_SHARE]
+        found = {name: self.group(turned(some, how), f"val {name}", shown=True) for name, how in TURNED.items()}
+        found |= {name: self.group(pixels, name) for name, pixels in drawn(self.size, DRAWINGS, SEED).items()}
+        if folder is not None:
+            found["pictures"] = self.group(pictures(folder, self.size), "pictures")
+        return found | {name: self.group(turned(some, how), f"val {name}") for name, how in ALTERED.items()}
+
+    def identity(self) -> str:
+        """Digest of all that drafts depend on."""
+        files = self.bundle.manifest.files
+        parts = [f"{name} {files[name].sha256}" for name in sorted(files) if name not in (CALIBRATION, METRICS)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Gather, fit, write the bundle and, where asked for, the report; returns the figures."""
+    out: Path = arguments.bundle if arguments.in_place else arguments.out
+    if not arguments.in_place and out.exists():
+        raise ValueError(f"--out {out} already exists; name a new folder, or use --in-place")  # now, not after minutes
+    source, device = open_source(arguments), choose_device(arguments.device)
+    bundle = load_bundle(arguments.bundle, device=device)
+    retrieval = bundle.config.retrieval is not None
+    index = ReportIndex.load(bundle.path / INDEX_DIR, expected_sha256=bundle.index_sha256()) if retrieval else None
+    gather = Gatherer(bundle, index, arguments.work, device)
+    studies = {split: source.split(split)[: arguments.limit] for split in ("train", "val")}
+    if not all(studies.values()):
+        raise ValueError("training and validation studies are both needed; check --root, or --annotation")
+    resample = bundle.config.preprocessing.resample
+    both = [*studies["train"], *studies["val"]]
+    cache = build_pixel_cache(source, both, gather.size, arguments.work / "pixels", resample=resample)
+    train_studies, val_studies = (readable(studies[split], cache) for split in ("train", "val"))
+    train = gather.radiographs(train_studies, cache, "train")
+    held = gather.radiographs(val_studies, cache, "val")
+    some = train.pixels[::TURNED_SHARE]
+    shown = {name: gather.pooled(turned(some, how), f"train {name}") for name, how in TURNED.items()}
+    records = draft_records(
+        bundle, index, val_studies, cache, arguments.work / "drafts.jsonl", identity=gather.identity(), device=device
+    )
+    rows = Rows.of(records)
+    if not len(rows.right):
+        raise ValueError("the model wrote no sentence for the validation studies; train it further")
+    images = fit_images(train, held, shown, seed=SEED)
+    counts: dict[str, JsonValue] = {
+        "dataset": source.name, "train_images": len(train.study), "val_images": len(held.study),
+        "val_studies": len(records), "val_sentences": len(rows.right), "seed": SEED,
+    }  # fmt: skip
+    calibration = Calibration(
+        weights_sha256=gather.weights,
+        fitted_on=counts,
+        features=images.features,
+        view=images.view,
+        unusual=images.unusual,
+        confidence=fit_confidence(rows),
+        support=fit_support(records),
+    )
+    outside = None
+    if arguments.external is not None:
+        outside = gather.group(pictures(arguments.external, gather.size, most=OUTSIDE), "external")
+    unusual, scored = unusual_figures(calibration, held, outside, gather.strange(held, arguments.strange), seed=SEED)
+    figures: dict[str, Any] = {
+        "schema_version": 1,
+        "bundle": bundle.config.name,
+        "weights_sha256": gather.weights,
+        "fitted_on": counts,
+        "view": view_figures(calibration, held),
+        "unusual": unusual,
+        "confidence": confidence_figures(rows, seed=SEED),
+        "support": support_figures(calibration.support, records),
+    }
+    add_calibration(arguments.bundle, calibration, out)
+    log.info("wrote %s with %s", out, CALIBRATION)
+    if arguments.report is not None:
+        write_report(arguments.report, figures, calibration, held, scored)
+        log.info("wrote %s", arguments.report / "calibration.md")
+    return figures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m training.calibrate``; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    try:
+        figures = calibrate(arguments)
+    except (ValueError, BundleError, OSError) as error:
+        log.error("%s", error)
+        return 2
+    except KeyboardInterrupt:
+        log.error("interrupted; the next run goes on from %s", arguments.work)
+        return 130
+    print(json.dumps({name: figures[name] for name in ("view", "support")}, indent=1))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.calibrate", description="Fit the checks of a bundle.")
+    parser.add_argument("--bundle", type=Path, required=True)
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--out", type=Path, help="a copy of the bundle with its calibration.json")
+    place.add_argument("--in-place", action="store_true", help="put the calibration into the bundle itself")
+    parser.add_argument("--dataset", choices=("openi", "r2gen"), help="default: r2gen with --annotation, else openi")
+    parser.add_argument("--root", type=Path, help="openi: NLMCXR_reports.tgz and images/ or NLMCXR_png.tgz")
+    parser.add_argument("--annotation", type=Path, help="r2gen: annotation.json")
+    parser.add_argument("--images", type=Path, help="r2gen: image folder")
+    parser.add_argument("--external", type=Path, help="frontal radiographs of another hospital, for the figures")
+    parser.add_argument("--strange", type=Path, help="pictures that are no radiographs, for the figures")
+    parser.add_argument("--report", type=Path, help="folder for calibration.md, calibration.json and plots")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="images, features and drafts, used again by a next run"
+    )
+    parser.add_argument("--limit", type=positive, help="only the first N studies of each split")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

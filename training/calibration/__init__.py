@@ -1,0 +1,1 @@
+"""What ``python -m training.calibrate`` is made of: what is gathered, what is fitted, what is reported."""

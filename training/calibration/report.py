@@ -1,0 +1,181 @@
+"""The report of a calibration: ``calibration.json`` with the figures, ``calibration.md`` with tables, three plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from model.calibration import Calibration
+from model.image_checks import coordinates
+from retrieval_index.files import write_atomic
+from training.calibration.figures import Scored
+from training.calibration.image_fit import Radiographs
+from training.plots import save_plot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+VIEW_PLOT, UNUSUAL_PLOT, CONFIDENCE_PLOT = "view.png", "unusual.png", "confidence.png"
+_KINDS = {"all": "all sentences", "present": "a finding is there", "absent": "findings are absent", "other": "neither"}
+_SAID = {"calibrated": "confidence", "words": "words' probability", "rate_of_the_kind": "rate of the kind"}
+_BLUE, _BROWN, _RED = "#1f6f8b", "#8a5a2b", "#b03030"
+
+
+def write_report(
+    folder: Path, figures: Mapping[str, Any], calibration: Calibration, held: Radiographs, scored: Sequence[Scored]
+) -> None:
+    """Write figures, tables and plots into ``folder``; none of them holds an image or a text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "calibration.json", (json.dumps(figures, indent=1) + "\n").encode())
+    write_atomic(folder / "calibration.md", markdown(figures).encode())
+    plot_view(calibration, held, folder / VIEW_PLOT)
+    plot_unusual(scored, figures["unusual"]["threshold"], folder / UNUSUAL_PLOT)
+    plot_confidence(figures["confidence"]["reliability"], folder / CONFIDENCE_PLOT)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def markdown(figures: Mapping[str, Any]) -> str:
+    """All tables."""
+    parts = [view_table, unusual_table, confidence_table, support_table]
+    return "\n\n".join(["# Calibration", *(part(figures) for part in parts)]) + "\n"
+
+
+def view_table(figures: Mapping[str, Any]) -> str:
+    """What the check of views does on validation images."""
+    view = figures["view"]
+    rows = [
+        ("images whose more probable view is theirs", f"{view['accuracy']:.4f}", view["images"]),
+        ("pairs wrongly exchanged", view["pairs_wrongly_exchanged"], view["pairs"]),
+        ("pairs wrongly called two of one view", view["pairs_wrongly_called_same"], view["pairs"]),
+        ("pairs sent the wrong way round, put right", view["exchanged_pairs_put_right"], view["pairs"]),
+        ("pairs of one view, found", view["pairs_of_one_view_found"], view["pairs_of_one_view"]),
+        ("pairs of one view, wrongly exchanged", view["pairs_of_one_view_wrongly_exchanged"],
+         view["pairs_of_one_view"]),
+        ("single images, wrongly read as the other view", view["single_images_wrongly_corrected"],
+         view["single_images"]),
+        ("single images sent as the other view, put right", view["single_images_sent_as_the_other_view_corrected"],
+         view["single_images"]),
+    ]  # fmt: skip
+    bar = f"A view is put right from a probability of {view['certain']:.4f} on."
+    return "\n".join(["## View", "", bar, "", *_table(("", "", "of"), rows)])
+
+
+def unusual_table(figures: Mapping[str, Any]) -> str:
+    """Radiographs and strange images that are warned of."""
+    unusual = figures["unusual"]
+    rows: list[tuple[Any, ...]] = [
+        ("radiographs (val)", unusual["val"]["n"], f"{unusual['val']['warned']:.1%}", "", "")
+    ]
+    external = unusual["external"]
+    if external is not None:
+        rows.append(("radiographs (another hospital)", *_strange_cells(external)))
+    for name, entry in unusual["strange"].items():
+        rows.append((f"{name} *" if entry["shown_to_the_fit"] else name, *_strange_cells(entry)))
+    head = ("images", "n", "warned of", "AUROC against val", "against another hospital")
+    note = "\\* the fit was shown training radiographs made so; all other kinds it never saw."
+    return "\n".join(["## Unusual images", "", *_table(head, rows), "", note])
+
+
+def _strange_cells(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    areas = ("" if (area := entry.get(name)) is None else f"{area:.3f}" for name in ("auroc", "auroc_against_external"))
+    return (entry["n"], f"{entry['warned']:.1%}", *areas)
+
+
+def confidence_table(figures: Mapping[str, Any]) -> str:
+    """How good the probabilities of sentences are, by what the sentences state."""
+    confidence = figures["confidence"]
+    rows = []
+    for kind, title in _KINDS.items():
+        if kind not in confidence:
+            continue
+        whole = confidence if kind == "all" else confidence[kind]
+        for name, said in _SAID.items():
+            quality = confidence[kind][name]
+            cells = ("" if quality[one] is None else f"{quality[one]:.3f}" for one in ("ece", "brier", "auroc"))
+            rows.append((title, whole["sentences"], f"{whole['right']:.1%}", said, *cells))
+    head = ("sentence states", "n", "right", "said by", "ECE", "Brier", "AUROC")
+    return "\n".join(["## Confidence", "", *_table(head, rows)])
+
+
+def support_table(figures: Mapping[str, Any]) -> str:
+    """Sentences that call a finding present, with and without support; findings that the images support."""
+    support = figures["support"]
+    names = {"supported": "supported", "not_supported": "not supported"}
+    rows = [
+        (title, support[name]["sentences"], "" if support[name]["right"] is None else f"{support[name]['right']:.1%}")
+        for name, title in names.items()
+    ]
+    images = [(name, f"{share:.1%}") for name, share in support["images"].items()]
+    head = ("finding", "studies with it whose images support it")
+    return "\n".join(
+        ["## Support", "", *_table(("sentences that call a finding present", "n", "right"), rows), "",
+         *_table(head, images)]
+    )  # fmt: skip
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+
+
+# --- plots ------------------------------------------------------------------------------------------------------------
+
+
+def plot_view(calibration: Calibration, held: Radiographs, path: Path) -> None:
+    """Logits of frontals and laterals, with the bars from which a view is put right."""
+    line = calibration.view.line
+    logits = line.slope * coordinates(calibration.features, held.pooled)[0][:, 0] + line.bias
+    bar = float(np.log(calibration.view.certain / (1 - calibration.view.certain)))
+
+    def draw(axis: Axes) -> None:
+        edges = np.linspace(logits.min(), logits.max(), 60).tolist()
+        for own, name, colour in ((held.frontal, "frontals", _BLUE), (~held.frontal, "laterals", _BROWN)):
+            axis.hist(logits[own], edges, alpha=0.75, label=f"{name} ({own.sum()})", color=colour)
+        for place in (-bar, bar):
+            axis.axvline(place, color="0.3", linestyle="--", linewidth=1)
+        axis.set_xlabel("logit of a frontal; dashed: certain enough to put a view right")
+        axis.set_ylabel("validation images")
+        axis.legend(frameon=False)
+
+    save_plot(draw, path, size=(6.4, 3.2))
+
+
+def plot_unusual(scored: Sequence[Scored], threshold: float, path: Path) -> None:
+    """A strip of scores for each group, radiographs on top, with the score from which a warning is given."""
+    jitter = np.random.default_rng(0)
+
+    def draw(axis: Axes) -> None:
+        for place, group in enumerate(scored):
+            colour = _BLUE if group.name.startswith("radiographs") else _BROWN
+            heights = place + jitter.uniform(-0.3, 0.3, len(group.worst))
+            axis.scatter(group.worst, heights, s=4, alpha=0.35, color=colour, linewidths=0)
+        axis.axvline(threshold, color=_RED, linewidth=1)
+        axis.set_xscale("symlog", linthresh=2)
+        axis.set_yticks(range(len(scored)), [group.name for group in scored])
+        axis.invert_yaxis()
+        axis.set_xlabel("score, 0 ordinary, 1 rare; red: a warning is given from here on")
+
+    save_plot(draw, path, size=(8, 0.32 * len(scored) + 1))
+
+
+def plot_confidence(bins: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
+    """Reliability of the calibrated confidence and of the words' probability."""
+
+    def draw(axis: Axes) -> None:
+        axis.plot((0, 1), (0, 1), color="0.6", linewidth=1)
+        for name, colour, marker in (("words", _BROWN, "s"), ("calibrated", _BLUE, "o")):
+            points = [(one["said"], one["came_true"]) for one in bins[name]]
+            axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, label=_SAID[name])
+        axis.set_xlim(0, 1.02)
+        axis.set_ylim(0, 1.02)
+        axis.set_xlabel("said: mean of a tenth of the sentences")
+        axis.set_ylabel("share that is right")
+        axis.legend(frameon=False, loc="lower right")
+
+    save_plot(draw, path, size=(4.6, 4.2))
