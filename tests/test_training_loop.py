@@ -82,6 +82,17 @@ def test_it_learns_and_leaves_logs_and_curves(tmp_path: Path) -> None:
     assert loop.step == 150
 
 
+def test_curves_are_drawn_in_the_midst_of_a_stage_that_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, seconds in (("short", 1e9), ("long", 0.0)):
+        monkeypatch.setattr("training.loop.CURVES_SECONDS", seconds)
+        with pytest.raises(KilledError):
+            train(tmp_path / folder, stop_at=7)
+    assert (tmp_path / "long" / "curves.png").exists()
+    assert not (tmp_path / "short" / "curves.png").exists()
+
+
 def test_the_best_epoch_is_kept_and_patience_ends_the_stage(tmp_path: Path) -> None:
     net, loop = train(tmp_path, select="score", patience=2, epochs=60, lr=0.5)
     scores = [row["val_score"] for row in loop.history.rows]

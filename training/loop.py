@@ -29,6 +29,8 @@ from training.parallel import ALONE, Processes, Step
 
 log = logging.getLogger(__name__)
 
+CURVES_SECONDS = 10.0  # at least between two drawings of the curves, which take about one; the last one is always drawn
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -107,6 +109,7 @@ class Loop:
         self._best: dict[str, Tensor] | None = None
         self._sums: dict[str, float] = {}
         self._loaded = False
+        self._drawn = time.monotonic()
         directory.mkdir(parents=True, exist_ok=True)
 
     # -- running ---------------------------------------------------------------------------------------------------
@@ -165,6 +168,8 @@ class Loop:
                 writer.flush()
         if writer is not None:
             writer.close()
+            if self.history.rows:
+                self._draw_curves()
         if self._best is not None:
             self.module.load_state_dict(self._best)
         elif self._average is not None:
@@ -239,7 +244,9 @@ class Loop:
         self.history.rows.append(row)
         self.save()
         if self.processes.main:
-            self._write_logs()
+            self._write_log()
+            if time.monotonic() - self._drawn >= CURVES_SECONDS:
+                self._draw_curves()
         log.info("%s epoch %d: %s", self.config.stage, epoch + 1,
                  ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"))  # fmt: skip
         return row
@@ -349,14 +356,20 @@ class Loop:
 
         return SummaryWriter(str(self.directory / "tensorboard"), purge_step=len(self.history.rows))
 
-    def _write_logs(self) -> None:
-        rows = [row for row in (self.history.start, *self.history.rows) if row]
+    def _rows(self) -> list[dict[str, float]]:
+        return [row for row in (self.history.start, *self.history.rows) if row]
+
+    def _write_log(self) -> None:
+        rows = self._rows()
         names = list(dict.fromkeys(name for row in rows for name in row))
         text = io.StringIO()
         table = csv.DictWriter(text, names)
         table.writeheader()
         table.writerows(rows)
         write_atomic(self.directory / "log.csv", text.getvalue().encode())
+
+    def _draw_curves(self) -> None:
         from training.plots import plot_history
 
-        plot_history(rows, self.directory / "curves.png", title=self.config.stage)
+        plot_history(self._rows(), self.directory / "curves.png", title=self.config.stage)
+        self._drawn = time.monotonic()
