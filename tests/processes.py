@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-# One thread adds sums in one order. METEOR, which no such test reads, starts Java, which takes seconds in each process.
+# One thread adds sums in one order. Without Java on the path METEOR is left out, which takes seconds of each process.
 ENVIRONMENT: Mapping[str, str] = {"OMP_NUM_THREADS": "1", "PATH": str(Path(sys.executable).parent)}
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["training.run", "training.ablation.__main__"])

@@ -22,6 +22,7 @@ from model.images import load_pixels
 from model.views import View
 from retrieval_index.index import ReportIndex
 from tests.processes import ENVIRONMENT, fork, kill_when
+from training.metrics import meteor_available
 from training.openi import open_openi
 from training.phantom import write_phantom_root
 from training.run import main
@@ -218,6 +219,11 @@ def test_only_training_studies_are_cases_and_the_figures_stand_beside_the_consta
     assert {"system", "system_full", "system_images_exchanged"} <= metrics.keys()
     val_reports = [study.report for study in source.split("val")]
     assert not any(report in (bundle_path / "metrics.json").read_text() for report in val_reports)
+
+
+def test_meteor_is_among_the_figures_where_there_is_java(unbroken: Path) -> None:
+    figures = json.loads((unbroken / "metrics.json").read_text())["val"]["system"]
+    assert (figures["METEOR"] is None) == (not meteor_available())
 
 
 def test_the_bundle_drafts_a_val_study_and_never_shows_it_as_its_own_case(root: Path, bundle_path: Path) -> None:
