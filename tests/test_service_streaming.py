@@ -353,3 +353,22 @@ def test_what_was_told_and_does_not_hold_is_a_problem() -> None:
     assert list(parts.of_news(news)) == []
     with pytest.raises(Problem, match="Send the study again"):
         list(parts.of_report(report))
+
+
+# --- attention ------------------------------------------------------------------------------------------------------
+
+
+def test_attention_is_answered_to_who_asks_and_comes_with_the_report(client: httpx.Client) -> None:
+    asked = client.post("/report", files=files(), data={"include": "attention"}).json()
+    for sentence in asked["sentences"]:
+        grids, cases = sentence["attention"]["patches"], sentence["attention"]["cases"]
+        weights = [weight for grid in grids.values() for row in grid for weight in row] + cases
+        assert list(grids) == ["frontal", "lateral"]
+        assert [len(grid) for grid in grids.values()] == [IMAGE_SIZE // 32] * 2
+        assert sum(weights) == pytest.approx(1, abs=1e-4)
+        assert all(round(weight, 5) == weight for weight in weights)
+    plain = client.post("/report", files=files()).json()
+    assert all(sentence["attention"] is None for sentence in plain["sentences"])
+    *early, (_, report) = stream(client, {"include": "attention"})
+    assert all(event["sentence"]["attention"] is None for name, event in early if name == "sentence")
+    assert report["sentences"] == asked["sentences"]
