@@ -6,13 +6,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.sse import format_sse_event
 
-from service.formats.choice import FHIR, SR, TEXT
+from service.formats.choice import EVENTS, FHIR, SR, TEXT
 from service.formats.fhir import diagnostic_report
 from service.formats.study import Study
 from service.formats.text import plain_text
 from service.problems import CODES, MEDIA_TYPE, TYPE_PREFIX, UNFORESEEN
-from service.schemas import REPORT_EXAMPLE, ProblemDetails, ReportResponse
+from service.schemas import REPORT_EXAMPLE, CasesEvent, ProblemDetails, ReportResponse, SentenceEvent
+from service.streaming import Parts
 from service.uploads import FIELDS, NUMBER_FIELDS, WORD_FIELDS
 
 IMAGE_TYPES = "image/png, image/jpeg, application/dicom"
@@ -155,6 +157,18 @@ _FORMATS: dict[str, Any] = {
         "example": diagnostic_report(_REPORT, _FRONTAL_ALONE, datetime(2026, 3, 1, 9, 30, tzinfo=UTC)),
     },
     TEXT.media_type: {"schema": {"type": "string"}, "example": plain_text(_REPORT)},
+    EVENTS.media_type: {
+        "schema": {
+            "title": "Events",
+            "type": "string",
+            "description": "To stream=true. Server-sent events whose data is JSON: one `cases` (schema CasesEvent), a "
+            "`sentence` each in order (SentenceEvent), then `report` (ReportResponse); or, where the draft fails after "
+            "the first event, `problem` (ProblemDetails) in its place. Comments keep the connection alive.",
+        },
+        "example": b"".join(
+            format_sse_event(event=name, data_str=data.model_dump_json()) for name, data in Parts().of_report(_REPORT)
+        ).decode(),
+    },
     SR.media_type: {
         "schema": {
             "type": "string",
@@ -218,13 +232,16 @@ RELOAD: dict[str, Any] = {
 
 
 def describe(app: FastAPI) -> None:
-    """Add the problem schema, which no handler returns, and say that a key is needed only where it is."""
+    """Add the schemas of problems and events, which no handler returns; say that a key is needed only where it is."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = generate()
-        schema = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
-        document.setdefault("components", {}).setdefault("schemas", {})["ProblemDetails"] = schema
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for model in (ProblemDetails, CasesEvent, SentenceEvent):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schema.pop("$defs", None)  # of the report, and there already
+            schemas[model.__name__] = schema
         _keys(document, needed=bool(app.state.keys))
         return document
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.wire import events
 from model import drafter
 from model.config import DecodingConfig
 from model.decoding import Generated
@@ -45,7 +46,7 @@ from tests.service_helpers import (
 
 STREAM = {"stream": "true"}
 FULL_STOPS = 5.0  # of the untrained models: enough for several sentences
-Event = tuple[str, dict[str, Any]]
+Event = tuple[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -70,18 +71,8 @@ def files() -> dict[str, tuple[str, bytes]]:
 
 
 def events_of(answer: httpx.Response) -> Iterator[Event]:
-    """Events as they come, comments as events named ``:``, read as the standard says."""
-    name, data = "message", ""
-    for line in answer.iter_lines():
-        if line.startswith(":"):
-            yield ":", {"comment": line}
-        elif line.startswith("event: "):
-            name = line.removeprefix("event: ")
-        elif line.startswith("data: "):
-            data += line.removeprefix("data: ")
-        elif not line and data:
-            yield name, json.loads(data)
-            name, data = "message", ""
+    """Events as they come."""
+    return events(answer.iter_lines())
 
 
 def stream(client: httpx.Client, data: dict[str, str] | None = None, **headers: str) -> list[Event]:
@@ -247,12 +238,12 @@ def test_a_stream_keeps_its_place_and_is_kept_alive(bundle: Path, held: Held, mo
         ready_client(bundle, warm_up=False) as client,
         client.stream("POST", "/report", files=files(), data=STREAM) as answer,
     ):
-        events = events_of(answer)
-        assert next(events)[0] == "cases"
-        assert [next(events) for _ in range(2)] == [(":", {"comment": ": keep-alive"})] * 2
+        told = events_of(answer)
+        assert next(told)[0] == "cases"
+        assert [next(told) for _ in range(2)] == [(":", ": keep-alive")] * 2
         assert client.get("/health").json()["queue"]["depth"] == 1
         held.go.set()
-        assert [name for name, _ in events if name != ":"][-1] == "report"
+        assert [name for name, _ in told if name != ":"][-1] == "report"
         until(lambda: client.get("/health").json()["queue"]["depth"] == 0)
 
 
@@ -301,11 +292,11 @@ def test_a_stop_lets_a_stream_end(bundle: Path, held: Held) -> None:
         live.client() as client,
         client.stream("POST", "/report", files=files(), data=STREAM) as answer,
     ):
-        events = events_of(answer)
-        assert next(events)[0] == "cases"
+        told = events_of(answer)
+        assert next(told)[0] == "cases"
         live.stop()
         held.go.set()
-        assert list(events)[-1][0] == "report"
+        assert list(told)[-1][0] == "report"
 
 
 def test_a_study_that_is_drafted_again_is_told_once(bundle: Path, held: Held) -> None:
