@@ -13,8 +13,8 @@ from service.formats.fhir import diagnostic_report
 from service.formats.study import Study
 from service.formats.text import plain_text
 from service.problems import CODES, MEDIA_TYPE, TYPE_PREFIX, UNFORESEEN
-from service.schemas import REPORT_EXAMPLE, CasesEvent, ProblemDetails, ReportResponse, SentenceEvent
-from service.streaming import Parts
+from service.schemas import REPORT_EXAMPLE, ReportResponse
+from service.streaming import EVENT_DATA, Parts
 from service.uploads import FIELDS, NUMBER_FIELDS, WORD_FIELDS
 
 IMAGE_TYPES = "image/png, image/jpeg, application/dicom"
@@ -142,6 +142,19 @@ _BODY = {
     },
 }
 
+
+def _event(name: str, data: str) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{data}"}
+    return {
+        "type": "object",
+        "properties": {
+            "event": {"const": name},
+            "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": schema},
+        },
+        "required": ["event", "data"],
+    }
+
+
 _REPORT = ReportResponse.model_validate(REPORT_EXAMPLE)
 _FRONTAL_ALONE = Study(("frontal",))
 _FORMATS: dict[str, Any] = {
@@ -158,12 +171,11 @@ _FORMATS: dict[str, Any] = {
     },
     TEXT.media_type: {"schema": {"type": "string"}, "example": plain_text(_REPORT)},
     EVENTS.media_type: {
-        "schema": {
-            "title": "Events",
-            "type": "string",
-            "description": "To stream=true. Server-sent events whose data is JSON: one `cases` (schema CasesEvent), a "
-            "`sentence` each in order (SentenceEvent), then `report` (ReportResponse); or, where the draft fails after "
-            "the first event, `problem` (ProblemDetails) in its place. Comments keep the connection alive.",
+        "schema": {  # of each event; itemSchema came with OpenAPI 3.2
+            "title": "Event",
+            "description": "One event of the answer to stream=true: first `cases`, then a `sentence` each, then `report`; or "
+            "`problem`, where the draft fails after the first event. Comments keep the connection alive.",
+            "oneOf": [_event(name, model.__name__) for name, model in EVENT_DATA.items()],
         },
         "example": b"".join(
             format_sse_event(event=name, data_str=data.model_dump_json()) for name, data in Parts().of_report(_REPORT)
@@ -238,10 +250,10 @@ def describe(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = generate()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (ProblemDetails, CasesEvent, SentenceEvent):
+        for model in EVENT_DATA.values():
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schema.pop("$defs", None)  # of the report, and there already
-            schemas[model.__name__] = schema
+            schemas.setdefault(model.__name__, schema)
         _keys(document, needed=bool(app.state.keys))
         return document
 

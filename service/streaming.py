@@ -21,8 +21,14 @@ from service.answers import case_out, sentence_out
 from service.clients import unless_left
 from service.formats.choice import EVENTS, VARY
 from service.problems import CAUSE, Problem, unforeseen
-from service.schemas import CasesEvent, ReportResponse, SentenceEvent
+from service.schemas import CasesEvent, ProblemDetails, ReportResponse, SentenceEvent
 
+EVENT_DATA: dict[str, type[BaseModel]] = {
+    "cases": CasesEvent,
+    "sentence": SentenceEvent,
+    "report": ReportResponse,
+    "problem": ProblemDetails,
+}
 KEEP_ALIVE_S = 5.0  # of silence, after which a comment says that the draft is still being made
 TAKE_WITHIN_S = 30.0  # a client that leaves an event lying for so long counts as gone: it holds a place
 KEEP_ALIVE = format_sse_event(comment="keep-alive")

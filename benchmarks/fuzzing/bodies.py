@@ -109,11 +109,6 @@ def requests(draw: st.DrawFn) -> Wire:
     more: list[list[bytes]] = [[]] * 12 + [
         [b"Content-Encoding: gzip"], [b"Accept: text/html"], [b"Accept: text/event-stream"], [b"X-Request-Id: \xff"],
     ]  # fmt: skip
-        [b"Content-Encoding: gzip"],
-        [b"Accept: text/html"],
-        [b"Accept: text/event-stream"],
-        [b"X-Request-Id: \xff"],
-    ]
     head = [
         f"POST /report{draw(st.sampled_from([''] * 9 + ['?top_k=3', '/', '?%00']))} HTTP/1.1".encode(),
         b"Host: service",
