@@ -173,8 +173,8 @@ _FORMATS: dict[str, Any] = {
     EVENTS.media_type: {
         "schema": {  # of each event; itemSchema came with OpenAPI 3.2
             "title": "Event",
-            "description": "One event of the answer to stream=true: first `cases`, then a `sentence` each, then `report`; or "
-            "`problem`, where the draft fails after the first event. Comments keep the connection alive.",
+            "description": "An event of the answer to stream=true: `cases`, then a `sentence` each, then `report`; "
+            "or `problem`, where the draft fails after the first event. Comments keep the connection alive.",
             "oneOf": [_event(name, model.__name__) for name, model in EVENT_DATA.items()],
         },
         "example": b"".join(

@@ -14,7 +14,7 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from model.drafter import CasesFound, Listener, News
 from service.answers import case_out, sentence_out
@@ -152,15 +152,18 @@ class _Sender:
         if not self.started:
             self.started = True
             headers = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+            await self._pass({"type": "http.response.start", "status": 200, "headers": headers})
         await self.send(format_sse_event(event=name, data_str=data.model_dump_json()))
 
     async def end(self) -> None:
         await self.send(b"", more=False)
 
     async def send(self, data: bytes, *, more: bool = True) -> None:
+        await self._pass({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _pass(self, message: Message) -> None:
         try:
             async with asyncio.timeout(TAKE_WITHIN_S):
-                await self._send({"type": "http.response.body", "body": data, "more_body": more})
+                await self._send(message)
         except TimeoutError as error:
             raise ClientDisconnect from error

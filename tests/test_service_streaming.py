@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from starlette.requests import ClientDisconnect, Request
 from torch import Tensor
 
 from benchmarks.wire import events
 from model import drafter
 from model.config import DecodingConfig
 from model.decoding import Generated
-from model.drafter import CasesFound, Draft, DraftOptions, News, Sentence, SentenceWritten, StudyView
+from model.drafter import CasesFound, Draft, DraftOptions, Listener, News, Sentence, SentenceWritten, StudyView
 from model.generation import generate
 from model.report_model import DecoderState, ReportModel
 from model.views import View
@@ -344,6 +346,24 @@ def test_what_was_told_and_does_not_hold_is_a_problem() -> None:
     assert list(parts.of_news(news)) == []
     with pytest.raises(Problem, match="Send the study again"):
         list(parts.of_report(report))
+
+
+def test_a_client_that_takes_nothing_counts_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "TAKE_WITHIN_S", 0.05)
+    given_back: list[bool] = []
+
+    async def never(*_: object) -> Any:
+        await asyncio.Event().wait()
+
+    async def report(listener: Listener) -> ReportResponse:
+        return ReportResponse.model_validate(REPORT_EXAMPLE)
+
+    held = ExitStack()
+    held.callback(given_back.append, True)
+    request = Request({"type": "http"}, never)
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(streaming.EventStream(request, report, held)(request.scope, never, never))
+    assert given_back == [True]
 
 
 # --- attention ------------------------------------------------------------------------------------------------------
