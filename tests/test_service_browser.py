@@ -217,7 +217,7 @@ def test_edited_findings_are_marked_copied_and_exported(page: Page, tmp_path: Pa
     assert texts(page, "button.sentence .mark") == ["edited"]
     assert page.locator("#edited-note").is_visible()
     page.click("#copy")
-    page.wait_for_function("document.getElementById('copy').textContent === 'Copied'")
+    page.wait_for_function("navigator.clipboard.readText().then((text) => text.endsWith('No pleural effusion.'))")
     assert page.evaluate("navigator.clipboard.readText()") == f"{kept} No pleural effusion."
     with page.expect_download() as text:
         page.click("#save-text")
