@@ -3,7 +3,8 @@
 #
 #   make serve                     install, fill in the reference cases' texts where Open-i answers, serve the page
 #   make serve REPORTS=file.tgz    the texts come from a report archive that you have
-#   make test                      install and run the tests
+#   make test                      install and run the tests, in as many processes as there are cores, four at most
+#   make test WORKERS=0            the same in one process
 #   make develop                   install what training and tests need, no more
 #   make lint                      ruff, formatting, mypy --strict
 #   make bench                     the speed table, in under ten minutes
@@ -21,6 +22,7 @@ HOST    ?= 127.0.0.1
 PORT    ?= 8000
 DEVICE  ?= auto
 BUNDLE  ?= bundles/iu-xray
+WORKERS ?= auto
 REPORTS ?= https://openi.nlm.nih.gov/imgs/collections/NLMCXR_reports.tgz
 ROOT    ?= runs/phantoms
 OUT     ?= runs/smoke
@@ -63,8 +65,9 @@ $(HYDRATED)/MANIFEST.json: $(BUNDLE)/MANIFEST.json
 
 develop: $(STAMPS)/develop
 
+# A module's tests run in one process, which its fixtures serve; tests/conftest.py puts the long ones first.
 test: $(STAMPS)/develop
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(STAMPS)/develop
 	$(BIN)/ruff check .

@@ -13,7 +13,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import models
+
+from model.late_import import put_off
+
+with put_off("torch._dynamo.utils", "is_compile_supported"):  # PyTorch's compiler: two seconds, 140 MB
+    from torchvision import models
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -19,6 +19,11 @@ NO_REAL_DATA = "needs the Open-i data: put it at ../shared/data or set REPORT_DA
 NO_FIXTURES = "needs the published model's outputs: put r2gencmn_tiny* into fixtures/ beside the real data"
 
 
+# Modules that take longest, longest first: begun last, one of them would keep all other processes waiting in the end.
+LONG = ("test_training_run", "test_service_ray", "test_training_ablation", "test_training_parallel")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared with other processes of the same suite
+
 _DATA = Path(os.environ.get("REPORT_DATA") or REPOSITORY.parent / "shared" / "data").resolve()
 REAL_DATA = _DATA if (_DATA / "openi").is_dir() else None
 _BESIDE = _DATA.parent / "fixtures"
@@ -34,6 +39,11 @@ def pytest_report_header() -> list[str]:
             ("published model's outputs", FIXTURES, NO_FIXTURES),
         )
     ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long modules first; the order within a module stays."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")

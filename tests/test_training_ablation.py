@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +16,7 @@ import torch
 from helpers import REPORTS
 from PIL import Image
 
+from tests.processes import ENVIRONMENT, fork, kill_when
 from training.ablation import work
 from training.ablation.__main__ import main
 from training.ablation.cell import main as run_cell_here
@@ -259,12 +257,12 @@ def outside(place: Path, *more: str) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """In every process that trains, sums are added in one order."""
+    """In every process that trains, sums are added in one order, and METEOR is left out."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", str(REPOSITORY))
+        for name, value in {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}.items():
+            patch.setenv(name, value)
         yield
     torch.set_num_threads(threads)
 
@@ -286,16 +284,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def out(place: Path) -> Path:
     """An ablation that was killed in the middle of its first cell and run again."""
     out = place / "out"
-    command = [sys.executable, "-m", "training.ablation", *arguments(place, out, *outside(place))]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    sign = out / "cells" / "retrieval-seed1" / "retriever" / "result.pt"
-    deadline = time.monotonic() + 240
-    while not sign.exists():
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    log = place / "log"
+    process = fork(main, arguments(place, out, *outside(place)), log)
+    kill_when(out / "cells" / "retrieval-seed1" / "retriever" / "result.pt", process, log)
     assert not (out / "ablation.json").exists()
     assert main(arguments(place, out, *outside(place))) == 0
     return out

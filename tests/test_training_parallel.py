@@ -19,6 +19,7 @@ from model.decoding import Constraints, sample
 from model.report_model import Patches
 from tests import parallel_worker
 from tests.helpers import tiny_index, tiny_model, tiny_tokenizer
+from tests.processes import ENVIRONMENT
 from training.config import Runtime
 from training.openi import open_openi
 from training.parallel import Processes, join
@@ -35,7 +36,7 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Two processes on this machine, one thread each."""
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *arguments],
-        cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, capture_output=True, timeout=900,
+        cwd=REPOSITORY, env={**os.environ, **ENVIRONMENT}, text=True, capture_output=True, timeout=900,
     )  # fmt: skip
 
 

@@ -6,12 +6,9 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from model.drafter import Drafter, StudyView
 from model.images import load_pixels
 from model.views import View
 from retrieval_index.index import ReportIndex
+from tests.processes import ENVIRONMENT, fork, kill_when
 from training.openi import open_openi
 from training.phantom import write_phantom_root
 from training.run import main
@@ -50,39 +48,27 @@ def command(root: Path, out: Path, *more: str) -> list[str]:
             "--out", str(out), "--device", "cpu", *more]  # fmt: skip
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # one thread: sums are added in one order
-    return subprocess.Popen(arguments, cwd=REPOSITORY, env=environment, text=True,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+def finish(process: subprocess.Popen[bytes], log: Path) -> str:
+    """What a process wrote that ended well."""
+    assert process.wait(300) == 0, log.read_text()[-3000:]
+    return log.read_text()
 
 
-def finish(arguments: list[str]) -> str:
-    process = start(arguments)
-    _, log = process.communicate(timeout=300)
-    assert process.returncode == 0, log[-3000:]
-    return log
-
-
-def kill_when(process: subprocess.Popen[str], sign: Path, end: Path) -> None:
-    """SIGKILL as soon as ``sign`` appears, before the stage's ``end`` does."""
-    deadline = time.monotonic() + 240
-    while not sign.exists():
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        assert time.monotonic() < deadline, f"{sign} did not appear"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not end.exists(), f"the stage was over when {sign} was seen"
+def start(arguments: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
+    """A command as a user starts it, on one thread: sums are added in one order."""
+    with log.open("wb") as file:
+        return subprocess.Popen(arguments, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=file,
+                                env={**os.environ, "OMP_NUM_THREADS": "1", **environment})  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def both(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The bundles of a run that was left alone and of one that was killed again and again, run side by side."""
     alone, broken = (tmp_path_factory.mktemp(name) / "B" for name in ("unbroken", "broken"))
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(finish, command(root, alone))
+    log = alone.with_name("log")
+    with start(command(root, alone), log) as process:
         killed_amid_each_stage(root, broken)
-        done.result()
+        finish(process, log)
     return alone, broken
 
 
@@ -100,14 +86,14 @@ def bundle_path(both: tuple[Path, Path]) -> Path:
 
 def killed_amid_each_stage(root: Path, out: Path) -> None:
     """Kill a run in every stage, go on each time, and let it end."""
-    work = out.with_name("B.work")
+    work, log = out.with_name("B.work"), out.with_name("log")
     more = ["--checkpoint-seconds", "0"]
     for stage, sign in KILLS.items():
         end = out if stage == "evaluate" else work / stage / "result.pt"
-        kill_when(start(command(root, out, *more)), work / sign, end)
+        kill_when(work / sign, fork(main, command(root, out, *more)[3:], log), log)
+        assert not end.exists(), f"{stage} was over when {sign} was seen"
         more = ["--checkpoint-seconds", "0", "--resume"]
-    log = finish(command(root, out, *more))
-    assert "scst: done before" in log
+    assert "scst: done before" in finish(start(command(root, out, *more), log, **ENVIRONMENT), log)
 
 
 def same_weights(one: Path, other: Path) -> bool:

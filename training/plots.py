@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Inches of a panel of curves and of the title above all. Fixed: to measure what each panel holds takes a second, which
+# is longer than an epoch of a small model.
+PANEL, HEAD = (4.2, 2.8), 0.4
+
 
 def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) -> None:
     """Draw one small panel a logged quantity over epochs into ``path`` (written beside, then renamed)."""
@@ -23,9 +27,12 @@ def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) ->
     names = [n for n in dict.fromkeys(k for row in rows for k in row) if n not in {"epoch", "seconds"}]
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 2.8 * lines), squeeze=False,
-                                layout="constrained")  # fmt: skip
-    for axis, name in zip(axes.flat, names, strict=False):
+    width, height = PANEL[0] * columns, PANEL[1] * lines + HEAD
+    figure = plt.figure(figsize=(width, height))
+    for place, name in enumerate(names):
+        line, column = divmod(place, columns)
+        left, bottom = PANEL[0] * column + 0.65, PANEL[1] * (lines - 1 - line) + 0.55
+        axis = figure.add_axes((left / width, bottom / height, 3.35 / width, 1.9 / height))
         points = [(row["epoch"], row[name]) for row in rows if name in row]
         axis.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5,
                   color="#1f6f8b" if name.startswith("val_") else "#8a5a2b")  # fmt: skip
@@ -34,9 +41,7 @@ def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) ->
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
-    for axis in axes.flat[len(names) :]:
-        axis.axis("off")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, y=1 - HEAD / 2 / height)
     _save(figure, path)
 
 

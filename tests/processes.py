@@ -1,0 +1,51 @@
+"""Processes that run training's commands, with what their tests can do without left out: imports and Java."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+# One thread adds sums in one order. METEOR, which no such test reads, starts Java, which takes seconds in each process.
+ENVIRONMENT: Mapping[str, str] = {"OMP_NUM_THREADS": "1", "PATH": str(Path(sys.executable).parent)}
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["training.run", "training.ablation.__main__"])
+
+
+def fork(main: Callable[[list[str]], int], arguments: list[str], log: Path) -> BaseProcess:
+    """Run a command's ``main`` in a process of its own, forked from one that has imported it.
+
+    Args:
+        main: as the module of the command names it.
+        arguments: of its command line.
+        log: file that takes what it writes to the standard error.
+    """
+    process = _FORKS.Process(target=_run, args=(main, arguments, log))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)  # where this process is the first and starts the one that forks
+        process.start()
+    return process
+
+
+def kill_when(sign: Path, process: BaseProcess, log: Path) -> None:
+    """SIGKILL as soon as the file ``sign`` appears; its ``log`` is told where the process ends before."""
+    deadline = time.monotonic() + 240
+    while not sign.exists():
+        assert process.is_alive(), log.read_text()[-3000:]
+        assert time.monotonic() < deadline, f"{sign} did not appear"
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+
+
+def _run(main: Callable[[list[str]], int], arguments: list[str], log: Path) -> None:
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    sys.exit(main(arguments))
