@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 ANSWER_WITHIN_S = 60.0
@@ -95,6 +97,27 @@ def send(url: str, request: Wire, *, timeout_s: float = ANSWER_WITHIN_S) -> Answ
             raise NoAnswerError(f"silent for {timeout_s:g} s") from error
         except (OSError, http.client.HTTPException) as error:
             raise NoAnswerError(f"closed without a whole answer: {type(error).__name__}") from error
+
+
+def events(lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Server-sent events whose data is JSON, each by its name; a comment is named ``:``, its data the line.
+
+    Raises:
+        ValueError: data that is no JSON.
+    """
+    name, data = "message", ""
+    for line in lines:
+        kind, _, value = line.partition(":")
+        if not line:
+            if data:
+                yield name, json.loads(data)
+            name, data = "message", ""
+        elif not kind:
+            yield ":", line
+        elif kind == "event":
+            name = value.strip()
+        elif kind == "data":
+            data += value
 
 
 def load(path: Path, *, framed: bool = True, whole: bool = True) -> Wire:

@@ -6,14 +6,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.sse import format_sse_event
+from pydantic import BaseModel
 
 from service.export import MAX_BODY_BYTES, ExportRequest
-from service.formats.choice import FHIR, SR, TEXT
+from service.formats.choice import EVENTS, FHIR, SR, TEXT
 from service.formats.fhir import diagnostic_report
 from service.formats.study import Study
 from service.formats.text import plain_text
 from service.problems import CODES, MEDIA_TYPE, TYPE_PREFIX, UNFORESEEN
-from service.schemas import REPORT_EXAMPLE, ProblemDetails, ReportResponse
+from service.schemas import REPORT_EXAMPLE, ReportResponse
+from service.streaming import EVENT_DATA, Parts
 from service.uploads import FIELDS, NUMBER_FIELDS, WORD_FIELDS
 
 IMAGE_TYPES = "image/png, image/jpeg, application/dicom"
@@ -164,6 +167,19 @@ _BODY = {
     },
 }
 
+
+def _event(name: str, data: str) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{data}"}
+    return {
+        "type": "object",
+        "properties": {
+            "event": {"const": name},
+            "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": schema},
+        },
+        "required": ["event", "data"],
+    }
+
+
 _REPORT = ReportResponse.model_validate(REPORT_EXAMPLE)
 _FRONTAL_ALONE = Study(("frontal",))
 _FORMATS: dict[str, Any] = {
@@ -179,6 +195,17 @@ _FORMATS: dict[str, Any] = {
         "example": diagnostic_report(_REPORT, _FRONTAL_ALONE, datetime(2026, 3, 1, 9, 30, tzinfo=UTC)),
     },
     TEXT.media_type: {"schema": {"type": "string"}, "example": plain_text(_REPORT)},
+    EVENTS.media_type: {
+        "schema": {  # of each event; itemSchema came with OpenAPI 3.2
+            "title": "Event",
+            "description": "An event of the answer to stream=true: `cases`, then a `sentence` each, then `report`; "
+            "or `problem`, where the draft fails after the first event. Comments keep the connection alive.",
+            "oneOf": [_event(name, model.__name__) for name, model in EVENT_DATA.items()],
+        },
+        "example": b"".join(
+            format_sse_event(event=name, data_str=data.model_dump_json()) for name, data in Parts().of_report(_REPORT)
+        ).decode(),
+    },
     SR.media_type: {
         "schema": {
             "type": "string",
@@ -252,7 +279,9 @@ EXPORT: dict[str, Any] = {
     "responses": {
         200: {
             **REPORT["responses"][200],
-            "content": {kind: body for kind, body in _FORMATS.items() if kind != SR.media_type},
+            "content": {
+                kind: body for kind, body in _FORMATS.items() if kind not in (SR.media_type, EVENTS.media_type)
+            },
         },
         **problem_responses(406, "No format that is offered is accepted.", "not_acceptable"),
         **problem_responses(408, "The body arrived too slowly.", "upload_timeout"),
@@ -279,10 +308,11 @@ def describe(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = generate()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (ProblemDetails, ExportRequest):
+        unnamed: list[type[BaseModel]] = [*EVENT_DATA.values(), ExportRequest]
+        for model in unnamed:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            schema.pop("$defs", None)  # those of the answers are there already
-            schemas[model.__name__] = schema
+            schema.pop("$defs", None)  # of the answers, and there already
+            schemas.setdefault(model.__name__, schema)
         _keys(document, needed=bool(app.state.keys))
         return document
 

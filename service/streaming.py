@@ -14,15 +14,21 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from model.drafter import CasesFound, Listener, News
 from service.answers import case_out, sentence_out
 from service.clients import unless_left
 from service.formats.choice import EVENTS, VARY
 from service.problems import CAUSE, Problem, unforeseen
-from service.schemas import CasesEvent, ReportResponse, SentenceEvent
+from service.schemas import CasesEvent, ProblemDetails, ReportResponse, SentenceEvent
 
+EVENT_DATA: dict[str, type[BaseModel]] = {
+    "cases": CasesEvent,
+    "sentence": SentenceEvent,
+    "report": ReportResponse,
+    "problem": ProblemDetails,
+}
 KEEP_ALIVE_S = 5.0  # of silence, after which a comment says that the draft is still being made
 TAKE_WITHIN_S = 30.0  # a client that leaves an event lying for so long counts as gone: it holds a place
 KEEP_ALIVE = format_sse_event(comment="keep-alive")
@@ -146,15 +152,18 @@ class _Sender:
         if not self.started:
             self.started = True
             headers = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+            await self._pass({"type": "http.response.start", "status": 200, "headers": headers})
         await self.send(format_sse_event(event=name, data_str=data.model_dump_json()))
 
     async def end(self) -> None:
         await self.send(b"", more=False)
 
     async def send(self, data: bytes, *, more: bool = True) -> None:
+        await self._pass({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _pass(self, message: Message) -> None:
         try:
             async with asyncio.timeout(TAKE_WITHIN_S):
-                await self._send({"type": "http.response.body", "body": data, "more_body": more})
+                await self._send(message)
         except TimeoutError as error:
             raise ClientDisconnect from error

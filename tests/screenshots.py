@@ -68,7 +68,9 @@ def keep_invented(page: Page) -> None:
 
 
 def save(page: Page, path: Path, *, whole: bool = False) -> None:
-    """A picture with few colours, so that it stays small."""
+    """A picture with few colours, so that it stays small; of the ``whole`` page, its foot stands at the end."""
+    if whole:
+        page.evaluate("document.querySelector('.disclaimer').style.position = 'static'")
     picture = Image.open(io.BytesIO(page.screenshot(full_page=whole)))
     picture.convert("RGB").quantize(160, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
         path, optimize=True

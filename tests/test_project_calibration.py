@@ -12,7 +12,7 @@ import pytest
 from conftest import REPOSITORY
 
 from model.bundle import load_bundle
-from model.drafter import Draft, Drafter, StudyView
+from model.drafter import Draft, Drafter, DraftOptions, StudyView
 from model.images import load_pixels
 from model.labeler import FINDINGS, NO_FINDING
 from model.views import View
@@ -66,12 +66,18 @@ def test_a_real_pair_is_read_as_it_was_sent_and_an_exchanged_one_put_right(
     drafter: Drafter, study: list[StudyView]
 ) -> None:
     right, exchanged, alone = drafter.draft(
-        [study, sent(study, View.LATERAL, View.FRONTAL), sent(study[:1], View.LATERAL)]
+        [study, sent(study, View.LATERAL, View.FRONTAL), sent(study[:1], View.LATERAL)], DraftOptions(attention=True)
     )
     assert codes(right) == set()
     assert [check.view for check in right.image_checks] == list(View)
     assert codes(exchanged) == {"views_swapped"}
     assert exchanged.findings == right.findings
+    for one, other in zip(right.sentences, exchanged.sentences, strict=True):
+        assert one.attention is not None
+        assert other.attention is not None
+        for view, field in (("frontal", "lateral"), ("lateral", "frontal")):  # an overlay follows its image
+            np.testing.assert_allclose(other.attention.patches[field], one.attention.patches[view], atol=1e-5)
+    assert all(part.attention is not None and set(part.attention.patches) == {"lateral"} for part in alone.sentences)
     assert codes(alone) == {"view_corrected"}
     assert alone.image_checks[0].view is View.FRONTAL
 

@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from service.schemas import REPORT_EXAMPLE, ReportResponse
 from tests.browser import DRAWN, choose, chromium, draft, find_chromium, open_page
+from tests.conftest import REPOSITORY
+from tests.dicom_helpers import dicom
 from tests.format_helpers import facts_of_fhir
 from tests.helpers import write_tiny_bundle
 from tests.service_helpers import Live, live_server
@@ -217,7 +221,7 @@ def test_edited_findings_are_marked_copied_and_exported(page: Page, tmp_path: Pa
     assert texts(page, "button.sentence .mark") == ["edited"]
     assert page.locator("#edited-note").is_visible()
     page.click("#copy")
-    page.wait_for_function("document.getElementById('copy').textContent === 'Copied'")
+    page.wait_for_function("navigator.clipboard.readText().then((text) => text.endsWith('No pleural effusion.'))")
     assert page.evaluate("navigator.clipboard.readText()") == f"{kept} No pleural effusion."
     with page.expect_download() as text:
         page.click("#save-text")
@@ -340,4 +344,34 @@ def test_a_key_is_asked_for_and_used(browser: Browser, bundle: Path, tmp_path: P
         image.wait_for()
         page.wait_for_function("document.querySelector('.case-images img').naturalWidth > 0")
         assert "own-1" in (image.get_attribute("alt") or "")
+        page.close()
+
+
+# --- with the bundle that ships -------------------------------------------------------------------------------------
+
+
+def test_the_shipped_bundle_reads_dicom_and_shows_its_evidence(browser: Browser, tmp_path: Path) -> None:
+    for view, position in (("frontal", "PA"), ("lateral", "LL")):
+        pixels = np.asarray(Image.open(DRAWN / f"effusion-{view}.png").convert("L")).astype(np.uint16) * 16
+        film = dicom(4095 - pixels, stored=12, photometric="MONOCHROME1", ViewPosition=position, Modality="DX")
+        (tmp_path / f"{view}.dcm").write_bytes(film)
+    with live_server(REPOSITORY / "bundles" / "iu-xray", warm_up=False, prefer_hydrated=False) as live:
+        page = browser.new_page()
+        open_page(page, live.url)
+        for view in ("frontal", "lateral"):
+            page.set_input_files(f"#file-{view}", tmp_path / f"{view}.dcm")
+        with page.expect_response("**/report") as response:
+            draft(page)
+        report = json.loads(response.value.text().rstrip().rpartition("data: ")[2])
+        assert page.locator("p.undrawn").first.is_visible(), "no browser draws DICOM"
+        assert texts(page, "button.sentence .words") == [sentence["text"] for sentence in report["sentences"]]
+        assert page.locator("#checks li").count() == 2
+        page.locator("button.sentence").first.focus()
+        assert all(canvas.is_visible() for canvas in page.locator("canvas.heat").all())
+        with page.expect_download() as fhir:
+            page.click("#save-fhir")
+        fhir.value.save_as(tmp_path / "draft.json")
+        told = facts_of_fhir(json.loads((tmp_path / "draft.json").read_text(encoding="utf-8")))
+        assert told["findings"] == report["findings"]
+        assert [check["unusual"] for check in told["image_checks"]] == [c["unusual"] for c in report["image_checks"]]
         page.close()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi.sse import format_sse_event
 
 from benchmarks import fuzz
 from benchmarks.black_box import Server, rise, slope
@@ -20,7 +21,8 @@ from benchmarks.fuzzing.invariants import Judge
 from benchmarks.wire import Answer, NoAnswerError, Wire, form, post_report, send, study_request
 from model.images import ImageError, load_pixels
 from service.app import create_app
-from service.schemas import PROBLEM_EXAMPLE, REPORT_EXAMPLE
+from service.schemas import PROBLEM_EXAMPLE, REPORT_EXAMPLE, ReportResponse
+from service.streaming import Parts
 from tests.helpers import write_tiny_bundle
 from tests.service_helpers import PROBLEM, Live, live_server
 
@@ -73,9 +75,19 @@ def problem(status: int, code: str) -> dict[str, Any]:
     return {**PROBLEM_EXAMPLE, "status": status, "code": code}
 
 
+def told(**changes: object) -> Answer:
+    """A stream of the example, its report changed."""
+    report = ReportResponse.model_validate({**REPORT_EXAMPLE, **changes})
+    (first, cases), *sentences, (last, _) = Parts().of_report(ReportResponse.model_validate(REPORT_EXAMPLE))
+    events = [(first, cases), *sentences, (last, report)]
+    body = b"".join(format_sse_event(event=name, data_str=data.model_dump_json()) for name, data in events)
+    return Answer(200, {"content-type": "text/event-stream"}, b": keep-alive\n\n" + body)
+
+
 def test_right_answers_are_right(judge: Judge) -> None:
     for right in (
         answer(200, REPORT_EXAMPLE, "application/json"),
+        told(),
         answer(422, PROBLEM_EXAMPLE),
         answer(503, problem(503, "busy"), **{"retry-after": "2"}),
     ):
@@ -97,6 +109,11 @@ def test_right_answers_are_right(judge: Judge) -> None:
         (answer(200, {**REPORT_EXAMPLE, "findings": "Seen on XXXX."}, "application/json"), "xxxx in the findings"),
         (answer(200, {**REPORT_EXAMPLE, "labels": 3}, "application/json"), "against the schema"),
         (Answer(200, {}, b"\xff"), "no JSON"),
+        (told(findings="Others."), "sentences that are not the findings"),
+        (told(reference_cases=[]), "other cases than in the report"),
+        (Answer(200, {"content-type": "text/event-stream"}, b"event: problem\ndata: {}\n\n"), "a stream of problem"),
+        (Answer(200, {"content-type": "text/event-stream"}, b"event: cases\ndata: {\n\n"), "no JSON"),
+        (Answer(200, {"content-type": "text/event-stream"}, b""), "a stream of nothing"),
     ],
 )  # fmt: skip
 def test_wrong_ones_are_seen(judge: Judge, wrong: Answer, words: str) -> None:

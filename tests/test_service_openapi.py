@@ -10,11 +10,12 @@ from typing import Any
 import jsonschema
 import pytest
 
+from benchmarks.wire import events
 from model.drafter import MAX_BEAM_SIZE, MAX_TOP_K
 from model.labeler import FINDINGS, label_report
 from service.app import create_app
 from service.case_uploads import CASE_FIELDS
-from service.formats.choice import OFFERS
+from service.formats.choice import EVENTS, OFFERS
 from service.problems import CODES
 from service.schemas import CASE_EXAMPLE, HEALTH_EXAMPLE, REPORT_EXAMPLE, CaseResponse, HealthResponse, ReportResponse
 from service.settings import Settings
@@ -123,9 +124,22 @@ def test_problems_are_described_as_problems(document: dict[str, Any]) -> None:
 
 def test_every_format_is_described_with_an_example(document: dict[str, Any]) -> None:
     content = document["paths"]["/report"]["post"]["responses"]["200"]["content"]
-    assert set(content) == {offer.media_type for offer in OFFERS}
+    assert set(content) == {offer.media_type for offer in (*OFFERS, EVENTS)}
     for media_type in ("application/fhir+json", "text/plain"):
         validator(document, content[media_type]["schema"]).validate(content[media_type]["example"])
+
+
+def test_a_streams_events_are_described_with_an_example(document: dict[str, Any]) -> None:
+    content = document["paths"]["/report"]["post"]["responses"]["200"]["content"]["text/event-stream"]
+    schemas = {
+        event["properties"]["event"]["const"]: event["properties"]["data"]["contentSchema"]
+        for event in content["schema"]["oneOf"]
+    }
+    assert list(schemas) == ["cases", "sentence", "report", "problem"]
+    told = list(events(content["example"].split("\n")))
+    assert [name for name, _ in told] == ["cases", "sentence", "sentence", "report"]
+    for name, data in told:
+        validator(document, schemas[name]).validate(data)
 
 
 def test_the_models_examples_are_answers() -> None:

@@ -29,6 +29,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from benchmarks.wire import events
 from service import ray_app
 from service import ray_app_cluster as ray_cluster
 from service.settings import MIB
@@ -283,6 +284,20 @@ def test_it_answers_as_the_service_in_one_process_does(cluster: Cluster, bundle:
             mine, theirs = post(scaled, wrong), post(single, wrong)
             assert (mine.status_code, mine.json()) == (theirs.status_code, theirs.json())
             assert mine.headers["content-type"] == PROBLEM
+
+
+@needs_ray
+def test_a_stream_tells_all_at_the_end(cluster: Cluster) -> None:
+    files = {"frontal": ("f", png(90, 120))}
+    with cluster.client() as client:
+        whole = client.post("/report", files=files).json()
+        answer = client.post("/report", files=files, data={"stream": "true"})
+        wrong = client.post("/report", files={"frontal": ("f", b"no image")}, data={"stream": "true"})
+    (_, cases), *sentences, (last, report) = events(answer.text.split("\n"))
+    assert [data["sentence"]["text"] for _, data in sentences] == [one["text"] for one in whole["sentences"]]
+    assert (last, report["findings"], report["model"]) == ("report", whole["findings"], whole["model"])
+    assert cases["reference_cases"] == report["reference_cases"]
+    assert (wrong.status_code, wrong.headers["content-type"]) == (422, PROBLEM)
 
 
 @needs_ray

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from starlette.requests import ClientDisconnect, Request
 from torch import Tensor
 
+from benchmarks.wire import events
 from model import drafter
 from model.config import DecodingConfig
 from model.decoding import Generated
-from model.drafter import CasesFound, Draft, DraftOptions, News, Sentence, SentenceWritten, StudyView
+from model.drafter import CasesFound, Draft, DraftOptions, Listener, News, Sentence, SentenceWritten, StudyView
 from model.generation import generate
 from model.report_model import DecoderState, ReportModel
 from model.views import View
@@ -45,7 +48,7 @@ from tests.service_helpers import (
 
 STREAM = {"stream": "true"}
 FULL_STOPS = 5.0  # of the untrained models: enough for several sentences
-Event = tuple[str, dict[str, Any]]
+Event = tuple[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -70,18 +73,8 @@ def files() -> dict[str, tuple[str, bytes]]:
 
 
 def events_of(answer: httpx.Response) -> Iterator[Event]:
-    """Events as they come, comments as events named ``:``, read as the standard says."""
-    name, data = "message", ""
-    for line in answer.iter_lines():
-        if line.startswith(":"):
-            yield ":", {"comment": line}
-        elif line.startswith("event: "):
-            name = line.removeprefix("event: ")
-        elif line.startswith("data: "):
-            data += line.removeprefix("data: ")
-        elif not line and data:
-            yield name, json.loads(data)
-            name, data = "message", ""
+    """Events as they come."""
+    return events(answer.iter_lines())
 
 
 def stream(client: httpx.Client, data: dict[str, str] | None = None, **headers: str) -> list[Event]:
@@ -247,12 +240,12 @@ def test_a_stream_keeps_its_place_and_is_kept_alive(bundle: Path, held: Held, mo
         ready_client(bundle, warm_up=False) as client,
         client.stream("POST", "/report", files=files(), data=STREAM) as answer,
     ):
-        events = events_of(answer)
-        assert next(events)[0] == "cases"
-        assert [next(events) for _ in range(2)] == [(":", {"comment": ": keep-alive"})] * 2
+        told = events_of(answer)
+        assert next(told)[0] == "cases"
+        assert [next(told) for _ in range(2)] == [(":", ": keep-alive")] * 2
         assert client.get("/health").json()["queue"]["depth"] == 1
         held.go.set()
-        assert [name for name, _ in events if name != ":"][-1] == "report"
+        assert [name for name, _ in told if name != ":"][-1] == "report"
         until(lambda: client.get("/health").json()["queue"]["depth"] == 0)
 
 
@@ -301,11 +294,11 @@ def test_a_stop_lets_a_stream_end(bundle: Path, held: Held) -> None:
         live.client() as client,
         client.stream("POST", "/report", files=files(), data=STREAM) as answer,
     ):
-        events = events_of(answer)
-        assert next(events)[0] == "cases"
+        told = events_of(answer)
+        assert next(told)[0] == "cases"
         live.stop()
         held.go.set()
-        assert list(events)[-1][0] == "report"
+        assert list(told)[-1][0] == "report"
 
 
 def test_a_study_that_is_drafted_again_is_told_once(bundle: Path, held: Held) -> None:
@@ -353,3 +346,40 @@ def test_what_was_told_and_does_not_hold_is_a_problem() -> None:
     assert list(parts.of_news(news)) == []
     with pytest.raises(Problem, match="Send the study again"):
         list(parts.of_report(report))
+
+
+def test_a_client_that_takes_nothing_counts_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "TAKE_WITHIN_S", 0.05)
+    given_back: list[bool] = []
+
+    async def never(*_: object) -> Any:
+        await asyncio.Event().wait()
+
+    async def report(listener: Listener) -> ReportResponse:
+        return ReportResponse.model_validate(REPORT_EXAMPLE)
+
+    held = ExitStack()
+    held.callback(given_back.append, True)
+    request = Request({"type": "http"}, never)
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(streaming.EventStream(request, report, held)(request.scope, never, never))
+    assert given_back == [True]
+
+
+# --- attention ------------------------------------------------------------------------------------------------------
+
+
+def test_attention_is_answered_to_who_asks_and_comes_with_the_report(client: httpx.Client) -> None:
+    asked = client.post("/report", files=files(), data={"include": "attention"}).json()
+    for sentence in asked["sentences"]:
+        grids, cases = sentence["attention"]["patches"], sentence["attention"]["cases"]
+        weights = [weight for grid in grids.values() for row in grid for weight in row] + cases
+        assert list(grids) == ["frontal", "lateral"]
+        assert [len(grid) for grid in grids.values()] == [IMAGE_SIZE // 32] * 2
+        assert sum(weights) == pytest.approx(1, abs=1e-4)
+        assert all(round(weight, 5) == weight for weight in weights)
+    plain = client.post("/report", files=files()).json()
+    assert all(sentence["attention"] is None for sentence in plain["sentences"])
+    *early, (_, report) = stream(client, {"include": "attention"})
+    assert all(event["sentence"]["attention"] is None for name, event in early if name == "sentence")
+    assert report["sentences"] == asked["sentences"]

@@ -11,7 +11,7 @@ from benchmarks.fuzzing.files import original
 from benchmarks.fuzzing.inputs import Input, endlessly
 from benchmarks.wire import Wire
 
-KNOWN = ("frontal", "lateral", "top_k", "beam_size")
+KNOWN = ("frontal", "lateral", "top_k", "beam_size", "include", "stream")
 HUGE = (65_000, 300_000, 1_100_000, 2_300_000)  # bytes: around the caps that `benchmarks.fuzz` gives the service
 _IMAGES = tuple(original(kind, 0) for kind in ("png 8-bit", "png 16-bit", "jpeg", "gif"))
 
@@ -29,6 +29,11 @@ _contents = st.one_of(
     st.binary(max_size=300),
     st.sampled_from(HUGE).map(bytes),
 )
+_values = {
+    **dict.fromkeys(("top_k", "beam_size"), st.integers(0, 9).map(lambda value: str(value).encode())),
+    "include": st.sampled_from([b"attention", b"attention", b"all"]),
+    "stream": st.sampled_from([b"true", b"true", b"false", b"1"]),
+}
 _boundaries = st.one_of(
     st.just("b0undary"),
     st.just("b0undary"),
@@ -67,7 +72,7 @@ def _usual(draw: st.DrawFn) -> list[_Part]:
     parts: list[_Part] = []
     for name in draw(st.lists(st.sampled_from(KNOWN), unique=True, max_size=4)):
         file = '; filename="x"' if name in ("frontal", "lateral") else ""
-        content = draw(st.sampled_from(_IMAGES[:3])) if file else str(draw(st.integers(0, 9))).encode()
+        content = draw(st.sampled_from(_IMAGES[:3]) if file else _values[name])
         parts.append(_Part(f'Content-Disposition: form-data; name="{name}"{file}'.encode(), content))
     one_more = draw(st.booleans())
     if parts and one_more:
@@ -101,7 +106,9 @@ def requests(draw: st.DrawFn) -> Wire:
         "application/json", "application/x-www-form-urlencoded", "", f"MULTIPART/FORM-DATA; BOUNDARY={boundary}",
         f"multipart/form-data; charset=utf-16; boundary={boundary}",
     ]  # fmt: skip
-    more: list[list[bytes]] = [[]] * 12 + [[b"Content-Encoding: gzip"], [b"Accept: text/html"], [b"X-Request-Id: \xff"]]
+    more: list[list[bytes]] = [[]] * 12 + [
+        [b"Content-Encoding: gzip"], [b"Accept: text/html"], [b"Accept: text/event-stream"], [b"X-Request-Id: \xff"],
+    ]  # fmt: skip
     head = [
         f"POST /report{draw(st.sampled_from([''] * 9 + ['?top_k=3', '/', '?%00']))} HTTP/1.1".encode(),
         b"Host: service",

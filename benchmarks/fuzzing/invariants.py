@@ -7,11 +7,12 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from benchmarks.wire import Answer, Wire
+from benchmarks.wire import Answer, Wire, events
 from service.problems import MEDIA_TYPE
 
 BUSY = "busy"
 REDACTED = "xxxx"
+STREAM = "text/event-stream"
 _PROTOCOL_ERROR = b"Invalid HTTP request received."  # uvicorn's own word on bytes that are no HTTP
 
 
@@ -26,6 +27,7 @@ class Judge:
             return Draft202012Validator({"$ref": f"#/components/schemas/{name}", **components})
 
         self._report, self._problem = schema("ReportResponse"), schema("ProblemDetails")
+        self._events = {"cases": schema("CasesEvent"), "sentence": schema("SentenceEvent"), "report": self._report}
 
     def faults(self, request: Wire, answer: Answer) -> list[str]:
         """Everything wrong with an answer, in words; empty where it is right."""
@@ -38,10 +40,40 @@ class Judge:
     def _success(self, request: Wire, answer: Answer) -> list[str]:
         if not request.data.startswith(b"POST /report "):
             return []
+        if answer.headers.get("content-type") == STREAM:
+            return self._stream(answer)
         try:
             body = json.loads(answer.body)
         except ValueError:
             return ["a 200 whose body is no JSON"]
+        return self._draft(body)
+
+    def _stream(self, answer: Answer) -> list[str]:
+        """Cases, sentences in order, the report, and in it what was told before."""
+        try:
+            told = [(name, data) for name, data in events(answer.body.decode().split("\n")) if name != ":"]
+        except ValueError:
+            return ["a stream whose data is no JSON"]
+        names = [name for name, _ in told]
+        if names != ["cases", *["sentence"] * (len(told) - 2), "report"]:
+            return [f"a stream of {', '.join(names) or 'nothing'}"]
+        faults = [
+            f"a {name} event against the schema: {error.message[:300]}"
+            for name, data in told
+            for error in self._events[name].iter_errors(data)
+        ]
+        if faults:
+            return faults
+        (_, cases), *sentences, (_, report) = told
+        if [data["index"] for _, data in sentences] != list(range(len(sentences))):
+            faults.append("sentences out of order")
+        if " ".join(data["sentence"]["text"] for _, data in sentences) != report["findings"]:
+            faults.append("sentences that are not the findings")
+        if cases["reference_cases"] != report["reference_cases"]:
+            faults.append("other cases than in the report")
+        return faults + self._draft(report)
+
+    def _draft(self, body: Any) -> list[str]:
         faults = [f"a 200 against the schema: {error.message[:300]}" for error in self._report.iter_errors(body)]
         if REDACTED in str(body.get("findings", "")).lower():
             faults.append(f"{REDACTED} in the findings")

@@ -3,7 +3,7 @@
 const SHORT = new Set(
   "a an and are as at be been but by for from has have in into is it its no not of on or seen than that the there this to was were which with within without".split(" "),
 );
-const ALIKE = 0.6; // share of a sentence's telling words that one sentence of the draft must hold
+const ALIKE = 0.75; // share of a sentence's telling words that one sentence of the draft must hold
 const NEGATIONS = /\b(no|not|without|free of|negative for)\b/i;
 
 /** Sentences of a text, with what stands between them left out. */

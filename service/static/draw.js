@@ -87,7 +87,7 @@ export function drawChecks(list, checks, sent) {
   const lines = checks.map(({ frontal, unusual }, place) => {
     const seen = t(frontal >= 0.5 ? "frontal" : "lateral");
     const share = percent(Math.max(frontal, 1 - frontal));
-    return t("check.view", { view: t(sent[place]), seen, share }) + t("list") + t("check.unusual", { share: percent(unusual) });
+    return t("check.view", { view: t(sent[place]), seen, share }) + t("comma") + t("check.unusual", { share: percent(unusual) });
   });
   list.replaceChildren(...lines.map((line) => element("li", {}, line)));
   list.parentElement.hidden = lines.length === 0;

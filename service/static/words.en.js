@@ -90,7 +90,7 @@ export const words = {
   "label.uncertain": "uncertain",
   checks: "Checks of the images",
   "check.view": "{view}: looks like a {seen} ({share})",
-  "check.unusual": "more unusual than {share} of the training's radiographs",
+  "check.unusual": "more unusual than {share} of the radiographs that the check was calibrated on",
 
   cases: "Reference cases",
   "cases.without": "This model works without reference cases.",
@@ -111,6 +111,7 @@ export const words = {
   "redacted.why": "blacked out by the archive",
 
   list: ", ",
+  comma: ", ",
   made: "How this draft was made",
   "made.time": "Time",
   "made.times": "{seconds} s (ms: {stages})",

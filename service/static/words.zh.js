@@ -90,7 +90,7 @@ export const words = {
   "label.uncertain": "不确定",
   checks: "图像检查",
   "check.view": "{view}:看起来是{seen}({share})",
-  "check.unusual": "比训练集中 {share} 的胸片更不寻常",
+  "check.unusual": "比校准所用胸片中的 {share} 更不寻常",
 
   cases: "参考病例",
   "cases.without": "此模型不使用参考病例。",
@@ -111,6 +111,7 @@ export const words = {
   "redacted.why": "由数据档案遮盖",
 
   list: "、",
+  comma: ",",
   made: "草稿如何生成",
   "made.time": "用时",
   "made.times": "{seconds} 秒(毫秒:{stages})",

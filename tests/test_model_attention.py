@@ -1,0 +1,168 @@
+"""Where the decoder looked: right weights, right way up, and nothing else changed by asking."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.attention import WordAttention
+from model.backbone import Backbone
+from model.bundle import load_bundle
+from model.config import DecodingConfig
+from model.drafter import Drafter, DraftOptions, Precision, StudyView
+from model.report_model import ReportModel
+from model.transformer import DecoderLayer
+from model.views import View
+from retrieval_index.index import ReportIndex
+from tests.helpers import IMAGE_SIZE, tiny_model, write_tiny_bundle
+from tests.test_model_decoding import encoded
+
+ASKED = DraftOptions(attention=True)
+SIDE = IMAGE_SIZE // 32
+
+
+def study(seed: int, *views: View) -> list[StudyView]:
+    rng = np.random.default_rng(seed)
+    return [StudyView(rng.integers(0, 255, (IMAGE_SIZE, IMAGE_SIZE), np.uint8), view) for view in views]
+
+
+def drafter_of(path: Path, precision: Precision = "fp32", **changes: object) -> Drafter:
+    decoding = DecodingConfig.model_validate({"candidates": 4, "min_length": 14, "block_trigrams": True, **changes})
+    bundle = load_bundle(write_tiny_bundle(path, decoding=decoding, full_stops=5.0))
+    return Drafter(bundle, ReportIndex.load(bundle.path / "index"), precision=precision)
+
+
+@pytest.fixture(scope="module")
+def drafter(tmp_path_factory: pytest.TempPathFactory) -> Drafter:
+    return drafter_of(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+# --- the weights ------------------------------------------------------------------------------------------------------
+
+
+def test_they_are_those_by_which_the_last_layer_reads() -> None:
+    """Values that are one token each give back the weights of PyTorch's own attention."""
+    model = tiny_model(4)
+    source = encoded(model)
+    assert not bool(source.mask.all())  # a view is missing
+    ids = torch.randint(4, 30, (len(source.source), 9), generator=torch.Generator().manual_seed(2))
+    read: list[Tensor] = []
+
+    def keep(layer: DecoderLayer, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        x, memory, mask = inputs
+        cross = layer.cross_attention
+        _, queries = layer.ask(x)
+        keys, _ = cross.keys_values(memory)
+        one_each = torch.eye(keys.shape[2]).expand(*keys.shape[:2], -1, -1)
+        read.append(F.scaled_dot_product_attention(queries, keys, one_each, attn_mask=mask).mean(dim=1))
+
+    model.decoder.layers[-1].register_forward_hook(keep)
+    with torch.no_grad():
+        model(source, ids)
+        weights = model.attention(source, ids)
+    torch.testing.assert_close(weights, read[0], atol=1e-5, rtol=1e-4)
+    assert bool((weights[~source.mask.unsqueeze(1).expand_as(weights)] == 0).all())
+    assert float(weights.std()) > 1e-4  # not all the same
+
+
+def test_a_word_looks_before_it_is_written(drafter: Drafter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first word's weights are those behind the beginning of the report, whatever the word is."""
+    fed: list[Tensor] = []
+    original = ReportModel.attention
+
+    def attention(model: ReportModel, source: object, ids: Tensor) -> Tensor:
+        fed.append(ids)
+        return original(model, source, ids)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ReportModel, "attention", attention)
+    (draft,) = drafter.draft([study(1, View.FRONTAL)], ASKED)
+    tokenizer = drafter.bundle.tokenizer
+    assert int(fed[0][0, 0]) == tokenizer.bos_id
+    words = " ".join(sentence.text for sentence in draft.sentences).lower().replace(".", " .")
+    assert words.startswith(tokenizer.decode(fed[0][0].tolist())[:20])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["greedy", "beam", "rerank", "consensus"])
+def test_each_sentence_has_its_share_of_one_and_its_words_stay(
+    method: str, precision: Precision, tmp_path: Path
+) -> None:
+    drafter = drafter_of(tmp_path / "tiny", precision, method=method)
+    studies = [study(1, View.FRONTAL, View.LATERAL), study(2, View.LATERAL)]
+    plain, drafts = drafter.draft(studies), drafter.draft(studies, ASKED)
+    seen = set()
+    for before, draft, views in zip(plain, drafts, (["frontal", "lateral"], ["lateral"]), strict=True):
+        assert [dataclasses.replace(sentence, attention=None) for sentence in draft.sentences] == list(before.sentences)
+        assert draft.findings == before.findings
+        assert "attention" in draft.timings_ms.keys() - before.timings_ms.keys()
+        for sentence in draft.sentences:
+            assert sentence.attention is not None
+            grids, cases = sentence.attention.patches, sentence.attention.cases
+            assert list(grids) == views
+            assert all(np.shape(grid) == (SIDE, SIDE) for grid in grids.values())
+            assert len(cases) == 3
+            assert sum(cases) + sum(np.sum(grid) for grid in grids.values()) == pytest.approx(1, abs=1e-5)
+            seen.add(cases)
+    assert len(seen) > 2
+
+
+def test_only_the_cases_that_are_read_count(drafter: Drafter) -> None:
+    (draft,) = drafter.draft([study(1, View.FRONTAL)], DraftOptions(top_k=2, attention=True))
+    assert all(sentence.attention and len(sentence.attention.cases) == 2 for sentence in draft.sentences)
+    (draft,) = drafter.draft([study(1, View.FRONTAL)], DraftOptions(top_k=8, attention=True))
+    assert all(sentence.attention and len(sentence.attention.cases) == 3 for sentence in draft.sentences)
+
+
+def test_a_bundle_without_cases_looks_at_images_alone(tmp_path: Path) -> None:
+    drafter = Drafter(load_bundle(write_tiny_bundle(tmp_path / "plain", retrieval=False)), None)
+    (draft,) = drafter.draft([study(1, View.FRONTAL)], ASKED)
+    for sentence in draft.sentences:
+        assert sentence.attention is not None
+        assert sentence.attention.cases == ()
+        assert np.sum(sentence.attention.patches["frontal"]) == pytest.approx(1, abs=1e-5)
+
+
+# --- the right way up -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("top", "left"), [(0, 0), (0, 6), (6, 0), (6, 6), (1, 5)])
+def test_tokens_run_by_rows_from_the_top_left(top: int, left: int) -> None:
+    torch.manual_seed(0)
+    backbone = Backbone("resnet18").eval()
+    images = torch.full((2, 1, 224, 224), 0.4)
+    images[1, 0, top * 32 : (top + 1) * 32, left * 32 : (left + 1) * 32] = 1.0
+    with torch.no_grad():
+        tokens, _ = backbone(images)
+    changed = (tokens[1] - tokens[0]).norm(dim=1)
+    row, column = divmod(int(changed.argmax()), 7)
+    assert abs(row - top) <= 1  # an untrained network smears by one; mirrored or turned would be four away
+    assert abs(column - left) <= 1
+
+
+def test_grids_follow_the_tokens() -> None:
+    weights = torch.arange(2 * 9 + 4).float().expand(1, 3, -1)
+    looked = WordAttention(weights, patches=18, grid=3, cases=(2,)).of_sentence(0, 0, 3, ["frontal", "lateral"])
+    assert looked.patches["frontal"] == ((0, 1, 2), (3, 4, 5), (6, 7, 8))
+    assert looked.patches["lateral"][2] == (15, 16, 17)
+    assert looked.cases == (18, 19)
+
+
+def test_a_sentence_has_the_mean_of_its_words_and_equal_views_are_numbered() -> None:
+    weights = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]]])
+    looked = WordAttention(weights, patches=2, grid=1, cases=(0,))
+    found = looked.of_sentence(0, 1, 3, ["frontal", "frontal"])
+    assert found.patches == {"frontal": ((0.75,),), "frontal-2": ((0.25,),)}
+
+
+def test_a_view_keeps_its_name_in_whatever_order_it_is_sent(drafter: Drafter) -> None:
+    both = study(3, View.FRONTAL, View.LATERAL)
+    (one,), (other,) = (drafter.draft([sent], ASKED) for sent in (both, both[::-1]))
+    assert [sentence.attention for sentence in one.sentences] == [sentence.attention for sentence in other.sentences]
+    assert one.sentences[0].attention is not None
+    assert one.sentences[0].attention.patches["frontal"] != one.sentences[0].attention.patches["lateral"]
