@@ -2,7 +2,8 @@
 
     python -m benchmarks.compare_servers [--bundle DIR] [--device auto] [--rounds 5] [--out runs/servers]
 
-All three are started with the same bundle, device and number of threads, and are asked in turn, in another order each
+All three are started with the same bundle, device and number of threads, this service with batches as large as
+LitServe's (``REPORT_MAX_BATCH_SIZE=8``), and are asked in turn, in another order each
 round, so that whatever else the machine does meets them alike; those not asked are stopped meanwhile, as LitServe's
 worker polls while it waits. Clients send their next study when they have
 the answer to the one before. Every answer of every server must hold the same findings and reference cases for a
@@ -41,6 +42,7 @@ log = logging.getLogger("benchmarks.compare_servers")
 OURS, NAIVE, LITSERVE = "this service", "naive FastAPI handler", "LitServe"
 CLIENTS = (1, 4, 16)
 STUDIES, SIZE = 12, 512  # below three times the model's square, where all three shrink images alike
+MAX_BATCH = 8  # as in benchmarks.litserve_server, which cannot be imported without LitServe
 DEADLINE_S = 300.0
 REST_S = 0.2  # until the threads of the server asked before no longer wait on a core
 
@@ -69,7 +71,8 @@ def servers(bundle: Path, device: str, threads: int) -> Iterator[dict[str, Serve
     os.environ.update(environment)  # the service takes them from here
     peer = [str(bundle), device, "{port}"]
     with contextlib.ExitStack() as stack:
-        found = {OURS: stack.enter_context(service(bundle, device=device, queue_size=4 * max(CLIENTS)))}
+        settings = {"queue_size": 4 * max(CLIENTS), "max_batch_size": MAX_BATCH}
+        found = {OURS: stack.enter_context(service(bundle, device=device, **settings))}
         for name, module, health in (
             (NAIVE, "benchmarks.naive_server", "/openapi.json"),
             (LITSERVE, "benchmarks.litserve_server", "/health"),

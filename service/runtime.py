@@ -27,6 +27,7 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 LAST_WORDS_S = 2.0  # of the drain: what still waits is answered, what is computed has so long to end
+_BATCH = {"cpu": 1, "cuda": 8}  # unless the settings say otherwise, which tell why
 STOPPING = "The service is stopping; send the request again in a moment."
 
 
@@ -206,7 +207,7 @@ class Runtime:
         engine = Engine(
             loaded.drafters,
             capacity=settings.queue_size,
-            max_batch_size=settings.max_batch_size,
+            max_batch_size=settings.max_batch_size or _BATCH[loaded.drafter.device.type],
             max_wait_ms=settings.max_wait_ms,
             decode_threads=settings.decode_threads,
             limits=self._limits,
