@@ -71,8 +71,8 @@ def servers(bundle: Path, device: str, threads: int) -> Iterator[dict[str, Serve
     os.environ.update(environment)  # the service takes them from here
     peer = [str(bundle), device, "{port}"]
     with contextlib.ExitStack() as stack:
-        settings = {"queue_size": 4 * max(CLIENTS), "max_batch_size": MAX_BATCH}
-        found = {OURS: stack.enter_context(service(bundle, device=device, **settings))}
+        ours = service(bundle, device=device, queue_size=4 * max(CLIENTS), max_batch_size=MAX_BATCH)
+        found = {OURS: stack.enter_context(ours)}
         for name, module, health in (
             (NAIVE, "benchmarks.naive_server", "/openapi.json"),
             (LITSERVE, "benchmarks.litserve_server", "/health"),
