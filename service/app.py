@@ -26,7 +26,7 @@ from service.clients import unless_left
 from service.counting import CountRequests
 from service.cross_origin import CrossOrigin
 from service.engine import BrokenError, FieldError, MemoryShortError
-from service.export import read_export
+from service.export import NO_SR, read_export
 from service.formats.choice import VARY, respond, wanted
 from service.formats.sources import study_of
 from service.formats.study import Study
@@ -63,14 +63,12 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     for words in unknown_variables(os.environ):
         log.warning("%s", words)
     runtime = make_runtime(settings)
-    refiner = Refiner(settings, runtime.metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         runtime.start()
         yield
         await runtime.stop()
-        await refiner.close()
 
     app = FastAPI(
         title="Chest X-ray report drafting",
@@ -80,7 +78,7 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
         redoc_url=None,
     )  # no docs pages: FastAPI's fetch their scripts from a CDN
     app.state.runtime = runtime
-    app.state.refiner = refiner
+    app.state.refiner = Refiner(settings, runtime.metrics)
     app.state.keys = settings.keys()
     app.include_router(router)
     app.include_router(case_routes.router)
@@ -117,12 +115,13 @@ async def report(request: Request, response: Response) -> ReportResponse | Respo
     ready = runtime.ready()
     settings = runtime.settings
     with ExitStack() as held:
-        held.enter_context(ready.place())
+        place = held.enter_context(ExitStack())
+        place.enter_context(ready.place())
         upload = await read_upload(
             request, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s
         )
         uploaded = time.perf_counter()
-        work = partial(_report, request.app, ready, upload, began, uploaded)
+        work = partial(_report, request.app, ready, upload, began, uploaded, place.close)
         if upload.stream:
             formats.check_stream()
             return EventStream(request, work, held.pop_all())
@@ -134,9 +133,24 @@ async def report(request: Request, response: Response) -> ReportResponse | Respo
 
 
 async def _report(
-    app: FastAPI, ready: Ready, upload: Upload, began: float, uploaded: float, listener: Listener | None = None
+    app: FastAPI,
+    ready: Ready,
+    upload: Upload,
+    began: float,
+    uploaded: float,
+    leave: Callable[[], None],
+    listener: Listener | None = None,
 ) -> ReportResponse:
-    """The answer to an upload; ``began`` and ``uploaded`` are times of ``time.perf_counter``."""
+    """The answer to an upload.
+
+    Args:
+        app: whose runtime and language model serve it.
+        ready: what drafts.
+        upload: its images are let go once they are drafted.
+        began, uploaded: times of ``time.perf_counter``.
+        leave: frees the request's place.
+        listener: told early of what is final.
+    """
     runtime: Runtime = app.state.runtime
     refiner: Refiner = app.state.refiner
     within_s = runtime.settings.request_timeout_s
@@ -146,6 +160,8 @@ async def _report(
     timings = {"upload": (uploaded - began) * 1000, "total": (time.perf_counter() - began) * 1000}
     result = answer(draft, draft.model if isinstance(draft, RemoteDraft) else ready.model, timings)
     if upload.refine:
+        upload.images.clear()
+        leave()  # what waits for the language model keeps nobody from ours
         result = await refiner.refine(result, within_s - (time.perf_counter() - uploaded))
     runtime.metrics.drafted(result.timings_ms)
     log.info("draft %s: %d views, %d cases", result.report_id, views, len(result.reference_cases))
@@ -191,7 +207,7 @@ async def export(request: Request, response: Response) -> ReportResponse | Respo
     settings: Settings = request.app.state.runtime.settings
     body = await read_export(request, timeout_s=settings.upload_timeout_s)
     study = Study(body.views)
-    form = formats.choose(study)
+    form = formats.choose(study, no_sr=NO_SR)
     result = await run_in_threadpool(body.answer)
     response.headers.update(VARY)
     return await run_in_threadpool(respond, result, study, form) or result

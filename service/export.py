@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, LiteralString
+from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 
-from model.labeler import label_report
+from model.labeler import FINDINGS, label_report
+from service.multipart import refuse_compressed
 from service.problems import Problem
-from service.schemas import ReportResponse, WarningOut
+from service.schemas import EDITED, ReportResponse, WarningOut
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_FINDINGS = 20_000  # characters
+NO_SR = "it refers to the DICOM images, so only POST /report, which is sent them, writes one"
 _BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -32,8 +36,23 @@ class ExportRequest(BaseModel):
     ] = None
     views: Annotated[
         tuple[Literal["frontal", "lateral"], ...],
-        Field(min_length=1, max_length=2, description="Views that the answer was made from."),
+        Field(min_length=1, max_length=2, description="Views that the answer was made from, each once."),
     ] = ("frontal", "lateral")
+
+    @field_validator("report")
+    @classmethod
+    def _can_be_written(cls, report: ReportResponse) -> ReportResponse:
+        """Hold what formats have narrower types for than JSON."""
+        if (fault := _fault(report)) is not None:
+            raise PydanticCustomError(fault, "not of an answer")
+        return report
+
+    @field_validator("views")
+    @classmethod
+    def _each_once(cls, views: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(views)) < len(views):
+            raise PydanticCustomError("a_view_came_twice", "twice")
+        return views
 
     def answer(self) -> ReportResponse:
         """The answer to write.
@@ -52,7 +71,7 @@ class ExportRequest(BaseModel):
                 "findings": edited,
                 "sentences": [sentence for sentence in report.sentences if sentence.text in kept],
                 "labels": dict(label_report(edited)),
-                "warnings": [*report.warnings, WarningOut(code="edited", message=message)],
+                "warnings": [*report.warnings, WarningOut(code=EDITED, message=message)],
             }
         )
 
@@ -68,6 +87,7 @@ async def read_export(request: Request, *, timeout_s: float) -> ExportRequest:
         Problem: 4xx; what is wrong with it, without its values.
         ClientDisconnect: the client went away.
     """
+    refuse_compressed(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Problem("not_json", "The Content-Type is not application/json. Send the answer of POST /report as JSON.")
@@ -86,7 +106,7 @@ async def read_export(request: Request, *, timeout_s: float) -> ExportRequest:
             "upload_timeout", f"The body did not arrive within {timeout_s:g} s. Check the connection and try again."
         ) from error
     try:
-        return ExportRequest.model_validate_json(bytes(body))
+        return ExportRequest.model_validate_json(bytes(body), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = _known(first["loc"])
@@ -94,6 +114,27 @@ async def read_export(request: Request, *, timeout_s: float) -> ExportRequest:
         raise Problem(
             "invalid_request", f"{where or 'The body'} {what}. See ExportRequest in /openapi.json.", field=where or None
         ) from None
+
+
+def _fault(report: ReportResponse) -> LiteralString | None:
+    """What no answer of ours holds and this one does; None where there is nothing."""
+    if not _is_uuid(report.report_id):
+        return "report_id_is_no_uuid"
+    named = set(report.labels).union(
+        *(sentence.labels for sentence in report.sentences), *(case.labels for case in report.reference_cases)
+    )
+    if not named <= set(FINDINGS):
+        return "unknown_finding_in_labels"
+    words = [warning.code for warning in report.warnings]
+    words += [case.source_url for case in report.reference_cases if case.source_url is not None]
+    return "blank_in_a_code_or_address" if any(re.search(r"\s", word) for word in words) else None
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text.lower()
+    except ValueError:
+        return False
 
 
 def _known(location: tuple[int | str, ...]) -> str:

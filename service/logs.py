@@ -24,7 +24,9 @@ _READ_UPLOADS = {
     "highdicom",
     "python_multipart",
     "multipart",
-}  # libraries whose words may quote an upload
+    "httpx",
+    "httpcore",
+}  # libraries whose words may quote an upload, or what the language model's server answers
 _PROBES = {"/health", "/livez", "/metrics"}  # asked every few seconds
 log = logging.getLogger("service.access")
 

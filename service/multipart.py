@@ -128,6 +128,19 @@ class Form:
             raise Problem("malformed_value", f"The field {name} is not UTF-8. Send it as UTF-8.", field=name) from error
 
 
+def refuse_compressed(request: Request) -> None:
+    """Take a body only as it is.
+
+    Raises:
+        Problem: ``unsupported_encoding``, 415.
+    """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise Problem(
+            "unsupported_encoding", f"The Content-Encoding {_quoted(encoding)}. Send the body as it is, not compressed."
+        )
+
+
 async def read_form(request: Request, fields: Mapping[str, Field], *, timeout_s: float) -> Form:
     """Read the body of a request.
 
@@ -182,11 +195,7 @@ def _body_too_large(most: int) -> Problem:
 
 
 def _boundary(request: Request) -> bytes:
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise Problem(
-            "unsupported_encoding", f"The Content-Encoding {_quoted(encoding)}. Send the body as it is, not compressed."
-        )
+    refuse_compressed(request)
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data":
         was = _quoted(kind.decode("latin-1").lower()) if kind else "is missing"

@@ -17,6 +17,7 @@ DISCLAIMER = (
     "the text may miss findings or state findings that are not there."
 )
 
+EDITED = "edited"  # code of the warning that a reader changed the findings
 _WARNINGS = [
     *("missing_view", "no_retrieval", "texts_not_available", "empty_draft", "unsupported_sentence"),
     *CHECK_WARNINGS,
@@ -104,7 +105,7 @@ PROBLEM_EXAMPLE: dict[str, Any] = {
 
 
 class _Answer(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class AttentionOut(_Answer):

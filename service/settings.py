@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -47,7 +48,11 @@ def _checked_refine_key_file(path: Path) -> Path:
 
 
 def _checked_url(url: str) -> str:
-    if not _HTTP_URL.fullmatch(url):
+    try:
+        whole = bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+    except ValueError:  # a port that is none, brackets that do not close
+        whole = False
+    if not whole or not _HTTP_URL.fullmatch(url):
         raise ValueError(
             "write an address that begins with http:// or https://, without user, query or fragment, such as "
             "http://127.0.0.1:11434/v1; a key goes into REPORT_REFINE_KEY_FILE"

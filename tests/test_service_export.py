@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gzip
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +12,7 @@ import httpx
 import pytest
 
 from service.export import MAX_BODY_BYTES
+from service.formats.fhir import READER
 from service.schemas import REPORT_EXAMPLE, ReportResponse
 from tests.format_helpers import answers, facts, facts_of_fhir
 from tests.helpers import write_tiny_bundle
@@ -57,7 +60,23 @@ def test_edited_findings_are_the_readers(client: httpx.Client) -> None:
     resource = export(client, body, FHIR).json()
     assert facts_of_fhir(resource) == facts(ReportResponse.model_validate(edited))
     assert resource["status"] == "preliminary"
+    assert_valid_fhir(resource)
+    contained = {part["id"]: part for part in resource["contained"]}
+    assert contained["sentence-1"]["device"] == {"reference": "#model"}
+    assert "device" not in contained["label-pleural-effusion"]
+    assert [agent["who"] for agent in contained["provenance"]["agent"]] == [
+        {"reference": "#model"},
+        {"display": READER},
+    ]
     assert EDITED in export(client, body, "text/plain").text
+
+
+def assert_valid_fhir(resource: dict[str, Any]) -> None:
+    """By the libraries for R4 and R4B, where they are installed."""
+    r4 = pytest.importorskip("fhirclient.models.diagnosticreport", reason="needs pip install fhirclient")
+    r4b = pytest.importorskip("fhir.resources.R4B.diagnosticreport", reason="needs pip install fhir.resources")
+    assert r4.DiagnosticReport(copy.deepcopy(resource)).as_json() == resource
+    r4b.DiagnosticReport.model_validate(resource)
 
 
 def test_findings_that_nobody_changed_are_the_models(client: httpx.Client) -> None:
@@ -85,6 +104,16 @@ def test_the_number_of_views_decides_the_code(client: httpx.Client) -> None:
         ({"report": REPORT_EXAMPLE, "findings": CANARY * 2_000}, "invalid_request", "findings"),
         ({"report": REPORT_EXAMPLE, "views": ["oblique"]}, "invalid_request", "views"),
         ({"report": REPORT_EXAMPLE, "views": []}, "invalid_request", "views"),
+        ({"report": REPORT_EXAMPLE, "views": ["frontal", "frontal"]}, "invalid_request", "views"),
+        ({"report": {**REPORT_EXAMPLE, "report_id": CANARY}}, "invalid_request", "report"),
+        ({"report": {**REPORT_EXAMPLE, "labels": {CANARY: "present"}}}, "invalid_request", "report"),
+        (
+            {"report": {**REPORT_EXAMPLE, "warnings": [{"code": f"a {CANARY}", "message": ""}]}},
+            "invalid_request",
+            "report",
+        ),
+        ({"report": {**REPORT_EXAMPLE, "timings_ms": {"total": float("nan")}}}, "invalid_request", "report"),
+        ({"report": {**REPORT_EXAMPLE, "timings_ms": {"total": "1.0"}}}, "invalid_request", "report"),
         (b" " * (MAX_BODY_BYTES + 1), "upload_too_large", None),
     ],
 )
@@ -101,3 +130,7 @@ def test_what_is_no_json_and_what_cannot_be_written(client: httpx.Client) -> Non
     assert client.post("/export", data={"report": "x"}).json()["code"] == "not_json"
     refused = export(client, {"report": REPORT_EXAMPLE}, "application/dicom")
     assert (refused.status_code, refused.json()["code"]) == (406, "not_acceptable")
+    assert "only POST /report" in refused.json()["detail"]
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    body = gzip.compress(json.dumps({"report": REPORT_EXAMPLE}).encode())
+    assert client.post("/export", content=body, headers=headers).json()["code"] == "unsupported_encoding"

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+import io
 import json
+import logging
+import shutil
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -16,9 +23,13 @@ import httpx
 import pytest
 
 from model.labeler import label_report
-from service import refine
-from service.refine import MAX_ANSWER_BYTES, MAX_CHARACTERS
+from service import logs, refine
+from service.chat import MAX_ANSWER_BYTES, MAX_CHARACTERS, Chat, ChatError
+from service.metrics import Metrics
+from service.refine import Refiner
+from service.schemas import ReportResponse
 from service.settings import Settings
+from tests.format_helpers import example
 from tests.helpers import write_tiny_bundle
 from tests.service_helpers import png, ready_client
 
@@ -35,8 +46,9 @@ class Completions:
     url: str = ""
 
 
-def completion(text: object) -> bytes:
-    return json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}).encode()
+def completion(text: object, reason: str = "stop") -> bytes:
+    message = {"role": "assistant", "content": text}
+    return json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": reason}]}).encode()
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +75,11 @@ def model() -> Iterator[Completions]:
     server.server_close()
 
 
-def says(data: bytes, status: int = 200, **headers: str) -> Any:
+def says(data: bytes, status: int = 200, words: str | None = None, **headers: str) -> Any:
     def answer(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
+        handler.send_response(status, words)
         for name, value in headers.items():
-            handler.send_header(name, value)
+            handler.send_header(name.replace("_", "-"), value)
         handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
         handler.wfile.write(data)
@@ -157,23 +169,29 @@ def test_it_is_told_the_draft_and_its_cases_and_nothing_else(client: httpx.Clien
     [
         pytest.param(sleeps, id="slow"),
         pytest.param(says(b"overloaded", 503), id="error"),
-        pytest.param(says(b"", 302, Location="http://127.0.0.1:9/elsewhere"), id="redirect"),
+        pytest.param(says(b"", 307, Location="/elsewhere"), id="redirect"),
         pytest.param(says(b"<html>"), id="not JSON"),
         pytest.param(says(b"[" * 100_000), id="nested"),
         pytest.param(says(b'{"choices": []}'), id="no choice"),
         pytest.param(says(completion(None)), id="no text"),
         pytest.param(says(completion("   ")), id="blank"),
         pytest.param(says(completion("a" * (MAX_CHARACTERS + 1))), id="long"),
+        pytest.param(says(completion("The heart is", "length")), id="cut short"),
+        pytest.param(says(completion("<think>There may be a pneumothorax")), id="a thought alone"),
+        pytest.param(says(gzip.compress(completion("Clear lungs.")), Content_Encoding="gzip"), id="compressed"),
         pytest.param(says(b" " * (MAX_ANSWER_BYTES + 1)), id="huge"),
         pytest.param(lambda handler: handler.connection.close(), id="hangs up"),
     ],
 )
 def test_its_faults_cost_a_warning(client: httpx.Client, model: Completions, answer: Any) -> None:
     model.answer = answer
+    model.seen.clear()
     began = time.monotonic()
     body = ask(client, refine="true")
     assert time.monotonic() - began < 1.4, "bounded by REPORT_REFINE_TIMEOUT_S"
+    assert [path for path, _, _ in model.seen] == ["/v1/chat/completions"]
     assert body["refined"] is None
+    assert body["timings_ms"]["total"] >= body["timings_ms"]["refine"] > 0
     assert body["findings"]
     assert "refine_failed" in codes(body)
 
@@ -187,7 +205,28 @@ def test_a_finding_that_it_adds_is_named(client: httpx.Client, model: Completion
     assert "Pneumothorax" in warning["message"]
 
 
-def test_after_failures_in_a_row_it_is_given_a_rest(bundle: Path, model: Completions, tmp_path: Path) -> None:
+def test_what_no_format_could_hold_is_left_out(client: httpx.Client, model: Completions) -> None:
+    model.answer = says(completion("Clear \ud800lungs.\x00\n\n No\tedema."))
+    for accept in ("application/json", "application/fhir+json", "text/plain"):
+        files = {"frontal": ("f", png())}
+        answer = client.post("/report", files=files, data={"refine": "true"}, headers={"Accept": accept})
+        assert answer.status_code == 200
+        assert "Clear lungs. No edema." in answer.text
+
+
+def test_nothing_is_remembered_from_one_call_to_the_next(client: httpx.Client, model: Completions) -> None:
+    model.answer = says(completion("Clear lungs."), Set_Cookie="session=1")
+    model.seen.clear()
+    ask(client, refine="true")
+    ask(client, refine="true")
+    assert len(model.seen) == 2
+    assert not any("cookie" in headers for _, headers, _ in model.seen)
+
+
+def test_after_failures_in_a_row_it_is_given_a_rest(
+    bundle: Path, model: Completions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refine, "REST_S", 1.0)
     with service(bundle, model, tmp_path / "key") as client:
         model.answer = says(b"", 500)
         for _ in range(refine.FAILURES + 2):
@@ -196,6 +235,131 @@ def test_after_failures_in_a_row_it_is_given_a_rest(bundle: Path, model: Complet
         metrics = client.get("/metrics").text
         assert f'report_refined_total{{result="failed"}} {refine.FAILURES}.0' in metrics
         assert 'report_refined_total{result="skipped"} 2.0' in metrics
+        time.sleep(refine.REST_S)
+        for _ in range(2):  # one more failure is enough then
+            ask(client, refine="true")
+        assert len(model.seen) == refine.FAILURES + 1
+
+
+def test_whoever_waits_for_it_keeps_nobody_from_a_draft(bundle: Path, model: Completions, tmp_path: Path) -> None:
+    go = threading.Event()
+
+    def waits(handler: BaseHTTPRequestHandler) -> None:
+        go.wait(10)
+        says(completion("Clear lungs."))(handler)
+
+    model.answer = waits
+    with service(bundle, model, tmp_path / "key", queue_size=1) as client:
+        late: list[dict[str, Any]] = []
+        waiting = threading.Thread(target=lambda: late.append(ask(client, refine="true")))
+        waiting.start()
+        while not model.seen:
+            time.sleep(0.01)
+        assert client.get("/health").json()["queue"]["depth"] == 0
+        ask(client)
+        with pytest.raises(httpx.ReadTimeout):  # a client that leaves meanwhile is let go at once
+            client.post("/report", files={"frontal": ("f", png())}, data={"refine": "true"}, timeout=0.5)
+        deadline = time.monotonic() + 5
+        while "report_abandoned_total 1.0" not in client.get("/metrics").text:
+            assert time.monotonic() < deadline
+        go.set()
+        waiting.join()
+    assert late[0]["refined"]["text"] == "Clear lungs."
+
+
+# --- without a service ----------------------------------------------------------------------------------------------
+
+
+def refiner(model: Completions, metrics: Metrics | None = None, **changes: Any) -> Refiner:
+    return Refiner(Settings(refine_url=model.url, refine_model="local-llm", **changes), metrics or Metrics())
+
+
+def test_those_whose_turn_does_not_come_are_no_failures(model: Completions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refine, "AT_ONCE", 1)
+    monkeypatch.setattr(refine, "WAITING", 1)
+    model.answer = sleeps
+    metrics = Metrics()
+    hook = refiner(model, metrics, refine_timeout_s=0.3)
+
+    async def three() -> list[ReportResponse]:
+        return await asyncio.gather(*(hook.refine(example(), 60) for _ in range(3)))
+
+    model.seen.clear()
+    answers = asyncio.run(three())
+    assert all("refine_failed" in {warning.code for warning in answer.warnings} for answer in answers)
+    assert len(model.seen) == 1
+    for result, count in {"failed": 1, "skipped": 2}.items():
+        assert metrics.registry.get_sample_value("report_refined_total", {"result": result}) == count
+
+
+@pytest.mark.parametrize("within_s", [0.1, 0.0, -1.0])
+def test_the_requests_own_time_bounds_it(model: Completions, within_s: float) -> None:
+    model.answer = sleeps
+    began = time.monotonic()
+    answer = asyncio.run(refiner(model).refine(example(), within_s))
+    assert time.monotonic() - began < 1
+    assert answer.refined is None
+    assert answer.findings == example().findings
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_no_log_line_holds_what_is_sent_or_answered(
+    model: Completions, caplog: pytest.LogCaptureFixture, tmp_path: Path, status: int
+) -> None:
+    (tmp_path / "key").write_text(KEY)
+    model.answer = says(completion(CANARY), status, words=CANARY, X_Note=CANARY, Set_Cookie=f"a={CANARY}")
+    streams = [io.StringIO(), io.StringIO()]
+    root, handlers = logging.getLogger(), [logging.StreamHandler(stream) for stream in streams]
+    for handler, form in zip(handlers, (logs.TextLines(), logs.JsonLines()), strict=True):
+        handler.setFormatter(form)
+        root.addHandler(handler)
+    for name in (None, "service", "httpx", "httpcore", "asyncio"):
+        caplog.set_level(logging.DEBUG, name)
+    try:
+        answer = asyncio.run(refiner(model, refine_key_file=tmp_path / "key").refine(example(), 5))
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+    assert (answer.refined is not None) == (status == 200)
+    for stream in streams:
+        told = stream.getvalue()
+        assert "httpcore" in told, "it did speak"
+        assert not [secret for secret in (CANARY, KEY, example().sentences[0].text) if secret in told]
+        assert ("status 500" in told) == (status == 500)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, to make a certificate")
+def test_certificates_are_checked_against_the_systems_authorities(
+    model: Completions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    make += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*make, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            says(completion("Clear lungs."))(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    url = f"https://127.0.0.1:{server.server_address[1]}/v1"
+    try:
+        with pytest.raises(ChatError, match="ConnectError"):
+            asyncio.run(Chat(url, "m").ask("", ""))
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert asyncio.run(Chat(url, "m").ask("", "")) == "Clear lungs."
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_without_a_language_model_the_answer_says_so(bundle: Path) -> None:
@@ -210,6 +374,8 @@ def test_without_a_language_model_the_answer_says_so(bundle: Path) -> None:
     [
         ({"refine_url": "ftp://host/v1", "refine_model": "m"}, "http://"),
         ({"refine_url": "http://user:pass@host/v1", "refine_model": "m"}, "REPORT_REFINE_KEY_FILE"),
+        ({"refine_url": "http://host:99999/v1", "refine_model": "m"}, "http://"),
+        ({"refine_url": "http://[::1/v1", "refine_model": "m"}, "http://"),
         ({"refine_url": "http://host/v1"}, "REPORT_REFINE_MODEL"),
         ({"refine_model": "m"}, "REPORT_REFINE_URL"),
         ({"refine_url": "http://host/v1", "refine_model": "m", "refine_key_file": "/nowhere"}, "cannot be read"),

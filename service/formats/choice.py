@@ -53,14 +53,14 @@ class Wanted:
                 "Accept text/event-stream, application/json or */*, or leave stream out."
             )
 
-    def choose(self, study: Study) -> Offer:
-        """The best of them that can be written of `study`.
+    def choose(self, study: Study, *, no_sr: str | None = None) -> Offer:
+        """The best of them that can be written of `study`; no structured report where `no_sr` says why not.
 
         Raises:
             Problem: ``not_acceptable``, 406; only a structured report would do, and why it cannot be written; or only
                 a stream.
         """
-        reason = sr.why_not(study.sources) if SR in self.offers else None
+        reason = (no_sr or sr.why_not(study.sources)) if SR in self.offers else None
         for offer in self.offers:
             if offer is not EVENTS and (offer is not SR or reason is None):
                 return offer

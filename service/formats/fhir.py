@@ -18,7 +18,7 @@ from model.labeler import Label
 from service.formats.codes import FINDING_CODES, LABEL_CODES, LOINC, SNOMED, study_code
 from service.formats.study import Study
 from service.formats.text import plain_text
-from service.schemas import ImageCheckOut, ModelInfo, ReferenceCaseOut, ReportResponse, SentenceOut
+from service.schemas import EDITED, ImageCheckOut, ModelInfo, ReferenceCaseOut, ReportResponse, SentenceOut
 
 NAMESPACE = "urn:cxr-report:fhir:"  # of our own extensions and codes
 DICOM = "http://dicom.nema.org/resources/ontology/DCM"
@@ -27,6 +27,8 @@ CONFIDENCE = "Confidence in the sentence, 0 to 1; not the chance of a finding"
 SUPPORTED = "Whether a reference case or the images bear out what the sentence calls present"
 _ASSERTED_BY_AI = ("AIAST", "Artificial Intelligence asserted")  # HL7's "AI Transparency on FHIR" guide
 _MODEL_ID = "model"
+READ_FROM_DRAFT, READ_FROM_EDIT = "Read from the draft's text by rules", "Read from the reader's text by rules"
+READER = "The reader who edited the draft; the service does not know the name"
 _NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 Resource = dict[str, Any]
@@ -43,7 +45,8 @@ def diagnostic_report(report: ReportResponse, study: Study, now: datetime | None
     issued = (now or datetime.now(UTC)).isoformat(timespec="milliseconds")
     text = plain_text(report)
     sentences = [_sentence(number, sentence) for number, sentence in enumerate(report.sentences, 1)]
-    labels = [_label(name, label) for name, label in report.labels.items() if label is not None]
+    edited = any(warning.code == EDITED for warning in report.warnings)
+    labels = [_label(name, label, edited) for name, label in report.labels.items() if label is not None]
     observations = [*sentences, *labels]
     code = study_code(len(study.views))
     resource: Resource = _cleaned(
@@ -52,7 +55,7 @@ def diagnostic_report(report: ReportResponse, study: Study, now: datetime | None
             "meta": {"security": [_coding(TERMINOLOGY + "v3-ObservationValue", *_ASSERTED_BY_AI)]},
             "language": "en",
             "text": {"status": "generated", "div": _narrative(text)},
-            "contained": [_device(report.model), _provenance(issued), *observations],
+            "contained": [_device(report.model), _provenance(issued, edited), *observations],
             "extension": list(_extensions(report)),
             "identifier": [{"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{report.report_id}"}],
             "status": "preliminary",
@@ -92,14 +95,17 @@ def _sentence(number: int, sentence: SentenceOut) -> Resource:
     }
 
 
-def _label(name: str, label: Label) -> Resource:
+def _label(name: str, label: Label, edited: bool) -> Resource:
     coded = FINDING_CODES.get(name)
-    return {
+    resource = {
         **_observation("label-" + name.lower().replace(" ", "-")),
         "code": {"coding": [_coding(SNOMED, *coded)] if coded else [], "text": name},
         "valueCodeableConcept": {"coding": [_coding(SNOMED, *LABEL_CODES[label])], "text": label},
-        "method": {"text": "Read from the draft's text by rules"},
+        "method": {"text": READ_FROM_EDIT if edited else READ_FROM_DRAFT},
     }
+    if edited:
+        del resource["device"]  # a reader's words are not the model's
+    return resource
 
 
 def _observation(identifier: str) -> Resource:
@@ -125,15 +131,16 @@ def _device(model: ModelInfo) -> Resource:
     }
 
 
-def _provenance(recorded: str) -> Resource:
+def _provenance(recorded: str, edited: bool) -> Resource:
     """Who wrote the report; ``performer`` and ``resultsInterpreter`` cannot name a device."""
-    author = _coding(TERMINOLOGY + "provenance-participant-type", "author", "Author")
+    author = {"coding": [_coding(TERMINOLOGY + "provenance-participant-type", "author", "Author")]}
+    authors = [{"reference": f"#{_MODEL_ID}"}, *([{"display": READER}] if edited else [])]
     return {
         "resourceType": "Provenance",
         "id": "provenance",
         "target": [{"reference": "#"}],
         "recorded": recorded,
-        "agent": [{"type": {"coding": [author]}, "who": {"reference": f"#{_MODEL_ID}"}}],
+        "agent": [{"type": author, "who": who} for who in authors],
     }
 
 
