@@ -31,7 +31,7 @@ from service.schemas import ReportResponse
 from service.settings import Settings
 from tests.format_helpers import example
 from tests.helpers import write_tiny_bundle
-from tests.service_helpers import png, ready_client
+from tests.service_helpers import png, ready_client, until
 
 KEY = "local-key"
 CANARY = "Wilhelmine-Canary"
@@ -214,6 +214,15 @@ def test_what_no_format_could_hold_is_left_out(client: httpx.Client, model: Comp
         assert "Clear lungs. No edema." in answer.text
 
 
+def test_a_stream_ends_with_the_rewritten_draft(client: httpx.Client, model: Completions) -> None:
+    model.answer = says(completion("Clear lungs."))
+    files = {"frontal": ("f", png())}
+    events = client.post("/report", files=files, data={"refine": "true", "stream": "true"}).text.strip().split("\n\n")
+    name, data = events[-1].splitlines()
+    assert name == "event: report"
+    assert json.loads(data.removeprefix("data: "))["refined"]["text"] == "Clear lungs."
+
+
 def test_nothing_is_remembered_from_one_call_to_the_next(client: httpx.Client, model: Completions) -> None:
     model.answer = says(completion("Clear lungs."), Set_Cookie="session=1")
     model.seen.clear()
@@ -253,15 +262,13 @@ def test_whoever_waits_for_it_keeps_nobody_from_a_draft(bundle: Path, model: Com
         late: list[dict[str, Any]] = []
         waiting = threading.Thread(target=lambda: late.append(ask(client, refine="true")))
         waiting.start()
-        while not model.seen:
-            time.sleep(0.01)
+        until(lambda: model.seen)
         assert client.get("/health").json()["queue"]["depth"] == 0
         ask(client)
         with pytest.raises(httpx.ReadTimeout):  # a client that leaves meanwhile is let go at once
             client.post("/report", files={"frontal": ("f", png())}, data={"refine": "true"}, timeout=0.5)
-        deadline = time.monotonic() + 5
-        while "report_abandoned_total 1.0" not in client.get("/metrics").text:
-            assert time.monotonic() < deadline
+        until(lambda: "report_abandoned_total 1.0" in client.get("/metrics").text)
+        assert not late
         go.set()
         waiting.join()
     assert late[0]["refined"]["text"] == "Clear lungs."
