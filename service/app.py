@@ -1,4 +1,4 @@
-"""The HTTP interface: ``POST /report``, ``/cases``, ``GET /health``, the page at ``/``, all described in OpenAPI."""
+"""The HTTP interface: reports and what belongs to them, reference cases, health, the page; all described in OpenAPI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from model.drafter import Draft, DraftOptions, Listener
-from service import case_routes, logs, problems
+from service import case_routes, logs, preview, problems
 from service.answers import answer
 from service.auth import guarded, guarded_always
 from service.backend import Backend, RemoteDraft
@@ -82,6 +82,7 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     app.state.keys = settings.keys()
     app.include_router(router)
     app.include_router(case_routes.router)
+    app.include_router(preview.router)
     app.mount("/static", _Static(directory=STATIC), name="static")
     problems.install(app)
     describe(app)

@@ -215,6 +215,14 @@ _FORMATS: dict[str, Any] = {
     },
 }
 
+UNREAD = problem_responses(
+    415,
+    "The body or a file is of a kind that is not read.",
+    "not_multipart",
+    "unsupported_format",
+    "unsupported_transfer_syntax",
+)
+
 # Arguments of the route decorators.
 REPORT: dict[str, Any] = {
     "openapi_extra": {"requestBody": _BODY},
@@ -230,13 +238,7 @@ REPORT: dict[str, Any] = {
         **problem_responses(400, "The multipart body cannot be parsed.", "malformed_multipart"),
         **problem_responses(408, "The body arrived too slowly.", "upload_timeout"),
         **problem_responses(413, "The body or a file is too large.", "upload_too_large"),
-        **problem_responses(
-            415,
-            "The body or a file is of a kind that is not read.",
-            "not_multipart",
-            "unsupported_format",
-            "unsupported_transfer_syntax",
-        ),
+        **UNREAD,
         **problem_responses(
             422,
             "A field is wrong; it is named.",
@@ -289,6 +291,46 @@ EXPORT: dict[str, Any] = {
         **problem_responses(415, "The body is not JSON.", "not_json"),
         **problem_responses(422, "The body is not as described.", "invalid_request"),
         **problem_responses(500, "The service failed on this request.", "internal"),
+    },
+}
+PREVIEW: dict[str, Any] = {
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "title": "PreviewRequest",
+                        "type": "object",
+                        "properties": {"image": file_field("A radiograph: DICOM, PNG or JPEG.")},
+                        "required": ["image"],
+                        "additionalProperties": False,
+                    },
+                    "encoding": {"image": {"contentType": IMAGE_TYPES}},
+                    "examples": {
+                        "DICOM": {
+                            "summary": "curl -F image=@frontal.dcm …/preview",
+                            "value": {"image": "(bytes of frontal.dcm)"},
+                        }
+                    },
+                }
+            },
+        }
+    },
+    "responses": {
+        200: {
+            "description": "The picture.",
+            "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **problem_responses(400, "The multipart body cannot be parsed.", "malformed_multipart"),
+        **problem_responses(408, "The body arrived too slowly.", "upload_timeout"),
+        **problem_responses(413, "The body or the file is too large.", "upload_too_large"),
+        **UNREAD,
+        **problem_responses(
+            422, "The image is missing or wrong.", "unknown_field", "missing_image", "too_small", "not_a_radiograph"
+        ),
+        **problem_responses(500, "The service failed on this request.", "internal"),
+        **problem_responses(503, "Not ready, or busy (with Retry-After).", "loading", "busy"),
     },
 }
 HEALTH: dict[str, Any] = {"responses": problem_responses(503, "Not ready; detail says why.", "loading")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from service.case_uploads import CASE_ID, MAX_FINDINGS_BYTES, MAX_URL_BYTES
-from service.openapi import IMAGE_TYPES, file_field, problem_responses
+from service.openapi import IMAGE_TYPES, UNREAD, file_field, problem_responses
 from service.uploads import IMAGE_FIELDS
 
 
@@ -86,13 +86,7 @@ ADD_CASE: dict[str, Any] = {
         **problem_responses(408, "The body arrived too slowly.", "upload_timeout"),
         **problem_responses(409, "There is such a case, or there is no index.", "case_exists", "no_retrieval"),
         **problem_responses(413, "The body or a file is too large.", "upload_too_large"),
-        **problem_responses(
-            415,
-            "The body or a file is of a kind that is not read.",
-            "not_multipart",
-            "unsupported_format",
-            "unsupported_transfer_syntax",
-        ),
+        **UNREAD,
         **problem_responses(
             422,
             "A field is wrong; it is named.",

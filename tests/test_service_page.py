@@ -177,7 +177,7 @@ def dictionary(name: str) -> dict[str, str]:
     return dict(found)
 
 
-SERVERS = ("finding.", "warning.", "problem.")  # what the service says in English
+SERVERS = ("finding.", "warning.", "problem.", "remedy.")  # what the service says in English
 
 
 def test_both_languages_say_everything() -> None:
@@ -200,6 +200,13 @@ def test_chinese_words_stand_for_all_that_the_service_says() -> None:
     needed = {f"finding.{name}" for name in FINDINGS}
     needed |= {f"problem.{code}" for code in CODES} | {f"warning.{code}" for code in warnings}
     assert needed <= set(chinese), needed - set(chinese)
+    remedies = {key.removeprefix("remedy.") for key in chinese if key.startswith("remedy.")}
+    assert remedies <= set(CODES), remedies - set(CODES)
+
+
+def test_chinese_is_set_with_chinese_punctuation() -> None:
+    for key, words in dictionary("words.zh.js").items():
+        assert not re.search(r"[\u4e00-\u9fff}][,:;()?!]|[,:;()?!][\u4e00-\u9fff{]", words), key
 
 
 def test_every_word_that_is_asked_for_is_there() -> None:
@@ -269,8 +276,8 @@ def test_all_text_has_contrast(theme: str) -> None:
 
 def test_the_static_files_ship_with_the_package() -> None:
     assert {path.name for path in FILES} == {
-        "index.html", "page.css", "page.js", "api.js", "compare.js", "draw.js", "edit.js", "i18n.js", "key.js",
-        "overlay.js", "preferences.js", "save.js", "sentences.js", "stream.js", "theme.js", "views.js", "words.en.js",
-        "words.zh.js", "icon.svg",
+        "index.html", "page.css", "page.js", "api.js", "compare.js", "display.js", "draw.js", "edit.js", "film.js",
+        "i18n.js", "key.js", "overlay.js", "preferences.js", "save.js", "sentences.js", "stream.js", "theme.js",
+        "views.js", "words.en.js", "words.zh.js", "icon.svg",
     }  # fmt: skip
     assert Path(STATIC).parent.name == "service"

@@ -36,12 +36,17 @@ export async function picture(address) {
  * @param {object} body of POST /export
  * @param {string} type media type
  */
-export async function exported(body, type) {
-  const response = await fetch("export", {
-    method: "POST",
-    headers: { "Content-Type": "application/json", Accept: type, ...keyHeader() },
-    body: JSON.stringify(body),
-  }).catch(() => {
+export const exported = (body, type) => posted("export", JSON.stringify(body), { "Content-Type": "application/json", Accept: type });
+
+/** A picture of a radiograph that this browser does not draw, as the service reads it. */
+export function drawn(file) {
+  const form = new FormData();
+  form.append("image", file, "image"); // not the file's own name
+  return posted("preview", form);
+}
+
+async function posted(address, body, headers = {}) {
+  const response = await fetch(address, { method: "POST", headers: { ...headers, ...keyHeader() }, body }).catch(() => {
     throw unreachable();
   });
   if (!response.ok) throw failed(response.status, await response.json().catch(() => null));

@@ -9,7 +9,7 @@ const SOME = 0.005; // of the attention, below which nothing is said of a case
 const MUCH = 0.05;
 const ORDER = ["present", "uncertain", "absent"];
 const REDACTED = "[redacted]";
-const percent = (share) => `${Math.round(100 * share)} %`;
+export const percent = (share) => `${Math.round(100 * share)}%`;
 
 /** An element with properties and children; strings become text. */
 export function element(tag, properties = {}, ...children) {
@@ -46,16 +46,18 @@ function chip(name, label, extra = "") {
 
 /**
  * A sentence of the draft, for the list that one walks through.
- * @param {{text: string, confidence: number|null, supported: boolean|null}} sentence confidence null: the reader's
+ * @param {{text: string, confidence: number|null, supported: boolean|null, attention: object|null}} sentence confidence null:
+ *   the reader's
  * @param {boolean} calibrated whether the confidence is the chance that the sentence is right
  */
-export function sentenceItem({ text, confidence, supported }, calibrated) {
+export function sentenceItem({ text, confidence, supported, attention }, calibrated) {
   const marks = [];
-  if (supported === false) marks.push(element("span", { className: "mark doubt", title: t("unsupported.long") }, t("unsupported")));
-  if (confidence === null) marks.push(element("span", { className: "mark" }, t("mark.edited")));
+  if (supported === false) marks.push(element("span", { className: "note doubt", title: t("unsupported.long") }, t("unsupported")));
+  if (confidence === null) marks.push(element("span", { className: "note" }, t("mark.edited")));
   else {
     const low = confidence < (calibrated ? LOW.calibrated : LOW.words);
-    marks.push(measure(confidence, percent(confidence), t(low ? "confidence.low" : "confidence"), low));
+    if (low) marks.push(element("span", { className: "note doubt" }, t("confidence.low")));
+    marks.push(measure(confidence, percent(confidence), t("confidence"), low));
   }
   const button = element(
     "button",
@@ -64,6 +66,7 @@ export function sentenceItem({ text, confidence, supported }, calibrated) {
     element("span", { className: "marks" }, ...marks),
   );
   button.setAttribute("aria-pressed", "false");
+  if (attention) button.setAttribute("aria-describedby", "overlay-note"); // what the overlay shows, in words
   return element("li", {}, button);
 }
 
@@ -85,7 +88,7 @@ export function drawWarnings(list, warnings) {
 /** What the checks say of the images, which were sent as the views `sent`. */
 export function drawChecks(list, checks, sent) {
   const lines = checks.map(({ frontal, unusual }, place) => {
-    const seen = t(frontal >= 0.5 ? "frontal" : "lateral");
+    const seen = t(frontal >= 0.5 ? "seen.frontal" : "seen.lateral");
     const share = percent(Math.max(frontal, 1 - frontal));
     return t("check.view", { view: t(sent[place]), seen, share }) + t("comma") + t("check.unusual", { share: percent(unusual) });
   });

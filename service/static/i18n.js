@@ -27,9 +27,10 @@ export const finding = (name) => LANGUAGES[language][`finding.${name}`] ?? name;
 /** What the service warns of. Its own words are English; another language has words for each code. */
 export const warningWords = ({ code, message }) => ownWords("warning", code) ?? message;
 
-/** Title and detail of a problem. The detail names values, so it follows untranslated. */
+/** Title and detail of a problem. The service's detail names values, so it follows untranslated. */
 export function problemWords({ code, title, detail }) {
-  return { title: ownWords("problem", code) ?? title, detail };
+  const remedy = ownWords("remedy", code);
+  return { title: ownWords("problem", code) ?? title, detail: remedy ? `${remedy} (${detail})` : detail };
 }
 
 function ownWords(kind, code) {

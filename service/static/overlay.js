@@ -1,7 +1,9 @@
 // Where the decoder looked, laid over an image: the grid stretched over the whole of it, as the model saw it.
 
-const STRONGEST = 0.7; // opacity where the weight is largest
+const STRONGEST = 0.75; // opacity where the weight is largest
+const STEEP = 1.6; // above 1: what is weak stays clear, so that the image is seen
 const COLOUR = [255, 176, 59]; // warm on grey, told from the image without hue as well
+const THIRDS = [["upper", "middle", "lower"], ["left", "centre", "right"]];
 
 /** Place `canvas` over the part of `box` that an image of `width` x `height` fills when it is fitted into it. */
 export function fit(canvas, box, width, height) {
@@ -27,7 +29,7 @@ export function drawHeat(canvas, grid, { least, most }) {
   small.height = rows;
   const pixels = new ImageData(columns, rows);
   grid.flat().forEach((weight, place) => {
-    const opacity = (STRONGEST * (weight - least)) / (most - least);
+    const opacity = STRONGEST * ((weight - least) / (most - least)) ** STEEP;
     pixels.data.set([...COLOUR, Math.round(255 * opacity)], 4 * place);
   });
   small.getContext("2d").putImageData(pixels, 0, 0);
@@ -37,4 +39,20 @@ export function drawHeat(canvas, grid, { least, most }) {
   context.imageSmoothingEnabled = true;
   context.imageSmoothingQuality = "high";
   context.drawImage(small, 0, 0, canvas.width, canvas.height);
+}
+
+/**
+ * The same for those who do not see it.
+ * @param {Object<string, number[][]>} patches
+ * @returns {{view: string, share: number, place: string}[]} share of all attention, and the ninth of the image that
+ *   holds the strongest patch, such as "upper.left"
+ */
+export function whereabouts(patches) {
+  return Object.entries(patches).map(([view, grid]) => {
+    const weights = grid.flat();
+    const strongest = weights.indexOf(Math.max(...weights));
+    const at = [Math.floor(strongest / grid[0].length) / grid.length, (strongest % grid[0].length) / grid[0].length];
+    const place = at.map((share, axis) => THIRDS[axis][Math.floor(3 * (share + 0.5 / grid.length))]).join(".");
+    return { view, share: weights.reduce((sum, weight) => sum + weight, 0), place };
+  });
 }

@@ -2,10 +2,12 @@
 
 import { health, requestDraft } from "./api.js";
 import { sentencesOf } from "./compare.js";
-import { drawCases, drawCaseWeights, drawChecks, drawLabels, drawMade, drawWarnings } from "./draw.js";
+import { bindDisplay } from "./display.js";
+import { drawCases, drawCaseWeights, drawChecks, drawLabels, drawMade, drawWarnings, percent } from "./draw.js";
 import { Editor } from "./edit.js";
 import { bindLanguage, count, onLanguage, problemWords, t } from "./i18n.js";
 import { KeyForm } from "./key.js";
+import { whereabouts } from "./overlay.js";
 import { save, toClipboard } from "./save.js";
 import { Sentences } from "./sentences.js";
 import { bindTheme } from "./theme.js";
@@ -84,6 +86,7 @@ async function draft() {
     const answer = await requestDraft(views.files, options, { onUpload: showProgress, onEvent: arrive, signal: running.signal });
     sent = names;
     show(answer);
+    views.drawAgain();
     status.textContent = t("done", { sentences: count("sentences", answer.sentences.length), cases: count("cases", answer.reference_cases.length) });
     bringForward(result);
   } catch (problem) {
@@ -184,9 +187,19 @@ function look(sentence) {
   const stale = result.classList.contains("stale");
   views.showAttention(stale ? null : (attention?.patches ?? null));
   byId("overlay-note").classList.toggle("idle", !attention || stale);
+  byId("overlay-where").textContent = attention && !stale ? lookedAt(attention) : "";
   drawCaseWeights(byId("cases"), attention?.cases ?? null);
   const named = new Set(Object.keys(sentence?.labels ?? {}));
   for (const chip of byId("labels").querySelectorAll(".chip")) chip.classList.toggle("named", named.has(chip.dataset.finding));
+}
+
+/** In words: how much of the attention lay where. */
+function lookedAt({ patches, cases }) {
+  const parts = whereabouts(patches).map(({ view, share, place }) =>
+    t("overlay.view", { view: t(`seen.${view}`), share: percent(share), place: t(`place.${place}`) }),
+  );
+  if (cases.length) parts.push(t("overlay.cases", { share: percent(cases.reduce((sum, weight) => sum + weight, 0)) }));
+  return t("overlay.where", { parts: parts.join(t("list.long")) });
 }
 
 function setStale(stale) {
@@ -281,14 +294,27 @@ async function saveAs(kind) {
 }
 
 function onKey(event) {
-  const typing = event.target.closest?.("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey;
+  const typing = event.target.closest?.("input:not([type=file]), textarea, select") || event.ctrlKey || event.metaKey || event.altKey;
   if (event.key === "Escape" && sentences.unpin()) event.preventDefault();
   if (event.key === "Escape" && editor.open) editor.finish();
   if (typing || help.open) return;
   if (event.key === "?") help.showModal();
   else if (event.key === "e" && current?.findings && !running) editor.begin();
-  else return;
+  else if (event.key === "l") setLarge();
+  else if (event.key === "ArrowDown" && document.activeElement === result && current) sentences.focus();
+  else if (!views.zoomedBy(event.key)) return;
   event.preventDefault();
+}
+
+function setLarge() {
+  const large = document.body.classList.toggle("large");
+  byId("large").setAttribute("aria-pressed", large ? "true" : "false");
+}
+
+/** On paper stand the hour of printing and what is folded up on the screen. */
+function beforePaper() {
+  if (current) drawMade(byId("made"), current);
+  byId("made-details").open = true;
 }
 
 const quietMotion = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -307,7 +333,9 @@ byId("save-fhir").addEventListener("click", () => saveAs("fhir"));
 byId("print").addEventListener("click", () => window.print());
 byId("keys").addEventListener("click", () => help.showModal());
 document.addEventListener("keydown", onKey);
-window.addEventListener("beforeprint", () => (byId("made-details").open = true)); // what is closed is not printed
+byId("large").addEventListener("click", setLarge);
+window.addEventListener("beforeprint", beforePaper);
+bindDisplay(document, document.querySelector(".views"));
 bindTheme(byId("theme"));
 bindLanguage(byId("language"));
 onLanguage(() => {

@@ -34,6 +34,11 @@ export class Sentences {
     this.#tabTo(0);
   }
 
+  /** Go to the first sentence. */
+  focus() {
+    this.#buttons[0]?.focus();
+  }
+
   /** Let a pinned overlay go; whether there was one. */
   unpin() {
     const was = this.#pinned >= 0;

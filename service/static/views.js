@@ -1,6 +1,9 @@
 // The two drop zones: choose, drop, paste, preview, swap, remove. Holds the files; tells `onChange` of every change.
-// Over each image lies a canvas for what the model looked at.
+// Over each image lies a canvas for what the model looked at; both are one film, to enlarge and to move.
 
+import { drawn } from "./api.js";
+import { Film, zoomedBy } from "./film.js";
+import { problemWords, t } from "./i18n.js";
 import { drawHeat, fit } from "./overlay.js";
 
 const NAMES = ["frontal", "lateral"];
@@ -67,6 +70,16 @@ export class Views {
     }
   }
 
+  /** Let a key enlarge, reduce or reset both images; whether it does. */
+  zoomedBy(key) {
+    return zoomedBy(key, NAMES.filter((name) => this.files[name]).map((name) => this.parts[name].film));
+  }
+
+  /** Ask once more for pictures that were not to be had: the service was not ready, or wanted a key. */
+  drawAgain() {
+    for (const name of this.names) if (!this.parts[name].undrawn.hidden) this.#askForPicture(name);
+  }
+
   /** The preview is as wide and high as the file says; one that no browser draws is taken for a square. */
   #place(name) {
     const { heat, zone, image } = this.parts[name];
@@ -90,6 +103,7 @@ export class Views {
       input: find("input"),
       image: find("img"),
       heat: find("canvas"),
+      film: new Film(find(".zone"), find(".film")),
       undrawn: find(".undrawn"),
       remove: find(".remove"),
       error: find(".field-error"),
@@ -104,10 +118,7 @@ export class Views {
       parts.input.focus();
     });
     parts.image.addEventListener("load", () => brighten(parts.image));
-    parts.image.addEventListener("error", () => {
-      parts.image.hidden = true;
-      parts.undrawn.hidden = false;
-    });
+    parts.image.addEventListener("error", () => this.#askForPicture(name));
     for (const kind of ["dragenter", "dragover"]) {
       parts.zone.addEventListener(kind, (event) => {
         event.preventDefault();
@@ -151,18 +162,48 @@ export class Views {
     });
   }
 
-  #draw(name) {
-    const { zone, image, undrawn, remove, heat } = this.parts[name];
+  /** No browser draws DICOM: the service does, and says at once what it cannot read. */
+  async #askForPicture(name) {
+    const { image, undrawn } = this.parts[name];
     const file = this.files[name];
+    const say = (key) => {
+      undrawn.dataset.i18n = key;
+      undrawn.textContent = t(key);
+    };
+    image.hidden = true;
+    undrawn.hidden = false;
+    say("opening");
+    try {
+      const picture = await drawn(file);
+      if (this.files[name] !== file) return;
+      this.#setImage(name, picture);
+      undrawn.hidden = true;
+    } catch (problem) {
+      if (this.files[name] !== file) return;
+      undrawn.hidden = problem.field !== null; // then it was refused, and there is nothing to wait for
+      if (problem.field) this.showError(name, problemWords(problem).detail);
+      else say("undrawn");
+    }
+  }
+
+  #setImage(name, blob) {
+    const { image } = this.parts[name];
     if (image.src) URL.revokeObjectURL(image.src);
-    image.style.filter = "";
+    image.hidden = !blob;
+    if (blob) image.src = URL.createObjectURL(blob);
+    else image.removeAttribute("src");
+  }
+
+  #draw(name) {
+    const { zone, image, undrawn, remove, heat, film } = this.parts[name];
+    const file = this.files[name];
+    image.style.removeProperty("--spread");
+    film.reset();
     undrawn.hidden = true;
     zone.classList.toggle("filled", Boolean(file));
     remove.hidden = !file;
     heat.hidden = true;
-    image.hidden = !file;
-    if (file) image.src = URL.createObjectURL(file);
-    else image.removeAttribute("src");
+    this.#setImage(name, file);
     this.showError(name, null);
   }
 }
@@ -177,5 +218,5 @@ function brighten(image) {
   const pixels = context.getImageData(0, 0, side, side).data;
   let most = 0;
   for (let i = 0; i < pixels.length; i += 4) most = Math.max(most, pixels[i], pixels[i + 1], pixels[i + 2]);
-  if (most > 0 && most < 96) image.style.filter = `brightness(${(255 / most).toFixed(2)})`;
+  if (most > 0 && most < 96) image.style.setProperty("--spread", (255 / most).toFixed(2));
 }

@@ -1,0 +1,51 @@
+"""``POST /preview``: a radiograph as a picture that every browser draws, by the reader that drafting uses."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from model.images import ImageError, ImageLimits, thumbnail
+from service.auth import guarded
+from service.multipart import Field, read_form
+from service.openapi import PREVIEW
+from service.passing_thread import in_a_passing_thread
+from service.problems import Problem
+from service.runtime import Runtime
+
+FIELD = "image"
+PREVIEW_SIDE = 1536  # pixels of the longer side
+router = APIRouter()
+
+
+@router.post(
+    "/preview",
+    response_class=Response,
+    summary="A radiograph as a picture that browsers draw",
+    dependencies=[Depends(guarded)],
+    **PREVIEW,
+)
+async def preview(request: Request) -> Response:
+    """The grey values that a draft would be made of, in the image's own proportions, reduced to 1,536 pixels.
+
+    For DICOM above all, which no browser draws. The picture holds nothing of the header, and nothing is kept.
+    """
+    runtime: Runtime = request.app.state.runtime
+    settings = runtime.settings
+    with runtime.ready().place():
+        form = await read_form(
+            request, {FIELD: Field.file(settings.max_upload_bytes)}, timeout_s=settings.upload_timeout_s
+        )
+        data = form.file(FIELD)
+        if data is None:
+            raise Problem("missing_image", f"No {FIELD} was sent. Send one as a file.")
+        picture = await in_a_passing_thread(partial(_picture, data, ImageLimits(max_pixels=settings.max_pixels)))
+    return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, no-store"})
+
+
+def _picture(data: bytes, limits: ImageLimits) -> bytes:
+    try:
+        return thumbnail(data, PREVIEW_SIDE, limits=limits)
+    except ImageError as error:
+        raise Problem(error.code, str(error), field=FIELD) from error

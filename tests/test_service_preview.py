@@ -1,0 +1,81 @@
+"""``POST /preview``: what is drawn is what a draft would read, upright and with the right polarity; nothing is kept."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.preview import PREVIEW_SIDE
+from tests.dicom_helpers import dicom
+from tests.helpers import write_tiny_bundle
+from tests.service_helpers import PROBLEM, encode, png, ready_client, scene
+
+KEY = "correct-horse-battery-staple"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with ready_client(write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny"), warm_up=False) as client:
+        yield client
+
+
+def previewed(client: httpx.Client, data: bytes) -> Image.Image:
+    answer = client.post("/preview", files={"image": ("image", data)})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert answer.headers["cache-control"] == "private, no-store"
+    return Image.open(io.BytesIO(answer.content))
+
+
+def test_dicom_is_drawn_as_it_is_read(client: httpx.Client) -> None:
+    grey = scene().astype(np.uint16) * 16
+    for film in (
+        dicom(4095 - grey, stored=12, photometric="MONOCHROME1", ViewPosition="PA", PatientName="Doe^Jane"),
+        dicom(grey, stored=12, photometric="MONOCHROME2"),
+    ):
+        picture = previewed(client, film)
+        assert picture.size == (90, 120)
+        seen = np.asarray(picture.convert("L")).astype(int)
+        assert seen[30, 27] > 240, "the disc is white and where it was"
+        assert abs(seen[30, 70] - seen[90, 70]) > 60
+        assert "exif" not in picture.info
+        assert "Doe" not in repr(picture.info)
+
+
+def test_a_large_image_is_reduced(client: httpx.Client) -> None:
+    assert previewed(client, png(1000, 2 * PREVIEW_SIDE)).size == (500, PREVIEW_SIDE)
+
+
+@pytest.mark.parametrize(
+    ("files", "status", "code"),
+    [
+        ({"image": ("i", b"GIF89a" + bytes(40))}, 415, "unsupported_format"),
+        ({"image": ("i", b"")}, 422, "empty"),
+        ({"image": ("i", encode(Image.new("L", (8, 8))))}, 422, "too_small"),
+        ({"frontal": ("i", png())}, 422, "unknown_field"),
+    ],
+)
+def test_what_a_draft_would_refuse_is_refused(
+    client: httpx.Client, files: dict[str, tuple[str, bytes]], status: int, code: str
+) -> None:
+    answer = client.post("/preview", files=files)
+    assert (answer.status_code, answer.headers["content-type"], answer.json()["code"]) == (status, PROBLEM, code)
+
+
+def test_no_image_at_all_is_said(client: httpx.Client) -> None:
+    body = b"--b--\r\n"
+    answer = client.post("/preview", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "missing_image")
+
+
+def test_a_key_guards_it(tmp_path_factory: pytest.TempPathFactory) -> None:
+    bundle = write_tiny_bundle(tmp_path_factory.mktemp("keyed") / "tiny")
+    with ready_client(bundle, warm_up=False, api_key=KEY) as keyed:
+        files = {"image": ("i", png())}
+        assert keyed.post("/preview", files=files).status_code == 401
+        assert keyed.post("/preview", files=files, headers={"X-API-Key": KEY}).status_code == 200
