@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 KEY = "screenshots-need-a-key"
-WIDE, NARROW = (1440, 1000), (390, 844)
+COLOURS = 240  # dithered: an overlay is a smooth veil
+WIDE, NARROW = (1440, 1130), (390, 844)
 INVENTED = {  # near enough to the drawn effusion to be among the first 50
     "drawn-1": "The lungs are hyperexpanded. Patchy opacity in the left base. Small left pleural effusion. "
     "Heart size is within normal limits.",
@@ -72,9 +73,8 @@ def save(page: Page, path: Path, *, whole: bool = False) -> None:
     if whole:
         page.evaluate("document.querySelector('.disclaimer').style.position = 'static'")
     picture = Image.open(io.BytesIO(page.screenshot(full_page=whole)))
-    picture.convert("RGB").quantize(160, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-        path, optimize=True
-    )
+    colours = picture.convert("RGB").quantize(COLOURS, method=Image.Quantize.MEDIANCUT)
+    picture.convert("RGB").quantize(palette=colours, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,10 +103,15 @@ def main(argv: list[str] | None = None) -> int:
             page = new_page(browser, live.url, size, theme, language)
             keep_invented(page)
             page.locator("button.sentence").last.focus()
+            page.evaluate("scrollTo(0, 0)")
             save(page, arguments.out / f"{name}.png", whole=size == NARROW)
             if name == "page":
+                page.keyboard.press("l")
+                page.evaluate("scrollTo(0, 0)")
+                save(page, arguments.out / "page-large.png")
+                page.evaluate("dispatchEvent(new Event('beforeprint'))")
                 page.emulate_media(media="print")
-                page.set_viewport_size({"width": 800, "height": 1100})
+                page.set_viewport_size({"width": 800, "height": 1130})
                 save(page, arguments.out / "page-print.png")
             page.close()
     return 0

@@ -395,7 +395,7 @@ def test_on_paper_stand_the_findings_and_whence_they_come(page: Page) -> None:
     paper = page.locator("body").inner_text()
     report = ReportResponse.model_validate(REPORT_EXAMPLE)
     for words in (*(part.text for part in report.sentences), report.reference_cases[0].case_id, report.report_id,
-                  report.warnings[0].message, "Not a diagnosis"):  # fmt: skip
+                  report.warnings[0].message, "Not a diagnosis", "The percentage is how often"):  # fmt: skip
         assert words in paper
     for control in ("#draft", "#edit", "#language", "#hint", "canvas.heat"):
         assert not page.locator(control).first.is_visible(), control
