@@ -304,7 +304,7 @@ def test_a_stop_lets_a_stream_end(bundle: Path, held: Held) -> None:
 def test_a_study_that_is_drafted_again_is_told_once(bundle: Path, held: Held) -> None:
     """Its batch fails after the cases were told; alone it is drafted again."""
     with (
-        ready_client(bundle, warm_up=False) as client,
+        ready_client(bundle, warm_up=False, max_batch_size=2) as client,
         ThreadPoolExecutor(3) as pool,
     ):
         first = pool.submit(stream, client)
