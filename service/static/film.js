@@ -14,7 +14,7 @@ export class Film {
     this.zone = zone;
     this.film = film;
     zone.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
-    zone.addEventListener("dblclick", (event) => (this.#scale > 1 ? this.reset() : this.zoom(NEAR, this.#from(event))));
+    zone.addEventListener("dblclick", (event) => this.#toggle(event));
     zone.addEventListener("pointerdown", (event) => this.#drag(event));
     zone.addEventListener("keydown", (event) => this.#key(event));
   }
@@ -44,6 +44,15 @@ export class Film {
     this.film.style.transform = zoomed ? `translate(${this.#shift[0]}px, ${this.#shift[1]}px) scale(${this.#scale})` : "";
   }
 
+  get #filled() {
+    return this.zone.classList.contains("filled");
+  }
+
+  #toggle(event) {
+    if (this.#scale > 1) this.reset();
+    else if (this.#filled) this.zoom(NEAR, this.#from(event));
+  }
+
   #from(event) {
     const box = this.zone.getBoundingClientRect();
     return [event.clientX - box.left - box.width / 2, event.clientY - box.top - box.height / 2];
@@ -51,7 +60,7 @@ export class Film {
 
   /** The wheel scrolls the page until the image is enlarged; with Ctrl, or two fingers, it enlarges. */
   #wheel(event) {
-    if (!this.zone.classList.contains("filled") || (!event.ctrlKey && this.#scale === 1)) return;
+    if (!this.#filled || (!event.ctrlKey && this.#scale === 1)) return;
     event.preventDefault();
     this.zoom(event.deltaY < 0 ? STEP : 1 / STEP, this.#from(event));
   }
@@ -71,7 +80,7 @@ export class Film {
   #key(event) {
     const [x, y] = this.#shift;
     const ways = { ArrowLeft: [x + PACE, y], ArrowRight: [x - PACE, y], ArrowUp: [x, y + PACE], ArrowDown: [x, y - PACE] };
-    if (event.ctrlKey || event.metaKey || event.altKey || !this.zone.classList.contains("filled")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || !this.#filled) return;
     if (event.key in ways && this.#scale > 1) this.#place(ways[event.key]);
     else if (!zoomedBy(event.key, [this])) return;
     event.preventDefault();
