@@ -79,6 +79,7 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     )  # no docs pages: FastAPI's fetch their scripts from a CDN
     app.state.runtime = runtime
     app.state.refiner = Refiner(settings, runtime.metrics)
+    app.state.drawing = asyncio.Lock()
     app.state.keys = settings.keys()
     app.include_router(router)
     app.include_router(case_routes.router)

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.problems import Problem
 
-PATHS = ("/report", "/export", "/health")
+PATHS = ("/report", "/preview", "/export", "/health")
 UNDER = "/cases/"  # what answers refer to, to be read; adding cases is for no other page
 
 

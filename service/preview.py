@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -32,6 +33,7 @@ async def preview(request: Request) -> Response:
     For DICOM above all, which no browser draws. The picture holds nothing of the header, and nothing is kept.
     """
     runtime: Runtime = request.app.state.runtime
+    one_at_a_time: asyncio.Lock = request.app.state.drawing
     settings = runtime.settings
     with runtime.ready().place():
         form = await read_form(
@@ -40,7 +42,9 @@ async def preview(request: Request) -> Response:
         data = form.file(FIELD)
         if data is None:
             raise Problem("missing_image", f"No {FIELD} was sent. Send one as a file.")
-        picture = await in_a_passing_thread(partial(_picture, data, ImageLimits(max_pixels=settings.max_pixels)))
+        draw = partial(_picture, data, ImageLimits(max_pixels=settings.max_pixels))
+        async with one_at_a_time:  # drafts come first, and a large image takes a gigabyte while it is decoded
+            picture = await in_a_passing_thread(draw)
     return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, no-store"})
 
 

@@ -115,8 +115,8 @@ class Settings(BaseSettings):
             are skipped. Read at start.
         cases_dir: directory of the reference cases that ``POST /cases`` adds, with their texts and small pictures, kept
             until they are deleted; unset, none can be added.
-        cors_origins: origins, separated by commas, whose pages may send to ``/report``, ``/export`` and ``/health``;
-            none may unless named, and ``*`` is refused.
+        cors_origins: origins, separated by commas, whose pages may send to ``/report``, ``/preview``, ``/export`` and
+            ``/health``; none may unless named, and ``*`` is refused.
         refine_url: base address of an OpenAI-compatible server whose language model may rewrite drafts, such as
             ``http://127.0.0.1:11434/v1``; it is sent drafts, labels and the texts of reference cases, never an image.
         refine_model: name of that model, as the server knows it.

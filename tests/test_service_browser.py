@@ -614,6 +614,30 @@ def test_no_screen_is_too_narrow(page: Page) -> None:
             page.click("#large")
 
 
+def test_on_a_narrow_screen_the_images_come_along(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    attention = {"patches": {"frontal": corner(2, 2), "lateral": corner(3, 3)}, "cases": []}
+    sentences = [{**REPORT_EXAMPLE["sentences"][0], "attention": attention}] * 6
+    answered(page, {**REPORT_EXAMPLE, "sentences": sentences})
+    height = page.evaluate("document.documentElement.scrollHeight")
+    last = page.locator("button.sentence").last
+    last.evaluate("button => button.scrollIntoView({block: 'start'})")
+    page.wait_for_function("() => document.body.classList.contains('away')")
+    last.click()
+    assert page.evaluate("document.documentElement.scrollHeight") == height, "nothing below moves"
+    canvas, image = page.locator("canvas.heat").first, page.locator(".film img").first
+    page.wait_for_function("() => document.querySelector('canvas.heat').getBoundingClientRect().height < 300")
+    box, zone = canvas.bounding_box(), image.bounding_box()
+    assert box is not None
+    assert zone is not None
+    assert 0 <= box["y"] < box["y"] + box["height"] < 844 * 0.4
+    assert max(box["width"] / zone["width"], box["height"] / zone["height"]) == pytest.approx(1, abs=0.01)
+    page.keyboard.press("Home")
+    first = page.locator("button.sentence").first.bounding_box()
+    assert first is not None
+    assert first["y"] > 0.34 * 844, "the images hide no sentence that has the focus"
+
+
 # --- what goes wrong ------------------------------------------------------------------------------------------------
 
 

@@ -62,10 +62,12 @@ def test_a_named_origin_may_ask_and_read(client: httpx.Client, origin: str) -> N
     assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
     exported = client.post("/export", json={"report": answer.json()}, headers=bearer)
     assert exported.status_code == 200
+    drawn = client.post("/preview", files={"image": ("i", png())}, headers=bearer)
+    assert drawn.status_code == 200
     assert preflight(client, origin, "/export", Headers="authorization, content-type").status_code == 200
     health, unauthorized = client.get("/health", headers=bearer), client.post("/report", headers={"Origin": origin})
     assert (health.status_code, unauthorized.status_code) == (200, 401)
-    for each in (answer, exported, health, unauthorized):
+    for each in (answer, exported, drawn, health, unauthorized):
         assert shared(each) == origin
         assert "Origin" in each.headers["vary"]
         assert each.headers["x-content-type-options"] == "nosniff"

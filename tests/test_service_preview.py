@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
+from service import preview
 from service.preview import PREVIEW_SIDE
 from tests.dicom_helpers import dicom
 from tests.helpers import write_tiny_bundle
@@ -71,6 +76,27 @@ def test_no_image_at_all_is_said(client: httpx.Client) -> None:
     body = b"--b--\r\n"
     answer = client.post("/preview", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
     assert (answer.status_code, answer.json()["code"]) == (422, "missing_image")
+
+
+def test_one_is_drawn_at_a_time(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing, most, lock, draw = 0, 0, threading.Lock(), preview.thumbnail
+
+    def watched(*args: Any, **options: Any) -> bytes:
+        nonlocal drawing, most
+        with lock:
+            drawing += 1
+            most = max(most, drawing)
+        time.sleep(0.02)
+        picture = draw(*args, **options)
+        with lock:
+            drawing -= 1
+        return picture
+
+    monkeypatch.setattr(preview, "thumbnail", watched)
+    with ThreadPoolExecutor(4) as clients:
+        sizes = list(clients.map(lambda _: previewed(client, png()).size, range(8)))
+    assert sizes == [(90, 120)] * 8
+    assert most == 1
 
 
 def test_a_key_guards_it(tmp_path_factory: pytest.TempPathFactory) -> None:

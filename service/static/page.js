@@ -8,6 +8,7 @@ import { Editor } from "./edit.js";
 import { bindLanguage, count, onLanguage, problemWords, t } from "./i18n.js";
 import { KeyForm } from "./key.js";
 import { whereabouts } from "./overlay.js";
+import { bindPeek } from "./peek.js";
 import { save, toClipboard } from "./save.js";
 import { Sentences } from "./sentences.js";
 import { bindTheme } from "./theme.js";
@@ -189,6 +190,7 @@ function look(sentence) {
   const stale = result.classList.contains("stale");
   views.showAttention(stale ? null : (attention?.patches ?? null));
   byId("overlay-note").classList.toggle("idle", !attention || stale);
+  document.body.classList.toggle("looking", Boolean(attention) && !stale);
   byId("overlay-where").textContent = attention && !stale ? lookedAt(attention) : "";
   drawCaseWeights(byId("cases"), attention?.cases ?? null);
   const named = new Set(Object.keys(sentence?.labels ?? {}));
@@ -349,6 +351,7 @@ document.addEventListener("keydown", onKey);
 byId("large").addEventListener("click", setLarge);
 window.addEventListener("beforeprint", beforePaper);
 bindDisplay(document, document.querySelector(".views"));
+bindPeek(document.querySelector(".views"), byId("overlay-note"));
 bindTheme(byId("theme"));
 bindLanguage(byId("language"));
 onLanguage(() => {
