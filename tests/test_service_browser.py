@@ -358,13 +358,27 @@ def test_the_tabulator_reaches_every_control_with_a_visible_focus(page: Page) ->
 # --- editing and taking away ----------------------------------------------------------------------------------------
 
 
+BEGUN = 'event: cases\ndata: {"reference_cases": []}\n\n'  # a stream that ends after its cases
+
+
+def edit(page: Page, findings: str) -> None:
+    """Put a reader's words in the place of the draft."""
+    page.click("#edit")
+    page.fill("#edit-area", findings)
+    page.click("#edit-done")
+
+
+def break_streams(page: Page) -> None:
+    """Let the next drafts begin and end early."""
+    page.unroute("**/report")
+    page.route("**/report", lambda route: route.fulfill(status=200, content_type="text/event-stream", body=BEGUN))
+
+
 def test_edited_findings_are_marked_copied_and_exported(page: Page, tmp_path: Path) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     answered(page, REPORT_EXAMPLE)
     kept = REPORT_EXAMPLE["sentences"][0]["text"]
-    page.click("#edit")
-    page.fill("#edit-area", f"{kept} No pleural effusion.")
-    page.click("#edit-done")
+    edit(page, f"{kept} No pleural effusion.")
     assert texts(page, "button.sentence .words") == [kept, "No pleural effusion."]
     assert texts(page, "button.sentence .note") == ["edited"]
     assert page.locator("#edited-note").is_visible()
@@ -386,6 +400,70 @@ def test_edited_findings_are_marked_copied_and_exported(page: Page, tmp_path: Pa
     page.click("#edit-undo")
     assert texts(page, "button.sentence .words") == [part["text"] for part in REPORT_EXAMPLE["sentences"]]
     assert not page.locator("#edited-note").is_visible()
+
+
+def test_a_draft_that_breaks_costs_no_edit(page: Page) -> None:
+    answered(page, REPORT_EXAMPLE)
+    page.click("#edit")
+    page.fill("#edit-area", "No pleural effusion.")  # not done yet
+    break_streams(page)
+    page.click("#draft")
+    page.wait_for_selector("#error:not([hidden])")
+    assert texts(page, "button.sentence .words") == ["No pleural effusion."]
+    assert page.locator("#edited-note").is_visible()
+    assert not page.locator("#stale").is_visible(), "the images are those of the draft"
+
+
+def test_a_key_that_an_export_asks_for_costs_no_edit(page: Page) -> None:
+    answered(page, REPORT_EXAMPLE)
+    edit(page, "No pleural effusion.")
+    asked: list[str | None] = []
+
+    def guard(route: Route) -> None:
+        asked.append(route.request.headers.get("authorization"))
+        if asked[-1] is None:
+            problem = {"title": "A key is needed", "status": 401, "detail": "Send a key.", "code": "unauthorized"}
+            route.fulfill(status=401, content_type="application/problem+json", body=json.dumps(problem))
+        else:
+            route.continue_()
+
+    page.route("**/export", guard)
+    page.click("#save-text")
+    page.wait_for_selector("#key-form:not([hidden])")
+    page.fill("#key", KEY)
+    with page.expect_download() as text:
+        page.keyboard.press("Enter")
+    assert "No pleural effusion." in text.value.path().read_text(encoding="utf-8")
+    assert asked == [None, f"Bearer {KEY}"]
+    assert texts(page, "button.sentence .words") == ["No pleural effusion."]
+
+
+def test_copying_works_where_the_browser_keeps_its_clipboard(page: Page) -> None:
+    """As it does over plain HTTP: navigator.clipboard is not there."""
+    answered(page, REPORT_EXAMPLE)
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    page.evaluate("document.addEventListener('copy', () => { window.copied = getSelection().toString(); })")
+    page.click("#copy")
+    page.wait_for_function("() => document.getElementById('copy').textContent === 'Copied'")
+    assert page.evaluate("document.activeElement.id") == "copy"
+    page.evaluate("document.body.prepend(Object.assign(document.createElement('textarea'), {id: 'pasted'}))")
+    page.focus("#pasted")
+    page.keyboard.press("Control+V")
+    assert page.input_value("#pasted") == REPORT_EXAMPLE["findings"]
+
+
+def test_escape_in_the_list_of_keys_closes_that_alone(page: Page) -> None:
+    answered(page, REPORT_EXAMPLE)
+    page.locator("button.sentence").first.focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("?")
+    page.keyboard.press("Escape")
+    assert not page.locator("#help").is_visible()
+    assert page.locator("button.sentence").first.get_attribute("aria-pressed") == "true", "still pinned"
+    page.keyboard.press("e")
+    page.click("#keys")
+    page.keyboard.press("Escape")
+    assert page.locator("#edit-area").is_visible(), "still being edited"
 
 
 def test_on_paper_stand_the_findings_and_whence_they_come(page: Page) -> None:
@@ -485,6 +563,29 @@ def test_the_interface_speaks_chinese_and_the_report_stays(page: Page) -> None:
     page.select_option("#language", "en")
 
 
+def test_the_report_is_called_english_to_a_screen_reader(page: Page) -> None:
+    case = {**REPORT_EXAMPLE["reference_cases"][0], "images": {}}
+    answered(page, {**REPORT_EXAMPLE, "reference_cases": [case]})
+    page.select_option("#language", "zh-Hans")
+    for place in ("button.sentence .words", ".case-text"):
+        assert page.locator(place).first.evaluate("node => node.closest('[lang]').lang") == "en", place
+    for place in ("button.sentence .amount", "#cases .chip", ".case-text .unseen", ".case-text .redacted"):
+        assert page.locator(place).first.evaluate("node => node.closest('[lang]').lang") == "zh-Hans", place
+    page.select_option("#language", "en")
+
+
+def test_what_went_wrong_is_said_in_the_language_of_now(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "scan.gif").write_bytes(b"GIF89a" + bytes(100))
+    page.set_input_files("#file-frontal", tmp_path / "scan.gif")
+    page.click("#draft")
+    page.wait_for_selector("#error:not([hidden])")
+    page.select_option("#language", "zh-Hans")
+    assert page.locator("#error").inner_text() == "正位图像\uff1a不支持此类图像文件。"
+    assert page.locator("#error-frontal").inner_text().startswith("请改用 PNG")
+    page.select_option("#language", "en")
+    assert page.locator("#error").inner_text().startswith("Frontal image.")
+
+
 def test_the_theme_follows_the_system_until_one_is_chosen(page: Page) -> None:
     def ground() -> str:
         colour: str = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -555,9 +656,7 @@ def test_a_wrong_file_is_told_at_its_view(page: Page, tmp_path: Path) -> None:
 
 def test_a_stream_that_breaks_leaves_the_draft_before_it(page: Page) -> None:
     answered(page, REPORT_EXAMPLE)
-    page.unroute("**/report")
-    begun = 'event: cases\ndata: {"reference_cases": []}\n\n'
-    page.route("**/report", lambda route: route.fulfill(status=200, content_type="text/event-stream", body=begun))
+    break_streams(page)
     page.click("#draft")
     page.wait_for_selector("#error:not([hidden])")
     assert "ended early" in page.locator("#error").inner_text()

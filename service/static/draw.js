@@ -9,6 +9,7 @@ const SOME = 0.005; // of the attention, below which nothing is said of a case
 const MUCH = 0.05;
 const ORDER = ["present", "uncertain", "absent"];
 const REDACTED = "[redacted]";
+const ours = () => document.documentElement.lang; // of our words within a report's English
 export const percent = (share) => `${Math.round(100 * share)}%`;
 
 /** An element with properties and children; strings become text. */
@@ -62,7 +63,7 @@ export function sentenceItem({ text, confidence, supported, attention }, calibra
   const button = element(
     "button",
     { type: "button", className: "sentence" },
-    element("span", { className: "words" }, text),
+    element("span", { className: "words", lang: "en" }, text),
     element("span", { className: "marks" }, ...marks),
   );
   button.setAttribute("aria-pressed", "false");
@@ -118,7 +119,7 @@ function drawCase({ rank, case_id: id, similarity, findings, labels, source_url:
   const text =
     findings === null
       ? element("p", { className: "case-text none" }, t("case.none"))
-      : element("p", { className: "case-text" }, ...caseText(findings, draft));
+      : element("p", { className: "case-text", lang: "en" }, ...caseText(findings, draft));
   const foot = element("div", { className: "case-foot" }, ...caseFindings(labels, draft));
   if (/^https?:/i.test(url ?? "")) {
     const link = element("a", { href: url, target: "_blank", rel: "noopener noreferrer" }, t("source", { host: new URL(url).host }));
@@ -149,7 +150,7 @@ function caseText(findings, draft) {
     const words = markRedactions(sentence);
     const shown = alike
       ? words
-      : [element("mark", { className: "differs" }, element("span", { className: "unseen" }, t("case.differs")), ...words)];
+      : [element("mark", { className: "differs" }, element("span", { className: "unseen", lang: ours() }, t("case.differs")), ...words)];
     return place === 0 ? shown : [" ", ...shown];
   });
 }
@@ -181,7 +182,7 @@ export function drawCaseWeights(list, weights) {
 /** What the archive blacked out is shown as a block, so that it does not read as the report's own words. */
 function markRedactions(text) {
   return text.split(REDACTED).flatMap((piece, index) => {
-    const mark = element("span", { className: "redacted", title: t("redacted.why") }, t("redacted"));
+    const mark = element("span", { className: "redacted", lang: ours(), title: t("redacted.why") }, t("redacted"));
     return index === 0 ? [piece] : [mark, piece];
   });
 }

@@ -41,10 +41,16 @@ export class Editor {
   }
 
   finish() {
+    this.close();
+    this.onChange();
+  }
+
+  /** End editing and keep what was written, without telling. */
+  close() {
+    if (!this.open) return;
     const text = this.area.value.trim();
     this.text = text === this.draft ? null : text;
     this.box.hidden = true;
-    this.onChange();
   }
 
   undo() {

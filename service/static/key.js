@@ -24,21 +24,24 @@ function store(key) {
   }
 }
 
-/** The form that asks for it; tells `onKey` when there is one to try. */
+/** The form that asks for it. */
 export class KeyForm {
-  constructor(root, onKey) {
+  #again = null; // what wanted the key
+
+  constructor(root) {
     this.form = root.getElementById("key-form");
     this.input = root.getElementById("key");
     this.words = root.getElementById("key-words");
     this.error = root.getElementById("error-key");
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
-      this.#submit(onKey);
+      this.#submit();
     });
   }
 
-  /** Ask, because a request was answered 401; a key that was sent with it is forgotten. */
-  ask() {
+  /** Ask, because a request was answered 401, and do it `again` with the new key; one that was sent is forgotten. */
+  ask(again) {
+    this.#again = again;
     const refused = storedKey() !== "";
     store("");
     this.words.dataset.i18n = refused ? "key.refused" : "key.asked";
@@ -49,10 +52,10 @@ export class KeyForm {
     this.input.focus();
   }
 
-  #submit(onKey) {
+  #submit() {
     const key = this.input.value.trim();
     if (!PRINTABLE.test(key)) {
-      this.#complain(key === "" ? t("key.empty") : t("key.malformed"));
+      this.#complain(key === "" ? "key.empty" : "key.malformed");
       this.input.focus();
       return;
     }
@@ -60,12 +63,14 @@ export class KeyForm {
     this.input.value = "";
     this.#complain("");
     this.form.hidden = true;
-    onKey();
+    this.#again();
   }
 
-  #complain(message) {
-    this.error.textContent = message;
-    this.error.hidden = message === "";
-    this.input.setAttribute("aria-invalid", message ? "true" : "false");
+  /** Say what is wrong with the key; an empty key of words takes it away. */
+  #complain(words) {
+    this.error.dataset.i18n = words;
+    this.error.textContent = words && t(words);
+    this.error.hidden = !words;
+    this.input.setAttribute("aria-invalid", words ? "true" : "false");
   }
 }

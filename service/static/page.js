@@ -28,16 +28,16 @@ let ready = null; // what /health said last
 let running = null; // AbortController of the request under way
 let current = null; // the answer on show
 let sent = []; // views that it was made from
+let changed = false; // whether the images are others since
+let wrong = null; // the problem on show
 
 const views = new Views(document, () => {
+  changed = true;
   if (current) setStale(true);
   hideError();
   refresh();
 });
-const keyForm = new KeyForm(document, () => {
-  draft();
-  cancelButton.focus(); // the form that had the focus is gone
-});
+const keyForm = new KeyForm(document);
 const sentences = new Sentences(byId("sentences"), look);
 const editor = new Editor(document, () => {
   drawFindings();
@@ -93,7 +93,7 @@ async function draft() {
   } catch (problem) {
     takeBack();
     if (problem.name === "AbortError") status.textContent = t("cancelled");
-    else if (problem.code === "unauthorized") askForKey();
+    else if (problem.code === "unauthorized") askForKey(draft, cancelButton);
     else showError(problem);
   } finally {
     running = null;
@@ -107,8 +107,8 @@ function takeBack() {
   if (!result.classList.contains("arriving")) return;
   result.classList.remove("arriving");
   if (current) {
-    show(current);
-    setStale(true);
+    drawAnswer();
+    setStale(changed);
   } else {
     byId("draft-body").hidden = true;
     byId("empty").hidden = false;
@@ -129,15 +129,17 @@ function beginDraft() {
   byId("empty").hidden = true;
   byId("draft-body").hidden = false;
   result.classList.add("arriving");
-  editor.reset("");
+  editor.close(); // what the reader wrote stands again, should this draft fail
   sentences.draw([]);
   for (const id of ["warnings", "labels", "checks", "made"]) byId(id).replaceChildren();
+  sentences.list.hidden = false;
   for (const id of ["refined", "edited-note", "models-draft", "result-tools"]) byId(id).hidden = true;
   setStale(false);
 }
 
 function show(answer) {
   current = answer;
+  changed = false;
   result.classList.remove("arriving");
   byId("empty").hidden = true;
   byId("draft-body").hidden = false;
@@ -231,9 +233,18 @@ function showProgress(share) {
 // -- errors in plain words -------------------------------------------------------------------------------------------
 
 function showError(problem) {
+  status.textContent = "";
+  tellError(problem);
+  if (NUMBERS.includes(problem.field)) {
+    byId(problem.field).closest("details").open = true;
+    byId(problem.field).focus();
+  }
+}
+
+function tellError(problem) {
+  wrong = problem;
   const { title, detail } = problemWords(problem);
   const { field } = problem;
-  status.textContent = "";
   const isView = field in views.files;
   const head = document.createElement("strong");
   head.textContent = isView ? t("image.wrong", { view: t(field), title }) : `${title}.`;
@@ -241,16 +252,21 @@ function showError(problem) {
   const atField = isView || NUMBERS.includes(field);
   box.replaceChildren(head, ...(atField ? [] : [detail])); // said once: at the field, or here
   box.hidden = false;
-  if (isView) views.showError(field, detail);
+  if (isView) views.showError(field, problem);
   else if (atField) showNumberError(field, detail);
 }
 
-function askForKey() {
+/** Ask for a key and do what wanted it `again`; the focus goes to `next`, as the form that had it is gone then. */
+function askForKey(again, next) {
   status.textContent = "";
-  keyForm.ask();
+  keyForm.ask(() => {
+    again();
+    next.focus();
+  });
 }
 
 function hideError() {
+  wrong = null;
   byId("error").hidden = true;
   status.textContent = "";
   for (const name of Object.keys(views.files)) views.showError(name, null);
@@ -262,10 +278,6 @@ function showNumberError(name, message) {
   line.textContent = message ?? "";
   line.hidden = !message;
   byId(name).setAttribute("aria-invalid", message ? "true" : "false");
-  if (message) {
-    byId(name).closest("details").open = true;
-    byId(name).focus();
-  }
 }
 
 // -- controls --------------------------------------------------------------------------------------------------------
@@ -290,16 +302,17 @@ async function saveAs(kind) {
   try {
     await save(kind, current, editor.edited ? editor.findings : null, sent);
   } catch (problem) {
-    if (problem.code === "unauthorized") askForKey();
-    else status.textContent = t("export.failed", { detail: problem.detail ?? "" });
+    if (problem.code === "unauthorized") askForKey(() => saveAs(kind), byId(`save-${kind}`));
+    else status.textContent = t("export.failed", { detail: problemWords(problem).detail ?? "" });
   }
 }
 
 function onKey(event) {
+  if (help.open) return;
   const typing = event.target.closest?.("input:not([type=file]), textarea, select") || event.ctrlKey || event.metaKey || event.altKey;
   if (event.key === "Escape" && sentences.unpin()) event.preventDefault();
   if (event.key === "Escape" && editor.open) editor.finish();
-  if (typing || help.open) return;
+  if (typing) return;
   if (event.key === "?") help.showModal();
   else if (event.key === "e" && current?.findings && !running) editor.begin();
   else if (event.key === "l") setLarge();
@@ -345,6 +358,7 @@ onLanguage(() => {
   status.textContent = ""; // it told of what is past
   refresh();
   if (ready) showService("ready", serviceWords());
+  if (wrong) tellError(wrong);
   if (current && !running) drawAnswer();
 });
 refresh();

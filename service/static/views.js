@@ -3,7 +3,7 @@
 
 import { drawn } from "./api.js";
 import { Film, zoomedBy } from "./film.js";
-import { problemWords, t } from "./i18n.js";
+import { onLanguage, problemWords, t } from "./i18n.js";
 import { drawHeat, fit } from "./overlay.js";
 
 const NAMES = ["frontal", "lateral"];
@@ -16,6 +16,7 @@ export class Views {
     for (const name of NAMES) this.#bind(name, root.querySelector(`[data-view="${name}"]`));
     this.#keepStrayDropsOffTheBrowser();
     document.addEventListener("paste", (event) => this.#paste(event));
+    onLanguage(() => NAMES.forEach((name) => this.showError(name, this.parts[name].problem)));
     new ResizeObserver(() => NAMES.forEach((name) => this.#place(name))).observe(this.parts.frontal.zone);
   }
 
@@ -45,12 +46,13 @@ export class Views {
   }
 
   /** Say what is wrong with a view below its zone; null takes the message away. */
-  showError(name, message) {
+  showError(name, problem) {
     const { view, input, error } = this.parts[name];
-    view.classList.toggle("wrong", Boolean(message));
-    input.setAttribute("aria-invalid", message ? "true" : "false");
-    error.textContent = message ?? "";
-    error.hidden = !message;
+    this.parts[name].problem = problem;
+    view.classList.toggle("wrong", Boolean(problem));
+    input.setAttribute("aria-invalid", problem ? "true" : "false");
+    error.textContent = problem ? problemWords(problem).detail : "";
+    error.hidden = !problem;
   }
 
   /**
@@ -107,6 +109,7 @@ export class Views {
       undrawn: find(".undrawn"),
       remove: find(".remove"),
       error: find(".field-error"),
+      problem: null, // what the error tells
     };
     this.parts[name] = parts;
     parts.input.addEventListener("change", () => {
@@ -181,7 +184,7 @@ export class Views {
     } catch (problem) {
       if (this.files[name] !== file) return;
       undrawn.hidden = problem.field !== null; // then it was refused, and there is nothing to wait for
-      if (problem.field) this.showError(name, problemWords(problem).detail);
+      if (problem.field) this.showError(name, problem);
       else say("undrawn");
     }
   }
