@@ -26,6 +26,7 @@ from retrieval_index.files import sync_folder, write_atomic
 
 CASES_FILE, PICTURES, LOCK_FILE = "cases.jsonl", "pictures", "lock"
 _PICTURE = re.compile(r"[0-9a-f]{32}\.jpg")
+_UNFINISHED = re.compile(r"\..+\.tmp")
 _MINE, _MINE_ALONE = 0o700, 0o600
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,16 @@ class AddedCases:
     def _tidy(self) -> None:
         """Remove what an interrupted addition or removal left: pictures of no case, files not yet renamed."""
         known = {name for entry in self._entries.values() for name in entry.files.values()}
-        strays = [path for path in (self._folder / PICTURES).iterdir() if path.name not in known]
+        strays = [
+            path
+            for path in (self._folder / PICTURES).iterdir()
+            if (_PICTURE.fullmatch(path.name) and path.name not in known) or _UNFINISHED.fullmatch(path.name)
+        ]  # files of other names are not ours to remove
+        if strays and not known and any(_PICTURE.fullmatch(path.name) for path in strays) and not self._size:
+            raise AddedCasesError(
+                f"{self._folder / PICTURES} holds pictures, but {self._path} no case; restore that file from a copy, "
+                "or empty the folder of pictures"
+            )
         strays += self._folder.glob(f".{CASES_FILE}.*.tmp")
         for path in strays:
             path.unlink()

@@ -119,15 +119,16 @@ class Casebook:
 
         Cases that are added or removed meanwhile are so in the index served before and in this one.
         """
+        store = self._store  # may be closed meanwhile
         shelf = None
-        if self._store is not None and loaded.index is not None:
+        if store is not None and loaded.index is not None:
             shelf = _Shelf(loaded.bundle, loaded.index)
-            shelf.follow(self._store.cases())  # may take long
+            shelf.follow(store.cases())  # may take long
         with self._changing:
-            if self._store is not None and shelf is not None and (hidden := shelf.follow(self._store.cases())):
+            if store is not None and shelf is not None and (hidden := shelf.follow(store.cases())):
                 log.warning("%d added cases have ids that cases of this bundle have, and are not shown", hidden)
-            elif self._store is not None and shelf is None and len(self._store):
-                log.warning("this bundle has no retrieval; %d added cases are not shown", len(self._store))
+            elif store is not None and shelf is None and len(store):
+                log.warning("this bundle has no retrieval; %d added cases are not shown", len(store))
             self._index, self._shelf, self._serving = loaded.index, shelf, True
 
     def find(self, case_id: str) -> FoundCase:
@@ -186,7 +187,7 @@ class Casebook:
                     "The model knows no word of the findings. Send the findings of a report, in the model's language.",
                     field="findings",
                 )
-            case = Case(new.case_id, new.findings, dict(label_report(new.findings)), new.source_url)
+            case = Case(new.case_id, new.findings, dict(label_report(new.findings, remember=False)), new.source_url)
             vectors = shelf.embed([new.findings])
             try:
                 case = store.add(case, pictures)
@@ -212,7 +213,9 @@ class Casebook:
             try:
                 store.remove(case_id)
             except OSError as error:
-                raise _disk(error, "The case was not removed") from error
+                if case_id in store:
+                    raise _disk(error, "The case was not removed") from error
+                log.error("a case was removed, but its pictures may lie on the disk still: %s", error.strerror)
             if self._shelf is not None and self._shelf.holds(case_id):
                 self._shelf.take([case_id])
         log.info("an added case was removed; %d are kept", len(store))

@@ -70,7 +70,7 @@ class ExportRequest(BaseModel):
             update={
                 "findings": edited,
                 "sentences": [sentence for sentence in report.sentences if sentence.text in kept],
-                "labels": dict(label_report(edited)),
+                "labels": dict(label_report(edited, remember=False)),
                 "warnings": [*report.warnings, WarningOut(code=EDITED, message=message)],
             }
         )

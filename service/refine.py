@@ -142,7 +142,7 @@ def _mentioned(labels: dict[str, Any]) -> dict[str, str]:
 
 def _added(report: ReportResponse, text: str) -> Iterator[WarningOut]:
     """A warning that names the findings which only the rewritten text calls present."""
-    labels = label_report(text)
+    labels = label_report(text, remember=False)
     added = [
         name
         for name, label in labels.items()

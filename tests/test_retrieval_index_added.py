@@ -174,3 +174,20 @@ def test_a_line_that_is_no_case_is_named_and_not_quoted(tmp_path: Path, change: 
     with pytest.raises(AddedCasesError, match="line 2 is no added case") as caught:
         AddedCases(tmp_path)
     assert "Secret" not in str(caught.value)
+
+
+def test_files_of_other_names_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "pictures" / "@eaDir").mkdir(parents=True)
+    (tmp_path / "pictures" / "holiday.jpg").write_bytes(b"not ours")
+    AddedCases(tmp_path).close()
+    assert (tmp_path / "pictures" / "holiday.jpg").read_bytes() == b"not ours"
+    assert (tmp_path / "pictures" / "@eaDir").is_dir()
+
+
+def test_pictures_without_their_cases_are_kept_and_told(tmp_path: Path) -> None:
+    picture = tmp_path / "pictures" / f"{'a' * 32}.jpg"
+    picture.parent.mkdir()
+    picture.write_bytes(b"of a lost case")
+    with pytest.raises(AddedCasesError, match="restore that file"):
+        AddedCases(tmp_path)
+    assert picture.exists()

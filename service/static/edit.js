@@ -33,6 +33,10 @@ export class Editor {
   }
 
   begin() {
+    if (this.open) {
+      this.area.focus(); // what was typed stays
+      return;
+    }
     this.area.value = this.findings;
     this.box.hidden = false;
     this.#grow();

@@ -293,12 +293,14 @@ function refresh() {
 }
 
 async function copy() {
+  if (editor.open) editor.finish(); // what is typed is what is taken
   const button = byId("copy");
   button.textContent = t((await toClipboard(editor.findings)) ? "copied" : "copy.failed");
   setTimeout(() => (button.textContent = t("copy")), 2_000);
 }
 
 async function saveAs(kind) {
+  if (editor.open) editor.finish(); // what is typed is what is taken
   try {
     await save(kind, current, editor.edited ? editor.findings : null, sent);
   } catch (problem) {
@@ -328,6 +330,7 @@ function setLarge() {
 
 /** On paper stand the hour of printing and what is folded up on the screen. */
 function beforePaper() {
+  if (editor.open) editor.finish();
   if (current) drawMade(byId("made"), current);
   byId("made-details").open = true;
 }
