@@ -145,6 +145,11 @@ class AddedCases:
     def _read(self) -> tuple[dict[str, _Entry], int]:
         """The entries of the file, and the bytes that they take; a line without its end is cut off."""
         if not self._path.exists():
+            if any(_PICTURE.fullmatch(path.name) for path in (self._folder / PICTURES).iterdir()):
+                raise AddedCasesError(
+                    f"{self._folder / PICTURES} holds pictures, but there is no {self._path}; restore that file from "
+                    "a copy, or empty the folder of pictures"
+                )
             write_atomic(self._path, b"", mode=_MINE_ALONE)
             sync_folder(self._folder)
         data = self._path.read_bytes()
@@ -191,11 +196,6 @@ class AddedCases:
             for path in (self._folder / PICTURES).iterdir()
             if (_PICTURE.fullmatch(path.name) and path.name not in known) or _UNFINISHED.fullmatch(path.name)
         ]  # files of other names are not ours to remove
-        if strays and not known and any(_PICTURE.fullmatch(path.name) for path in strays) and not self._size:
-            raise AddedCasesError(
-                f"{self._folder / PICTURES} holds pictures, but {self._path} no case; restore that file from a copy, "
-                "or empty the folder of pictures"
-            )
         strays += self._folder.glob(f".{CASES_FILE}.*.tmp")
         for path in strays:
             path.unlink()

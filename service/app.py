@@ -34,11 +34,11 @@ from service.headers import SecurityHeaders
 from service.jobs import ClosedError
 from service.lingering import LingeringClose
 from service.openapi import EXPORT, HEALTH, RELOAD, REPORT, describe
-from service.places import BusyError
+from service.places import BusyError, Places
 from service.problems import Problem, UnforeseenErrors
 from service.refine import Refiner
 from service.request_ids import RequestIds
-from service.runtime import STOPPING, Ready, Runtime, busy
+from service.runtime import STOPPING, Ready, Runtime, busy, place
 from service.schemas import AliveResponse, BundleInfo, HealthResponse, QueueInfo, ReportResponse
 from service.settings import Settings, settings_or_exit, unknown_variables
 from service.streaming import EventStream
@@ -79,6 +79,7 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     )  # no docs pages: FastAPI's fetch their scripts from a CDN
     app.state.runtime = runtime
     app.state.refiner = Refiner(settings, runtime.metrics)
+    app.state.beside = Places(settings.queue_size)  # of requests that no draft waits for: previews, exports
     app.state.drawing = asyncio.Lock()
     app.state.keys = settings.keys()
     app.include_router(router)
@@ -207,12 +208,13 @@ async def export(request: Request, response: Response) -> ReportResponse | Respo
     """
     formats = wanted(request.headers.getlist("accept"))
     settings: Settings = request.app.state.runtime.settings
-    body = await read_export(request, timeout_s=settings.upload_timeout_s)
-    study = Study(body.views)
-    form = formats.choose(study, no_sr=NO_SR)
-    result = await run_in_threadpool(body.answer)
-    response.headers.update(VARY)
-    return await run_in_threadpool(respond, result, study, form) or result
+    with place(request.app.state.beside):
+        body = await read_export(request, timeout_s=settings.upload_timeout_s)
+        study = Study(body.views)
+        form = formats.choose(study, no_sr=NO_SR)
+        result = await run_in_threadpool(body.answer)
+        response.headers.update(VARY)
+        return await run_in_threadpool(respond, result, study, form) or result
 
 
 @router.post(

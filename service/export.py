@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
+from collections import Counter
 from typing import Annotated, Literal, LiteralString
 from uuid import UUID
 
@@ -12,13 +12,15 @@ from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 
 from model.labeler import FINDINGS, label_report
-from service.multipart import refuse_compressed
+from model.sentence_checks import unsupported
+from service.multipart import receive, refuse_compressed
 from service.problems import Problem
 from service.schemas import EDITED, ReportResponse, WarningOut
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_FINDINGS = 20_000  # characters
 NO_SR = "it refers to the DICOM images, so only POST /report, which is sent them, writes one"
+_OF_THE_DRAFT = {"unsupported_sentence", "empty_draft", "refine_off", "refine_failed", "refine_added"}
 _BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -58,20 +60,31 @@ class ExportRequest(BaseModel):
         """The answer to write.
 
         Edited findings take the place of the draft. Sentences that the model did not write are not in ``sentences``,
-        whose confidences are the model's; labels are read anew, and a warning holds the model's draft.
+        whose confidences are the model's; labels are read anew, and a warning holds the model's draft. What was said of
+        the draft alone goes: the rewritten one, and warnings of sentences that are no longer there.
         """
         report = self.report
         edited = (self.findings if self.findings is not None else report.findings).strip()
         if edited == report.findings.strip():
             return report
-        kept = set(_BETWEEN_SENTENCES.split(edited))
+        written = Counter(_BETWEEN_SENTENCES.split(edited))
+        kept = []
+        for sentence in report.sentences:
+            if written[sentence.text] > 0:
+                written[sentence.text] -= 1
+                kept.append(sentence)
+        warnings = [warning for warning in report.warnings if warning.code not in _OF_THE_DRAFT]
+        if doubtful := sum(sentence.supported is False for sentence in kept):
+            doubt = unsupported(doubtful)
+            warnings.append(WarningOut(code=doubt.code, message=doubt.message))
         message = f"The findings were edited by their reader. The model's draft was: {report.findings or 'empty'}"
         return report.model_copy(
             update={
                 "findings": edited,
-                "sentences": [sentence for sentence in report.sentences if sentence.text in kept],
+                "sentences": kept,
                 "labels": dict(label_report(edited, remember=False)),
-                "warnings": [*report.warnings, WarningOut(code=EDITED, message=message)],
+                "warnings": [*warnings, WarningOut(code=EDITED, message=message)],
+                "refined": None,
             }
         )
 
@@ -92,19 +105,8 @@ async def read_export(request: Request, *, timeout_s: float) -> ExportRequest:
     if kind != "application/json":
         raise Problem("not_json", "The Content-Type is not application/json. Send the answer of POST /report as JSON.")
     body = bytearray()
-    try:
-        async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise Problem(
-                        "upload_too_large",
-                        f"The body is larger than {MAX_BODY_BYTES:,} bytes. Leave out the attention of the sentences.",
-                    )
-    except TimeoutError as error:
-        raise Problem(
-            "upload_timeout", f"The body did not arrive within {timeout_s:g} s. Check the connection and try again."
-        ) from error
+    remedy = "Leave out the attention of the sentences."
+    await receive(request, body.extend, most=MAX_BODY_BYTES, timeout_s=timeout_s, remedy=remedy)
     try:
         return ExportRequest.model_validate_json(bytes(body), strict=True)
     except ValidationError as error:

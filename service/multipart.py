@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -158,23 +158,44 @@ async def read_form(request: Request, fields: Mapping[str, Field], *, timeout_s:
     if request.query_params:
         name = shown(next(iter(request.query_params)))
         raise Problem("unknown_field", f"{name} came in the address. Send it as a form field in the body.")
+    remedy = "Send the images at a lower resolution."
+    await receive(request, reader.feed, most=max_body_bytes, timeout_s=timeout_s, remedy=remedy)
+    return reader.finish()
+
+
+async def receive(
+    request: Request, take: Callable[[bytes], object], *, most: int, timeout_s: float, remedy: str
+) -> None:
+    """Read a body from the stream, counted as it comes, with or without a Content-Length.
+
+    Args:
+        request: its body must not have been read.
+        take: is given each chunk.
+        most: bytes that the body may have.
+        timeout_s: seconds within which the whole body must arrive.
+        remedy: what to do about a body that is too large.
+
+    Raises:
+        Problem: ``upload_too_large``, 413; ``upload_timeout``, 408; what ``take`` raises.
+        ClientDisconnect: the client went away.
+    """
+    too_large = Problem("upload_too_large", f"The body is larger than {most:,} bytes. {remedy}")
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_body_bytes:
-        raise _body_too_large(max_body_bytes)
+    if declared.isdecimal() and int(declared) > most:
+        raise too_large
     received = 0
     try:
         async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
                 received += len(chunk)
-                if received > max_body_bytes:
-                    raise _body_too_large(max_body_bytes)
-                reader.feed(chunk)
+                if received > most:
+                    raise too_large
+                take(chunk)
     except TimeoutError as error:
         raise Problem(
             "upload_timeout",
             f"The body did not arrive within {timeout_s:g} s. Check the connection and try again.",
         ) from error
-    return reader.finish()
 
 
 def shown(name: str) -> str:
@@ -186,12 +207,6 @@ def shown(name: str) -> str:
 def _quoted(header: str) -> str:
     """What a header says, quoted where it is one of the usual values: no other may come back in an error."""
     return f"is {header!r}" if header in _NAMED else "is one that is not read here"
-
-
-def _body_too_large(most: int) -> Problem:
-    return Problem(
-        "upload_too_large", f"The body is larger than {most:,} bytes. Send the images at a lower resolution."
-    )
 
 
 def _boundary(request: Request) -> bytes:

@@ -290,6 +290,7 @@ EXPORT: dict[str, Any] = {
         **problem_responses(413, "The body is too large.", "upload_too_large"),
         **problem_responses(415, "The body is not JSON.", "not_json"),
         **problem_responses(422, "The body is not as described.", "invalid_request"),
+        **problem_responses(503, "Busy (with Retry-After).", "busy"),
         **problem_responses(500, "The service failed on this request.", "internal"),
     },
 }

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 
 from fastapi import APIRouter, Depends, Request, Response
 
 from model.images import ImageError, ImageLimits, thumbnail
 from service.auth import guarded
+from service.clients import unless_left
 from service.multipart import Field, read_form
 from service.openapi import PREVIEW
 from service.passing_thread import in_a_passing_thread
 from service.problems import Problem
-from service.runtime import Runtime
+from service.runtime import Runtime, place
 
 FIELD = "image"
 PREVIEW_SIDE = 1536  # pixels of the longer side
@@ -35,7 +37,8 @@ async def preview(request: Request) -> Response:
     runtime: Runtime = request.app.state.runtime
     one_at_a_time: asyncio.Lock = request.app.state.drawing
     settings = runtime.settings
-    with runtime.ready().place():
+    runtime.ready()
+    with place(request.app.state.beside):
         form = await read_form(
             request, {FIELD: Field.file(settings.max_upload_bytes)}, timeout_s=settings.upload_timeout_s
         )
@@ -43,9 +46,27 @@ async def preview(request: Request) -> Response:
         if data is None:
             raise Problem("missing_image", f"No {FIELD} was sent. Send one as a file.")
         draw = partial(_picture, data, ImageLimits(max_pixels=settings.max_pixels))
-        async with one_at_a_time:  # drafts come first, and a large image takes a gigabyte while it is decoded
-            picture = await in_a_passing_thread(draw)
+        try:
+            async with asyncio.timeout(settings.request_timeout_s):
+                picture = await unless_left(request, _in_turn(one_at_a_time, draw))
+        except TimeoutError as error:
+            detail = f"The picture was not ready within {settings.request_timeout_s:g} s. Try again in a moment."
+            raise Problem("deadline", detail, headers={"Retry-After": "5"}) from error
     return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, no-store"})
+
+
+async def _in_turn(one_at_a_time: asyncio.Lock, draw: Callable[[], bytes]) -> bytes:
+    """Draw when nobody else does: a large image takes a gigabyte meanwhile, also where its client has left."""
+    await one_at_a_time.acquire()
+    drawing = asyncio.ensure_future(in_a_passing_thread(draw))
+
+    def finished(_: object) -> None:
+        one_at_a_time.release()
+        if not drawing.cancelled():
+            drawing.exception()  # of one that nobody awaits any more
+
+    drawing.add_done_callback(finished)
+    return await asyncio.shield(drawing)
 
 
 def _picture(data: bytes, limits: ImageLimits) -> bytes:

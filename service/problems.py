@@ -143,7 +143,7 @@ def install(app: FastAPI) -> None:
         if error.status_code == HTTPStatus.NOT_FOUND:
             return Problem(
                 "not_found",
-                "The service answers at /, /report, /export, /cases, /health, /livez, /metrics, /reload and "
+                "The service answers at /, /report, /preview, /export, /cases, /health, /livez, /metrics, /reload and "
                 "/openapi.json.",
                 headers=headers,
             ).response()

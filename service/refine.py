@@ -25,6 +25,8 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 AT_ONCE, WAITING = 4, 16  # rewritings under way; drafts that wait their turn, within their own time
 FAILURES, REST_S = 3, 30.0  # after so many failures in a row nobody is asked for so long; then one decides
+LEAST_SHARE = 0.1  # of REPORT_REFINE_TIMEOUT_S, with less of which nobody is asked
+FAIR_SHARE = 0.9  # of it, without which a timeout is no failure
 CASES_TOLD = 5  # a language model's context is bounded; the nearest cases are those that matter
 INSTRUCTION = """You edit drafts of the findings section of chest X-ray reports. Rewrite the draft in plain, correct \
 radiological English.
@@ -81,14 +83,18 @@ class Refiner:
         return _timed(report, began).model_copy(update={"refined": refined, "warnings": warnings})
 
     async def _rewritten(self, chat: Chat, report: ReportResponse, within_s: float) -> str:
-        asked = False
+        asked, until = None, time.monotonic() + within_s
         try:
             async with asyncio.timeout(within_s), self._turns:
-                asked = True
+                asked = time.monotonic()
+                if asked < self._rests_until or until - asked < LEAST_SHARE * self._timeout_s:
+                    raise _UnrefinedError("skipped")
                 text = await chat.ask(INSTRUCTION, json.dumps(_told(report), ensure_ascii=False))
+        except _UnrefinedError:
+            raise
         except TimeoutError:
-            if not asked:  # others took its time; that is no fault of the language model
-                raise _UnrefinedError("skipped") from None
+            if asked is None or time.monotonic() - asked < FAIR_SHARE * self._timeout_s:
+                raise _UnrefinedError("skipped") from None  # drafting or others took its time: no fault of its own
             reason = f"it took longer than {within_s:.1f} s"
         except ChatError as error:
             reason = str(error)

@@ -20,7 +20,7 @@ from service.casebook import Casebook
 from service.engine import Engine
 from service.metrics import Metrics
 from service.passing_thread import in_a_passing_thread
-from service.places import BusyError
+from service.places import BusyError, Places
 from service.problems import Problem, places
 from service.schemas import ModelInfo
 from service.settings import Settings
@@ -59,11 +59,22 @@ class Ready:
         Raises:
             Problem: ``busy``, 503; none is free, here or in the replica that was asked.
         """
-        try:
-            with self.backend.place():
-                yield
-        except BusyError as error:
-            raise busy(error) from error
+        with place(self.backend):
+            yield
+
+
+@contextmanager
+def place(house: Backend | Places) -> Iterator[None]:
+    """Hold one place of a house.
+
+    Raises:
+        Problem: ``busy``, 503; none is free, or what is done meanwhile says so.
+    """
+    try:
+        with house.hold() if isinstance(house, Places) else house.place():
+            yield
+    except BusyError as error:
+        raise busy(error) from error
 
 
 def busy(error: BusyError) -> Problem:

@@ -22,6 +22,7 @@ _WARNINGS = [
     *("missing_view", "no_retrieval", "texts_not_available", "empty_draft", "unsupported_sentence"),
     *CHECK_WARNINGS,
     *DICOM_WARNINGS,
+    *("refine_off", "refine_failed", "refine_added", EDITED),
 ]
 _SILENT: Labels = dict.fromkeys(FINDINGS)
 _TEXTS = (
@@ -139,8 +140,8 @@ class SentenceOut(_Answer):
     supported: Annotated[
         bool | None,
         Field(
-            description="Whether a reference case or the images speak for a finding that it calls present; null where "
-            "it calls none present, or where the bundle has no calibration."
+            description="Whether a reference case or the images speak for each finding that it calls present; null "
+            "where it calls none present, or where the bundle has no calibration."
         ),
     ] = None
     attention: Annotated[AttentionOut | None, Field(description="With include=attention; null otherwise.")] = None

@@ -110,7 +110,8 @@ class Settings(BaseSettings):
         warm_up: draft on blank images before the service calls itself ready.
         log_level: of the service's own log lines; ``DEBUG`` logs health checks as well.
         log_format: ``json`` writes one JSON object a line, ``text`` lines for people.
-        api_key: key that ``POST /report`` then asks for, at least 16 characters; ``openssl rand -hex 32`` makes one.
+        api_key: key that reports, previews, exports and cases then ask for, at least 16 characters; ``openssl rand -hex
+            32`` makes one.
         api_key_file: file of such keys instead, one a line, so that keys can be rotated; lines that begin with ``#``
             are skipped. Read at start.
         cases_dir: directory of the reference cases that ``POST /cases`` adds, with their texts and small pictures, kept

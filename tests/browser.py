@@ -50,5 +50,7 @@ def choose(page: Page, kind: str = "effusion") -> None:
 
 def draft(page: Page) -> None:
     """Ask for a draft and wait for the whole of it."""
-    page.click("#draft")
+    with page.expect_response("**/report") as response:  # an answer may be on show already
+        page.click("#draft")
+    response.value.finished()
     page.wait_for_selector("#result:not(.arriving) #result-tools:not([hidden])")

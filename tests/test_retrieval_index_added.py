@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import pytest
 
 from retrieval_index.added import CASES_FILE, LOCK_FILE, PICTURES, AddedCases, AddedCasesError
 from retrieval_index.cases import Case
+from tests.helpers import largest_file
 
 CASE = Case(
     "one", "The heart is large.\u2028 Größe.", {"Cardiomegaly": "present", "Edema": None}, "https://x.example/1"
@@ -27,17 +27,6 @@ def opened(folder: Path) -> Iterator[AddedCases]:
         yield store
     finally:
         store.close()
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """A disk that is full: no file may grow beyond ``size`` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def pictures(folder: Path) -> list[Path]:
@@ -121,15 +110,15 @@ def test_on_a_full_disk_all_of_a_case_is_missing(tmp_path: Path, room: int) -> N
     with opened(tmp_path) as store:
         store.add(Case("two", "Clear."), {})
         before = (tmp_path / CASES_FILE).read_bytes()
-        with files_of_at_most(room), pytest.raises(OSError, match="File too large"):
+        with largest_file(room), pytest.raises(OSError, match="File too large"):
             store.add(Case("one", text), {"frontal": picture})
         assert [case.case_id for case in store.cases()] == ["two"]
         assert (tmp_path / CASES_FILE).read_bytes() == before
         assert pictures(tmp_path) == []
-        with files_of_at_most(10), pytest.raises(OSError, match="File too large"):
+        with largest_file(10), pytest.raises(OSError, match="File too large"):
             store.add(Case("three", text), {})
         store.add(Case("one", text), {"frontal": picture})  # once there is room
-        with files_of_at_most(10), pytest.raises(OSError, match="File too large"):
+        with largest_file(10), pytest.raises(OSError, match="File too large"):
             store.remove("two")
         assert len(store) == 2
     with opened(tmp_path) as store:

@@ -175,14 +175,15 @@ def test_the_cases_stand_before_the_sentences_and_these_before_the_end(page: Pag
     page.evaluate(
         """() => { window.told = [];
              for (const name of ["cases", "sentences"]) {
-               const told = (changes) => changes.some((change) => change.addedNodes.length) && window.told.push(name);
+               const told = (changes) => changes.some((change) => change.addedNodes.length)
+                 && window.told.push(name, document.getElementById("result").className);
                new MutationObserver(told).observe(document.getElementById(name), {childList: true});
              } }"""
     )
     choose(page)
     draft(page)
     told = page.evaluate("window.told")
-    assert told[0] == "cases"
+    assert told[:2] == ["cases", "result arriving"], "while the answer is not whole yet"
     assert "sentences" in told
 
 
@@ -555,7 +556,11 @@ def test_the_interface_speaks_chinese_and_the_report_stays(page: Page) -> None:
     assert page.locator("html").get_attribute("lang") == "zh-Hans"
     assert page.locator("#result-title").inner_text() == "所见草稿"
     assert "胸腔积液" in page.locator("#labels").inner_text()
-    assert page.locator("#warnings").inner_text() == "只有一个体位\uff1b草稿仅依据现有图像。"
+    assert (
+        page.locator("#warnings")
+        .inner_text()
+        .startswith("只有一个体位\uff1b草稿仅依据现有图像。\uff08No lateral image")
+    )
     assert page.get_by_role("button", name="移除正位图像").is_visible()
     assert texts(page, "button.sentence .words") == [part["text"] for part in REPORT_EXAMPLE["sentences"]]
     page.reload()
@@ -605,13 +610,14 @@ def test_the_theme_follows_the_system_until_one_is_chosen(page: Page) -> None:
 
 def test_no_screen_is_too_narrow(page: Page) -> None:
     answered(page, REPORT_EXAMPLE)
-    page.click("#edit")
     page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
-    for width in (320, 390, 640, 768, 1000):
-        page.set_viewport_size({"width": width, "height": 800})
-        for _ in ("usual", "large"):
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            page.click("#large")
+    for _ in ("sentences", "editor"):
+        for width in (320, 390, 640, 768, 1000):
+            page.set_viewport_size({"width": width, "height": 800})
+            for _ in ("usual", "large"):
+                assert page.evaluate("document.documentElement.scrollWidth") <= width
+                page.click("#large")
+        page.click("#edit")
 
 
 def test_on_a_narrow_screen_the_images_come_along(page: Page) -> None:
@@ -661,6 +667,30 @@ def test_a_stream_that_breaks_leaves_the_draft_before_it(page: Page) -> None:
     page.wait_for_selector("#error:not([hidden])")
     assert "ended early" in page.locator("#error").inner_text()
     assert texts(page, "button.sentence .words") == [part["text"] for part in REPORT_EXAMPLE["sentences"]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [("text/html", "<h1>Sign in</h1>"), ("text/event-stream", ""), ("text/event-stream", "data: {\n\n")],
+)
+def test_an_answer_that_is_none_is_told_and_can_be_tried_again(page: Page, kind: str, body: str) -> None:
+    page.route("**/report", lambda route: route.fulfill(status=200, content_type=kind, body=body))
+    choose(page)
+    page.click("#draft")
+    page.wait_for_selector("#error:not([hidden])")
+    assert "ended early" in page.locator("#error").inner_text()
+    assert page.locator("#draft").is_enabled()
+    assert page.evaluate("document.activeElement.id") == "draft", "the focus is not lost"
+
+
+def test_what_is_typed_is_what_is_taken(page: Page, tmp_path: Path) -> None:
+    answered(page, REPORT_EXAMPLE)
+    page.click("#edit")
+    page.fill("#edit-area", "No pleural effusion.")
+    with page.expect_download() as text:
+        page.click("#save-text")  # without Done
+    text.value.save_as(tmp_path / "draft.txt")
+    assert (tmp_path / "draft.txt").read_text(encoding="utf-8").startswith("No pleural effusion.\n")
 
 
 def test_a_key_is_asked_for_and_used(browser: Browser, bundle: Path, tmp_path: Path) -> None:

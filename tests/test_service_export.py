@@ -92,6 +92,25 @@ def test_the_number_of_views_decides_the_code(client: httpx.Client) -> None:
     assert len(codes) == 2
 
 
+def test_what_was_said_of_the_draft_alone_goes_with_it(client: httpx.Client) -> None:
+    doubtful = {**REPORT_EXAMPLE["sentences"][1], "supported": False}
+    warnings = [{"code": code, "message": "Of the draft."} for code in ("unsupported_sentence", "refine_added")]
+    report = {
+        **REPORT_EXAMPLE,
+        "sentences": [REPORT_EXAMPLE["sentences"][0], doubtful],
+        "refined": {"text": "Fluid on the left.", "model": "qwen3:8b"},
+        "warnings": [*REPORT_EXAMPLE["warnings"], *warnings],
+    }
+    for findings, codes in (
+        (KEPT, ["missing_view", "edited"]),
+        (f"{doubtful['text']} {doubtful['text']}", ["missing_view", "unsupported_sentence", "edited"]),
+    ):
+        edited = export(client, {"report": report, "findings": findings}).json()
+        assert [warning["code"] for warning in edited["warnings"]] == codes
+        assert len(edited["sentences"]) == 1, "the model wrote it once"
+        assert edited["refined"] is None
+
+
 @pytest.mark.parametrize(
     ("body", "code", "field"),
     [

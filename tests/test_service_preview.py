@@ -18,7 +18,7 @@ from service import preview
 from service.preview import PREVIEW_SIDE
 from tests.dicom_helpers import dicom
 from tests.helpers import write_tiny_bundle
-from tests.service_helpers import PROBLEM, encode, png, ready_client, scene
+from tests.service_helpers import PROBLEM, encode, png, ready_client, scene, until
 
 KEY = "correct-horse-battery-staple"
 
@@ -97,6 +97,30 @@ def test_one_is_drawn_at_a_time(client: httpx.Client, monkeypatch: pytest.Monkey
         sizes = list(clients.map(lambda _: previewed(client, png()).size, range(8)))
     assert sizes == [(90, 120)] * 8
     assert most == 1
+
+
+def test_a_picture_that_takes_long_keeps_nobody_from_a_draft(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, draw = threading.Event(), preview.thumbnail
+
+    def slow(*args: Any, **options: Any) -> bytes:
+        go.wait(60)
+        return draw(*args, **options)
+
+    monkeypatch.setattr(preview, "thumbnail", slow)
+    bundle = write_tiny_bundle(tmp_path_factory.mktemp("slow") / "tiny")
+    with (
+        ready_client(bundle, warm_up=False, queue_size=2, request_timeout_s=5.0) as service,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        asked = [pool.submit(service.post, "/preview", files={"image": ("i", png())}) for _ in range(2)]
+        until(lambda: service.post("/preview", files={"image": ("i", png())}).status_code == 503)
+        assert service.post("/preview", files={"image": ("i", png())}).json()["code"] == "busy"
+        assert service.post("/report", files={"frontal": ("f", png())}).status_code == 200
+        assert {answer.result(60).json()["code"] for answer in asked} == {"deadline"}
+        go.set()
+        assert previewed(service, png()).size == (90, 120)
 
 
 def test_a_key_guards_it(tmp_path_factory: pytest.TempPathFactory) -> None:

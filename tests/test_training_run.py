@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from model.drafter import Drafter, StudyView
 from model.images import load_pixels
 from model.views import View
 from retrieval_index.index import ReportIndex
+from tests.helpers import largest_file
 from tests.processes import ENVIRONMENT, fork, kill_when
 from training.openi import open_openi
 from training.phantom import write_phantom_root
@@ -123,17 +122,6 @@ def amid_ce(unbroken: Path, tmp_path: Path) -> Iterator[Path]:
     torch.set_num_threads(1)  # as the unbroken run
     yield tmp_path / "B"
     torch.set_num_threads(threads)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """A disk that has no room for files above ``size`` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_goes_wrong_amid_a_stage_is_explained_and_costs_nothing(

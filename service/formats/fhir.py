@@ -80,7 +80,10 @@ def diagnostic_report(report: ReportResponse, study: Study, now: datetime | None
 
 def _sentence(number: int, sentence: SentenceOut) -> Resource:
     confidence = {
-        "code": {"coding": [_coding(NAMESPACE + "codes", "confidence", "Confidence in wording")], "text": CONFIDENCE},
+        "code": {
+            "coding": [_coding(NAMESPACE + "codes", "confidence", "Confidence")],
+            "text": CONFIDENCE,
+        },
         "valueQuantity": {"value": sentence.confidence, "system": "http://unitsofmeasure.org", "code": "1"},
     }
     supported = {

@@ -12,6 +12,7 @@ export class Problem extends Error {
 }
 
 const unreachable = () => new Problem({ title: t("unreachable"), detail: t("unreachable.detail"), code: "unreachable" });
+const broken = () => new Problem({ title: t("broken"), detail: t("broken.detail"), code: "broken" });
 const failed = (status, body) =>
   new Problem({ title: t("failed"), detail: t("failed.detail", { status }), ...(body ?? {}), status });
 
@@ -80,24 +81,29 @@ export function requestDraft(files, options, { onUpload, onEvent, signal }) {
     request.upload.addEventListener("load", () => onUpload(1));
     const take = () => {
       if (!request.getResponseHeader("Content-Type")?.startsWith("text/event-stream")) return;
-      for (const event of parser.feed(request.responseText.slice(read))) {
-        last = event;
-        onEvent(event);
-      }
+      const from = read;
       read = request.responseText.length;
+      try {
+        for (const event of parser.feed(request.responseText.slice(from))) {
+          last = event;
+          onEvent(event);
+        }
+      } catch {
+        reject(broken()); // before the abort's own word: the first one counts
+        request.abort();
+      }
     };
     request.addEventListener("progress", take);
     request.addEventListener("load", () => {
       take();
+      const body = parsed(request.responseText);
       if (last?.event === "report") resolve(last.data);
       else if (last?.event === "problem") reject(failed(last.data.status, last.data));
-      else if (last) reject(new Problem({ title: t("broken"), detail: t("broken.detail"), code: "broken" }));
-      else if (request.status === 200) resolve(JSON.parse(request.responseText));
-      else reject(failed(request.status, parsed(request.responseText)));
+      else if (last || (request.status === 200 && !body)) reject(broken());
+      else if (request.status === 200) resolve(body);
+      else reject(failed(request.status, body));
     });
-    request.addEventListener("error", () =>
-      reject(last ? new Problem({ title: t("broken"), detail: t("broken.detail"), code: "broken" }) : unreachable()),
-    );
+    request.addEventListener("error", () => reject(last ? broken() : unreachable()));
     request.addEventListener("abort", () => reject(new DOMException("cancelled", "AbortError")));
     signal.addEventListener("abort", () => request.abort());
     request.send(form);

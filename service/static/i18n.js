@@ -24,13 +24,16 @@ export const count = (key, number) => t(`${key}.${number === 1 ? "one" : "many"}
 
 export const finding = (name) => LANGUAGES[language][`finding.${name}`] ?? name;
 
-/** What the service warns of. Its own words are English; another language has words for each code. */
-export const warningWords = ({ code, message }) => ownWords("warning", code) ?? message;
+/** What the service warns of. Another language has words for each code; the English ones name values, so they follow. */
+export function warningWords({ code, message }) {
+  const own = ownWords("warning", code);
+  return own ? `${own}（${message}）` : message;
+}
 
 /** Title and detail of a problem. The service's detail names values, so it follows untranslated. */
 export function problemWords({ code, title, detail }) {
   const remedy = ownWords("remedy", code);
-  return { title: ownWords("problem", code) ?? title, detail: remedy ? `${remedy} (${detail})` : detail };
+  return { title: ownWords("problem", code) ?? title, detail: remedy ? `${remedy}（${detail}）` : detail };
 }
 
 function ownWords(kind, code) {

@@ -69,7 +69,7 @@ function serviceWords() {
 
 function showService(state, words) {
   byId("service").dataset.state = state;
-  byId("service").textContent = words;
+  if (byId("service").textContent !== words) byId("service").textContent = words; // told once
 }
 
 // -- a draft ---------------------------------------------------------------------------------------------------------
@@ -80,6 +80,7 @@ async function draft() {
   hideError();
   showProgress(0);
   refresh();
+  if ([draftButton, document.body].includes(document.activeElement)) cancelButton.focus();
   const options = Object.fromEntries(NUMBERS.map((name) => [name, byId(name).value.trim()]));
   Object.assign(options, { include: "attention", stream: "true", refine: byId("refine").checked ? "true" : "" });
   const names = views.names;
@@ -96,9 +97,11 @@ async function draft() {
     else if (problem.code === "unauthorized") askForKey(draft, cancelButton);
     else showError(problem);
   } finally {
+    const lost = [cancelButton, document.body].includes(document.activeElement);
     running = null;
     byId("progress").hidden = true;
     refresh();
+    if (lost) draftButton.focus();
   }
 }
 
@@ -120,7 +123,7 @@ function arrive({ event, data }) {
   if (event === "cases") {
     beginDraft();
     drawCases(byId("cases"), byId("cases-note"), data.reference_cases, null);
-    status.textContent = t("cases.found");
+    if (data.reference_cases.length) status.textContent = t("cases.found");
   } else if (event === "sentence") sentences.add(data.sentence);
 }
 
@@ -130,7 +133,7 @@ function beginDraft() {
   byId("draft-body").hidden = false;
   result.classList.add("arriving");
   editor.close(); // what the reader wrote stands again, should this draft fail
-  sentences.draw([]);
+  sentences.draw([], true); // whether they are calibrated comes last; none is called doubtful too soon
   for (const id of ["warnings", "labels", "checks", "made"]) byId(id).replaceChildren();
   sentences.list.hidden = false;
   for (const id of ["refined", "edited-note", "models-draft", "result-tools"]) byId(id).hidden = true;
@@ -310,7 +313,7 @@ async function saveAs(kind) {
 }
 
 function onKey(event) {
-  if (help.open) return;
+  if (help.open || event.isComposing) return;
   const typing = event.target.closest?.("input:not([type=file]), textarea, select") || event.ctrlKey || event.metaKey || event.altKey;
   if (event.key === "Escape" && sentences.unpin()) event.preventDefault();
   if (event.key === "Escape" && editor.open) editor.finish();
@@ -332,7 +335,7 @@ function setLarge() {
 function beforePaper() {
   if (editor.open) editor.finish();
   if (current) drawMade(byId("made"), current);
-  byId("made-details").open = true;
+  for (const id of ["made-details", "models-draft"]) byId(id).open = true;
 }
 
 const quietMotion = () => matchMedia("(prefers-reduced-motion: reduce)").matches;

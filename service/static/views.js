@@ -120,7 +120,10 @@ export class Views {
       this.set(name, null);
       parts.input.focus();
     });
-    parts.image.addEventListener("load", () => brighten(parts.image));
+    parts.image.addEventListener("load", () => {
+      brighten(parts.image);
+      this.#place(name); // an overlay that is shown already
+    });
     parts.image.addEventListener("error", () => this.#askForPicture(name));
     for (const kind of ["dragenter", "dragover"]) {
       parts.zone.addEventListener(kind, (event) => {
@@ -150,6 +153,7 @@ export class Views {
   }
 
   #paste(event) {
+    if (event.target.closest?.("textarea, input:not([type=file])")) return; // text is pasted there
     const files = [...(event.clipboardData?.files ?? [])];
     if (files.length === 0) return;
     event.preventDefault();
@@ -157,11 +161,12 @@ export class Views {
   }
 
   #keepStrayDropsOffTheBrowser() {
-    window.addEventListener("dragover", (event) => event.preventDefault());
+    const files = (event) => event.dataTransfer?.types.includes("Files"); // not text on its way to the editor
+    window.addEventListener("dragover", (event) => files(event) && event.preventDefault());
     window.addEventListener("drop", (event) => {
+      if (!files(event)) return;
       event.preventDefault();
-      const files = [...(event.dataTransfer?.files ?? [])];
-      this.#take(files, NAMES.find((name) => !this.files[name]) ?? "frontal");
+      this.#take([...event.dataTransfer.files], NAMES.find((name) => !this.files[name]) ?? "frontal");
     });
   }
 

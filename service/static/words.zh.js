@@ -199,7 +199,7 @@ export const words = {
   "warning.views_swapped": "两个体位似乎放反了，已按正确体位读取。",
   "warning.view_corrected": "图像看起来是另一个体位，已按该体位读取。",
   "warning.same_view": "两幅图像看起来是同一个体位。",
-  "warning.unusual_image": "图像与训练所用的胸片差别很大；草稿可能毫无意义。",
+  "warning.unusual_image": "图像与校准所用的胸片差别很大；草稿可能毫无意义。",
   "warning.unsupported_sentence": "有的句子提到了参考病例和图像都不支持的征象，已标出。",
   "warning.refine_off": "没有配置用于改写的语言模型。",
   "warning.refine_failed": "语言模型没有给出可用的改写，草稿保持原样。",
