@@ -32,7 +32,7 @@ MANIFEST = "MANIFEST.json"
 CONFIG, WEIGHTS, TOKENIZER, METRICS = "config.json", "model.safetensors", "tokenizer.json", "metrics.json"
 CONSENSUS = "consensus.safetensors"
 CALIBRATION = "calibration.json"
-INDEX_DIR = "index"
+INDEX_DIR, INDEX_FILES = "index", ("reports.faiss", "cases.jsonl")
 FIGURES = 6  # significant digits of a figure
 
 
@@ -252,7 +252,9 @@ def write_bundle(
         if calibration is not None:
             _save_calibration(calibration, partial)
         if index_dir is not None:
-            shutil.copytree(index_dir, partial / INDEX_DIR)
+            (partial / INDEX_DIR).mkdir()
+            for name in INDEX_FILES:  # and nothing that a killed write may have left there, report texts least of all
+                shutil.copyfile(index_dir / name, partial / INDEX_DIR / name)
         write_manifest(partial)
         _into_place(partial, path)
     finally:

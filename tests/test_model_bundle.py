@@ -60,6 +60,14 @@ def test_figures_keep_six_digits(bundle_path: Path, tmp_path: Path) -> None:
     }
 
 
+def test_only_the_files_of_an_index_enter_a_bundle(bundle_path: Path, tmp_path: Path) -> None:
+    plain, index = load_bundle(bundle_path), bundle_path.parent / "tiny-index"
+    stray = index / ".cases.jsonl.killed.tmp"  # what a killed `write_atomic` leaves
+    stray.write_bytes((index / "cases.jsonl").read_bytes())
+    write_bundle(tmp_path / "B", config=plain.config, model=plain.model, tokenizer=plain.tokenizer, index_dir=index)
+    assert {path.name for path in (tmp_path / "B" / "index").iterdir()} == {"reports.faiss", "cases.jsonl"}
+
+
 def test_nothing_in_a_bundle_is_pickled(bundle_path: Path) -> None:
     names = {p.relative_to(bundle_path).as_posix() for p in bundle_path.rglob("*") if p.is_file()}
     assert names == {"MANIFEST.json", "config.json", "model.safetensors", "tokenizer.json", "metrics.json",

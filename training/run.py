@@ -34,7 +34,7 @@ from model.report_model import ReportModel
 from model.tokenizer import Tokenizer
 from retrieval_index.cases import read_cases, write_cases
 from retrieval_index.files import write_atomic
-from retrieval_index.index import ReportIndex
+from retrieval_index.index import CASES_FILE, VECTORS_FILE, ReportIndex
 from training.arguments import open_source
 from training.ce import train_ce
 from training.checkpoints import in_short, save_atomically
@@ -281,11 +281,9 @@ def _write(run: Run, path: Path, *, keep_texts: bool, metrics: dict[str, Any]) -
 
 
 def _without_texts(index_dir: Path, directory: Path) -> Path:
-    shutil.rmtree(directory, ignore_errors=True)
-    shutil.copytree(index_dir, directory)
-    write_cases(
-        directory / "cases.jsonl", [replace(case, findings=None) for case in read_cases(directory / "cases.jsonl")]
-    )
+    directory.mkdir(exist_ok=True)
+    write_cases(directory / CASES_FILE, [replace(case, findings=None) for case in read_cases(index_dir / CASES_FILE)])
+    shutil.copyfile(index_dir / VECTORS_FILE, directory / VECTORS_FILE)
     return directory
 
 
