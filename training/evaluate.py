@@ -31,6 +31,7 @@ from training import drafting
 from training.arguments import choose_device, not_negative, open_source, positive
 from training.baselines import TrivialRow
 from training.bootstrap import DRAWS
+from training.chance import chance
 from training.clinical import clinical_rows
 from training.drafting import EvaluatedSplit, Views
 from training.evaluation_page import Drafted, check_folder, write_page
@@ -111,7 +112,7 @@ def evaluate(
         reference_labels: CSV ``study_id,<finding>,…`` with 1 for present (CheXbert's reading of the reports); gives a
             second label F1 against it.
         batch_size: studies drafted together.
-        draws: of studies, for intervals and paired differences; 0 leaves them out.
+        draws: of studies, for intervals and paired differences, and of drafts dealt out anew; 0 leaves them out.
         seed: of the exchange and of the draws.
         progress: show a bar.
         notes: of the caller, to stand beside this evaluation's own.
@@ -163,6 +164,7 @@ def evaluate(
         "copied": board.copied(findings, texts.train.values()),
         **score_rows(board, rows, reasons),
         **certainty(board, findings, rows, draws=draws, seed=seed),
+        "by_chance": chance(board.draft_pairs(findings)[0], draws=draws, seed=seed),
         **word_tables(board, findings, rows),
         "predictions": None,
         "dataset": source.name,

@@ -33,7 +33,7 @@ def table_of(result: Mapping[str, Any]) -> str:
         lines.append(f"{name:{_NAME}}" + "".join(cells))
     if result["copied"] is not None:
         lines.append(f"drafts that equal a training report: {result['copied']:.3f}")
-    return "\n".join([*lines, *_certainty(result), *_key_words(result), *_not_run(result)])
+    return "\n".join([*lines, *_certainty(result), *_by_chance(result), *_key_words(result), *_not_run(result)])
 
 
 def side_name(result: Mapping[str, Any], row: str) -> str:
@@ -54,6 +54,18 @@ def _key_words(result: Mapping[str, Any]) -> list[str]:
             shown = side_name(result, name) if name in result["n_beside"] else name.replace("_", " ")
             lines.append(f"{shown:{_NAME}}" + "".join(f"{value:13.3f}" for value in values))
     return [*lines, "* without the sentences that deny something"]
+
+
+def _by_chance(result: Mapping[str, Any]) -> list[str]:
+    """Lines on what the same drafts score when they are dealt out anew; none where they were not."""
+    if result["by_chance"] is None:
+        return []
+    lines = ["", "dealt out anew".ljust(_NAME) + f"{'mean':>9}{'95 % of deals':>20}{'system':>9}{'p':>9}"]
+    for name, entry in result["by_chance"].items():
+        ends = f"{entry['interval_95'][0]:.3f} … {entry['interval_95'][1]:.3f}"
+        figures = f"{entry['mean']:9.3f}{ends:>20}{result['system'][name]:9.3f}{entry['p']:9.3f}"
+        lines.append(f"{_SHORT.get(name, name):{_NAME}}{figures}")
+    return lines
 
 
 def _not_run(result: Mapping[str, Any]) -> list[str]:

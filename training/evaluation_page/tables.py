@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from training.chance import MEASURES
 from training.forte import AVERAGE, KEY_WORDS
 from training.metrics import METRICS
 from training.side_rows import full_name
@@ -31,7 +32,6 @@ ROWS = {
 COUNTERFACTUAL = ("system_images_exchanged", "system_cases_exchanged", "system_patches_exchanged")
 SINGLE_VIEW = ("system_frontal_only", "system_lateral_only")
 TESTED = ("BLEU_4", "ROUGE_L", "CIDEr", "label_f1_micro", "label_f1_macro")
-FELL = ("CIDEr", "label_f1_micro")  # what a system loses that looks at its images
 _NONE = "–"
 
 
@@ -168,21 +168,36 @@ def _counterfactual(result: Mapping[str, Any]) -> Table | None:
     shown = [
         [
             ROWS[row],
-            *(_with_interval(result, row, metric) for metric in ("BLEU_4", *FELL)),
-            _against_random(result, row),
+            *(_with_interval(result, row, metric) for metric in ("BLEU_4", *MEASURES)),
+            *(_beside(result, row, ends) for ends in (_of_random(result), _of_chance(result))),
         ]
-        for row in ("system", *rows, *made(result, ("random",)))
+        for row in ("system", *rows)
     ]
-    return Table(["reports", *map(title, ("BLEU_4", *FELL)), "beside the random row"], shown)
+    if (dealt := result["by_chance"]) is not None:
+        means = (f"{figure(entry['mean'])} ({_unbroken(interval(entry['interval_95']))})" for entry in dealt.values())
+        shown.append(["the bundle's drafts, dealt out anew", _NONE, *means, "", ""])
+    for row in made(result, ("random",)):
+        shown.append([ROWS[row], *(_with_interval(result, row, metric) for metric in ("BLEU_4", *MEASURES)), "", ""])
+    head = ["reports", *map(title, ("BLEU_4", *MEASURES)), "beside the random row", "beside drafts dealt out anew"]
+    return Table(head, shown)
 
 
-def _against_random(result: Mapping[str, Any], row: str) -> str:
-    """Whether the figures that should fall with exchanged images lie within the random row's interval, or above."""
-    if row == "random":
-        return ""
+Ends = Mapping[str, Sequence[float] | None]
+
+
+def _of_random(result: Mapping[str, Any]) -> Ends:
+    return {metric: ends_of(result, "random", metric) for metric in MEASURES}
+
+
+def _of_chance(result: Mapping[str, Any]) -> Ends:
+    return {metric: (result["by_chance"] or {}).get(metric, {}).get("interval_95") for metric in MEASURES}
+
+
+def _beside(result: Mapping[str, Any], row: str, intervals: Ends) -> str:
+    """Whether the figures that should fall with exchanged images lie within these intervals, or above."""
     parts = []
-    for metric in FELL:
-        ends, found = ends_of(result, "random", metric), figures_of(result, row)
+    for metric, ends in intervals.items():
+        found = figures_of(result, row)
         if ends is None or found is None or found[metric] is None:
             return _NONE
         value = found[metric] or 0.0

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from retrieval_index.files import write_atomic
 from training.evaluation_page.gallery import Drafted, gallery
 from training.evaluation_page.plots import all_plots
-from training.evaluation_page.tables import Table, all_tables, figure, tiles
+from training.evaluation_page.tables import Table, all_tables, figure, tiles, title
 from training.predictions import refuse_bundles
 
 IGNORE = "# radiographs and report texts of a data set: not to be shared\n*\n"
@@ -75,7 +75,7 @@ def _html() -> Environment:
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"figure": figure, "safe_svg": Markup}
+    environment.filters |= {"figure": figure, "title_of": title, "safe_svg": Markup}
     return environment
 
 
@@ -85,7 +85,7 @@ def _markdown() -> Environment:
         loader=FileSystemLoader(_TEMPLATES), autoescape=False, finalize=_escaped, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters |= {"figure": figure, "grid": _grid, "path": Markup}
+    environment.filters |= {"figure": figure, "title_of": title, "grid": _grid, "path": Markup}
     return environment
 
 

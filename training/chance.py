@@ -1,0 +1,70 @@
+"""What a bundle's own drafts score by chance: the same drafts, dealt out anew to the studies again and again.
+
+A permutation test (Fisher 1935, "The Design of Experiments"; Good 2005, "Permutation, Parametric and Bootstrap Tests of
+Hypotheses") of whether drafts belong to their studies. Dealing them out keeps their style, their length and how often
+they name each finding, and breaks only what ties a draft to its patient. A random training report is no such yardstick:
+drafts chosen to agree with many reports score above it on any patient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from model.labeler import FINDINGS
+from training.bootstrap import LEVEL, Floats
+from training.cider import CiderD
+from training.metrics import SCORED_FINDINGS, Pair, present_findings
+
+MEASURES = ("CIDEr", "label_f1_micro")  # what falls where a draft is not the patient's
+_SCORED = [FINDINGS.index(name) for name in SCORED_FINDINGS]
+
+
+def chance(pairs: Sequence[Pair], *, draws: int, seed: int) -> dict[str, dict[str, Any]] | None:
+    """Each of ``MEASURES`` over drafts that were dealt out anew.
+
+    Args:
+        pairs: N (reference, prediction) strings, prepared as for ``training.metrics.score``.
+        draws: D, how often they are dealt out.
+        seed: decides how.
+
+    Returns:
+        By measure its ``mean`` over the draws, ``interval_95``, and ``p``: the share of draws, the drafts as they are
+        among them, that score as high as the drafts as they are. None where there are fewer than two studies, or no
+        draws.
+    """
+    if len(pairs) < 2 or not draws:
+        return None
+    rng = np.random.default_rng((seed, 43))
+    studies = len(pairs)
+    deals = np.stack([np.arange(studies), *(rng.permutation(studies) for _ in range(draws))])  # (1 + D, N) drafts
+    cider = _cider(pairs)[deals, np.arange(studies)].mean(axis=1)
+    truth, named = (np.stack([_vector(pair[side]) for pair in pairs]) for side in (0, 1))  # (N, 13)
+    right = (named[deals] * truth).sum(axis=(1, 2))
+    f1 = 2 * right / max(truth.sum() + named.sum(), 1)
+    return {name: _summary(values) for name, values in zip(MEASURES, (cider, f1), strict=True)}
+
+
+def _cider(pairs: Sequence[Pair]) -> Floats:
+    """(N, N) CIDEr-D of each draft, by row, against each reference; document frequencies are the references'."""
+    scorer = CiderD([[reference] for reference, _ in pairs])
+    every = range(len(pairs))
+    return np.stack([scorer.scores([prediction] * len(pairs), every) for _, prediction in pairs])
+
+
+def _vector(text: str) -> Floats:
+    present = present_findings(text)
+    return np.array([float(name in present) for name in FINDINGS])[_SCORED]
+
+
+def _summary(values: Floats) -> dict[str, Any]:
+    """Of (1 + D,) values, the first of them that of the drafts as they are."""
+    tail = (1 - LEVEL) / 2 * 100
+    dealt = values[1:]
+    return {
+        "mean": float(dealt.mean()),
+        "interval_95": [float(end) for end in np.percentile(dealt, (tail, 100 - tail))],
+        "p": float((values >= values[0] - 1e-12).mean()),
+    }
