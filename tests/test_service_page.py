@@ -148,11 +148,11 @@ def test_the_key_stays_in_the_tab_and_goes_into_one_header_only() -> None:
     assert "{ Authorization: `Bearer ${key}` }" in scripts["api.js"]
 
 
-def test_only_language_and_theme_outlast_the_tab() -> None:
+def test_only_language_theme_and_keys_outlast_the_tab() -> None:
     scripts = {path.name: path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")}
     assert [name for name, script in scripts.items() if "localStorage" in script] == ["preferences.js"]
     kept = re.findall(r"""\bprefer\(["'](\w+)["']""", "".join(scripts.values()))
-    assert sorted(kept) == ["language", "theme"]
+    assert sorted(kept) == ["keys", "language", "theme"]
 
 
 def test_the_page_knows_the_code_and_the_header_that_the_service_uses(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import { picture } from "./api.js";
 import { compared, findingsCompared } from "./compare.js";
-import { finding, t, warningWords } from "./i18n.js";
+import { finding, stage, t, warningWords } from "./i18n.js";
 
 const LOW = { words: 0.5, calibrated: 0.25 }; // confidence below this is drawn in the colour of doubt
 const SOME = 0.005; // of the attention, below which nothing is said of a case
@@ -127,14 +127,22 @@ function drawCase({ rank, case_id: id, similarity, findings, labels, source_url:
     foot.append(link);
   }
   const body = element("div", { className: "case-body" }, element("div", {}, text, foot));
-  const pictures = Object.entries(images ?? {});
-  if (pictures.length) body.prepend(element("div", { className: "case-images" }, ...pictures.map(([view, address]) => casePicture(id, view, address))));
+  const own = Object.entries(images ?? {});
+  if (own.length) body.prepend(element("div", { className: "case-images" }, ...own.map(([view, address]) => casePicture(id, view, address))));
   return element("li", {}, head, body);
+}
+
+const pictures = new Map(); // address -> picture of a case on show, asked for once
+
+/** Other cases are shown from now on: their pictures are asked for anew. */
+export function forgetPictures() {
+  pictures.clear();
 }
 
 function casePicture(id, view, address) {
   const image = element("img", { alt: t("case.image", { view: t(view), id }), className: "loading" });
-  picture(address).then((blob) => {
+  if (!pictures.has(address)) pictures.set(address, picture(address));
+  pictures.get(address).then((blob) => {
     if (blob === null) return image.remove();
     image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
     image.src = URL.createObjectURL(blob);
@@ -190,8 +198,8 @@ function markRedactions(text) {
 export function drawMade(list, { model, timings_ms: timings, report_id: id }) {
   const stages = Object.entries(timings)
     .filter(([name]) => name !== "total")
-    .map(([name, value]) => `${name} ${Math.round(value)}`)
-    .join(", ");
+    .map(([name, value]) => `${stage(name)} ${Math.round(value)}`)
+    .join(t("list"));
   const rows = [
     [t("made.time"), t("made.times", { seconds: (timings.total / 1000).toFixed(2), stages })],
     [t("made.model"), `${model.name}, ${model.backbone}, ${model.image_size} px`],

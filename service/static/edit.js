@@ -8,6 +8,7 @@ export class Editor {
     this.box = root.getElementById("editor");
     this.draft = "";
     this.text = null; // what the reader made of it; null: nothing
+    this.taken = null; // what was last copied or saved
     root.getElementById("edit-done").addEventListener("click", () => this.finish());
     root.getElementById("edit-undo").addEventListener("click", () => this.undo());
     this.area.addEventListener("input", () => this.#grow());
@@ -26,9 +27,20 @@ export class Editor {
     return this.text ?? this.draft;
   }
 
+  /** Whether the reader wrote what is nowhere else. */
+  get unsaved() {
+    const text = this.open ? this.area.value.trim() : this.findings;
+    return text !== this.draft && text !== this.taken;
+  }
+
+  /** What stands was copied or saved. */
+  take() {
+    this.taken = this.findings;
+  }
+
   reset(draft) {
     this.draft = draft;
-    this.text = null;
+    this.text = this.taken = null;
     this.box.hidden = true;
   }
 

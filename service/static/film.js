@@ -4,6 +4,8 @@ export const STEP = 1.25; // of one key, one notch
 const MOST = 8;
 const NEAR = 2.5; // where a double click goes to
 const PACE = 40; // pixels of an arrow key
+const SMOOTH = 100; // pixels of the wheel that enlarge e times
+const LINE = 33; // pixels, where it is told in lines
 
 export class Film {
   #scale = 1;
@@ -22,6 +24,11 @@ export class Film {
   reset() {
     this.#scale = 1;
     this.#place([0, 0]);
+  }
+
+  /** The zone has another size: no further than its edges again. */
+  fit() {
+    this.#place(this.#shift);
   }
 
   /** Enlarge by a factor; what lies at `point`, counted from the zone's centre, stays there. */
@@ -62,7 +69,9 @@ export class Film {
   #wheel(event) {
     if (!this.#filled || (!event.ctrlKey && this.#scale === 1)) return;
     event.preventDefault();
-    this.zoom(event.deltaY < 0 ? STEP : 1 / STEP, this.#from(event));
+    const pixels = event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? event.deltaY : event.deltaY * LINE;
+    const factor = Math.exp(-pixels / SMOOTH); // a trackpad sends many small turns, a mouse few large ones
+    this.zoom(Math.min(STEP, Math.max(1 / STEP, factor)), this.#from(event));
   }
 
   #drag(event) {

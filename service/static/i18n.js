@@ -24,6 +24,9 @@ export const count = (key, number) => t(`${key}.${number === 1 ? "one" : "many"}
 
 export const finding = (name) => LANGUAGES[language][`finding.${name}`] ?? name;
 
+/** A stage of the work, as the service names it. */
+export const stage = (name) => LANGUAGES[language][`stage.${name}`] ?? en[`stage.${name}`] ?? name;
+
 /** What the service warns of. Another language has words for each code; the English ones name values, so they follow. */
 export function warningWords({ code, message }) {
   const own = ownWords("warning", code);

@@ -3,12 +3,13 @@
 import { health, requestDraft } from "./api.js";
 import { sentencesOf } from "./compare.js";
 import { bindDisplay } from "./display.js";
-import { drawCases, drawCaseWeights, drawChecks, drawLabels, drawMade, drawWarnings, percent } from "./draw.js";
+import { drawCases, drawCaseWeights, drawChecks, drawLabels, drawMade, drawWarnings, forgetPictures, percent } from "./draw.js";
 import { Editor } from "./edit.js";
 import { bindLanguage, count, onLanguage, problemWords, t } from "./i18n.js";
 import { KeyForm } from "./key.js";
 import { whereabouts } from "./overlay.js";
 import { bindPeek } from "./peek.js";
+import { prefer, preference } from "./preferences.js";
 import { save, toClipboard } from "./save.js";
 import { Sentences } from "./sentences.js";
 import { bindTheme } from "./theme.js";
@@ -20,6 +21,8 @@ const cancelButton = byId("cancel");
 const status = byId("status");
 const result = byId("result");
 const help = byId("help");
+const replace = byId("replace");
+const singleKeys = byId("single-keys");
 const NUMBERS = ["top_k", "beam_size"];
 const HEALTHY_MS = 30_000; // between two looks at a service that is ready
 const AGAIN_MS = 2_000;
@@ -30,11 +33,12 @@ let current = null; // the answer on show
 let sent = []; // views that it was made from
 let changed = false; // whether the images are others since
 let wrong = null; // the problem on show
+let told = () => ""; // what the status says, in the language of now
 
 const views = new Views(document, () => {
   changed = true;
   if (current) setStale(true);
-  hideError();
+  hideError(); // the box and the fields: a view that is wrong still says so itself
   refresh();
 });
 const keyForm = new KeyForm(document);
@@ -53,9 +57,8 @@ async function watchService() {
     showService("ready", serviceWords());
   } catch (problem) {
     ready = null;
-    const { title, detail } = problemWords(problem);
     const lost = problem.code === "failed" || problem.code === "unreachable";
-    showService(lost ? "failed" : "loading", problem.code === "loading" ? t("loading") : `${title}. ${detail}`);
+    showService(lost ? "failed" : "loading", problem.code === "loading" ? t("loading") : t("error.both", problemWords(problem)));
     again = AGAIN_MS;
   }
   refresh();
@@ -76,8 +79,11 @@ function showService(state, words) {
 
 async function draft() {
   if (!ready || running || views.count === 0) return;
-  running = new AbortController();
   hideError();
+  for (const name of views.names) views.showError(name, null);
+  if (!checkNumbers() || (editor.unsaved && !(await agreed()))) return;
+  running = new AbortController();
+  forgetPictures();
   showProgress(0);
   refresh();
   if ([draftButton, document.body].includes(document.activeElement)) cancelButton.focus();
@@ -89,11 +95,11 @@ async function draft() {
     sent = names;
     show(answer);
     views.drawAgain();
-    status.textContent = t("done", { sentences: count("sentences", answer.sentences.length), cases: count("cases", answer.reference_cases.length) });
+    say(() => t("done", { sentences: count("sentences", answer.sentences.length), cases: count("cases", answer.reference_cases.length) }));
     bringForward(result);
   } catch (problem) {
     takeBack();
-    if (problem.name === "AbortError") status.textContent = t("cancelled");
+    if (problem.name === "AbortError") say(() => t("cancelled"));
     else if (problem.code === "unauthorized") askForKey(draft, cancelButton);
     else showError(problem);
   } finally {
@@ -103,6 +109,23 @@ async function draft() {
     refresh();
     if (lost) draftButton.focus();
   }
+}
+
+/** Whether a new draft may take the place of what the reader wrote and took nowhere. */
+function agreed() {
+  replace.returnValue = "";
+  replace.showModal();
+  return new Promise((resolve) => {
+    replace.addEventListener("close", () => resolve(replace.returnValue === "anew"), { once: true });
+  });
+}
+
+/** A field that holds no number gives an empty value: it would be passed over in silence. */
+function checkNumbers() {
+  const bad = NUMBERS.filter((name) => byId(name).validity.badInput);
+  for (const name of bad) showNumberError(name, t("number.wrong"), "number.wrong");
+  if (bad.length) goToNumber(bad[0]);
+  return bad.length === 0;
 }
 
 /** What came of a draft that failed goes again; the one before it comes back. */
@@ -123,7 +146,7 @@ function arrive({ event, data }) {
   if (event === "cases") {
     beginDraft();
     drawCases(byId("cases"), byId("cases-note"), data.reference_cases, null);
-    if (data.reference_cases.length) status.textContent = t("cases.found");
+    if (data.reference_cases.length) say(() => t("cases.found"));
   } else if (event === "sentence") sentences.add(data.sentence);
 }
 
@@ -229,19 +252,26 @@ function showProgress(share) {
   bar.hidden = false;
   bar.classList.toggle("waiting", share >= 1);
   bar.firstElementChild.style.width = share >= 1 ? "" : `${Math.round(100 * share)}%`;
-  const words = t(share >= 1 ? "reading" : "sending");
-  if (status.textContent !== words) status.textContent = words; // told once, not at every percent
+  say(() => t(share >= 1 ? "reading" : "sending"));
+}
+
+/** Let the status say what `words` gives, now and in another language. */
+function say(words) {
+  told = words;
+  if (status.textContent !== words()) status.textContent = words(); // told once, not at every percent
 }
 
 // -- errors in plain words -------------------------------------------------------------------------------------------
 
 function showError(problem) {
-  status.textContent = "";
+  say(() => "");
   tellError(problem);
-  if (NUMBERS.includes(problem.field)) {
-    byId(problem.field).closest("details").open = true;
-    byId(problem.field).focus();
-  }
+  if (NUMBERS.includes(problem.field)) goToNumber(problem.field);
+}
+
+function goToNumber(name) {
+  byId(name).closest("details").open = true;
+  byId(name).focus();
 }
 
 function tellError(problem) {
@@ -250,7 +280,7 @@ function tellError(problem) {
   const { field } = problem;
   const isView = field in views.files;
   const head = document.createElement("strong");
-  head.textContent = isView ? t("image.wrong", { view: t(field), title }) : `${title}.`;
+  head.textContent = isView ? t("image.wrong", { view: t(field), title }) : t("error.title", { title });
   const box = byId("error");
   const atField = isView || NUMBERS.includes(field);
   box.replaceChildren(head, ...(atField ? [] : [detail])); // said once: at the field, or here
@@ -261,7 +291,7 @@ function tellError(problem) {
 
 /** Ask for a key and do what wanted it `again`; the focus goes to `next`, as the form that had it is gone then. */
 function askForKey(again, next) {
-  status.textContent = "";
+  say(() => "");
   keyForm.ask(() => {
     again();
     next.focus();
@@ -271,13 +301,15 @@ function askForKey(again, next) {
 function hideError() {
   wrong = null;
   byId("error").hidden = true;
-  status.textContent = "";
-  for (const name of Object.keys(views.files)) views.showError(name, null);
+  say(() => "");
   for (const name of NUMBERS) showNumberError(name, null);
 }
 
-function showNumberError(name, message) {
+/** Null takes the message away; `words` is its key, where it is the page's own. */
+function showNumberError(name, message, words = null) {
   const line = byId(`error-${name}`);
+  if (words) line.dataset.i18n = words;
+  else delete line.dataset.i18n;
   line.textContent = message ?? "";
   line.hidden = !message;
   byId(name).setAttribute("aria-invalid", message ? "true" : "false");
@@ -298,7 +330,9 @@ function refresh() {
 async function copy() {
   if (editor.open) editor.finish(); // what is typed is what is taken
   const button = byId("copy");
-  button.textContent = t((await toClipboard(editor.findings)) ? "copied" : "copy.failed");
+  const copied = await toClipboard(editor.findings);
+  if (copied) editor.take();
+  button.textContent = t(copied ? "copied" : "copy.failed");
   setTimeout(() => (button.textContent = t("copy")), 2_000);
 }
 
@@ -306,18 +340,19 @@ async function saveAs(kind) {
   if (editor.open) editor.finish(); // what is typed is what is taken
   try {
     await save(kind, current, editor.edited ? editor.findings : null, sent);
+    editor.take();
   } catch (problem) {
     if (problem.code === "unauthorized") askForKey(() => saveAs(kind), byId(`save-${kind}`));
-    else status.textContent = t("export.failed", { detail: problemWords(problem).detail ?? "" });
+    else say(() => t("export.failed", { detail: problemWords(problem).detail ?? "" }));
   }
 }
 
 function onKey(event) {
-  if (help.open || event.isComposing) return;
+  if (help.open || replace.open || event.isComposing) return;
   const typing = event.target.closest?.("input:not([type=file]), textarea, select") || event.ctrlKey || event.metaKey || event.altKey;
   if (event.key === "Escape" && sentences.unpin()) event.preventDefault();
   if (event.key === "Escape" && editor.open) editor.finish();
-  if (typing) return;
+  if (typing || (!singleKeys.checked && event.key.length === 1)) return;
   if (event.key === "?") help.showModal();
   else if (event.key === "e" && current?.findings && !running) editor.begin();
   else if (event.key === "l") setLarge();
@@ -356,12 +391,15 @@ byId("keys").addEventListener("click", () => help.showModal());
 document.addEventListener("keydown", onKey);
 byId("large").addEventListener("click", setLarge);
 window.addEventListener("beforeprint", beforePaper);
+window.addEventListener("beforeunload", (event) => editor.unsaved && event.preventDefault());
+singleKeys.checked = preference("keys", ["on", "off"], "on") === "on";
+singleKeys.addEventListener("change", () => prefer("keys", singleKeys.checked ? "on" : "off"));
 bindDisplay(document, document.querySelector(".views"));
 bindPeek(document.querySelector(".views"), byId("overlay-note"));
 bindTheme(byId("theme"));
 bindLanguage(byId("language"));
 onLanguage(() => {
-  status.textContent = ""; // it told of what is past
+  status.textContent = told();
   refresh();
   if (ready) showService("ready", serviceWords());
   if (wrong) tellError(wrong);

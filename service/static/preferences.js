@@ -1,4 +1,4 @@
-// Language and theme: the only things that outlast the tab. Nothing of a study, an answer or a key is kept.
+// Language, theme and keys: the only things that outlast the tab. Nothing of a study, an answer or a key is kept.
 
 const spare = {}; // for a browser that stores nothing
 

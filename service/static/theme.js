@@ -14,6 +14,7 @@ function apply(theme, button) {
 
 export function bindTheme(button) {
   apply(preference("theme", ["dark", "light"], ""), button);
+  matchMedia("(prefers-color-scheme: light)").addEventListener("change", () => apply("", button));
   button.addEventListener("click", () => {
     const theme = current() === "dark" ? "light" : "dark";
     prefer("theme", theme);

@@ -17,7 +17,12 @@ export class Views {
     this.#keepStrayDropsOffTheBrowser();
     document.addEventListener("paste", (event) => this.#paste(event));
     onLanguage(() => NAMES.forEach((name) => this.showError(name, this.parts[name].problem)));
-    new ResizeObserver(() => NAMES.forEach((name) => this.#place(name))).observe(this.parts.frontal.zone);
+    new ResizeObserver(() => {
+      for (const name of NAMES) {
+        this.#place(name);
+        this.parts[name].film.fit();
+      }
+    }).observe(this.parts.frontal.zone);
   }
 
   /** Views that have a file. */
@@ -110,6 +115,7 @@ export class Views {
       remove: find(".remove"),
       error: find(".field-error"),
       problem: null, // what the error tells
+      own: true, // whether the picture is the file itself, and not one that the service drew of it
     };
     this.parts[name] = parts;
     parts.input.addEventListener("change", () => {
@@ -121,7 +127,7 @@ export class Views {
       parts.input.focus();
     });
     parts.image.addEventListener("load", () => {
-      brighten(parts.image);
+      if (parts.own) brighten(parts.image);
       this.#place(name); // an overlay that is shown already
     });
     parts.image.addEventListener("error", () => this.#askForPicture(name));
@@ -197,6 +203,7 @@ export class Views {
   #setImage(name, blob) {
     const { image } = this.parts[name];
     if (image.src) URL.revokeObjectURL(image.src);
+    this.parts[name].own = blob === this.files[name];
     image.hidden = !blob;
     if (blob) image.src = URL.createObjectURL(blob);
     else image.removeAttribute("src");
