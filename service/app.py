@@ -206,7 +206,7 @@ async def export(request: Request, response: Response) -> ReportResponse | Respo
 
     A DICOM structured report needs the images: ask `POST /report` for it.
     """
-    formats = wanted(request.headers.getlist("accept"))
+    formats = wanted(request.headers.getlist("accept"), streams=False)
     settings: Settings = request.app.state.runtime.settings
     with place(request.app.state.beside):
         body = await read_export(request, timeout_s=settings.upload_timeout_s)

@@ -61,10 +61,14 @@ def _case_id(form: Form) -> str:
 
 
 def _findings(form: Form) -> str:
-    """Spaces and line ends run together; what no text format can hold is refused."""
-    findings = " ".join(_needed(form, "findings").split())
-    if any(unicodedata.category(character) in ("Cc", "Cn", "Co") for character in findings):
-        raise Problem("malformed_value", "The findings hold control characters. Send plain text.", field="findings")
+    """Spaces and line ends run together; what no text format can hold, or no eye sees, is refused."""
+    findings = " ".join(_needed(form, "findings").removeprefix("\ufeff").split())  # a mark of files by Windows editors
+    if any(unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co") for character in findings):
+        raise Problem(
+            "malformed_value",
+            "The findings hold control characters or invisible ones. Send plain text.",
+            field="findings",
+        )
     return findings
 
 

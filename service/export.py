@@ -20,7 +20,7 @@ from service.schemas import EDITED, ReportResponse, WarningOut
 MAX_BODY_BYTES = 1024 * 1024
 MAX_FINDINGS = 20_000  # characters
 NO_SR = "it refers to the DICOM images, so only POST /report, which is sent them, writes one"
-_OF_THE_DRAFT = {"unsupported_sentence", "empty_draft", "refine_off", "refine_failed", "refine_added"}
+_OF_THE_DRAFT = {"unsupported_sentence", "empty_draft", "refine_off", "refine_failed", "refine_added", "refine_dropped"}
 _BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])\s+")
 
 

@@ -11,10 +11,10 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from model.labeler import NO_FINDING, label_report
+from model.labeler import NO_FINDING, Label, label_report
 from service.answers import mark_redactions
 from service.chat import Chat, ChatError
 from service.metrics import Metrics
@@ -36,6 +36,7 @@ Rules:
 - "labels" were read from the draft. "reference_cases" are reports of other patients: use them for wording alone.
 - Answer with the rewritten findings only: plain text, no heading, no remark."""
 
+_WEIGHT: dict[Label | None, int] = {None: 0, "absent": 0, "uncertain": 1, "present": 2}  # how much of a finding is said
 Unrefined = Literal["failed", "skipped", "off"]
 _WARNINGS: dict[Unrefined, tuple[str, str]] = {
     "off": ("refine_off", "No language model is configured (REPORT_REFINE_URL)."),
@@ -79,7 +80,7 @@ class Refiner:
             self._inside -= 1
         self._metrics.refined.labels("done").inc()
         refined = RefinedOut(text=text, model=self._chat.model)
-        warnings = [*report.warnings, *_added(report, text)]
+        warnings = [*report.warnings, *await asyncio.to_thread(differences, report, text)]
         return _timed(report, began).model_copy(update={"refined": refined, "warnings": warnings})
 
     async def _rewritten(self, chat: Chat, report: ReportResponse, within_s: float) -> str:
@@ -146,14 +147,20 @@ def _mentioned(labels: dict[str, Any]) -> dict[str, str]:
     return {name: label for name, label in labels.items() if label is not None}
 
 
-def _added(report: ReportResponse, text: str) -> Iterator[WarningOut]:
-    """A warning that names the findings which only the rewritten text calls present."""
+def differences(report: ReportResponse, text: str) -> list[WarningOut]:
+    """Warnings that name the findings of which the rewritten text says more than the draft, and less."""
     labels = label_report(text, remember=False)
-    added = [
-        name
-        for name, label in labels.items()
-        if name != NO_FINDING and label == "present" and report.labels[name] != "present"
+    pairs = {name: (report.labels[name], label) for name, label in labels.items() if name != NO_FINDING}
+    added = [name for name, (ours, theirs) in pairs.items() if theirs == "present" != ours]
+    dropped = [name for name, (ours, theirs) in pairs.items() if _WEIGHT[theirs] < _WEIGHT[ours]]
+    return [
+        *_named("refine_added", "The rewritten text calls present what the draft does not", added),
+        *_named(
+            "refine_dropped", "The rewritten text no longer calls present, or possible, what the draft does", dropped
+        ),
     ]
-    if added:
-        message = f"The rewritten text calls present what the draft does not: {', '.join(added)}."
-        yield WarningOut(code="refine_added", message=message)
+
+
+def _named(code: str, what: str, names: Iterable[str]) -> Iterator[WarningOut]:
+    if listed := ", ".join(names):
+        yield WarningOut(code=code, message=f"{what}: {listed}.")

@@ -22,7 +22,7 @@ _WARNINGS = [
     *("missing_view", "no_retrieval", "texts_not_available", "empty_draft", "unsupported_sentence"),
     *CHECK_WARNINGS,
     *DICOM_WARNINGS,
-    *("refine_off", "refine_failed", "refine_added", EDITED),
+    *("refine_off", "refine_failed", "refine_added", "refine_dropped", EDITED),
 ]
 _SILENT: Labels = dict.fromkeys(FINDINGS)
 _TEXTS = (
@@ -187,7 +187,7 @@ class CaseResponse(_Answer):
 class ImageCheckOut(_Answer):
     """What the calibrated checks say of one image."""
 
-    view: Annotated[str, Field(description="As which it was read: frontal or lateral.")]
+    view: Annotated[Literal["frontal", "lateral"], Field(description="As which it was read.")]
     frontal: Annotated[float, Field(ge=0, le=1, description="Probability that it is a frontal, as against a lateral.")]
     unusual: Annotated[
         float,

@@ -7,6 +7,7 @@ response begins with its first event, so that whatever fails before it is an ord
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 
@@ -33,6 +34,7 @@ KEEP_ALIVE_S = 5.0  # of silence, after which a comment says that the draft is s
 TAKE_WITHIN_S = 30.0  # a client that leaves an event lying for so long counts as gone: it holds a place
 KEEP_ALIVE = format_sse_event(comment="keep-alive")
 REDRAFTED = "The draft had to be made again and came out otherwise than it began. Send the study again."
+log = logging.getLogger(__name__)
 _HEADERS = {**VARY, "Content-Type": EVENTS.media_type, "X-Accel-Buffering": "no"}  # the last for nginx
 
 
@@ -98,16 +100,20 @@ async def _next(news: asyncio.Queue[News | None], sender: _Sender) -> News | Non
 
 
 class Parts:
-    """What is said of a draft, each part once: a draft that had to be made again begins anew."""
+    """What is said of a draft, each part once.
+
+    A draft that had to be made again begins anew. Where other cases were found for it, ``cases`` comes again.
+    """
 
     def __init__(self) -> None:
-        self._cases = False
+        self._cases: CasesEvent | None = None
         self._texts: list[str] = []
 
     def of_news(self, news: News) -> Iterator[tuple[str, BaseModel]]:
         """The events of what is final early."""
         if isinstance(news, CasesFound):
-            yield from self._of_cases(CasesEvent(reference_cases=[case_out(case) for case in news.cases]))
+            if self._cases is None:
+                yield self._of_cases(CasesEvent(reference_cases=[case_out(case) for case in news.cases]))
         elif news.index == len(self._texts):
             yield self._of_sentence(SentenceEvent(index=news.index, sentence=sentence_out(news.sentence)))
 
@@ -119,18 +125,19 @@ class Parts:
         """
         said = len(self._texts)
         if self._texts != [sentence.text for sentence in report.sentences[:said]]:
+            log.error("a draft was made again and came out otherwise than the %d sentences said of it", said)
             raise Problem("internal", REDRAFTED)
-        yield from self._of_cases(CasesEvent(reference_cases=report.reference_cases))
+        if self._cases != (cases := CasesEvent(reference_cases=report.reference_cases)):
+            yield self._of_cases(cases)
         for index, sentence in enumerate(report.sentences[said:], said):
             yield self._of_sentence(
                 SentenceEvent(index=index, sentence=sentence.model_copy(update={"attention": None}))
             )
         yield "report", report
 
-    def _of_cases(self, event: CasesEvent) -> Iterator[tuple[str, BaseModel]]:
-        if not self._cases:
-            self._cases = True
-            yield "cases", event
+    def _of_cases(self, event: CasesEvent) -> tuple[str, BaseModel]:
+        self._cases = event
+        return "cases", event
 
     def _of_sentence(self, event: SentenceEvent) -> tuple[str, BaseModel]:
         self._texts.append(event.sentence.text)

@@ -201,6 +201,8 @@ def test_and_as_addresses_lead_nowhere(live: Live, path: str) -> None:
         ({"findings": "  "}, (422, "missing_field", "findings")),
         ({"findings": "Zzyzx xxxx."}, (422, "no_known_word", "findings")),
         ({"findings": "The heart\x00"}, (422, "malformed_value", "findings")),
+        ({"findings": "The heart \u202eis\u202c normal"}, (422, "malformed_value", "findings")),
+        ({"findings": "No ef\u200bfusion"}, (422, "malformed_value", "findings")),
         ({"findings": b"The heart \xff"}, (422, "malformed_value", "findings")),
         ({"findings": "heart " * 1400}, (422, "out_of_range", "findings")),
         ({"source_url": "ftp://example.org/x"}, (422, "malformed_value", "source_url")),

@@ -150,6 +150,9 @@ def test_what_is_no_json_and_what_cannot_be_written(client: httpx.Client) -> Non
     refused = export(client, {"report": REPORT_EXAMPLE}, "application/dicom")
     assert (refused.status_code, refused.json()["code"]) == (406, "not_acceptable")
     assert "only POST /report" in refused.json()["detail"]
+    unstreamed = export(client, {"report": REPORT_EXAMPLE}, "text/event-stream")
+    assert (unstreamed.status_code, unstreamed.json()["code"]) == (406, "not_acceptable")
+    assert "stream=true" not in unstreamed.json()["detail"], "it takes no such field"
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     body = gzip.compress(json.dumps({"report": REPORT_EXAMPLE}).encode())
     assert client.post("/export", content=body, headers=headers).json()["code"] == "unsupported_encoding"

@@ -27,7 +27,7 @@ from service import logs, refine
 from service.chat import MAX_ANSWER_BYTES, MAX_CHARACTERS, Chat, ChatError
 from service.metrics import Metrics
 from service.refine import Refiner
-from service.schemas import ReportResponse
+from service.schemas import REPORT_EXAMPLE, ReportResponse
 from service.settings import Settings
 from tests.format_helpers import example
 from tests.helpers import write_tiny_bundle
@@ -203,6 +203,21 @@ def test_a_finding_that_it_adds_is_named(client: httpx.Client, model: Completion
     assert body["labels"]["Pneumothorax"] != "present"
     (warning,) = [warning for warning in body["warnings"] if warning["code"] == "refine_added"]
     assert "Pneumothorax" in warning["message"]
+
+
+def test_a_finding_that_it_drops_or_weakens_is_named() -> None:
+    report = ReportResponse.model_validate(REPORT_EXAMPLE)
+    assert {report.labels["Pleural Effusion"], report.labels["Atelectasis"]} == {"present", "uncertain"}
+    texts = {
+        "There is a pleural effusion with possible atelectasis.": {},
+        "There is a pleural effusion with atelectasis.": {"refine_added": "Atelectasis"},
+        "There is a pleural effusion.": {"refine_dropped": "Atelectasis"},
+        "Possible pleural effusion and atelectasis.": {"refine_dropped": "Pleural Effusion"},
+        "The heart is normal in size.": {"refine_dropped": "Atelectasis, Pleural Effusion"},
+    }
+    for text, wanted in texts.items():
+        named = {one.code: one.message.rpartition(": ")[2].rstrip(".") for one in refine.differences(report, text)}
+        assert named == wanted, text
 
 
 def test_what_no_format_could_hold_is_left_out(client: httpx.Client, model: Completions) -> None:

@@ -348,6 +348,17 @@ def test_what_was_told_and_does_not_hold_is_a_problem() -> None:
         list(parts.of_report(report))
 
 
+def test_cases_are_told_again_where_a_draft_made_again_found_others() -> None:
+    report = ReportResponse.model_validate(REPORT_EXAMPLE)
+    parts = streaming.Parts()
+    assert [name for name, _ in parts.of_news(CasesFound(()))] == ["cases"]
+    assert list(parts.of_news(CasesFound(()))) == []
+    (name, event), *rest = parts.of_report(report)
+    assert name == "cases"
+    assert event == CasesEvent(reference_cases=report.reference_cases)
+    assert [name for name, _ in rest] == ["sentence", "sentence", "report"]
+
+
 def test_a_client_that_takes_nothing_counts_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "TAKE_WITHIN_S", 0.05)
     given_back: list[bool] = []

@@ -72,13 +72,13 @@ class Wanted:
         raise _not_acceptable(f"No application/dicom can be answered: {reason}. Ask for {others} instead.")
 
 
-def wanted(accept: Sequence[str]) -> Wanted:
-    """What the ``Accept`` headers of a request ask for.
+def wanted(accept: Sequence[str], *, streams: bool = True) -> Wanted:
+    """What the ``Accept`` headers of a request ask for; ``streams``: whether a stream of events is on offer too.
 
     Raises:
         Problem: ``not_acceptable``, 406; nothing that is offered is accepted.
     """
-    offers = rank(accept, (*OFFERS, EVENTS))
+    offers = rank(accept, (*OFFERS, EVENTS) if streams else OFFERS)
     if not offers:
         raise _not_acceptable(f"The Accept header takes nothing that is offered. Ask for {_listed(OFFERS)}.")
     return Wanted(tuple(offers))
