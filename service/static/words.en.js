@@ -164,7 +164,7 @@ export const words = {
   "help.edit": "edit the findings",
   "help.escape": "let the overlay go, close this",
   "help.help": "this list",
-  "help.single": "Keys of one letter or sign, wherever the focus is",
+  "help.single": "Single-key shortcuts, wherever the focus is",
   "help.close": "Close",
 
   "replace.title": "Draft anew?",
