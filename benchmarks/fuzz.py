@@ -44,7 +44,7 @@ log = logging.getLogger("benchmarks.fuzz")
 CLIENTS = 4
 # Small caps, so that bodies beyond them are cheap to send; fewer places than clients, so that `busy` is met as well.
 SETTINGS = {"max_upload_bytes": 2**20, "max_pixels": 4_000_000, "queue_size": CLIENTS - 1, "upload_timeout_s": 20}
-TRIES = 200  # of one request, while the service is busy
+PATIENCE_S = 120.0  # with one request, while the service is busy: others may hold their places for a while
 MEMORY_EVERY = 25  # inputs
 FLAT = 2 * 1024 * 1024  # bytes by which 1,000 inputs of the second half may add: less than any image
 STEPS = 64 * 1024 * 1024  # bytes that the second half may add in all: a few decoded images kept by an allocator
@@ -147,7 +147,8 @@ class Fuzz:
 
     def _judged(self, one: Input) -> tuple[str, list[str]]:
         faults: list[str] = []
-        for _ in range(TRIES):
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
             try:
                 answer = send(self._server.url, one.wire)
             except NoAnswerError as error:
@@ -159,7 +160,7 @@ class Fuzz:
             with self._lock:
                 self.outcome.busy += 1
             time.sleep(0.01)
-        return "busy", [*faults, f"busy {TRIES} times in a row"]
+        return "busy", [*faults, f"busy for {PATIENCE_S:g} s"]
 
     def _keep(self, one: Input, faults: list[str]) -> None:
         number = len(self.outcome.violations) + 1
@@ -180,10 +181,8 @@ class Fuzz:
                 view: files.original("png 8-bit", 7 * number + place)
                 for place, view in enumerate(("frontal", "lateral"))
             }
-            for _ in range(TRIES):
-                answer = send(self._server.url, study_request(study))
-                if not is_busy(answer):
-                    break
+            until = time.monotonic() + PATIENCE_S
+            while is_busy(answer := send(self._server.url, study_request(study))) and time.monotonic() < until:
                 time.sleep(0.05)
             if answer.status != 200:
                 raise RuntimeError(

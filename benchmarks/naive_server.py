@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import uvicorn
 from fastapi import FastAPI, File
 from PIL import Image
@@ -28,6 +29,8 @@ def make_app(bundle_dir: Path, device: str) -> FastAPI:
     bundle = load_bundle(bundle_dir, device=device)
     drafter = Drafter(bundle, ReportIndex.load(bundle_dir / INDEX_DIR) if bundle.config.retrieval else None,
                       device=device)  # fmt: skip
+    with torch.inference_mode():
+        bundle.model.prepare()  # what no image changes, worked out once, as by the service
     lock = threading.Lock()
     app = FastAPI()
 

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service.app import create_app
+from service.bounded_heads import BoundedHeads
 from service.runtime import Runtime
 from service.settings import EXIT_SETTINGS, Settings, explain
 
@@ -71,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         server_header=False,
         log_level="info",
         log_config=None,  # create_app has set it up
+        http=BoundedHeads,
         ws="none",
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )

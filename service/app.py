@@ -25,6 +25,7 @@ from service.backend import Backend, RemoteDraft
 from service.clients import unless_left
 from service.counting import CountRequests
 from service.cross_origin import CrossOrigin
+from service.draining import AnsweredInTheEnd
 from service.engine import BrokenError, FieldError, MemoryShortError
 from service.export import NO_SR, read_export
 from service.formats.choice import VARY, respond, wanted
@@ -38,7 +39,7 @@ from service.places import BusyError, Places
 from service.problems import Problem, UnforeseenErrors
 from service.refine import Refiner
 from service.request_ids import RequestIds
-from service.runtime import STOPPING, Ready, Runtime, busy, place
+from service.runtime import Ready, Runtime, busy, place
 from service.schemas import AliveResponse, BundleInfo, HealthResponse, QueueInfo, ReportResponse
 from service.settings import Settings, settings_or_exit, unknown_variables
 from service.streaming import EventStream
@@ -89,6 +90,7 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     problems.install(app)
     describe(app)
     app.add_middleware(UnforeseenErrors)  # the last one added is outermost
+    app.add_middleware(AnsweredInTheEnd, end=runtime.end)
     app.add_middleware(CountRequests, metrics=runtime.metrics)
     if settings.cors_origins:
         app.add_middleware(CrossOrigin, origins=settings.cors_origins)
@@ -191,7 +193,7 @@ async def _draft(
     except BrokenError as error:
         raise Problem("failed", f"{error}.") from error
     except ClosedError as error:
-        raise Problem("stopping", STOPPING, headers={"Retry-After": "5"}) from error
+        raise problems.stopping() from error
 
 
 @router.post(

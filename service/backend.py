@@ -66,5 +66,5 @@ class Backend(Protocol):
     def refuse_waiting(self, reason: str) -> int:
         """Take no more and refuse what waits; how many waited."""
 
-    def close(self) -> None:
-        """Finish what waits, then stop."""
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Finish what waits, then stop; what is still computed after ``timeout_s`` is left behind."""

@@ -31,6 +31,7 @@ from service.places import Places
 from service.problems import places
 
 log = logging.getLogger(__name__)
+GROW_AFTER = 50  # batches of the largest size that fits, before a larger one is tried again
 
 
 class MemoryShortError(RuntimeError):
@@ -71,11 +72,31 @@ class Drafts(Protocol):
 
 @dataclasses.dataclass(eq=False)
 class _Worker:
-    """One device. ``most``: the largest batch that fits; ``since``: when its batch began."""
+    """One device.
+
+    ``most``: the largest batch that fits, ``limit`` at most; ``well``: batches in a row that were as large and did fit;
+    ``since``: when its batch began.
+    """
 
     drafter: Drafts
+    limit: int
     most: int
+    well: int = 0
     since: float | None = None
+
+    def shrink(self, size: int) -> None:
+        """A batch of ``size`` did not fit."""
+        self.most, self.well = max(1, size // 2), 0
+        log.warning("batches hold at most %d studies from now on", self.most)
+
+    def fitted(self, size: int) -> None:
+        """A batch of ``size`` did; after enough of the largest a larger one is tried: memory may be there again."""
+        if size < self.most or self.most == self.limit:
+            return
+        self.well += 1
+        if self.well >= GROW_AFTER:
+            self.most, self.well = min(2 * self.most, self.limit), 0
+            log.info("batches hold up to %d studies again", self.most)
 
 
 class Engine:
@@ -119,7 +140,8 @@ class Engine:
         self._pace_s = 0.0  # seconds a study, lately
         self._queue = JobQueue(max_wait_s=max_wait_ms / 1000, on_the_way=lambda: self._places.taken - self._inside)
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-        self._workers = [_Worker(drafter, max_batch_size) for drafter in drafters]
+        self._workers = [_Worker(drafter, max_batch_size, max_batch_size) for drafter in drafters]
+        self._decoding: dict[object, float] = {}  # images that are decoded now -> since when
         self._threads = [
             threading.Thread(target=self._work, args=(worker,), name=f"model-{number}", daemon=True)
             for number, worker in enumerate(self._workers)
@@ -146,9 +168,10 @@ class Engine:
 
     @property
     def stalled_s(self) -> float:
-        """How long the slowest batch has been computed by now; 0 where none is."""
+        """How long the slowest batch has been computed, or the slowest image decoded, by now; 0 where none is."""
+        begun = [worker.since for worker in self._workers if worker.since is not None]
         now = time.monotonic()
-        return max(now - worker.since if worker.since is not None else 0.0 for worker in self._workers)
+        return now - min([now, *begun, *self._decoding.copy().values()])
 
     def place(self) -> AbstractContextManager[None]:
         """Hold one of ``capacity`` places from before the body is read until the answer is made.
@@ -241,10 +264,21 @@ class Engine:
         Raises:
             ImageError: see ``model.images.read_image``.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, data, view)
+        file = [data]  # emptied on cancellation: the executor keeps what waits for a thread
+        del data
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, file, view)
+        except asyncio.CancelledError:
+            file.clear()
+            raise
 
-    def _decode(self, data: bytes, view: View) -> StudyView:
-        image = read_image(data, self._image_size, limits=self._limits, resample=self._resample)
+    def _decode(self, file: list[bytes], view: View) -> StudyView:
+        mark = object()
+        self._decoding[mark] = time.monotonic()
+        try:
+            image = read_image(file.pop(), self._image_size, limits=self._limits, resample=self._resample)
+        finally:
+            del self._decoding[mark]
         return StudyView(image.pixels, view, image.warnings(view), image.view)
 
     # -- for the workers ---------------------------------------------------------------------------------------------
@@ -280,13 +314,13 @@ class Engine:
             error = caught.with_traceback(None)  # whose frames hold the tensors that a second attempt needs room for
         else:
             self._finish(jobs, drafts, began)
+            worker.fitted(len(jobs))
             return
         if is_memory_short(error):
             self._metrics.failed_batches.labels("memory").inc()
             _free_memory()
             if len(jobs) > 1:
-                worker.most = max(1, len(jobs) // 2)
-                log.warning("batches hold at most %d studies from now on", worker.most)
+                worker.shrink(len(jobs))
                 for part in (jobs[: worker.most], jobs[worker.most :]):
                     self._attempt(worker, part)
             elif not last:

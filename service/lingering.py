@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,6 +15,8 @@ LINGER_BYTES = 128 * 1024 * 1024
 class LingeringClose:
     """Middleware: where an answer is complete before the request, and the connection is to close, read on for a while.
 
+    It is to close where the client or the answer says so.
+
     A server that closes with bytes unread resets the connection, and the reset destroys the answer on its way (RFC
     9112, 9.6). So the answer is sent whole at once, but its end only after the rest of the request has come, or
     ``LINGER_S`` seconds or ``LINGER_BYTES`` bytes have passed. Connections that stay open need none of this.
@@ -23,10 +26,10 @@ class LingeringClose:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _closes(scope):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        received_all = withheld = False
+        closes, received_all, withheld = _closes(scope), False, False
 
         async def watched() -> Message:
             nonlocal received_all
@@ -35,8 +38,10 @@ class LingeringClose:
             return message
 
         async def without_end(message: Message) -> None:
-            nonlocal withheld
-            if message["type"] == "http.response.body" and not message.get("more_body", False) and not received_all:
+            nonlocal closes, withheld
+            if message["type"] == "http.response.start":
+                closes = closes or _says_close(message["headers"])
+            elif closes and not message.get("more_body", False) and not received_all:
                 withheld, message = True, {**message, "more_body": True}
             await send(message)
 
@@ -52,7 +57,14 @@ class LingeringClose:
 
 def _closes(scope: Scope) -> bool:
     """Whether the client asked for the connection to be closed after the answer."""
-    connection = b",".join(value for name, value in scope["headers"] if name == b"connection").lower()
     if scope["http_version"] == "1.0":
-        return b"keep-alive" not in connection
-    return b"close" in connection
+        return b"keep-alive" not in _connection(scope["headers"])
+    return _says_close(scope["headers"])
+
+
+def _says_close(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return b"close" in _connection(headers)
+
+
+def _connection(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b",".join(value for name, value in headers if name.lower() == b"connection").lower()

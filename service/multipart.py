@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MULTIPART_OVERHEAD = 64 * 1024  # bytes granted for boundaries, part headers and all fields but files
 _MAX_PROSE_BYTES = 4096
+GRACE_S, SLOWEST_BYTES_S = 10.0, 8 * 1024  # a body that comes slower, the grace aside, must not hold a place
 _NAMED = {  # values of headers that an error may quote; others could be anything
     *("gzip", "x-gzip", "deflate", "br", "zstd", "compress"),
     *("application/json", "application/x-www-form-urlencoded", "application/octet-stream", "application/dicom"),
@@ -172,7 +173,7 @@ async def receive(
         request: its body must not have been read.
         take: is given each chunk.
         most: bytes that the body may have.
-        timeout_s: seconds within which the whole body must arrive.
+        timeout_s: seconds within which the whole body must arrive, at ``SLOWEST_BYTES_S`` or faster.
         remedy: what to do about a body that is too large.
 
     Raises:
@@ -183,18 +184,20 @@ async def receive(
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > most:
         raise too_large
-    received = 0
+    received, began = 0, asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(min(timeout_s, GRACE_S)) as limit:
             async for chunk in request.stream():
                 received += len(chunk)
                 if received > most:
                     raise too_large
                 take(chunk)
+                limit.reschedule(began + min(timeout_s, GRACE_S + received / SLOWEST_BYTES_S))
     except TimeoutError as error:
         raise Problem(
             "upload_timeout",
-            f"The body did not arrive within {timeout_s:g} s. Check the connection and try again.",
+            f"The body did not arrive within {timeout_s:g} s, or at less than {SLOWEST_BYTES_S // 1024} KiB/s. "
+            "Check the connection and try again.",
         ) from error
 
 

@@ -24,6 +24,7 @@ MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:problem-type:cxr-report:"
 CAUSE = "cxr_report.cause"  # key of the ASGI scope: the code of the problem that a request was answered with
 LEFT = "client_left"
+STOPPING = "The service is stopping; send the request again in a moment."
 UNFORESEEN = "This request could not be answered; others are not affected. The service log says where it failed."
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,11 @@ def _response(body: ProblemDetails, headers: Mapping[str, str]) -> Response:
         media_type=MEDIA_TYPE,
         headers={"Cache-Control": "no-store", **headers},
     )
+
+
+def stopping() -> Problem:
+    """The problem of a request that the end of the service overtakes, or that comes after it."""
+    return Problem("stopping", STOPPING, headers={"Retry-After": "5", "Connection": "close"})
 
 
 def unforeseen(error: BaseException) -> Problem:

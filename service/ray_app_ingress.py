@@ -23,10 +23,10 @@ from service.engine import FieldError, MemoryShortError
 from service.jobs import ClosedError
 from service.metrics import Metrics
 from service.places import BusyError, Places
-from service.problems import Problem, places
+from service.problems import STOPPING, Problem, places, stopping
 from service.ray_app_replica import Description, Failure, ModelReplica
 from service.request_ids import HEADER as REQUEST_ID
-from service.runtime import LAST_WORDS_S, STOPPING, Ready, Runtime
+from service.runtime import LAST_WORDS_S, Ready, Runtime
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class RayBackend:
             self._refusal.set_result(reason)
         return self._places.taken
 
-    def close(self) -> None:
+    def close(self, timeout_s: float = 0.0) -> None:
         """Nothing to do: the replicas are Ray's."""
 
     async def _ask(self, images: Mapping[str, bytes], options: DraftOptions) -> Draft:
@@ -170,7 +170,7 @@ class RayRuntime(Runtime):
             Problem: 503, while no replica is up and once the service stops.
         """
         if self._draining:
-            raise Problem("stopping", STOPPING, headers={"Retry-After": "5"})
+            raise stopping()
         return super().ready()
 
     def start(self) -> None:

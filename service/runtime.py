@@ -17,18 +17,19 @@ from service.answers import model_info
 from service.backend import Backend
 from service.bundles import Loaded, LoadError, load
 from service.casebook import Casebook
+from service.draining import End
 from service.engine import Engine
 from service.metrics import Metrics
 from service.passing_thread import in_a_passing_thread
 from service.places import BusyError, Places
-from service.problems import Problem, places
+from service.problems import STOPPING, Problem, places
 from service.schemas import ModelInfo
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
-LAST_WORDS_S = 2.0  # of the drain: what still waits is answered, what is computed has so long to end
+LAST_WORDS_S = 4.0  # of the drain: what still waits is answered, what is sent or computed goes on
+END_S = 2.5  # of the drain: whatever is not answered is; clients that are still sending have the rest to read it
 _BATCH = {"cpu": 1, "cuda": 8}  # unless the settings say otherwise, which tell why
-STOPPING = "The service is stopping; send the request again in a moment."
 
 
 class Holdings(Protocol):
@@ -91,6 +92,7 @@ class Runtime:
         broken: whether it failed after it had been ready.
         casebook: the reference cases, to look up and to change.
         metrics: of the app.
+        end: comes shortly before the drain is over.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -99,6 +101,7 @@ class Runtime:
         self.reason = "The model is being loaded; try again in a few seconds."
         self.broken = False
         self.metrics = Metrics()
+        self.end = End()
         self._limits = ImageLimits(max_pixels=settings.max_pixels)
         self.casebook = Casebook(settings.cases_dir, self._limits)
         self.metrics.watch(
@@ -112,7 +115,7 @@ class Runtime:
         self._tasks: set[asyncio.Task[object]] = set()
         self._loading: asyncio.Task[None] | None = None
         self._swapping = asyncio.Lock()
-        self._draining = False
+        self._ends_at: float | None = None  # of time.monotonic, once it is told to stop
 
     def ready(self) -> Ready:
         """What is served.
@@ -138,21 +141,23 @@ class Runtime:
             log.debug("SIGHUP does not swap the bundle here")  # not the main thread, or not POSIX
 
     async def stop(self) -> None:
-        """Finish the drafts under way and let the model go."""
+        """Finish the drafts under way and let the model go, within what is left of ``drain_timeout_s``."""
+        self._ends_at = self._ends_at or time.monotonic() + self.settings.drain_timeout_s
         if self._loading is not None:
-            await self._loading
+            await asyncio.wait({self._loading}, timeout=self._left_s())
+            self._loading.cancel()  # the thread is left behind
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for backend in (*self._retired, *((self._ready.backend,) if self._ready is not None else ())):
-            await asyncio.to_thread(backend.close)
+            await asyncio.to_thread(backend.close, self._left_s())
         await asyncio.to_thread(self.casebook.close)
         self._ready = None
 
     def drain(self) -> None:
-        """On SIGTERM: answer what still waits shortly before ``drain_timeout_s`` is over. Called on the event loop."""
-        if not self._draining:
-            self._draining = True
+        """On SIGTERM: see that everybody is answered before ``drain_timeout_s`` is over. Called on the event loop."""
+        if self._ends_at is None:
+            self._ends_at = time.monotonic() + self.settings.drain_timeout_s
             log.info("stopping: requests in the house are answered within %g s", self.settings.drain_timeout_s)
             self._keep(self._refuse_late(), "drain")
 
@@ -261,18 +266,27 @@ class Runtime:
             log.error("SIGHUP: %s", problem.detail)
 
     async def _refuse_late(self) -> None:
-        await asyncio.sleep(max(self.settings.drain_timeout_s - LAST_WORDS_S, self.settings.drain_timeout_s / 2))
-        if self._ready is not None and (count := self._ready.backend.refuse_waiting(STOPPING)):
+        whole = self.settings.drain_timeout_s
+        waiting, all_ = max(whole - LAST_WORDS_S, whole / 2), max(whole - END_S, whole * 3 / 4)
+        await asyncio.sleep(waiting)
+        backends = (*self._retired, *((self._ready.backend,) if self._ready is not None else ()))
+        if count := sum(backend.refuse_waiting(STOPPING) for backend in backends):
             log.warning("stopping: %d requests that still waited were refused", count)
+        await asyncio.sleep(all_ - waiting)
+        if count := self.end.come():
+            log.warning("stopping: %d requests that were still sent or computed were given up", count)
+
+    def _left_s(self) -> float:
+        return max((self._ends_at or 0.0) - time.monotonic(), 0.5)
 
     async def _watch(self) -> None:
-        """Give a device up that does not end its batch."""
+        """Give up where a device does not end its batch, or a decoder its image."""
         most = self.settings.stall_timeout_s
         while most:
             await asyncio.sleep(min(most / 4, 5.0))
             if self._ready is not None and self._ready.backend.stalled_s > most:
-                self._lose_device(f"A batch has not ended for {most:g} s (REPORT_STALL_TIMEOUT_S); the service must be "
-                                  "restarted")  # fmt: skip
+                self._lose_device(f"A batch, or the decoding of an image, has not ended for {most:g} s "
+                                  "(REPORT_STALL_TIMEOUT_S); the service must be restarted")  # fmt: skip
                 return
 
     def _lose_device(self, reason: str) -> None:

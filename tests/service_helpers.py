@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import socket
 import struct
 import threading
 import time
@@ -44,6 +45,15 @@ def wait_until_ready(client: httpx.Client) -> None:
         assert answer.json()["code"] == "loading", answer.json()
         assert time.monotonic() < deadline, "the service did not become ready"
         time.sleep(0.02)
+
+
+def answer(client: socket.socket) -> bytes:
+    """The next answer on a raw connection; it must have a length."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += client.recv(1)
+    length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+    return head + b"".join(client.recv(1) for _ in range(length))
 
 
 def until(condition: Callable[[], object]) -> None:

@@ -21,7 +21,7 @@ from tests.conftest import REPOSITORY
 from tests.dicom_helpers import dicom, film
 from tests.format_helpers import facts, facts_of_fhir
 from tests.helpers import REPORTS, write_tiny_bundle
-from tests.service_helpers import WAIT_S, png, ready_client
+from tests.service_helpers import WAIT_S, answer, png, ready_client, until
 
 START_S = 400.0  # a new process imports torch, which takes minutes where all cores are taken
 
@@ -201,6 +201,31 @@ def test_both_ways_to_serve(bundle: Path, how: str, monkeypatch: pytest.MonkeyPa
     assert "REPORT_QUEUE_SIZE meant" in log
     (access,) = [line for line in lines if line.get("route") == "/report"]
     assert access["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_stop_answers_who_is_still_sending(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPORT_DRAIN_TIMEOUT_S", "4")
+    port = free_port()
+    process = server("--bundle", str(bundle), "--port", str(port))
+    try:
+        wait_for_health(port)
+        with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as client:
+            client.sendall(
+                b"POST /report HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n"
+                b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+            )
+            health = f"http://127.0.0.1:{port}/health"
+            until(lambda: httpx.get(health, timeout=WAIT_S).json()["queue"]["depth"] == 1)
+            process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            told = answer(client)
+            assert time.monotonic() - began < 4
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=START_S)
+    assert process.returncode == 0
+    assert told.startswith(b"HTTP/1.1 503 ")
+    assert json.loads(told.partition(b"\r\n\r\n")[2])["code"] == "stopping"
 
 
 def test_uvicorn_refuses_wrong_settings_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
 import threading
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ import torch
 from model.drafter import Draft, DraftOptions, Listener, StudyView
 from model.images import ImageError
 from model.views import View
+from service import engine as engine_module
 from service.engine import Engine, FieldError
 from service.jobs import ClosedError
 from service.places import BusyError
@@ -137,6 +139,61 @@ def test_a_lone_study_is_tried_again_when_memory_was_short() -> None:
     answers, batches = run((study(1), OPTIONS), room=0)
     assert answers == ["MemoryShortError"]
     assert batches == [[1], [1]]
+
+
+@pytest.mark.parametrize(("after", "tried"), [(1000, 1), (2, 3)])
+def test_a_larger_batch_is_tried_again_after_enough_that_fit(
+    monkeypatch: pytest.MonkeyPatch, after: int, tried: int
+) -> None:
+    monkeypatch.setattr(engine_module, "GROW_AFTER", after)
+    answers, batches = run(*((study(number), OPTIONS) for number in range(20, 44)), room=4)
+    assert answers == [str(number) for number in range(20, 44)]
+    assert [len(batch) for batch in batches].count(8) == tried
+
+
+def test_a_cancelled_upload_is_let_go_while_it_waits_for_a_decoder() -> None:
+    async def main() -> tuple[int, int]:
+        engine = Engine([Recorder()], capacity=8, decode_threads=1)
+        hold = threading.Event()
+        engine._decoders.submit(hold.wait)  # the only thread is busy
+        data = b"x" * 1_000_000
+        before = sys.getrefcount(data)
+        reading = asyncio.create_task(engine.read_view(data, View.FRONTAL))
+        await asyncio.sleep(0.01)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        after = sys.getrefcount(data)
+        hold.set()
+        await asyncio.to_thread(engine.close)
+        return before, after
+
+    before, after = asyncio.run(main())
+    assert after == before
+
+
+def test_an_image_whose_decoding_does_not_end_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def hang(*_: object, **__: object) -> object:
+        begun.set()
+        go.wait(WAIT_S)
+        raise ImageError("truncated", "Let go.")
+
+    monkeypatch.setattr(engine_module, "read_image", hang)
+
+    async def main() -> float:
+        engine = Engine([Recorder()], capacity=8)
+        reading = asyncio.create_task(engine.read_view(b"x", View.FRONTAL))
+        assert await asyncio.to_thread(begun.wait, WAIT_S)
+        await asyncio.sleep(0.02)
+        stalled = engine.stalled_s
+        go.set()
+        await asyncio.gather(reading, return_exceptions=True)
+        await asyncio.to_thread(engine.close)
+        assert engine.stalled_s == 0
+        return stalled
+
+    assert 0.01 < asyncio.run(main()) < WAIT_S
 
 
 def test_a_failure_among_what_was_halved_stays_its_own() -> None:

@@ -293,8 +293,10 @@ def test_metrics_speak_of_stages(bundle: Path) -> None:
     assert "Canary" not in text.text
 
 
-def test_a_stop_answers_what_still_waits_before_its_time_is_over(bundle: Path, gates: list[Gate]) -> None:
-    with gated(bundle, gates, drain_timeout_s=1.0) as (live, client, gate), ThreadPoolExecutor(2) as pool:
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_stop_answers_everybody_before_its_time_is_over(bundle: Path, gates: list[Gate], in_time: bool) -> None:
+    """What waits is refused first; what is computed has longer, and is given up where that is not enough."""
+    with gated(bundle, gates, drain_timeout_s=3.0) as (live, client, gate), ThreadPoolExecutor(2) as pool:
         held = pool.submit(post, client)
         assert gate.begun.wait(WAIT_S)
         waits = pool.submit(post, client)
@@ -305,5 +307,9 @@ def test_a_stop_answers_what_still_waits_before_its_time_is_over(bundle: Path, g
         answer = waits.result(WAIT_S)
         assert answer.status_code == 503
         assert answer.json()["code"] == "stopping"
+        if in_time:
+            gate.go.set()
+        last = held.result(WAIT_S)
         gate.go.set()
-        assert held.result(WAIT_S).status_code == 200
+        assert last.status_code == (200 if in_time else 503)
+        assert in_time or last.json()["code"] == "stopping"

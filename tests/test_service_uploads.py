@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service import multipart
 from service.settings import MIB
 from tests.helpers import write_tiny_bundle
 from tests.service_helpers import WAIT_S, Live, encode, live_server, png, scene
@@ -140,6 +142,30 @@ def test_a_slow_client_is_let_go(bundle: Path) -> None:
         assert answer.startswith(b"HTTP/1.1 408")
         assert b"0.3 s" in answer
         assert drafts(live)
+
+
+def test_a_client_that_trickles_does_not_hold_a_place_for_the_whole_time(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multipart, "GRACE_S", 0.4)
+    with live_server(bundle, upload_timeout_s=60) as live, connect(live, f"Content-Length: {MIB}") as connection:
+        connection.sendall(OPEN)
+        began = time.monotonic()
+        connection.setblocking(False)
+        told = b""
+        while not told and time.monotonic() - began < WAIT_S:
+            with suppress(BlockingIOError):
+                connection.send(b"x")
+                told = connection.recv(65536)
+            time.sleep(0.02)
+        assert told.startswith(b"HTTP/1.1 408")
+        assert 0.4 <= time.monotonic() - began < 10
+        body = OPEN + b"x" * 400_000  # fifty seconds' worth
+        with connect(live, f"Content-Length: {MIB}") as steady:
+            steady.sendall(body)
+            wait_for_depth(live, 1)
+            time.sleep(0.6)
+            wait_for_depth(live, 1)
 
 
 def test_when_every_place_is_taken_the_next_is_told_at_once(bundle: Path) -> None:

@@ -1,0 +1,110 @@
+"""Request heads that are too large or too slow, on raw connections to a real server."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from service import bounded_heads
+from service.bounded_heads import MAX_HEAD_BYTES, BoundedHeads
+from tests.service_helpers import WAIT_S, answer, until
+
+WITHIN_S = 0.5
+ASK = b"GET / HTTP/1.1\r\nHost: x\r\n"
+
+
+async def says_how_much(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with the number of bytes of the body, at once for /early."""
+    size, more = 0, scope["path"] != "/early"
+    while more:
+        message = await receive()
+        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+    body = str(size).encode()
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    config = uvicorn.Config(says_how_much, http=BoundedHeads, lifespan="off", log_config=None, ws="none")
+    server = uvicorn.Server(config)
+    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
+        patch.setattr(bounded_heads, "HEAD_WITHIN_S", WITHIN_S)
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        until(lambda: server.started)
+        yield listening.getsockname()[1]
+        server.should_exit = True
+        thread.join(WAIT_S)
+
+
+@pytest.fixture
+def client(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as client:
+        yield client
+
+
+def test_usual_heads_pass_one_after_the_other(client: socket.socket) -> None:
+    for _ in range(2):
+        client.sendall(ASK + b"X-Long: " + bytes(b"a" * 50_000) + b"\r\n\r\n")
+        assert answer(client).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("start", [ASK + b"X-Endless: ", b"GET /"])
+def test_a_head_without_end_is_refused(client: socket.socket, start: bytes) -> None:
+    client.sendall(start)
+    with pytest.raises(OSError, match=r"reset|Broken pipe"):
+        client.sendall(b"a" * 256 * MAX_HEAD_BYTES)  # more than the buffers of both sides hold
+
+
+def test_it_is_told_why(client: socket.socket) -> None:
+    client.sendall(ASK)
+    for _ in range(2):
+        time.sleep(0.05)  # two pieces, which the server reads apart
+        client.sendall(b"X-Large: " + b"a" * (MAX_HEAD_BYTES // 2) + b"\r\n")
+    told = answer(client)
+    assert told.startswith(b"HTTP/1.1 431 ")
+    assert b"connection: close" in told
+    assert client.recv(1) == b""
+
+
+def test_a_slow_head_is_told_and_silence_is_hung_up_on(client: socket.socket, port: int) -> None:
+    client.sendall(ASK)
+    with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as silent:
+        assert answer(client).startswith(b"HTTP/1.1 408 ")
+        assert silent.recv(1) == b""
+
+
+def test_blank_lines_do_not_keep_a_connection(client: socket.socket) -> None:
+    def hung_up_on() -> bool:
+        try:
+            client.sendall(b"\r\n")
+        except OSError:
+            return True
+        return False
+
+    until(hung_up_on)
+
+
+def test_a_body_may_take_longer_and_the_next_head_has_its_own_time(client: socket.socket) -> None:
+    client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
+    time.sleep(1.5 * WITHIN_S)
+    client.sendall(b"cd")
+    assert answer(client).endswith(b"\r\n\r\n4")
+    client.sendall(ASK + b"\r\n")
+    assert answer(client).endswith(b"\r\n\r\n0")
+    assert client.recv(1) == b"", "an idle connection is hung up on"
+
+
+def test_the_rest_of_a_body_that_was_answered_early_is_no_head(client: socket.socket) -> None:
+    client.sendall(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n")
+    assert answer(client).endswith(b"\r\n\r\n0")
+    client.sendall(bytes(300_000) + ASK + b"\r\n")
+    assert answer(client).endswith(b"\r\n\r\n0")
