@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.problems import CAUSE, stopping
+from service.problems import CAUSE, Noted, stopping
 
 
 class End:
@@ -51,18 +51,12 @@ class AnsweredInTheEnd:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = False
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
+        noted = Noted(send)
         try:
             async with self._end.before():
-                await self.app(scope, receive, watched)
+                await self.app(scope, receive, noted)
         except TimeoutError:
             problem = stopping()
             scope[CAUSE] = problem.code
-            if not started:
+            if not noted.begun:
                 await problem.response()(scope, receive, send)

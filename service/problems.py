@@ -171,6 +171,18 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_invalid)
 
 
+class Noted:
+    """Passes the messages of an answer on, and knows whether it has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self.begun, self._send = False, send
+
+    async def __call__(self, message: Message) -> None:
+        """Send it."""
+        self.begun = self.begun or message["type"] == "http.response.start"
+        await self._send(message)
+
+
 class UnforeseenErrors:
     """Middleware: an exception that nobody foresaw becomes a 500 problem; its message stays unlogged."""
 
@@ -181,22 +193,16 @@ class UnforeseenErrors:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = False
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
+        noted = Noted(send)
         try:
-            await self.app(scope, receive, watched)
+            await self.app(scope, receive, noted)
         except ClientDisconnect:
             scope[CAUSE] = LEFT
             log.info("the client went away before its answer")
         except Exception as error:
             problem = unforeseen(error)
             scope[CAUSE] = problem.code
-            if not started:
+            if not noted.begun:
                 await problem.response()(scope, receive, send)
 
 
