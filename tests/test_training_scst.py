@@ -231,6 +231,10 @@ def test_what_breaks_a_guard_is_never_kept(tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     row, rows = trained(model, tmp_path, studies("val"), epochs=3, lr=5e-3, guards={"length": 1e-9})
     assert [epoch["val_guards"] for epoch in rows] == [0.0] * 3
+    for epoch in rows:  # what is selected by is not raised by filler
+        above = epoch["val_CIDEr"] - epoch["val_chance_CIDEr"] + epoch["val_label_f1_micro"]
+        assert epoch["val_selection"] == pytest.approx(above - epoch["val_chance_label_f1"])
+    assert any(epoch["val_chance_CIDEr"] for epoch in rows)
     assert row["epoch"] == 0.0
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     log = (tmp_path / "scst" / "log.csv").read_text().splitlines()

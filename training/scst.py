@@ -9,7 +9,8 @@ frequencies, which are those of the training reports; a draft that was cut lacks
 
 CIDEr alone is raised by phrases that suit every patient. Against this stand the clinical term, a share of
 cross-entropy, and guards: an epoch whose drafts fall below a floor of variety, findings or length, set by the model as
-it came in, cannot be selected, and enough of them in a row end the stage.
+it came in, cannot be selected, and enough of them in a row end the stage. Epochs are selected as in ``training.ce``:
+by how far their validation drafts score above the same drafts dealt out anew, which filler does not raise.
 """
 
 from __future__ import annotations
