@@ -185,10 +185,12 @@ def test_a_disk_that_is_full_from_the_start_and_one_at_the_end(
 
 def test_the_run_leaves_logs_and_curves(bundle_path: Path) -> None:
     work = bundle_path.with_name("B.work")
-    for stage in ("pretrain", "retriever", "ce"):
+    for stage in ("pretrain", "retriever", "ce", "scst"):
         assert (work / stage / "log.csv").read_text().startswith("epoch,")
         assert (work / stage / "curves.png").stat().st_size > 1000
         assert list((work / stage / "tensorboard").iterdir())
+    drawn = {"policy", "reward", "greedy_reward", "val_CIDEr", "val_label_f1_micro", "val_distinct", "val_selection"}
+    assert drawn <= set((work / "scst" / "log.csv").read_text().splitlines()[0].split(","))
 
 
 def test_only_training_studies_are_cases_and_the_figures_stand_beside_the_constant(

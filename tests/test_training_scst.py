@@ -200,12 +200,12 @@ def test_settings_that_cannot_work_are_refused(wrong: dict[str, object]) -> None
 
 
 def trained(
-    model: ReportModel, directory: Path, val: Sequence[Study], **settings: object
+    model: ReportModel, directory: Path, val: Sequence[Study], train: Sequence[Study] | None = None, **settings: object
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """The returned row and the log."""
     values = {"batch_size": 8, "nll_weight": 0.0, "patience": None, **settings}
     decoding = DecodingConfig(min_length=0)
-    train = studies("train", MANY)
+    train = studies("train", MANY) if train is None else train
     runtime = Runtime(torch.device("cpu"), 1, "fp32", directory)
     patches = Drawn(model, [*train, *studies("val")])
     row = train_scst(
@@ -222,8 +222,18 @@ def test_rewards_rise(tmp_path: Path, baseline: str) -> None:
     _, rows = trained(model, tmp_path, [], epochs=14, samples=6, lr=2e-3, baseline=baseline, reward={"bleu4": 10.0})
     early, late = (np.mean([row["reward"] for row in part]) for part in (rows[:2], rows[-2:]))
     assert late > 1.4 * early
-    assert ("greedy_reward" in rows[0]) == (baseline == "greedy")
-    assert {"policy", "bleu4"} <= rows[0].keys()
+    assert {"policy", "bleu4", "greedy_reward"} <= rows[0].keys()
+    assert rows[-1]["greedy_reward"] > rows[0]["greedy_reward"]
+
+
+def test_the_greedy_reward_of_a_quarter_is_a_mean_as_that_of_all(tmp_path: Path) -> None:
+    """Nine times one study, in batches of five and four: whoever is asked says the same, an effusion that is there."""
+    model = tiny_model()
+    torch.nn.init.constant_(model.to_words.bias[tiny_tokenizer().id_of("effusion")], 20.0)
+    for baseline in ("leave_one_out", "greedy"):
+        _, rows = trained(model, tmp_path / baseline, [], [studies("train")[1]] * 9, epochs=1, lr=0.0, samples=2,
+                          batch_size=5, baseline=baseline, reward={"cider": 0.0, "label_f1": 1.0})  # fmt: skip
+        assert rows[0]["greedy_reward"] == pytest.approx(1 - FINDING_COST), baseline
 
 
 def test_what_breaks_a_guard_is_never_kept(tmp_path: Path) -> None:
