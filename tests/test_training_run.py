@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,12 @@ from model.views import View
 from retrieval_index.index import ReportIndex
 from tests.helpers import largest_file
 from tests.processes import ENVIRONMENT, fork, kill_when
+from training.identity import identity, remember
 from training.openi import open_openi
 from training.phantom import write_phantom_root
+from training.presets import preset
 from training.run import main
+from training.studies import Source
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN, VAL = 24, 6
@@ -245,12 +249,53 @@ def test_an_occupied_work_directory_a_changed_run_and_bad_arguments_are_refused(
     assert main([*base, *elsewhere, "--resume", "--preset", "compact"]) == 2
     assert "config.preset (smoke -> compact)" in caplog.text
     assert "choose another --work" in caplog.text
+    scores = bundle_path.with_name("other-scores.csv")
+    scores.write_text("image_id,Mass\n")
+    assert main([*base, *elsewhere, "--resume", "--soft-scores", str(scores)]) == 2
+    assert "differs from the one in" in caplog.messages[-1]
+    assert "the content of --soft-scores (or chexnet_scores.csv in --root); resume it as it was" in caplog.messages[-1]
     assert main([*base, "--out", str(bundle_path)]) == 2
     assert "already exists" in caplog.text
     assert main(["--dataset", "r2gen", "--out", str(bundle_path) + "-x"]) == 2
     assert "--annotation FILE and --images DIR" in caplog.text
     assert main([*base, "--out", str(bundle_path) + "-y", "--backbone-weights", "gone.pth"]) == 2
     assert "no such file" in caplog.text
+
+
+def test_changed_inputs_are_named_and_an_older_run_is_taken_as_it_is(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, config = open_openi(root), preset("smoke")
+    scores, labels = tmp_path / "scores.csv", tmp_path / "labels.csv"
+    scores.write_text("image_id,Mass\n")
+    labels.write_text("study_id\n")
+
+    def again(
+        *, of: Source = source, precision: str = "bf16", table: Path | None = labels, resume: bool = True
+    ) -> None:
+        content = identity(config, of, precision, soft_scores=scores, label_table=table)
+        remember(tmp_path / "work", content, resume=resume)
+
+    again(resume=False)
+    kept = (tmp_path / "work" / "run.json").read_text()
+    again()
+    assert not caplog.messages
+    again(precision="fp32")  # the advice where a loss is no number
+    assert "began in bf16 and goes on in fp32" in caplog.text
+    with pytest.raises(ValueError, match=r"in the content of --reference-labels \(or chexbert_labels.csv in --root\);"):
+        again(table=None)
+    study = source.split("val")[0]
+    other = tuple(replace(s, report=f"{s.report} No more.") if s is study else s for s in source.studies)
+    with pytest.raises(ValueError, match="in the ids or reports of its train and val studies; resume it as it was"):
+        again(of=replace(source, studies=other))
+    scores.write_text("image_id,Hernia\n")
+    with pytest.raises(ValueError, match=r"in the content of --soft-scores .* choose another --work"):
+        again()
+    assert (tmp_path / "work" / "run.json").read_text() == kept
+    assert study.report not in kept
+    older = {name: value for name, value in json.loads(kept).items() if name not in ("inputs", "precision")}
+    (tmp_path / "work" / "run.json").write_text(json.dumps(older))
+    again()
 
 
 def test_texts_can_be_left_out(root: Path, bundle_path: Path, tmp_path: Path) -> None:

@@ -33,7 +33,6 @@ from model.consensus import Consensus
 from model.report_model import ReportModel
 from model.tokenizer import Tokenizer
 from retrieval_index.cases import read_cases, write_cases
-from retrieval_index.files import write_atomic
 from retrieval_index.index import CASES_FILE, VECTORS_FILE, ReportIndex
 from training.arguments import open_source
 from training.ce import train_ce
@@ -41,6 +40,7 @@ from training.checkpoints import in_short, save_atomically
 from training.config import RunConfig, Runtime
 from training.consensus import build_consensus
 from training.evaluate import evaluate
+from training.identity import identity, remember
 from training.index import build_index, retrieval_scores
 from training.metrics import meteor_available
 from training.parallel import Processes, join, lost_another, own_rank
@@ -386,14 +386,16 @@ def _run(arguments: argparse.Namespace, processes: Processes, device: torch.devi
     if processes.main and arguments.out.exists() and not arguments.resume and not arguments.replace:
         raise ValueError(f"--out {arguments.out} already exists; choose another, or add --replace")
     work = arguments.work or arguments.out.with_name(arguments.out.name + ".work")
+    soft_scores = _table(arguments, "soft_scores", "chexnet_scores.csv")
+    labels = _table(arguments, "reference_labels", "chexbert_labels.csv")
     with processes.main_first():  # it may download
         source = open_source(arguments)
         if processes.main:
-            _remember(work, config, source, resume=arguments.resume)
+            content = identity(config, source, arguments.precision, soft_scores=soft_scores, label_table=labels)
+            remember(work, content, resume=arguments.resume)
     for note in source.notes:
         log.info("%s", note)
     torch.set_float32_matmul_precision("high")
-    labels = _table(arguments, "reference_labels", "chexbert_labels.csv")
     return Run(
         config=config,
         runtime=Runtime(
@@ -406,7 +408,7 @@ def _run(arguments: argparse.Namespace, processes: Processes, device: torch.devi
             arguments.checkpoint_seconds,
         ),
         source=source,
-        soft_scores=_table(arguments, "soft_scores", "chexnet_scores.csv"),
+        soft_scores=soft_scores,
         out=arguments.out,
         keep_texts=not arguments.without_texts,
         label_table=read_label_table(labels) if labels else None,
@@ -422,40 +424,6 @@ def _table(arguments: argparse.Namespace, option: str, beside_reports: str) -> P
         return given
     found = arguments.root / beside_reports if arguments.root else None
     return found if found is not None and found.is_file() else None
-
-
-def _remember(work: Path, config: RunConfig, source: Source, *, resume: bool) -> None:
-    """Write the resolved configuration, or compare it with the one of the run that is resumed."""
-    work.mkdir(parents=True, exist_ok=True)
-    path = work / "run.json"
-    content = {"config": config.model_dump(mode="json"), "dataset": source.name,
-               "studies": {split: len(source.split(split)) for split in ("train", "val")}}  # fmt: skip
-    if path.exists():
-        if not resume:
-            raise ValueError(f"{work} holds a run already; add --resume to go on with it, or remove it to start anew")
-        try:
-            before = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}); remove it to go on with the stages in {work} as this command says"
-            ) from error
-        changed = [f"{name} ({old} -> {new})" for name, old, new in differences(before, content)]
-        if changed:
-            raise ValueError(
-                f"this run differs from the one in {work} in {', '.join(changed)}; resume it as it was, or "
-                "choose another --work to start anew"
-            )
-        return
-    text = json.dumps(content, indent=2)
-    write_atomic(path, text.encode())
-
-
-def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Where two nested dictionaries differ: (dotted name, value before, value now)."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted({*before, *now})
-        return [d for key in keys for d in differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))]
-    return [] if before == now else [(name, before, now)]
 
 
 def _stages(text: str) -> tuple[str, ...]:
