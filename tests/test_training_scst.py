@@ -186,6 +186,13 @@ def test_guards_name_what_fell(change: dict[str, float], broken: list[str]) -> N
     assert broken_guards({**START, **change}, {}, Guards()) == []
 
 
+def test_one_report_for_everybody_breaks_a_guard_whatever_came_in() -> None:
+    """Four fifths of nothing are nothing: a model of one report would pass every relative floor."""
+    start = {**START, "distinct": 1 / 296, "label_f1_micro": 0.0}
+    assert broken_guards(start, start, Guards()) == ["distinct"]
+    assert broken_guards({**start, "distinct": 6 / 296}, start, Guards()) == []
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"samples": 1}, {"reward": {"cider": 0.0}}, {"reward": {"cider": -1.0}}, {"baseline": "mean"}, {"temperature": 0}],
@@ -249,6 +256,15 @@ def test_what_breaks_a_guard_is_never_kept(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     log = (tmp_path / "scst" / "log.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in log] == ["epoch", "0.0", "1.0", "2.0", "3.0"]
+
+
+def test_a_model_of_one_report_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model()
+    torch.nn.init.constant_(model.to_words.bias[tiny_tokenizer().id_of("lungs")], 20.0)
+    _, rows = trained(model, tmp_path, studies("val"), epochs=1, lr=0.0, guards={"least_distinct": 0.5})
+    assert rows[0]["val_guards"] == 0.0
+    assert "differ, less than the floor of 50.0 %: it writes nearly one report for everybody" in caplog.text
+    assert "name no finding rightly" in caplog.text
 
 
 def test_backbone_text_tower_and_study_head_do_not_move(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ frequencies, which are those of the training reports; a draft that was cut lacks
 
 CIDEr alone is raised by phrases that suit every patient. Against this stand the clinical term, a share of
 cross-entropy, and guards: an epoch whose drafts fall below a floor of variety, findings or length, set by the model as
-it came in, cannot be selected, and enough of them in a row end the stage. Epochs are selected as in ``training.ce``:
-by how far their validation drafts score above the same drafts dealt out anew, which filler does not raise.
+it came in and for variety also absolutely, cannot be selected, and enough of them in a row end the stage. Epochs are
+selected as in ``training.ce``: by how far their validation drafts score above the same drafts dealt out anew, which
+filler does not raise.
 """
 
 from __future__ import annotations
@@ -251,6 +252,8 @@ def train_scst(
     )  # fmt: skip
     before = loop.begin(validate) if chosen else {}
     floors.update({name.removeprefix("val_"): value for name, value in before.items()})
+    if chosen:
+        _warn_of_filler(floors, config.guards)
     history = loop.fit(batches, [steps] * config.epochs, train_step, validate if chosen else None)
     if not chosen:
         return history.rows[-1] if history.rows else {}
@@ -269,12 +272,23 @@ def broken_guards(row: Mapping[str, float], start: Mapping[str, float], guards: 
         return []
     length = row["mean_length"] / max(start["mean_length"], 1e-9)
     held = {
-        "distinct": row["distinct"] >= guards.distinct * start["distinct"],
+        "distinct": row["distinct"] >= max(guards.distinct * start["distinct"], guards.least_distinct),
         "label_f1": row["label_f1_micro"] >= guards.label_f1 * start["label_f1_micro"],
         "length": 1 - guards.length <= length <= 1 + guards.length,
         "redacted": row["redacted"] <= start["redacted"] + guards.redacted,
     }
     return [name for name, fine in held.items() if not fine]
+
+
+def _warn_of_filler(start: Mapping[str, float], guards: Guards) -> None:
+    """Say where the model that came in leaves the guards little to hold."""
+    if start["distinct"] < guards.least_distinct:
+        log.warning("scst: of the validation drafts of the model that came in %.1f %% differ, less than the floor of "
+                    "%.1f %%: it writes nearly one report for everybody, which this stage sharpens. Train it longer by "
+                    "cross-entropy.", 100 * start["distinct"], 100 * guards.least_distinct)  # fmt: skip
+    if not start["label_f1_micro"]:
+        log.warning("scst: the validation drafts of the model that came in name no finding rightly: the guard on "
+                    "label F1 has nothing to hold")  # fmt: skip
 
 
 class _Frozen(Stage):
