@@ -26,7 +26,7 @@ from training.identity import identity, remember
 from training.openi import open_openi
 from training.phantom import write_phantom_root
 from training.presets import preset
-from training.run import main
+from training.run import STAGES, left_out, main
 from training.studies import Source
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -136,6 +136,7 @@ def test_what_goes_wrong_amid_a_stage_is_explained_and_costs_nothing(
         return main(command(root, amid_ce, "--resume", "--stages", "ce")[3:])
 
     work = amid_ce.with_name("B.work")
+    assert (work / "evaluate" / "metrics.json").exists()
     checkpoint, features = work / "ce" / "checkpoint.pt", work / "cache" / "features-frozen.npy"
     good = checkpoint.read_bytes()
 
@@ -170,6 +171,7 @@ def test_what_goes_wrong_amid_a_stage_is_explained_and_costs_nothing(
     checkpoint.with_name("checkpoint.previous.pt").write_bytes(good)
     assert resume() == 0
     assert "going on from the one before" in caplog.text
+    assert not (work / "evaluate" / "metrics.json").exists(), "figures of weights that were trained again"
     assert same_weights(work / "ce" / "result.pt", unbroken.with_name("B.work") / "ce" / "result.pt")
 
 
@@ -211,7 +213,9 @@ def test_only_training_studies_are_cases_and_the_figures_stand_beside_the_consta
     assert metrics["baselines"]["constant"]["BLEU_4"] > 0
     assert {"system", "system_full", "system_images_exchanged"} <= metrics.keys()
     val_reports = [study.report for study in source.split("val")]
-    assert not any(report in (bundle_path / "metrics.json").read_text() for report in val_reports)
+    for figures in (bundle_path, bundle_path.with_name("B.work") / "evaluate"):
+        assert not any(report in (figures / "metrics.json").read_text() for report in val_reports)
+    assert 0 <= json.loads((bundle_path / "metrics.json").read_text())["pretrain"]["auroc_mean"] <= 1
 
 
 def test_meteor_is_among_the_figures_where_there_is_java(unbroken: Path) -> None:
@@ -262,6 +266,40 @@ def test_an_occupied_work_directory_a_changed_run_and_bad_arguments_are_refused(
     assert "no such file" in caplog.text
 
 
+ALL = ("pretrain", "retriever", "index", "ce")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "stages", "done", "missing"),
+    [
+        ("smoke", "none", STAGES, (), []),
+        ("smoke", "none", ("pretrain",), (), []),
+        ("smoke", "none", ("evaluate", "bundle"), ALL, []),  # scst may be left out
+        ("smoke", "none", ("ce", "bundle"), (), [("pretrain", "ce"), ("retriever", "ce"), ("index", "ce")]),
+        ("smoke", "imagenet", ("retriever", "index", "ce"), (), []),
+        ("smoke", "none", ("scst",), ("ce",), [("index", "scst")]),  # the weights are in the result of ce
+        ("smoke", "none", ("evaluate",), ("pretrain", "retriever", "index"), [("ce", "evaluate")]),
+        ("smoke", "none", ("ce",), ("pretrain", "index"), []),
+        ("densenet", "imagenet", ("ce",), (), []),
+        ("densenet", "imagenet", ("bundle",), (), [("ce", "bundle")]),
+    ],
+)
+def test_a_stage_that_a_later_one_needs_cannot_be_left_out(
+    name: str, weights: str, stages: tuple[str, ...], done: tuple[str, ...], missing: list[tuple[str, str]]
+) -> None:
+    config = preset(name).model_copy(update={"backbone_weights": weights})
+    assert list(left_out(config, stages, done)) == missing
+
+
+def test_leaving_it_out_is_said_before_any_stage_runs(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(command(root, tmp_path / "B", "--stages", "index,ce,evaluate")[3:]) == 2
+    assert "stage pretrain was left out and has no result in" in caplog.text
+    assert "and stage index needs it; add it to --stages" in caplog.text
+    assert not (tmp_path / "B.work" / "index").exists()
+
+
 def test_changed_inputs_are_named_and_an_older_run_is_taken_as_it_is(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -308,5 +346,8 @@ def test_texts_can_be_left_out(root: Path, bundle_path: Path, tmp_path: Path) ->
     assert main(arguments) == 0
     index = ReportIndex.load(out / "index")
     assert {index.case(row).findings for row in range(len(index))} == {None}
+    kept, figures = (json.loads((path / "metrics.json").read_text()) for path in (bundle_path, out))
+    assert figures["val"]["n"] == VAL  # of the evaluation before
+    assert figures == kept
     content = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
     assert not any(study.report.encode() in content for study in open_openi(root).split("train"))

@@ -7,7 +7,7 @@ Stages: pretrain, retriever, index, ce, scst, evaluate, bundle. Each leaves ``re
 and TensorBoard events in its folder of the work directory (``OUT.work`` by default); a run killed at any point goes on
 with ``--resume``. Validation studies are used for validation only, test studies for nothing.
 
-    torchrun --nproc-per-node N -m training.run …           # N GPUs share each batch: docs/training.md
+    torchrun --nproc-per-node N -m training.run …           # N GPUs share each batch: README.md
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from model.consensus import Consensus
 from model.report_model import ReportModel
 from model.tokenizer import Tokenizer
 from retrieval_index.cases import read_cases, write_cases
+from retrieval_index.files import write_atomic
 from retrieval_index.index import CASES_FILE, VECTORS_FILE, ReportIndex
 from training.arguments import open_source
 from training.ce import train_ce
@@ -122,6 +123,11 @@ class Run:
         return ReportIndex.load(self.index_dir) if self.config.retrieval_k else None
 
     @property
+    def figures_file(self) -> Path:
+        """Where the evaluate stage keeps its figures, for a bundle that is written later; no text of reports."""
+        return self.work / "evaluate" / "metrics.json"
+
+    @property
     def consensus_file(self) -> Path:
         """Where the index stage writes what consensus decoding needs."""
         return self.work / "index" / "consensus.safetensors"
@@ -164,8 +170,9 @@ def stage_pretrain(run: Run) -> None:
     if run.config.pretrain is None:
         log.info("pretrain: not part of preset %s", run.config.preset)
         return
-    pretrain(run.model.backbone, run.source, run.cache, run.config.pretrain, run.runtime, run.work / "pretrain",
-             soft_scores=run.soft_scores, label_table=run.label_table, head=run.model.finding_head)  # fmt: skip
+    row = pretrain(run.model.backbone, run.source, run.cache, run.config.pretrain, run.runtime, run.work / "pretrain",
+                   soft_scores=run.soft_scores, label_table=run.label_table, head=run.model.finding_head)  # fmt: skip
+    run.metrics["pretrain"] = {name.removeprefix("val_"): value for name, value in row.items() if "auroc" in name}
 
 
 def stage_retriever(run: Run) -> None:
@@ -236,11 +243,14 @@ def stage_evaluate(run: Run) -> None:
     predictions = run.work / "evaluate" / "val.jsonl"
     result = evaluate(bundle, index, run.source, "val", predictions=predictions, exchanges=("images",), **common)
     result["predictions"] = None  # they stay in the work directory: they hold report texts
+    write_atomic(run.figures_file, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
     run.metrics["val"] = result
 
 
 def stage_bundle(run: Run) -> None:
-    """The bundle that ships."""
+    """The bundle that ships, with the figures of its evaluation, be that of this run or of one before."""
+    if "val" not in run.metrics and run.figures_file.exists():
+        run.metrics["val"] = json.loads(run.figures_file.read_text())
     _write(run, run.out, keep_texts=run.keep_texts, metrics=run.metrics)
     log.info("bundle written to %s: serve it with  python -m service --bundle %s", run.out, run.out)
 
@@ -302,12 +312,18 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
     """Run ``stages`` in their order; those with a result are loaded instead.
 
     Raises:
-        ValueError: a stage that is left out has no result to go on from.
+        ValueError: a stage that is left out has no result, and one that is to run needs it.
     """
     processes = run.runtime.processes
+    done = processes.from_main(lambda: {name for name in SHARED if (run.work / name / "result.pt").exists()})
+    for name, user in left_out(run.config, stages, done):
+        raise ValueError(
+            f"stage {name} was left out and has no result in {run.work / name}, and stage {user} needs it; add it to "
+            "--stages"
+        )
     for name in STAGES:
         result = run.work / name / "result.pt"
-        if name not in ("evaluate", "bundle") and processes.from_main(result.exists):
+        if name in done:
             _load(run, name, result)
             log.info("%s: done before", name)
         elif name in stages:
@@ -317,12 +333,35 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
             processes.wait()
             if not processes.main and result.exists():
                 _load(run, name, result)  # bit for bit what a resumed run will find
-        elif name == "ce":
-            raise ValueError(f"stage {name} was left out and has no result in {result.parent}; add it to --stages")
+
+
+def left_out(config: RunConfig, stages: Sequence[str], done: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Stages that are neither asked for nor done, each with the first asked-for one that needs it.
+
+    A stage needs the weights of those before it, which the next result holds, too, and the files of the index.
+    ``scst`` may always be left out.
+    """
+    retrieval = bool(config.retrieval_k)
+    matters = {
+        "pretrain": config.pretrain is not None and config.backbone_weights == "none",
+        "retriever": retrieval and config.retriever is not None,
+        "index": retrieval,
+        "ce": True,
+    }
+    to_run = [name for name in STAGES if name in stages and name not in done]
+    for place, name in enumerate(STAGES):
+        later = STAGES[place + 1 :]
+        if not matters.get(name) or name in done or name in stages:
+            continue
+        users = [user for user in later if user in to_run or (name != "index" and user in done)]
+        if users and users[0] in to_run:
+            yield name, users[0]
 
 
 def _do(run: Run, name: str, result: Path) -> None:
     before = dict(run.metrics)
+    if name in SHARED and run.runtime.processes.main:
+        run.figures_file.unlink(missing_ok=True)  # of weights that will be no more
     _RUN[name](run)
     news = {key: value for key, value in run.metrics.items() if before.get(key) != value}
     if name not in ("evaluate", "bundle") and run.runtime.processes.main:
