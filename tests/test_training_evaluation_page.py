@@ -107,6 +107,36 @@ def test_page_stands_alone_and_is_complete(folder: Path) -> None:
         assert f"{name} was not run: {why}." in said
 
 
+def test_what_tells_whether_it_looks_is_the_bundles_own_figures(folder: Path) -> None:
+    """Exchanged images are one of the deals: no column may judge them by the interval of all deals."""
+    for name in ("report.html", "report.md"):
+        said = " ".join((folder / "report" / name).read_text().split())
+        assert "beside the random row" in re.sub("</?span>", "", said)
+        assert "beside drafts dealt out" not in re.sub("</?span>", "", said)
+        assert "Exchanging all images is one such deal" in said
+        assert "its own figures lie above all or nearly all deals" in said
+
+
+def test_a_page_that_cannot_be_written_leaves_the_figures_and_needs_no_draws(folder: Path, tmp_path: Path) -> None:
+    out, report = tmp_path / "val.json", tmp_path / "report"
+    (report / "report.html").mkdir(parents=True)  # in the page's way
+    (report / ".gitignore").write_text(IGNORE)
+    predictions = tmp_path / "texts" / "p.jsonl"
+    arguments = ["--bundle", str(folder / "tiny"), "--root", str(folder / "root"), "--out", str(out), "--draws", "0",
+                 "--work", str(folder / "val.work"), "--device", "cpu", "--beam-size", "2", "--no-meteor",
+                 "--exchange-images", "--report", str(report), "--predictions", str(predictions)]  # fmt: skip
+    assert main(arguments) == 2
+    result = json.loads(out.read_text())
+    assert result["predictions"] == "texts/p.jsonl"
+    assert result["by_chance"] is None
+    (report / "report.html").rmdir()
+    assert main(arguments) == 0
+    for name in ("report.html", "report.md"):
+        said = (report / name).read_text()
+        assert "images exchanged" in said
+        assert "Chance is shown" not in said
+
+
 def test_plots_take_the_pages_colours(folder: Path) -> None:
     text = (folder / "report" / "report.html").read_text()
     drawn = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))

@@ -82,6 +82,15 @@ def test_it_learns_and_leaves_logs_and_curves(tmp_path: Path) -> None:
     assert loop.step == 150
 
 
+def test_the_last_row_of_the_log_survives_a_kill_right_after_its_checkpoint(tmp_path: Path) -> None:
+    train(tmp_path)
+    log = tmp_path / "log.csv"
+    whole = log.read_bytes()
+    log.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))  # as it lies when the kill comes between the two
+    train(tmp_path)
+    assert log.read_bytes() == whole
+
+
 def test_curves_are_drawn_in_the_midst_of_a_stage_that_takes_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

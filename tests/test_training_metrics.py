@@ -9,7 +9,16 @@ import pytest
 from pycocoevalcap.cider.cider import Cider
 
 from training import metrics
-from training.metrics import METRICS, label_scores, label_table, mean_scores, present_findings, score, validation_scores
+from training.metrics import (
+    METRICS,
+    comparable_pairs,
+    label_scores,
+    label_table,
+    mean_scores,
+    present_findings,
+    score,
+    validation_scores,
+)
 from training.protocol import (
     comparable_prediction,
     comparable_reference,
@@ -184,7 +193,8 @@ def test_full_row_is_uncut_and_keeps_every_word() -> None:
 
 def test_validation_scores_are_those_of_the_comparable_row() -> None:
     train = ["The heart is large. No effusion."] * 3
-    scores = validation_scores([("The heart is huge. No effusion.", "the heart is large . no effusion .")], train)
+    pairs = comparable_pairs([("The heart is huge. No effusion.", "the heart is large . no effusion .")], train)
+    scores = validation_scores(pairs)
     expected = score([("the heart is <unk> . no effusion .", "the heart is large . no effusion .")])
     assert scores == {name: value for name, value in expected.items() if value is not None}
     assert set(METRICS) - set(scores) == {"METEOR"}

@@ -66,7 +66,7 @@ def columns(path: Path, *names: str) -> dict[str, list[float]]:
         ("pair", ["loss"]),
         ("retriever", ["loss", "val_loss", "val_mrr"]),
         ("ce", ["loss", "nll", "contrastive", "val_CIDEr", "val_selection"]),
-        ("scst", ["loss", "policy", "nll", "reward", "val_CIDEr"]),
+        ("scst", ["loss", "policy", "nll", "reward", "greedy_reward", "val_CIDEr"]),
     ],
 )
 def test_two_processes_have_the_losses_of_one(runs: tuple[Path, Path], stage: str, names: list[str]) -> None:

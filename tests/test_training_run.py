@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,12 @@ from model.views import View
 from retrieval_index.index import ReportIndex
 from tests.helpers import largest_file
 from tests.processes import ENVIRONMENT, fork, kill_when
+from training.identity import identity, remember
 from training.openi import open_openi
 from training.phantom import write_phantom_root
-from training.run import main
+from training.presets import preset
+from training.run import STAGES, left_out, main
+from training.studies import Source
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN, VAL = 24, 6
@@ -132,6 +136,7 @@ def test_what_goes_wrong_amid_a_stage_is_explained_and_costs_nothing(
         return main(command(root, amid_ce, "--resume", "--stages", "ce")[3:])
 
     work = amid_ce.with_name("B.work")
+    assert (work / "evaluate" / "metrics.json").exists()
     checkpoint, features = work / "ce" / "checkpoint.pt", work / "cache" / "features-frozen.npy"
     good = checkpoint.read_bytes()
 
@@ -166,6 +171,7 @@ def test_what_goes_wrong_amid_a_stage_is_explained_and_costs_nothing(
     checkpoint.with_name("checkpoint.previous.pt").write_bytes(good)
     assert resume() == 0
     assert "going on from the one before" in caplog.text
+    assert not (work / "evaluate" / "metrics.json").exists(), "figures of weights that were trained again"
     assert same_weights(work / "ce" / "result.pt", unbroken.with_name("B.work") / "ce" / "result.pt")
 
 
@@ -185,10 +191,12 @@ def test_a_disk_that_is_full_from_the_start_and_one_at_the_end(
 
 def test_the_run_leaves_logs_and_curves(bundle_path: Path) -> None:
     work = bundle_path.with_name("B.work")
-    for stage in ("pretrain", "retriever", "ce"):
+    for stage in ("pretrain", "retriever", "ce", "scst"):
         assert (work / stage / "log.csv").read_text().startswith("epoch,")
         assert (work / stage / "curves.png").stat().st_size > 1000
         assert list((work / stage / "tensorboard").iterdir())
+    drawn = {"policy", "reward", "greedy_reward", "val_CIDEr", "val_label_f1_micro", "val_distinct", "val_selection"}
+    assert drawn <= set((work / "scst" / "log.csv").read_text().splitlines()[0].split(","))
 
 
 def test_only_training_studies_are_cases_and_the_figures_stand_beside_the_constant(
@@ -205,7 +213,9 @@ def test_only_training_studies_are_cases_and_the_figures_stand_beside_the_consta
     assert metrics["baselines"]["constant"]["BLEU_4"] > 0
     assert {"system", "system_full", "system_images_exchanged"} <= metrics.keys()
     val_reports = [study.report for study in source.split("val")]
-    assert not any(report in (bundle_path / "metrics.json").read_text() for report in val_reports)
+    for figures in (bundle_path, bundle_path.with_name("B.work") / "evaluate"):
+        assert not any(report in (figures / "metrics.json").read_text() for report in val_reports)
+    assert 0 <= json.loads((bundle_path / "metrics.json").read_text())["pretrain"]["auroc_mean"] <= 1
 
 
 def test_meteor_is_among_the_figures_where_there_is_java(unbroken: Path) -> None:
@@ -243,12 +253,87 @@ def test_an_occupied_work_directory_a_changed_run_and_bad_arguments_are_refused(
     assert main([*base, *elsewhere, "--resume", "--preset", "compact"]) == 2
     assert "config.preset (smoke -> compact)" in caplog.text
     assert "choose another --work" in caplog.text
+    scores = bundle_path.with_name("other-scores.csv")
+    scores.write_text("image_id,Mass\n")
+    assert main([*base, *elsewhere, "--resume", "--soft-scores", str(scores)]) == 2
+    assert "differs from the one in" in caplog.messages[-1]
+    assert "the content of --soft-scores (or chexnet_scores.csv in --root); resume it as it was" in caplog.messages[-1]
     assert main([*base, "--out", str(bundle_path)]) == 2
     assert "already exists" in caplog.text
     assert main(["--dataset", "r2gen", "--out", str(bundle_path) + "-x"]) == 2
     assert "--annotation FILE and --images DIR" in caplog.text
     assert main([*base, "--out", str(bundle_path) + "-y", "--backbone-weights", "gone.pth"]) == 2
     assert "no such file" in caplog.text
+
+
+ALL = ("pretrain", "retriever", "index", "ce")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "stages", "done", "missing"),
+    [
+        ("smoke", "none", STAGES, (), []),
+        ("smoke", "none", ("pretrain",), (), []),
+        ("smoke", "none", ("evaluate", "bundle"), ALL, []),  # scst may be left out
+        ("smoke", "none", ("ce", "bundle"), (), [("pretrain", "ce"), ("retriever", "ce"), ("index", "ce")]),
+        ("smoke", "imagenet", ("retriever", "index", "ce"), (), []),
+        ("smoke", "none", ("scst",), ("ce",), [("index", "scst")]),  # the weights are in the result of ce
+        ("smoke", "none", ("evaluate",), ("pretrain", "retriever", "index"), [("ce", "evaluate")]),
+        ("smoke", "none", ("ce",), ("pretrain", "index"), []),
+        ("densenet", "imagenet", ("ce",), (), []),
+        ("densenet", "imagenet", ("bundle",), (), [("ce", "bundle")]),
+    ],
+)
+def test_a_stage_that_a_later_one_needs_cannot_be_left_out(
+    name: str, weights: str, stages: tuple[str, ...], done: tuple[str, ...], missing: list[tuple[str, str]]
+) -> None:
+    config = preset(name).model_copy(update={"backbone_weights": weights})
+    assert list(left_out(config, stages, done)) == missing
+
+
+def test_leaving_it_out_is_said_before_any_stage_runs(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(command(root, tmp_path / "B", "--stages", "index,ce,evaluate")[3:]) == 2
+    assert "stage pretrain was left out and has no result in" in caplog.text
+    assert "and stage index needs it; add it to --stages" in caplog.text
+    assert not (tmp_path / "B.work" / "index").exists()
+
+
+def test_changed_inputs_are_named_and_an_older_run_is_taken_as_it_is(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, config = open_openi(root), preset("smoke")
+    scores, labels = tmp_path / "scores.csv", tmp_path / "labels.csv"
+    scores.write_text("image_id,Mass\n")
+    labels.write_text("study_id\n")
+
+    def again(
+        *, of: Source = source, precision: str = "bf16", table: Path | None = labels, resume: bool = True
+    ) -> None:
+        content = identity(config, of, precision, soft_scores=scores, label_table=table)
+        remember(tmp_path / "work", content, resume=resume)
+
+    again(resume=False)
+    kept = (tmp_path / "work" / "run.json").read_text()
+    again()
+    assert not caplog.messages
+    again(precision="fp32")  # the advice where a loss is no number
+    assert "began in bf16 and goes on in fp32" in caplog.text
+    with pytest.raises(ValueError, match=r"in the content of --reference-labels \(or chexbert_labels.csv in --root\);"):
+        again(table=None)
+    study = source.split("val")[0]
+    other = tuple(replace(s, report=f"{s.report} No more.") if s is study else s for s in source.studies)
+    with pytest.raises(ValueError, match="in the ids or reports of its train and val studies; resume it as it was"):
+        again(of=replace(source, studies=other))
+    scores.write_text("image_id,Hernia\n")
+    with pytest.raises(ValueError, match=r"in the content of --soft-scores .* choose another --work"):
+        again()
+    assert (tmp_path / "work" / "run.json").read_text() == kept
+    assert study.report not in kept
+    older = {name: value for name, value in json.loads(kept).items() if name not in ("inputs", "precision")}
+    (tmp_path / "work" / "run.json").write_text(json.dumps(older))
+    again()
 
 
 def test_texts_can_be_left_out(root: Path, bundle_path: Path, tmp_path: Path) -> None:
@@ -261,5 +346,8 @@ def test_texts_can_be_left_out(root: Path, bundle_path: Path, tmp_path: Path) ->
     assert main(arguments) == 0
     index = ReportIndex.load(out / "index")
     assert {index.case(row).findings for row in range(len(index))} == {None}
+    kept, figures = (json.loads((path / "metrics.json").read_text()) for path in (bundle_path, out))
+    assert figures["val"]["n"] == VAL  # of the evaluation before
+    assert figures == kept
     content = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
     assert not any(study.report.encode() in content for study in open_openi(root).split("train"))

@@ -186,6 +186,13 @@ def test_guards_name_what_fell(change: dict[str, float], broken: list[str]) -> N
     assert broken_guards({**START, **change}, {}, Guards()) == []
 
 
+def test_one_report_for_everybody_breaks_a_guard_whatever_came_in() -> None:
+    """Four fifths of nothing are nothing: a model of one report would pass every relative floor."""
+    start = {**START, "distinct": 1 / 296, "label_f1_micro": 0.0}
+    assert broken_guards(start, start, Guards()) == ["distinct"]
+    assert broken_guards({**start, "distinct": 6 / 296}, start, Guards()) == []
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"samples": 1}, {"reward": {"cider": 0.0}}, {"reward": {"cider": -1.0}}, {"baseline": "mean"}, {"temperature": 0}],
@@ -200,12 +207,12 @@ def test_settings_that_cannot_work_are_refused(wrong: dict[str, object]) -> None
 
 
 def trained(
-    model: ReportModel, directory: Path, val: Sequence[Study], **settings: object
+    model: ReportModel, directory: Path, val: Sequence[Study], train: Sequence[Study] | None = None, **settings: object
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """The returned row and the log."""
     values = {"batch_size": 8, "nll_weight": 0.0, "patience": None, **settings}
     decoding = DecodingConfig(min_length=0)
-    train = studies("train", MANY)
+    train = studies("train", MANY) if train is None else train
     runtime = Runtime(torch.device("cpu"), 1, "fp32", directory)
     patches = Drawn(model, [*train, *studies("val")])
     row = train_scst(
@@ -222,8 +229,18 @@ def test_rewards_rise(tmp_path: Path, baseline: str) -> None:
     _, rows = trained(model, tmp_path, [], epochs=14, samples=6, lr=2e-3, baseline=baseline, reward={"bleu4": 10.0})
     early, late = (np.mean([row["reward"] for row in part]) for part in (rows[:2], rows[-2:]))
     assert late > 1.4 * early
-    assert ("greedy_reward" in rows[0]) == (baseline == "greedy")
-    assert {"policy", "bleu4"} <= rows[0].keys()
+    assert {"policy", "bleu4", "greedy_reward"} <= rows[0].keys()
+    assert rows[-1]["greedy_reward"] > rows[0]["greedy_reward"]
+
+
+def test_the_greedy_reward_of_a_quarter_is_a_mean_as_that_of_all(tmp_path: Path) -> None:
+    """Nine times one study, in batches of five and four: whoever is asked says the same, an effusion that is there."""
+    model = tiny_model()
+    torch.nn.init.constant_(model.to_words.bias[tiny_tokenizer().id_of("effusion")], 20.0)
+    for baseline in ("leave_one_out", "greedy"):
+        _, rows = trained(model, tmp_path / baseline, [], [studies("train")[1]] * 9, epochs=1, lr=0.0, samples=2,
+                          batch_size=5, baseline=baseline, reward={"cider": 0.0, "label_f1": 1.0})  # fmt: skip
+        assert rows[0]["greedy_reward"] == pytest.approx(1 - FINDING_COST), baseline
 
 
 def test_what_breaks_a_guard_is_never_kept(tmp_path: Path) -> None:
@@ -231,10 +248,23 @@ def test_what_breaks_a_guard_is_never_kept(tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     row, rows = trained(model, tmp_path, studies("val"), epochs=3, lr=5e-3, guards={"length": 1e-9})
     assert [epoch["val_guards"] for epoch in rows] == [0.0] * 3
+    for epoch in rows:  # what is selected by is not raised by filler
+        above = epoch["val_CIDEr"] - epoch["val_chance_CIDEr"] + epoch["val_label_f1_micro"]
+        assert epoch["val_selection"] == pytest.approx(above - epoch["val_chance_label_f1"])
+    assert any(epoch["val_chance_CIDEr"] for epoch in rows)
     assert row["epoch"] == 0.0
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     log = (tmp_path / "scst" / "log.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in log] == ["epoch", "0.0", "1.0", "2.0", "3.0"]
+
+
+def test_a_model_of_one_report_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model()
+    torch.nn.init.constant_(model.to_words.bias[tiny_tokenizer().id_of("lungs")], 20.0)
+    _, rows = trained(model, tmp_path, studies("val"), epochs=1, lr=0.0, guards={"least_distinct": 0.5})
+    assert rows[0]["val_guards"] == 0.0
+    assert "differ, less than the floor of 50.0 %: it writes nearly one report for everybody" in caplog.text
+    assert "name no finding rightly" in caplog.text
 
 
 def test_backbone_text_tower_and_study_head_do_not_move(tmp_path: Path) -> None:

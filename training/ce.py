@@ -5,8 +5,10 @@ beside the patch tokens. A study's own report is never retrieved for it. The ind
 nothing does; with a moving one the contrastive loss against the index's fixed vectors stays on, so that the study
 embedding follows the backbone.
 
-Selection: val CIDEr + val label F1 (micro, 13 findings). A constant report names no finding, so its F1 is 0 and it
-cannot win.
+Selection, on val: how far the drafts score above the same drafts dealt out to other studies, in CIDEr plus label F1
+(micro, 13 findings), each less its expectation over all deals (``training.chance``). One report for everybody scores 0
+there, whatever it says, so a constant cannot win against any epoch that looks. CIDEr + label F1 itself, the criterion
+before, one can win: a good constant has more CIDEr than a weak epoch has of both.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ from model.report_model import Encoded, Patches, ReportModel
 from model.text_tower import pad_ids
 from model.tokenizer import Tokenizer
 from retrieval_index.index import ReportIndex
+from training.chance import above_chance, expected
 from training.config import CEConfig, Runtime
 from training.loop import Loop, LoopConfig, autocast
-from training.metrics import validation_scores
+from training.metrics import comparable_pairs, validation_scores
 from training.patches import PatchSource
 from training.retriever import contrastive_loss, label_overlap, label_vectors
 from training.studies import Study
@@ -257,7 +260,10 @@ def drafted_scores(
     train_reports: Sequence[str],
     consensus: Consensus | None = None,
 ) -> tuple[dict[str, float], list[str]]:
-    """Scores of reports with ``selection``, CIDEr + label F1, and the reports; for validation while training.
+    """Scores of reports, and the reports; for validation while training.
+
+    Beside the scores stand ``chance_CIDEr`` and ``chance_label_f1``, what the same reports score in expectation when
+    dealt out to the studies anew, and ``selection``, how far the two scores together lie above that.
 
     Reports are greedy ones, and where ``decoding`` is by consensus those that will serve: it makes its report of what
     the model's samples hold, of which the greedy report tells little.
@@ -265,5 +271,11 @@ def drafted_scores(
     method = "greedy" if consensus is None else "consensus"
     decoding = decoding.model_copy(update={"method": method})
     texts = write_reports(model, patches, index, studies, tokenizer, decoding, runtime, consensus)
-    scores = validation_scores(list(zip((study.report for study in studies), texts, strict=True)), train_reports)
-    return {**scores, "selection": scores["CIDEr"] + scores["label_f1_micro"]}, texts
+    pairs = comparable_pairs(zip((study.report for study in studies), texts, strict=True), train_reports)
+    scores, by_chance = validation_scores(pairs), expected(pairs)
+    return {
+        **scores,
+        "chance_CIDEr": by_chance["CIDEr"],
+        "chance_label_f1": by_chance["label_f1_micro"],
+        "selection": above_chance(scores, by_chance),
+    }, texts

@@ -88,11 +88,14 @@ class RewardConfig(Frozen):
 class Guards(Frozen):
     """What an epoch's validation drafts must keep of those of the model that came in, to be selected.
 
-    ``distinct`` and ``label_f1``: least share of its value; ``length``: largest relative change of the mean;
-    ``redacted``: largest rise of the share of drafts with the redaction mark.
+    ``distinct`` and ``label_f1``: least share of its value; ``least_distinct``: least share of different drafts,
+    whatever the model that came in wrote, as one that writes one report for everybody has no variety to lose;
+    ``length``: largest relative change of the mean; ``redacted``: largest rise of the share of drafts with the
+    redaction mark, which is 0 wherever decoding suppresses that mark (``DecodingConfig.suppress``, the default).
     """
 
     distinct: Share = 0.8
+    least_distinct: Share = 0.02
     label_f1: Share = 0.9
     length: Annotated[float, Field(gt=0)] = 0.4
     redacted: Share = 0.01

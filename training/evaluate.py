@@ -64,6 +64,7 @@ def evaluate(
     split: EvaluatedSplit,
     *,
     work_dir: Path,
+    out: Path | None = None,
     predictions: Path | None = None,
     report: Path | None = None,
     cache: PixelCache | None = None,
@@ -93,6 +94,7 @@ def evaluate(
         source: the data set; its train and val reports also give vocabulary and trivial rows.
         split: ``val``, or ``test`` for the last word; training studies are in the index and cannot be evaluated.
         work_dir: holds the decoded images, in a folder of its own for each choice of studies.
+        out: metrics file to write, before the page: a page that fails costs no drafting.
         predictions: JSON lines file to write: id, reference, prediction, retrieved and more. It holds report texts.
         report: folder for a page of all this with a gallery of studies (``training.evaluation_page``). It holds report
             texts and radiographs.
@@ -122,11 +124,12 @@ def evaluate(
         training report.
 
     Raises:
-        ValueError: the split has no study that can be scored, an option is out of range, or ``predictions`` or
-            ``report`` would lie inside a bundle.
+        ValueError: the split has no study that can be scored, an option is out of range, or ``out``, ``predictions``
+            or ``report`` would lie inside a bundle.
     """
-    if predictions is not None:
-        refuse_bundles(predictions)
+    for path in (out, predictions):
+        if path is not None:
+            refuse_bundles(path)
     if report is not None:
         check_folder(report)
     if single_views and views != "both":
@@ -200,7 +203,11 @@ def evaluate(
         not_run |= reasons
     if predictions is not None:
         write_atomic(predictions, prediction_lines(studies, drafts, board))
-        result["predictions"] = predictions.name
+        result["predictions"] = Path(os.path.relpath(predictions, (out or predictions).parent)).as_posix()
+        log.info("wrote %s (which holds report texts: do not share it)", predictions)
+    if out is not None:
+        write_atomic(out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+        log.info("wrote %s", out)
     if report is not None:
         write_page(report, result, Drafted(studies, drafts, cache, board, texts.train))
     return result
@@ -219,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         return 2
     except KeyboardInterrupt:
-        log.error("interrupted; nothing was written")
+        log.error("interrupted; a file that the log does not call written was not")
         return 130
     print(table_of(result))
     return 0
@@ -247,15 +254,12 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     why = "no Java runtime (java) was found" if arguments.meteor else "--no-meteor"
     result = evaluate(
-        bundle, index, source, arguments.split, predictions=predictions, exchanges=exchanges, device=device,
+        bundle, index, source, arguments.split, out=out, predictions=predictions, exchanges=exchanges, device=device,
         work_dir=arguments.work or out.with_name(f"{out.stem}.work"), meteor=meteor, clinical=True,
         notes=() if meteor else (f"METEOR is left out: {why}",), **options,
     )  # fmt: skip
-    result["predictions"] = Path(os.path.relpath(predictions, out.parent)).as_posix()
     for note in result["notes"]:
         log.warning("%s", note)
-    write_atomic(out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
-    log.info("wrote %s and %s (which holds report texts: do not share it)", out, predictions)
     if arguments.report is not None:
         log.info("open %s (radiographs and report texts: do not share it)", arguments.report / "report.html")
     return result

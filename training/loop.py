@@ -169,6 +169,7 @@ class Loop:
         if writer is not None:
             writer.close()
             if self.history.rows:
+                self._write_log()  # where a kill came between the last checkpoint and its row
                 self._draw_curves()
         if self._best is not None:
             self.module.load_state_dict(self._best)

@@ -7,7 +7,7 @@ Stages: pretrain, retriever, index, ce, scst, evaluate, bundle. Each leaves ``re
 and TensorBoard events in its folder of the work directory (``OUT.work`` by default); a run killed at any point goes on
 with ``--resume``. Validation studies are used for validation only, test studies for nothing.
 
-    torchrun --nproc-per-node N -m training.run …           # N GPUs share each batch: docs/training.md
+    torchrun --nproc-per-node N -m training.run …           # N GPUs share each batch: README.md
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from training.checkpoints import in_short, save_atomically
 from training.config import RunConfig, Runtime
 from training.consensus import build_consensus
 from training.evaluate import evaluate
+from training.identity import identity, remember
 from training.index import build_index, retrieval_scores
 from training.metrics import meteor_available
 from training.parallel import Processes, join, lost_another, own_rank
@@ -122,6 +123,11 @@ class Run:
         return ReportIndex.load(self.index_dir) if self.config.retrieval_k else None
 
     @property
+    def figures_file(self) -> Path:
+        """Where the evaluate stage keeps its figures, for a bundle that is written later; no text of reports."""
+        return self.work / "evaluate" / "metrics.json"
+
+    @property
     def consensus_file(self) -> Path:
         """Where the index stage writes what consensus decoding needs."""
         return self.work / "index" / "consensus.safetensors"
@@ -164,8 +170,9 @@ def stage_pretrain(run: Run) -> None:
     if run.config.pretrain is None:
         log.info("pretrain: not part of preset %s", run.config.preset)
         return
-    pretrain(run.model.backbone, run.source, run.cache, run.config.pretrain, run.runtime, run.work / "pretrain",
-             soft_scores=run.soft_scores, label_table=run.label_table, head=run.model.finding_head)  # fmt: skip
+    row = pretrain(run.model.backbone, run.source, run.cache, run.config.pretrain, run.runtime, run.work / "pretrain",
+                   soft_scores=run.soft_scores, label_table=run.label_table, head=run.model.finding_head)  # fmt: skip
+    run.metrics["pretrain"] = {name.removeprefix("val_"): value for name, value in row.items() if "auroc" in name}
 
 
 def stage_retriever(run: Run) -> None:
@@ -236,11 +243,14 @@ def stage_evaluate(run: Run) -> None:
     predictions = run.work / "evaluate" / "val.jsonl"
     result = evaluate(bundle, index, run.source, "val", predictions=predictions, exchanges=("images",), **common)
     result["predictions"] = None  # they stay in the work directory: they hold report texts
+    write_atomic(run.figures_file, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
     run.metrics["val"] = result
 
 
 def stage_bundle(run: Run) -> None:
-    """The bundle that ships."""
+    """The bundle that ships, with the figures of its evaluation, be that of this run or of one before."""
+    if "val" not in run.metrics and run.figures_file.exists():
+        run.metrics["val"] = json.loads(run.figures_file.read_text())
     _write(run, run.out, keep_texts=run.keep_texts, metrics=run.metrics)
     log.info("bundle written to %s: serve it with  python -m service --bundle %s", run.out, run.out)
 
@@ -302,12 +312,18 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
     """Run ``stages`` in their order; those with a result are loaded instead.
 
     Raises:
-        ValueError: a stage that is left out has no result to go on from.
+        ValueError: a stage that is left out has no result, and one that is to run needs it.
     """
     processes = run.runtime.processes
+    done = processes.from_main(lambda: {name for name in SHARED if (run.work / name / "result.pt").exists()})
+    for name, user in left_out(run.config, stages, done):
+        raise ValueError(
+            f"stage {name} was left out and has no result in {run.work / name}, and stage {user} needs it; add it to "
+            "--stages"
+        )
     for name in STAGES:
         result = run.work / name / "result.pt"
-        if name not in ("evaluate", "bundle") and processes.from_main(result.exists):
+        if name in done:
             _load(run, name, result)
             log.info("%s: done before", name)
         elif name in stages:
@@ -317,12 +333,35 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
             processes.wait()
             if not processes.main and result.exists():
                 _load(run, name, result)  # bit for bit what a resumed run will find
-        elif name == "ce":
-            raise ValueError(f"stage {name} was left out and has no result in {result.parent}; add it to --stages")
+
+
+def left_out(config: RunConfig, stages: Sequence[str], done: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Stages that are neither asked for nor done, each with the first asked-for one that needs it.
+
+    A stage needs the weights of those before it, which the next result holds, too, and the files of the index.
+    ``scst`` may always be left out.
+    """
+    retrieval = bool(config.retrieval_k)
+    matters = {
+        "pretrain": config.pretrain is not None and config.backbone_weights == "none",
+        "retriever": retrieval and config.retriever is not None,
+        "index": retrieval,
+        "ce": True,
+    }
+    to_run = [name for name in STAGES if name in stages and name not in done]
+    for place, name in enumerate(STAGES):
+        later = STAGES[place + 1 :]
+        if not matters.get(name) or name in done or name in stages:
+            continue
+        users = [user for user in later if user in to_run or (name != "index" and user in done)]
+        if users and users[0] in to_run:
+            yield name, users[0]
 
 
 def _do(run: Run, name: str, result: Path) -> None:
     before = dict(run.metrics)
+    if name in SHARED and run.runtime.processes.main:
+        run.figures_file.unlink(missing_ok=True)  # of weights that will be no more
     _RUN[name](run)
     news = {key: value for key, value in run.metrics.items() if before.get(key) != value}
     if name not in ("evaluate", "bundle") and run.runtime.processes.main:
@@ -386,14 +425,16 @@ def _run(arguments: argparse.Namespace, processes: Processes, device: torch.devi
     if processes.main and arguments.out.exists() and not arguments.resume and not arguments.replace:
         raise ValueError(f"--out {arguments.out} already exists; choose another, or add --replace")
     work = arguments.work or arguments.out.with_name(arguments.out.name + ".work")
+    soft_scores = _table(arguments, "soft_scores", "chexnet_scores.csv")
+    labels = _table(arguments, "reference_labels", "chexbert_labels.csv")
     with processes.main_first():  # it may download
         source = open_source(arguments)
         if processes.main:
-            _remember(work, config, source, resume=arguments.resume)
+            content = identity(config, source, arguments.precision, soft_scores=soft_scores, label_table=labels)
+            remember(work, content, resume=arguments.resume)
     for note in source.notes:
         log.info("%s", note)
     torch.set_float32_matmul_precision("high")
-    labels = _table(arguments, "reference_labels", "chexbert_labels.csv")
     return Run(
         config=config,
         runtime=Runtime(
@@ -406,7 +447,7 @@ def _run(arguments: argparse.Namespace, processes: Processes, device: torch.devi
             arguments.checkpoint_seconds,
         ),
         source=source,
-        soft_scores=_table(arguments, "soft_scores", "chexnet_scores.csv"),
+        soft_scores=soft_scores,
         out=arguments.out,
         keep_texts=not arguments.without_texts,
         label_table=read_label_table(labels) if labels else None,
@@ -422,40 +463,6 @@ def _table(arguments: argparse.Namespace, option: str, beside_reports: str) -> P
         return given
     found = arguments.root / beside_reports if arguments.root else None
     return found if found is not None and found.is_file() else None
-
-
-def _remember(work: Path, config: RunConfig, source: Source, *, resume: bool) -> None:
-    """Write the resolved configuration, or compare it with the one of the run that is resumed."""
-    work.mkdir(parents=True, exist_ok=True)
-    path = work / "run.json"
-    content = {"config": config.model_dump(mode="json"), "dataset": source.name,
-               "studies": {split: len(source.split(split)) for split in ("train", "val")}}  # fmt: skip
-    if path.exists():
-        if not resume:
-            raise ValueError(f"{work} holds a run already; add --resume to go on with it, or remove it to start anew")
-        try:
-            before = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}); remove it to go on with the stages in {work} as this command says"
-            ) from error
-        changed = [f"{name} ({old} -> {new})" for name, old, new in differences(before, content)]
-        if changed:
-            raise ValueError(
-                f"this run differs from the one in {work} in {', '.join(changed)}; resume it as it was, or "
-                "choose another --work to start anew"
-            )
-        return
-    text = json.dumps(content, indent=2)
-    write_atomic(path, text.encode())
-
-
-def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Where two nested dictionaries differ: (dotted name, value before, value now)."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted({*before, *now})
-        return [d for key in keys for d in differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))]
-    return [] if before == now else [(name, before, now)]
 
 
 def _stages(text: str) -> tuple[str, ...]:

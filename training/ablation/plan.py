@@ -15,7 +15,7 @@ from training.ablation.cell import Job, Reuse, external_missing
 from training.ablation.outside import External
 from training.ablation.rows import Scale, changes, resolve, shared_stages
 from training.arguments import open_source
-from training.run import differences
+from training.identity import differences
 
 log = logging.getLogger("training")
 

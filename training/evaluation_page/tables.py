@@ -169,35 +169,24 @@ def _counterfactual(result: Mapping[str, Any]) -> Table | None:
         [
             ROWS[row],
             *(_with_interval(result, row, metric) for metric in ("BLEU_4", *MEASURES)),
-            *(_beside(result, row, ends) for ends in (_of_random(result), _of_chance(result))),
+            _beside_random(result, row),
         ]
         for row in ("system", *rows)
     ]
     if (dealt := result["by_chance"]) is not None:
         means = (f"{figure(entry['mean'])} ({_unbroken(interval(entry['interval_95']))})" for entry in dealt.values())
-        shown.append(["the bundle's drafts, dealt out anew", _NONE, *means, "", ""])
+        shown.append(["the bundle's drafts, dealt out anew", _NONE, *means, ""])
     for row in made(result, ("random",)):
-        shown.append([ROWS[row], *(_with_interval(result, row, metric) for metric in ("BLEU_4", *MEASURES)), "", ""])
-    head = ["reports", *map(title, ("BLEU_4", *MEASURES)), "beside the random row", "beside drafts dealt out anew"]
+        shown.append([ROWS[row], *(_with_interval(result, row, metric) for metric in ("BLEU_4", *MEASURES)), ""])
+    head = ["reports", *map(title, ("BLEU_4", *MEASURES)), "beside the random row"]
     return Table(head, shown)
 
 
-Ends = Mapping[str, Sequence[float] | None]
-
-
-def _of_random(result: Mapping[str, Any]) -> Ends:
-    return {metric: ends_of(result, "random", metric) for metric in MEASURES}
-
-
-def _of_chance(result: Mapping[str, Any]) -> Ends:
-    return {metric: (result["by_chance"] or {}).get(metric, {}).get("interval_95") for metric in MEASURES}
-
-
-def _beside(result: Mapping[str, Any], row: str, intervals: Ends) -> str:
-    """Whether the figures that should fall with exchanged images lie within these intervals, or above."""
+def _beside_random(result: Mapping[str, Any], row: str) -> str:
+    """Whether the figures that should fall with exchanged images lie within the random row's intervals, or above."""
     parts = []
-    for metric, ends in intervals.items():
-        found = figures_of(result, row)
+    for metric in MEASURES:
+        ends, found = ends_of(result, "random", metric), figures_of(result, row)
         if ends is None or found is None or found[metric] is None:
             return _NONE
         value = found[metric] or 0.0
