@@ -41,6 +41,10 @@ def memory(samples: Sequence[Sample], path: Path, *, across: str, per: float) ->
     _write(figure, path)
 
 
+WINDOW_S = 30.0  # of which percentiles are drawn
+LEAST = 100  # answers, below which they would say nothing
+
+
 def latencies(answered: Sequence[tuple[float, float]], refused: Sequence[tuple[float, float]], path: Path) -> None:
     """Every answer and refusal over the time it was due, (seconds, seconds taken), on a logarithmic scale."""
     figure, axis = _panels(1)
@@ -48,6 +52,13 @@ def latencies(answered: Sequence[tuple[float, float]], refused: Sequence[tuple[f
         if points:
             x, y = np.array(points, dtype=np.float64).T
             axis.scatter(x, y * 1e3, s=5, alpha=0.5, linewidths=0, color=colour, label=f"{label} ({len(points):,})")
+    if len(answered) >= LEAST:
+        due, taken = np.array(sorted(answered), dtype=np.float64).T
+        windows = [(due >= at) & (due < at + WINDOW_S) for at in np.arange(0, due.max(), WINDOW_S)]
+        for share, style in ((50, "-"), (95, "--"), (99, ":")):
+            points = [(due[window].mean(), np.percentile(taken[window], share)) for window in windows if window.any()]
+            x, y = np.array(points).T
+            axis.plot(x, y * 1e3, style, linewidth=1.2, color="black", label=f"p{share} of {WINDOW_S:g} s")
     axis.axhline(50, linestyle=":", linewidth=1, color="black")
     axis.set_yscale("log")
     axis.set_xlabel("seconds since the start")

@@ -25,6 +25,7 @@ from PIL import Image
 from model.drafter import Draft, Drafter, DraftOptions, StudyView
 from service import runtime
 from service.app import create_app
+from service.bounded_heads import BoundedHeads
 from service.bundles import Loaded, load
 from service.settings import Settings
 
@@ -88,7 +89,9 @@ def live_server(
 ) -> Iterator[Live]:
     """The app behind a real uvicorn on 127.0.0.1; ready, unless not to `wait`."""
     app = create_app(settings_for(bundle, **changes))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, http=http, access_log=False, log_config=None))
+    protocol = BoundedHeads if http == "httptools" else http  # as python -m service has it
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, http=protocol, access_log=False, log_config=None)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

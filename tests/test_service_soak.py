@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import compare_servers, figures
-from benchmarks.black_box import Server
+from benchmarks.black_box import Server, running
 from benchmarks.load import GOOD, Record, Study, closed_loop, drawn_studies, essence, percentiles, post, rate, settle
 from benchmarks.misbehaviour import ALL
 from benchmarks.soak import Plan, as_markdown, soak, write
@@ -24,8 +24,12 @@ STUDY = Study(b"x", "Clear. | A | B")
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    bundle = write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def live(bundle: Path) -> Iterator[Live]:
     with live_server(bundle, queue_size=9) as server:
         yield server
 
@@ -114,11 +118,13 @@ def test_rates_and_percentiles() -> None:
 # --- the comparison ---------------------------------------------------------------------------------------------------
 
 
-def test_servers_are_compared_in_turn_and_must_agree(live: Live, tmp_path: Path) -> None:
+def test_servers_are_compared_in_turn_and_must_agree(live: Live, bundle: Path, tmp_path: Path) -> None:
     measured = compare_servers.Figures("tiny", "cpu", 1, 0.2)
-    found = {name: Server(live.url) for name in (compare_servers.OURS, "the same once more")}
-    drawn = drawn_studies(2, sizes=(96,))
-    asyncio.run(compare_servers.compare(found, measured, rounds=2, clients=(1, 2), drawn=drawn, quiet=True))
+    naive = ("-m", "benchmarks.naive_server", str(bundle), "cpu", "{port}")
+    with running(naive, environment={}, health="/openapi.json") as peer:
+        found = {compare_servers.OURS: Server(live.url), compare_servers.NAIVE: Server(peer.url)}
+        drawn = drawn_studies(2, sizes=(96,), both_views=True)
+        asyncio.run(compare_servers.compare(found, measured, rounds=2, clients=(1, 2), drawn=drawn, quiet=True))
     assert {name: {n: len(v) for n, v in rounds.items()} for name, rounds in measured.throughput.items()} == {
         name: {1: 2, 2: 2} for name in found
     }
@@ -126,6 +132,15 @@ def test_servers_are_compared_in_turn_and_must_agree(live: Live, tmp_path: Path)
     assert len([line for line in table.splitlines() if line.startswith("| 1 |")]) == 2
     figures.side_by_side(measured.throughput, tmp_path / "servers.png", label="answers a second")
     assert (tmp_path / "servers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_servers_that_answer_otherwise_are_not_compared(live: Live, tmp_path: Path) -> None:
+    with live_server(write_tiny_bundle(tmp_path / "other", seed=5)) as other:
+        found = {compare_servers.OURS: Server(live.url), "another": Server(other.url)}
+        measured = compare_servers.Figures("tiny", "cpu", 1, 0.2)
+        drawn = drawn_studies(1, sizes=(96,), both_views=True)
+        with pytest.raises(RuntimeError, match=r"study 0: another answers .*, this service "):
+            asyncio.run(compare_servers.compare(found, measured, rounds=1, clients=(1,), drawn=drawn, quiet=True))
 
 
 def test_ratios_are_taken_within_a_round() -> None:
