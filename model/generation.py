@@ -100,19 +100,38 @@ def _rerank(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, config: DecodingConfig,
     study: Tensor, ids: Tensor,
 ) -> Generated:  # fmt: skip
-    """Of the candidates (B, n, T) the best by mean log-probability and likeness to the study.
+    """Of the candidates (B, n, T) the best by mean log-probability and likeness to the study."""
+    log_probs, mean, likeness = judged(model, encoded, constraints, bos_id, study, ids)
+    score = mean + config.similarity_weight * likeness
+    rows, winner = torch.arange(len(ids), device=ids.device), score.argmax(dim=1)
+    return Generated(ids[rows, winner], log_probs[rows, winner], score[rows, winner])
+
+
+@torch.no_grad()
+def judged(
+    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, study: Tensor, ids: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What reranking goes by.
 
     Likeness is the cosine that the retriever was trained for: study embedding against the text tower's embedding of the
     candidate. A phrase that suits every patient has the probability on its side, but no likeness to this one.
+
+    Args:
+        model: in eval mode.
+        encoded: B studies.
+        constraints: under which the candidates were written.
+        bos_id: id that reports begin with.
+        study: (B, E) study embeddings, unit length.
+        ids: (B, n, T) candidates.
+
+    Returns:
+        Log-probability of each word (B, n, T), its mean over each candidate (B, n), and likeness (B, n).
     """
     texts = inputs_of(ids, bos_id).flatten(0, 1)
     log_probs = _log_probs(model, encoded, constraints, texts, ids).view(ids.shape)
     length = (ids != 0).sum(-1).clamp(min=1)
     reports = model.text_tower(texts).view(*ids.shape[:2], -1)  # the tower reads bos, words, eos, at most 60
-    likeness = (reports * study.unsqueeze(1)).sum(-1)  # (B, n)
-    score = log_probs.sum(-1) / length + config.similarity_weight * likeness
-    rows, winner = torch.arange(len(ids), device=ids.device), score.argmax(dim=1)
-    return Generated(ids[rows, winner], log_probs[rows, winner], score[rows, winner])
+    return log_probs, log_probs.sum(-1) / length, (reports * study.unsqueeze(1)).sum(-1)
 
 
 @torch.no_grad()

@@ -6,12 +6,27 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from model.bundle import load_bundle
 from model.config import ConsensusConfig, DecodingConfig
+from retrieval_index.index import ReportIndex
 from tests.helpers import write_tiny_bundle
+from training.ce import write_reports
+from training.config import Runtime
+from training.openi import open_openi
+from training.patches import cache_features
 from training.phantom import write_phantom_root
-from training.tune_decoding import GRID, best_settings, main
+from training.pixels import build_pixel_cache
+from training.tune_decoding import (
+    GRID,
+    LENGTH_PENALTIES,
+    SIMILARITY_WEIGHTS,
+    best_settings,
+    draw,
+    main,
+    reranked,
+)
 
 VAL = 4
 
@@ -34,13 +49,21 @@ def test_trials_are_kept_and_the_best_is_written(root: Path, bundle: Path, tmp_p
     result = json.loads(out.read_text())
     assert result["n"] == VAL
     rows = {row["trial"]: row for row in result["trials"]}
-    assert list(rows)[:4] == ["greedy", "beam", "best candidate", "start"]
+    assert {"greedy", "best candidate", "start"} < set(rows)
+    assert {f"beam, length_penalty {value:g}" for value in LENGTH_PENALTIES} < set(rows)
+    assert {f"rerank, similarity_weight {value:g}" for value in SIMILARITY_WEIGHTS} < set(rows)
     tried = [row for row in result["trials"] if row["settings"].get("moves")]
     assert len(tried) >= sum(len(values) for values in GRID.values()) - len(GRID)
-    best = max(tried, key=lambda row: row["objective"])
-    chosen = next(row for row in tried if row["settings"] == result["chosen"]["consensus"])
-    assert chosen["objective"] == pytest.approx(best["objective"])
-    assert load_bundle(tmp_path / "tuned").config.decoding.consensus == ConsensusConfig(**chosen["settings"])
+    chosen = DecodingConfig(**result["chosen"])
+    settings = {
+        "beam": {"length_penalty": chosen.length_penalty},
+        "rerank": {"similarity_weight": chosen.similarity_weight},
+        "consensus": chosen.consensus.model_dump(),
+    }[chosen.method]
+    mine = next(row for row in result["trials"] if row["settings"] == settings)
+    best = max(row["objective"] for row in result["trials"] if row["trial"] not in ("greedy", "best candidate"))
+    assert mine["objective"] == pytest.approx(best)
+    assert load_bundle(tmp_path / "tuned").config.decoding == chosen
 
 
 def test_one_setting_after_the_other_is_moved_to_its_best_value() -> None:
@@ -48,14 +71,39 @@ def test_one_setting_after_the_other_is_moved_to_its_best_value() -> None:
         settings = decoding.consensus
         return -abs(settings.temperature - 0.04) - abs(settings.finding - 4) - abs(settings.bleu4 - 1)
 
-    best = best_settings(DecodingConfig(), value).consensus
+    best = best_settings(DecodingConfig(), value)[0].consensus
     assert (best.temperature, best.finding, best.bleu4) == (0.04, 4, 1)
     assert best.finding_cost == ConsensusConfig().finding_cost  # nothing was gained by another
 
 
-def test_a_bundle_that_decodes_otherwise_is_refused(
-    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    plain = write_tiny_bundle(tmp_path / "plain")
+def test_a_bundle_without_the_table_is_tuned_in_what_it_has(root: Path, tmp_path: Path) -> None:
+    plain = write_tiny_bundle(tmp_path / "plain", decoding=DecodingConfig(candidates=3))
+    out = tmp_path / "x.json"
+    assert main(["--bundle", str(plain), "--root", str(root), "--out", str(out), "--device", "cpu"]) == 0
+    result = json.loads(out.read_text())
+    assert len(result["trials"]) == 1 + len(LENGTH_PENALTIES) + len(SIMILARITY_WEIGHTS)
+    assert result["chosen"]["method"] in ("beam", "rerank")
+
+
+def test_a_bundle_without_retrieval_is_refused(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain = write_tiny_bundle(tmp_path / "plain", retrieval=False)
     assert main(["--bundle", str(plain), "--root", str(root), "--out", str(tmp_path / "x.json")]) == 2
-    assert "does not decode by consensus" in caplog.text
+    assert "has no retrieval" in caplog.text
+
+
+def test_the_trials_are_what_the_methods_write(root: Path, bundle: Path, tmp_path: Path) -> None:
+    """Beam search and reranking of ``generate`` itself, with the same settings, give the trials' reports."""
+    loaded = load_bundle(bundle)
+    index = ReportIndex.load(bundle / "index")
+    source = open_openi(root)
+    candidates, kept = draw(loaded, index, source.split("val"), source, tmp_path, torch.device("cpu"))
+    runtime = Runtime(torch.device("cpu"), 1, "fp32", tmp_path)
+    cache = build_pixel_cache(source, kept, loaded.config.preprocessing.image_size, tmp_path)
+    patches = cache_features(loaded.model.backbone, cache, kept, 1, runtime, tmp_path, view_dropout=0.0, name="again")
+    for changes, ids in (
+        ({"method": "beam", "length_penalty": 2.0}, candidates.beams[2.0]),
+        ({"method": "rerank", "similarity_weight": 4.0}, reranked(candidates, 4.0)),
+    ):
+        decoding = loaded.config.decoding.model_copy(update=changes)
+        written = write_reports(loaded.model, patches, index, kept, loaded.tokenizer, decoding, runtime)
+        assert written == [loaded.tokenizer.decode(row) for row in ids.tolist()], changes

@@ -2,10 +2,11 @@
 
     python -m training.tune_decoding --bundle B --root DIR --out decoding.json [--write-bundle B2]
 
-Candidates are drawn once; each trial makes its reports of them. A setting keeps the value with the highest objective,
-CIDEr + label F1 + BLEU-4 + ROUGE-L of the comparable row, and the next setting is tried from there. Rows for greedy,
-beam and the unimproved candidates stand beside it. A few settings over a few hundred studies flatter little, but they
-do: judge on studies that no choice was made on.
+Three methods are tried: beam search by its length normalisation, candidates reranked by their likeness to the images,
+and, for a bundle with the table that it needs, their consensus. Candidates are drawn once; each trial makes its reports
+of them. A setting keeps the value with the highest objective, CIDEr + label F1 + BLEU-4 + ROUGE-L of the comparable row,
+and the next setting is tried from there; the method that reaches the highest is chosen. A few settings over a few
+hundred studies flatter little, but they do: judge on studies that no choice was made on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from model.bundle import INDEX_DIR, Bundle, BundleError, load_bundle, write_bundle
 from model.config import DecodingConfig
 from model.decoding import Constraints
-from model.generation import compose, draw_candidates, search
+from model.generation import compose, draw_candidates, judged, search
 from retrieval_index.files import write_atomic
 from retrieval_index.index import ReportIndex
 from training.arguments import choose_device, open_source, positive
@@ -49,16 +50,24 @@ GRID: Mapping[str, Sequence[float]] = {
     "rouge": (0.0, 1.0, 2.0, 3.0, 4.0),
     "pool": (10, 20, 40, 80),
 }
+LENGTH_PENALTIES = (0.0, 0.5, 1.0, 1.5, 2.0)
+SIMILARITY_WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _BATCH = 16
 _SHOWN = ("BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr", "label_f1_micro", "label_f1_macro", "distinct", "mean_length")
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What the trials choose from: beam's and sampled reports of N studies, (N, n, T), and what weighs them."""
+    """What the trials choose from: beam's and sampled reports of N studies, (N, n, T), and what weighs them.
+
+    ``beams``: (N, T) by length penalty; ``likely`` and ``alike``: (N, n), what reranking goes by.
+    """
 
     ids: Tensor
     greedy: Tensor
+    beams: Mapping[float, Tensor]
+    likely: Tensor
+    alike: Tensor
     study: Tensor
     findings: Tensor | None
 
@@ -75,21 +84,31 @@ def draw(
     runtime = Runtime(device, 1, "fp32", work)
     patches = cache_features(model.backbone, cache, kept, 1, runtime, work, view_dropout=0.0, name="tuning")
     constraints = Constraints.of(decoding, tokenizer)
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
+    parts: list[tuple[Tensor, ...]] = []
     model.prepare()
     for start in tqdm(range(0, len(kept), _BATCH), desc="candidates", unit="batch"):
         batch = kept[start : start + _BATCH]
         seen = patches.patches(batch, None)
         cases, found = retrieve(model, index, seen, [study.study_id for study in batch])
         encoded = model.encode(seen, cases, found)
-        beam, single = (search(model, encoded, constraints, tokenizer.bos_id, decoding, size) for size in (None, 1))
-        drawn = draw_candidates(model, encoded, constraints, tokenizer.bos_id, decoding, beam)
-        parts.append((drawn, single.ids, model.embed_study(seen), model.findings(seen)))
-    ids, greedy_ids, study, findings = zip(*parts, strict=True)
-    heads = [part for part in findings if part is not None]
-    return Candidates(
-        torch.cat(ids), torch.cat(greedy_ids), torch.cat(study), torch.cat(heads) if heads else None
-    ), kept
+        where = (model, encoded, constraints, tokenizer.bos_id)
+        beam, single = (search(*where, decoding, size) for size in (None, 1))
+        drawn = draw_candidates(*where, decoding, beam)
+        study, findings = model.embed_study(seen), model.findings(seen)
+        _, likely, alike = judged(*where, study, drawn)
+        beams = [search(*where, decoding.model_copy(update={"length_penalty": penalty})).ids
+                 for penalty in LENGTH_PENALTIES]  # fmt: skip
+        parts.append((drawn, single.ids, likely, alike, study, *beams, *(() if findings is None else (findings,))))
+    ids, greedy_ids, likely, alike, study, *rest = (torch.cat(part) for part in zip(*parts, strict=True))
+    beams_of = dict(zip(LENGTH_PENALTIES, rest, strict=False))
+    heads = rest[len(LENGTH_PENALTIES)] if len(rest) > len(LENGTH_PENALTIES) else None
+    return Candidates(ids, greedy_ids, beams_of, likely, alike, study, heads), kept
+
+
+def reranked(candidates: Candidates, weight: float) -> Tensor:
+    """(N, T) the candidates that are most likely and most like the images, the latter by ``weight``."""
+    winner = (candidates.likely + weight * candidates.alike).argmax(dim=1)
+    return candidates.ids[torch.arange(len(winner)), winner]
 
 
 class Trials:
@@ -116,6 +135,16 @@ class Trials:
         log.info("%s", row_text(self.rows[-1]))
         return objective
 
+    def beam(self, name: str, decoding: DecodingConfig) -> float:
+        """Score the beam's reports under a length penalty."""
+        penalty = decoding.length_penalty
+        return self.score(name, {"length_penalty": penalty}, self._candidates.beams[penalty])
+
+    def rerank(self, name: str, decoding: DecodingConfig) -> float:
+        """Score the candidates that are most likely and most like the images, by this weight."""
+        weight = decoding.similarity_weight
+        return self.score(name, {"similarity_weight": weight}, reranked(self._candidates, weight))
+
     def consensus(self, name: str, decoding: DecodingConfig) -> float:
         """Score reports made by consensus with these settings."""
         table = self._bundle.consensus
@@ -125,8 +154,19 @@ class Trials:
         return self.score(name, decoding.consensus.model_dump(), ids)
 
 
-def best_settings(start: DecodingConfig, consensus: Callable[[str, DecodingConfig], float]) -> DecodingConfig:
-    """One setting after the other, the best value kept; ``consensus`` scores a named trial."""
+Score = Callable[[str, DecodingConfig], float]
+
+
+def best_of(start: DecodingConfig, setting: str, values: Sequence[float], score: Score) -> tuple[DecodingConfig, float]:
+    """The best value of one setting, and its objective; ``score`` scores a named trial."""
+    trials = [start.model_copy(update={setting: value}) for value in values]
+    scored = [(score(f"{start.method}, {setting} {getattr(trial, setting):g}", trial), trial) for trial in trials]
+    value, best = max(scored, key=lambda one: one[0])
+    return best, value
+
+
+def best_settings(start: DecodingConfig, consensus: Score) -> tuple[DecodingConfig, float]:
+    """One setting after the other, the best value kept, and the objective; ``consensus`` scores a named trial."""
     best, value = start, consensus("start", start)
     for setting, choices in GRID.items():
         for choice in choices:
@@ -136,13 +176,13 @@ def best_settings(start: DecodingConfig, consensus: Callable[[str, DecodingConfi
             trial = best.model_copy(update={"consensus": settings})
             if (reached := consensus(f"{setting} {choice:g}", trial)) > value:
                 best, value = trial, reached
-    return best
+    return best, value
 
 
 def row_text(row: Mapping[str, Any]) -> str:
     """A trial on one line."""
     figures = " ".join(f"{name} {row[name]:.3f}" for name in (*_SHOWN, "copied", "objective"))
-    return f"{row['trial']:18} {figures}"
+    return f"{row['trial']:28} {figures}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,8 +201,8 @@ def _run(arguments: argparse.Namespace) -> None:
     source = open_source(arguments)
     device = choose_device(arguments.device)
     bundle = load_bundle(arguments.bundle, device=device)
-    if bundle.consensus is None:
-        raise ValueError(f"{arguments.bundle} does not decode by consensus; train it with a preset that does (compact)")
+    if bundle.config.retrieval is None:
+        raise ValueError(f"{arguments.bundle} has no retrieval; train it with a preset that has")
     index = ReportIndex.load(bundle.path / INDEX_DIR, expected_sha256=bundle.index_sha256())
     studies = source.split("val")[: arguments.limit]
     if not studies:
@@ -171,11 +211,7 @@ def _run(arguments: argparse.Namespace) -> None:
     candidates, kept = draw(bundle, index, studies, source, work, device)
     trials = Trials(bundle, candidates, kept, source)
     trials.score("greedy", {}, candidates.greedy)
-    trials.score("beam", {}, candidates.ids[:, 0])
-    decoding = bundle.config.decoding
-    still = decoding.consensus.model_copy(update={"moves": 0})
-    trials.consensus("best candidate", decoding.model_copy(update={"consensus": still}))
-    best = best_settings(decoding, trials.consensus)
+    best = choose(bundle, trials)
     content = {
         "bundle": bundle.config.name,
         "digest": bundle.digest,
@@ -185,9 +221,24 @@ def _run(arguments: argparse.Namespace) -> None:
         "trials": trials.rows,
     }
     write_atomic(arguments.out, (json.dumps(content, indent=2) + "\n").encode())
-    log.info("chosen: %s; wrote %s", best.consensus, arguments.out)
+    log.info("chosen: %s; wrote %s", best, arguments.out)
     if arguments.write_bundle is not None:
         _with_decoding(bundle, best, arguments.write_bundle)
+
+
+def choose(bundle: Bundle, trials: Trials) -> DecodingConfig:
+    """Try all methods that the bundle has what it needs for, and take the settings with the highest objective."""
+    decoding = bundle.config.decoding
+    beam, rerank = (decoding.model_copy(update={"method": method}) for method in ("beam", "rerank"))
+    reached = [
+        best_of(beam, "length_penalty", LENGTH_PENALTIES, trials.beam),
+        best_of(rerank, "similarity_weight", SIMILARITY_WEIGHTS, trials.rerank),
+    ]
+    if bundle.consensus is not None:
+        still = decoding.consensus.model_copy(update={"moves": 0})
+        trials.consensus("best candidate", decoding.model_copy(update={"consensus": still}))
+        reached.append(best_settings(decoding.model_copy(update={"method": "consensus"}), trials.consensus))
+    return max(reached, key=lambda one: one[1])[0]
 
 
 def _with_decoding(bundle: Bundle, decoding: DecodingConfig, path: Path) -> None:
