@@ -4,8 +4,8 @@
 
 Three methods are tried: beam search by its length normalisation, candidates reranked by their likeness to the images,
 and, for a bundle with the table that it needs, their consensus. Candidates are drawn once; each trial makes its reports
-of them. A setting keeps the value with the highest objective, CIDEr + label F1 + BLEU-4 + ROUGE-L of the comparable row,
-and the next setting is tried from there; the method that reaches the highest is chosen. A few settings over a few
+of them. A setting keeps the value with the highest objective, CIDEr + label F1 + BLEU-4 + ROUGE-L of the comparable
+row, and the next setting is tried from there; the method that reaches the highest is chosen. A few settings over a few
 hundred studies flatter little, but they do: judge on studies that no choice was made on.
 """
 
