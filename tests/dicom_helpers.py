@@ -109,6 +109,13 @@ def lut(entries: npt.NDArray[Any], first: int, bits: int) -> Dataset:
     return item
 
 
+def tiny_elements(data: bytes) -> bytes:
+    """A file of explicit VR with half a million private elements of 8 bytes before its first group."""
+    start = min(place for tag in (b"\x08\x00\x05\x00CS", b"\x08\x00\x16\x00UI") if (place := data.find(tag)) > 0)
+    many = b"".join(struct.pack("<HH2sH", 0x0009, number, b"LO", 0) for number in range(2**16)) * 8
+    return data[:start] + many + data[start:]
+
+
 def jpeg_lossless(values: npt.NDArray[np.uint16]) -> bytes:
     """JPEG Lossless, first-order prediction (ITU-T T.81 annex H), 16 bits; all Huffman codes are 5 bits long."""
     rows, columns = values.shape

@@ -6,6 +6,7 @@ import asyncio
 import io
 import logging
 import sys
+import time
 import tracemalloc
 import warnings
 from datetime import datetime
@@ -27,12 +28,14 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from model.images import ImageError, read_image
 from service.formats import sr
 from service.formats.choice import wanted
 from service.formats.sources import source_image, study_of
 from service.formats.study import SourceImage, Study
 from service.logs import JsonLines, TextLines
 from service.problems import Problem
+from tests.dicom_helpers import tiny_elements
 from tests.format_helpers import dicom, example, header
 from tests.helpers import write_tiny_bundle
 from tests.service_helpers import png, ready_client
@@ -204,6 +207,18 @@ def test_a_deflate_bomb_is_read_no_further_than_the_header() -> None:
 def test_a_damaged_header_gives_no_identity_and_no_error(cut: int) -> None:
     assert source_image(dicom()[:cut]).missing
     assert source_image(dicom()[:132] + b"\xff" * cut).missing
+
+
+def test_a_header_beyond_its_bounds_is_refused_as_drafting_refuses_it() -> None:
+    data = tiny_elements(dicom())
+    with pytest.raises(ImageError) as drafting:
+        read_image(data, 32)
+    began = time.perf_counter()
+    with pytest.raises(Problem) as refused:
+        asyncio.run(study_of({"lateral": data}, identified=True))
+    assert time.perf_counter() - began < 2, "a fifth of a second; half a million elements take several"
+    assert (refused.value.code, refused.value.field) == (drafting.value.code, "lateral")
+    assert refused.value.detail == str(drafting.value)
 
 
 def test_an_upload_is_identified_only_where_that_is_asked_for() -> None:
