@@ -205,11 +205,16 @@ def test_a_finding_that_it_adds_is_named(client: httpx.Client, model: Completion
     assert "Pneumothorax" in warning["message"]
 
 
-def test_a_finding_that_it_drops_or_weakens_is_named() -> None:
+def test_a_finding_that_it_makes_up_strengthens_drops_or_weakens_is_named() -> None:
     report = ReportResponse.model_validate(REPORT_EXAMPLE)
-    assert {report.labels["Pleural Effusion"], report.labels["Atelectasis"]} == {"present", "uncertain"}
+    said = {"Pleural Effusion": "present", "Atelectasis": "uncertain", "Cardiomegaly": "absent", "Pneumothorax": None}
+    assert {name: report.labels[name] for name in said} == said
+    kept = "There is a pleural effusion with possible atelectasis."
     texts = {
-        "There is a pleural effusion with possible atelectasis.": {},
+        f"{kept} Possible pneumothorax.": {"refine_added": "Pneumothorax"},
+        f"{kept} Possible cardiomegaly.": {"refine_added": "Cardiomegaly"},
+        f"{kept} No pneumothorax.": {},
+        kept: {},
         "There is a pleural effusion with atelectasis.": {"refine_added": "Atelectasis"},
         "There is a pleural effusion.": {"refine_dropped": "Atelectasis"},
         "Possible pleural effusion and atelectasis.": {"refine_dropped": "Pleural Effusion"},
