@@ -251,7 +251,8 @@ def test_a_dicom_upload_is_answered_in_its_study(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("accept", "needed"), [
     ("application/dicom", True), ("application/dicom, */*;q=0.5", True), ("*/*", False), ("application/*", False),
-    ("application/dicom;q=0.5, text/plain", False),
+    ("application/dicom;q=0.5, text/plain", False), ("text/event-stream, application/dicom", True),
+    ("text/event-stream", False),
 ])  # fmt: skip
 def test_identities_are_needed_where_a_structured_report_is_liked_best(accept: str, needed: bool) -> None:
     assert wanted([accept]).prefer_sr is needed
