@@ -499,6 +499,29 @@ def test_leaving_with_unsaved_words_asks(page: Page) -> None:
     assert page.evaluate(asks) is True
 
 
+def test_what_is_written_while_the_rest_is_taken_counts_as_unsaved(page: Page) -> None:
+    asks = "dispatchEvent(new Event('beforeunload', {cancelable: true}))"
+    answered(page, REPORT_EXAMPLE)
+    edit(page, "No pleural effusion.")
+    held: list[Route] = []
+    page.route("**/export", lambda route: held.append(route))
+    with page.expect_request("**/export"):
+        page.click("#save-text")
+    edit(page, "No pleural effusion. No pneumothorax.")
+    with page.expect_download():
+        held[0].continue_()
+    assert page.evaluate(asks) is False, "the file holds less"
+    edit(page, "No pleural effusion.")
+    assert page.evaluate(asks) is True, "what the file holds"
+    page.evaluate("() => { navigator.clipboard.writeText = () => new Promise((done) => { window.copied = done; }); }")
+    edit(page, "No pneumothorax.")
+    page.click("#copy")
+    edit(page, "No pneumothorax. No fracture.")
+    page.evaluate("window.copied()")
+    page.wait_for_function("() => document.getElementById('copy').textContent === 'Copied'")
+    assert page.evaluate(asks) is False
+
+
 def test_a_key_that_an_export_asks_for_costs_no_edit(page: Page) -> None:
     answered(page, REPORT_EXAMPLE)
     edit(page, "No pleural effusion.")

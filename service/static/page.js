@@ -330,17 +330,19 @@ function refresh() {
 async function copy() {
   if (editor.open) editor.finish(); // what is typed is what is taken
   const button = byId("copy");
-  const copied = await toClipboard(editor.findings);
-  if (copied) editor.take();
+  const words = editor.findings; // more may be typed meanwhile
+  const copied = await toClipboard(words);
+  if (copied) editor.take(words);
   button.textContent = t(copied ? "copied" : "copy.failed");
   setTimeout(() => (button.textContent = t("copy")), 2_000);
 }
 
 async function saveAs(kind) {
   if (editor.open) editor.finish(); // what is typed is what is taken
+  const words = editor.findings; // more may be typed meanwhile
   try {
-    await save(kind, current, editor.edited ? editor.findings : null, sent);
-    editor.take();
+    await save(kind, current, editor.edited ? words : null, sent);
+    editor.take(words);
   } catch (problem) {
     if (problem.code === "unauthorized") askForKey(() => saveAs(kind), byId(`save-${kind}`));
     else say(() => t("export.failed", { detail: problemWords(problem).detail ?? "" }));
