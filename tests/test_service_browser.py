@@ -368,6 +368,7 @@ def test_the_keyboard_walks_pins_and_edits(page: Page) -> None:
     page.keyboard.press("?")
     assert page.locator("#help").is_visible()
     page.keyboard.press("Escape")
+    page.wait_for_selector("#help", state="hidden")
     page.keyboard.press("e")
     assert page.evaluate("document.activeElement.id") == "edit-area"
     page.keyboard.press("Escape")
@@ -580,6 +581,7 @@ def test_single_keys_can_be_turned_off(page: Page) -> None:
     page.keyboard.press("?")
     page.uncheck("#single-keys")
     page.keyboard.press("Escape")
+    page.wait_for_selector("#help", state="hidden")
     for key in ("e", "l", "?", "+"):
         page.keyboard.press(key)
     assert not page.locator("#help, #edit-area").first.is_visible()
@@ -593,6 +595,7 @@ def test_single_keys_can_be_turned_off(page: Page) -> None:
     page.click("#keys")
     page.check("#single-keys")
     page.keyboard.press("Escape")
+    page.wait_for_selector("#help", state="hidden")
     page.keyboard.press("l")
     assert page.locator("#large").get_attribute("aria-pressed") == "true"
 
@@ -736,6 +739,20 @@ def test_what_was_told_is_told_again_in_another_language(page: Page) -> None:
     assert "writing 402" in page.locator("#made").inner_text()
 
 
+def test_the_answer_on_show_follows_a_switch_of_language_while_another_is_made(page: Page) -> None:
+    answered(page, REPORT_EXAMPLE)
+    page.unroute("**/report")
+    page.route("**/report", lambda route: None)  # no answer comes
+    page.click("#draft")
+    page.select_option("#language", "zh-Hans")
+    page.click("#cancel")
+    assert page.locator("#status").inner_text() == "已取消。"
+    assert page.locator("#warnings").inner_text().startswith("只有一个体位")
+    assert "胸腔积液" in page.locator("#labels").inner_text()
+    assert "与草稿一致" in page.locator("#cases").inner_text()
+    page.select_option("#language", "en")
+
+
 def test_the_theme_follows_the_system_until_one_is_chosen(page: Page) -> None:
     def ground() -> str:
         colour: str = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -813,6 +830,30 @@ def test_a_refusal_outlasts_changes_of_the_other_view(page: Page, tmp_path: Path
     page.set_input_files("#file-lateral", DRAWN / "normal-lateral.png")
     assert page.locator("#error-frontal").is_visible()
     page.set_input_files("#file-frontal", DRAWN / "normal-frontal.png")
+    assert not page.locator("#error-frontal").is_visible()
+
+
+def test_a_refusal_stands_until_a_draft_begins(page: Page, tmp_path: Path) -> None:
+    answered(page, REPORT_EXAMPLE)
+    edit(page, "No pleural effusion.")
+    (tmp_path / "scan.dcm").write_bytes(b"neither image nor DICOM" * 9)
+    page.set_input_files("#file-frontal", tmp_path / "scan.dcm")
+    page.wait_for_selector("#error-frontal:not([hidden])")
+    page.click("#draft")
+    page.click("#replace [value=keep]")
+    page.wait_for_selector("#replace", state="hidden")
+    assert page.locator("#error-frontal").is_visible(), "nothing was asked for"
+    page.click("details.options summary")
+    page.focus("#top_k")
+    page.keyboard.type("1e")
+    page.click("#draft")
+    assert page.locator("#error-top_k").is_visible()
+    assert page.locator("#error-frontal").is_visible()
+    page.fill("#top_k", "2")
+    page.click("#draft")
+    assert not page.locator("#error-top_k").is_visible(), "it is a number now"
+    page.click("#replace [value=anew]")
+    page.wait_for_selector("#edited-note", state="hidden")
     assert not page.locator("#error-frontal").is_visible()
 
 
