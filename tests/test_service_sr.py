@@ -133,6 +133,7 @@ def test_no_finding_of_a_reference_case_is_coded() -> None:
     cases = [i for i in items(written()) if i.ConceptNameCodeSequence[0].CodeValue == "reference_case"]
     assert len(cases) == len(example().reference_cases) == 1
     assert {item.ValueType for item in items(cases[0])} == {"TEXT", "NUM"}
+    assert cases[0].ConceptNameCodeSequence[0].CodeMeaning == "Reference case: another patient", "of training, or added"
 
 
 # --- sources --------------------------------------------------------------------------------------------------------
