@@ -661,6 +661,9 @@ SENTENCES = [  # of a case, of the draft, and whether they say the same
     ("The lungs are clear.", "Lungs clear.", True),
     ("Fracture of the left rib.", "The heart is enlarged.", False),
 ]
+UNUSUAL = {  # of an image, and as it is told: never rounded up to .99, from which there is a warning
+    0.31: "31%", 0.98: "98%", 0.9851: "98.5%", 0.9899: "98.9%", 0.99: "99.0%", 0.9949: "99.4%", 1.0: "100.0%",
+}  # fmt: skip
 STREAM = ': wait\n\nevent: cases\r\ndata: {"n":\r\ndata: 1}\r\n\r\nevent: report\ndata: "é"\n\n'
 
 
@@ -682,6 +685,12 @@ def test_modules_work_by_themselves(page: Page) -> None:
     places = of_module(page, "overlay.js", "m.whereabouts(a).map((part) => [part.place, part.share])", grids)
     names = [f"{row}.{column}" for row in ("upper", "middle", "lower") for column in ("left", "centre", "right")]
     assert places == [[name, 0.5] for name in names]
+    draw = """{ const list = document.createElement("ul"), checks = a.map((unusual) => ({frontal: 0.998, unusual}));
+                document.createElement("div").append(list);
+                m.drawChecks(list, checks, a.map(() => "frontal"));
+                return [...list.children].map((line) => line.textContent); }"""
+    for line, share in zip(of_module(page, "draw.js", draw, list(UNUSUAL)), UNUSUAL.values(), strict=True):
+        assert f"more unusual than {share} of" in line
 
 
 # --- language, theme, size ------------------------------------------------------------------------------------------
