@@ -1,4 +1,4 @@
-"""DICOM files for tests, made by pydicom from drawn images; a JPEG Lossless encoder, which no library at hand has."""
+"""DICOM files for tests, made by pydicom from drawn images; a JPEG Lossless encoder that no decoder's library wrote."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ ENCODERS = {
     "1.2.840.10008.1.2.4.90": "pylibjpeg",
     "1.2.840.10008.1.2.4.91": "pylibjpeg",
 }
+JPEG_EXTENDED, JPEG_PROCESS_14 = "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57"
+HTJ2K, HTJ2K_RPCL, HTJ2K_LOSSY = (f"1.2.840.10008.1.2.4.{number}" for number in (201, 202, 203))
 JPEG_BASELINE, JPEG_LOSSLESS = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.70"
 
 
