@@ -255,7 +255,8 @@ JPEG_LS = "1.2.840.10008.1.2.4.80"
 CODECS = dicom_imagecodecs.is_available(JPEG_LS)
 NO_CODECS = "needs pip install imagecodecs"
 needs_codecs = pytest.mark.skipif(not CODECS, reason=NO_CODECS)
-LOSSLESS = ["1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.90", pytest.param(JPEG_LS, marks=needs_codecs)]
+JPEG_2000 = "1.2.840.10008.1.2.4.90"
+LOSSLESS = ["1.2.840.10008.1.2.5", JPEG_2000, pytest.param(JPEG_LS, marks=needs_codecs)]
 
 
 @pytest.mark.parametrize("stored", [8, 10, 12, 16])
@@ -305,6 +306,14 @@ def test_syntaxes_of_the_extra_that_pydicom_cannot_write(syntax: str, stored: in
     else:
         frame = imagecodecs.htj2k_encode(values, reversible=True)
     read = greys(encapsulated(dataset(values, stored=stored), syntax, frame))
+    np.testing.assert_array_equal(read, greys(dicom(values, stored=stored)))
+
+
+@pytest.mark.parametrize("stored", [8, 12, 16])
+def test_jpeg_2000_needs_no_extra(monkeypatch: pytest.MonkeyPatch, stored: int) -> None:
+    monkeypatch.setitem(dicom_codecs.PLUGINS, JPEG_2000, ("pillow",))  # as where the extra is not installed
+    values = film(97, 81, stored)
+    read = greys(compressed(dataset(values, stored=stored), JPEG_2000))
     np.testing.assert_array_equal(read, greys(dicom(values, stored=stored)))
 
 
