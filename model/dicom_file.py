@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ _PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData",
 _MOST_READS = 50_000  # a header takes hundreds; each element one to three
 _MOST_VALUE = 8 * 2**20  # bytes of a value in a header
 _MOST_INFLATED = 16 * 2**20  # bytes of a deflated header
+_MOST_INFLATED_EARLY = 2**20  # bytes of one in which only its first groups are looked at
 _SLACK = 64 * 1024  # bytes of padding that may follow the pixels
 
 _SEQUENCES = ("ModalityLUTSequence", "VOILUTSequence", "ViewCodeSequence", "AnatomicRegionSequence")
@@ -87,27 +88,20 @@ class DicomFile:
         Raises:
             ImageError: ``truncated``; other exceptions are pydicom's and mean the same.
         """
-        self.syntax, self._body = ExplicitVRLittleEndian, data
-        self._inflater = None
-        reader = _Reader(data, _MOST_VALUE)
-        reader.seek(PREAMBLE + len(MAGIC))
-        meta = self._read(reader, _META, lambda tag: tag >> 16 != 2)
-        self.syntax = UID(str(meta.get("TransferSyntaxUID") or ImplicitVRLittleEndian).strip())
-        if self.syntax == DeflatedExplicitVRLittleEndian:
-            self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-            self._body = self._inflater.decompress(data[reader.tell() :], _MOST_INFLATED)
-            reader = _Reader(self._body, _MOST_VALUE)
-        self.header = self._read(reader, _HEADER, lambda tag: tag in _PIXEL_TAGS)
+        opened = _Opened(data, _MOST_INFLATED)
+        self.syntax, self._body, self._inflater = opened.syntax, opened.body, opened.inflater
+        reader = opened.reader
+        self.header = _read(reader, self.syntax, _HEADER, lambda tag: tag in _PIXEL_TAGS)
         self._pixels_at = reader.tell()
-        if "SOPClassUID" not in self.header and meta.get("MediaStorageSOPClassUID"):
-            self.header.SOPClassUID = str(meta.MediaStorageSOPClassUID)
+        if "SOPClassUID" not in self.header and opened.meta.get("MediaStorageSOPClassUID"):
+            self.header.SOPClassUID = str(opened.meta.MediaStorageSOPClassUID)
         self.pixel_keyword = _PIXEL_TAGS.get(self._tag_at(self._pixels_at))
         self.cut_short = self.pixel_keyword is None and (reader.short or reader.tell() != len(self._body))
 
     @property
     def little_endian(self) -> bool:
         """Byte order."""
-        return self.syntax != ExplicitVRBigEndian
+        return _little_endian(self.syntax)
 
     def pixels(self, expected: int) -> PixelElement:
         """The bytes of the pixels.
@@ -124,51 +118,82 @@ class DicomFile:
                 self._body += self._inflater.decompress(self._inflater.unconsumed_tail, missing)
         reader = _Reader(self._body)
         reader.seek(self._pixels_at)
-        found = self._read(reader, ("PixelData",), lambda tag: tag > _PIXEL_DATA, like=self.header)
+        found = _read(reader, self.syntax, ("PixelData",), lambda tag: tag > _PIXEL_DATA, like=self.header)
         if "PixelData" not in found:  # fragments without an end
             raise ImageError("truncated", "The DICOM pixel data is cut short. Export the image again and resend it.")
         element: Any = found.get_item("PixelData")  # a raw one: it is no sequence
         return PixelElement(element.value or b"", element.VR or "OW", element.length == _UNDEFINED)
-
-    def _read(
-        self, reader: _Reader, names: Iterable[str], stop: Callable[[int], bool], like: Dataset | None = None
-    ) -> Dataset:
-        """The named elements from where the reader stands to the first tag of the top level that is to `stop` it.
-
-        pydicom guesses from the first element whether VRs are written out, and the length of pixel data may look like
-        one; `like` is a part of the same file for which that is known.
-        """
-        implicit = self.syntax == ImplicitVRLittleEndian if like is None else bool(like.original_encoding[0])
-
-        def stop_when(of: BaseTag, vr: str | None, length: int) -> bool:
-            tag = int(of)  # pydicom's tags compare in Python
-            most = _MOST_BYTES.get(tag)
-            if most is not None and most < length != _UNDEFINED:
-                name = keyword_for_tag(tag)
-                raise ImageError("truncated", f"The DICOM element {name} has {length:,} bytes, over {most:,}.")
-            return stop(tag)
-
-        try:
-            return read_dataset(
-                reader,
-                implicit,
-                self.little_endian,
-                stop_when=stop_when,
-                specific_tags=[Tag(name) for name in names],
-                at_top_level=like is None,
-            )
-        except RecursionError as error:
-            raise ImageError("truncated", "The DICOM header is nested too deep to be read.") from error
-        except Exception as error:
-            if reader.exhausted:
-                raise ImageError("truncated", "The DICOM header holds more than any image needs.") from error
-            raise
 
     def _tag_at(self, place: int) -> int:
         if len(self._body) < place + 4:
             return 0
         group, element = struct.unpack_from("<HH" if self.little_endian else ">HH", self._body, place)
         return int(group << 16 | element)
+
+
+def read_elements(data: bytes, names: Sequence[str]) -> Dataset:
+    """The named elements of a file, which is read no further than the last of them, within the bounds of a header.
+
+    Raises:
+        ImageError: ``truncated``; other exceptions are pydicom's and mean the same.
+    """
+    opened = _Opened(data, _MOST_INFLATED_EARLY)
+    last = max(int(Tag(name)) for name in names)
+    return _read(opened.reader, opened.syntax, names, lambda tag: tag > last)
+
+
+class _Opened:
+    """A file with its meta information read; its ``reader`` stands where the data set begins in ``body``."""
+
+    def __init__(self, data: bytes, most_inflated: int) -> None:
+        self.body, self.inflater = data, None
+        self.reader = _Reader(data, _MOST_VALUE)
+        self.reader.seek(PREAMBLE + len(MAGIC))
+        self.meta = _read(self.reader, ExplicitVRLittleEndian, _META, lambda tag: tag >> 16 != 2)
+        self.syntax = UID(str(self.meta.get("TransferSyntaxUID") or ImplicitVRLittleEndian).strip())
+        if self.syntax == DeflatedExplicitVRLittleEndian:
+            self.inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+            self.body = self.inflater.decompress(data[self.reader.tell() :], most_inflated)
+            self.reader = _Reader(self.body, _MOST_VALUE)
+
+
+def _little_endian(syntax: UID) -> bool:
+    return syntax != ExplicitVRBigEndian
+
+
+def _read(
+    reader: _Reader, syntax: UID, names: Iterable[str], stop: Callable[[int], bool], like: Dataset | None = None
+) -> Dataset:
+    """The named elements from where the reader stands to the first tag of the top level that is to `stop` it.
+
+    pydicom guesses from the first element whether VRs are written out, and the length of pixel data may look like
+    one; `like` is a part of the same file for which that is known.
+    """
+    implicit = syntax == ImplicitVRLittleEndian if like is None else bool(like.original_encoding[0])
+
+    def stop_when(of: BaseTag, vr: str | None, length: int) -> bool:
+        tag = int(of)  # pydicom's tags compare in Python
+        most = _MOST_BYTES.get(tag)
+        if most is not None and most < length != _UNDEFINED:
+            name = keyword_for_tag(tag)
+            raise ImageError("truncated", f"The DICOM element {name} has {length:,} bytes, over {most:,}.")
+        return stop(tag)
+
+    try:
+        return read_dataset(
+            reader,
+            implicit,
+            _little_endian(syntax),
+            stop_when=stop_when,
+            specific_tags=[Tag(name) for name in names],
+            at_top_level=like is None,
+        )
+    except RecursionError as error:
+        raise ImageError("truncated", "The DICOM header is nested too deep to be read.") from error
+    except Exception as error:
+        if reader.exhausted:
+            raise ImageError("truncated", "The DICOM header holds more than any image needs.") from error
+        raise
 
 
 class _Reader(io.BytesIO):

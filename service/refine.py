@@ -151,10 +151,10 @@ def differences(report: ReportResponse, text: str) -> list[WarningOut]:
     """Warnings that name the findings of which the rewritten text says more than the draft, and less."""
     labels = label_report(text, remember=False)
     pairs = {name: (report.labels[name], label) for name, label in labels.items() if name != NO_FINDING}
-    added = [name for name, (ours, theirs) in pairs.items() if theirs == "present" != ours]
+    added = [name for name, (ours, theirs) in pairs.items() if _WEIGHT[theirs] > _WEIGHT[ours]]
     dropped = [name for name, (ours, theirs) in pairs.items() if _WEIGHT[theirs] < _WEIGHT[ours]]
     return [
-        *_named("refine_added", "The rewritten text calls present what the draft does not", added),
+        *_named("refine_added", "The rewritten text calls present, or possible, what the draft does not", added),
         *_named(
             "refine_dropped", "The rewritten text no longer calls present, or possible, what the draft does", dropped
         ),

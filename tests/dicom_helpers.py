@@ -1,4 +1,4 @@
-"""DICOM files for tests, made by pydicom from drawn images; a JPEG Lossless encoder, which no library at hand has."""
+"""DICOM files for tests, made by pydicom from drawn images; a JPEG Lossless encoder that no decoder's library wrote."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ ENCODERS = {
     "1.2.840.10008.1.2.4.90": "pylibjpeg",
     "1.2.840.10008.1.2.4.91": "pylibjpeg",
 }
+JPEG_EXTENDED, JPEG_PROCESS_14 = "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57"
+HTJ2K, HTJ2K_RPCL, HTJ2K_LOSSY = (f"1.2.840.10008.1.2.4.{number}" for number in (201, 202, 203))
 JPEG_BASELINE, JPEG_LOSSLESS = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.70"
 
 
@@ -107,6 +109,13 @@ def lut(entries: npt.NDArray[Any], first: int, bits: int) -> Dataset:
     item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [len(entries) % 2**16, first, bits])
     item.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
     return item
+
+
+def tiny_elements(data: bytes) -> bytes:
+    """A file of explicit VR with half a million private elements of 8 bytes before its first group."""
+    start = min(place for tag in (b"\x08\x00\x05\x00CS", b"\x08\x00\x16\x00UI") if (place := data.find(tag)) > 0)
+    many = b"".join(struct.pack("<HH2sH", 0x0009, number, b"LO", 0) for number in range(2**16)) * 8
+    return data[:start] + many + data[start:]
 
 
 def jpeg_lossless(values: npt.NDArray[np.uint16]) -> bytes:

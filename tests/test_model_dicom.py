@@ -19,8 +19,13 @@ from model.images import DEFAULT_LIMITS, ImageError, ImageLimits, load_pixels, r
 from model.views import View
 from tests.dicom_helpers import (
     CR,
+    HTJ2K,
+    HTJ2K_LOSSY,
+    HTJ2K_RPCL,
     JPEG_BASELINE,
+    JPEG_EXTENDED,
     JPEG_LOSSLESS,
+    JPEG_PROCESS_14,
     SC,
     compressed,
     dataset,
@@ -248,9 +253,10 @@ def test_negative_padding_of_signed_values_in_implicit_vr() -> None:
 NATIVE = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"]
 JPEG_LS = "1.2.840.10008.1.2.4.80"
 CODECS = dicom_imagecodecs.is_available(JPEG_LS)
-NO_CODECS = "needs pip install -e '.[dicom-codecs]'"
+NO_CODECS = "needs pip install imagecodecs"
 needs_codecs = pytest.mark.skipif(not CODECS, reason=NO_CODECS)
-LOSSLESS = ["1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.90", pytest.param(JPEG_LS, marks=needs_codecs)]
+JPEG_2000 = "1.2.840.10008.1.2.4.90"
+LOSSLESS = ["1.2.840.10008.1.2.5", JPEG_2000, pytest.param(JPEG_LS, marks=needs_codecs)]
 
 
 @pytest.mark.parametrize("stored", [8, 10, 12, 16])
@@ -285,6 +291,51 @@ def test_jpeg_lossless_where_its_codec_is_installed() -> None:
         assert "dicom-codecs" in str(refused(data))
         pytest.skip(NO_CODECS)
     np.testing.assert_array_equal(greys(data), greys(dicom(values)))
+
+
+@needs_codecs
+@pytest.mark.parametrize("stored", [8, 12, 16])
+@pytest.mark.parametrize("syntax", [JPEG_PROCESS_14, JPEG_LOSSLESS, HTJ2K, HTJ2K_RPCL, HTJ2K_LOSSY])
+def test_syntaxes_of_the_extra_that_pydicom_cannot_write(syntax: str, stored: int) -> None:
+    """HTJ2K in the encoder's one order of packets, which .202 would have RPCL; .203 may be reversible, too."""
+    imagecodecs = pytest.importorskip("imagecodecs")
+    values = film(97, 81, stored)
+    if syntax in (JPEG_PROCESS_14, JPEG_LOSSLESS):  # process 14 may predict by any neighbour, SV1 by the left one
+        predictor = 1 if syntax == JPEG_LOSSLESS else 4
+        frame = imagecodecs.jpeg8_encode(values, lossless=True, predictor=predictor, bitspersample=stored)
+    else:
+        frame = imagecodecs.htj2k_encode(values, reversible=True)
+    read = greys(encapsulated(dataset(values, stored=stored), syntax, frame))
+    np.testing.assert_array_equal(read, greys(dicom(values, stored=stored)))
+
+
+@pytest.mark.parametrize("stored", [8, 12, 16])
+def test_jpeg_2000_needs_no_extra(monkeypatch: pytest.MonkeyPatch, stored: int) -> None:
+    monkeypatch.setitem(dicom_codecs.PLUGINS, JPEG_2000, ("pillow",))  # as where the extra is not installed
+    values = film(97, 81, stored)
+    read = greys(compressed(dataset(values, stored=stored), JPEG_2000))
+    np.testing.assert_array_equal(read, greys(dicom(values, stored=stored)))
+
+
+def test_jpeg_extended_of_8_bits_needs_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(dicom_codecs.PLUGINS, JPEG_EXTENDED, ("pillow",))  # as where the extra is not installed
+    values = film(bits=8)
+    read = greys(encapsulated(dataset(values), JPEG_EXTENDED, jpeg(values)))
+    assert 0 < np.abs(read - greys(dicom(values))).mean() < 2
+
+
+@needs_codecs
+def test_lossy_syntaxes_of_12_bits_read_nearly_alike() -> None:
+    imagecodecs = pytest.importorskip("imagecodecs")
+    values = film()
+    frames = {
+        JPEG_EXTENDED: imagecodecs.jpeg8_encode(values, 95, bitspersample=12),
+        HTJ2K_LOSSY: imagecodecs.htj2k_encode(values, 0.001, reversible=False),
+    }
+    plain = greys(dicom(values, stored=12))
+    for syntax, frame in frames.items():
+        read = greys(encapsulated(dataset(values, stored=12), syntax, frame))
+        assert 0 < np.abs(read - plain).mean() < 2, syntax
 
 
 def test_lossy_syntaxes_read_nearly_alike() -> None:

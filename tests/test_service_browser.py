@@ -368,6 +368,7 @@ def test_the_keyboard_walks_pins_and_edits(page: Page) -> None:
     page.keyboard.press("?")
     assert page.locator("#help").is_visible()
     page.keyboard.press("Escape")
+    page.wait_for_selector("#help", state="hidden")
     page.keyboard.press("e")
     assert page.evaluate("document.activeElement.id") == "edit-area"
     page.keyboard.press("Escape")
@@ -499,6 +500,29 @@ def test_leaving_with_unsaved_words_asks(page: Page) -> None:
     assert page.evaluate(asks) is True
 
 
+def test_what_is_written_while_the_rest_is_taken_counts_as_unsaved(page: Page) -> None:
+    asks = "dispatchEvent(new Event('beforeunload', {cancelable: true}))"
+    answered(page, REPORT_EXAMPLE)
+    edit(page, "No pleural effusion.")
+    held: list[Route] = []
+    page.route("**/export", lambda route: held.append(route))
+    with page.expect_request("**/export"):
+        page.click("#save-text")
+    edit(page, "No pleural effusion. No pneumothorax.")
+    with page.expect_download():
+        held[0].continue_()
+    assert page.evaluate(asks) is False, "the file holds less"
+    edit(page, "No pleural effusion.")
+    assert page.evaluate(asks) is True, "what the file holds"
+    page.evaluate("() => { navigator.clipboard.writeText = () => new Promise((done) => { window.copied = done; }); }")
+    edit(page, "No pneumothorax.")
+    page.click("#copy")
+    edit(page, "No pneumothorax. No fracture.")
+    page.evaluate("window.copied()")
+    page.wait_for_function("() => document.getElementById('copy').textContent === 'Copied'")
+    assert page.evaluate(asks) is False
+
+
 def test_a_key_that_an_export_asks_for_costs_no_edit(page: Page) -> None:
     answered(page, REPORT_EXAMPLE)
     edit(page, "No pleural effusion.")
@@ -557,6 +581,7 @@ def test_single_keys_can_be_turned_off(page: Page) -> None:
     page.keyboard.press("?")
     page.uncheck("#single-keys")
     page.keyboard.press("Escape")
+    page.wait_for_selector("#help", state="hidden")
     for key in ("e", "l", "?", "+"):
         page.keyboard.press(key)
     assert not page.locator("#help, #edit-area").first.is_visible()
@@ -570,6 +595,7 @@ def test_single_keys_can_be_turned_off(page: Page) -> None:
     page.click("#keys")
     page.check("#single-keys")
     page.keyboard.press("Escape")
+    page.wait_for_selector("#help", state="hidden")
     page.keyboard.press("l")
     assert page.locator("#large").get_attribute("aria-pressed") == "true"
 
@@ -635,6 +661,9 @@ SENTENCES = [  # of a case, of the draft, and whether they say the same
     ("The lungs are clear.", "Lungs clear.", True),
     ("Fracture of the left rib.", "The heart is enlarged.", False),
 ]
+UNUSUAL = {  # of an image, and as it is told: never rounded up to .99, from which there is a warning
+    0.31: "31%", 0.98: "98%", 0.9851: "98.5%", 0.9899: "98.9%", 0.99: "99.0%", 0.9949: "99.4%", 1.0: "100.0%",
+}  # fmt: skip
 STREAM = ': wait\n\nevent: cases\r\ndata: {"n":\r\ndata: 1}\r\n\r\nevent: report\ndata: "é"\n\n'
 
 
@@ -656,6 +685,12 @@ def test_modules_work_by_themselves(page: Page) -> None:
     places = of_module(page, "overlay.js", "m.whereabouts(a).map((part) => [part.place, part.share])", grids)
     names = [f"{row}.{column}" for row in ("upper", "middle", "lower") for column in ("left", "centre", "right")]
     assert places == [[name, 0.5] for name in names]
+    draw = """{ const list = document.createElement("ul"), checks = a.map((unusual) => ({frontal: 0.998, unusual}));
+                document.createElement("div").append(list);
+                m.drawChecks(list, checks, a.map(() => "frontal"));
+                return [...list.children].map((line) => line.textContent); }"""
+    for line, share in zip(of_module(page, "draw.js", draw, list(UNUSUAL)), UNUSUAL.values(), strict=True):
+        assert f"more unusual than {share} of" in line
 
 
 # --- language, theme, size ------------------------------------------------------------------------------------------
@@ -711,6 +746,20 @@ def test_what_was_told_is_told_again_in_another_language(page: Page) -> None:
     page.select_option("#language", "en")
     assert page.locator("#status").inner_text().startswith("Draft ready")
     assert "writing 402" in page.locator("#made").inner_text()
+
+
+def test_the_answer_on_show_follows_a_switch_of_language_while_another_is_made(page: Page) -> None:
+    answered(page, REPORT_EXAMPLE)
+    page.unroute("**/report")
+    page.route("**/report", lambda route: None)  # no answer comes
+    page.click("#draft")
+    page.select_option("#language", "zh-Hans")
+    page.click("#cancel")
+    assert page.locator("#status").inner_text() == "已取消。"
+    assert page.locator("#warnings").inner_text().startswith("只有一个体位")
+    assert "胸腔积液" in page.locator("#labels").inner_text()
+    assert "与草稿一致" in page.locator("#cases").inner_text()
+    page.select_option("#language", "en")
 
 
 def test_the_theme_follows_the_system_until_one_is_chosen(page: Page) -> None:
@@ -790,6 +839,30 @@ def test_a_refusal_outlasts_changes_of_the_other_view(page: Page, tmp_path: Path
     page.set_input_files("#file-lateral", DRAWN / "normal-lateral.png")
     assert page.locator("#error-frontal").is_visible()
     page.set_input_files("#file-frontal", DRAWN / "normal-frontal.png")
+    assert not page.locator("#error-frontal").is_visible()
+
+
+def test_a_refusal_stands_until_a_draft_begins(page: Page, tmp_path: Path) -> None:
+    answered(page, REPORT_EXAMPLE)
+    edit(page, "No pleural effusion.")
+    (tmp_path / "scan.dcm").write_bytes(b"neither image nor DICOM" * 9)
+    page.set_input_files("#file-frontal", tmp_path / "scan.dcm")
+    page.wait_for_selector("#error-frontal:not([hidden])")
+    page.click("#draft")
+    page.click("#replace [value=keep]")
+    page.wait_for_selector("#replace", state="hidden")
+    assert page.locator("#error-frontal").is_visible(), "nothing was asked for"
+    page.click("details.options summary")
+    page.focus("#top_k")
+    page.keyboard.type("1e")
+    page.click("#draft")
+    assert page.locator("#error-top_k").is_visible()
+    assert page.locator("#error-frontal").is_visible()
+    page.fill("#top_k", "2")
+    page.click("#draft")
+    assert not page.locator("#error-top_k").is_visible(), "it is a number now"
+    page.click("#replace [value=anew]")
+    page.wait_for_selector("#edited-note", state="hidden")
     assert not page.locator("#error-frontal").is_visible()
 
 

@@ -13,8 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from service.metrics import Metrics
 from service.refine import Refiner
 from service.schemas import REPORT_EXAMPLE, ReportResponse
 from service.settings import Settings
+from tests.completions import Completions, completion, completions_server, says
 from tests.format_helpers import example
 from tests.helpers import write_tiny_bundle
 from tests.service_helpers import png, ready_client, until
@@ -37,54 +37,10 @@ KEY = "local-key"
 CANARY = "Wilhelmine-Canary"
 
 
-@dataclass
-class Completions:
-    """A chat-completions server in a thread: `answer` is what it does with a request."""
-
-    answer: Any = None
-    seen: list[tuple[str, dict[str, str], dict[str, Any]]] = field(default_factory=list)
-    url: str = ""
-
-
-def completion(text: object, reason: str = "stop") -> bytes:
-    message = {"role": "assistant", "content": text}
-    return json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": reason}]}).encode()
-
-
 @pytest.fixture(scope="module")
 def model() -> Iterator[Completions]:
-    told = Completions()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            told.seen.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
-            with suppress(OSError):  # the service did not wait
-                told.answer(self)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    told.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    yield told
-    server.shutdown()
-    server.server_close()
-
-
-def says(data: bytes, status: int = 200, words: str | None = None, **headers: str) -> Any:
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status, words)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.send_header("Content-Length", str(len(data)))
-        handler.end_headers()
-        handler.wfile.write(data)
-
-    return answer
+    with completions_server() as model:
+        yield model
 
 
 def sleeps(handler: BaseHTTPRequestHandler) -> None:
@@ -205,11 +161,16 @@ def test_a_finding_that_it_adds_is_named(client: httpx.Client, model: Completion
     assert "Pneumothorax" in warning["message"]
 
 
-def test_a_finding_that_it_drops_or_weakens_is_named() -> None:
+def test_a_finding_that_it_makes_up_strengthens_drops_or_weakens_is_named() -> None:
     report = ReportResponse.model_validate(REPORT_EXAMPLE)
-    assert {report.labels["Pleural Effusion"], report.labels["Atelectasis"]} == {"present", "uncertain"}
+    said = {"Pleural Effusion": "present", "Atelectasis": "uncertain", "Cardiomegaly": "absent", "Pneumothorax": None}
+    assert {name: report.labels[name] for name in said} == said
+    kept = "There is a pleural effusion with possible atelectasis."
     texts = {
-        "There is a pleural effusion with possible atelectasis.": {},
+        f"{kept} Possible pneumothorax.": {"refine_added": "Pneumothorax"},
+        f"{kept} Possible cardiomegaly.": {"refine_added": "Cardiomegaly"},
+        f"{kept} No pneumothorax.": {},
+        kept: {},
         "There is a pleural effusion with atelectasis.": {"refine_added": "Atelectasis"},
         "There is a pleural effusion.": {"refine_dropped": "Atelectasis"},
         "Possible pleural effusion and atelectasis.": {"refine_dropped": "Pleural Effusion"},

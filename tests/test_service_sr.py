@@ -6,6 +6,7 @@ import asyncio
 import io
 import logging
 import sys
+import time
 import tracemalloc
 import warnings
 from datetime import datetime
@@ -27,12 +28,14 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from model.images import ImageError, read_image
 from service.formats import sr
 from service.formats.choice import wanted
 from service.formats.sources import source_image, study_of
 from service.formats.study import SourceImage, Study
 from service.logs import JsonLines, TextLines
 from service.problems import Problem
+from tests.dicom_helpers import tiny_elements
 from tests.format_helpers import dicom, example, header
 from tests.helpers import write_tiny_bundle
 from tests.service_helpers import png, ready_client
@@ -130,6 +133,7 @@ def test_no_finding_of_a_reference_case_is_coded() -> None:
     cases = [i for i in items(written()) if i.ConceptNameCodeSequence[0].CodeValue == "reference_case"]
     assert len(cases) == len(example().reference_cases) == 1
     assert {item.ValueType for item in items(cases[0])} == {"TEXT", "NUM"}
+    assert cases[0].ConceptNameCodeSequence[0].CodeMeaning == "Reference case: another patient", "of training, or added"
 
 
 # --- sources --------------------------------------------------------------------------------------------------------
@@ -206,6 +210,18 @@ def test_a_damaged_header_gives_no_identity_and_no_error(cut: int) -> None:
     assert source_image(dicom()[:132] + b"\xff" * cut).missing
 
 
+def test_a_header_beyond_its_bounds_is_refused_as_drafting_refuses_it() -> None:
+    data = tiny_elements(dicom())
+    with pytest.raises(ImageError) as drafting:
+        read_image(data, 32)
+    began = time.perf_counter()
+    with pytest.raises(Problem) as refused:
+        asyncio.run(study_of({"lateral": data}, identified=True))
+    assert time.perf_counter() - began < 2, "a fifth of a second; half a million elements take several"
+    assert (refused.value.code, refused.value.field) == (drafting.value.code, "lateral")
+    assert refused.value.detail == str(drafting.value)
+
+
 def test_an_upload_is_identified_only_where_that_is_asked_for() -> None:
     images = {"frontal": dicom(), "lateral": png()}
     anonymous = asyncio.run(study_of(images, identified=False))
@@ -236,7 +252,8 @@ def test_a_dicom_upload_is_answered_in_its_study(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("accept", "needed"), [
     ("application/dicom", True), ("application/dicom, */*;q=0.5", True), ("*/*", False), ("application/*", False),
-    ("application/dicom;q=0.5, text/plain", False),
+    ("application/dicom;q=0.5, text/plain", False), ("text/event-stream, application/dicom", True),
+    ("text/event-stream", False),
 ])  # fmt: skip
 def test_identities_are_needed_where_a_structured_report_is_liked_best(accept: str, needed: bool) -> None:
     assert wanted([accept]).prefer_sr is needed

@@ -212,18 +212,24 @@ def test_so_are_a_deadline_and_no_place(bundle: Path, gates: list[Gate]) -> None
 
 @dataclass
 class Held:
-    """A drafter that waits in front of its decoding, when the cases have been told; and what it does then."""
+    """A drafter that waits in front of its decoding, when the cases have been told; and what it does then.
+
+    Attributes:
+        error: raised once, by the decoding numbered `fails`, counted from 1.
+    """
 
     begun: threading.Event = field(default_factory=threading.Event)
     go: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
+    fails: int = 1
+    count: int = 0
 
     def generate(self, *arguments: Any, **more: Any) -> Generated:
+        self.count += 1
         self.begun.set()
         assert self.go.wait(WAIT_S)
-        if self.error is not None:
-            error, self.error = self.error, None
-            raise error
+        if self.error is not None and self.count == self.fails:
+            raise self.error
         return generate(*arguments, **more)
 
 
@@ -303,6 +309,7 @@ def test_a_stop_lets_a_stream_end(bundle: Path, held: Held) -> None:
 
 def test_a_study_that_is_drafted_again_is_told_once(bundle: Path, held: Held) -> None:
     """Its batch fails after the cases were told; alone it is drafted again."""
+    held.error, held.fails = RuntimeError("unlucky"), 2
     with (
         ready_client(bundle, warm_up=False, max_batch_size=2) as client,
         ThreadPoolExecutor(3) as pool,
@@ -313,9 +320,10 @@ def test_a_study_that_is_drafted_again_is_told_once(bundle: Path, held: Held) ->
         until(lambda: client.get("/health").json()["queue"]["waiting"] == 2)
         held.go.set()
         names = [name for name, _ in first.result(WAIT_S)]
-        held.error = RuntimeError("unlucky")
         assert [[name for name, _ in other.result(WAIT_S)] for other in others] == [names] * 2
+        assert 'report_failed_batches_total{cause="error"} 1.0' in client.get("/metrics").text
     assert names.count("cases") == 1
+    assert held.count == 4, "one alone, the two together in vain, each of them alone"
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ class Wanted:
 
     @property
     def prefer_sr(self) -> bool:
-        """Whether a structured report is wanted before all else, so that the images' identities are needed."""
-        return self.offers[0] is SR
+        """Whether a structured report is wanted before other documents, so that the images' identities are needed."""
+        return next((offer for offer in self.offers if offer is not EVENTS), None) is SR
 
     def check_stream(self) -> None:
         """Whether the answer may be a stream: where one is taken, or the JSON that it tells piece by piece.

@@ -189,7 +189,7 @@ def _case(case: ReferenceCaseOut) -> ContentItem:
         (_own("case_source", "Source of the case"), case.source_url),
     )
     items += [_text(name, value) for name, value in optional if value]
-    return _container(_own("reference_case", "Reference case: another patient, of the training data"), items)
+    return _container(_own("reference_case", "Reference case: another patient"), items)
 
 
 def _text(name: CodedConcept, value: str) -> ContentItem:

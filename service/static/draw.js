@@ -11,6 +11,8 @@ const ORDER = ["present", "uncertain", "absent"];
 const REDACTED = "[redacted]";
 const ours = () => document.documentElement.lang; // of our words within a report's English
 export const percent = (share) => `${Math.round(100 * share)}%`;
+/** Near the share from which there is a warning a decimal more, and never up to it. */
+const unusualShare = (share) => (share > 0.98 ? `${(Math.floor(1000 * share + 1e-6) / 10).toFixed(1)}%` : percent(share));
 
 /** An element with properties and children; strings become text. */
 export function element(tag, properties = {}, ...children) {
@@ -91,7 +93,7 @@ export function drawChecks(list, checks, sent) {
   const lines = checks.map(({ frontal, unusual }, place) => {
     const seen = t(frontal >= 0.5 ? "seen.frontal" : "seen.lateral");
     const share = percent(Math.max(frontal, 1 - frontal));
-    return t("check.view", { view: t(sent[place]), seen, share }) + t("comma") + t("check.unusual", { share: percent(unusual) });
+    return t("check.view", { view: t(sent[place]), seen, share }) + t("comma") + t("check.unusual", { share: unusualShare(unusual) });
   });
   list.replaceChildren(...lines.map((line) => element("li", {}, line)));
   list.parentElement.hidden = lines.length === 0;

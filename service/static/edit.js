@@ -33,9 +33,9 @@ export class Editor {
     return text !== this.draft && text !== this.taken;
   }
 
-  /** What stands was copied or saved. */
-  take() {
-    this.taken = this.findings;
+  /** These words were copied or saved. */
+  take(words) {
+    this.taken = words;
   }
 
   reset(draft) {

@@ -79,9 +79,9 @@ function showService(state, words) {
 
 async function draft() {
   if (!ready || running || views.count === 0) return;
+  if (!checkNumbers() || (editor.unsaved && !(await agreed()))) return;
   hideError();
   for (const name of views.names) views.showError(name, null);
-  if (!checkNumbers() || (editor.unsaved && !(await agreed()))) return;
   running = new AbortController();
   forgetPictures();
   showProgress(0);
@@ -123,6 +123,7 @@ function agreed() {
 /** A field that holds no number gives an empty value: it would be passed over in silence. */
 function checkNumbers() {
   const bad = NUMBERS.filter((name) => byId(name).validity.badInput);
+  for (const name of NUMBERS) showNumberError(name, null);
   for (const name of bad) showNumberError(name, t("number.wrong"), "number.wrong");
   if (bad.length) goToNumber(bad[0]);
   return bad.length === 0;
@@ -330,17 +331,19 @@ function refresh() {
 async function copy() {
   if (editor.open) editor.finish(); // what is typed is what is taken
   const button = byId("copy");
-  const copied = await toClipboard(editor.findings);
-  if (copied) editor.take();
+  const words = editor.findings; // more may be typed meanwhile
+  const copied = await toClipboard(words);
+  if (copied) editor.take(words);
   button.textContent = t(copied ? "copied" : "copy.failed");
   setTimeout(() => (button.textContent = t("copy")), 2_000);
 }
 
 async function saveAs(kind) {
   if (editor.open) editor.finish(); // what is typed is what is taken
+  const words = editor.findings; // more may be typed meanwhile
   try {
-    await save(kind, current, editor.edited ? editor.findings : null, sent);
-    editor.take();
+    await save(kind, current, editor.edited ? words : null, sent);
+    editor.take(words);
   } catch (problem) {
     if (problem.code === "unauthorized") askForKey(() => saveAs(kind), byId(`save-${kind}`));
     else say(() => t("export.failed", { detail: problemWords(problem).detail ?? "" }));
@@ -403,7 +406,7 @@ onLanguage(() => {
   refresh();
   if (ready) showService("ready", serviceWords());
   if (wrong) tellError(wrong);
-  if (current && !running) drawAnswer();
+  if (current && !result.classList.contains("arriving")) drawAnswer(); // what arrives is drawn once it is whole
 });
 refresh();
 watchService();

@@ -220,7 +220,7 @@ export const words = {
   "warning.unsupported_sentence": "有的句子提到了参考病例和图像都不支持的征象，已标出。",
   "warning.refine_off": "没有配置用于改写的语言模型。",
   "warning.refine_failed": "语言模型没有给出可用的改写，草稿保持原样。",
-  "warning.refine_added": "改写后的文本写有草稿中没有的征象，请核对。",
+  "warning.refine_added": "改写后的文本写有草稿中没有或不够肯定的征象，请核对。",
   "warning.refine_dropped": "改写后的文本略去或减弱了草稿中的征象，请核对。",
   "warning.edited": "所见已由阅片者编辑。",
 
