@@ -80,8 +80,8 @@ class Sentence:
         text: as shown.
         confidence: 0..1; geometric mean of its words' probabilities, or what a calibration made of it.
         labels: findings that it names.
-        supported: whether a reference case or the images speak for each finding that it calls present; None where
-            it calls none present, or where nothing was calibrated.
+        supported: whether a reference case or the images speak for each finding that it calls present or possible;
+            None where it calls none so, or where nothing was calibrated.
         attention: where asked for.
     """
 

@@ -99,26 +99,27 @@ def confidence(calibration: Confidence, words: float, labels: Mapping[str, Label
 
 
 def supported(calibration: Support, labels: Mapping[str, Label], evidence: Evidence) -> bool | None:
-    """Whether a case beside the draft, or the images, speak for every finding that a sentence calls present.
+    """Whether a case beside the draft, or the images, speak for all that a sentence calls present or possible.
 
-    None where it calls none present.
+    None where it calls none so.
     """
-    present = [name for name, label in labels.items() if label == "present"]
-    if not present:
+    named = [name for name, label in labels.items() if label in _POSITIVE]
+    if not named:
         return None
     return all(
         name in evidence.shown
         or (name in evidence.images and evidence.images[name] >= calibration.thresholds.get(name, 2.0))
-        for name in present
+        for name in named
     )
 
 
 def unsupported(count: int) -> DraftWarning:
     """The warning that counts the sentences of a draft that nothing supports."""
-    what = "One sentence calls" if count == 1 else f"{count} sentences call"
+    what = "One sentence has" if count == 1 else f"{count} sentences have"
     return DraftWarning(
         "unsupported_sentence",
-        f"{what} a finding present that neither a reference case nor the images bear out. Doubt it first.",
+        f"{what} a finding, as present or possible, that neither a reference case nor the images bear out. "
+        "Doubt it first.",
     )
 
 

@@ -140,8 +140,8 @@ class SentenceOut(_Answer):
     supported: Annotated[
         bool | None,
         Field(
-            description="Whether a reference case or the images speak for each finding that it calls present; null "
-            "where it calls none present, or where the bundle has no calibration."
+            description="Whether a reference case or the images speak for each finding that it calls present "
+            "or possible; null where it calls none so, or where the bundle has no calibration."
         ),
     ] = None
     attention: Annotated[AttentionOut | None, Field(description="With include=attention; null otherwise.")] = None

@@ -241,4 +241,6 @@ def test_support_is_a_case_beside_the_draft_or_the_images() -> None:
     assert supported(fitted, {"Cardiomegaly": "present"}, beside) is True
     assert supported(fitted, {"Cardiomegaly": "present"}, Evidence.of([NORMAL], 1, seen)) is True
     assert supported(fitted, {"Cardiomegaly": "present", "Fracture": "present"}, Evidence.of([LARGE], 1, seen)) is False
-    assert supported(fitted, {"Cardiomegaly": "uncertain", "Edema": "absent"}, beside) is None
+    assert supported(fitted, {"Cardiomegaly": "uncertain"}, alone) is False, "possible, and nothing speaks for it"
+    assert supported(fitted, {"Cardiomegaly": "uncertain", "Edema": "absent"}, beside) is True
+    assert supported(fitted, {"Edema": "absent"}, beside) is None

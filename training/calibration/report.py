@@ -104,7 +104,7 @@ def confidence_table(figures: Mapping[str, Any]) -> str:
 
 
 def support_table(figures: Mapping[str, Any]) -> str:
-    """Sentences that call a finding present, with and without support; findings that the images support."""
+    """Sentences that call a finding present or possible, with and without support; findings that the images support."""
     support = figures["support"]
     names = {"supported": "supported", "not_supported": "not supported"}
     rows = [
@@ -114,7 +114,7 @@ def support_table(figures: Mapping[str, Any]) -> str:
     images = [(name, f"{share:.1%}") for name, share in support["images"].items()]
     head = ("finding", "studies with it whose images support it")
     return "\n".join(
-        ["## Support", "", *_table(("sentences that call a finding present", "n", "right"), rows), "",
+        ["## Support", "", *_table(("sentences that call a finding present or possible", "n", "right"), rows), "",
          *_table(head, images)]
     )  # fmt: skip
 

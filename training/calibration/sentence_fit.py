@@ -100,7 +100,7 @@ def fit_support(records: Sequence[Record]) -> Support:
 
 
 def support_figures(support: Support, records: Sequence[Record]) -> dict[str, Mapping[str, float | int | None]]:
-    """Of sentences that call a finding present: how many are supported, or not, and the share of each that is right.
+    """Of sentences that call a finding present or possible: how many are supported, or not, and what share is right.
 
     ``images`` holds, by finding, the share of studies with it whose images support it.
     """
