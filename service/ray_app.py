@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.bundle import BundleError, read_manifest
-from service.ray_app_cluster import RAY_PREFIX, RaySettings, cluster, import_ray, keep_private, read_settings
+from service.ray_app_cluster import RAY_PREFIX, RaySettings, cluster, import_ray, read_settings, set_up
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def build(arguments: Mapping[str, Any]) -> Application:
         ModuleNotFoundError: Ray is not installed.
     """
     if not import_ray().is_initialized():  # serve run calls this first, serve deploy in a cluster that is there
-        keep_private(os.environ)
+        set_up(os.environ)
     return application(*read_settings(arguments))
 
 

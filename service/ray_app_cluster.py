@@ -89,14 +89,18 @@ def import_ray() -> Any:
     return ray
 
 
-def keep_private(environment: MutableMapping[str, str]) -> None:
-    """Set what a cluster that is about to start reads: nothing is reported to Ray's makers, images stay in memory.
+def set_up(environment: MutableMapping[str, str]) -> None:
+    """Set what a cluster that is about to start reads.
+
+    Nothing is reported to Ray's makers, images stay in memory, and a proxy that is slow to start, all cores being
+    taken, is waited for: Ray would kill it after five seconds, and the start would fail.
 
     Args:
         environment: ``os.environ``. The directory for what does not fit into Ray's object store is only set where
             none is.
     """
     environment["RAY_USAGE_STATS_ENABLED"] = "0"
+    environment.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     if SHARED_MEMORY.is_dir():
         _overflow().mkdir(mode=0o700, exist_ok=True)
         environment.setdefault("RAY_object_spilling_directory", str(_overflow()))
@@ -113,7 +117,7 @@ def cluster(settings: Settings, scale: RaySettings) -> Iterator[None]:
     if scale.address is not None:
         ray.init(address=scale.address, namespace="serve")
     else:
-        keep_private(os.environ)
+        set_up(os.environ)
         ray.init(
             namespace="serve",
             include_dashboard=False,
