@@ -154,6 +154,7 @@ class RayRuntime(Runtime):
         self.reason = NONE_UP
         self._replicas, self._places = replicas, places
         self._backend: RayBackend | None = None
+        self._draining = False
         self._heard = 0.0
         self._last: tuple[Counter[str], str] | None = None
         self.metrics.watch(
