@@ -13,8 +13,12 @@ from PIL import Image
 from model.bundle import load_bundle
 from model.labeler import label_report
 from retrieval_index.index import ReportIndex
-from training.external import NIH_FINDINGS, agreement, read_external, score_external
+from training.external import NIH_FINDINGS, agreement, for_pretraining, read_external, score_external
 from training.metrics import label_scores
+from training.openi import open_openi
+from training.phantom import write_phantom_root
+from training.run import main
+from training.targets import finding_targets
 
 NIH = "Image Index,Finding Labels,Follow-up #,View Position"
 OURS = "image_id,view_position,Effusion,Nodule,Mass,Hernia"
@@ -130,3 +134,37 @@ def test_a_bundle_is_scored_on_images(tmp_path: Path) -> None:
     assert result["skipped"] == {"not frontal": 0, "no file": 0, "unreadable": 1}
     assert result["findings"]["Pleural Effusion"]["images"] == 2
     assert result["map"] == {"Effusion": "Pleural Effusion", "Cardiomegaly": "Cardiomegaly"}
+
+
+def test_labelled_images_take_part_in_pretraining(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_phantom_root(tmp_path / "root", train=8, val=2, test=1, seed=3, size=96)
+    table = [OURS, "a,PA,1,0,1,0", "CXR900001_IM-0001-1001,AP,0,1,1,1", "c,PA,0,0,0,0"]
+    labels, images = write(tmp_path, table, ["a.png", "CXR900001_IM-0001-1001.png", "c.png"])
+    own = open_openi(root)
+    source, known = for_pretraining(own, read_external(labels, images))
+    assert source.studies == own.studies
+    assert [study.study_id for study in source.extra[len(own.extra) :]] == [
+        "external/a", "external/CXR900001_IM-0001-1001", "external/c",
+    ]  # fmt: skip
+    pairs = [(study.images[0].key, study) for study in (own.split("train")[0], *source.extra[len(own.extra) :])]
+    stored = dict(source.images.iter([key for key, _ in pairs]))
+    assert stored[pairs[2][0]] == (images / "CXR900001_IM-0001-1001.png").read_bytes(), "not the archive's of this id"
+    assert stored[pairs[0][0]] not in (None, stored[pairs[2][0]])
+    targets = finding_targets(pairs, None, terms=True, labelled=known)
+    mine = targets.group("external")
+    assert targets.columns[mine] == ("external/Lung Lesion", "external/Pleural Effusion")
+    assert targets.values[:, mine].tolist() == [[0, 0], [1, 1], [1, 0], [0, 0]]
+    assert targets.mask[:, mine].tolist() == [[0, 0], [1, 1], [1, 1], [1, 1]]
+    assert not targets.mask[1:, : mine.start].any(), "nothing else is known of them"
+    arguments = ["--root", str(root), "--preset", "smoke", "--out", str(tmp_path / "B"), "--device", "cpu",
+                 "--stages", "pretrain", "--external-labels", str(labels)]  # fmt: skip
+    assert main(arguments) == 2
+    assert "--external-labels and --external-images belong together" in caplog.text
+    caplog.set_level("INFO")
+    assert main([*arguments, "--external-images", str(images)]) == 0
+    assert "3 images for pretraining, labels Lung Lesion, Pleural Effusion" in caplog.text
+    assert "external 2" in caplog.text
+    assert "external" in (tmp_path / "B.work" / "pretrain" / "log.csv").read_text().splitlines()[0].split(",")
+    labels.write_text(labels.read_text().replace("c,PA,0,0,0,0", "c,PA,0,1,0,0"))
+    assert main([*arguments, "--external-images", str(images), "--resume"]) == 2
+    assert "the content of --external-labels" in caplog.text

@@ -24,6 +24,7 @@ class TargetWeights(Frozen):
     report: Annotated[float, Field(ge=0)] = 1.0
     mesh: Annotated[float, Field(ge=0)] = 1.0
     text: Annotated[float, Field(ge=0)] = 2.0
+    external: Annotated[float, Field(ge=0)] = 1.0
 
 
 class PretrainConfig(Frozen):

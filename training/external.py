@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from model.protocols import CaseIndex
 from model.views import View
 from training import drafting
 from training.bootstrap import DRAWS, Bootstrap, Contributions, Resampled
-from training.image_store import LooseImages, images_by_id
+from training.image_store import ChainedImages, LooseImages, Prefixed, images_by_id
 from training.metrics import SCORED_FINDINGS, label_scores, present_findings
 from training.pixels import build_pixel_cache
 from training.protocol import comparable_prediction, full_prediction
 from training.studies import ImageRef, Source, Study
+from training.targets import Labelled
 
 NIH_FINDINGS: Mapping[str, str] = {
     "Atelectasis": "Atelectasis",
@@ -49,6 +50,7 @@ NIH_FINDINGS: Mapping[str, str] = {
 _FINDINGS = {**{name: name for name in SCORED_FINDINGS}, **NIH_FINDINGS}
 _ID, _VIEW, _JOINED = ("image_id", "Image Index"), ("view_position", "View Position", "view"), "Finding Labels"
 _FRONTAL = ("PA", "AP", "FRONTAL")
+_OTHERS = "external/"  # before the ids of another set
 _NO_NAMES = {NO_FINDING, "No_Finding", ""}
 
 
@@ -71,6 +73,26 @@ class ExternalSet:
     mapped: Mapping[str, str]
     unmapped: tuple[str, ...]
     skipped: Mapping[str, int]
+
+
+def for_pretraining(source: Source, external: ExternalSet) -> tuple[Source, Labelled]:
+    """A source with the images of another set among its studies for pretraining, and what is known of these.
+
+    Args:
+        source: of the run.
+        external: its images get a prefix, so that no id is taken for one of ``source``.
+    """
+    paths = external.source.images
+    own = [replace(study, study_id=_OTHERS + study.study_id, uid=_OTHERS + study.uid,
+                   images=tuple(replace(ref, key=_OTHERS + ref.key) for ref in study.images))
+           for study in external.studies]  # fmt: skip
+    known = Labelled(
+        tuple(sorted(set(external.mapped.values()))),
+        {study.study_id: truth for study, truth in zip(own, external.truth, strict=True)},
+    )
+    images = ChainedImages((source.images, Prefixed(_OTHERS, paths)))
+    note = f"{external.source.name}: {len(own)} images for pretraining, labels {', '.join(known.findings)}"
+    return replace(source, extra=(*source.extra, *own), images=images, notes=(*source.notes, note)), known
 
 
 def read_external(table: Path, images: Path, *, limit: int | None = None) -> ExternalSet:

@@ -22,13 +22,15 @@ log = logging.getLogger("training")
 _INPUTS = {
     "inputs.soft_scores": "the content of --soft-scores (or chexnet_scores.csv in --root)",
     "inputs.label_table": "the content of --reference-labels (or chexbert_labels.csv in --root)",
+    "inputs.external_labels": "the content of --external-labels",
     "inputs.reports": "the ids or reports of its train and val studies",
 }
 
 
 def identity(
-    config: RunConfig, source: Source, precision: str, *, soft_scores: Path | None, label_table: Path | None
-) -> dict[str, Any]:
+    config: RunConfig, source: Source, precision: str, *, soft_scores: Path | None, label_table: Path | None,
+    external_labels: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The content of ``run.json``: digests of files and reports, no text of them."""
     splits = {split: source.split(split) for split in ("train", "val")}
     return {
@@ -38,6 +40,7 @@ def identity(
         "inputs": {
             "soft_scores": sha256_file(soft_scores) if soft_scores else None,
             "label_table": sha256_file(label_table) if label_table else None,
+            "external_labels": sha256_file(external_labels) if external_labels else None,
             "reports": _digest(study for studies in splits.values() for study in studies),
         },
         "precision": precision,

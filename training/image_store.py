@@ -107,6 +107,29 @@ class TarImages:
         return f"the archive {self._archive}"
 
 
+class Prefixed:
+    """A store whose keys have a prefix here.
+
+    Args:
+        prefix: before each key; keys without it are missing.
+        store: knows them without.
+    """
+
+    def __init__(self, prefix: str, store: ImageStore) -> None:
+        self._prefix, self._store = prefix, store
+
+    def iter(self, keys: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
+        own = [key.removeprefix(self._prefix) for key in keys if key.startswith(self._prefix)]
+        for key, data in self._store.iter(own):
+            yield self._prefix + key, data
+        for key in dict.fromkeys(keys):
+            if not key.startswith(self._prefix):
+                yield key, None
+
+    def description(self) -> str:
+        return self._store.description()
+
+
 class ChainedImages:
     """Several stores as one: a key missing in the first is looked for in the next."""
 

@@ -1,8 +1,8 @@
 """Stage ``pretrain``: the backbone learns findings, so that its patch tokens mean something before CE begins.
 
 Multi-label binary cross-entropy on the targets of ``training.targets``: soft scores of another network, findings read
-from the reports, MeSH terms, words and sentences; both views, growing resolution, averaged weights. Studies of the val
-and test splits take no part; val frontals give the AUROC in the log.
+from the reports, MeSH terms, words and sentences, labels of images of another source; both views, growing resolution,
+averaged weights. Studies of the val and test splits take no part; val frontals give the AUROC in the log.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from training.loop import Loop, LoopConfig, autocast
 from training.pixels import PixelCache
 from training.rows import Rows
 from training.studies import Source, Study
-from training.targets import Group, finding_targets, read_soft_scores
+from training.targets import Group, Labelled, finding_targets, read_soft_scores
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ def pretrain(
     soft_scores: Path | None,
     label_table: Mapping[str, frozenset[str]] | None = None,
     head: nn.Linear | None = None,
+    labelled: Labelled | None = None,
 ) -> Mapping[str, float]:
     """Train ``backbone`` in place and return the last row of the log.
 
@@ -70,6 +71,7 @@ def pretrain(
         soft_scores: CSV ``image_id,<finding>,…`` of another network's probabilities, or None.
         head: gets the weights of the labeler's 14 findings, (14, D); or None.
         label_table: study uid -> findings present, a second truth for the AUROC on val; or None.
+        labelled: findings of those studies of ``source.extra`` that have labels in the place of a report; or None.
 
     Raises:
         ValueError: no training image, or unreadable soft targets.
@@ -77,7 +79,8 @@ def pretrain(
     images = _images([*source.split("train"), *source.extra], cache)
     if not images:
         raise ValueError("pretraining found no readable training image; check --root")
-    targets = finding_targets(images, read_soft_scores(soft_scores) if soft_scores else None, terms=True)
+    soft = read_soft_scores(soft_scores) if soft_scores else None
+    targets = finding_targets(images, soft, terms=True, labelled=labelled)
     values, mask = torch.from_numpy(targets.values), torch.from_numpy(targets.mask)
     groups = {name: (targets.group(name), weight) for name, weight in _weights(config) if weight}
     groups = {name: (columns, weight) for name, (columns, weight) in groups.items() if columns.stop}
@@ -135,7 +138,10 @@ def pretrain(
 
 def _weights(config: PretrainConfig) -> Sequence[tuple[Group, float]]:
     weights = config.weights
-    return ("soft", weights.soft), ("report", weights.report), ("mesh", weights.mesh), ("text", weights.text)
+    return (
+        ("soft", weights.soft), ("report", weights.report), ("mesh", weights.mesh), ("text", weights.text),
+        ("external", weights.external),
+    )  # fmt: skip
 
 
 def _bce(logits: Tensor, values: Tensor, mask: Tensor, columns: slice) -> Tensor:

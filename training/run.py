@@ -41,6 +41,7 @@ from training.checkpoints import in_short, save_atomically
 from training.config import RunConfig, Runtime
 from training.consensus import build_consensus
 from training.evaluate import evaluate
+from training.external import for_pretraining, read_external
 from training.identity import identity, remember
 from training.index import build_index, retrieval_scores
 from training.metrics import meteor_available
@@ -53,6 +54,7 @@ from training.retriever import recall, train_retriever, val_similarity
 from training.scoreboard import read_label_table
 from training.scst import train_scst
 from training.studies import Source, Study
+from training.targets import Labelled
 
 log = logging.getLogger("training")
 
@@ -74,6 +76,7 @@ class Run:
     soft_scores: Path | None
     out: Path
     keep_texts: bool
+    labelled: Labelled | None = None  # findings of studies of another source, for pretraining
     label_table: Mapping[str, frozenset[str]] | None = None  # study uid -> findings, a second truth beside the labeler
     cache_dir: Path | None = None  # of pixels and features; runs on one data set may share it, one after another
     evaluate_limit: int | None = None  # studies scored in the end; None: as many as validation takes while training
@@ -171,7 +174,8 @@ def stage_pretrain(run: Run) -> None:
         log.info("pretrain: not part of preset %s", run.config.preset)
         return
     row = pretrain(run.model.backbone, run.source, run.cache, run.config.pretrain, run.runtime, run.work / "pretrain",
-                   soft_scores=run.soft_scores, label_table=run.label_table, head=run.model.finding_head)  # fmt: skip
+                   soft_scores=run.soft_scores, label_table=run.label_table, head=run.model.finding_head,
+                   labelled=run.labelled)  # fmt: skip
     run.metrics["pretrain"] = {name.removeprefix("val_"): value for name, value in row.items() if "auroc" in name}
 
 
@@ -283,6 +287,7 @@ def _write(run: Run, path: Path, *, keep_texts: bool, metrics: dict[str, Any]) -
             "dataset": run.source.name, "preset": run.config.preset, "seed": run.config.seed,
             "train_studies": len(run.train), "val_studies": len(run.val), "skipped_images": len(run.cache.skipped),
             "soft_scores": run.soft_scores.name if run.soft_scores else None,
+            **({"external_images": len(run.labelled.present)} if run.labelled else {}),
         },
         licence=LICENCE.format(texts=" but the reports of its cases" if keep_texts and retrieval else ""),
     )  # fmt: skip
@@ -430,8 +435,10 @@ def _run(arguments: argparse.Namespace, processes: Processes, device: torch.devi
     with processes.main_first():  # it may download
         source = open_source(arguments)
         if processes.main:
-            content = identity(config, source, arguments.precision, soft_scores=soft_scores, label_table=labels)
+            content = identity(config, source, arguments.precision, soft_scores=soft_scores, label_table=labels,
+                               external_labels=arguments.external_labels)  # fmt: skip
             remember(work, content, resume=arguments.resume)
+    source, labelled = _with_external(source, config, arguments)
     for note in source.notes:
         log.info("%s", note)
     torch.set_float32_matmul_precision("high")
@@ -450,8 +457,21 @@ def _run(arguments: argparse.Namespace, processes: Processes, device: torch.devi
         soft_scores=soft_scores,
         out=arguments.out,
         keep_texts=not arguments.without_texts,
+        labelled=labelled,
         label_table=read_label_table(labels) if labels else None,
     )
+
+
+def _with_external(source: Source, config: RunConfig, arguments: argparse.Namespace) -> tuple[Source, Labelled | None]:
+    """The source with the labelled images that the options name, if any."""
+    labels, images = arguments.external_labels, arguments.external_images
+    if labels is None and images is None:
+        return source, None
+    if labels is None or images is None:
+        raise ValueError("--external-labels and --external-images belong together; give both, or neither")
+    if config.pretrain is None:
+        raise ValueError(f"preset {config.preset} has no pretraining, which --external-labels is for; leave it out")
+    return for_pretraining(source, read_external(labels, images))
 
 
 def _table(arguments: argparse.Namespace, option: str, beside_reports: str) -> Path | None:
@@ -501,6 +521,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backbone-weights", help="imagenet, none, or a file; overrides the preset")
     parser.add_argument("--soft-scores", type=Path, help="CSV image_id,finding,… for pretraining")
     parser.add_argument("--reference-labels", type=Path, help="CSV study_id,<finding>,…: a second truth in pretraining")
+    parser.add_argument("--external-labels", type=Path, help="CSV of findings by image, as NIH's: pretraining targets")
+    parser.add_argument("--external-images", type=Path, help="folder of those images")
     parser.add_argument("--without-texts", action="store_true", help="leave report texts out of the bundle's cases")
     return parser
 

@@ -6,6 +6,7 @@ The columns come in groups, each with a weight of its own in the loss:
     report  the labeler's 14 findings, by study
     mesh    MeSH terms of the archive ("Opacity/lung/base/left" gives opacity, opacity/lung, … and itself), by study
     text    words and whole sentences of the report, by study
+    external  findings of images of another source that come with labels and without reports (NIH ChestX-ray14)
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from model.tokenizer import clean_report
 from training.studies import Study
 
 Floats = npt.NDArray[np.float32]
-Group = Literal["soft", "report", "mesh", "text"]
+Group = Literal["soft", "report", "mesh", "text", "external"]
 
 MIN_STUDIES = 12  # a term seen in fewer studies teaches little but those studies
 MAX_SHARE = 0.9  # nor does one that nearly every report holds
@@ -46,6 +47,19 @@ class FindingTargets:
         """The columns of a group; an empty slice where there is none."""
         places = [place for place, column in enumerate(self.columns) if column.startswith(f"{name}/")]
         return slice(places[0], places[-1] + 1) if places else slice(0, 0)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Studies that come with findings in the place of a report.
+
+    Attributes:
+        findings: those that are known of each of them.
+        present: study id -> those that it has.
+    """
+
+    findings: tuple[str, ...]
+    present: Mapping[str, frozenset[str]]
 
 
 def read_soft_scores(path: Path) -> tuple[tuple[str, ...], dict[str, Floats]]:
@@ -97,6 +111,7 @@ def finding_targets(
     soft: tuple[tuple[str, ...], Mapping[str, Floats]] | None,
     *,
     terms: bool = False,
+    labelled: Labelled | None = None,
 ) -> FindingTargets:
     """Targets for (image key, its study) pairs.
 
@@ -104,6 +119,7 @@ def finding_targets(
         images: every image, with its study.
         soft: column names and image key -> probabilities; None for none.
         terms: add the groups ``mesh`` and ``text``, with the terms that enough of these studies have.
+        labelled: add the group ``external``, unknown for all other studies.
     """
     studies = {study.study_id: study for _, study in images}
     place = {study_id: row for row, study_id in enumerate(studies)}
@@ -118,6 +134,12 @@ def finding_targets(
         ):
             names += group.columns
             values, mask = np.hstack([values, group.values]), np.hstack([mask, group.mask])
+    if labelled is not None:
+        names += [f"external/{name}" for name in labelled.findings]
+        known = [study_id in labelled.present for study_id in studies]
+        there = [_marks(labelled.present.get(study_id, ()), labelled.findings) for study_id in studies]
+        values = np.hstack([values, np.array(there, np.float32)])
+        mask = np.hstack([mask, np.repeat(np.array(known, np.float32)[:, None], len(labelled.findings), axis=1)])
     rows = np.array([place[study.study_id] for _, study in images])
     values, mask = values[rows], mask[rows]
     if soft is not None:
@@ -125,8 +147,8 @@ def finding_targets(
         absent = np.zeros(len(columns), np.float32)
         names = [f"soft/{name}" for name in columns] + names
         values = np.hstack([np.stack([scores.get(key, absent) for key, _ in images]), values])
-        known = np.array([[key in scores] for key, _ in images], np.float32)
-        mask = np.hstack([np.repeat(known, len(columns), axis=1), mask])
+        scored = np.array([[key in scores] for key, _ in images], np.float32)
+        mask = np.hstack([np.repeat(scored, len(columns), axis=1), mask])
     return FindingTargets(values, mask, tuple(names))
 
 
