@@ -433,12 +433,11 @@ def _run(arguments: argparse.Namespace, processes: Processes, device: torch.devi
     soft_scores = _table(arguments, "soft_scores", "chexnet_scores.csv")
     labels = _table(arguments, "reference_labels", "chexbert_labels.csv")
     with processes.main_first():  # it may download
-        source = open_source(arguments)
+        source, labelled = _with_external(open_source(arguments), config, arguments)
         if processes.main:
             content = identity(config, source, arguments.precision, soft_scores=soft_scores, label_table=labels,
                                external_labels=arguments.external_labels)  # fmt: skip
             remember(work, content, resume=arguments.resume)
-    source, labelled = _with_external(source, config, arguments)
     for note in source.notes:
         log.info("%s", note)
     torch.set_float32_matmul_precision("high")
