@@ -91,7 +91,7 @@ def show(value: float, unit: Unit) -> str:
         return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
     if value >= 1:
         return f"{value:.2f} s"
-    return f"{value * 1e3:.2f} ms" if value >= 1e-3 else f"{value * 1e6:.1f} µs"
+    return f"{value * 1e3:.2f} ms" if abs(value) >= 1e-3 else f"{value * 1e6:.1f} µs"
 
 
 HEADER = ("figure", "ours", "peer", "peer takes", "ratio", "goal", "met")
