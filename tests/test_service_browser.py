@@ -567,7 +567,7 @@ def test_escape_in_the_list_of_keys_closes_that_alone(page: Page) -> None:
     page.keyboard.press("Enter")
     page.keyboard.press("?")
     page.keyboard.press("Escape")
-    assert not page.locator("#help").is_visible()
+    page.wait_for_selector("#help", state="hidden")
     assert page.locator("button.sentence").first.get_attribute("aria-pressed") == "true", "still pinned"
     page.keyboard.press("e")
     page.click("#keys")
@@ -771,7 +771,7 @@ def test_the_theme_follows_the_system_until_one_is_chosen(page: Page) -> None:
     page.emulate_media(color_scheme="light")
     light = ground()
     assert dark != light
-    assert page.locator("#theme").get_attribute("aria-pressed") == "true"
+    page.wait_for_selector("#theme[aria-pressed=true]")
     page.click("#theme")
     assert ground() == dark
     page.reload()
