@@ -12,6 +12,8 @@ import numpy as np
 from benchmarks.black_box import Sample, slope
 from retrieval_index.files import write_atomic
 
+WINDOW_S = 30.0  # of which percentiles are drawn
+LEAST = 100  # answers, below which they would say nothing
 _ANSWERED, _REFUSED, _LINE = "#1f6f8b", "#c4703a", "#8a2b2b"
 
 
@@ -39,10 +41,6 @@ def memory(samples: Sequence[Sample], path: Path, *, across: str, per: float) ->
     axis.set_xlabel(across)
     axis.set_ylabel("resident memory of the service, MiB")
     _write(figure, path)
-
-
-WINDOW_S = 30.0  # of which percentiles are drawn
-LEAST = 100  # answers, below which they would say nothing
 
 
 def latencies(answered: Sequence[tuple[float, float]], refused: Sequence[tuple[float, float]], path: Path) -> None:

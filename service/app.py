@@ -210,7 +210,7 @@ async def export(request: Request, response: Response) -> ReportResponse | Respo
     """
     formats = wanted(request.headers.getlist("accept"), streams=False)
     settings: Settings = request.app.state.runtime.settings
-    with place(request.app.state.beside):
+    with place(request.app.state.beside.hold()):
         body = await read_export(request, timeout_s=settings.upload_timeout_s)
         study = Study(body.views)
         form = formats.choose(study, no_sr=NO_SR)

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.problems import CAUSE, Noted, stopping
+from service.problems import Noted, stopping
 
 
 class End:
@@ -56,7 +56,4 @@ class AnsweredInTheEnd:
             async with self._end.before():
                 await self.app(scope, receive, noted)
         except TimeoutError:
-            problem = stopping()
-            scope[CAUSE] = problem.code
-            if not noted.begun:
-                await problem.response()(scope, receive, send)
+            await noted.tell(stopping(), scope, receive)

@@ -196,7 +196,7 @@ async def receive(
     except TimeoutError as error:
         raise Problem(
             "upload_timeout",
-            f"The body did not arrive within {timeout_s:g} s, or at less than {SLOWEST_BYTES_S // 1024} KiB/s. "
+            f"The body did not arrive within {timeout_s:g} s, or came at less than {SLOWEST_BYTES_S // 1024} KiB/s. "
             "Check the connection and try again.",
         ) from error
 

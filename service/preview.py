@@ -38,7 +38,7 @@ async def preview(request: Request) -> Response:
     one_at_a_time: asyncio.Lock = request.app.state.drawing
     settings = runtime.settings
     runtime.ready()
-    with place(request.app.state.beside):
+    with place(request.app.state.beside.hold()):
         form = await read_form(
             request, {FIELD: Field.file(settings.max_upload_bytes)}, timeout_s=settings.upload_timeout_s
         )

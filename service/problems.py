@@ -172,15 +172,21 @@ def install(app: FastAPI) -> None:
 
 
 class Noted:
-    """Passes the messages of an answer on, and knows whether it has begun."""
+    """Passes the messages of an answer on, and tells a problem in its place as long as it has not begun."""
 
     def __init__(self, send: Send) -> None:
-        self.begun, self._send = False, send
+        self._begun, self._send = False, send
 
     async def __call__(self, message: Message) -> None:
         """Send it."""
-        self.begun = self.begun or message["type"] == "http.response.start"
+        self._begun = self._begun or message["type"] == "http.response.start"
         await self._send(message)
+
+    async def tell(self, problem: Problem, scope: Scope, receive: Receive) -> None:
+        """Note the problem as the cause, and answer with it unless an answer has begun."""
+        scope[CAUSE] = problem.code
+        if not self._begun:
+            await problem.response()(scope, receive, self._send)
 
 
 class UnforeseenErrors:
@@ -200,10 +206,7 @@ class UnforeseenErrors:
             scope[CAUSE] = LEFT
             log.info("the client went away before its answer")
         except Exception as error:
-            problem = unforeseen(error)
-            scope[CAUSE] = problem.code
-            if not noted.begun:
-                await problem.response()(scope, receive, send)
+            await noted.tell(unforeseen(error), scope, receive)
 
 
 def places(error: BaseException) -> str:

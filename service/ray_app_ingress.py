@@ -154,7 +154,6 @@ class RayRuntime(Runtime):
         self.reason = NONE_UP
         self._replicas, self._places = replicas, places
         self._backend: RayBackend | None = None
-        self._draining = False
         self._heard = 0.0
         self._last: tuple[Counter[str], str] | None = None
         self.metrics.watch(
@@ -170,7 +169,7 @@ class RayRuntime(Runtime):
         Raises:
             Problem: 503, while no replica is up and once the service stops.
         """
-        if self._draining:
+        if self._ends_at is not None:
             raise stopping()
         return super().ready()
 
@@ -195,7 +194,7 @@ class RayRuntime(Runtime):
 
     async def finish(self) -> None:
         """Take no more and answer all that is in the house within ``drain_timeout_s``."""
-        self._draining = True
+        self._ends_at = time.monotonic() + self.settings.drain_timeout_s
         if self._backend is None:
             return
         await self._backend.drain(max(self.settings.drain_timeout_s - LAST_WORDS_S, self.settings.drain_timeout_s / 2))

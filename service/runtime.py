@@ -7,7 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -21,7 +21,7 @@ from service.draining import End
 from service.engine import Engine
 from service.metrics import Metrics
 from service.passing_thread import in_a_passing_thread
-from service.places import BusyError, Places
+from service.places import BusyError
 from service.problems import STOPPING, Problem, places
 from service.schemas import ModelInfo
 from service.settings import Settings
@@ -60,19 +60,22 @@ class Ready:
         Raises:
             Problem: ``busy``, 503; none is free, here or in the replica that was asked.
         """
-        with place(self.backend):
+        with place(self.backend.place()):
             yield
 
 
 @contextmanager
-def place(house: Backend | Places) -> Iterator[None]:
-    """Hold one place of a house.
+def place(held: AbstractContextManager[None]) -> Iterator[None]:
+    """Hold a place for as long as the context lasts.
+
+    Args:
+        held: ``place`` of a backend, or ``Places.hold``.
 
     Raises:
         Problem: ``busy``, 503; none is free, or what is done meanwhile says so.
     """
     try:
-        with house.hold() if isinstance(house, Places) else house.place():
+        with held:
             yield
     except BusyError as error:
         raise busy(error) from error

@@ -33,7 +33,7 @@ FIGURES = (
 )  # fmt: skip
 _ORDERS = 4
 _TINY, _SMALL = 1e-15, 1e-9  # of pycocoevalcap's BLEU
-_SCORED = [FINDINGS.index(name) for name in SCORED_FINDINGS]
+SCORED = [FINDINGS.index(name) for name in SCORED_FINDINGS]
 _NO_FINDING = FINDINGS.index(NO_FINDING)
 
 
@@ -58,7 +58,7 @@ class Contributions:
         bleu = [[c["testlen"], c["reflen"][0], *c["guess"], *c["correct"]] for c in scorer.ctest]
         rouge, cider = rouge_and_cider(tuple(pairs))
         words = [sum(word != END_OF_SENTENCE for word in prediction.split()) for _, prediction in pairs]
-        truth, guess = (np.array([_vector(pair[side]) for pair in pairs]) for side in (0, 1))
+        truth, guess = (np.array([finding_vector(pair[side]) for pair in pairs]) for side in (0, 1))
         return cls(
             np.array(bleu, np.float64),
             np.stack([rouge, cider, np.array(words, np.float64)], axis=1),
@@ -87,9 +87,9 @@ class Contributions:
         found |= {"ROUGE_L": means[:, 0], "CIDEr": means[:, 1]}
         right, wrong, missed = (times @ counts for counts in self.findings)  # (D, 14) each
         each = _f1(right, wrong, missed)
-        supported = (right + missed)[:, _SCORED] > 0
-        found["label_f1_micro"] = _f1(*(counts[:, _SCORED].sum(axis=1) for counts in (right, wrong, missed)))
-        found["label_f1_macro"] = (each[:, _SCORED] * supported).sum(axis=1) / np.maximum(supported.sum(axis=1), 1)
+        supported = (right + missed)[:, SCORED] > 0
+        found["label_f1_micro"] = _f1(*(counts[:, SCORED].sum(axis=1) for counts in (right, wrong, missed)))
+        found["label_f1_macro"] = (each[:, SCORED] * supported).sum(axis=1) / np.maximum(supported.sum(axis=1), 1)
         found["no_finding_f1"] = each[:, _NO_FINDING]
         found["mean_length"] = means[:, 2]
         return {name: found[name] for name in FIGURES}
@@ -104,7 +104,7 @@ class Resampled:
 
     def intervals(self) -> dict[str, list[float]]:
         """Lower and upper end of each figure's interval."""
-        return {name: _interval(values) for name, values in self.drawn.items()}
+        return {name: interval(values) for name, values in self.drawn.items()}
 
     def minus(self, other: Resampled) -> dict[str, dict[str, Any]]:
         """Differences to another row scored on the same draws.
@@ -118,7 +118,7 @@ class Resampled:
             rarer = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
             result[name] = {
                 "difference": self.whole[name] - other.whole[name],
-                "confidence_95": _interval(differences),
+                "confidence_95": interval(differences),
                 "p": min(1.0, 2 * (rarer + 1) / (len(differences) + 1)),
             }
         return result
@@ -169,7 +169,8 @@ class Bootstrap:
         return Resampled(whole, drawn)
 
 
-def _vector(text: str) -> list[float]:
+def finding_vector(text: str) -> list[float]:
+    """Which of the 14 ``FINDINGS`` a text calls present: 1 or 0 each."""
     present = present_findings(text)
     return [float(name in present) for name in FINDINGS]
 
@@ -181,6 +182,7 @@ def _f1(right: Floats, wrong: Floats, missed: Floats) -> Floats:
     return found
 
 
-def _interval(values: Floats) -> list[float]:
+def interval(values: Floats) -> list[float]:
+    """The ends between which ``LEVEL`` of the values (D,) lie."""
     tail = (1 - LEVEL) / 2 * 100
     return [float(end) for end in np.percentile(values, (tail, 100 - tail))]

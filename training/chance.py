@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from model.labeler import FINDINGS
-from training.bootstrap import LEVEL, Floats
+from training.bootstrap import SCORED, Floats, finding_vector, interval
 from training.cider import CiderD
-from training.metrics import SCORED_FINDINGS, Pair, present_findings
+from training.metrics import Pair
 
 MEASURES = ("CIDEr", "label_f1_micro")  # what falls where a draft is not the patient's
-_SCORED = [FINDINGS.index(name) for name in SCORED_FINDINGS]
 
 
 def chance(pairs: Sequence[Pair], *, draws: int, seed: int) -> dict[str, dict[str, Any]] | None:
@@ -84,21 +82,15 @@ def _cider(pairs: Sequence[Pair]) -> Floats:
 
 def _vectors(pairs: Sequence[Pair]) -> tuple[Floats, Floats]:
     """(N, 13) findings present in the references, and in the drafts: 0 or 1."""
-    truth, named = (np.stack([_vector(pair[side]) for pair in pairs]) for side in (0, 1))
+    truth, named = (np.array([finding_vector(pair[side]) for pair in pairs])[:, SCORED] for side in (0, 1))
     return truth, named
-
-
-def _vector(text: str) -> Floats:
-    present = present_findings(text)
-    return np.array([float(name in present) for name in FINDINGS])[_SCORED]
 
 
 def _summary(values: Floats) -> dict[str, Any]:
     """Of (1 + D,) values, the first of them that of the drafts as they are."""
-    tail = (1 - LEVEL) / 2 * 100
     dealt = values[1:]
     return {
         "mean": float(dealt.mean()),
-        "interval_95": [float(end) for end in np.percentile(dealt, (tail, 100 - tail))],
+        "interval_95": interval(dealt),
         "p": float((values >= values[0] - 1e-12).mean()),
     }

@@ -82,7 +82,6 @@ def for_pretraining(source: Source, external: ExternalSet) -> tuple[Source, Labe
         source: of the run.
         external: its images get a prefix, so that no id is taken for one of ``source``.
     """
-    paths = external.source.images
     own = [replace(study, study_id=_OTHERS + study.study_id, uid=_OTHERS + study.uid,
                    images=tuple(replace(ref, key=_OTHERS + ref.key) for ref in study.images))
            for study in external.studies]  # fmt: skip
@@ -90,7 +89,7 @@ def for_pretraining(source: Source, external: ExternalSet) -> tuple[Source, Labe
         tuple(sorted(set(external.mapped.values()))),
         {study.study_id: truth for study, truth in zip(own, external.truth, strict=True)},
     )
-    images = ChainedImages((source.images, Prefixed(_OTHERS, paths)))
+    images = ChainedImages((source.images, Prefixed(_OTHERS, external.source.images)))
     note = f"{external.source.name}: {len(own)} images for pretraining, labels {', '.join(known.findings)}"
     return replace(source, extra=(*source.extra, *own), images=images, notes=(*source.notes, note)), known
 

@@ -84,7 +84,8 @@ def draw(
     runtime = Runtime(device, 1, "fp32", work)
     patches = cache_features(model.backbone, cache, kept, 1, runtime, work, view_dropout=0.0, name="tuning")
     constraints = Constraints.of(decoding, tokenizer)
-    parts: list[tuple[Tensor, ...]] = []
+    penalties = dict.fromkeys((*LENGTH_PENALTIES, decoding.length_penalty))
+    parts: list[Candidates] = []
     model.prepare()
     for start in tqdm(range(0, len(kept), _BATCH), desc="candidates", unit="batch"):
         batch = kept[start : start + _BATCH]
@@ -92,17 +93,28 @@ def draw(
         cases, found = retrieve(model, index, seen, [study.study_id for study in batch])
         encoded = model.encode(seen, cases, found)
         where = (model, encoded, constraints, tokenizer.bos_id)
-        beam, single = (search(*where, decoding, size) for size in (None, 1))
-        drawn = draw_candidates(*where, decoding, beam)
+        beams = {penalty: search(*where, decoding.model_copy(update={"length_penalty": penalty}))
+                 for penalty in penalties}  # fmt: skip
+        drawn = draw_candidates(*where, decoding, beams[decoding.length_penalty])
         study, findings = model.embed_study(seen), model.findings(seen)
         _, likely, alike = judged(*where, study, drawn)
-        beams = [search(*where, decoding.model_copy(update={"length_penalty": penalty})).ids
-                 for penalty in LENGTH_PENALTIES]  # fmt: skip
-        parts.append((drawn, single.ids, likely, alike, study, *beams, *(() if findings is None else (findings,))))
-    ids, greedy_ids, likely, alike, study, *rest = (torch.cat(part) for part in zip(*parts, strict=True))
-    beams_of = dict(zip(LENGTH_PENALTIES, rest, strict=False))
-    heads = rest[len(LENGTH_PENALTIES)] if len(rest) > len(LENGTH_PENALTIES) else None
-    return Candidates(ids, greedy_ids, beams_of, likely, alike, study, heads), kept
+        parts.append(Candidates(drawn, search(*where, decoding, 1).ids, {key: beam.ids for key, beam in beams.items()},
+                                likely, alike, study, findings))  # fmt: skip
+    return _joined(parts), kept
+
+
+def _joined(parts: Sequence[Candidates]) -> Candidates:
+    """The candidates of several batches as those of one."""
+    heads = [part.findings for part in parts if part.findings is not None]
+    return Candidates(
+        ids=torch.cat([part.ids for part in parts]),
+        greedy=torch.cat([part.greedy for part in parts]),
+        beams={penalty: torch.cat([part.beams[penalty] for part in parts]) for penalty in parts[0].beams},
+        likely=torch.cat([part.likely for part in parts]),
+        alike=torch.cat([part.alike for part in parts]),
+        study=torch.cat([part.study for part in parts]),
+        findings=torch.cat(heads) if heads else None,
+    )
 
 
 def reranked(candidates: Candidates, weight: float) -> Tensor:
