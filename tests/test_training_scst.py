@@ -106,11 +106,26 @@ def test_they_stay_so_after_each_step_of_the_stages_optimizer() -> None:
 
 def test_advantages_by_hand() -> None:
     rewards = torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]])
-    torch.testing.assert_close(advantages(rewards, None), torch.tensor([[-3.0, -1.5, 4.5], [0.0, 0.0, 0.0]]))
+    alone = advantages(rewards, "leave_one_out")
+    torch.testing.assert_close(alone, torch.tensor([[-3.0, -1.5, 4.5], [0.0, 0.0, 0.0]]))
     torch.testing.assert_close(
         advantages(rewards, torch.tensor([2.0, 5.0])), torch.tensor([[-1.0, 0.0, 4.0], [-1.0, -1.0, -1.0]])
     )
-    assert float(advantages(torch.randn(7, 5), None).sum(1).abs().max()) < 1e-5
+    assert float(advantages(torch.randn(7, 5), "leave_one_out").sum(1).abs().max()) < 1e-5
+    torch.testing.assert_close(advantages(rewards, "best_other"), torch.tensor([[0.0, 0.0, 4.0], [0.0, 0.0, 0.0]]))
+
+
+def test_what_lies_above_the_best_other_sample_is_the_gradient_of_the_best_reward() -> None:
+    """Over all triples that a policy of four reports can sample, weighed by how likely each is."""
+    scores = torch.tensor([0.3, -0.2, 0.9, 0.1], dtype=torch.float64, requires_grad=True)
+    worth = torch.tensor([1.0, 3.0, 0.5, 2.0], dtype=torch.float64)
+    triples = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    log_probs = scores.log_softmax(0)[triples]
+    likely = log_probs.sum(1).exp()
+    (exact,) = torch.autograd.grad((likely * worth[triples].max(dim=1).values).sum(), scores, retain_graph=True)
+    gained = (advantages(worth[triples], "best_other") * log_probs).sum(1)
+    (estimated,) = torch.autograd.grad((likely.detach() * gained).sum(), scores)
+    torch.testing.assert_close(estimated, exact)
 
 
 # --- rewards ----------------------------------------------------------------------------------------------------------
@@ -223,7 +238,7 @@ def trained(
     return dict(row), content["rows"]
 
 
-@pytest.mark.parametrize("baseline", ["leave_one_out", "greedy"])
+@pytest.mark.parametrize("baseline", ["leave_one_out", "greedy", "best_other"])
 def test_rewards_rise(tmp_path: Path, baseline: str) -> None:
     model = tiny_model()
     _, rows = trained(model, tmp_path, [], epochs=14, samples=6, lr=2e-3, baseline=baseline, reward={"bleu4": 10.0})

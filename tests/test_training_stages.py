@@ -281,10 +281,8 @@ def test_every_preset_is_valid_and_an_unknown_one_is_named() -> None:
         "retrieval",
         "retrieval-scst",
         "compact",
-        "compact-scst",
         "smoke",
     } == set(PRESETS)
-    assert preset("compact-scst").model_copy(update={"preset": "compact", "scst": None}) == preset("compact")
     for config in PRESETS.values():
         assert type(config).model_validate_json(config.model_dump_json()) == config
     with pytest.raises(ValueError, match="choose one of baseline"):

@@ -105,8 +105,8 @@ class Guards(Frozen):
 class ScstConfig(Frozen):
     """Self-critical sequence training on a frozen backbone.
 
-    ``baseline``: what a sample must beat, the greedy report's reward (the study's way) or the mean of the study's
-    other samples; ``nll_weight``: share of cross-entropy in the loss.
+    ``baseline``: what a sample must beat, the greedy report's reward (the study's way), the mean of the study's other
+    samples, or the best of them; ``nll_weight``: share of cross-entropy in the loss.
     """
 
     epochs: Epochs = 10
@@ -114,7 +114,7 @@ class ScstConfig(Frozen):
     samples: Count = 5
     lr: Rate = 2e-5
     temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
-    baseline: Literal["leave_one_out", "greedy"] = "leave_one_out"
+    baseline: Literal["leave_one_out", "greedy", "best_other"] = "leave_one_out"
     nll_weight: Share = 0.1
     reward: RewardConfig = RewardConfig()
     guards: Guards = Guards()
@@ -123,7 +123,7 @@ class ScstConfig(Frozen):
 
     @model_validator(mode="after")
     def _others_exist(self) -> Self:
-        if self.baseline == "leave_one_out" and self.samples < 2:
+        if self.baseline != "greedy" and self.samples < 2:
             raise ValueError("samples=1 leaves no other sample to compare with; use 2 or more, or baseline 'greedy'")
         return self
 

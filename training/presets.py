@@ -27,9 +27,13 @@ _COMPACT = RunConfig(
     preset="compact",
     shape=ModelShape(d_model=256, d_ff=512, layers=2, memory_slots=512, memory_dim=256, text_layers=1),
     feature_variants=3,
-    pretrain=PretrainConfig(epochs_by_size=((112, 8), (160, 2), (224, 1)), lr=6e-4),
+    pretrain=PretrainConfig(epochs_by_size=((112, 8), (160, 2), (224, 3)), lr=6e-4),
     retriever=RetrieverConfig(),
     ce=CEConfig(epochs=8, visual_lr=0.0, transformer_lr=1e-3, patience=None),
+    scst=ScstConfig(
+        epochs=2, lr=5e-5, nll_weight=0.2, baseline="best_other",
+        reward=RewardConfig(cider=1.0, bleu4=0.5, label_f1=0.5),
+    ),
     decoding=DecodingConfig(
         method="consensus",
         candidates=96,
@@ -37,13 +41,7 @@ _COMPACT = RunConfig(
         consensus=ConsensusConfig(temperature=0.07, finding=8.0, finding_cost=0.15, rouge=0.75),
     ),
     weights_dtype="fp16",
-)
-_COMPACT_SCST = _COMPACT.model_copy(
-    update={
-        "preset": "compact-scst",
-        "scst": ScstConfig(epochs=3, lr=5e-5, nll_weight=0.2, reward=RewardConfig(cider=1.0, bleu4=0.5, label_f1=0.5)),
-    }
-)
+)  # fmt: skip
 _SMOKE = RunConfig(
     preset="smoke",
     shape=ModelShape(
@@ -63,7 +61,7 @@ _SMOKE = RunConfig(
 
 PRESETS: Mapping[str, RunConfig] = {
     config.preset: config
-    for config in (_BASELINE, _DENSENET, _DENSENET_LR, _RETRIEVAL, _RETRIEVAL_SCST, _COMPACT, _COMPACT_SCST, _SMOKE)
+    for config in (_BASELINE, _DENSENET, _DENSENET_LR, _RETRIEVAL, _RETRIEVAL_SCST, _COMPACT, _SMOKE)
 }
 
 

@@ -3,7 +3,10 @@
 Rennie et al. 2017, "Self-critical Sequence Training for Image Captioning": reports are sampled from the model, each is
 scored, and the log-probability of a report rises by how far its reward lies above a baseline: the greedy report's
 reward, or the mean of the study's other samples (leave-one-out, Luo 2020, "A Better Variant of Self-Critical Sequence
-Training"). Reward: weighted CIDEr-D, sentence BLEU-4 and right findings against the study's own report, on the
+Training"). Where a bundle decodes by the consensus of its samples, each sample's own reward is the wrong aim: samples
+grow alike, and a consensus chooses among them. The third baseline is then the best of the other samples, and only what
+lies above it counts: in expectation the gradient of the best reward among them (Walder and Karkhanis 2025, "Pass@K
+Policy Optimization"), for which it pays to differ. Reward: weighted CIDEr-D, sentence BLEU-4 and right findings against the study's own report, on the
 strings that the comparable row scores. The end token stands in drafts that ended, in references and in the document
 frequencies, which are those of the training reports; a draft that was cut lacks it and loses by that.
 
@@ -20,6 +23,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -122,16 +126,21 @@ def _findings(text: str) -> frozenset[str]:
     return present_findings(text) - {NO_FINDING}
 
 
-def advantages(rewards: Tensor, baseline: Tensor | None) -> Tensor:
+def advantages(rewards: Tensor, baseline: Tensor | Literal["leave_one_out", "best_other"]) -> Tensor:
     """How far each sample's reward lies above its baseline: rewards (B, n) -> (B, n).
 
     Args:
         rewards: of n samples a study.
-        baseline: (B,) rewards of the greedy reports; None: the mean of the other samples, which needs two or more.
+        baseline: (B,) rewards of the greedy reports; or, of two or more samples, the mean of the others
+            (``leave_one_out``), or the best of them (``best_other``): what a sample adds to the best of all, 0 for all
+            samples but one.
     """
-    if baseline is not None:
+    if isinstance(baseline, Tensor):
         return rewards - baseline.unsqueeze(1)
     count = rewards.shape[1]
+    if baseline == "best_other":
+        best, second = rewards.topk(2, dim=1).values.split(1, dim=1)
+        return (rewards - torch.where(rewards == best, second, best)).clamp(min=0)
     others = (rewards.sum(dim=1, keepdim=True) - rewards) / (count - 1)
     return rewards - others
 
@@ -221,7 +230,7 @@ def train_scst(
             if asked.size:
                 some = encoded.select(torch.from_numpy(asked).to(runtime.device))
                 best = rewarded(greedy(model, some, constraints, tokenizer.bos_id), own[asked].tolist())["reward"]
-            beaten = best if config.baseline == "greedy" else None
+            beaten = best if config.baseline == "greedy" else config.baseline
             advantage = advantages(rewards, beaten).flatten().to(runtime.device, torch.float32)
         log_probs = policy_log_probs(
             model, encoded, drafts, constraints, tokenizer.bos_id, config.samples, config.temperature
