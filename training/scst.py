@@ -6,9 +6,11 @@ reward, or the mean of the study's other samples (leave-one-out, Luo 2020, "A Be
 Training"). Where a bundle decodes by the consensus of its samples, each sample's own reward is the wrong aim: samples
 grow alike, and a consensus chooses among them. The third baseline is then the best of the other samples, and only what
 lies above it counts: in expectation the gradient of the best reward among them (Walder and Karkhanis 2025, "Pass@K
-Policy Optimization"), for which it pays to differ. Reward: weighted CIDEr-D, sentence BLEU-4 and right findings against the study's own report, on the
-strings that the comparable row scores. The end token stands in drafts that ended, in references and in the document
-frequencies, which are those of the training reports; a draft that was cut lacks it and loses by that.
+Policy Optimization"), for which it pays to differ.
+
+Reward: weighted CIDEr-D, sentence BLEU-4 and right findings against the study's own report, on the strings that the
+comparable row scores. The end token stands in drafts that ended, in references and in the document frequencies, which
+are those of the training reports; a draft that was cut lacks it and loses by that.
 
 CIDEr alone is raised by phrases that suit every patient. Against this stand the clinical term, a share of
 cross-entropy, and guards: an epoch whose drafts fall below a floor of variety, findings or length, set by the model as
@@ -139,7 +141,7 @@ def advantages(rewards: Tensor, baseline: Tensor | Literal["leave_one_out", "bes
         return rewards - baseline.unsqueeze(1)
     count = rewards.shape[1]
     if baseline == "best_other":
-        best, second = rewards.topk(2, dim=1).values.split(1, dim=1)
+        best, second = rewards.topk(2, dim=1).values.chunk(2, dim=1)
         return (rewards - torch.where(rewards == best, second, best)).clamp(min=0)
     others = (rewards.sum(dim=1, keepdim=True) - rewards) / (count - 1)
     return rewards - others
