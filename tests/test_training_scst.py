@@ -210,8 +210,14 @@ def test_one_report_for_everybody_breaks_a_guard_whatever_came_in() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"samples": 1}, {"samples": 1, "baseline": "best_other"},
-     {"reward": {"cider": 0.0}}, {"reward": {"cider": -1.0}}, {"baseline": "mean"}, {"temperature": 0}],
+    [
+        {"samples": 1},
+        {"samples": 1, "baseline": "best_other"},
+        {"reward": {"cider": 0.0}},
+        {"reward": {"cider": -1.0}},
+        {"baseline": "mean"},
+        {"temperature": 0},
+    ],
 )
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
