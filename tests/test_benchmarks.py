@@ -100,7 +100,7 @@ def test_made_cases_resemble_the_real_ones_and_hold_no_query() -> None:
     distinct = np.unique(real, axis=0)
     likeness = distinct @ distinct.T - 2 * np.eye(len(distinct))
     made = float(np.median((queries @ cases.T).max(axis=1)))
-    assert made == pytest.approx(float(np.median(likeness.max(axis=1))), abs=0.1)  # real: .92
+    assert made == pytest.approx(float(np.median(likeness.max(axis=1))), abs=0.08)  # real: .92
     assert made < 0.98
     assert float((queries @ real.T).max()) < 0.999
 

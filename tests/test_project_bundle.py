@@ -52,8 +52,8 @@ def test_it_drafts_with_five_cases_and_says_that_texts_are_missing(drafter: Draf
         assert draft.findings
         assert "xxxx" not in draft.findings.lower()
         assert len(draft.reference_cases) == 5
-        codes = {warning.code for warning in draft.warnings}
-        assert codes - {"unusual_image"} == {"texts_not_available"}  # a drawing may look unusual
+        odd = any(check.unusual >= 0.99 for check in draft.image_checks)  # which a drawing may be
+        assert [warning.code for warning in draft.warnings] == ["unusual_image"] * odd + ["texts_not_available"]
     assert normal.findings != effusion.findings
 
 
