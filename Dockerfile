@@ -6,7 +6,7 @@
 #   docker build -t cxr-report .
 #   docker run --rm --init --gpus all -p 127.0.0.1:8000:8000 -v "$PWD/bundles:/app/bundles:ro" cxr-report
 #
-# `python -m tests.replay_image` replays these steps without Docker; it reads them from here.
+# `python -m tests.support.replay_image` replays these steps without Docker; it reads them from here.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 

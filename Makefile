@@ -95,7 +95,7 @@ train-smoke: $(STAMPS)/develop $(if $(filter runs/phantoms,$(ROOT)),phantoms)
 	$(TRAIN) $(TRAIN_ARGS)
 
 phantoms: $(STAMPS)/develop
-	@[ -f runs/phantoms/NLMCXR_reports.tgz ] || $(BIN)/python -m training.phantom --out runs/phantoms --studies 60
+	@[ -f runs/phantoms/NLMCXR_reports.tgz ] || $(BIN)/python -m training.phantoms --out runs/phantoms --studies 60
 
 # Compose files against the compose specification, the Dockerfile against hadolint; no Docker needed. With caddy and
 # promtool on the machine also the proxy and the alerts.
@@ -104,7 +104,7 @@ compose-check: $(STAMPS)/develop
 
 # The Dockerfile's steps in a temporary directory: minutes and 8 GB of disk, given back at the end.
 replay-image: $(STAMPS)/develop
-	$(BIN)/python -m tests.replay_image $(REPLAY_ARGS)
+	$(BIN)/python -m tests.support.replay_image $(REPLAY_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

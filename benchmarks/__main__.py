@@ -21,11 +21,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cider, growth, index, kinds, machine, profiles, serving, training_step, writing
+from benchmarks import cider, growth, index, kinds, machine, profiles, serving, training_step
+from benchmarks import decoding as writing
 from benchmarks.machine import Machine
 from benchmarks.table import Row, as_markdown, as_text
-from retrieval_index.files import write_atomic
-from training.arguments import choose_device
+from model.files import write_atomic
+from training.cli import choose_device
 
 log = logging.getLogger("benchmarks")
 

@@ -159,7 +159,7 @@ def idle(url: str, *, within_s: float = 30.0) -> dict[str, Any]:
 
 def tiny_bundle(folder: Path) -> Path:
     """A real, untrained bundle of a few kilobytes' model, fast to answer: the one that the tests use."""
-    from tests.helpers import write_tiny_bundle
+    from tests.support.tiny import write_tiny_bundle
 
     return write_tiny_bundle(folder / "tiny")
 

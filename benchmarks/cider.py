@@ -9,10 +9,10 @@ import numpy as np
 from pycocoevalcap.cider.cider import Cider
 
 from benchmarks.table import Row, at_least, seconds
-from model.tokenizer import END_OF_SENTENCE, clean_report_r2gen
-from training.cider import CiderD
-from training.phantom.report import compose_report
-from training.phantom.study import PHANTOM_FINDINGS, chest_of
+from model.text.tokenizer import END_OF_SENTENCE, clean_report_r2gen
+from training.phantoms.report import compose_report
+from training.phantoms.study import PHANTOM_FINDINGS, chest_of
+from training.scoring.cider import CiderD
 
 REPORTS = 2000  # all of them are cached, whichever are scored
 SIZES = ((16, 5), (REPORTS, 1))  # images, drafts of each

@@ -30,13 +30,13 @@ from pathlib import Path
 import aiohttp
 from tqdm import tqdm
 
-from benchmarks import figures
+from benchmarks import plots as figures
 from benchmarks.black_box import Server, running, service, tiny_bundle
 from benchmarks.load import Study, closed_loop, counted, drawn_studies, percentiles, rate
-from benchmarks.narration import narrate
+from benchmarks.logging import narrate
 from benchmarks.soak import BUNDLE, with_answers
-from retrieval_index.files import write_atomic
-from training.arguments import choose_device, positive
+from model.files import write_atomic
+from training.cli import choose_device, positive
 
 log = logging.getLogger("benchmarks.compare_servers")
 OURS, NAIVE, LITSERVE = "this service", "naive FastAPI handler", "LitServe"

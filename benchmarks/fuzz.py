@@ -30,15 +30,15 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from benchmarks import figures
+from benchmarks import plots as figures
 from benchmarks.black_box import Sample, Server, asked_for, idle, resident_bytes, rise, slope
 from benchmarks.fuzzing import bodies, files, schema
 from benchmarks.fuzzing.inputs import Input
 from benchmarks.fuzzing.invariants import Judge, is_busy
-from benchmarks.narration import narrate
-from benchmarks.wire import Answer, NoAnswerError, Wire, send, study_request
-from retrieval_index.files import write_atomic
-from training.arguments import positive
+from benchmarks.logging import narrate
+from benchmarks.raw_http import Answer, NoAnswerError, Wire, send, study_request
+from model.files import write_atomic
+from training.cli import positive
 
 log = logging.getLogger("benchmarks.fuzz")
 CLIENTS = 4

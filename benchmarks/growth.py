@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.decoding import written_by
 from benchmarks.published_size import LENGTH, Pair, features, pair, patches
 from benchmarks.table import seconds
-from benchmarks.writing import written_by
-from retrieval_index.files import write_atomic
+from model.files import write_atomic
 
 log = logging.getLogger(__name__)
 LENGTHS, BEAMS, SLOTS, BATCHES = (

@@ -33,8 +33,8 @@ import numpy.typing as npt
 
 from benchmarks.table import Row, below, times
 from retrieval_index.cases import Case
+from retrieval_index.faiss_backend import FLAT_BELOW, PROBES, cell_count
 from retrieval_index.index import VECTORS_FILE, ReportIndex
-from retrieval_index.kinds import FLAT_BELOW, PROBES, cell_count
 
 log = logging.getLogger(__name__)
 BUNDLE = Path(__file__).resolve().parent.parent / "bundles/iu-xray"
@@ -203,7 +203,7 @@ def embed_images(folder: Path) -> Floats:
     import torch
 
     from model.bundle import load_bundle
-    from model.images import load_pixels
+    from model.images.read import load_pixels
 
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".png", ".jpg", ".jpeg"})
     if not files:

@@ -11,8 +11,8 @@ from typing import Any
 import faiss
 
 from benchmarks.index import BUNDLE, Floats, K, Maker, embed_images, median_p95_ms, recall, search_times
+from retrieval_index.faiss_backend import build, cell_count
 from retrieval_index.index import ReportIndex
-from retrieval_index.kinds import build, cell_count
 
 SIZE, QUERIES = 100_000, 1000
 PROBES = (16, 32, 64)

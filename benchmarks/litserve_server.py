@@ -16,7 +16,7 @@ from fastapi import Request
 
 from model.bundle import INDEX_DIR, load_bundle
 from model.drafter import Draft, Drafter, StudyView
-from model.images import load_pixels
+from model.images.read import load_pixels
 from model.views import View
 from retrieval_index.index import ReportIndex
 

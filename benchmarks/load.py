@@ -14,8 +14,8 @@ import aiohttp
 import numpy as np
 from PIL import Image
 
-from benchmarks.wire import form
-from training.phantom import PHANTOM_FINDINGS, make_phantom
+from benchmarks.raw_http import form
+from training.phantoms import PHANTOM_FINDINGS, make_phantom
 
 CONTENT_TYPE = "multipart/form-data; boundary=b0undary"
 SIZES = (96, 160, 256, 384, 512, 768)  # pixels a side

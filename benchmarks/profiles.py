@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.decoding import written_by
 from benchmarks.published_size import features, pair
 from benchmarks.training_step import our_step
-from benchmarks.writing import written_by
 
 ROWS = 14
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.plain_cmn import PlainCMN, published_state
-from model.report_model import Patches, ReportModel
-from model.tokenizer import UNK, Tokenizer
+from model.network.report_model import Patches, ReportModel
+from model.text.tokenizer import UNK, Tokenizer
+from tests.support.plain_cmn import PlainCMN, published_state
 from training.import_r2gencmn import PUBLISHED_DECODING, Published, bundle_tokenizer, import_model
 
 VIEWS, GRID, WIDTH = 2, 49, 2048  # 98 patch tokens of ResNet-101

@@ -19,7 +19,7 @@ from benchmarks.black_box import running, service
 from benchmarks.table import Row, below
 from model.bundle import INDEX_DIR, load_bundle
 from model.drafter import Drafter, StudyView
-from model.images import load_pixels
+from model.images.read import load_pixels
 from model.views import View
 from retrieval_index.index import ReportIndex
 

@@ -33,11 +33,12 @@ import httpx
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import figures, misbehaviour
+from benchmarks import bad_clients as misbehaviour
+from benchmarks import plots as figures
 from benchmarks.black_box import MemoryWatch, Sample, Server, asked_for, idle, slope
 from benchmarks.load import GOOD, Record, Study, closed_loop, counted, drawn_studies, essence, percentiles, post, rate
-from benchmarks.narration import narrate
-from retrieval_index.files import write_atomic
+from benchmarks.logging import narrate
+from model.files import write_atomic
 
 log = logging.getLogger("benchmarks.soak")
 BUNDLE = Path("bundles/iu-xray")

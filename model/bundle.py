@@ -21,12 +21,12 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from model.backbone import Backbone
-from model.calibration import Calibration
+from model.calibration.schema import Calibration
 from model.config import BundleConfig
-from model.consensus import Consensus
-from model.report_model import ReportModel
-from model.tokenizer import Tokenizer
+from model.decoding.mbr import Consensus
+from model.network.backbone import Backbone
+from model.network.report_model import ReportModel
+from model.text.tokenizer import Tokenizer
 
 MANIFEST = "MANIFEST.json"
 CONFIG, WEIGHTS, TOKENIZER, METRICS = "config.json", "model.safetensors", "tokenizer.json", "metrics.json"

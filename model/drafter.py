@@ -15,19 +15,26 @@ from typing import Literal
 import numpy as np
 import torch
 
-from model.attention import Attention, WordAttention, attention_of
 from model.bundle import Bundle
+from model.calibration.ood import Reading, as_sent, read_images
+from model.calibration.sentence_confidence import (
+    NEIGHBOURS,
+    Evidence,
+    confidence,
+    named_findings,
+    supported,
+    unsupported,
+)
+from model.decoding.attention_maps import Attention, WordAttention, attention_of
+from model.decoding.generate import generate
+from model.decoding.progress import Progress
 from model.draft_warning import DraftWarning
-from model.generation import generate
-from model.image_checks import Reading, as_sent, read_images
-from model.images import Pixels, Resample
-from model.labeler import Label, label_report
-from model.linear import products_in
-from model.progress import Progress
+from model.images.read import Pixels, Resample
+from model.network.linear import products_in
+from model.network.report_model import Patches
 from model.protocols import Case, CaseIndex
-from model.report_model import Patches
-from model.sentence_checks import NEIGHBOURS, Evidence, confidence, named_findings, supported, unsupported
-from model.tokenizer import END_OF_SENTENCE, display_sentence, split_sentences
+from model.text.labeler import Label, label_report
+from model.text.tokenizer import END_OF_SENTENCE, display_sentence, split_sentences
 from model.views import View
 
 MAX_TOP_K, MAX_BEAM_SIZE = 50, 8

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from retrieval_index.files import write_atomic
+from model.files import write_atomic
 
 STATES = ("present", "absent", "uncertain", None)
 FIELDS = ("case_id", "findings", "labels", "source_url")  # of a line

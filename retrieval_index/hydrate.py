@@ -22,9 +22,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from model.files import sha256_file, write_atomic
 from retrieval_index.cases import Case, CaseFormatError, read_cases, write_cases
 from retrieval_index.download import REPORTS_URL, DownloadError, Progress, download, text_progress
-from retrieval_index.files import sha256_file, write_atomic
 from retrieval_index.openi import ArchiveError, read_reports
 
 MANIFEST = "MANIFEST.json"

@@ -3,7 +3,7 @@
 It is a FAISS index by inner product. All vectors have unit length, so the inner product is the cosine of the angle
 between an image embedding and a report embedding, the very quantity that training raises for pairs that belong
 together. A collection of thousands of reports is searched exactly, in well under a millisecond; a large one is
-divided into cells, of which a search looks into the nearest (`retrieval_index.kinds` chooses, and says why).
+divided into cells, of which a search looks into the nearest (`retrieval_index.faiss_backend` chooses, and says why).
 
 Many reports are word for word the same, so exact ties are the rule. They are resolved by row, whatever the batch.
 """
@@ -20,10 +20,10 @@ from typing import Literal
 
 import numpy as np
 
-from retrieval_index import kinds
+from model.files import write_atomic
+from retrieval_index import faiss_backend as kinds
 from retrieval_index.cases import Case, CaseFormatError, decode_cases, encode_cases
-from retrieval_index.files import write_atomic
-from retrieval_index.kinds import Floats, Kind, Rows, Structure, index_kind
+from retrieval_index.faiss_backend import Floats, Kind, Rows, Structure, index_kind
 
 VECTORS_FILE = "reports.faiss"
 CASES_FILE = "cases.jsonl"
@@ -68,7 +68,7 @@ class ReportIndex:
         Args:
             vectors: float32, of the text tower.
             cases: one a vector.
-            kind: `auto` chooses by N (`retrieval_index.kinds.index_kind`), and again whenever cases are added.
+            kind: `auto` chooses by N (`retrieval_index.faiss_backend.index_kind`), and again whenever cases are added.
 
         Raises:
             ValueError: the numbers differ, an id repeats, the vectors are not finite and of unit length, an unknown
@@ -147,7 +147,7 @@ class ReportIndex:
         A `flat` index is exact. An `ivf` index returns the exact best of the cases in the cells nearest to the query,
         64 or as many as it takes to find k: no similarity is approximate and no row is given in vain, but a case in a
         cell further off can be missed. Measured recall@5 is at least .99 for 30,000 to 10⁶ cases, for held-out
-        reports and for image embeddings (`retrieval_index.kinds`, `python -m benchmarks index`).
+        reports and for image embeddings (`retrieval_index.faiss_backend`, `python -m benchmarks index`).
 
         Args:
             queries: (B, D) float32, L2-normalised.

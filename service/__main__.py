@@ -17,9 +17,9 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service.app import create_app
-from service.bounded_heads import BoundedHeads
-from service.runtime import Runtime
+from service.inference.runtime import Runtime
 from service.settings import EXIT_SETTINGS, Settings, explain
+from service.web.protocol import BoundedHeads
 
 EXIT_BUNDLE, EXIT_ADDRESS, EXIT_DEVICE = 3, 4, 5
 _BACKLOG = 2048  # uvicorn's own

@@ -18,32 +18,35 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from model.drafter import Draft, DraftOptions, Listener
-from service import case_routes, logs, preview, problems
-from service.answers import answer
-from service.auth import guarded, guarded_always
-from service.backend import Backend, RemoteDraft
-from service.clients import unless_left
-from service.counting import CountRequests
-from service.cross_origin import CrossOrigin
-from service.draining import AnsweredInTheEnd
-from service.engine import BrokenError, FieldError, MemoryShortError
-from service.export import NO_SR, read_export
-from service.formats.choice import VARY, respond, wanted
-from service.formats.sources import study_of
-from service.formats.study import Study
-from service.headers import SecurityHeaders
-from service.jobs import ClosedError
-from service.lingering import LingeringClose
+from service.formats.accept import VARY, respond, wanted
+from service.formats.dicom_headers import study_of
+from service.formats.dicom_source import Study
+from service.inference.admission import BusyError, Places
+from service.inference.backend import Backend, RemoteDraft
+from service.inference.batch_queue import ClosedError
+from service.inference.engine import BrokenError, FieldError, MemoryShortError
+from service.inference.runtime import Ready, Runtime, busy, place
+from service.llm.refine import Refiner
 from service.openapi import EXPORT, HEALTH, RELOAD, REPORT, describe
-from service.places import BusyError, Places
-from service.problems import Problem, UnforeseenErrors
-from service.refine import Refiner
-from service.request_ids import RequestIds
-from service.runtime import Ready, Runtime, busy, place
-from service.schemas import AliveResponse, BundleInfo, HealthResponse, QueueInfo, ReportResponse
+from service.routes import cases as case_routes
+from service.routes import preview
+from service.routes.export import NO_SR, read_export
+from service.routes.responses import answer
+from service.routes.streaming import EventStream
+from service.schemas.forms import Upload, read_upload
+from service.schemas.models import AliveResponse, BundleInfo, HealthResponse, QueueInfo, ReportResponse
 from service.settings import Settings, settings_or_exit, unknown_variables
-from service.streaming import EventStream
-from service.uploads import Upload, read_upload
+from service.web import logging as logs
+from service.web import problems
+from service.web.auth import guarded, guarded_always
+from service.web.counting import CountRequests
+from service.web.cross_origin import CrossOrigin
+from service.web.disconnect import unless_left
+from service.web.headers import SecurityHeaders
+from service.web.lingering import LingeringClose
+from service.web.problems import Problem, UnforeseenErrors
+from service.web.request_ids import RequestIds
+from service.web.shutdown import AnsweredInTheEnd
 
 STATIC = Path(__file__).parent / "static"
 _REVALIDATE = {"Cache-Control": "no-cache"}

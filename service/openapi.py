@@ -9,15 +9,15 @@ from fastapi import FastAPI
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 
-from service.export import MAX_BODY_BYTES, ExportRequest
-from service.formats.choice import EVENTS, FHIR, SR, TEXT
+from service.formats.accept import EVENTS, FHIR, SR, TEXT
+from service.formats.dicom_source import Study
 from service.formats.fhir import diagnostic_report
-from service.formats.study import Study
 from service.formats.text import plain_text
-from service.problems import CODES, MEDIA_TYPE, TYPE_PREFIX, UNFORESEEN
-from service.schemas import REPORT_EXAMPLE, ReportResponse
-from service.streaming import EVENT_DATA, Parts
-from service.uploads import FIELDS, NUMBER_FIELDS, WORD_FIELDS
+from service.routes.export import MAX_BODY_BYTES, ExportRequest
+from service.routes.streaming import EVENT_DATA, Parts
+from service.schemas.forms import FIELDS, NUMBER_FIELDS, WORD_FIELDS
+from service.schemas.models import REPORT_EXAMPLE, ReportResponse
+from service.web.problems import CODES, MEDIA_TYPE, TYPE_PREFIX, UNFORESEEN
 
 IMAGE_TYPES = "image/png, image/jpeg, application/dicom"
 _PROBLEM_REF = {"$ref": "#/components/schemas/ProblemDetails"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.case_uploads import CASE_ID, MAX_FINDINGS_BYTES, MAX_URL_BYTES
 from service.openapi import IMAGE_TYPES, UNREAD, file_field, problem_responses
-from service.uploads import IMAGE_FIELDS
+from service.schemas.case_forms import CASE_ID, MAX_FINDINGS_BYTES, MAX_URL_BYTES
+from service.schemas.forms import IMAGE_FIELDS
 
 
 def _path(name: str, description: str, **schema: object) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.drafter import Drafter, DraftOptions, StudyView
-from model.images import ImageError, ImageLimits, read_image
+from model.images.read import ImageError, ImageLimits, read_image
 from model.views import View
-from service.answers import answer, model_info
-from service.bundles import LoadError, load
+from service.formats.dicom_source import Study
 from service.formats.fhir import diagnostic_report
-from service.formats.study import Study
 from service.formats.text import plain_text
-from service.schemas import ReportResponse
+from service.inference.loader import LoadError, load
+from service.routes.responses import answer, model_info
+from service.schemas.models import ReportResponse
 from service.settings import Settings, explain
 
 EXIT_IMAGE, EXIT_USAGE, EXIT_BUNDLE = 1, 2, 3

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from retrieval_index.files import write_atomic
+from model.files import write_atomic
 from service.settings import ENV_PREFIX, Settings
 
 BEGIN, END = "<!-- settings: python -m service.settings --into docs/api.md -->", "<!-- end of settings -->"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.support.paths import REPOSITORY
+
 NO_REAL_DATA = "needs the Open-i data: put it at ../shared/data or set REPORT_DATA to its folder"
 
 

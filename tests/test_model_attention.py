@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.attention import WordAttention
-from model.backbone import Backbone
 from model.bundle import load_bundle
 from model.config import DecodingConfig
+from model.decoding.attention_maps import WordAttention
 from model.drafter import Drafter, DraftOptions, Precision, StudyView
-from model.report_model import ReportModel
-from model.transformer import DecoderLayer
+from model.network.backbone import Backbone
+from model.network.report_model import ReportModel
+from model.network.transformer import DecoderLayer
 from model.views import View
 from retrieval_index.index import ReportIndex
-from tests.helpers import IMAGE_SIZE, tiny_model, write_tiny_bundle
+from tests.support.tiny import IMAGE_SIZE, tiny_model, write_tiny_bundle
 from tests.test_model_decoding import encoded
 
 ASKED = DraftOptions(attention=True)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model import report_model
 from model.config import DecodingConfig
-from model.decoding import Constraints, Generated, beam_search, greedy, sample
-from model.generation import generate
-from model.progress import Progress
-from model.report_model import DecoderState, Encoded, Patches, ReportModel
-from tests.helpers import tiny_config, tiny_tokenizer
+from model.decoding.generate import generate
+from model.decoding.progress import Progress
+from model.decoding.search import Constraints, Generated, beam_search, greedy, sample
+from model.network import report_model
+from model.network.report_model import DecoderState, Encoded, Patches, ReportModel
+from tests.support.tiny import tiny_config, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 BOS, EOS = TOKENIZER.bos_id, TOKENIZER.eos_id

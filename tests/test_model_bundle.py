@@ -13,7 +13,7 @@ from model.config import BundleConfig, DecodingConfig, RetrievalConfig
 from model.drafter import Draft, Drafter, DraftOptions, StudyView
 from model.views import View
 from retrieval_index.index import ReportIndex
-from tests.helpers import IMAGE_SIZE, REPORTS, tiny_model, tiny_tokenizer, write_tiny_bundle
+from tests.support.tiny import IMAGE_SIZE, REPORTS, tiny_model, tiny_tokenizer, write_tiny_bundle
 
 
 @pytest.fixture

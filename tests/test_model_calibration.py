@@ -12,14 +12,14 @@ import pytest
 from pydantic import ValidationError
 
 from model.bundle import CALIBRATION, WEIGHTS, BundleError, add_calibration, load_bundle, write_bundle, write_manifest
-from model.calibration import Calibration, Packed
-from model.image_checks import coordinates, read_images, statistics
-from model.labeler import Label
-from model.sentence_checks import Evidence, confidence, kind_of, named_findings, supported
+from model.calibration.ood import coordinates, read_images, statistics
+from model.calibration.schema import Calibration, Packed
+from model.calibration.sentence_confidence import Evidence, confidence, kind_of, named_findings, supported
+from model.text.labeler import Label
 from model.views import View
 from retrieval_index.index import ReportIndex
-from tests.calibration_helpers import plain_calibration
-from tests.helpers import write_tiny_bundle
+from tests.support.calibration import plain_calibration
+from tests.support.tiny import write_tiny_bundle
 
 FRONTAL, LATERAL = View.FRONTAL, View.LATERAL
 

@@ -9,12 +9,12 @@ import pytest
 from pycocoevalcap.rouge.rouge import Rouge
 
 from model.config import ConsensusConfig
-from model.consensus import LENGTHS, Composer, Consensus, Expectation, Phrases, Sentence, phrase_keys, rouge_l
-from model.labeler import FINDINGS
-from model.tokenizer import Tokenizer
-from training.cider import CiderD
-from training.consensus import build_consensus
-from training.studies import Study
+from model.decoding.mbr import LENGTHS, Composer, Consensus, Expectation, Phrases, Sentence, phrase_keys, rouge_l
+from model.text.labeler import FINDINGS
+from model.text.tokenizer import Tokenizer
+from training.data.studies import Study
+from training.scoring.cider import CiderD
+from training.stages.mbr_table import build_consensus
 
 SENTENCES = (
     "the heart is normal in size .",

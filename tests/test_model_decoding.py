@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from model.config import DecodingConfig
-from model.decoding import Constraints, Generated, beam_search, greedy, sample
-from model.generation import generate
-from model.report_model import Encoded, ReportModel
-from tests.helpers import IMAGE_SIZE, tiny_model, tiny_tokenizer
+from model.decoding.generate import generate
+from model.decoding.search import Constraints, Generated, beam_search, greedy, sample
+from model.network.report_model import Encoded, ReportModel
+from tests.support.tiny import IMAGE_SIZE, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 FREE = Constraints.of(DecodingConfig(min_length=0), TOKENIZER)

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from model import dicom_codecs, dicom_imagecodecs
-from model.dicom import read_dicom
-from model.images import DEFAULT_LIMITS, ImageError, ImageLimits, load_pixels, read_image
+from model.images.dicom import codecs as dicom_codecs
+from model.images.dicom import imagecodecs_decoder as dicom_imagecodecs
+from model.images.dicom.read import read_dicom
+from model.images.read import DEFAULT_LIMITS, ImageError, ImageLimits, load_pixels, read_image
 from model.views import View
-from tests.dicom_helpers import (
+from tests.support.dicom import (
     CR,
     HTJ2K,
     HTJ2K_LOSSY,

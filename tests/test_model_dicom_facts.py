@@ -7,11 +7,11 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from model.dicom_facts import WARNINGS
-from model.images import ImageError, read_image
+from model.images.dicom.header import WARNINGS
+from model.images.read import ImageError, read_image
 from model.views import View
 from tests.conftest import REPOSITORY
-from tests.dicom_helpers import CR, DX, SC, dataset, dicom, encode, film, png
+from tests.support.dicom import CR, DX, SC, dataset, dicom, encode, film, png
 
 S = 64
 STORAGE = "1.2.840.10008.5.1.4.1.1."

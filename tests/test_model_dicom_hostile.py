@@ -13,8 +13,8 @@ import pytest
 from pydicom import dcmread
 from pydicom.filebase import DicomBytesIO
 
-from model.images import ImageError, read_image
-from tests.dicom_helpers import JPEG_BASELINE, compressed, dataset, dicom, encapsulated, film, jpeg, lut, tiny_elements
+from model.images.read import ImageError, read_image
+from tests.support.dicom import JPEG_BASELINE, compressed, dataset, dicom, encapsulated, film, jpeg, lut, tiny_elements
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # pydicom warns of every value that is not as it should be
 S = 32

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.dropout import Dropout
+from model.network.dropout import Dropout
 
 STEP = 1 / 65_536
 

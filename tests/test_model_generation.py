@@ -12,17 +12,17 @@ from torch import Tensor
 
 from model.bundle import CONSENSUS, BundleError, load_bundle, write_bundle
 from model.config import BundleConfig, ConsensusConfig, DecodingConfig
-from model.consensus import Consensus
-from model.decoding import Constraints, beam_search
+from model.decoding.generate import compose, draw_candidates, generate
+from model.decoding.mbr import Consensus
+from model.decoding.search import Constraints, beam_search
 from model.drafter import Drafter, StudyView
-from model.generation import compose, draw_candidates, generate
-from model.report_model import Encoded, ReportModel
+from model.network.report_model import Encoded, ReportModel
 from model.views import View
 from retrieval_index.index import ReportIndex
-from tests.helpers import IMAGE_SIZE, REPORTS, tiny_index, tiny_model, tiny_tokenizer, write_tiny_bundle
+from tests.support.tiny import IMAGE_SIZE, REPORTS, tiny_index, tiny_model, tiny_tokenizer, write_tiny_bundle
 from tests.test_model_decoding import encoded
-from training.consensus import build_consensus
-from training.studies import Study
+from training.data.studies import Study
+from training.stages.mbr_table import build_consensus
 
 TOKENIZER = tiny_tokenizer()
 DECODING = DecodingConfig(

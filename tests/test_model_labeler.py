@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.labeler import FINDINGS, Label, label_report
-from model.tokenizer import clean_report, clean_report_r2gen
-from training.label_yardstick import TABLE, Part, compare, read_labels, read_texts
-from training.phantom import PHANTOM_FINDINGS, make_phantom
+from model.text.labeler import FINDINGS, Label, label_report
+from model.text.tokenizer import clean_report, clean_report_r2gen
+from training.evaluation.labeler_agreement import TABLE, Part, compare, read_labels, read_texts
+from training.phantoms import PHANTOM_FINDINGS, make_phantom
 
 ECM, CM, LO, LL, ED, CO, PN, AT, PX, PE, PO, FX, SD, NF = FINDINGS
 MIN_MICRO_F1 = 0.85

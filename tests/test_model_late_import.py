@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from model.late_import import put_off
+from model.network.late_import import put_off
 from tests.conftest import REPOSITORY
 
 MODULE = "slow_to_import"

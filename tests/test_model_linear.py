@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import linear as linear_module
 from model.config import DecodingConfig
-from model.generation import generate
-from model.linear import Joint, Linear, products_in, runs_on_onednn
-from model.report_model import Patches
-from model.transformer import Attention
-from tests.helpers import tiny_model, tiny_tokenizer
+from model.decoding.generate import generate
+from model.network import linear as linear_module
+from model.network.linear import Joint, Linear, products_in, runs_on_onednn
+from model.network.report_model import Patches
+from model.network.transformer import Attention
+from tests.support.tiny import tiny_model, tiny_tokenizer
 
 SHAPES = [(7,), (1, 7), (5, 7), (130, 7), (2, 3, 7), (2, 2, 3, 7)]
 needs_onednn = pytest.mark.skipif(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.norm import R2GenNorm, norm
+from model.network.norm import R2GenNorm, norm
 
 WIDTHS = (8, 17, 64, 512)
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.backbone import Backbone
 from model.config import DecodingConfig, ModelConfig
-from model.generation import generate
-from model.memory import CrossModalMemory
-from model.report_model import Patches, ReportModel
-from model.text_tower import pad_ids
-from tests.helpers import IMAGE_SIZE, REPORTS, tiny_config, tiny_model, tiny_tokenizer
+from model.decoding.generate import generate
+from model.network.backbone import Backbone
+from model.network.dual_encoder import pad_ids
+from model.network.memory import CrossModalMemory
+from model.network.report_model import Patches, ReportModel
+from tests.support.tiny import IMAGE_SIZE, REPORTS, tiny_config, tiny_model, tiny_tokenizer
 
 
 @pytest.mark.parametrize(("backbone", "width"), [("densenet121", 1024), ("resnet101", 2048)])

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.tokenizer import SPECIALS, Tokenizer, clean_report, clean_report_r2gen, display_sentence, split_sentences
+from model.text.tokenizer import (
+    SPECIALS,
+    Tokenizer,
+    clean_report,
+    clean_report_r2gen,
+    display_sentence,
+    split_sentences,
+)
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 
 from model.bundle import load_bundle
 from model.drafter import Draft, Drafter, StudyView
-from model.images import load_pixels
+from model.images.read import load_pixels
 from model.views import View
 from retrieval_index.hydrate import hydrate
 from retrieval_index.index import ReportIndex
+from tests.support.paths import REPOSITORY
+from training.data.studies import Study
 from training.openi import open_openi
-from training.studies import Study
 
 SHIPPED = REPOSITORY / "bundles" / "iu-xray"
 

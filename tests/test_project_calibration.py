@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 
 from model.bundle import load_bundle
 from model.drafter import Draft, Drafter, DraftOptions, StudyView
-from model.images import load_pixels
-from model.labeler import FINDINGS, NO_FINDING
+from model.images.read import load_pixels
+from model.text.labeler import FINDINGS, NO_FINDING
 from model.views import View
 from retrieval_index.index import ReportIndex
+from tests.support.paths import REPOSITORY
+from training.calibration.ood_examples import TURNED, drawn
 from training.calibration.report import confidence_table, support_table, unusual_table, view_table
-from training.calibration.strangers import TURNED, drawn
 from training.openi import open_openi
 
 SHIPPED = REPOSITORY / "bundles" / "iu-xray"

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import REPOSITORY
 
 from service.settings import ENV_PREFIX, Settings
-from tests.dockerfile import context_files, healthcheck, ignored, parse_dockerfile
+from tests.support.dockerfile import context_files, healthcheck, ignored, parse_dockerfile
+from tests.support.paths import REPOSITORY
 
 RESET = object()
 

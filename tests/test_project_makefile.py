@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+
+from tests.support.paths import REPOSITORY
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -111,10 +112,10 @@ def test_a_changed_dependency_is_installed(clone: Clone) -> None:
 
 def test_train_smoke_draws_its_data_or_takes_yours(clone: Clone) -> None:
     drawn, _ = clone.make("train-smoke")
-    assert "-m training.phantom --out runs/phantoms --studies 60" in drawn
+    assert "-m training.phantoms --out runs/phantoms --studies 60" in drawn
     assert drawn[-1].startswith("-m training.run --dataset openi --root runs/phantoms --preset smoke --out runs/smoke")
     own, _ = clone.make("train-smoke", "ROOT=elsewhere", "OUT=runs/own", "DEVICE=cpu")
-    assert not any("training.phantom" in call for call in own)
+    assert not any("training.phantoms" in call for call in own)
     assert "--root elsewhere --preset smoke --out runs/own --device cpu" in own[-1]
 
 

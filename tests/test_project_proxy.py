@@ -19,8 +19,8 @@ import httpx
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import PROBLEM, WAIT_S, live_server, png
+from tests.support.service import PROBLEM, WAIT_S, live_server, png
+from tests.support.tiny import write_tiny_bundle
 
 CADDY = shutil.which("caddy", path=f"{os.environ.get('CADDY_DIR', '')}:{os.environ['PATH']}")
 CADDYFILE = REPOSITORY / "deploy" / "Caddyfile"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.dockerfile import (
+from tests.support.dockerfile import (
     DockerfileError,
     context_files,
     environment,
@@ -19,8 +19,8 @@ from tests.dockerfile import (
     ignored,
     parse_dockerfile,
 )
-from tests.replay_image import NEEDED_BYTES, Built, Replay, check_contents, image_paths, main
-from tests.replay_service import Container, ReplayError, serve_and_ask
+from tests.support.replay_image import NEEDED_BYTES, Built, Replay, check_contents, image_paths, main
+from tests.support.replay_service import Container, ReplayError, serve_and_ask
 
 TWO_STAGES = """\
 # a comment
@@ -198,11 +198,11 @@ def test_too_little_disk_is_refused_with_the_remedy(
 
 def test_the_command_of_the_makefile_exists() -> None:
     help_text = subprocess.run(
-        [sys.executable, "-m", "tests.replay_image", "--help"],
+        [sys.executable, "-m", "tests.support.replay_image", "--help"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     assert "--keep" in help_text
-    assert "-m tests.replay_image" in (REPOSITORY / "Makefile").read_text()
+    assert "-m tests.support.replay_image" in (REPOSITORY / "Makefile").read_text()

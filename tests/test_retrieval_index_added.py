@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from retrieval_index.added import CASES_FILE, LOCK_FILE, PICTURES, AddedCases, AddedCasesError
 from retrieval_index.cases import Case
-from tests.helpers import largest_file
+from retrieval_index.user_cases import CASES_FILE, LOCK_FILE, PICTURES, AddedCases, AddedCasesError
+from tests.support.tiny import largest_file
 
 CASE = Case(
     "one", "The heart is large.\u2028 Größe.", {"Cardiomegaly": "present", "Edema": None}, "https://x.example/1"

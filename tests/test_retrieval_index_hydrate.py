@@ -17,7 +17,7 @@ from retrieval_index.cases import Case, read_cases, write_cases
 from retrieval_index.hydrate import HydrateError, default_out, hydrate, main
 from retrieval_index.index import ReportIndex
 from retrieval_index.openi import ArchiveError
-from tests.archive_helpers import report_xml, write_reports, xml_files
+from tests.support.archives import report_xml, write_reports, xml_files
 
 CASES = [
     Case("CXR2_IM-0652", None, {"Lung Opacity": "present"}, "https://x.example/2"),

@@ -8,11 +8,11 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from index_helpers import Floats, by_hand, cases, search_while_adding, unit
 
-from retrieval_index import kinds
+from retrieval_index import faiss_backend as kinds
 from retrieval_index.cases import Case
 from retrieval_index.index import CASES_FILE, VECTORS_FILE, IndexFormatError, ReportIndex
+from tests.support.index import Floats, by_hand, cases, search_while_adding, unit
 
 
 @pytest.fixture

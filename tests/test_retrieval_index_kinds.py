@@ -9,12 +9,12 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from conftest import REPOSITORY
-from index_helpers import Floats, by_hand, cases, clustered, search_while_adding, unit
 
-from retrieval_index import kinds
+from retrieval_index import faiss_backend as kinds
 from retrieval_index.cases import Case
 from retrieval_index.index import CASES_FILE, VECTORS_FILE, IndexFormatError, ReportIndex
+from tests.support.index import Floats, by_hand, cases, clustered, search_while_adding, unit
+from tests.support.paths import REPOSITORY
 
 COUNT, DIM = 5000, 32
 CENTROIDS_AT = 37 + 16 + 45  # header, cells and probes, the header of the flat index of centroids

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from retrieval_index.openi import ArchiveError, fold, parse_report, read_reports
-from tests.archive_helpers import FINDINGS, IMAGES, report_xml, write_reports, xml_files
+from tests.support.archives import FINDINGS, IMAGES, report_xml, write_reports, xml_files
 
 
 def test_a_report_is_read_completely() -> None:

@@ -14,13 +14,13 @@ import pytest
 from fastapi import Depends, FastAPI
 from pydantic import SecretStr, ValidationError
 
-from service import problems
 from service.app import create_app
-from service.auth import guarded, guarded_always
 from service.keys import Keys, check_key, read_keys
 from service.settings import Settings, explain
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import PROBLEM, Live, live_server, png, settings_for
+from service.web import problems
+from service.web.auth import guarded, guarded_always
+from tests.support.service import PROBLEM, Live, live_server, png, settings_for
+from tests.support.tiny import write_tiny_bundle
 
 KEY, OTHER = "correct-horse-battery-staple", "second-key-0123456789abcdef"
 

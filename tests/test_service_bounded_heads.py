@@ -11,9 +11,9 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from service import bounded_heads
-from service.bounded_heads import MAX_HEAD_BYTES, BoundedHeads
-from tests.service_helpers import WAIT_S, answer, until
+from service.web import protocol as bounded_heads
+from service.web.protocol import MAX_HEAD_BYTES, BoundedHeads
+from tests.support.service import WAIT_S, answer, until
 
 WITHIN_S = 0.5
 ASK = b"GET / HTTP/1.1\r\nHost: x\r\n"

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.schemas import REPORT_EXAMPLE, ReportResponse
-from tests.browser import DRAWN, choose, chromium, draft, find_chromium, open_page
+from service.schemas.models import REPORT_EXAMPLE, ReportResponse
 from tests.conftest import REPOSITORY
-from tests.dicom_helpers import dicom
-from tests.format_helpers import facts_of_fhir
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import Live, live_server
+from tests.support.browser import DRAWN, choose, chromium, draft, find_chromium, open_page
+from tests.support.dicom import dicom
+from tests.support.formats import facts_of_fhir
+from tests.support.service import Live, live_server
+from tests.support.tiny import write_tiny_bundle
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from retrieval_index.hydrate import hydrate
-from service.bundles import LoadError, find_hydrated, load, resolve_devices
-from tests.archive_helpers import report_xml, write_reports
-from tests.helpers import REPORTS, write_tiny_bundle
-from tests.service_helpers import png, ready_client, settings_for
+from service.inference.loader import LoadError, find_hydrated, load, resolve_devices
+from tests.support.archives import report_xml, write_reports
+from tests.support.service import png, ready_client, settings_for
+from tests.support.tiny import REPORTS, write_tiny_bundle
 
 TEXT = "XXXX-sided fluid, told to Dr. xxxx  XXXX by telephone. Heart of ordinary width."
 

@@ -9,11 +9,11 @@ import httpx
 import pytest
 
 from model.bundle import WEIGHTS, add_calibration, load_bundle
-from model.calibration import Line, ViewCheck
-from tests.calibration_helpers import plain_calibration
-from tests.format_helpers import dicom, facts_of_fhir
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import png, ready_client
+from model.calibration.schema import Line, ViewCheck
+from tests.support.calibration import plain_calibration
+from tests.support.formats import dicom, facts_of_fhir
+from tests.support.service import png, ready_client
+from tests.support.tiny import write_tiny_bundle
 
 
 @pytest.fixture(scope="module")

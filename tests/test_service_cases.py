@@ -21,18 +21,19 @@ import pytest
 from PIL import Image
 
 from model.bundle import load_bundle
-from model.text_tower import embed_reports
+from model.network.dual_encoder import embed_reports
 from model.views import View
-from retrieval_index.added import CASES_FILE, PICTURES
 from retrieval_index.index import ReportIndex
-from service import logs, runtime
-from service.bundles import Loaded, load
+from retrieval_index.user_cases import CASES_FILE, PICTURES
+from service.inference import runtime
+from service.inference.loader import Loaded, load
 from service.settings import Settings
-from tests.dicom_helpers import dicom
-from tests.helpers import REPORTS, tiny_model, tiny_tokenizer, write_tiny_bundle
-from tests.service_helpers import PROBLEM, WAIT_S, Live, encode, live_server, png, scene
-from training.index import build_index
-from training.studies import ImageRef, Study
+from service.web import logging as logs
+from tests.support.dicom import dicom
+from tests.support.service import PROBLEM, WAIT_S, Live, encode, live_server, png, scene
+from tests.support.tiny import REPORTS, tiny_model, tiny_tokenizer, write_tiny_bundle
+from training.data.studies import ImageRef, Study
+from training.stages.index import build_index
 
 KEY = "correct-horse-battery-staple"
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}

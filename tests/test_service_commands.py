@@ -16,12 +16,12 @@ import pytest
 
 from service import __main__ as serve
 from service import report
-from service.schemas import DISCLAIMER, ReportResponse
+from service.schemas.models import DISCLAIMER, ReportResponse
 from tests.conftest import REPOSITORY
-from tests.dicom_helpers import dicom, film
-from tests.format_helpers import facts, facts_of_fhir
-from tests.helpers import REPORTS, write_tiny_bundle
-from tests.service_helpers import WAIT_S, answer, png, ready_client, until
+from tests.support.dicom import dicom, film
+from tests.support.formats import facts, facts_of_fhir
+from tests.support.service import WAIT_S, answer, png, ready_client, until
+from tests.support.tiny import REPORTS, write_tiny_bundle
 
 START_S = 400.0  # a new process imports torch, which takes minutes where all cores are taken
 
@@ -197,7 +197,7 @@ def test_both_ways_to_serve(bundle: Path, how: str, monkeypatch: pytest.MonkeyPa
     assert "POST /report 422" in log
     assert "canary" not in log
     lines = [json.loads(line) for line in log.splitlines()]  # uvicorn's own, too
-    assert {"uvicorn.error", "service.access", "service.runtime"} <= {line["logger"] for line in lines}
+    assert {"uvicorn.error", "service.access", "service.inference.runtime"} <= {line["logger"] for line in lines}
     assert "REPORT_QUEUE_SIZE meant" in log
     (access,) = [line for line in lines if line.get("route") == "/report"]
     assert access["request_id"] == answer.headers["x-request-id"]

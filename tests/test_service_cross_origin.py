@@ -10,8 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from service.settings import Settings, explain
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import PROBLEM, png, ready_client
+from tests.support.service import PROBLEM, png, ready_client
+from tests.support.tiny import write_tiny_bundle
 
 ORIGIN, FOREIGN = "https://pacs.example.org", "https://pacs.example.org.evil.example"
 KEY = "correct-horse-battery-staple"

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from model.drafter import Draft, DraftOptions, Listener, StudyView
-from model.images import ImageError
+from model.images.read import ImageError
 from model.views import View
-from service import engine as engine_module
-from service.engine import Engine, FieldError
-from service.jobs import ClosedError
-from service.places import BusyError
-from tests.service_helpers import WAIT_S, png
+from service.inference import engine as engine_module
+from service.inference.admission import BusyError
+from service.inference.batch_queue import ClosedError
+from service.inference.engine import Engine, FieldError
+from tests.support.service import WAIT_S, png
 
 SIZE = 48
 OPTIONS = DraftOptions()

@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
-from service.export import MAX_BODY_BYTES
 from service.formats.fhir import READER
-from service.schemas import REPORT_EXAMPLE, ReportResponse
-from tests.format_helpers import answers, facts, facts_of_fhir
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import PROBLEM, ready_client
+from service.routes.export import MAX_BODY_BYTES
+from service.schemas.models import REPORT_EXAMPLE, ReportResponse
+from tests.support.formats import answers, facts, facts_of_fhir
+from tests.support.service import PROBLEM, ready_client
+from tests.support.tiny import write_tiny_bundle
 
 FHIR = "application/fhir+json"
 KEPT = REPORT_EXAMPLE["sentences"][0]["text"]

@@ -20,9 +20,9 @@ from retrieval_index import hydrate
 from retrieval_index.cases import Case
 from retrieval_index.index import ReportIndex
 from service import __main__ as serve
-from tests.archive_helpers import write_reports, xml_files
 from tests.conftest import REPOSITORY
-from tests.helpers import write_tiny_bundle
+from tests.support.archives import write_reports, xml_files
+from tests.support.tiny import write_tiny_bundle
 
 START_S = 400.0  # a new process imports torch, which takes minutes where all cores are taken
 

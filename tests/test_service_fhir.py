@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from service.formats.dicom_source import SourceImage, Study
 from service.formats.fhir import NAMESPACE, diagnostic_report
-from service.formats.study import SourceImage, Study
-from tests.format_helpers import answers, example
+from tests.support.formats import answers, example
 
 ANSWERS = answers()
 NOW = datetime(2026, 3, 1, 9, 30, 0, 125_000, tzinfo=UTC)

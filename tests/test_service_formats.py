@@ -12,16 +12,16 @@ from typing import Any
 import httpx
 import pytest
 
-from service.formats.choice import FHIR, JSON, OFFERS, SR, TEXT, respond, wanted
+from service.formats.accept import FHIR, JSON, OFFERS, SR, TEXT, respond, wanted
+from service.formats.dicom_source import Study
 from service.formats.fhir import diagnostic_report
 from service.formats.negotiation import Offer, rank
-from service.formats.study import Study
 from service.formats.text import UNSUPPORTED, plain_text
-from service.problems import Problem
-from service.schemas import ReportResponse
-from tests.format_helpers import answers, example, facts, facts_of_fhir
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import PROBLEM, png, ready_client
+from service.schemas.models import ReportResponse
+from service.web.problems import Problem
+from tests.support.formats import answers, example, facts, facts_of_fhir
+from tests.support.service import PROBLEM, png, ready_client
+from tests.support.tiny import write_tiny_bundle
 
 ANSWERS = answers()
 FRONTAL = Study(("frontal",))
@@ -214,8 +214,8 @@ def test_the_diagnostic_report_tells_every_fact(name: str) -> None:
 def test_the_structured_report_tells_every_fact(name: str) -> None:
     pytest.importorskip("highdicom")
     pydicom = pytest.importorskip("pydicom")
-    from service.formats.study import SourceImage
-    from tests.format_helpers import dicom, facts_of_sr, header
+    from service.formats.dicom_source import SourceImage
+    from tests.support.formats import dicom, facts_of_sr, header
 
     study = Study(("frontal",), (SourceImage.from_dataset(header(dicom())),))
     offer = wanted(["application/dicom"]).choose(study)

@@ -18,13 +18,13 @@ from benchmarks import fuzz
 from benchmarks.black_box import Server, rise, slope
 from benchmarks.fuzzing import bodies, dicom, files, jpeg, png
 from benchmarks.fuzzing.invariants import Judge
-from benchmarks.wire import Answer, NoAnswerError, Wire, form, post_report, send, study_request
-from model.images import ImageError, load_pixels
+from benchmarks.raw_http import Answer, NoAnswerError, Wire, form, post_report, send, study_request
+from model.images.read import ImageError, load_pixels
 from service.app import create_app
-from service.schemas import PROBLEM_EXAMPLE, REPORT_EXAMPLE, ReportResponse
-from service.streaming import Parts
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import PROBLEM, Live, live_server
+from service.routes.streaming import Parts
+from service.schemas.models import PROBLEM_EXAMPLE, REPORT_EXAMPLE, ReportResponse
+from tests.support.service import PROBLEM, Live, live_server
+from tests.support.tiny import write_tiny_bundle
 
 INPUTS = 150
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on the files made here

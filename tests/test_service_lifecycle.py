@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from service import runtime
-from service.bundles import Loaded, load
+from service.inference import runtime
+from service.inference.loader import Loaded, load
 from service.settings import Settings
-from tests.helpers import REPORTS, write_tiny_bundle
-from tests.service_helpers import PROBLEM, WAIT_S, Gate, gate_drafters, live_server, png, ready_client, wait_until_ready
+from tests.support.service import PROBLEM, WAIT_S, Gate, gate_drafters, live_server, png, ready_client, wait_until_ready
+from tests.support.tiny import REPORTS, write_tiny_bundle
 
 CANARY = "Canary-Patient-4711"
 

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import uvicorn.config
 
-from service import logs
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import png, ready_client
+from service.web import logging as logs
+from tests.support.service import png, ready_client
+from tests.support.tiny import write_tiny_bundle
 
 CANARY = "Canary-Doe-Jane-1958"
 

@@ -14,11 +14,10 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from service import runtime
-from service.bundles import Loaded, load
+from service.inference import runtime
+from service.inference.loader import Loaded, load
 from service.settings import Settings
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import (
+from tests.support.service import (
     PROBLEM,
     WAIT_S,
     Gate,
@@ -30,6 +29,7 @@ from tests.service_helpers import (
     until,
     wait_until_ready,
 )
+from tests.support.tiny import write_tiny_bundle
 
 STUDIES = [png(60 + 7 * number, 80 + 5 * number) for number in range(8)]
 

@@ -10,19 +10,26 @@ from typing import Any
 import jsonschema
 import pytest
 
-from benchmarks.wire import events
+from benchmarks.raw_http import events
 from model.drafter import MAX_BEAM_SIZE, MAX_TOP_K
-from model.labeler import FINDINGS, label_report
+from model.text.labeler import FINDINGS, label_report
 from service.app import create_app
-from service.case_uploads import CASE_FIELDS
-from service.formats.choice import EVENTS, OFFERS
-from service.problems import CODES
-from service.schemas import CASE_EXAMPLE, HEALTH_EXAMPLE, REPORT_EXAMPLE, CaseResponse, HealthResponse, ReportResponse
+from service.formats.accept import EVENTS, OFFERS
+from service.schemas.case_forms import CASE_FIELDS
+from service.schemas.forms import FIELDS
+from service.schemas.models import (
+    CASE_EXAMPLE,
+    HEALTH_EXAMPLE,
+    REPORT_EXAMPLE,
+    CaseResponse,
+    HealthResponse,
+    ReportResponse,
+)
 from service.settings import Settings
-from service.uploads import FIELDS
+from service.web.problems import CODES
 from tests.conftest import REPOSITORY
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import png, ready_client, settings_for
+from tests.support.service import png, ready_client, settings_for
+from tests.support.tiny import write_tiny_bundle
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model.labeler import FINDINGS
+from model.text.labeler import FINDINGS
 from service.app import STATIC
-from service.problems import CODES
-from service.schemas import DISCLAIMER
+from service.schemas.models import DISCLAIMER
+from service.web.problems import CODES
 from tests.conftest import REPOSITORY
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import png, ready_client
+from tests.support.service import png, ready_client
+from tests.support.tiny import write_tiny_bundle
 
 FILES = sorted(path for path in STATIC.rglob("*") if path.is_file())
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service import preview
-from service.preview import PREVIEW_SIDE
-from tests.dicom_helpers import dicom
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import PROBLEM, encode, png, ready_client, scene, until
+from service.routes import preview
+from service.routes.preview import PREVIEW_SIDE
+from tests.support.dicom import dicom
+from tests.support.service import PROBLEM, encode, png, ready_client, scene, until
+from tests.support.tiny import write_tiny_bundle
 
 KEY = "correct-horse-battery-staple"
 

@@ -13,10 +13,10 @@ import httpx
 import pytest
 from PIL import Image, PngImagePlugin
 
-from service import logs
-from tests.dicom_helpers import dicom
-from tests.helpers import REPORTS, write_tiny_bundle
-from tests.service_helpers import Live, encode, live_server, png, ready_client, scene
+from service.web import logging as logs
+from tests.support.dicom import dicom
+from tests.support.service import Live, encode, live_server, png, ready_client, scene
+from tests.support.tiny import REPORTS, write_tiny_bundle
 
 PLACES = (
     "file name", "png text", "exif", "dicom", "field", "value", "query name", "query", "path", "static path", "method",

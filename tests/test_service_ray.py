@@ -29,13 +29,13 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from benchmarks.wire import events
-from service import ray_app
-from service import ray_app_cluster as ray_cluster
+from benchmarks.raw_http import events
+from service.ray_app import __main__ as ray_app
+from service.ray_app import cluster as ray_cluster
 from service.settings import MIB
 from tests.conftest import REPOSITORY
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import PROBLEM, png, ready_client
+from tests.support.service import PROBLEM, png, ready_client
+from tests.support.tiny import write_tiny_bundle
 
 RAY = importlib.util.find_spec("ray") is not None and sys.platform == "linux"
 needs_ray = pytest.mark.skipif(not RAY, reason="needs Linux and pip install 'cxr-report[ray]'")

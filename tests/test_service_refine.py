@@ -21,17 +21,18 @@ from typing import Any
 import httpx
 import pytest
 
-from model.labeler import label_report
-from service import logs, refine
-from service.chat import MAX_ANSWER_BYTES, MAX_CHARACTERS, Chat, ChatError
+from model.text.labeler import label_report
+from service.llm import refine
+from service.llm.client import MAX_ANSWER_BYTES, MAX_CHARACTERS, Chat, ChatError
+from service.llm.refine import Refiner
 from service.metrics import Metrics
-from service.refine import Refiner
-from service.schemas import REPORT_EXAMPLE, ReportResponse
+from service.schemas.models import REPORT_EXAMPLE, ReportResponse
 from service.settings import Settings
-from tests.completions import Completions, completion, completions_server, says
-from tests.format_helpers import example
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import png, ready_client, until
+from service.web import logging as logs
+from tests.support.chat_server import Completions, completion, completions_server, says
+from tests.support.formats import example
+from tests.support.service import png, ready_client, until
+from tests.support.tiny import write_tiny_bundle
 
 KEY = "local-key"
 CANARY = "Wilhelmine-Canary"

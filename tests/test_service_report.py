@@ -13,15 +13,15 @@ from PIL import Image
 
 from model.bundle import load_bundle
 from model.drafter import Drafter, DraftOptions, StudyView
-from model.images import load_pixels
-from model.labeler import FINDINGS
+from model.images.read import load_pixels
+from model.text.labeler import FINDINGS
 from model.views import View
 from retrieval_index.index import ReportIndex
-from service.schemas import DISCLAIMER, ReportResponse
+from service.schemas.models import DISCLAIMER, ReportResponse
 from service.settings import MIB
-from tests.dicom_helpers import DX, compressed, dataset, dicom, encapsulated
-from tests.helpers import IMAGE_SIZE, REPORTS, write_tiny_bundle
-from tests.service_helpers import PROBLEM, encode, png, png_claiming, ready_client, scene
+from tests.support.dicom import DX, compressed, dataset, dicom, encapsulated
+from tests.support.service import PROBLEM, encode, png, png_claiming, ready_client, scene
+from tests.support.tiny import IMAGE_SIZE, REPORTS, write_tiny_bundle
 
 File = tuple[str, bytes, str]
 

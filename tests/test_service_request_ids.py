@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from service.request_ids import current_request_id
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import png, ready_client
+from service.web.request_ids import current_request_id
+from tests.support.service import png, ready_client
+from tests.support.tiny import write_tiny_bundle
 
 MINE = "0190a5e2-7d1c-7b3e-9f00-5A5B6C7D8E9F"
 

@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 from model.views import View
-from service.schemas import ReportResponse
-from tests.browser import DRAWN
-from tests.completions import Completions, completion, completions_server, says
+from service.schemas.models import ReportResponse
 from tests.conftest import REPOSITORY
-from tests.dicom_helpers import dicom, png
-from tests.format_helpers import facts, facts_of_fhir, facts_of_sr
-from tests.service_helpers import ready_client
+from tests.support.browser import DRAWN
+from tests.support.chat_server import Completions, completion, completions_server, says
+from tests.support.dicom import dicom, png
+from tests.support.formats import facts, facts_of_fhir, facts_of_sr
+from tests.support.service import ready_client
 from training.openi import open_openi
 
 SHIPPED = REPOSITORY / "bundles" / "iu-xray"

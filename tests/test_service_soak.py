@@ -11,13 +11,14 @@ import aiohttp
 import numpy as np
 import pytest
 
-from benchmarks import compare_servers, figures
+from benchmarks import compare_servers
+from benchmarks import plots as figures
+from benchmarks.bad_clients import ALL
 from benchmarks.black_box import Server, running
 from benchmarks.load import GOOD, Record, Study, closed_loop, drawn_studies, essence, percentiles, post, rate, settle
-from benchmarks.misbehaviour import ALL
 from benchmarks.soak import Plan, as_markdown, soak, write
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import Live, live_server
+from tests.support.service import Live, live_server
+from tests.support.tiny import write_tiny_bundle
 
 REPORT = {"findings": "Clear.", "reference_cases": [{"case_id": "A"}, {"case_id": "B"}]}
 STUDY = Study(b"x", "Clear. | A | B")
@@ -52,7 +53,7 @@ def test_every_request_of_an_overload_is_accounted_for(live: Live, tmp_path: Pat
 
 @pytest.mark.parametrize("how", sorted(ALL))
 def test_misbehaving_clients_are_told_or_let_go(live: Live, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.misbehaviour.TRICKLE_S", (0.1, 0.2))
+    monkeypatch.setattr("benchmarks.bad_clients.TRICKLE_S", (0.1, 0.2))
     (study,) = drawn_studies(1)
     record = Record(0.0, how)
     asyncio.run(ALL[how](live.url, study, record, np.random.default_rng(1)))

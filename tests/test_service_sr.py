@@ -28,17 +28,17 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from model.images import ImageError, read_image
+from model.images.read import ImageError, read_image
 from service.formats import sr
-from service.formats.choice import wanted
-from service.formats.sources import source_image, study_of
-from service.formats.study import SourceImage, Study
-from service.logs import JsonLines, TextLines
-from service.problems import Problem
-from tests.dicom_helpers import tiny_elements
-from tests.format_helpers import dicom, example, header
-from tests.helpers import write_tiny_bundle
-from tests.service_helpers import png, ready_client
+from service.formats.accept import wanted
+from service.formats.dicom_headers import source_image, study_of
+from service.formats.dicom_source import SourceImage, Study
+from service.web.logging import JsonLines, TextLines
+from service.web.problems import Problem
+from tests.support.dicom import tiny_elements
+from tests.support.formats import dicom, example, header
+from tests.support.service import png, ready_client
+from tests.support.tiny import write_tiny_bundle
 
 NOW = datetime(2026, 3, 1, 9, 30)
 PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyInstanceUID",

@@ -18,22 +18,21 @@ import torch
 from starlette.requests import ClientDisconnect, Request
 from torch import Tensor
 
-from benchmarks.wire import events
+from benchmarks.raw_http import events
 from model import drafter
 from model.config import DecodingConfig
-from model.decoding import Generated
+from model.decoding.generate import generate
+from model.decoding.search import Generated
 from model.drafter import CasesFound, Draft, DraftOptions, Listener, News, Sentence, SentenceWritten, StudyView
-from model.generation import generate
-from model.report_model import DecoderState, ReportModel
+from model.network.report_model import DecoderState, ReportModel
 from model.views import View
-from service import streaming
-from service.bundles import load
-from service.engine import Engine
-from service.listening import on_this_loop
-from service.problems import Problem
-from service.schemas import REPORT_EXAMPLE, CasesEvent, ProblemDetails, ReportResponse
-from tests.helpers import IMAGE_SIZE, write_tiny_bundle
-from tests.service_helpers import (
+from service.inference.callbacks import on_this_loop
+from service.inference.engine import Engine
+from service.inference.loader import load
+from service.routes import streaming
+from service.schemas.models import REPORT_EXAMPLE, CasesEvent, ProblemDetails, ReportResponse
+from service.web.problems import Problem
+from tests.support.service import (
     PROBLEM,
     WAIT_S,
     Gate,
@@ -45,6 +44,7 @@ from tests.service_helpers import (
     settings_for,
     until,
 )
+from tests.support.tiny import IMAGE_SIZE, write_tiny_bundle
 
 STREAM = {"stream": "true"}
 FULL_STOPS = 5.0  # of the untrained models: enough for several sentences

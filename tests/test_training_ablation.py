@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import REPORTS
 from PIL import Image
 
-from tests.processes import ENVIRONMENT, fork, kill_when
-from training.ablation import work
+from tests.support.processes import ENVIRONMENT, fork, kill_when
+from tests.support.tiny import REPORTS
+from training.ablation import runner as work
 from training.ablation.__main__ import main
+from training.ablation.bootstrap_io import read_draws
 from training.ablation.cell import main as run_cell_here
-from training.ablation.draws import read_draws
 from training.ablation.report import shown
 from training.ablation.rows import ROWS, SCALES, Scale, changes, parse_weights, read_scale, resolve, shared_stages
 from training.ablation.table import Cell, Scored, average, seed_interval, step, summary, tabulate
-from training.bootstrap import Bootstrap
 from training.config import RunConfig
-from training.metrics import METRICS, score
 from training.openi import annotation, open_openi
-from training.phantom import make_phantom, write_phantom_root
-from training.protocol import full_prediction, full_reference
+from training.phantoms import make_phantom, write_phantom_root
+from training.scoring.bootstrap import Bootstrap
+from training.scoring.metrics import METRICS, score
+from training.scoring.protocol import full_prediction, full_reference
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VAL = 5

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from training.baselines import (
+from training.scoring.baselines import (
     ConstantScorer,
     TrivialRow,
     choose_constant,
@@ -16,8 +16,8 @@ from training.baselines import (
     most_frequent,
     trivial_rows,
 )
-from training.metrics import score
-from training.protocol import comparable_reference, comparable_vocabulary
+from training.scoring.metrics import score
+from training.scoring.protocol import comparable_reference, comparable_vocabulary
 
 TRAIN = (
     "The heart is normal. The lungs are clear. No effusion.",

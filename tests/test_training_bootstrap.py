@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import REPORTS
 
-from training.baselines import TrivialRow
-from training.bootstrap import FIGURES, Bootstrap, Contributions, Resampled
-from training.metrics import Pair, score
-from training.protocol import full_prediction, full_reference
+from tests.support.tiny import REPORTS
+from training.scoring.baselines import TrivialRow
+from training.scoring.bootstrap import FIGURES, Bootstrap, Contributions, Resampled
+from training.scoring.metrics import Pair, score
+from training.scoring.protocol import full_prediction, full_reference
 
 MEANS_OF_ALL = {"CIDEr"}  # its document frequencies stay those of all references
 

@@ -15,15 +15,15 @@ from model.draft_warning import DraftWarning
 from model.drafter import Draft, Drafter, StudyView
 from model.views import View
 from retrieval_index.index import ReportIndex
-from tests.helpers import write_tiny_bundle
+from tests.support.tiny import write_tiny_bundle
 from training.calibrate import main
-from training.calibration.logistic import fit_logistic, folds, held_out
-from training.calibration.reliability import auroc, brier, calibration_error, reliability
-from training.calibration.sentences import is_right
-from training.drafting import study_views
+from training.calibration.records import is_right
+from training.data.pixel_cache import build_pixel_cache
+from training.evaluation.inference import study_views
 from training.openi import open_openi
-from training.phantom import write_phantom_root
-from training.pixels import build_pixel_cache
+from training.phantoms import write_phantom_root
+from training.scoring.logistic import fit_logistic, folds, held_out
+from training.scoring.reliability import auroc, brier, calibration_error, reliability
 
 VAL = 8
 UNSURE = ("views_swapped", "view_corrected", "same_view", "unusual_image")

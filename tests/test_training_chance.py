@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from training.chance import MEASURES, above_chance, chance, expected
-from training.metrics import validation_scores
+from training.scoring.metrics import validation_scores
+from training.scoring.permutation import MEASURES, above_chance, chance, expected
 
 REPORTS = [
     "the heart is enlarged . the lungs are clear .",

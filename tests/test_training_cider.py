@@ -14,10 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pycocoevalcap.cider.cider import Cider
 
-from model.tokenizer import clean_report_r2gen
-from training.cider import CiderD, Floats, _displaced
-from training.phantom.report import compose_report
-from training.phantom.study import PHANTOM_FINDINGS, chest_of
+from model.text.tokenizer import clean_report_r2gen
+from training.phantoms.report import compose_report
+from training.phantoms.study import PHANTOM_FINDINGS, chest_of
+from training.scoring.cider import CiderD, Floats, _displaced
 
 Items = Sequence[Sequence[str]]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from training.baselines import TrivialRow
-from training.clinical import clinical_rows
-from training.scoreboard import Board
+from training.evaluation.external_scorers import clinical_rows
+from training.evaluation.scoring import Board
+from training.scoring.baselines import TrivialRow
 
 REPORTS = ["the heart is large .", "no effusion ."]
 ROWS = {"constant": TrivialRow({"a": ["no effusion ."] * 2, "b": REPORTS}, merge="best")}

@@ -9,25 +9,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import REPORTS, write_tiny_bundle
 from PIL import Image
 
 from model.bundle import Bundle, load_bundle
 from model.drafter import Draft, ReferenceCase
-from model.labeler import FINDINGS
+from model.text.labeler import FINDINGS
 from model.views import View
 from retrieval_index.index import ReportIndex
-from training import drafting
-from training.drafting import exchange_images, wanted_studies, with_images
+from tests.support.tiny import REPORTS, write_tiny_bundle
+from training.data.pixel_cache import build_pixel_cache
+from training.data.r2gen import open_r2gen
+from training.data.studies import ImageRef, Source, Study
 from training.evaluate import evaluate, main
-from training.metrics import METRICS, score
+from training.evaluation import inference as drafting
+from training.evaluation.console import table_of
+from training.evaluation.inference import exchange_images, wanted_studies, with_images
 from training.openi import annotation, open_openi
-from training.phantom import write_phantom_root
-from training.pixels import build_pixel_cache
-from training.printout import table_of
-from training.protocol import comparable_reference, comparable_vocabulary, full_reference
-from training.r2gen import open_r2gen
-from training.studies import ImageRef, Source, Study
+from training.phantoms import write_phantom_root
+from training.scoring.metrics import METRICS, score
+from training.scoring.protocol import comparable_reference, comparable_vocabulary, full_reference
 
 VAL = 5
 
@@ -378,8 +378,8 @@ def test_label_table_without_a_finding_is_refused(
 
 
 def test_constant_row_on_the_real_validation_split(real_data: Path) -> None:
-    from training.baselines import trivial_rows
-    from training.scoreboard import Board
+    from training.evaluation.scoring import Board
+    from training.scoring.baselines import trivial_rows
 
     entries = json.loads((real_data / "openi" / "annotation.json").read_text())
     train, val = ([entry["report"] for entry in entries[split]] for split in ("train", "val"))

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import write_tiny_bundle
 
 from model.drafter import Draft, ReferenceCase
 from model.views import View
+from tests.support.tiny import write_tiny_bundle
+from training.data.pixel_cache import PixelCache
+from training.data.studies import ImageRef, Study
 from training.evaluate import main
-from training.evaluation_page import Drafted, check_folder, write_page
-from training.evaluation_page.gallery import gallery
-from training.evaluation_page.plots import COLOURS
-from training.evaluation_page.tables import figure
-from training.evaluation_page.write import IGNORE
+from training.evaluation.page import Drafted, check_folder, write_page
+from training.evaluation.page.gallery import gallery
+from training.evaluation.page.plots import COLOURS
+from training.evaluation.page.tables import figure
+from training.evaluation.page.write import IGNORE
+from training.evaluation.scoring import Board
 from training.openi import open_openi
-from training.phantom import write_phantom_root
-from training.pixels import PixelCache
-from training.scoreboard import Board
-from training.studies import ImageRef, Study
+from training.phantoms import write_phantom_root
 
 VAL = 7
 HOSTILE = "<script>alert(1)</script> & *bold* `code` [link](http://x) | # \"quoted\" 'it'"

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import write_tiny_bundle
 from PIL import Image
 
 from model.bundle import load_bundle
-from model.labeler import label_report
+from model.text.labeler import label_report
 from retrieval_index.index import ReportIndex
-from training.external import NIH_FINDINGS, agreement, for_pretraining, read_external, score_external
-from training.metrics import label_scores
+from tests.support.tiny import write_tiny_bundle
+from training.data.external import NIH_FINDINGS, agreement, for_pretraining, read_external, score_external
+from training.data.targets import finding_targets
 from training.openi import open_openi
-from training.phantom import write_phantom_root
+from training.phantoms import write_phantom_root
 from training.run import main
-from training.targets import finding_targets
+from training.scoring.metrics import label_scores
 
 NIH = "Image Index,Finding Labels,Follow-up #,View Position"
 OURS = "image_id,view_position,Effusion,Nodule,Mass,Hernia"

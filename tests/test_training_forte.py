@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.forte import AVERAGE, KEY_WORDS, forte, key_words
+from training.scoring.keyword_f1 import AVERAGE, KEY_WORDS, forte, key_words
 
 
 def test_four_categories_of_the_paper() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.archive_helpers import write_tgz
-from training.image_store import ChainedImages, LooseImages, TarImages, images_by_id
+from tests.support.archives import write_tgz
+from training.data.image_store import ChainedImages, LooseImages, TarImages, images_by_id
 
 MEMBERS = {
     "NLMCXR_png/CXR1_IM-0001-1001.png": b"one",

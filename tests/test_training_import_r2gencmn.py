@@ -14,22 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import REPORTS
 from PIL import Image
 from safetensors.torch import load_file
-from service_helpers import encode, ready_client, scene
 from torch import Tensor, nn
 from torchvision import models, transforms
 
-from benchmarks.plain_cmn import END, PUBLISHED_TRIGRAM_PENALTY, PlainCMN, published_state
 from model.bundle import load_bundle
 from model.config import DecodingConfig
+from model.decoding.generate import generate
 from model.drafter import Drafter, StudyView
-from model.generation import generate
-from model.images import load_pixels
-from model.report_model import Patches, ReportModel
-from model.tokenizer import UNK, Tokenizer, clean_report_r2gen
+from model.images.read import load_pixels
+from model.network.report_model import Patches, ReportModel
+from model.text.tokenizer import UNK, Tokenizer, clean_report_r2gen
 from model.views import View
+from tests.support.plain_cmn import END, PUBLISHED_TRIGRAM_PENALTY, PlainCMN, published_state
+from tests.support.service import encode, ready_client, scene
+from tests.support.tiny import REPORTS
 from training.evaluate import main as evaluate
 from training.import_r2gencmn import (
     PUBLISHED_DECODING,
@@ -42,7 +42,7 @@ from training.import_r2gencmn import (
     read_checkpoint,
 )
 from training.openi import annotation, open_openi
-from training.phantom import write_phantom_root
+from training.phantoms import write_phantom_root
 
 State = dict[str, Tensor]
 TINY = {"d_model": 64, "d_ff": 96, "layers": 2, "slots": 40}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from model.labeler import FINDINGS, Label
-from training.label_yardstick import Tally, compare, main, read_labels, read_texts
+from model.text.labeler import FINDINGS, Label
+from training.evaluation.labeler_agreement import Tally, compare, main, read_labels, read_texts
 
 TEXTS = {
     "CXR1": "Cardiomegaly with a broad effusion.",

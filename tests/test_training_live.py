@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from model.config import DecodingConfig
-from model.report_model import ReportModel
-from model.tokenizer import Tokenizer
-from tests.helpers import IMAGE_SIZE, tiny_config
-from training.ce import train_ce
+from model.network.report_model import ReportModel
+from model.text.tokenizer import Tokenizer
+from tests.support.tiny import IMAGE_SIZE, tiny_config
 from training.config import CEConfig, Runtime
-from training.index import build_index
+from training.data.features import LivePatches, readable
+from training.data.pixel_cache import build_pixel_cache
 from training.openi import open_openi
-from training.patches import LivePatches, readable
-from training.phantom import write_phantom_root
-from training.pixels import build_pixel_cache
+from training.phantoms import write_phantom_root
+from training.stages.cross_entropy import train_ce
+from training.stages.index import build_index
 
 
 @pytest.mark.parametrize("retrieval", [True, False])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.loop import Loop, LoopConfig, step_seed
+from training.trainer.loop import Loop, LoopConfig, step_seed
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 Y = X @ torch.arange(6.0) + 1
@@ -95,7 +95,7 @@ def test_curves_are_drawn_in_the_midst_of_a_stage_that_takes_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder, seconds in (("short", 1e9), ("long", 0.0)):
-        monkeypatch.setattr("training.loop.CURVES_SECONDS", seconds)
+        monkeypatch.setattr("training.trainer.loop.CURVES_SECONDS", seconds)
         with pytest.raises(KilledError):
             train(tmp_path / folder, stop_at=7)
     assert (tmp_path / "long" / "curves.png").exists()

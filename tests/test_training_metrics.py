@@ -8,8 +8,8 @@ import shutil
 import pytest
 from pycocoevalcap.cider.cider import Cider
 
-from training import metrics
-from training.metrics import (
+from training.scoring import metrics
+from training.scoring.metrics import (
     METRICS,
     comparable_pairs,
     label_scores,
@@ -19,7 +19,7 @@ from training.metrics import (
     score,
     validation_scores,
 )
-from training.protocol import (
+from training.scoring.protocol import (
     comparable_prediction,
     comparable_reference,
     comparable_vocabulary,

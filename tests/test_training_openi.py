@@ -9,10 +9,10 @@ import pytest
 
 from model.views import View
 from retrieval_index.openi import ArchiveError
-from tests.archive_helpers import IMAGES, report_xml, write_reports, write_tgz, xml_files
+from tests.support.archives import IMAGES, report_xml, write_reports, write_tgz, xml_files
+from training.data.studies import ImageRef, Study
+from training.data.tables import own_images, own_split, own_views, read_split, read_views
 from training.openi import annotation, download_archives, main, open_openi
-from training.studies import ImageRef, Study
-from training.tables import own_images, own_split, own_views, read_split, read_views
 
 SPLIT = "study_id,split\nCXR1,val\nCXR2,train\nCXR10,train\nCXR11,train\nCXR99,test\n"
 VIEWS = "image_id,view\n{},lateral\n{},frontal\n{},frontal\n".format(*IMAGES["CXR1"], IMAGES["CXR2"][0])

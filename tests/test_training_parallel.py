@@ -15,18 +15,18 @@ import torch
 
 from model.bundle import load_bundle
 from model.config import DecodingConfig
-from model.decoding import Constraints, sample
-from model.report_model import Patches
-from tests import parallel_worker
-from tests.helpers import tiny_index, tiny_model, tiny_tokenizer
-from tests.processes import ENVIRONMENT
+from model.decoding.search import Constraints, sample
+from model.network.report_model import Patches
+from tests.support import parallel_worker
+from tests.support.processes import ENVIRONMENT
+from tests.support.tiny import tiny_index, tiny_model, tiny_tokenizer
 from training.config import Runtime
+from training.data.device_array import Rows
+from training.data.features import LivePatches, PatchSource, cache_features
+from training.data.pixel_cache import build_pixel_cache
 from training.openi import open_openi
-from training.parallel import Processes, join
-from training.patches import LivePatches, PatchSource, cache_features
-from training.phantom import write_phantom_root
-from training.pixels import build_pixel_cache
-from training.rows import Rows
+from training.phantoms import write_phantom_root
+from training.trainer.distributed import Processes, join
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN = 15
@@ -50,7 +50,7 @@ def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     """What one process left, and what two did."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     parallel_worker.main(root, one)
-    done = torchrun("tests.parallel_worker", str(root), str(two))
+    done = torchrun("tests.support.parallel_worker", str(root), str(two))
     assert done.returncode == 0, done.stderr[-3000:]
     return one, two
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.labeler import label_report
+from model.text.labeler import label_report
 from retrieval_index.openi import read_reports
-from training.phantom import PHANTOM_FINDINGS, make_phantom, write_phantom_root
-from training.phantom import report as report_module
-from training.phantom.__main__ import main
-from training.phantom.root import sample_findings
-from training.phantom.study import chest_of
+from training.phantoms import PHANTOM_FINDINGS, make_phantom, write_phantom_root
+from training.phantoms import report as report_module
+from training.phantoms.__main__ import main
+from training.phantoms.dataset import sample_findings
+from training.phantoms.study import chest_of
 
 NORMAL: frozenset[str] = frozenset()
 SIZE = 128

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from model.images import load_pixels
+from model.images.read import load_pixels
 from model.views import View
-from tests.dicom_helpers import dicom, film, png
-from training.image_store import LooseImages
-from training.pixels import build_pixel_cache
-from training.studies import ImageRef, Source, Study
+from tests.support.dicom import dicom, film, png
+from training.data.image_store import LooseImages
+from training.data.pixel_cache import build_pixel_cache
+from training.data.studies import ImageRef, Source, Study
 
 FILES = {
     "frontal": dicom(film(), stored=12, ViewPosition="AP", WindowCenter=2000, WindowWidth=2500),

@@ -17,17 +17,17 @@ import torch
 
 from model.bundle import load_bundle
 from model.drafter import Drafter, StudyView
-from model.images import load_pixels
+from model.images.read import load_pixels
 from model.views import View
 from retrieval_index.index import ReportIndex
-from tests.helpers import largest_file
-from tests.processes import ENVIRONMENT, fork, kill_when
-from training.identity import identity, remember
+from tests.support.processes import ENVIRONMENT, fork, kill_when
+from tests.support.tiny import largest_file
+from training.data.studies import Source
 from training.openi import open_openi
-from training.phantom import write_phantom_root
+from training.phantoms import write_phantom_root
 from training.presets import preset
 from training.run import STAGES, left_out, main
-from training.studies import Source
+from training.run_manifest import identity, remember
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN, VAL = 24, 6

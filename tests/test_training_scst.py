@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import REPORTS, tiny_index, tiny_model, tiny_tokenizer
 from pydantic import ValidationError
 
 from model.config import DecodingConfig
-from model.decoding import Constraints, sample
-from model.report_model import Patches, ReportModel
-from model.tokenizer import clean_report
+from model.decoding.search import Constraints, sample
+from model.network.report_model import Patches, ReportModel
+from model.text.tokenizer import clean_report
 from model.views import View
-from training.ce import adam
+from tests.support.tiny import REPORTS, tiny_index, tiny_model, tiny_tokenizer
 from training.config import Guards, RewardConfig, Runtime, ScstConfig
-from training.loop import Loop, LoopConfig
-from training.scst import (
+from training.data.studies import ImageRef, Split, Study
+from training.stages.cross_entropy import adam
+from training.stages.scst import (
     FINDING_COST,
     Reward,
     advantages,
@@ -29,7 +29,7 @@ from training.scst import (
     sentence_bleu4,
     train_scst,
 )
-from training.studies import ImageRef, Split, Study
+from training.trainer.loop import Loop, LoopConfig
 
 MANY = tuple(REPORTS) * 3  # words must be seen three times to be scored
 

@@ -10,23 +10,30 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import IMAGE_SIZE, write_tiny_bundle
 from torch import nn
 
 from model.bundle import load_bundle
 from model.drafter import Draft, Drafter, DraftOptions, StudyView
 from model.views import View
 from retrieval_index.index import ReportIndex
-from training.drafting import exchange_images, with_images, write_drafts
+from tests.support.tiny import IMAGE_SIZE, write_tiny_bundle
+from training.data.pixel_cache import build_pixel_cache
+from training.data.studies import ImageRef, Source, Study
 from training.evaluate import evaluate
-from training.metrics import score
+from training.evaluation.counterfactuals import (
+    EXCHANGES,
+    SideRow,
+    Write,
+    exchanged_row,
+    make_side_rows,
+    score_side_rows,
+)
+from training.evaluation.inference import exchange_images, with_images, write_drafts
+from training.evaluation.scoring import Board
 from training.openi import open_openi
-from training.phantom import write_phantom_root
-from training.pixels import build_pixel_cache
-from training.protocol import full_prediction, full_reference
-from training.scoreboard import Board
-from training.side_rows import EXCHANGES, SideRow, Write, exchanged_row, make_side_rows, score_side_rows
-from training.studies import ImageRef, Source, Study
+from training.phantoms import write_phantom_root
+from training.scoring.metrics import score
+from training.scoring.protocol import full_prediction, full_reference
 
 VAL = 6
 

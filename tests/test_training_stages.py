@@ -11,18 +11,20 @@ import pytest
 import torch
 
 from model.config import DecodingConfig
-from model.labeler import FINDINGS
-from model.report_model import Patches
+from model.network.report_model import Patches
+from model.text.labeler import FINDINGS
 from model.views import View
-from tests.helpers import REPORTS, tiny_index, tiny_model, tiny_tokenizer
-from training.augment import Augmentation, augment, to_float
-from training.ce import Stage, adam, learnt_targets, retrieve
-from training.consensus import analyse, report_tokens
-from training.index import build_index
-from training.patches import _select_views
+from tests.support.tiny import REPORTS, tiny_index, tiny_model, tiny_tokenizer
+from training.data.augment import Augmentation, augment, to_float
+from training.data.features import _select_views
+from training.data.studies import ImageRef, Study
+from training.data.targets import finding_targets, read_soft_scores
 from training.presets import PRESETS, preset
-from training.pretrain import auroc
-from training.retriever import (
+from training.stages.cross_entropy import Stage, adam, learnt_targets, retrieve
+from training.stages.index import build_index
+from training.stages.mbr_table import analyse, report_tokens
+from training.stages.pretrain import auroc
+from training.stages.retriever import (
     contrastive_loss,
     label_agreement,
     label_overlap,
@@ -31,8 +33,6 @@ from training.retriever import (
     recall,
     report_agreement,
 )
-from training.studies import ImageRef, Study
-from training.targets import finding_targets, read_soft_scores
 
 
 def study(number: int, report: str, *views: View | None, split: str = "train") -> Study:

@@ -11,13 +11,13 @@ import torch
 from model.bundle import load_bundle
 from model.config import ConsensusConfig, DecodingConfig
 from retrieval_index.index import ReportIndex
-from tests.helpers import write_tiny_bundle
-from training.ce import write_reports
+from tests.support.tiny import write_tiny_bundle
 from training.config import Runtime
+from training.data.features import cache_features
+from training.data.pixel_cache import build_pixel_cache
 from training.openi import open_openi
-from training.patches import cache_features
-from training.phantom import write_phantom_root
-from training.pixels import build_pixel_cache
+from training.phantoms import write_phantom_root
+from training.stages.cross_entropy import write_reports
 from training.tune_decoding import (
     GRID,
     LENGTH_PENALTIES,

@@ -25,21 +25,21 @@ import torch
 from pydantic import JsonValue
 
 from model.bundle import CALIBRATION, INDEX_DIR, METRICS, WEIGHTS, Bundle, BundleError, add_calibration, load_bundle
-from model.calibration import Calibration, Floats
-from model.images import Pixels
+from model.calibration.schema import Calibration, Floats
+from model.images.read import Pixels
 from model.views import View
 from retrieval_index.index import ReportIndex
-from training.arguments import choose_device, open_source, positive
 from training.calibration.features import pooled_features
-from training.calibration.figures import Group, confidence_figures, unusual_figures, view_figures
-from training.calibration.image_fit import Radiographs, fit_images
+from training.calibration.fit_confidence import Rows, fit_confidence, fit_support, support_figures
+from training.calibration.fit_ood import Radiographs, fit_images
+from training.calibration.metrics import Group, confidence_figures, unusual_figures, view_figures
+from training.calibration.ood_examples import ALTERED, TURNED, drawn, pictures, turned
+from training.calibration.records import draft_records
 from training.calibration.report import write_report
-from training.calibration.sentence_fit import Rows, fit_confidence, fit_support, support_figures
-from training.calibration.sentences import draft_records
-from training.calibration.strangers import ALTERED, TURNED, drawn, pictures, turned
-from training.patches import readable
-from training.pixels import PixelCache, build_pixel_cache
-from training.studies import Study
+from training.cli import choose_device, open_source, positive
+from training.data.features import readable
+from training.data.pixel_cache import PixelCache, build_pixel_cache
+from training.data.studies import Study
 
 log = logging.getLogger("training")
 

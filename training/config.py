@@ -10,8 +10,8 @@ import torch
 from pydantic import Field, model_validator
 
 from model.config import Count, DecodingConfig, Frozen, Share
-from training.parallel import ALONE, Processes
-from training.rows import Placement
+from training.data.device_array import Placement
+from training.trainer.distributed import ALONE, Processes
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 Epochs = Annotated[int, Field(ge=0)]
@@ -29,7 +29,7 @@ class TargetWeights(Frozen):
 
 class PretrainConfig(Frozen):
     """Backbone on finding targets. ``epochs_by_size``: (pixels, epochs) in order; ``weights``: of the groups of targets
-    (``training.targets``) in the loss, each the mean over its columns."""
+    (``training.data.targets``) in the loss, each the mean over its columns."""
 
     epochs_by_size: tuple[tuple[Count, Epochs], ...] = ((112, 6), (224, 1))
     batch_size: Count = 32

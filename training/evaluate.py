@@ -24,23 +24,20 @@ import torch
 
 from model.bundle import INDEX_DIR, Bundle, BundleError, load_bundle
 from model.drafter import Drafter, DraftOptions, Precision
+from model.files import write_atomic
 from model.protocols import CaseIndex
-from retrieval_index.files import write_atomic
 from retrieval_index.index import ReportIndex
-from training import drafting
-from training.arguments import choose_device, not_negative, open_source, positive
-from training.baselines import TrivialRow
-from training.bootstrap import DRAWS
-from training.chance import chance
-from training.clinical import clinical_rows
-from training.drafting import EvaluatedSplit, Views
-from training.evaluation_page import Drafted, check_folder, write_page
-from training.metrics import meteor_available
-from training.pixels import PixelCache, build_pixel_cache
-from training.predictions import prediction_lines, refuse_bundles
-from training.printout import table_of
-from training.protocol import PROTOCOL
-from training.scoreboard import (
+from training.cli import choose_device, not_negative, open_source, positive
+from training.data.pixel_cache import PixelCache, build_pixel_cache
+from training.data.studies import Source
+from training.evaluation import inference as drafting
+from training.evaluation.console import table_of
+from training.evaluation.counterfactuals import EXCHANGES, Exchange, make_side_rows, score_side_rows
+from training.evaluation.external_scorers import clinical_rows
+from training.evaluation.inference import EvaluatedSplit, Views
+from training.evaluation.page import Drafted, check_folder, write_page
+from training.evaluation.predictions import prediction_lines, refuse_bundles
+from training.evaluation.scoring import (
     TRIVIAL,
     Board,
     against_table,
@@ -51,8 +48,11 @@ from training.scoreboard import (
     score_rows,
     word_tables,
 )
-from training.side_rows import EXCHANGES, Exchange, make_side_rows, score_side_rows
-from training.studies import Source
+from training.scoring.baselines import TrivialRow
+from training.scoring.bootstrap import DRAWS
+from training.scoring.metrics import meteor_available
+from training.scoring.permutation import chance
+from training.scoring.protocol import PROTOCOL
 
 log = logging.getLogger("training")
 
@@ -96,7 +96,7 @@ def evaluate(
         work_dir: holds the decoded images, in a folder of its own for each choice of studies.
         out: metrics file to write, before the page: a page that fails costs no drafting.
         predictions: JSON lines file to write: id, reference, prediction, retrieved and more. It holds report texts.
-        report: folder for a page of all this with a gallery of studies (``training.evaluation_page``). It holds report
+        report: folder for a page of all this with a gallery of studies (``training.evaluation.page``). It holds report
             texts and radiographs.
         cache: decoded images of the split, where the caller has them; then ``work_dir`` stays untouched.
         device: where the bundle runs.

@@ -28,13 +28,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torchvision import models
 
-from model.backbone import Backbone
 from model.bundle import BundleError, file_sha256, write_bundle
 from model.config import BundleConfig, DecodingConfig, ModelConfig, PreprocessingConfig
-from model.report_model import ReportModel
-from model.tokenizer import SPECIALS, UNK, Tokenizer, clean_report_r2gen
-from model.transformer import sinusoidal_positions
-from training.r2gen import read_annotation
+from model.network.backbone import Backbone
+from model.network.report_model import ReportModel
+from model.network.transformer import sinusoidal_positions
+from model.text.tokenizer import SPECIALS, UNK, Tokenizer, clean_report_r2gen
+from training.data.r2gen import read_annotation
 
 log = logging.getLogger("training")
 

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.files import write_atomic
 from model.views import View
 from retrieval_index.download import IMAGES_URL, REPORTS_URL, download, text_progress
-from retrieval_index.files import write_atomic
 from retrieval_index.openi import REPORTS_ARCHIVE, REPORTS_FOLDER, OpeniReport, read_reports
-from training.image_store import ChainedImages, ImageStore, LooseImages, TarImages, images_by_id
-from training.studies import SPLITS, ImageRef, Source, Split, Study, named, view_note
-from training.tables import own_split, own_views, read_split, read_views
+from training.data.image_store import ChainedImages, ImageStore, LooseImages, TarImages, images_by_id
+from training.data.studies import SPLITS, ImageRef, Source, Split, Study, named, view_note
+from training.data.tables import own_split, own_views, read_split, read_views
 
 IMAGES_ARCHIVE = "NLMCXR_png.tgz"
 IMAGE_FOLDERS = ("images", "NLMCXR_png")

@@ -26,35 +26,35 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.backbone import Backbone
 from model.bundle import BundleError, load_bundle, write_bundle
 from model.config import BundleConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
-from model.consensus import Consensus
-from model.report_model import ReportModel
-from model.tokenizer import Tokenizer
+from model.decoding.mbr import Consensus
+from model.files import write_atomic
+from model.network.backbone import Backbone
+from model.network.report_model import ReportModel
+from model.text.tokenizer import Tokenizer
 from retrieval_index.cases import read_cases, write_cases
-from retrieval_index.files import write_atomic
 from retrieval_index.index import CASES_FILE, VECTORS_FILE, ReportIndex
-from training.arguments import open_source
-from training.ce import train_ce
-from training.checkpoints import in_short, save_atomically
+from training.cli import open_source
 from training.config import RunConfig, Runtime
-from training.consensus import build_consensus
+from training.data.external import for_pretraining, read_external
+from training.data.features import FrozenPatches, LivePatches, PatchSource, cache_features, readable
+from training.data.pixel_cache import PixelCache, build_pixel_cache
+from training.data.studies import Source, Study
+from training.data.targets import Labelled
 from training.evaluate import evaluate
-from training.external import for_pretraining, read_external
-from training.identity import identity, remember
-from training.index import build_index, retrieval_scores
-from training.metrics import meteor_available
-from training.parallel import Processes, join, lost_another, own_rank
-from training.patches import FrozenPatches, LivePatches, PatchSource, cache_features, readable
-from training.pixels import PixelCache, build_pixel_cache
+from training.evaluation.scoring import read_label_table
 from training.presets import PRESETS, preset
-from training.pretrain import pretrain
-from training.retriever import recall, train_retriever, val_similarity
-from training.scoreboard import read_label_table
-from training.scst import train_scst
-from training.studies import Source, Study
-from training.targets import Labelled
+from training.run_manifest import identity, remember
+from training.scoring.metrics import meteor_available
+from training.stages.cross_entropy import train_ce
+from training.stages.index import build_index, retrieval_scores
+from training.stages.mbr_table import build_consensus
+from training.stages.pretrain import pretrain
+from training.stages.retriever import recall, train_retriever, val_similarity
+from training.stages.scst import train_scst
+from training.trainer.checkpoints import in_short, save_atomically
+from training.trainer.distributed import Processes, join, lost_another, own_rank
 
 log = logging.getLogger("training")
 

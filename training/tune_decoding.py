@@ -26,18 +26,18 @@ from tqdm import tqdm
 
 from model.bundle import INDEX_DIR, Bundle, BundleError, load_bundle, write_bundle
 from model.config import DecodingConfig
-from model.decoding import Constraints
-from model.generation import compose, draw_candidates, judged, search
-from retrieval_index.files import write_atomic
+from model.decoding.generate import compose, draw_candidates, judged, search
+from model.decoding.search import Constraints
+from model.files import write_atomic
 from retrieval_index.index import ReportIndex
-from training.arguments import choose_device, open_source, positive
-from training.ce import retrieve
+from training.cli import choose_device, open_source, positive
 from training.config import Runtime
-from training.patches import cache_features, readable
-from training.pixels import build_pixel_cache
-from training.protocol import comparable_vocabulary
-from training.scoreboard import Board
-from training.studies import Source, Study
+from training.data.features import cache_features, readable
+from training.data.pixel_cache import build_pixel_cache
+from training.data.studies import Source, Study
+from training.evaluation.scoring import Board
+from training.scoring.protocol import comparable_vocabulary
+from training.stages.cross_entropy import retrieve
 
 log = logging.getLogger("training")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.fuzzing.files import original
 from benchmarks.fuzzing.inputs import Input, endlessly
-from benchmarks.wire import Wire
+from benchmarks.raw_http import Wire
 
 KNOWN = ("frontal", "lateral", "top_k", "beam_size", "include", "stream")
 HUGE = (65_000, 300_000, 1_100_000, 2_300_000)  # bytes: around the caps that `benchmarks.fuzz` gives the service

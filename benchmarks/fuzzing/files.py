@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks.fuzzing import dicom, jpeg, png
 from benchmarks.fuzzing.inputs import Input
-from benchmarks.wire import study_request
+from benchmarks.raw_http import study_request
 
 Mutation = Callable[[bytes, np.random.Generator], bytes]
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
-from benchmarks.wire import Answer, Wire
+from benchmarks.raw_http import Answer, Wire
 
 T = TypeVar("T")
 ROUND = 250  # examples that hypothesis draws at a time; each round has a seed of its own and can be drawn again alone

@@ -7,8 +7,8 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from benchmarks.wire import Answer, Wire, events
-from service.problems import MEDIA_TYPE
+from benchmarks.raw_http import Answer, Wire, events
+from service.web.problems import MEDIA_TYPE
 
 BUSY = "busy"
 REDACTED = "xxxx"

@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
 
 from benchmarks.fuzzing.files import MAKERS, mutated_file, original
 from benchmarks.fuzzing.inputs import Input, endlessly
-from benchmarks.wire import Answer, Wire
+from benchmarks.raw_http import Answer, Wire
 
 # `negative_data_rejection` may be asked only where the whole request is wrong beyond doubt, which schemathesis decides.
 CHECKS: tuple[CheckFunction, ...] = (

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from model.labeler import Label
+from model.text.labeler import Label
 
 LOINC = "http://loinc.org"
 SNOMED = "http://snomed.info/sct"

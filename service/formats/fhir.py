@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from model.labeler import Label
+from model.text.labeler import Label
 from service.formats.codes import FINDING_CODES, LABEL_CODES, LOINC, SNOMED, study_code
-from service.formats.study import Study
+from service.formats.dicom_source import Study
 from service.formats.text import plain_text
-from service.schemas import EDITED, ImageCheckOut, ModelInfo, ReferenceCaseOut, ReportResponse, SentenceOut
+from service.schemas.models import EDITED, ImageCheckOut, ModelInfo, ReferenceCaseOut, ReportResponse, SentenceOut
 
 NAMESPACE = "urn:cxr-report:fhir:"  # of our own extensions and codes
 DICOM = "http://dicom.nema.org/resources/ontology/DCM"

@@ -10,8 +10,8 @@ import io
 from collections.abc import Sequence
 from datetime import datetime
 
-from service.formats.study import SourceImage
-from service.schemas import ReportResponse
+from service.formats.dicom_source import SourceImage
+from service.schemas.models import ReportResponse
 
 EXTRA = "sr"
 

@@ -30,11 +30,11 @@ from highdicom.sr import (
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
-from model.labeler import Label
+from model.text.labeler import Label
 from service.formats.codes import FINDING_CODES, LABEL_CODES, Code, study_code
-from service.formats.study import SourceImage
+from service.formats.dicom_source import SourceImage
 from service.formats.text import NOTHING_WRITTEN, named_labels, rewritten_by
-from service.schemas import ImageCheckOut, ModelInfo, ReferenceCaseOut, RefinedOut, ReportResponse, SentenceOut
+from service.schemas.models import ImageCheckOut, ModelInfo, ReferenceCaseOut, RefinedOut, ReportResponse, SentenceOut
 
 MANUFACTURER = "cxr-report"
 SCHEME = "99CXRREPORT"  # of our own codes; DICOM gives 99… to private schemes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.schemas import ImageCheckOut, Labels, ReferenceCaseOut, ReportResponse, SentenceOut
+from service.schemas.models import ImageCheckOut, Labels, ReferenceCaseOut, ReportResponse, SentenceOut
 
 NOTHING_WRITTEN = "(nothing was written)"
 UNSUPPORTED = "[neither a reference case nor the images bear this out]"

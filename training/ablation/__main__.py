@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.ablation.outside import External, check_external
+from training.ablation.external_eval import External, check_external
 from training.ablation.plan import Plan, make_plan
 from training.ablation.rows import ROWS, SCALES, parse_weights, read_scale
-from training.ablation.work import BusyError, exclusively, run_plan
-from training.arguments import choose_device
+from training.ablation.runner import BusyError, exclusively, run_plan
+from training.cli import choose_device
 
 log = logging.getLogger("training")
 

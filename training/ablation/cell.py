@@ -26,14 +26,14 @@ from pydantic import Field
 
 from model.bundle import Bundle, load_bundle
 from model.config import Count, Frozen
-from retrieval_index.files import write_atomic
+from model.files import write_atomic
 from retrieval_index.index import ReportIndex
-from training.ablation.draws import draw_predictions, save_draws
-from training.ablation.outside import External, Place, score_outside
-from training.arguments import choose_device, open_source
+from training.ablation.bootstrap_io import draw_predictions, save_draws
+from training.ablation.external_eval import External, Place, score_outside
+from training.cli import choose_device, open_source
 from training.config import RunConfig, Runtime
+from training.data.studies import Source
 from training.run import Run, run_stages
-from training.studies import Source
 
 log = logging.getLogger("training")
 

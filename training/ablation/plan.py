@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from training.ablation.cell import Job, Reuse, external_missing
-from training.ablation.outside import External
+from training.ablation.external_eval import External
 from training.ablation.rows import Scale, changes, resolve, shared_stages
-from training.arguments import open_source
-from training.identity import differences
+from training.cli import open_source
+from training.run_manifest import differences
 
 log = logging.getLogger("training")
 

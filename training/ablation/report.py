@@ -9,7 +9,7 @@ from typing import Any
 
 from training.ablation.published import published_markdown
 from training.ablation.rows import CHANGE
-from training.metrics import METRICS
+from training.scoring.metrics import METRICS
 
 COLUMNS = {
     "BLEU_1": "BLEU-1", "BLEU_2": "BLEU-2", "BLEU_3": "BLEU-3", "BLEU_4": "BLEU-4", "METEOR": "METEOR",

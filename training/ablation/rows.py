@@ -10,9 +10,9 @@ from pydantic import Field, ValidationError
 
 from model.config import Count, Frozen
 from training.config import PretrainConfig, RunConfig
-from training.identity import differences
 from training.presets import preset
 from training.run import STAGES
+from training.run_manifest import differences
 
 ROWS = ("baseline", "densenet", "densenet-lr", "retrieval", "retrieval-scst")
 CHANGE = {

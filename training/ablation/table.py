@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from training.ablation.draws import read_draws
-from training.bootstrap import LEVEL, Resampled
-from training.metrics import METRICS
+from training.ablation.bootstrap_io import read_draws
+from training.scoring.bootstrap import LEVEL, Resampled
+from training.scoring.metrics import METRICS
 
 Interval = list[float]
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t at .975, 1 to 9 degrees of freedom

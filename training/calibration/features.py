@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model.backbone import Backbone
-from model.calibration import Floats
-from model.images import Pixels
-from retrieval_index.files import write_atomic
-from training.pixels import allocate, read_state
+from model.calibration.schema import Floats
+from model.files import write_atomic
+from model.images.read import Pixels
+from model.network.backbone import Backbone
+from training.data.pixel_cache import allocate, read_state
 
 _BATCH = 8  # larger ones leave a core's cache and take longer
 _FLUSH_EVERY = 8

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model.calibration import Calibration
-from model.image_checks import coordinates
-from retrieval_index.files import write_atomic
-from training.calibration.figures import Scored
-from training.calibration.image_fit import Radiographs
-from training.plots import save_plot
+from model.calibration.ood import coordinates
+from model.calibration.schema import Calibration
+from model.files import write_atomic
+from training.calibration.fit_ood import Radiographs
+from training.calibration.metrics import Scored
+from training.trainer.plots import save_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,1 @@
+"""Calibrated checks of images and sentences."""

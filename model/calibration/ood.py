@@ -1,0 +1,210 @@
+"""Checks of the images themselves, by pooled features that the backbone gives anyway: which view, how unusual.
+
+How unusual is the worst of several parts: the distance from where the training radiographs of the nearer view lie
+(Lee et al. 2018, "A Simple Unified Framework for Detecting Out-of-Distribution Samples"), with what no direction holds
+and statistics of the grey values among the numbers; and a head for each way in which an export goes wrong.
+
+A view is put right only where the head is as good as certain and nothing about the image is unusual; of a cat, no
+view is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.calibration.schema import Calibration, Features, Floats, Gaussian, Head, Line, Unusual
+from model.draft_warning import DraftWarning
+from model.images.read import Pixels
+from model.views import View
+
+WARNINGS: dict[str, str] = {  # code -> when; docs/api.md holds the same
+    "views_swapped": "the image sent as frontal is a lateral and the other way round; they were read right",
+    "view_corrected": "the only image is of the other view than it was sent as; it was read as what it is",
+    "same_view": "both images are of one view; they were read as they were sent",
+    "unusual_image": "an image looks unlike the radiographs that the checks were calibrated on",
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """As what the images of a study are read.
+
+    Attributes:
+        views: of each image.
+        checks: of each image: probability that it is a frontal, and the share of radiographs that look less unusual;
+            empty where nothing was calibrated.
+        warnings: for the reader of the draft.
+    """
+
+    views: tuple[View, ...]
+    checks: tuple[tuple[float, float], ...] = ()
+    warnings: tuple[DraftWarning, ...] = ()
+
+
+def as_sent(views: Sequence[View]) -> Reading:
+    """Without any check."""
+    return Reading(tuple(views))
+
+
+def read_images(
+    calibration: Calibration, sent: Sequence[View], pooled: Floats, pixels: Pixels, *, correct: bool
+) -> Reading:
+    """Check the images of one study.
+
+    Args:
+        calibration: of the bundle.
+        sent: view of each image, as it was sent.
+        pooled: (V, D) pooled features of the backbone.
+        pixels: (V, S, S) uint8.
+        correct: put views right; else they stay as sent.
+    """
+    along, rest = coordinates(calibration.features, pooled)
+    frontal = sigmoid(_on(calibration.view.line, along[:, 0]))
+    unusual = share_below(calibration.unusual, scores(calibration.unusual, along, rest, statistics(pixels)))
+    warned = unusual >= calibration.unusual.warn_from
+    views, warnings = tuple(sent), [_unusual(view) for view, strange in zip(sent, warned, strict=True) if strange]
+    if correct and not warned.any():
+        views, found = _put_right(sent, frontal.tolist(), calibration.view.certain)
+        warnings += found
+    return Reading(views, tuple(zip(frontal.tolist(), unusual.tolist(), strict=True)), tuple(warnings))
+
+
+def coordinates(features: Features, pooled: Floats) -> tuple[Floats, Floats]:
+    """How far images lie along each direction, and beside all of them.
+
+    Args:
+        features: directions and what is standard.
+        pooled: (N, D).
+
+    Returns:
+        (N, R), and (N,) the logarithm of the length of what no direction holds.
+    """
+    standard = (pooled - features.centre.array) * features.scale.array
+    directions = features.directions.array
+    along = standard @ directions.T  # (N, R)
+    held = (along @ np.linalg.pinv(directions @ directions.T) * along).sum(1)
+    rest = np.sqrt(np.maximum((standard**2).sum(1) - held, 0))
+    return along, np.log(rest + 1).astype(np.float32)
+
+
+def statistics(pixels: Pixels) -> Floats:
+    """What the grey values alone say of images: (N, S, S) uint8 -> (N, 8), each about -1 to 1.
+
+    Mean, spread, shares of black and of white, likeness to the mirror image and to the image upside down, roughness,
+    and how much brighter the middle is than the rim.
+    """
+    grey = pixels.astype(np.float32) / 255
+    size = pixels.shape[-1]
+    inner = slice(size // 4, size - size // 4)
+    mean, middle = grey.mean((1, 2)), grey[:, inner, inner].mean((1, 2))
+    rough = np.abs(np.diff(grey, axis=2)).mean((1, 2))
+    return np.stack(
+        [
+            mean,
+            grey.std((1, 2)),
+            (pixels < 8).mean((1, 2)),
+            (pixels > 247).mean((1, 2)),
+            _likeness(grey, grey[:, :, ::-1]),
+            _likeness(grey, grey[:, ::-1]),
+            np.log10(rough + 1e-3),
+            middle - mean,
+        ],
+        axis=1,
+    ).astype(np.float32)
+
+
+def _likeness(a: Floats, b: Floats) -> Floats:
+    """Correlation of images, (N,); 0 where one is blank."""
+    a, b = a - a.mean((1, 2), keepdims=True), b - b.mean((1, 2), keepdims=True)
+    lengths: Floats = np.sqrt((a * a).sum((1, 2)) * (b * b).sum((1, 2)))
+    likeness: Floats = (a * b).sum((1, 2)) / np.maximum(lengths, 1e-3)
+    return likeness
+
+
+def numbers(heads: int, along: Floats, rest: Floats, grey: Floats) -> Floats:
+    """What a view's ``Gaussian`` is of: (N, R - heads + 8). The view's own direction is left out, ``rest`` is in."""
+    return np.column_stack([along[:, 1 + heads :], rest, grey])
+
+
+def distance(view: Gaussian, values: Floats) -> Floats:
+    """Mahalanobis distance of (N, M) numbers from a view's radiographs: (N,)."""
+    found: Floats = np.linalg.norm((values - view.mean.array) @ view.whitening.array, axis=1)
+    return found
+
+
+def parts(heads: Sequence[Head], views: Sequence[Gaussian], along: Floats, rest: Floats, grey: Floats) -> Floats:
+    """The parts of the score, without their units: distance from the nearer view, and each head's logit: (N, 1 + H)."""
+    values = numbers(len(heads), along, rest, grey)
+    nearest = np.min([distance(view, values) for view in views], axis=0)
+    return np.column_stack([nearest, *(_on(head.line, along[:, 1 + place]) for place, head in enumerate(heads))])
+
+
+def scores(unusual: Unusual, along: Floats, rest: Floats, grey: Floats) -> Floats:
+    """The worst part of each image, in its unit: (N,)."""
+    found = parts(unusual.heads, unusual.views, along, rest, grey)
+    worst: Floats = np.max([_on(unit, found[:, place]) for place, unit in enumerate(unusual.units)], axis=0)
+    return worst
+
+
+def share_below(unusual: Unusual, worst: Floats) -> Floats:
+    """Share of the radiographs of the calibration that score less: (N,), 0 to 1."""
+    quantiles = np.array(unusual.quantiles, np.float32)
+    return np.interp(worst, quantiles, np.linspace(0, 1, len(quantiles)))
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """The logistic function, without overflow."""
+    found: Floats = 0.5 * (1 + np.tanh(0.5 * logits))
+    return found
+
+
+def _on(line: Line, values: Floats) -> Floats:
+    return line.slope * values + line.bias
+
+
+def _put_right(
+    sent: Sequence[View], frontal: Sequence[float], certain: float
+) -> tuple[tuple[View, ...], list[DraftWarning]]:
+    """Views as they should be read, and what was done."""
+    other = [1 - p if view is View.FRONTAL else p for view, p in zip(sent, frontal, strict=True)]
+    if max(other) < certain or list(sent) not in ([View.FRONTAL], [View.LATERAL], list(View)):
+        return tuple(sent), []
+    if len(sent) == 1:
+        return (_other(sent[0]),), [_corrected(sent[0])]
+    if min(other) >= 0.5:
+        return tuple(_other(view) for view in sent), [_SWAPPED]
+    return tuple(sent), [_same(sent[other.index(min(other))])]
+
+
+def _other(view: View) -> View:
+    return View.LATERAL if view is View.FRONTAL else View.FRONTAL
+
+
+_SWAPPED = DraftWarning(
+    "views_swapped",
+    "The images look exchanged: the one sent as frontal is a lateral, the other a frontal. They were read that way.",
+)
+
+
+def _corrected(sent: View) -> DraftWarning:
+    message = f"The image sent as {sent.value} looks like a {_other(sent).value} and was read as one."
+    return DraftWarning("view_corrected", message)
+
+
+def _same(view: View) -> DraftWarning:
+    return DraftWarning(
+        "same_view",
+        f"Both images look like {view.value} views. They were read as they were sent; check that the right files were "
+        "chosen.",
+    )
+
+
+def _unusual(sent: View) -> DraftWarning:
+    return DraftWarning(
+        "unusual_image",
+        f"The {sent.value} image looks unlike the radiographs that this model knows: no chest, turned, or a negative? "
+        "The draft may mean nothing.",
+    )

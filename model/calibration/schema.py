@@ -1,0 +1,236 @@
+"""``calibration.json`` of a bundle: what validation images taught about how far the model can be trusted.
+
+Three checks: of each image's view, of how unusual it looks, and of each sentence. All of it is numbers: no image, no
+text. ``python -m training.calibrate`` fits it; ``model.image_checks`` and ``model.sentence_checks`` apply it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from functools import lru_cache
+from itertools import pairwise
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from model.config import Frozen
+from model.text.labeler import FINDINGS
+
+Floats = npt.NDArray[np.floating]
+STATISTICS = 8  # numbers that ``model.image_checks.statistics`` gives
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Kind = Literal["present", "absent", "other"]
+
+
+class Packed(Frozen):
+    """An array in base64: its bytes, little-endian, row by row.
+
+    Attributes:
+        shape: of the array.
+        dtype: ``int8`` or ``float16``.
+        data: base64 of the bytes.
+        step: what a stored 1 is worth.
+    """
+
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    dtype: Literal["int8", "float16"]
+    data: str
+    step: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        try:
+            content = base64.b64decode(self.data, validate=True)
+        except binascii.Error as error:
+            raise ValueError("data is no base64") from error
+        if len(content) != int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize:
+            raise ValueError(f"data holds {len(content)} bytes, not an array of {self.dtype} {self.shape}")
+        if not np.isfinite(self.array).all():
+            raise ValueError("data holds a value that is no number")
+        return self
+
+    @property
+    def array(self) -> Floats:
+        """The values as float32, not to be written to."""
+        return _unpacked(self)
+
+    @classmethod
+    def of(cls, values: npt.NDArray[np.floating], dtype: Literal["int8", "float16"]) -> Self:
+        """Pack an array, which loses digits: ``int8`` keeps 127 steps on either side of 0, ``float16`` three digits."""
+        most = float(np.abs(values).max()) or 1.0
+        step = most / 127 if dtype == "int8" else most
+        narrow = np.rint(values / step).astype("i1") if dtype == "int8" else (values / step).astype("<f2")
+        return cls(shape=values.shape, dtype=dtype, data=base64.b64encode(narrow.tobytes()).decode("ascii"), step=step)
+
+
+@lru_cache(maxsize=64)
+def _unpacked(packed: Packed) -> Floats:
+    content = base64.b64decode(packed.data)
+    values = np.frombuffer(content, np.dtype(packed.dtype).newbyteorder("<")).astype(np.float32)
+    unpacked: Floats = values.reshape(packed.shape) * np.float32(packed.step)
+    unpacked.flags.writeable = False
+    return unpacked
+
+
+class Line(Frozen):
+    """A logit that is linear in one number: ``slope`` × number + ``bias``."""
+
+    slope: Number
+    bias: Number
+
+
+class Features(Frozen):
+    """How the D pooled features of an image become a few numbers.
+
+    Attributes:
+        centre: (D,) taken from the features.
+        scale: (D,) what is left is multiplied with.
+        directions: (R, D) along which that is measured: first that of the view, then one for each of
+            ``Unusual.heads``, then those in which radiographs differ most.
+    """
+
+    centre: Packed
+    scale: Packed
+    directions: Packed
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.directions.shape[-1]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.directions.shape) != 2 or not self.centre.shape == self.scale.shape == (self.width,):
+            shapes = f"{self.centre.shape}, {self.scale.shape} and {self.directions.shape}"
+            raise ValueError(f"centre, scale and directions are {shapes}, not (D,), (D,) and (R, D)")
+        return self
+
+
+class ViewCheck(Frozen):
+    """Frontal or lateral.
+
+    Attributes:
+        line: logit of a frontal, by the first direction.
+        certain: probability of the other view from which the one that was sent is not believed.
+    """
+
+    line: Line
+    certain: Annotated[float, Field(gt=0.5, lt=1)]
+
+
+class Head(Frozen):
+    """One way for a radiograph to be wrong, ``name``, and its logit by the direction of its place."""
+
+    name: str
+    line: Line
+
+
+class Gaussian(Frozen):
+    """Where the numbers of one view's radiographs lie: ``mean`` (M,), and ``whitening`` (M, M) to unit spread."""
+
+    mean: Packed
+    whitening: Packed
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        count = self.mean.shape[-1]
+        if self.mean.shape != (count,) or self.whitening.shape != (count, count):
+            raise ValueError(
+                f"mean and whitening are {self.mean.shape} and {self.whitening.shape}, not (M,) and (M, M)"
+            )
+        return self
+
+
+class Unusual(Frozen):
+    """How unlike the radiographs of the fit an image is: the worst of several parts, each in units of its own.
+
+    Attributes:
+        heads: ways to be wrong that were shown to the fit.
+        views: where upright frontals and laterals lie; an image is as far as from the nearer of them.
+        units: (1 + heads) of each part, that of the distance first: a part of 0 is ordinary, of 1 rare.
+        quantiles: of the worst part, over radiographs that the fit did not see, evenly from the least to the most
+            unusual of them.
+        warn_from: share of radiographs that look less unusual, from which a warning is given.
+    """
+
+    heads: tuple[Head, ...]
+    views: Annotated[tuple[Gaussian, ...], Field(min_length=1)]
+    units: tuple[Line, ...]
+    quantiles: Annotated[tuple[Number, ...], Field(min_length=2)]
+    warn_from: Annotated[float, Field(gt=0, le=1)]
+
+    @field_validator("quantiles")
+    @classmethod
+    def _ascend(cls, quantiles: tuple[float, ...]) -> tuple[float, ...]:
+        if any(later < earlier for earlier, later in pairwise(quantiles)):
+            raise ValueError("quantiles do not ascend")
+        return quantiles
+
+
+class Weights(Frozen):
+    """Of a sentence's logit: ``words``, ``cases`` and ``images`` speak for it, ``bias`` is what is left."""
+
+    bias: Number
+    words: Number
+    cases: Number
+    images: Number
+
+
+class Confidence(Frozen):
+    """Probability that a sentence is right, by what it states: a finding, only that findings are absent, or neither."""
+
+    present: Weights
+    absent: Weights
+    other: Weights
+
+
+class Support(Frozen):
+    """Probability by the pretrained head from which the images support a finding; never for one that is left out."""
+
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]]
+
+    @field_validator("thresholds")
+    @classmethod
+    def _are_known(cls, thresholds: dict[str, float]) -> dict[str, float]:
+        if unknown := sorted(set(thresholds) - set(FINDINGS)):
+            raise ValueError(f"thresholds of unknown findings: {unknown}")
+        return thresholds
+
+
+class Calibration(Frozen):
+    """``calibration.json``.
+
+    Attributes:
+        schema_version: of this layout.
+        weights_sha256: digest of the ``model.safetensors`` that it was fitted to; it fits no other.
+        fitted_on: counts of what it was fitted to.
+        features: of an image.
+        view: check of its view.
+        unusual: how unusual it looks.
+        confidence: of a sentence.
+        support: of a sentence.
+    """
+
+    schema_version: Literal[1] = 1
+    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    fitted_on: dict[str, JsonValue]
+    features: Features
+    view: ViewCheck
+    unusual: Unusual
+    confidence: Confidence
+    support: Support
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        heads, directions = len(self.unusual.heads), self.features.directions.shape[0]
+        if directions <= 1 + heads:
+            raise ValueError(f"{directions} directions are too few for a view, {heads} heads and a distance")
+        if len(self.unusual.units) != 1 + heads:
+            raise ValueError(f"units are {len(self.unusual.units)}, not one for the distance and each of {heads} heads")
+        numbers = directions - heads + STATISTICS
+        if any(view.mean.shape != (numbers,) for view in self.unusual.views):
+            raise ValueError(f"views are not of the {numbers} numbers that these directions and the pixels give")
+        return self

@@ -1,0 +1,128 @@
+"""How far a sentence of a draft can be believed: what speaks for it besides its words, its confidence, its support.
+
+What a sentence states is read by the labeler. The evidence is that of the study: how many of the nearest training
+cases have a finding, and what the pretrained head sees of it in the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from model.calibration.schema import Confidence, Kind, Support, Weights
+from model.draft_warning import DraftWarning
+from model.text.labeler import FINDINGS, NO_FINDING, Label, label_report
+
+NEIGHBOURS: Final = 50
+"""Training cases that are asked what they have."""
+
+_POSITIVE: Final = ("present", "uncertain")
+_CERTAIN: Final = 0.02  # shares and probabilities nearer to 0 or 1 count as this near
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a study's images say of each finding.
+
+    Attributes:
+        cases: finding -> share of the nearest cases that have it present or uncertain; empty without an index.
+        images: finding -> its probability by the pretrained head; empty without one.
+        shown: findings that one of the nearest K cases, those beside the draft, has present or uncertain.
+    """
+
+    cases: Mapping[str, float]
+    images: Mapping[str, float]
+    shown: frozenset[str]
+
+    @classmethod
+    def of(
+        cls,
+        labels: Sequence[Mapping[str, str | None]],
+        beside: int,
+        head: npt.NDArray[np.float32] | None,
+    ) -> Evidence:
+        """Gather it.
+
+        Args:
+            labels: of the nearest cases, nearest first.
+            beside: how many of them stand beside the draft.
+            head: (14,) probabilities of the findings, or None.
+        """
+        has = [frozenset(name for name, label in one.items() if label in _POSITIVE) for one in labels]
+        cases = {name: sum(name in one for one in has) / len(has) for name in FINDINGS} if has else {}
+        images = {} if head is None else dict(zip(FINDINGS, head.tolist(), strict=True))
+        return cls(cases, images, frozenset().union(*has[:beside]))
+
+
+def named_findings(text: str) -> dict[str, Label]:
+    """Findings that a sentence names; that it names none is no finding of its own."""
+    return {name: label for name, label in label_report(text).items() if label is not None and name != NO_FINDING}
+
+
+def kind_of(labels: Mapping[str, Label]) -> Kind:
+    """``present``: a sentence calls a finding present or uncertain; ``absent``: it only denies; ``other``: neither."""
+    if not labels:
+        return "other"
+    return "present" if any(label in _POSITIVE for label in labels.values()) else "absent"
+
+
+def features(words: float, labels: Mapping[str, Label], evidence: Evidence) -> tuple[float, float, float]:
+    """Logits of the words' probability, of the cases' share and of the head's probability that speak for a sentence.
+
+    Of several findings the one that the evidence supports least counts. 0 where there is no such evidence, as for a
+    sentence that names no finding.
+
+    Args:
+        words: geometric mean of the probabilities of the sentence's words.
+        labels: findings that it names.
+        evidence: of the study.
+    """
+    there = kind_of(labels) == "present"
+    stated = [name for name, label in labels.items() if (label in _POSITIVE) == there]
+    cases, images = (
+        min((source[name] if there else 1 - source[name] for name in stated), default=0.5) if source else 0.5
+        for source in (evidence.cases, evidence.images)
+    )
+    return _logit(words), _logit(cases), _logit(images)
+
+
+def confidence(calibration: Confidence, words: float, labels: Mapping[str, Label], evidence: Evidence) -> float:
+    """Probability that a sentence is right; arguments as for ``features``."""
+    weights: Weights = getattr(calibration, kind_of(labels))
+    of_words, of_cases, of_images = features(words, labels, evidence)
+    logit = weights.bias + weights.words * of_words + weights.cases * of_cases + weights.images * of_images
+    return float(0.5 * (1 + np.tanh(0.5 * logit)))
+
+
+def supported(calibration: Support, labels: Mapping[str, Label], evidence: Evidence) -> bool | None:
+    """Whether a case beside the draft, or the images, speak for all that a sentence calls present or possible.
+
+    None where it calls none so.
+    """
+    named = [name for name, label in labels.items() if label in _POSITIVE]
+    if not named:
+        return None
+    return all(
+        name in evidence.shown
+        or (name in evidence.images and evidence.images[name] >= calibration.thresholds.get(name, 2.0))
+        for name in named
+    )
+
+
+def unsupported(count: int) -> DraftWarning:
+    """The warning that counts the sentences of a draft that nothing supports."""
+    what = "One sentence has" if count == 1 else f"{count} sentences have"
+    return DraftWarning(
+        "unsupported_sentence",
+        f"{what} a finding, as present or possible, that neither a reference case nor the images bear out. "
+        "Doubt it first.",
+    )
+
+
+def _logit(share: float) -> float:
+    clipped = min(max(share, _CERTAIN), 1 - _CERTAIN)
+    return float(np.log(clipped / (1 - clipped)))

@@ -1,0 +1,77 @@
+"""Where the decoder looked while it wrote: its cross-attention, by one teacher-forced pass over the finished words.
+
+The weights are those of the last layer, whose reading goes into the word itself, mean over the heads. They are over
+encoded tokens: the encoder has let each of them see the others, so a weight says which token was read, not which pixels
+decided. Drafting itself keeps no weights; the pass is made only for who asks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.network.report_model import Encoded, Patches, ReportModel, inputs_of
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Where the decoder looked while it wrote a sentence; all weights of a sentence add up to 1.
+
+    Attributes:
+        patches: view, as the image was sent -> weights of its grid of patches, rows from top to bottom, columns from
+            left to right as in that image. A second image of the same view is ``frontal-2``, and so on.
+        cases: weights of the reference cases that the model read, nearest first.
+    """
+
+    patches: Mapping[str, tuple[tuple[float, ...], ...]]
+    cases: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class WordAttention:
+    """Attention of every word of a batch of reports.
+
+    Attributes:
+        weights: (B, T, V*P + K) float32 over patch tokens, view by view, and cases; 0 where a token is none.
+        patches: V * P.
+        grid: rows, and columns, of a view's patches: P = grid**2.
+        cases: (B,) cases that each study has.
+    """
+
+    weights: Tensor
+    patches: int
+    grid: int
+    cases: tuple[int, ...]
+
+    def of_sentence(self, study: int, start: int, end: int, views: Sequence[str]) -> Attention:
+        """Mean over the words ``start`` to ``end`` (excluded) of a study whose images show ``views`` in this order."""
+        weights = self.weights[study, start:end].mean(dim=0)
+        patches: dict[str, tuple[tuple[float, ...], ...]] = {}
+        for place, view in enumerate(views):
+            before = list(views[:place]).count(view)
+            name = f"{view}-{before + 1}" if before else view
+            grid = weights[place * self.grid**2 : (place + 1) * self.grid**2].view(self.grid, self.grid)
+            patches[name] = tuple(tuple(row) for row in grid.tolist())
+        cases = weights[self.patches : self.patches + self.cases[study]]
+        return Attention(patches, tuple(cases.tolist()))
+
+
+@torch.no_grad()
+def attention_of(model: ReportModel, encoded: Encoded, patches: Patches, ids: Tensor, bos_id: int) -> WordAttention:
+    """What each word of finished reports ``ids`` (B, T), without bos, looked at.
+
+    Args:
+        model: in eval mode.
+        encoded: B studies.
+        patches: from which they were encoded.
+        ids: as generated.
+        bos_id: of the tokenizer.
+    """
+    views, size = patches.tokens.shape[1:3]
+    weights = model.attention(encoded, inputs_of(ids, bos_id)).cpu()
+    cases = encoded.mask[:, views * size :].sum(dim=1)
+    return WordAttention(weights, views * size, math.isqrt(size), tuple(cases.tolist()))

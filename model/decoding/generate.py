@@ -1,0 +1,214 @@
+"""From encoded studies to reports by the configured method: beam or greedy search alone, or a choice among candidates.
+
+Candidates are the beam's report and sampled ones. Every study draws from the same noise, so its result depends neither
+on batch mates nor on the time of day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from model.config import DecodingConfig
+from model.decoding.mbr import Composer, Consensus, Sentence
+from model.decoding.progress import Progress
+from model.decoding.search import NEVER, Constraints, Generated, beam_search, greedy, one_path
+from model.network.report_model import Encoded, ReportModel, inputs_of
+from model.text.labeler import FINDINGS, NO_FINDING, label_report
+from model.text.tokenizer import Tokenizer, split_sentences
+
+CANDIDATE_SEED = 20
+
+
+def generate(
+    model: ReportModel,
+    encoded: Encoded,
+    tokenizer: Tokenizer,
+    config: DecodingConfig,
+    *,
+    beam_size: int | None = None,
+    study: Tensor | None = None,
+    findings: Tensor | None = None,
+    consensus: Consensus | None = None,
+    progress: Progress | None = None,
+) -> Generated:
+    """Write a report for every study of ``encoded`` by the configured method.
+
+    Args:
+        model: in eval mode.
+        encoded: B studies.
+        tokenizer: of the model.
+        config: method and constraints.
+        beam_size: in place of the configured one.
+        study: (B, E) study embeddings, unit length; needed by ``rerank`` and ``consensus``.
+        findings: (B, 14) probabilities of the findings by the pretrained head, for ``consensus``, or None.
+        consensus: what the training cases say; needed by ``consensus``.
+        progress: told of words that are certain early; not by ``rerank`` and ``consensus``, which choose at the end.
+
+    Raises:
+        ValueError: ``rerank`` or ``consensus`` without what it needs.
+    """
+    constraints = Constraints.of(config, tokenizer)
+    chooses = config.method in ("rerank", "consensus")
+    best = search(model, encoded, constraints, tokenizer.bos_id, config, beam_size, None if chooses else progress)
+    if not chooses:
+        return best
+    if study is None:
+        raise ValueError(
+            f"decoding method {config.method!r} needs study embeddings; use 'beam' for a model without retrieval"
+        )
+    ids = draw_candidates(model, encoded, constraints, tokenizer.bos_id, config, best)
+    if config.method == "rerank":
+        return _rerank(model, encoded, constraints, tokenizer.bos_id, config, study, ids)
+    if consensus is None:
+        raise ValueError("decoding method 'consensus' needs the table of the training cases; use 'rerank' without")
+    return _agree(model, encoded, constraints, tokenizer, config, study, findings, consensus, ids)
+
+
+def search(
+    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, config: DecodingConfig,
+    beam_size: int | None = None, progress: Progress | None = None,
+) -> Generated:  # fmt: skip
+    """The most probable report that beam search finds; ``beam_size`` in place of the configured one, 1 is greedy."""
+    beams = beam_size or (1 if config.method == "greedy" else config.beam_size)
+    if beams == 1:
+        return greedy(model, encoded, constraints, bos_id, progress)
+    return beam_search(
+        model, encoded, constraints, bos_id, beams, config.length_penalty, ended_keep_place=config.ended_keep_place,
+        progress=progress,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def draw_candidates(
+    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, config: DecodingConfig,
+    best: Generated,
+) -> Tensor:  # fmt: skip
+    """The report ``best`` of the search and sampled ones: (B, 1 + candidates, T)."""
+    noise = torch.Generator().manual_seed(CANDIDATE_SEED)
+    drawn = one_path(
+        model, encoded, constraints, bos_id, config.candidates, noise, config.temperature, sampling=True, shared=True
+    )
+    return torch.cat([best.ids.unsqueeze(1), drawn.ids.view(len(best.ids), config.candidates, -1)], dim=1)
+
+
+@torch.no_grad()
+def _rerank(
+    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, config: DecodingConfig,
+    study: Tensor, ids: Tensor,
+) -> Generated:  # fmt: skip
+    """Of the candidates (B, n, T) the best by mean log-probability and likeness to the study."""
+    log_probs, mean, likeness = judged(model, encoded, constraints, bos_id, study, ids)
+    score = mean + config.similarity_weight * likeness
+    rows, winner = torch.arange(len(ids), device=ids.device), score.argmax(dim=1)
+    return Generated(ids[rows, winner], log_probs[rows, winner], score[rows, winner])
+
+
+@torch.no_grad()
+def judged(
+    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, study: Tensor, ids: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What reranking goes by.
+
+    Likeness is the cosine that the retriever was trained for: study embedding against the text tower's embedding of the
+    candidate. A phrase that suits every patient has the probability on its side, but no likeness to this one.
+
+    Args:
+        model: in eval mode.
+        encoded: B studies.
+        constraints: under which the candidates were written.
+        bos_id: id that reports begin with.
+        study: (B, E) study embeddings, unit length.
+        ids: (B, n, T) candidates.
+
+    Returns:
+        Log-probability of each word (B, n, T), its mean over each candidate (B, n), and likeness (B, n).
+    """
+    texts = inputs_of(ids, bos_id).flatten(0, 1)
+    log_probs = _log_probs(model, encoded, constraints, texts, ids).view(ids.shape)
+    length = (ids != 0).sum(-1).clamp(min=1)
+    reports = model.text_tower(texts).view(*ids.shape[:2], -1)  # the tower reads bos, words, eos, at most 60
+    return log_probs, log_probs.sum(-1) / length, (reports * study.unsqueeze(1)).sum(-1)
+
+
+@torch.no_grad()
+def _agree(
+    model: ReportModel, encoded: Encoded, constraints: Constraints, tokenizer: Tokenizer, config: DecodingConfig,
+    study: Tensor, findings: Tensor | None, consensus: Consensus, ids: Tensor,
+) -> Generated:  # fmt: skip
+    """The report of the highest expected reward that the sentences of the candidates (B, n, T) make."""
+    chosen, rewards = compose(tokenizer, config, study, findings, consensus, ids)
+    one = chosen.unsqueeze(1)
+    log_probs = _log_probs(model, encoded, constraints, inputs_of(chosen, tokenizer.bos_id), one)
+    return Generated(chosen, log_probs, rewards)
+
+
+def compose(
+    tokenizer: Tokenizer, config: DecodingConfig, study: Tensor, findings: Tensor | None, consensus: Consensus,
+    ids: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Choose and improve a report for each study.
+
+    Args:
+        tokenizer: of the model that wrote.
+        config: its ``consensus`` weighs and searches.
+        study: (B, E) study embeddings, unit length.
+        findings: (B, 14) probabilities of the findings by the pretrained head, or None.
+        consensus: what the training cases say.
+        ids: (B, n, T) candidates.
+
+    Returns:
+        Reports (B, T) and their expected rewards (B,).
+    """
+    embedded = study.float().cpu().numpy()
+    chances = None if findings is None else findings.float().cpu().numpy()
+    chosen = torch.zeros_like(ids[:, 0])
+    rewards = []
+    for row, candidates in enumerate(ids.tolist()):
+        composer = Composer(
+            consensus.expect(embedded[row], config.consensus.temperature),
+            None if chances is None else chances[row],
+            lambda sentence: _reading(tokenizer, sentence),
+            config.consensus,
+        )
+        reports = [written for words in candidates if (written := _sentences(tokenizer, words))]
+        if not reports:  # nothing was written to its full stop: the first candidate as it is
+            chosen[row] = ids[row, 0]
+            rewards.append(0.0)
+            continue
+        report, reward = composer.compose(reports, ids.shape[2] - 1)
+        words = [*(word for sentence in report for word in sentence), tokenizer.eos_id]
+        chosen[row, : len(words)] = torch.tensor(words, device=ids.device)
+        rewards.append(reward)
+    return chosen, torch.tensor(rewards, device=ids.device)
+
+
+def _sentences(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[Sentence, ...]:
+    """Complete sentences of a written report; what a cut left of the last one is dropped."""
+    end = next((place for place, token in enumerate(ids) if token in (0, tokenizer.eos_id)), len(ids))
+    words = [tokenizer.tokens[token] for token in ids[:end]]
+    return tuple(tuple(ids[a:b]) for a, b in split_sentences(words) if words[b - 1] == "." and b - a > 1)
+
+
+@lru_cache(maxsize=50_000)
+def _reading(tokenizer: Tokenizer, sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
+    labels = label_report(tokenizer.decode(sentence))
+    present, absent = (
+        frozenset(row for row, name in enumerate(FINDINGS) if name != NO_FINDING and labels[name] == state)
+        for state in ("present", "absent")
+    )
+    return present, absent
+
+
+def _log_probs(model: ReportModel, encoded: Encoded, constraints: Constraints, inputs: Tensor, ids: Tensor) -> Tensor:
+    """Log-probabilities at temperature 1 of given reports: inputs (B*n, T) shifted, ids (B, n, T) -> (B*n, T)."""
+    each = torch.arange(ids.shape[0], device=ids.device).repeat_interleave(ids.shape[1])
+    logits: Tensor = model(encoded.select(each), inputs).float()
+    logits[..., list(constraints.suppress)] = NEVER
+    flat = ids.flatten(0, 1)
+    gained = logits.log_softmax(-1).gather(2, flat.unsqueeze(-1)).squeeze(-1)
+    log_probs: Tensor = gained.masked_fill(flat == 0, 0.0)
+    return log_probs

@@ -1,0 +1,253 @@
+"""Greedy, sampling and batched beam search over cached decoder steps.
+
+All studies of a batch advance together; a study's hypotheses share its encoded images. A study's result does not
+depend on its batch mates beyond rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.config import DecodingConfig
+from model.decoding.progress import Progress
+from model.network.report_model import Encoded, ReportModel
+from model.text.tokenizer import Tokenizer
+
+NEVER = float("-inf")
+_SHRINK_AT = 0.75  # a batch is copied without its finished studies once so few of them are left
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Reports of a batch.
+
+    Attributes:
+        ids: (B, T) int64 without bos, with eos where one was written, padded with 0.
+        log_probs: (B, T) natural log-probability of each id under the model, 0 behind the end.
+        score: (B,) what hypotheses were ranked by.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    score: Tensor
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """Tokens that may not be written, as ids."""
+
+    suppress: tuple[int, ...]
+    eos_id: int
+    min_length: int
+    block_trigrams: bool
+    trigram_penalty: float = 0.0
+
+    @classmethod
+    def of(cls, config: DecodingConfig, tokenizer: Tokenizer) -> Constraints:
+        """Ids of the suppressed words; bos and pad are never written."""
+        words = {tokenizer.id_of(word) for word in config.suppress if word in tokenizer.tokens}
+        return cls(
+            tuple(sorted(words | {tokenizer.pad_id, tokenizer.bos_id})),
+            tokenizer.eos_id,
+            config.min_length,
+            config.block_trigrams,
+            config.trigram_penalty,
+        )
+
+    def apply(self, scores: Tensor, history: Tensor, length: int) -> Tensor:
+        """Set forbidden continuations of ``history`` (N, >= length) to -inf in ``scores`` (N, vocabulary), in place."""
+        scores[:, list(self.suppress)] = NEVER
+        if length < self.min_length:
+            scores[:, self.eos_id] = NEVER
+        if self.block_trigrams and length >= 3:
+            scores[_repeating(history, length)] = NEVER
+        return scores
+
+    def penalise(self, log_probs: Tensor, history: Tensor, length: int) -> Tensor:
+        """Log-probabilities (N, vocabulary) by which continuations of ``history`` (N, >= length) are chosen.
+
+        Less ``trigram_penalty`` for each time that a continuation would repeat a trigram (published R2Gen,
+        ``block_trigrams``).
+        """
+        if not self.trigram_penalty or length < 3:
+            return log_probs
+        rows, words = _repeating(history, length)
+        taken = torch.full(rows.shape, -self.trigram_penalty, dtype=log_probs.dtype, device=log_probs.device)
+        return log_probs.index_put((rows, words), taken, accumulate=True)
+
+
+def _repeating(history: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Rows, and the words that would repeat a trigram of theirs; a trigram that stands twice is named twice."""
+    pairs = history[:, : length - 2], history[:, 1 : length - 1]
+    same = (pairs[0] == history[:, length - 2, None]) & (pairs[1] == history[:, length - 1, None])
+    rows, places = same.nonzero(as_tuple=True)
+    return rows, history[rows, places + 2]
+
+
+@torch.no_grad()
+def greedy(
+    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, progress: Progress | None = None
+) -> Generated:
+    """The most probable token at each step."""
+    return one_path(model, encoded, constraints, bos_id, 1, None, 1.0, progress=progress)
+
+
+@torch.no_grad()
+def sample(
+    model: ReportModel,
+    encoded: Encoded,
+    constraints: Constraints,
+    bos_id: int,
+    *,
+    count: int,
+    generator: torch.Generator | None = None,
+    temperature: float = 1.0,
+    of: tuple[int, int] | None = None,
+) -> Generated:
+    """``count`` samples a study from one encoding, study by study: ids (B*count, T).
+
+    ``of`` (first, batch): the studies are those from ``first`` on of a batch of ``batch``. Noise is drawn for that
+    batch, so that each study gets the samples it would get there.
+
+    ``log_probs`` are those of the distribution that was sampled from (constraints and temperature included), so they
+    match the policy.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature} must be above 0; use greedy for the most probable token")
+    part = None if of is None else (of[0] * count, of[1] * count)
+    return one_path(model, encoded, constraints, bos_id, count, generator, temperature, sampling=True, of=part)
+
+
+def one_path(
+    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, count: int,
+    generator: torch.Generator | None, temperature: float, *, sampling: bool = False, shared: bool = False,
+    of: tuple[int, int] | None = None, progress: Progress | None = None,
+) -> Generated:  # fmt: skip
+    """Greedy or sampled continuation of ``count`` hypotheses a study, without reordering: ids (B * count, T).
+
+    ``shared`` draws one set of (count, vocabulary) Gumbel noise a step, the same for every study. ``progress`` follows
+    one hypothesis a study, so ``count`` must be 1 with it.
+    """
+    limit, device, studies = model.config.max_length, encoded.source.device, encoded.source.shape[0]
+    state = model.start(encoded, count)
+    ids = torch.zeros(studies * count, limit, dtype=torch.int64, device=device)
+    log_probs = torch.zeros(studies * count, limit, device=device)
+    last = torch.full((studies * count,), bos_id, device=device)
+    ended = torch.zeros(studies * count, dtype=torch.bool, device=device)
+    rows = torch.arange(studies * count, device=device)  # of each hypothesis that is still in the batch
+    for position in range(limit - 1):
+        history = ids if len(rows) == len(ids) else ids[rows]
+        scores = constraints.apply(model.step(state, last).float(), history, position)
+        step_log_probs = (scores / temperature if sampling else scores).log_softmax(-1)
+        if shared:
+            uniform = torch.rand(count, scores.shape[1], generator=generator).clamp_(1e-9, 1 - 1e-7)
+            gumbel = -torch.log(-torch.log(uniform)).to(device)
+            chosen = (step_log_probs + gumbel.repeat(len(rows) // count, 1)).argmax(-1)
+        elif sampling:
+            chosen = _drawn(step_log_probs.exp(), generator, of)
+        else:
+            chosen = constraints.penalise(step_log_probs, history, position).argmax(-1)
+        last = chosen.masked_fill(ended, 0)
+        ids[rows, position] = last
+        gained = step_log_probs.gather(1, chosen.unsqueeze(1)).squeeze(1)
+        log_probs[rows, position] = gained.masked_fill(ended, 0)
+        if progress is not None:
+            able = torch.ones(len(rows), 1, dtype=torch.bool, device=device)
+            progress.update(rows, ids[rows].unsqueeze(1), log_probs[rows].unsqueeze(1), able, position + 1)
+        ended = ended | (last == constraints.eos_id)
+        undone = (~ended.view(-1, count).all(dim=1)).nonzero().squeeze(1)
+        if not len(undone):
+            break
+        if len(undone) <= _SHRINK_AT * (len(rows) // count) and not (sampling and not shared):
+            kept = (undone.unsqueeze(1) * count + torch.arange(count, device=device)).flatten()
+            rows, last, ended = rows[kept], last[kept], ended[kept]
+            state.keep(undone, kept)
+    return Generated(ids, log_probs, log_probs.sum(1))
+
+
+def _drawn(probabilities: Tensor, generator: torch.Generator | None, of: tuple[int, int] | None) -> Tensor:
+    """One index a row, (N,), as ``torch.multinomial`` draws it: the first to arrive of as many Poisson processes."""
+    if of is None:
+        return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    first, rows = of
+    waits = probabilities.new_empty(rows, probabilities.shape[1]).exponential_(1, generator=generator)
+    return (probabilities / waits[first : first + len(probabilities)]).argmax(-1)
+
+
+@torch.no_grad()
+def beam_search(
+    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, beams: int, length_penalty: float,
+    *, ended_keep_place: bool = False, progress: Progress | None = None,
+) -> Generated:  # fmt: skip
+    """The best finished hypothesis of ``beams`` live ones a study.
+
+    Each step takes the 2*beams best continuations: those that end are candidates for the result, scored by
+    log-probability / length**length_penalty, the best ``beams`` of the others live on. With ``ended_keep_place`` a step
+    takes the ``beams`` best only, and fewer live on where some of them end (the published R2Gen rule). A study is done
+    when no live hypothesis can still beat its best finished one, and leaves the batch. ``progress`` is told of the
+    hypotheses that may still win: the best finished one, and the live ones that can beat it.
+    """
+    limit, device, studies = model.config.max_length, encoded.source.device, encoded.source.shape[0]
+    state = model.start(encoded, beams, branching=True)
+    ids = torch.zeros(studies, beams, limit, dtype=torch.int64, device=device)
+    token_log_probs = torch.zeros(studies, beams, limit, device=device)
+    live = torch.full((studies, beams), NEVER, device=device)
+    live[:, 0] = 0.0  # all beams start equal: let one of them branch
+    best_ids, best_log_probs = ids[:, 0].clone(), token_log_probs[:, 0].clone()
+    best_score = torch.full((studies,), NEVER, device=device)
+    last = torch.full((studies * beams,), bos_id, device=device)
+    study = torch.arange(studies, device=device)  # of each row that is still in the batch
+    shrinks = (limit - 1 if length_penalty > 0 else 1) ** length_penalty  # most that length can soften a score by
+    for position in range(limit - 1):
+        scores = constraints.apply(model.step(state, last).float(), ids.flatten(0, 1), position)
+        step_log_probs = scores.log_softmax(-1)  # (N, vocabulary)
+        ranked_by = constraints.penalise(step_log_probs, ids.flatten(0, 1), position).view(len(study), beams, -1)
+        vocabulary = scores.shape[-1]
+        taken = beams if ended_keep_place else 2 * beams
+        total, flat = (live.unsqueeze(-1) + ranked_by).flatten(1).topk(taken, dim=1)  # (B, taken)
+        parent, token = flat // vocabulary, flat % vocabulary
+        gained = step_log_probs.view(len(study), -1).gather(1, flat)
+        length = position + 1
+        ends = (token == constraints.eos_id) if length < limit - 1 else torch.ones_like(token, dtype=torch.bool)
+
+        finished = (total / length**length_penalty).masked_fill(~ends, NEVER)
+        score, winner = finished.max(dim=1)
+        better = (score > best_score[study]).nonzero().squeeze(1)
+        if len(better):
+            winners, into = winner[better], study[better]
+            source = parent[better, winners]
+            best_ids[into], best_log_probs[into] = ids[better, source], token_log_probs[better, source]
+            best_ids[into, position] = token[better, winners]
+            best_log_probs[into, position] = gained[better, winners]
+            best_score[into] = score[better]
+
+        live = total.masked_fill(ends, NEVER)
+        if not ended_keep_place:
+            live, kept = live.topk(beams, dim=1)  # (B, k)
+            parent, token, gained = parent.gather(1, kept), token.gather(1, kept), gained.gather(1, kept)
+        able = live / shrinks > best_score[study].unsqueeze(1)
+        undone = able.any(dim=1).nonzero().squeeze(1)
+        if not len(undone):
+            break
+        history = parent.unsqueeze(2).expand_as(ids)
+        ids, token_log_probs = ids.gather(1, history), token_log_probs.gather(1, history)
+        ids[:, :, position], token_log_probs[:, :, position] = token, gained
+        if progress is not None:
+            found = (best_score[study] > NEVER).unsqueeze(1)
+            progress.update(
+                study,
+                torch.cat([best_ids[study].unsqueeze(1), ids], dim=1),
+                torch.cat([best_log_probs[study].unsqueeze(1), token_log_probs], dim=1),
+                torch.cat([found, able], dim=1),
+                length,
+            )
+        state.branch(parent)
+        if len(undone) <= _SHRINK_AT * len(study):
+            ids, token_log_probs, live, token = ids[undone], token_log_probs[undone], live[undone], token[undone]
+            study = study[undone]
+            state.keep(undone, undone)
+        last = token.flatten()
+    return Generated(best_ids, best_log_probs, best_score)

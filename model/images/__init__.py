@@ -1,0 +1,1 @@
+"""Image bytes to grey pixels: the only decoder and preprocessor."""

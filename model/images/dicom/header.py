@@ -1,0 +1,186 @@
+"""What a DICOM header says beside the pixels: which kind of object, which view, which part of the body, which way up.
+
+Only coded elements with a closed vocabulary are read, and a message names a value only where it is of that vocabulary:
+anything else in a header may be about a patient.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+
+from model.draft_warning import DraftWarning
+from model.images.errors import ImageError
+from model.views import View
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+WARNINGS: dict[str, str] = {  # code -> when; docs/api.md holds the same
+    "view_mismatch": "the header says another view than the field the image came in",
+    "not_a_chest": "the header says another part of the body",
+    "unusual_orientation": "PatientOrientation says mirrored, turned or upside down; the pixels were left as they are",
+    "fluoroscopy": "a single frame of angiography or fluoroscopy",
+    "window_ignored": "the window shows nothing; the grey values were spread instead",
+    "contradictory_polarity": "PhotometricInterpretation and PresentationLUTShape contradict each other",
+}
+
+_IMAGES = "1.2.840.10008.5.1.4.1.1."
+_FOR_PROCESSING = f"{_IMAGES}1.1.1"
+_RADIOGRAPHS = {f"{_IMAGES}{tail}" for tail in ("1", "1.1")}  # CR; DX for presentation
+_CAPTURES = {f"{_IMAGES}{tail}" for tail in ("7", "7.1", "7.2", "7.3", "7.4")}
+_FLUOROSCOPY = {f"{_IMAGES}{tail}" for tail in ("12.1", "12.2")}
+_OTHER_MODALITIES = _words(
+    "AR ASMT AU BDUS BI BMD CT CTPROTOCOL CFM DMS DOC ECG EEG EMG EOG EPS ES FA FS GM IO IOL IVOCT IVUS KER KO LEN LP "
+    "LS M3D MG MR NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS PLAN POS PR PT PX REG RESP RTDOSE RTIMAGE RTPLAN "
+    "RTRECORD RTSTRUCT RWV SEG SM SMR SR SRF STAIN TG US VA VF DD"
+)
+
+_POSITIONS = {
+    **dict.fromkeys(("PA", "AP", "FRONTAL", "POSTERO_ANTERIOR", "ANTERO_POSTERIOR"), View.FRONTAL),
+    **dict.fromkeys(("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT", "LEFT LATERAL", "RIGHT LATERAL"), View.LATERAL),
+}
+_OTHER_POSITIONS = {"RLD", "LLD", "RLO", "LLO", "RAO", "LAO", "RPO", "LPO", "OBLIQUE", "AXIAL", "DECUBITUS"}
+_VIEW_CODES = {  # CID 4010, SNOMED CT and its older SNOMED RT codes
+    **dict.fromkeys(("272479007", "R-40888", "R-10214", "399348003", "R-10206", "399033003", "R-10202"), View.FRONTAL),
+    **dict.fromkeys(("399067008", "R-102CD", "399173006", "R-10236", "399198007", "R-10232"), View.LATERAL),
+}
+_SCHEMES = {"SCT", "SRT", "SNM3", "99SDM"}
+_CHEST_CODES = {  # CID 4031: chest, thorax, its cavity, lungs, mediastinum, and regions that take the chest in
+    *("51185008", "T-D3000", "43799004", "T-D3200", "816094009", "39607008", "T-28000", "86598002", "72410000"),
+    *("416775004", "416550000", "417437006", "416319003", "416152001"),
+}
+_CHEST = {"CHEST", "THORAX", "LUNG", "LUNGS", "HEART", "CHESTABDOMEN", "CHESTABDPELVIS", "CXR"}
+_OTHER_PARTS = _words(
+    "ABDOMEN ABDOMENPELVIS ANKLE ARM BLADDER BREAST CALCANEUS CALF CAROTID CLAVICLE COCCYX COLON CSPINE ELBOW "
+    "ESOPHAGUS EXTREMITY EYE FACE FEMUR FINGER FOOT FOREARM GALLBLADDER HAND HEAD HIP HUMERUS JAW KIDNEY KNEE LEG "
+    "LIVER LSPINE MANDIBLE MAXILLA NASAL NECK ORBIT PANCREAS PATELLA PELVIS RIB RIBS SCAPULA SHOULDER SINUS SKULL "
+    "SPINE SSPINE STERNUM STOMACH TEETH THIGH THUMB TIBIA TIBIAFIBULA TMJ TOE TSPINE ULNA UTERUS WHOLEBODY WRIST ZYGOMA"
+)
+_ORIENTATION = re.compile(r"[ALPRHF]{1,3}")
+
+
+@dataclass(frozen=True)
+class DicomFacts:
+    """Of one image.
+
+    Attributes:
+        view: by ViewPosition, or else by the view's code; None where neither says.
+        position: the term or "other" where the image is neither frontal nor lateral.
+        part: the part of the body where it is not the chest: a defined term, or "a region other than the chest".
+        orientation: PatientOrientation, the directions of rows and columns; None where it is missing or unusual.
+        fluoroscopy: whether it is a frame of angiography or fluoroscopy.
+        doubts: of the pixels.
+    """
+
+    view: View | None
+    position: str | None = None
+    part: str | None = None
+    orientation: tuple[str, str] | None = None
+    fluoroscopy: bool = False
+    doubts: tuple[DraftWarning, ...] = ()
+
+    def warnings(self, sent_as: View) -> Iterator[DraftWarning]:
+        """What a reader should know of the image that came as a view."""
+        for code, words in self._doubts(sent_as):
+            yield DraftWarning(code, f"The {sent_as.value} image: {words}.")
+
+    def _doubts(self, sent_as: View) -> Iterator[tuple[str, str]]:
+        said = self.view.value if self.view else "another projection" if self.position == "other" else self.position
+        if said and said != sent_as.value:
+            yield "view_mismatch", f"its DICOM header says {said}. Check that the views were not exchanged"
+        if self.part:
+            yield "not_a_chest", f"its DICOM header says {self.part}; the model knows chests only"
+        if self.orientation:
+            row, column = self.orientation
+            mirrored = row.startswith("R") and sent_as is View.FRONTAL
+            if mirrored or not column.startswith("F"):
+                yield (
+                    "unusual_orientation",
+                    (
+                        f"its DICOM header says that rows run to {row} and columns to {column}, so that it "
+                        f"{'is mirrored' if column.startswith('F') else 'does not stand upright'}; it was read as it is"
+                    ),
+                )
+        if self.fluoroscopy:
+            yield "fluoroscopy", "it is a frame of angiography or fluoroscopy; the model knows radiographs only"
+        for doubt in self.doubts:
+            yield doubt.code, doubt.message
+
+
+def check_kind(header: Dataset) -> None:
+    """Let through what may be a radiograph: CR, DX for presentation, secondary capture, one frame of XA or RF.
+
+    Raises:
+        ImageError: ``not_a_radiograph`` or ``for_processing``; the message names the SOP class.
+    """
+    uid = UID(_text(header, "SOPClassUID"))
+    intent = _text(header, "PresentationIntentType").upper()
+    if uid == _FOR_PROCESSING or (uid in _RADIOGRAPHS and intent == "FOR PROCESSING"):
+        raise ImageError(
+            "for_processing",
+            "The DICOM object is a digital X-ray image for processing, raw detector values that nobody reads. "
+            "Send the image for presentation of the same exposure.",
+        )
+    remedy = "Send a CR, DX or secondary capture image of the chest."
+    if uid and uid not in _RADIOGRAPHS | _CAPTURES | _FLUOROSCOPY:
+        name = uid.name if uid.name != uid else "an object of a class that is not of the standard"
+        raise ImageError("not_a_radiograph", f"The DICOM object is {name}, no radiograph. {remedy}")
+    modality = _text(header, "Modality").upper()
+    if modality in _OTHER_MODALITIES:
+        name = uid.name if uid else "object"
+        raise ImageError("not_a_radiograph", f"The DICOM {name} shows modality {modality}, no radiograph. {remedy}")
+
+
+def read_facts(header: Dataset, doubts: Sequence[DraftWarning] = ()) -> DicomFacts:
+    """The facts of a header; what is missing or outside of the vocabulary is None."""
+    term = _text(header, "ViewPosition").upper()
+    codes = _codes(header, "ViewCodeSequence")
+    view = _POSITIONS.get(term)
+    position = term if term in _OTHER_POSITIONS else None
+    if view is None and position is None and codes:
+        view = next((_VIEW_CODES[code] for code in codes if code in _VIEW_CODES), None)
+        position = None if view else "other"
+    return DicomFacts(
+        view=view,
+        position=position,
+        part=_part(header),
+        orientation=_orientation(header),
+        fluoroscopy=_text(header, "SOPClassUID") in _FLUOROSCOPY or _text(header, "Modality").upper() in ("RF", "XA"),
+        doubts=tuple(doubts),
+    )
+
+
+def _part(header: Dataset) -> str | None:
+    term = re.sub(r"[^A-Z]", "", _text(header, "BodyPartExamined").upper())
+    codes = _codes(header, "AnatomicRegionSequence")
+    if term in _CHEST or _CHEST_CODES & set(codes):
+        return None
+    if term in _OTHER_PARTS:
+        return term
+    return "a region other than the chest" if codes else None
+
+
+def _orientation(header: Dataset) -> tuple[str, str] | None:
+    value = header.get("PatientOrientation")
+    parts = [] if value is None or isinstance(value, str) else [str(part).strip().upper() for part in value]
+    if len(parts) != 2 or not all(_ORIENTATION.fullmatch(part) for part in parts):
+        return None
+    return parts[0], parts[1]
+
+
+def _codes(header: Dataset, name: str) -> list[str]:
+    """SNOMED codes of a sequence."""
+    items = header.get(name) or ()
+    return [_text(item, "CodeValue") for item in items if _text(item, "CodingSchemeDesignator").upper() in _SCHEMES]
+
+
+def _text(header: Dataset, name: str) -> str:
+    value = header.get(name)
+    return "" if value is None else str(value).strip()

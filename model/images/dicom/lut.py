@@ -1,0 +1,209 @@
+"""Stored values to greys on a screen (PS3.3 C.11): Modality LUT, then VOI LUT or window, then the polarity, last.
+
+All of it is a function of one stored value of at most 16 bits, so it is worked out once for each value that there can
+be, in double precision, and looked up for each pixel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+
+from model.draft_warning import DraftWarning
+from model.images.dicom.pixel_data import PixelFormat
+from model.images.errors import ImageError
+
+Values = npt.NDArray[np.float64]
+
+_BLOCK = 2**20  # pixels looked up at a time; numpy widens the places to 8 bytes each
+
+
+def to_greys(
+    codes: npt.NDArray[Any], bits: int, header: Dataset, said: PixelFormat, *, little_endian: bool
+) -> tuple[npt.NDArray[np.float32], list[DraftWarning]]:
+    """Greys of a monochrome image.
+
+    Args:
+        codes: (H, W) stored values as unsigned numbers of `bits` bits.
+        bits: 1..16.
+        header: Modality LUT, VOI LUT and presentation attributes.
+        said: sign and photometric interpretation.
+        little_endian: byte order of LUT data.
+
+    Returns:
+        (H, W) 0 black to 255 white, and what was doubtful.
+
+    Raises:
+        ImageError: ``unsupported_pixels``: the header's numbers make no sense.
+    """
+    stored = np.arange(2**bits, dtype=np.float64)
+    if said.signed:
+        stored[2 ** (bits - 1) :] -= 2**bits
+    present = np.zeros(2**bits, bool)
+    for block in _blocks(codes):
+        present[block] = True
+    counted = present & ~_padding(header, bits)
+    counted = counted if counted.any() else present
+    inverted, warnings = _polarity(header, said)
+    values = _modality(stored, header, said, little_endian)
+    table = _voi(values, header, said, little_endian)
+    if table is not None and np.ptp(table[counted]) == 0 < np.ptp(values[counted]):
+        table = None  # every pixel would be the same grey
+    if table is None and (header.get("VOILUTSequence") or _window(header)):
+        warnings.append(
+            DraftWarning("window_ignored", "its DICOM window shows nothing; the grey values were spread instead")
+        )
+    if table is not None:
+        table = 1.0 - table if inverted else table
+    else:
+        table = _spread(values, counted, bits, inverted, as_is=bits <= 8 and values is stored and not said.signed)
+    return look_up((255.0 * np.clip(table, 0.0, 1.0)).astype(np.float32), codes), warnings
+
+
+def linear(values: Values, center: float, width: float) -> Values:
+    """Window of PS3.3 C.11.2.1.2.1, 0..1; `width` is at least 1."""
+    if width == 1:
+        return (values > center - 0.5).astype(np.float64)
+    return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0.0, 1.0)
+
+
+def linear_exact(values: Values, center: float, width: float) -> Values:
+    """Window of PS3.3 C.11.2.1.3.2, 0..1; `width` is above 0."""
+    return np.clip((values - center) / width + 0.5, 0.0, 1.0)
+
+
+def sigmoid(values: Values, center: float, width: float) -> Values:
+    """Window of PS3.3 C.11.2.1.3.1, 0..1; `width` is above 0."""
+    return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -700.0, 700.0)))
+
+
+def _padding(header: Dataset, bits: int) -> npt.NDArray[np.bool_]:
+    """Which codes mean that nothing was exposed there (PS3.3 C.7.5.1.1.2)."""
+    padding = np.zeros(2**bits, bool)
+    first = numbers(header, "PixelPaddingValue")
+    if first:
+        last = numbers(header, "PixelPaddingRangeLimit") or first
+        low, high = sorted((int(first[0]), int(last[0])))
+        if high - low < 2**bits:
+            padding[np.arange(low, high + 1) % 2**bits] = True
+    return padding
+
+
+def _polarity(header: Dataset, said: PixelFormat) -> tuple[bool, list[DraftWarning]]:
+    """Whether the lowest value is white, and a warning where the header contradicts itself."""
+    shape = str(header.get("PresentationLUTShape") or "").strip().upper()
+    inverted = said.photometric == "MONOCHROME1"
+    if shape not in ("INVERSE", "IDENTITY") or (shape == "INVERSE") == inverted:
+        return inverted, []
+    warning = DraftWarning(
+        "contradictory_polarity",
+        f"its DICOM header says {said.photometric} and PresentationLUTShape {shape}; it was read with the "
+        "lowest value white. Check that it is not inverted",
+    )
+    return True, [warning]
+
+
+def _modality(stored: Values, header: Dataset, said: PixelFormat, little_endian: bool) -> Values:
+    if header.get("ModalityLUTSequence"):
+        entries, first, _ = _lut(header.ModalityLUTSequence[0], said.signed, little_endian)
+        return _through(stored, entries, first)
+    slope = (numbers(header, "RescaleSlope") or [1.0])[0]
+    intercept = (numbers(header, "RescaleIntercept") or [0.0])[0]
+    if slope == 0:
+        raise ImageError("unsupported_pixels", "RescaleSlope of the DICOM header is 0: every pixel would be the same.")
+    return stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
+
+
+def _voi(values: Values, header: Dataset, said: PixelFormat, little_endian: bool) -> Values | None:
+    """Greys 0..1 by the first VOI LUT or else the first window; None where there is none that can be used."""
+    if header.get("VOILUTSequence"):
+        entries, first, depth = _lut(header.VOILUTSequence[0], bool(values.min() < 0), little_endian)
+        greys: Values = _through(values, entries, first) / (2**depth - 1)
+        return greys
+    window = _window(header)
+    if window is None:
+        return None
+    center, width = window
+    function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
+    if width <= 0 or (width < 1 and function not in ("LINEAR_EXACT", "SIGMOID")):
+        return None
+    shape = {"LINEAR_EXACT": linear_exact, "SIGMOID": sigmoid}.get(function, linear)
+    return shape(values, center, width)
+
+
+def _window(header: Dataset) -> tuple[float, float] | None:
+    """Center and width of the first window."""
+    centers, widths = numbers(header, "WindowCenter"), numbers(header, "WindowWidth")
+    return (centers[0], widths[0]) if centers and widths else None
+
+
+def _lut(item: Dataset, signed: bool, little_endian: bool) -> tuple[Values, int, int]:
+    """Entries, the value that the first stands for, and bits of an entry (PS3.3 C.11.1.1, C.11.2.1.1)."""
+    count, first, depth = (int(number) for number in item.LUTDescriptor)
+    count = count % 2**16 or 2**16
+    first = (first % 2**16 ^ 0x8000) - 0x8000 if signed else first
+    data: Any = item.get_item("LUTData")
+    if not 8 <= depth <= 16 or data is None or getattr(data, "length", 0) > 2**18:
+        raise ImageError("unsupported_pixels", f"A lookup table of {count:,} entries of {depth} bits is not read.")
+    if isinstance(data.value, bytes):
+        narrow = len(data.value) < 2 * count
+        kind = "u1" if narrow else "<u2" if little_endian else ">u2"
+        entries = np.frombuffer(data.value, kind, count=count)
+    else:
+        entries = np.asarray(data.value)[:count]
+    if len(entries) < count:
+        raise ImageError("truncated", f"A lookup table holds {len(entries):,} of {count:,} entries.")
+    return entries.astype(np.float64), first, depth
+
+
+def _through(values: Values, entries: Values, first: int) -> Values:
+    """Values through a lookup table; those beyond its ends take the end's."""
+    places: Values = entries[np.clip(np.rint(values) - first, 0, len(entries) - 1).astype(np.int64)]
+    return places
+
+
+def _spread(values: Values, counted: npt.NDArray[np.bool_], bits: int, inverted: bool, *, as_is: bool) -> Values:
+    """0..1 from the lowest to the highest value that occurs; of 8-bit images ``as_is``, as a PNG shows them."""
+    low, high = (0.0, 2.0**bits - 1) if as_is else (float(values[counted].min()), float(values[counted].max()))
+    if high == low:
+        return np.zeros_like(values)
+    return (high - values if inverted else values - low) / (high - low)
+
+
+def look_up(table: npt.NDArray[np.float32], codes: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """The entry of each code."""
+    greys = np.empty(codes.shape, np.float32)
+    for block, out in zip(_blocks(codes), _blocks(greys), strict=True):
+        np.take(table, block, out=out)
+    return greys
+
+
+def _blocks(image: npt.NDArray[Any]) -> Sequence[npt.NDArray[Any]]:
+    """Views of some rows at a time."""
+    rows = max(1, _BLOCK // image.shape[1])
+    return [image[row : row + rows] for row in range(0, len(image), rows)]
+
+
+def numbers(header: Dataset, name: str) -> list[float]:
+    """The numbers of an element, none where it is missing or empty.
+
+    Raises:
+        ImageError: ``truncated``: not all are finite numbers.
+    """
+    value: Any = header.get(name)
+    if value is None or value == "":
+        return []
+    parts = [value] if isinstance(value, int | float | Decimal | str) else value
+    try:
+        found = [float(part) for part in parts]
+    except (TypeError, ValueError, OverflowError):
+        found = [math.nan]
+    if not all(math.isfinite(number) for number in found):
+        raise ImageError("truncated", f"{name} of the DICOM header is no number. Export the image again and resend it.")
+    return found

@@ -1,0 +1,187 @@
+"""Pixels of a DICOM file: what the header says of them, checked before anything is decoded, and then the decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
+from pydicom.uid import UID
+
+from model.images.dicom.codecs import NATIVE, RLE, check_frame, choose_decoder
+from model.images.dicom.parse import DicomFile
+from model.images.errors import ImageError, ImageLimits, check_size
+
+Codes = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # (H, W): stored values, their bits alone, as unsigned numbers
+
+GREY = ("MONOCHROME1", "MONOCHROME2")
+PALETTE = "PALETTE COLOR"
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_DAMAGED = "Export the image again and resend it."
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """The Image Pixel module (PS3.3 C.7.6.3) of one frame, checked.
+
+    Attributes:
+        rows, columns: height and width.
+        samples: 1 for grey and palette, 3 for colour.
+        allocated, stored: bits of a sample, and how many of them are its value.
+        shift: unused bits below the value.
+        signed: whether values are in two's complement.
+        photometric: PhotometricInterpretation.
+        planar: whether colours come plane by plane.
+    """
+
+    rows: int
+    columns: int
+    samples: int
+    allocated: int
+    stored: int
+    shift: int
+    signed: bool
+    photometric: str
+    planar: bool
+
+    @property
+    def length(self) -> int:
+        """Bytes of the frame uncompressed."""
+        bits = self.rows * self.columns * self.samples * self.allocated
+        if self.photometric == "YBR_FULL_422":
+            bits = bits // 3 * 2
+        return (bits + 7) // 8
+
+
+def pixel_format(file: DicomFile, limits: ImageLimits) -> PixelFormat:
+    """What the header says of the pixels.
+
+    Raises:
+        ImageError: ``no_pixels``, ``truncated``, ``animated``, ``too_large``, ``too_small`` or ``unsupported_pixels``.
+    """
+    header = file.header
+    if file.pixel_keyword is None:
+        raise ImageError("no_pixels", "The DICOM object holds no pixel data. Send the image object of the study.")
+    if file.pixel_keyword != "PixelData":
+        raise ImageError("unsupported_pixels", f"The DICOM object holds {file.pixel_keyword}, which is not read.")
+    check_size((whole(header, "Columns"), whole(header, "Rows")), limits)
+    frames = whole(header, "NumberOfFrames", 1) or 1
+    if frames != 1:
+        raise ImageError("animated", f"The DICOM object has {frames:,} frames. Send a single image.")
+    made = PixelFormat(
+        rows=whole(header, "Rows"),
+        columns=whole(header, "Columns"),
+        samples=whole(header, "SamplesPerPixel", 1),
+        allocated=whole(header, "BitsAllocated"),
+        stored=whole(header, "BitsStored", whole(header, "BitsAllocated")),
+        shift=whole(header, "HighBit", whole(header, "BitsStored", 1) - 1) + 1 - whole(header, "BitsStored", 1),
+        signed=whole(header, "PixelRepresentation", 0) == 1,
+        photometric=str(header.get("PhotometricInterpretation") or "").strip().upper(),
+        planar=whole(header, "PlanarConfiguration", 0) == 1,
+    )
+    _check(made)
+    return made
+
+
+def _check(said: PixelFormat) -> None:
+    if said.photometric not in (*GREY, PALETTE, *COLOUR):
+        known = ", ".join((*GREY, PALETTE, *COLOUR))
+        raise ImageError("unsupported_pixels", f"The PhotometricInterpretation is missing or none of {known}.")
+    if said.samples != (3 if said.photometric in COLOUR else 1):
+        raise ImageError("unsupported_pixels", f"{said.samples} samples per pixel do not fit {said.photometric}.")
+    if said.allocated not in ((8, 16) if said.samples == 3 else (1, 8, 16, 32)) or said.stored > 16:
+        raise ImageError(
+            "unsupported_pixels",
+            f"{said.allocated} bits allocated and {said.stored} stored are not read. Send 8 to 16 bits a sample.",
+        )
+    if not 1 <= said.stored <= said.allocated or not 0 <= said.shift <= said.allocated - said.stored:
+        raise ImageError(
+            "unsupported_pixels",
+            f"BitsAllocated {said.allocated}, BitsStored {said.stored} and HighBit {said.shift + said.stored - 1} "
+            f"contradict each other. {_DAMAGED}",
+        )
+
+
+def decode(file: DicomFile, said: PixelFormat) -> tuple[npt.NDArray[Any], int]:
+    """Decode the frame.
+
+    Returns:
+        (H, W) ``Codes``, or (H, W, 3) unsigned RGB; and the bits of their values.
+
+    Raises:
+        ImageError: ``truncated`` or ``unsupported_transfer_syntax``.
+    """
+    decoder, plugin = choose_decoder(file.syntax, said.stored)
+    element = file.pixels(said.length)
+    native = file.syntax in NATIVE
+    if element.encapsulated == native:
+        raise ImageError("truncated", f"The DICOM pixel data does not fit its transfer syntax. {_DAMAGED}")
+    source = element.value[: said.length + said.length % 2] if native else element.value
+    if native and len(source) < said.length:
+        raise ImageError(
+            "truncated",
+            f"The DICOM pixel data holds {len(source):,} bytes; {said.columns} x {said.rows} pixels need "
+            f"{said.length:,}. {_DAMAGED}",
+        )
+    bits = said.stored if native else _check_compressed(source, file.syntax, said)
+    options: Any = {
+        "rows": said.rows, "columns": said.columns, "number_of_frames": 1, "samples_per_pixel": said.samples,
+        "bits_allocated": said.allocated, "bits_stored": said.stored, "pixel_representation": int(said.signed),
+        "photometric_interpretation": said.photometric, "planar_configuration": int(said.planar),
+        "pixel_keyword": "PixelData", "pixel_vr": element.vr, "correct_unused_bits": False,
+        "allow_excess_frames": False,
+    }  # fmt: skip
+    try:
+        values, _ = decoder.as_array(source, index=0, raw=said.samples == 1, decoding_plugin=plugin, **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # the codecs raise many kinds; all mean that the pixels cannot be read
+        raise ImageError(
+            "truncated", f"The DICOM pixel data cannot be decoded ({type(error).__name__}). {_DAMAGED}"
+        ) from error
+    shift = said.shift if native or file.syntax == RLE else 0
+    return _codes(values, shift, bits), bits
+
+
+def _check_compressed(source: bytes, syntax: UID, said: PixelFormat) -> int:
+    """Bits of the values of a compressed frame, whose own header agrees with the DICOM header."""
+    try:
+        frame = get_frame(source, 0, number_of_frames=1)
+    except Exception as error:  # pydicom raises several kinds
+        raise ImageError("truncated", f"The fragments of the DICOM pixel data are damaged. {_DAMAGED}") from error
+    precision = check_frame(frame, syntax, said.rows, said.columns, said.samples, said.allocated)
+    return max(said.stored, min(precision, 16))
+
+
+def _codes(values: npt.NDArray[Any], shift: int, bits: int) -> npt.NDArray[Any]:
+    """The `bits` of each value above `shift` as the smallest unsigned type; what else shares its bytes is dropped."""
+    native = values.astype(values.dtype.newbyteorder("="), copy=False)
+    unsigned = native.view(f"u{native.dtype.itemsize}")
+    if shift:
+        unsigned = unsigned >> shift
+    if bits < 8 * unsigned.dtype.itemsize:
+        unsigned = unsigned & unsigned.dtype.type(2**bits - 1)
+    return unsigned.astype(np.uint8 if bits <= 8 else np.uint16, copy=False)
+
+
+def whole(header: Dataset, name: str, default: int | None = None) -> int:
+    """A whole number of the header.
+
+    Raises:
+        ImageError: ``truncated``: it is missing, several, or no number; negative ones are none.
+    """
+    value = header.get(name)
+    if value is None or value == "":
+        if default is not None:
+            return default
+        raise ImageError("truncated", f"The DICOM header lacks {name}. {_DAMAGED}")
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = -1
+    if number < 0:
+        raise ImageError("truncated", f"{name} of the DICOM header is no whole number. {_DAMAGED}")
+    return number

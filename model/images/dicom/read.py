@@ -1,0 +1,86 @@
+"""DICOM to greys: kind of object, bounds, pixels, Modality LUT, VOI LUT or window, polarity; and the header's facts.
+
+The steps that read what a stranger sent are in ``dicom_file`` (bytes), ``dicom_codecs`` and ``dicom_pixels`` (pixels),
+``dicom_greys`` (values) and ``dicom_facts`` (header). Nothing touches the disk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.pixels.processing import apply_color_lut
+
+from model.images.dicom.header import DicomFacts, check_kind, read_facts
+from model.images.dicom.lut import look_up, to_greys
+from model.images.dicom.parse import MAGIC, PREAMBLE, DicomFile
+from model.images.dicom.pixel_data import GREY, PALETTE, decode, pixel_format
+from model.images.errors import ImageError, ImageLimits
+
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601-2, as Pillow's
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether the bytes start with a DICOM preamble."""
+    return data[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC
+
+
+def read_dicom(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomFacts]:
+    """Decode one DICOM radiograph.
+
+    Args:
+        data: the file, from its preamble on.
+        limits: bounds on Rows x Columns.
+
+    Returns:
+        Mode ``L``, or ``F`` of 0 black to 255 white; and what the header says beside.
+
+    Raises:
+        ImageError: it cannot be read, or is no radiograph.
+    """
+    try:
+        return _read(data, limits)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # pydicom raises many kinds on damaged headers; their words may quote a patient's
+        raise ImageError(
+            "truncated", f"The DICOM file is damaged ({type(error).__name__}). Export the image again and resend it."
+        ) from error
+
+
+def _read(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomFacts]:
+    file = DicomFile(data)
+    if file.cut_short:
+        raise ImageError("truncated", "The DICOM file is cut short within its header. Export it again and resend it.")
+    check_kind(file.header)
+    said = pixel_format(file, limits)
+    values, bits = decode(file, said)
+    if said.photometric in GREY:
+        greys, doubts = to_greys(values, bits, file.header, said, little_endian=file.little_endian)
+        return Image.fromarray(greys), read_facts(file.header, doubts)
+    if said.photometric == PALETTE:
+        image = Image.fromarray(look_up(_palette(file.header, bits), values))
+    elif values.dtype == np.uint8 and bits == 8:
+        image = Image.fromarray(values, "RGB").convert("L")
+    else:
+        image = Image.fromarray(_luma(values, 2**bits - 1))
+    return image, read_facts(file.header)
+
+
+def _palette(header: Dataset, bits: int) -> npt.NDArray[np.float32]:
+    """Grey of each stored value, 0..255."""
+    count, first, _ = (int(number) for number in header.RedPaletteColorLookupTableDescriptor)
+    codes = np.minimum(np.arange(2**bits, dtype=np.int32), first + (count or 2**16) - 1)  # pydicom's would wrap
+    colours = apply_color_lut(codes, header)[:, :3]
+    return _luma(colours, 255 if colours.max() <= 255 else 65535)
+
+
+def _luma(colours: npt.NDArray[Any], most: int) -> npt.NDArray[np.float32]:
+    """(…, 3) colours of 0..`most` to (…) greys of 0..255."""
+    greys = np.zeros(colours.shape[:-1], np.float32)
+    for channel, weight in enumerate(_LUMA):
+        greys += colours[..., channel] * np.float32(255.0 * weight / most)
+    return greys

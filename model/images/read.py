@@ -1,0 +1,196 @@
+"""Bytes to pixels: the only image decoder and preprocessor, shared by training and serving.
+
+``read_image`` reads PNG, JPEG and DICOM into one 8-bit grey square. Grey values of more than 8 bits for which no
+DICOM header has a window are spread from the image's own minimum to its own maximum, never divided by 65,535 (12-bit
+data in 16-bit files would come out black). The image is squashed to the square, not cropped: a crop would lose
+costophrenic angles.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from model.draft_warning import DraftWarning
+from model.images.dicom.header import DicomFacts
+from model.images.dicom.read import is_dicom, read_dicom
+from model.images.errors import DEFAULT_LIMITS, ImageError, ImageLimits, check_size, too_large
+from model.views import View
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "ImageError",
+    "ImageLimits",
+    "Pixels",
+    "Radiograph",
+    "Resample",
+    "is_dicom",
+    "load_pixels",
+    "read_image",
+    "thumbnail",
+]
+
+Pixels = npt.NDArray[np.uint8]  # (S, S), 0 black .. 255 white
+
+Resample = Literal["bicubic", "bilinear"]
+
+_FORMATS = ("PNG", "JPEG")
+_THUMBNAIL_QUALITY = 85
+warnings.filterwarnings(
+    "ignore", category=Image.DecompressionBombWarning
+)  # our own limit is checked; once, for all threads
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """One decoded image: ``pixels`` (S, S) uint8, 0 black to 255 white; ``facts`` of its header where it is DICOM."""
+
+    pixels: Pixels
+    facts: DicomFacts | None = None
+
+    @property
+    def view(self) -> View | None:
+        """The view that the file itself says; None where it says none."""
+        return self.facts.view if self.facts else None
+
+    def warnings(self, sent_as: View) -> tuple[DraftWarning, ...]:
+        """What a reader should know of the image that came as a view; empty where there is nothing."""
+        return tuple(self.facts.warnings(sent_as)) if self.facts else ()
+
+
+def load_pixels(
+    data: bytes, size: int, *, limits: ImageLimits = DEFAULT_LIMITS, resample: Resample = "bicubic"
+) -> Pixels:
+    """The pixels of ``read_image`` alone; same arguments and errors.
+
+    Returns:
+        (S, S) uint8, 0 black to 255 white.
+    """
+    return read_image(data, size, limits=limits, resample=resample).pixels
+
+
+def read_image(
+    data: bytes, size: int, *, limits: ImageLimits = DEFAULT_LIMITS, resample: Resample = "bicubic"
+) -> Radiograph:
+    """Decode one radiograph and squash it to a square.
+
+    Args:
+        data: the file's content: DICOM, or PNG or JPEG of any colour mode and EXIF orientation.
+        size: S, side of the square in pixels.
+        limits: bounds on the size of the image.
+        resample: filter of the squash; both are antialiased.
+
+    Raises:
+        ImageError: the bytes are not such an image; ``code`` says why.
+    """
+    image, facts = _decoded(data, limits)
+    return Radiograph(_squash(image, size, resample), facts)
+
+
+def thumbnail(data: bytes, longest: int, *, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """A small grey JPEG file of a radiograph, in its own proportions. It holds pixels and nothing else of the file.
+
+    Args:
+        data: as for ``read_image``.
+        longest: the longer side is reduced to so many pixels; a smaller image stays as large as it is.
+        limits: bounds on the size of the image.
+
+    Raises:
+        ImageError: as ``read_image``.
+    """
+    image, _ = _decoded(data, limits)
+    scale = min(longest / max(image.size), 1.0)
+    width, height = (max(round(side * scale), 1) for side in image.size)
+    pixels = _resized(image, (width, height), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=_THUMBNAIL_QUALITY)
+    return file.getvalue()
+
+
+def _decoded(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomFacts | None]:
+    """The whole image, mode ``L`` or ``F``, and what its header says where it is DICOM."""
+    if not data:
+        raise ImageError("empty", "The image is empty (0 bytes). Send a PNG, JPEG or DICOM file.")
+    return read_dicom(data, limits) if is_dicom(data) else (_read_raster(data, limits), None)
+
+
+def _read_raster(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Decode PNG or JPEG to mode ``L`` (8-bit) or ``F`` (wider grey, scaled to 0..255)."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise too_large(limits) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of untrusted bytes raise many kinds, struct.error among them
+        raise _not_an_image(data) from error
+    with image:
+        check_size(image.size, limits)
+        try:
+            frames = getattr(image, "n_frames", 1)
+            # A camera's JPEG may carry a second picture (a depth or gain map); its first one is the photograph.
+            if image.format != "MPO" and frames > 1:
+                raise ImageError("animated", f"The image has {frames} frames. Send a single still image.")
+            image.load()
+            return _to_grey(ImageOps.exif_transpose(image))
+        except (ImageError, MemoryError):
+            raise
+        except Exception as error:
+            raise ImageError(
+                "truncated", "The image file is cut short or damaged. Export it again and resend it."
+            ) from error
+
+
+def _not_an_image(data: bytes) -> ImageError:
+    if data[:8] == b"\x89PNG\r\n\x1a\n" or data[:3] == b"\xff\xd8\xff":
+        return ImageError("truncated", "The image file is cut short or damaged. Export it again and resend it.")
+    kinds = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"RIFF": "WebP"}
+    for magic, kind in kinds.items():
+        if data.startswith(magic):
+            return ImageError("unsupported_format", f"{kind} files are not read. Send a PNG, JPEG or DICOM file.")
+    return ImageError("not_an_image", f"These {len(data):,} bytes are not an image. Send a PNG, JPEG or DICOM file.")
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    """Any Pillow mode to ``L``, or ``F`` scaled to 0..255 for grey of more than 8 bits."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return _min_max(np.asarray(image, dtype=np.float32))
+    if image.mode == "P" or (
+        image.mode in ("L", "LA", "RGB") and "transparency" in image.info
+    ):  # a palette may hold transparency; RGBA keeps both
+        image = image.convert("RGBA")
+    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA"):  # transparent means nothing was exposed there: black
+        rgba = image.convert("RGBA")
+        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, rgba)
+    if image.mode == "CMYK":
+        image = image.convert("RGB")
+    return image.convert("L")
+
+
+def _min_max(values: npt.NDArray[np.float32]) -> Image.Image:
+    """Spread grey values over 0..255; a constant image becomes black."""
+    low, high = float(values.min()), float(values.max())
+    scale = 255.0 / (high - low) if high > low else 0.0
+    return Image.fromarray((values - low) * np.float32(scale))
+
+
+def _squash(image: Image.Image, size: int, resample: Resample) -> Pixels:
+    """Resize with antialiasing to ``(size, size)``, whatever the aspect ratio.
+
+    Bilinear is torchvision's ``Resize((size, size))`` of a PIL image to the bit; bicubic may shrink in two steps.
+    """
+    return _resized(image, (size, size), Image.Resampling[resample.upper()])
+
+
+def _resized(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Pixels:
+    """(height, width) uint8 of an image reduced to (width, height)."""
+    gap = 3.0 if image.mode == "L" and resample is Image.Resampling.BICUBIC else None
+    resized = image.resize(size, resample, reducing_gap=gap)
+    return np.clip(np.rint(np.asarray(resized, dtype=np.float32)), 0, 255).astype(np.uint8)

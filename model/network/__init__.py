@@ -1,0 +1,1 @@
+"""The neural network: backbone, cross-modal memory, transformer, dual encoder."""

@@ -1,0 +1,311 @@
+"""The report model: pixels once through the backbone, patch tokens and retrieved cases side by side, CMN, decoder.
+
+Shapes in one pass (B studies, V views, K cases, D backbone width, E embedding width):
+
+    images (B, V, 1, S, S) -> patch tokens (B, V, 49, D), pooled (B, V, D)
+    pooled -> study embedding (B, E) -> FAISS -> case vectors (B, K, E)
+    patch tokens, projected case vectors -> sequence (B, V*49 + K, D) -> d_model -> + memory response -> encoder
+    encoder output (B, V*49 + K, d_model) -> decoder -> logits (B, T, vocabulary)
+
+The model keeps no state between calls; ``prepare`` works out ahead what no call changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.network.backbone import Backbone
+from model.network.dropout import Dropout
+from model.network.dual_encoder import FeatureNorm, StudyHead, TextTower
+from model.network.linear import Linear, state_of
+from model.network.memory import CrossModalMemory, MemoryBank
+from model.network.transformer import Decoder, DecoderCache, Encoder, sinusoidal_positions
+from model.text.labeler import FINDINGS
+from model.views import View
+
+MAX_PATCHES = 5000  # as published; 102 images where they are counted in one sequence
+_FIRST_CASE = 512  # position of the first retrieved case
+LARGEST_WORD_TABLE = 256 * 2**20  # bytes; a vocabulary of 760 words at d_model 512 takes 93 MiB
+
+
+class Patches(NamedTuple):
+    """Backbone output of a batch: ``tokens`` (B, V, P, D), ``pooled`` (B, V, D), ``views`` and ``view_mask`` (B, V)."""
+
+    tokens: Tensor
+    pooled: Tensor
+    views: Tensor
+    view_mask: Tensor
+
+    def read_as(self, views: Sequence[Sequence[View]]) -> Patches:
+        """The same images as these views, given study by study and image by image; frontals come first again."""
+        rows = self.views.clone()
+        places = torch.arange(rows.shape[1]).repeat(len(views), 1)  # (B, V)
+        for study, read in enumerate(views):
+            order = sorted(range(len(read)), key=lambda place: read[place].row)
+            places[study, : len(order)] = torch.tensor(order)
+            rows[study, : len(order)] = torch.tensor([read[place].row for place in order])
+        each, places = torch.arange(len(views)).unsqueeze(1).to(rows.device), places.to(rows.device)
+        return Patches(self.tokens[each, places], self.pooled[each, places], rows, self.view_mask)
+
+
+class Encoded(NamedTuple):
+    """What the decoder attends to: ``source`` (B, S, d_model), ``mask`` (B, S) True where real, and the memory bank."""
+
+    source: Tensor
+    mask: Tensor
+    bank: MemoryBank
+
+    @property
+    def masked(self) -> Tensor | None:
+        """``mask`` where it masks anything; attention over nothing but real tokens is cheaper without."""
+        return None if bool(self.mask.all()) else self.mask
+
+    def select(self, rows: Tensor) -> Encoded:
+        """The same for some of the studies."""
+        return Encoded(self.source[rows], self.mask[rows], self.bank)
+
+
+@dataclass
+class DecoderState:
+    """A decode in progress: hypotheses are ordered study by study, N = B * hypotheses.
+
+    ``mask`` is that of the encoded images, None where all of them are real.
+    """
+
+    bank: MemoryBank
+    mask: Tensor | None
+    cache: DecoderCache
+    to_words: Callable[[Tensor], Tensor]
+    position: int = 0
+
+    def branch(self, parents: Tensor) -> None:
+        """Continue hypothesis j of each study from its hypothesis ``parents[:, j]`` (B, k)."""
+        self.cache.branch(parents)
+
+    def keep(self, studies: Tensor, hypotheses: Tensor) -> None:
+        """Go on with some studies (B',) and all hypotheses of theirs (N',) only."""
+        groups = hypotheses if self.cache.seen is None else studies
+        self.cache = self.cache.of(groups, studies, self.position)
+        self.mask = None if self.mask is None else self.mask[studies]
+
+
+class ReportModel(nn.Module):
+    """Cross-modal memory network with retrieved cases. Built from a ``ModelConfig`` alone."""
+
+    patch_positions: Tensor
+    word_positions: Tensor
+    word_table: Tensor | None
+    prepared_bank: Tensor | None
+
+    def __init__(self, config: ModelConfig, *, backbone: Backbone | None = None) -> None:
+        super().__init__()
+        self.config = config
+        c = config
+        self.backbone = backbone if backbone is not None else Backbone(c.backbone)
+        width = self.backbone.width
+        self.feature_norm = FeatureNorm(width) if c.feature_norm else None
+        self.finding_head = nn.Linear(width, len(FINDINGS)) if c.finding_head else None
+        self.view_embedding = nn.Embedding(2, width)
+        nn.init.zeros_(self.view_embedding.weight)
+        self.to_model = nn.Sequential(Linear(width, c.d_model), nn.ReLU(), Dropout(c.dropout))
+        self.memory = CrossModalMemory(c.d_model, c.memory_dim, c.memory_slots, c.memory_heads, c.memory_top_k)
+        self.encoder = Encoder(c.encoder_layers, c.d_model, c.d_ff, c.heads, c.dropout, c.norm)
+        self.decoder = Decoder(c.decoder_layers, c.d_model, c.d_ff, c.heads, c.dropout, c.norm)
+        self.word_embedding = nn.Embedding(c.vocab_size, c.d_model, padding_idx=0)
+        self.to_words = Linear(c.d_model, c.vocab_size)
+        self.drop = Dropout(c.dropout)
+        self.register_buffer("patch_positions", sinusoidal_positions(MAX_PATCHES, c.d_model), persistent=False)
+        self.register_buffer("word_positions", sinusoidal_positions(c.max_length, c.d_model), persistent=False)
+        self.register_buffer("word_table", None, persistent=False)
+        self.register_buffer("prepared_bank", None, persistent=False)
+        self._prepared_from: tuple[object, ...] = ()
+        for module in (self.to_model, self.encoder, self.decoder, self.to_words):
+            for parameter in module.parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter)
+        nn.init.normal_(self.word_embedding.weight, std=c.d_model**-0.5)
+        if c.retrieval_k:
+            self.case_projection = Linear(c.embedding_dim, width)
+            self.study_head = StudyHead(width, c.embedding_dim, c.dropout)
+            self.text_tower = TextTower(
+                c.vocab_size, c.d_model, c.d_ff, c.heads, c.text_layers, c.embedding_dim, c.dropout, c.max_length
+            )
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
+
+    # -- seeing ----------------------------------------------------------------------------------------------------
+
+    def encode_images(self, images: Tensor, views: Tensor, view_mask: Tensor) -> Patches:
+        """Run the backbone once over every view that is there.
+
+        Args:
+            images: (B, V, 1, S, S) float in 0..1; missing views may hold anything.
+            views: (B, V) int64, 0 frontal, 1 lateral.
+            view_mask: (B, V) bool, False where a view is missing. Every study has at least one.
+        """
+        batch, count = view_mask.shape
+        real = view_mask.flatten()
+        tokens, pooled = self.backbone(images.flatten(0, 1)[real])
+        if not bool(real.all()):
+            tokens, pooled = _spread(tokens, real), _spread(pooled, real)
+        return Patches(tokens.unflatten(0, (batch, count)), pooled.unflatten(0, (batch, count)), views, view_mask)
+
+    def embed_study(self, patches: Patches) -> Tensor:
+        """Study embedding for the index: (B, E), L2-normalised."""
+        embedding: Tensor = self.study_head(patches.pooled, patches.views, patches.view_mask)
+        return embedding
+
+    def findings(self, patches: Patches) -> Tensor | None:
+        """Probabilities of the labeler's 14 findings by the pretrained head, mean logit of the views: (B, 14).
+
+        None for a model without the head.
+        """
+        if self.finding_head is None:
+            return None
+        logits = self.finding_head(patches.pooled).masked_fill(~patches.view_mask.unsqueeze(2), 0.0)  # (B, V, 14)
+        probabilities: Tensor = (logits.sum(1) / patches.view_mask.sum(1, keepdim=True)).sigmoid()
+        return probabilities
+
+    def sequence(self, patches: Patches, cases: Tensor | None, case_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Patch tokens and projected cases, concatenated along the sequence.
+
+        Args:
+            patches: the backbone's output.
+            cases: (B, K, E) report embeddings of the retrieved cases, or None.
+            case_mask: (B, K) bool, False where fewer than K were found, or None for all.
+
+        Returns:
+            (B, V*P + K, D) and its mask (B, V*P + K), True where a token is real.
+        """
+        tokens = patches.tokens
+        if self.feature_norm is not None:
+            tokens = self.feature_norm.of_views(tokens, patches.view_mask)
+        tokens = tokens + self.view_embedding(patches.views).unsqueeze(2)  # (B, V, P, D)
+        batch, count, grid, _ = tokens.shape
+        sequence = tokens.flatten(1, 2)  # (B, V*P, D)
+        mask = patches.view_mask.unsqueeze(2).expand(batch, count, grid).flatten(1, 2)
+        if cases is not None:
+            found = (
+                torch.ones(cases.shape[:2], dtype=torch.bool, device=mask.device) if case_mask is None else case_mask
+            )
+            projected = self.case_projection(cases.to(sequence.dtype))
+            if self.config.case_norm:
+                projected = F.layer_norm(projected, projected.shape[-1:])  # as long as a standardised patch token
+            sequence = torch.cat([sequence, projected], dim=1)  # (B, V*P + K, D)
+            mask = torch.cat([mask, found], dim=1)
+        return sequence, mask
+
+    def encode(self, patches: Patches, cases: Tensor | None = None, case_mask: Tensor | None = None) -> Encoded:
+        """Everything before the decoder, memory bank included."""
+        sequence, mask = self.sequence(patches, cases, case_mask)
+        self._check_prepared()
+        prepared = None if torch.is_grad_enabled() else self.prepared_bank
+        bank = self.memory.bank() if prepared is None else MemoryBank(*prepared)
+        x = self.to_model(sequence)  # (B, S, d_model)
+        x = x + self.memory(x, bank)
+        grid, views = patches.tokens.shape[2], patches.tokens.shape[1]
+        patch_places = torch.arange(views * grid, device=x.device)
+        if self.config.patch_positions == "view":
+            patch_places = patch_places % grid  # each view counts its own patches
+        case_places = torch.arange(x.shape[1] - views * grid, device=x.device) + _FIRST_CASE  # ranks of the cases
+        places = torch.cat([patch_places, case_places])
+        x = self.drop(x + self.patch_positions[places])
+        return Encoded(self.encoder(x, None if bool(mask.all()) else mask), mask, bank)
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def forward(self, encoded: Encoded, ids: Tensor) -> Tensor:
+        """Teacher-forced logits: ids (B, T), the first being bos -> (B, T, vocabulary)."""
+        x = self._words(ids, 0, encoded.bank)
+        logits: Tensor = self.to_words(self.decoder(x, encoded.source, encoded.masked))
+        return logits
+
+    def attention(self, encoded: Encoded, ids: Tensor) -> Tensor:
+        """What each position reads of the source: arguments as of ``forward`` -> (B, T, S) float32, rows sum to 1."""
+        return self.decoder.attention(self._words(ids, 0, encoded.bank), encoded.source, encoded.masked)
+
+    def start(self, encoded: Encoded, hypotheses: int, *, branching: bool = False) -> DecoderState:
+        """An empty cache for ``hypotheses`` per study, which may ``branch`` from each other where it says so."""
+        self._check_prepared()
+        cache = self.decoder.cache(encoded.source, hypotheses, self.config.max_length, branching=branching)
+        return DecoderState(encoded.bank, encoded.masked, cache, self.to_words.bound())
+
+    def step(self, state: DecoderState, ids: Tensor) -> Tensor:
+        """Feed one token of each hypothesis: ids (N,) -> logits (N, vocabulary) of the next, without a gradient."""
+        x = self._words(ids.unsqueeze(1), state.position, state.bank).squeeze(1)  # (N, d_model)
+        hidden = self.decoder.step(x, state.cache, state.position, state.mask)
+        state.position += 1
+        return state.to_words(hidden)
+
+    def _words(self, ids: Tensor, position: int, bank: MemoryBank) -> Tensor:
+        places = slice(position, position + ids.shape[1])
+        if self.word_table is not None and not torch.is_grad_enabled():
+            rows = torch.arange(position, places.stop, device=ids.device)
+            return self.word_table[rows, ids]
+        x = self.drop(self.word_embedding(ids) * math.sqrt(self.config.d_model) + self.word_positions[places])
+        words: Tensor = x + self.memory(x, bank)
+        return words
+
+    # -- serving ---------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Work out what no image changes: the memory's keys and values, and every word at every position with its
+        memory response, (T, vocabulary, d_model), which takes the memory out of each decoding step.
+
+        The table of words is skipped where it would exceed ``LARGEST_WORD_TABLE``. All of it is dropped when the model
+        is put in training mode, loads other weights, or encodes or starts to write after its memory or word embeddings
+        were changed (``model.linear.state_of`` says what counts as a change) or moved.
+        """
+        self.eval()
+        length, vocabulary, width = self.config.max_length, self.config.vocab_size, self.config.d_model
+        bank = self.memory.bank()
+        self.prepared_bank = torch.stack(bank)
+        self._prepared_from = self._prepared_state()
+        if 4 * length * vocabulary * width > LARGEST_WORD_TABLE:
+            return
+        ids = torch.arange(vocabulary, device=self.word_positions.device).unsqueeze(1)
+        table = self.word_positions.new_empty(length, vocabulary, width)
+        for position in range(length):
+            table[position] = self._words(ids, position, bank)[:, 0]
+        self.word_table = table
+
+    def _prepared_state(self) -> tuple[object, ...]:
+        return state_of((*self.memory.parameters(), self.word_embedding.weight))
+
+    def _check_prepared(self) -> None:
+        if self.prepared_bank is not None and self._prepared_from != self._prepared_state():
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop what ``prepare`` worked out."""
+        self.word_table = self.prepared_bank = None
+
+    def train(self, mode: bool = True) -> Self:
+        """Also drops what ``prepare`` worked out."""
+        self.forget()
+        return super().train(mode)
+
+
+def inputs_of(ids: Tensor, bos_id: int) -> Tensor:
+    """Inputs of the decoder that make it write reports: ids (..., T) without bos -> (..., T), the first being bos."""
+    return torch.cat([torch.full_like(ids[..., :1], bos_id), ids[..., :-1]], dim=-1)
+
+
+def _forget(model: nn.Module, _: object) -> None:
+    assert isinstance(model, ReportModel)
+    model.forget()
+
+
+def _spread(values: Tensor, real: Tensor) -> Tensor:
+    """Rows of real views back to their places among all views, zeros elsewhere."""
+    spread = values.new_zeros((real.shape[0], *values.shape[1:]))
+    spread[real] = values
+    return spread

@@ -1,0 +1,320 @@
+"""Transformer encoder and decoder with cached keys and values (Vaswani et al. 2017, pre-norm).
+
+A decoding step works on all beams of a study at once: the beams are folded into the query length, in the
+cross-attention, so that encoded images are never copied per beam, and in the self-attention, so that what beams wrote
+is never copied when they branch: a mask says which of the study's tokens a beam descends from. Queries, keys and values
+of a step come from one product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.network.dropout import Dropout
+from model.network.linear import Joint, Linear
+from model.network.norm import Norm, bound, norm
+
+
+def sinusoidal_positions(length: int, width: int) -> Tensor:
+    """(length, width) sine and cosine table."""
+    position = torch.arange(length).unsqueeze(1)
+    rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    table = torch.zeros(length, width)
+    table[:, 0::2] = torch.sin(position * rate)
+    table[:, 1::2] = torch.cos(position * rate)[:, : width // 2]
+    return table
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention with separate projection of queries and of keys/values."""
+
+    def __init__(self, d_model: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = Linear(d_model, d_model)
+        self.key = Linear(d_model, d_model)
+        self.value = Linear(d_model, d_model)
+        self.out = Linear(d_model, d_model)
+        self.drop = Dropout(dropout)
+        self._of_itself, self._of_source = Joint(), Joint()
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, T, d_model) -> (B, H, T, d_h)."""
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Project a source (B, S, d_model) to keys and values (B, H, S, d_h)."""
+        keys, values = self._of_source(x, [self.key, self.value])
+        return self.split(keys), self.split(values)
+
+    def of_itself(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x (B, T, d_model), (B, H, T, d_h) each."""
+        queries, keys, values = self._of_itself(x, [self.query, self.key, self.value])
+        return self.split(queries), self.split(keys), self.split(values)
+
+    def bound(self) -> Callable[[Tensor], Tensor]:
+        """For many calls without a gradient: x (N, d_model) -> queries, keys and values of it, (N, 3 * d_model)."""
+        return self._of_itself.bound([self.query, self.key, self.value])
+
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool = False
+    ) -> Tensor:
+        """Queries (B, H, T, d_h) over keys and values (B, H, S, d_h) -> (B, T, d_model).
+
+        ``mask`` is True where attention is allowed; it broadcasts to (B, H, T, S).
+        """
+        if self.training and self.drop.p and queries.device.type == "cpu":
+            read = self._attend_with_dropout(queries, keys, values, mask, causal)
+        else:
+            dropout = self.drop.p if self.training else 0.0
+            read = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=mask, dropout_p=dropout, is_causal=causal
+            )
+        joined: Tensor = self.out(read.transpose(1, 2).flatten(2))
+        return joined
+
+    def _attend_with_dropout(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool
+    ) -> Tensor:
+        """What PyTorch does on a CPU where weights are dropped, with a mask that is drawn faster."""
+        weights: Tensor = self.drop(self.weights(queries, keys, mask, causal))
+        return weights.to(values.dtype) @ values
+
+    def weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+        """By which values would be summed, arguments as of ``attend``: (B, H, T, S), each row adding up to 1."""
+        scores = (queries / math.sqrt(queries.shape[-1])) @ keys.transpose(2, 3)  # (B, H, T, S)
+        if causal:
+            mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return scores.softmax(-1)
+
+    def train(self, mode: bool = True) -> Attention:
+        """Also drops packed weights."""
+        self._of_itself.forget()
+        self._of_source.forget()
+        return super().train(mode)
+
+
+class FeedForward(nn.Sequential):
+    """Two linear layers around a ReLU."""
+
+    def __init__(self, d_model: int, d_ff: int, dropout: float) -> None:
+        super().__init__(Linear(d_model, d_ff), nn.ReLU(), Dropout(dropout), Linear(d_ff, d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d_model) -> (..., d_model)."""
+        first, _, drop, last = self
+        assert isinstance(first, Linear)
+        out: Tensor = last(drop(first.activated(x, "relu")))
+        return out
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each behind a LayerNorm."""
+
+    def __init__(self, d_model: int, d_ff: int, heads: int, dropout: float, kind: Norm = "layer") -> None:
+        super().__init__()
+        self.norm1, self.norm2 = norm(kind, d_model), norm(kind, d_model)
+        self.attention = Attention(d_model, heads, dropout)
+        self.feed_forward = FeedForward(d_model, d_ff, dropout)
+        self.drop = Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, S, d_model) with mask (B, 1, 1, S), True where a token is real."""
+        x = x + self.drop(self.attention.attend(*self.attention.of_itself(self.norm1(x)), mask))
+        out: Tensor = x + self.drop(self.feed_forward(self.norm2(x)))
+        return out
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers and a last normalisation."""
+
+    def __init__(self, layers: int, d_model: int, d_ff: int, heads: int, dropout: float, kind: Norm = "layer") -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(d_model, d_ff, heads, dropout, kind) for _ in range(layers))
+        self.norm = norm(kind, d_model)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, S, d_model) with a token mask (B, S), True where real -> (B, S, d_model)."""
+        attention_mask = None if mask is None else mask[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, attention_mask)
+        out: Tensor = self.norm(x)
+        return out
+
+
+@dataclass
+class DecoderCache:
+    """Keys and values of all decoder layers (L) for the N hypotheses of B studies, allocated once a decode.
+
+    Hypotheses that may branch from each other form a group: G groups of k, N = G * k.
+
+    ``steps`` are the layers with their weights as they were at the start.
+
+    ``past`` (L, 2, G, H, T*k, d_h) holds keys and values of the self-attention; step t fills places t*k to t*k + k - 1,
+    one for each hypothesis. ``seen`` (G, k, T*k) is 0 where a hypothesis descends from the token at that place and -inf
+    elsewhere; None where groups are of one. ``source`` holds keys and values of the cross-attention, (B, H, S, d_h)
+    each, shared by a study's hypotheses.
+    """
+
+    steps: list[_Step]
+    past: Tensor
+    seen: Tensor | None
+    source: list[tuple[Tensor, Tensor]]
+
+    def branch(self, parents: Tensor) -> None:
+        """Continue hypothesis j of each group from its hypothesis ``parents[:, j]`` (G, k). Copies no key or value."""
+        assert self.seen is not None
+        self.seen = self.seen.gather(1, parents.unsqueeze(2).expand_as(self.seen))
+
+    def visible(self, position: int) -> Tensor | None:
+        """The mask of a step, (G, 1, k, places so far), its own tokens included."""
+        if self.seen is None:
+            return None
+        k = self.seen.shape[1]
+        self.seen[..., position * k : (position + 1) * k].diagonal(dim1=1, dim2=2).zero_()
+        return self.seen[:, None, :, : (position + 1) * k]
+
+    def of(self, groups: Tensor, studies: Tensor, position: int) -> DecoderCache:
+        """The cache of some groups (G',) and the studies (B',) that they belong to, filled before ``position``."""
+        k = 1 if self.seen is None else self.seen.shape[1]
+        filled = self.past[..., : position * k, :]
+        past = self.past.new_empty((*self.past.shape[:2], len(groups), *self.past.shape[3:]))
+        past[..., : position * k, :] = filled.index_select(2, groups)
+        source = [(keys.index_select(0, studies), values.index_select(0, studies)) for keys, values in self.source]
+        return DecoderCache(self.steps, past, None if self.seen is None else self.seen.index_select(0, groups), source)
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, cross-attention and feed-forward, each behind a normalisation."""
+
+    def __init__(self, d_model: int, d_ff: int, heads: int, dropout: float, kind: Norm = "layer") -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (norm(kind, d_model) for _ in range(3))
+        self.self_attention = Attention(d_model, heads, dropout)
+        self.cross_attention = Attention(d_model, heads, dropout)
+        self.feed_forward = FeedForward(d_model, d_ff, dropout)
+        self.drop = Dropout(dropout)
+
+    def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None) -> Tensor:
+        """All positions at once (teacher forcing): x (B, T, d_model), source (B, S, d_model)."""
+        cross = self.cross_attention
+        x, queries = self.ask(x)
+        x = x + self.drop(cross.attend(queries, *cross.keys_values(source), source_mask))
+        out: Tensor = x + self.drop(self.feed_forward(self.norm3(x)))
+        return out
+
+    def ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The first half: x (B, T, d_model) with its self-attention, and queries (B, H, T, d_h) for the source."""
+        itself, cross = self.self_attention, self.cross_attention
+        x = x + self.drop(itself.attend(*itself.of_itself(self.norm1(x)), None, causal=True))
+        return x, cross.split(cross.query(self.norm2(x)))
+
+
+class _Step:
+    """A decoder layer as a decode runs it: its weights packed and its parts bound once, then called at every position.
+
+    The weights are those of the moment at which it is made.
+    """
+
+    def __init__(self, layer: DecoderLayer) -> None:
+        itself, cross, (first, _, _, last) = layer.self_attention, layer.cross_attention, layer.feed_forward
+        assert isinstance(first, Linear)
+        assert isinstance(last, Linear)
+        self.norm1, self.norm2, self.norm3 = bound(layer.norm1), bound(layer.norm2), bound(layer.norm3)
+        self.of_itself, self.out1 = itself.bound(), itself.out.bound()
+        self.query, self.out2 = cross.query.bound(), cross.out.bound()
+        self.hidden, self.last = first.bound("relu"), last.bound()
+        self.heads = itself.heads
+
+    def __call__(
+        self, x: Tensor, past: Tensor, seen: Tensor | None, source: tuple[Tensor, Tensor], place: int,
+        source_mask: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """One position of every hypothesis: x (N, d_model); fills ``past`` (2, G, H, T*k, d_h) from ``place``."""
+        groups = past.shape[1]
+        own = self.of_itself(self.norm1(x)).view(groups, -1, 3, self.heads, past.shape[-1]).permute(2, 0, 3, 1, 4)
+        end = place + own.shape[3]
+        past[:, :, :, place:end] = own[1:]
+        x = x + self.out1(_read(own[0], past[0, :, :, :end], past[1, :, :, :end], seen))
+        queries = self.query(self.norm2(x)).view(len(source[0]), -1, self.heads, past.shape[-1]).transpose(1, 2)
+        x = x + self.out2(_read(queries, *source, source_mask))
+        return x + self.last(self.hidden(self.norm3(x)))
+
+
+def _read(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of few queries (B, H, q, d_h) over keys and values (B, H, S, d_h) -> (B*q, d_model).
+
+    ``mask`` broadcasts to (B, 1, q, S): added where it holds numbers, kept where it is True.
+    """
+    batch, heads, count, width = queries.shape
+    if batch == 1 or queries.device.type != "cpu":
+        read = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    else:  # PyTorch's fused CPU kernel is made for many queries
+        flat = (queries / math.sqrt(width)).reshape(-1, count, width)
+        scores = torch.bmm(flat, keys.flatten(0, 1).transpose(1, 2)).view(batch, heads, count, -1)
+        if mask is not None:
+            scores = scores.masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else scores.add_(mask)
+        weights = scores.softmax(-1).to(values.dtype)
+        read = torch.bmm(weights.flatten(0, 1), values.flatten(0, 1)).view(batch, heads, count, width)
+    return read.transpose(1, 2).reshape(-1, heads * width)
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers and a last normalisation."""
+
+    def __init__(self, layers: int, d_model: int, d_ff: int, heads: int, dropout: float, kind: Norm = "layer") -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(d_model, d_ff, heads, dropout, kind) for _ in range(layers))
+        self.norm = norm(kind, d_model)
+
+    def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None) -> Tensor:
+        """x (B, T, d_model), source (B, S, d_model), source_mask (B, S) -> (B, T, d_model)."""
+        mask = None if source_mask is None else source_mask[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, source, mask)
+        out: Tensor = self.norm(x)
+        return out
+
+    def attention(self, x: Tensor, source: Tensor, source_mask: Tensor | None) -> Tensor:
+        """The last layer's cross-attention, mean over its heads: arguments as of ``forward`` -> (B, T, S) float32."""
+        mask = None if source_mask is None else source_mask[:, None, None, :]
+        *before, last = self.layers
+        assert isinstance(last, DecoderLayer)
+        for layer in before:
+            x = layer(x, source, mask)
+        _, queries = last.ask(x)
+        keys, _ = last.cross_attention.keys_values(source)
+        return last.cross_attention.weights(queries.float(), keys.float(), mask).mean(dim=1)
+
+    def cache(self, source: Tensor, hypotheses: int, max_length: int, *, branching: bool) -> DecoderCache:
+        """An empty cache for ``hypotheses`` per study; cross keys and values are projected here, once a decode."""
+        steps, pairs = [], []
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            steps.append(_Step(layer))
+            keys, values = layer.cross_attention.keys_values(source)
+            pairs.append((keys.contiguous(), values.contiguous()))
+        keys = pairs[0][0]
+        k = hypotheses if branching else 1
+        groups, places = len(source) * hypotheses // k, max_length * k
+        past = keys.new_empty((len(pairs), 2, groups, keys.shape[1], places, keys.shape[3]))
+        seen = keys.new_full((groups, k, places), float("-inf")) if branching else None
+        return DecoderCache(steps, past, seen, pairs)
+
+    def step(self, x: Tensor, cache: DecoderCache, position: int, source_mask: Tensor | None) -> Tensor:
+        """One position of every hypothesis: x (N, d_model) -> (N, d_model); source_mask (B, S). Without a gradient."""
+        mask = None if source_mask is None else source_mask[:, None, None, :]
+        seen = cache.visible(position)
+        place = position * (1 if cache.seen is None else cache.seen.shape[1])
+        for step, past, source in zip(cache.steps, cache.past, cache.source, strict=True):
+            x = step(x, past, seen, source, place, mask)
+        out: Tensor = self.norm(x)
+        return out

@@ -1,0 +1,210 @@
+"""The finding labeler: a report's text in, the 14 CheXpert findings out. Rules only: no network, no weights.
+
+A report is cut into sentences, a sentence into clauses. Each mention of a finding in a clause gets a label
+from the cues of negation and doubt around it, as far as their scope reaches; statements such as "X is normal"
+or "an enlarged X" are read as subject and predicate. Over a report the strongest label wins: present, then
+uncertain, then absent.
+
+The classes and the rule for No Finding are those of CheXpert (Irvin et al., AAAI 2019); the phrases and cues
+are this project's own (`model.labeler_rules`), and docs/labeler.md says how well they do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple, cast
+
+from model.text import labeler_rules as rules
+
+Label = Literal["present", "absent", "uncertain"]
+
+FINDINGS: Final[tuple[str, ...]] = (
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+    "No Finding",
+)
+
+NO_FINDING: Final = "No Finding"
+_RANK: Final[dict[Label | None, int]] = {None: 0, "absent": 1, "uncertain": 2, "present": 3}
+_REACH_AFTER: Final = 90  # characters from a subject to its predicate: "the heart, … and … are normal"
+_REACH_BEFORE: Final = 45  # from a predicate to the subject after it: "normal size and contour of the heart"
+
+_APOSTROPHES = re.compile("['’\"]")
+_PUNCTUATION = re.compile(r"[,()\[\]{}*:]")
+_SENTENCE_END = re.compile(r"(?<=[^\d\s])\.(?=[^\W\d])|\.(?=\s|$)|[;?!]")
+_SPACES = re.compile(r"\s+")
+_LONG = re.compile(r".{1,1000}(?: |$)|.{1000}")  # no sentence is longer; bounds the time a hostile text takes
+_WORD = re.compile(r"[a-z]")
+_NOT = re.compile(r"\b(?:not|no|without|nor)\b")
+_VERB = re.compile(r"\b(?:is|are|appears?)\b")
+
+_NEUTRAL = re.compile(rules.NEUTRAL)
+_BREAK = re.compile(rules.BREAK)
+_NEGATED_BEFORE = re.compile(rules.NEGATED_BEFORE)
+_NEGATED_AFTER = re.compile(rules.NEGATED_AFTER)
+_DOUBT_BEFORE = re.compile(rules.DOUBT_BEFORE)
+_DOUBT_AFTER = re.compile(rules.DOUBT_AFTER)
+_ALTERNATIVES = re.compile(rules.ALTERNATIVES)
+_NEGATION_STOP = re.compile(rules.NEGATION_STOP)
+_DOUBT_STOP = re.compile(rules.DOUBT_STOP)
+_LEFT_STOP = re.compile(rules.LEFT_STOP)
+_STATEMENT_STOP = re.compile(rules.STATEMENT_STOP)
+
+_MENTIONS: Final = tuple((name, re.compile("|".join(phrases))) for name, phrases in rules.PHRASES.items())
+_HINTS: Final = tuple((name, re.compile("|".join(phrases))) for name, phrases in rules.HINTS.items())
+_STATEMENTS: Final = tuple(
+    (
+        finding,
+        re.compile(subject),
+        re.compile("|".join(f"(?P<{label}>{pattern})" for label, pattern in predicates.items())),
+    )
+    for finding, subject, predicates in rules.STATEMENTS
+)
+
+
+def label_report(text: str, *, remember: bool = True) -> dict[str, Label | None]:
+    """Label one report: cased with punctuation, or lower-case tokens with " . " between the sentences.
+
+    Returns all 14 keys of `FINDINGS`: "present", "absent", "uncertain", or None where the report is silent.
+    No Finding is "present" where no other finding, Support Devices aside, is present or uncertain, else None;
+    None too for a text without words. Never raises on a string.
+    """
+    read = _label_sentence if remember else _label_sentence.__wrapped__
+    labels: dict[str, Label | None] = dict.fromkeys(FINDINGS)
+    text = _PUNCTUATION.sub(" ", _APOSTROPHES.sub("", text.lower()))
+    for sentence in _SENTENCE_END.split(text):
+        for piece in _LONG.findall(_SPACES.sub(" ", sentence).strip()):
+            for finding, label in read(piece):
+                if _RANK[label] > _RANK[labels[finding]]:
+                    labels[finding] = label
+    disease = [label for name, label in labels.items() if name not in (NO_FINDING, "Support Devices")]
+    if _WORD.search(text) and "present" not in disease and "uncertain" not in disease:
+        labels[NO_FINDING] = "present"
+    return labels
+
+
+@lru_cache(maxsize=1 << 15)
+def _label_sentence(sentence: str) -> tuple[tuple[str, Label], ...]:
+    """What one normalised sentence says, a finding as often as it is mentioned. Cached: reports repeat."""
+    found: list[tuple[str, Label]] = []
+    for clause in _BREAK.split(_NEUTRAL.sub("~", sentence)):
+        found += _statements(clause)
+        found += _mentions(clause)
+    return tuple(found)
+
+
+def _statements(clause: str) -> Iterator[tuple[str, Label]]:
+    """Subject and predicate: "the heart, again, is not enlarged", "an enlarged heart"."""
+    for finding, subjects, predicates in _STATEMENTS:
+        for subject in subjects.finditer(clause):
+            label = _predicate(predicates, clause, subject.start(), subject.end())
+            if label:
+                yield finding, label
+
+
+def _predicate(predicates: re.Pattern[str], clause: str, start: int, end: int) -> Label | None:
+    """What the first predicate after the subject at [start, end) says, else the last before it."""
+    after = predicates.search(clause, end)
+    if after and after.start() - end <= _REACH_AFTER:
+        gap = clause[end : after.start()]
+        if not _STATEMENT_STOP.search(gap):
+            return _said(after, gap)
+    before = list(predicates.finditer(clause, 0, start))
+    if before and start - before[-1].end() <= _REACH_BEFORE:
+        gap = clause[before[-1].end() : start]
+        if not _STATEMENT_STOP.search(gap) and not _VERB.search(gap):
+            return _said(before[-1], clause[: before[-1].start()])
+    return None
+
+
+def _said(predicate: re.Match[str], context: str) -> Label | None:
+    label = cast(Label, predicate.lastgroup)
+    if _NOT.search(context):
+        return "absent" if label == "present" else None
+    if label == "present" and _DOUBT_BEFORE.search(context):
+        return "uncertain"
+    return label
+
+
+class _Hit(NamedTuple):
+    """A phrase of a finding at [start, end) of a clause."""
+
+    start: int
+    end: int
+    finding: str
+    weak: bool  # a hint rather than the finding itself
+
+
+def _mentions(clause: str) -> Iterator[tuple[str, Label]]:
+    """Every phrase of every finding in the clause, with what the cues around it say."""
+    hits = sorted(
+        _Hit(found.start(), found.end(), finding, weak)
+        for patterns, weak in ((_MENTIONS, False), (_HINTS, True))
+        for finding, pattern in patterns
+        for found in pattern.finditer(clause)
+    )
+    if not hits:
+        return
+    negated = _Scope(clause, _NEGATED_BEFORE, _NEGATION_STOP, _NEGATED_AFTER)
+    doubted = _Scope(clause, _DOUBT_BEFORE, _DOUBT_STOP, _DOUBT_AFTER)
+    asserted = [hit for hit in hits if not negated.reaches(hit)]
+    alternatives = _alternatives(clause, asserted)
+    for hit in hits:
+        if hit not in asserted:
+            yield hit.finding, "absent"
+        elif hit.weak or hit in alternatives or doubted.reaches(hit):
+            yield hit.finding, "uncertain"
+        else:
+            yield hit.finding, "present"
+
+
+class _Scope:
+    """The cues of one kind in one clause, and which mentions they reach."""
+
+    def __init__(self, clause: str, before: re.Pattern[str], stop: re.Pattern[str], after: re.Pattern[str]) -> None:
+        self._clause = clause
+        self._stop = stop
+        self._before = [cue.span() for cue in before.finditer(clause)]
+        self._after = [cue.start() for cue in after.finditer(clause)]
+
+    def reaches(self, hit: _Hit) -> bool:
+        for start, end in self._before:
+            if end <= hit.start and not self._stop.search(self._clause, end, hit.start):
+                return True
+            if hit.start <= start and end <= hit.end:  # inside the phrase: "mediastinum is not widened"
+                return True
+        return any(start >= hit.end and not _LEFT_STOP.search(self._clause, hit.end, start) for start in self._after)
+
+
+def _alternatives(clause: str, hits: list[_Hit]) -> set[_Hit]:
+    """The mentions on either side of "versus", and of "or" where the two sides name different findings.
+
+    A lung opacity stays: what is seen is an opacity, whichever reading is right ("scarring or atelectasis").
+    """
+    doubted: set[_Hit] = set()
+    for word in _ALTERNATIVES.finditer(clause):
+        left = _with_overlaps(hits, [hit for hit in hits if hit.end <= word.start()][-1:])
+        right = _with_overlaps(hits, [hit for hit in hits if hit.start >= word.end()][:1])
+        same = {hit.finding for hit in left} & {hit.finding for hit in right}
+        if word.group() == "or" and (same or not left or not right):
+            continue  # "nodules or masses", "right or left"
+        doubted |= {hit for hit in left | right if hit.finding != "Lung Opacity"}
+    return doubted
+
+
+def _with_overlaps(hits: list[_Hit], nearest: list[_Hit]) -> set[_Hit]:
+    """The nearest mention and those that share words with it: "mediastinal mass" names two findings."""
+    return {hit for near in nearest for hit in hits if hit.start < near.end and hit.end > near.start}

@@ -1,0 +1,238 @@
+"""Cases that a service's operator added: kept in a directory of their own, apart from any bundle.
+
+`cases.jsonl` has a line a case, `pictures/` the small images, named by chance. A case is added by writing its pictures
+beside and renaming them, and then its line, each flushed to the disk; so what a crash leaves is a line without its end
+or a picture without a line, and both are taken away when the directory is next opened. A case is removed by writing the
+lines of the others anew, and then its pictures go. No vector is kept: they belong to a bundle's text tower.
+
+One process at a time may hold the directory. All files are its owner's alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from model.files import sync_folder, write_atomic
+from retrieval_index.cases import FIELDS, Case
+
+CASES_FILE, PICTURES, LOCK_FILE = "cases.jsonl", "pictures", "lock"
+_PICTURE = re.compile(r"[0-9a-f]{32}\.jpg")
+_UNFINISHED = re.compile(r"\..+\.tmp")
+_MINE, _MINE_ALONE = 0o700, 0o600
+log = logging.getLogger(__name__)
+
+
+class AddedCasesError(RuntimeError):
+    """The directory cannot be used; says why and what to do."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    case: Case
+    files: Mapping[str, str]  # view -> name in `pictures/`
+
+
+class AddedCases:
+    """The cases of one directory, held until `close`. Safe to use from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the directory, made where it is missing, and read it.
+
+        Raises:
+            AddedCasesError: another process holds it, it cannot be written to, or a line of it is no case.
+        """
+        self._folder, self._path = folder, folder / CASES_FILE
+        self._changing = threading.Lock()
+        try:
+            folder.mkdir(mode=_MINE, parents=True, exist_ok=True)
+            (folder / PICTURES).mkdir(mode=_MINE, exist_ok=True)
+            self._lock = _taken(folder)
+            try:
+                self._entries, self._size = self._read()
+                self._tidy()
+            except BaseException:
+                os.close(self._lock)
+                raise
+        except OSError as error:
+            raise AddedCasesError(
+                f"the added cases in {folder} cannot be used: {error.strerror}. "
+                "Name a directory that this user may write to"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, case_id: object) -> bool:
+        return case_id in self._entries
+
+    def cases(self) -> tuple[Case, ...]:
+        """All cases, in the order in which they were added."""
+        return tuple(entry.case for entry in self._entries.values())
+
+    def add(self, case: Case, pictures: Mapping[str, bytes]) -> Case:
+        """Keep a case.
+
+        Args:
+            case: with an id that is not here yet.
+            pictures: view -> JPEG file.
+
+        Returns:
+            The case as it is kept: with the views of its pictures.
+
+        Raises:
+            ValueError: the id is here already.
+            OSError: the disk is full or fails; nothing of the case is kept then.
+        """
+        with self._changing:
+            if case.case_id in self._entries:
+                raise ValueError("a case of this id was added before")
+            files = {view: f"{secrets.token_hex(16)}.jpg" for view in pictures}
+            entry = _Entry(replace(case, images=tuple(pictures)), files)
+            try:
+                for view, name in files.items():
+                    write_atomic(self._folder / PICTURES / name, pictures[view], mode=_MINE_ALONE)
+                sync_folder(self._folder / PICTURES)
+                self._append(_encoded(entry))
+            except BaseException:
+                self._discard(files.values())
+                raise
+            self._entries = {**self._entries, case.case_id: entry}
+            return entry.case
+
+    def remove(self, case_id: str) -> None:
+        """Take a case and its pictures off the disk.
+
+        Raises:
+            KeyError: there is no such case.
+            OSError: the disk is full or fails; the case is kept then.
+        """
+        with self._changing:
+            entries = dict(self._entries)
+            entry = entries.pop(case_id)
+            lines = b"".join(map(_encoded, entries.values()))
+            write_atomic(self._path, lines, mode=_MINE_ALONE)
+            self._entries, self._size = entries, len(lines)
+            sync_folder(self._folder)
+            self._discard(entry.files.values())
+
+    def picture(self, case_id: str, view: str) -> bytes | None:
+        """The picture of a view, a JPEG file; None where there is none."""
+        entry = self._entries.get(case_id)
+        if entry is None or view not in entry.files:
+            return None
+        try:
+            return (self._folder / PICTURES / entry.files[view]).read_bytes()
+        except OSError as error:  # removed this moment, or by hand
+            log.warning("a picture of an added case cannot be read: %s", error.strerror)
+            return None
+
+    def close(self) -> None:
+        """Let the directory go."""
+        with self._changing:
+            os.close(self._lock)
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def _read(self) -> tuple[dict[str, _Entry], int]:
+        """The entries of the file, and the bytes that they take; a line without its end is cut off."""
+        if not self._path.exists():
+            if any(_PICTURE.fullmatch(path.name) for path in (self._folder / PICTURES).iterdir()):
+                raise AddedCasesError(
+                    f"{self._folder / PICTURES} holds pictures, but there is no {self._path}; restore that file from "
+                    "a copy, or empty the folder of pictures"
+                )
+            write_atomic(self._path, b"", mode=_MINE_ALONE)
+            sync_folder(self._folder)
+        data = self._path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        if torn := len(data) - end:
+            log.warning("%s: its last %d bytes are a case cut off while it was added; dropped", self._path, torn)
+            os.truncate(self._path, end)
+        entries: dict[str, _Entry] = {}
+        for number, line in enumerate(data[:end].splitlines(), start=1):
+            try:
+                entry = _decoded(line)
+                if entry.case.case_id in entries:
+                    raise ValueError("its id stands in an earlier line")
+            except (ValueError, TypeError) as error:
+                raise AddedCasesError(
+                    f"{self._path}, line {number} is no added case; restore the file from a copy, or remove the line"
+                ) from error
+            entries[entry.case.case_id] = entry
+        return entries, end
+
+    def _append(self, line: bytes) -> None:
+        """Write and flush a whole line, or nothing."""
+        with self._path.open("ab", buffering=0) as lines:
+            lines.truncate(self._size)  # where taking back a failed line failed as well
+            try:
+                left = memoryview(line)
+                while left:
+                    left = left[lines.write(left) :]
+                os.fsync(lines.fileno())
+            except BaseException:
+                lines.truncate(self._size)
+                raise
+        self._size += len(line)
+
+    def _discard(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self._folder / PICTURES / name).unlink(missing_ok=True)
+
+    def _tidy(self) -> None:
+        """Remove what an interrupted addition or removal left: pictures of no case, files not yet renamed."""
+        known = {name for entry in self._entries.values() for name in entry.files.values()}
+        strays = [
+            path
+            for path in (self._folder / PICTURES).iterdir()
+            if (_PICTURE.fullmatch(path.name) and path.name not in known) or _UNFINISHED.fullmatch(path.name)
+        ]  # files of other names are not ours to remove
+        strays += self._folder.glob(f".{CASES_FILE}.*.tmp")
+        for path in strays:
+            path.unlink()
+        if strays:
+            log.warning("%s: %d files that an interrupted change had left are removed", self._folder, len(strays))
+
+
+def _encoded(entry: _Entry) -> bytes:
+    record = {name: getattr(entry.case, name) for name in FIELDS} | {"images": dict(entry.files)}
+    return (json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n").encode()
+
+
+def _decoded(line: bytes) -> _Entry:
+    """ValueError or TypeError where the line is no case."""
+    record: Any = json.loads(line)
+    files: Any = record.pop("images") if isinstance(record, dict) and set(record) == {*FIELDS, "images"} else None
+    if not isinstance(files, dict) or not all(
+        isinstance(name, str) and _PICTURE.fullmatch(name) for name in files.values()
+    ):
+        raise ValueError("not the members of an added case")
+    return _Entry(Case(**record, images=tuple(files)), files)
+
+
+def _taken(folder: Path) -> int:
+    """The open lock file, which the system frees when the process ends, however it ends."""
+    import fcntl  # not on Windows
+
+    lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, _MINE_ALONE)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise AddedCasesError(
+            f"another process holds the added cases in {folder}; give each service a directory of its own, "
+            "or stop the other one first"
+        ) from error
+    except OSError:
+        os.close(lock)
+        raise
+    return lock

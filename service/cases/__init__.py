@@ -1,0 +1,1 @@
+"""Reference cases that users add."""

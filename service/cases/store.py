@@ -1,0 +1,249 @@
+"""The reference cases of the service: those of the bundle, to look up, and those that its operator adds and removes.
+
+Added cases are kept by ``retrieval_index.user_cases`` and put into the index of the bundle that is served, embedded
+by its text tower. A swap of bundles embeds them anew. That runs on a copy of the tower on the CPU: the model itself
+belongs to the worker of its device. The table of decoding by consensus is the bundle's alone and is not extended.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from model.bundle import Bundle
+from model.images.read import ImageError, ImageLimits, thumbnail
+from model.network.dual_encoder import embed_reports
+from model.text.labeler import label_report
+from retrieval_index.cases import Case
+from retrieval_index.index import ReportIndex
+from retrieval_index.user_cases import AddedCases
+from service.inference.loader import Loaded
+from service.web.problems import Problem
+
+PICTURE_SIDE = 320  # pixels of the longer side of a kept picture
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NewCase:
+    """A case to be added: id, findings, where it was published, radiographs by view, to be kept as small pictures."""
+
+    case_id: str
+    findings: str = field(repr=False)
+    source_url: str | None = None
+    images: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class FoundCase:
+    """A case that is served, and whether it was added."""
+
+    case: Case
+    added: bool
+
+
+class _Shelf:
+    """The added cases in the index of one bundle. Changed under the lock of its ``Casebook``."""
+
+    def __init__(self, bundle: Bundle, index: ReportIndex) -> None:
+        self.index, self._tokenizer = index, bundle.tokenizer
+        self._tower = copy.deepcopy(bundle.model.text_tower).cpu().eval()
+        self._added: dict[str, Case] = {}
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """(N, E), unit length."""
+        return embed_reports(self._tower, self._tokenizer, texts)
+
+    def knows_a_word_of(self, text: str) -> bool:
+        return self._tokenizer.knows_a_word_of(text)
+
+    def put(self, cases: Sequence[Case], vectors: npt.NDArray[np.float32]) -> None:
+        self.index.add(vectors, cases)
+        self._added.update({case.case_id: case for case in cases})
+
+    def take(self, case_ids: Sequence[str]) -> None:
+        self.index.remove(case_ids)
+        for case_id in case_ids:
+            del self._added[case_id]
+
+    def holds(self, case_id: str) -> bool:
+        return case_id in self._added
+
+    def follow(self, cases: Sequence[Case]) -> int:
+        """Hold exactly these, but for ids that the bundle itself has; how many those are."""
+        wanted = {case.case_id: case for case in cases}
+        if gone := [case_id for case_id, case in self._added.items() if wanted.get(case_id) is not case]:
+            self.take(gone)
+        missing = [case for case in cases if case.case_id not in self._added]
+        new = [case for case in missing if self.index.find(case.case_id) is None]
+        if new:
+            self.put(new, self.embed([case.findings or "" for case in new]))
+        return len(missing) - len(new)
+
+
+class Casebook:
+    """Looks cases up, adds and removes them, whatever bundle is served. Safe to use from several threads."""
+
+    def __init__(self, folder: Path | None, limits: ImageLimits) -> None:
+        """Nothing is read before ``open``.
+
+        Args:
+            folder: of the added cases; None: none can be added.
+            limits: bounds on the size of an image.
+        """
+        self._folder, self._limits = folder, limits
+        self._changing = threading.Lock()
+        self._store: AddedCases | None = None
+        self._index: ReportIndex | None = None
+        self._shelf: _Shelf | None = None
+        self._serving = False
+
+    def open(self) -> None:
+        """Take the directory of added cases, once; where there is none, do nothing.
+
+        Raises:
+            AddedCasesError: it cannot be used.
+        """
+        if self._folder is not None and self._store is None:
+            self._store = AddedCases(self._folder)
+
+    def serve(self, loaded: Loaded) -> None:
+        """Serve the cases of a bundle from now on: embed all added ones and put them into its index.
+
+        Cases that are added or removed meanwhile are so in the index served before and in this one.
+        """
+        store = self._store  # may be closed meanwhile
+        shelf = None
+        if store is not None and loaded.index is not None:
+            shelf = _Shelf(loaded.bundle, loaded.index)
+            shelf.follow(store.cases())  # may take long
+        with self._changing:
+            if store is not None and shelf is not None and (hidden := shelf.follow(store.cases())):
+                log.warning("%d added cases have ids that cases of this bundle have, and are not shown", hidden)
+            elif store is not None and shelf is None and len(store):
+                log.warning("this bundle has no retrieval; %d added cases are not shown", len(store))
+            self._index, self._shelf, self._serving = loaded.index, shelf, True
+
+    def find(self, case_id: str) -> FoundCase:
+        """The case of an id.
+
+        Raises:
+            Problem: ``no_such_case``; ``cases_off``: the cases are in other processes.
+        """
+        if not self._serving:
+            raise Problem("cases_off", "The cases are held by replicas, into which this address does not look.")
+        case = self._index.find(case_id) if self._index is not None else None
+        if case is None:
+            raise Problem("no_such_case", "No reference case of this id is served. Take ids from the answers.")
+        return FoundCase(case, self._shelf is not None and self._shelf.holds(case_id))
+
+    def picture(self, case_id: str, view: str) -> bytes:
+        """The small picture of a case, a JPEG file.
+
+        Raises:
+            Problem: as ``find``; ``no_such_case`` too where there is no such picture.
+        """
+        picture = self._store.picture(case_id, view) if self.find(case_id).added and self._store is not None else None
+        if picture is None:
+            raise Problem("no_such_case", "This case has no such picture. Its member images lists those it has.")
+        return picture
+
+    def check_writable(self) -> None:
+        """Return where cases can be added.
+
+        Raises:
+            Problem: ``cases_off``.
+        """
+        self._writable()
+
+    def add(self, new: NewCase) -> FoundCase:
+        """Keep a case and put it into the index; both, or neither.
+
+        Raises:
+            Problem: ``cases_off``, ``no_retrieval``, ``case_exists``, ``no_known_word``, ``cases_disk``, or what is
+                wrong with an image.
+        """
+        pictures = {view: self._picture(data, view) for view, data in new.images.items()}
+        with self._changing:
+            store, shelf = self._writable(), self._shelf
+            if shelf is None:
+                raise Problem("no_retrieval", "The bundle that is served has no index. Serve one made with retrieval.")
+            if new.case_id in store or shelf.index.find(new.case_id) is not None:
+                raise Problem(
+                    "case_exists",
+                    "A case of this id is here already. Choose another, or DELETE it first.",
+                    field="case_id",
+                )
+            if not shelf.knows_a_word_of(new.findings):
+                raise Problem(
+                    "no_known_word",
+                    "The model knows no word of the findings. Send the findings of a report, in the model's language.",
+                    field="findings",
+                )
+            case = Case(new.case_id, new.findings, dict(label_report(new.findings, remember=False)), new.source_url)
+            vectors = shelf.embed([new.findings])
+            try:
+                case = store.add(case, pictures)
+            except OSError as error:
+                raise _disk(error, "The case was not added") from error
+            shelf.put([case], vectors)
+        log.info("a case was added; %d are kept", len(store))
+        return FoundCase(case, added=True)
+
+    def remove(self, case_id: str) -> None:
+        """Take an added case out of the index and off the disk, with its pictures.
+
+        Raises:
+            Problem: ``cases_off``, ``no_such_case``, ``case_of_bundle``, ``cases_disk``.
+        """
+        with self._changing:
+            store = self._writable()
+            if case_id not in store:
+                self.find(case_id)
+                raise Problem(
+                    "case_of_bundle", "This case belongs to the bundle. Only cases that were added can be removed."
+                )
+            try:
+                store.remove(case_id)
+            except OSError as error:
+                if case_id in store:
+                    raise _disk(error, "The case was not removed") from error
+                log.error("a case was removed, but its pictures may lie on the disk still: %s", error.strerror)
+            if self._shelf is not None and self._shelf.holds(case_id):
+                self._shelf.take([case_id])
+        log.info("an added case was removed; %d are kept", len(store))
+
+    def close(self) -> None:
+        """Let the directory go."""
+        with self._changing:
+            if self._store is not None:
+                self._store.close()
+                self._store = None
+
+    def _writable(self) -> AddedCases:
+        if self._store is None:
+            raise Problem(
+                "cases_off",
+                "No cases can be added to this service. Set REPORT_CASES_DIR to a directory for them and restart.",
+            )
+        return self._store
+
+    def _picture(self, data: bytes, view: str) -> bytes:
+        try:
+            return thumbnail(data, PICTURE_SIDE, limits=self._limits)
+        except ImageError as error:
+            raise Problem(error.code, str(error), field=view) from error
+
+
+def _disk(error: OSError, outcome: str) -> Problem:
+    log.error("the added cases cannot be written: %s", error.strerror)
+    return Problem(
+        "cases_disk", f"{outcome}: {error.strerror} in REPORT_CASES_DIR. Make room or have its disk seen to."
+    )

@@ -1,0 +1,1 @@
+"""Optional rewriting of drafts by a language model."""

@@ -1,0 +1,1 @@
+"""Replicas of the model server on a Ray cluster."""

@@ -1,0 +1,119 @@
+"""A replica of the model under Ray Serve: the service's own engine in a process that Ray starts and replaces.
+
+Images come as bytes and answers go as plain values: a draft, or a ``Failure`` in words of ours. No exception crosses
+from one process to another, because its message might quote what nobody may read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+from model.drafter import DraftOptions
+from service.inference.admission import BusyError
+from service.inference.backend import RemoteDraft
+from service.inference.batch_queue import ClosedError
+from service.inference.engine import BrokenError, FieldError, MemoryShortError
+from service.inference.runtime import Runtime
+from service.schemas.models import ModelInfo
+from service.settings import Settings
+from service.web import logging as logs
+from service.web.problems import Problem, places
+
+log = logging.getLogger(__name__)
+LOADING_S = 0.05  # between two looks at whether the bundle is loaded
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no draft. ``field`` and ``code`` are those of a ``FieldError``; ``detail`` quotes no patient.
+
+    Attributes:
+        kind: ``image``: it cannot be read; ``memory``: too little of it; ``busy``: no place; ``gone``: this replica
+            stops or its device is lost, another may answer; ``unforeseen``: the replica's log says where.
+    """
+
+    kind: Literal["image", "memory", "busy", "gone", "unforeseen"]
+    detail: str
+    field: str = ""
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a replica serves, and how many studies wait in it."""
+
+    model: ModelInfo
+    device: str
+    cases: int | None
+    texts: bool
+    waiting: int
+
+
+class ModelReplica:
+    """One bundle on the devices of one process. Ray Serve calls the public methods on one event loop."""
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Ray Serve awaits it
+        """Load and warm up.
+
+        Args:
+            settings: of the service; ``queue_size`` bounds the requests in this replica.
+
+        Raises:
+            RuntimeError: the bundle cannot be served; the message says why.
+        """
+        logs.configure(settings.log_level, settings.log_format)
+        self._runtime = Runtime(settings)
+        self._runtime.start()
+        while self._runtime.state == "loading":
+            await asyncio.sleep(LOADING_S)
+        self.check_health()
+
+    async def draft(self, images: dict[str, bytes], options: DraftOptions) -> RemoteDraft | Failure:
+        """Draft one study.
+
+        Args:
+            images: view -> content of its file, one or both.
+            options: of this request.
+        """
+        try:
+            ready = self._runtime.ready()
+            with ready.backend.place():
+                draft = await ready.backend.draft(images, options)
+        except FieldError as error:
+            return Failure("image", str(error), error.field, error.code)
+        except MemoryShortError as error:
+            return Failure("memory", str(error))
+        except BusyError as error:
+            return Failure("busy", str(error))
+        except (BrokenError, ClosedError) as error:
+            return Failure("gone", str(error))
+        except Problem as problem:  # the device was lost before
+            return Failure("gone", problem.detail)
+        except Exception as error:
+            log.error("unforeseen %s\n%s", type(error).__name__, places(error))
+            return Failure("unforeseen", type(error).__name__)
+        return RemoteDraft(**vars(draft), model=ready.model)
+
+    async def describe(self) -> Description | None:
+        """What is served; None once the device is lost."""
+        try:
+            ready = self._runtime.ready()
+        except Problem:
+            return None
+        held = ready.holdings
+        return Description(ready.model, ready.device, held.cases, held.texts, ready.backend.waiting)
+
+    def check_health(self) -> None:
+        """For Ray Serve, which replaces a replica that fails here.
+
+        Raises:
+            RuntimeError: the bundle could not be loaded, or the device was lost or does not end a batch.
+        """
+        if self._runtime.state == "failed":
+            raise RuntimeError(self._runtime.reason)
+
+    async def __del__(self) -> None:
+        await self._runtime.stop()

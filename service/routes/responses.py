@@ -1,0 +1,130 @@
+"""From a draft to the answer: redaction marks, rounding, which model wrote it, the disclaimer."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+
+from model.decoding.attention_maps import Attention
+from model.drafter import Draft, ReferenceCase, Sentence
+from model.text.tokenizer import UNK
+from service.cases.store import FoundCase
+from service.inference.loader import Loaded
+from service.schemas.models import (
+    DISCLAIMER,
+    AttentionOut,
+    CaseResponse,
+    ModelInfo,
+    ReferenceCaseOut,
+    ReportResponse,
+    SentenceOut,
+)
+
+REDACTED = "[redacted]"
+UNKNOWN = "[unknown word]"
+_ARCHIVE_MARK = re.compile(r"x{4,}(?:\s+x{4,})*", re.IGNORECASE)
+
+
+def mark_redactions(text: str) -> str:
+    """Show what the archive blacked out (``xxxx``, any case, runs as one) as ``[redacted]``.
+
+    The mark is the archive's, not the model's; unmarked it would read like a slip of the draft. ``<unk>``, which
+    imported models may write, is named in words as well.
+    """
+    return _ARCHIVE_MARK.sub(REDACTED, text).replace(UNK, UNKNOWN)
+
+
+def model_info(loaded: Loaded) -> ModelInfo:
+    """What a reader needs to know about the bundle behind an answer."""
+    bundle, config = loaded.bundle, loaded.bundle.config
+    return ModelInfo(
+        name=config.name,
+        digest=bundle.digest,
+        backbone=config.model.backbone,
+        image_size=config.preprocessing.image_size,
+        retrieval_k=None if config.retrieval is None else config.retrieval.k,
+        beam_size=1 if config.decoding.method == "greedy" else config.decoding.beam_size,
+        hydrated=bundle.manifest.hydrated_from is not None,
+        trained_on=config.trained_on,
+        licence=config.licence,
+    )
+
+
+def answer(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float]) -> ReportResponse:
+    """The answer to ``POST /report``; ``timings_ms`` is what the caller measured around the draft, total last."""
+    total = timings_ms["total"]
+    before = {name: value for name, value in timings_ms.items() if name != "total"}
+    return ReportResponse.model_validate(
+        {
+            "report_id": str(uuid.uuid4()),
+            "findings": mark_redactions(draft.findings),
+            "sentences": [sentence_out(sentence) for sentence in draft.sentences],
+            "labels": draft.labels,
+            "reference_cases": [case_out(case) for case in draft.reference_cases],
+            "image_checks": [
+                {"view": check.view.value, "frontal": round(check.frontal, 4), "unusual": round(check.unusual, 4)}
+                for check in draft.image_checks
+            ],
+            "refined": None,
+            "warnings": [{"code": warning.code, "message": warning.message} for warning in draft.warnings],
+            "model": model,
+            "timings_ms": {name: round(ms, 1) for name, ms in {**before, **draft.timings_ms, "total": total}.items()},
+            "disclaimer": DISCLAIMER,
+        }
+    )
+
+
+def sentence_out(sentence: Sentence) -> SentenceOut:
+    """One sentence as it is answered."""
+    attention = sentence.attention
+    return SentenceOut(
+        text=mark_redactions(sentence.text),
+        confidence=round(sentence.confidence, 4),
+        labels=dict(sentence.labels),
+        supported=sentence.supported,
+        attention=None if attention is None else _attention(attention),
+    )
+
+
+def case_answer(found: FoundCase) -> CaseResponse:
+    """The answer of ``/cases``."""
+    case = found.case
+    return CaseResponse.model_validate(
+        {
+            "case_id": case.case_id,
+            "findings": None if case.findings is None else mark_redactions(case.findings),
+            "labels": case.labels,
+            "source_url": case.source_url,
+            "images": _addresses(case.case_id, case.images),
+            "added": found.added,
+        }
+    )
+
+
+def _addresses(case_id: str, views: Iterable[str]) -> dict[str, str]:
+    return {view: f"cases/{case_id}/{view}" for view in views}
+
+
+def _attention(attention: Attention) -> AttentionOut:
+    return AttentionOut(
+        patches={
+            view: [[round(weight, 5) for weight in row] for row in grid] for view, grid in attention.patches.items()
+        },
+        cases=[round(weight, 5) for weight in attention.cases],
+    )
+
+
+def case_out(case: ReferenceCase) -> ReferenceCaseOut:
+    """One reference case as it is answered."""
+    return ReferenceCaseOut.model_validate(
+        {
+            "rank": case.rank,
+            "case_id": case.case_id,
+            "similarity": round(case.similarity, 4),
+            "findings": None if case.findings is None else mark_redactions(case.findings),
+            "labels": case.labels,
+            "source_url": case.source_url,
+            "images": _addresses(case.case_id, case.images),
+        }
+    )

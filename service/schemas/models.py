@@ -1,0 +1,313 @@
+"""What the service answers, as pydantic models; the OpenAPI description and its examples come from here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from model.calibration.ood import WARNINGS as CHECK_WARNINGS
+from model.images.dicom.header import WARNINGS as DICOM_WARNINGS
+from model.text.labeler import FINDINGS, Label
+
+Labels = dict[str, Label | None]
+
+DISCLAIMER = (
+    "Draft for review by a radiologist. Not a diagnosis. Not a medical device. For research use only: "
+    "the text may miss findings or state findings that are not there."
+)
+
+EDITED = "edited"  # code of the warning that a reader changed the findings
+_WARNINGS = [
+    *("missing_view", "no_retrieval", "texts_not_available", "empty_draft", "unsupported_sentence"),
+    *CHECK_WARNINGS,
+    *DICOM_WARNINGS,
+    *("refine_off", "refine_failed", "refine_added", "refine_dropped", EDITED),
+]
+_SILENT: Labels = dict.fromkeys(FINDINGS)
+_TEXTS = (
+    "Heart outline of ordinary width for this projection, so no cardiomegaly is read.",
+    "A shallow pleural effusion fills the left angle on both views, with possible atelectasis above it.",
+)
+_MODEL = {
+    "name": "iu-xray",
+    "digest": "9f2c4e1ab0d7735c64f0e8812c9d5a3be6170f4429cd8be15a7703d2e4c1b690",
+    "backbone": "densenet121",
+    "image_size": 224,
+    "retrieval_k": 5,
+    "beam_size": 3,
+    "hydrated": True,
+    "trained_on": {"dataset": "openi", "split": "train"},
+    "licence": "See the bundle's licence note.",
+}
+REPORT_EXAMPLE: dict[str, Any] = {
+    "report_id": "5b0f1c52-6f0e-4c0b-9a52-0d3f5ad1c8f7",
+    "findings": " ".join(_TEXTS),
+    "sentences": [
+        {"text": _TEXTS[0], "confidence": 0.83, "labels": {"Cardiomegaly": "absent"}, "supported": None,
+         "attention": None},
+        {
+            "text": _TEXTS[1],
+            "confidence": 0.41,
+            "labels": {"Atelectasis": "uncertain", "Pleural Effusion": "present"},
+            "supported": True,
+            "attention": None,
+        },
+    ],
+    "labels": {**_SILENT, "Cardiomegaly": "absent", "Atelectasis": "uncertain", "Pleural Effusion": "present"},
+    "reference_cases": [
+        {
+            "rank": 1,
+            "case_id": "CXR0000_IM-0000",
+            "similarity": 0.71,
+            "findings": "Compared with the film of [redacted], the left pleural effusion has grown.",
+            "labels": {**_SILENT, "Pleural Effusion": "present"},
+            "source_url": "https://openi.nlm.nih.gov/detailedresult?img=CXR0000_IM-0000-0000",
+            "images": {},
+        }
+    ],
+    "image_checks": [{"view": "frontal", "frontal": 0.998, "unusual": 0.31}],
+    "refined": None,
+    "warnings": [
+        {"code": "missing_view", "message": "No lateral image was given; the draft leans on what is there."}
+    ],
+    "model": _MODEL,
+    "timings_ms": {
+        "upload": 9.1, "images": 14.2, "queue": 0.2, "encode": 62.0, "retrieve": 0.4, "decode": 401.7,
+        "total": 488.0,
+    },
+    "disclaimer": DISCLAIMER,
+}  # fmt: skip
+CASE_EXAMPLE: dict[str, Any] = {
+    "case_id": "teaching-0042",
+    "findings": "There is a small left pleural effusion. No pneumothorax.",
+    "labels": {**_SILENT, "Pleural Effusion": "present", "Pneumothorax": "absent"},
+    "source_url": "https://pacs.example.org/teaching/42",
+    "images": {"frontal": "cases/teaching-0042/frontal"},
+    "added": True,
+}
+HEALTH_EXAMPLE: dict[str, Any] = {
+    "status": "ready",
+    "device": "cpu",
+    "bundle": {"name": "iu-xray", "digest": _MODEL["digest"], "hydrated": True},
+    "cases": 2069,
+    "texts": True,
+    "queue": {"depth": 0, "waiting": 0, "capacity": 16},
+    "model": _MODEL,
+}
+PROBLEM_EXAMPLE: dict[str, Any] = {
+    "type": "urn:problem-type:cxr-report:unknown_field",
+    "title": "Unknown field",
+    "status": 422,
+    "detail": "The field 'side' is not known. Send frontal, lateral, top_k, beam_size, include, stream, refine.",
+    "code": "unknown_field",
+    "field": "side",
+}
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class AttentionOut(_Answer):
+    """Where the decoder looked while it wrote a sentence. All weights of a sentence add up to 1."""
+
+    patches: Annotated[
+        dict[str, list[list[float]]],
+        Field(
+            description="Field that an image came in (frontal, lateral) -> grid of weights, rows from top to bottom, "
+            "columns from left to right as in that image, whatever view it turned out to be."
+        ),
+    ]
+    cases: Annotated[list[float], Field(description="Weights of the cases that the model read, by rank.")]
+
+
+class SentenceOut(_Answer):
+    """One sentence of the draft."""
+
+    text: str
+    confidence: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Where the bundle has a calibration (image_checks is not empty): probability that the true "
+            "report bears the sentence out, as measured on validation studies. Else the geometric mean of the words' "
+            "probabilities. Not the chance of a finding.",
+        ),
+    ]
+    labels: Annotated[dict[str, Label], Field(description="Findings that the sentence names, and how.")]
+    supported: Annotated[
+        bool | None,
+        Field(
+            description="Whether a reference case or the images speak for each finding that it calls present "
+            "or possible; null where it calls none so, or where the bundle has no calibration."
+        ),
+    ] = None
+    attention: Annotated[AttentionOut | None, Field(description="With include=attention; null otherwise.")] = None
+
+
+class ReferenceCaseOut(_Answer):
+    """A training case, or one that was added, whose report lies near the images."""
+
+    rank: Annotated[int, Field(ge=1)]
+    case_id: str
+    similarity: Annotated[float, Field(description="Cosine of image and report embedding, -1 to 1.")]
+    findings: Annotated[
+        str | None,
+        Field(
+            description="The case's findings; null where the bundle holds no texts. "
+            "What the archive blacked out reads [redacted]."
+        ),
+    ]
+    labels: Labels
+    source_url: str | None
+    images: Annotated[
+        dict[str, str],
+        Field(description="View -> address of a small picture, under this service; empty where it holds none."),
+    ]
+
+
+class CaseResponse(_Answer):
+    """A reference case."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [CASE_EXAMPLE]})
+
+    case_id: str
+    findings: Annotated[str | None, Field(description="As in the reference cases of a draft.")]
+    labels: Annotated[Labels, Field(description="14 CheXpert findings read from the text; null: not mentioned.")]
+    source_url: str | None
+    images: Annotated[
+        dict[str, str],
+        Field(description="View -> address of a small picture, under this service; empty where it holds none."),
+    ]
+    added: Annotated[bool, Field(description="Whether it came by POST /cases; otherwise it is the bundle's.")]
+
+
+class ImageCheckOut(_Answer):
+    """What the calibrated checks say of one image."""
+
+    view: Annotated[Literal["frontal", "lateral"], Field(description="As which it was read.")]
+    frontal: Annotated[float, Field(ge=0, le=1, description="Probability that it is a frontal, as against a lateral.")]
+    unusual: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Share of the radiographs of the calibration that look less unusual than it. The warning "
+            "unusual_image says where that is too many.",
+        ),
+    ]
+
+
+class RefinedOut(_Answer):
+    """The draft, rewritten by the language model that the service's operator configured. Kept apart from ours."""
+
+    text: str
+    model: Annotated[str, Field(description="Its name, as configured.")]
+
+
+class WarningOut(_Answer):
+    """Something the reader should know."""
+
+    code: Annotated[str, Field(examples=_WARNINGS)]
+    message: str
+
+
+class ModelInfo(_Answer):
+    """Which model wrote the draft; ``digest`` names its whole content."""
+
+    name: str
+    digest: Annotated[str, Field(description="SHA-256 of the bundle's MANIFEST.json, hex.")]
+    backbone: str
+    image_size: Annotated[int, Field(description="Side in pixels of the square that the model sees.")]
+    retrieval_k: Annotated[int | None, Field(description="Reference cases the model reads; null: no retrieval.")]
+    beam_size: Annotated[int, Field(description="Default beam size.")]
+    hydrated: Annotated[bool, Field(description="Whether this is a copy that was filled with report texts.")]
+    trained_on: dict[str, JsonValue]
+    licence: str
+
+
+class ReportResponse(_Answer):
+    """A findings draft with the evidence beside it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [REPORT_EXAMPLE]})
+
+    report_id: Annotated[str, Field(description="Random UUID of this answer; nothing is stored under it.")]
+    findings: Annotated[str, Field(description="The draft: the sentences, joined.")]
+    sentences: list[SentenceOut]
+    labels: Annotated[Labels, Field(description="14 CheXpert findings read from the draft; null: not mentioned.")]
+    reference_cases: Annotated[list[ReferenceCaseOut], Field(description="Nearest first, top_k of them.")]
+    image_checks: Annotated[
+        list[ImageCheckOut],
+        Field(description="One an image, the field frontal first; empty where the bundle has no calibration."),
+    ]
+    refined: Annotated[
+        RefinedOut | None, Field(description="With refine=true, where it succeeded; null otherwise.")
+    ] = None
+    warnings: list[WarningOut]
+    model: ModelInfo
+    timings_ms: Annotated[dict[str, float], Field(description="Milliseconds by stage; total is the whole request.")]
+    disclaimer: str
+
+
+class CasesEvent(_Answer):
+    """Of a stream: retrieval is done."""
+
+    reference_cases: list[ReferenceCaseOut]
+
+
+class SentenceEvent(_Answer):
+    """Of a stream: a sentence is final. Its attention comes with the report only."""
+
+    index: Annotated[int, Field(ge=0)]
+    sentence: SentenceOut
+
+
+class BundleInfo(_Answer):
+    """The bundle that is served."""
+
+    name: str
+    digest: str
+    hydrated: bool
+
+
+class QueueInfo(_Answer):
+    """Requests in the house, those of them that wait for the model, and how many there is room for."""
+
+    depth: Annotated[int, Field(ge=0)]
+    waiting: Annotated[int, Field(ge=0)]
+    capacity: Annotated[int, Field(ge=1)]
+
+
+class HealthResponse(_Answer):
+    """The service is ready."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [HEALTH_EXAMPLE]})
+
+    status: Literal["ready"]
+    device: str
+    bundle: BundleInfo
+    cases: Annotated[int | None, Field(description="Reference cases in the index; null: no retrieval.")]
+    texts: Annotated[bool, Field(description="Whether any reference case holds its text.")]
+    queue: QueueInfo
+    model: ModelInfo
+
+
+class AliveResponse(_Answer):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+class ProblemDetails(_Answer):
+    """An error, RFC 9457. ``code`` is stable; ``detail`` says what was wrong and what to do."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [PROBLEM_EXAMPLE]})
+
+    type: str
+    title: str
+    status: Annotated[int, Field(ge=400, le=599)]
+    detail: str
+    code: str
+    field: Annotated[str | None, Field(description="The form field at fault, where there is one.")] = None

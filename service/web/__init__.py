@@ -1,0 +1,1 @@
+"""HTTP concerns that do not depend on the model: middleware, problems, authentication, logging, protocol limits."""

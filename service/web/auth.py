@@ -1,0 +1,52 @@
+"""Who may ask: dependencies for routes that take an API key, where the service has one.
+
+``dependencies=[Depends(guarded)]`` lets anyone in while no key is configured; ``Depends(guarded_always)`` then lets
+nobody in. Both run before the body is read.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Request, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from service.keys import Keys
+from service.web.problems import Problem
+
+BEARER = HTTPBearer(scheme_name="bearer", description="Authorization: Bearer KEY", auto_error=False)
+HEADER = APIKeyHeader(name="X-API-Key", scheme_name="apiKey", description="The same key.", auto_error=False)
+_HOW = "Send it as Authorization: Bearer KEY or as X-API-Key: KEY."
+
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)]
+Header = Annotated[str | None, Security(HEADER)]
+
+
+async def guarded(request: Request, bearer: Bearer, header: Header) -> None:
+    """Refuse a request without one of the service's keys; a service without keys refuses none.
+
+    Raises:
+        Problem: ``unauthorized``, 401.
+    """
+    keys: Keys = request.app.state.keys
+    if not keys:
+        return
+    offered = [key for key in (bearer.credentials if bearer else None, header) if key]
+    if not keys.accept(offered):
+        was = "The key that was sent is not one of this service's." if offered else "This address asks for a key."
+        raise Problem("unauthorized", f"{was} {_HOW}", headers={"WWW-Authenticate": "Bearer"})
+
+
+async def guarded_always(request: Request, bearer: Bearer, header: Header) -> None:
+    """Like ``guarded``, but refuse every request where the service has no key: for what changes the service.
+
+    Raises:
+        Problem: ``unauthorized``, 401; ``no_api_key``, 403.
+    """
+    if not request.app.state.keys:
+        raise Problem(
+            "no_api_key",
+            "This address changes the service and answers only to a key, and none is configured. "
+            "Set REPORT_API_KEY or REPORT_API_KEY_FILE and restart.",
+        )
+    await guarded(request, bearer, header)

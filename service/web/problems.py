@@ -1,0 +1,216 @@
+"""Errors as RFC 9457 ``application/problem+json``, all of them: a code for programs, words for people.
+
+``CODES`` is the whole vocabulary. A ``Problem`` raised anywhere below the app becomes its response. What nobody
+foresaw becomes ``internal``: logged by type and place, never by message, which might quote a report.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.schemas.models import ProblemDetails
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:problem-type:cxr-report:"
+CAUSE = "cxr_report.cause"  # key of the ASGI scope: the code of the problem that a request was answered with
+LEFT = "client_left"
+STOPPING = "The service is stopping; send the request again in a moment."
+UNFORESEEN = "This request could not be answered; others are not affected. The service log says where it failed."
+log = logging.getLogger(__name__)
+
+# code -> (status, title)
+CODES: dict[str, tuple[int, str]] = {
+    "malformed_multipart": (400, "The multipart body is malformed"),
+    "cross_origin": (400, "Pages of this origin are not let in"),
+    "unauthorized": (401, "A key is needed"),
+    "no_api_key": (403, "This address needs a service with a key"),
+    "cases_off": (403, "Reference cases are not open to this here"),
+    "not_found": (404, "There is nothing at this address"),
+    "no_such_case": (404, "There is no such reference case"),
+    "method_not_allowed": (405, "This address does not answer that method"),
+    "not_acceptable": (406, "No format that is offered is accepted"),
+    "upload_timeout": (408, "The request took too long to arrive"),
+    "upload_too_large": (413, "The upload is too large"),
+    "not_json": (415, "The body is not JSON"),
+    "not_multipart": (415, "The body is not multipart/form-data"),
+    "unsupported_encoding": (415, "The body is compressed"),
+    "unsupported_format": (415, "This kind of image file is not read"),
+    "unsupported_transfer_syntax": (415, "This compression of DICOM is not read"),
+    "unknown_field": (422, "Unknown field"),
+    "duplicate_field": (422, "A field was sent twice"),
+    "missing_image": (422, "No radiograph was sent"),
+    "missing_field": (422, "A field is missing"),
+    "empty": (422, "A field is empty"),
+    "not_a_file": (422, "A field holds text instead of a file"),
+    "not_a_number": (422, "A field is not a whole number"),
+    "unknown_value": (422, "A field holds another word than it may"),
+    "out_of_range": (422, "A field is out of range"),
+    "malformed_value": (422, "A field is not of the form that it must have"),
+    "no_known_word": (422, "The model knows no word of the findings"),
+    "not_an_image": (422, "The file is not an image"),
+    "truncated": (422, "The image file is damaged or cut short"),
+    "animated": (422, "The image has more than one frame"),
+    "not_a_radiograph": (422, "The DICOM object is no radiograph"),
+    "for_processing": (422, "The DICOM image is not for presentation"),
+    "no_pixels": (422, "The DICOM object holds no pixels"),
+    "unsupported_pixels": (422, "The pixels of this DICOM image are not read"),
+    "too_small": (422, "The image is too small"),
+    "too_large": (422, "The image has too many pixels"),
+    "reload_refused": (409, "The bundle was not swapped"),
+    "no_retrieval": (409, "The bundle has no reference cases"),
+    "case_exists": (409, "A reference case of this id is here already"),
+    "case_of_bundle": (409, "This reference case belongs to the bundle"),
+    "invalid_request": (422, "The request is not valid"),
+    "internal": (500, "The service failed"),
+    "loading": (503, "The model is still being loaded"),
+    "failed": (503, "The model cannot be served"),
+    "busy": (503, "The service is busy"),
+    "deadline": (503, "The answer took too long"),
+    "memory": (503, "The device has too little memory"),
+    "replica_lost": (503, "The model's process was lost"),
+    "stopping": (503, "The service is stopping"),
+    "cases_disk": (507, "The disk of the added cases cannot be written"),
+}
+
+
+class Problem(Exception):  # noqa: N818 - it is named for what it is in RFC 9457
+    """An error to answer a request with.
+
+    Args:
+        code: one of ``CODES``.
+        detail: what was wrong, with the value, and what to do; never a file name.
+        field: the form field at fault.
+        headers: more response headers.
+    """
+
+    def __init__(
+        self, code: str, detail: str, *, field: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code, self.detail, self.field = code, detail, field
+        self.status, self.title = CODES[code]
+        self.headers = dict(headers or {})
+
+    def details(self) -> ProblemDetails:
+        """The problem as it is told."""
+        return _details(self.status, self.code, self.title, self.detail, self.field)
+
+    def response(self) -> Response:
+        """The problem as a response."""
+        return _response(self.details(), self.headers)
+
+
+def _details(status: int, code: str, title: str, detail: str, field: str | None = None) -> ProblemDetails:
+    return ProblemDetails(type=TYPE_PREFIX + code, title=title, status=status, detail=detail, code=code, field=field)
+
+
+def _response(body: ProblemDetails, headers: Mapping[str, str]) -> Response:
+    return JSONResponse(
+        body.model_dump(),
+        status_code=body.status,
+        media_type=MEDIA_TYPE,
+        headers={"Cache-Control": "no-store", **headers},
+    )
+
+
+def stopping() -> Problem:
+    """The problem of a request that the end of the service overtakes, or that comes after it."""
+    return Problem("stopping", STOPPING, headers={"Retry-After": "5", "Connection": "close"})
+
+
+def unforeseen(error: BaseException) -> Problem:
+    """The problem that an error becomes which nobody foresaw; the log gets its type and place."""
+    log.error("unforeseen %s\n%s", type(error).__name__, places(error))
+    return Problem("internal", UNFORESEEN)
+
+
+def install(app: FastAPI) -> None:
+    """Let the app answer every foreseen error with a problem."""
+
+    async def on_problem(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Problem)
+        request.scope[CAUSE] = error.code
+        return error.response()
+
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        request.scope[CAUSE] = f"http_{error.status_code}"
+        headers = error.headers or {}
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            return Problem(
+                "not_found",
+                "The service answers at /, /report, /preview, /export, /cases, /health, /livez, /metrics, /reload and "
+                "/openapi.json.",
+                headers=headers,
+            ).response()
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = headers.get("Allow", "")
+            detail = f"This address answers {allowed} only." if allowed else "Use another method."
+            return Problem("method_not_allowed", detail, headers=headers).response()
+        title = HTTPStatus(error.status_code).phrase
+        return _response(_details(error.status_code, f"http_{error.status_code}", title, str(error.detail)), headers)
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        request.scope[CAUSE] = "invalid_request"
+        first = error.errors()[0]
+        return Problem("invalid_request", str(first["msg"]), field=str(first["loc"][-1])).response()
+
+    app.add_exception_handler(Problem, on_problem)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+
+
+class Noted:
+    """Passes the messages of an answer on, and tells a problem in its place as long as it has not begun."""
+
+    def __init__(self, send: Send) -> None:
+        self._begun, self._send = False, send
+
+    async def __call__(self, message: Message) -> None:
+        """Send it."""
+        self._begun = self._begun or message["type"] == "http.response.start"
+        await self._send(message)
+
+    async def tell(self, problem: Problem, scope: Scope, receive: Receive) -> None:
+        """Note the problem as the cause, and answer with it unless an answer has begun."""
+        scope[CAUSE] = problem.code
+        if not self._begun:
+            await problem.response()(scope, receive, self._send)
+
+
+class UnforeseenErrors:
+    """Middleware: an exception that nobody foresaw becomes a 500 problem; its message stays unlogged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        noted = Noted(send)
+        try:
+            await self.app(scope, receive, noted)
+        except ClientDisconnect:
+            scope[CAUSE] = LEFT
+            log.info("the client went away before its answer")
+        except Exception as error:
+            await noted.tell(unforeseen(error), scope, receive)
+
+
+def places(error: BaseException) -> str:
+    """Where an exception came from, file and line of each frame, without messages or values."""
+    return "\n".join(
+        f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in traceback.extract_tb(error.__traceback__)
+    )

@@ -1,0 +1,257 @@
+"""Answers to write in every format, and DICOM files to file them beside; readers that turn a format back into JSON."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+
+from model.text.labeler import FINDINGS
+from service.formats.codes import FINDING_CODES
+from service.schemas.models import REPORT_EXAMPLE, ReportResponse
+from tests.support.service import scene
+
+JSON_ONLY = {
+    "timings_ms",  # how long it took
+}
+SENTENCE_TOLD = ("text", "confidence", "supported")  # its labels follow from the text, its attention is a picture
+MODEL_SHOWN = {"name", "digest", "licence"}  # the digest names the rest of the model's configuration
+
+
+def example(**changes: Any) -> ReportResponse:
+    """The answer of the OpenAPI description, changed."""
+    return ReportResponse.model_validate({**REPORT_EXAMPLE, **changes})
+
+
+def _sentence(text: str) -> dict[str, Any]:
+    return {"text": text, "confidence": 1.0, "labels": {}, "supported": None, "attention": None}
+
+
+def answers() -> dict[str, ReportResponse]:
+    """Answers of every kind."""
+    cases = REPORT_EXAMPLE["reference_cases"]
+    other = {**cases[0], "rank": 2, "case_id": "CXR0000_IM-0001", "similarity": -0.0312, "findings": None}
+    every = {name: ("present", "absent", "uncertain")[number % 3] for number, name in enumerate(FINDINGS)}
+    nothing = dict.fromkeys(FINDINGS)
+    awkward = 'Heart < 50 % & "lungs" clear;\nno <b>effusion</b>. Größe 心'
+    return {
+        "the example": example(),
+        "two cases, one without text or source": example(reference_cases=[*cases, {**other, "source_url": None}]),
+        "every label": example(labels=every),
+        "two images, a sentence without support": example(
+            sentences=[{**REPORT_EXAMPLE["sentences"][1], "supported": False}],
+            findings=REPORT_EXAMPLE["sentences"][1]["text"],
+            image_checks=[
+                {"view": "lateral", "frontal": 0.0012, "unusual": 0.125},
+                {"view": "frontal", "frontal": 1.0, "unusual": 0.0},
+            ],
+        ),
+        "an empty draft": example(findings="", sentences=[], labels=nothing, reference_cases=[], warnings=[]),
+        "a rewritten draft": example(refined={"text": "A small left effusion.", "model": "qwen3:8b"}),
+        "awkward characters": example(findings=awkward, sentences=[_sentence(awkward)]),
+    }
+
+
+def facts(report: ReportResponse) -> dict[str, Any]:
+    """What every format must tell: the whole JSON but for what is JSON's alone."""
+    told = {name: value for name, value in report.model_dump().items() if name not in JSON_ONLY}
+    told["sentences"] = [{name: part[name] for name in SENTENCE_TOLD} for part in told["sentences"]]
+    for case in told["reference_cases"]:
+        del case["images"]  # addresses of this service
+    told["model"] = {name: value for name, value in told["model"].items() if name in MODEL_SHOWN}
+    return told
+
+
+def facts_of_fhir(resource: dict[str, Any]) -> dict[str, Any]:
+    """The same, read back from a DiagnosticReport."""
+    by_id = {contained["id"]: contained for contained in resource["contained"]}
+    results = [by_id[reference["reference"].removeprefix("#")] for reference in resource.get("result", [])]
+    extensions: dict[str, list[dict[str, Any]]] = {}
+    for extension in resource["extension"]:
+        extensions.setdefault(extension["url"].removeprefix("urn:cxr-report:fhir:"), []).append(extension)
+    (disclaimer,) = (extension["valueString"] for extension in extensions["disclaimer"])
+    device = by_id["model"]
+    return {
+        "report_id": resource["identifier"][0]["value"].removeprefix("urn:uuid:"),
+        "findings": resource["conclusion"].removesuffix(disclaimer).removesuffix("\n\n"),
+        "sentences": [_fhir_sentence(result) for result in results if "valueString" in result],
+        "labels": {
+            **dict.fromkeys(FINDINGS),
+            **{
+                result["code"]["text"]: result["valueCodeableConcept"]["text"]
+                for result in results
+                if "valueCodeableConcept" in result
+            },
+        },
+        "reference_cases": [_fhir_case(extension) for extension in extensions.get("reference-case", [])],
+        "image_checks": [
+            {part["url"]: part.get("valueCode", part.get("valueDecimal")) for part in extension["extension"]}
+            for extension in extensions.get("image-check", [])
+        ],
+        "warnings": [
+            {part["url"]: part.get("valueCode", part.get("valueString")) for part in extension["extension"]}
+            for extension in extensions.get("warning", [])
+        ],
+        "model": {
+            "name": device["deviceName"][0]["name"],
+            "digest": device["version"][0]["value"],
+            "licence": device["note"][0]["text"],
+        },
+        "refined": _fhir_refined(extensions.get("refined", [])),
+        "disclaimer": disclaimer,
+    }
+
+
+def _fhir_sentence(observation: dict[str, Any]) -> dict[str, Any]:
+    parts = {part["code"]["coding"][0]["code"]: part for part in observation["component"]}
+    return {
+        "text": observation["valueString"],
+        "confidence": parts["confidence"]["valueQuantity"]["value"],
+        "supported": parts["supported"]["valueBoolean"] if "supported" in parts else None,
+    }
+
+
+def _fhir_refined(extensions: list[dict[str, Any]]) -> dict[str, str] | None:
+    return {part["url"]: part["valueString"] for part in extensions[0]["extension"]} if extensions else None
+
+
+def _fhir_case(extension: dict[str, Any]) -> dict[str, Any]:
+    case: dict[str, Any] = {"findings": None, "source_url": None, "labels": dict.fromkeys(FINDINGS)}
+    names = {"caseId": "case_id", "source": "source_url"}
+    for part in extension["extension"]:
+        if part["url"] == "label":
+            finding, label = part["extension"]
+            case["labels"][finding["valueString"]] = label["valueCode"]
+        else:
+            (value,) = (value for name, value in part.items() if name.startswith("value"))
+            case[names.get(part["url"], part["url"])] = value
+    return case
+
+
+def facts_of_sr(dataset: Dataset) -> dict[str, Any]:
+    """The same, read back from a structured report."""
+    root = {_code(item): item for item in dataset.ContentSequence}
+    shown = {_code(item): item for item in dataset.ContentSequence if item.RelationshipType == "HAS OBS CONTEXT"}
+    names = {code.value: name for name, code in FINDING_CODES.items()}
+    findings = [item for item in root["59776-5"].ContentSequence if "ContentSequence" in item]
+    labels = dict.fromkeys(FINDINGS)
+    for item in root["labels"].ContentSequence:
+        if item.ValueType == "CODE":
+            name = names.get(_code(item), item.ConceptNameCodeSequence[0].CodeMeaning)
+            labels[name] = item.ConceptCodeSequence[0].CodeMeaning.lower()
+    texts = [item.TextValue for item in findings]
+    return {
+        "report_id": _uuid(dataset.SOPInstanceUID),
+        "findings": " ".join(texts),
+        "sentences": [_sr_sentence(item) for item in findings],
+        "labels": labels,
+        "reference_cases": [_sr_case(item) for item in dataset.ContentSequence if _code(item) == "reference_case"],
+        "image_checks": [_sr_check(item) for item in dataset.ContentSequence if _code(item) == "image_check"],
+        "warnings": [
+            dict(zip(("code", "message"), item.TextValue.split(": ", 1), strict=True))
+            for item in dataset.ContentSequence
+            if _code(item) == "warning"
+        ],
+        "model": {
+            "name": shown["121013"].TextValue,
+            "digest": shown["121016"].TextValue,
+            "licence": root["licence"].TextValue,
+        },
+        "refined": _sr_refined(root.get("refined")),
+        "disclaimer": root["disclaimer"].TextValue,
+    }
+
+
+def _sr_sentence(item: Dataset) -> dict[str, Any]:
+    parts = {_code(part): part for part in item.ContentSequence}
+    supported = parts["supported"].ConceptCodeSequence[0].CodeMeaning if "supported" in parts else None
+    return {
+        "text": item.TextValue,
+        "confidence": _value(parts["confidence"]),
+        "supported": None if supported is None else supported == "Yes",
+    }
+
+
+def _sr_check(container: Dataset) -> dict[str, Any]:
+    view, frontal, unusual = container.ContentSequence
+    return {"view": view.TextValue, "frontal": _value(frontal), "unusual": _value(unusual)}
+
+
+def _sr_refined(item: Dataset | None) -> dict[str, str] | None:
+    found = item and re.fullmatch(r"Rewritten by the language model (.+), not the draft: (.*)", item.TextValue)
+    return {"model": found[1], "text": found[2]} if found else None
+
+
+def _sr_case(container: Dataset) -> dict[str, Any]:
+    items = {_code(item): item for item in container.ContentSequence}
+    labels = dict.fromkeys(FINDINGS)
+    if "case_labels" in items:
+        labels |= dict(pair.split(": ") for pair in items["case_labels"].TextValue.split(", "))
+    optional = {"findings": "case_findings", "source_url": "case_source"}
+    return {
+        "rank": _value(items["rank"]),
+        "case_id": items["case_id"].TextValue,
+        "similarity": _value(items["similarity"]),
+        "labels": labels,
+        **{name: items[code].TextValue if code in items else None for name, code in optional.items()},
+    }
+
+
+def _code(item: Dataset) -> str:
+    return str(item.ConceptNameCodeSequence[0].CodeValue)
+
+
+def _value(item: Dataset) -> float:
+    return float(item.MeasuredValueSequence[0].NumericValue)
+
+
+def _uuid(uid: str) -> str:
+    digits = f"{int(uid.removeprefix('2.25.')):032x}"
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def dicom(syntax: UID = ExplicitVRLittleEndian, **tags: Any) -> bytes:
+    """A DX file of a patient, its tags changed; None leaves one out."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = syntax
+    values: dict[str, Any] = {
+        "SpecificCharacterSet": "ISO_IR 100",
+        "SOPClassUID": DigitalXRayImageStorageForPresentation,
+        "SOPInstanceUID": generate_uid(entropy_srcs=["instance"]),
+        "SeriesInstanceUID": generate_uid(entropy_srcs=["series"]),
+        "StudyInstanceUID": generate_uid(entropy_srcs=["study"]),
+        "PatientName": "Müller^Jürgen",
+        "PatientID": "PID-471",
+        "PatientBirthDate": "19500102",
+        "PatientSex": "M",
+        "AccessionNumber": "ACC-815",
+        "StudyID": "S7",
+        "StudyDate": "20260301",
+        "StudyTime": "093000.5",
+        "ReferringPhysicianName": "Weiß^Ana",
+        "Modality": "DX",
+        "ViewPosition": "PA",
+        **tags,
+    }
+    for keyword, value in values.items():
+        if value is not None:
+            setattr(data, keyword, value)
+    data.Rows, data.Columns = scene().shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
+    data.PixelData = scene().tobytes()
+    data.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    data.file_meta.MediaStorageSOPInstanceUID = values["SOPInstanceUID"] or generate_uid()
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, data, enforce_file_format=True)
+    return file.getvalue()
+
+
+def header(data: bytes) -> Dataset:
+    """A DICOM file's header, as a reader of uploads has it."""
+    return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)

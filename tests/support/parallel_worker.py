@@ -1,0 +1,108 @@
+"""What ``test_training_parallel`` runs in one process and in several: small stages on phantoms.
+
+torchrun --nproc-per-node 2 -m tests.support.parallel_worker ROOT OUT
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.config import DecodingConfig
+from model.network.report_model import ReportModel
+from model.text.tokenizer import Tokenizer
+from tests.support.tiny import IMAGE_SIZE, tiny_config
+from training.config import CEConfig, RetrieverConfig, Runtime, ScstConfig
+from training.data.augment import to_float
+from training.data.features import LivePatches, cache_features, readable
+from training.data.pixel_cache import build_pixel_cache
+from training.openi import open_openi
+from training.stages.cross_entropy import train_ce
+from training.stages.index import build_index
+from training.stages.retriever import contrastive_loss, train_retriever
+from training.stages.scst import train_scst
+from training.trainer.distributed import Processes, join
+from training.trainer.loop import Loop, LoopConfig
+
+BATCH = 5  # shared by two processes: 2 rows and 3
+
+
+class Pair(nn.Module):
+    """Two towers and the temperature of their similarities, small enough to follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(6, 4), nn.Linear(6, 4)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.unused = nn.Parameter(torch.ones(3))
+
+
+def train_pair(processes: Processes, out: Path) -> None:
+    """Plain gradient descent, which does not forgive a wrong scale of the gradient as Adam would."""
+    torch.manual_seed(4)
+    net, x = Pair(), torch.randn(15, 2, 6)
+
+    def step(batch: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
+        noisy = x[batch] + 0.1 * torch.randn(len(batch), 2, 6, generator=generator)
+        own = noisy[processes.rows(len(batch))]
+        left, right = (processes.gather(tower(rows), len(batch)) for tower, rows in
+                       ((net.left, own[:, 0]), (net.right, own[:, 1])))  # fmt: skip
+        loss = contrastive_loss(left @ right.t(), torch.eye(len(batch)), net.scale, 0.5)
+        return {"loss": loss / processes.count}
+
+    loop = Loop(LoopConfig("pair", 1, precision="fp32", clip=1e9), out / "pair", net,
+                torch.optim.SGD(net.parameters(), lr=0.1), device=torch.device("cpu"), processes=processes)  # fmt: skip
+    loop.fit(lambda epoch: np.array_split(np.arange(15), 3), [3] * 2, step)
+    assert net.unused.grad is None
+    if processes.main:
+        torch.save(net.state_dict(), out / "pair.pt")
+
+
+def train_stages(processes: Processes, root: Path, out: Path) -> None:
+    """Retriever, cross-entropy with a moving backbone, self-critical training; dropout off."""
+    runtime = Runtime(torch.device("cpu"), 1, "fp32", out, processes)
+    source = open_openi(root)
+    with processes.main_first():
+        cache = build_pixel_cache(source, source.studies, IMAGE_SIZE, out / "cache")
+    train, val = readable(source.split("train"), cache), readable(source.split("val"), cache)
+    tokenizer = Tokenizer.build((study.report for study in train), min_count=1)
+    torch.manual_seed(0)
+    model = ReportModel(tiny_config(len(tokenizer), max_length=40, dropout=0.0))
+    see(model.backbone, torch.from_numpy(np.array(cache.array)))
+    with processes.main_first():
+        frozen = cache_features(model.backbone, cache, [*train, *val], 2, runtime, out / "cache", view_dropout=0.3,
+                                name="frozen")  # fmt: skip
+    train_retriever(model, frozen, train, val, tokenizer, RetrieverConfig(epochs=2, batch_size=BATCH, dropout=0.0),
+                    runtime, out / "retriever")  # fmt: skip
+    index = build_index(model, train, tokenizer, out / f"index{processes.rank}", public=False)
+    live = LivePatches(model, cache, runtime.device, view_dropout=0.3)
+    train_ce(model, live, index, train, val, tokenizer, CEConfig(epochs=2, batch_size=BATCH, visual_lr=1e-4),
+             DecodingConfig(), runtime, out / "ce")  # fmt: skip
+    train_scst(model, frozen, index, train, val, tokenizer, ScstConfig(epochs=1, batch_size=BATCH, samples=3, lr=1e-3),
+               DecodingConfig(), runtime, out / "scst")  # fmt: skip
+
+
+def see(backbone: nn.Module, pixels: Tensor) -> None:
+    """Set the statistics of an untrained backbone, whose features would else all be alike."""
+    for part in backbone.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 1.0
+    with torch.no_grad():
+        backbone.train()(to_float(pixels))
+    backbone.eval()
+
+
+def main(root: Path, out: Path) -> None:
+    """Train all of it, in one process or among several."""
+    processes, _ = join("cpu")
+    train_pair(processes, out)
+    train_stages(processes, root, out)
+    processes.leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

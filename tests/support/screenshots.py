@@ -1,0 +1,121 @@
+"""Pictures of the page for the documentation: ``python -m tests.support.screenshots [--out docs/images]``.
+
+The real service over the shipped bundle, asked with drawn phantoms. Reference cases with texts are invented ones, added
+by ``POST /cases``: no radiograph and no text of the corpus is in any picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+from PIL import Image
+
+from tests.support.browser import DRAWN, choose, chromium, draft, find_chromium, open_page
+from tests.support.service import live_server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+KEY = "screenshots-need-a-key"
+COLOURS = 240  # dithered: an overlay is a smooth veil
+WIDE, NARROW = (1440, 1130), (390, 844)
+INVENTED = {  # near enough to the drawn effusion to be among the first 50
+    "drawn-1": "The lungs are hyperexpanded. Patchy opacity in the left base. Small left pleural effusion. "
+    "Heart size is within normal limits.",
+    "drawn-2": "Stable hyperexpanded lungs. Left pleural effusion and left base airspace disease. Tortuous aorta.",
+    "drawn-3": "Hyperexpanded lungs compatible with emphysema. Scarring in the left lung. Degenerative changes of the "
+    "spine.",
+}
+
+
+def add_cases(client: httpx.Client) -> None:
+    """Reference cases with invented texts and drawn pictures."""
+    for case_id, findings in INVENTED.items():
+        pictures = {view: (view, (DRAWN / f"effusion-{view}.png").read_bytes()) for view in ("frontal", "lateral")}
+        words = {"case_id": (None, case_id), "findings": (None, findings)}
+        client.post("/cases", files={**words, **pictures}, headers={"X-API-Key": KEY}).raise_for_status()
+
+
+def new_page(browser: Browser, url: str, size: tuple[int, int], theme: str, language: str) -> Page:
+    """The page with a draft and the key given, its first sentence looked at."""
+    width, height = size
+    page = browser.new_page(
+        viewport={"width": width, "height": height}, color_scheme=theme,  # type: ignore[arg-type]
+        locale=language, reduced_motion="reduce",
+    )  # fmt: skip
+    open_page(page, url)
+    page.evaluate("key => sessionStorage.setItem('report-key', key)", KEY)
+    choose(page)
+    page.evaluate("document.querySelector('details.options').open = true")
+    page.fill("#top_k", "50")
+    page.evaluate("document.querySelector('details.options').open = false")
+    draft(page)
+    return page
+
+
+def keep_invented(page: Page) -> None:
+    """Show the invented cases alone: the others stand without texts."""
+    page.evaluate(
+        """names => document.querySelectorAll('#cases > li').forEach((item) => {
+             item.hidden = !names.includes(item.querySelector('code').textContent); })""",
+        list(INVENTED),
+    )
+
+
+def save(page: Page, path: Path, *, whole: bool = False) -> None:
+    """A picture with few colours, so that it stays small; of the ``whole`` page, its foot stands at the end."""
+    if whole:
+        page.evaluate("document.querySelector('.disclaimer').style.position = 'static'")
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=whole)))
+    colours = picture.convert("RGB").quantize(COLOURS, method=Image.Quantize.MEDIANCUT)
+    picture.convert("RGB").quantize(palette=colours, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write all pictures; 1 where there is no Chromium."""
+    parser = argparse.ArgumentParser(prog="python -m tests.support.screenshots", description=__doc__)
+    parser.add_argument("--bundle", type=Path, default=Path("bundles/iu-xray"))
+    parser.add_argument("--out", type=Path, default=DRAWN)
+    arguments = parser.parse_args(argv)
+    executable = find_chromium()
+    if executable is None:
+        print("no Chromium was found; apt install chromium, or name one in REPORT_CHROMIUM", file=sys.stderr)
+        return 1
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        live_server(arguments.bundle, api_key=KEY, cases_dir=Path(folder) / "cases") as live,
+        live.client() as client,
+        chromium(executable) as browser,
+    ):
+        add_cases(client)
+        for name, size, theme, language in (
+            ("page", WIDE, "dark", "en"),
+            ("page-zh", WIDE, "light", "zh-CN"),
+            ("page-narrow", NARROW, "dark", "en"),
+            ("page-zh-narrow", NARROW, "dark", "zh-CN"),
+        ):
+            page = new_page(browser, live.url, size, theme, language)
+            keep_invented(page)
+            page.locator("button.sentence").last.focus()
+            page.evaluate("scrollTo(0, 0)")
+            save(page, arguments.out / f"{name}.png", whole=size == NARROW)
+            if name == "page":
+                page.keyboard.press("l")
+                page.evaluate("scrollTo(0, 0)")
+                save(page, arguments.out / "page-large.png")
+                page.evaluate("dispatchEvent(new Event('beforeprint'))")
+                page.emulate_media(media="print")
+                page.set_viewport_size({"width": 800, "height": 1130})
+                save(page, arguments.out / "page-print.png")
+            page.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Small real parts for tests: an untrained model of a few thousand words' size, and bundles made of it."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.bundle import write_bundle
+from model.config import BundleConfig, DecodingConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
+from model.decoding.mbr import Consensus
+from model.network.report_model import ReportModel
+from model.text.labeler import label_report
+from model.text.tokenizer import Tokenizer
+from retrieval_index.cases import Case
+from retrieval_index.index import ReportIndex
+from training.data.studies import Study
+from training.stages.mbr_table import build_consensus
+
+REPORTS = (
+    "The heart is normal in size. The lungs are clear. No pleural effusion or pneumothorax.",
+    "The heart is enlarged. There is a small left pleural effusion. No pneumothorax.",
+    "There is a patchy opacity in the right lower lobe. The heart is normal in size.",
+    "A pacemaker is in place. The heart is mildly enlarged. The lungs are clear.",
+    "Low lung volumes with atelectasis at the left base. No pleural effusion.",
+    "There is a fracture of a left rib. No pneumothorax. The lungs are clear.",
+    "The lungs are hyperinflated. No focal consolidation. The heart is small.",
+    "There is a large right pneumothorax. The heart is shifted to the left.",
+)
+IMAGE_SIZE = 64
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """Vocabulary of ``REPORTS``."""
+    return Tokenizer.build(REPORTS, min_count=1)
+
+
+def tiny_config(vocab_size: int, /, **changes: object) -> ModelConfig:
+    """A model of small dimensions on a small torchvision backbone."""
+    values = {
+        "backbone": "mobilenet_v3_small", "vocab_size": vocab_size, "d_model": 32, "d_ff": 64, "heads": 4,
+        "encoder_layers": 2, "decoder_layers": 2, "memory_slots": 64, "memory_dim": 48, "memory_heads": 4,
+        "memory_top_k": 8, "dropout": 0.1, "max_length": 24, "retrieval_k": 3, "embedding_dim": 16, "text_layers": 1,
+    }  # fmt: skip
+    return ModelConfig.model_validate({**values, **changes})
+
+
+def tiny_model(seed: int = 0, **changes: object) -> ReportModel:
+    """An untrained model in eval mode, its weights decided by ``seed``; spread enough to write different words."""
+    torch.manual_seed(seed)
+    model = ReportModel(tiny_config(len(tiny_tokenizer()), **changes)).eval()
+    with torch.no_grad():
+        model.to_words.weight.mul_(4)
+        model.memory.matrix.normal_()
+    return model
+
+
+def tiny_index(model: ReportModel, reports: Sequence[str] = REPORTS, *, texts: bool = True) -> ReportIndex:
+    """An index of ``reports`` with unit vectors drawn by seed."""
+    vectors = np.random.default_rng(0).normal(size=(len(reports), model.config.embedding_dim)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    cases = [
+        Case(
+            case_id=f"CXR9{row:03d}_IM-0001",
+            findings=report if texts else None,
+            labels=dict(label_report(report)),
+            source_url=f"https://example.org/cases/{row}",
+        )
+        for row, report in enumerate(reports)
+    ]
+    return ReportIndex.build(vectors, cases)
+
+
+def tiny_consensus(index: ReportIndex) -> Consensus:
+    """What cases like ``REPORTS`` say, three of each."""
+    studies = [Study(f"CXR{row}", f"CXR{row}", "train", report, ()) for row, report in enumerate(REPORTS)]
+    vectors = np.tile(index.vectors(np.arange(len(index))[None])[0], (3, 1))
+    return build_consensus(studies * 3, vectors, tiny_tokenizer(), directions=16, max_length=24, seed=1)
+
+
+def write_tiny_bundle(
+    path: Path, *, seed: int = 0, retrieval: bool = True, texts: bool = True, name: str = "tiny", min_length: int = 6,
+    decoding: DecodingConfig | None = None, full_stops: float = 0.0,
+) -> Path:  # fmt: skip
+    """Write a real, untrained bundle and return its path.
+
+    ``decoding`` goes before ``min_length``; ``full_stops`` is how much likelier, as a logit, a sentence's end is made.
+    """
+    model = tiny_model(seed) if retrieval else tiny_model(seed, retrieval_k=0)
+    decoding = decoding or DecodingConfig(min_length=min_length)
+    with torch.no_grad():
+        model.to_words.bias[tiny_tokenizer().id_of(".")] += full_stops
+    index_dir = consensus = None
+    if retrieval:
+        index_dir = path.parent / f"{path.name}-index"
+        index_dir.mkdir(parents=True, exist_ok=True)
+        index = tiny_index(model, texts=texts)
+        index.save(index_dir)
+        consensus = tiny_consensus(index) if decoding.method == "consensus" else None
+    config = BundleConfig(
+        name=name,
+        model=model.config,
+        preprocessing=PreprocessingConfig(image_size=IMAGE_SIZE),
+        decoding=decoding,
+        retrieval=RetrievalConfig(k=3, dim=16, cases=len(REPORTS)) if retrieval else None,
+        trained_on={"dataset": "none", "note": "untrained, for tests"},
+        licence="none: random weights",
+    )
+    write_bundle(
+        path, config=config, model=model, tokenizer=tiny_tokenizer(), index_dir=index_dir, consensus=consensus,
+        weights_dtype="fp32",
+    )  # fmt: skip
+    return path
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A disk that has no room for files above ``size`` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,0 +1,107 @@
+"""What the external column is measured on: images with known findings, or images with reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.bundle import Bundle
+from model.config import Count, Frozen
+from model.files import sha256_file
+from model.protocols import CaseIndex
+from training.ablation.bootstrap_io import draw_predictions
+from training.data.external import read_external, score_external
+from training.data.r2gen import open_r2gen
+from training.data.studies import Source, Study
+from training.evaluate import evaluate
+from training.evaluation.inference import EvaluatedSplit
+from training.scoring.bootstrap import Resampled
+from training.scoring.metrics import meteor_available
+
+
+class External(Frozen):
+    """An image folder of another source, with a table of findings (``labels``) or an annotation in the R2Gen layout.
+
+    ``limit``: images, or studies of the annotation; None takes all.
+    """
+
+    images: Path
+    labels: Path | None = None
+    annotation: Path | None = None
+    limit: Count | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What makes scores on it comparable; paths do not matter."""
+        table = self.labels or self.annotation
+        assert table is not None
+        kind = "labels" if self.labels else "annotation"
+        return {"kind": kind, "name": table.name, "digest": sha256_file(table), "limit": self.limit}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cell scores: its device, a folder for decoded images, a file for the drafts of an annotation."""
+
+    device: torch.device
+    work_dir: Path
+    predictions: Path
+
+
+def check_external(external: External) -> str:
+    """Open the set once, before anything is trained, and describe it in a line.
+
+    Raises:
+        ValueError: it cannot be used; the message names option and remedy.
+    """
+    if (external.labels is None) == (external.annotation is None):
+        raise ValueError("--external-images needs --external-labels FILE or --external-annotation FILE, one of them")
+    if external.labels is not None:
+        found = read_external(external.labels, external.images, limit=external.limit)
+        mapped = ", ".join(f"{name} → {finding}" for name, finding in found.mapped.items())
+        left = f"; no counterpart: {', '.join(found.unmapped)}" if found.unmapped else ""
+        return f"external: {len(found.studies)} images of {external.labels.name}; {mapped}{left}"
+    source, split = _annotated(external)
+    return f"external: the {split} split of {external.annotation}, {len(source.split(split))} studies"
+
+
+def score_outside(
+    external: External, bundle: Bundle, index: CaseIndex | None, train: Sequence[Study], place: Place
+) -> tuple[dict[str, Any], Resampled]:
+    """Score a bundle on the external images.
+
+    Args:
+        external: the set.
+        bundle, index: what writes.
+        train: training studies of the ablation; their vocabulary cleans the references of an annotation, so that it is
+            the same for all rows.
+        place: device and folders.
+
+    Returns:
+        ``n``, ``figures`` and more, and the figures on each draw.
+    """
+    if external.labels is not None:
+        found = read_external(external.labels, external.images, limit=external.limit)
+        return score_external(bundle, index, found, work_dir=place.work_dir, device=place.device)
+    source, split = _annotated(external)
+    source = replace(source, studies=(*source.split(split), *train))
+    result = evaluate(
+        bundle, index, source, split, work_dir=place.work_dir, predictions=place.predictions, device=place.device,
+        limit=external.limit, baselines=False, meteor=meteor_available(), draws=0,
+    )  # fmt: skip
+    drawn = draw_predictions(place.predictions)
+    return {"n": result["n"], "figures": result["system"], "split": split, "notes": result["notes"]}, drawn
+
+
+def _annotated(external: External) -> tuple[Source, EvaluatedSplit]:
+    """The data set of an annotation, and its split that is scored: test, or val where it has no test."""
+    if external.annotation is None or not external.annotation.is_file():
+        raise ValueError(f"--external-annotation {external.annotation}: no such file")
+    source = open_r2gen(external.annotation, external.images)
+    for split in ("test", "val"):
+        if source.split(split):
+            return source, split
+    raise ValueError(f"--external-annotation {external.annotation} has neither a test nor a val study")

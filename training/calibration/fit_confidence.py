@@ -1,0 +1,120 @@
+"""Fits the checks of sentences: the probability that one is right, and what the images must show to support one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from model.calibration.schema import Confidence, Kind, Support, Weights
+from model.calibration.sentence_confidence import features, kind_of, supported
+from model.text.labeler import FINDINGS, NO_FINDING
+from training.calibration.records import Record
+from training.scoring.logistic import Bools, Floats, Logistic, fit_logistic, folds, held_out
+
+RIDGE = 1.0
+FOLDS = 10
+SPECIFIC = 0.9  # share of studies without a finding whose images must not support it
+_FEWEST = 3  # studies with a finding, for a threshold of its own
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Sentences of all studies, one after the other.
+
+    Attributes:
+        kind: what each states.
+        values: (N, 3) of ``model.sentence_checks.features``.
+        words: (N,) geometric mean of the probabilities of its words.
+        right: (N,) whether it is.
+        study: of each.
+    """
+
+    kind: npt.NDArray[np.str_]
+    values: Floats
+    words: Floats
+    right: Bools
+    study: Sequence[str]
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Rows:
+        """Those of drafted studies."""
+        found = [(record, sentence) for record in records for sentence in record.sentences]
+        return cls(
+            np.array([kind_of(sentence.labels) for _, sentence in found]),
+            np.array([features(one.words, one.labels, record.evidence) for record, one in found]).reshape(-1, 3),
+            np.array([sentence.words for _, sentence in found]),
+            np.array([sentence.right for _, sentence in found], bool),
+            [record.study_id for record, _ in found],
+        )
+
+
+def fit_confidence(rows: Rows) -> Confidence:
+    """The weights of each kind of sentence."""
+    return Confidence(**{kind: _weights(_fit(rows, rows.kind == kind)) for kind in get_args(Kind)})
+
+
+def held_out_confidence(rows: Rows, *, seed: int = 1) -> Floats:
+    """(N,) probability of each sentence by a fit that saw no sentence of its study."""
+    fold = folds(rows.study, FOLDS, seed)
+    found = np.zeros(len(rows.right))
+    for kind in get_args(Kind):
+        own = rows.kind == kind
+        found[own] = held_out(rows.values[own], rows.right[own], fold[own], ridge=RIDGE)
+    return found
+
+
+def held_out_rate(rows: Rows, *, seed: int = 1) -> Floats:
+    """(N,) share of right sentences of the same kind in other studies: what one can say without looking."""
+    fold = folds(rows.study, FOLDS, seed)
+    found = np.zeros(len(rows.right))
+    for kind in get_args(Kind):
+        own = rows.kind == kind
+        found[own] = held_out(np.zeros((own.sum(), 0)), rows.right[own], fold[own])
+    return found
+
+
+def _fit(rows: Rows, own: Bools) -> Logistic:
+    if not own.any():  # no such sentence: what it says of itself must do
+        return Logistic(np.array([1.0, 0.0, 0.0]), 0.0)
+    return fit_logistic(rows.values[own], rows.right[own], ridge=RIDGE)
+
+
+def _weights(fitted: Logistic) -> Weights:
+    words, cases, images = (round(float(weight), 5) for weight in fitted.weights)
+    return Weights(bias=round(fitted.bias, 5), words=words, cases=cases, images=images)
+
+
+def fit_support(records: Sequence[Record]) -> Support:
+    """For each finding the probability that ``SPECIFIC`` of the studies without it stay below."""
+    thresholds = {}
+    for name in FINDINGS:
+        without = [r.evidence.images[name] for r in records if r.evidence.images and name not in r.positive]
+        with_it = sum(name in record.positive for record in records)
+        if name != NO_FINDING and without and with_it >= _FEWEST:
+            thresholds[name] = round(float(np.quantile(without, SPECIFIC)), 5)
+    return Support(thresholds=thresholds)
+
+
+def support_figures(support: Support, records: Sequence[Record]) -> dict[str, Mapping[str, float | int | None]]:
+    """Of sentences that call a finding present or possible: how many are supported, or not, and what share is right.
+
+    ``images`` holds, by finding, the share of studies with it whose images support it.
+    """
+    marks = [
+        (supported(support, sentence.labels, record.evidence), sentence.right)
+        for record in records
+        for sentence in record.sentences
+    ]
+    found: dict[str, Mapping[str, float | int | None]] = {}
+    for name, mark in (("supported", True), ("not_supported", False)):
+        right = [ok for one, ok in marks if one is mark]
+        found[name] = {"sentences": len(right), "right": float(np.mean(right)) if right else None}
+    found["images"] = {
+        name: float(np.mean([record.evidence.images[name] >= bar for record in records if name in record.positive]))
+        for name, bar in support.thresholds.items()
+    }
+    return found

@@ -1,0 +1,176 @@
+"""What a calibration is worth, in numbers: on validation studies, strange images, radiographs of another hospital."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, get_args
+
+import numpy as np
+
+from model.calibration.ood import Reading, read_images, scores, share_below
+from model.calibration.schema import Calibration, Floats, Kind
+from model.images.read import Pixels
+from model.views import View
+from training.calibration.fit_confidence import Rows, held_out_confidence, held_out_rate
+from training.calibration.fit_ood import Radiographs, crossed_shares, described
+from training.scoring.logistic import Bools, folds
+from training.scoring.reliability import auroc, brier, calibration_error, reliability
+
+_FOLDS = 5
+_BOTH = (View.FRONTAL, View.LATERAL)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of one kind: ``pooled`` (N, D) and ``pixels`` (N, S, S); whether the fit was shown others of the kind."""
+
+    pooled: Floats
+    pixels: Pixels
+    shown: bool = False
+
+
+# --- views ------------------------------------------------------------------------------------------------------------
+
+
+def view_figures(calibration: Calibration, held: Radiographs) -> dict[str, Any]:
+    """How often the check of views does what it should, and what it should not, on pairs and on single images."""
+    frontal = np.array([reading.checks[0][0] for reading in _singles(calibration, held)])
+    pairs = _pairs(held)
+    right = [_read(calibration, held, pair) for pair in pairs]
+    exchanged = [_read(calibration, held, pair[::-1]) for pair in pairs]
+    firsts, seconds = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    same = [_read(calibration, held, pair) for one in (firsts, seconds) for pair in pairwise(one)]
+    alone = list(_singles(calibration, held))
+    wrong = list(_singles(calibration, held, wrong=True))
+    return {
+        "certain": calibration.view.certain,
+        "images": len(frontal),
+        "accuracy": float(((frontal > 0.5) == held.frontal).mean()),
+        "auroc": auroc(frontal, held.frontal),
+        "pairs": len(pairs),
+        "pairs_wrongly_exchanged": _having(right, "views_swapped"),
+        "pairs_wrongly_called_same": _having(right, "same_view"),
+        "exchanged_pairs_put_right": _having(exchanged, "views_swapped"),
+        "pairs_of_one_view": len(same),
+        "pairs_of_one_view_found": _having(same, "same_view"),
+        "pairs_of_one_view_wrongly_exchanged": _having(same, "views_swapped"),
+        "single_images": len(alone),
+        "single_images_wrongly_corrected": _having(alone, "view_corrected"),
+        "single_images_sent_as_the_other_view_corrected": _having(wrong, "view_corrected"),
+    }
+
+
+def _pairs(held: Radiographs) -> list[tuple[int, int]]:
+    """Rows of the frontal and the lateral of each study that has one of both."""
+    found: dict[str, dict[bool, int]] = {}
+    for row, (study, frontal) in enumerate(zip(held.study, held.frontal, strict=True)):
+        found.setdefault(study, {}).setdefault(bool(frontal), row)
+    return [(rows[True], rows[False]) for rows in found.values() if len(rows) == 2]
+
+
+def _read(calibration: Calibration, held: Radiographs, rows: tuple[int, int]) -> Reading:
+    """As the drafter reads two images, sent as frontal and lateral."""
+    places = list(rows)
+    return read_images(calibration, _BOTH, held.pooled[places], held.pixels[places], correct=True)
+
+
+def _singles(calibration: Calibration, held: Radiographs, *, wrong: bool = False) -> Iterator[Reading]:
+    for row, frontal in enumerate(held.frontal):
+        sent = View.FRONTAL if frontal != wrong else View.LATERAL
+        yield read_images(calibration, [sent], held.pooled[[row]], held.pixels[[row]], correct=True)
+
+
+def _having(readings: Sequence[Reading], code: str) -> int:
+    return sum(any(warning.code == code for warning in reading.warnings) for reading in readings)
+
+
+# --- unusual images ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of a group of images, for a plot."""
+
+    name: str
+    worst: Floats
+
+
+def unusual_figures(
+    calibration: Calibration, held: Radiographs, outside: Group | None, strange: Mapping[str, Group], *, seed: int = 1
+) -> tuple[dict[str, Any], list[Scored]]:
+    """How many radiographs are warned of, of this collection and of another hospital, and how many strange images.
+
+    Radiographs of the calibration are scored by units and quantiles of other studies than their own.
+    """
+    unusual, features = calibration.unusual, calibration.features
+    usual = described(features, held.pooled, held.pixels)
+    shares = crossed_shares(unusual, usual, folds(held.study, _FOLDS, seed))
+    worst = scores(unusual, *usual)
+    scored = [Scored("radiographs (val)", worst)]
+    figures: dict[str, Any] = {
+        "warn_from": unusual.warn_from,
+        "threshold": float(np.interp(unusual.warn_from, np.linspace(0, 1, len(unusual.quantiles)), unusual.quantiles)),
+        "val": {"n": len(worst), "warned": float((shares >= unusual.warn_from).mean())},
+        "external": None,
+        "strange": {},
+    }
+    if outside is not None:
+        away = scores(unusual, *described(features, outside.pooled, outside.pixels))
+        scored.append(Scored("radiographs (another hospital)", away))
+        figures["external"] = _against(worst, away, share_below(unusual, away), unusual.warn_from)
+    for name, group in strange.items():
+        found = scores(unusual, *described(features, group.pooled, group.pixels))
+        scored.append(Scored(name, found))
+        entry = _against(worst, found, share_below(unusual, found), unusual.warn_from)
+        if outside is not None:
+            entry["auroc_against_external"] = _apart(away, found)
+        figures["strange"][name] = {"shown_to_the_fit": group.shown, **entry}
+    return figures, scored
+
+
+def _against(usual: Floats, found: Floats, shares: Floats, warn_from: float) -> dict[str, Any]:
+    return {"n": len(found), "warned": float((shares >= warn_from).mean()), "auroc": _apart(usual, found)}
+
+
+def _apart(usual: Floats, found: Floats) -> float | None:
+    """Chance that an image of the second group is more unusual than one of the first."""
+    every = np.concatenate([usual, found]).astype(np.float64)
+    return auroc(every, np.repeat([False, True], [len(usual), len(found)]))
+
+
+# --- confidence -------------------------------------------------------------------------------------------------------
+
+
+def confidence_figures(rows: Rows, *, seed: int = 1) -> dict[str, Any]:
+    """Of each sentence by a fit to other studies, beside its words' probability and beside the rate of its kind."""
+    said = {
+        "calibrated": held_out_confidence(rows, seed=seed),
+        "words": rows.words,
+        "rate_of_the_kind": held_out_rate(rows, seed=seed),
+    }
+    kinds = {kind: rows.kind == kind for kind in get_args(Kind)}
+    return {
+        "sentences": len(rows.right),
+        "right": float(rows.right.mean()),
+        "all": {name: _quality(values, rows.right) for name, values in said.items()},
+        **{
+            kind: {
+                "sentences": int(own.sum()),
+                "right": float(rows.right[own].mean()),
+                **{name: _quality(values[own], rows.right[own]) for name, values in said.items()},
+                "rate_of_the_kind": {**_quality(said["rate_of_the_kind"][own], rows.right[own]), "auroc": None},
+            }
+            for kind, own in kinds.items()
+            if own.any()
+        },
+        "reliability": {
+            name: [asdict(one) for one in reliability(said[name], rows.right)] for name in ("calibrated", "words")
+        },
+    }
+
+
+def _quality(said: Floats | np.ndarray[Any, np.dtype[np.float64]], truth: Bools) -> dict[str, float | None]:
+    values = said.astype(np.float64)
+    return {"ece": calibration_error(values, truth), "brier": brier(values, truth), "auroc": auroc(values, truth)}

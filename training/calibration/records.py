@@ -1,0 +1,137 @@
+"""Drafted sentences of validation studies with the evidence for each, and whether the true report bears them out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from model.bundle import Bundle
+from model.calibration.sentence_confidence import Evidence
+from model.drafter import Drafter
+from model.files import write_atomic
+from model.protocols import CaseIndex
+from model.text.labeler import Label, label_report
+from model.text.tokenizer import clean_report, split_sentences
+from training.data.pixel_cache import PixelCache
+from training.data.studies import Study
+from training.evaluation.inference import study_views
+
+ALIKE = 0.5  # F1 of words from which a sentence without a finding counts as said by the report
+POSITIVE = ("present", "uncertain")
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """A sentence: geometric mean of its words' probabilities, findings that it names, and whether it is right."""
+
+    words: float
+    labels: Mapping[str, Label]
+    right: bool
+
+
+@dataclass(frozen=True)
+class Record:
+    """A study: its sentences, the evidence for them, and the findings of its report that are present or uncertain."""
+
+    study_id: str
+    evidence: Evidence
+    positive: frozenset[str]
+    sentences: tuple[Drafted, ...]
+
+
+def is_right(text: str, labels: Mapping[str, Label], report: str) -> bool:
+    """Whether a report bears a sentence out.
+
+    A sentence that names findings does where each is in the report as it says: present or uncertain, or else neither
+    (a report that is silent on a finding did not see it). A sentence that names none does where some sentence of the
+    report has much the same words (F1 of ``ALIKE`` or more).
+    """
+    if labels:
+        truth = label_report(report)
+        return all((truth[name] in POSITIVE) == (label in POSITIVE) for name, label in labels.items())
+    own = Counter(clean_report(text).split()) - Counter(".")
+    words = clean_report(report).split()
+    return any(
+        _overlap(own, Counter(words[start:end]) - Counter(".")) >= ALIKE for start, end in split_sentences(words)
+    )
+
+
+def _overlap(a: Counter[str], b: Counter[str]) -> float:
+    """F1 of two bags of words."""
+    return 2 * (a & b).total() / max((a + b).total(), 1)
+
+
+@torch.inference_mode()
+def draft_records(
+    bundle: Bundle,
+    index: CaseIndex | None,
+    studies: Sequence[Study],
+    cache: PixelCache,
+    path: Path,
+    *,
+    identity: str,
+    device: torch.device,
+) -> list[Record]:
+    """Draft each study as a service would, and keep what its sentences say in ``path``; no text is kept.
+
+    Studies that the file has already, by the same ``identity`` of what drafts, are not drafted again.
+    """
+    drafter = Drafter(replace(bundle, calibration=None), index, device=device)
+    done = dict(_read(path, identity))
+    kept = [{"drafted_by": identity}, *map(_packed, done.values())]
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    with path.open("a", encoding="utf-8") as file:
+        for study in tqdm([one for one in studies if one.study_id not in done], desc="draft val", unit="study"):
+            done[study.study_id] = record = _record(drafter, study, cache)
+            file.write(json.dumps(_packed(record)) + "\n")
+            file.flush()
+    return [done[study.study_id] for study in studies]
+
+
+def _record(drafter: Drafter, study: Study, cache: PixelCache) -> Record:
+    views = study_views(study, cache)
+    (draft,) = drafter.draft([views])
+    (evidence,) = drafter.evidence([views])
+    truth = label_report(study.report)
+    return Record(
+        study.study_id,
+        evidence,
+        frozenset(name for name, label in truth.items() if label in POSITIVE),
+        tuple(
+            Drafted(sentence.confidence, sentence.labels, is_right(sentence.text, sentence.labels, study.report))
+            for sentence in draft.sentences
+        ),
+    )
+
+
+def _packed(record: Record) -> dict[str, Any]:
+    content = asdict(record)
+    content["positive"] = sorted(record.positive)
+    content["evidence"]["shown"] = sorted(record.evidence.shown)
+    return content
+
+
+def _read(path: Path, identity: str) -> Iterator[tuple[str, Record]]:
+    """Records of an earlier run of the same identity, without a line that was cut off."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = [one for line in lines if (one := _parsed(line)) is not None]
+    if not found or found[0] != {"drafted_by": identity}:
+        return
+    for one in found[1:]:
+        evidence = Evidence(one["evidence"]["cases"], one["evidence"]["images"], frozenset(one["evidence"]["shown"]))
+        sentences = tuple(Drafted(**sentence) for sentence in one["sentences"])
+        yield one["study_id"], Record(one["study_id"], evidence, frozenset(one["positive"]), sentences)
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:  # cut off by the end of the run before
+        return None

@@ -1,0 +1,1 @@
+"""Data sets, image caches, augmentation and targets."""

@@ -1,0 +1,148 @@
+"""Any data set in the layout of R2Gen: an annotation file and a folder of images.
+
+The annotation maps `train`, `val` and `test` to entries `{"id", "report", "image_path": [...]}`, as
+published for IU X-ray and MIMIC-CXR. An image is looked for, in this order:
+
+1. at its `image_path` below the image folder, also with another extension (.png .jpg .jpeg .dcm);
+2. anywhere in the folder by its image id, where `<id>/<k>.png` means `image_ids[k]` of the entry. Annotations of
+   IU X-ray without `image_ids` take them from the project's own table.
+
+Images that are not found are counted and named in the notes, and come back from the store as None.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from model.views import View
+from training.data.image_store import EXTENSIONS, LooseImages, images_by_id
+from training.data.studies import SPLITS, ImageRef, Source, Split, Study, named, view_note
+from training.data.tables import own_images, own_views, read_views
+
+
+def open_r2gen(annotation: Path, images: Path, *, view_table: Path | None = None) -> Source:
+    """Open an annotation with its image folder; a study may have any number of images.
+
+    Args:
+        annotation: the JSON file.
+        images: the folder below which `image_path`, or files named by image id, lie.
+        view_table: CSV `image_id,view`, by image id or by `image_path`; default `views.csv` beside the annotation
+            or in the image folder if it exists, else the project's table of the Indiana University collection.
+
+    Raises:
+        ValueError: the annotation is malformed, or one study id occurs twice (in two splits it would leak).
+    """
+    entries = read_annotation(annotation)
+    beside = (annotation.parent / "views.csv", images / "views.csv")
+    table = view_table or next((path for path in beside if path.exists()), None)
+    views = own_views() if table is None else read_views(table)
+    finder = _Finder(images)
+    studies: list[Study] = []
+    paths: dict[str, Path] = {}
+    missing: list[str] = []
+    empty: list[str] = []
+    for split, entry in entries:
+        report = entry["report"].strip()
+        if not report or not entry["image_path"]:
+            empty.append(entry["id"])
+            continue
+        uid = _uid(entry["id"])
+        refs: list[ImageRef] = []
+        for key in entry["image_path"]:
+            image_id = _image_id(entry, uid, key)
+            path = finder.find(key, image_id)
+            if path is None:
+                missing.append(key)
+            else:
+                paths[key] = path
+            refs.append(ImageRef(key, _view(views, image_id, key)))
+        studies.append(Study(entry["id"], uid, split, report, tuple(refs)))
+    counts = ", ".join(f"{split} {sum(study.split == split for study in studies)}" for split in SPLITS)
+    notes = (
+        f"annotation {annotation}: {len(studies)} studies ({counts}), {named(empty, 'without report or image')}",
+        f"view table {table or 'of the project'}: {len(views)} images",
+        view_note(tuple(studies)),
+        f"images in {images}: {len(paths)} found, {named(missing, 'missing')}",
+    )
+    return Source("r2gen", tuple(studies), (), LooseImages(paths, images), notes)
+
+
+class _Finder:
+    """Finds image files; the folder is walked only when a path leads nowhere."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @cached_property
+    def _by_id(self) -> dict[str, Path]:
+        return images_by_id(self._folder)
+
+    def find(self, key: str, image_id: str | None) -> Path | None:
+        path = self._folder / key
+        for candidate in (path, *(path.with_suffix(extension) for extension in EXTENSIONS)):
+            if candidate.is_file():
+                return candidate
+        return None if image_id is None else self._by_id.get(image_id)
+
+
+def read_annotation(path: Path) -> list[tuple[Split, dict[str, Any]]]:
+    """The entries with their splits, each checked.
+
+    Raises:
+        ValueError: the file is malformed; names the entry.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict) or not set(data) <= set(SPLITS):
+        found = sorted(data) if isinstance(data, dict) else type(data).__name__
+        raise ValueError(f"{path} holds {found}; an R2Gen annotation is an object with {', '.join(SPLITS)}")
+    entries: list[tuple[Split, dict[str, Any]]] = []
+    seen: dict[str, str] = {}
+    for split in SPLITS:
+        for number, entry in enumerate(data.get(split, [])):
+            where = f"{path}, {split}[{number}]"
+            _check_entry(entry, where)
+            if (first := seen.setdefault(entry["id"], where)) != where:
+                raise ValueError(f"{where}: study {entry['id']} is at {first} already; a study has one split")
+            entries.append((split, entry))
+    return entries
+
+
+def _check_entry(entry: Any, where: str) -> None:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} is a {type(entry).__name__}; it needs id, report and image_path")
+    for name in ("id", "report"):
+        if not isinstance(entry.get(name), str):
+            raise ValueError(f"{where}: {name} is {entry.get(name)!r}; give a string")
+    lists = ["image_path"] + (["image_ids"] if "image_ids" in entry else [])
+    for name in lists:
+        value = entry.get(name)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"{where} ({entry['id']}): {name} is {value!r}; give a list of strings")
+
+
+def _uid(study_id: str) -> str:
+    """`CXR2384` of `CXR2384_IM-0942`; any other id is its own uid."""
+    match = re.match(r"CXR\d+(?=_)", study_id)
+    return match.group() if match else study_id
+
+
+def _image_id(entry: Mapping[str, Any], uid: str, key: str) -> str | None:
+    """The id of an image: its file name without extension; for `<id>/<k>.png` the k-th id of the study."""
+    stem = Path(key).stem
+    ids: Sequence[str] = entry.get("image_ids") or own_images().get(uid, ())
+    if stem in ids or not stem.isdecimal():
+        return stem
+    k = int(stem)
+    return ids[k] if k < len(ids) else None
+
+
+def _view(views: Mapping[str, View | None], image_id: str | None, key: str) -> View | None:
+    return (views.get(image_id) if image_id else None) or views.get(key)

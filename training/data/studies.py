@@ -1,0 +1,76 @@
+"""What every data set looks like to the training stages: studies, images by key, and a store of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from model.views import View
+from training.data.image_store import ImageStore
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """One radiograph of a study."""
+
+    key: str  # what `Source.images` is asked for: an image id (openi), a path below the image folder (r2gen)
+    view: View | None  # None: no table knows it; DICOM files may still tell while decoding
+
+
+@dataclass(frozen=True)
+class Study:
+    """One examination: a report and its radiographs."""
+
+    study_id: str  # the annotation's id, "CXR2384_IM-0942"; also the case id in the index
+    uid: str  # "CXR2384", the id in the tables of split and labels
+    split: Split | None  # None: outside the field's set, for pretraining only
+    report: str  # FINDINGS on one line; empty only outside the field's set
+    images: tuple[ImageRef, ...]  # in the file's order, which the annotation keeps
+    mesh: tuple[str, ...] = ()  # major MeSH headings, where the source has them
+
+    def ordered(self) -> tuple[ImageRef, ...]:
+        """The images as the model reads them: frontals, then unknown views, then laterals.
+
+        Images of one view, and images whose view is unknown, keep the file's order among themselves.
+        """
+        return tuple(sorted(self.images, key=lambda image: _RANK[image.view]))
+
+
+_RANK: dict[View | None, int] = {View.FRONTAL: 0, None: 1, View.LATERAL: 2}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: the field's studies, further studies for pretraining, and the store of their images."""
+
+    name: str
+    studies: tuple[Study, ...]
+    extra: tuple[Study, ...]  # split None; never a study that a split table names
+    images: ImageStore
+    notes: tuple[str, ...]  # counts, and everything that was skipped, by name
+
+    def split(self, name: Split) -> tuple[Study, ...]:
+        """The field's studies of one split, in the source's order."""
+        return tuple(study for study in self.studies if study.split == name)
+
+
+def view_note(studies: tuple[Study, ...]) -> str:
+    """One line about the views: what is reordered on loading, what stays in the file's order, and why."""
+    reordered = sum(study.ordered() != study.images for study in studies)
+    unknown = sum(any(image.view is None for image in study.images) for study in studies)
+    known = [{image.view for image in study.images} for study in studies if len(study.images) > 1]
+    same = sum(len(views) == 1 and None not in views for views in known)
+    return (
+        f"views: {reordered} of {len(studies)} studies reordered to frontal first; "
+        f"{same} show one view only; {unknown} have an image of unknown view (file order, or its DICOM header)"
+    )
+
+
+def named(names: Sequence[str], what: str, limit: int = 60) -> str:
+    """`3 missing: a, b, c`, cut at `limit` names."""
+    listed = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return f"{len(names)} {what}" + (f": {listed}" if names else "")

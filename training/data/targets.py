@@ -1,0 +1,171 @@
+"""What the backbone learns to see in pretraining: soft scores of another network, findings, MeSH terms and report text.
+
+The columns come in groups, each with a weight of its own in the loss:
+
+    soft    probabilities of a network trained elsewhere, by image
+    report  the labeler's 14 findings, by study
+    mesh    MeSH terms of the archive ("Opacity/lung/base/left" gives opacity, opacity/lung, … and itself), by study
+    text    words and whole sentences of the report, by study
+    external  findings of images of another source that come with labels and without reports (NIH ChestX-ray14)
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from model.text.labeler import FINDINGS, label_report
+from model.text.tokenizer import clean_report
+from training.data.studies import Study
+
+Floats = npt.NDArray[np.float32]
+Group = Literal["soft", "report", "mesh", "text", "external"]
+
+MIN_STUDIES = 12  # a term seen in fewer studies teaches little but those studies
+MAX_SHARE = 0.9  # nor does one that nearly every report holds
+
+
+@dataclass(frozen=True)
+class FindingTargets:
+    """Targets of a list of images: ``values`` (N, C) in 0..1, ``mask`` (N, C) 1 where known, C column names.
+
+    A column is called ``group/name``; columns of one group stand together.
+    """
+
+    values: Floats
+    mask: Floats
+    columns: tuple[str, ...]
+
+    def group(self, name: Group) -> slice:
+        """The columns of a group; an empty slice where there is none."""
+        places = [place for place, column in enumerate(self.columns) if column.startswith(f"{name}/")]
+        return slice(places[0], places[-1] + 1) if places else slice(0, 0)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Studies that come with findings in the place of a report.
+
+    Attributes:
+        findings: those that are known of each of them.
+        present: study id -> those that it has.
+    """
+
+    findings: tuple[str, ...]
+    present: Mapping[str, frozenset[str]]
+
+
+def read_soft_scores(path: Path) -> tuple[tuple[str, ...], dict[str, Floats]]:
+    """Read ``image_id, finding, finding, …`` probabilities.
+
+    Raises:
+        ValueError: no ``image_id`` column, or a value that is no probability.
+    """
+    with path.open(newline="") as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        if not header or header[0] != "image_id":
+            raise ValueError(f"{path.name}: the first column must be image_id, found {header[:1]}")
+        scores = {row[0]: np.asarray(row[1:], dtype=np.float32) for row in rows if row}
+    for key, values in scores.items():
+        if len(values) != len(header) - 1 or not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"{path.name}: {key} needs {len(header) - 1} probabilities between 0 and 1")
+    return tuple(header[1:]), scores
+
+
+def label_vector(report: str) -> tuple[Floats, Floats]:
+    """(14,) present = 1, and (14,) mask: uncertain findings and an empty report count as unknown."""
+    if not report.strip():
+        return np.zeros(len(FINDINGS), np.float32), np.zeros(len(FINDINGS), np.float32)
+    labels = label_report(report)
+    values = np.array([labels[name] == "present" for name in FINDINGS], np.float32)
+    mask = np.array([labels[name] != "uncertain" for name in FINDINGS], np.float32)
+    return values, mask
+
+
+def mesh_terms(study: Study) -> frozenset[str]:
+    """Headings of a study: each whole, its first part, and its first part with each qualifier, in lower case."""
+    terms: set[str] = set()
+    for heading in study.mesh:
+        parts = [part.strip().lower() for part in heading.split("/")]
+        terms |= {"/".join(parts), parts[0]} | {f"{parts[0]}/{part}" for part in parts[1:]}
+    return frozenset(terms)
+
+
+def text_terms(study: Study) -> frozenset[str]:
+    """Words and sentences of a study's report."""
+    cleaned = clean_report(study.report)
+    sentences = {" ".join(sentence.split()) for sentence in cleaned.split(" .")}
+    return frozenset((sentences | set(cleaned.split())) - {"", "."})
+
+
+def finding_targets(
+    images: Sequence[tuple[str, Study]],
+    soft: tuple[tuple[str, ...], Mapping[str, Floats]] | None,
+    *,
+    terms: bool = False,
+    labelled: Labelled | None = None,
+) -> FindingTargets:
+    """Targets for (image key, its study) pairs.
+
+    Args:
+        images: every image, with its study.
+        soft: column names and image key -> probabilities; None for none.
+        terms: add the groups ``mesh`` and ``text``, with the terms that enough of these studies have.
+        labelled: add the group ``external``, unknown for all other studies.
+    """
+    studies = {study.study_id: study for _, study in images}
+    place = {study_id: row for row, study_id in enumerate(studies)}
+    labels = [label_vector(study.report) for study in studies.values()]
+    names = [f"report/{name}" for name in FINDINGS]
+    values, mask = (np.stack([pair[part] for pair in labels]) for part in (0, 1))
+    if terms:
+        everyone = list(studies.values())
+        for group in (
+            _terms("mesh", everyone, mesh_terms, lambda study: bool(study.mesh)),
+            _terms("text", everyone, text_terms, lambda study: bool(study.report.strip())),
+        ):
+            names += group.columns
+            values, mask = np.hstack([values, group.values]), np.hstack([mask, group.mask])
+    if labelled is not None:
+        names += [f"external/{name}" for name in labelled.findings]
+        known = [study_id in labelled.present for study_id in studies]
+        there = [_marks(labelled.present.get(study_id, ()), labelled.findings) for study_id in studies]
+        values = np.hstack([values, np.array(there, np.float32)])
+        mask = np.hstack([mask, np.repeat(np.array(known, np.float32)[:, None], len(labelled.findings), axis=1)])
+    rows = np.array([place[study.study_id] for _, study in images])
+    values, mask = values[rows], mask[rows]
+    if soft is not None:
+        columns, scores = soft
+        absent = np.zeros(len(columns), np.float32)
+        names = [f"soft/{name}" for name in columns] + names
+        values = np.hstack([np.stack([scores.get(key, absent) for key, _ in images]), values])
+        scored = np.array([[key in scores] for key, _ in images], np.float32)
+        mask = np.hstack([np.repeat(scored, len(columns), axis=1), mask])
+    return FindingTargets(values, mask, tuple(names))
+
+
+def _terms(
+    group: Group, studies: Sequence[Study], of: Callable[[Study], frozenset[str]], known: Callable[[Study], bool]
+) -> FindingTargets:
+    """(studies, terms) of one group; terms that too few or nearly all of the studies have are left out."""
+    found = [of(study) for study in studies]
+    told = [known(study) for study in studies]
+    counts = Counter(term for terms in found for term in terms)
+    most = MAX_SHARE * sum(told)
+    columns = sorted(term for term, count in counts.items() if MIN_STUDIES <= count <= most)
+    values = np.array([_marks(terms, columns) for terms in found], np.float32).reshape(len(studies), len(columns))
+    mask = np.repeat(np.array(told, np.float32)[:, None], len(columns), axis=1)
+    return FindingTargets(values, mask, tuple(f"{group}/{column}" for column in columns))
+
+
+def _marks(terms: Iterable[str], columns: Sequence[str]) -> list[float]:
+    present = frozenset(terms)
+    return [float(column in present) for column in columns]

@@ -1,0 +1,1 @@
+"""Evaluation of a bundle: inference, counterfactuals, scores, tables, page."""

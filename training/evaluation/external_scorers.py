@@ -1,0 +1,127 @@
+"""RadGraph F1 and CheXbert F1, where their packages and weights are on this machine; nothing is fetched.
+
+Both packages download what they miss when they are first used. Here they are asked only where their weights lie in
+their caches, and their hub client is told to stay offline.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from training.evaluation.scoring import Board
+from training.scoring.baselines import TrivialRow
+from training.scoring.metrics import Pair, Scores
+
+Scorer = Callable[[Sequence[Pair]], Scores]
+
+RADGRAPH_MODELS = ("radgraph-xl", "radgraph")  # the first whose weights are there
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+class NotRunError(Exception):
+    """A scorer that cannot run here, and why."""
+
+
+def clinical_rows(
+    board: Board, findings: Sequence[str], rows: Mapping[str, TrivialRow]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Figures of the system and of each trivial row by scorer (on the strings of the full row); reasons for the others.
+
+    Returns:
+        ``{"RadGraph": {"system": {...}, "baselines": {...}} or None, "CheXbert": ...}`` and, for each that is None, why
+        it was not run.
+    """
+    tables: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    for name, load in (("RadGraph", _radgraph), ("CheXbert", _chexbert)):
+        try:
+            with _offline():
+                scorer = load()
+                tables[name] = {
+                    "system": scorer(board.draft_pairs(findings)[1]),
+                    "baselines": {
+                        key: row.merged([scorer(board.report_pairs(texts)[1]) for texts in row.variants.values()])
+                        for key, row in rows.items()
+                    },
+                }
+        except NotRunError as reason:
+            tables[name], reasons[name] = None, str(reason)
+        except Exception as error:  # whatever a foreign package raises: the project's own figures do not hang on it
+            tables[name], reasons[name] = None, f"its package failed ({type(error).__name__}: {error})"
+    return tables, reasons
+
+
+def _radgraph() -> Scorer:
+    package = _package("radgraph")
+    folder = _cache_folder("radgraph") / importlib.metadata.version("radgraph")
+    present = [name for name in RADGRAPH_MODELS if (folder / name / "weights.th").is_file()]
+    if not present:
+        raise NotRunError(f"the package is installed, its weights are not in {_shown(folder)}")
+    scorer = package.F1RadGraph(reward_level="all", model_type=present[0])
+
+    def score(pairs: Sequence[Pair]) -> Scores:
+        references, predictions = _columns(pairs)
+        simple, partial, complete = scorer(refs=references, hyps=predictions)[0]
+        return {f"simple ({present[0]})": float(simple), "partial": float(partial), "complete": float(complete)}
+
+    return score
+
+
+def _chexbert() -> Scorer:
+    package = _package("f1chexbert")
+    weights = _cache_folder("chexbert") / "chexbert.pth"
+    if not weights.is_file():
+        raise NotRunError(f"the package is installed, its weights {_shown(weights)} are not there")
+    scorer = package.F1CheXbert(device="cpu")
+
+    def score(pairs: Sequence[Pair]) -> Scores:
+        references, predictions = _columns(pairs)
+        _, _, all_classes, five_classes = scorer(hyps=predictions, refs=references)
+        return {
+            f"{average} F1, {count} classes": float(table[f"{average} avg"]["f1-score"])
+            for count, table in ((14, all_classes), (5, five_classes))
+            for average in ("micro", "macro")
+        }
+
+    return score
+
+
+def _columns(pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
+    return [reference for reference, _ in pairs], [prediction for _, prediction in pairs]
+
+
+def _package(name: str) -> Any:
+    if importlib.util.find_spec(name) is None:
+        raise NotRunError(f"the package {name} is not installed")
+    return importlib.import_module(name)
+
+
+def _cache_folder(name: str) -> Path:
+    """Where both packages keep weights, as their own dependency says."""
+    return Path(importlib.import_module("appdirs").user_cache_dir(name))
+
+
+def _shown(path: Path) -> str:
+    """A path without this user's home."""
+    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _OFFLINE}
+    os.environ.update(dict.fromkeys(_OFFLINE, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

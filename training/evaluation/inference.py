@@ -1,0 +1,123 @@
+"""From the studies of a split to their drafts, for evaluation: which studies, which images of them, what is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from model.drafter import Draft, Drafter, DraftOptions, StudyView
+from model.views import View
+from training.data.pixel_cache import PixelCache
+from training.data.studies import SPLITS, ImageRef, Source, Study
+from training.scoring.protocol import full_reference
+
+Views = Literal["both", "frontal", "lateral"]
+EvaluatedSplit = Literal["val", "test"]
+
+
+def wanted_studies(source: Source, split: EvaluatedSplit, limit: int | None) -> tuple[list[Study], dict[str, str]]:
+    """The first ``limit`` studies of a split, and by id those of them that cannot be scored, with the reason.
+
+    Raises:
+        ValueError: the split is empty; says what the data set holds.
+    """
+    found = source.split(split)
+    if not found:
+        counts = ", ".join(f"{name} {len(source.split(name))}" for name in SPLITS)
+        raise ValueError(
+            f"the {split} split of this {source.name} data set has no study (it holds {counts}); choose another --split"
+            " or check --root, or --annotation"
+        )
+    chosen = found if limit is None else found[: max(limit, 1)]
+    skipped = {study.study_id: "its report has no words" for study in chosen if not full_reference(study.report)}
+    return [study for study in chosen if study.study_id not in skipped], skipped
+
+
+def with_images(
+    wanted: Sequence[Study], cache: PixelCache, views: Views, skipped: dict[str, str], *, in_file_order: bool = False
+) -> tuple[list[Study], list[str]]:
+    """Studies with readable images of the views asked for, in the model's order, every view decided; and notes.
+
+    An image of unknown view counts as frontal where it comes first and as lateral behind another, as in training.
+
+    Args:
+        wanted: studies of one split.
+        cache: their decoded images.
+        views: which images to keep.
+        skipped: gets the studies that are left out, with the reason.
+        in_file_order: keep the order of the data set's files, as published R2Gen code does; else frontals come first.
+
+    Raises:
+        ValueError: no study is left.
+    """
+    studies: list[Study] = []
+    unknown = 0
+    for study in wanted:
+        usable = cache.usable(study)
+        if usable is None:
+            skipped[study.study_id] = "none of its images can be read"
+            continue
+        ordered = usable.images if in_file_order else usable.ordered()
+        unknown += any(ref.view is None for ref in ordered)
+        images = tuple(
+            ImageRef(ref.key, ref.view or (View.FRONTAL if place == 0 else View.LATERAL))
+            for place, ref in enumerate(ordered)
+        )
+        images = tuple(ref for ref in images if views == "both" or ref.view == View(views))
+        if images:
+            studies.append(replace(study, images=images))
+        else:
+            skipped[study.study_id] = f"it has no {views} image"
+    if not studies:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in Counter(skipped.values()).items())
+        raise ValueError(f"no study is left to score ({reasons}); check --images or --root, and --views {views}")
+    note = "studies have an image of unknown view: the first counts as frontal, those behind it as lateral"
+    return studies, [f"{unknown} {note}"] if unknown else []
+
+
+def exchange_images(studies: Sequence[Study], seed: int) -> list[Study]:
+    """Each study with the images of another, none with its own: one cycle through all of them, drawn by ``seed``."""
+    if len(studies) < 2:
+        raise ValueError("images can be exchanged between two studies or more; this split has one that can be read")
+    cycle = np.random.default_rng(seed).permutation(len(studies))
+    given = dict(zip(cycle.tolist(), np.roll(cycle, -1).tolist(), strict=True))
+    return [replace(study, images=studies[given[row]].images) for row, study in enumerate(studies)]
+
+
+def write_drafts(
+    drafter: Drafter,
+    options: DraftOptions,
+    cache: PixelCache,
+    studies: Sequence[Study],
+    batch_size: int,
+    progress: bool,
+    *,
+    patches_of: Sequence[Study] | None = None,
+    cases_of: Sequence[Study] | None = None,
+    what: str = "draft",
+) -> list[Draft]:
+    """A draft for each study, ``batch_size`` studies at a time, with a bar named ``what``.
+
+    ``patches_of`` and ``cases_of`` are those of ``Drafter.draft``.
+    """
+    drafts: list[Draft] = []
+    with tqdm(total=len(studies), desc=what, unit="study", mininterval=1, disable=not progress) as bar:
+        for start in range(0, len(studies), batch_size):
+            place = slice(start, start + batch_size)
+            own, patches, cases = (
+                None if one is None else [study_views(study, cache) for study in one[place]]
+                for one in (studies, patches_of, cases_of)
+            )
+            drafts += drafter.draft(own or [], options, patches_of=patches, cases_of=cases)
+            bar.update(len(studies[place]))
+    return drafts
+
+
+def study_views(study: Study, cache: PixelCache) -> list[StudyView]:
+    """A study's images as the drafter takes them; an image of unknown view counts as frontal."""
+    return [StudyView(np.array(cache.array[cache.rows[ref.key]]), ref.view or View.FRONTAL) for ref in study.images]

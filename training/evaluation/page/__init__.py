@@ -1,0 +1,9 @@
+"""The page of an evaluation: ``report.html`` and ``report.md`` with plots, tables and a gallery of studies.
+
+It holds radiographs and report texts, so its folder tells git to ignore all of it.
+"""
+
+from training.evaluation.page.gallery import Drafted
+from training.evaluation.page.write import check_folder, write_page
+
+__all__ = ["Drafted", "check_folder", "write_page"]

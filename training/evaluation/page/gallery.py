@@ -1,0 +1,131 @@
+"""The best, median and worst studies by CIDEr, as the page shows them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from model.drafter import Draft
+from model.text.labeler import FINDINGS
+from training.data.pixel_cache import PixelCache
+from training.data.studies import ImageRef, Study
+from training.evaluation.scoring import Board
+from training.scoring.metrics import present_findings, rouge_and_cider
+from training.scoring.protocol import full_prediction
+
+PER_GROUP = 4
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """The studies of a split with what was written about them; ``train_texts`` are training reports by study id."""
+
+    studies: Sequence[Study]
+    drafts: Sequence[Draft]
+    cache: PixelCache
+    board: Board
+    train_texts: Mapping[str, str]
+
+    def study_scores(self) -> tuple[Sequence[float], Sequence[float]]:
+        """ROUGE-L and CIDEr of each study, comparable strings."""
+        return rouge_and_cider(tuple(self.board.draft_pairs([draft.findings for draft in self.drafts])[0]))
+
+    def lengths(self) -> tuple[list[int], list[int]]:
+        """Words of each draft and of each report, whole, "." not counted."""
+        drafts = [full_prediction(draft.findings) for draft in self.drafts]
+        drafted, reported = ([len(t.replace(" .", "").split()) for t in texts] for texts in (drafts, self.board.full))
+        return drafted, reported
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A radiograph as PNG, S x S pixels, and the file that Markdown shows."""
+
+    name: str
+    view: str
+    png: bytes
+
+    @property
+    def data_uri(self) -> str:
+        """For a page that stands alone."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+@dataclass(frozen=True)
+class ShownCase:
+    """A retrieved case; ``text`` None where it is not known here."""
+
+    case_id: str
+    similarity: float
+    text: str | None
+
+
+@dataclass(frozen=True)
+class ShownStudy:
+    """One study of the gallery; findings by whom they are named present."""
+
+    study_id: str
+    cider: float
+    rouge: float
+    pictures: Sequence[Picture]
+    report: str
+    draft: str
+    both: Sequence[str]
+    missed: Sequence[str]
+    added: Sequence[str]
+    cases: Sequence[ShownCase]
+
+
+def gallery(drafted: Drafted, per_group: int = PER_GROUP) -> dict[str, list[ShownStudy]]:
+    """``best``, ``median`` and ``worst`` studies by CIDEr, no study twice; fewer in a small split, no empty group."""
+    rouge, cider = drafted.study_scores()
+    ranked = sorted(range(len(cider)), key=lambda row: (-cider[row], drafted.studies[row].study_id))
+    size = min(per_group, max(1, len(ranked) // 3))
+    between = ranked[size:-size]
+    start = max(0, (len(between) - size) // 2)
+    groups = {
+        "best": ranked[:size],
+        "median": between[start : start + size],
+        "worst": ranked[size:][-size:],
+    }
+    return {
+        name: [_shown(drafted, row, rouge[row], cider[row]) for row in rows] for name, rows in groups.items() if rows
+    }
+
+
+def _shown(drafted: Drafted, row: int, rouge: float, cider: float) -> ShownStudy:
+    study, draft = drafted.studies[row], drafted.drafts[row]
+    truth, guess = present_findings(study.report), present_findings(draft.findings)
+    return ShownStudy(
+        study_id=study.study_id,
+        cider=cider,
+        rouge=rouge,
+        pictures=list(_pictures(study, drafted.cache)),
+        report=study.report,
+        draft=draft.findings,
+        both=[name for name in FINDINGS if name in truth & guess],
+        missed=[name for name in FINDINGS if name in truth - guess],
+        added=[name for name in FINDINGS if name in guess - truth],
+        cases=[
+            ShownCase(case.case_id, case.similarity, case.findings or drafted.train_texts.get(case.case_id))
+            for case in draft.reference_cases
+        ],
+    )
+
+
+def _pictures(study: Study, cache: PixelCache) -> Iterator[Picture]:
+    for number, ref in enumerate(study.images):
+        name = f"{re.sub(r'[^A-Za-z0-9_-]', '_', study.study_id)}-{number}.png"
+        yield Picture(name, ref.view.value if ref.view else "unknown view", _png(ref, cache))
+
+
+def _png(ref: ImageRef, cache: PixelCache) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.array(cache.array[cache.rows[ref.key]])).save(file, "PNG", optimize=True)
+    return file.getvalue()

@@ -1,0 +1,104 @@
+"""Writes the page: ``report.html`` stands alone, ``report.md`` has its pictures beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from model.files import write_atomic
+from training.evaluation.page.gallery import Drafted, gallery
+from training.evaluation.page.plots import all_plots
+from training.evaluation.page.tables import Table, all_tables, figure, tiles, title
+from training.evaluation.predictions import refuse_bundles
+
+IGNORE = "# radiographs and report texts of a data set: not to be shared\n*\n"
+_TEMPLATES = Path(__file__).parent
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~<>&])")
+
+
+def check_folder(folder: Path) -> None:
+    """A page has a folder of its own, as it tells git to ignore everything in it.
+
+    Raises:
+        ValueError: the folder lies among bundles, is a file, or holds something else than such a page.
+    """
+    refuse_bundles(folder / "report.html")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--report {folder} is a file; name a new folder")
+    ours = folder / ".gitignore"
+    if folder.exists() and any(folder.iterdir()) and not (ours.is_file() and ours.read_text() == IGNORE):
+        raise ValueError(f"--report {folder} holds other files; name a new folder, for example evaluation/report")
+
+
+def write_page(folder: Path, result: Mapping[str, Any], drafted: Drafted) -> None:
+    """Write the page of an evaluation.
+
+    Args:
+        folder: gets ``report.html``, ``report.md``, ``plots/``, ``images/`` and a ``.gitignore``.
+        result: content of the metrics file.
+        drafted: what was written, for the gallery and the distributions.
+
+    Raises:
+        ValueError: as ``check_folder``.
+    """
+    check_folder(folder)
+    write_atomic(folder / ".gitignore", IGNORE.encode())
+    plots, groups = all_plots(result, drafted), gallery(drafted)
+    pictures = {f"plots/{plot.name}.png": plot.png for plot in plots.values()}
+    for shown in (study for studies in groups.values() for study in studies):
+        pictures |= {f"images/{picture.name}": picture.png for picture in shown.pictures}
+    for name, png in pictures.items():
+        write_atomic(folder / name, png)
+    for old in (*folder.glob("images/*.png"), *folder.glob("plots/*.png")):
+        if old.relative_to(folder).as_posix() not in pictures:
+            old.unlink()
+    content = {
+        "result": result,
+        "tiles": tiles(result),
+        "tables": all_tables(result),
+        "plots": plots,
+        "gallery": groups,
+        "image_size": drafted.cache.size,
+        "css": Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
+    }
+    write_atomic(folder / "report.md", _markdown().get_template("page.md").render(content).encode())
+    write_atomic(folder / "report.html", _html().get_template("page.html").render(content).encode())
+
+
+def _html() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"figure": figure, "title_of": title, "safe_svg": Markup}
+    return environment
+
+
+def _markdown() -> Environment:
+    """Every value is escaped as it is written out, so none can be forgotten."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=False, finalize=_escaped, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters |= {"figure": figure, "title_of": title, "grid": _grid, "path": Markup}
+    return environment
+
+
+def _escaped(value: object) -> object:
+    """Strings as one line of plain text: no character of them is Markdown or HTML."""
+    return _plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _plain(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+
+
+def _grid(table: Table) -> Markup:
+    lines = [table.head, ["---", *("---:" for _ in table.head[1:])], *table.rows]
+    cells = [line if place == 1 else [_plain(cell) for cell in line] for place, line in enumerate(lines)]
+    return Markup("\n".join(f"| {' | '.join(line)} |" for line in cells))

@@ -1,0 +1,239 @@
+"""The rows of an evaluation: a system's drafts and the trivial rows, scored against the reports of a split."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model.bundle import Bundle
+from model.drafter import Draft
+from model.protocols import CaseIndex
+from model.text.labeler import FINDINGS
+from training.data.studies import Source, Study
+from training.scoring.baselines import TrivialRow, trivial_rows
+from training.scoring.bootstrap import Bootstrap
+from training.scoring.keyword_f1 import forte
+from training.scoring.metrics import Pair, Scores, label_scores, label_table, present_findings, score
+from training.scoring.protocol import (
+    comparable_prediction,
+    comparable_reference,
+    comparable_vocabulary,
+    full_prediction,
+    full_reference,
+)
+
+CHOOSE_ON = 500  # training reports on which the constant is chosen where there is no validation split
+TRIVIAL = ("constant", "most_frequent", "random", "nearest")
+
+
+class Board:
+    """Scores texts against the reports of a split, on both rows.
+
+    Args:
+        reports: as the source holds them.
+        vocabulary: of the comparable row.
+        meteor: compute METEOR.
+    """
+
+    def __init__(self, reports: Sequence[str], vocabulary: frozenset[str], meteor: bool) -> None:
+        self.comparable = [comparable_reference(report, vocabulary) for report in reports]
+        self.full = [full_reference(report) for report in reports]
+        self._reports, self._vocabulary, self._meteor = reports, vocabulary, meteor
+
+    def subset(self, places: Sequence[int]) -> Board:
+        """A board of some of the reports alone; document frequencies are then theirs."""
+        return Board([self._reports[place] for place in places], self._vocabulary, self._meteor)
+
+    def drafts(self, texts: Sequence[str]) -> tuple[Scores, Scores]:
+        """Comparable and full figures of drafts."""
+        return self._score(*self.draft_pairs(texts))
+
+    def reports(self, texts: Sequence[str]) -> tuple[Scores, Scores]:
+        """Comparable and full figures of training reports taken as drafts; ``<unk>`` may then meet ``<unk>``."""
+        return self._score(*self.report_pairs(texts))
+
+    def copied(self, texts: Sequence[str], train: Iterable[str]) -> float | None:
+        """Share of drafts that equal some training report, rare words as they are or as ``<unk>``; None without any."""
+        known = {
+            text
+            for report in train
+            for text in (comparable_reference(report, self._vocabulary), comparable_prediction(report))
+        }
+        return sum(comparable_prediction(text) in known for text in texts) / len(texts) if known else None
+
+    def draft_pairs(self, texts: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
+        """Comparable and full strings of drafts beside their references."""
+        return self._pairs([comparable_prediction(text) for text in texts], texts)
+
+    def report_pairs(self, texts: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
+        """The same of training reports taken as drafts."""
+        return self._pairs([comparable_reference(text, self._vocabulary) for text in texts], texts)
+
+    def _pairs(self, comparable: Sequence[str], texts: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
+        full = [full_prediction(text) for text in texts]
+        return list(zip(self.comparable, comparable, strict=True)), list(zip(self.full, full, strict=True))
+
+    def _score(self, comparable: Sequence[Pair], full: Sequence[Pair]) -> tuple[Scores, Scores]:
+        return score(comparable, meteor=self._meteor), score(full, meteor=self._meteor)
+
+
+@dataclass(frozen=True)
+class KnownTexts:
+    """Training reports by study id, what the constant is chosen on, and where they came from."""
+
+    train: Mapping[str, str]
+    choose: Sequence[str]
+    origin: str
+    chosen_on: str | None
+    vocabulary: frozenset[str] = field(repr=False)
+
+
+def known_texts(bundle: Bundle, index: CaseIndex | None, source: Source) -> KnownTexts:
+    """Training and validation reports: of the data set, else of the bundle's cases where they hold texts."""
+    train = {study.study_id: study.report for study in source.split("train")}
+    origin = f"train split of {source.name}, {len(train)} reports"
+    if not train and index is not None:
+        cases = [index.case(row) for row in range(len(index))]
+        train = {case.case_id: case.findings for case in cases if case.findings}
+        origin = f"reference cases of the bundle, {len(train)} reports"
+    choose = [study.report for study in source.split("val")]
+    chosen_on: str | None = f"val split of {source.name}, {len(choose)} reports"
+    if not choose:
+        step = max(1, len(train) // CHOOSE_ON)
+        choose = list(train.values())[::step][:CHOOSE_ON]
+        chosen_on = f"{len(choose)} training reports, there being no val split" if choose else None
+    vocabulary = comparable_vocabulary(train.values())
+    if not train:
+        origin = "tokenizer of the bundle, no training report being known"
+        vocabulary = frozenset(bundle.tokenizer.tokens)
+    return KnownTexts(train, choose, origin, chosen_on, vocabulary)
+
+
+def make_rows(texts: KnownTexts, drafts: Sequence[Draft], count: int) -> tuple[dict[str, TrivialRow], dict[str, str]]:
+    """The trivial rows that can be made, and for each other one the reason."""
+    rows: dict[str, TrivialRow] = {}
+    reasons: dict[str, str] = {}
+    if texts.train:
+        rows |= trivial_rows(list(texts.train.values()), texts.choose, count, texts.vocabulary)
+    else:
+        reason = "no training report is known; give a data set with a train split, or a hydrated bundle"
+        reasons |= dict.fromkeys(("constant", "most_frequent", "random"), reason)
+    first = [draft.reference_cases[0] for draft in drafts if draft.reference_cases]
+    known = [text for case in first if (text := case.findings or texts.train.get(case.case_id))]
+    if len(known) == count:
+        rows["nearest"] = TrivialRow({"nearest": known})
+    elif not first:
+        reasons["nearest"] = "this bundle retrieves no reference cases"
+    else:
+        reasons["nearest"] = f"texts of {count - len(known)} of {count} first cases are unknown; hydrate the bundle"
+    return rows, reasons
+
+
+def score_rows(board: Board, rows: Mapping[str, TrivialRow], reasons: Mapping[str, str]) -> dict[str, Any]:
+    """What ``metrics.json`` says about the trivial rows: null, with a reason beside it, for a row that was not made."""
+    comparable: dict[str, Scores | None] = dict.fromkeys(TRIVIAL)
+    full: dict[str, Scores | None] = dict.fromkeys(TRIVIAL)
+    parts: dict[str, Scores] = {}
+    for name, row in rows.items():
+        scored = {variant: board.reports(texts) for variant, texts in row.variants.items()}
+        comparable[name] = row.merged([figures for figures, _ in scored.values()])
+        full[name] = row.merged([figures for _, figures in scored.values()])
+        if name == "constant":
+            parts = {variant: figures for variant, (figures, _) in scored.items()}
+    return {
+        "baselines": comparable,
+        "baselines_full": full,
+        "baseline_reasons": dict(reasons),
+        "constant_parts": parts,
+    }
+
+
+def certainty(
+    board: Board, findings: Sequence[str], rows: Mapping[str, TrivialRow], *, draws: int, seed: int
+) -> dict[str, Any]:
+    """What ``metrics.json`` says about intervals and differences; one table of draws for all rows.
+
+    Returns:
+        ``confidence_95`` with an interval of each figure of ``system``, ``system_full`` and the comparable trivial
+        rows, and ``system_minus`` with the differences to the trivial rows.
+    """
+    if not draws:
+        return {"confidence_95": {"note": "not asked for"}, "system_minus": {}}
+    bootstrap = Bootstrap(len(findings), draws=draws, seed=seed)
+    comparable, full = board.draft_pairs(findings)
+    system = bootstrap.of(comparable)
+    trivial = {
+        name: bootstrap.of_row(row, [board.report_pairs(texts)[0] for texts in row.variants.values()])
+        for name, row in rows.items()
+    }
+    return {
+        "confidence_95": {
+            "method": f"percentiles of {draws} draws of studies with replacement",
+            "draws": draws,
+            "seed": seed,
+            "system": system.intervals(),
+            "system_full": bootstrap.of(full).intervals(),
+            "baselines": {name: row.intervals() for name, row in trivial.items()},
+        },
+        "system_minus": {name: system.minus(row) for name, row in trivial.items()},
+    }
+
+
+def word_tables(board: Board, findings: Sequence[str], rows: Mapping[str, TrivialRow]) -> dict[str, Any]:
+    """What ``metrics.json`` says about key words, on the strings of the full row, and about each of the findings."""
+
+    def table(negated: bool) -> dict[str, Any]:
+        found: dict[str, Any] = {"system": forte(board.draft_pairs(findings)[1], negated=negated)}
+        merged: dict[str, Any] = dict.fromkeys(TRIVIAL)
+        for name, row in rows.items():
+            parts = [forte(board.report_pairs(texts)[1], negated=negated) for texts in row.variants.values()]
+            merged[name] = {category: row.merged([part[category] for part in parts]) for category in parts[0]}
+        return {**found, "baselines": merged}
+
+    return {
+        "forte": table(negated=True),
+        "forte_without_negated": table(negated=False),
+        "labels": {"system": label_table(board.draft_pairs(findings)[0])},
+    }
+
+
+# --- a second yardstick for labels ------------------------------------------------------------------------------------
+
+
+def read_label_table(path: Path) -> dict[str, frozenset[str]]:
+    """Study uid -> findings present; values other than 1 count as not present.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = {"study_id", *FINDINGS} - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(
+                f"{path} lacks the columns {', '.join(sorted(missing))}; it needs study_id and 14 findings"
+            )
+        return {row["study_id"]: frozenset(name for name in FINDINGS if row[name] in ("1", "1.0")) for row in reader}
+
+
+def against_table(
+    name: str, table: Mapping[str, frozenset[str]], studies: Sequence[Study], findings: Sequence[str],
+    rows: Mapping[str, TrivialRow], board: Board,
+) -> dict[str, Any]:  # fmt: skip
+    """Label F1 with the references' labels taken from a table, for the studies it names."""
+    known = [i for i, study in enumerate(studies) if study.uid in table]
+    truth = [table[studies[i].uid] for i in known]
+
+    def of(texts: Sequence[str]) -> Scores:
+        return {**label_scores(truth, [present_findings(full_prediction(texts[i])) for i in known])}
+
+    return {
+        "table": name,
+        "n": len(known),
+        "labeler_on_references": of(board.full),
+        "system": of(findings),
+        "baselines": {key: row.merged([of(texts) for texts in row.variants.values()]) for key, row in rows.items()},
+    }

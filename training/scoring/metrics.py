@@ -1,0 +1,193 @@
+"""Corpus metrics of drafts against reports, by the scorers of ``pycocoevalcap`` and this project's finding labeler.
+
+Strings come prepared (``training.scoring.protocol``) and are split at spaces; no PTBTokenizer, which would drop the "."
+and move BLEU. Figures are shares, except CIDEr (0 to 10) and ``mean_length`` (words, "." not counted).
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.rouge.rouge import Rouge
+
+from model.text.labeler import FINDINGS, NO_FINDING, label_report
+from model.text.tokenizer import END_OF_SENTENCE
+from training.scoring.protocol import comparable_prediction, comparable_reference, comparable_vocabulary
+
+log = logging.getLogger(__name__)
+
+Pair = tuple[str, str]  # reference, prediction
+Scores = dict[str, float | None]
+
+SCORED_FINDINGS = tuple(name for name in FINDINGS if name != NO_FINDING)  # the 13 of the label F1
+METRICS = (
+    "BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr",
+    "label_f1_micro", "label_f1_macro", "no_finding_f1", "distinct", "mean_length",
+)  # fmt: skip
+_NOTHING = "qqq"  # stands for an empty text where a scorer cannot take one; it matches no word
+
+
+def score(pairs: Sequence[Pair], *, meteor: bool = False) -> Scores:
+    """Score predictions against references, one reference each.
+
+    An empty prediction is a wrong one: it counts in every mean and matches nothing.
+
+    Args:
+        pairs: (reference, prediction), prepared.
+        meteor: compute METEOR, which needs a Java runtime; None in the result, with a logged note, where that fails.
+
+    Returns:
+        A figure for each of ``METRICS``. CIDEr takes document frequencies from the references given.
+
+    Raises:
+        ValueError: no pairs, or a reference without words.
+    """
+    if not pairs:
+        raise ValueError("there is nothing to score: no pair of reference and prediction was given")
+    if any(not reference.strip() for reference, _ in pairs):
+        raise ValueError("a reference has no words; leave studies without findings text out before scoring")
+    references = {i: [reference] for i, (reference, _) in enumerate(pairs)}
+    predictions = {i: [prediction] for i, (_, prediction) in enumerate(pairs)}
+    bleu, _ = Bleu(4).compute_score(references, predictions, verbose=0)
+    rouge, cider = rouge_and_cider(tuple(pairs))
+    texts = [prediction for _, prediction in pairs]
+    scores: Scores = {f"BLEU_{n}": float(value) for n, value in enumerate(bleu, 1)}
+    scores |= {"METEOR": _meteor_score(references, predictions) if meteor else None}
+    scores |= {"ROUGE_L": float(np.mean(rouge)), "CIDEr": float(np.mean(cider))}
+    scores |= label_scores([present_findings(reference) for reference, _ in pairs], map(present_findings, texts))
+    scores |= {
+        "distinct": len(set(texts)) / len(texts),
+        "mean_length": sum(word != END_OF_SENTENCE for text in texts for word in text.split()) / len(texts),
+    }
+    return scores
+
+
+@lru_cache(maxsize=32)
+def rouge_and_cider(pairs: tuple[Pair, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """ROUGE-L and CIDEr of each pair, by far the slowest scorers; remembered, as figures and draws both need them."""
+    references = {i: [reference] for i, (reference, _) in enumerate(pairs)}
+    predictions = {i: [prediction] for i, (_, prediction) in enumerate(pairs)}
+    rouge, cider = (scorer.compute_score(references, predictions)[1] for scorer in (Rouge(), Cider()))
+    return tuple(map(float, rouge)), tuple(map(float, cider))
+
+
+def present_findings(text: str) -> frozenset[str]:
+    """Names of the findings, No Finding included, that the labeler reads as present."""
+    return frozenset(name for name, label in label_report(text).items() if label == "present")
+
+
+def label_scores(reference: Iterable[frozenset[str]], predicted: Iterable[frozenset[str]]) -> dict[str, float]:
+    """F1 of findings named present.
+
+    ``label_f1_micro`` pools the 13 findings without No Finding; ``label_f1_macro`` is the mean over those of them that
+    some reference presents; ``no_finding_f1`` stands alone. 0 where neither side names anything.
+
+    Args:
+        reference: findings present in each report.
+        predicted: findings present in each draft, in the same order.
+    """
+    hits, wrong, missed = _count(reference, predicted)
+
+    def f1(names: Sequence[str]) -> float:
+        right = sum(hits[name] for name in names)
+        return precision_recall_f1(right, sum(wrong[name] for name in names), sum(missed[name] for name in names))[2]
+
+    supported = [name for name in SCORED_FINDINGS if hits[name] + missed[name]]
+    return {
+        "label_f1_micro": f1(SCORED_FINDINGS),
+        "label_f1_macro": sum(f1([name]) for name in supported) / max(len(supported), 1),
+        "no_finding_f1": f1([NO_FINDING]),
+    }
+
+
+def label_table(pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
+    """Each of the 14 findings on its own: precision, recall and F1 of "present".
+
+    ``prevalence`` and ``predicted`` are the shares of references and of drafts that present it.
+    """
+    hits, wrong, missed = _count(*([present_findings(pair[side]) for pair in pairs] for side in (0, 1)))
+    return {
+        name: dict(
+            zip(("precision", "recall", "f1"), precision_recall_f1(hits[name], wrong[name], missed[name]), strict=True)
+        )
+        | {"prevalence": (hits[name] + missed[name]) / len(pairs), "predicted": (hits[name] + wrong[name]) / len(pairs)}
+        for name in FINDINGS
+    }
+
+
+def precision_recall_f1(hits: int, wrong: int, missed: int) -> tuple[float, float, float]:
+    """From counts; 0 where there is nothing to divide by."""
+    precision, recall = hits / max(hits + wrong, 1), hits / max(hits + missed, 1)
+    return precision, recall, 2 * hits / max(2 * hits + wrong + missed, 1)
+
+
+def _count(
+    reference: Iterable[frozenset[str]], predicted: Iterable[frozenset[str]]
+) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """How often each finding is named rightly, wrongly, and missed."""
+    hits, wrong, missed = (dict.fromkeys(FINDINGS, 0) for _ in range(3))
+    for truth, guess in zip(reference, predicted, strict=True):
+        for counts, names in ((hits, truth & guess), (wrong, guess - truth), (missed, truth - guess)):
+            for name in names:
+                counts[name] += 1
+    return hits, wrong, missed
+
+
+def comparable_pairs(pairs: Iterable[Pair], train_reports: Iterable[str]) -> list[Pair]:
+    """The strings of the comparable row.
+
+    Args:
+        pairs: (report as the source holds it, draft as tokens or text).
+        train_reports: decide the vocabulary.
+    """
+    vocabulary = comparable_vocabulary(train_reports)
+    return [(comparable_reference(report, vocabulary), comparable_prediction(draft)) for report, draft in pairs]
+
+
+def validation_scores(pairs: Sequence[Pair]) -> dict[str, float]:
+    """All figures but METEOR, in about a second for 300 prepared pairs; for validation while training."""
+    return {name: value for name, value in score(pairs).items() if value is not None}
+
+
+def mean_scores(rows: Sequence[Mapping[str, float | None]]) -> Scores:
+    """Figure by figure mean of rows; None where a row lacks the figure."""
+    return {name: _mean([row[name] for row in rows]) for name in rows[0]}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+# --- METEOR: a Java program kept open between rows --------------------------------------------------------------------
+
+
+def meteor_available() -> bool:
+    """Whether a Java runtime is on the path."""
+    return shutil.which("java") is not None
+
+
+@lru_cache(maxsize=1)
+def _meteor_process() -> Any:
+    return Meteor()
+
+
+def _meteor_score(references: Mapping[int, list[str]], predictions: Mapping[int, list[str]]) -> float | None:
+    if not meteor_available():
+        log.warning("METEOR is left out: it needs a Java runtime (java) on the path, and there is none")
+        return None
+    filled = {i: [text if text.strip() else _NOTHING for text in texts] for i, texts in predictions.items()}
+    try:
+        return float(_meteor_process().compute_score(references, filled)[0])
+    except (OSError, ValueError) as error:
+        _meteor_process.cache_clear()
+        log.warning("METEOR is left out: the Java program failed (%s: %s)", type(error).__name__, error)
+        return None

@@ -1,0 +1,96 @@
+"""What a bundle's own drafts score by chance: the same drafts, dealt out anew to the studies again and again.
+
+A permutation test (Fisher 1935, "The Design of Experiments"; Good 2005, "Permutation, Parametric and Bootstrap Tests of
+Hypotheses") of whether drafts belong to their studies. Dealing them out keeps their style, their length and how often
+they name each finding, and breaks only what ties a draft to its patient. A random training report is no such yardstick:
+drafts chosen to agree with many reports score above it on any patient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from training.scoring.bootstrap import SCORED, Floats, finding_vector, interval
+from training.scoring.cider import CiderD
+from training.scoring.metrics import Pair
+
+MEASURES = ("CIDEr", "label_f1_micro")  # what falls where a draft is not the patient's
+
+
+def chance(pairs: Sequence[Pair], *, draws: int, seed: int) -> dict[str, dict[str, Any]] | None:
+    """Each of ``MEASURES`` over drafts that were dealt out anew.
+
+    Args:
+        pairs: N (reference, prediction) strings, prepared as for ``training.scoring.metrics.score``.
+        draws: D, how often they are dealt out.
+        seed: decides how.
+
+    Returns:
+        By measure its ``mean`` over the draws, ``interval_95``, and ``p``: the share of draws, the drafts as they are
+        among them, that score as high as the drafts as they are. None where there are fewer than two studies, or no
+        draws.
+    """
+    if len(pairs) < 2 or not draws:
+        return None
+    rng = np.random.default_rng((seed, 43))
+    studies = len(pairs)
+    deals = np.stack([np.arange(studies), *(rng.permutation(studies) for _ in range(draws))])  # (1 + D, N) drafts
+    cider = _cider(pairs)[deals, np.arange(studies)].mean(axis=1)
+    truth, named = _vectors(pairs)
+    right = (named[deals] * truth).sum(axis=(1, 2))
+    f1 = 2 * right / max(truth.sum() + named.sum(), 1)
+    return {name: _summary(values) for name, values in zip(MEASURES, (cider, f1), strict=True)}
+
+
+def expected(pairs: Sequence[Pair]) -> dict[str, float]:
+    """Each of ``MEASURES`` in expectation over all deals, without drawing any.
+
+    A deal gives each draft to each study equally often. So CIDEr is the mean over all drafts and studies; and of the
+    T_k studies with finding k and the G_k drafts that name it, T_k * G_k / N meet.
+
+    Args:
+        pairs: N >= 1 (reference, prediction) strings, prepared as for ``training.scoring.metrics.score``.
+    """
+    truth, named = _vectors(pairs)
+    right = truth.sum(axis=0) @ named.sum(axis=0) / len(pairs)
+    f1 = 2 * right / max(truth.sum() + named.sum(), 1)
+    return dict(zip(MEASURES, (float(_cider(pairs).mean()), float(f1)), strict=True))
+
+
+def above_chance(scores: Mapping[str, float], by_chance: Mapping[str, float]) -> float:
+    """How far drafts score above the same drafts dealt out anew: the sum of the two differences in ``MEASURES``.
+
+    0, up to rounding, for one report for all studies, whatever it says: it is worth as much on any patient.
+
+    Args:
+        scores: of the drafts as they are, as ``training.scoring.metrics.score`` gives them.
+        by_chance: as ``expected`` gives it.
+    """
+    return sum(scores[name] - by_chance[name] for name in MEASURES)
+
+
+def _cider(pairs: Sequence[Pair]) -> Floats:
+    """(N, N) CIDEr-D of each draft, by row, against each reference; document frequencies are the references'."""
+    scorer = CiderD([[reference] for reference, _ in pairs])
+    every = range(len(pairs))
+    known = {prediction: scorer.scores([prediction] * len(pairs), every) for prediction in {pair[1] for pair in pairs}}
+    return np.stack([known[prediction] for _, prediction in pairs])
+
+
+def _vectors(pairs: Sequence[Pair]) -> tuple[Floats, Floats]:
+    """(N, 13) findings present in the references, and in the drafts: 0 or 1."""
+    truth, named = (np.array([finding_vector(pair[side]) for pair in pairs])[:, SCORED] for side in (0, 1))
+    return truth, named
+
+
+def _summary(values: Floats) -> dict[str, Any]:
+    """Of (1 + D,) values, the first of them that of the drafts as they are."""
+    dealt = values[1:]
+    return {
+        "mean": float(dealt.mean()),
+        "interval_95": interval(dealt),
+        "p": float((values >= values[0] - 1e-12).mean()),
+    }

@@ -1,0 +1,68 @@
+"""The two ways a report and a draft become strings to score (docs/evaluation.md).
+
+*Comparable*: the rule behind the published IU X-Ray tables (R2Gen, Chen et al. 2020, and its followers), so that a
+figure can stand beside theirs whatever vocabulary a bundle has. *Full*: this project's own cleaning, nothing cut,
+nothing replaced.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from model.text.tokenizer import END_OF_SENTENCE, UNK, clean_report, clean_report_r2gen
+
+COMPARABLE_IDS = 60  # bos, words and eos of a report, as published for IU X-Ray
+COMPARABLE_WORDS = COMPARABLE_IDS - 1  # bos takes one place; eos is what a longer report loses first
+MIN_COUNT = 3
+PROTOCOL = (
+    "system: published IU X-Ray cleaning, words seen fewer than 3 times in training are <unk>, cut to 60 ids; "
+    "system_full: own cleaning, uncut, no <unk>; scorers of pycocoevalcap on strings split at spaces"
+)
+
+_SENTENCE_END = re.compile(r"[.?!;]+(?=\s|$)")
+_DROPPED = re.compile(r"""[.,?;*!%^&_+():=@\[\]{}"/\\']""")  # as the published cleaning, but <unk> survives
+
+
+def comparable_vocabulary(train_reports: Iterable[str]) -> frozenset[str]:
+    """Words that the published rule keeps: seen at least three times in the cleaned training reports."""
+    counts = Counter(word for report in train_reports for word in clean_report_r2gen(report).split())
+    return frozenset(word for word, count in counts.items() if count >= MIN_COUNT)
+
+
+def comparable_reference(report: str, vocabulary: frozenset[str]) -> str:
+    """A report as the published code scores against it.
+
+    ``[bos] + words + [eos]`` is cut to 60 ids and bos and eos are dropped: at most 59 words remain, "." counted.
+
+    Args:
+        report: as the source holds it.
+        vocabulary: of ``comparable_vocabulary``; other words become ``<unk>``.
+    """
+    words = clean_report_r2gen(report).split()[:COMPARABLE_WORDS]
+    return " ".join(word if word in vocabulary else UNK for word in words)
+
+
+def comparable_prediction(text: str) -> str:
+    """A draft as the published code scores it: lower case, sentences closed by `` . ``, at most 59 words.
+
+    Takes tokens joined by spaces ("the heart is normal . no effusion .") and served findings ("The heart is normal. No
+    effusion.") alike. Words outside the published vocabulary stay as they are; they cannot match a reference.
+    """
+    words: list[str] = []
+    for sentence in _SENTENCE_END.split(text.lower()):
+        found = [kept for word in sentence.split() if (kept := _DROPPED.sub("", word))]
+        if found:
+            words += [*found, END_OF_SENTENCE]
+    return " ".join(words[:COMPARABLE_WORDS])
+
+
+def full_reference(report: str) -> str:
+    """A report under this project's own cleaning, whole."""
+    return clean_report(report)
+
+
+def full_prediction(text: str) -> str:
+    """A draft under this project's own cleaning, whole; takes tokens joined by spaces or served findings."""
+    return clean_report(text)

@@ -1,0 +1,1 @@
+"""Training stages: pretrain, retriever, index, cross-entropy, SCST, MBR table."""

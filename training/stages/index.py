@@ -1,0 +1,77 @@
+"""Stage ``index``: embed the training reports with the text tower and store them with their cases."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from model.network.dual_encoder import embed_reports
+from model.network.report_model import ReportModel
+from model.text.labeler import label_report
+from model.text.tokenizer import Tokenizer
+from retrieval_index.cases import Case
+from retrieval_index.index import ReportIndex
+from retrieval_index.openi import page_url
+from training.data.features import PatchSource
+from training.data.studies import Study
+from training.stages.retriever import embed_studies, label_agreement
+
+log = logging.getLogger(__name__)
+
+
+def build_index(
+    model: ReportModel, train: Sequence[Study], tokenizer: Tokenizer, directory: Path, *, public: bool
+) -> ReportIndex:
+    """Embed the reports of ``train`` and save the index; only training studies enter it.
+
+    Args:
+        model: its text tower embeds.
+        train: the cases; a case's id is the study's id.
+        tokenizer: of the model.
+        directory: where ``reports.faiss`` and ``cases.jsonl`` go.
+        public: whether the studies are Open-i's, whose pages can be linked.
+
+    Raises:
+        ValueError: a study of another split.
+    """
+    foreign = [study.study_id for study in train if study.split != "train"]
+    if foreign:
+        raise ValueError(f"only training studies may enter the index; found {foreign[:3]} of other splits")
+    cases = [
+        Case(
+            case_id=study.study_id,
+            findings=study.report,
+            labels=dict(label_report(study.report)),
+            source_url=page_url(study.images[0].key) if public else None,
+        )
+        for study in train
+    ]
+    model.eval()
+    vectors = embed_reports(model.text_tower, tokenizer, [study.report for study in train])
+    index = ReportIndex.build(vectors, cases)
+    directory.mkdir(parents=True, exist_ok=True)
+    index.save(directory)
+    log.info("index: %d cases of width %d", len(index), index.dim)
+    return index
+
+
+def retrieval_scores(
+    model: ReportModel, index: ReportIndex, patches: PatchSource, studies: Sequence[Study], k: int, seed: int
+) -> dict[str, float]:
+    """Label agreement of the top-k cases of ``studies`` with their own reports, beside that of random cases."""
+    if not studies:
+        return {}
+    model.eval()
+    queries = embed_studies(model, patches, studies)
+    _, rows = index.search(queries, k, exclude=[study.study_id for study in studies])
+    reports = [study.report for study in studies]
+    found = [[index.case(int(row)).findings or "" for row in row_set if row >= 0] for row_set in rows]
+    drawn = np.random.default_rng(seed).integers(0, len(index), rows.shape)
+    random = [[index.case(int(row)).findings or "" for row in row_set] for row_set in drawn]
+    return {
+        f"label_agreement_top{k}": label_agreement(found, reports),
+        "label_agreement_random": label_agreement(random, reports),
+    }

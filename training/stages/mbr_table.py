@@ -1,0 +1,138 @@
+"""What consensus decoding needs of the training reports: their n-gram vectors and their embeddings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.decoding.mbr import ORDERS, Consensus, Phrases
+from model.network.dual_encoder import pad_ids
+from model.text.tokenizer import Tokenizer
+from training.data.studies import Study
+from training.data.targets import label_vector
+
+log = logging.getLogger(__name__)
+
+MIN_REPORTS = 5  # training reports that must hold a phrase for it to be kept
+FREQUENT = 0.2  # share of them from which on a phrase is kept by itself
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Phrases of N reports, and the reports as vectors in R directions; see ``model.consensus.Consensus``.
+
+    ``coordinates`` (N, R) has rows of length 2 at most: one for each number of words in a phrase.
+    """
+
+    keys: npt.NDArray[np.int64]
+    order: npt.NDArray[np.int8]
+    idf: Floats
+    basis: Floats
+    coordinates: Floats
+    norms: Floats
+    frequent: npt.NDArray[np.int32]
+    holds: npt.NDArray[np.uint8]
+
+
+def report_tokens(studies: Sequence[Study], tokenizer: Tokenizer, max_length: int) -> Ints:
+    """(N, T) word ids of the studies' reports, cut as in training, without bos and eos, padded with 0."""
+    ids = pad_ids([tokenizer.encode(study.report, max_length) for study in studies], max_length).numpy()
+    tokens: Ints = np.where(ids == tokenizer.eos_id, 0, ids)[:, 1:]
+    return tokens
+
+
+def analyse(tokens: Ints, directions: int, seed: int) -> Analysis:
+    """Latent semantic analysis of the CIDEr vectors of reports.
+
+    Args:
+        tokens: (N, T) of the reports.
+        directions: R, of the singular value decomposition; no more than there are reports or phrases.
+        seed: of the decomposition.
+    """
+    count = len(tokens)
+    phrases = Phrases.of(tokens)
+    keys, place, frequency = np.unique(phrases.key, return_inverse=True, return_counts=True)
+    idf = np.log(count) - np.log(frequency)
+    weight = phrases.count * idf[place]
+    slot = phrases.text * ORDERS + phrases.order
+    norm = np.sqrt(np.bincount(slot, weight**2, count * ORDERS))
+    part = (weight / np.maximum(norm[slot], 1e-9)).astype(np.float32)
+
+    kept = np.flatnonzero(frequency >= MIN_REPORTS)
+    column = np.full(len(keys), -1)
+    column[kept] = np.arange(len(kept))
+    held = column[place] >= 0
+    text, phrase = phrases.text[held], column[place[held]]
+    matrix = torch.sparse_coo_tensor(
+        torch.from_numpy(np.stack([text, phrase])), torch.from_numpy(part[held]), (count, len(kept)),
+        check_invariants=True,
+    ).coalesce()  # fmt: skip
+    rank = min(directions, *matrix.shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        left, scale, right = torch.svd_lowrank(matrix, q=min(rank + 32, *matrix.shape), niter=4)
+    share = float((scale[:rank] ** 2).sum() / matrix.values().pow(2).sum())
+    log.info("%d reports, %d phrases; %d directions hold %.0f %% of their vectors", count, len(kept), rank, 100 * share)
+
+    frequent = np.flatnonzero(frequency[kept] >= FREQUENT * count)
+    holds = np.zeros((count, len(kept)), np.uint8)
+    holds[text, phrase] = 1
+    order = np.zeros(len(keys), np.int8)
+    order[place] = phrases.order
+    return Analysis(
+        keys=keys[kept],
+        order=order[kept],
+        idf=np.append(idf[kept], np.log(count)).astype(np.float32),
+        basis=right[:, :rank].T.numpy(),
+        coordinates=(left * scale)[:, :rank].numpy(),
+        norms=norm.reshape(-1, ORDERS).astype(np.float32),
+        frequent=frequent.astype(np.int32),
+        holds=holds[:, frequent],
+    )
+
+
+def in_steps(values: Floats, axis: int) -> tuple[npt.NDArray[np.int8], Floats]:
+    """Values as whole steps, of which 127 reach the largest along ``axis``, and the worth of a step there."""
+    step = np.maximum(np.abs(values).max(axis=axis, keepdims=True), 1e-9).astype(np.float32) / np.float32(127)
+    return np.rint(values / step).astype(np.int8), step
+
+
+def build_consensus(
+    studies: Sequence[Study], vectors: Floats, tokenizer: Tokenizer, *, directions: int, max_length: int, seed: int
+) -> Consensus:
+    """Take from training reports what ``model.consensus`` reads.
+
+    Args:
+        studies: training studies, N.
+        vectors: (N, E) text embeddings of their reports, unit length.
+        tokenizer: of the model that will write.
+        directions: of the analysis.
+        max_length: tokens at which reports are cut, as in training.
+        seed: of the analysis.
+    """
+    tokens = report_tokens(studies, tokenizer, max_length)
+    found = analyse(tokens, directions, seed)
+    basis, basis_step = in_steps(found.basis, 1)
+    coordinates, coordinate_step = in_steps(found.coordinates, 0)
+    return Consensus(
+        keys=found.keys,
+        order=found.order,
+        idf=found.idf,
+        basis=basis,
+        basis_step=basis_step,
+        vectors=in_steps(vectors, 1)[0],
+        coordinates=coordinates,
+        coordinate_step=coordinate_step,
+        norms=found.norms,
+        lengths=(tokens > 0).sum(1).astype(np.int16),
+        findings=np.stack([label_vector(study.report)[0] for study in studies]).astype(np.uint8),
+        frequent=found.frequent,
+        holds=found.holds,
+    )

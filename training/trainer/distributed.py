@@ -1,0 +1,203 @@
+"""The processes that train together: one, or as many as ``torchrun`` started, on one machine or on several.
+
+Lightning Fabric joins them and adds up their gradients. What is left for a stage to do is small, and the same for one
+process: draw randomness for the whole batch, compute the rows that ``Processes.rows`` names, and return losses whose
+sum over the processes is the loss of the batch. So a batch is what the configuration says however many share it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from model.network.dual_encoder import FeatureNorm
+from training.cli import choose_device
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+T = TypeVar("T")
+Step = Callable[[Any, torch.Generator], dict[str, Tensor]]
+
+_PATIENCE = timedelta(hours=24)  # the others wait that long while process 0 decodes images or validates
+
+
+class Processes:
+    """This process among those that train together.
+
+    Attributes:
+        rank: 0 to count - 1; process 0 alone writes files.
+        count: how many there are.
+    """
+
+    def __init__(self, fabric: Fabric | None = None) -> None:
+        self._fabric = fabric
+        self.rank: int = fabric.global_rank if fabric else 0
+        self.count: int = fabric.world_size if fabric else 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes, validates and builds caches."""
+        return self.rank == 0
+
+    def rows(self, batch: int) -> slice:
+        """This process's rows of a batch of ``batch``; the parts differ by one row at most.
+
+        Raises:
+            ValueError: a process would have none.
+        """
+        if batch < self.count:
+            raise ValueError(
+                f"a batch of {batch} cannot be shared by {self.count} processes; start fewer (torchrun "
+                f"--nproc-per-node), or train on more studies"
+            )
+        return slice(batch * self.rank // self.count, batch * (self.rank + 1) // self.count)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over the processes, without gradient; the same on each of them."""
+        if self._fabric is None:
+            return values.detach()
+        summed = self._fabric.all_reduce(values.detach().clone(), reduce_op="sum")
+        assert isinstance(summed, Tensor)
+        return summed
+
+    def gather(self, part: Tensor, batch: int) -> Tensor:
+        """The rows of all processes, in the batch's order: (rows, D) -> (batch, D).
+
+        Gradients flow back to the process that a row came from.
+        """
+        if self._fabric is None:
+            return part
+        most = -(-batch // self.count)
+        padded = torch.cat([part, part.new_zeros(most - len(part), *part.shape[1:])])
+        parts = self._fabric.all_gather(padded, sync_grads=True)
+        assert isinstance(parts, Tensor)  # (count, most, D)
+        sizes = [batch * (rank + 1) // self.count - batch * rank // self.count for rank in range(self.count)]
+        return torch.cat([rows[:size] for rows, size in zip(parts, sizes, strict=True)])
+
+    def sharing(self, module: nn.Module, step: Step) -> Step:
+        """``step``, after whose ``backward`` each weight of ``module`` has the mean of all processes' gradients.
+
+        The weights and buffers of process 0 are given to the others first, its buffers again at each step.
+        """
+        if self._fabric is None:
+            return step
+        shared = self._fabric.setup_module(_Step(module, step), move_to_device=False)
+        return lambda batch, generator: shared(batch, generator)
+
+    def from_main(self, compute: Callable[[], T]) -> T:
+        """What ``compute`` gives on process 0, which alone calls it, on all of them."""
+        if self._fabric is None:
+            return compute()
+        return self._fabric.broadcast(compute() if self.main else None)  # type: ignore[return-value]
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Process 0 goes through the block before the others begin it; where it fails, they never do."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self._fabric is not None:
+            self._fabric.barrier()
+
+    def synchronise_features(self, module: nn.Module) -> None:
+        """Let the feature norms inside ``module`` take their statistics over the whole batch."""
+        if self._fabric is not None:
+            for part in module.modules():
+                if isinstance(part, FeatureNorm):
+                    part.total = self._summed
+
+    def _summed(self, values: Tensor) -> Tensor:
+        assert self._fabric is not None
+        gathered = self._fabric.all_gather(values, sync_grads=True)
+        assert isinstance(gathered, Tensor)  # (count, ...)
+        return gathered.sum(0)
+
+    def synchronise_backbone(self, module: nn.Module) -> None:
+        """Let batch normalisation inside ``module``, a backbone in training, see the whole batch where it can (CUDA).
+
+        On CPUs each process normalises its own rows, and process 0's running statistics are kept.
+        """
+        if self._fabric is not None and self._fabric.device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]  # in place
+
+    def leave(self) -> None:
+        """Part, once all are done."""
+        if self._fabric is not None:
+            self.wait()
+            torch.distributed.destroy_process_group()
+
+
+ALONE = Processes()
+
+
+class _Step(nn.Module):
+    """A step as the forward pass of the module it trains, which is where the engine hooks in."""
+
+    def __init__(self, module: nn.Module, step: Step) -> None:
+        super().__init__()
+        self.module = module
+        self._step = step
+
+    def forward(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        return self._step(batch, generator)
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Whether an error only says that another of several processes has ended, which has said why."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower())
+
+
+def own_rank() -> int:
+    """The rank that ``torchrun`` gave this process; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def join(device: str) -> tuple[Processes, torch.device]:
+    """Join the processes that ``torchrun`` started, if it did, and choose this one's device.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``; alone also ``cuda:N``.
+
+    Raises:
+        ValueError: the device cannot be had, or Lightning Fabric is not installed.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return ALONE, choose_device(device)
+    kind, here = _kind(device), int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    if kind == "cuda" and torch.cuda.device_count() < here:
+        raise ValueError(
+            f"{here} processes share {torch.cuda.device_count()} GPUs; start one a GPU (torchrun --nproc-per-node)"
+        )
+    try:
+        from lightning_fabric import Fabric
+        from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+        from lightning_fabric.strategies.ddp import DDPStrategy
+    except ImportError as error:
+        raise ValueError("several processes need Lightning Fabric: pip install 'cxr-report[train]'") from error
+    fabric = Fabric(
+        accelerator=kind, devices=here, num_nodes=count // here, plugins=[TorchElasticEnvironment()],
+        strategy=DDPStrategy(timeout=_PATIENCE, find_unused_parameters=True),
+    )  # fmt: skip
+    fabric.launch()
+    return Processes(fabric), fabric.device
+
+
+def _kind(device: str) -> str:
+    if ":" in device:
+        raise ValueError(f"--device {device} names one GPU; several processes take one each: say cuda or auto")
+    chosen = choose_device(device).type
+    return chosen if chosen == "cuda" else "cpu"
