@@ -21,8 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cider, growth, index, kinds, machine, profiles, serving, training_step
-from benchmarks import decoding as writing
+from benchmarks import cider, decoding, growth, index, kinds, machine, profiles, serving, training_step
 from benchmarks.machine import Machine
 from benchmarks.table import Row, as_markdown, as_text
 from model.files import write_atomic
@@ -31,7 +30,7 @@ from training.cli import choose_device
 log = logging.getLogger("benchmarks")
 
 SECTIONS: dict[str, Callable[[Machine, torch.device], list[Row]]] = {
-    "writing": writing.rows,
+    "writing": decoding.rows,
     "training": training_step.rows,
     "serving": lambda _, device: serving.rows(device),
     "cider": lambda *_: cider.rows(),

@@ -101,7 +101,7 @@ def service(bundle: Path, *, device: str, log: Path | None = None, **settings: o
 
 
 @contextmanager
-def asked_for(arguments: argparse.Namespace, *, tiny: bool, **settings: object) -> Iterator[Server]:
+def server_from_arguments(arguments: argparse.Namespace, *, tiny: bool, **settings: object) -> Iterator[Server]:
     """The server that a command's ``--url`` names, or else one over ``--bundle``, its log in ``--out``.
 
     Args:

@@ -30,10 +30,10 @@ from pathlib import Path
 import aiohttp
 from tqdm import tqdm
 
-from benchmarks import plots as figures
+from benchmarks import plots
 from benchmarks.black_box import Server, running, service, tiny_bundle
 from benchmarks.load import Study, closed_loop, counted, drawn_studies, percentiles, rate
-from benchmarks.logging import narrate
+from benchmarks.logging import configure_logging
 from benchmarks.soak import BUNDLE, with_answers
 from model.files import write_atomic
 from training.cli import choose_device, positive
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         return 2
     write_atomic(arguments.out / "servers.json", json.dumps(dataclasses.asdict(measured), indent=1).encode())
-    figures.side_by_side(measured.throughput, arguments.out / "servers.png", label="answers a second")
+    plots.side_by_side(measured.throughput, arguments.out / "servers.png", label="answers a second")
     print(as_markdown(measured))
     log.info("written to %s", arguments.out)
     return 0
@@ -217,5 +217,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    narrate()
+    configure_logging()
     sys.exit(main())

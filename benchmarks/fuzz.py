@@ -30,13 +30,13 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from benchmarks import plots as figures
-from benchmarks.black_box import Sample, Server, asked_for, idle, resident_bytes, rise, slope
+from benchmarks import plots
+from benchmarks.black_box import Sample, Server, idle, resident_bytes, rise, server_from_arguments, slope
 from benchmarks.fuzzing import bodies, files, schema
 from benchmarks.fuzzing.inputs import Input
 from benchmarks.fuzzing.invariants import Judge, is_busy
-from benchmarks.logging import narrate
-from benchmarks.raw_http import Answer, NoAnswerError, Wire, send, study_request
+from benchmarks.logging import configure_logging
+from benchmarks.raw_http import Answer, NoAnswerError, RawRequest, send, study_request
 from model.files import write_atomic
 from training.cli import positive
 
@@ -113,9 +113,9 @@ class Fuzz:
         self.outcome.seconds = time.monotonic() - began
         return self.outcome
 
-    def judge(self, wire: Wire) -> tuple[str, list[str]]:
+    def judge(self, request: RawRequest) -> tuple[str, list[str]]:
         """Send one request, again while the service is busy; what it was answered, and what is wrong with that."""
-        return self._judged(Input("replay", "", wire))
+        return self._judged(Input("replay", "", request))
 
     def _send_all(self, inputs: Iterable[Input]) -> None:
         room = threading.Semaphore(2 * self._clients)
@@ -150,11 +150,11 @@ class Fuzz:
         until = time.monotonic() + PATIENCE_S
         while time.monotonic() < until:
             try:
-                answer = send(self._server.url, one.wire)
+                answer = send(self._server.url, one.request)
             except NoAnswerError as error:
-                left = not one.wire.whole and str(error).startswith("closed")
+                left = not one.request.whole and str(error).startswith("closed")
                 return f"none: {error}", [*faults, *([] if left else [f"no answer: {error}"])]
-            faults += self._judge.faults(one.wire, answer) + (one.check(answer) if one.check else [])
+            faults += self._judge.faults(one.request, answer) + (one.check(answer) if one.check else [])
             if not is_busy(answer) or faults:
                 return _named(answer), faults
             with self._lock:
@@ -164,13 +164,13 @@ class Fuzz:
 
     def _keep(self, one: Input, faults: list[str]) -> None:
         number = len(self.outcome.violations) + 1
-        violation = Violation(one.kind, one.origin, faults, one.wire.framed, one.wire.whole)
+        violation = Violation(one.kind, one.origin, faults, one.request.framed, one.request.whole)
         self.outcome.violations.append(violation)
         log.error("violation %d: %s: %s", number, one.origin, "; ".join(faults)[:500])
         if self._out is not None and number <= KEPT:
             path = self._out / "violations" / f"{number:04d}.http"
             violation.file = path.name
-            write_atomic(path, one.wire.data)
+            write_atomic(path, one.request.data)
             write_atomic(path.with_suffix(".json"), json.dumps(asdict(violation), indent=1).encode())
 
     def _reference(self) -> list[str]:
@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0 where no rule was broken, 1 where one was, 2 where nothing could be measured."""
     arguments = _parser().parse_args(argv)
     try:
-        with asked_for(arguments, tiny=arguments.bundle is None, **SETTINGS) as server:
+        with server_from_arguments(arguments, tiny=arguments.bundle is None, **SETTINGS) as server:
             if arguments.replay:
                 return _replay(server, arguments.replay)
             outcome = Fuzz(server, seed=arguments.seed, out=arguments.out).run(arguments.inputs)
@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.out / "fuzz.json", json.dumps({"passed": outcome.passed, **asdict(outcome)}, indent=1).encode()
     )
     if outcome.memory:
-        figures.memory(outcome.memory, arguments.out / "fuzz-memory.png", across="inputs sent", per=1000)
+        plots.memory(outcome.memory, arguments.out / "fuzz-memory.png", across="inputs sent", per=1000)
     print(as_markdown(outcome))
     log.info("written to %s", arguments.out)
     return int(not outcome.passed)
@@ -248,8 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _replay(server: Server, path: Path) -> int:
     beside = path.with_suffix(".json")
     kept = json.loads(beside.read_text()) if beside.is_file() else {}
-    wire = Wire(path.read_bytes(), kept.get("framed", True), kept.get("whole", True))
-    status, faults = Fuzz(server, seed=0, out=None).judge(wire)
+    request = RawRequest(path.read_bytes(), kept.get("framed", True), kept.get("whole", True))
+    status, faults = Fuzz(server, seed=0, out=None).judge(request)
     print(f"{path}: {status}", *(f"  {fault}" for fault in faults or ["no rule is broken"]), sep="\n")
     return int(bool(faults))
 
@@ -288,5 +288,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    narrate()
+    configure_logging()
     sys.exit(main())

@@ -6,7 +6,7 @@ import logging
 import sys
 
 
-def narrate() -> None:
+def configure_logging() -> None:
     """Set logging up for a process that is a benchmark's command; not for one that only imports it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for noisy in ("httpx", "PIL", "pydicom", "matplotlib"):

@@ -17,7 +17,7 @@ ANSWER_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True)
-class Wire:
+class RawRequest:
     """One request: everything that is sent over one connection.
 
     Attributes:
@@ -66,12 +66,12 @@ def form(fields: Mapping[str, bytes], *, boundary: str = "b0undary") -> bytes:
     return out.getvalue()
 
 
-def study_request(fields: Mapping[str, bytes]) -> Wire:
+def study_request(fields: Mapping[str, bytes]) -> RawRequest:
     """A correct request with these fields."""
-    return Wire(post_report(form(fields), "multipart/form-data; boundary=b0undary"))
+    return RawRequest(post_report(form(fields), "multipart/form-data; boundary=b0undary"))
 
 
-def send(url: str, request: Wire, *, timeout_s: float = ANSWER_WITHIN_S) -> Answer:
+def send(url: str, request: RawRequest, *, timeout_s: float = ANSWER_WITHIN_S) -> Answer:
     """Send all of it, say that no more will come, read one answer.
 
     Raises:
@@ -120,6 +120,6 @@ def events(lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
             data += value
 
 
-def load(path: Path, *, framed: bool = True, whole: bool = True) -> Wire:
+def load(path: Path, *, framed: bool = True, whole: bool = True) -> RawRequest:
     """A request that was kept in a file."""
-    return Wire(path.read_bytes(), framed, whole)
+    return RawRequest(path.read_bytes(), framed, whole)

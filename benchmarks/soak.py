@@ -33,11 +33,10 @@ import httpx
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import bad_clients as misbehaviour
-from benchmarks import plots as figures
-from benchmarks.black_box import MemoryWatch, Sample, Server, asked_for, idle, slope
+from benchmarks import bad_clients, plots
+from benchmarks.black_box import MemoryWatch, Sample, Server, idle, server_from_arguments, slope
 from benchmarks.load import GOOD, Record, Study, closed_loop, counted, drawn_studies, essence, percentiles, post, rate
-from benchmarks.logging import narrate
+from benchmarks.logging import configure_logging
 from model.files import write_atomic
 
 log = logging.getLogger("benchmarks.soak")
@@ -95,7 +94,7 @@ async def with_answers(session: aiohttp.ClientSession, url: str, studies: Sequen
     known = []
     for study in studies:
         async with session.post(
-            url + "/report", data=study.body, headers={"Content-Type": misbehaviour.CONTENT_TYPE}
+            url + "/report", data=study.body, headers={"Content-Type": bad_clients.CONTENT_TYPE}
         ) as response:
             answer = await response.json(content_type=None)
             if response.status != 200:
@@ -112,7 +111,7 @@ async def offer(
     seconds = plan.minutes * 60
     arrivals = np.cumsum(rng.exponential(1 / per_second, int(seconds * per_second * 1.5) + 50))
     arrivals = arrivals[arrivals < seconds]
-    hows = sorted(misbehaviour.ALL)
+    hows = sorted(bad_clients.ALL)
     records, late, under_way = [], [], set()
     connector = aiohttp.TCPConnector(limit=0, force_close=True)  # every client comes on a connection of its own
     timeout = aiohttp.ClientTimeout(total=None)
@@ -125,7 +124,7 @@ async def offer(
                     if record.client == "normal":
                         await post(session, url, study, record)
                     else:
-                        await misbehaviour.misbehave(
+                        await bad_clients.misbehave(
                             record.client, url, study, record, np.random.default_rng([plan.seed, number])
                         )
             except TimeoutError:
@@ -191,7 +190,7 @@ def _account(result: Soak, everything: Sequence[Record], records: Sequence[Recor
     each = slope(result.memory)
     result.growth = None if each is None else each * 60
     bad = [record for record in everything if record.outcome not in GOOD]
-    result.faults += [misbehaviour.described(record) for record in bad[:NOTES]]
+    result.faults += [bad_clients.described(record) for record in bad[:NOTES]]
     if len(bad) > NOTES:
         result.faults.append(f"and {len(bad) - NOTES} more requests")
     if result.growth is not None and result.plan.minutes >= JUDGED_FROM and result.growth > FLAT:
@@ -207,7 +206,7 @@ def _look_after(server: Server, known: Sequence[Study], result: Soak) -> None:
             answer = httpx.post(
                 server.url + "/report",
                 content=study.body,
-                headers={"Content-Type": misbehaviour.CONTENT_TYPE},
+                headers={"Content-Type": bad_clients.CONTENT_TYPE},
                 timeout=60,
             )
             if answer.status_code != 200 or essence(answer.json()) != study.expected:
@@ -224,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     plan = Plan(arguments.minutes, arguments.overload, arguments.deadline, arguments.seed)
     try:
-        with asked_for(arguments, tiny=arguments.tiny) as server:
+        with server_from_arguments(arguments, tiny=arguments.tiny) as server:
             result, records = asyncio.run(soak(server, plan))
     except (OSError, RuntimeError, ValueError, httpx.HTTPError, aiohttp.ClientError) as error:
         log.error("%s", error)
@@ -242,9 +241,9 @@ def write(result: Soak, records: Sequence[Record], out: Path) -> None:
     )
     normal = [record for record in records if record.client == "normal"]
     answered, refused = ([(r.due, r.seconds) for r in normal if r.outcome == name] for name in ("answered", "refused"))
-    figures.latencies(answered, refused, out / "soak-latency.png")
+    plots.latencies(answered, refused, out / "soak-latency.png")
     if result.memory:
-        figures.memory(result.memory, out / "soak-memory.png", across="seconds since the start", per=60)
+        plots.memory(result.memory, out / "soak-memory.png", across="seconds since the start", per=60)
 
 
 def as_markdown(result: Soak) -> str:
@@ -298,5 +297,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    narrate()
+    configure_logging()
     sys.exit(main())

@@ -18,7 +18,7 @@ from benchmarks import fuzz
 from benchmarks.black_box import Server, rise, slope
 from benchmarks.fuzzing import bodies, dicom, files, jpeg, png
 from benchmarks.fuzzing.invariants import Judge
-from benchmarks.raw_http import Answer, NoAnswerError, Wire, form, post_report, send, study_request
+from benchmarks.raw_http import Answer, NoAnswerError, RawRequest, form, post_report, send, study_request
 from model.images.read import ImageError, load_pixels
 from service.app import create_app
 from service.routes.streaming import Parts
@@ -51,7 +51,7 @@ def test_no_input_breaks_a_rule(live: Live, kind: str, tmp_path: Path) -> None:
 
 def test_inputs_are_the_same_for_the_same_seed() -> None:
     for kind in (bodies, files):
-        first, again, other = ([one.wire.data for one in islice(kind.inputs(seed), 20)] for seed in (3, 3, 4))
+        first, again, other = ([one.request.data for one in islice(kind.inputs(seed), 20)] for seed in (3, 3, 4))
         assert first == again
         assert first != other
 
@@ -64,7 +64,7 @@ def judge() -> Judge:
     return Judge(create_app().openapi())
 
 
-REPORT = Wire(b"POST /report HTTP/1.1\r\n\r\n")
+REPORT = RawRequest(b"POST /report HTTP/1.1\r\n\r\n")
 
 
 def answer(status: int, body: object, kind: str = PROBLEM, **headers: str) -> Answer:
@@ -92,7 +92,7 @@ def test_right_answers_are_right(judge: Judge) -> None:
         answer(503, problem(503, "busy"), **{"retry-after": "2"}),
     ):
         assert judge.faults(REPORT, right) == []
-    assert judge.faults(Wire(b"GARBAGE", framed=False), Answer(400, {}, b"Invalid HTTP request received.")) == []
+    assert judge.faults(RawRequest(b"GARBAGE", framed=False), Answer(400, {}, b"Invalid HTTP request received.")) == []
 
 
 @pytest.mark.parametrize(
@@ -244,6 +244,6 @@ def test_the_slope_is_that_of_the_second_half() -> None:
 
 def test_a_form_made_by_hand_is_a_right_one(live: Live) -> None:
     body = form({"frontal": files.original("png 8-bit", 1), "top_k": b"2"})
-    found = send(live.url, Wire(post_report(body, "multipart/form-data; boundary=b0undary")))
+    found = send(live.url, RawRequest(post_report(body, "multipart/form-data; boundary=b0undary")))
     assert found.status == 200
     assert len(json.loads(found.body)["reference_cases"]) == 2

@@ -11,8 +11,7 @@ import aiohttp
 import numpy as np
 import pytest
 
-from benchmarks import compare_servers
-from benchmarks import plots as figures
+from benchmarks import compare_servers, plots
 from benchmarks.bad_clients import ALL
 from benchmarks.black_box import Server, running
 from benchmarks.load import GOOD, Record, Study, closed_loop, drawn_studies, essence, percentiles, post, rate, settle
@@ -131,7 +130,7 @@ def test_servers_are_compared_in_turn_and_must_agree(live: Live, bundle: Path, t
     }
     table = compare_servers.as_markdown(measured)
     assert len([line for line in table.splitlines() if line.startswith("| 1 |")]) == 2
-    figures.side_by_side(measured.throughput, tmp_path / "servers.png", label="answers a second")
+    plots.side_by_side(measured.throughput, tmp_path / "servers.png", label="answers a second")
     assert (tmp_path / "servers.png").read_bytes().startswith(b"\x89PNG")
 
 

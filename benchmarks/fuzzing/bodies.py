@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.fuzzing.files import original
 from benchmarks.fuzzing.inputs import Input, endlessly
-from benchmarks.raw_http import Wire
+from benchmarks.raw_http import RawRequest
 
 KNOWN = ("frontal", "lateral", "top_k", "beam_size", "include", "stream")
 HUGE = (65_000, 300_000, 1_100_000, 2_300_000)  # bytes: around the caps that `benchmarks.fuzz` gives the service
@@ -89,7 +89,7 @@ def _multipart(parts: list[_Part], boundary: bytes, end: bytes, preamble: bytes,
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> Wire:
+def requests(draw: st.DrawFn) -> RawRequest:
     """One ``POST /report``, right or wrong in any of its layers."""
     parts = draw(st.lists(_parts(), max_size=6)) if draw(st.integers(0, 2)) == 0 else draw(_usual())
     boundary = draw(_boundaries)
@@ -119,7 +119,7 @@ def requests(draw: st.DrawFn) -> Wire:
     return _framed(draw, head, body)
 
 
-def _framed(draw: st.DrawFn, head: list[bytes], body: bytes) -> Wire:
+def _framed(draw: st.DrawFn, head: list[bytes], body: bytes) -> RawRequest:
     """Put a length to the body, chunk it, or lie about it."""
     how = draw(
         st.sampled_from(["length"] * 6 + ["chunked"] * 2 + ["short", "long", "cut chunks", "broken chunks", "none"])
@@ -140,10 +140,10 @@ def _framed(draw: st.DrawFn, head: list[bytes], body: bytes) -> Wire:
         body = body[: max(0, len(body) + off)] if how == "short" else body
     else:
         body = b""  # without a length a request has no body
-    return Wire(b"\r\n".join([*head, b"", b""]) + body, framed, whole)
+    return RawRequest(b"\r\n".join([*head, b"", b""]) + body, framed, whole)
 
 
 def inputs(seed: int) -> Iterator[Input]:
     """Endless requests; same seed, same requests."""
-    for origin, wire in endlessly(requests(), seed):
-        yield Input("bodies", origin, wire)
+    for origin, request in endlessly(requests(), seed):
+        yield Input("bodies", origin, request)

@@ -135,8 +135,8 @@ def inputs(seed: int) -> Iterator[Input]:
     while True:
         done, data = mutated_file(number)
         views = (("frontal",), ("lateral",), ("frontal", "lateral"))[number % 3]
-        wire = study_request({**dict.fromkeys(views, data), "beam_size": b"1"})
-        yield Input("files", f"mutated_file({number}) in {' and '.join(views)}: {done}", wire)
+        request = study_request({**dict.fromkeys(views, data), "beam_size": b"1"})
+        yield Input("files", f"mutated_file({number}) in {' and '.join(views)}: {done}", request)
         number += 1
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
-from benchmarks.raw_http import Answer, Wire
+from benchmarks.raw_http import Answer, RawRequest
 
 T = TypeVar("T")
 ROUND = 250  # examples that hypothesis draws at a time; each round has a seed of its own and can be drawn again alone
@@ -22,13 +22,13 @@ class Input:
     Attributes:
         kind: ``schema``, ``bodies`` or ``files``.
         origin: what draws the same request again: seed, round or number, and what was done to it.
-        wire: the request.
+        request: the bytes to send.
         check: further demands on its answer; returns what is wrong.
     """
 
     kind: str
     origin: str
-    wire: Wire
+    request: RawRequest
     check: Callable[[Answer], list[str]] | None = None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from benchmarks.raw_http import Answer, Wire, events
+from benchmarks.raw_http import Answer, RawRequest, events
 from service.web.problems import MEDIA_TYPE
 
 BUSY = "busy"
@@ -29,7 +29,7 @@ class Judge:
         self._report, self._problem = schema("ReportResponse"), schema("ProblemDetails")
         self._events = {"cases": schema("CasesEvent"), "sentence": schema("SentenceEvent"), "report": self._report}
 
-    def faults(self, request: Wire, answer: Answer) -> list[str]:
+    def faults(self, request: RawRequest, answer: Answer) -> list[str]:
         """Everything wrong with an answer, in words; empty where it is right."""
         if not request.framed and answer.status == 400 and answer.body == _PROTOCOL_ERROR:
             return []
@@ -37,7 +37,7 @@ class Judge:
             return self._success(request, answer)
         return self._refusal(request, answer)
 
-    def _success(self, request: Wire, answer: Answer) -> list[str]:
+    def _success(self, request: RawRequest, answer: Answer) -> list[str]:
         if not request.data.startswith(b"POST /report "):
             return []
         if answer.headers.get("content-type") == STREAM:
@@ -79,7 +79,7 @@ class Judge:
             faults.append(f"{REDACTED} in the findings")
         return faults
 
-    def _refusal(self, request: Wire, answer: Answer) -> list[str]:
+    def _refusal(self, request: RawRequest, answer: Answer) -> list[str]:
         if request.data.startswith(b"HEAD "):
             return [] if answer.status < 500 else [f"status {answer.status}"]
         if answer.headers.get("content-type") != MEDIA_TYPE:

@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
 
 from benchmarks.fuzzing.files import MAKERS, mutated_file, original
 from benchmarks.fuzzing.inputs import Input, endlessly
-from benchmarks.raw_http import Answer, Wire
+from benchmarks.raw_http import Answer, RawRequest
 
 # `negative_data_rejection` may be asked only where the whole request is wrong beyond doubt, which schemathesis decides.
 CHECKS: tuple[CheckFunction, ...] = (
@@ -85,7 +85,7 @@ def _known(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name in names}
 
 
-def _wire(request: requests.PreparedRequest) -> Wire:
+def _wire(request: requests.PreparedRequest) -> RawRequest:
     parts = urlsplit(str(request.url))
     target = parts.path + (f"?{parts.query}" if parts.query else "")
     body = request.body or b""
@@ -94,7 +94,7 @@ def _wire(request: requests.PreparedRequest) -> Wire:
     headers.pop("X-Schemathesis-TestCaseId", None)  # random, and the service does not read it
     headers |= {"Host": "service", "Connection": "close"}
     lines = [f"{request.method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-    return Wire("\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + body)
+    return RawRequest("\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + body)
 
 
 def _checks(case: schemathesis.Case[Any], prepared: requests.PreparedRequest) -> Callable[[Answer], list[str]]:
