@@ -112,8 +112,11 @@ def test_the_guide_gives_the_figures() -> None:
     figures = json.loads(FIGURES.read_text())
     guide = (REPOSITORY / "docs" / "calibration.md").read_text()
     assert figures["weights_sha256"] == load_bundle(SHIPPED).manifest.files["model.safetensors"].sha256
-    for table in (view_table, unusual_table, confidence_table, support_table):
-        assert table(figures).split("\n", 2)[2].strip() in guide
+    printed = {row for table in (view_table, unusual_table, confidence_table, support_table)
+               for row in table(figures).splitlines()}  # fmt: skip
+    rows = [line for line in guide.splitlines() if line.startswith("|")]
+    assert len(rows) > 20
+    assert set(rows) <= printed
     view, confidence = figures["view"], figures["confidence"]["all"]
     assert view["pairs_wrongly_exchanged"] == 0
     assert view["exchanged_pairs_put_right"] >= 0.95 * view["pairs"]

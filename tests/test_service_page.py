@@ -194,7 +194,7 @@ def test_both_languages_say_everything() -> None:
 def test_chinese_words_stand_for_all_that_the_service_says() -> None:
     chinese = dictionary("words.zh.js")
     guide = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
-    tables = re.findall(r"^\| warning \| \|\n(?:\|.*\n)+", guide, re.M)
+    tables = re.findall(r"^\| warning \| meaning \|\n(?:\|.*\n)+", guide, re.M)
     warnings = set(re.findall(r"^\| `(\w+)` \|", "".join(tables), re.M))
     assert {"missing_view", "view_mismatch", "refine_added"} <= warnings
     needed = {f"finding.{name}" for name in FINDINGS}

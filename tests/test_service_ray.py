@@ -75,7 +75,7 @@ def test_wrong_settings_are_named(arguments: dict[str, Any], named: str) -> None
 
 
 def test_every_setting_is_documented() -> None:
-    guide = (REPOSITORY / "docs" / "scale-out.md").read_text(encoding="utf-8")
+    guide = (REPOSITORY / "docs" / "deployment.md").read_text(encoding="utf-8")
     for name in ray_cluster.RaySettings.model_fields:
         assert f"`REPORT_RAY_{name.upper()}`" in guide, name
 

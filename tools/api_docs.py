@@ -1,0 +1,132 @@
+"""Writes the generated tables of the API guide: ``python -m tools.api_docs [--into docs/api.md]``.
+
+The tables come from the OpenAPI description and from the tables of problem codes and image warnings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from model.calibration.ood import WARNINGS as CHECK_WARNINGS
+from model.files import write_atomic
+from model.images.dicom.header import WARNINGS as HEADER_WARNINGS
+from service.app import create_app
+from service.settings import Settings
+from service.web.problems import CODES
+
+END = "<!-- end of generated -->"
+_BLOCK = re.compile(rf"<!-- generated: ([a-z ]+) -->\n.*?{END}", re.DOTALL)
+
+
+def tables() -> dict[str, str]:
+    """Name of a generated block -> its Markdown table."""
+    document = create_app(Settings(bundle=Path("none"), device="cpu")).openapi()
+    warnings = {**CHECK_WARNINGS, **HEADER_WARNINGS}
+    return {
+        "endpoints": _table(("endpoint", "purpose"), _endpoints(document)),
+        "report fields": _table(("field", "type", "meaning"), _fields(document)),
+        "report answer": _table(("member", "meaning"), _members(document, "ReportResponse")),
+        "image warnings": _table(("warning", "meaning"), [(f"`{code}`", when) for code, when in warnings.items()]),
+        "problems": _table(("status", "code", "title"), _problems()),
+    }
+
+
+def put_into(document: str) -> str:
+    """The document with the current table in each generated block.
+
+    Raises:
+        ValueError: the document does not hold each block exactly once.
+    """
+    made = tables()
+    found = _BLOCK.findall(document)
+    if sorted(found) != sorted(made):
+        raise ValueError(f"the document has the generated blocks {found}; it must have {list(made)}, each once")
+    return _BLOCK.sub(lambda block: f"<!-- generated: {block[1]} -->\n{made[block[1]]}\n{END}", document)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _endpoints(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (f"`{method.upper()} {path}`", operation["summary"])
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    ]
+
+
+def _fields(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    body = document["paths"]["/report"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    properties = _resolved(document, body)["properties"]
+    return [(f"`{name}`", _kind(field), field.get("description", "")) for name, field in properties.items()]
+
+
+def _kind(field: Mapping[str, Any]) -> str:
+    """What a form field may hold, in a few words."""
+    options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
+    field = {**field, **options[0]}
+    if field.get("format") == "binary" or "contentMediaType" in field:
+        return "file"
+    if "enum" in field or "const" in field:
+        return ", ".join(f"`{value}`" for value in field.get("enum") or [field["const"]])
+    if field.get("type") == "boolean":
+        return "`true`, `false`"
+    if "minimum" in field:
+        return f"{field['minimum']:.12g} to {field['maximum']:.12g}"
+    return str(field.get("type", ""))
+
+
+def _members(document: Mapping[str, Any], name: str, prefix: str = "") -> list[tuple[str, str]]:
+    """The described members of a schema, nested ones by their path (``sentences[].confidence``)."""
+    rows: list[tuple[str, str]] = []
+    for member, schema in document["components"]["schemas"][name]["properties"].items():
+        if "description" in schema:
+            rows.append((f"`{prefix}{member}`", schema["description"]))
+        for nested, suffix in _references(schema):
+            rows += _members(document, nested, f"{prefix}{member}{suffix}.")
+    return rows
+
+
+def _references(schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for option in [schema, *schema.get("anyOf", [])]:
+        if "$ref" in option:
+            yield option["$ref"].rpartition("/")[2], ""
+        elif "$ref" in option.get("items", {}):
+            yield option["items"]["$ref"].rpartition("/")[2], "[]"
+
+
+def _resolved(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    name = schema.get("$ref", "").rpartition("/")[2]
+    found: Mapping[str, Any] = document["components"]["schemas"][name] if name else schema
+    return found
+
+
+def _problems() -> list[tuple[str, str, str]]:
+    ordered = sorted(CODES.items(), key=lambda entry: entry[1][0])
+    return [(str(status), f"`{code}`", title) for code, (status, title) in ordered]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the tables, or write them into a document. Returns 0, or 1 if the document lacks a block."""
+    parser = argparse.ArgumentParser(prog="python -m tools.api_docs", description=__doc__)
+    parser.add_argument("--into", type=Path, help="rewrite the generated tables in this Markdown file")
+    into: Path | None = parser.parse_args(arguments).into
+    if into is None:
+        print("\n\n".join(tables().values()))
+        return 0
+    try:
+        write_atomic(into, put_into(into.read_text(encoding="utf-8")).encode())
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{into}: {error}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
