@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has shut down
     _Server(app, config).run(sockets=[listening])
     runtime: Runtime = app.state.runtime
-    if runtime.broken:
+    if runtime.device_lost:
         return EXIT_DEVICE
     return EXIT_BUNDLE if runtime.state == "failed" else 0
 

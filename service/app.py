@@ -21,11 +21,16 @@ from model.drafter import Draft, DraftOptions, Listener
 from service.formats.accept import VARY, respond, wanted
 from service.formats.dicom_headers import study_of
 from service.formats.dicom_source import Study
-from service.inference.admission import BusyError, Places
-from service.inference.backend import Backend, RemoteDraft
-from service.inference.batch_queue import ClosedError
-from service.inference.engine import BrokenError, FieldError, MemoryShortError
-from service.inference.runtime import Ready, Runtime, busy, place
+from service.inference.admission import AdmissionLimiter
+from service.inference.backend import (
+    Backend,
+    ClosedError,
+    DeviceLostError,
+    FieldError,
+    OutOfMemoryError,
+    RemoteDraft,
+)
+from service.inference.runtime import Runtime, ServingState
 from service.llm.refine import Refiner
 from service.openapi import EXPORT, HEALTH, RELOAD, REPORT, describe
 from service.routes import cases as case_routes
@@ -83,8 +88,8 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     )  # no docs pages: FastAPI's fetch their scripts from a CDN
     app.state.runtime = runtime
     app.state.refiner = Refiner(settings, runtime.metrics)
-    app.state.beside = Places(settings.queue_size)  # of requests that no draft waits for: previews, exports
-    app.state.drawing = asyncio.Lock()
+    app.state.auxiliary_limiter = AdmissionLimiter(settings.queue_size)  # previews and exports
+    app.state.preview_lock = asyncio.Lock()
     app.state.keys = settings.keys()
     app.include_router(router)
     app.include_router(case_routes.router)
@@ -120,16 +125,16 @@ async def report(request: Request, response: Response) -> ReportResponse | Respo
     began = time.perf_counter()
     runtime: Runtime = request.app.state.runtime
     formats = wanted(request.headers.getlist("accept"))
-    ready = runtime.ready()
+    serving = runtime.serving()
     settings = runtime.settings
     with ExitStack() as held:
-        place = held.enter_context(ExitStack())
-        place.enter_context(ready.place())
+        slot = held.enter_context(ExitStack())
+        slot.enter_context(serving.backend.admission.acquire_slot())
         upload = await read_upload(
             request, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s
         )
         uploaded = time.perf_counter()
-        work = partial(_report, request.app, ready, upload, began, uploaded, place.close)
+        work = partial(_report, request.app, serving, upload, began, uploaded, slot.close)
         if upload.stream:
             formats.check_stream()
             return EventStream(request, work, held.pop_all())
@@ -142,21 +147,21 @@ async def report(request: Request, response: Response) -> ReportResponse | Respo
 
 async def _report(
     app: FastAPI,
-    ready: Ready,
+    serving: ServingState,
     upload: Upload,
     began: float,
     uploaded: float,
-    leave: Callable[[], None],
+    release_slot: Callable[[], None],
     listener: Listener | None = None,
 ) -> ReportResponse:
     """The answer to an upload.
 
     Args:
         app: whose runtime and language model serve it.
-        ready: what drafts.
+        serving: what drafts.
         upload: its images are let go once they are drafted.
         began, uploaded: times of ``time.perf_counter``.
-        leave: frees the request's place.
+        release_slot: frees the request's slot.
         listener: told early of what is final.
     """
     runtime: Runtime = app.state.runtime
@@ -164,12 +169,12 @@ async def _report(
     within_s = runtime.settings.request_timeout_s
     views = len(upload.images)
     options = DraftOptions(upload.top_k, upload.beam_size, upload.attention)
-    draft = await _draft(ready.backend, upload.images, options, listener, within_s)
+    draft = await _draft(serving.backend, upload.images, options, listener, within_s)
     timings = {"upload": (uploaded - began) * 1000, "total": (time.perf_counter() - began) * 1000}
-    result = answer(draft, draft.model if isinstance(draft, RemoteDraft) else ready.model, timings)
+    result = answer(draft, draft.model if isinstance(draft, RemoteDraft) else serving.model, timings)
     if upload.refine:
         upload.images.clear()
-        leave()  # what waits for the language model keeps nobody from ours
+        release_slot()  # a request that waits for the language model needs no slot
         result = await refiner.refine(result, within_s - (time.perf_counter() - uploaded))
     runtime.metrics.drafted(result.timings_ms)
     log.info("draft %s: %d views, %d cases", result.report_id, views, len(result.reference_cases))
@@ -186,14 +191,12 @@ async def _draft(
     except TimeoutError as error:
         detail = f"The draft was not ready within {within_s:g} s (REPORT_REQUEST_TIMEOUT_S). Try again in a moment."
         raise Problem("deadline", detail, headers={"Retry-After": "5"}) from error
-    except BusyError as error:
-        raise busy(error) from error
     except FieldError as error:
         raise Problem(error.code, str(error), field=error.field) from error
-    except MemoryShortError as error:
+    except OutOfMemoryError as error:
         detail = "The device has too little memory for this study just now. Try again in a moment."
         raise Problem("memory", detail, headers={"Retry-After": "5"}) from error
-    except BrokenError as error:
+    except DeviceLostError as error:
         raise Problem("failed", f"{error}.") from error
     except ClosedError as error:
         raise problems.stopping() from error
@@ -213,7 +216,7 @@ async def export(request: Request, response: Response) -> ReportResponse | Respo
     """
     formats = wanted(request.headers.getlist("accept"), streams=False)
     settings: Settings = request.app.state.runtime.settings
-    with place(request.app.state.beside.hold()):
+    with request.app.state.auxiliary_limiter.acquire_slot():
         body = await read_export(request, timeout_s=settings.upload_timeout_s)
         study = Study(body.views)
         form = formats.choose(study, no_sr=NO_SR)
@@ -239,18 +242,18 @@ async def reload(request: Request) -> HealthResponse:
 async def health(request: Request) -> HealthResponse:
     """200 when ready; 503 with the reason while the model is loaded, or where it could not be."""
     runtime: Runtime = request.app.state.runtime
-    return _state(runtime.ready())
+    return _state(runtime.serving())
 
 
-def _state(ready: Ready) -> HealthResponse:
-    model, backend = ready.model, ready.backend
+def _state(serving: ServingState) -> HealthResponse:
+    model, backend = serving.model, serving.backend
     return HealthResponse(
         status="ready",
-        device=ready.device,
+        device=serving.device,
         bundle=BundleInfo(name=model.name, digest=model.digest, hydrated=model.hydrated),
-        cases=ready.holdings.cases,
-        texts=ready.holdings.texts,
-        queue=QueueInfo(depth=backend.depth, waiting=backend.waiting, capacity=backend.capacity),
+        cases=serving.case_index.cases,
+        texts=serving.case_index.texts,
+        queue=QueueInfo(depth=backend.admission.in_use, waiting=backend.waiting, capacity=backend.admission.capacity),
         model=model,
     )
 

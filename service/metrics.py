@@ -62,23 +62,29 @@ class Metrics:
             self.failed_batches.labels(cause)
         self._ready = Gauge("report_ready", "1 when a model is loaded and warm.", registry=registry)
         self._waiting = Gauge("report_queue_depth", "Studies that wait for the model.", registry=registry)
-        self._taken = Gauge("report_places_taken", "Requests in the house.", registry=registry)
-        self._places = Gauge("report_places", "Requests that there is room for.", registry=registry)
+        self._slots_in_use = [
+            Gauge("report_slots_in_use", "In-flight requests of POST /report.", registry=registry),
+            Gauge("report_places_taken", "Deprecated name of report_slots_in_use.", registry=registry),
+        ]
+        self._slots = [
+            Gauge("report_slots", "Limit on in-flight requests of POST /report.", registry=registry),
+            Gauge("report_places", "Deprecated name of report_slots.", registry=registry),
+        ]
         self._bundle = Gauge(
             "report_bundle_info", "The bundle that is served; always 1.", ("name", "digest", "device"),
             registry=registry,
         )  # fmt: skip
 
     def watch(
-        self, *, ready: Callable[[], bool], waiting: Callable[[], int], taken: Callable[[], int],
-        places: Callable[[], int],
+        self, *, ready: Callable[[], bool], waiting: Callable[[], int], in_use: Callable[[], int],
+        capacity: Callable[[], int],
     ) -> None:  # fmt: skip
         """Read these states whenever the metrics are asked for."""
         for gauge, read in (
             (self._ready, ready),
             (self._waiting, waiting),
-            (self._taken, taken),
-            (self._places, places),
+            *((gauge, in_use) for gauge in self._slots_in_use),
+            *((gauge, capacity) for gauge in self._slots),
         ):
             gauge.set_function(lambda read=read: float(read()))  # type: ignore[misc]
 

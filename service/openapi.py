@@ -62,7 +62,7 @@ _EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
     ),
     "loading": ("The model is being loaded; try again in a few seconds.", None),
     "unauthorized": ("This address asks for a key. Send it as Authorization: Bearer KEY or as X-API-Key: KEY.", None),
-    "busy": ("Try again in a moment: all 16 places are taken.", None),
+    "busy": ("Try again in a moment: all 16 slots are in use.", None),
     "deadline": (
         "The draft was not ready within 30 s (REPORT_REQUEST_TIMEOUT_S). Try again in a moment.", None
     ),

@@ -18,7 +18,7 @@ from service.formats.dicom_source import Study
 from service.formats.fhir import diagnostic_report
 from service.formats.text import plain_text
 from service.inference.loader import LoadError, load
-from service.routes.responses import answer, model_info
+from service.routes.responses import answer
 from service.schemas.models import ReportResponse
 from service.settings import Settings, explain
 
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         "images": (decoded - read) * 1000,
         "total": (ended - began) * 1000,
     }
-    result = answer(draft, model_info(loaded), timings)
+    result = answer(draft, loaded.model_info(), timings)
     print(_written(result, Study(tuple(files)), options.format))
     return 0
 

@@ -26,7 +26,7 @@ from model.views import View
 from retrieval_index.index import ReportIndex
 from retrieval_index.user_cases import CASES_FILE, PICTURES
 from service.inference import runtime
-from service.inference.loader import Loaded, load
+from service.inference.loader import LoadedBundle, load
 from service.settings import Settings
 from service.web import logging as logs
 from tests.support.dicom import dicom
@@ -83,8 +83,8 @@ def client(live: Live, connected: httpx.Client) -> Iterator[httpx.Client]:
 
 
 def index_of(live: Live) -> ReportIndex:
-    loaded = live.app.state.runtime.ready().holdings
-    assert isinstance(loaded, Loaded)
+    loaded = live.app.state.runtime.serving().case_index
+    assert isinstance(loaded, LoadedBundle)
     assert loaded.index is not None
     return loaded.index
 
@@ -310,7 +310,7 @@ def test_a_case_added_or_removed_while_bundles_are_swapped_is_so_in_the_new_one(
     with served(bundle, tmp_path / "cases") as (live, client):
         add(client, "goes")
 
-        def load_slowly(settings: Settings) -> Loaded:
+        def load_slowly(settings: Settings) -> LoadedBundle:
             loading.set()
             assert go.wait(WAIT_S)
             return load(settings)

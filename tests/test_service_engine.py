@@ -16,9 +16,10 @@ from model.drafter import Draft, DraftOptions, Listener, StudyView
 from model.images.read import ImageError
 from model.views import View
 from service.inference import engine as engine_module
+from service.inference import worker
 from service.inference.admission import BusyError
-from service.inference.batch_queue import ClosedError
-from service.inference.engine import Engine, FieldError
+from service.inference.backend import ClosedError, FieldError
+from service.inference.engine import Engine
 from tests.support.service import WAIT_S, png
 
 SIZE = 48
@@ -137,7 +138,7 @@ def test_halves_are_halved_again_until_they_fit() -> None:
 
 def test_a_lone_study_is_tried_again_when_memory_was_short() -> None:
     answers, batches = run((study(1), OPTIONS), room=0)
-    assert answers == ["MemoryShortError"]
+    assert answers == ["OutOfMemoryError"]
     assert batches == [[1], [1]]
 
 
@@ -145,7 +146,7 @@ def test_a_lone_study_is_tried_again_when_memory_was_short() -> None:
 def test_a_larger_batch_is_tried_again_after_enough_that_fit(
     monkeypatch: pytest.MonkeyPatch, after: int, tried: int
 ) -> None:
-    monkeypatch.setattr(engine_module, "GROW_AFTER", after)
+    monkeypatch.setattr(worker, "GROW_AFTER", after)
     answers, batches = run(*((study(number), OPTIONS) for number in range(20, 44)), room=4)
     assert answers == [str(number) for number in range(20, 44)]
     assert [len(batch) for batch in batches].count(8) == tried
@@ -204,7 +205,7 @@ def test_a_failure_among_what_was_halved_stays_its_own() -> None:
 def test_a_lost_device_ends_the_engine_and_everybody_is_told() -> None:
     async def main() -> tuple[list[str], list[str]]:
         recorder, reasons = Recorder(), []
-        engine = Engine([recorder], capacity=8, max_batch_size=2, on_broken=reasons.append)
+        engine = Engine([recorder], capacity=8, max_batch_size=2, on_device_lost=reasons.append)
         jobs = [(study(number), OPTIONS) for number in (1, LOSES_THE_DEVICE, 2, 3)]
         answers = texts(await in_one_batch(recorder, engine, *jobs))
         with pytest.raises(ClosedError, match="can no longer compute"):
@@ -212,7 +213,7 @@ def test_a_lost_device_ends_the_engine_and_everybody_is_told() -> None:
         return answers, reasons
 
     answers, reasons = asyncio.run(main())
-    assert answers == ["BrokenError"] * 4
+    assert answers == ["DeviceLostError"] * 4
     assert len(reasons) == 1
     assert "AcceleratorError" in reasons[0]
 
@@ -241,9 +242,9 @@ def test_a_lone_request_waits_for_nobody_and_others_on_the_way_are_waited_for() 
         recorder = Recorder()
         recorder.go.set()
         engine = Engine([recorder], capacity=4, max_batch_size=2, max_wait_ms=WAIT_S * 1000)
-        with engine.place():
+        with engine.admission.acquire_slot():
             alone = await engine.submit(study(1), OPTIONS)
-        with engine.place(), engine.place():  # the second is still sending
+        with engine.admission.acquire_slot(), engine.admission.acquire_slot():  # the second is still sending
             first = asyncio.create_task(engine.submit(study(2), OPTIONS))
             await asyncio.sleep(0.05)
             assert recorder.batches == [[1]]
@@ -308,16 +309,16 @@ def test_a_job_whose_caller_left_is_never_run() -> None:
 def test_places_are_bounded_and_given_back() -> None:
     async def main() -> None:
         engine = Engine([Recorder()], capacity=2)
-        with engine.place():
-            with engine.place():
-                assert engine.depth == 2
-                with pytest.raises(BusyError, match="all 2 places"), engine.place():
+        with engine.admission.acquire_slot():
+            with engine.admission.acquire_slot():
+                assert engine.admission.in_use == 2
+                with pytest.raises(BusyError, match="all 2 slots"), engine.admission.acquire_slot():
                     pass
-            assert engine.depth == 1
-            with pytest.raises(KeyError), engine.place():
+            assert engine.admission.in_use == 1
+            with pytest.raises(KeyError), engine.admission.acquire_slot():
                 raise KeyError
-            assert engine.depth == 1
-        assert engine.depth == 0
+            assert engine.admission.in_use == 1
+        assert engine.admission.in_use == 0
         await asyncio.to_thread(engine.close)
 
     asyncio.run(main())
@@ -397,10 +398,10 @@ def test_the_time_to_come_back_follows_the_pace() -> None:
     async def main() -> int:
         recorder = Recorder()
         engine = Engine([recorder], capacity=1)
-        with engine.place():
+        with engine.admission.acquire_slot():
             asyncio.get_running_loop().call_later(2.2, recorder.go.set)
             await engine.submit(study(1), OPTIONS)
-            with pytest.raises(BusyError) as caught, engine.place():
+            with pytest.raises(BusyError) as caught, engine.admission.acquire_slot():
                 pass
         await asyncio.to_thread(engine.close)
         return caught.value.retry_after_s

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from service.inference import runtime
-from service.inference.loader import Loaded, load
+from service.inference.loader import LoadedBundle, load
 from service.settings import Settings
 from tests.support.service import PROBLEM, WAIT_S, Gate, gate_drafters, live_server, png, ready_client, wait_until_ready
 from tests.support.tiny import REPORTS, write_tiny_bundle
@@ -53,7 +53,7 @@ def posting(client: httpx.Client) -> Iterator[list[httpx.Response]]:
 def test_health_says_why_until_the_model_is_there(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
 
-    def load_later(settings: Settings) -> Loaded:
+    def load_later(settings: Settings) -> LoadedBundle:
         assert go.wait(WAIT_S)
         return load(settings)
 
@@ -116,7 +116,7 @@ def test_one_flipped_byte_is_found(bundle: Path, tmp_path: Path) -> None:
 def test_an_unforeseen_error_while_loading_is_not_quoted(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(settings: Settings) -> Loaded:
+    def broken(settings: Settings) -> LoadedBundle:
         raise KeyError(CANARY)
 
     monkeypatch.setattr(runtime, "load", broken)

@@ -15,7 +15,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.inference import runtime
-from service.inference.loader import Loaded, load
+from service.inference.loader import LoadedBundle, load
 from service.settings import Settings
 from tests.support.service import (
     PROBLEM,
@@ -240,7 +240,7 @@ def test_a_lost_device_is_said_and_liveness_does_not_depend_on_it(bundle: Path, 
         assert client.get("/livez").json() == {"status": "alive"}
         assert figures(client)["report_failed_batches_total/device"] == 1
         assert figures(client)["report_ready"] == 0
-        assert live.app.state.runtime.broken
+        assert live.app.state.runtime.device_lost
 
 
 def test_a_batch_that_never_ends_counts_as_a_lost_device(bundle: Path, gates: list[Gate]) -> None:
@@ -249,7 +249,7 @@ def test_a_batch_that_never_ends_counts_as_a_lost_device(bundle: Path, gates: li
         assert gate.begun.wait(WAIT_S)
         until(lambda: client.get("/health").status_code == 503)
         assert "REPORT_STALL_TIMEOUT_S" in client.get("/health").json()["detail"]
-        assert live.app.state.runtime.broken
+        assert live.app.state.runtime.device_lost
         gate.go.set()
         held.result(WAIT_S)
 
@@ -260,7 +260,7 @@ def test_a_batch_that_never_ends_counts_as_a_lost_device(bundle: Path, gates: li
 def test_liveness_and_metrics_answer_while_the_model_is_loaded(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
 
-    def load_later(settings: Settings) -> Loaded:
+    def load_later(settings: Settings) -> LoadedBundle:
         assert go.wait(WAIT_S)
         return load(settings)
 
@@ -287,7 +287,7 @@ def test_metrics_speak_of_stages(bundle: Path) -> None:
     for stage in ("upload", "images", "queue", "encode", "retrieve", "decode", "total"):
         assert values[f"report_stage_seconds_count/{stage}"] == 1
     assert values["report_queue_seconds_count"] == 1
-    assert values["report_places"] == 5
+    assert values["report_slots"] == values["report_places"] == 5
     assert values["report_requests_total/(no route)/404"] == 1
     assert values["process_resident_memory_bytes"] > 0
     assert "Canary" not in text.text

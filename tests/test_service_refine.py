@@ -86,7 +86,7 @@ def codes(body: dict[str, Any]) -> set[str]:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """No rest after failures: each fault is met by itself."""
-    monkeypatch.setattr(refine, "FAILURES", 1_000)
+    monkeypatch.setattr(refine, "BREAKER_THRESHOLD", 1_000)
 
 
 def test_a_rewritten_draft_stands_beside_the_models_own(client: httpx.Client, model: Completions) -> None:
@@ -212,19 +212,19 @@ def test_nothing_is_remembered_from_one_call_to_the_next(client: httpx.Client, m
 def test_after_failures_in_a_row_it_is_given_a_rest(
     bundle: Path, model: Completions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refine, "REST_S", 1.0)
+    monkeypatch.setattr(refine, "BREAKER_COOLDOWN_S", 1.0)
     with service(bundle, model, tmp_path / "key") as client:
         model.answer = says(b"", 500)
-        for _ in range(refine.FAILURES + 2):
+        for _ in range(refine.BREAKER_THRESHOLD + 2):
             assert "refine_failed" in codes(ask(client, refine="true"))
-        assert len(model.seen) == refine.FAILURES
+        assert len(model.seen) == refine.BREAKER_THRESHOLD
         metrics = client.get("/metrics").text
-        assert f'report_refined_total{{result="failed"}} {refine.FAILURES}.0' in metrics
+        assert f'report_refined_total{{result="failed"}} {refine.BREAKER_THRESHOLD}.0' in metrics
         assert 'report_refined_total{result="skipped"} 2.0' in metrics
-        time.sleep(refine.REST_S)
+        time.sleep(refine.BREAKER_COOLDOWN_S)
         for _ in range(2):  # one more failure is enough then
             ask(client, refine="true")
-        assert len(model.seen) == refine.FAILURES + 1
+        assert len(model.seen) == refine.BREAKER_THRESHOLD + 1
 
 
 def test_whoever_waits_for_it_keeps_nobody_from_a_draft(bundle: Path, model: Completions, tmp_path: Path) -> None:
@@ -259,8 +259,8 @@ def refiner(model: Completions, metrics: Metrics | None = None, **changes: Any) 
 
 
 def test_those_whose_turn_does_not_come_are_no_failures(model: Completions, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refine, "AT_ONCE", 1)
-    monkeypatch.setattr(refine, "WAITING", 1)
+    monkeypatch.setattr(refine, "MAX_CONCURRENCY", 1)
+    monkeypatch.setattr(refine, "MAX_QUEUE", 1)
     model.answer = sleeps
     metrics = Metrics()
     hook = refiner(model, metrics, refine_timeout_s=0.3)

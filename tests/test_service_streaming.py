@@ -26,9 +26,9 @@ from model.decoding.search import Generated
 from model.drafter import CasesFound, Draft, DraftOptions, Listener, News, Sentence, SentenceWritten, StudyView
 from model.network.report_model import DecoderState, ReportModel
 from model.views import View
-from service.inference.callbacks import on_this_loop
 from service.inference.engine import Engine
 from service.inference.loader import load
+from service.inference.threads import threadsafe_listener
 from service.routes import streaming
 from service.schemas.models import REPORT_EXAMPLE, CasesEvent, ProblemDetails, ReportResponse
 from service.web.problems import Problem
@@ -337,7 +337,7 @@ def test_a_failing_listener_harms_nobody(caplog: pytest.LogCaptureFixture) -> No
             heard.append(news)
             raise RuntimeError("Canary Patient")
 
-        await asyncio.to_thread(on_this_loop(fail), CasesFound(()))
+        await asyncio.to_thread(threadsafe_listener(fail), CasesFound(()))
         while not heard:
             await asyncio.sleep(0.001)
 

@@ -24,7 +24,6 @@ from model.text.labeler import label_report
 from retrieval_index.cases import Case
 from retrieval_index.index import ReportIndex
 from retrieval_index.user_cases import AddedCases
-from service.inference.loader import Loaded
 from service.web.problems import Problem
 
 PICTURE_SIDE = 320  # pixels of the longer side of a kept picture
@@ -49,8 +48,8 @@ class FoundCase:
     added: bool
 
 
-class _Shelf:
-    """The added cases in the index of one bundle. Changed under the lock of its ``Casebook``."""
+class _UserCaseOverlay:
+    """The added cases in the index of one bundle. Changed under the lock of its ``ReferenceCaseStore``."""
 
     def __init__(self, bundle: Bundle, index: ReportIndex) -> None:
         self.index, self._tokenizer = index, bundle.tokenizer
@@ -64,31 +63,31 @@ class _Shelf:
     def knows_a_word_of(self, text: str) -> bool:
         return self._tokenizer.knows_a_word_of(text)
 
-    def put(self, cases: Sequence[Case], vectors: npt.NDArray[np.float32]) -> None:
+    def insert(self, cases: Sequence[Case], vectors: npt.NDArray[np.float32]) -> None:
         self.index.add(vectors, cases)
         self._added.update({case.case_id: case for case in cases})
 
-    def take(self, case_ids: Sequence[str]) -> None:
+    def remove(self, case_ids: Sequence[str]) -> None:
         self.index.remove(case_ids)
         for case_id in case_ids:
             del self._added[case_id]
 
-    def holds(self, case_id: str) -> bool:
+    def contains(self, case_id: str) -> bool:
         return case_id in self._added
 
-    def follow(self, cases: Sequence[Case]) -> int:
+    def sync(self, cases: Sequence[Case]) -> int:
         """Hold exactly these, but for ids that the bundle itself has; how many those are."""
         wanted = {case.case_id: case for case in cases}
         if gone := [case_id for case_id, case in self._added.items() if wanted.get(case_id) is not case]:
-            self.take(gone)
+            self.remove(gone)
         missing = [case for case in cases if case.case_id not in self._added]
         new = [case for case in missing if self.index.find(case.case_id) is None]
         if new:
-            self.put(new, self.embed([case.findings or "" for case in new]))
+            self.insert(new, self.embed([case.findings or "" for case in new]))
         return len(missing) - len(new)
 
 
-class Casebook:
+class ReferenceCaseStore:
     """Looks cases up, adds and removes them, whatever bundle is served. Safe to use from several threads."""
 
     def __init__(self, folder: Path | None, limits: ImageLimits) -> None:
@@ -102,7 +101,7 @@ class Casebook:
         self._changing = threading.Lock()
         self._store: AddedCases | None = None
         self._index: ReportIndex | None = None
-        self._shelf: _Shelf | None = None
+        self._overlay: _UserCaseOverlay | None = None
         self._serving = False
 
     def open(self) -> None:
@@ -114,22 +113,22 @@ class Casebook:
         if self._folder is not None and self._store is None:
             self._store = AddedCases(self._folder)
 
-    def serve(self, loaded: Loaded) -> None:
+    def serve(self, bundle: Bundle, index: ReportIndex | None) -> None:
         """Serve the cases of a bundle from now on: embed all added ones and put them into its index.
 
         Cases that are added or removed meanwhile are so in the index served before and in this one.
         """
         store = self._store  # may be closed meanwhile
-        shelf = None
-        if store is not None and loaded.index is not None:
-            shelf = _Shelf(loaded.bundle, loaded.index)
-            shelf.follow(store.cases())  # may take long
+        overlay = None
+        if store is not None and index is not None:
+            overlay = _UserCaseOverlay(bundle, index)
+            overlay.sync(store.cases())  # may take long
         with self._changing:
-            if store is not None and shelf is not None and (hidden := shelf.follow(store.cases())):
+            if store is not None and overlay is not None and (hidden := overlay.sync(store.cases())):
                 log.warning("%d added cases have ids that cases of this bundle have, and are not shown", hidden)
-            elif store is not None and shelf is None and len(store):
+            elif store is not None and overlay is None and len(store):
                 log.warning("this bundle has no retrieval; %d added cases are not shown", len(store))
-            self._index, self._shelf, self._serving = loaded.index, shelf, True
+            self._index, self._overlay, self._serving = index, overlay, True
 
     def find(self, case_id: str) -> FoundCase:
         """The case of an id.
@@ -142,7 +141,7 @@ class Casebook:
         case = self._index.find(case_id) if self._index is not None else None
         if case is None:
             raise Problem("no_such_case", "No reference case of this id is served. Take ids from the answers.")
-        return FoundCase(case, self._shelf is not None and self._shelf.holds(case_id))
+        return FoundCase(case, self._overlay is not None and self._overlay.contains(case_id))
 
     def picture(self, case_id: str, view: str) -> bytes:
         """The small picture of a case, a JPEG file.
@@ -172,28 +171,28 @@ class Casebook:
         """
         pictures = {view: self._picture(data, view) for view, data in new.images.items()}
         with self._changing:
-            store, shelf = self._writable(), self._shelf
-            if shelf is None:
+            store, overlay = self._writable(), self._overlay
+            if overlay is None:
                 raise Problem("no_retrieval", "The bundle that is served has no index. Serve one made with retrieval.")
-            if new.case_id in store or shelf.index.find(new.case_id) is not None:
+            if new.case_id in store or overlay.index.find(new.case_id) is not None:
                 raise Problem(
                     "case_exists",
                     "A case of this id is here already. Choose another, or DELETE it first.",
                     field="case_id",
                 )
-            if not shelf.knows_a_word_of(new.findings):
+            if not overlay.knows_a_word_of(new.findings):
                 raise Problem(
                     "no_known_word",
                     "The model knows no word of the findings. Send the findings of a report, in the model's language.",
                     field="findings",
                 )
             case = Case(new.case_id, new.findings, dict(label_report(new.findings, remember=False)), new.source_url)
-            vectors = shelf.embed([new.findings])
+            vectors = overlay.embed([new.findings])
             try:
                 case = store.add(case, pictures)
             except OSError as error:
                 raise _disk(error, "The case was not added") from error
-            shelf.put([case], vectors)
+            overlay.insert([case], vectors)
         log.info("a case was added; %d are kept", len(store))
         return FoundCase(case, added=True)
 
@@ -216,8 +215,8 @@ class Casebook:
                 if case_id in store:
                     raise _disk(error, "The case was not removed") from error
                 log.error("a case was removed, but its pictures may lie on the disk still: %s", error.strerror)
-            if self._shelf is not None and self._shelf.holds(case_id):
-                self._shelf.take([case_id])
+            if self._overlay is not None and self._overlay.contains(case_id):
+                self._overlay.remove([case_id])
         log.info("an added case was removed; %d are kept", len(store))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Places in the house: one number bounds uploads, queue and memory, whatever runs the model."""
+"""Admission control: one limit on concurrent requests bounds uploads, queue and memory."""
 
 from __future__ import annotations
 
@@ -7,45 +7,45 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-
-class BusyError(RuntimeError):
-    """Every place is taken; try again after ``retry_after_s``."""
-
-    def __init__(self, message: str, retry_after_s: int = 1) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+from service.web.problems import Problem
 
 
-class Places:
-    """``capacity`` places, of which ``taken`` are held. Used on the event loop only; ``taken`` may be read anywhere."""
+class BusyError(Problem):
+    """All slots are in use: 503 ``busy`` with a ``Retry-After`` header."""
+
+    def __init__(self, reason: str, retry_after_s: int = 1) -> None:
+        super().__init__("busy", f"Try again in a moment: {reason}.", headers={"Retry-After": str(retry_after_s)})
+        self.reason, self.retry_after_s = reason, retry_after_s
+
+
+class AdmissionLimiter:
+    """Limits the number of concurrent requests.
+
+    Used on the event loop only; ``in_use`` may be read from any thread.
+    """
 
     def __init__(self, capacity: int, retry_after_s: Callable[[], int] = lambda: 1) -> None:
-        """All free.
-
-        Args:
-            capacity: requests in the house at once.
-            retry_after_s: asked for a refusal's advice, in whole seconds.
-        """
+        """Create ``capacity`` free slots; ``retry_after_s`` returns the ``Retry-After`` value of a refusal."""
         self.capacity = capacity
-        self.taken = 0
+        self.in_use = 0
         self._retry_after_s = retry_after_s
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
-        """One place, for as long as the context lasts.
+    def acquire_slot(self) -> Iterator[None]:
+        """Hold one slot until the context ends.
 
         Raises:
-            BusyError: none is free.
+            BusyError: all slots are in use.
         """
-        if self.taken >= self.capacity:
-            raise BusyError(f"all {self.capacity} places are taken", self._retry_after_s())
-        self.taken += 1
+        if self.in_use >= self.capacity:
+            raise BusyError(f"all {self.capacity} slots are in use", self._retry_after_s())
+        self.in_use += 1
         try:
             yield
         finally:
-            self.taken -= 1
+            self.in_use -= 1
 
-    async def emptied(self, until: float) -> None:
-        """Return once nobody holds one, or at ``until`` of ``time.monotonic``."""
-        while self.taken and time.monotonic() < until:
+    async def wait_idle(self, deadline: float) -> None:
+        """Return when no slot is in use, or at ``deadline`` (``time.monotonic``)."""
+        while self.in_use and time.monotonic() < deadline:
             await asyncio.sleep(0.05)

@@ -1,70 +1,84 @@
-"""What the HTTP interface needs of whatever runs the model: the engine of this process, or replicas elsewhere."""
+"""The interface between HTTP and inference, and the errors that a backend raises.
+
+Two backends exist: ``service.inference.engine.Engine`` runs the model in this process,
+``service.ray_app.ingress.RayBackend`` sends requests to replicas.
+"""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from model.drafter import Draft, DraftOptions, Listener
+from service.inference.admission import AdmissionLimiter
 from service.schemas.models import ModelInfo
+
+
+class OutOfMemoryError(RuntimeError):
+    """The device has too little memory for one study, even in a batch of its own."""
+
+
+class DeviceLostError(RuntimeError):
+    """The device fails on every call; the service must be restarted."""
+
+
+class ClosedError(RuntimeError):
+    """The backend accepts no more studies; the message says why."""
+
+
+class FieldError(ValueError):
+    """An image cannot be read; ``field`` is its form field, ``code`` its problem code."""
+
+    def __init__(self, field: str, code: str, message: str) -> None:
+        super().__init__(message)
+        self.field, self.code = field, code
+
+    def __reduce__(self) -> tuple[type[FieldError], tuple[str, str, str]]:
+        return FieldError, (self.field, self.code, str(self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteDraft(Draft):
-    """A draft from elsewhere, and which bundle wrote it: while bundles are rolled out, replicas may differ."""
+    """A draft of a replica, with the bundle that made it: during a rollout replicas may serve different bundles."""
 
     model: ModelInfo
 
 
 class Backend(Protocol):
-    """Drafts for the interface. ``service.inference.engine.Engine`` runs here, ``service.ray_app`` on others.
-
-    Called on the event loop only, but for ``close``.
-    """
+    """Drafts studies. All methods but ``close`` are called on the event loop only."""
 
     @property
-    def capacity(self) -> int:
-        """Requests in the house at once."""
-
-    @property
-    def depth(self) -> int:
-        """Requests in the house: arriving, waiting or computed."""
+    def admission(self) -> AdmissionLimiter:
+        """Limits concurrent requests. A request holds a slot from before its body is read until its response."""
 
     @property
     def waiting(self) -> int:
-        """Studies that wait for the model."""
+        """Studies in the queue."""
 
     @property
     def stalled_s(self) -> float:
-        """How long the slowest batch has been computed by now; 0 where none is, or where that is seen elsewhere."""
-
-    def place(self) -> AbstractContextManager[None]:
-        """Hold one place from before the body is read until the answer is made.
-
-        Raises:
-            service.places.BusyError: none is free.
-        """
+        """Age in seconds of the oldest running batch or image decoding; 0 if none runs in this process."""
 
     async def draft(self, images: dict[str, bytes], options: DraftOptions, listener: Listener | None = None) -> Draft:
         """Decode the images of one study and draft it.
 
         Args:
-            images: view -> file content; it may be emptied.
-            options: of this request.
-            listener: may be told, on the event loop, of what is final early; again from the beginning where the study
-                has to be drafted again.
+            images: view -> file content, one or two; may be cleared after decoding.
+            options: decoding options of this request.
+            listener: receives partial results on the event loop; they restart if the study is drafted again.
 
         Raises:
-            service.engine.FieldError: an image cannot be read.
-            service.engine.MemoryShortError, service.engine.BrokenError, service.jobs.ClosedError: see there.
+            FieldError: an image cannot be read.
+            OutOfMemoryError: the device has too little memory.
+            DeviceLostError: the device fails on every call.
+            ClosedError: the backend is stopping.
         """
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait until nobody holds a place any more, ``timeout_s`` at most, then close."""
+        """Wait at most ``timeout_s`` until no slot is in use, then close."""
 
     def refuse_waiting(self, reason: str) -> int:
-        """Take no more and refuse what waits; how many waited."""
+        """Accept no more studies and fail the queued ones with ``ClosedError``; returns how many those were."""
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """Finish what waits, then stop; what is still computed after ``timeout_s`` is left behind."""
+        """Finish the queued studies, then stop; abandon what still runs after ``timeout_s``."""

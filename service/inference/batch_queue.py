@@ -1,4 +1,4 @@
-"""The queue between HTTP and model: first come, first served, like with like in one batch."""
+"""The queue between HTTP and the model: first come, first served; a batch holds jobs of one kind."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from model.drafter import Draft, DraftOptions, Listener, StudyView
-
-
-class ClosedError(RuntimeError):
-    """The queue takes no more jobs; the message says why."""
+from service.inference.backend import ClosedError
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A study that waits for its draft.
+    """A study in the queue.
 
-    ``submitted`` is a time of ``time.monotonic``; ``listener`` is told by the worker of what is final early, again
-    from the beginning where the study is drafted again.
+    Attributes:
+        listener: receives partial results from the worker thread; they restart if the study is drafted again.
+        submitted: time of ``time.monotonic``.
+        result: set by the worker.
     """
 
     study: Sequence[StudyView]
@@ -31,34 +30,37 @@ class Job:
 
     @property
     def kind(self) -> tuple[DraftOptions, int]:
-        """Only jobs of one kind share a batch: options are a batch's, and a padded view could move a last bit."""
+        """Jobs of one kind may share a batch: same options, same number of views.
+
+        Padding a missing view could change the last bit of a result.
+        """
         return self.options, len(self.study)
 
 
 class JobQueue:
-    """Jobs of many callers for a few workers, which take batches.
+    """Hands jobs to the workers in batches.
 
-    A batch begins with the oldest job and takes others of its kind. A worker waits for more at most until the oldest
-    has waited ``max_wait_s``, and not at all where nobody is on the way or another worker idles. Jobs whose callers
-    left are dropped on the way.
+    A batch starts with the oldest job and adds later jobs of its kind. A worker waits for more jobs until the oldest
+    one has waited ``max_wait_s``; it does not wait if no upload is pending or if another worker is idle. Jobs that
+    were cancelled are skipped.
     """
 
-    def __init__(self, *, max_wait_s: float, on_the_way: Callable[[], int] = lambda: 0) -> None:
-        """Make an empty queue.
+    def __init__(self, *, max_wait_s: float, pending_uploads: Callable[[], int] = lambda: 0) -> None:
+        """Create an empty queue.
 
         Args:
-            max_wait_s: longest that a job waits for others to join its batch.
-            on_the_way: number of requests that may become jobs soon; called from any thread.
+            max_wait_s: longest time that a job waits for others to join its batch.
+            pending_uploads: returns the number of admitted requests that have no job yet; called from any thread.
         """
         self._max_wait_s = max_wait_s
-        self._on_the_way = on_the_way
+        self._pending_uploads = pending_uploads
         self._jobs: list[Job] = []
-        self._idle = 0
+        self._idle_workers = 0
         self._closed: str | None = None
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
-        """Jobs that wait."""
+        """Number of queued jobs."""
         return len(self._jobs)
 
     def put(self, job: Job) -> None:
@@ -74,59 +76,56 @@ class JobQueue:
             self._changed.notify_all()
 
     def discard(self, job: Job) -> None:
-        """Forget a job whose caller left, where it still waits."""
+        """Remove a job if it is still queued."""
         with self._changed:
             self._jobs = [other for other in self._jobs if other is not job]
 
-    def take(self, most: int) -> list[Job]:
-        """Wait for the next batch of 1 to ``most`` jobs and begin it; empty once the queue is closed and all is taken.
+    def take(self, max_size: int) -> list[Job]:
+        """Block until a batch of 1 to ``max_size`` jobs is due and return it; empty once closed and exhausted.
 
-        The futures of the jobs are set running: their callers can no longer cancel them.
+        The futures of the returned jobs are running: they can no longer be cancelled.
         """
         with self._changed:
-            self._idle += 1
+            self._idle_workers += 1
             try:
                 while True:
-                    alike = self._next_kind()
-                    if not alike:
+                    candidates = [job for job in self._jobs if job.kind == self._jobs[0].kind]
+                    if not candidates:
                         if self._closed is not None:
                             return []
                         self._changed.wait()
                         continue
-                    patience = alike[0].submitted + self._max_wait_s - time.monotonic()
-                    if len(alike) >= most or patience <= 0 or not self._worth_waiting():
-                        batch = self._begin(alike[: min(most, -(-len(alike) // self._idle))])
-                        if batch:
+                    remaining_s = candidates[0].submitted + self._max_wait_s - time.monotonic()
+                    if len(candidates) >= max_size or remaining_s <= 0 or not self._more_expected():
+                        share = -(-len(candidates) // self._idle_workers)  # rounded up
+                        if batch := self._start(candidates[: min(max_size, share)]):
                             return batch
                     else:
-                        self._changed.wait(patience)
+                        self._changed.wait(remaining_s)
             finally:
-                self._idle -= 1
+                self._idle_workers -= 1
 
     def close(self, reason: str) -> None:
-        """Take no more jobs; those that wait are still handed out."""
+        """Accept no more jobs; workers still receive the queued ones."""
         with self._changed:
             if self._closed is None:
                 self._closed = reason
             self._changed.notify_all()
 
     def refuse(self, error: Exception) -> int:
-        """Answer all jobs that wait with ``error``; how many that were."""
+        """Fail all queued jobs with ``error``; returns how many those were."""
         with self._changed:
-            waiting, self._jobs = self._jobs, []
-        refused = [job for job in waiting if job.result.set_running_or_notify_cancel()]
+            queued, self._jobs = self._jobs, []
+        refused = [job for job in queued if job.result.set_running_or_notify_cancel()]
         for job in refused:
             job.result.set_exception(error)
         return len(refused)
 
-    def _next_kind(self) -> list[Job]:
-        return [job for job in self._jobs if job.kind == self._jobs[0].kind]
+    def _more_expected(self) -> bool:
+        return self._closed is None and self._idle_workers == 1 and self._pending_uploads() > 0
 
-    def _worth_waiting(self) -> bool:
-        return self._closed is None and self._idle == 1 and self._on_the_way() > 0
-
-    def _begin(self, chosen: Sequence[Job]) -> list[Job]:
-        """Take the chosen out of the queue, all but those whose callers left at this very moment."""
-        gone = set(map(id, chosen))
-        self._jobs = [job for job in self._jobs if id(job) not in gone]
-        return [job for job in chosen if job.result.set_running_or_notify_cancel()]
+    def _start(self, batch: Sequence[Job]) -> list[Job]:
+        """Remove the jobs from the queue and return those that were not cancelled meanwhile."""
+        chosen = set(map(id, batch))
+        self._jobs = [job for job in self._jobs if id(job) not in chosen]
+        return [job for job in batch if job.result.set_running_or_notify_cancel()]

@@ -14,6 +14,7 @@ from model.bundle import INDEX_DIR, MANIFEST, Bundle, BundleError, file_sha256, 
 from model.drafter import Drafter, Precision, StudyView
 from model.views import View
 from retrieval_index.index import IndexFormatError, ReportIndex
+from service.schemas.models import ModelInfo
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ class LoadError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedBundle:
     """A bundle on its devices, ready to draft, one drafter each; all read one index, None without retrieval."""
 
     drafters: tuple[Drafter, ...]
@@ -55,6 +56,21 @@ class Loaded:
         """Where the model runs: ``cpu``, ``cuda`` or ``cuda:N``; several joined by commas."""
         return ",".join(str(drafter.device) for drafter in self.drafters)
 
+    def model_info(self) -> ModelInfo:
+        """Describe the bundle in responses."""
+        bundle, config = self.bundle, self.bundle.config
+        return ModelInfo(
+            name=config.name,
+            digest=bundle.digest,
+            backbone=config.model.backbone,
+            image_size=config.preprocessing.image_size,
+            retrieval_k=None if config.retrieval is None else config.retrieval.k,
+            beam_size=1 if config.decoding.method == "greedy" else config.decoding.beam_size,
+            hydrated=bundle.manifest.hydrated_from is not None,
+            trained_on=config.trained_on,
+            licence=config.licence,
+        )
+
     def warm_up(self) -> None:
         """Work out what no image changes, and draft on blank ones, so that no patient waits for lazy set-up."""
         for drafter in self.drafters:
@@ -65,7 +81,7 @@ class Loaded:
             drafter.draft([views])
 
 
-def load(settings: Settings) -> Loaded:
+def load(settings: Settings) -> LoadedBundle:
     """Load the bundle that the settings name, or its hydrated copy where there is a valid one.
 
     Raises:
@@ -137,7 +153,7 @@ def find_hydrated(plain: Path) -> Path | None:
     return None
 
 
-def _load(path: Path, devices: Sequence[torch.device], precision: Precision) -> Loaded:
+def _load(path: Path, devices: Sequence[torch.device], precision: Precision) -> LoadedBundle:
     try:
         drafters = []
         index = None
@@ -148,4 +164,4 @@ def _load(path: Path, devices: Sequence[torch.device], precision: Precision) -> 
             drafters.append(Drafter(bundle, index, device=device, precision=precision))
     except (BundleError, IndexFormatError, OSError, ValueError, RuntimeError) as error:
         raise LoadError(f"the bundle {path} cannot be served: {error}") from error
-    return Loaded(tuple(drafters), index)
+    return LoadedBundle(tuple(drafters), index)

@@ -1,24 +1,49 @@
-"""Work that computes outside of the engine, in threads that do not stay."""
+"""Helpers to run code outside the event loop and to call back into it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from model.drafter import Listener, News
+from service.web.problems import places
+
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
-async def in_a_passing_thread(call: Callable[[], T]) -> T:
-    """Run ``call`` in a thread that ends with it; on cancellation it is left behind, and nobody waits for it.
+async def run_in_temporary_thread(call: Callable[[], T]) -> T:
+    """Run ``call`` in a new thread that ends with it; on cancellation the thread is abandoned.
 
-    Every thread that computes keeps a team of OpenMP threads for as long as it lives. Where these outnumber the
-    cores, OpenMP puts them to sleep between two operators instead of letting them spin, and each operator waits for
-    them to wake.
+    A pool thread would be slower: each thread that computes keeps a team of OpenMP threads alive. When these
+    outnumber the cores, OpenMP suspends them between two operators, and every operator waits until they resume.
     """
-    thread = ThreadPoolExecutor(1, thread_name_prefix="passing")
+    executor = ThreadPoolExecutor(1, thread_name_prefix="temporary")
     try:
-        return await asyncio.get_running_loop().run_in_executor(thread, call)
+        return await asyncio.get_running_loop().run_in_executor(executor, call)
     finally:
-        thread.shutdown(wait=False)  # to wait here would hold the event loop
+        executor.shutdown(wait=False)  # waiting would block the event loop
+
+
+def threadsafe_listener(listener: Listener) -> Listener:
+    """Wrap ``listener`` so that any thread may call it; it runs on the current event loop.
+
+    An exception of the listener is logged and not raised. Calls after the loop was closed are dropped.
+    """
+    loop = asyncio.get_running_loop()
+
+    def notify(news: News) -> None:
+        try:
+            listener(news)
+        except Exception as error:
+            log.error("a listener failed with %s\n%s", type(error).__name__, places(error))
+
+    def schedule(news: News) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(notify, news)
+
+    return schedule

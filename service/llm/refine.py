@@ -15,19 +15,20 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from model.text.labeler import NO_FINDING, Label, label_report
+from service.formats.redaction import mark_redactions
 from service.llm.client import Chat, ChatError
 from service.metrics import Metrics
-from service.routes.responses import mark_redactions
 from service.schemas.models import RefinedOut, ReportResponse, WarningOut
 from service.settings import Settings
 from service.web.problems import places
 
 log = logging.getLogger(__name__)
-AT_ONCE, WAITING = 4, 16  # rewritings under way; drafts that wait their turn, within their own time
-FAILURES, REST_S = 3, 30.0  # after so many failures in a row nobody is asked for so long; then one decides
-LEAST_SHARE = 0.1  # of REPORT_REFINE_TIMEOUT_S, with less of which nobody is asked
-FAIR_SHARE = 0.9  # of it, without which a timeout is no failure
-CASES_TOLD = 5  # a language model's context is bounded; the nearest cases are those that matter
+MAX_CONCURRENCY, MAX_QUEUE = 4, 16  # calls that run; calls that wait
+# Circuit breaker: after 3 failures in a row it opens for 30 s; then one probe decides.
+BREAKER_THRESHOLD, BREAKER_COOLDOWN_S = 3, 30.0
+MIN_BUDGET_FRACTION = 0.1  # of REPORT_REFINE_TIMEOUT_S: with less time left there is no call
+TIMEOUT_BLAME_FRACTION = 0.9  # of REPORT_REFINE_TIMEOUT_S: a timeout after less time is not counted as a failure
+MAX_CONTEXT_CASES = 5  # nearest reference cases in the prompt; a model's context is bounded
 INSTRUCTION = """You edit drafts of the findings section of chest X-ray reports. Rewrite the draft in plain, correct \
 radiological English.
 Rules:
@@ -54,7 +55,7 @@ class Refiner:
         self._chat = None
         if settings.refine_url is not None and settings.refine_model is not None:
             self._chat = Chat(settings.refine_url, settings.refine_model, settings.refine_key())
-        self._turns, self._inside = asyncio.Semaphore(AT_ONCE), 0
+        self._turns, self._inside = asyncio.Semaphore(MAX_CONCURRENCY), 0
         self._failures, self._rests_until = 0, 0.0
 
     async def refine(self, report: ReportResponse, within_s: float) -> ReportResponse:
@@ -69,7 +70,7 @@ class Refiner:
         if not report.findings:
             return report
         began = time.monotonic()
-        if within_s <= 0 or began < self._rests_until or self._inside >= AT_ONCE + WAITING:
+        if within_s <= 0 or began < self._rests_until or self._inside >= MAX_CONCURRENCY + MAX_QUEUE:
             return self._unrefined(report, "skipped")
         self._inside += 1
         try:
@@ -88,13 +89,13 @@ class Refiner:
         try:
             async with asyncio.timeout(within_s), self._turns:
                 asked = time.monotonic()
-                if asked < self._rests_until or until - asked < LEAST_SHARE * self._timeout_s:
+                if asked < self._rests_until or until - asked < MIN_BUDGET_FRACTION * self._timeout_s:
                     raise _UnrefinedError("skipped")
-                text = await chat.ask(INSTRUCTION, json.dumps(_told(report), ensure_ascii=False))
+                text = await chat.ask(INSTRUCTION, json.dumps(_build_prompt_payload(report), ensure_ascii=False))
         except _UnrefinedError:
             raise
         except TimeoutError:
-            if asked is None or time.monotonic() - asked < FAIR_SHARE * self._timeout_s:
+            if asked is None or time.monotonic() - asked < TIMEOUT_BLAME_FRACTION * self._timeout_s:
                 raise _UnrefinedError("skipped") from None  # drafting or others took its time: no fault of its own
             reason = f"it took longer than {within_s:.1f} s"
         except ChatError as error:
@@ -107,8 +108,8 @@ class Refiner:
             return mark_redactions(text)
         log.warning("the language model did not refine a draft: %s", reason)
         self._failures += 1
-        if self._failures >= FAILURES:
-            self._rests_until = time.monotonic() + REST_S
+        if self._failures >= BREAKER_THRESHOLD:
+            self._rests_until = time.monotonic() + BREAKER_COOLDOWN_S
         raise _UnrefinedError("failed")
 
     def _unrefined(self, report: ReportResponse, result: Unrefined) -> ReportResponse:
@@ -131,14 +132,14 @@ def _timed(report: ReportResponse, began: float) -> ReportResponse:
     return report.model_copy(update={"timings_ms": {**before, "refine": taken_ms, "total": total}})
 
 
-def _told(report: ReportResponse) -> dict[str, Any]:
+def _build_prompt_payload(report: ReportResponse) -> dict[str, Any]:
     """What the language model is told: nothing else of the request."""
     return {
         "findings": report.findings,
         "labels": _mentioned(report.labels),
         "reference_cases": [
             {"similarity": case.similarity, "findings": case.findings, "labels": _mentioned(case.labels)}
-            for case in report.reference_cases[:CASES_TOLD]
+            for case in report.reference_cases[:MAX_CONTEXT_CASES]
         ],
     }
 

@@ -7,7 +7,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 from ray.exceptions import ObjectStoreFullError, RayError, RayTaskError, TaskCancelledError
@@ -18,11 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.drafter import Draft, DraftOptions, Listener
 from service.app import create_app
-from service.inference.admission import BusyError, Places
-from service.inference.backend import RemoteDraft
-from service.inference.batch_queue import ClosedError
-from service.inference.engine import FieldError, MemoryShortError
-from service.inference.runtime import LAST_WORDS_S, Ready, Runtime
+from service.inference.admission import AdmissionLimiter, BusyError
+from service.inference.backend import ClosedError, FieldError, OutOfMemoryError, RemoteDraft
+from service.inference.runtime import QUEUE_CUTOFF_S, Runtime, ServingState
 from service.metrics import Metrics
 from service.ray_app.replica import Description, Failure, ModelReplica
 from service.settings import Settings
@@ -31,10 +28,10 @@ from service.web.request_ids import HEADER as REQUEST_ID
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 2
-LOOK_EVERY_S, LOOK_FOR_S = 1.0, 10.0
-PATIENCE_S = 60.0  # without a word of any replica, at most, before the service calls itself not ready
-NONE_UP = "No replica of the model is up yet; Ray Serve starts them. Try again in a few seconds."
-LOST = (RayError, ReplicaUnavailableError, DeploymentUnavailableError)  # not all of them: see _is_lost
+POLL_INTERVAL_S, POLL_TIMEOUT_S = 1.0, 10.0
+STALE_AFTER_S = 60.0  # without a word of any replica, at most, before the service calls itself not ready
+NO_REPLICA_READY = "No replica of the model is up yet; Ray Serve starts them. Try again in a few seconds."
+REPLICA_LOST_ERRORS = (RayError, ReplicaUnavailableError, DeploymentUnavailableError)  # not all of them: see _is_lost
 Replicas = DeploymentHandle[ModelReplica]
 
 
@@ -46,22 +43,8 @@ class RayBackend:
         self.waiting = 0  # in the replicas, by their last word
         self.answered = 0.0  # when a replica last did, by time.monotonic
         self._replicas, self._metrics = replicas, metrics
-        self._places = Places(capacity)
+        self.admission = AdmissionLimiter(capacity)
         self._refusal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    @property
-    def capacity(self) -> int:
-        """Requests in the house at once."""
-        return self._places.capacity
-
-    @property
-    def depth(self) -> int:
-        """Requests in the house: arriving, waiting or computed."""
-        return self._places.taken
-
-    def place(self) -> AbstractContextManager[None]:
-        """See ``Backend``."""
-        return self._places.hold()
 
     async def draft(self, images: dict[str, bytes], options: DraftOptions, listener: Listener | None = None) -> Draft:
         """See ``Backend``. A draft whose replica is lost is asked of another, once. The listener is told nothing early.
@@ -83,13 +66,13 @@ class RayBackend:
 
     async def drain(self, timeout_s: float) -> None:
         """See ``Backend``."""
-        await self._places.emptied(time.monotonic() + timeout_s)
+        await self.admission.wait_idle(time.monotonic() + timeout_s)
 
     def refuse_waiting(self, reason: str) -> int:
         """Take no more, and answer all that have no draft yet with ``ClosedError``; how many those were."""
         if not self._refusal.done():
             self._refusal.set_result(reason)
-        return self._places.taken
+        return self.admission.in_use
 
     def close(self, timeout_s: float = 0.0) -> None:
         """Nothing to do: the replicas are Ray's."""
@@ -101,8 +84,8 @@ class RayBackend:
             try:
                 result = await self._call(images, options)
             except ObjectStoreFullError as error:
-                raise MemoryShortError("the shared memory is full") from error
-            except LOST as error:
+                raise OutOfMemoryError("the shared memory is full") from error
+            except REPLICA_LOST_ERRORS as error:
                 if not _is_lost(error):
                     raise
                 log.warning("attempt %d of %d: the replica was lost (%s)", attempt, ATTEMPTS, type(error).__name__)
@@ -139,7 +122,7 @@ def _as_error(failure: Failure) -> Exception:
         case "image":
             return FieldError(failure.field, failure.code, failure.detail)
         case "memory":
-            return MemoryShortError(failure.detail)
+            return OutOfMemoryError(failure.detail)
         case "busy":
             return BusyError(failure.detail)
         case _:
@@ -149,42 +132,42 @@ def _as_error(failure: Failure) -> Exception:
 class RayRuntime(Runtime):
     """Knows the replicas instead of a model: ready while at least one is."""
 
-    def __init__(self, settings: Settings, replicas: Replicas, places: int) -> None:
+    def __init__(self, settings: Settings, replicas: Replicas, capacity: int) -> None:
         super().__init__(settings)
-        self.reason = NONE_UP
-        self._replicas, self._places = replicas, places
+        self.reason = NO_REPLICA_READY
+        self._replicas, self._capacity = replicas, capacity
         self._backend: RayBackend | None = None
         self._heard = 0.0
         self._last: tuple[Counter[str], str] | None = None
         self.metrics.watch(
             ready=lambda: self.state == "ready",
             waiting=lambda: self._backend.waiting if self._backend else 0,
-            taken=lambda: self._backend.depth if self._backend else 0,
-            places=lambda: places,
+            in_use=lambda: self._backend.admission.in_use if self._backend else 0,
+            capacity=lambda: capacity,
         )
 
-    def ready(self) -> Ready:
+    def serving(self) -> ServingState:
         """See ``Runtime``.
 
         Raises:
             Problem: 503, while no replica is up and once the service stops.
         """
-        if self._ends_at is not None:
+        if self._drain_deadline is not None:
             raise stopping()
-        return super().ready()
+        return super().serving()
 
     def start(self) -> None:
         """Begin to follow the replicas; called on the event loop, returns at once."""
-        self._backend = RayBackend(self._replicas, self._places, self.metrics)
-        self._keep(self._follow(self._backend), "follow-replicas")
+        self._backend = RayBackend(self._replicas, self._capacity, self.metrics)
+        self._spawn_background_task(self._follow(self._backend), "follow-replicas")
 
-    async def reload(self) -> Ready:
+    async def reload(self) -> ServingState:
         """Not here: replicas that swap one by one would answer with two bundles, and a new one would not know which.
 
         Raises:
             Problem: 409, with what to do instead.
         """
-        self.ready()
+        self.serving()
         self.metrics.reloads.labels("refused").inc()
         raise Problem(
             "reload_refused",
@@ -194,35 +177,36 @@ class RayRuntime(Runtime):
 
     async def finish(self) -> None:
         """Take no more and answer all that is in the house within ``drain_timeout_s``."""
-        self._ends_at = time.monotonic() + self.settings.drain_timeout_s
+        self._drain_deadline = time.monotonic() + self.settings.drain_timeout_s
         if self._backend is None:
             return
-        await self._backend.drain(max(self.settings.drain_timeout_s - LAST_WORDS_S, self.settings.drain_timeout_s / 2))
+        timeout_s = self.settings.drain_timeout_s
+        await self._backend.drain(max(timeout_s - QUEUE_CUTOFF_S, timeout_s / 2))
         if count := self._backend.refuse_waiting(STOPPING):
             log.warning("stopping: %d requests without a draft were refused", count)
-        await self._backend.drain(LAST_WORDS_S)
+        await self._backend.drain(QUEUE_CUTOFF_S)
 
     async def _follow(self, backend: RayBackend) -> None:
         while True:
             try:
                 asked = self._replicas.broadcast("describe")
-                heard = await asked.results_async(timeout_s=LOOK_FOR_S, return_exceptions=True)
+                heard = await asked.results_async(timeout_s=POLL_TIMEOUT_S, return_exceptions=True)
                 self._learn(backend, [one for one in heard if isinstance(one, Description)])
             except DeploymentUnavailableError:
                 self._learn(backend, [])
             except TimeoutError:  # one that does not answer keeps the others' answers back: drafts tell as well
-                if time.monotonic() - max(self._heard, backend.answered) > PATIENCE_S:
+                if time.monotonic() - max(self._heard, backend.answered) > STALE_AFTER_S:
                     self._learn(backend, [])
             except Exception as error:
                 log.error("the replicas cannot be asked: %s\n%s", type(error).__name__, places(error))
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
     def _learn(self, backend: RayBackend, replicas: Sequence[Description]) -> None:
         """Take the replicas' word for what is served; of several bundles the one that most of them serve."""
         if not replicas:
-            if self._ready is not None:
+            if self._serving is not None:
                 log.error("no replica is up")
-            self._ready, self.state, self.reason, self._last = None, "loading", NONE_UP, None
+            self._serving, self.state, self.reason, self._last = None, "loading", NO_REPLICA_READY, None
             return
         self._heard = time.monotonic()
         backend.waiting = sum(replica.waiting for replica in replicas)
@@ -235,7 +219,7 @@ class RayRuntime(Runtime):
             log.info("bundle %s on %s; replicas: %s", chosen.model.name, devices, counts)
             self.metrics.serve(chosen.model.name, digest, devices)
         self._last = digests, devices
-        self._ready = Ready(backend, chosen.model, devices, chosen)
+        self._serving = ServingState(backend, chosen.model, devices, chosen)
         self.state = "ready"
 
 
@@ -259,20 +243,20 @@ class _WithoutEcho:
 class Ingress:
     """The app as a Ray Serve deployment; ``serve.ingress()`` wraps it."""
 
-    def __init__(self, replicas: Replicas, settings: Settings, places: int) -> None:
+    def __init__(self, replicas: Replicas, settings: Settings, capacity: int) -> None:
         """Keep what the app is made of.
 
         Args:
             replicas: handle of the deployment of ``ModelReplica``.
             settings: of the service.
-            places: requests in the house at once, over all replicas.
+            capacity: limit on concurrent requests, over all replicas.
         """
-        self._replicas, self._settings, self._places = replicas, settings, places
+        self._replicas, self._settings, self._capacity = replicas, settings, capacity
         self._runtime: RayRuntime | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         def make_runtime(settings: Settings) -> RayRuntime:
-            self._runtime = RayRuntime(settings, self._replicas, self._places)
+            self._runtime = RayRuntime(settings, self._replicas, self._capacity)
             return self._runtime
 
         return _WithoutEcho(create_app(self._settings, make_runtime))

@@ -13,9 +13,7 @@ from typing import Literal
 
 from model.drafter import DraftOptions
 from service.inference.admission import BusyError
-from service.inference.backend import RemoteDraft
-from service.inference.batch_queue import ClosedError
-from service.inference.engine import BrokenError, FieldError, MemoryShortError
+from service.inference.backend import ClosedError, DeviceLostError, FieldError, OutOfMemoryError, RemoteDraft
 from service.inference.runtime import Runtime
 from service.schemas.models import ModelInfo
 from service.settings import Settings
@@ -79,32 +77,32 @@ class ModelReplica:
             options: of this request.
         """
         try:
-            ready = self._runtime.ready()
-            with ready.backend.place():
-                draft = await ready.backend.draft(images, options)
+            serving = self._runtime.serving()
+            with serving.backend.admission.acquire_slot():
+                draft = await serving.backend.draft(images, options)
         except FieldError as error:
             return Failure("image", str(error), error.field, error.code)
-        except MemoryShortError as error:
+        except OutOfMemoryError as error:
             return Failure("memory", str(error))
         except BusyError as error:
-            return Failure("busy", str(error))
-        except (BrokenError, ClosedError) as error:
+            return Failure("busy", error.reason)
+        except (DeviceLostError, ClosedError) as error:
             return Failure("gone", str(error))
         except Problem as problem:  # the device was lost before
             return Failure("gone", problem.detail)
         except Exception as error:
             log.error("unforeseen %s\n%s", type(error).__name__, places(error))
             return Failure("unforeseen", type(error).__name__)
-        return RemoteDraft(**vars(draft), model=ready.model)
+        return RemoteDraft(**vars(draft), model=serving.model)
 
     async def describe(self) -> Description | None:
         """What is served; None once the device is lost."""
         try:
-            ready = self._runtime.ready()
+            serving = self._runtime.serving()
         except Problem:
             return None
-        held = ready.holdings
-        return Description(ready.model, ready.device, held.cases, held.texts, ready.backend.waiting)
+        index = serving.case_index
+        return Description(serving.model, serving.device, index.cases, index.texts, serving.backend.waiting)
 
     def check_health(self) -> None:
         """For Ray Serve, which replaces a replica that fails here.

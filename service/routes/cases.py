@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from service.inference.runtime import Runtime
-from service.inference.threads import in_a_passing_thread
+from service.inference.threads import run_in_temporary_thread
 from service.openapi_cases import ADD_CASE, GET_CASE, GET_PICTURE, REMOVE_CASE
 from service.routes.responses import case_answer
 from service.schemas.case_forms import read_case
@@ -30,12 +30,12 @@ async def add_case(request: Request, response: Response) -> CaseResponse:
     Nothing is trained. The case survives a restart and a swap of the bundle, until it is deleted.
     """
     runtime: Runtime = request.app.state.runtime
-    settings, casebook = runtime.settings, runtime.casebook
-    ready = runtime.ready()
-    casebook.check_writable()
-    with ready.place():
+    settings, case_store = runtime.settings, runtime.case_store
+    serving = runtime.serving()
+    case_store.check_writable()
+    with serving.backend.admission.acquire_slot():
         new = await read_case(request, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s)
-        found = await in_a_passing_thread(lambda: casebook.add(new))
+        found = await run_in_temporary_thread(lambda: case_store.add(new))
     response.headers["Location"] = f"cases/{found.case.case_id}"
     return case_answer(found)
 
@@ -50,8 +50,8 @@ async def add_case(request: Request, response: Response) -> CaseResponse:
 async def get_case(request: Request) -> CaseResponse:
     """A case of the bundle or one that was added."""
     runtime: Runtime = request.app.state.runtime
-    runtime.ready()
-    return case_answer(runtime.casebook.find(request.path_params["case_id"]))
+    runtime.serving()
+    return case_answer(runtime.case_store.find(request.path_params["case_id"]))
 
 
 @router.get(
@@ -64,9 +64,9 @@ async def get_case(request: Request) -> CaseResponse:
 async def get_picture(request: Request) -> Response:
     """The radiograph of an added case, reduced to 320 pixels; ``images`` of a case names those there are."""
     runtime: Runtime = request.app.state.runtime
-    runtime.ready()
+    runtime.serving()
     wanted = request.path_params["case_id"], request.path_params["view"]
-    picture = await run_in_threadpool(runtime.casebook.picture, *wanted)
+    picture = await run_in_threadpool(runtime.case_store.picture, *wanted)
     return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, no-store"})
 
 
@@ -81,5 +81,5 @@ async def get_picture(request: Request) -> Response:
 async def remove_case(request: Request) -> None:
     """Take an added case out of the index and, with its pictures, off the disk."""
     runtime: Runtime = request.app.state.runtime
-    runtime.ready()
-    await run_in_threadpool(runtime.casebook.remove, request.path_params["case_id"])
+    runtime.serving()
+    await run_in_threadpool(runtime.case_store.remove, request.path_params["case_id"])

@@ -9,8 +9,8 @@ from functools import partial
 from fastapi import APIRouter, Depends, Request, Response
 
 from model.images.read import ImageError, ImageLimits, thumbnail
-from service.inference.runtime import Runtime, place
-from service.inference.threads import in_a_passing_thread
+from service.inference.runtime import Runtime
+from service.inference.threads import run_in_temporary_thread
 from service.openapi import PREVIEW
 from service.web.auth import guarded
 from service.web.disconnect import unless_left
@@ -35,10 +35,10 @@ async def preview(request: Request) -> Response:
     For DICOM above all, which no browser draws. The picture holds nothing of the header, and nothing is kept.
     """
     runtime: Runtime = request.app.state.runtime
-    one_at_a_time: asyncio.Lock = request.app.state.drawing
+    one_at_a_time: asyncio.Lock = request.app.state.preview_lock
     settings = runtime.settings
-    runtime.ready()
-    with place(request.app.state.beside.hold()):
+    runtime.serving()
+    with request.app.state.auxiliary_limiter.acquire_slot():
         form = await read_form(
             request, {FIELD: Field.file(settings.max_upload_bytes)}, timeout_s=settings.upload_timeout_s
         )
@@ -58,7 +58,7 @@ async def preview(request: Request) -> Response:
 async def _in_turn(one_at_a_time: asyncio.Lock, draw: Callable[[], bytes]) -> bytes:
     """Draw when nobody else does: a large image takes a gigabyte meanwhile, also where its client has left."""
     await one_at_a_time.acquire()
-    drawing = asyncio.ensure_future(in_a_passing_thread(draw))
+    drawing = asyncio.ensure_future(run_in_temporary_thread(draw))
 
     def finished(_: object) -> None:
         one_at_a_time.release()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Iterable, Mapping
 
 from model.decoding.attention_maps import Attention
 from model.drafter import Draft, ReferenceCase, Sentence
-from model.text.tokenizer import UNK
 from service.cases.store import FoundCase
-from service.inference.loader import Loaded
+from service.formats.redaction import mark_redactions
 from service.schemas.models import (
     DISCLAIMER,
     AttentionOut,
@@ -20,35 +18,6 @@ from service.schemas.models import (
     ReportResponse,
     SentenceOut,
 )
-
-REDACTED = "[redacted]"
-UNKNOWN = "[unknown word]"
-_ARCHIVE_MARK = re.compile(r"x{4,}(?:\s+x{4,})*", re.IGNORECASE)
-
-
-def mark_redactions(text: str) -> str:
-    """Show what the archive blacked out (``xxxx``, any case, runs as one) as ``[redacted]``.
-
-    The mark is the archive's, not the model's; unmarked it would read like a slip of the draft. ``<unk>``, which
-    imported models may write, is named in words as well.
-    """
-    return _ARCHIVE_MARK.sub(REDACTED, text).replace(UNK, UNKNOWN)
-
-
-def model_info(loaded: Loaded) -> ModelInfo:
-    """What a reader needs to know about the bundle behind an answer."""
-    bundle, config = loaded.bundle, loaded.bundle.config
-    return ModelInfo(
-        name=config.name,
-        digest=bundle.digest,
-        backbone=config.model.backbone,
-        image_size=config.preprocessing.image_size,
-        retrieval_k=None if config.retrieval is None else config.retrieval.k,
-        beam_size=1 if config.decoding.method == "greedy" else config.decoding.beam_size,
-        hydrated=bundle.manifest.hydrated_from is not None,
-        trained_on=config.trained_on,
-        licence=config.licence,
-    )
 
 
 def answer(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float]) -> ReportResponse:

@@ -25,7 +25,7 @@ from PIL import Image
 from model.drafter import Draft, Drafter, DraftOptions, StudyView
 from service.app import create_app
 from service.inference import runtime
-from service.inference.loader import Loaded, load
+from service.inference.loader import LoadedBundle, load
 from service.settings import Settings
 from service.web.protocol import BoundedHeads
 
@@ -148,7 +148,7 @@ def gate_drafters(monkeypatch: pytest.MonkeyPatch) -> list[Gate]:
     """Puts a gate before every drafter that the service loads."""
     made: list[Gate] = []
 
-    def load_gated(settings: Settings) -> Loaded:
+    def load_gated(settings: Settings) -> LoadedBundle:
         loaded = load(settings)
         made.append(Gate(loaded.drafter))
         return dataclasses.replace(loaded, drafters=(made[-1],))
