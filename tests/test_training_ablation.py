@@ -38,7 +38,7 @@ VAL = 5
 
 ONE_CHANGE = {
     "densenet": ("shape.backbone",),
-    "densenet-lr": ("ce.visual_lr",),
+    "densenet-lr": ("ce.backbone_lr",),
     "retrieval": ("retrieval_k", "retriever"),  # the cases, and the stage that finds them
     "retrieval-scst": ("scst",),
 }
@@ -63,14 +63,14 @@ def test_a_second_change_is_seen() -> None:
         "shape.d_model": now.model_copy(update={"shape": now.shape.model_copy(update={"d_model": 8})}),
     }
     for name, other in others.items():
-        assert set(changes(before, other)) == {name, "ce.visual_lr"}
+        assert set(changes(before, other)) == {name, "ce.backbone_lr"}
 
 
 def test_the_rows_are_those_of_the_study() -> None:
     baseline, densenet, slower, retrieval, scst = configs(SCALES["full"])
     assert (baseline.shape.backbone, densenet.shape.backbone) == ("resnet101", "densenet121")
-    assert (baseline.ce.visual_lr, baseline.ce.transformer_lr) == (1e-4, 5e-4)
-    assert slower.ce.visual_lr <= slower.ce.transformer_lr / 20
+    assert (baseline.ce.backbone_lr, baseline.ce.transformer_lr) == (1e-4, 5e-4)
+    assert slower.ce.backbone_lr <= slower.ce.transformer_lr / 20
     assert (slower.retrieval_k, retrieval.retrieval_k) == (0, 5)
     assert retrieval.scst is None
     assert scst.scst is not None
@@ -91,7 +91,7 @@ def test_a_scale_changes_every_row_alike(name: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"ce.visual_lr": 1e-3}, "rows and seeds decide it"),
+        ({"ce.backbone_lr": 1e-3}, "rows and seeds decide it"),
         ({"shape.backbone": "resnet18"}, "rows and seeds decide it"),
         ({"ce.epoch": 3}, r"cannot set 'ce.epoch': choose from .*ce\.epochs"),
         ({"ce.epochs": -1}, "does not fit row baseline"),

@@ -11,8 +11,8 @@ from model.config import DecodingConfig
 from model.network.report_model import ReportModel
 from model.text.tokenizer import Tokenizer
 from tests.support.tiny import IMAGE_SIZE, tiny_config
-from training.config import CEConfig, Runtime
-from training.data.features import LivePatches, readable
+from training.config import CEConfig, RunContext
+from training.data.features import OnlineFeatures, readable
 from training.data.pixel_cache import build_pixel_cache
 from training.openi import open_openi
 from training.phantoms import write_phantom_root
@@ -29,13 +29,13 @@ def test_a_moving_backbone_learns_and_the_index_side_stays(tmp_path: Path, retri
     torch.manual_seed(0)
     model = ReportModel(tiny_config(len(tokenizer), max_length=40, retrieval_k=3 if retrieval else 0))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    runtime = Runtime(torch.device("cpu"), 1, "fp32", tmp_path)
+    context = RunContext(torch.device("cpu"), 1, "fp32", tmp_path)
     index = None
     if retrieval:
         index = build_index(model, train, tokenizer, tmp_path / "index", public=False)
-    patches = LivePatches(model, cache, runtime.device, view_dropout=0.5)
-    config = CEConfig(epochs=2, batch_size=4, visual_lr=1e-4, transformer_lr=2e-3)
-    train_ce(model, patches, index, train, val, tokenizer, config, DecodingConfig(), runtime, tmp_path / "ce")
+    patches = OnlineFeatures(model, cache, context.device, view_dropout=0.5)
+    config = CEConfig(epochs=2, batch_size=4, backbone_lr=1e-4, transformer_lr=2e-3)
+    train_ce(model, patches, index, train, val, tokenizer, config, DecodingConfig(), context, tmp_path / "ce")
     after = model.state_dict()
 
     def moved(prefix: str) -> set[bool]:

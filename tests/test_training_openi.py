@@ -11,7 +11,7 @@ from model.views import View
 from retrieval_index.openi import ArchiveError
 from tests.support.archives import IMAGES, report_xml, write_reports, write_tgz, xml_files
 from training.data.studies import ImageRef, Study
-from training.data.tables import own_images, own_split, own_views, read_split, read_views
+from training.data.tables import builtin_images, builtin_split, builtin_views, read_split, read_views
 from training.openi import annotation, download_archives, main, open_openi
 
 SPLIT = "study_id,split\nCXR1,val\nCXR2,train\nCXR10,train\nCXR11,train\nCXR99,test\n"
@@ -117,22 +117,22 @@ def test_given_tables_win_over_the_roots_and_these_over_the_projects(root: Path,
     (root / "views.csv").unlink()
     own = open_openi(root)
     assert {study.uid: study.split for study in own.studies} == {
-        uid: own_split()[uid] for uid in ("CXR1", "CXR2", "CXR10") if uid in own_split()
+        uid: builtin_split()[uid] for uid in ("CXR1", "CXR2", "CXR10") if uid in builtin_split()
     }
     assert "of the project: 2955 studies" in own.notes[1]
 
 
 def test_the_projects_tables() -> None:
-    split = own_split()
+    split = builtin_split()
     assert {name: list(split.values()).count(name) for name in ("train", "val", "test")} == {
         "train": 2069,
         "val": 296,
         "test": 590,
     }
-    views = own_views()
+    views = builtin_views()
     assert len(views) == 6247
     assert [list(views.values()).count(view) for view in (View.FRONTAL, View.LATERAL, None)] == [3203, 3040, 4]
-    assert own_images()["CXR1"] == ("CXR1_1_IM-0001-3001", "CXR1_1_IM-0001-4001")
+    assert builtin_images()["CXR1"] == ("CXR1_1_IM-0001-3001", "CXR1_1_IM-0001-4001")
     assert views["CXR1_1_IM-0001-3001"] is View.LATERAL
     assert not {image.partition("_")[0] for image in views} & {uid for uid, name in split.items() if name == "test"}
 
@@ -219,12 +219,12 @@ def test_the_real_annotation_is_reproduced(real_data: Path, tmp_path: Path) -> N
 
 def test_the_projects_tables_equal_the_real_ones(real_data: Path) -> None:
     root = real_data / "openi"
-    assert own_split() == read_split(root / "r2gen_split.csv")
-    assert {image: view for image, view in own_views().items() if view} == read_views(root / "views.csv")
+    assert builtin_split() == read_split(root / "r2gen_split.csv")
+    assert {image: view for image, view in builtin_views().items() if view} == read_views(root / "views.csv")
 
 
 def test_real_studies_outside_the_set(real_data: Path) -> None:
     source = open_openi(real_data / "openi")
     assert len(source.extra) == 1000
-    assert not {study.uid for study in source.extra} & set(own_split())
+    assert not {study.uid for study in source.extra} & set(builtin_split())
     assert all(len(study.images) < 2 or not study.report for study in source.extra)

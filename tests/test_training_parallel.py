@@ -20,13 +20,13 @@ from model.network.report_model import Patches
 from tests.support import parallel_worker
 from tests.support.processes import ENVIRONMENT
 from tests.support.tiny import tiny_index, tiny_model, tiny_tokenizer
-from training.config import Runtime
-from training.data.device_array import Rows
-from training.data.features import LivePatches, PatchSource, cache_features
+from training.config import RunContext
+from training.data.device_array import DeviceRows
+from training.data.features import OnlineFeatures, PatchSource, cache_features
 from training.data.pixel_cache import build_pixel_cache
 from training.openi import open_openi
 from training.phantoms import write_phantom_root
-from training.trainer.distributed import Processes, join
+from training.trainer.distributed import ProcessGroup, join
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN = 15
@@ -104,7 +104,7 @@ def test_the_command_runs_under_torchrun_and_a_refusal_ends_all(root: Path, tmp_
 def test_a_batch_too_small_to_share_is_refused_and_one_gpu_cannot_be_named_for_two(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    both = Processes()
+    both = ProcessGroup()
     both.count = 2
     assert [both.rows(5)] == [slice(0, 2)]
     with pytest.raises(ValueError, match="a batch of 1 cannot be shared by 2 processes"):
@@ -142,7 +142,7 @@ def test_rows_kept_on_the_device_are_those_read_from_disk(tmp_path: Path) -> Non
     np.save(tmp_path / "a.npy", array)
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
     for placement in ("auto", "yes", "no"):
-        taken = Rows(mapped, torch.device("cpu"), placement).take([8, 0, 3, 3])
+        taken = DeviceRows(mapped, torch.device("cpu"), placement).take([8, 0, 3, 3])
         assert taken.dtype == torch.uint8
         assert np.array_equal(taken.numpy(), array[[8, 0, 3, 3]])
 
@@ -156,10 +156,10 @@ def test_batches_do_not_depend_on_where_images_are_kept_or_how_they_are_shared(
     model, studies = tiny_model(), source.split("train")[:5]
 
     def patches(on_device: str) -> PatchSource:
-        runtime = Runtime(torch.device("cpu"), 1, "fp32", tmp_path, on_device=on_device)  # type: ignore[arg-type]
+        context = RunContext(torch.device("cpu"), 1, "fp32", tmp_path, on_device=on_device)  # type: ignore[arg-type]
         if kind == "live":
-            return LivePatches(model, cache, runtime.device, 0.5, runtime.on_device)
-        return cache_features(model.backbone, cache, studies, 3, runtime, tmp_path, view_dropout=0.5, name="x")
+            return OnlineFeatures(model, cache, context.device, 0.5, context.on_device)
+        return cache_features(model.backbone, cache, studies, 3, context, tmp_path, view_dropout=0.5, name="x")
 
     with torch.no_grad():
         held, read = (patches(where).patches(studies, torch.Generator().manual_seed(3)) for where in ("yes", "no"))

@@ -26,8 +26,8 @@ from training.data.studies import Source
 from training.openi import open_openi
 from training.phantoms import write_phantom_root
 from training.presets import preset
-from training.run import STAGES, left_out, main
-from training.run_manifest import identity, remember
+from training.run import STAGES, main, missing_prerequisites
+from training.run_manifest import check_resume_compatible, run_manifest, write_run_manifest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN, VAL = 24, 6
@@ -257,7 +257,9 @@ def test_an_occupied_work_directory_a_changed_run_and_bad_arguments_are_refused(
     scores.write_text("image_id,Mass\n")
     assert main([*base, *elsewhere, "--resume", "--soft-scores", str(scores)]) == 2
     assert "differs from the one in" in caplog.messages[-1]
-    assert "the content of --soft-scores (or chexnet_scores.csv in --root); resume it as it was" in caplog.messages[-1]
+    assert (
+        "the content of --soft-scores (or chexnet_scores.csv in --root); resume it with the same" in caplog.messages[-1]
+    )
     assert main([*base, "--out", str(bundle_path)]) == 2
     assert "already exists" in caplog.text
     assert main(["--dataset", "r2gen", "--out", str(bundle_path) + "-x"]) == 2
@@ -288,7 +290,7 @@ def test_a_stage_that_a_later_one_needs_cannot_be_left_out(
     name: str, weights: str, stages: tuple[str, ...], done: tuple[str, ...], missing: list[tuple[str, str]]
 ) -> None:
     config = preset(name).model_copy(update={"backbone_weights": weights})
-    assert list(left_out(config, stages, done)) == missing
+    assert list(missing_prerequisites(config, stages, done)) == missing
 
 
 def test_leaving_it_out_is_said_before_any_stage_runs(
@@ -311,20 +313,22 @@ def test_changed_inputs_are_named_and_an_older_run_is_taken_as_it_is(
     def again(
         *, of: Source = source, precision: str = "bf16", table: Path | None = labels, resume: bool = True
     ) -> None:
-        content = identity(config, of, precision, soft_scores=scores, label_table=table)
-        remember(tmp_path / "work", content, resume=resume)
+        content = run_manifest(config, of, precision, soft_scores=scores, label_table=table)
+        check_resume_compatible(tmp_path / "work", content, resume=resume)
+        if not resume:
+            write_run_manifest(tmp_path / "work", content)
 
     again(resume=False)
     kept = (tmp_path / "work" / "run.json").read_text()
     again()
     assert not caplog.messages
     again(precision="fp32")  # the advice where a loss is no number
-    assert "began in bf16 and goes on in fp32" in caplog.text
+    assert "began in bf16 and continues in fp32" in caplog.text
     with pytest.raises(ValueError, match=r"in the content of --reference-labels \(or chexbert_labels.csv in --root\);"):
         again(table=None)
     study = source.split("val")[0]
     other = tuple(replace(s, report=f"{s.report} No more.") if s is study else s for s in source.studies)
-    with pytest.raises(ValueError, match="in the ids or reports of its train and val studies; resume it as it was"):
+    with pytest.raises(ValueError, match="in the ids or reports of its train and val studies; resume it with the same"):
         again(of=replace(source, studies=other))
     scores.write_text("image_id,Hernia\n")
     with pytest.raises(ValueError, match=r"in the content of --soft-scores .* choose another --work"):

@@ -16,18 +16,18 @@ from model.network.report_model import Patches, ReportModel
 from model.text.tokenizer import clean_report
 from model.views import View
 from tests.support.tiny import REPORTS, tiny_index, tiny_model, tiny_tokenizer
-from training.config import Guards, RewardConfig, Runtime, ScstConfig
+from training.config import RewardConfig, RunContext, ScstConfig, SelectionConstraints
 from training.data.studies import ImageRef, Split, Study
-from training.stages.cross_entropy import adam
+from training.stages.cross_entropy import build_optimizer
 from training.stages.scst import (
     FINDING_COST,
     Reward,
     advantages,
-    broken_guards,
     finding_gain,
     policy_log_probs,
     sentence_bleu4,
     train_scst,
+    violated_constraints,
 )
 from training.trainer.loop import Loop, LoopConfig
 
@@ -90,7 +90,7 @@ def test_they_stay_so_after_each_step_of_the_stages_optimizer() -> None:
     """Sampling reads packed weights, which fused steps change without a trace in the weights' versions."""
     model, tokenizer = tiny_model(), tiny_tokenizer()
     constraints = Constraints.of(DecodingConfig(min_length=0), tokenizer)
-    optimizer = adam(model, visual=0.0, rest=1e-2, weight_decay=0.0)
+    optimizer = build_optimizer(model, backbone_lr=0.0, head_lr=1e-2, weight_decay=0.0)
     for step in range(3):
         seen = encoded(model)
         drafts = sample(
@@ -197,15 +197,15 @@ START = {"distinct": 0.5, "label_f1_micro": 0.3, "mean_length": 30.0, "redacted"
     ],
 )
 def test_guards_name_what_fell(change: dict[str, float], broken: list[str]) -> None:
-    assert broken_guards({**START, **change}, START, Guards()) == broken
-    assert broken_guards({**START, **change}, {}, Guards()) == []
+    assert violated_constraints({**START, **change}, START, SelectionConstraints()) == broken
+    assert violated_constraints({**START, **change}, {}, SelectionConstraints()) == []
 
 
 def test_one_report_for_everybody_breaks_a_guard_whatever_came_in() -> None:
     """Four fifths of nothing are nothing: a model of one report would pass every relative floor."""
     start = {**START, "distinct": 1 / 296, "label_f1_micro": 0.0}
-    assert broken_guards(start, start, Guards()) == ["distinct"]
-    assert broken_guards({**start, "distinct": 6 / 296}, start, Guards()) == []
+    assert violated_constraints(start, start, SelectionConstraints()) == ["distinct"]
+    assert violated_constraints({**start, "distinct": 6 / 296}, start, SelectionConstraints()) == []
 
 
 @pytest.mark.parametrize(
@@ -235,11 +235,11 @@ def trained(
     values = {"batch_size": 8, "nll_weight": 0.0, "patience": None, **settings}
     decoding = DecodingConfig(min_length=0)
     train = studies("train", MANY) if train is None else train
-    runtime = Runtime(torch.device("cpu"), 1, "fp32", directory)
+    context = RunContext(torch.device("cpu"), 1, "fp32", directory)
     patches = Drawn(model, [*train, *studies("val")])
     row = train_scst(
         model, patches, tiny_index(model), train, val, tiny_tokenizer(), ScstConfig.model_validate(values), decoding,
-        runtime, directory / "scst",
+        context, directory / "scst",
     )  # fmt: skip
     content = torch.load(directory / "scst" / "checkpoint.pt", weights_only=True)
     return dict(row), content["rows"]
@@ -302,7 +302,7 @@ def test_without_training_studies_it_is_refused(tmp_path: Path) -> None:
     model = tiny_model()
     with pytest.raises(ValueError, match="no readable training study"):
         train_scst(model, Drawn(model, []), None, [], [], tiny_tokenizer(), ScstConfig(), DecodingConfig(),
-                   Runtime(torch.device("cpu"), 1, "fp32", tmp_path), tmp_path)  # fmt: skip
+                   RunContext(torch.device("cpu"), 1, "fp32", tmp_path), tmp_path)  # fmt: skip
 
 
 def test_the_weights_that_came_in_are_measured_once(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_the_weights_that_came_in_are_measured_once(tmp_path: Path) -> None:
     def loop() -> Loop:
         return Loop(config, tmp_path, layer, torch.optim.SGD(layer.parameters(), 0.1), device=torch.device("cpu"))
 
-    assert loop().begin(lambda: {"value": 0.25}) == {"epoch": 0.0, "val_value": 0.25}
+    assert loop().evaluate_initial(lambda: {"value": 0.25}) == {"epoch": 0.0, "val_value": 0.25}
     again = loop()
-    assert again.begin(lambda: {"value": 0.75}) == {"epoch": 0.0, "val_value": 0.25}
+    assert again.evaluate_initial(lambda: {"value": 0.75}) == {"epoch": 0.0, "val_value": 0.25}
     assert again.history.best_value == 0.25

@@ -20,7 +20,7 @@ from training.data.features import _select_views
 from training.data.studies import ImageRef, Study
 from training.data.targets import finding_targets, read_soft_scores
 from training.presets import PRESETS, preset
-from training.stages.cross_entropy import Stage, adam, learnt_targets, retrieve
+from training.stages.cross_entropy import FrozenPartsModule, build_optimizer, mask_suppressed_targets, retrieve
 from training.stages.index import build_index
 from training.stages.mbr_table import analyse, report_tokens
 from training.stages.pretrain import auroc
@@ -227,21 +227,21 @@ def test_only_training_studies_enter_the_index(tmp_path: Path) -> None:
 def test_what_is_never_written_is_no_target() -> None:
     tokenizer = tiny_tokenizer()
     ids = torch.tensor([[tokenizer.bos_id, tokenizer.id_of("heart"), tokenizer.unk_id, tokenizer.eos_id]])
-    assert learnt_targets(ids, DecodingConfig(), tokenizer).tolist() == [
+    assert mask_suppressed_targets(ids, DecodingConfig(), tokenizer).tolist() == [
         [tokenizer.bos_id, tokenizer.id_of("heart"), 0, tokenizer.eos_id]
     ]
 
 
 def test_rates_are_apart_and_a_frozen_backbone_stays_frozen() -> None:
     model = tiny_model()
-    stage = Stage(model, moving=True).train()
-    visual, rest = adam(model, visual=1e-5, rest=1e-3, weight_decay=0.0).param_groups
+    stage = FrozenPartsModule(model, moving=True).train()
+    visual, rest = build_optimizer(model, backbone_lr=1e-5, head_lr=1e-3, weight_decay=0.0).param_groups
     assert (visual["lr"], rest["lr"]) == (1e-5, 1e-3)
     assert sum(p.numel() for p in visual["params"]) == sum(p.numel() for p in model.backbone.parameters())
     assert not model.backbone.training
     assert stage.training
-    Stage(model, moving=False)
-    (only,) = adam(model, visual=0.0, rest=1e-3, weight_decay=0.0).param_groups
+    FrozenPartsModule(model, moving=False)
+    (only,) = build_optimizer(model, backbone_lr=0.0, head_lr=1e-3, weight_decay=0.0).param_groups
     frozen = {id(p) for part in (model.backbone, model.text_tower, model.study_head) for p in part.parameters()}
     assert not frozen & {id(p) for p in only["params"]}
 
@@ -258,7 +258,7 @@ def changed(before: str, after: str) -> set[str]:
         return {name: value}
 
     one, two = flat(preset(before).model_dump()), flat(preset(after).model_dump())
-    return {key.split(".")[0] if ".backbone" not in key else key for key in one.keys() | two.keys()
+    return {key.split(".")[0] if key != "shape.backbone" else key for key in one.keys() | two.keys()
             if one.get(key) != two.get(key)} - {"preset"}  # fmt: skip
 
 
@@ -268,8 +268,8 @@ def test_each_row_of_the_study_is_one_change_from_the_row_before() -> None:
     assert changed("densenet-lr", "retrieval") == {"retrieval_k", "retriever"}
     assert changed("retrieval", "retrieval-scst") == {"scst"}
     ce = preset("densenet-lr").ce
-    assert ce.visual_lr <= ce.transformer_lr / 20
-    assert preset("baseline").ce.visual_lr == 1e-4
+    assert ce.backbone_lr <= ce.transformer_lr / 20
+    assert preset("baseline").ce.backbone_lr == 1e-4
     assert math.isclose(preset("baseline").ce.transformer_lr, 5e-4)
 
 
@@ -287,3 +287,9 @@ def test_every_preset_is_valid_and_an_unknown_one_is_named() -> None:
         assert type(config).model_validate_json(config.model_dump_json()) == config
     with pytest.raises(ValueError, match="choose one of baseline"):
         preset("huge")
+
+
+def test_reads_the_old_name_of_the_backbone_rate() -> None:
+    stored = preset("densenet").model_dump(mode="json")
+    stored["ce"]["visual_lr"] = stored["ce"].pop("backbone_lr")
+    assert type(preset("densenet")).model_validate(stored) == preset("densenet")

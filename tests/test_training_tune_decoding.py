@@ -12,7 +12,7 @@ from model.bundle import load_bundle
 from model.config import ConsensusConfig, DecodingConfig
 from retrieval_index.index import ReportIndex
 from tests.support.tiny import write_tiny_bundle
-from training.config import Runtime
+from training.config import RunContext
 from training.data.features import cache_features
 from training.data.pixel_cache import build_pixel_cache
 from training.openi import open_openi
@@ -97,13 +97,13 @@ def test_the_trials_are_what_the_methods_write(root: Path, bundle: Path, tmp_pat
     index = ReportIndex.load(bundle / "index")
     source = open_openi(root)
     candidates, kept = draw(loaded, index, source.split("val"), source, tmp_path, torch.device("cpu"))
-    runtime = Runtime(torch.device("cpu"), 1, "fp32", tmp_path)
+    context = RunContext(torch.device("cpu"), 1, "fp32", tmp_path)
     cache = build_pixel_cache(source, kept, loaded.config.preprocessing.image_size, tmp_path)
-    patches = cache_features(loaded.model.backbone, cache, kept, 1, runtime, tmp_path, view_dropout=0.0, name="again")
+    patches = cache_features(loaded.model.backbone, cache, kept, 1, context, tmp_path, view_dropout=0.0, name="again")
     for changes, ids in (
         ({"method": "beam", "length_penalty": 2.0}, candidates.beams[2.0]),
         ({"method": "rerank", "similarity_weight": 4.0}, reranked(candidates, 4.0)),
     ):
         decoding = loaded.config.decoding.model_copy(update=changes)
-        written = write_reports(loaded.model, patches, index, kept, loaded.tokenizer, decoding, runtime)
+        written = write_reports(loaded.model, patches, index, kept, loaded.tokenizer, decoding, context)
         assert written == [loaded.tokenizer.decode(row) for row in ids.tolist()], changes

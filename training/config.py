@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 
 from model.config import Count, DecodingConfig, Frozen, Share
 from training.data.device_array import Placement
-from training.trainer.distributed import ALONE, Processes
+from training.trainer.distributed import SINGLE_PROCESS, ProcessGroup
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 Epochs = Annotated[int, Field(ge=0)]
@@ -55,12 +55,12 @@ class RetrieverConfig(Frozen):
 
 
 class CEConfig(Frozen):
-    """Cross-entropy. ``visual_lr`` 0 freezes the backbone (its features are cached); ``view_dropout``: share of
+    """Cross-entropy. ``backbone_lr`` 0 freezes the backbone (its features are cached); ``view_dropout``: share of
     training studies that lose a view; ``case_dropout``: share that lose their retrieved cases."""
 
     epochs: Epochs = 30
     batch_size: Count = 16
-    visual_lr: Rate = 2.5e-5
+    backbone_lr: Rate = 2.5e-5
     transformer_lr: Rate = 5e-4
     weight_decay: Rate = 5e-5
     label_smoothing: Share = 0.0
@@ -69,6 +69,14 @@ class CEConfig(Frozen):
     contrastive_weight: Annotated[float, Field(ge=0)] = 0.1
     patience: Annotated[int, Field(ge=1)] | None = 10
     validate_limit: Count | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, values: Any) -> Any:
+        """``visual_lr`` is the name of ``backbone_lr`` in configurations of 0.1."""
+        if isinstance(values, dict) and "visual_lr" in values:
+            return {"backbone_lr" if name == "visual_lr" else name: value for name, value in values.items()}
+        return values
 
 
 class RewardConfig(Frozen):
@@ -86,7 +94,7 @@ class RewardConfig(Frozen):
         return self
 
 
-class Guards(Frozen):
+class SelectionConstraints(Frozen):
     """What an epoch's validation drafts must keep of those of the model that came in, to be selected.
 
     ``distinct`` and ``label_f1``: least share of its value; ``least_distinct``: least share of different drafts,
@@ -117,7 +125,7 @@ class ScstConfig(Frozen):
     baseline: Literal["leave_one_out", "greedy", "best_other"] = "leave_one_out"
     nll_weight: Share = 0.1
     reward: RewardConfig = RewardConfig()
-    guards: Guards = Guards()
+    guards: SelectionConstraints = SelectionConstraints()
     patience: Annotated[int, Field(ge=1)] | None = 3
     validate_limit: Count | None = None
 
@@ -172,7 +180,7 @@ class RunConfig(Frozen):
 
 
 @dataclass(frozen=True)
-class Runtime:
+class RunContext:
     """Where and how exactly a run computes.
 
     Attributes:
@@ -189,6 +197,6 @@ class Runtime:
     seed: int
     precision: Literal["bf16", "fp32"]
     work: Path
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
     on_device: Placement = "auto"
     checkpoint_seconds: float = 120.0

@@ -25,7 +25,7 @@ from retrieval_index.download import IMAGES_URL, REPORTS_URL, download, text_pro
 from retrieval_index.openi import REPORTS_ARCHIVE, REPORTS_FOLDER, OpeniReport, read_reports
 from training.data.image_store import ChainedImages, ImageStore, LooseImages, TarImages, images_by_id
 from training.data.studies import SPLITS, ImageRef, Source, Split, Study, named, view_note
-from training.data.tables import own_split, own_views, read_split, read_views
+from training.data.tables import builtin_split, builtin_views, read_split, read_views
 
 IMAGES_ARCHIVE = "NLMCXR_png.tgz"
 IMAGE_FOLDERS = ("images", "NLMCXR_png")
@@ -115,12 +115,12 @@ def _study(report: OpeniReport, split: Split | None, views: Mapping[str, View | 
 
 def _split_table(root: Path, given: Path | None) -> tuple[Mapping[str, Split], str]:
     path = given or root / "r2gen_split.csv"
-    return (read_split(path), str(path)) if given or path.exists() else (own_split(), "of the project")
+    return (read_split(path), str(path)) if given or path.exists() else (builtin_split(), "of the project")
 
 
 def _view_table(root: Path, given: Path | None) -> tuple[Mapping[str, View | None], str]:
     path = given or root / "views.csv"
-    return (read_views(path), str(path)) if given or path.exists() else (own_views(), "of the project")
+    return (read_views(path), str(path)) if given or path.exists() else (builtin_views(), "of the project")
 
 
 def _images(root: Path, wanted: Sequence[str]) -> tuple[ImageStore, tuple[str, ...]]:

@@ -14,11 +14,11 @@ _BASELINE = RunConfig(
     retrieval_k=0,
     pretrain=None,
     retriever=None,
-    ce=CEConfig(epochs=100, visual_lr=1e-4, transformer_lr=5e-4, case_dropout=0.0),
+    ce=CEConfig(epochs=100, backbone_lr=1e-4, transformer_lr=5e-4, case_dropout=0.0),
 )
 _DENSENET = _BASELINE.model_copy(update={"preset": "densenet", "shape": ModelShape(backbone="densenet121")})
 _DENSENET_LR = _DENSENET.model_copy(
-    update={"preset": "densenet-lr", "ce": _DENSENET.ce.model_copy(update={"visual_lr": 2.5e-5})}
+    update={"preset": "densenet-lr", "ce": _DENSENET.ce.model_copy(update={"backbone_lr": 2.5e-5})}
 )
 _RETRIEVAL = _DENSENET_LR.model_copy(update={"preset": "retrieval", "retrieval_k": 5, "retriever": RetrieverConfig()})
 _RETRIEVAL_SCST = _RETRIEVAL.model_copy(update={"preset": "retrieval-scst", "scst": ScstConfig()})
@@ -29,7 +29,7 @@ _COMPACT = RunConfig(
     feature_variants=3,
     pretrain=PretrainConfig(epochs_by_size=((112, 8), (160, 2), (224, 3)), lr=6e-4),
     retriever=RetrieverConfig(),
-    ce=CEConfig(epochs=8, visual_lr=0.0, transformer_lr=1e-3, patience=None),
+    ce=CEConfig(epochs=8, backbone_lr=0.0, transformer_lr=1e-3, patience=None),
     scst=ScstConfig(
         epochs=2, lr=5e-5, nll_weight=0.2, baseline="best_other",
         reward=RewardConfig(cider=1.0, bleu4=0.5, label_f1=0.5),
@@ -52,7 +52,7 @@ _SMOKE = RunConfig(
     feature_variants=1,
     pretrain=PretrainConfig(epochs_by_size=((64, 1),), ema=0.9),
     retriever=RetrieverConfig(epochs=3),
-    ce=CEConfig(epochs=2, visual_lr=0.0, transformer_lr=1e-3, validate_limit=64, patience=None),
+    ce=CEConfig(epochs=2, backbone_lr=0.0, transformer_lr=1e-3, validate_limit=64, patience=None),
     scst=ScstConfig(epochs=1, samples=3, validate_limit=64),
     consensus_directions=64,
     decoding=DecodingConfig(method="consensus", candidates=8, temperature=1.0),

@@ -36,16 +36,16 @@ from model.text.tokenizer import Tokenizer
 from retrieval_index.cases import read_cases, write_cases
 from retrieval_index.index import CASES_FILE, VECTORS_FILE, ReportIndex
 from training.cli import open_source
-from training.config import RunConfig, Runtime
+from training.config import RunConfig, RunContext
 from training.data.external import for_pretraining, read_external
-from training.data.features import FrozenPatches, LivePatches, PatchSource, cache_features, readable
+from training.data.features import CachedFeatures, OnlineFeatures, PatchSource, cache_features, readable
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.studies import Source, Study
-from training.data.targets import Labelled
+from training.data.targets import ExternalLabels
 from training.evaluate import evaluate
 from training.evaluation.scoring import read_label_table
 from training.presets import PRESETS, preset
-from training.run_manifest import identity, remember
+from training.run_manifest import MANIFEST_FILE, check_resume_compatible, run_manifest, write_run_manifest
 from training.scoring.metrics import meteor_available
 from training.stages.cross_entropy import train_ce
 from training.stages.index import build_index, retrieval_scores
@@ -54,7 +54,7 @@ from training.stages.pretrain import pretrain
 from training.stages.retriever import recall, train_retriever, val_similarity
 from training.stages.scst import train_scst
 from training.trainer.checkpoints import in_short, save_atomically
-from training.trainer.distributed import Processes, join, lost_another, own_rank
+from training.trainer.distributed import ProcessGroup, is_peer_failure, join, process_rank
 
 log = logging.getLogger("training")
 
@@ -71,12 +71,12 @@ class Run:
     """One run's data, model and places. Stages read and change ``model`` and ``index``."""
 
     config: RunConfig
-    runtime: Runtime
+    context: RunContext
     source: Source
     soft_scores: Path | None
     out: Path
     keep_texts: bool
-    labelled: Labelled | None = None  # findings of studies of another source, for pretraining
+    labelled: ExternalLabels | None = None  # findings of studies of another source, for pretraining
     label_table: Mapping[str, frozenset[str]] | None = None  # study uid -> findings, a second truth beside the labeler
     cache_dir: Path | None = None  # of pixels and features; runs on one data set may share it, one after another
     evaluate_limit: int | None = None  # studies scored in the end; None: as many as validation takes while training
@@ -92,7 +92,7 @@ class Run:
         wanted = [*self.source.split("train"), *self.source.split("val")]
         if self.config.pretrain is not None:
             wanted += self.source.extra
-        with self.runtime.processes.main_first():
+        with self.context.processes.main_process_first():
             self.cache = build_pixel_cache(self.source, wanted, self.config.image_size, self.caches)
         self.train, self.val = (readable(self.source.split(split), self.cache) for split in ("train", "val"))
         if not self.train:
@@ -101,7 +101,7 @@ class Run:
         torch.manual_seed(self.config.seed)
         backbone = Backbone(self.config.shape.backbone, weights=self.config.backbone_weights)
         self.model = ReportModel(model_config(self.config, len(self.tokenizer)), backbone=backbone)
-        self.model.to(self.runtime.device)
+        self.model.to(self.context.device)
         self.model.backbone.to(memory_format=torch.channels_last)
         log.info("%d training and %d validation studies, %d words, %.1f million weights", len(self.train),
                  len(self.val), len(self.tokenizer), sum(p.numel() for p in self.model.parameters()) / 1e6)  # fmt: skip
@@ -109,7 +109,7 @@ class Run:
     @property
     def work(self) -> Path:
         """The run's work directory."""
-        return self.runtime.work
+        return self.context.work
 
     @property
     def caches(self) -> Path:
@@ -141,16 +141,16 @@ class Run:
 
     def patches(self) -> PatchSource:
         """What trains on: cached features where the backbone is frozen, the backbone itself otherwise."""
-        if self.config.ce.visual_lr == 0:
+        if self.config.ce.backbone_lr == 0:
             return self.features()
-        return LivePatches(self.model, self.cache, self.runtime.device, self.config.ce.view_dropout,
-                           self.runtime.on_device)  # fmt: skip
+        return OnlineFeatures(self.model, self.cache, self.context.device, self.config.ce.view_dropout,
+                           self.context.on_device)  # fmt: skip
 
-    def features(self) -> FrozenPatches:
+    def features(self) -> CachedFeatures:
         """Cached features of the backbone as it is now."""
-        with self.runtime.processes.main_first():
+        with self.context.processes.main_process_first():
             return cache_features(
-                self.model.backbone, self.cache, [*self.train, *self.val], self.config.feature_variants, self.runtime,
+                self.model.backbone, self.cache, [*self.train, *self.val], self.config.feature_variants, self.context,
                 self.caches, view_dropout=self.config.ce.view_dropout, name="frozen",
             )  # fmt: skip
 
@@ -173,7 +173,7 @@ def stage_pretrain(run: Run) -> None:
     if run.config.pretrain is None:
         log.info("pretrain: not part of preset %s", run.config.preset)
         return
-    row = pretrain(run.model.backbone, run.source, run.cache, run.config.pretrain, run.runtime, run.work / "pretrain",
+    row = pretrain(run.model.backbone, run.source, run.cache, run.config.pretrain, run.context, run.work / "pretrain",
                    soft_scores=run.soft_scores, label_table=run.label_table, head=run.model.finding_head,
                    labelled=run.labelled)  # fmt: skip
     run.metrics["pretrain"] = {name.removeprefix("val_"): value for name, value in row.items() if "auroc" in name}
@@ -184,7 +184,7 @@ def stage_retriever(run: Run) -> None:
     if not run.config.retrieval_k or run.config.retriever is None:
         log.info("retriever: not part of preset %s", run.config.preset)
         return
-    train_retriever(run.model, run.features(), run.train, run.val, run.tokenizer, run.config.retriever, run.runtime,
+    train_retriever(run.model, run.features(), run.train, run.val, run.tokenizer, run.config.retriever, run.context,
                     run.work / "retriever")  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def stage_index(run: Run) -> None:
         log.info("index: not part of preset %s", run.config.preset)
         return
     features = run.features()
-    if not run.runtime.processes.main:
+    if not run.context.processes.main:
         return
     index = build_index(run.model, run.train, run.tokenizer, run.index_dir,
                         public=run.source.name == "openi")  # fmt: skip
@@ -210,9 +210,9 @@ def stage_ce(run: Run) -> None:
     """Cross-entropy."""
     index = run.load_index()
     row = train_ce(run.model, run.patches(), index, run.train, run.val, run.tokenizer, run.config.ce,
-                   run.config.decoding, run.runtime, run.work / "ce", run.load_consensus())  # fmt: skip
+                   run.config.decoding, run.context, run.work / "ce", run.load_consensus())  # fmt: skip
     run.metrics["ce_selected_epoch"] = row.get("epoch")
-    if index is not None and run.config.ce.visual_lr > 0 and run.runtime.processes.main:
+    if index is not None and run.config.ce.backbone_lr > 0 and run.context.processes.main:
         run.metrics["retrieval_after_ce"] = _retrieval_figures(run, index, run.patches())
 
 
@@ -222,7 +222,7 @@ def stage_scst(run: Run) -> None:
         log.info("scst: not part of preset %s", run.config.preset)
         return
     row = train_scst(run.model, run.features(), run.load_index(), run.train, run.val, run.tokenizer, run.config.scst,
-                     run.config.decoding, run.runtime, run.work / "scst", run.load_consensus())  # fmt: skip
+                     run.config.decoding, run.context, run.work / "scst", run.load_consensus())  # fmt: skip
     run.metrics["scst_selected_epoch"] = row.get("epoch")
 
 
@@ -233,12 +233,12 @@ def stage_evaluate(run: Run) -> None:
     if not run.val:
         log.warning("evaluate: there is no validation study; metrics.json will be empty")
         return
-    bundle = load_bundle(trial, device=run.runtime.device)
+    bundle = load_bundle(trial, device=run.context.device)
     index = (
         ReportIndex.load(trial / "index", expected_sha256=bundle.index_sha256()) if bundle.config.retrieval else None
     )
     common: dict[str, Any] = {
-        "device": run.runtime.device,
+        "device": run.context.device,
         "work_dir": run.caches,
         "cache": run.cache,
         "limit": run.evaluate_limit or run.config.ce.validate_limit,
@@ -302,7 +302,7 @@ def _without_texts(index_dir: Path, directory: Path) -> Path:
     return directory
 
 
-_RUN: dict[str, Callable[[Run], None]] = {
+STAGE_FUNCTIONS: dict[str, Callable[[Run], None]] = {
     "pretrain": stage_pretrain,
     "retriever": stage_retriever,
     "index": stage_index,
@@ -319,9 +319,9 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
     Raises:
         ValueError: a stage that is left out has no result, and one that is to run needs it.
     """
-    processes = run.runtime.processes
+    processes = run.context.processes
     done = processes.from_main(lambda: {name for name in SHARED if (run.work / name / "result.pt").exists()})
-    for name, user in left_out(run.config, stages, done):
+    for name, user in missing_prerequisites(run.config, stages, done):
         raise ValueError(
             f"stage {name} was left out and has no result in {run.work / name}, and stage {user} needs it; add it to "
             "--stages"
@@ -334,13 +334,13 @@ def run_stages(run: Run, stages: Sequence[str]) -> None:
         elif name in stages:
             log.info("stage %s", name)
             if processes.main or name in SHARED:
-                _do(run, name, result)
+                _run_stage(run, name, result)
             processes.wait()
             if not processes.main and result.exists():
                 _load(run, name, result)  # bit for bit what a resumed run will find
 
 
-def left_out(config: RunConfig, stages: Sequence[str], done: Collection[str]) -> Iterator[tuple[str, str]]:
+def missing_prerequisites(config: RunConfig, stages: Sequence[str], done: Collection[str]) -> Iterator[tuple[str, str]]:
     """Stages that are neither asked for nor done, each with the first asked-for one that needs it.
 
     A stage needs the weights of those before it, which the next result holds, too, and the files of the index.
@@ -363,20 +363,20 @@ def left_out(config: RunConfig, stages: Sequence[str], done: Collection[str]) ->
             yield name, users[0]
 
 
-def _do(run: Run, name: str, result: Path) -> None:
+def _run_stage(run: Run, name: str, result: Path) -> None:
     before = dict(run.metrics)
-    if name in SHARED and run.runtime.processes.main:
+    if name in SHARED and run.context.processes.main:
         run.figures_file.unlink(missing_ok=True)  # of weights that will be no more
-    _RUN[name](run)
+    STAGE_FUNCTIONS[name](run)
     news = {key: value for key, value in run.metrics.items() if before.get(key) != value}
-    if name not in ("evaluate", "bundle") and run.runtime.processes.main:
+    if name not in ("evaluate", "bundle") and run.context.processes.main:
         result.parent.mkdir(parents=True, exist_ok=True)
         save_atomically({"model": run.model.state_dict(), "metrics": json.dumps(news)}, result)
 
 
 def _load(run: Run, name: str, result: Path) -> None:
     try:
-        content = torch.load(result, map_location=run.runtime.device, weights_only=True)
+        content = torch.load(result, map_location=run.context.device, weights_only=True)
         run.model.load_state_dict(content["model"])
         run.metrics |= json.loads(content["metrics"])
     except Exception as error:
@@ -392,7 +392,7 @@ def _load(run: Run, name: str, result: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.run``; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    rank = own_rank()
+    rank = process_rank()
     logging.basicConfig(
         level=logging.ERROR if rank else logging.INFO, datefmt="%H:%M:%S", stream=sys.stderr,
         format="%(asctime)s " + (f"process {rank}: " if rank else "") + "%(message)s",
@@ -411,7 +411,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("%s.%s", error, " Free space there, then go on with --resume; the last checkpoint is kept" * full)
         return 2
     except RuntimeError as error:
-        if not lost_another(error):
+        if not is_peer_failure(error):
             raise
         log.error("another process has ended; its message says why (%s)", in_short(error))
         return 2
@@ -421,7 +421,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(arguments: argparse.Namespace, processes: Processes, device: torch.device) -> Run:
+def _run(arguments: argparse.Namespace, processes: ProcessGroup, device: torch.device) -> Run:
     config = preset(arguments.preset)
     changes: dict[str, Any] = {"seed": arguments.seed}
     if arguments.backbone_weights:
@@ -432,18 +432,20 @@ def _run(arguments: argparse.Namespace, processes: Processes, device: torch.devi
     work = arguments.work or arguments.out.with_name(arguments.out.name + ".work")
     soft_scores = _table(arguments, "soft_scores", "chexnet_scores.csv")
     labels = _table(arguments, "reference_labels", "chexbert_labels.csv")
-    with processes.main_first():  # it may download
+    with processes.main_process_first():  # it may download
         source, labelled = _with_external(open_source(arguments), config, arguments)
         if processes.main:
-            content = identity(config, source, arguments.precision, soft_scores=soft_scores, label_table=labels,
+            content = run_manifest(config, source, arguments.precision, soft_scores=soft_scores, label_table=labels,
                                external_labels=arguments.external_labels)  # fmt: skip
-            remember(work, content, resume=arguments.resume)
+            check_resume_compatible(work, content, resume=arguments.resume)
+            if not (work / MANIFEST_FILE).exists():
+                write_run_manifest(work, content)
     for note in source.notes:
         log.info("%s", note)
     torch.set_float32_matmul_precision("high")
     return Run(
         config=config,
-        runtime=Runtime(
+        context=RunContext(
             device,
             config.seed,
             arguments.precision,
@@ -461,7 +463,9 @@ def _run(arguments: argparse.Namespace, processes: Processes, device: torch.devi
     )
 
 
-def _with_external(source: Source, config: RunConfig, arguments: argparse.Namespace) -> tuple[Source, Labelled | None]:
+def _with_external(
+    source: Source, config: RunConfig, arguments: argparse.Namespace
+) -> tuple[Source, ExternalLabels | None]:
     """The source with the labelled images that the options name, if any."""
     labels, images = arguments.external_labels, arguments.external_images
     if labels is None and images is None:

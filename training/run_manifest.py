@@ -1,7 +1,6 @@
-"""What a resumed run must have in common with the one it goes on with: configuration, studies, and what they hold.
+"""``run.json`` of a work directory: the configuration and the data that a resumed run must share with the first.
 
-``run.json`` in the work directory remembers it. Checkpoints of one run and data of another would train without a
-complaint, and nobody could say what the weights were learnt from.
+Without this check, checkpoints of one run would continue on the data of another without an error.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from training.data.studies import Source, Study
 
 log = logging.getLogger("training")
 
+MANIFEST_FILE = "run.json"
 _INPUTS = {
     "inputs.soft_scores": "the content of --soft-scores (or chexnet_scores.csv in --root)",
     "inputs.label_table": "the content of --reference-labels (or chexbert_labels.csv in --root)",
@@ -27,7 +27,7 @@ _INPUTS = {
 }
 
 
-def identity(
+def run_manifest(
     config: RunConfig, source: Source, precision: str, *, soft_scores: Path | None, label_table: Path | None,
     external_labels: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -47,43 +47,54 @@ def identity(
     }
 
 
-def remember(work: Path, content: dict[str, Any], *, resume: bool) -> None:
-    """Write what a run is, or compare it with the run that is resumed.
+def write_run_manifest(work: Path, content: dict[str, Any]) -> None:
+    """Write ``run.json`` into the work directory."""
+    work.mkdir(parents=True, exist_ok=True)
+    write_atomic(work / MANIFEST_FILE, json.dumps(content, indent=2).encode())
 
-    Another precision is what a run that met a NaN is advised to take, so it is allowed, with a warning. A run of a
-    version that kept no digests is taken as it is.
+
+def check_resume_compatible(work: Path, content: dict[str, Any], *, resume: bool) -> None:
+    """Compare a run with the one in ``work``, if there is one.
+
+    A different precision is allowed with a warning: it is the advice after a NaN. A manifest without digests (of an
+    older version) is accepted.
 
     Args:
         work: the run's work directory.
-        content: as ``identity`` gives it.
-        resume: whether a run may be there already.
+        content: as ``run_manifest`` returns it.
+        resume: whether ``work`` may hold a run.
 
     Raises:
-        ValueError: there is one and it is not to be resumed, or it is another, or what it was cannot be read.
+        ValueError: the run in ``work`` must not be resumed, differs from this one, or its manifest cannot be read.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    path = work / "run.json"
+    path = work / MANIFEST_FILE
     if not path.exists():
-        write_atomic(path, json.dumps(content, indent=2).encode())
         return
     if not resume:
-        raise ValueError(f"{work} holds a run already; add --resume to go on with it, or remove it to start anew")
+        raise ValueError(f"{work} holds a run already; add --resume to continue it, or remove it to start again")
     try:
         before = {"inputs": content["inputs"], "precision": content["precision"], **json.loads(path.read_text())}
-    except ValueError as error:
+        before["config"] = _current_names(before["config"])
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} cannot be read ({error}); remove it to go on with the stages in {work} as this command says"
+            f"{path} cannot be read ({error}); remove it to continue the stages in {work} with the options given here"
         ) from error
     if (began := before.pop("precision")) != content["precision"]:
-        log.warning("this run began in %s and goes on in %s: its weights will not be those of an unbroken run",
-                    began, content["precision"])  # fmt: skip
+        log.warning("this run began in %s and continues in %s: its weights will differ from those of an uninterrupted "
+                    "run", began, content["precision"])  # fmt: skip
     now = {name: value for name, value in content.items() if name != "precision"}
     changed = [_INPUTS.get(name, f"{name} ({old} -> {new})") for name, old, new in differences(before, now)]
     if changed:
         raise ValueError(
-            f"this run differs from the one in {work} in {', '.join(changed)}; resume it as it was, with the same "
-            "options and files, or choose another --work to start anew"
+            f"this run differs from the one in {work} in {', '.join(changed)}; resume it with the same options and "
+            "files, or choose another --work to start again"
         )
+
+
+def _current_names(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the field names of this version."""
+    ce = {"backbone_lr" if name == "visual_lr" else name: value for name, value in config["ce"].items()}
+    return {**config, "ce": ce}
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:

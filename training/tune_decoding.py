@@ -31,7 +31,7 @@ from model.decoding.search import Constraints
 from model.files import write_atomic
 from retrieval_index.index import ReportIndex
 from training.cli import choose_device, open_source, positive
-from training.config import Runtime
+from training.config import RunContext
 from training.data.features import cache_features, readable
 from training.data.pixel_cache import build_pixel_cache
 from training.data.studies import Source, Study
@@ -81,8 +81,8 @@ def draw(
     cache = build_pixel_cache(source, studies, bundle.config.preprocessing.image_size, work,
                               resample=bundle.config.preprocessing.resample)  # fmt: skip
     kept = readable(studies, cache)
-    runtime = Runtime(device, 1, "fp32", work)
-    patches = cache_features(model.backbone, cache, kept, 1, runtime, work, view_dropout=0.0, name="tuning")
+    context = RunContext(device, 1, "fp32", work)
+    patches = cache_features(model.backbone, cache, kept, 1, context, work, view_dropout=0.0, name="tuning")
     constraints = Constraints.of(decoding, tokenizer)
     penalties = dict.fromkeys((*LENGTH_PENALTIES, decoding.length_penalty))
     parts: list[Candidates] = []

@@ -16,23 +16,23 @@ from model.config import DecodingConfig
 from model.network.report_model import ReportModel
 from model.text.tokenizer import Tokenizer
 from tests.support.tiny import IMAGE_SIZE, tiny_config
-from training.config import CEConfig, RetrieverConfig, Runtime, ScstConfig
+from training.config import CEConfig, RetrieverConfig, RunContext, ScstConfig
 from training.data.augment import to_float
-from training.data.features import LivePatches, cache_features, readable
+from training.data.features import OnlineFeatures, cache_features, readable
 from training.data.pixel_cache import build_pixel_cache
 from training.openi import open_openi
 from training.stages.cross_entropy import train_ce
 from training.stages.index import build_index
 from training.stages.retriever import contrastive_loss, train_retriever
 from training.stages.scst import train_scst
-from training.trainer.distributed import Processes, join
+from training.trainer.distributed import ProcessGroup, join
 from training.trainer.loop import Loop, LoopConfig
 
 BATCH = 5  # shared by two processes: 2 rows and 3
 
 
 class Pair(nn.Module):
-    """Two towers and the temperature of their similarities, small enough to follow."""
+    """Two encoders and the temperature of their similarities, small enough to follow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Pair(nn.Module):
         self.unused = nn.Parameter(torch.ones(3))
 
 
-def train_pair(processes: Processes, out: Path) -> None:
+def train_pair(processes: ProcessGroup, out: Path) -> None:
     """Plain gradient descent, which does not forgive a wrong scale of the gradient as Adam would."""
     torch.manual_seed(4)
     net, x = Pair(), torch.randn(15, 2, 6)
@@ -62,28 +62,28 @@ def train_pair(processes: Processes, out: Path) -> None:
         torch.save(net.state_dict(), out / "pair.pt")
 
 
-def train_stages(processes: Processes, root: Path, out: Path) -> None:
+def train_stages(processes: ProcessGroup, root: Path, out: Path) -> None:
     """Retriever, cross-entropy with a moving backbone, self-critical training; dropout off."""
-    runtime = Runtime(torch.device("cpu"), 1, "fp32", out, processes)
+    context = RunContext(torch.device("cpu"), 1, "fp32", out, processes)
     source = open_openi(root)
-    with processes.main_first():
+    with processes.main_process_first():
         cache = build_pixel_cache(source, source.studies, IMAGE_SIZE, out / "cache")
     train, val = readable(source.split("train"), cache), readable(source.split("val"), cache)
     tokenizer = Tokenizer.build((study.report for study in train), min_count=1)
     torch.manual_seed(0)
     model = ReportModel(tiny_config(len(tokenizer), max_length=40, dropout=0.0))
     see(model.backbone, torch.from_numpy(np.array(cache.array)))
-    with processes.main_first():
-        frozen = cache_features(model.backbone, cache, [*train, *val], 2, runtime, out / "cache", view_dropout=0.3,
+    with processes.main_process_first():
+        frozen = cache_features(model.backbone, cache, [*train, *val], 2, context, out / "cache", view_dropout=0.3,
                                 name="frozen")  # fmt: skip
     train_retriever(model, frozen, train, val, tokenizer, RetrieverConfig(epochs=2, batch_size=BATCH, dropout=0.0),
-                    runtime, out / "retriever")  # fmt: skip
+                    context, out / "retriever")  # fmt: skip
     index = build_index(model, train, tokenizer, out / f"index{processes.rank}", public=False)
-    live = LivePatches(model, cache, runtime.device, view_dropout=0.3)
-    train_ce(model, live, index, train, val, tokenizer, CEConfig(epochs=2, batch_size=BATCH, visual_lr=1e-4),
-             DecodingConfig(), runtime, out / "ce")  # fmt: skip
+    live = OnlineFeatures(model, cache, context.device, view_dropout=0.3)
+    train_ce(model, live, index, train, val, tokenizer, CEConfig(epochs=2, batch_size=BATCH, backbone_lr=1e-4),
+             DecodingConfig(), context, out / "ce")  # fmt: skip
     train_scst(model, frozen, index, train, val, tokenizer, ScstConfig(epochs=1, batch_size=BATCH, samples=3, lr=1e-3),
-               DecodingConfig(), runtime, out / "scst")  # fmt: skip
+               DecodingConfig(), context, out / "scst")  # fmt: skip
 
 
 def see(backbone: nn.Module, pixels: Tensor) -> None:

@@ -31,7 +31,7 @@ from retrieval_index.index import ReportIndex
 from training.ablation.bootstrap_io import draw_predictions, save_draws
 from training.ablation.external_eval import External, Place, score_outside
 from training.cli import choose_device, open_source
-from training.config import RunConfig, Runtime
+from training.config import RunConfig, RunContext
 from training.data.studies import Source
 from training.run import Run, run_stages
 
@@ -107,7 +107,7 @@ def _train(job: Job, source: Source, folder: Path, device: torch.device) -> None
     reused = take_over(job.reuse, folder) if job.reuse else ()
     run = Run(
         config=job.config,
-        runtime=Runtime(device, job.config.seed, job.precision, folder),
+        context=RunContext(device, job.config.seed, job.precision, folder),
         source=source,
         soft_scores=job.soft_scores if job.config.pretrain is not None else None,
         out=folder,  # for the bundle's name; the trial bundle is what is kept

@@ -32,7 +32,7 @@ _FIRST_READ_BY = {
     "scst": "scst",
     "weights_dtype": "evaluate",
 }
-_ROWS_DECIDE = ("preset", "seed", "shape.backbone", "backbone_weights", "retrieval_k", "ce.visual_lr")
+_ROWS_DECIDE = ("preset", "seed", "shape.backbone", "backbone_weights", "retrieval_k", "ce.backbone_lr")
 
 
 class Scale(Frozen):

@@ -16,7 +16,7 @@ Placement = Literal["auto", "yes", "no"]
 _SHARE = 0.25  # of the free memory of a GPU that one array may take; the rest is for training
 
 
-class Rows:
+class DeviceRows:
     """Rows of ``array`` (N, ...) as tensors on a device, of the array's type.
 
     Args:

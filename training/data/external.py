@@ -27,7 +27,7 @@ from model.views import View
 from training.data.image_store import ChainedImages, LooseImages, Prefixed, images_by_id
 from training.data.pixel_cache import build_pixel_cache
 from training.data.studies import ImageRef, Source, Study
-from training.data.targets import Labelled
+from training.data.targets import ExternalLabels
 from training.evaluation import inference as drafting
 from training.scoring.bootstrap import DRAWS, Bootstrap, Contributions, Resampled
 from training.scoring.metrics import SCORED_FINDINGS, label_scores, present_findings
@@ -75,7 +75,7 @@ class ExternalSet:
     skipped: Mapping[str, int]
 
 
-def for_pretraining(source: Source, external: ExternalSet) -> tuple[Source, Labelled]:
+def for_pretraining(source: Source, external: ExternalSet) -> tuple[Source, ExternalLabels]:
     """A source with the images of another set among its studies for pretraining, and what is known of these.
 
     Args:
@@ -85,7 +85,7 @@ def for_pretraining(source: Source, external: ExternalSet) -> tuple[Source, Labe
     own = [replace(study, study_id=_OTHERS + study.study_id, uid=_OTHERS + study.uid,
                    images=tuple(replace(ref, key=_OTHERS + ref.key) for ref in study.images))
            for study in external.studies]  # fmt: skip
-    known = Labelled(
+    known = ExternalLabels(
         tuple(sorted(set(external.mapped.values()))),
         {study.study_id: truth for study, truth in zip(own, external.truth, strict=True)},
     )

@@ -1,6 +1,6 @@
 """Batches of studies as backbone output, for the stages that train what comes after the backbone.
 
-``FrozenPatches`` reads a cache of features (backbone frozen, several augmented variants an image); ``LivePatches``
+``CachedFeatures`` reads a cache of features (backbone frozen, several augmented variants an image); ``OnlineFeatures``
 runs the backbone on augmented pixels, so that it can learn. Both drop a view at random in training, so one image
 alone works, and give frontals first.
 """
@@ -22,9 +22,9 @@ from model.files import write_atomic
 from model.network.backbone import Backbone
 from model.network.report_model import Patches, ReportModel
 from model.views import View
-from training.config import Runtime
+from training.config import RunContext
 from training.data.augment import Augmentation, augment, augmentation_draws, changed, to_float
-from training.data.device_array import Placement, Rows
+from training.data.device_array import DeviceRows, Placement
 from training.data.pixel_cache import PixelCache, allocate, read_state
 from training.data.studies import Study
 from training.trainer.loop import autocast, step_seed
@@ -74,7 +74,7 @@ def _select_views(
     return images
 
 
-class FrozenPatches:
+class CachedFeatures:
     """Features of a frozen backbone, computed once: tokens (N, variants, 49, D) float16 on disk, memory-mapped."""
 
     def __init__(
@@ -84,8 +84,8 @@ class FrozenPatches:
         self._rows, self._device, self._drop = rows, device, view_dropout
         count, self._variants, self._grid, self._width = tokens.shape
         pooled = np.stack([row.astype(np.float32).mean(axis=1) for row in tokens])  # (N, variants, D)
-        self._tokens = Rows(tokens.reshape(count * self._variants, self._grid, self._width), device, on_device)
-        self._pooled = Rows(pooled.reshape(count * self._variants, self._width), device, on_device)
+        self._tokens = DeviceRows(tokens.reshape(count * self._variants, self._grid, self._width), device, on_device)
+        self._pooled = DeviceRows(pooled.reshape(count * self._variants, self._width), device, on_device)
 
     def patches(
         self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True, part: slice = WHOLE
@@ -110,7 +110,7 @@ class FrozenPatches:
         return Patches(features.masked_fill(lost.unsqueeze(-1), 0), pooled.masked_fill(lost, 0), views, mask)
 
 
-class LivePatches:
+class OnlineFeatures:
     """The backbone itself, on augmented pixels in training and plain ones otherwise."""
 
     def __init__(
@@ -118,7 +118,7 @@ class LivePatches:
         on_device: Placement = "auto",
     ) -> None:  # fmt: skip
         self._model, self._cache, self._device, self._drop = model, cache, device, view_dropout
-        self._pixels = Rows(cache.array, device, on_device)
+        self._pixels = DeviceRows(cache.array, device, on_device)
         self._amount = Augmentation()
 
     def patches(
@@ -143,9 +143,9 @@ class LivePatches:
 
 
 def cache_features(
-    backbone: Backbone, cache: PixelCache, studies: Sequence[Study], variants: int, runtime: Runtime, directory: Path,
-    *, view_dropout: float, name: str,
-) -> FrozenPatches:  # fmt: skip
+    backbone: Backbone, cache: PixelCache, studies: Sequence[Study], variants: int, context: RunContext,
+    directory: Path, *, view_dropout: float, name: str,
+) -> CachedFeatures:  # fmt: skip
     """Compute, or reuse, the features of all images of ``studies``; resumes where it was killed.
 
     Args:
@@ -153,13 +153,13 @@ def cache_features(
         cache: the pixels.
         studies: whose images are wanted.
         variants: copies of each image; copy 0 is plain, the others augmented.
-        runtime: device, seed and precision.
+        context: device, seed and precision.
         directory: holds ``features-NAME.npy`` and its state.
         view_dropout: given to the result.
         name: distinguishes caches in one directory.
     """
     keys = sorted({ref.key for study in studies for ref in study.images if ref.key in cache})
-    identity = _identity(backbone, keys, variants, cache.size, runtime)
+    identity = _identity(backbone, keys, variants, cache.size, context)
     path, state_path = directory / f"features-{name}.npy", directory / f"features-{name}.json"
     directory.mkdir(parents=True, exist_ok=True)
     was_training = backbone.training
@@ -173,27 +173,27 @@ def cache_features(
         allocate(path, np.float16, shape)
     result = np.load(path, mmap_mode="r+" if done < len(keys) else "r")
     if done < len(keys):
-        _compute(backbone, cache, keys, result, state_path, identity, done, runtime, name)
+        _compute(backbone, cache, keys, result, state_path, identity, done, context, name)
     backbone.train(was_training)
-    return FrozenPatches(result, {key: row for row, key in enumerate(keys)}, runtime.device, view_dropout,
-                         runtime.on_device)  # fmt: skip
+    return CachedFeatures(result, {key: row for row, key in enumerate(keys)}, context.device, view_dropout,
+                         context.on_device)  # fmt: skip
 
 
 @torch.inference_mode()
 def _compute(
     backbone: Backbone, cache: PixelCache, keys: Sequence[str], store: np.memmap, state_path: Path, identity: str,
-    done: int, runtime: Runtime, name: str,
+    done: int, context: RunContext, name: str,
 ) -> None:  # fmt: skip
     """Fill ``store`` (N, variants, 49, D) from row ``done`` on, and keep count of it."""
     variants = store.shape[1]
     bar = tqdm(total=len(keys) * variants, initial=done * variants, desc=f"features {name}", unit="img", mininterval=2)
     for start in range(done, len(keys), _BATCH):
         rows = [cache.rows[key] for key in keys[start : start + _BATCH]]
-        plain = to_float(torch.from_numpy(cache.array[rows]).to(runtime.device))
+        plain = to_float(torch.from_numpy(cache.array[rows]).to(context.device))
         for variant in range(variants):
-            generator = torch.Generator().manual_seed(step_seed(runtime.seed, f"features-{name}-{variant}", start))
+            generator = torch.Generator().manual_seed(step_seed(context.seed, f"features-{name}-{variant}", start))
             images = plain if variant == 0 else augment(plain, Augmentation(), generator)
-            with autocast(runtime.device, runtime.precision):
+            with autocast(context.device, context.precision):
                 tokens, _ = backbone(images)
             store[start : start + len(rows), variant] = tokens.float().cpu().numpy().astype(np.float16)
             bar.update(len(rows))
@@ -209,8 +209,8 @@ def _mark(state_path: Path, identity: str, done: int, store: np.memmap) -> None:
     write_atomic(state_path, text.encode())
 
 
-def _identity(backbone: Backbone, keys: Sequence[str], variants: int, size: int, runtime: Runtime) -> str:
-    digest = hashlib.sha256("\n".join([str(variants), str(size), str(runtime.seed), runtime.precision, *keys]).encode())
+def _identity(backbone: Backbone, keys: Sequence[str], variants: int, size: int, context: RunContext) -> str:
+    digest = hashlib.sha256("\n".join([str(variants), str(size), str(context.seed), context.precision, *keys]).encode())
     for value in backbone.state_dict().values():
         digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()).tobytes())
     return digest.hexdigest()

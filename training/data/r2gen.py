@@ -22,7 +22,7 @@ from typing import Any
 from model.views import View
 from training.data.image_store import EXTENSIONS, LooseImages, images_by_id
 from training.data.studies import SPLITS, ImageRef, Source, Split, Study, named, view_note
-from training.data.tables import own_images, own_views, read_views
+from training.data.tables import builtin_images, builtin_views, read_views
 
 
 def open_r2gen(annotation: Path, images: Path, *, view_table: Path | None = None) -> Source:
@@ -40,7 +40,7 @@ def open_r2gen(annotation: Path, images: Path, *, view_table: Path | None = None
     entries = read_annotation(annotation)
     beside = (annotation.parent / "views.csv", images / "views.csv")
     table = view_table or next((path for path in beside if path.exists()), None)
-    views = own_views() if table is None else read_views(table)
+    views = builtin_views() if table is None else read_views(table)
     finder = _Finder(images)
     studies: list[Study] = []
     paths: dict[str, Path] = {}
@@ -137,7 +137,7 @@ def _uid(study_id: str) -> str:
 def _image_id(entry: Mapping[str, Any], uid: str, key: str) -> str | None:
     """The id of an image: its file name without extension; for `<id>/<k>.png` the k-th id of the study."""
     stem = Path(key).stem
-    ids: Sequence[str] = entry.get("image_ids") or own_images().get(uid, ())
+    ids: Sequence[str] = entry.get("image_ids") or builtin_images().get(uid, ())
     if stem in ids or not stem.isdecimal():
         return stem
     k = int(stem)

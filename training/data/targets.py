@@ -50,7 +50,7 @@ class FindingTargets:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class ExternalLabels:
     """Studies that come with findings in the place of a report.
 
     Attributes:
@@ -111,7 +111,7 @@ def finding_targets(
     soft: tuple[tuple[str, ...], Mapping[str, Floats]] | None,
     *,
     terms: bool = False,
-    labelled: Labelled | None = None,
+    labelled: ExternalLabels | None = None,
 ) -> FindingTargets:
     """Targets for (image key, its study) pairs.
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from model.text.labeler import FINDINGS, Label, label_report
 from retrieval_index.openi import OpeniReport, read_reports
-from training.data.tables import own_split, read_split
+from training.data.tables import builtin_split, read_split
 
 TABLE = "chexbert_labels.csv"
 TEXTS = ("impression", "findings", "both")
@@ -129,7 +129,7 @@ def read_labels(path: Path) -> dict[str, Labels]:
 def read_texts(root: Path, text: str = "impression") -> dict[Part, dict[str, str]]:
     """Part -> study uid -> text, from the report archive under `root`; `text` is one of `TEXTS`."""
     path = root / "r2gen_split.csv"
-    splits = read_split(path) if path.exists() else own_split()
+    splits = read_split(path) if path.exists() else builtin_split()
     parts: dict[Part, dict[str, str]] = {part: {} for part in get_args(Part)}
     for report in read_reports(root).reports:
         split = splits.get(report.uid)

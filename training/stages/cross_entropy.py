@@ -30,7 +30,7 @@ from model.network.dual_encoder import pad_ids
 from model.network.report_model import Encoded, Patches, ReportModel
 from model.text.tokenizer import Tokenizer
 from retrieval_index.index import ReportIndex
-from training.config import CEConfig, Runtime
+from training.config import CEConfig, RunContext
 from training.data.features import PatchSource
 from training.data.studies import Study
 from training.scoring.metrics import comparable_pairs, validation_scores
@@ -81,7 +81,7 @@ def train_ce(
     tokenizer: Tokenizer,
     config: CEConfig,
     decoding: DecodingConfig,
-    runtime: Runtime,
+    context: RunContext,
     directory: Path,
     consensus: Consensus | None = None,
 ) -> Mapping[str, float]:
@@ -94,17 +94,17 @@ def train_ce(
         raise ValueError("cross-entropy training found no readable training study; check --root or --images")
     length = model.config.max_length
     ids = pad_ids([tokenizer.encode(study.report, length) for study in train], length)
-    targets = learnt_targets(ids, decoding, tokenizer)
+    targets = mask_suppressed_targets(ids, decoding, tokenizer)
     labels = label_vectors(train)
     names = [study.study_id for study in train]
     text = torch.from_numpy(index.vectors(_rows_of(index, names))) if index is not None else None
-    moving, processes = config.visual_lr > 0, runtime.processes
+    moving, processes = config.backbone_lr > 0, context.processes
     steps = -(-len(train) // config.batch_size)
-    stage = Stage(model, moving)
+    stage = FrozenPartsModule(model, moving)
     processes.synchronise_features(stage)
 
     def batches(epoch: int) -> list[np.ndarray]:
-        order = np.random.default_rng((runtime.seed, 29, epoch)).permutation(len(train))
+        order = np.random.default_rng((context.seed, 29, epoch)).permutation(len(train))
         return np.array_split(order, steps)
 
     def train_step(batch: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
@@ -116,14 +116,14 @@ def train_ce(
             lost = torch.rand(len(batch), 1, generator=generator)[mine] < config.case_dropout
             found = found & ~lost.to(found.device)
         encoded = model.encode(seen, cases, found)
-        nll = teacher_forced(model, encoded, ids[own], targets[own], words=learnt_words(targets[batch]),
+        nll = teacher_forced(model, encoded, ids[own], targets[own], words=count_targets(targets[batch]),
                              label_smoothing=config.label_smoothing)  # fmt: skip
         losses = {"loss": nll, "nll": nll}
         if moving and text is not None and config.contrastive_weight:
             studies = processes.gather(model.embed_study(seen), len(batch))
-            similarity = studies @ text[batch].to(runtime.device).t()
+            similarity = studies @ text[batch].to(context.device).t()
             contrast = contrastive_loss(
-                similarity, label_overlap(labels[batch].to(runtime.device)), _CONTRASTIVE_SCALE, 0.5
+                similarity, label_overlap(labels[batch].to(context.device)), _CONTRASTIVE_SCALE, 0.5
             ) / processes.count  # fmt: skip
             losses |= {"contrastive": contrast, "loss": nll + config.contrastive_weight * contrast}
         return losses
@@ -132,21 +132,25 @@ def train_ce(
     train_reports = [study.report for study in train]
 
     def validate() -> Mapping[str, float]:
-        scores = drafted_scores(model, patches, index, chosen, tokenizer, decoding, runtime, train_reports, consensus)
+        scores = validate_generation(
+            model, patches, index, chosen, tokenizer, decoding, context, train_reports, consensus
+        )
         return scores[0]
 
-    optimizer = adam(model, visual=config.visual_lr, rest=config.transformer_lr, weight_decay=config.weight_decay)
+    optimizer = build_optimizer(
+        model, backbone_lr=config.backbone_lr, head_lr=config.transformer_lr, weight_decay=config.weight_decay
+    )
     loop = Loop(
-        LoopConfig("ce", runtime.seed, precision=runtime.precision, select="selection" if chosen else None,
+        LoopConfig("ce", context.seed, precision=context.precision, select="selection" if chosen else None,
                    patience=config.patience if chosen else None, warmup=0.05, clip=1.0,
-                   checkpoint_seconds=runtime.checkpoint_seconds),
-        directory, stage, optimizer, device=runtime.device, processes=processes,
+                   checkpoint_seconds=context.checkpoint_seconds),
+        directory, stage, optimizer, device=context.device, processes=processes,
     )  # fmt: skip
     history = loop.fit(batches, [steps] * config.epochs, train_step, validate if chosen else None)
     return history.rows[history.best_epoch] if history.rows else {}
 
 
-class Stage(nn.Module):
+class FrozenPartsModule(nn.Module):
     """The model with the parts that this stage leaves alone kept in eval mode.
 
     The text tower never moves here, normalisation statistics of the backbone stay as they are, and the study head
@@ -163,7 +167,7 @@ class Stage(nn.Module):
             model.text_tower.requires_grad_(False)
             model.study_head.requires_grad_(moving)
 
-    def train(self, mode: bool = True) -> Stage:
+    def train(self, mode: bool = True) -> FrozenPartsModule:
         super().train(mode)
         self.model.backbone.eval()
         if self.model.config.retrieval_k:
@@ -172,13 +176,15 @@ class Stage(nn.Module):
         return self
 
 
-def adam(model: ReportModel, *, visual: float, rest: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Adam with one rate for what sees and one for the rest; parameters that want no gradient are left out."""
+def build_optimizer(
+    model: ReportModel, *, backbone_lr: float, head_lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Adam with one learning rate for the backbone and one for the rest; frozen parameters are left out."""
     seeing = [p for p in model.backbone.parameters() if p.requires_grad]
     known = {id(p) for p in seeing}
-    groups = [{"params": [p for p in model.parameters() if p.requires_grad and id(p) not in known], "lr": rest}]
-    if seeing and visual > 0:
-        groups.insert(0, {"params": seeing, "lr": visual})
+    groups = [{"params": [p for p in model.parameters() if p.requires_grad and id(p) not in known], "lr": head_lr}]
+    if seeing and backbone_lr > 0:
+        groups.insert(0, {"params": seeing, "lr": backbone_lr})
     return torch.optim.Adam(groups, weight_decay=weight_decay, betas=(0.9, 0.98), amsgrad=True, fused=True)
 
 
@@ -205,12 +211,12 @@ def teacher_forced(
     return summed / max(words, 1)
 
 
-def learnt_words(targets: Tensor) -> int:
+def count_targets(targets: Tensor) -> int:
     """How many words a batch learns: targets (B, T), the first of each being bos."""
     return int((targets[:, 1:] != 0).sum())
 
 
-def learnt_targets(ids: Tensor, decoding: DecodingConfig, tokenizer: Tokenizer) -> Tensor:
+def mask_suppressed_targets(ids: Tensor, decoding: DecodingConfig, tokenizer: Tokenizer) -> Tensor:
     """Ids to learn: words that are never to be written (``xxxx``, ``<unk>``) are no targets, only context."""
     targets = ids.clone()
     for word in decoding.suppress:
@@ -232,7 +238,7 @@ def write_reports(
     studies: Sequence[Study],
     tokenizer: Tokenizer,
     decoding: DecodingConfig,
-    runtime: Runtime,
+    context: RunContext,
     consensus: Consensus | None = None,
 ) -> list[str]:
     """Reports of studies as lower-case tokens joined by spaces; for validation while training."""
@@ -240,7 +246,7 @@ def write_reports(
     texts: list[str] = []
     for start in range(0, len(studies), GENERATE_BATCH):
         batch = studies[start : start + GENERATE_BATCH]
-        with autocast(runtime.device, runtime.precision):
+        with autocast(context.device, context.precision):
             seen = patches.patches(batch, None)
             cases, found = retrieve(model, index, seen, [study.study_id for study in batch])
             embedded = model.embed_study(seen) if index is not None else None
@@ -250,14 +256,14 @@ def write_reports(
     return texts
 
 
-def drafted_scores(
+def validate_generation(
     model: ReportModel,
     patches: PatchSource,
     index: ReportIndex | None,
     studies: Sequence[Study],
     tokenizer: Tokenizer,
     decoding: DecodingConfig,
-    runtime: Runtime,
+    context: RunContext,
     train_reports: Sequence[str],
     consensus: Consensus | None = None,
 ) -> tuple[dict[str, float], list[str]]:
@@ -271,7 +277,7 @@ def drafted_scores(
     """
     method = "greedy" if consensus is None else "consensus"
     decoding = decoding.model_copy(update={"method": method})
-    texts = write_reports(model, patches, index, studies, tokenizer, decoding, runtime, consensus)
+    texts = write_reports(model, patches, index, studies, tokenizer, decoding, context, consensus)
     pairs = comparable_pairs(zip((study.report for study in studies), texts, strict=True), train_reports)
     scores, by_chance = validation_scores(pairs), expected(pairs)
     return {

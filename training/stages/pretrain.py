@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from model.network.backbone import Backbone
 from model.text.labeler import FINDINGS
 from model.views import View
-from training.config import PretrainConfig, Runtime
+from training.config import PretrainConfig, RunContext
 from training.data.augment import Augmentation, augmentation_draws, changed, to_float
-from training.data.device_array import Rows
+from training.data.device_array import DeviceRows
 from training.data.pixel_cache import PixelCache
 from training.data.studies import Source, Study
-from training.data.targets import Group, Labelled, finding_targets, read_soft_scores
+from training.data.targets import ExternalLabels, Group, finding_targets, read_soft_scores
 from training.trainer.loop import Loop, LoopConfig, autocast
 
 log = logging.getLogger(__name__)
@@ -52,13 +52,13 @@ def pretrain(
     source: Source,
     cache: PixelCache,
     config: PretrainConfig,
-    runtime: Runtime,
+    context: RunContext,
     directory: Path,
     *,
     soft_scores: Path | None,
     label_table: Mapping[str, frozenset[str]] | None = None,
     head: nn.Linear | None = None,
-    labelled: Labelled | None = None,
+    labelled: ExternalLabels | None = None,
 ) -> Mapping[str, float]:
     """Train ``backbone`` in place and return the last row of the log.
 
@@ -67,7 +67,7 @@ def pretrain(
         source: the training split and the studies outside the field's set teach, the val split is scored.
         cache: decoded images of all of them.
         config: epochs, sizes, rates, weights of the groups of targets.
-        runtime: device, seed, precision.
+        context: device, seed, precision.
         directory: of the stage's checkpoints, log and curves.
         soft_scores: CSV ``image_id,<finding>,…`` of another network's probabilities, or None.
         head: gets the weights of the labeler's 14 findings, (14, D); or None.
@@ -88,9 +88,9 @@ def pretrain(
     if not groups:
         raise ValueError("every group of pretraining targets is empty or has weight 0; raise one of pretrain.weights")
     rows = np.array([cache.rows[key] for key, _ in images])
-    pixels = Rows(cache.array, runtime.device, runtime.on_device)
-    net = FindingNet(backbone, values.shape[1]).to(runtime.device).to(memory_format=torch.channels_last)
-    runtime.processes.synchronise_backbone(net)
+    pixels = DeviceRows(cache.array, context.device, context.on_device)
+    net = FindingNet(backbone, values.shape[1]).to(context.device).to(memory_format=torch.channels_last)
+    context.processes.synchronise_backbone(net)
     sizes_of = ", ".join(f"{name} {columns.stop - columns.start}" for name, (columns, _) in groups.items())
     log.info("pretrain: %d images, targets: %s", len(images), sizes_of)
 
@@ -100,17 +100,17 @@ def pretrain(
 
     def batches(epoch: int) -> Sequence[np.ndarray]:
         current["size"] = sizes[epoch]
-        order = np.random.default_rng((runtime.seed, epoch)).permutation(len(images))
+        order = np.random.default_rng((context.seed, epoch)).permutation(len(images))
         return np.array_split(order, steps)
 
     def train_step(batch: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
-        mine = runtime.processes.rows(len(batch))
+        mine = context.processes.rows(len(batch))
         draws = augmentation_draws(len(batch), generator)[mine]
         own = batch[mine]
         x = changed(to_float(pixels.take(rows[own]), current["size"]), amount, draws)
-        logits, y, m = net(x).float(), values[own].to(runtime.device), mask[own].to(runtime.device)
+        logits, y, m = net(x).float(), values[own].to(context.device), mask[own].to(context.device)
         losses: dict[str, Tensor] = {
-            name: _bce(logits, y, m, columns) / mask[batch][:, columns].sum().clamp(min=1).to(runtime.device)
+            name: _bce(logits, y, m, columns) / mask[batch][:, columns].sum().clamp(min=1).to(context.device)
             for name, (columns, _) in groups.items()
         }  # by the known targets of the whole batch
         total = torch.stack([weight * losses[name] for name, (_, weight) in groups.items()]).sum()
@@ -119,14 +119,14 @@ def pretrain(
     steps = -(-len(images) // config.batch_size)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     loop = Loop(
-        LoopConfig("pretrain", runtime.seed, ema=config.ema, precision=runtime.precision, warmup=0.1,
-                   checkpoint_seconds=runtime.checkpoint_seconds),
-        directory, net, optimizer, device=runtime.device, processes=runtime.processes,
+        LoopConfig("pretrain", context.seed, ema=config.ema, precision=context.precision, warmup=0.1,
+                   checkpoint_seconds=context.checkpoint_seconds),
+        directory, net, optimizer, device=context.device, processes=context.processes,
     )  # fmt: skip
     validation = _images(source.split("val"), cache, frontal_only=True)
 
     def validate() -> dict[str, float]:
-        return _auroc(net, validation, cache, current["size"], targets.group("report").start, runtime, label_table)
+        return _auroc(net, validation, cache, current["size"], targets.group("report").start, context, label_table)
 
     history = loop.fit(batches, [steps] * len(sizes), train_step, validate if validation else None)
     if head is not None:
@@ -168,15 +168,15 @@ def _auroc(
     cache: PixelCache,
     size: int,
     offset: int,
-    runtime: Runtime,
+    context: RunContext,
     table: Mapping[str, frozenset[str]] | None,
 ) -> dict[str, float]:
     """AUROC of the findings in SCORED on ``images``: against our labeler, and as ``table_…`` against the table."""
     logits = []
     for start in range(0, len(images), 64):
         rows = [cache.rows[key] for key, _ in images[start : start + 64]]
-        pixels = torch.from_numpy(cache.array[rows]).to(runtime.device)
-        with autocast(runtime.device, runtime.precision):
+        pixels = torch.from_numpy(cache.array[rows]).to(context.device)
+        with autocast(context.device, context.precision):
             logits.append(net(to_float(pixels, size)).float().cpu())
     scores = torch.cat(logits).numpy()[:, offset : offset + len(FINDINGS)]
     result = _aurocs("auroc", scores, finding_targets(images, None).values)

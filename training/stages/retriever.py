@@ -24,7 +24,7 @@ from model.network.dual_encoder import embed_reports, pad_ids
 from model.network.report_model import ReportModel
 from model.text.labeler import FINDINGS
 from model.text.tokenizer import Tokenizer
-from training.config import RetrieverConfig, Runtime
+from training.config import RetrieverConfig, RunContext
 from training.data.features import PatchSource
 from training.data.studies import Study
 from training.data.targets import label_vector
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 _DIRECTIONS = 256  # of the phrase vectors that reports are compared by
 
 
-class Towers(nn.Module):
+class DualEncoderTrainingModule(nn.Module):
     """The two heads that this stage trains, and the temperature of their similarities."""
 
     def __init__(self, model: ReportModel, temperature: float) -> None:
@@ -98,7 +98,7 @@ def train_retriever(
     val: Sequence[Study],
     tokenizer: Tokenizer,
     config: RetrieverConfig,
-    runtime: Runtime,
+    context: RunContext,
     directory: Path,
 ) -> Mapping[str, float]:
     """Train ``model.study_head`` and ``model.text_tower`` in place; returns the selected row of the log.
@@ -107,44 +107,44 @@ def train_retriever(
     it rises with the model's growing certainty long before the ranking stops getting better.) No val study takes part
     in a gradient step.
     """
-    towers = Towers(model, config.temperature).to(runtime.device)
-    towers.study_head.drop.p = config.dropout
+    encoders = DualEncoderTrainingModule(model, config.temperature).to(context.device)
+    encoders.study_head.drop.p = config.dropout
     length = model.config.max_length
     ids = pad_ids([tokenizer.encode(study.report, length) for study in train], length)
     labels = label_vectors([*train, *val])
-    phrases = torch.from_numpy(analyse(report_tokens(train, tokenizer, length), _DIRECTIONS, runtime.seed).coordinates)
+    phrases = torch.from_numpy(analyse(report_tokens(train, tokenizer, length), _DIRECTIONS, context.seed).coordinates)
     steps = max(1, len(train) // config.batch_size)
-    processes = runtime.processes
-    processes.synchronise_features(towers)
+    processes = context.processes
+    processes.synchronise_features(encoders)
 
     def batches(epoch: int) -> list[np.ndarray]:
-        order = np.random.default_rng((runtime.seed, 17, epoch)).permutation(len(train))
+        order = np.random.default_rng((context.seed, 17, epoch)).permutation(len(train))
         return np.array_split(order, steps)
 
     def train_step(batch: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
         mine = processes.rows(len(batch))
         p = patches.patches([train[i] for i in batch], generator, tokens=False, part=mine)
-        own = towers.study_head(p.pooled, p.views, p.view_mask)
+        own = encoders.study_head(p.pooled, p.views, p.view_mask)
         studies = processes.gather(own, len(batch))  # every report of the batch is a negative of every study
-        reports = processes.gather(towers.text_tower(_trimmed(ids[batch[mine]]).to(runtime.device)), len(batch))
+        reports = processes.gather(encoders.text_tower(_trimmed(ids[batch[mine]]).to(context.device)), len(batch))
         agreement = report_agreement(
-            labels[batch].to(runtime.device), phrases[batch].to(runtime.device), config.phrase_weight
+            labels[batch].to(context.device), phrases[batch].to(context.device), config.phrase_weight
         )
-        scale = towers.log_scale.clamp(max=math.log(100.0)).exp()
+        scale = encoders.log_scale.clamp(max=math.log(100.0)).exp()
         loss = contrastive_loss((studies @ reports.t()).float(), agreement, scale, config.label_weight)
         return {"loss": loss / processes.count}
 
     def validate() -> dict[str, float]:
         similarity = val_similarity(model, patches, val, tokenizer)
         agreement = label_overlap(labels[len(train) :])
-        loss = contrastive_loss(similarity, agreement, float(towers.log_scale.exp()), config.label_weight)
+        loss = contrastive_loss(similarity, agreement, float(encoders.log_scale.exp()), config.label_weight)
         return {"loss": float(loss), **recall(similarity)}
 
-    optimizer = torch.optim.AdamW(towers.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(encoders.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     loop = Loop(
-        LoopConfig("retriever", runtime.seed, precision=runtime.precision, select="mrr" if val else None,
-                   warmup=0.1, ema=0.0, checkpoint_seconds=runtime.checkpoint_seconds),
-        directory, towers, optimizer, device=runtime.device, processes=processes,
+        LoopConfig("retriever", context.seed, precision=context.precision, select="mrr" if val else None,
+                   warmup=0.1, ema=0.0, checkpoint_seconds=context.checkpoint_seconds),
+        directory, encoders, optimizer, device=context.device, processes=processes,
     )  # fmt: skip
     history = loop.fit(batches, [steps] * config.epochs, train_step, validate if val else None)
     return history.rows[history.best_epoch] if history.rows else {}

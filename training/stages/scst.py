@@ -41,20 +41,20 @@ from model.network.report_model import Encoded, ReportModel
 from model.text.labeler import NO_FINDING
 from model.text.tokenizer import EOS, Tokenizer
 from retrieval_index.index import ReportIndex
-from training.config import Guards, RewardConfig, Runtime, ScstConfig
+from training.config import RewardConfig, RunContext, ScstConfig, SelectionConstraints
 from training.data.features import PatchSource
 from training.data.studies import Study
 from training.scoring.cider import CiderD
 from training.scoring.metrics import present_findings
 from training.scoring.protocol import comparable_prediction, comparable_reference, comparable_vocabulary
 from training.stages.cross_entropy import (
-    Stage,
-    adam,
-    drafted_scores,
-    learnt_targets,
-    learnt_words,
+    FrozenPartsModule,
+    build_optimizer,
+    count_targets,
+    mask_suppressed_targets,
     retrieve,
     teacher_forced,
+    validate_generation,
 )
 from training.trainer.loop import Loop, LoopConfig
 
@@ -185,7 +185,7 @@ def train_scst(
     tokenizer: Tokenizer,
     config: ScstConfig,
     decoding: DecodingConfig,
-    runtime: Runtime,
+    context: RunContext,
     directory: Path,
     consensus: Consensus | None = None,
 ) -> Mapping[str, float]:
@@ -206,16 +206,16 @@ def train_scst(
     reports = [study.report for study in train]
     names = [study.study_id for study in train]
     ids = pad_ids([tokenizer.encode(report, model.config.max_length) for report in reports], model.config.max_length)
-    targets = learnt_targets(ids, decoding, tokenizer)
+    targets = mask_suppressed_targets(ids, decoding, tokenizer)
     reward = Reward(reports, config.reward)
     sampled = decoding.model_copy(update={"block_trigrams": False, "trigram_penalty": 0.0})  # the policy itself
     constraints = Constraints.of(sampled, tokenizer)
     every = 1 if config.baseline == "greedy" else GREEDY_EVERY
     steps = -(-len(train) // config.batch_size)
-    stage, processes = _Frozen(model), runtime.processes
+    stage, processes = _Frozen(model), context.processes
 
     def batches(epoch: int) -> list[np.ndarray]:
-        order = np.random.default_rng((runtime.seed, 31, epoch)).permutation(len(train))
+        order = np.random.default_rng((context.seed, 31, epoch)).permutation(len(train))
         return np.array_split(order, steps)
 
     def rewarded(drafts: Generated, rows: Sequence[int]) -> dict[str, Tensor]:
@@ -230,7 +230,7 @@ def train_scst(
         cases, found = retrieve(model, index, seen, [names[i] for i in own])
         encoded = model.encode(seen, cases, found)
         with torch.no_grad():
-            noise = _on(runtime.device, generator)
+            noise = _on(context.device, generator)
             drafts = sample(model, encoded, constraints, tokenizer.bos_id, count=config.samples, generator=noise,
                             temperature=config.temperature, of=(mine.start, len(batch)))  # fmt: skip
             gained = rewarded(drafts, own.repeat(config.samples).tolist())
@@ -238,10 +238,10 @@ def train_scst(
             asked = np.arange(-mine.start % every, len(own), every)  # the same studies however many processes
             best = torch.zeros(0, dtype=torch.float64)
             if asked.size:
-                some = encoded.select(torch.from_numpy(asked).to(runtime.device))
+                some = encoded.select(torch.from_numpy(asked).to(context.device))
                 best = rewarded(greedy(model, some, constraints, tokenizer.bos_id), own[asked].tolist())["reward"]
             beaten = best if config.baseline == "greedy" else config.baseline
-            advantage = advantages(rewards, beaten).flatten().to(runtime.device, torch.float32)
+            advantage = advantages(rewards, beaten).flatten().to(context.device, torch.float32)
         log_probs = policy_log_probs(
             model, encoded, drafts, constraints, tokenizer.bos_id, config.samples, config.temperature
         )
@@ -250,7 +250,7 @@ def train_scst(
         means = {name: values.sum() / (len(batch) * config.samples) for name, values in gained.items()}
         losses = {"loss": policy, "policy": policy, **means, "greedy_reward": best.sum() / -(-len(batch) // every)}
         if config.nll_weight:
-            nll = teacher_forced(model, encoded, ids[own], targets[own], words=learnt_words(targets[batch]))
+            nll = teacher_forced(model, encoded, ids[own], targets[own], words=count_targets(targets[batch]))
             losses |= {"loss": (1 - config.nll_weight) * policy + config.nll_weight * nll, "nll": nll}
         return losses
 
@@ -258,18 +258,20 @@ def train_scst(
     floors: dict[str, float] = {}
 
     def validate() -> Mapping[str, float]:
-        scores, texts = drafted_scores(model, patches, index, chosen, tokenizer, decoding, runtime, reports, consensus)
+        scores, texts = validate_generation(
+            model, patches, index, chosen, tokenizer, decoding, context, reports, consensus
+        )
         row = {**scores, "redacted": sum(_REDACTED in text.split() for text in texts) / len(texts)}
-        return {**row, "guards": float(not broken_guards(row, floors, config.guards))}
+        return {**row, "guards": float(not violated_constraints(row, floors, config.guards))}
 
     loop = Loop(
-        LoopConfig("scst", runtime.seed, precision=runtime.precision, select="selection" if chosen else None,
+        LoopConfig("scst", context.seed, precision=context.precision, select="selection" if chosen else None,
                    eligible="guards" if chosen else None, patience=config.patience if chosen else None, warmup=0.05,
-                   clip=1.0, checkpoint_seconds=runtime.checkpoint_seconds),
-        directory, stage, adam(model, visual=0.0, rest=config.lr, weight_decay=0.0), device=runtime.device,
-        processes=processes,
+                   clip=1.0, checkpoint_seconds=context.checkpoint_seconds),
+        directory, stage, build_optimizer(model, backbone_lr=0.0, head_lr=config.lr, weight_decay=0.0),
+        device=context.device, processes=processes,
     )  # fmt: skip
-    before = loop.begin(validate) if chosen else {}
+    before = loop.evaluate_initial(validate) if chosen else {}
     floors.update({name.removeprefix("val_"): value for name, value in before.items()})
     if chosen:
         _warn_of_filler(floors, config.guards)
@@ -282,7 +284,9 @@ def train_scst(
     return history.rows[history.best_epoch]
 
 
-def broken_guards(row: Mapping[str, float], start: Mapping[str, float], guards: Guards) -> list[str]:
+def violated_constraints(
+    row: Mapping[str, float], start: Mapping[str, float], guards: SelectionConstraints
+) -> list[str]:
     """Names of the floors that a validation row falls below; ``start`` is the row of the model as it came in.
 
     Without a start (its own row) nothing is broken.
@@ -299,7 +303,7 @@ def broken_guards(row: Mapping[str, float], start: Mapping[str, float], guards: 
     return [name for name, fine in held.items() if not fine]
 
 
-def _warn_of_filler(start: Mapping[str, float], guards: Guards) -> None:
+def _warn_of_filler(start: Mapping[str, float], guards: SelectionConstraints) -> None:
     """Say where the model that came in leaves the guards little to hold."""
     if start["distinct"] < guards.least_distinct:
         log.warning("scst: of the validation drafts of the model that came in %.1f %% differ, less than the floor of "
@@ -310,7 +314,7 @@ def _warn_of_filler(start: Mapping[str, float], guards: Guards) -> None:
                     "label F1 has nothing to hold")  # fmt: skip
 
 
-class _Frozen(Stage):
+class _Frozen(FrozenPartsModule):
     """The model in eval mode throughout: no dropout, statistics as they are."""
 
     def __init__(self, model: ReportModel) -> None:

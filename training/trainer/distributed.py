@@ -1,7 +1,7 @@
 """The processes that train together: one, or as many as ``torchrun`` started, on one machine or on several.
 
 Lightning Fabric joins them and adds up their gradients. What is left for a stage to do is small, and the same for one
-process: draw randomness for the whole batch, compute the rows that ``Processes.rows`` names, and return losses whose
+process: draw randomness for the whole batch, compute the rows that ``ProcessGroup.rows`` names, and return losses whose
 sum over the processes is the loss of the batch. So a batch is what the configuration says however many share it.
 """
 
@@ -28,7 +28,7 @@ Step = Callable[[Any, torch.Generator], dict[str, Tensor]]
 _PATIENCE = timedelta(hours=24)  # the others wait that long while process 0 decodes images or validates
 
 
-class Processes:
+class ProcessGroup:
     """This process among those that train together.
 
     Attributes:
@@ -98,7 +98,7 @@ class Processes:
         return self._fabric.broadcast(compute() if self.main else None)  # type: ignore[return-value]
 
     @contextmanager
-    def main_first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """Process 0 goes through the block before the others begin it; where it fails, they never do."""
         if not self.main:
             self.wait()
@@ -139,7 +139,7 @@ class Processes:
             torch.distributed.destroy_process_group()
 
 
-ALONE = Processes()
+SINGLE_PROCESS = ProcessGroup()
 
 
 class _Step(nn.Module):
@@ -154,18 +154,18 @@ class _Step(nn.Module):
         return self._step(batch, generator)
 
 
-def lost_another(error: RuntimeError) -> bool:
+def is_peer_failure(error: RuntimeError) -> bool:
     """Whether an error only says that another of several processes has ended, which has said why."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return several and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower())
 
 
-def own_rank() -> int:
+def process_rank() -> int:
     """The rank that ``torchrun`` gave this process; 0 without it."""
     return int(os.environ.get("RANK", "0"))
 
 
-def join(device: str) -> tuple[Processes, torch.device]:
+def join(device: str) -> tuple[ProcessGroup, torch.device]:
     """Join the processes that ``torchrun`` started, if it did, and choose this one's device.
 
     Args:
@@ -176,7 +176,7 @@ def join(device: str) -> tuple[Processes, torch.device]:
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        return ALONE, choose_device(device)
+        return SINGLE_PROCESS, choose_device(device)
     kind, here = _kind(device), int(os.environ.get("LOCAL_WORLD_SIZE", count))
     if kind == "cuda" and torch.cuda.device_count() < here:
         raise ValueError(
@@ -193,7 +193,7 @@ def join(device: str) -> tuple[Processes, torch.device]:
         strategy=DDPStrategy(timeout=_PATIENCE, find_unused_parameters=True),
     )  # fmt: skip
     fabric.launch()
-    return Processes(fabric), fabric.device
+    return ProcessGroup(fabric), fabric.device
 
 
 def _kind(device: str) -> str:

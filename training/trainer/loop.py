@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from model.files import write_atomic
 from training.trainer.checkpoints import in_short, read_newest, save_atomically
-from training.trainer.distributed import ALONE, Processes, Step
+from training.trainer.distributed import SINGLE_PROCESS, ProcessGroup, Step
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class LoopConfig:
 
 @dataclass
 class History:
-    """One row an epoch, and the best one so far; ``start`` is that of the weights that ``Loop.begin`` found."""
+    """One row an epoch and the best epoch so far; ``start`` is the row of ``Loop.evaluate_initial``."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = -1
@@ -96,7 +96,7 @@ class Loop:
         optimizer: torch.optim.Optimizer,
         *,
         device: torch.device,
-        processes: Processes = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.config, self.directory, self.module, self.optimizer, self.device, self.processes = (
             config, directory, module, optimizer, device, processes)  # fmt: skip
@@ -114,7 +114,7 @@ class Loop:
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    def begin(self, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+    def evaluate_initial(self, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
         """Let the weights as they are take part in the selection, as epoch 0; their row, also after a resume."""
         self.load()
         if not self.history.start:

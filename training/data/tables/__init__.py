@@ -19,7 +19,7 @@ _VIEW_LETTERS: dict[str, View | None] = {"F": View.FRONTAL, "L": View.LATERAL, "
 
 
 @cache
-def own_split() -> dict[str, Split]:
+def builtin_split() -> dict[str, Split]:
     """The R2Gen split: study uid (`CXR123`) -> split, for all 2,955 studies; read only."""
     table: dict[str, Split] = {}
     for name, *numbers in _lines("split.txt"):
@@ -28,7 +28,7 @@ def own_split() -> dict[str, Split]:
 
 
 @cache
-def own_views() -> dict[str, View | None]:
+def builtin_views() -> dict[str, View | None]:
     """Image id -> view, None where undetermined; a study's images stand in its XML file's order."""
     table: dict[str, View | None] = {}
     for number, *images in _lines("views.txt"):
@@ -39,10 +39,10 @@ def own_views() -> dict[str, View | None]:
 
 
 @cache
-def own_images() -> dict[str, tuple[str, ...]]:
+def builtin_images() -> dict[str, tuple[str, ...]]:
     """Study uid -> its image ids, in its XML file's order; without the test split."""
     table: dict[str, tuple[str, ...]] = {}
-    for image in own_views():
+    for image in builtin_views():
         uid = image.partition("_")[0]
         table[uid] = (*table.get(uid, ()), image)
     return table
