@@ -15,8 +15,8 @@ from model.views import View
 from retrieval_index.hydrate import hydrate
 from retrieval_index.index import ReportIndex
 from tests.support.paths import REPOSITORY
+from training.data.openi import open_openi
 from training.data.studies import Study
-from training.openi import open_openi
 
 SHIPPED = REPOSITORY / "bundles" / "iu-xray"
 

@@ -19,7 +19,7 @@ from retrieval_index.index import ReportIndex
 from tests.support.paths import REPOSITORY
 from training.calibration.ood_examples import TURNED, drawn
 from training.calibration.report import confidence_table, support_table, unusual_table, view_table
-from training.openi import open_openi
+from training.data.openi import open_openi
 
 SHIPPED = REPOSITORY / "bundles" / "iu-xray"
 FIGURES = REPOSITORY / "docs" / "calibration.json"

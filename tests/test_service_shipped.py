@@ -23,7 +23,7 @@ from tests.support.chat_server import Completions, completion, completions_serve
 from tests.support.dicom import dicom, png
 from tests.support.formats import facts, facts_of_fhir, facts_of_sr
 from tests.support.service import ready_client
-from training.openi import open_openi
+from training.data.openi import open_openi
 
 SHIPPED = REPOSITORY / "bundles" / "iu-xray"
 KEY = "correct-horse-battery-staple"

@@ -25,7 +25,8 @@ from training.ablation.report import shown
 from training.ablation.rows import ROWS, SCALES, Scale, changes, parse_weights, read_scale, resolve, shared_stages
 from training.ablation.table import Cell, Scored, average, seed_interval, step, summary, tabulate
 from training.config import RunConfig
-from training.openi import annotation, open_openi
+from training.data.openi import open_openi
+from training.openi import annotation
 from training.phantoms import make_phantom, write_phantom_root
 from training.scoring.bootstrap import Bootstrap
 from training.scoring.metrics import METRICS, score

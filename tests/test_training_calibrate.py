@@ -18,9 +18,9 @@ from retrieval_index.index import ReportIndex
 from tests.support.tiny import write_tiny_bundle
 from training.calibrate import main
 from training.calibration.records import is_right
+from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
 from training.evaluation.inference import study_views
-from training.openi import open_openi
 from training.phantoms import write_phantom_root
 from training.scoring.logistic import fit_logistic, folds, held_out
 from training.scoring.reliability import auroc, brier, calibration_error, reliability

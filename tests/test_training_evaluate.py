@@ -17,6 +17,7 @@ from model.text.labeler import FINDINGS
 from model.views import View
 from retrieval_index.index import ReportIndex
 from tests.support.tiny import REPORTS, write_tiny_bundle
+from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
 from training.data.r2gen import open_r2gen
 from training.data.studies import ImageRef, Source, Study
@@ -24,7 +25,7 @@ from training.evaluate import evaluate, main
 from training.evaluation import inference as drafting
 from training.evaluation.console import table_of
 from training.evaluation.inference import exchange_images, wanted_studies, with_images
-from training.openi import annotation, open_openi
+from training.openi import annotation
 from training.phantoms import write_phantom_root
 from training.scoring.metrics import METRICS, score
 from training.scoring.protocol import comparable_reference, comparable_vocabulary, full_reference

@@ -14,6 +14,7 @@ import pytest
 from model.drafter import Draft, ReferenceCase
 from model.views import View
 from tests.support.tiny import write_tiny_bundle
+from training.data.openi import open_openi
 from training.data.pixel_cache import PixelCache
 from training.data.studies import ImageRef, Study
 from training.evaluate import main
@@ -23,7 +24,6 @@ from training.evaluation.page.plots import COLOURS
 from training.evaluation.page.tables import figure
 from training.evaluation.page.write import IGNORE
 from training.evaluation.scoring import Board
-from training.openi import open_openi
 from training.phantoms import write_phantom_root
 
 VAL = 7

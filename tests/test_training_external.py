@@ -14,8 +14,8 @@ from model.text.labeler import label_report
 from retrieval_index.index import ReportIndex
 from tests.support.tiny import write_tiny_bundle
 from training.data.external import NIH_FINDINGS, agreement, for_pretraining, read_external, score_external
+from training.data.openi import open_openi
 from training.data.targets import finding_targets
-from training.openi import open_openi
 from training.phantoms import write_phantom_root
 from training.run import main
 from training.scoring.metrics import label_scores

@@ -30,6 +30,7 @@ from model.views import View
 from tests.support.plain_cmn import END, PUBLISHED_TRIGRAM_PENALTY, PlainCMN, published_state
 from tests.support.service import encode, ready_client, scene
 from tests.support.tiny import REPORTS
+from training.data.openi import open_openi
 from training.evaluate import main as evaluate
 from training.import_r2gencmn import (
     PUBLISHED_DECODING,
@@ -41,7 +42,7 @@ from training.import_r2gencmn import (
     published_vocabulary,
     read_checkpoint,
 )
-from training.openi import annotation, open_openi
+from training.openi import annotation
 from training.phantoms import write_phantom_root
 
 State = dict[str, Tensor]

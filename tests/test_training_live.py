@@ -13,8 +13,8 @@ from model.text.tokenizer import Tokenizer
 from tests.support.tiny import IMAGE_SIZE, tiny_config
 from training.config import CEConfig, RunContext
 from training.data.features import OnlineFeatures, readable
+from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
-from training.openi import open_openi
 from training.phantoms import write_phantom_root
 from training.stages.cross_entropy import train_ce
 from training.stages.index import build_index

@@ -10,9 +10,10 @@ import pytest
 from model.views import View
 from retrieval_index.openi import ArchiveError
 from tests.support.archives import IMAGES, report_xml, write_reports, write_tgz, xml_files
+from training.data.openi import download_archives, open_openi
 from training.data.studies import ImageRef, Study
 from training.data.tables import builtin_images, builtin_split, builtin_views, read_split, read_views
-from training.openi import annotation, download_archives, main, open_openi
+from training.openi import annotation, main
 
 SPLIT = "study_id,split\nCXR1,val\nCXR2,train\nCXR10,train\nCXR11,train\nCXR99,test\n"
 VIEWS = "image_id,view\n{},lateral\n{},frontal\n{},frontal\n".format(*IMAGES["CXR1"], IMAGES["CXR2"][0])
@@ -189,7 +190,7 @@ def test_the_command_fails_with_one_line(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_only_what_is_absent_is_downloaded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[tuple[str, str]] = []
-    monkeypatch.setattr("training.openi.download", lambda url, dest, progress: fetched.append((url, dest.name)))
+    monkeypatch.setattr("training.data.openi.download", lambda url, dest, progress: fetched.append((url, dest.name)))
     download_archives(root)
     assert fetched == []
     (root / "NLMCXR_reports.tgz").unlink()

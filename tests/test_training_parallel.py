@@ -23,8 +23,8 @@ from tests.support.tiny import tiny_index, tiny_model, tiny_tokenizer
 from training.config import RunContext
 from training.data.device_array import DeviceRows
 from training.data.features import OnlineFeatures, PatchSource, cache_features
+from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
-from training.openi import open_openi
 from training.phantoms import write_phantom_root
 from training.trainer.distributed import ProcessGroup, join
 

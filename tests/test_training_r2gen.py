@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from model.views import View
+from training.data.openi import open_openi
 from training.data.r2gen import open_r2gen
-from training.openi import open_openi
 
 
 def entry(study_id: str, paths: list[str], report: str = "A made-up report.", **more: Any) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from model.views import View
 from retrieval_index.index import ReportIndex
 from tests.support.processes import ENVIRONMENT, fork, kill_when
 from tests.support.tiny import largest_file
+from training.data.openi import open_openi
 from training.data.studies import Source
-from training.openi import open_openi
 from training.phantoms import write_phantom_root
 from training.presets import preset
 from training.run import STAGES, main, missing_prerequisites

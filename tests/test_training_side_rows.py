@@ -17,6 +17,7 @@ from model.drafter import Draft, Drafter, DraftOptions, StudyView
 from model.views import View
 from retrieval_index.index import ReportIndex
 from tests.support.tiny import IMAGE_SIZE, write_tiny_bundle
+from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
 from training.data.studies import ImageRef, Source, Study
 from training.evaluate import evaluate
@@ -30,7 +31,6 @@ from training.evaluation.counterfactuals import (
 )
 from training.evaluation.inference import exchange_images, with_images, write_drafts
 from training.evaluation.scoring import Board
-from training.openi import open_openi
 from training.phantoms import write_phantom_root
 from training.scoring.metrics import score
 from training.scoring.protocol import full_prediction, full_reference

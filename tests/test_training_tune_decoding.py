@@ -14,8 +14,8 @@ from retrieval_index.index import ReportIndex
 from tests.support.tiny import write_tiny_bundle
 from training.config import RunContext
 from training.data.features import cache_features
+from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
-from training.openi import open_openi
 from training.phantoms import write_phantom_root
 from training.stages.cross_entropy import write_reports
 from training.tune_decoding import (

@@ -36,7 +36,7 @@ from training.calibration.metrics import Group, confidence_figures, unusual_figu
 from training.calibration.ood_examples import ALTERED, TURNED, drawn, pictures, turned
 from training.calibration.records import draft_records
 from training.calibration.report import write_report
-from training.cli import choose_device, open_source, positive
+from training.cli import add_dataset_arguments, add_device_argument, choose_device, open_source, positive
 from training.data.features import readable
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.studies import Study
@@ -193,10 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--out", type=Path, help="a copy of the bundle with its calibration.json")
     place.add_argument("--in-place", action="store_true", help="put the calibration into the bundle itself")
-    parser.add_argument("--dataset", choices=("openi", "r2gen"), help="default: r2gen with --annotation, else openi")
-    parser.add_argument("--root", type=Path, help="openi: NLMCXR_reports.tgz and images/ or NLMCXR_png.tgz")
-    parser.add_argument("--annotation", type=Path, help="r2gen: annotation.json")
-    parser.add_argument("--images", type=Path, help="r2gen: image folder")
+    add_dataset_arguments(parser)
     parser.add_argument("--external", type=Path, help="frontal radiographs of another hospital, for the figures")
     parser.add_argument("--strange", type=Path, help="pictures that are no radiographs, for the figures")
     parser.add_argument("--report", type=Path, help="folder for calibration.md, calibration.json and plots")
@@ -204,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
         "--work", type=Path, required=True, help="images, features and drafts, used again by a next run"
     )
     parser.add_argument("--limit", type=positive, help="only the first N studies of each split")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    add_device_argument(parser)
     return parser
 
 

@@ -1,23 +1,37 @@
-"""What the commands of training and evaluation choose alike: the data set and the device."""
+"""Arguments that several commands of ``training`` share: data set, device, number types."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 
+from training.data.openi import open_openi
 from training.data.r2gen import open_r2gen
 from training.data.studies import Source
-from training.openi import open_openi
+
+
+def add_dataset_arguments(parser: argparse.ArgumentParser, *, download: bool = False) -> None:
+    """Add the options that ``open_source`` reads; ``download`` adds ``--download``."""
+    parser.add_argument("--dataset", choices=("openi", "r2gen"), help="default: r2gen with --annotation, else openi")
+    parser.add_argument("--root", type=Path, help="openi: NLMCXR_reports.tgz and images/ or NLMCXR_png.tgz")
+    parser.add_argument("--annotation", type=Path, help="r2gen: annotation.json")
+    parser.add_argument("--images", type=Path, help="r2gen: image folder")
+    if download:
+        parser.add_argument("--download", action="store_true", help="openi: fetch the official archives into --root")
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``, which ``choose_device`` reads."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
 
 def open_source(arguments: argparse.Namespace) -> Source:
-    """Open the data set named by ``dataset``, ``root``, ``annotation``, ``images`` and, where it exists, ``download``.
-
-    ``dataset`` None means ``r2gen`` where an annotation is given, else ``openi``.
+    """Open the data set of the options of ``add_dataset_arguments``.
 
     Raises:
-        ValueError: a path that the data set needs was not given.
+        ValueError: a path that the data set needs is missing.
     """
     dataset = arguments.dataset or ("r2gen" if arguments.annotation else "openi")
     if dataset == "openi":

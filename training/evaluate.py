@@ -27,7 +27,7 @@ from model.drafter import Drafter, DraftOptions, Precision
 from model.files import write_atomic
 from model.protocols import CaseIndex
 from retrieval_index.index import ReportIndex
-from training.cli import choose_device, not_negative, open_source, positive
+from training.cli import add_dataset_arguments, add_device_argument, choose_device, not_negative, open_source, positive
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.studies import Source
 from training.evaluation import inference as drafting
@@ -268,10 +268,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Score a bundle on a split.")
     parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--dataset", choices=("openi", "r2gen"), help="default: r2gen with --annotation, else openi")
-    parser.add_argument("--root", type=Path, help="openi: NLMCXR_reports.tgz and images/ or NLMCXR_png.tgz")
-    parser.add_argument("--annotation", type=Path, help="r2gen: annotation.json")
-    parser.add_argument("--images", type=Path, help="r2gen: image folder")
+    add_dataset_arguments(parser)
     parser.add_argument("--split", choices=get_args(EvaluatedSplit), default="val", help="test is for the last word")
     parser.add_argument("--out", type=Path, required=True, help="metrics file to write")
     parser.add_argument("--predictions", type=Path, help="default OUT.predictions.jsonl; holds report texts")
@@ -290,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--reference-labels", type=Path, help="CSV study_id,finding,… : a second label F1")
     parser.add_argument("--no-meteor", dest="meteor", action="store_false", help="leave METEOR out; it needs Java")
     parser.add_argument("--batch-size", type=positive, default=16)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    add_device_argument(parser)
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="bf16: faster, rounds more")
     parser.add_argument("--draws", type=not_negative, default=DRAWS, help="bootstrap draws; 0: no intervals")
     parser.add_argument("--seed", type=int, default=1, help="of the exchange of images and of the draws")

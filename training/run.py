@@ -35,7 +35,7 @@ from model.network.report_model import ReportModel
 from model.text.tokenizer import Tokenizer
 from retrieval_index.cases import read_cases, write_cases
 from retrieval_index.index import CASES_FILE, VECTORS_FILE, ReportIndex
-from training.cli import open_source
+from training.cli import add_dataset_arguments, add_device_argument, open_source
 from training.config import RunConfig, RunContext
 from training.data.external import for_pretraining, read_external
 from training.data.features import CachedFeatures, OnlineFeatures, PatchSource, cache_features, readable
@@ -498,18 +498,14 @@ def _stages(text: str) -> tuple[str, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.run", description="Train a bundle, resumably.")
-    parser.add_argument("--dataset", choices=("openi", "r2gen"), default="openi")
-    parser.add_argument("--root", type=Path, help="openi: NLMCXR_reports.tgz and images/ or NLMCXR_png.tgz")
-    parser.add_argument("--annotation", type=Path, help="r2gen: annotation.json")
-    parser.add_argument("--images", type=Path, help="r2gen: image folder")
-    parser.add_argument("--download", action="store_true", help="openi: fetch the official archives into --root")
+    add_dataset_arguments(parser, download=True)
     parser.add_argument("--preset", choices=tuple(PRESETS), default="retrieval")
     parser.add_argument("--out", type=Path, required=True, help="the bundle to write")
     parser.add_argument("--work", type=Path, help="checkpoints, logs, caches (default OUT.work)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the work directory")
     parser.add_argument("--replace", action="store_true", help="put the bundle in the place of an existing one")
     parser.add_argument("--stages", type=_stages, default=STAGES, help=f"some of {','.join(STAGES)}")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    add_device_argument(parser)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument(
         "--images-on-device",

@@ -30,7 +30,7 @@ from model.decoding.generate import compose, draw_candidates, judged, search
 from model.decoding.search import Constraints
 from model.files import write_atomic
 from retrieval_index.index import ReportIndex
-from training.cli import choose_device, open_source, positive
+from training.cli import add_dataset_arguments, add_device_argument, choose_device, open_source, positive
 from training.config import RunContext
 from training.data.features import cache_features, readable
 from training.data.pixel_cache import build_pixel_cache
@@ -266,15 +266,12 @@ def _with_decoding(bundle: Bundle, decoding: DecodingConfig, path: Path) -> None
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.tune_decoding", description="Tune decoding on val.")
     parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--dataset", choices=("openi", "r2gen"), help="default: r2gen with --annotation, else openi")
-    parser.add_argument("--root", type=Path, help="openi: NLMCXR_reports.tgz and images/ or NLMCXR_png.tgz")
-    parser.add_argument("--annotation", type=Path, help="r2gen: annotation.json")
-    parser.add_argument("--images", type=Path, help="r2gen: image folder")
+    add_dataset_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="JSON of all trials; it holds no text")
     parser.add_argument("--write-bundle", type=Path, help="also write the bundle with the chosen settings here")
     parser.add_argument("--work", type=Path, help="decoded images and features (default OUT.work)")
     parser.add_argument("--limit", type=positive, help="only the first N studies")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    add_device_argument(parser)
     return parser
 
 

@@ -19,8 +19,8 @@ from tests.support.tiny import IMAGE_SIZE, tiny_config
 from training.config import CEConfig, RetrieverConfig, RunContext, ScstConfig
 from training.data.augment import to_float
 from training.data.features import OnlineFeatures, cache_features, readable
+from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
-from training.openi import open_openi
 from training.stages.cross_entropy import train_ce
 from training.stages.index import build_index
 from training.stages.retriever import contrastive_loss, train_retriever

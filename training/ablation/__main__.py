@@ -12,7 +12,7 @@ from training.ablation.external_eval import External, check_external
 from training.ablation.plan import Plan, make_plan
 from training.ablation.rows import ROWS, SCALES, parse_weights, read_scale
 from training.ablation.runner import BusyError, exclusively, run_plan
-from training.cli import choose_device
+from training.cli import add_dataset_arguments, add_device_argument, choose_device, positive
 
 log = logging.getLogger("training")
 
@@ -72,35 +72,25 @@ def _rows(text: str) -> tuple[str, ...]:
     return tuple(row for row in ROWS if row in names)
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} must be 1 or more")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.ablation",
         description="Train and compare the rows of the study's table. Run again, it goes on where it stopped.",
     )
-    parser.add_argument("--dataset", choices=("openi", "r2gen"), help="default: r2gen with --annotation, else openi")
-    parser.add_argument("--root", type=Path, help="openi: NLMCXR_reports.tgz and images/ or NLMCXR_png.tgz")
-    parser.add_argument("--annotation", type=Path, help="r2gen: annotation.json")
-    parser.add_argument("--images", type=Path, help="r2gen: image folder")
+    add_dataset_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the table and the cells")
-    parser.add_argument("--seeds", type=_positive, default=3, metavar="N", help="seeds 1 to N (default %(default)s)")
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="seeds 1 to N (default %(default)s)")
     parser.add_argument("--presets", type=_rows, default=ROWS, help=f"some of {','.join(ROWS)}")
     parser.add_argument("--scale", default="full", help=f"{', '.join(SCALES)}, or a JSON file (default %(default)s)")
     parser.add_argument("--backbone-weights", action="append", metavar="W",
                         help="imagenet, none, or a file for every row; or BACKBONE=FILE, once a backbone")  # fmt: skip
     parser.add_argument("--soft-scores", type=Path, help="CSV image_id,finding,… for a scale that pretrains")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    add_device_argument(parser)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--external-images", type=Path, help="folder of radiographs of another source")
     parser.add_argument("--external-labels", type=Path, help="their findings: CSV, as of NIH ChestX-ray14")
     parser.add_argument("--external-annotation", type=Path, help="or their reports: annotation in the R2Gen layout")
-    parser.add_argument("--external-limit", type=_positive, help="at most so many images (or studies)")
+    parser.add_argument("--external-limit", type=positive, help="at most so many images (or studies)")
     return parser
 
 

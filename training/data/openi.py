@@ -1,0 +1,127 @@
+"""The Indiana University collection (Open-i) as a data set: the R2Gen studies, from the official archive.
+
+A study belongs to the field's set when it has at least two images and a non-empty FINDINGS section; its
+split comes from a table of study ids, and its images are the first two `parentImage`s of its XML file (157
+studies of train and val have more). Studies that no split table names are `extra`, for pretraining. A study
+that the table does name is never `extra`, so no validation or test study can reach a training stage that
+way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from model.views import View
+from retrieval_index.download import IMAGES_URL, REPORTS_URL, download, text_progress
+from retrieval_index.openi import REPORTS_ARCHIVE, REPORTS_FOLDER, OpeniReport, read_reports
+from training.data.image_store import ChainedImages, ImageStore, LooseImages, TarImages, images_by_id
+from training.data.studies import SPLITS, ImageRef, Source, Split, Study, named, view_note
+from training.data.tables import builtin_split, builtin_views, read_split, read_views
+
+IMAGES_ARCHIVE = "NLMCXR_png.tgz"
+IMAGE_FOLDERS = ("images", "NLMCXR_png")
+IMAGES_PER_STUDY = 2  # R2Gen's choice for this collection
+
+
+def open_openi(
+    root: Path, *, download: bool = False, split_table: Path | None = None, view_table: Path | None = None
+) -> Source:
+    """Open a copy of the collection.
+
+    Args:
+        root: holds `NLMCXR_reports.tgz` or `ecgen-radiology/`; `images/`, `NLMCXR_png/` or `NLMCXR_png.tgz`.
+        download: fetch the official archives that `root` lacks.
+        split_table: CSV `study_id,split`; default `<root>/r2gen_split.csv` if it exists, else the project's.
+        view_table: CSV `image_id,view`; default `<root>/views.csv` if it exists, else the project's.
+
+    Returns:
+        The source, studies ascending by study number. Its `notes` count what was found, missing and skipped.
+
+    Raises:
+        ArchiveError: `root` holds no readable report archive.
+        DownloadError: an archive could not be fetched.
+        ValueError: a table, or the image archive, is malformed.
+    """
+    if download:
+        download_archives(root)
+    archive = read_reports(root)
+    splits, split_origin = _split_table(root, split_table)
+    views, view_origin = _view_table(root, view_table)
+    studies: list[Study] = []
+    extra: list[Study] = []
+    unfit: list[str] = []
+    for report in archive.reports:
+        split = splits.get(report.uid)
+        fit = len(report.image_ids) >= IMAGES_PER_STUDY and bool(report.findings)
+        if split is None:
+            extra.append(_study(report, None, views))
+        elif fit:
+            studies.append(_study(report, split, views))
+        else:
+            unfit.append(report.uid)
+    images, image_notes = _images(root, [image.key for study in (*studies, *extra) for image in study.images])
+    notes = (
+        f"reports: {len(archive.reports)} read, {named(archive.broken, 'broken and skipped')}",
+        f"split table {split_origin}: {len(splits)} studies, {_found(splits, studies)}",
+        f"in the table, but without two images and FINDINGS: {named(unfit, 'studies skipped')}",
+        f"outside the table: {len(extra)} studies, for pretraining only",
+        f"view table {view_origin}: {len(views)} images",
+        view_note(tuple(studies)),
+        *image_notes,
+    )
+    return Source("openi", tuple(studies), tuple(extra), images, notes)
+
+
+def download_archives(root: Path) -> None:
+    """Fetch the official archives that `root` lacks, resuming an earlier attempt; progress goes to stderr."""
+    if not any((root / name).exists() for name in (REPORTS_ARCHIVE, REPORTS_FOLDER)):
+        download(REPORTS_URL, root / REPORTS_ARCHIVE, progress=text_progress(REPORTS_ARCHIVE))
+    if not any((root / name).exists() for name in (IMAGES_ARCHIVE, *IMAGE_FOLDERS)):
+        download(IMAGES_URL, root / IMAGES_ARCHIVE, progress=text_progress(IMAGES_ARCHIVE))
+
+
+def _study(report: OpeniReport, split: Split | None, views: Mapping[str, View | None]) -> Study:
+    image_ids = report.image_ids if split is None else report.image_ids[:IMAGES_PER_STUDY]
+    images = tuple(ImageRef(image, views.get(image)) for image in image_ids)
+    return Study(report.study_id, report.uid, split, report.findings, images, report.mesh)
+
+
+def _split_table(root: Path, given: Path | None) -> tuple[Mapping[str, Split], str]:
+    path = given or root / "r2gen_split.csv"
+    return (read_split(path), str(path)) if given or path.exists() else (builtin_split(), "of the project")
+
+
+def _view_table(root: Path, given: Path | None) -> tuple[Mapping[str, View | None], str]:
+    path = given or root / "views.csv"
+    return (read_views(path), str(path)) if given or path.exists() else (builtin_views(), "of the project")
+
+
+def _images(root: Path, wanted: Sequence[str]) -> tuple[ImageStore, tuple[str, ...]]:
+    """The store over everything `root` has: loose files first, the archive for ids without one."""
+    stores: list[ImageStore] = []
+    loose: dict[str, Path] = {}
+    for folder in (root / name for name in IMAGE_FOLDERS):
+        if folder.is_dir():
+            found = images_by_id(folder)
+            stores.append(LooseImages(found, folder))
+            loose |= found
+    archive = root / IMAGES_ARCHIVE
+    if archive.exists():
+        stores.append(TarImages(archive))
+    store = stores[0] if len(stores) == 1 else ChainedImages(stores)
+    absent = [key for key in wanted if key not in loose]
+    rest = f"{len(absent)} to be read from the archive" if archive.exists() else named(absent, "missing")
+    return store, (f"images: {store.description()}; of {len(wanted)} images {rest}",)
+
+
+def _found(splits: Mapping[str, Split], studies: Collection[Study]) -> str:
+    """`2365 found (train 2069, …), 590 missing (test 590)`: a withheld split is no error, but it is said."""
+    found = {study.uid for study in studies}
+    present = {split: sum(s == split and uid in found for uid, s in splits.items()) for split in SPLITS}
+    absent = {split: sum(s == split and uid not in found for uid, s in splits.items()) for split in SPLITS}
+
+    def counts(table: Mapping[Split, int]) -> str:
+        return f"({', '.join(f'{split} {n}' for split, n in table.items() if n) or 'none'})"
+
+    return f"{sum(present.values())} found {counts(present)}, {sum(absent.values())} missing {counts(absent)}"
