@@ -13,7 +13,7 @@ from benchmarks.published_size import DECODING, LENGTH, Pair, features, pair, pa
 from benchmarks.table import Row, seconds
 from model.decoding.generate import generate
 from model.decoding.search import Constraints, sample
-from model.network.linear import products_in
+from model.network.linear import matmul_dtype
 
 log = logging.getLogger(__name__)
 NEAR = 0.2  # the plain implementation is the peer where it lies so near the scaled reference
@@ -27,7 +27,7 @@ def rows(machine: Machine, device: torch.device) -> list[Row]:
     """
     both = pair(device)
     with torch.inference_mode():
-        both.ours.prepare()
+        both.ours.precompute_inference_tables()
         table = [
             *_figure(both, machine, "beam 3, batch 1", 1, 3, 30.0, REFERENCE.beam3_batch1),
             *_figure(both, machine, "beam 3, batch 16", 16, 3, 60.0, REFERENCE.beam3_batch16),
@@ -53,7 +53,7 @@ def _figure(
     mine = written_by(both, drawn, beams)
     assert torch.equal(both.published_ids(mine())[:, :LENGTH], written[0]), f"{name}: the outputs differ"
     fp32 = seconds(mine, repeats=5) / batch
-    with products_in(torch.bfloat16):
+    with matmul_dtype(torch.bfloat16):
         bf16 = seconds(mine, repeats=5) / batch
     peer, value, note = "published equations, plainly", plain, f"reference scaled: {scaled:.2f} s"
     if abs(plain / scaled - 1) > NEAR:

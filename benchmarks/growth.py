@@ -53,7 +53,7 @@ def write(points: Sequence[Point], out: Path) -> None:
 
 def _pair(device: torch.device, *, slots: int = 2048, length: int = LENGTH) -> Pair:
     both = pair(device, slots=slots, length=length)
-    both.ours.prepare()
+    both.ours.precompute_inference_tables()
     return both
 
 

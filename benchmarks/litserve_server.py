@@ -35,7 +35,7 @@ class Reports(litserve.LitAPI):  # type: ignore[misc]  # no types are shipped
         """Load the bundle in the worker."""
         bundle = load_bundle(self._bundle_dir, device=device)
         with torch.inference_mode():
-            bundle.model.prepare()
+            bundle.model.precompute_inference_tables()
         index = ReportIndex.load(self._bundle_dir / INDEX_DIR) if bundle.config.retrieval else None
         self._drafter = Drafter(bundle, index, device=device)
 

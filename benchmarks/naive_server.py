@@ -30,7 +30,7 @@ def make_app(bundle_dir: Path, device: str) -> FastAPI:
     drafter = Drafter(bundle, ReportIndex.load(bundle_dir / INDEX_DIR) if bundle.config.retrieval else None,
                       device=device)  # fmt: skip
     with torch.inference_mode():
-        bundle.model.prepare()  # what no image changes, worked out once, as by the service
+        bundle.model.precompute_inference_tables()  # what no image changes, worked out once, as by the service
     lock = threading.Lock()
     app = FastAPI()
 

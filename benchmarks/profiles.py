@@ -17,7 +17,7 @@ ROWS = 14
 def print_all(device: torch.device) -> None:
     """Print the operators that take most of the time, a table for each piece of work."""
     both = pair(device)
-    both.ours.prepare()
+    both.ours.precompute_inference_tables()
     with torch.inference_mode():
         for batch, beams in ((1, 3), (16, 3), (16, 1)):
             _print(f"decode, batch {batch}, beam {beams}", written_by(both, features(batch, device), beams))

@@ -83,5 +83,5 @@ def _bare(drafter: Drafter, files: dict[str, bytes]) -> None:
 
 def _drafter(device: torch.device) -> Drafter:
     bundle = load_bundle(BUNDLE, device=device)
-    bundle.model.prepare()  # as the service does
+    bundle.model.precompute_inference_tables()  # as the service does
     return Drafter(bundle, ReportIndex.load(BUNDLE / INDEX_DIR, expected_sha256=bundle.index_sha256()), device=device)

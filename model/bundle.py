@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from model.calibration.schema import Calibration
 from model.config import BundleConfig
-from model.decoding.mbr import Consensus
+from model.decoding.mbr import MbrTable
 from model.network.backbone import Backbone
 from model.network.report_model import ReportModel
 from model.text.tokenizer import Tokenizer
@@ -67,7 +67,7 @@ class Bundle:
     manifest: Manifest
     digest: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    consensus: Consensus | None = None
+    consensus: MbrTable | None = None
     calibration: Calibration | None = None
 
     def index_sha256(self) -> dict[str, str]:
@@ -158,7 +158,7 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
     if config.decoding.method == "consensus" and CONSENSUS not in manifest.files:
         raise BundleError(f"{path}: config.json decodes by consensus, but the bundle has no {CONSENSUS}; restore it")
     try:
-        consensus = Consensus.load(path / CONSENSUS) if CONSENSUS in manifest.files else None
+        consensus = MbrTable.load(path / CONSENSUS) if CONSENSUS in manifest.files else None
     except ValueError as error:
         raise BundleError(f"{path}: {error}") from error
     try:
@@ -203,7 +203,7 @@ def write_bundle(
     model: ReportModel,
     tokenizer: Tokenizer,
     index_dir: Path | None = None,
-    consensus: Consensus | None = None,
+    consensus: MbrTable | None = None,
     calibration: Calibration | None = None,
     metrics: Mapping[str, Any] | None = None,
     weights_dtype: Literal["fp16", "fp32"] = "fp16",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from model.images.read import Resample
 from model.network.norm import Norm
@@ -14,9 +14,17 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Frozen(BaseModel):
-    """Base of every configuration: immutable, no unknown keys, finite numbers."""
+    """Base of every configuration: immutable, no unknown keys, finite numbers.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    A field that was renamed reads both names and writes the old one, so that older software reads new files.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True)
+
+
+def _renamed(old: str, new: str) -> Any:
+    """Field information of ``new``, which is called ``old`` in files."""
+    return Field(validation_alias=AliasChoices(old, new), serialization_alias=old)
 
 
 class ModelConfig(Frozen):
@@ -98,7 +106,7 @@ class PreprocessingConfig(Frozen):
 
 
 class ConsensusConfig(Frozen):
-    """How ``consensus`` decoding weighs and searches (``model.consensus``).
+    """How ``consensus`` decoding weighs and searches (``model.decoding.mbr``).
 
     Attributes:
         temperature: of the softmax by which a study's images weigh the training cases.
@@ -106,11 +114,12 @@ class ConsensusConfig(Frozen):
         bleu4: weight of the expected BLEU-4, 0 to 1.
         rouge: weight of the mean ROUGE-L with the candidates, 0 to 1, each weighed by how probable its expected CIDEr-D
             makes it: the words of a report stand in an order that the cases' vectors do not tell.
-        finding: weight of a named finding: its probability less ``finding_cost``.
-        finding_cost: probability from which a finding is worth naming.
-        head: share of the pretrained head in that probability; the rest is that of the similar cases.
-        pool: sentences that may be put in, those of most candidates first.
-        moves: most changes of one sentence.
+        finding: weight of a named finding: its probability less ``finding_threshold``.
+        finding_threshold: probability from which a finding is worth naming (``finding_cost`` in ``config.json``).
+        classifier_weight: share of the finding classifier in that probability; the rest is the share of the similar
+            cases (``head``).
+        sentence_pool: sentences that may be inserted, those of most candidates first (``pool``).
+        max_edits: most changes of one sentence (``moves``).
     """
 
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.05
@@ -118,10 +127,10 @@ class ConsensusConfig(Frozen):
     bleu4: Annotated[float, Field(ge=0)] = 2.0
     rouge: Annotated[float, Field(ge=0)] = 0.0
     finding: Annotated[float, Field(ge=0)] = 1.0
-    finding_cost: Annotated[float, Field(ge=0, le=1)] = 0.2
-    head: Annotated[float, Field(ge=0, le=1)] = 0.0
-    pool: Annotated[int, Field(ge=0, le=256)] = 40
-    moves: Annotated[int, Field(ge=0, le=32)] = 8
+    finding_threshold: Annotated[float, Field(ge=0, le=1), _renamed("finding_cost", "finding_threshold")] = 0.2
+    classifier_weight: Annotated[float, Field(ge=0, le=1), _renamed("head", "classifier_weight")] = 0.0
+    sentence_pool: Annotated[int, Field(ge=0, le=256), _renamed("pool", "sentence_pool")] = 40
+    max_edits: Annotated[int, Field(ge=0, le=32), _renamed("moves", "max_edits")] = 8
 
 
 class DecodingConfig(Frozen):
@@ -136,8 +145,8 @@ class DecodingConfig(Frozen):
         block_trigrams: never repeat a trigram.
         trigram_penalty: taken from the log-probability of a word for each earlier time that it ended the same trigram;
             the softer rule of published R2Gen models, 2 × 0.693.
-        ended_keep_place: a hypothesis that ends takes one of its step's ``beam_size`` places (published R2Gen); else
-            the best ``beam_size`` of those that go on live, however many end.
+        finished_beams_occupy_slots: a hypothesis that ends takes one of the ``beam_size`` slots of its step (published
+            R2Gen); else the best ``beam_size`` unfinished ones stay live. ``ended_keep_place`` in ``config.json``.
         min_length: tokens before the end token is allowed.
         suppress: words that are never generated (the archive's redaction mark ``xxxx``, ``<unk>``).
         candidates: reports sampled for ``rerank`` and ``consensus``.
@@ -152,7 +161,7 @@ class DecodingConfig(Frozen):
     length_penalty: Annotated[float, Field(ge=0, le=5)] = 1.0
     block_trigrams: bool = False
     trigram_penalty: Annotated[float, Field(ge=0)] = 0.0
-    ended_keep_place: bool = False
+    finished_beams_occupy_slots: Annotated[bool, _renamed("ended_keep_place", "finished_beams_occupy_slots")] = False
     min_length: Annotated[int, Field(ge=0)] = 4
     suppress: tuple[str, ...] = ("xxxx", "<unk>")
     candidates: Annotated[int, Field(ge=1, le=128)] = 12

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from model.bundle import Bundle
-from model.calibration.ood import Reading, as_sent, read_images
+from model.calibration.ood import ViewAssessment, assess_views, unchecked
 from model.calibration.sentence_confidence import (
     NEIGHBOURS,
     Evidence,
@@ -25,12 +25,12 @@ from model.calibration.sentence_confidence import (
     supported,
     unsupported,
 )
-from model.decoding.attention_maps import Attention, WordAttention, attention_of
+from model.decoding.attention_maps import SentenceAttention, WordAttention, attention_of
 from model.decoding.generate import generate
 from model.decoding.progress import Progress
 from model.draft_warning import DraftWarning
 from model.images.read import Pixels, Resample
-from model.network.linear import products_in
+from model.network.linear import matmul_dtype
 from model.network.report_model import Patches
 from model.protocols import Case, CaseIndex
 from model.text.labeler import Label, label_report
@@ -49,13 +49,13 @@ class StudyView:
         pixels: (S, S) uint8, 0 black to 255 white.
         view: its projection, as it was sent.
         warnings: what the reader of it should know.
-        stated: its projection as the file's own header says; None where it says none.
+        header_view: its projection as the file's own header says; None where it says none.
     """
 
     pixels: Pixels
     view: View
     warnings: tuple[DraftWarning, ...] = ()
-    stated: View | None = None
+    header_view: View | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Sentence:
     confidence: float
     labels: Mapping[str, Label] = field(default_factory=dict)
     supported: bool | None = None
-    attention: Attention | None = None
+    attention: SentenceAttention | None = None
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ class SentenceWritten:
     sentence: Sentence = field(repr=False)
 
 
-News = CasesFound | SentenceWritten
-Listener = Callable[[News], None]
+DraftEvent = CasesFound | SentenceWritten
+EventCallback = Callable[[DraftEvent], None]
 
 
 class Drafter:
@@ -208,8 +208,9 @@ class Drafter:
     @torch.inference_mode()
     def draft(
         self, studies: Sequence[Sequence[StudyView]], options: DraftOptions = DraftOptions(), *,
-        patches_of: Sequence[Sequence[StudyView]] | None = None, cases_of: Sequence[Sequence[StudyView]] | None = None,
-        listeners: Sequence[Listener | None] | None = None,
+        counterfactual_patches: Sequence[Sequence[StudyView]] | None = None,
+        counterfactual_retrieval: Sequence[Sequence[StudyView]] | None = None,
+        callbacks: Sequence[EventCallback | None] | None = None,
     ) -> list[Draft]:  # fmt: skip
         """Write a draft for each study.
 
@@ -217,10 +218,10 @@ class Drafter:
             studies: views of each study, at least one each. In any order; for a bundle with ``view_order`` ``as_given``
                 (an imported one) in that of the data set's files.
             options: the same for the whole batch.
-            patches_of: for counterfactual checks: as many other studies; only the patch tokens are theirs.
-            cases_of: likewise; only what retrieval gives is theirs: the reference cases, and the study embedding by
-                which a choice among candidates weighs training cases.
-            listeners: of each study who is told early of what is final in its draft, each part once and in order, or
+            counterfactual_patches: for counterfactual checks: as many other studies; only the patch tokens are theirs.
+            counterfactual_retrieval: likewise; only what retrieval gives is theirs: the reference cases, and the study
+                embedding by which a choice among candidates weighs training cases.
+            callbacks: of each study who is told early of what is final in its draft, each part once and in order, or
                 None. Called by this thread; must neither block nor raise. What nobody could be told early is in the
                 draft.
 
@@ -229,27 +230,30 @@ class Drafter:
         """
         if not studies:
             return []
-        with products_in(torch.bfloat16 if self.precision == "bf16" else None):
-            return self._draft(studies, options, patches_of, cases_of, listeners or [None] * len(studies))
+        with matmul_dtype(torch.bfloat16 if self.precision == "bf16" else None):
+            return self._draft(
+                studies, options, counterfactual_patches, counterfactual_retrieval, callbacks or [None] * len(studies)
+            )
 
     def _draft(
         self, studies: Sequence[Sequence[StudyView]], options: DraftOptions,
-        patches_of: Sequence[Sequence[StudyView]] | None, cases_of: Sequence[Sequence[StudyView]] | None,
-        listeners: Sequence[Listener | None],
+        counterfactual_patches: Sequence[Sequence[StudyView]] | None,
+        counterfactual_retrieval: Sequence[Sequence[StudyView]] | None,
+        callbacks: Sequence[EventCallback | None],
     ) -> list[Draft]:  # fmt: skip
         clock: dict[str, float] = {}
         with self._timed("encode", clock):
             patches, readings = self._encode(studies)
         with self._timed("retrieve", clock):
-            asked = patches if cases_of is None else self._encode(cases_of)[0]
+            asked = patches if counterfactual_retrieval is None else self._encode(counterfactual_retrieval)[0]
             study = self._model.embed_study(asked) if self.index is not None else None
             cases, case_mask, references = self._retrieve(study, len(studies), options)
-        for listener, found in zip(listeners, references, strict=True):
+        for listener, found in zip(callbacks, references, strict=True):
             if listener is not None:
                 listener(CasesFound(found))
         with self._timed("decode", clock):
-            shown = studies if patches_of is None else patches_of
-            seen, read = (patches, readings) if patches_of is None else self._encode(patches_of)
+            shown = studies if counterfactual_patches is None else counterfactual_patches
+            seen, read = (patches, readings) if counterfactual_patches is None else self._encode(counterfactual_patches)
             findings = self._model.findings(seen)
             evidence: list[Evidence] | list[None] = [None] * len(studies)
             if self.bundle.calibration is not None:
@@ -264,7 +268,7 @@ class Drafter:
                 study=study,
                 findings=findings,
                 consensus=self.bundle.consensus,
-                progress=self._progress(listeners, evidence),
+                progress=self._progress(callbacks, evidence),
             )
             ids, log_probs = generated.ids.tolist(), generated.log_probs.tolist()
         drafts = [
@@ -293,7 +297,7 @@ class Drafter:
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 
-    def _encode(self, studies: Sequence[Sequence[StudyView]]) -> tuple[Patches, list[Reading]]:
+    def _encode(self, studies: Sequence[Sequence[StudyView]]) -> tuple[Patches, list[ViewAssessment]]:
         """Patches of each study, and as what each of its images was read, in the order of ``_ordered``."""
         most = max(len(study) for study in studies)
         size = self.image_size
@@ -317,16 +321,16 @@ class Drafter:
         patches = patches._replace(tokens=patches.tokens.float(), pooled=patches.pooled.float())
         return self._read(studies, patches)
 
-    def _read(self, studies: Sequence[Sequence[StudyView]], patches: Patches) -> tuple[Patches, list[Reading]]:
+    def _read(self, studies: Sequence[Sequence[StudyView]], patches: Patches) -> tuple[Patches, list[ViewAssessment]]:
         """Check the images and put their views right; the patches come back frontals first again."""
         sent = [tuple(image.view for image in self._ordered(study)) for study in studies]
         calibration = self.bundle.calibration
         if calibration is None:
-            return patches, [as_sent(views) for views in sent]
+            return patches, [unchecked(views) for views in sent]
         pooled = patches.pooled.cpu().numpy()
         correct = self.bundle.config.preprocessing.view_order == "frontal_first"
         readings = [
-            read_images(
+            assess_views(
                 calibration,
                 views,
                 pooled[row, : len(views)],
@@ -337,7 +341,7 @@ class Drafter:
         ]
         if all(reading.views == views for reading, views in zip(readings, sent, strict=True)):
             return patches, readings
-        return patches.read_as([reading.views for reading in readings]), readings
+        return patches.with_views([reading.views for reading in readings]), readings
 
     def _ordered(self, study: Sequence[StudyView]) -> Sequence[StudyView]:
         """Frontals first, unless the bundle wants the order of the data set's files."""
@@ -377,7 +381,7 @@ class Drafter:
         return [Evidence.of(labels, retrieval.k, head) for labels, head in zip(cases, heads, strict=True)]
 
     def _finish(
-        self, study: Sequence[StudyView], reading: Reading, ids: list[int], log_probs: list[float],
+        self, study: Sequence[StudyView], reading: ViewAssessment, ids: list[int], log_probs: list[float],
         references: tuple[ReferenceCase, ...], evidence: Evidence | None, clock: dict[str, float],
     ) -> Draft:  # fmt: skip
         sentences = self._sentences(ids, log_probs, evidence)
@@ -407,12 +411,14 @@ class Drafter:
             supported(calibration.support, labels, evidence),
         )
 
-    def _progress(self, listeners: Sequence[Listener | None], evidence: Sequence[Evidence | None]) -> Progress | None:
+    def _progress(
+        self, callbacks: Sequence[EventCallback | None], evidence: Sequence[Evidence | None]
+    ) -> Progress | None:
         """Makes sentences of certain words for those who listen; None where nobody does."""
-        told = {row: 0 for row, listener in enumerate(listeners) if listener is not None}
+        told = {row: 0 for row, listener in enumerate(callbacks) if listener is not None}
 
         def tell(row: int, ids: list[int], log_probs: list[float]) -> None:
-            listener = listeners[row]
+            listener = callbacks[row]
             assert listener is not None
             for index, sentence in enumerate(self._sentences(ids, log_probs, evidence[row], told[row]), told[row]):
                 listener(SentenceWritten(index, sentence))
@@ -434,7 +440,7 @@ class Drafter:
 
     def _attentive(
         self, draft: Draft, looked: WordAttention, row: int, ids: list[int], study: Sequence[StudyView],
-        reading: Reading,
+        reading: ViewAssessment,
     ) -> tuple[Sentence, ...]:  # fmt: skip
         """The draft's sentences with where the decoder looked for each."""
         sent = tuple(image.view for image in self._ordered(study))
@@ -449,11 +455,11 @@ class Drafter:
         )
 
     def _warnings(
-        self, study: Sequence[StudyView], reading: Reading, references: tuple[ReferenceCase, ...],
+        self, study: Sequence[StudyView], reading: ViewAssessment, references: tuple[ReferenceCase, ...],
         sentences: Sequence[Sentence],
     ) -> Iterator[DraftWarning]:  # fmt: skip
         for image, view in zip(study, reading.views, strict=True):
-            resolved = view != image.view and view == image.stated  # read as its header says
+            resolved = view != image.view and view == image.header_view  # read as its header says
             yield from (one for one in image.warnings if not (resolved and one.code == "view_mismatch"))
         yield from reading.warnings
         for view in View:

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from model.drafter import Draft, DraftOptions, Listener
+from model.drafter import Draft, DraftOptions, EventCallback
 from service.formats.accept import VARY, respond, wanted
 from service.formats.dicom_headers import study_of
 from service.formats.dicom_source import Study
@@ -152,7 +152,7 @@ async def _report(
     began: float,
     uploaded: float,
     release_slot: Callable[[], None],
-    listener: Listener | None = None,
+    listener: EventCallback | None = None,
 ) -> ReportResponse:
     """The answer to an upload.
 
@@ -182,7 +182,7 @@ async def _report(
 
 
 async def _draft(
-    backend: Backend, images: dict[str, bytes], options: DraftOptions, listener: Listener | None, within_s: float
+    backend: Backend, images: dict[str, bytes], options: DraftOptions, listener: EventCallback | None, within_s: float
 ) -> Draft:
     """The backend's draft, and its errors as problems."""
     try:

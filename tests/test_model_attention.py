@@ -57,7 +57,7 @@ def test_they_are_those_by_which_the_last_layer_reads() -> None:
     def keep(layer: DecoderLayer, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         x, memory, mask = inputs
         cross = layer.cross_attention
-        _, queries = layer.ask(x)
+        _, queries = layer.self_attend_and_query(x)
         keys, _ = cross.keys_values(memory)
         one_each = torch.eye(keys.shape[2]).expand(*keys.shape[:2], -1, -1)
         read.append(F.scaled_dot_product_attention(queries, keys, one_each, attn_mask=mask).mean(dim=1))

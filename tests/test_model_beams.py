@@ -103,7 +103,8 @@ Hypotheses = list[tuple[float, list[int]]]
 
 
 def slow_beams(
-    model: ReportModel, encoded: Encoded, rule: Constraints, beams: int, alpha: float, ended_keep_place: bool,
+    model: ReportModel, encoded: Encoded, rule: Constraints, beams: int, alpha: float,
+    finished_beams_occupy_slots: bool,
     watch: Callable[[list[Hypotheses], list[tuple[list[int], float]]], None] = lambda live, best: None,
 ) -> list[tuple[list[int], float]]:  # fmt: skip
     """Ids (to the end, eos with them) and score of each study: nothing cached, nothing stopped early, plain lists.
@@ -123,7 +124,9 @@ def slow_beams(
             gains = constrained(row, words, rule)[1]
             candidates[study] += [(total + gain, words, token) for token, gain in enumerate(gains)]
         for study in studies:
-            ranked = sorted(candidates[study], key=lambda found: -found[0])[: beams if ended_keep_place else 2 * beams]
+            ranked = sorted(candidates[study], key=lambda found: -found[0])[
+                : beams if finished_beams_occupy_slots else 2 * beams
+            ]
             live[study] = []
             for total, before, token in ranked:
                 words = [*before, token]
@@ -153,11 +156,13 @@ RULES = {
     ("name", "beams"), [*((name, 3) for name in RULES), ("own", 2), ("own", 5), ("published", 2), ("published", 5)]
 )
 def test_a_batch_equals_the_slow_search(seed: int, ends: float, name: str, beams: int) -> None:
-    changes, alpha, ended_keep_place = RULES[name]
+    changes, alpha, finished_beams_occupy_slots = RULES[name]
     model, rule = model_of(seed, ends), constraints_of(**changes)
     encoded = encoded_by(model)
-    result = beam_search(model, encoded, rule, BOS, beams, alpha, ended_keep_place=ended_keep_place)
-    expected = slow_beams(model, encoded, rule, beams, alpha, ended_keep_place)
+    result = beam_search(
+        model, encoded, rule, BOS, beams, alpha, finished_beams_occupy_slots=finished_beams_occupy_slots
+    )
+    expected = slow_beams(model, encoded, rule, beams, alpha, finished_beams_occupy_slots)
     assert [[i for i in row if i] for row in result.ids.tolist()] == [ids for ids, _ in expected]
     assert result.score.tolist() == pytest.approx([score for _, score in expected], abs=1e-4)
 
@@ -166,16 +171,24 @@ def test_a_batch_equals_the_slow_search(seed: int, ends: float, name: str, beams
 def test_other_batch_sizes_and_the_published_norm(studies: int) -> None:
     model, rule = model_of(5, 2.0, "r2gen"), constraints_of()
     encoded = encoded_by(model, studies)
-    result = beam_search(model, encoded, rule, BOS, 4, 0.0, ended_keep_place=True)
+    result = beam_search(model, encoded, rule, BOS, 4, 0.0, finished_beams_occupy_slots=True)
     expected = slow_beams(model, encoded, rule, 4, 0.0, True)
     assert [[i for i in row if i] for row in result.ids.tolist()] == [ids for ids, _ in expected]
 
 
 def test_the_two_rules_differ() -> None:
     written = []
-    for ended_keep_place in (False, True):
+    for finished_beams_occupy_slots in (False, True):
         model = model_of(5, 2.0)
-        result = beam_search(model, encoded_by(model), constraints_of(), BOS, 3, 0.0, ended_keep_place=ended_keep_place)
+        result = beam_search(
+            model,
+            encoded_by(model),
+            constraints_of(),
+            BOS,
+            3,
+            0.0,
+            finished_beams_occupy_slots=finished_beams_occupy_slots,
+        )
         written.append(result.ids)
     assert not torch.equal(*written)
 
@@ -198,7 +211,7 @@ def up_to_an_end(words: list[int]) -> list[int]:
 @pytest.mark.parametrize(("seed", "ends"), MODELS)
 @pytest.mark.parametrize("name", ["own", "own by sum", "own with penalty", "published", "published by length"])
 def test_words_are_told_once_all_hypotheses_that_may_win_share_them(seed: int, ends: float, name: str) -> None:
-    changes, alpha, ended_keep_place = RULES[name]
+    changes, alpha, finished_beams_occupy_slots = RULES[name]
     model, rule, softest = model_of(seed, ends), constraints_of(**changes), (LIMIT - 1) ** alpha
     encoded = encoded_by(model)
     expected: dict[int, list[list[int]]] = {study: [] for study in range(STUDIES)}
@@ -218,10 +231,10 @@ def test_words_are_told_once_all_hypotheses_that_may_win_share_them(seed: int, e
             if len(shared) > len(expected[study][-1] if expected[study] else []):
                 expected[study].append(shared)
 
-    slow_beams(model, encoded, rule, 3, alpha, ended_keep_place, watch)
+    slow_beams(model, encoded, rule, 3, alpha, finished_beams_occupy_slots, watch)
     progress, told = follow(range(STUDIES))
     result = beam_search(
-        model, encoded, rule, BOS, 3, alpha, ended_keep_place=ended_keep_place, progress=progress
+        model, encoded, rule, BOS, 3, alpha, finished_beams_occupy_slots=finished_beams_occupy_slots, progress=progress
     )  # fmt: skip
     assert {study: [ids for ids, _ in parts] for study, parts in told.items()} == expected
     assert sum(map(len, expected.values())) >= STUDIES
@@ -306,7 +319,9 @@ def test_studies_that_leave_the_batch_change_nothing(
     def write(encoded: Encoded) -> Generated:
         if method == "greedy":
             return greedy(model, encoded, constraints_of(trigram_penalty=PENALTY), BOS)
-        return beam_search(model, encoded, constraints_of(), BOS, 3, 1.0, ended_keep_place=method == "published")
+        return beam_search(
+            model, encoded, constraints_of(), BOS, 3, 1.0, finished_beams_occupy_slots=method == "published"
+        )
 
     model = model_of(seed, ends)
     encoded = encoded_by(model)
@@ -398,7 +413,7 @@ def everything_written(model: ReportModel, encoded: Encoded) -> list[Generated]:
     rule = constraints_of(trigram_penalty=PENALTY)
     return [
         greedy(model, encoded, rule, BOS),
-        beam_search(model, encoded, rule, BOS, 3, 0.0, ended_keep_place=True),
+        beam_search(model, encoded, rule, BOS, 3, 0.0, finished_beams_occupy_slots=True),
         beam_search(model, encoded, rule, BOS, 4, 1.0),
         sample(model, encoded, rule, BOS, count=3, generator=torch.Generator().manual_seed(4)),
         generate(model, encoded, TOKENIZER, DecodingConfig()),
@@ -412,7 +427,7 @@ def test_prepare_changes_no_output(seed: int, ends: float) -> None:
     ids = torch.randint(4, len(TOKENIZER), (STUDIES, LIMIT), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected, logits = everything_written(model, encoded), model(encoded, ids)
-    model.prepare()
+    model.precompute_inference_tables()
     assert model.word_table is not None
     assert model.word_table.shape == (LIMIT, len(TOKENIZER), 32)
     with torch.no_grad():
@@ -425,7 +440,7 @@ def test_prepare_changes_no_output(seed: int, ends: float) -> None:
 def test_a_decoding_step_of_a_prepared_model_reads_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fresh()
     encoded = encoded_by(model)
-    model.prepare()
+    model.precompute_inference_tables()
     monkeypatch.setattr(model.memory, "forward", None)  # calling it would fail
     assert len(set(lengths(generate(model, encoded, TOKENIZER, DecodingConfig())))) > 1
 
@@ -433,21 +448,21 @@ def test_a_decoding_step_of_a_prepared_model_reads_no_memory(monkeypatch: pytest
 @pytest.mark.parametrize("mode", [True, False])
 def test_train_drops_what_prepare_worked_out(mode: bool) -> None:
     model = fresh()
-    model.prepare()
+    model.precompute_inference_tables()
     model.train(mode)
     assert model.word_table is None
 
 
 def test_loading_other_weights_drops_what_prepare_worked_out() -> None:
     model = fresh()
-    model.prepare()
+    model.precompute_inference_tables()
     other = fresh(5)
     model.load_state_dict(other.state_dict())
     assert model.word_table is None
     encoded = encoded_by(other)
     for ours, theirs in zip(everything_written(model, encoded), everything_written(other, encoded), strict=True):
         assert torch.equal(ours.ids, theirs.ids)
-    model.prepare()
+    model.precompute_inference_tables()
     for ours, theirs in zip(everything_written(model, encoded), everything_written(other, encoded), strict=True):
         assert torch.equal(ours.ids, theirs.ids)
 
@@ -455,7 +470,7 @@ def test_loading_other_weights_drops_what_prepare_worked_out() -> None:
 def test_gradients_flow_past_what_prepare_worked_out() -> None:
     model = fresh()
     encoded = encoded_by(model)
-    model.prepare()
+    model.precompute_inference_tables()
     model(encoded, torch.tensor([[BOS, 5, 6]]).expand(STUDIES, 3))[..., 7].sum().backward()
     assert model.word_table is not None
     for weight in (model.word_embedding.weight, model.memory.query.weight):
@@ -466,7 +481,7 @@ def test_gradients_flow_past_what_prepare_worked_out() -> None:
 def test_what_prepare_worked_out_is_no_part_of_the_weights() -> None:
     model = fresh()
     keys = list(model.state_dict())
-    model.prepare()
+    model.precompute_inference_tables()
     assert list(model.state_dict()) == keys
 
 
@@ -474,8 +489,8 @@ def test_prepare_leaves_out_a_table_that_would_be_too_large(monkeypatch: pytest.
     model = fresh()
     needed = 4 * LIMIT * len(TOKENIZER) * 32  # bytes
     monkeypatch.setattr(report_model, "LARGEST_WORD_TABLE", needed - 1)
-    model.prepare()
+    model.precompute_inference_tables()
     assert model.word_table is None
     monkeypatch.setattr(report_model, "LARGEST_WORD_TABLE", needed)
-    model.prepare()
+    model.precompute_inference_tables()
     assert model.word_table is not None

@@ -12,8 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from model.bundle import CALIBRATION, WEIGHTS, BundleError, add_calibration, load_bundle, write_bundle, write_manifest
-from model.calibration.ood import coordinates, read_images, statistics
-from model.calibration.schema import Calibration, Packed
+from model.calibration.ood import assess_views, project, statistics
+from model.calibration.schema import Calibration, PackedArray
 from model.calibration.sentence_confidence import Evidence, confidence, kind_of, named_findings, supported
 from model.text.labeler import Label
 from model.views import View
@@ -30,10 +30,10 @@ FRONTAL, LATERAL = View.FRONTAL, View.LATERAL
 @pytest.mark.parametrize("dtype", ["int8", "float16"])
 def test_a_packed_array_comes_back_within_half_a_step(dtype: Any) -> None:
     values = np.random.default_rng(0).normal(scale=1e-7, size=(5, 7))
-    packed = Packed.model_validate_json(Packed.of(values, dtype).model_dump_json())
+    packed = PackedArray.model_validate_json(PackedArray.of(values, dtype).model_dump_json())
     assert packed.array.shape == (5, 7)
     assert np.abs(packed.array - values).max() <= np.abs(values).max() / 250
-    assert not Packed.of(np.zeros(4), dtype).array.any()
+    assert not PackedArray.of(np.zeros(4), dtype).array.any()
 
 
 def test_a_calibration_comes_back_from_its_json() -> None:
@@ -58,7 +58,7 @@ DAMAGES = {
     "no base64": (change("features.centre.data", "!"), "no base64"),
     "too short": (change("features.directions.data", "AAAA"), "holds 3 bytes"),
     "no number": (change("features.centre.data", "AHwAfAB8"), "no number"),
-    "another width": (change("features.centre", Packed.of(np.zeros(2), "float16").model_dump()), "not \\(D,\\)"),
+    "another width": (change("features.centre", PackedArray.of(np.zeros(2), "float16").model_dump()), "not \\(D,\\)"),
     "a bar of a coin": (change("view.certain", 0.5), "view.certain"),
     "a unit too few": (change("unusual.units", []), "units"),
     "falling quantiles": (change("unusual.quantiles", [1.0, 0.0]), "ascend"),
@@ -138,7 +138,7 @@ def test_an_added_calibration_leaves_all_else_as_it_was(tiny: Path, tmp_path: Pa
 
 def read(sent: list[View], logits: list[float], unusual: float = 0.0, correct: bool = True) -> tuple[Any, list[str]]:
     pooled = np.array([[logit, unusual, 0.0] for logit in logits], np.float32)
-    reading = read_images(plain_calibration(), sent, pooled, np.zeros((len(sent), 32, 32), np.uint8), correct=correct)
+    reading = assess_views(plain_calibration(), sent, pooled, np.zeros((len(sent), 32, 32), np.uint8), correct=correct)
     return list(reading.views), [warning.code for warning in reading.warnings]
 
 
@@ -172,16 +172,16 @@ def test_of_an_unusual_image_no_view_is_put_right() -> None:
 
 def test_warnings_name_the_field_that_the_image_came_in() -> None:
     pooled = np.array([[-9, 0, 0]], np.float32)
-    reading = read_images(plain_calibration(), [FRONTAL], pooled, np.zeros((1, 32, 32), np.uint8), correct=True)
+    reading = assess_views(plain_calibration(), [FRONTAL], pooled, np.zeros((1, 32, 32), np.uint8), correct=True)
     assert reading.warnings[0].message == "The image sent as frontal looks like a lateral and was read as one."
     assert reading.checks[0] == pytest.approx((1 / (1 + np.exp(9)), 0.0), abs=1e-6)
 
 
 def test_the_rest_is_what_no_direction_holds() -> None:
     features = plain_calibration(width=5).features
-    along, rest = coordinates(features, np.array([[1, 2, 3, 4, 0], [1, 2, 3, 0, 0]], np.float32))
-    assert along == pytest.approx(np.array([[1, 2, 3], [1, 2, 3]]))
-    assert rest == pytest.approx(np.log([5, 1]), abs=1e-4)
+    projections, residual = project(features, np.array([[1, 2, 3, 4, 0], [1, 2, 3, 0, 0]], np.float32))
+    assert projections == pytest.approx(np.array([[1, 2, 3], [1, 2, 3]]))
+    assert residual == pytest.approx(np.log([5, 1]), abs=1e-4)
 
 
 def test_statistics_of_grey_values() -> None:

@@ -9,7 +9,7 @@ import pytest
 from pycocoevalcap.rouge.rouge import Rouge
 
 from model.config import ConsensusConfig
-from model.decoding.mbr import LENGTHS, Composer, Consensus, Expectation, Phrases, Sentence, phrase_keys, rouge_l
+from model.decoding.mbr import LENGTHS, Expectation, MbrSearch, MbrTable, NgramCounts, Sentence, ngram_keys, rouge_l
 from model.text.labeler import FINDINGS
 from model.text.tokenizer import Tokenizer
 from training.data.studies import Study
@@ -46,7 +46,7 @@ TOKENIZER = Tokenizer.build(REPORTS)
 
 
 @pytest.fixture(scope="module")
-def table() -> Consensus:
+def table() -> MbrTable:
     return build_consensus(studies(), unit(len(REPORTS)), TOKENIZER, directions=999, max_length=60, seed=1)
 
 
@@ -75,11 +75,11 @@ def no_findings(_: Sentence) -> tuple[frozenset[int], frozenset[int]]:
 def test_phrases_are_those_of_the_words() -> None:
     texts = ["a b a b", "b b", "a b a b c", "a"]
     tokens = np.array([[1, 2, 1, 2, 0], [2, 2, 0, 0, 0], [1, 2, 1, 2, 3], [1, 0, 0, 0, 0]])
-    phrases = Phrases.of(tokens)
+    phrases = NgramCounts.of(tokens)
     names: dict[int, str] = {}
     for row, text in enumerate(texts):
         words = text.split()
-        keys = phrase_keys(tokens)[:, row]
+        keys = ngram_keys(tokens)[:, row]
         for n in range(4):
             for place in range(len(words) - n):
                 name = " ".join(words[place : place + n + 1])
@@ -96,7 +96,7 @@ def test_phrases_are_those_of_the_words() -> None:
         assert lengths == (phrases.order[own] + 1).tolist()
 
 
-def test_expected_cider_is_the_mean_over_the_cases(table: Consensus) -> None:
+def test_expected_cider_is_the_mean_over_the_cases(table: MbrTable) -> None:
     study = unit(1, seed=5)[0]
     expectation = table.expect(study, 0.3)
     logits = table._vectors @ study / 0.3
@@ -109,13 +109,13 @@ def test_expected_cider_is_the_mean_over_the_cases(table: Consensus) -> None:
         assert value == pytest.approx(float(weights @ each), rel=0.12)
 
 
-def test_phrase_probabilities_are_shares_of_the_cases(table: Consensus) -> None:
+def test_phrase_probabilities_are_shares_of_the_cases(table: MbrTable) -> None:
     study = unit(1, seed=6)[0]
     expectation = table.expect(study, 0.5)
     logits = table._vectors @ study / 0.5
     weights = np.exp(logits) / np.exp(logits).sum()
     for phrase in ("the heart is enlarged", "left pleural effusion .", "no pneumothorax"):
-        key = phrase_keys(ids(phrase))[len(phrase.split()) - 1, 0, 0]
+        key = ngram_keys(ids(phrase))[len(phrase.split()) - 1, 0, 0]
         holds = np.array([f" {phrase} " in f" {report} " for report in REPORTS])
         assert expectation.share[table.find(np.array([key]))[0]] == pytest.approx(float(weights @ holds), abs=0.02)
     assert expectation.length == pytest.approx(float(weights @ [len(report.split()) for report in REPORTS]), rel=1e-3)
@@ -135,18 +135,18 @@ def test_few_directions_still_tell_reports_apart() -> None:
     assert cider[0] > 2 * cider[1]
 
 
-def test_the_composer_finds_the_best_report_there_is(table: Consensus) -> None:
+def test_the_search_finds_the_best_report_there_is(table: MbrTable) -> None:
     expectation = table.expect(table._vectors[1], 0.02)  # "… enlarged . … effusion ."
     config = ConsensusConfig(bleu4=0, finding=0)
-    composer = Composer(expectation, None, no_findings, config)
+    search = MbrSearch(expectation, None, no_findings, config)
     candidates = [sentences(report) for report in (REPORTS[0], SENTENCES[3], SENTENCES[2])]
-    assert composer.compose(candidates, 59)[0] == sentences(REPORTS[1])
-    assert composer.compose(candidates, 8)[0] == sentences(SENTENCES[2])  # no room for both
-    still = Composer(expectation, None, no_findings, config.model_copy(update={"moves": 0}))
+    assert search.compose(candidates, 59)[0] == sentences(REPORTS[1])
+    assert search.compose(candidates, 8)[0] == sentences(SENTENCES[2])  # no room for both
+    still = MbrSearch(expectation, None, no_findings, config.model_copy(update={"max_edits": 0}))
     assert still.compose(candidates, 59)[0] in [tuple(candidate) for candidate in candidates]
 
 
-def test_a_finding_is_named_from_its_cost_on(table: Consensus) -> None:
+def test_a_finding_is_named_from_its_cost_on(table: MbrTable) -> None:
     expectation = table.expect(unit(1, seed=7)[0], 1.0)
     effusion = FINDINGS.index("Pleural Effusion")
 
@@ -155,38 +155,38 @@ def test_a_finding_is_named_from_its_cost_on(table: Consensus) -> None:
         named = frozenset({effusion}) if "pleural" in text else frozenset()
         return (frozenset(), named) if " no " in text else (named, frozenset())
 
-    config = ConsensusConfig(cider=0.01, bleu4=0, finding=10, finding_cost=0.3, head=1.0)
+    config = ConsensusConfig(cider=0.01, bleu4=0, finding=10, finding_threshold=0.3, classifier_weight=1.0)
     candidates = [sentences(report) for report in REPORTS[:6]]
     for probability, expected in ((0.5, True), (0.1, False)):
         chances = np.full(len(FINDINGS), probability, np.float32)
-        report = Composer(expectation, chances, reading, config).compose(candidates, 59)[0]
+        report = MbrSearch(expectation, chances, reading, config).compose(candidates, 59)[0]
         assert (sentences(SENTENCES[2])[0] in report) is expected
         assert not {sentences(SENTENCES[2])[0], sentences(SENTENCES[5])[0]} <= set(report)  # never said and denied
 
 
-def test_table_round_trip_and_damage(table: Consensus, tmp_path: Path) -> None:
+def test_table_round_trip_and_damage(table: MbrTable, tmp_path: Path) -> None:
     path = tmp_path / "consensus.safetensors"
     table.save(path)
-    again = Consensus.load(path)
+    again = MbrTable.load(path)
     study = unit(1, seed=3)[0]
     drafts = ids(*REPORTS[:5])
     one, other = (t.expect(study, 0.1).scores(drafts) for t in (table, again))
     np.testing.assert_allclose(one, other, rtol=1e-5)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"consensus\.safetensors is no consensus table"):
-        Consensus.load(path)
+        MbrTable.load(path)
     with pytest.raises(OSError, match="cannot be written"):
         table.save(tmp_path / "gone" / "consensus.safetensors")
 
 
-def test_the_table_holds_no_words(table: Consensus, tmp_path: Path) -> None:
+def test_the_table_holds_no_words(table: MbrTable, tmp_path: Path) -> None:
     path = tmp_path / "consensus.safetensors"
     table.save(path)
     content = path.read_bytes()
     assert not any(word.encode() in content for word in ("heart", "effusion", "pneumothorax"))
 
 
-def test_an_empty_report_scores_nothing(table: Consensus) -> None:
+def test_an_empty_report_scores_nothing(table: MbrTable) -> None:
     expectation: Expectation = table.expect(unit(1)[0], 0.1)
     cider, bleu = expectation.scores(np.zeros((1, 1), np.int64))
     assert cider[0] == 0
@@ -214,41 +214,41 @@ def _words(ids: np.ndarray) -> str:
     return " ".join(map(str, ids[ids > 0].tolist()))
 
 
-def test_likeness_to_the_candidates_can_decide(table: Consensus) -> None:
+def test_likeness_to_the_candidates_can_decide(table: MbrTable) -> None:
     expectation = table.expect(unit(1, seed=9)[0], 5.0)
     config = ConsensusConfig(cider=0.001, bleu4=0, finding=0, rouge=1.0)
     candidates = [sentences(report) for report in (REPORTS[0], REPORTS[0] + " " + SENTENCES[4], SENTENCES[3])]
-    report = Composer(expectation, None, no_findings, config).compose(candidates, 59)[0]
+    report = MbrSearch(expectation, None, no_findings, config).compose(candidates, 59)[0]
     assert report in (sentences(REPORTS[0]), sentences(REPORTS[2]))
 
 
-def test_nothing_is_said_twice_in_other_words(table: Consensus) -> None:
+def test_nothing_is_said_twice_in_other_words(table: MbrTable) -> None:
     expectation = table.expect(table._vectors[1], 0.02)  # "… enlarged . … effusion ."
     candidates = [sentences(sentence) for sentence in SENTENCES]
     config = ConsensusConfig(bleu4=0, finding=0)
-    assert len(Composer(expectation, None, no_findings, config).compose(candidates, 59)[0]) == 2
+    assert len(MbrSearch(expectation, None, no_findings, config).compose(candidates, 59)[0]) == 2
 
     def the_same(_: Sentence) -> tuple[frozenset[int], frozenset[int]]:
         return frozenset(), frozenset({3})
 
-    assert len(Composer(expectation, None, the_same, config).compose(candidates, 59)[0]) == 1
+    assert len(MbrSearch(expectation, None, the_same, config).compose(candidates, 59)[0]) == 1
 
     def one_more(sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
         return frozenset(), frozenset({3, 4} if "effusion" in TOKENIZER.decode(sentence) else {3})
 
     assert (
-        len(Composer(expectation, None, one_more, config).compose(candidates, 59)[0]) == 1
+        len(MbrSearch(expectation, None, one_more, config).compose(candidates, 59)[0]) == 1
     )  # the less says nothing new
 
 
-def test_what_a_candidate_says_twice_or_denies_itself_is_dropped(table: Consensus) -> None:
+def test_what_a_candidate_says_twice_or_denies_itself_is_dropped(table: MbrTable) -> None:
     def reading(sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
         text = TOKENIZER.decode(sentence)
         named = frozenset({5}) if "pleural" in text else frozenset()
         return (frozenset(), named) if " no " in text else (named, frozenset())
 
     said = [sentences(SENTENCES[place])[0] for place in (1, 2, 1, 5, 0)]  # clear, effusion, clear, no effusion, heart
-    config = ConsensusConfig(moves=0)
-    report, reward = Composer(table.expect(unit(1)[0], 1.0), None, reading, config).compose([said], 59)
+    config = ConsensusConfig(max_edits=0)
+    report, reward = MbrSearch(table.expect(unit(1)[0], 1.0), None, reading, config).compose([said], 59)
     assert report == (said[0], said[1], said[4])
     assert reward > 0

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from model.bundle import CONSENSUS, BundleError, load_bundle, write_bundle
 from model.config import BundleConfig, ConsensusConfig, DecodingConfig
-from model.decoding.generate import compose, draw_candidates, generate
-from model.decoding.mbr import Consensus
+from model.decoding.generate import draw_candidates, generate, mbr_search
+from model.decoding.mbr import MbrTable
 from model.decoding.search import Constraints, beam_search
 from model.drafter import Drafter, StudyView
 from model.network.report_model import Encoded, ReportModel
@@ -26,7 +26,7 @@ from training.stages.mbr_table import build_consensus
 
 TOKENIZER = tiny_tokenizer()
 DECODING = DecodingConfig(
-    method="consensus", candidates=10, temperature=1.0, consensus=ConsensusConfig(temperature=0.3, pool=20)
+    method="consensus", candidates=10, temperature=1.0, consensus=ConsensusConfig(temperature=0.3, sentence_pool=20)
 )
 
 
@@ -44,7 +44,7 @@ def source(model: ReportModel) -> Encoded:
 
 
 @pytest.fixture(scope="module")
-def table(model: ReportModel) -> Consensus:
+def table(model: ReportModel) -> MbrTable:
     studies = [Study(f"CXR{row}", f"CXR{row}", "train", report, ()) for row, report in enumerate(REPORTS * 3)]
     index = tiny_index(model, REPORTS * 3)
     vectors = index.vectors(np.arange(len(index))[None])[0]
@@ -56,7 +56,7 @@ def embeddings(count: int = 4) -> Tensor:
 
 
 def test_a_composed_report_is_made_of_the_candidates_sentences(
-    model: ReportModel, source: Encoded, table: Consensus
+    model: ReportModel, source: Encoded, table: MbrTable
 ) -> None:
     written = generate(model, source, TOKENIZER, DECODING, study=embeddings(), consensus=table)
     constraints = Constraints.of(DECODING, TOKENIZER)
@@ -73,13 +73,13 @@ def test_a_composed_report_is_made_of_the_candidates_sentences(
         end = written.ids[row].tolist().index(TOKENIZER.eos_id)
         assert not written.ids[row, end + 1 :].any()
         assert (written.log_probs[row, : end + 1] <= 0).all()
-    still = DECODING.model_copy(update={"consensus": DECODING.consensus.model_copy(update={"moves": 0})})
-    _, plain = compose(TOKENIZER, still, embeddings(), None, table, ids)
+    still = DECODING.model_copy(update={"consensus": DECODING.consensus.model_copy(update={"max_edits": 0})})
+    _, plain = mbr_search(TOKENIZER, still, embeddings(), None, table, ids)
     assert (written.score >= plain - 1e-5).all()
     assert (written.score > plain + 1e-3).any()  # putting sentences together gained something
 
 
-def test_a_study_decodes_alone_as_in_a_batch(model: ReportModel, source: Encoded, table: Consensus) -> None:
+def test_a_study_decodes_alone_as_in_a_batch(model: ReportModel, source: Encoded, table: MbrTable) -> None:
     study = embeddings()
     together = generate(model, source, TOKENIZER, DECODING, study=study, consensus=table)
     assert torch.equal(generate(model, source, TOKENIZER, DECODING, study=study, consensus=table).ids, together.ids)
@@ -89,13 +89,13 @@ def test_a_study_decodes_alone_as_in_a_batch(model: ReportModel, source: Encoded
         assert torch.equal(alone.ids[0], together.ids[row])
 
 
-def test_without_a_finished_sentence_the_beams_report_stays(table: Consensus) -> None:
+def test_without_a_finished_sentence_the_beams_report_stays(table: MbrTable) -> None:
     ids = torch.tensor([[[5, 6, 7, 0, 0], [8, 9, 5, 6, 0]]])
-    chosen, _ = compose(TOKENIZER, DECODING, embeddings(1), None, table, ids)
+    chosen, _ = mbr_search(TOKENIZER, DECODING, embeddings(1), None, table, ids)
     assert torch.equal(chosen, ids[:, 0])
 
 
-def test_the_report_follows_the_study(model: ReportModel, source: Encoded, table: Consensus) -> None:
+def test_the_report_follows_the_study(model: ReportModel, source: Encoded, table: MbrTable) -> None:
     one = source.select(torch.tensor([0] * 8))
     written = generate(model, one, TOKENIZER, DECODING, study=embeddings(8), consensus=table).ids
     assert len({tuple(row) for row in written.tolist()}) > 2  # the same candidates, other neighbours
@@ -115,14 +115,14 @@ def test_the_finding_head_is_the_mean_logit_of_the_views(model: ReportModel) -> 
     assert tiny_model(3).findings(patches) is None
 
 
-def test_what_consensus_needs_is_asked_for(model: ReportModel, source: Encoded, table: Consensus) -> None:
+def test_what_consensus_needs_is_asked_for(model: ReportModel, source: Encoded, table: MbrTable) -> None:
     with pytest.raises(ValueError, match="use 'beam'"):
         generate(model, source, TOKENIZER, DECODING, consensus=table)
     with pytest.raises(ValueError, match="use 'rerank'"):
         generate(model, source, TOKENIZER, DECODING, study=embeddings())
 
 
-def test_a_bundle_that_decodes_by_consensus_carries_its_table(tmp_path: Path, table: Consensus) -> None:
+def test_a_bundle_that_decodes_by_consensus_carries_its_table(tmp_path: Path, table: MbrTable) -> None:
     plain = load_bundle(write_tiny_bundle(tmp_path / "plain"))
     config: BundleConfig = plain.config.model_copy(update={"decoding": DECODING})
     parts = {"config": config, "model": plain.model, "tokenizer": plain.tokenizer, "index_dir": plain.path / "index"}
@@ -145,15 +145,17 @@ def test_a_bundle_that_decodes_by_consensus_carries_its_table(tmp_path: Path, ta
         load_bundle(bundle.path)
 
 
-def test_probabilities_of_the_head_decide_what_is_named(model: ReportModel, source: Encoded, table: Consensus) -> None:
+def test_probabilities_of_the_head_decide_what_is_named(model: ReportModel, source: Encoded, table: MbrTable) -> None:
     constraints = Constraints.of(DECODING, TOKENIZER)
     words = ["there", "is", "a", "small", "left", "pleural", "effusion", ".", "the", "lungs", "are", "clear", "."]
     ids = torch.zeros(1, 2, 24, dtype=torch.int64)
     ids[0, 0, : len(words) + 1] = torch.tensor([*(TOKENIZER.id_of(word) for word in words), constraints.eos_id])
     ids[0, 1, :5] = torch.tensor([*(TOKENIZER.id_of(word) for word in words[8:]), constraints.eos_id])[:5]
-    settings = replace_consensus(DECODING, cider=0.001, bleu4=0.0, finding=10.0, finding_cost=0.3, head=1.0)
+    settings = replace_consensus(
+        DECODING, cider=0.001, bleu4=0.0, finding=10.0, finding_threshold=0.3, classifier_weight=1.0
+    )
     for probability in (0.9, 0.05):
-        chosen, _ = compose(TOKENIZER, settings, embeddings(1), torch.full((1, 14), probability), table, ids)
+        chosen, _ = mbr_search(TOKENIZER, settings, embeddings(1), torch.full((1, 14), probability), table, ids)
         assert ("effusion" in TOKENIZER.decode(chosen[0].tolist())) is (probability > 0.3)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model.config import DecodingConfig
 from model.decoding.generate import generate
 from model.network import linear as linear_module
-from model.network.linear import Joint, Linear, products_in, runs_on_onednn
+from model.network.linear import Linear, PackedLinearGroup, matmul_dtype, runs_on_onednn
 from model.network.report_model import Patches
 from model.network.transformer import Attention
 from tests.support.tiny import tiny_model, tiny_tokenizer
@@ -245,7 +245,11 @@ def test_weights_are_packed_once_where_no_gradient_is_wanted_and_dropped_by_trai
 
 @pytest.mark.parametrize("grad", [False, True])
 def test_joint_layers_follow_each_of_their_members(grad: bool) -> None:
-    layers, joint, x = [pair(7, width, seed)[0] for seed, width in enumerate((4, 1, 9))], Joint(), torch.randn(2, 5, 7)
+    layers, joint, x = (
+        [pair(7, width, seed)[0] for seed, width in enumerate((4, 1, 9))],
+        PackedLinearGroup(),
+        torch.randn(2, 5, 7),
+    )
     for layer in layers:
         with torch.set_grad_enabled(grad):
             outs, relus = joint(x, layers), joint(x, layers, "relu")
@@ -268,7 +272,7 @@ def test_projections_of_an_attention_follow_its_layers() -> None:
     for layer in layers:
         with torch.no_grad():
             layer.weight.add_(0.1)
-            for part, member in zip(attention.of_itself(x), layers, strict=True):
+            for part, member in zip(attention.qkv(x), layers, strict=True):
                 torch.testing.assert_close(part, attention.split(F.linear(x, member.weight, member.bias)))
             for part, member in zip(attention.keys_values(x), layers[1:], strict=True):
                 torch.testing.assert_close(part, attention.split(F.linear(x, member.weight, member.bias)))
@@ -349,22 +353,22 @@ def test_products_in_bfloat16_keep_the_type_of_their_input_and_end_with_their_co
     layer, x = pair()[0], torch.randn(64, 7)
     with torch.no_grad():
         plain = layer(x)
-        with products_in(torch.bfloat16):
+        with matmul_dtype(torch.bfloat16):
             rounded = layer(x)
-            with products_in(None):
+            with matmul_dtype(None):
                 assert torch.equal(layer(x), plain)
         assert torch.equal(layer(x), plain)
     assert rounded.dtype == torch.float32
     assert not torch.equal(rounded, plain)
     torch.testing.assert_close(rounded, plain, atol=5e-2, rtol=5e-2)
-    with products_in(torch.bfloat16):
+    with matmul_dtype(torch.bfloat16):
         torch.testing.assert_close(layer(x).double(), exact(x, layer), atol=1e-5, rtol=1e-5)  # gradients are wanted
 
 
 @needs_onednn
 def test_products_in_bfloat16_end_with_an_error_too() -> None:
     layer, x = pair()[0], torch.randn(3, 7)
-    with pytest.raises(RuntimeError, match="left early"), products_in(torch.bfloat16):
+    with pytest.raises(RuntimeError, match="left early"), matmul_dtype(torch.bfloat16):
         raise RuntimeError("left early")
     with torch.no_grad():
         torch.testing.assert_close(layer(x).double(), exact(x, layer), atol=1e-5, rtol=1e-5)

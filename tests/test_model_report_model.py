@@ -183,12 +183,12 @@ def test_what_was_prepared_follows_the_weights() -> None:
 
     with torch.no_grad():
         for change in (change_the_matrix, load_the_memory, train_the_words):
-            model.prepare()
+            model.precompute_inference_tables()
             before = written()
             assert model.prepared_bank is not None
             change()
             found = written()
-            model.forget()
+            model.clear_inference_tables()
             for now, fresh in zip(found, written(), strict=True):
                 torch.testing.assert_close(now, fresh, atol=1e-5, rtol=1e-5)
             assert not torch.allclose(found[1], before[1], atol=1e-3)

@@ -78,9 +78,9 @@ def test_encode_and_decode() -> None:
 def test_known_words_are_told_from_marks_and_strangers() -> None:
     tokenizer = Tokenizer.build([*REPORTS, "Compared with XXXX."], min_count=1)
     assert tokenizer.id_of("xxxx") != tokenizer.unk_id
-    assert tokenizer.knows_a_word_of("Zzyzx HEART?")
+    assert tokenizer.has_known_word("Zzyzx HEART?")
     for text in ("Zzyzx widget.", "XXXX xxxx.", "... ; !", ""):
-        assert not tokenizer.knows_a_word_of(text), text
+        assert not tokenizer.has_known_word(text), text
 
 
 def test_json_round_trip_and_refusals() -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from model.bundle import WEIGHTS, add_calibration, load_bundle
-from model.calibration.schema import Line, ViewCheck
+from model.calibration.schema import LinearScore, ViewCheck
 from tests.support.calibration import plain_calibration
 from tests.support.formats import dicom, facts_of_fhir
 from tests.support.service import png, ready_client
@@ -24,7 +24,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     calibration = plain_calibration(
         width=bundle.model.backbone.width, weights_sha256=bundle.manifest.files[WEIGHTS].sha256
     )
-    lateral = ViewCheck(line=Line(slope=0.0, bias=-9.0), certain=0.99)
+    lateral = ViewCheck(line=LinearScore(slope=0.0, bias=-9.0), certain=0.99)
     add_calibration(path, calibration.model_copy(update={"view": lateral}), path)
     with ready_client(path) as client:
         yield client

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.drafter import Draft, DraftOptions, Listener, StudyView
+from model.drafter import Draft, DraftOptions, EventCallback, StudyView
 from model.images.read import ImageError
 from model.views import View
 from service.inference import engine as engine_module
@@ -41,7 +41,11 @@ class Recorder:
         return [number for batch in self.batches for number in batch]
 
     def draft(
-        self, studies: Sequence[Sequence[StudyView]], options: DraftOptions, *, listeners: Sequence[Listener | None]
+        self,
+        studies: Sequence[Sequence[StudyView]],
+        options: DraftOptions,
+        *,
+        callbacks: Sequence[EventCallback | None],
     ) -> list[Draft]:
         self.begun.set()
         assert self.go.wait(WAIT_S)
@@ -222,9 +226,13 @@ class TooFew(Recorder):
     """A drafter that loses a draft."""
 
     def draft(
-        self, studies: Sequence[Sequence[StudyView]], options: DraftOptions, *, listeners: Sequence[Listener | None]
+        self,
+        studies: Sequence[Sequence[StudyView]],
+        options: DraftOptions,
+        *,
+        callbacks: Sequence[EventCallback | None],
     ) -> list[Draft]:
-        return super().draft(studies, options, listeners=listeners)[: -1 if len(studies) > 1 else None]
+        return super().draft(studies, options, callbacks=callbacks)[: -1 if len(studies) > 1 else None]
 
 
 def test_a_drafter_that_answers_too_few_wedges_nothing() -> None:

@@ -23,7 +23,16 @@ from model import drafter
 from model.config import DecodingConfig
 from model.decoding.generate import generate
 from model.decoding.search import Generated
-from model.drafter import CasesFound, Draft, DraftOptions, Listener, News, Sentence, SentenceWritten, StudyView
+from model.drafter import (
+    CasesFound,
+    Draft,
+    DraftEvent,
+    DraftOptions,
+    EventCallback,
+    Sentence,
+    SentenceWritten,
+    StudyView,
+)
 from model.network.report_model import DecoderState, ReportModel
 from model.views import View
 from service.inference.engine import Engine
@@ -111,7 +120,7 @@ def test_sentences_together_are_the_answer(method: str, tmp_path: Path) -> None:
 
 def test_sentences_come_while_the_rest_is_written(bundle: Path) -> None:
     writer = load(settings_for(bundle)).drafter
-    news: list[News] = []
+    news: list[DraftEvent] = []
     lengths: list[int] = []
 
     def step(model: ReportModel, state: DecoderState, ids: Tensor) -> Tensor:
@@ -122,7 +131,7 @@ def test_sentences_come_while_the_rest_is_written(bundle: Path) -> None:
     study = [StudyView(scene(IMAGE_SIZE, IMAGE_SIZE), View.FRONTAL)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ReportModel, "step", step)
-        (draft,) = writer.draft([study], listeners=[news.append])
+        (draft,) = writer.draft([study], callbacks=[news.append])
     assert isinstance(news[0], CasesFound)
     assert news[0].cases == draft.reference_cases
     written = news[1:]
@@ -330,10 +339,10 @@ def test_a_study_that_is_drafted_again_is_told_once(bundle: Path, held: Held) ->
 
 
 def test_a_failing_listener_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    heard: list[News] = []
+    heard: list[DraftEvent] = []
 
     async def main() -> None:
-        def fail(news: News) -> None:
+        def fail(news: DraftEvent) -> None:
             heard.append(news)
             raise RuntimeError("Canary Patient")
 
@@ -374,7 +383,7 @@ def test_a_client_that_takes_nothing_counts_as_gone(monkeypatch: pytest.MonkeyPa
     async def never(*_: object) -> Any:
         await asyncio.Event().wait()
 
-    async def report(listener: Listener) -> ReportResponse:
+    async def report(listener: EventCallback) -> ReportResponse:
         return ReportResponse.model_validate(REPORT_EXAMPLE)
 
     held = ExitStack()

@@ -224,7 +224,7 @@ def test_a_header_that_was_right_is_not_said_to_disagree(drafter: Drafter, studi
     _, lateral = certain(drafter, studies)
     doubt = (DraftWarning("view_mismatch", "header"), DraftWarning("not_a_chest", "header"))
     sent = replace(lateral, view=View.FRONTAL, warnings=doubt)
-    (resolved,) = drafter.draft([[replace(sent, stated=View.LATERAL)]])
+    (resolved,) = drafter.draft([[replace(sent, header_view=View.LATERAL)]])
     (open_,) = drafter.draft([[sent]])
     assert "view_mismatch" not in [warning.code for warning in resolved.warnings]
     assert "not_a_chest" in [warning.code for warning in resolved.warnings]
@@ -242,8 +242,10 @@ def test_a_strange_image_is_warned_of_and_no_view_put_right(drafter: Drafter, st
 
 def test_counterfactuals_are_read_the_right_way_round_too(drafter: Drafter, studies: list[list[StudyView]]) -> None:
     study, other = certain(drafter, studies), studies[-1]
-    (right,) = drafter.draft([other], patches_of=[study], cases_of=[study])
-    (put_right,) = drafter.draft([other], patches_of=[exchanged(study)], cases_of=[exchanged(study)])
+    (right,) = drafter.draft([other], counterfactual_patches=[study], counterfactual_retrieval=[study])
+    (put_right,) = drafter.draft(
+        [other], counterfactual_patches=[exchanged(study)], counterfactual_retrieval=[exchanged(study)]
+    )
     assert put_right.findings == right.findings
     assert codes(put_right) == []  # the warnings are those of the study itself
 

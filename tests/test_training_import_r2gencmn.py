@@ -144,7 +144,7 @@ def fixture(published_fixtures: Path) -> Fixture:
 def test_fixture_outputs_agree_id_for_id(fixture: Fixture, beams: int, name: str, prepared: bool) -> None:
     fixture.both.ours.train().eval()  # drops what an earlier test prepared
     if prepared:
-        fixture.both.ours.prepare()
+        fixture.both.ours.precompute_inference_tables()
     assert torch.equal(fixture.both.write(fixture.io["att_feats"], beams, 0.0), fixture.io[name].long())
 
 
@@ -389,7 +389,7 @@ def test_the_bundle_says_what_it_is(imported: Imported) -> None:
     assert (config.model.memory_slots, config.model.encoder_layers, config.model.max_length) == (40, 2, 21)
     assert config.decoding == DecodingConfig(
         method="beam", beam_size=3, length_penalty=0.0, trigram_penalty=PUBLISHED_TRIGRAM_PENALTY,
-        ended_keep_place=True, min_length=0, suppress=(),
+        finished_beams_occupy_slots=True, min_length=0, suppress=(),
     )  # fmt: skip
     assert (config.preprocessing.resample, config.preprocessing.view_order) == ("bilinear", "as_given")
     assert config.retrieval is None

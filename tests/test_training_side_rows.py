@@ -78,20 +78,25 @@ def _said(drafts: Sequence[Draft]) -> list[tuple[str, tuple[str, ...]]]:
 def test_evidence_of_the_study_itself_changes_nothing(drafter: Drafter) -> None:
     studies = [_radiographs(seed) for seed in range(4)]
     own = _said(drafter.draft(studies))
-    assert _said(drafter.draft(studies, patches_of=studies, cases_of=studies)) == own
+    assert _said(drafter.draft(studies, counterfactual_patches=studies, counterfactual_retrieval=studies)) == own
 
 
 def test_patches_and_cases_together_are_the_other_images(drafter: Drafter) -> None:
     studies = [_radiographs(seed) for seed in range(4)]
     others = studies[1:] + studies[:1]
-    assert _said(drafter.draft(studies, patches_of=others, cases_of=others)) == _said(drafter.draft(others))
+    assert _said(drafter.draft(studies, counterfactual_patches=others, counterfactual_retrieval=others)) == _said(
+        drafter.draft(others)
+    )
 
 
 def test_each_alone_exchanges_only_itself(drafter: Drafter) -> None:
     studies = [_radiographs(seed) for seed in range(6)]
     others = studies[1:] + studies[:1]
     own, shifted = _said(drafter.draft(studies)), _said(drafter.draft(others))
-    cases, patches = (_said(drafter.draft(studies, **{name: others})) for name in ("cases_of", "patches_of"))
+    cases, patches = (
+        _said(drafter.draft(studies, **{name: others}))
+        for name in ("counterfactual_retrieval", "counterfactual_patches")
+    )
     assert [case_ids for _, case_ids in cases] == [case_ids for _, case_ids in shifted]
     assert [case_ids for _, case_ids in patches] == [case_ids for _, case_ids in own]
     assert own != shifted
@@ -110,8 +115,8 @@ def written(drafter: Drafter, source: Source, folder: Path) -> tuple[Write, list
 def test_rows_are_drafts_on_exchanged_evidence(written: tuple[Write, list[Study]]) -> None:
     write, studies = written
     others = exchange_images(studies, seed=3)
-    expected = {"images": write(others), "cases": write(studies, cases_of=others),
-                "patches": write(studies, patches_of=others)}  # fmt: skip
+    expected = {"images": write(others), "cases": write(studies, counterfactual_retrieval=others),
+                "patches": write(studies, counterfactual_patches=others)}  # fmt: skip
     for exchange in EXCHANGES:
         row = exchanged_row(write, studies, exchange, seed=3)
         assert list(row.findings) == [draft.findings for draft in expected[exchange]], exchange

@@ -73,7 +73,7 @@ def test_one_setting_after_the_other_is_moved_to_its_best_value() -> None:
 
     best = best_settings(DecodingConfig(), value)[0].consensus
     assert (best.temperature, best.finding, best.bleu4) == (0.04, 4, 1)
-    assert best.finding_cost == ConsensusConfig().finding_cost  # nothing was gained by another
+    assert best.finding_threshold == ConsensusConfig().finding_threshold  # nothing was gained by another
 
 
 def test_a_bundle_without_the_table_is_tuned_in_what_it_has(root: Path, tmp_path: Path) -> None:

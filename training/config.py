@@ -159,7 +159,7 @@ class RunConfig(Frozen):
     """Everything that decides the weights of a run, except the data.
 
     ``retrieval_k`` 0 trains without retrieved cases. ``feature_variants``: augmented copies in the feature cache of a
-    frozen backbone; copy 0 is unaugmented. ``consensus_directions``: R of ``model.consensus``, for ``consensus``
+    frozen backbone; copy 0 is unaugmented. ``consensus_directions``: R of ``model.decoding.mbr``, for ``consensus``
     decoding.
     """
 

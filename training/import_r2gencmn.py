@@ -40,7 +40,7 @@ log = logging.getLogger("training")
 
 TRIGRAM_PENALTY = 2 * 0.693  # published: log-probabilities of repeated trigrams lose ln 2 twice
 PUBLISHED_DECODING = DecodingConfig(
-    method="beam", beam_size=3, length_penalty=0.0, trigram_penalty=TRIGRAM_PENALTY, ended_keep_place=True,
+    method="beam", beam_size=3, length_penalty=0.0, trigram_penalty=TRIGRAM_PENALTY, finished_beams_occupy_slots=True,
     min_length=0, suppress=(),
 )  # fmt: skip
 _BACKBONES = (

@@ -38,7 +38,7 @@ _COMPACT = RunConfig(
         method="consensus",
         candidates=96,
         temperature=1.0,
-        consensus=ConsensusConfig(temperature=0.07, finding=8.0, finding_cost=0.15, rouge=0.75),
+        consensus=ConsensusConfig(temperature=0.07, finding=8.0, finding_threshold=0.15, rouge=0.75),
     ),
     weights_dtype="fp16",
 )  # fmt: skip

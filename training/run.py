@@ -28,7 +28,7 @@ import torch
 
 from model.bundle import BundleError, load_bundle, write_bundle
 from model.config import BundleConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
-from model.decoding.mbr import Consensus
+from model.decoding.mbr import MbrTable
 from model.files import write_atomic
 from model.network.backbone import Backbone
 from model.network.report_model import ReportModel
@@ -135,9 +135,9 @@ class Run:
         """Where the index stage writes what consensus decoding needs."""
         return self.work / "index" / "consensus.safetensors"
 
-    def load_consensus(self) -> Consensus | None:
+    def load_consensus(self) -> MbrTable | None:
         """What this run decodes by; None for a run that does not decode by consensus."""
-        return Consensus.load(self.consensus_file) if self.config.decoding.method == "consensus" else None
+        return MbrTable.load(self.consensus_file) if self.config.decoding.method == "consensus" else None
 
     def patches(self) -> PatchSource:
         """What trains on: cached features where the backbone is frozen, the backbone itself otherwise."""

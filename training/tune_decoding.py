@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from model.bundle import INDEX_DIR, Bundle, BundleError, load_bundle, write_bundle
 from model.config import DecodingConfig
-from model.decoding.generate import compose, draw_candidates, judged, search
+from model.decoding.generate import draw_candidates, mbr_search, score_candidates, search
 from model.decoding.search import Constraints
 from model.files import write_atomic
 from retrieval_index.index import ReportIndex
@@ -44,11 +44,11 @@ log = logging.getLogger("training")
 GRID: Mapping[str, Sequence[float]] = {
     "temperature": (0.02, 0.03, 0.04, 0.05, 0.07, 0.1),
     "finding": (0.0, 1.0, 2.0, 4.0, 8.0),
-    "finding_cost": (0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
-    "head": (0.0, 0.25, 0.5, 1.0),
+    "finding_threshold": (0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
+    "classifier_weight": (0.0, 0.25, 0.5, 1.0),
     "bleu4": (0.0, 1.0, 2.0, 3.0, 4.0),
     "rouge": (0.0, 1.0, 2.0, 3.0, 4.0),
-    "pool": (10, 20, 40, 80),
+    "sentence_pool": (10, 20, 40, 80),
 }
 LENGTH_PENALTIES = (0.0, 0.5, 1.0, 1.5, 2.0)
 SIMILARITY_WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -86,7 +86,7 @@ def draw(
     constraints = Constraints.of(decoding, tokenizer)
     penalties = dict.fromkeys((*LENGTH_PENALTIES, decoding.length_penalty))
     parts: list[Candidates] = []
-    model.prepare()
+    model.precompute_inference_tables()
     for start in tqdm(range(0, len(kept), _BATCH), desc="candidates", unit="batch"):
         batch = kept[start : start + _BATCH]
         seen = patches.patches(batch, None)
@@ -97,7 +97,7 @@ def draw(
                  for penalty in penalties}  # fmt: skip
         drawn = draw_candidates(*where, decoding, beams[decoding.length_penalty])
         study, findings = model.embed_study(seen), model.findings(seen)
-        _, likely, alike = judged(*where, study, drawn)
+        _, likely, alike = score_candidates(*where, study, drawn)
         parts.append(Candidates(drawn, search(*where, decoding, 1).ids, {key: beam.ids for key, beam in beams.items()},
                                 likely, alike, study, findings))  # fmt: skip
     return _joined(parts), kept
@@ -162,7 +162,7 @@ class Trials:
         table = self._bundle.consensus
         assert table is not None
         given = self._candidates
-        ids, _ = compose(self._bundle.tokenizer, decoding, given.study, given.findings, table, given.ids)
+        ids, _ = mbr_search(self._bundle.tokenizer, decoding, given.study, given.findings, table, given.ids)
         return self.score(name, decoding.consensus.model_dump(), ids)
 
 
@@ -247,7 +247,7 @@ def choose(bundle: Bundle, trials: Trials) -> DecodingConfig:
         best_of(rerank, "similarity_weight", SIMILARITY_WEIGHTS, trials.rerank),
     ]
     if bundle.consensus is not None:
-        still = decoding.consensus.model_copy(update={"moves": 0})
+        still = decoding.consensus.model_copy(update={"max_edits": 0})
         trials.consensus("best candidate", decoding.model_copy(update={"consensus": still}))
         reached.append(best_settings(decoding.model_copy(update={"method": "consensus"}), trials.consensus))
     return max(reached, key=lambda one: one[1])[0]

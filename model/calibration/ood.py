@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.calibration.schema import Calibration, Features, Floats, Gaussian, Head, Line, Unusual
+from model.calibration.schema import Calibration, Features, Floats, Gaussian, LinearScore, OodHead, OutOfDistribution
 from model.draft_warning import DraftWarning
 from model.images.read import Pixels
 from model.views import View
@@ -29,7 +29,7 @@ WARNINGS: dict[str, str] = {  # code -> when; docs/api.md holds the same
 
 
 @dataclass(frozen=True)
-class Reading:
+class ViewAssessment:
     """As what the images of a study are read.
 
     Attributes:
@@ -44,14 +44,14 @@ class Reading:
     warnings: tuple[DraftWarning, ...] = ()
 
 
-def as_sent(views: Sequence[View]) -> Reading:
+def unchecked(views: Sequence[View]) -> ViewAssessment:
     """Without any check."""
-    return Reading(tuple(views))
+    return ViewAssessment(tuple(views))
 
 
-def read_images(
+def assess_views(
     calibration: Calibration, sent: Sequence[View], pooled: Floats, pixels: Pixels, *, correct: bool
-) -> Reading:
+) -> ViewAssessment:
     """Check the images of one study.
 
     Args:
@@ -61,18 +61,20 @@ def read_images(
         pixels: (V, S, S) uint8.
         correct: put views right; else they stay as sent.
     """
-    along, rest = coordinates(calibration.features, pooled)
-    frontal = sigmoid(_on(calibration.view.line, along[:, 0]))
-    unusual = share_below(calibration.unusual, scores(calibration.unusual, along, rest, statistics(pixels)))
+    projections, residual = project(calibration.features, pooled)
+    frontal = sigmoid(_on(calibration.view.line, projections[:, 0]))
+    unusual = percentile(
+        calibration.unusual, ood_scores(calibration.unusual, projections, residual, statistics(pixels))
+    )
     warned = unusual >= calibration.unusual.warn_from
     views, warnings = tuple(sent), [_unusual(view) for view, strange in zip(sent, warned, strict=True) if strange]
     if correct and not warned.any():
         views, found = _put_right(sent, frontal.tolist(), calibration.view.certain)
         warnings += found
-    return Reading(views, tuple(zip(frontal.tolist(), unusual.tolist(), strict=True)), tuple(warnings))
+    return ViewAssessment(views, tuple(zip(frontal.tolist(), unusual.tolist(), strict=True)), tuple(warnings))
 
 
-def coordinates(features: Features, pooled: Floats) -> tuple[Floats, Floats]:
+def project(features: Features, pooled: Floats) -> tuple[Floats, Floats]:
     """How far images lie along each direction, and beside all of them.
 
     Args:
@@ -84,10 +86,10 @@ def coordinates(features: Features, pooled: Floats) -> tuple[Floats, Floats]:
     """
     standard = (pooled - features.centre.array) * features.scale.array
     directions = features.directions.array
-    along = standard @ directions.T  # (N, R)
-    held = (along @ np.linalg.pinv(directions @ directions.T) * along).sum(1)
-    rest = np.sqrt(np.maximum((standard**2).sum(1) - held, 0))
-    return along, np.log(rest + 1).astype(np.float32)
+    projections = standard @ directions.T  # (N, R)
+    held = (projections @ np.linalg.pinv(directions @ directions.T) * projections).sum(1)
+    residual = np.sqrt(np.maximum((standard**2).sum(1) - held, 0))
+    return projections, np.log(residual + 1).astype(np.float32)
 
 
 def statistics(pixels: Pixels) -> Floats:
@@ -107,8 +109,8 @@ def statistics(pixels: Pixels) -> Floats:
             grey.std((1, 2)),
             (pixels < 8).mean((1, 2)),
             (pixels > 247).mean((1, 2)),
-            _likeness(grey, grey[:, :, ::-1]),
-            _likeness(grey, grey[:, ::-1]),
+            _correlation(grey, grey[:, :, ::-1]),
+            _correlation(grey, grey[:, ::-1]),
             np.log10(rough + 1e-3),
             middle - mean,
         ],
@@ -116,7 +118,7 @@ def statistics(pixels: Pixels) -> Floats:
     ).astype(np.float32)
 
 
-def _likeness(a: Floats, b: Floats) -> Floats:
+def _correlation(a: Floats, b: Floats) -> Floats:
     """Correlation of images, (N,); 0 where one is blank."""
     a, b = a - a.mean((1, 2), keepdims=True), b - b.mean((1, 2), keepdims=True)
     lengths: Floats = np.sqrt((a * a).sum((1, 2)) * (b * b).sum((1, 2)))
@@ -124,9 +126,9 @@ def _likeness(a: Floats, b: Floats) -> Floats:
     return likeness
 
 
-def numbers(heads: int, along: Floats, rest: Floats, grey: Floats) -> Floats:
-    """What a view's ``Gaussian`` is of: (N, R - heads + 8). The view's own direction is left out, ``rest`` is in."""
-    return np.column_stack([along[:, 1 + heads :], rest, grey])
+def feature_vector(heads: int, projections: Floats, residual: Floats, grey: Floats) -> Floats:
+    """What a view's ``Gaussian`` describes, without the direction of the view: (N, R - heads + 8)."""
+    return np.column_stack([projections[:, 1 + heads :], residual, grey])
 
 
 def distance(view: Gaussian, values: Floats) -> Floats:
@@ -135,24 +137,26 @@ def distance(view: Gaussian, values: Floats) -> Floats:
     return found
 
 
-def parts(heads: Sequence[Head], views: Sequence[Gaussian], along: Floats, rest: Floats, grey: Floats) -> Floats:
+def component_scores(
+    heads: Sequence[OodHead], views: Sequence[Gaussian], projections: Floats, residual: Floats, grey: Floats
+) -> Floats:
     """The parts of the score, without their units: distance from the nearer view, and each head's logit: (N, 1 + H)."""
-    values = numbers(len(heads), along, rest, grey)
+    values = feature_vector(len(heads), projections, residual, grey)
     nearest = np.min([distance(view, values) for view in views], axis=0)
-    return np.column_stack([nearest, *(_on(head.line, along[:, 1 + place]) for place, head in enumerate(heads))])
+    return np.column_stack([nearest, *(_on(head.line, projections[:, 1 + place]) for place, head in enumerate(heads))])
 
 
-def scores(unusual: Unusual, along: Floats, rest: Floats, grey: Floats) -> Floats:
+def ood_scores(unusual: OutOfDistribution, projections: Floats, residual: Floats, grey: Floats) -> Floats:
     """The worst part of each image, in its unit: (N,)."""
-    found = parts(unusual.heads, unusual.views, along, rest, grey)
+    found = component_scores(unusual.heads, unusual.views, projections, residual, grey)
     worst: Floats = np.max([_on(unit, found[:, place]) for place, unit in enumerate(unusual.units)], axis=0)
     return worst
 
 
-def share_below(unusual: Unusual, worst: Floats) -> Floats:
+def percentile(unusual: OutOfDistribution, ood_score: Floats) -> Floats:
     """Share of the radiographs of the calibration that score less: (N,), 0 to 1."""
     quantiles = np.array(unusual.quantiles, np.float32)
-    return np.interp(worst, quantiles, np.linspace(0, 1, len(quantiles)))
+    return np.interp(ood_score, quantiles, np.linspace(0, 1, len(quantiles)))
 
 
 def sigmoid(logits: Floats) -> Floats:
@@ -161,7 +165,7 @@ def sigmoid(logits: Floats) -> Floats:
     return found
 
 
-def _on(line: Line, values: Floats) -> Floats:
+def _on(line: LinearScore, values: Floats) -> Floats:
     return line.slope * values + line.bias
 
 

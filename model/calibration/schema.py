@@ -25,7 +25,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Kind = Literal["present", "absent", "other"]
 
 
-class Packed(Frozen):
+class PackedArray(Frozen):
     """An array in base64: its bytes, little-endian, row by row.
 
     Attributes:
@@ -67,7 +67,7 @@ class Packed(Frozen):
 
 
 @lru_cache(maxsize=64)
-def _unpacked(packed: Packed) -> Floats:
+def _unpacked(packed: PackedArray) -> Floats:
     content = base64.b64decode(packed.data)
     values = np.frombuffer(content, np.dtype(packed.dtype).newbyteorder("<")).astype(np.float32)
     unpacked: Floats = values.reshape(packed.shape) * np.float32(packed.step)
@@ -75,7 +75,7 @@ def _unpacked(packed: Packed) -> Floats:
     return unpacked
 
 
-class Line(Frozen):
+class LinearScore(Frozen):
     """A logit that is linear in one number: ``slope`` × number + ``bias``."""
 
     slope: Number
@@ -89,12 +89,12 @@ class Features(Frozen):
         centre: (D,) taken from the features.
         scale: (D,) what is left is multiplied with.
         directions: (R, D) along which that is measured: first that of the view, then one for each of
-            ``Unusual.heads``, then those in which radiographs differ most.
+            ``OutOfDistribution.heads``, then those in which radiographs differ most.
     """
 
-    centre: Packed
-    scale: Packed
-    directions: Packed
+    centre: PackedArray
+    scale: PackedArray
+    directions: PackedArray
 
     @property
     def width(self) -> int:
@@ -117,22 +117,22 @@ class ViewCheck(Frozen):
         certain: probability of the other view from which the one that was sent is not believed.
     """
 
-    line: Line
+    line: LinearScore
     certain: Annotated[float, Field(gt=0.5, lt=1)]
 
 
-class Head(Frozen):
+class OodHead(Frozen):
     """One way for a radiograph to be wrong, ``name``, and its logit by the direction of its place."""
 
     name: str
-    line: Line
+    line: LinearScore
 
 
 class Gaussian(Frozen):
     """Where the numbers of one view's radiographs lie: ``mean`` (M,), and ``whitening`` (M, M) to unit spread."""
 
-    mean: Packed
-    whitening: Packed
+    mean: PackedArray
+    whitening: PackedArray
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -144,7 +144,7 @@ class Gaussian(Frozen):
         return self
 
 
-class Unusual(Frozen):
+class OutOfDistribution(Frozen):
     """How unlike the radiographs of the fit an image is: the worst of several parts, each in units of its own.
 
     Attributes:
@@ -156,9 +156,9 @@ class Unusual(Frozen):
         warn_from: share of radiographs that look less unusual, from which a warning is given.
     """
 
-    heads: tuple[Head, ...]
+    heads: tuple[OodHead, ...]
     views: Annotated[tuple[Gaussian, ...], Field(min_length=1)]
-    units: tuple[Line, ...]
+    units: tuple[LinearScore, ...]
     quantiles: Annotated[tuple[Number, ...], Field(min_length=2)]
     warn_from: Annotated[float, Field(gt=0, le=1)]
 
@@ -170,7 +170,7 @@ class Unusual(Frozen):
         return quantiles
 
 
-class Weights(Frozen):
+class SentenceWeights(Frozen):
     """Of a sentence's logit: ``words``, ``cases`` and ``images`` speak for it, ``bias`` is what is left."""
 
     bias: Number
@@ -182,9 +182,9 @@ class Weights(Frozen):
 class Confidence(Frozen):
     """Probability that a sentence is right, by what it states: a finding, only that findings are absent, or neither."""
 
-    present: Weights
-    absent: Weights
-    other: Weights
+    present: SentenceWeights
+    absent: SentenceWeights
+    other: SentenceWeights
 
 
 class Support(Frozen):
@@ -219,7 +219,7 @@ class Calibration(Frozen):
     fitted_on: dict[str, JsonValue]
     features: Features
     view: ViewCheck
-    unusual: Unusual
+    unusual: OutOfDistribution
     confidence: Confidence
     support: Support
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from model.calibration.schema import Confidence, Kind, Support, Weights
+from model.calibration.schema import Confidence, Kind, SentenceWeights, Support
 from model.draft_warning import DraftWarning
 from model.text.labeler import FINDINGS, NO_FINDING, Label, label_report
 
@@ -92,7 +92,7 @@ def features(words: float, labels: Mapping[str, Label], evidence: Evidence) -> t
 
 def confidence(calibration: Confidence, words: float, labels: Mapping[str, Label], evidence: Evidence) -> float:
     """Probability that a sentence is right; arguments as for ``features``."""
-    weights: Weights = getattr(calibration, kind_of(labels))
+    weights: SentenceWeights = getattr(calibration, kind_of(labels))
     of_words, of_cases, of_images = features(words, labels, evidence)
     logit = weights.bias + weights.words * of_words + weights.cases * of_cases + weights.images * of_images
     return float(0.5 * (1 + np.tanh(0.5 * logit)))

@@ -18,7 +18,7 @@ from model.network.report_model import Encoded, Patches, ReportModel, inputs_of
 
 
 @dataclass(frozen=True)
-class Attention:
+class SentenceAttention:
     """Where the decoder looked while it wrote a sentence; all weights of a sentence add up to 1.
 
     Attributes:
@@ -47,7 +47,7 @@ class WordAttention:
     grid: int
     cases: tuple[int, ...]
 
-    def of_sentence(self, study: int, start: int, end: int, views: Sequence[str]) -> Attention:
+    def of_sentence(self, study: int, start: int, end: int, views: Sequence[str]) -> SentenceAttention:
         """Mean over the words ``start`` to ``end`` (excluded) of a study whose images show ``views`` in this order."""
         weights = self.weights[study, start:end].mean(dim=0)
         patches: dict[str, tuple[tuple[float, ...], ...]] = {}
@@ -57,7 +57,7 @@ class WordAttention:
             grid = weights[place * self.grid**2 : (place + 1) * self.grid**2].view(self.grid, self.grid)
             patches[name] = tuple(tuple(row) for row in grid.tolist())
         cases = weights[self.patches : self.patches + self.cases[study]]
-        return Attention(patches, tuple(cases.tolist()))
+        return SentenceAttention(patches, tuple(cases.tolist()))
 
 
 @torch.no_grad()

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from model.config import DecodingConfig
-from model.decoding.mbr import Composer, Consensus, Sentence
+from model.decoding.mbr import MbrSearch, MbrTable, Sentence
 from model.decoding.progress import Progress
-from model.decoding.search import NEVER, Constraints, Generated, beam_search, greedy, one_path
+from model.decoding.search import NEVER, Constraints, Generated, autoregressive_decode, beam_search, greedy
 from model.network.report_model import Encoded, ReportModel, inputs_of
 from model.text.labeler import FINDINGS, NO_FINDING, label_report
 from model.text.tokenizer import Tokenizer, split_sentences
@@ -32,7 +32,7 @@ def generate(
     beam_size: int | None = None,
     study: Tensor | None = None,
     findings: Tensor | None = None,
-    consensus: Consensus | None = None,
+    consensus: MbrTable | None = None,
     progress: Progress | None = None,
 ) -> Generated:
     """Write a report for every study of ``encoded`` by the configured method.
@@ -65,7 +65,7 @@ def generate(
         return _rerank(model, encoded, constraints, tokenizer.bos_id, config, study, ids)
     if consensus is None:
         raise ValueError("decoding method 'consensus' needs the table of the training cases; use 'rerank' without")
-    return _agree(model, encoded, constraints, tokenizer, config, study, findings, consensus, ids)
+    return _mbr_decode(model, encoded, constraints, tokenizer, config, study, findings, consensus, ids)
 
 
 def search(
@@ -77,8 +77,8 @@ def search(
     if beams == 1:
         return greedy(model, encoded, constraints, bos_id, progress)
     return beam_search(
-        model, encoded, constraints, bos_id, beams, config.length_penalty, ended_keep_place=config.ended_keep_place,
-        progress=progress,
+        model, encoded, constraints, bos_id, beams, config.length_penalty,
+        finished_beams_occupy_slots=config.finished_beams_occupy_slots, progress=progress,
     )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def draw_candidates(
 ) -> Tensor:  # fmt: skip
     """The report ``best`` of the search and sampled ones: (B, 1 + candidates, T)."""
     noise = torch.Generator().manual_seed(CANDIDATE_SEED)
-    drawn = one_path(
+    drawn = autoregressive_decode(
         model, encoded, constraints, bos_id, config.candidates, noise, config.temperature, sampling=True, shared=True
     )
     return torch.cat([best.ids.unsqueeze(1), drawn.ids.view(len(best.ids), config.candidates, -1)], dim=1)
@@ -100,21 +100,21 @@ def _rerank(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, config: DecodingConfig,
     study: Tensor, ids: Tensor,
 ) -> Generated:  # fmt: skip
-    """Of the candidates (B, n, T) the best by mean log-probability and likeness to the study."""
-    log_probs, mean, likeness = judged(model, encoded, constraints, bos_id, study, ids)
-    score = mean + config.similarity_weight * likeness
+    """Of the candidates (B, n, T) the best by mean log-probability and similarity to the study."""
+    log_probs, mean, image_text_similarity = score_candidates(model, encoded, constraints, bos_id, study, ids)
+    score = mean + config.similarity_weight * image_text_similarity
     rows, winner = torch.arange(len(ids), device=ids.device), score.argmax(dim=1)
     return Generated(ids[rows, winner], log_probs[rows, winner], score[rows, winner])
 
 
 @torch.no_grad()
-def judged(
+def score_candidates(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, study: Tensor, ids: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What reranking goes by.
 
-    Likeness is the cosine that the retriever was trained for: study embedding against the text tower's embedding of the
-    candidate. A phrase that suits every patient has the probability on its side, but no likeness to this one.
+    The similarity is the cosine that the retriever was trained for: study embedding against the text tower's embedding
+    of the candidate. A phrase that suits every patient is probable, but not similar to the images of this one.
 
     Args:
         model: in eval mode.
@@ -125,7 +125,7 @@ def judged(
         ids: (B, n, T) candidates.
 
     Returns:
-        Log-probability of each word (B, n, T), its mean over each candidate (B, n), and likeness (B, n).
+        Log-probability of each word (B, n, T), its mean over each candidate (B, n), and the similarity (B, n).
     """
     texts = inputs_of(ids, bos_id).flatten(0, 1)
     log_probs = _log_probs(model, encoded, constraints, texts, ids).view(ids.shape)
@@ -135,19 +135,19 @@ def judged(
 
 
 @torch.no_grad()
-def _agree(
+def _mbr_decode(
     model: ReportModel, encoded: Encoded, constraints: Constraints, tokenizer: Tokenizer, config: DecodingConfig,
-    study: Tensor, findings: Tensor | None, consensus: Consensus, ids: Tensor,
+    study: Tensor, findings: Tensor | None, consensus: MbrTable, ids: Tensor,
 ) -> Generated:  # fmt: skip
     """The report of the highest expected reward that the sentences of the candidates (B, n, T) make."""
-    chosen, rewards = compose(tokenizer, config, study, findings, consensus, ids)
+    chosen, rewards = mbr_search(tokenizer, config, study, findings, consensus, ids)
     one = chosen.unsqueeze(1)
     log_probs = _log_probs(model, encoded, constraints, inputs_of(chosen, tokenizer.bos_id), one)
     return Generated(chosen, log_probs, rewards)
 
 
-def compose(
-    tokenizer: Tokenizer, config: DecodingConfig, study: Tensor, findings: Tensor | None, consensus: Consensus,
+def mbr_search(
+    tokenizer: Tokenizer, config: DecodingConfig, study: Tensor, findings: Tensor | None, consensus: MbrTable,
     ids: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Choose and improve a report for each study.
@@ -168,7 +168,7 @@ def compose(
     chosen = torch.zeros_like(ids[:, 0])
     rewards = []
     for row, candidates in enumerate(ids.tolist()):
-        composer = Composer(
+        search = MbrSearch(
             consensus.expect(embedded[row], config.consensus.temperature),
             None if chances is None else chances[row],
             lambda sentence: _reading(tokenizer, sentence),
@@ -179,7 +179,7 @@ def compose(
             chosen[row] = ids[row, 0]
             rewards.append(0.0)
             continue
-        report, reward = composer.compose(reports, ids.shape[2] - 1)
+        report, reward = search.compose(reports, ids.shape[2] - 1)
         words = [*(word for sentence in report for word in sentence), tokenizer.eos_id]
         chosen[row, : len(words)] = torch.tensor(words, device=ids.device)
         rewards.append(reward)

@@ -45,11 +45,11 @@ _BETA2: Final = 1.2**2  # weight of recall in ROUGE-L, as pycocoevalcap has it
 _SHARPNESS: Final = 4.0  # of the candidates' weights, by expected CIDEr-D
 _LEAST: Final = 1e-3  # stands for no match in the geometric mean of BLEU
 
-Reading = Callable[[Sentence], tuple[frozenset[int], frozenset[int]]]
+FindingExtractor = Callable[[Sentence], tuple[frozenset[int], frozenset[int]]]
 """Findings, by their place, that a sentence names as present and as absent."""
 
 
-def phrase_keys(tokens: Ints) -> npt.NDArray[np.int64]:
+def ngram_keys(tokens: Ints) -> npt.NDArray[np.int64]:
     """Hashes of the n-grams that begin at each place of texts: (N, T) ids padded with 0 -> (4, N, T).
 
     0 where the text ends before the n-gram does.
@@ -72,7 +72,7 @@ def _settled(running: npt.NDArray[np.uint64], order: int) -> npt.NDArray[np.int6
 
 
 @dataclass(frozen=True)
-class Phrases:
+class NgramCounts:
     """Distinct n-grams of N texts, text by text: ``text``, ``order`` (0 to 3), ``key`` and ``count``, (M,) each."""
 
     text: Ints
@@ -83,7 +83,7 @@ class Phrases:
     @classmethod
     def of(cls, tokens: Ints) -> Self:
         """(N, T) ids padded with 0."""
-        keys = np.sort(phrase_keys(tokens), axis=2)
+        keys = np.sort(ngram_keys(tokens), axis=2)
         first = np.ones(keys.shape, np.bool_)
         first[..., 1:] = keys[..., 1:] != keys[..., :-1]
         starts = np.flatnonzero(first)
@@ -95,7 +95,7 @@ class Phrases:
 
 
 @dataclass(frozen=True)
-class Consensus:
+class MbrTable:
     """What the training cases say: N cases, G phrases, R directions, F findings, E embedding width.
 
     Attributes:
@@ -215,7 +215,7 @@ class Expectation:
         findings: (F,) probability of each finding.
     """
 
-    table: Consensus
+    table: MbrTable
     cosine: Floats
     share: Floats
     length: float
@@ -223,7 +223,7 @@ class Expectation:
 
     def scores(self, tokens: Ints) -> tuple[Floats, Floats]:
         """Expected CIDEr-D (0 to 10) and an estimate of BLEU-4 (0 to 1) of texts: (N, T) ids padded with 0 -> (N,)."""
-        phrases = Phrases.of(tokens)
+        phrases = NgramCounts.of(tokens)
         places = self.table.find(phrases.key)
         weight = phrases.count * self.table.idf[places]
         slot = phrases.text * ORDERS + phrases.order
@@ -242,25 +242,25 @@ class Expectation:
         return cider.astype(np.float32), np.exp(precision + brevity).astype(np.float32)
 
 
-class Composer:
+class MbrSearch:
     """Finds the report with the highest expected reward for one study.
 
     Args:
         expectation: of the study.
         findings: (F,) probability of each finding by the pretrained head, or None.
-        reading: of a sentence.
+        extract: findings that a sentence names.
         config: weights of the reward and bounds of the search.
     """
 
     def __init__(
-        self, expectation: Expectation, findings: Floats | None, reading: Reading, config: ConsensusConfig
+        self, expectation: Expectation, findings: Floats | None, extract: FindingExtractor, config: ConsensusConfig
     ) -> None:
         self._expectation, self._config = expectation, config
-        self._reading = lru_cache(maxsize=None)(reading)
+        self._extract = lru_cache(maxsize=None)(extract)
         chances = expectation.findings
         if findings is not None:
-            chances = (1 - config.head) * chances + config.head * findings
-        self._gains = config.finding * (chances - config.finding_cost)
+            chances = (1 - config.classifier_weight) * chances + config.classifier_weight * findings
+        self._gains = config.finding * (chances - config.finding_threshold)
 
     def compose(self, candidates: Sequence[Sequence[Sentence]], longest: int) -> tuple[tuple[Sentence, ...], float]:
         """The best candidate, then improved a sentence at a time: left out, put in, or put in another's place.
@@ -281,10 +281,12 @@ class Composer:
         rewards = self._rewards(distinct, peers)
         best, reward = distinct[int(rewards.argmax())], float(rewards.max())
         votes = Counter(sentence for candidate in candidates for sentence in dict.fromkeys(candidate))
-        pool = [sentence for sentence, _ in votes.most_common(self._config.pool)]
-        for _ in range(self._config.moves):
+        pool = [sentence for sentence, _ in votes.most_common(self._config.sentence_pool)]
+        for _ in range(self._config.max_edits):
             options = [
-                option for option in _neighbours(best, pool) if sum(map(len, option)) <= longest and self._agree(option)
+                option
+                for option in _neighbours(best, pool)
+                if sum(map(len, option)) <= longest and self._is_consistent(option)
             ]
             if not options:
                 break
@@ -302,9 +304,9 @@ class Composer:
         if peers is not None:
             texts, weights = peers
             best = np.argsort(-rewards, kind="stable")[:_COMPARED]
-            likeness = rouge_l(_padded([reports[place] for place in best]), texts) @ weights
+            agreement = rouge_l(_padded([reports[place] for place in best]), texts) @ weights
             bonus = np.zeros_like(rewards)  # the others, already behind, stay there
-            bonus[best] = self._config.rouge * likeness
+            bonus[best] = self._config.rouge * agreement
             rewards = rewards + bonus
         return rewards
 
@@ -321,16 +323,16 @@ class Composer:
         """The report without the sentences that contradict or repeat one before them."""
         kept: tuple[Sentence, ...] = ()
         for sentence in dict.fromkeys(report):
-            if self._agree((*kept, sentence)):
+            if self._is_consistent((*kept, sentence)):
                 kept = (*kept, sentence)
         return kept
 
     def _present(self, report: Iterable[Sentence]) -> frozenset[int]:
-        return frozenset().union(*(self._reading(sentence)[0] for sentence in report))
+        return frozenset().union(*(self._extract(sentence)[0] for sentence in report))
 
-    def _agree(self, report: Sequence[Sentence]) -> bool:
+    def _is_consistent(self, report: Sequence[Sentence]) -> bool:
         """Whether no sentence contradicts or repeats another."""
-        readings = [self._reading(sentence) for sentence in report]
+        readings = [self._extract(sentence) for sentence in report]
         present = frozenset().union(*(reading[0] for reading in readings))
         absent = frozenset().union(*(reading[1] for reading in readings))
         return not present & absent and not _repeats(readings)

@@ -92,7 +92,7 @@ def greedy(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, progress: Progress | None = None
 ) -> Generated:
     """The most probable token at each step."""
-    return one_path(model, encoded, constraints, bos_id, 1, None, 1.0, progress=progress)
+    return autoregressive_decode(model, encoded, constraints, bos_id, 1, None, 1.0, progress=progress)
 
 
 @torch.no_grad()
@@ -105,26 +105,28 @@ def sample(
     count: int,
     generator: torch.Generator | None = None,
     temperature: float = 1.0,
-    of: tuple[int, int] | None = None,
+    rng_slice: tuple[int, int] | None = None,
 ) -> Generated:
     """``count`` samples a study from one encoding, study by study: ids (B*count, T).
 
-    ``of`` (first, batch): the studies are those from ``first`` on of a batch of ``batch``. Noise is drawn for that
-    batch, so that each study gets the samples it would get there.
+    ``rng_slice`` (first, batch): the studies are those from ``first`` on of a batch of ``batch``. Noise is drawn for
+    the whole batch, so that each study gets the samples it would get there.
 
     ``log_probs`` are those of the distribution that was sampled from (constraints and temperature included), so they
     match the policy.
     """
     if temperature <= 0:
         raise ValueError(f"temperature={temperature} must be above 0; use greedy for the most probable token")
-    part = None if of is None else (of[0] * count, of[1] * count)
-    return one_path(model, encoded, constraints, bos_id, count, generator, temperature, sampling=True, of=part)
+    part = None if rng_slice is None else (rng_slice[0] * count, rng_slice[1] * count)
+    return autoregressive_decode(
+        model, encoded, constraints, bos_id, count, generator, temperature, sampling=True, rng_slice=part
+    )
 
 
-def one_path(
+def autoregressive_decode(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, count: int,
     generator: torch.Generator | None, temperature: float, *, sampling: bool = False, shared: bool = False,
-    of: tuple[int, int] | None = None, progress: Progress | None = None,
+    rng_slice: tuple[int, int] | None = None, progress: Progress | None = None,
 ) -> Generated:  # fmt: skip
     """Greedy or sampled continuation of ``count`` hypotheses a study, without reordering: ids (B * count, T).
 
@@ -147,7 +149,7 @@ def one_path(
             gumbel = -torch.log(-torch.log(uniform)).to(device)
             chosen = (step_log_probs + gumbel.repeat(len(rows) // count, 1)).argmax(-1)
         elif sampling:
-            chosen = _drawn(step_log_probs.exp(), generator, of)
+            chosen = _drawn(step_log_probs.exp(), generator, rng_slice)
         else:
             chosen = constraints.penalise(step_log_probs, history, position).argmax(-1)
         last = chosen.masked_fill(ended, 0)
@@ -168,11 +170,11 @@ def one_path(
     return Generated(ids, log_probs, log_probs.sum(1))
 
 
-def _drawn(probabilities: Tensor, generator: torch.Generator | None, of: tuple[int, int] | None) -> Tensor:
+def _drawn(probabilities: Tensor, generator: torch.Generator | None, rng_slice: tuple[int, int] | None) -> Tensor:
     """One index a row, (N,), as ``torch.multinomial`` draws it: the first to arrive of as many Poisson processes."""
-    if of is None:
+    if rng_slice is None:
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-    first, rows = of
+    first, rows = rng_slice
     waits = probabilities.new_empty(rows, probabilities.shape[1]).exponential_(1, generator=generator)
     return (probabilities / waits[first : first + len(probabilities)]).argmax(-1)
 
@@ -180,15 +182,15 @@ def _drawn(probabilities: Tensor, generator: torch.Generator | None, of: tuple[i
 @torch.no_grad()
 def beam_search(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, beams: int, length_penalty: float,
-    *, ended_keep_place: bool = False, progress: Progress | None = None,
+    *, finished_beams_occupy_slots: bool = False, progress: Progress | None = None,
 ) -> Generated:  # fmt: skip
     """The best finished hypothesis of ``beams`` live ones a study.
 
     Each step takes the 2*beams best continuations: those that end are candidates for the result, scored by
-    log-probability / length**length_penalty, the best ``beams`` of the others live on. With ``ended_keep_place`` a step
-    takes the ``beams`` best only, and fewer live on where some of them end (the published R2Gen rule). A study is done
-    when no live hypothesis can still beat its best finished one, and leaves the batch. ``progress`` is told of the
-    hypotheses that may still win: the best finished one, and the live ones that can beat it.
+    log-probability / length**length_penalty; the best ``beams`` of the others stay live. With
+    ``finished_beams_occupy_slots`` a step takes the ``beams`` best only, and fewer stay live where some of them end
+    (the published R2Gen rule). A study is done, and leaves the batch, when no live hypothesis can still beat its best
+    finished one. ``progress`` receives the hypotheses that may still win.
     """
     limit, device, studies = model.config.max_length, encoded.source.device, encoded.source.shape[0]
     state = model.start(encoded, beams, branching=True)
@@ -206,7 +208,7 @@ def beam_search(
         step_log_probs = scores.log_softmax(-1)  # (N, vocabulary)
         ranked_by = constraints.penalise(step_log_probs, ids.flatten(0, 1), position).view(len(study), beams, -1)
         vocabulary = scores.shape[-1]
-        taken = beams if ended_keep_place else 2 * beams
+        taken = beams if finished_beams_occupy_slots else 2 * beams
         total, flat = (live.unsqueeze(-1) + ranked_by).flatten(1).topk(taken, dim=1)  # (B, taken)
         parent, token = flat // vocabulary, flat % vocabulary
         gained = step_log_probs.view(len(study), -1).gather(1, flat)
@@ -225,7 +227,7 @@ def beam_search(
             best_score[into] = score[better]
 
         live = total.masked_fill(ends, NEVER)
-        if not ended_keep_place:
+        if not finished_beams_occupy_slots:
             live, kept = live.topk(beams, dim=1)  # (B, k)
             parent, token, gained = parent.gather(1, kept), token.gather(1, kept), gained.gather(1, kept)
         able = live / shrinks > best_score[study].unsqueeze(1)

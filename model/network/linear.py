@@ -38,7 +38,7 @@ def _count_step(*_: object) -> None:
 register_optimizer_step_post_hook(_count_step)
 
 
-def state_of(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
+def weight_version_key(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
     """Changes whenever one of ``tensors`` is replaced, written to, or trained by an optimizer.
 
     Blind to writes through ``.data``, and to those into tensors that were made in inference mode.
@@ -47,7 +47,7 @@ def state_of(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
 
 
 @contextmanager
-def products_in(dtype: torch.dtype | None) -> Iterator[None]:
+def matmul_dtype(dtype: torch.dtype | None) -> Iterator[None]:
     """Compute the packed products of this context in ``dtype`` (bfloat16), all else as it is; None changes nothing."""
     token = _PRODUCTS.set(dtype)
     try:
@@ -107,12 +107,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out
 
 
-class Joint:
+class PackedLinearGroup:
     """Layers with one input, as one product of their packed weights where no gradient is wanted.
 
-    Packed weights are made at first use and again when the layers' weights change (``state_of``); after a write that
-    leaves no trace, call ``train`` or ``eval``, which drop them. Weights made in inference mode, which count no writes,
-    are packed anew each time. Copies of a module start without packed weights, and so does its pickle.
+    Weights are packed at first use and again when the layers' weights change (``weight_version_key``). After a write
+    that leaves no trace, call ``train`` or ``eval``, which drop them. Weights made in inference mode count no writes
+    and are packed at every call. Copies and pickles of a module start without packed weights.
     """
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class Joint:
     def __reduce__(self) -> tuple[type[Self], tuple[()]]:
         return type(self), ()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop what was packed."""
         self._packed = None
 
@@ -141,10 +141,10 @@ class Joint:
         out = product(x.to(inner), weight, bias, activation).to(outer)
         return (out,) if len(layers) == 1 else torch.split(out, [layer.out_features for layer in layers], dim=-1)
 
-    def bound(self, layers: Sequence[nn.Linear], activation: Activation = "none") -> Callable[[Tensor], Tensor]:
+    def freeze(self, layers: Sequence[nn.Linear], activation: Activation = "none") -> Callable[[Tensor], Tensor]:
         """For many calls: x (..., K) -> (..., N1 + N2 + …) without a gradient.
 
-        What is called reads the weights, and the context (autocast, ``products_in``), as they are now.
+        What is called reads the weights, and the context (autocast, ``matmul_dtype``), as they are now.
         """
         first = layers[0].weight
         inner, outer = _dtypes(first)
@@ -168,7 +168,7 @@ class Joint:
 
     def _weights(self, layers: Sequence[nn.Linear], inner: torch.dtype) -> tuple[Tensor, Tensor]:
         """Packed weights and biases of the layers as they are now."""
-        key = (inner, *state_of(part for layer in layers for part in (layer.weight, layer.bias)))
+        key = (inner, *weight_version_key(part for layer in layers for part in (layer.weight, layer.bias)))
         packed = self._packed
         if packed is None or packed[0] != key or layers[0].weight.is_inference():
             weights, biases = [layer.weight.detach() for layer in layers], [layer.bias.detach() for layer in layers]
@@ -194,7 +194,7 @@ class Linear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
-        self._packed = Joint()
+        self._packed = PackedLinearGroup()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
@@ -204,11 +204,11 @@ class Linear(nn.Linear):
         """The same with a ReLU behind it where ``activation`` says so, in one operator where no gradient is wanted."""
         return self._packed(x, [self], activation)[0]
 
-    def bound(self, activation: Activation = "none") -> Callable[[Tensor], Tensor]:
+    def freeze(self, activation: Activation = "none") -> Callable[[Tensor], Tensor]:
         """For many calls without a gradient, with the weights as they are now."""
-        return self._packed.bound([self], activation)
+        return self._packed.freeze([self], activation)
 
     def train(self, mode: bool = True) -> Self:
         """Also drops packed weights, whatever became of the weights since."""
-        self._packed.forget()
+        self._packed.clear()
         return super().train(mode)

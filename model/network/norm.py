@@ -37,7 +37,7 @@ class R2GenNorm(nn.Module):
             return out
         return _without_gradient(x.float(), self.weight, self.bias, self.eps)
 
-    def bound(self) -> Callable[[Tensor], Tensor]:
+    def freeze(self) -> Callable[[Tensor], Tensor]:
         """For many calls without a gradient."""
         weight, bias, eps = self.weight.detach(), self.bias.detach(), self.eps
         return lambda x: _without_gradient(x.float(), weight, bias, eps)
@@ -111,9 +111,9 @@ def _exactly(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return centred.div_(deviation + eps), deviation
 
 
-def bound(module: nn.Module) -> Callable[[Tensor], Tensor]:
+def freeze(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """``module``, a norm, for many calls without a gradient."""
-    return module.bound() if isinstance(module, R2GenNorm) else module.forward
+    return module.freeze() if isinstance(module, R2GenNorm) else module.forward
 
 
 def norm(kind: Norm, width: int) -> nn.Module:

@@ -7,7 +7,7 @@ Shapes in one pass (B studies, V views, K cases, D backbone width, E embedding w
     patch tokens, projected case vectors -> sequence (B, V*49 + K, D) -> d_model -> + memory response -> encoder
     encoder output (B, V*49 + K, d_model) -> decoder -> logits (B, T, vocabulary)
 
-The model keeps no state between calls; ``prepare`` works out ahead what no call changes.
+The model keeps no state between calls; ``precompute_inference_tables`` works out ahead what no call changes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from model.config import ModelConfig
 from model.network.backbone import Backbone
 from model.network.dropout import Dropout
 from model.network.dual_encoder import FeatureNorm, StudyHead, TextTower
-from model.network.linear import Linear, state_of
+from model.network.linear import Linear, weight_version_key
 from model.network.memory import CrossModalMemory, MemoryBank
 from model.network.transformer import Decoder, DecoderCache, Encoder, sinusoidal_positions
 from model.text.labeler import FINDINGS
@@ -44,7 +44,7 @@ class Patches(NamedTuple):
     views: Tensor
     view_mask: Tensor
 
-    def read_as(self, views: Sequence[Sequence[View]]) -> Patches:
+    def with_views(self, views: Sequence[Sequence[View]]) -> Patches:
         """The same images as these views, given study by study and image by image; frontals come first again."""
         rows = self.views.clone()
         places = torch.arange(rows.shape[1]).repeat(len(views), 1)  # (B, V)
@@ -235,7 +235,7 @@ class ReportModel(nn.Module):
         """An empty cache for ``hypotheses`` per study, which may ``branch`` from each other where it says so."""
         self._check_prepared()
         cache = self.decoder.cache(encoded.source, hypotheses, self.config.max_length, branching=branching)
-        return DecoderState(encoded.bank, encoded.masked, cache, self.to_words.bound())
+        return DecoderState(encoded.bank, encoded.masked, cache, self.to_words.freeze())
 
     def step(self, state: DecoderState, ids: Tensor) -> Tensor:
         """Feed one token of each hypothesis: ids (N,) -> logits (N, vocabulary) of the next, without a gradient."""
@@ -256,13 +256,13 @@ class ReportModel(nn.Module):
     # -- serving ---------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def prepare(self) -> None:
+    def precompute_inference_tables(self) -> None:
         """Work out what no image changes: the memory's keys and values, and every word at every position with its
         memory response, (T, vocabulary, d_model), which takes the memory out of each decoding step.
 
         The table of words is skipped where it would exceed ``LARGEST_WORD_TABLE``. All of it is dropped when the model
         is put in training mode, loads other weights, or encodes or starts to write after its memory or word embeddings
-        were changed (``model.linear.state_of`` says what counts as a change) or moved.
+        were changed (``model.linear.weight_version_key`` says what counts as a change) or moved.
         """
         self.eval()
         length, vocabulary, width = self.config.max_length, self.config.vocab_size, self.config.d_model
@@ -278,19 +278,19 @@ class ReportModel(nn.Module):
         self.word_table = table
 
     def _prepared_state(self) -> tuple[object, ...]:
-        return state_of((*self.memory.parameters(), self.word_embedding.weight))
+        return weight_version_key((*self.memory.parameters(), self.word_embedding.weight))
 
     def _check_prepared(self) -> None:
         if self.prepared_bank is not None and self._prepared_from != self._prepared_state():
-            self.forget()
+            self.clear_inference_tables()
 
-    def forget(self) -> None:
-        """Drop what ``prepare`` worked out."""
+    def clear_inference_tables(self) -> None:
+        """Drop what ``precompute_inference_tables`` worked out."""
         self.word_table = self.prepared_bank = None
 
     def train(self, mode: bool = True) -> Self:
-        """Also drops what ``prepare`` worked out."""
-        self.forget()
+        """Also drops what ``precompute_inference_tables`` worked out."""
+        self.clear_inference_tables()
         return super().train(mode)
 
 
@@ -301,7 +301,7 @@ def inputs_of(ids: Tensor, bos_id: int) -> Tensor:
 
 def _forget(model: nn.Module, _: object) -> None:
     assert isinstance(model, ReportModel)
-    model.forget()
+    model.clear_inference_tables()
 
 
 def _spread(values: Tensor, real: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.network.dropout import Dropout
-from model.network.linear import Joint, Linear
-from model.network.norm import Norm, bound, norm
+from model.network.linear import Linear, PackedLinearGroup
+from model.network.norm import Norm, freeze, norm
 
 
 def sinusoidal_positions(length: int, width: int) -> Tensor:
@@ -42,7 +42,7 @@ class Attention(nn.Module):
         self.value = Linear(d_model, d_model)
         self.out = Linear(d_model, d_model)
         self.drop = Dropout(dropout)
-        self._of_itself, self._of_source = Joint(), Joint()
+        self._qkv, self._of_source = PackedLinearGroup(), PackedLinearGroup()
 
     def split(self, x: Tensor) -> Tensor:
         """(B, T, d_model) -> (B, H, T, d_h)."""
@@ -53,14 +53,14 @@ class Attention(nn.Module):
         keys, values = self._of_source(x, [self.key, self.value])
         return self.split(keys), self.split(values)
 
-    def of_itself(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x (B, T, d_model), (B, H, T, d_h) each."""
-        queries, keys, values = self._of_itself(x, [self.query, self.key, self.value])
+        queries, keys, values = self._qkv(x, [self.query, self.key, self.value])
         return self.split(queries), self.split(keys), self.split(values)
 
-    def bound(self) -> Callable[[Tensor], Tensor]:
+    def freeze(self) -> Callable[[Tensor], Tensor]:
         """For many calls without a gradient: x (N, d_model) -> queries, keys and values of it, (N, 3 * d_model)."""
-        return self._of_itself.bound([self.query, self.key, self.value])
+        return self._qkv.freeze([self.query, self.key, self.value])
 
     def attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool = False
@@ -97,8 +97,8 @@ class Attention(nn.Module):
 
     def train(self, mode: bool = True) -> Attention:
         """Also drops packed weights."""
-        self._of_itself.forget()
-        self._of_source.forget()
+        self._qkv.clear()
+        self._of_source.clear()
         return super().train(mode)
 
 
@@ -128,7 +128,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, S, d_model) with mask (B, 1, 1, S), True where a token is real."""
-        x = x + self.drop(self.attention.attend(*self.attention.of_itself(self.norm1(x)), mask))
+        x = x + self.drop(self.attention.attend(*self.attention.qkv(self.norm1(x)), mask))
         out: Tensor = x + self.drop(self.feed_forward(self.norm2(x)))
         return out
 
@@ -206,20 +206,20 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None) -> Tensor:
         """All positions at once (teacher forcing): x (B, T, d_model), source (B, S, d_model)."""
         cross = self.cross_attention
-        x, queries = self.ask(x)
+        x, queries = self.self_attend_and_query(x)
         x = x + self.drop(cross.attend(queries, *cross.keys_values(source), source_mask))
         out: Tensor = x + self.drop(self.feed_forward(self.norm3(x)))
         return out
 
-    def ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def self_attend_and_query(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The first half: x (B, T, d_model) with its self-attention, and queries (B, H, T, d_h) for the source."""
         itself, cross = self.self_attention, self.cross_attention
-        x = x + self.drop(itself.attend(*itself.of_itself(self.norm1(x)), None, causal=True))
+        x = x + self.drop(itself.attend(*itself.qkv(self.norm1(x)), None, causal=True))
         return x, cross.split(cross.query(self.norm2(x)))
 
 
 class _Step:
-    """A decoder layer as a decode runs it: its weights packed and its parts bound once, then called at every position.
+    """A decoder layer as a decode runs it: packed and prepared once, then called at every position.
 
     The weights are those of the moment at which it is made.
     """
@@ -228,10 +228,10 @@ class _Step:
         itself, cross, (first, _, _, last) = layer.self_attention, layer.cross_attention, layer.feed_forward
         assert isinstance(first, Linear)
         assert isinstance(last, Linear)
-        self.norm1, self.norm2, self.norm3 = bound(layer.norm1), bound(layer.norm2), bound(layer.norm3)
-        self.of_itself, self.out1 = itself.bound(), itself.out.bound()
-        self.query, self.out2 = cross.query.bound(), cross.out.bound()
-        self.hidden, self.last = first.bound("relu"), last.bound()
+        self.norm1, self.norm2, self.norm3 = freeze(layer.norm1), freeze(layer.norm2), freeze(layer.norm3)
+        self.qkv, self.out1 = itself.freeze(), itself.out.freeze()
+        self.query, self.out2 = cross.query.freeze(), cross.out.freeze()
+        self.hidden, self.last = first.freeze("relu"), last.freeze()
         self.heads = itself.heads
 
     def __call__(
@@ -240,7 +240,7 @@ class _Step:
     ) -> Tensor:  # fmt: skip
         """One position of every hypothesis: x (N, d_model); fills ``past`` (2, G, H, T*k, d_h) from ``place``."""
         groups = past.shape[1]
-        own = self.of_itself(self.norm1(x)).view(groups, -1, 3, self.heads, past.shape[-1]).permute(2, 0, 3, 1, 4)
+        own = self.qkv(self.norm1(x)).view(groups, -1, 3, self.heads, past.shape[-1]).permute(2, 0, 3, 1, 4)
         end = place + own.shape[3]
         past[:, :, :, place:end] = own[1:]
         x = x + self.out1(_read(own[0], past[0, :, :, :end], past[1, :, :, :end], seen))
@@ -290,7 +290,7 @@ class Decoder(nn.Module):
         assert isinstance(last, DecoderLayer)
         for layer in before:
             x = layer(x, source, mask)
-        _, queries = last.ask(x)
+        _, queries = last.self_attend_and_query(x)
         keys, _ = last.cross_attention.keys_values(source)
         return last.cross_attention.weights(queries.float(), keys.float(), mask).mean(dim=1)
 

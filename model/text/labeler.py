@@ -75,14 +75,14 @@ _STATEMENTS: Final = tuple(
 )
 
 
-def label_report(text: str, *, remember: bool = True) -> dict[str, Label | None]:
+def label_report(text: str, *, use_cache: bool = True) -> dict[str, Label | None]:
     """Label one report: cased with punctuation, or lower-case tokens with " . " between the sentences.
 
     Returns all 14 keys of `FINDINGS`: "present", "absent", "uncertain", or None where the report is silent.
     No Finding is "present" where no other finding, Support Devices aside, is present or uncertain, else None;
     None too for a text without words. Never raises on a string.
     """
-    read = _label_sentence if remember else _label_sentence.__wrapped__
+    read = _label_sentence if use_cache else _label_sentence.__wrapped__
     labels: dict[str, Label | None] = dict.fromkeys(FINDINGS)
     text = _PUNCTUATION.sub(" ", _APOSTROPHES.sub("", text.lower()))
     for sentence in _SENTENCE_END.split(text):

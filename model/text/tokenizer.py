@@ -98,7 +98,7 @@ class Tokenizer:
         words = [self.id_of(word) for word in self._words(report)]
         return [self.bos_id, *words, self.eos_id][:max_length]
 
-    def knows_a_word_of(self, report: str) -> bool:
+    def has_known_word(self, report: str) -> bool:
         """Whether a report holds any word of the vocabulary; the archive's redaction mark is none."""
         return any(
             self.id_of(word) != self.unk_id and word != END_OF_SENTENCE and not _REDACTED.fullmatch(word)

@@ -60,8 +60,8 @@ class _UserCaseOverlay:
         """(N, E), unit length."""
         return embed_reports(self._tower, self._tokenizer, texts)
 
-    def knows_a_word_of(self, text: str) -> bool:
-        return self._tokenizer.knows_a_word_of(text)
+    def has_known_word(self, text: str) -> bool:
+        return self._tokenizer.has_known_word(text)
 
     def insert(self, cases: Sequence[Case], vectors: npt.NDArray[np.float32]) -> None:
         self.index.add(vectors, cases)
@@ -180,13 +180,13 @@ class ReferenceCaseStore:
                     "A case of this id is here already. Choose another, or DELETE it first.",
                     field="case_id",
                 )
-            if not overlay.knows_a_word_of(new.findings):
+            if not overlay.has_known_word(new.findings):
                 raise Problem(
                     "no_known_word",
                     "The model knows no word of the findings. Send the findings of a report, in the model's language.",
                     field="findings",
                 )
-            case = Case(new.case_id, new.findings, dict(label_report(new.findings, remember=False)), new.source_url)
+            case = Case(new.case_id, new.findings, dict(label_report(new.findings, use_cache=False)), new.source_url)
             vectors = overlay.embed([new.findings])
             try:
                 case = store.add(case, pictures)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from model.drafter import Draft, DraftOptions, Listener
+from model.drafter import Draft, DraftOptions, EventCallback
 from service.inference.admission import AdmissionLimiter
 from service.schemas.models import ModelInfo
 
@@ -59,7 +59,9 @@ class Backend(Protocol):
     def stalled_s(self) -> float:
         """Age in seconds of the oldest running batch or image decoding; 0 if none runs in this process."""
 
-    async def draft(self, images: dict[str, bytes], options: DraftOptions, listener: Listener | None = None) -> Draft:
+    async def draft(
+        self, images: dict[str, bytes], options: DraftOptions, listener: EventCallback | None = None
+    ) -> Draft:
         """Decode the images of one study and draft it.
 
         Args:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from model.drafter import Draft, DraftOptions, Listener, StudyView
+from model.drafter import Draft, DraftOptions, EventCallback, StudyView
 from service.inference.backend import ClosedError
 
 
@@ -24,7 +24,7 @@ class Job:
 
     study: Sequence[StudyView]
     options: DraftOptions
-    listener: Listener | None = None
+    listener: EventCallback | None = None
     submitted: float = field(default_factory=time.monotonic)
     result: Future[Draft] = field(default_factory=Future)
 

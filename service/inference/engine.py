@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from model.drafter import Draft, DraftOptions, Listener, StudyView
+from model.drafter import Draft, DraftOptions, EventCallback, StudyView
 from model.images.read import DEFAULT_LIMITS, ImageError, ImageLimits, read_image
 from model.views import View
 from service.inference.admission import AdmissionLimiter
@@ -88,7 +88,9 @@ class Engine:
         now = time.monotonic()
         return now - min([now, *started, *self._decoding.copy().values()])
 
-    async def draft(self, images: dict[str, bytes], options: DraftOptions, listener: Listener | None = None) -> Draft:
+    async def draft(
+        self, images: dict[str, bytes], options: DraftOptions, listener: EventCallback | None = None
+    ) -> Draft:
         """See ``Backend``. ``timings_ms`` of the draft gains ``images`` and ``queue``.
 
         Raises:
@@ -104,7 +106,7 @@ class Engine:
         return dataclasses.replace(draft, timings_ms={"images": decoded_ms, **draft.timings_ms})
 
     async def submit(
-        self, study: Sequence[StudyView], options: DraftOptions, listener: Listener | None = None
+        self, study: Sequence[StudyView], options: DraftOptions, listener: EventCallback | None = None
     ) -> Draft:
         """Draft one decoded study; raises as ``draft``. Cancellation removes the study from the queue."""
         job = Job(study, options, None if listener is None else threadsafe_listener(listener))

@@ -74,7 +74,7 @@ class LoadedBundle:
     def warm_up(self) -> None:
         """Work out what no image changes, and draft on blank ones, so that no patient waits for lazy set-up."""
         for drafter in self.drafters:
-            drafter.bundle.model.prepare()
+            drafter.bundle.model.precompute_inference_tables()
             blank = np.zeros((drafter.image_size, drafter.image_size), np.uint8)  # (S, S)
             views = [StudyView(blank, view) for view in View]
             drafter.draft([views[:1]])

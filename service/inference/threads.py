@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from model.drafter import Listener, News
+from model.drafter import DraftEvent, EventCallback
 from service.web.problems import places
 
 T = TypeVar("T")
@@ -29,20 +29,20 @@ async def run_in_temporary_thread(call: Callable[[], T]) -> T:
         executor.shutdown(wait=False)  # waiting would block the event loop
 
 
-def threadsafe_listener(listener: Listener) -> Listener:
+def threadsafe_listener(listener: EventCallback) -> EventCallback:
     """Wrap ``listener`` so that any thread may call it; it runs on the current event loop.
 
     An exception of the listener is logged and not raised. Calls after the loop was closed are dropped.
     """
     loop = asyncio.get_running_loop()
 
-    def notify(news: News) -> None:
+    def notify(news: DraftEvent) -> None:
         try:
             listener(news)
         except Exception as error:
             log.error("a listener failed with %s\n%s", type(error).__name__, places(error))
 
-    def schedule(news: News) -> None:
+    def schedule(news: DraftEvent) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(notify, news)
 

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import torch
 
-from model.drafter import Draft, DraftOptions, Listener, StudyView
+from model.drafter import Draft, DraftOptions, EventCallback, StudyView
 from model.images.read import Resample
 from service.inference.backend import DeviceLostError, OutOfMemoryError
 from service.inference.batch_queue import Job, JobQueue
@@ -40,9 +40,13 @@ class SupportsDraft(Protocol):
         """Filter that scales an image to S x S."""
 
     def draft(
-        self, studies: Sequence[Sequence[StudyView]], options: DraftOptions, *, listeners: Sequence[Listener | None]
+        self,
+        studies: Sequence[Sequence[StudyView]],
+        options: DraftOptions,
+        *,
+        callbacks: Sequence[EventCallback | None],
     ) -> list[Draft]:
-        """Return one draft per study; the calling thread may call ``listeners`` with partial results."""
+        """Return one draft per study; the calling thread may call ``callbacks`` with partial results."""
 
 
 class DeviceWorker:
@@ -95,7 +99,7 @@ class DeviceWorker:
         started_at = time.monotonic()
         try:
             drafts = self._drafter.draft(
-                [job.study for job in jobs], jobs[0].options, listeners=[job.listener for job in jobs]
+                [job.study for job in jobs], jobs[0].options, callbacks=[job.listener for job in jobs]
             )
             if len(drafts) != len(jobs):
                 raise RuntimeError(f"the drafter returned {len(drafts)} drafts for {len(jobs)} studies")

@@ -150,7 +150,7 @@ def _mentioned(labels: dict[str, Any]) -> dict[str, str]:
 
 def differences(report: ReportResponse, text: str) -> list[WarningOut]:
     """Warnings that name the findings of which the rewritten text says more than the draft, and less."""
-    labels = label_report(text, remember=False)
+    labels = label_report(text, use_cache=False)
     pairs = {name: (report.labels[name], label) for name, label in labels.items() if name != NO_FINDING}
     added = [name for name, (ours, theirs) in pairs.items() if _WEIGHT[theirs] > _WEIGHT[ours]]
     dropped = [name for name, (ours, theirs) in pairs.items() if _WEIGHT[theirs] < _WEIGHT[ours]]

@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model.drafter import Draft, DraftOptions, Listener
+from model.drafter import Draft, DraftOptions, EventCallback
 from service.app import create_app
 from service.inference.admission import AdmissionLimiter, BusyError
 from service.inference.backend import ClosedError, FieldError, OutOfMemoryError, RemoteDraft
@@ -46,7 +46,9 @@ class RayBackend:
         self.admission = AdmissionLimiter(capacity)
         self._refusal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def draft(self, images: dict[str, bytes], options: DraftOptions, listener: Listener | None = None) -> Draft:
+    async def draft(
+        self, images: dict[str, bytes], options: DraftOptions, listener: EventCallback | None = None
+    ) -> Draft:
         """See ``Backend``. A draft whose replica is lost is asked of another, once. The listener is told nothing early.
 
         Raises:

@@ -82,7 +82,7 @@ class ExportRequest(BaseModel):
             update={
                 "findings": edited,
                 "sentences": kept,
-                "labels": dict(label_report(edited, remember=False)),
+                "labels": dict(label_report(edited, use_cache=False)),
                 "warnings": [*warnings, WarningOut(code=EDITED, message=message)],
                 "refined": None,
             }

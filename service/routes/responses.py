@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping
 
-from model.decoding.attention_maps import Attention
+from model.decoding.attention_maps import SentenceAttention
 from model.drafter import Draft, ReferenceCase, Sentence
 from service.cases.store import FoundCase
 from service.formats.redaction import mark_redactions
@@ -75,7 +75,7 @@ def _addresses(case_id: str, views: Iterable[str]) -> dict[str, str]:
     return {view: f"cases/{case_id}/{view}" for view in views}
 
 
-def _attention(attention: Attention) -> AttentionOut:
+def _attention(attention: SentenceAttention) -> AttentionOut:
     return AttentionOut(
         patches={
             view: [[round(weight, 5) for weight in row] for row in grid] for view, grid in attention.patches.items()

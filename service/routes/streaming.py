@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from model.drafter import CasesFound, Listener, News
+from model.drafter import CasesFound, DraftEvent, EventCallback
 from service.formats.accept import EVENTS, VARY
 from service.routes.responses import case_out, sentence_out
 from service.schemas.models import CasesEvent, ProblemDetails, ReportResponse, SentenceEvent
@@ -42,7 +42,7 @@ class EventStream(Response):
     """The events of one draft, which is made while they are sent."""
 
     def __init__(
-        self, request: Request, report: Callable[[Listener], Awaitable[ReportResponse]], held: ExitStack
+        self, request: Request, report: Callable[[EventCallback], Awaitable[ReportResponse]], held: ExitStack
     ) -> None:
         """Do nothing yet.
 
@@ -65,7 +65,7 @@ class EventStream(Response):
             await unless_left(self._request, self._stream(scope, _Sender(send)))
 
     async def _stream(self, scope: Scope, sender: _Sender) -> None:
-        news: asyncio.Queue[News | None] = asyncio.Queue()
+        news: asyncio.Queue[DraftEvent | None] = asyncio.Queue()
         drafting = asyncio.ensure_future(self._report(news.put_nowait))
         drafting.add_done_callback(lambda _: news.put_nowait(None))
         parts = Parts()
@@ -88,7 +88,7 @@ class EventStream(Response):
         await sender.end()
 
 
-async def _next(news: asyncio.Queue[News | None], sender: _Sender) -> News | None:
+async def _next(news: asyncio.Queue[DraftEvent | None], sender: _Sender) -> DraftEvent | None:
     """What comes next; comments keep the connection alive until then."""
     while True:
         try:
@@ -109,7 +109,7 @@ class Parts:
         self._cases: CasesEvent | None = None
         self._texts: list[str] = []
 
-    def of_news(self, news: News) -> Iterator[tuple[str, BaseModel]]:
+    def of_news(self, news: DraftEvent) -> Iterator[tuple[str, BaseModel]]:
         """The events of what is final early."""
         if isinstance(news, CasesFound):
             if self._cases is None:

@@ -9,13 +9,13 @@ from model.calibration.schema import (
     Confidence,
     Features,
     Gaussian,
-    Head,
-    Line,
-    Packed,
+    LinearScore,
+    OodHead,
+    OutOfDistribution,
+    PackedArray,
+    SentenceWeights,
     Support,
-    Unusual,
     ViewCheck,
-    Weights,
 )
 
 _NUMBERS = 10  # of 3 directions, 1 head and 8 statistics of the grey values
@@ -25,27 +25,27 @@ def plain_calibration(
     *, width: int = 3, weights_sha256: str = "0" * 64, thresholds: dict[str, float] | None = None
 ) -> Calibration:
     """Feature 0 is the logit of a frontal, feature 1 the share of radiographs that look less unusual."""
-    zeros, line = np.zeros((_NUMBERS, _NUMBERS)), Line(slope=1.0, bias=0.0)
+    zeros, line = np.zeros((_NUMBERS, _NUMBERS)), LinearScore(slope=1.0, bias=0.0)
     return Calibration(
         weights_sha256=weights_sha256,
         fitted_on={"dataset": "none"},
         features=Features(
-            centre=Packed.of(np.zeros(width), "float16"),
-            scale=Packed.of(np.ones(width), "float16"),
-            directions=Packed.of(np.eye(3, width), "int8"),
+            centre=PackedArray.of(np.zeros(width), "float16"),
+            scale=PackedArray.of(np.ones(width), "float16"),
+            directions=PackedArray.of(np.eye(3, width), "int8"),
         ),
         view=ViewCheck(line=line, certain=0.99),
-        unusual=Unusual(
-            heads=(Head(name="negative", line=line),),
-            views=(Gaussian(mean=Packed.of(zeros[0], "float16"), whitening=Packed.of(zeros, "float16")),),
-            units=(Line(slope=0.0, bias=0.0), line),
+        unusual=OutOfDistribution(
+            heads=(OodHead(name="negative", line=line),),
+            views=(Gaussian(mean=PackedArray.of(zeros[0], "float16"), whitening=PackedArray.of(zeros, "float16")),),
+            units=(LinearScore(slope=0.0, bias=0.0), line),
             quantiles=tuple(np.linspace(0, 1, 101).tolist()),
             warn_from=0.99,
         ),
         confidence=Confidence(
-            present=Weights(bias=-1.0, words=0.0, cases=1.0, images=0.0),
-            absent=Weights(bias=1.0, words=0.0, cases=0.0, images=1.0),
-            other=Weights(bias=0.0, words=1.0, cases=0.0, images=0.0),
+            present=SentenceWeights(bias=-1.0, words=0.0, cases=1.0, images=0.0),
+            absent=SentenceWeights(bias=1.0, words=0.0, cases=0.0, images=1.0),
+            other=SentenceWeights(bias=0.0, words=1.0, cases=0.0, images=0.0),
         ),
         support=Support(thresholds={"Cardiomegaly": 0.5} if thresholds is None else thresholds),
     )

@@ -12,7 +12,7 @@ import torch
 
 from model.bundle import write_bundle
 from model.config import BundleConfig, DecodingConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
-from model.decoding.mbr import Consensus
+from model.decoding.mbr import MbrTable
 from model.network.report_model import ReportModel
 from model.text.labeler import label_report
 from model.text.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ def tiny_index(model: ReportModel, reports: Sequence[str] = REPORTS, *, texts: b
     return ReportIndex.build(vectors, cases)
 
 
-def tiny_consensus(index: ReportIndex) -> Consensus:
+def tiny_consensus(index: ReportIndex) -> MbrTable:
     """What cases like ``REPORTS`` say, three of each."""
     studies = [Study(f"CXR{row}", f"CXR{row}", "train", report, ()) for row, report in enumerate(REPORTS)]
     vectors = np.tile(index.vectors(np.arange(len(index))[None])[0], (3, 1))

@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from model.calibration.schema import Confidence, Kind, Support, Weights
+from model.calibration.schema import Confidence, Kind, SentenceWeights, Support
 from model.calibration.sentence_confidence import features, kind_of, supported
 from model.text.labeler import FINDINGS, NO_FINDING
 from training.calibration.records import Record
@@ -83,9 +83,9 @@ def _fit(rows: Rows, own: Bools) -> Logistic:
     return fit_logistic(rows.values[own], rows.right[own], ridge=RIDGE)
 
 
-def _weights(fitted: Logistic) -> Weights:
+def _weights(fitted: Logistic) -> SentenceWeights:
     words, cases, images = (round(float(weight), 5) for weight in fitted.weights)
-    return Weights(bias=round(fitted.bias, 5), words=words, cases=cases, images=images)
+    return SentenceWeights(bias=round(fitted.bias, 5), words=words, cases=cases, images=images)
 
 
 def fit_support(records: Sequence[Record]) -> Support:

@@ -12,8 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from model.calibration.ood import coordinates, numbers, parts, scores, share_below, sigmoid, statistics
-from model.calibration.schema import Features, Floats, Gaussian, Head, Line, Packed, Unusual, ViewCheck
+from model.calibration.ood import component_scores, feature_vector, ood_scores, percentile, project, sigmoid, statistics
+from model.calibration.schema import (
+    Features,
+    Floats,
+    Gaussian,
+    LinearScore,
+    OodHead,
+    OutOfDistribution,
+    PackedArray,
+    ViewCheck,
+)
 from model.images.read import Pixels
 from training.scoring.logistic import Bools, fit_logistic, folds, held_out
 
@@ -45,7 +54,7 @@ class ImageFit:
 
     features: Features
     view: ViewCheck
-    unusual: Unusual
+    unusual: OutOfDistribution
 
 
 def fit_images(train: Radiographs, held: Radiographs, turned: Mapping[str, Floats], *, seed: int = 1) -> ImageFit:
@@ -57,9 +66,9 @@ def fit_images(train: Radiographs, held: Radiographs, turned: Mapping[str, Float
         turned: way to be wrong -> pooled features (N, D) of training radiographs made so.
         seed: of the folds.
     """
-    centre = Packed.of(train.pooled.mean(0), "float16")
+    centre = PackedArray.of(train.pooled.mean(0), "float16")
     spread = train.pooled.std(0)
-    scale = Packed.of(1 / np.maximum(spread, _FLOOR * np.median(spread) + 1e-12), "float16")
+    scale = PackedArray.of(1 / np.maximum(spread, _FLOOR * np.median(spread) + 1e-12), "float16")
 
     def standard(pooled: Floats) -> npt.NDArray[np.float64]:
         values: npt.NDArray[np.float64] = (pooled.astype(np.float64) - centre.array) * scale.array
@@ -79,28 +88,35 @@ def fit_images(train: Radiographs, held: Radiographs, turned: Mapping[str, Float
     learned = [view, *wrong.values()]
     rows = np.stack([*(one.weights for one in learned), *differ])
     longest = np.maximum(np.abs(rows).max(1), 1e-12)
-    features = Features(centre=centre, scale=scale, directions=Packed.of(rows / longest[:, None], "int8"))
-    lines = [Line(slope=float(step), bias=one.bias) for one, step in zip(learned, longest, strict=False)]
+    features = Features(centre=centre, scale=scale, directions=PackedArray.of(rows / longest[:, None], "int8"))
+    lines = [LinearScore(slope=float(step), bias=one.bias) for one, step in zip(learned, longest, strict=False)]
     check = ViewCheck(line=lines[0], certain=_certain(upright, train, held, features, lines[0], seed))
-    heads = tuple(Head(name=name, line=line) for name, line in zip(wrong, lines[1:], strict=True))
+    heads = tuple(OodHead(name=name, line=line) for name, line in zip(wrong, lines[1:], strict=True))
     return ImageFit(features, check, _unusual(features, heads, train, held))
 
 
 def _certain(
-    upright: npt.NDArray[np.float64], train: Radiographs, held: Radiographs, features: Features, line: Line, seed: int
+    upright: npt.NDArray[np.float64],
+    train: Radiographs,
+    held: Radiographs,
+    features: Features,
+    line: LinearScore,
+    seed: int,
 ) -> float:
     """The probability of the other view that all but ``CONTRADICTED`` of radiographs stay below, seen by no fit."""
     fold = folds(train.study, _FOLDS, seed)
     trained = held_out(upright, train.frontal, fold, ridge=RIDGE)
-    unseen = sigmoid(line.slope * coordinates(features, held.pooled)[0][:, 0] + line.bias)
+    unseen = sigmoid(line.slope * project(features, held.pooled)[0][:, 0] + line.bias)
     frontal, truth = np.concatenate([trained, unseen]), np.concatenate([train.frontal, held.frontal])
     other = np.where(truth, 1 - frontal, frontal)
     return float(np.clip(np.quantile(other, 1 - CONTRADICTED), LEAST_CERTAIN, 0.999))
 
 
-def _unusual(features: Features, heads: tuple[Head, ...], train: Radiographs, held: Radiographs) -> Unusual:
-    along, rest = coordinates(features, train.pooled)
-    values = numbers(len(heads), along, rest, statistics(train.pixels))
+def _unusual(
+    features: Features, heads: tuple[OodHead, ...], train: Radiographs, held: Radiographs
+) -> OutOfDistribution:
+    projections, residual = project(features, train.pooled)
+    values = feature_vector(len(heads), projections, residual, statistics(train.pixels))
     views = tuple(_gaussian(values[own]) for own in (train.frontal, ~train.frontal) if own.sum() > 1)
     return calibrated(heads, views, described(features, held.pooled, held.pixels))
 
@@ -111,28 +127,28 @@ Described = tuple[Floats, Floats, Floats]
 
 def described(features: Features, pooled: Floats, pixels: Pixels) -> Described:
     """What the score of images is made of."""
-    return *coordinates(features, pooled), statistics(pixels)
+    return *project(features, pooled), statistics(pixels)
 
 
-def calibrated(heads: tuple[Head, ...], views: tuple[Gaussian, ...], held: Described) -> Unusual:
+def calibrated(heads: tuple[OodHead, ...], views: tuple[Gaussian, ...], held: Described) -> OutOfDistribution:
     """Units and quantiles by radiographs that no fit saw."""
-    found = parts(heads, views, *held)
+    found = component_scores(heads, views, *held)
     middle, rare = np.quantile(found, [0.5, _RARE], axis=0)
     slopes = 1 / np.maximum(rare - middle, 1e-6)
-    units = tuple(Line(slope=float(s), bias=float(-s * m)) for s, m in zip(slopes, middle, strict=True))
-    unscaled = Unusual(heads=heads, views=views, units=units, quantiles=(0.0, 1.0), warn_from=WARN_FROM)
-    quantiles = np.quantile(scores(unscaled, *held), np.linspace(0, 1, QUANTILES))
+    units = tuple(LinearScore(slope=float(s), bias=float(-s * m)) for s, m in zip(slopes, middle, strict=True))
+    unscaled = OutOfDistribution(heads=heads, views=views, units=units, quantiles=(0.0, 1.0), warn_from=WARN_FROM)
+    quantiles = np.quantile(ood_scores(unscaled, *held), np.linspace(0, 1, QUANTILES))
     return unscaled.model_copy(update={"quantiles": tuple(float(f"{q:.5g}") for q in quantiles)})
 
 
-def crossed_shares(unusual: Unusual, held: Described, fold: npt.NDArray[np.int64]) -> Floats:
+def crossed_shares(unusual: OutOfDistribution, held: Described, fold: npt.NDArray[np.int64]) -> Floats:
     """(N,) how unusual each of the radiographs of the calibration looks by units and quantiles of the other folds."""
     shares = np.zeros(len(fold), np.float32)
     for number in np.unique(fold):
         own = fold == number
         others, mine = (tuple(part[rows] for part in held) for rows in (~own, own))
         again = calibrated(unusual.heads, unusual.views, (others[0], others[1], others[2]))
-        shares[own] = share_below(again, scores(again, mine[0], mine[1], mine[2]))
+        shares[own] = percentile(again, ood_scores(again, mine[0], mine[1], mine[2]))
     return shares
 
 
@@ -141,4 +157,4 @@ def _gaussian(values: Floats) -> Gaussian:
     covariance = np.cov(exact.T)
     covariance += _SHRINK * np.diag(np.diag(covariance)) + 1e-8 * np.eye(len(covariance))
     whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
-    return Gaussian(mean=Packed.of(exact.mean(0), "float16"), whitening=Packed.of(whitening, "float16"))
+    return Gaussian(mean=PackedArray.of(exact.mean(0), "float16"), whitening=PackedArray.of(whitening, "float16"))

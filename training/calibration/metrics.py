@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from model.calibration.ood import Reading, read_images, scores, share_below
+from model.calibration.ood import ViewAssessment, assess_views, ood_scores, percentile
 from model.calibration.schema import Calibration, Floats, Kind
 from model.images.read import Pixels
 from model.views import View
@@ -70,19 +70,19 @@ def _pairs(held: Radiographs) -> list[tuple[int, int]]:
     return [(rows[True], rows[False]) for rows in found.values() if len(rows) == 2]
 
 
-def _read(calibration: Calibration, held: Radiographs, rows: tuple[int, int]) -> Reading:
+def _read(calibration: Calibration, held: Radiographs, rows: tuple[int, int]) -> ViewAssessment:
     """As the drafter reads two images, sent as frontal and lateral."""
     places = list(rows)
-    return read_images(calibration, _BOTH, held.pooled[places], held.pixels[places], correct=True)
+    return assess_views(calibration, _BOTH, held.pooled[places], held.pixels[places], correct=True)
 
 
-def _singles(calibration: Calibration, held: Radiographs, *, wrong: bool = False) -> Iterator[Reading]:
+def _singles(calibration: Calibration, held: Radiographs, *, wrong: bool = False) -> Iterator[ViewAssessment]:
     for row, frontal in enumerate(held.frontal):
         sent = View.FRONTAL if frontal != wrong else View.LATERAL
-        yield read_images(calibration, [sent], held.pooled[[row]], held.pixels[[row]], correct=True)
+        yield assess_views(calibration, [sent], held.pooled[[row]], held.pixels[[row]], correct=True)
 
 
-def _having(readings: Sequence[Reading], code: str) -> int:
+def _having(readings: Sequence[ViewAssessment], code: str) -> int:
     return sum(any(warning.code == code for warning in reading.warnings) for reading in readings)
 
 
@@ -107,7 +107,7 @@ def unusual_figures(
     unusual, features = calibration.unusual, calibration.features
     usual = described(features, held.pooled, held.pixels)
     shares = crossed_shares(unusual, usual, folds(held.study, _FOLDS, seed))
-    worst = scores(unusual, *usual)
+    worst = ood_scores(unusual, *usual)
     scored = [Scored("radiographs (val)", worst)]
     figures: dict[str, Any] = {
         "warn_from": unusual.warn_from,
@@ -117,13 +117,13 @@ def unusual_figures(
         "strange": {},
     }
     if outside is not None:
-        away = scores(unusual, *described(features, outside.pooled, outside.pixels))
+        away = ood_scores(unusual, *described(features, outside.pooled, outside.pixels))
         scored.append(Scored("radiographs (another hospital)", away))
-        figures["external"] = _against(worst, away, share_below(unusual, away), unusual.warn_from)
+        figures["external"] = _against(worst, away, percentile(unusual, away), unusual.warn_from)
     for name, group in strange.items():
-        found = scores(unusual, *described(features, group.pooled, group.pixels))
+        found = ood_scores(unusual, *described(features, group.pooled, group.pixels))
         scored.append(Scored(name, found))
-        entry = _against(worst, found, share_below(unusual, found), unusual.warn_from)
+        entry = _against(worst, found, percentile(unusual, found), unusual.warn_from)
         if outside is not None:
             entry["auroc_against_external"] = _apart(away, found)
         figures["strange"][name] = {"shown_to_the_fit": group.shown, **entry}

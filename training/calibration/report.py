@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model.calibration.ood import coordinates
+from model.calibration.ood import project
 from model.calibration.schema import Calibration
 from model.files import write_atomic
 from training.calibration.fit_ood import Radiographs
@@ -130,7 +130,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
 def plot_view(calibration: Calibration, held: Radiographs, path: Path) -> None:
     """Logits of frontals and laterals, with the bars from which a view is put right."""
     line = calibration.view.line
-    logits = line.slope * coordinates(calibration.features, held.pooled)[0][:, 0] + line.bias
+    logits = line.slope * project(calibration.features, held.pooled)[0][:, 0] + line.bias
     bar = float(np.log(calibration.view.certain / (1 - calibration.view.certain)))
 
     def draw(axis: Axes) -> None:

@@ -27,8 +27,8 @@ class Write(Protocol):
     """``drafting.write_drafts`` with bundle, options and images filled in."""
 
     def __call__(
-        self, studies: Sequence[Study], *, what: str = ..., patches_of: Sequence[Study] | None = ...,
-        cases_of: Sequence[Study] | None = ...,
+        self, studies: Sequence[Study], *, what: str = ..., counterfactual_patches: Sequence[Study] | None = ...,
+        counterfactual_retrieval: Sequence[Study] | None = ...,
     ) -> list[Draft]: ...  # fmt: skip
 
 
@@ -87,9 +87,9 @@ def exchanged_row(write: Write, studies: Sequence[Study], exchange: Exchange, se
     if exchange == "images":
         drafts = write(others, what=what)
     elif exchange == "cases":
-        drafts = write(studies, what=what, cases_of=others)
+        drafts = write(studies, what=what, counterfactual_retrieval=others)
     else:
-        drafts = write(studies, what=what, patches_of=others)
+        drafts = write(studies, what=what, counterfactual_patches=others)
     return SideRow(range(len(studies)), [draft.findings for draft in drafts])
 
 

@@ -97,13 +97,13 @@ def write_drafts(
     batch_size: int,
     progress: bool,
     *,
-    patches_of: Sequence[Study] | None = None,
-    cases_of: Sequence[Study] | None = None,
+    counterfactual_patches: Sequence[Study] | None = None,
+    counterfactual_retrieval: Sequence[Study] | None = None,
     what: str = "draft",
 ) -> list[Draft]:
     """A draft for each study, ``batch_size`` studies at a time, with a bar named ``what``.
 
-    ``patches_of`` and ``cases_of`` are those of ``Drafter.draft``.
+    ``counterfactual_patches`` and ``counterfactual_retrieval`` are those of ``Drafter.draft``.
     """
     drafts: list[Draft] = []
     with tqdm(total=len(studies), desc=what, unit="study", mininterval=1, disable=not progress) as bar:
@@ -111,9 +111,9 @@ def write_drafts(
             place = slice(start, start + batch_size)
             own, patches, cases = (
                 None if one is None else [study_views(study, cache) for study in one[place]]
-                for one in (studies, patches_of, cases_of)
+                for one in (studies, counterfactual_patches, counterfactual_retrieval)
             )
-            drafts += drafter.draft(own or [], options, patches_of=patches, cases_of=cases)
+            drafts += drafter.draft(own or [], options, counterfactual_patches=patches, counterfactual_retrieval=cases)
             bar.update(len(studies[place]))
     return drafts
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from model.config import DecodingConfig
 from model.decoding.generate import generate
-from model.decoding.mbr import Consensus
+from model.decoding.mbr import MbrTable
 from model.network.dual_encoder import pad_ids
 from model.network.report_model import Encoded, Patches, ReportModel
 from model.text.tokenizer import Tokenizer
@@ -83,7 +83,7 @@ def train_ce(
     decoding: DecodingConfig,
     context: RunContext,
     directory: Path,
-    consensus: Consensus | None = None,
+    consensus: MbrTable | None = None,
 ) -> Mapping[str, float]:
     """Train the model in place, keep the selected epoch, return its row of the log.
 
@@ -239,7 +239,7 @@ def write_reports(
     tokenizer: Tokenizer,
     decoding: DecodingConfig,
     context: RunContext,
-    consensus: Consensus | None = None,
+    consensus: MbrTable | None = None,
 ) -> list[str]:
     """Reports of studies as lower-case tokens joined by spaces; for validation while training."""
     model.eval()
@@ -265,7 +265,7 @@ def validate_generation(
     decoding: DecodingConfig,
     context: RunContext,
     train_reports: Sequence[str],
-    consensus: Consensus | None = None,
+    consensus: MbrTable | None = None,
 ) -> tuple[dict[str, float], list[str]]:
     """Scores of reports, and the reports; for validation while training.
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.decoding.mbr import ORDERS, Consensus, Phrases
+from model.decoding.mbr import ORDERS, MbrTable, NgramCounts
 from model.network.dual_encoder import pad_ids
 from model.text.tokenizer import Tokenizer
 from training.data.studies import Study
@@ -26,7 +26,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Analysis:
-    """Phrases of N reports, and the reports as vectors in R directions; see ``model.consensus.Consensus``.
+    """Phrases of N reports, and the reports as vectors in R directions; see ``model.decoding.mbr.MbrTable``.
 
     ``coordinates`` (N, R) has rows of length 2 at most: one for each number of words in a phrase.
     """
@@ -57,7 +57,7 @@ def analyse(tokens: Ints, directions: int, seed: int) -> Analysis:
         seed: of the decomposition.
     """
     count = len(tokens)
-    phrases = Phrases.of(tokens)
+    phrases = NgramCounts.of(tokens)
     keys, place, frequency = np.unique(phrases.key, return_inverse=True, return_counts=True)
     idf = np.log(count) - np.log(frequency)
     weight = phrases.count * idf[place]
@@ -106,8 +106,8 @@ def in_steps(values: Floats, axis: int) -> tuple[npt.NDArray[np.int8], Floats]:
 
 def build_consensus(
     studies: Sequence[Study], vectors: Floats, tokenizer: Tokenizer, *, directions: int, max_length: int, seed: int
-) -> Consensus:
-    """Take from training reports what ``model.consensus`` reads.
+) -> MbrTable:
+    """Take from training reports what ``model.decoding.mbr`` reads.
 
     Args:
         studies: training studies, N.
@@ -121,7 +121,7 @@ def build_consensus(
     found = analyse(tokens, directions, seed)
     basis, basis_step = in_steps(found.basis, 1)
     coordinates, coordinate_step = in_steps(found.coordinates, 0)
-    return Consensus(
+    return MbrTable(
         keys=found.keys,
         order=found.order,
         idf=found.idf,

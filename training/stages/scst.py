@@ -34,7 +34,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from torch import Tensor, nn
 
 from model.config import DecodingConfig
-from model.decoding.mbr import Consensus
+from model.decoding.mbr import MbrTable
 from model.decoding.search import Constraints, Generated, greedy, sample
 from model.network.dual_encoder import pad_ids
 from model.network.report_model import Encoded, ReportModel
@@ -187,7 +187,7 @@ def train_scst(
     decoding: DecodingConfig,
     context: RunContext,
     directory: Path,
-    consensus: Consensus | None = None,
+    consensus: MbrTable | None = None,
 ) -> Mapping[str, float]:
     """Train the model in place and keep the best epoch that the guards let pass, or the model as it came in.
 
@@ -232,7 +232,7 @@ def train_scst(
         with torch.no_grad():
             noise = _on(context.device, generator)
             drafts = sample(model, encoded, constraints, tokenizer.bos_id, count=config.samples, generator=noise,
-                            temperature=config.temperature, of=(mine.start, len(batch)))  # fmt: skip
+                            temperature=config.temperature, rng_slice=(mine.start, len(batch)))  # fmt: skip
             gained = rewarded(drafts, own.repeat(config.samples).tolist())
             rewards = gained["reward"].view(len(own), config.samples)
             asked = np.arange(-mine.start % every, len(own), every)  # the same studies however many processes
