@@ -23,7 +23,7 @@ from training.ablation.bootstrap_io import read_draws
 from training.ablation.cell import main as run_cell_here
 from training.ablation.report import shown
 from training.ablation.rows import ROWS, SCALES, Scale, changes, parse_weights, read_scale, resolve, shared_stages
-from training.ablation.table import Cell, Scored, average, seed_interval, step, summary, tabulate
+from training.ablation.table import Cell, ScoreSummary, average, seed_interval, step, summary, tabulate
 from training.config import RunConfig
 from training.data.openi import open_openi
 from training.openi import annotation
@@ -140,7 +140,7 @@ def test_only_stages_that_read_the_same_are_shared() -> None:
 # --- the table's arithmetic -------------------------------------------------------------------------------------------
 
 
-def scored(wrong: int, *, count: int = 24) -> Scored:
+def scored(wrong: int, *, count: int = 24) -> ScoreSummary:
     """Of a system that copies all references but the first ``wrong``, for which it names no finding."""
     texts = [REPORTS[place % len(REPORTS)] for place in range(count)]
     pairs = [
@@ -148,7 +148,7 @@ def scored(wrong: int, *, count: int = 24) -> Scored:
         for place, text in enumerate(texts)
     ]
     figures = {name: value for name, value in score(pairs).items() if value is not None}
-    return Scored({**figures, "METEOR": wrong / 10}, Bootstrap(count).of(pairs))
+    return ScoreSummary({**figures, "METEOR": wrong / 10}, Bootstrap(count).of(pairs))
 
 
 def test_seed_interval_is_students() -> None:
@@ -405,7 +405,7 @@ def test_what_cannot_be_run_is_refused(
     assert main([*arguments(place, out), "--soft-scores", str(place / "gone.csv")]) == 2
     assert "gone.csv: no such file" in caplog.text
     monkeypatch.setattr(work, "_PATIENCE", 0.0)
-    with work.exclusively(out):
+    with work.file_lock(out):
         assert main(arguments(place, out)) == 2
     assert "another ablation works in" in caplog.text
     one_file = [*arguments(place, place / "none", rows="baseline,densenet")[:-1], "x.pth"]

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.tiny import REPORTS
 from training.scoring.baselines import TrivialRow
-from training.scoring.bootstrap import FIGURES, Bootstrap, Contributions, Resampled
+from training.scoring.bootstrap import FIGURES, Bootstrap, PerStudyStatistics, Resampled
 from training.scoring.metrics import Pair, score
 from training.scoring.protocol import full_prediction, full_reference
 
@@ -32,7 +32,7 @@ def test_whole_figures_are_those_of_the_scorers() -> None:
 def test_a_draw_scores_as_the_studies_that_it_holds() -> None:
     row = pairs(2)
     times = np.random.default_rng(5).multinomial(len(row), np.full(len(row), 1 / len(row)), size=3)
-    found = Contributions.of(row).figures(times.astype(np.float64))
+    found = PerStudyStatistics.of(row).figures(times.astype(np.float64))
     for draw, counts in enumerate(times):
         held = [pair for pair, count in zip(row, counts, strict=True) for _ in range(count)]
         expected = score(held)

@@ -17,7 +17,7 @@ from model.views import View
 from retrieval_index.index import ReportIndex
 from tests.support.tiny import write_tiny_bundle
 from training.calibrate import main
-from training.calibration.records import is_right
+from training.calibration.records import is_supported_by_report
 from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
 from training.evaluation.inference import study_views
@@ -84,7 +84,7 @@ def test_figures_of_probabilities() -> None:
 )
 def test_a_sentence_is_right_where_the_report_bears_it_out(text: str, labels: dict[str, str], right: bool) -> None:
     report = "The heart is enlarged. Small left pleural effusion. The thoracic aorta is tortuous."
-    assert is_right(text, labels, report) is right  # type: ignore[arg-type]
+    assert is_supported_by_report(text, labels, report) is right  # type: ignore[arg-type]
 
 
 # --- from end to end --------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from training.scoring.metrics import validation_scores
-from training.scoring.permutation import MEASURES, above_chance, chance, expected
+from training.scoring.permutation import MEASURES, expected_under_permutation, lift_over_permutation, permutation_test
 
 REPORTS = [
     "the heart is enlarged . the lungs are clear .",
@@ -22,7 +22,7 @@ DRAFTS = [REPORTS[0], "there is a pleural effusion .", "no acute disease .", "th
 def test_all_deals_of_few_drafts_are_those_of_the_scorers() -> None:
     """The mean over many random deals is that over all of them, each scored as a system would be."""
     every = [validation_scores(list(zip(REPORTS, dealt, strict=True))) for dealt in itertools.permutations(DRAFTS)]
-    found = chance(list(zip(REPORTS, DRAFTS, strict=True)), draws=4000, seed=1)
+    found = permutation_test(list(zip(REPORTS, DRAFTS, strict=True)), draws=4000, seed=1)
     assert found is not None
     for name, entry in found.items():
         values = np.array([figures[name] for figures in every], np.float64)
@@ -34,8 +34,8 @@ def test_all_deals_of_few_drafts_are_those_of_the_scorers() -> None:
 
 def test_drafts_that_belong_stand_out_and_a_constant_does_not() -> None:
     reports = [f"{REPORTS[number % 4]} view {number} of the chest ." for number in range(24)]
-    own = chance([(report, report) for report in reports], draws=200, seed=1)
-    constant = chance([(report, REPORTS[0]) for report in reports], draws=200, seed=1)
+    own = permutation_test([(report, report) for report in reports], draws=200, seed=1)
+    constant = permutation_test([(report, REPORTS[0]) for report in reports], draws=200, seed=1)
     assert own is not None
     assert constant is not None
     for name in own:
@@ -49,12 +49,12 @@ def test_drafts_that_belong_stand_out_and_a_constant_does_not() -> None:
 def test_the_expectation_is_the_mean_over_all_deals() -> None:
     pairs = list(zip(REPORTS, DRAFTS, strict=True))
     every = [validation_scores(list(zip(REPORTS, dealt, strict=True))) for dealt in itertools.permutations(DRAFTS)]
-    found = expected(pairs)
+    found = expected_under_permutation(pairs)
     for name in MEASURES:
         assert found[name] > 0
         assert found[name] == pytest.approx(np.mean([figures[name] for figures in every]), abs=1e-12), name
     own = validation_scores(pairs)
-    assert above_chance(own, found) == pytest.approx(sum(own[name] - found[name] for name in MEASURES))
+    assert lift_over_permutation(own, found) == pytest.approx(sum(own[name] - found[name] for name in MEASURES))
 
 
 def test_a_constant_wins_against_nothing_that_looks() -> None:
@@ -65,7 +65,9 @@ def test_a_constant_wins_against_nothing_that_looks() -> None:
     def judged(drafts: list[str]) -> tuple[float, float]:
         pairs = list(zip(reports, drafts, strict=True))
         scores = validation_scores(pairs)
-        return scores["CIDEr"] + scores["label_f1_micro"], above_chance(scores, expected(pairs))
+        return scores["CIDEr"] + scores["label_f1_micro"], lift_over_permutation(
+            scores, expected_under_permutation(pairs)
+        )
 
     looking = judged(weak)
     silent, naming = (judged([text] * len(reports)) for text in (normal, f"{normal} there is a pleural effusion ."))
@@ -77,6 +79,6 @@ def test_a_constant_wins_against_nothing_that_looks() -> None:
 
 def test_it_repeats_and_needs_two_studies_and_a_deal() -> None:
     pairs = list(zip(REPORTS, REPORTS[1:] + REPORTS[:1], strict=True))
-    assert chance(pairs, draws=50, seed=3) == chance(pairs, draws=50, seed=3)
-    assert chance(pairs[:1], draws=50, seed=3) is None
-    assert chance(pairs, draws=0, seed=3) is None
+    assert permutation_test(pairs, draws=50, seed=3) == permutation_test(pairs, draws=50, seed=3)
+    assert permutation_test(pairs[:1], draws=50, seed=3) is None
+    assert permutation_test(pairs, draws=0, seed=3) is None

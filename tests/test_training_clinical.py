@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from training.evaluation.external_scorers import clinical_rows
-from training.evaluation.scoring import Board
+from training.evaluation.scoring import ReferenceSet
 from training.scoring.baselines import TrivialRow
 
 REPORTS = ["the heart is large .", "no effusion ."]
@@ -36,8 +36,8 @@ class F1RadGraph:
 
 
 @pytest.fixture
-def board() -> Board:
-    return Board(REPORTS, frozenset(["the", "heart", "is", "large", "no", "effusion", "."]), meteor=False)
+def board() -> ReferenceSet:
+    return ReferenceSet(REPORTS, frozenset(["the", "heart", "is", "large", "no", "effusion", "."]), meteor=False)
 
 
 @pytest.fixture
@@ -56,21 +56,21 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("radgraph") is not None, reason="RadGraph is installed here")
-def test_what_is_not_installed_is_named(board: Board) -> None:
+def test_what_is_not_installed_is_named(board: ReferenceSet) -> None:
     tables, reasons = clinical_rows(board, REPORTS, ROWS)
     assert tables["RadGraph"] is None
     assert reasons["RadGraph"] == "the package radgraph is not installed"
     assert set(tables) == {"RadGraph", "CheXbert"}
 
 
-def test_without_weights_nothing_is_run(installed: Path, board: Board) -> None:
+def test_without_weights_nothing_is_run(installed: Path, board: ReferenceSet) -> None:
     tables, reasons = clinical_rows(board, REPORTS, ROWS)
     assert tables == {"RadGraph": None, "CheXbert": None}
     assert "its weights are not in" in reasons["RadGraph"]
     assert str(installed / "radgraph" / "1.2") in reasons["RadGraph"]
 
 
-def test_with_weights_every_row_is_scored_offline(installed: Path, board: Board) -> None:
+def test_with_weights_every_row_is_scored_offline(installed: Path, board: ReferenceSet) -> None:
     weights = installed / "radgraph" / "1.2" / "radgraph" / "weights.th"
     weights.parent.mkdir(parents=True)
     weights.touch()
@@ -82,7 +82,7 @@ def test_with_weights_every_row_is_scored_offline(installed: Path, board: Board)
     assert dict(os.environ) == before
 
 
-def test_a_package_that_fails_does_not_end_the_evaluation(installed: Path, board: Board) -> None:
+def test_a_package_that_fails_does_not_end_the_evaluation(installed: Path, board: ReferenceSet) -> None:
     tables, reasons = clinical_rows(board, REPORTS, ROWS)
     assert tables["CheXbert"] is None
     assert reasons["CheXbert"] == "its package failed (RuntimeError: tokenizer is not cached)"

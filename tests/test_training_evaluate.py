@@ -23,7 +23,7 @@ from training.data.r2gen import open_r2gen
 from training.data.studies import ImageRef, Source, Study
 from training.evaluate import evaluate, main
 from training.evaluation import inference as drafting
-from training.evaluation.console import table_of
+from training.evaluation.console import format_table
 from training.evaluation.inference import exchange_images, wanted_studies, with_images
 from training.openi import annotation
 from training.phantoms import write_phantom_root
@@ -168,7 +168,7 @@ def test_copies_of_training_reports_are_counted(
     oracle(lambda study: own if study.study_id == first else copy)
     result = evaluate(bundle, index, source, "val", **common)
     assert result["copied"] == pytest.approx(1 - 1 / VAL)
-    assert f"drafts that equal a training report: {1 - 1 / VAL:.3f}" in table_of(result)
+    assert f"drafts that equal a training report: {1 - 1 / VAL:.3f}" in format_table(result)
 
 
 def test_comparable_reference_uses_the_train_split_of_the_data_set(
@@ -379,14 +379,14 @@ def test_label_table_without_a_finding_is_refused(
 
 
 def test_constant_row_on_the_real_validation_split(real_data: Path) -> None:
-    from training.evaluation.scoring import Board
+    from training.evaluation.scoring import ReferenceSet
     from training.scoring.baselines import trivial_rows
 
     entries = json.loads((real_data / "openi" / "annotation.json").read_text())
     train, val = ([entry["report"] for entry in entries[split]] for split in ("train", "val"))
     vocabulary = comparable_vocabulary(train)
     rows = trivial_rows(train, val, len(val), vocabulary)
-    board = Board(val, vocabulary, meteor=False)
+    board = ReferenceSet(val, vocabulary, meteor=False)
     constant = rows["constant"].merged([board.reports(texts)[0] for texts in rows["constant"].variants.values()])
     for metric, least in (("BLEU_4", 0.17), ("ROUGE_L", 0.37), ("CIDEr", 0.37)):  # as good as published systems
         assert (constant[metric] or 0.0) >= least, metric

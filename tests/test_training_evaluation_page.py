@@ -18,12 +18,12 @@ from training.data.openi import open_openi
 from training.data.pixel_cache import PixelCache
 from training.data.studies import ImageRef, Study
 from training.evaluate import main
-from training.evaluation.page import Drafted, check_folder, write_page
+from training.evaluation.page import EvaluatedSplit, check_folder, write_page
 from training.evaluation.page.gallery import gallery
 from training.evaluation.page.plots import COLOURS
 from training.evaluation.page.tables import figure
 from training.evaluation.page.write import IGNORE
-from training.evaluation.scoring import Board
+from training.evaluation.scoring import ReferenceSet
 from training.phantoms import write_phantom_root
 
 VAL = 7
@@ -165,15 +165,17 @@ def test_git_ignores_the_folder(folder: Path) -> None:
     assert (folder / "report" / ".gitignore").read_text() == IGNORE
 
 
-def _drafted(texts: list[str], cases: list[str | None]) -> Drafted:
+def _drafted(texts: list[str], cases: list[str | None]) -> EvaluatedSplit:
     pixels = np.random.default_rng(0).integers(0, 255, (1, 16, 16), np.uint8)
     studies = [Study(f"s{row:02d}", "u", "val", text, (ImageRef("k", View.FRONTAL),)) for row, text in enumerate(texts)]
     drafts = [
         Draft(text, (), {}, (ReferenceCase(1, f"case{row}", 0.5, case, {}, None),), (), {})
         for row, (text, case) in enumerate(zip(texts, cases, strict=True))
     ]
-    board = Board(texts, frozenset(" ".join(texts).lower().split()), meteor=False)
-    return Drafted(studies, drafts, PixelCache(pixels, {"k": 0}, {}, {}), board, {"case1": "known from training"})
+    board = ReferenceSet(texts, frozenset(" ".join(texts).lower().split()), meteor=False)
+    return EvaluatedSplit(
+        studies, drafts, PixelCache(pixels, {"k": 0}, {}, {}), board, {"case1": "known from training"}
+    )
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (13, [4, 4, 4]), (40, [4, 4, 4])])
@@ -187,7 +189,7 @@ def test_gallery_shows_no_study_twice(count: int, sizes: list[int]) -> None:
 def test_gallery_goes_by_cider() -> None:
     drafted = _drafted([f"finding{row} is here." for row in range(9)], [None] * 9)
     wrong = [*drafted.drafts[:6], *(Draft("other.", (), {}, (), (), {}) for _ in range(3))]
-    groups = gallery(Drafted(drafted.studies, wrong, drafted.cache, drafted.board, {}), per_group=3)
+    groups = gallery(EvaluatedSplit(drafted.studies, wrong, drafted.cache, drafted.board, {}), per_group=3)
     assert [study.study_id for study in groups["worst"]] == ["s06", "s07", "s08"]
     assert all(study.cider == 0.0 for study in groups["worst"])
     assert min(study.cider for study in groups["best"] + groups["median"]) > 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.scoring.keyword_f1 import AVERAGE, KEY_WORDS, forte, key_words
+from training.scoring.keyword_f1 import AVERAGE, KEY_WORDS, key_words, keyword_f1
 
 
 def test_four_categories_of_the_paper() -> None:
@@ -43,15 +43,15 @@ def test_figures_are_pooled_over_studies() -> None:
         ("pneumonia .", "edema . emphysema . pneumonia ."),  # 1 right, 2 wrong
         ("hernia .", ""),  # 1 missed
     ]
-    row = forte(pairs)["impression"]
+    row = keyword_f1(pairs)["impression"]
     assert row == pytest.approx({"precision": 2 / 4, "recall": 2 / 4, "f1": 2 / 4, "support": 4})
 
 
 def test_the_same_texts_score_one_and_the_average_is_that_of_the_categories() -> None:
     text = "mild right lower lobe opacity . pneumonia ."
-    table = forte([(text, text)] * 3)
+    table = keyword_f1([(text, text)] * 3)
     assert all(row["f1"] == 1.0 for row in table.values())
     assert table["degree"]["support"] == 3
-    mixed = forte([(text, "mild opacity .")])
+    mixed = keyword_f1([(text, "mild opacity .")])
     assert mixed[AVERAGE]["f1"] == pytest.approx(sum(mixed[name]["f1"] or 0 for name in KEY_WORDS) / 4)
     assert mixed["impression"]["f1"] == 0.0

@@ -23,14 +23,14 @@ from training.data.studies import ImageRef, Source, Study
 from training.evaluate import evaluate
 from training.evaluation.counterfactuals import (
     EXCHANGES,
-    SideRow,
+    CounterfactualRow,
     Write,
     exchanged_row,
-    make_side_rows,
-    score_side_rows,
+    make_counterfactual_rows,
+    score_counterfactual_rows,
 )
 from training.evaluation.inference import exchange_images, with_images, write_drafts
-from training.evaluation.scoring import Board
+from training.evaluation.scoring import ReferenceSet
 from training.phantoms import write_phantom_root
 from training.scoring.metrics import score
 from training.scoring.protocol import full_prediction, full_reference
@@ -127,12 +127,12 @@ def test_single_views_keep_to_the_studies_that_have_them(written: tuple[Write, l
     write, studies = written
     frontal = tuple(ref for ref in studies[2].images if ref.view == View.FRONTAL)
     some = [*studies[:2], replace(studies[2], images=frontal), *studies[3:]]
-    rows, reasons = make_side_rows(write, some, (), single_views=True, retrieval=True, seed=1)
+    rows, reasons = make_counterfactual_rows(write, some, (), single_views=True, retrieval=True, seed=1)
     assert list(rows["system_frontal_only"].places) == list(range(VAL))
     assert list(rows["system_lateral_only"].places) == [0, 1, 3, 4, 5]
     assert rows["system_frontal_only"].findings[2] == write([some[2]])[0].findings
     assert reasons == {}
-    rows, reasons = make_side_rows(write, [some[2]], (), single_views=True, retrieval=True, seed=1)
+    rows, reasons = make_counterfactual_rows(write, [some[2]], (), single_views=True, retrieval=True, seed=1)
     assert list(rows) == ["system_frontal_only"]
     assert reasons == {"system_lateral_only": "no study has a lateral image"}
 
@@ -143,20 +143,22 @@ def _never(*_: object, **__: object) -> list[Draft]:
 
 def test_what_cannot_be_exchanged_is_named() -> None:
     lone = [Study("A", "A", "val", "Text.", (ImageRef("a", View.FRONTAL),))]
-    rows, reasons = make_side_rows(_never, lone, EXCHANGES, single_views=False, retrieval=True, seed=1)
+    rows, reasons = make_counterfactual_rows(_never, lone, EXCHANGES, single_views=False, retrieval=True, seed=1)
     assert rows == {}
     assert set(reasons) == {f"system_{exchange}_exchanged" for exchange in EXCHANGES}
-    rows, reasons = make_side_rows(_never, lone * 2, ("cases",), single_views=False, retrieval=False, seed=1)
+    rows, reasons = make_counterfactual_rows(_never, lone * 2, ("cases",), single_views=False, retrieval=False, seed=1)
     assert "has no reference cases" in reasons["system_cases_exchanged"]
 
 
 def test_figures_of_a_row_are_those_of_its_studies() -> None:
     reports = ["The heart is large.", "No effusion. The lungs are clear.", "A small nodule.", "Rib fracture."]
     words = frozenset(word for report in reports for word in full_reference(report).split())
-    board = Board(reports, words, meteor=False)
+    board = ReferenceSet(reports, words, meteor=False)
     system, alone = [*reports[:3], "Clear."], ["The heart is large.", "A large nodule."]
     result: dict[str, Any] = {"forte": {}, "forte_without_negated": {}, "confidence_95": {}, "system_minus": {}}
-    score_side_rows(result, {"system_lateral_only": SideRow([0, 2], alone)}, board, system, draws=50, seed=1)
+    score_counterfactual_rows(
+        result, {"system_lateral_only": CounterfactualRow([0, 2], alone)}, board, system, draws=50, seed=1
+    )
     pairs = [(full_reference(reports[place]), full_prediction(text)) for place, text in zip((0, 2), alone, strict=True)]
     assert result["system_full_lateral_only"] == score(pairs)
     assert result["n_beside"] == {"system_lateral_only": 2}

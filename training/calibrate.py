@@ -30,8 +30,8 @@ from model.images.read import Pixels
 from model.views import View
 from retrieval_index.index import ReportIndex
 from training.calibration.features import pooled_features
-from training.calibration.fit_confidence import Rows, fit_confidence, fit_support, support_figures
-from training.calibration.fit_ood import Radiographs, fit_images
+from training.calibration.fit_confidence import SentenceTable, fit_confidence, fit_support, support_figures
+from training.calibration.fit_ood import LabelledFeatures, fit_images
 from training.calibration.metrics import Group, confidence_figures, unusual_figures, view_figures
 from training.calibration.ood_examples import ALTERED, TURNED, drawn, pictures, turned
 from training.calibration.records import draft_records
@@ -51,7 +51,7 @@ SEED = 1
 
 
 @dataclass(frozen=True)
-class Gatherer:
+class FeatureExtractor:
     """Turns images into features and studies into drafts, with one bundle on one device; ``work`` keeps them."""
 
     bundle: Bundle
@@ -75,7 +75,7 @@ class Gatherer:
             self.bundle.model.backbone, images, name, self.work, weights=self.weights, device=self.device
         )
 
-    def radiographs(self, studies: Sequence[Study], cache: PixelCache, name: str) -> Radiographs:
+    def radiographs(self, studies: Sequence[Study], cache: PixelCache, name: str) -> LabelledFeatures:
         """Those of known view.
 
         Raises:
@@ -86,13 +86,13 @@ class Gatherer:
         if frontal.all() or not frontal.any():
             raise ValueError(f"{name}: frontal and lateral radiographs of known view are needed; check the view table")
         pixels = cache.array[[cache.rows[ref.key] for ref, _ in known]]
-        return Radiographs(self.pooled(pixels, name), pixels, frontal, [study.uid for _, study in known])
+        return LabelledFeatures(self.pooled(pixels, name), pixels, frontal, [study.uid for _, study in known])
 
     def group(self, pixels: Pixels, name: str, *, shown: bool = False) -> Group:
         """Images of one kind."""
         return Group(self.pooled(pixels, name), pixels, shown)
 
-    def strange(self, held: Radiographs, folder: Path | None) -> dict[str, Group]:
+    def strange(self, held: LabelledFeatures, folder: Path | None) -> dict[str, Group]:
         """Images that are no upright chest radiographs, by kind."""
         some = held.pixels[::STRANGE_SHARE]
         found = {name: self.group(turned(some, how), f"val {name}", shown=True) for name, how in TURNED.items()}
@@ -117,7 +117,7 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     bundle = load_bundle(arguments.bundle, device=device)
     retrieval = bundle.config.retrieval is not None
     index = ReportIndex.load(bundle.path / INDEX_DIR, expected_sha256=bundle.index_sha256()) if retrieval else None
-    gather = Gatherer(bundle, index, arguments.work, device)
+    gather = FeatureExtractor(bundle, index, arguments.work, device)
     studies = {split: source.split(split)[: arguments.limit] for split in ("train", "val")}
     if not all(studies.values()):
         raise ValueError("training and validation studies are both needed; check --root, or --annotation")
@@ -132,7 +132,7 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     records = draft_records(
         bundle, index, val_studies, cache, arguments.work / "drafts.jsonl", identity=gather.identity(), device=device
     )
-    rows = Rows.of(records)
+    rows = SentenceTable.of(records)
     if not len(rows.right):
         raise ValueError("the model wrote no sentence for the validation studies; train it further")
     images = fit_images(train, held, shown, seed=SEED)

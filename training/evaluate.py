@@ -31,15 +31,15 @@ from training.cli import add_dataset_arguments, add_device_argument, choose_devi
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.studies import Source
 from training.evaluation import inference as drafting
-from training.evaluation.console import table_of
-from training.evaluation.counterfactuals import EXCHANGES, Exchange, make_side_rows, score_side_rows
+from training.evaluation.console import format_table
+from training.evaluation.counterfactuals import EXCHANGES, Exchange, make_counterfactual_rows, score_counterfactual_rows
 from training.evaluation.external_scorers import clinical_rows
-from training.evaluation.inference import EvaluatedSplit, Views
-from training.evaluation.page import Drafted, check_folder, write_page
+from training.evaluation.inference import SplitName, Views
+from training.evaluation.page import EvaluatedSplit, check_folder, write_page
 from training.evaluation.predictions import prediction_lines, refuse_bundles
 from training.evaluation.scoring import (
     TRIVIAL,
-    Board,
+    ReferenceSet,
     against_table,
     certainty,
     known_texts,
@@ -51,7 +51,7 @@ from training.evaluation.scoring import (
 from training.scoring.baselines import TrivialRow
 from training.scoring.bootstrap import DRAWS
 from training.scoring.metrics import meteor_available
-from training.scoring.permutation import chance
+from training.scoring.permutation import permutation_test
 from training.scoring.protocol import PROTOCOL
 
 log = logging.getLogger("training")
@@ -61,7 +61,7 @@ def evaluate(
     bundle: Bundle,
     index: CaseIndex | None,
     source: Source,
-    split: EvaluatedSplit,
+    split: SplitName,
     *,
     work_dir: Path,
     out: Path | None = None,
@@ -146,12 +146,12 @@ def evaluate(
     write = partial(drafting.write_drafts, drafter, options, cache, batch_size=batch_size, progress=progress)
     drafts = write(studies)
     findings = [draft.findings for draft in drafts]
-    side, not_run = make_side_rows(
+    side, not_run = make_counterfactual_rows(
         write, studies, exchanges, single_views=single_views, retrieval=index is not None, seed=seed
     )
 
     texts = known_texts(bundle, index, source)
-    board = Board([study.report for study in studies], texts.vocabulary, meteor)
+    board = ReferenceSet([study.report for study in studies], texts.vocabulary, meteor)
     system, system_full = board.drafts(findings)
     rows: dict[str, TrivialRow] = {}
     reasons: dict[str, str] = dict.fromkeys(TRIVIAL, "not asked for")
@@ -167,7 +167,7 @@ def evaluate(
         "copied": board.copied(findings, texts.train.values()),
         **score_rows(board, rows, reasons),
         **certainty(board, findings, rows, draws=draws, seed=seed),
-        "by_chance": chance(board.draft_pairs(findings)[0], draws=draws, seed=seed),
+        "by_chance": permutation_test(board.draft_pairs(findings)[0], draws=draws, seed=seed),
         **word_tables(board, findings, rows),
         "predictions": None,
         "dataset": source.name,
@@ -195,7 +195,7 @@ def evaluate(
         "not_run": not_run,
         "notes": [*found, *notes],
     }
-    score_side_rows(result, side, board, findings, draws=draws, seed=seed)
+    score_counterfactual_rows(result, side, board, findings, draws=draws, seed=seed)
     if reference_labels is not None:
         result["reference_labels"] = against_table(reference_labels.name, table, studies, findings, rows, board)
     if clinical:
@@ -209,7 +209,7 @@ def evaluate(
         write_atomic(out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
         log.info("wrote %s", out)
     if report is not None:
-        write_page(report, result, Drafted(studies, drafts, cache, board, texts.train))
+        write_page(report, result, EvaluatedSplit(studies, drafts, cache, board, texts.train))
     return result
 
 
@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.error("interrupted; a file that the log does not call written was not")
         return 130
-    print(table_of(result))
+    print(format_table(result))
     return 0
 
 
@@ -269,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Score a bundle on a split.")
     parser.add_argument("--bundle", type=Path, required=True)
     add_dataset_arguments(parser)
-    parser.add_argument("--split", choices=get_args(EvaluatedSplit), default="val", help="test is for the last word")
+    parser.add_argument("--split", choices=get_args(SplitName), default="val", help="test is for the last word")
     parser.add_argument("--out", type=Path, required=True, help="metrics file to write")
     parser.add_argument("--predictions", type=Path, help="default OUT.predictions.jsonl; holds report texts")
     parser.add_argument("--work", type=Path, help="decoded images, used again by the next run (default OUT.work)")

@@ -35,7 +35,7 @@ from training.config import RunContext
 from training.data.features import cache_features, readable
 from training.data.pixel_cache import build_pixel_cache
 from training.data.studies import Source, Study
-from training.evaluation.scoring import Board
+from training.evaluation.scoring import ReferenceSet
 from training.scoring.protocol import comparable_vocabulary
 from training.stages.cross_entropy import retrieve
 
@@ -130,7 +130,7 @@ class Trials:
         train = [study.report for study in source.split("train")]
         vocabulary = comparable_vocabulary(train)
         self._bundle, self._candidates = bundle, candidates
-        self._board = Board([study.report for study in studies], vocabulary, False)
+        self._board = ReferenceSet([study.report for study in studies], vocabulary, False)
         self._train = train
         self.rows: list[dict[str, Any]] = []
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from training.ablation.external_eval import External, check_external
 from training.ablation.plan import Plan, make_plan
 from training.ablation.rows import ROWS, SCALES, parse_weights, read_scale
-from training.ablation.runner import BusyError, exclusively, run_plan
+from training.ablation.runner import BusyError, file_lock, run_plan
 from training.cli import add_dataset_arguments, add_device_argument, choose_device, positive
 
 log = logging.getLogger("training")
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
         plan = _plan(arguments)
-        with exclusively(plan.out):
+        with file_lock(plan.out):
             failed = run_plan(plan)
     except (ValueError, BusyError, OSError) as error:
         log.error("%s", error)

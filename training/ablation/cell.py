@@ -29,7 +29,7 @@ from model.config import Count, Frozen
 from model.files import write_atomic
 from retrieval_index.index import ReportIndex
 from training.ablation.bootstrap_io import draw_predictions, save_draws
-from training.ablation.external_eval import External, Place, score_outside
+from training.ablation.external_eval import EvalPaths, External, score_outside
 from training.cli import choose_device, open_source
 from training.config import RunConfig, RunContext
 from training.data.studies import Source
@@ -161,7 +161,7 @@ def _link(source: str, target: str) -> None:
 
 def _score_external(external: External, source: Source, work: Path, folder: Path, device: torch.device) -> None:
     bundle, index = _open_bundle(folder / "bundle", device)
-    place = Place(device, work, folder / "evaluate" / "external.jsonl")
+    place = EvalPaths(device, work, folder / "evaluate" / "external.jsonl")
     result, drawn = score_outside(external, bundle, index, source.split("train"), place)
     save_draws(folder / "external.npz", drawn)
     _write_json(folder / "external.json", {"set": external.identity(), **result})

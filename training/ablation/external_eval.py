@@ -18,7 +18,7 @@ from training.data.external import read_external, score_external
 from training.data.r2gen import open_r2gen
 from training.data.studies import Source, Study
 from training.evaluate import evaluate
-from training.evaluation.inference import EvaluatedSplit
+from training.evaluation.inference import SplitName
 from training.scoring.bootstrap import Resampled
 from training.scoring.metrics import meteor_available
 
@@ -43,7 +43,7 @@ class External(Frozen):
 
 
 @dataclass(frozen=True)
-class Place:
+class EvalPaths:
     """Where a cell scores: its device, a folder for decoded images, a file for the drafts of an annotation."""
 
     device: torch.device
@@ -69,7 +69,7 @@ def check_external(external: External) -> str:
 
 
 def score_outside(
-    external: External, bundle: Bundle, index: CaseIndex | None, train: Sequence[Study], place: Place
+    external: External, bundle: Bundle, index: CaseIndex | None, train: Sequence[Study], place: EvalPaths
 ) -> tuple[dict[str, Any], Resampled]:
     """Score a bundle on the external images.
 
@@ -96,7 +96,7 @@ def score_outside(
     return {"n": result["n"], "figures": result["system"], "split": split, "notes": result["notes"]}, drawn
 
 
-def _annotated(external: External) -> tuple[Source, EvaluatedSplit]:
+def _annotated(external: External) -> tuple[Source, SplitName]:
     """The data set of an annotation, and its split that is scored: test, or val where it has no test."""
     if external.annotation is None or not external.annotation.is_file():
         raise ValueError(f"--external-annotation {external.annotation}: no such file")

@@ -35,7 +35,7 @@ class BusyError(Exception):
 
 
 @contextmanager
-def exclusively(out: Path) -> Iterator[None]:
+def file_lock(out: Path) -> Iterator[None]:
     """Hold a folder for one ablation; its cells inherit the lock, so one that outlives its parent holds it, too.
 
     Raises:

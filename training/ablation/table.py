@@ -23,7 +23,7 @@ TRIVIAL_ROWS = ("constant", "most_frequent", "random", "nearest")
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoreSummary:
     """Figures of one cell on one set: as they are, and on each draw where they can be drawn."""
 
     figures: Mapping[str, float]
@@ -36,8 +36,8 @@ class Cell:
 
     row: str
     seed: int
-    val: Scored
-    external: Scored | None
+    val: ScoreSummary
+    external: ScoreSummary | None
     content: Mapping[str, Any]
     outside: Mapping[str, Any] | None
 
@@ -45,12 +45,12 @@ class Cell:
 def read_cell(folder: Path, row: str, seed: int, external: Mapping[str, Any] | None = None) -> Cell:
     """A finished cell from its folder; ``external`` is the set whose scores are wanted, others are left aside."""
     content = json.loads((folder / "result.json").read_text())
-    val = Scored(_known(content["metrics"]["val"]["system"]), read_draws(folder / "draws.npz"))
+    val = ScoreSummary(_known(content["metrics"]["val"]["system"]), read_draws(folder / "draws.npz"))
     path = folder / "external.json"
     outside = json.loads(path.read_text()) if external is not None and path.exists() else None
     if outside is None or outside["set"] != external:
         return Cell(row, seed, val, None, content, None)
-    found = Scored(_known(outside["figures"]), read_draws(folder / "external.npz"))
+    found = ScoreSummary(_known(outside["figures"]), read_draws(folder / "external.npz"))
     return Cell(row, seed, val, found, content, outside)
 
 
@@ -61,7 +61,7 @@ def _known(figures: Mapping[str, float | None]) -> dict[str, float]:
 # --- over seeds -------------------------------------------------------------------------------------------------------
 
 
-def summary(scored: Mapping[int, Scored]) -> dict[str, dict[str, Any]]:
+def summary(scored: Mapping[int, ScoreSummary]) -> dict[str, dict[str, Any]]:
     """Each figure over the seeds of a row.
 
     ``mean`` and the single ``values``; ``seeds_95``: Student's t on the values, how far another training would move the
@@ -107,7 +107,7 @@ def average(rows: Sequence[Resampled]) -> Resampled:
     )
 
 
-def step(before: Mapping[int, Scored], now: Mapping[int, Scored]) -> dict[str, Any] | None:
+def step(before: Mapping[int, ScoreSummary], now: Mapping[int, ScoreSummary]) -> dict[str, Any] | None:
     """What a row adds to the one before it: per figure the difference of means, its interval and p over draws of the
     studies, and the interval over seeds of the differences; on the seeds that both have. None where there is none."""
     seeds = [seed for seed in now if seed in before]

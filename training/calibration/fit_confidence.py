@@ -22,7 +22,7 @@ _FEWEST = 3  # studies with a finding, for a threshold of its own
 
 
 @dataclass(frozen=True)
-class Rows:
+class SentenceTable:
     """Sentences of all studies, one after the other.
 
     Attributes:
@@ -40,7 +40,7 @@ class Rows:
     study: Sequence[str]
 
     @classmethod
-    def of(cls, records: Sequence[Record]) -> Rows:
+    def of(cls, records: Sequence[Record]) -> SentenceTable:
         """Those of drafted studies."""
         found = [(record, sentence) for record in records for sentence in record.sentences]
         return cls(
@@ -52,12 +52,12 @@ class Rows:
         )
 
 
-def fit_confidence(rows: Rows) -> Confidence:
+def fit_confidence(rows: SentenceTable) -> Confidence:
     """The weights of each kind of sentence."""
     return Confidence(**{kind: _weights(_fit(rows, rows.kind == kind)) for kind in get_args(Kind)})
 
 
-def held_out_confidence(rows: Rows, *, seed: int = 1) -> Floats:
+def held_out_confidence(rows: SentenceTable, *, seed: int = 1) -> Floats:
     """(N,) probability of each sentence by a fit that saw no sentence of its study."""
     fold = folds(rows.study, FOLDS, seed)
     found = np.zeros(len(rows.right))
@@ -67,7 +67,7 @@ def held_out_confidence(rows: Rows, *, seed: int = 1) -> Floats:
     return found
 
 
-def held_out_rate(rows: Rows, *, seed: int = 1) -> Floats:
+def held_out_rate(rows: SentenceTable, *, seed: int = 1) -> Floats:
     """(N,) share of right sentences of the same kind in other studies: what one can say without looking."""
     fold = folds(rows.study, FOLDS, seed)
     found = np.zeros(len(rows.right))
@@ -77,7 +77,7 @@ def held_out_rate(rows: Rows, *, seed: int = 1) -> Floats:
     return found
 
 
-def _fit(rows: Rows, own: Bools) -> Logistic:
+def _fit(rows: SentenceTable, own: Bools) -> Logistic:
     if not own.any():  # no such sentence: what it says of itself must do
         return Logistic(np.array([1.0, 0.0, 0.0]), 0.0)
     return fit_logistic(rows.values[own], rows.right[own], ridge=RIDGE)

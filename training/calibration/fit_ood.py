@@ -30,16 +30,16 @@ DIRECTIONS = 16  # in which radiographs differ most
 QUANTILES = 201
 WARN_FROM = 0.99
 RIDGE = 100.0
-CONTRADICTED = 0.001  # share of radiographs that the view check may contradict
-LEAST_CERTAIN = 0.95
-_RARE = 0.995  # quantile of a part that is 1 in its unit
+MAX_FALSE_FLIP_RATE = 0.001  # share of radiographs that the view check may contradict
+MIN_VIEW_CONFIDENCE = 0.95
+_UNIT_QUANTILE = 0.995  # quantile of a part that is 1 in its unit
 _FOLDS = 5
 _FLOOR = 0.1  # of the median spread of a feature: one that hardly varies must not outweigh all others
 _SHRINK = 1e-3  # of the covariance to its diagonal
 
 
 @dataclass(frozen=True)
-class Radiographs:
+class LabelledFeatures:
     """Upright radiographs: ``pooled`` (N, D), ``pixels`` (N, S, S), ``frontal`` (N,), and the study of each."""
 
     pooled: Floats
@@ -57,7 +57,9 @@ class ImageFit:
     unusual: OutOfDistribution
 
 
-def fit_images(train: Radiographs, held: Radiographs, turned: Mapping[str, Floats], *, seed: int = 1) -> ImageFit:
+def fit_images(
+    train: LabelledFeatures, held: LabelledFeatures, turned: Mapping[str, Floats], *, seed: int = 1
+) -> ImageFit:
     """Fit both checks.
 
     Args:
@@ -97,43 +99,43 @@ def fit_images(train: Radiographs, held: Radiographs, turned: Mapping[str, Float
 
 def _certain(
     upright: npt.NDArray[np.float64],
-    train: Radiographs,
-    held: Radiographs,
+    train: LabelledFeatures,
+    held: LabelledFeatures,
     features: Features,
     line: LinearScore,
     seed: int,
 ) -> float:
-    """The probability of the other view that all but ``CONTRADICTED`` of radiographs stay below, seen by no fit."""
+    """The probability of the other view that all but ``MAX_FALSE_FLIP_RATE`` of unseen radiographs stay below."""
     fold = folds(train.study, _FOLDS, seed)
     trained = held_out(upright, train.frontal, fold, ridge=RIDGE)
     unseen = sigmoid(line.slope * project(features, held.pooled)[0][:, 0] + line.bias)
     frontal, truth = np.concatenate([trained, unseen]), np.concatenate([train.frontal, held.frontal])
     other = np.where(truth, 1 - frontal, frontal)
-    return float(np.clip(np.quantile(other, 1 - CONTRADICTED), LEAST_CERTAIN, 0.999))
+    return float(np.clip(np.quantile(other, 1 - MAX_FALSE_FLIP_RATE), MIN_VIEW_CONFIDENCE, 0.999))
 
 
 def _unusual(
-    features: Features, heads: tuple[OodHead, ...], train: Radiographs, held: Radiographs
+    features: Features, heads: tuple[OodHead, ...], train: LabelledFeatures, held: Radiographs
 ) -> OutOfDistribution:
     projections, residual = project(features, train.pooled)
     values = feature_vector(len(heads), projections, residual, statistics(train.pixels))
     views = tuple(_gaussian(values[own]) for own in (train.frontal, ~train.frontal) if own.sum() > 1)
-    return calibrated(heads, views, described(features, held.pooled, held.pixels))
+    return calibrated(heads, views, ood_inputs(features, held.pooled, held.pixels))
 
 
-Described = tuple[Floats, Floats, Floats]
+OodInputs = tuple[Floats, Floats, Floats]
 """Coordinates (N, R), what is beside them (N,), and statistics of the grey values (N, 8)."""
 
 
-def described(features: Features, pooled: Floats, pixels: Pixels) -> Described:
+def ood_inputs(features: Features, pooled: Floats, pixels: Pixels) -> OodInputs:
     """What the score of images is made of."""
     return *project(features, pooled), statistics(pixels)
 
 
-def calibrated(heads: tuple[OodHead, ...], views: tuple[Gaussian, ...], held: Described) -> OutOfDistribution:
+def calibrated(heads: tuple[OodHead, ...], views: tuple[Gaussian, ...], held: OodInputs) -> OutOfDistribution:
     """Units and quantiles by radiographs that no fit saw."""
     found = component_scores(heads, views, *held)
-    middle, rare = np.quantile(found, [0.5, _RARE], axis=0)
+    middle, rare = np.quantile(found, [0.5, _UNIT_QUANTILE], axis=0)
     slopes = 1 / np.maximum(rare - middle, 1e-6)
     units = tuple(LinearScore(slope=float(s), bias=float(-s * m)) for s, m in zip(slopes, middle, strict=True))
     unscaled = OutOfDistribution(heads=heads, views=views, units=units, quantiles=(0.0, 1.0), warn_from=WARN_FROM)
@@ -141,7 +143,7 @@ def calibrated(heads: tuple[OodHead, ...], views: tuple[Gaussian, ...], held: De
     return unscaled.model_copy(update={"quantiles": tuple(float(f"{q:.5g}") for q in quantiles)})
 
 
-def crossed_shares(unusual: OutOfDistribution, held: Described, fold: npt.NDArray[np.int64]) -> Floats:
+def cross_validated_percentiles(unusual: OutOfDistribution, held: OodInputs, fold: npt.NDArray[np.int64]) -> Floats:
     """(N,) how unusual each of the radiographs of the calibration looks by units and quantiles of the other folds."""
     shares = np.zeros(len(fold), np.float32)
     for number in np.unique(fold):

@@ -13,8 +13,8 @@ from model.calibration.ood import ViewAssessment, assess_views, ood_scores, perc
 from model.calibration.schema import Calibration, Floats, Kind
 from model.images.read import Pixels
 from model.views import View
-from training.calibration.fit_confidence import Rows, held_out_confidence, held_out_rate
-from training.calibration.fit_ood import Radiographs, crossed_shares, described
+from training.calibration.fit_confidence import SentenceTable, held_out_confidence, held_out_rate
+from training.calibration.fit_ood import LabelledFeatures, cross_validated_percentiles, ood_inputs
 from training.scoring.logistic import Bools, folds
 from training.scoring.reliability import auroc, brier, calibration_error, reliability
 
@@ -34,7 +34,7 @@ class Group:
 # --- views ------------------------------------------------------------------------------------------------------------
 
 
-def view_figures(calibration: Calibration, held: Radiographs) -> dict[str, Any]:
+def view_figures(calibration: Calibration, held: LabelledFeatures) -> dict[str, Any]:
     """How often the check of views does what it should, and what it should not, on pairs and on single images."""
     frontal = np.array([reading.checks[0][0] for reading in _singles(calibration, held)])
     pairs = _pairs(held)
@@ -62,7 +62,7 @@ def view_figures(calibration: Calibration, held: Radiographs) -> dict[str, Any]:
     }
 
 
-def _pairs(held: Radiographs) -> list[tuple[int, int]]:
+def _pairs(held: LabelledFeatures) -> list[tuple[int, int]]:
     """Rows of the frontal and the lateral of each study that has one of both."""
     found: dict[str, dict[bool, int]] = {}
     for row, (study, frontal) in enumerate(zip(held.study, held.frontal, strict=True)):
@@ -70,13 +70,13 @@ def _pairs(held: Radiographs) -> list[tuple[int, int]]:
     return [(rows[True], rows[False]) for rows in found.values() if len(rows) == 2]
 
 
-def _read(calibration: Calibration, held: Radiographs, rows: tuple[int, int]) -> ViewAssessment:
+def _read(calibration: Calibration, held: LabelledFeatures, rows: tuple[int, int]) -> ViewAssessment:
     """As the drafter reads two images, sent as frontal and lateral."""
     places = list(rows)
     return assess_views(calibration, _BOTH, held.pooled[places], held.pixels[places], correct=True)
 
 
-def _singles(calibration: Calibration, held: Radiographs, *, wrong: bool = False) -> Iterator[ViewAssessment]:
+def _singles(calibration: Calibration, held: LabelledFeatures, *, wrong: bool = False) -> Iterator[ViewAssessment]:
     for row, frontal in enumerate(held.frontal):
         sent = View.FRONTAL if frontal != wrong else View.LATERAL
         yield assess_views(calibration, [sent], held.pooled[[row]], held.pixels[[row]], correct=True)
@@ -90,7 +90,7 @@ def _having(readings: Sequence[ViewAssessment], code: str) -> int:
 
 
 @dataclass(frozen=True)
-class Scored:
+class GroupScores:
     """Scores of a group of images, for a plot."""
 
     name: str
@@ -98,17 +98,22 @@ class Scored:
 
 
 def unusual_figures(
-    calibration: Calibration, held: Radiographs, outside: Group | None, strange: Mapping[str, Group], *, seed: int = 1
-) -> tuple[dict[str, Any], list[Scored]]:
+    calibration: Calibration,
+    held: LabelledFeatures,
+    outside: Group | None,
+    strange: Mapping[str, Group],
+    *,
+    seed: int = 1,
+) -> tuple[dict[str, Any], list[GroupScores]]:
     """How many radiographs are warned of, of this collection and of another hospital, and how many strange images.
 
     Radiographs of the calibration are scored by units and quantiles of other studies than their own.
     """
     unusual, features = calibration.unusual, calibration.features
-    usual = described(features, held.pooled, held.pixels)
-    shares = crossed_shares(unusual, usual, folds(held.study, _FOLDS, seed))
+    usual = ood_inputs(features, held.pooled, held.pixels)
+    shares = cross_validated_percentiles(unusual, usual, folds(held.study, _FOLDS, seed))
     worst = ood_scores(unusual, *usual)
-    scored = [Scored("radiographs (val)", worst)]
+    scored = [GroupScores("radiographs (val)", worst)]
     figures: dict[str, Any] = {
         "warn_from": unusual.warn_from,
         "threshold": float(np.interp(unusual.warn_from, np.linspace(0, 1, len(unusual.quantiles)), unusual.quantiles)),
@@ -117,12 +122,12 @@ def unusual_figures(
         "strange": {},
     }
     if outside is not None:
-        away = ood_scores(unusual, *described(features, outside.pooled, outside.pixels))
-        scored.append(Scored("radiographs (another hospital)", away))
+        away = ood_scores(unusual, *ood_inputs(features, outside.pooled, outside.pixels))
+        scored.append(GroupScores("radiographs (another hospital)", away))
         figures["external"] = _against(worst, away, percentile(unusual, away), unusual.warn_from)
     for name, group in strange.items():
-        found = ood_scores(unusual, *described(features, group.pooled, group.pixels))
-        scored.append(Scored(name, found))
+        found = ood_scores(unusual, *ood_inputs(features, group.pooled, group.pixels))
+        scored.append(GroupScores(name, found))
         entry = _against(worst, found, percentile(unusual, found), unusual.warn_from)
         if outside is not None:
             entry["auroc_against_external"] = _apart(away, found)
@@ -143,7 +148,7 @@ def _apart(usual: Floats, found: Floats) -> float | None:
 # --- confidence -------------------------------------------------------------------------------------------------------
 
 
-def confidence_figures(rows: Rows, *, seed: int = 1) -> dict[str, Any]:
+def confidence_figures(rows: SentenceTable, *, seed: int = 1) -> dict[str, Any]:
     """Of each sentence by a fit to other studies, beside its words' probability and beside the rate of its kind."""
     said = {
         "calibrated": held_out_confidence(rows, seed=seed),

@@ -1,4 +1,4 @@
-"""Drafted sentences of validation studies with the evidence for each, and whether the true report bears them out."""
+"""Drafted sentences of validation studies, the evidence for each, and whether the true report supports them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from training.data.pixel_cache import PixelCache
 from training.data.studies import Study
 from training.evaluation.inference import study_views
 
-ALIKE = 0.5  # F1 of words from which a sentence without a finding counts as said by the report
+WORD_F1_THRESHOLD = 0.5  # F1 of words from which a sentence without a finding counts as said by the report
 POSITIVE = ("present", "uncertain")
 
 
 @dataclass(frozen=True)
-class Drafted:
+class ScoredSentence:
     """A sentence: geometric mean of its words' probabilities, findings that it names, and whether it is right."""
 
     words: float
@@ -43,15 +43,15 @@ class Record:
     study_id: str
     evidence: Evidence
     positive: frozenset[str]
-    sentences: tuple[Drafted, ...]
+    sentences: tuple[ScoredSentence, ...]
 
 
-def is_right(text: str, labels: Mapping[str, Label], report: str) -> bool:
+def is_supported_by_report(text: str, labels: Mapping[str, Label], report: str) -> bool:
     """Whether a report bears a sentence out.
 
     A sentence that names findings does where each is in the report as it says: present or uncertain, or else neither
     (a report that is silent on a finding did not see it). A sentence that names none does where some sentence of the
-    report has much the same words (F1 of ``ALIKE`` or more).
+    report has much the same words (F1 of ``WORD_F1_THRESHOLD`` or more).
     """
     if labels:
         truth = label_report(report)
@@ -59,7 +59,8 @@ def is_right(text: str, labels: Mapping[str, Label], report: str) -> bool:
     own = Counter(clean_report(text).split()) - Counter(".")
     words = clean_report(report).split()
     return any(
-        _overlap(own, Counter(words[start:end]) - Counter(".")) >= ALIKE for start, end in split_sentences(words)
+        _overlap(own, Counter(words[start:end]) - Counter(".")) >= WORD_F1_THRESHOLD
+        for start, end in split_sentences(words)
     )
 
 
@@ -105,7 +106,11 @@ def _record(drafter: Drafter, study: Study, cache: PixelCache) -> Record:
         evidence,
         frozenset(name for name, label in truth.items() if label in POSITIVE),
         tuple(
-            Drafted(sentence.confidence, sentence.labels, is_right(sentence.text, sentence.labels, study.report))
+            ScoredSentence(
+                sentence.confidence,
+                sentence.labels,
+                is_supported_by_report(sentence.text, sentence.labels, study.report),
+            )
             for sentence in draft.sentences
         ),
     )
@@ -126,7 +131,7 @@ def _read(path: Path, identity: str) -> Iterator[tuple[str, Record]]:
         return
     for one in found[1:]:
         evidence = Evidence(one["evidence"]["cases"], one["evidence"]["images"], frozenset(one["evidence"]["shown"]))
-        sentences = tuple(Drafted(**sentence) for sentence in one["sentences"])
+        sentences = tuple(ScoredSentence(**sentence) for sentence in one["sentences"])
         yield one["study_id"], Record(one["study_id"], evidence, frozenset(one["positive"]), sentences)
 
 

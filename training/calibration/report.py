@@ -12,8 +12,8 @@ import numpy as np
 from model.calibration.ood import project
 from model.calibration.schema import Calibration
 from model.files import write_atomic
-from training.calibration.fit_ood import Radiographs
-from training.calibration.metrics import Scored
+from training.calibration.fit_ood import LabelledFeatures
+from training.calibration.metrics import GroupScores
 from training.trainer.plots import save_plot
 
 if TYPE_CHECKING:
@@ -26,7 +26,11 @@ _BLUE, _BROWN, _RED = "#1f6f8b", "#8a5a2b", "#b03030"
 
 
 def write_report(
-    folder: Path, figures: Mapping[str, Any], calibration: Calibration, held: Radiographs, scored: Sequence[Scored]
+    folder: Path,
+    figures: Mapping[str, Any],
+    calibration: Calibration,
+    held: LabelledFeatures,
+    scored: Sequence[GroupScores],
 ) -> None:
     """Write figures, tables and plots into ``folder``; none of them holds an image or a text."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +131,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
 # --- plots ------------------------------------------------------------------------------------------------------------
 
 
-def plot_view(calibration: Calibration, held: Radiographs, path: Path) -> None:
+def plot_view(calibration: Calibration, held: LabelledFeatures, path: Path) -> None:
     """Logits of frontals and laterals, with the bars from which a view is put right."""
     line = calibration.view.line
     logits = line.slope * project(calibration.features, held.pooled)[0][:, 0] + line.bias
@@ -146,7 +150,7 @@ def plot_view(calibration: Calibration, held: Radiographs, path: Path) -> None:
     save_plot(draw, path, size=(6.4, 3.2))
 
 
-def plot_unusual(scored: Sequence[Scored], threshold: float, path: Path) -> None:
+def plot_unusual(scored: Sequence[GroupScores], threshold: float, path: Path) -> None:
     """A strip of scores for each group, radiographs on top, with the score from which a warning is given."""
     jitter = np.random.default_rng(0)
 

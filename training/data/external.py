@@ -29,7 +29,7 @@ from training.data.pixel_cache import build_pixel_cache
 from training.data.studies import ImageRef, Source, Study
 from training.data.targets import ExternalLabels
 from training.evaluation import inference as drafting
-from training.scoring.bootstrap import DRAWS, Bootstrap, Contributions, Resampled
+from training.scoring.bootstrap import DRAWS, Bootstrap, PerStudyStatistics, Resampled
 from training.scoring.metrics import SCORED_FINDINGS, label_scores, present_findings
 from training.scoring.protocol import comparable_prediction, full_prediction
 
@@ -221,7 +221,9 @@ def agreement(
         And the figures on each draw.
     """
     guess = [present_findings(full_prediction(text)) & names for text in texts]
-    resampled = Bootstrap(len(texts), draws=draws, seed=seed).of_contributions(Contributions.of_findings(truth, guess))
+    resampled = Bootstrap(len(texts), draws=draws, seed=seed).of_statistics(
+        PerStudyStatistics.of_findings(truth, guess)
+    )
     f1 = ("label_f1_micro", "label_f1_macro")
     figures = _f1(truth, guess) | {
         "distinct": len({comparable_prediction(text) for text in texts}) / len(texts),

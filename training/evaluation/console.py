@@ -17,10 +17,10 @@ _SHORT = {
 _NAME = 24  # width of the first column
 
 
-def table_of(result: Mapping[str, Any]) -> str:
+def format_table(result: Mapping[str, Any]) -> str:
     """The comparable rows of a metrics file as fixed-width text: a dash for a missing figure, a reason for a row."""
     rows: dict[str, Mapping[str, float | None] | None] = {"system": result["system"]}
-    rows |= {side_name(result, name): result[name] for name in result["n_beside"]}
+    rows |= {row_title(result, name): result[name] for name in result["n_beside"]}
     rows |= {name.replace("_", " "): row for name, row in result["baselines"].items()}
     header = "".join(f"{_SHORT.get(name, name):>9}" for name in METRICS)
     lines = [f"{result['split']}, n = {result['n']}", " " * _NAME + header]
@@ -36,7 +36,7 @@ def table_of(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *_certainty(result), *_by_chance(result), *_key_words(result), *_not_run(result)])
 
 
-def side_name(result: Mapping[str, Any], row: str) -> str:
+def row_title(result: Mapping[str, Any], row: str) -> str:
     """``images exchanged`` of ``system_images_exchanged``, with the number of studies where not all are in the row."""
     name, n = row.removeprefix("system_").replace("_", " "), result["n_beside"][row]
     return name if n == result["n"] else f"{name} ({n})"
@@ -51,7 +51,7 @@ def _key_words(result: Mapping[str, Any]) -> list[str]:
         parts = [table.get(name) or table["baselines"].get(name) for table in tables.values()]
         if all(parts):
             values = (part[category]["f1"] for part in parts for category in (*KEY_WORDS, AVERAGE))
-            shown = side_name(result, name) if name in result["n_beside"] else name.replace("_", " ")
+            shown = row_title(result, name) if name in result["n_beside"] else name.replace("_", " ")
             lines.append(f"{shown:{_NAME}}" + "".join(f"{value:13.3f}" for value in values))
     return [*lines, "* without the sentences that deny something"]
 
@@ -88,6 +88,6 @@ def _certainty(result: Mapping[str, Any]) -> list[str]:
     for name, entry in result["system_minus"].items():
         p = {metric: f" (p {entry[metric]['p']:.3f})" for metric in shown}
         ends = {metric: entry[metric]["confidence_95"] for metric in shown}
-        shown_name = side_name(result, name) if name in result["n_beside"] else name.replace("_", " ")
+        shown_name = row_title(result, name) if name in result["n_beside"] else name.replace("_", " ")
         lines.append(line(f"- {shown_name}", ends, p))
     return lines

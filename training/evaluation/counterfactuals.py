@@ -15,9 +15,9 @@ from model.drafter import Draft
 from model.views import View
 from training.data.studies import Study
 from training.evaluation import inference as drafting
-from training.evaluation.scoring import Board
+from training.evaluation.scoring import ReferenceSet
 from training.scoring.bootstrap import Bootstrap
-from training.scoring.keyword_f1 import forte
+from training.scoring.keyword_f1 import keyword_f1
 
 Exchange = Literal["images", "cases", "patches"]
 EXCHANGES: tuple[Exchange, ...] = get_args(Exchange)
@@ -33,17 +33,17 @@ class Write(Protocol):
 
 
 @dataclass(frozen=True)
-class SideRow:
+class CounterfactualRow:
     """Drafts for some of the system's studies: ``places`` (n,) are their rows among these, ``findings`` the texts."""
 
     places: Sequence[int]
     findings: Sequence[str]
 
 
-def make_side_rows(
+def make_counterfactual_rows(
     write: Write, studies: Sequence[Study], exchanges: Sequence[Exchange], *, single_views: bool, retrieval: bool,
     seed: int,
-) -> tuple[dict[str, SideRow], dict[str, str]]:  # fmt: skip
+) -> tuple[dict[str, CounterfactualRow], dict[str, str]]:  # fmt: skip
     """The rows asked for by name, and for each that cannot be made the reason.
 
     Args:
@@ -54,7 +54,7 @@ def make_side_rows(
         retrieval: whether the bundle has reference cases.
         seed: decides whose images a study gets.
     """
-    rows: dict[str, SideRow] = {}
+    rows: dict[str, CounterfactualRow] = {}
     reasons: dict[str, str] = {}
     for exchange in exchanges:
         name = f"system_{exchange}_exchanged"
@@ -74,7 +74,7 @@ def make_side_rows(
     return rows, reasons
 
 
-def exchanged_row(write: Write, studies: Sequence[Study], exchange: Exchange, seed: int) -> SideRow:
+def exchanged_row(write: Write, studies: Sequence[Study], exchange: Exchange, seed: int) -> CounterfactualRow:
     """Drafts on the images, only the reference cases, or only the patch tokens of another study.
 
     Everything else stays the study's own: its embedding, and with it the likeness that reranking goes by.
@@ -90,19 +90,25 @@ def exchanged_row(write: Write, studies: Sequence[Study], exchange: Exchange, se
         drafts = write(studies, what=what, counterfactual_retrieval=others)
     else:
         drafts = write(studies, what=what, counterfactual_patches=others)
-    return SideRow(range(len(studies)), [draft.findings for draft in drafts])
+    return CounterfactualRow(range(len(studies)), [draft.findings for draft in drafts])
 
 
-def single_view_row(write: Write, studies: Sequence[Study], view: View) -> SideRow:
+def single_view_row(write: Write, studies: Sequence[Study], view: View) -> CounterfactualRow:
     """Drafts from the images of one view, for the studies that have it."""
     alone = [replace(study, images=tuple(ref for ref in study.images if ref.view == view)) for study in studies]
     places = [place for place, study in enumerate(alone) if study.images]
     drafts = write([alone[place] for place in places], what=f"{view.value} only")
-    return SideRow(places, [draft.findings for draft in drafts])
+    return CounterfactualRow(places, [draft.findings for draft in drafts])
 
 
-def score_side_rows(
-    result: dict[str, Any], side: Mapping[str, SideRow], board: Board, findings: Sequence[str], *, draws: int, seed: int
+def score_counterfactual_rows(
+    result: dict[str, Any],
+    side: Mapping[str, CounterfactualRow],
+    board: ReferenceSet,
+    findings: Sequence[str],
+    *,
+    draws: int,
+    seed: int,
 ) -> None:
     """Put the figures of rows into a metrics file's content: figures, intervals, differences, key words, counts.
 
@@ -121,7 +127,7 @@ def score_side_rows(
         result[name], result[full_name(name)] = own.drafts(row.findings)
         comparable, full = own.draft_pairs(row.findings)
         for key, negated in (("forte", True), ("forte_without_negated", False)):
-            result[key][name] = forte(full, negated=negated)
+            result[key][name] = keyword_f1(full, negated=negated)
         if draws:
             bootstrap = Bootstrap(len(row.places), draws=draws, seed=seed)
             resampled = bootstrap.of(comparable)

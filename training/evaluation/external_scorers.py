@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.scoring import Board
+from training.evaluation.scoring import ReferenceSet
 from training.scoring.baselines import TrivialRow
 from training.scoring.metrics import Pair, Scores
 
@@ -30,7 +30,7 @@ class NotRunError(Exception):
 
 
 def clinical_rows(
-    board: Board, findings: Sequence[str], rows: Mapping[str, TrivialRow]
+    board: ReferenceSet, findings: Sequence[str], rows: Mapping[str, TrivialRow]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Figures of the system and of each trivial row by scorer (on the strings of the full row); reasons for the others.
 

@@ -17,10 +17,10 @@ from training.data.studies import SPLITS, ImageRef, Source, Study
 from training.scoring.protocol import full_reference
 
 Views = Literal["both", "frontal", "lateral"]
-EvaluatedSplit = Literal["val", "test"]
+SplitName = Literal["val", "test"]
 
 
-def wanted_studies(source: Source, split: EvaluatedSplit, limit: int | None) -> tuple[list[Study], dict[str, str]]:
+def wanted_studies(source: Source, split: SplitName, limit: int | None) -> tuple[list[Study], dict[str, str]]:
     """The first ``limit`` studies of a split, and by id those of them that cannot be scored, with the reason.
 
     Raises:

@@ -9,11 +9,11 @@ from pathlib import Path
 from model.bundle import MANIFEST
 from model.drafter import Draft
 from training.data.studies import Study
-from training.evaluation.scoring import Board
+from training.evaluation.scoring import ReferenceSet
 from training.scoring.protocol import comparable_prediction, full_prediction
 
 
-def prediction_lines(studies: Sequence[Study], drafts: Sequence[Draft], board: Board) -> bytes:
+def prediction_lines(studies: Sequence[Study], drafts: Sequence[Draft], board: ReferenceSet) -> bytes:
     """``reference`` and ``prediction`` are the strings of the comparable row, so that they score as ``system`` does."""
     lines = (
         {

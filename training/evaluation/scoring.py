@@ -15,7 +15,7 @@ from model.text.labeler import FINDINGS
 from training.data.studies import Source, Study
 from training.scoring.baselines import TrivialRow, trivial_rows
 from training.scoring.bootstrap import Bootstrap
-from training.scoring.keyword_f1 import forte
+from training.scoring.keyword_f1 import keyword_f1
 from training.scoring.metrics import Pair, Scores, label_scores, label_table, present_findings, score
 from training.scoring.protocol import (
     comparable_prediction,
@@ -29,7 +29,7 @@ CHOOSE_ON = 500  # training reports on which the constant is chosen where there 
 TRIVIAL = ("constant", "most_frequent", "random", "nearest")
 
 
-class Board:
+class ReferenceSet:
     """Scores texts against the reports of a split, on both rows.
 
     Args:
@@ -43,9 +43,9 @@ class Board:
         self.full = [full_reference(report) for report in reports]
         self._reports, self._vocabulary, self._meteor = reports, vocabulary, meteor
 
-    def subset(self, places: Sequence[int]) -> Board:
+    def subset(self, places: Sequence[int]) -> ReferenceSet:
         """A board of some of the reports alone; document frequencies are then theirs."""
-        return Board([self._reports[place] for place in places], self._vocabulary, self._meteor)
+        return ReferenceSet([self._reports[place] for place in places], self._vocabulary, self._meteor)
 
     def drafts(self, texts: Sequence[str]) -> tuple[Scores, Scores]:
         """Comparable and full figures of drafts."""
@@ -132,7 +132,7 @@ def make_rows(texts: KnownTexts, drafts: Sequence[Draft], count: int) -> tuple[d
     return rows, reasons
 
 
-def score_rows(board: Board, rows: Mapping[str, TrivialRow], reasons: Mapping[str, str]) -> dict[str, Any]:
+def score_rows(board: ReferenceSet, rows: Mapping[str, TrivialRow], reasons: Mapping[str, str]) -> dict[str, Any]:
     """What ``metrics.json`` says about the trivial rows: null, with a reason beside it, for a row that was not made."""
     comparable: dict[str, Scores | None] = dict.fromkeys(TRIVIAL)
     full: dict[str, Scores | None] = dict.fromkeys(TRIVIAL)
@@ -152,7 +152,7 @@ def score_rows(board: Board, rows: Mapping[str, TrivialRow], reasons: Mapping[st
 
 
 def certainty(
-    board: Board, findings: Sequence[str], rows: Mapping[str, TrivialRow], *, draws: int, seed: int
+    board: ReferenceSet, findings: Sequence[str], rows: Mapping[str, TrivialRow], *, draws: int, seed: int
 ) -> dict[str, Any]:
     """What ``metrics.json`` says about intervals and differences; one table of draws for all rows.
 
@@ -182,14 +182,14 @@ def certainty(
     }
 
 
-def word_tables(board: Board, findings: Sequence[str], rows: Mapping[str, TrivialRow]) -> dict[str, Any]:
+def word_tables(board: ReferenceSet, findings: Sequence[str], rows: Mapping[str, TrivialRow]) -> dict[str, Any]:
     """What ``metrics.json`` says about key words, on the strings of the full row, and about each of the findings."""
 
     def table(negated: bool) -> dict[str, Any]:
-        found: dict[str, Any] = {"system": forte(board.draft_pairs(findings)[1], negated=negated)}
+        found: dict[str, Any] = {"system": keyword_f1(board.draft_pairs(findings)[1], negated=negated)}
         merged: dict[str, Any] = dict.fromkeys(TRIVIAL)
         for name, row in rows.items():
-            parts = [forte(board.report_pairs(texts)[1], negated=negated) for texts in row.variants.values()]
+            parts = [keyword_f1(board.report_pairs(texts)[1], negated=negated) for texts in row.variants.values()]
             merged[name] = {category: row.merged([part[category] for part in parts]) for category in parts[0]}
         return {**found, "baselines": merged}
 
@@ -221,7 +221,7 @@ def read_label_table(path: Path) -> dict[str, frozenset[str]]:
 
 def against_table(
     name: str, table: Mapping[str, frozenset[str]], studies: Sequence[Study], findings: Sequence[str],
-    rows: Mapping[str, TrivialRow], board: Board,
+    rows: Mapping[str, TrivialRow], board: ReferenceSet,
 ) -> dict[str, Any]:  # fmt: skip
     """Label F1 with the references' labels taken from a table, for the studies it names."""
     known = [i for i, study in enumerate(studies) if study.uid in table]

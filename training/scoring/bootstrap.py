@@ -38,7 +38,7 @@ _NO_FINDING = FINDINGS.index(NO_FINDING)
 
 
 @dataclass(frozen=True)
-class Contributions:
+class PerStudyStatistics:
     """What each of N studies adds to the figures of a row.
 
     ``bleu`` (N, 10): words of the draft, of the reference, n-grams of the draft and those that match, order by order.
@@ -50,7 +50,7 @@ class Contributions:
     findings: Floats
 
     @classmethod
-    def of(cls, pairs: Sequence[Pair]) -> Contributions:
+    def of(cls, pairs: Sequence[Pair]) -> PerStudyStatistics:
         """Of (reference, prediction) strings, prepared as for ``training.scoring.metrics.score``."""
         scorer = BleuScorer(n=_ORDERS)
         for reference, prediction in pairs:
@@ -66,7 +66,7 @@ class Contributions:
         )
 
     @classmethod
-    def of_findings(cls, truth: Sequence[frozenset[str]], guess: Sequence[frozenset[str]]) -> Contributions:
+    def of_findings(cls, truth: Sequence[frozenset[str]], guess: Sequence[frozenset[str]]) -> PerStudyStatistics:
         """Of findings alone, where there is no reference to compare words with: only label figures mean something."""
         right, named, there = (
             np.array([[float(name in found) for name in FINDINGS] for found in sets])
@@ -142,9 +142,9 @@ class Bootstrap:
 
     def of(self, pairs: Sequence[Pair]) -> Resampled:
         """A row of one text a study."""
-        return self.of_contributions(Contributions.of(pairs))
+        return self.of_statistics(PerStudyStatistics.of(pairs))
 
-    def of_contributions(self, contributions: Contributions) -> Resampled:
+    def of_statistics(self, contributions: PerStudyStatistics) -> Resampled:
         """A row by what its studies contribute."""
         found = contributions.figures(self._times)
         return Resampled(

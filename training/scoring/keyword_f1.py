@@ -7,7 +7,7 @@ for this project from the general vocabulary of chest radiography. A key word st
 study.
 
 Like FORTE this reads words, not what is said about them: "no effusion" names an effusion. The paper therefore scores a
-second time without the sentences that deny something, and so does ``forte`` with ``negated=False``.
+second time without the sentences that deny something, and so does ``keyword_f1`` with ``negated=False``.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _of_sentence(sentence: str) -> dict[str, frozenset[str]]:
     }
 
 
-def forte(pairs: Sequence[Pair], *, negated: bool = True) -> dict[str, Scores]:
+def keyword_f1(pairs: Sequence[Pair], *, negated: bool = True) -> dict[str, Scores]:
     """Micro precision, recall and F1 of each category's key words, pooled over studies, and the mean of the four.
 
     Args:

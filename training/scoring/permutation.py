@@ -20,7 +20,7 @@ from training.scoring.metrics import Pair
 MEASURES = ("CIDEr", "label_f1_micro")  # what falls where a draft is not the patient's
 
 
-def chance(pairs: Sequence[Pair], *, draws: int, seed: int) -> dict[str, dict[str, Any]] | None:
+def permutation_test(pairs: Sequence[Pair], *, draws: int, seed: int) -> dict[str, dict[str, Any]] | None:
     """Each of ``MEASURES`` over drafts that were dealt out anew.
 
     Args:
@@ -45,7 +45,7 @@ def chance(pairs: Sequence[Pair], *, draws: int, seed: int) -> dict[str, dict[st
     return {name: _summary(values) for name, values in zip(MEASURES, (cider, f1), strict=True)}
 
 
-def expected(pairs: Sequence[Pair]) -> dict[str, float]:
+def expected_under_permutation(pairs: Sequence[Pair]) -> dict[str, float]:
     """Each of ``MEASURES`` in expectation over all deals, without drawing any.
 
     A deal gives each draft to each study equally often. So CIDEr is the mean over all drafts and studies; and of the
@@ -60,14 +60,14 @@ def expected(pairs: Sequence[Pair]) -> dict[str, float]:
     return dict(zip(MEASURES, (float(_cider(pairs).mean()), float(f1)), strict=True))
 
 
-def above_chance(scores: Mapping[str, float], by_chance: Mapping[str, float]) -> float:
+def lift_over_permutation(scores: Mapping[str, float], by_chance: Mapping[str, float]) -> float:
     """How far drafts score above the same drafts dealt out anew: the sum of the two differences in ``MEASURES``.
 
     0, up to rounding, for one report for all studies, whatever it says: it is worth as much on any patient.
 
     Args:
         scores: of the drafts as they are, as ``training.scoring.metrics.score`` gives them.
-        by_chance: as ``expected`` gives it.
+        by_chance: as ``expected_under_permutation`` gives it.
     """
     return sum(scores[name] - by_chance[name] for name in MEASURES)
 

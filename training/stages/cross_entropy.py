@@ -34,7 +34,7 @@ from training.config import CEConfig, RunContext
 from training.data.features import PatchSource
 from training.data.studies import Study
 from training.scoring.metrics import comparable_pairs, validation_scores
-from training.scoring.permutation import above_chance, expected
+from training.scoring.permutation import expected_under_permutation, lift_over_permutation
 from training.stages.retriever import contrastive_loss, label_overlap, label_vectors
 from training.trainer.loop import Loop, LoopConfig, autocast
 
@@ -279,10 +279,10 @@ def validate_generation(
     decoding = decoding.model_copy(update={"method": method})
     texts = write_reports(model, patches, index, studies, tokenizer, decoding, context, consensus)
     pairs = comparable_pairs(zip((study.report for study in studies), texts, strict=True), train_reports)
-    scores, by_chance = validation_scores(pairs), expected(pairs)
+    scores, by_chance = validation_scores(pairs), expected_under_permutation(pairs)
     return {
         **scores,
         "chance_CIDEr": by_chance["CIDEr"],
         "chance_label_f1": by_chance["label_f1_micro"],
-        "selection": above_chance(scores, by_chance),
+        "selection": lift_over_permutation(scores, by_chance),
     }, texts

@@ -3,7 +3,7 @@
 It holds radiographs and report texts, so its folder tells git to ignore all of it.
 """
 
-from training.evaluation.page.gallery import Drafted
+from training.evaluation.page.gallery import EvaluatedSplit
 from training.evaluation.page.write import check_folder, write_page
 
-__all__ = ["Drafted", "check_folder", "write_page"]
+__all__ = ["EvaluatedSplit", "check_folder", "write_page"]

@@ -15,7 +15,7 @@ from model.drafter import Draft
 from model.text.labeler import FINDINGS
 from training.data.pixel_cache import PixelCache
 from training.data.studies import ImageRef, Study
-from training.evaluation.scoring import Board
+from training.evaluation.scoring import ReferenceSet
 from training.scoring.metrics import present_findings, rouge_and_cider
 from training.scoring.protocol import full_prediction
 
@@ -23,13 +23,13 @@ PER_GROUP = 4
 
 
 @dataclass(frozen=True)
-class Drafted:
+class EvaluatedSplit:
     """The studies of a split with what was written about them; ``train_texts`` are training reports by study id."""
 
     studies: Sequence[Study]
     drafts: Sequence[Draft]
     cache: PixelCache
-    board: Board
+    board: ReferenceSet
     train_texts: Mapping[str, str]
 
     def study_scores(self) -> tuple[Sequence[float], Sequence[float]]:
@@ -82,7 +82,7 @@ class ShownStudy:
     cases: Sequence[ShownCase]
 
 
-def gallery(drafted: Drafted, per_group: int = PER_GROUP) -> dict[str, list[ShownStudy]]:
+def gallery(drafted: EvaluatedSplit, per_group: int = PER_GROUP) -> dict[str, list[ShownStudy]]:
     """``best``, ``median`` and ``worst`` studies by CIDEr, no study twice; fewer in a small split, no empty group."""
     rouge, cider = drafted.study_scores()
     ranked = sorted(range(len(cider)), key=lambda row: (-cider[row], drafted.studies[row].study_id))
@@ -99,7 +99,7 @@ def gallery(drafted: Drafted, per_group: int = PER_GROUP) -> dict[str, list[Show
     }
 
 
-def _shown(drafted: Drafted, row: int, rouge: float, cider: float) -> ShownStudy:
+def _shown(drafted: EvaluatedSplit, row: int, rouge: float, cider: float) -> ShownStudy:
     study, draft = drafted.studies[row], drafted.drafts[row]
     truth, guess = present_findings(study.report), present_findings(draft.findings)
     return ShownStudy(

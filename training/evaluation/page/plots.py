@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.evaluation.page.gallery import Drafted
+from training.evaluation.page.gallery import EvaluatedSplit
 from training.evaluation.page.tables import (
     COUNTERFACTUAL,
     ROWS,
@@ -46,7 +46,7 @@ class Plot:
     png: bytes
 
 
-def all_plots(result: Mapping[str, Any], drafted: Drafted) -> dict[str, Plot]:
+def all_plots(result: Mapping[str, Any], drafted: EvaluatedSplit) -> dict[str, Plot]:
     """Every plot of the page by name."""
     style = {
         "svg.fonttype": "none", "text.color": COLOURS["ink"], "axes.labelcolor": COLOURS["soft"], "font.size": 10,
@@ -68,7 +68,7 @@ def all_plots(result: Mapping[str, Any], drafted: Drafted) -> dict[str, Plot]:
     return plots
 
 
-def _intervals(result: Mapping[str, Any], _: Drafted) -> Figure:
+def _intervals(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
     rows = made(result, ("system", *COUNTERFACTUAL, *SINGLE_VIEW, *result["baselines"]))
     drawn = Figure(figsize=(_WIDTH, 0.9 + 0.3 * len(rows)), layout="constrained")
     axes = drawn.subplots(1, len(TESTED), sharey=True)
@@ -91,7 +91,7 @@ def _intervals(result: Mapping[str, Any], _: Drafted) -> Figure:
     return drawn
 
 
-def _labels(result: Mapping[str, Any], _: Drafted) -> Figure:
+def _labels(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
     table = dict(by_prevalence(result))
     names = list(table)
     drawn = Figure(figsize=(_WIDTH, 5.6), layout="constrained")
@@ -118,7 +118,7 @@ def _labels(result: Mapping[str, Any], _: Drafted) -> Figure:
     return drawn
 
 
-def _spread(result: Mapping[str, Any], drafted: Drafted) -> Figure:
+def _spread(result: Mapping[str, Any], drafted: EvaluatedSplit) -> Figure:
     cider = drafted.study_scores()[1]
     drafts, reports = drafted.lengths()
     drawn = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
@@ -147,7 +147,7 @@ def _spread(result: Mapping[str, Any], drafted: Drafted) -> Figure:
     return drawn
 
 
-def _key_words(result: Mapping[str, Any], _: Drafted) -> Figure:
+def _key_words(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
     table = result["forte_without_negated"]
     rows = [("system", "one"), ("nearest", "two"), ("constant", "three"), ("random", "four")]
     shown = [(name, colour) for name, colour in rows if table.get(name) or table["baselines"].get(name)]

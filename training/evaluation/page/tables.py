@@ -223,8 +223,8 @@ def by_prevalence(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, flo
     return sorted(result["labels"]["system"].items(), key=lambda item: (-item[1]["prevalence"], item[0]))
 
 
-def _key_words(forte: Mapping[str, Any]) -> Table:
-    rows = {**{name: row for name, row in forte.items() if name != "baselines"}, **forte["baselines"]}
+def _key_words(table: Mapping[str, Any]) -> Table:
+    rows = {**{name: row for name, row in table.items() if name != "baselines"}, **table["baselines"]}
     categories = (*KEY_WORDS, AVERAGE)
     shown = [[ROWS[name], *(figure(row[c]["f1"]) for c in categories)] for name, row in rows.items() if row]
     return Table(["reports", *categories], shown)

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from model.files import write_atomic
-from training.evaluation.page.gallery import Drafted, gallery
+from training.evaluation.page.gallery import EvaluatedSplit, gallery
 from training.evaluation.page.plots import all_plots
 from training.evaluation.page.tables import Table, all_tables, figure, tiles, title
 from training.evaluation.predictions import refuse_bundles
@@ -35,7 +35,7 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"--report {folder} holds other files; name a new folder, for example evaluation/report")
 
 
-def write_page(folder: Path, result: Mapping[str, Any], drafted: Drafted) -> None:
+def write_page(folder: Path, result: Mapping[str, Any], drafted: EvaluatedSplit) -> None:
     """Write the page of an evaluation.
 
     Args:
