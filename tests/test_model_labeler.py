@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from model.text.labeler import FINDINGS, Label, label_report
 from model.text.tokenizer import clean_report, clean_report_r2gen
-from training.evaluation.labeler_agreement import TABLE, Part, compare, read_labels, read_texts
+from training.data.label_table import read_labels
+from training.evaluation.labeler_agreement import TABLE, Part, compare, read_texts
 from training.phantoms import PHANTOM_FINDINGS, make_phantom
 
 ECM, CM, LO, LL, ED, CO, PN, AT, PX, PE, PO, FX, SD, NF = FINDINGS

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from training.evaluation.external_scorers import clinical_rows
+from training.evaluation.external_scorers import external_scores
 from training.evaluation.scoring import ReferenceSet
 from training.scoring.baselines import TrivialRow
 
@@ -36,7 +36,7 @@ class F1RadGraph:
 
 
 @pytest.fixture
-def board() -> ReferenceSet:
+def references() -> ReferenceSet:
     return ReferenceSet(REPORTS, frozenset(["the", "heart", "is", "large", "no", "effusion", "."]), meteor=False)
 
 
@@ -56,33 +56,33 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("radgraph") is not None, reason="RadGraph is installed here")
-def test_what_is_not_installed_is_named(board: ReferenceSet) -> None:
-    tables, reasons = clinical_rows(board, REPORTS, ROWS)
+def test_what_is_not_installed_is_named(references: ReferenceSet) -> None:
+    tables, reasons = external_scores(references, REPORTS, ROWS)
     assert tables["RadGraph"] is None
     assert reasons["RadGraph"] == "the package radgraph is not installed"
     assert set(tables) == {"RadGraph", "CheXbert"}
 
 
-def test_without_weights_nothing_is_run(installed: Path, board: ReferenceSet) -> None:
-    tables, reasons = clinical_rows(board, REPORTS, ROWS)
+def test_without_weights_nothing_is_run(installed: Path, references: ReferenceSet) -> None:
+    tables, reasons = external_scores(references, REPORTS, ROWS)
     assert tables == {"RadGraph": None, "CheXbert": None}
     assert "its weights are not in" in reasons["RadGraph"]
     assert str(installed / "radgraph" / "1.2") in reasons["RadGraph"]
 
 
-def test_with_weights_every_row_is_scored_offline(installed: Path, board: ReferenceSet) -> None:
+def test_with_weights_every_row_is_scored_offline(installed: Path, references: ReferenceSet) -> None:
     weights = installed / "radgraph" / "1.2" / "radgraph" / "weights.th"
     weights.parent.mkdir(parents=True)
     weights.touch()
     before = dict(os.environ)
-    tables, reasons = clinical_rows(board, [REPORTS[0], "nothing ."], ROWS)
+    tables, reasons = external_scores(references, [REPORTS[0], "nothing ."], ROWS)
     assert tables["RadGraph"]["system"] == {"simple (radgraph)": 0.5, "partial": 0.25, "complete": 0.125}
     assert tables["RadGraph"]["baselines"]["constant"]["simple (radgraph)"] == 1.0  # the better of the two
     assert "RadGraph" not in reasons
     assert dict(os.environ) == before
 
 
-def test_a_package_that_fails_does_not_end_the_evaluation(installed: Path, board: ReferenceSet) -> None:
-    tables, reasons = clinical_rows(board, REPORTS, ROWS)
+def test_a_package_that_fails_does_not_end_the_evaluation(installed: Path, references: ReferenceSet) -> None:
+    tables, reasons = external_scores(references, REPORTS, ROWS)
     assert tables["CheXbert"] is None
     assert reasons["CheXbert"] == "its package failed (RuntimeError: tokenizer is not cached)"

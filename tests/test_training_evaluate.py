@@ -22,15 +22,17 @@ from training.data.pixel_cache import build_pixel_cache
 from training.data.r2gen import open_r2gen
 from training.data.studies import ImageRef, Source, Study
 from training.evaluate import evaluate, main
-from training.evaluation import inference as drafting
+from training.evaluation import inference
 from training.evaluation.console import format_table
-from training.evaluation.inference import exchange_images, wanted_studies, with_images
+from training.evaluation.inference import swap_images, wanted_studies, with_images
+from training.evaluation.plan import EvaluationPlan, InferenceOptions, Outputs
 from training.openi import annotation
 from training.phantoms import write_phantom_root
 from training.scoring.metrics import METRICS, score
 from training.scoring.protocol import comparable_reference, comparable_vocabulary, full_reference
 
 VAL = 5
+QUIET = InferenceOptions(progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +135,7 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> Callable[[Writer], None]:
             case = ReferenceCase(1, "CXR900001_IM-0001", 1.0, REPORTS[1], {}, None)
             return [Draft(say(study), (), {}, (case,), (), {}) for study in studies]
 
-        monkeypatch.setattr(drafting, "write_drafts", write)
+        monkeypatch.setattr(inference, "write_drafts", write)
 
     return install
 
@@ -145,7 +147,7 @@ def test_perfect_drafts_score_one(
     labels = tmp_path / "labels.csv"
     uids = [study.uid for study in source.split("val")][1:]
     _write_labels(labels, uids)
-    result = evaluate(bundle, index, source, "val", work_dir=work, reference_labels=labels, progress=False)
+    result = evaluate(bundle, index, source, EvaluationPlan(reference_labels=labels), Outputs(work), QUIET)
     for metric in ("BLEU_4", "ROUGE_L", "label_f1_micro"):
         assert result["system_full"][metric] == pytest.approx(1.0), metric
     assert result["system_full"]["CIDEr"] == pytest.approx(10)
@@ -162,11 +164,10 @@ def test_perfect_drafts_score_one(
 def test_copies_of_training_reports_are_counted(
     bundle: Bundle, index: ReportIndex, source: Source, work: Path, oracle: Callable[[Writer], None]
 ) -> None:
-    common: dict[str, Any] = {"work_dir": work, "baselines": False, "draws": 0, "progress": False}
     first = source.split("val")[0].study_id
     copy, own = source.split("train")[0].report, "The heart reminds of a pear."
     oracle(lambda study: own if study.study_id == first else copy)
-    result = evaluate(bundle, index, source, "val", **common)
+    result = evaluate(bundle, index, source, EvaluationPlan(baselines=False, draws=0), Outputs(work), QUIET)
     assert result["copied"] == pytest.approx(1 - 1 / VAL)
     assert f"drafts that equal a training report: {1 - 1 / VAL:.3f}" in format_table(result)
 
@@ -175,8 +176,8 @@ def test_comparable_reference_uses_the_train_split_of_the_data_set(
     bundle: Bundle, index: ReportIndex, source: Source, work: Path, tmp_path: Path
 ) -> None:
     predictions = tmp_path / "p.jsonl"
-    result = evaluate(bundle, index, source, "val", work_dir=work, predictions=predictions, limit=2, progress=False,
-                      baselines=False)  # fmt: skip
+    plan = EvaluationPlan(limit=2, baselines=False)
+    result = evaluate(bundle, index, source, plan, Outputs(work, predictions=predictions), QUIET)
     vocabulary = comparable_vocabulary(study.report for study in source.split("train"))
     assert result["vocabulary"] == {"from": "train split of openi, 12 reports", "words": len(vocabulary)}
     expected = [comparable_reference(study.report, vocabulary) for study in source.split("val")[:2]]
@@ -207,7 +208,7 @@ def test_studies_with_any_number_of_images_and_rows_from_the_bundle(
     bundle: Bundle, index: ReportIndex, private: Path
 ) -> None:
     source = open_r2gen(private / "annotation.json", private)
-    result = evaluate(bundle, index, source, "test", work_dir=private / "work", progress=False)
+    result = evaluate(bundle, index, source, EvaluationPlan("test"), Outputs(private / "work"), QUIET)
     assert result["counts"] == {"in_split": 3, "scored": 3, "skipped": 0, "images": 6, "images_skipped": 0}
     assert result["notes"][0].startswith("3 studies have an image of unknown view")
     assert result["vocabulary"]["from"] == f"reference cases of the bundle, {len(REPORTS)} reports"
@@ -218,13 +219,14 @@ def test_studies_with_any_number_of_images_and_rows_from_the_bundle(
 def test_rows_whose_texts_are_unknown_are_null_with_a_reason(private: Path) -> None:
     source = open_r2gen(private / "annotation.json", private)
     bare = load_bundle(write_tiny_bundle(private / "bare", texts=False))
-    result = evaluate(bare, ReportIndex.load(bare.path / "index"), source, "test", work_dir=private, progress=False)
+    plan = EvaluationPlan("test")
+    result = evaluate(bare, ReportIndex.load(bare.path / "index"), source, plan, Outputs(private), QUIET)
     assert set(result["baselines"].values()) == {None}
     assert "hydrated bundle" in result["baseline_reasons"]["constant"]
     assert result["baseline_reasons"]["nearest"] == "texts of 3 of 3 first cases are unknown; hydrate the bundle"
     assert result["vocabulary"]["from"].startswith("tokenizer of the bundle")
     plain = load_bundle(write_tiny_bundle(private / "plain", retrieval=False))
-    result = evaluate(plain, None, source, "test", work_dir=private, progress=False)
+    result = evaluate(plain, None, source, plan, Outputs(private), QUIET)
     assert result["baseline_reasons"]["nearest"] == "this bundle retrieves no reference cases"
 
 
@@ -234,7 +236,7 @@ def test_openi_and_its_annotation_give_the_same_figures(
     (tmp_path / "annotation.json").write_text(json.dumps(annotation(source)))
     other = open_r2gen(tmp_path / "annotation.json", root / "images", view_table=root / "views.csv")
     figures = [
-        evaluate(bundle, index, data, "val", work_dir=where, baselines=False, progress=False)["system_full"]
+        evaluate(bundle, index, data, EvaluationPlan(baselines=False), Outputs(where), QUIET)["system_full"]
         for data, where in ((source, work), (other, tmp_path))
     ]
     assert figures[0] == figures[1]
@@ -254,7 +256,7 @@ def test_studies_without_readable_images_or_words_are_skipped_by_name(
     for ref in broken.images:
         (copy / "images" / f"{ref.key}.png").write_bytes(b"no image")
     (copy / "images" / f"{one_view.images[0].key}.png").unlink()
-    result = evaluate(bundle, index, open_openi(copy), "val", work_dir=tmp_path, baselines=False, progress=False)
+    result = evaluate(bundle, index, open_openi(copy), EvaluationPlan(baselines=False), Outputs(tmp_path), QUIET)
     assert result["skipped_studies"] == {broken.study_id: "none of its images can be read"}
     assert result["counts"] == {"in_split": VAL, "scored": VAL - 1, "skipped": 1, "images": 2 * VAL - 3,
                                 "images_skipped": 3}  # fmt: skip
@@ -282,17 +284,17 @@ def test_views_are_ordered_and_chosen(source: Source, work: Path) -> None:
 @pytest.mark.parametrize("count", [2, 3, 40])
 def test_exchange_gives_every_study_the_images_of_another(count: int) -> None:
     studies = [Study(str(i), str(i), "val", f"report {i}", (ImageRef(str(i), None),)) for i in range(count)]
-    exchanged = exchange_images(studies, seed=3)
+    exchanged = swap_images(studies, seed=3)
     assert [study.report for study in exchanged] == [study.report for study in studies]
     given = [study.images[0].key for study in exchanged]
     assert sorted(given) == sorted(study.study_id for study in studies)
     assert all(key != study.study_id for key, study in zip(given, studies, strict=True))
-    assert exchanged == exchange_images(studies, seed=3)
+    assert exchanged == swap_images(studies, seed=3)
 
 
 def test_exchange_needs_two_studies() -> None:
     with pytest.raises(ValueError, match="two studies or more"):
-        exchange_images([Study("A", "A", "val", "Text.", ())], seed=1)
+        swap_images([Study("A", "A", "val", "Text.", ())], seed=1)
 
 
 def test_drafts_are_written_from_the_exchanged_images(
@@ -300,9 +302,8 @@ def test_drafts_are_written_from_the_exchanged_images(
 ) -> None:
     reports = {study.images[0].key.rpartition("-")[0]: study.report for study in source.studies}
     oracle(lambda study: reports[study.images[0].key.rpartition("-")[0]])  # says what the images are of
-    result = evaluate(
-        bundle, index, source, "val", work_dir=work, exchanges=("images",), baselines=False, progress=False
-    )
+    plan = EvaluationPlan(swaps=("images",), baselines=False)
+    result = evaluate(bundle, index, source, plan, Outputs(work), QUIET)
     assert result["system_full"]["BLEU_4"] == pytest.approx(1.0)
     assert result["system_full_images_exchanged"]["BLEU_4"] < 0.9
     assert result["system_full_images_exchanged"]["distinct"] == result["system_full"]["distinct"]
@@ -362,7 +363,7 @@ def test_that_is_said_before_any_work(tmp_path: Path, caplog: pytest.LogCaptureF
 
 def test_beam_size_is_checked_before_any_work(bundle: Bundle, index: ReportIndex, source: Source, work: Path) -> None:
     with pytest.raises(ValueError, match="beam_size=9"):
-        evaluate(bundle, index, source, "val", work_dir=work / "none", beam_size=9)
+        evaluate(bundle, index, source, EvaluationPlan(), Outputs(work / "none"), InferenceOptions(beam_size=9))
     assert not (work / "none").exists()
 
 
@@ -372,7 +373,7 @@ def test_label_table_without_a_finding_is_refused(
     table = tmp_path / "labels.csv"
     table.write_text("study_id,Edema\nCXR1,1\n")
     with pytest.raises(ValueError, match="lacks the columns Atelectasis"):
-        evaluate(bundle, index, source, "val", work_dir=tmp_path, reference_labels=table)
+        evaluate(bundle, index, source, EvaluationPlan(reference_labels=table), Outputs(tmp_path))
 
 
 # --- real data --------------------------------------------------------------------------------------------------------
@@ -386,8 +387,8 @@ def test_constant_row_on_the_real_validation_split(real_data: Path) -> None:
     train, val = ([entry["report"] for entry in entries[split]] for split in ("train", "val"))
     vocabulary = comparable_vocabulary(train)
     rows = trivial_rows(train, val, len(val), vocabulary)
-    board = ReferenceSet(val, vocabulary, meteor=False)
-    constant = rows["constant"].merged([board.reports(texts)[0] for texts in rows["constant"].variants.values()])
+    references = ReferenceSet(val, vocabulary, meteor=False)
+    constant = rows["constant"].merged([references.reports(texts)[0] for texts in rows["constant"].variants.values()])
     for metric, least in (("BLEU_4", 0.17), ("ROUGE_L", 0.37), ("CIDEr", 0.37)):  # as good as published systems
         assert (constant[metric] or 0.0) >= least, metric
     assert constant["label_f1_micro"] == 0.0  # and never names a finding

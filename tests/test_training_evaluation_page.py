@@ -18,11 +18,11 @@ from training.data.openi import open_openi
 from training.data.pixel_cache import PixelCache
 from training.data.studies import ImageRef, Study
 from training.evaluate import main
-from training.evaluation.page import EvaluatedSplit, check_folder, write_page
+from training.evaluation.page import EvaluatedSplit, write_page
 from training.evaluation.page.gallery import gallery
 from training.evaluation.page.plots import COLOURS
 from training.evaluation.page.tables import figure
-from training.evaluation.page.write import IGNORE
+from training.evaluation.privacy import GITIGNORE, check_page_folder
 from training.evaluation.scoring import ReferenceSet
 from training.phantoms import write_phantom_root
 
@@ -120,7 +120,7 @@ def test_what_tells_whether_it_looks_is_the_bundles_own_figures(folder: Path) ->
 def test_a_page_that_cannot_be_written_leaves_the_figures_and_needs_no_draws(folder: Path, tmp_path: Path) -> None:
     out, report = tmp_path / "val.json", tmp_path / "report"
     (report / "report.html").mkdir(parents=True)  # in the page's way
-    (report / ".gitignore").write_text(IGNORE)
+    (report / ".gitignore").write_text(GITIGNORE)
     predictions = tmp_path / "texts" / "p.jsonl"
     arguments = ["--bundle", str(folder / "tiny"), "--root", str(folder / "root"), "--out", str(out), "--draws", "0",
                  "--work", str(folder / "val.work"), "--device", "cpu", "--beam-size", "2", "--no-meteor",
@@ -162,7 +162,7 @@ def test_git_ignores_the_folder(folder: Path) -> None:
     subprocess.run([*git, "init", "-q"], check=True)
     listed = subprocess.run([*git, "ls-files", "-o", "--exclude-standard", "report"], check=True, capture_output=True)
     assert listed.stdout == b""
-    assert (folder / "report" / ".gitignore").read_text() == IGNORE
+    assert (folder / "report" / ".gitignore").read_text() == GITIGNORE
 
 
 def _drafted(texts: list[str], cases: list[str | None]) -> EvaluatedSplit:
@@ -223,12 +223,12 @@ def test_folders_that_are_refused(tmp_path: Path, folder: Path, caplog: pytest.L
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds other files"):
-        check_folder(tmp_path / "mine")
+        check_page_folder(tmp_path / "mine")
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
-        check_folder(tmp_path / "file")
+        check_page_folder(tmp_path / "file")
     with pytest.raises(ValueError, match="among bundles"):
-        check_folder(folder / "tiny")
+        check_page_folder(folder / "tiny")
     arguments = ["--bundle", str(folder / "tiny"), "--root", str(folder / "root"), "--out", str(tmp_path / "o.json")]
     assert main([*arguments, "--device", "cpu", "--report", str(tmp_path / "mine")]) == 2
     assert "holds other files" in caplog.text

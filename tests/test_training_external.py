@@ -13,9 +13,11 @@ from model.bundle import load_bundle
 from model.text.labeler import label_report
 from retrieval_index.index import ReportIndex
 from tests.support.tiny import write_tiny_bundle
-from training.data.external import NIH_FINDINGS, agreement, for_pretraining, read_external, score_external
+from training.data.external import NIH_FINDINGS, for_pretraining, read_external
 from training.data.openi import open_openi
 from training.data.targets import finding_targets
+from training.evaluation.external import agreement, score_external
+from training.evaluation.plan import InferenceOptions
 from training.phantoms import write_phantom_root
 from training.run import main
 from training.scoring.metrics import label_scores
@@ -129,7 +131,7 @@ def test_a_bundle_is_scored_on_images(tmp_path: Path) -> None:
     bundle = load_bundle(write_tiny_bundle(tmp_path / "bundle"))
     index = ReportIndex.load(bundle.path / "index", expected_sha256=bundle.index_sha256())
     result, _ = score_external(bundle, index, read_external(path, images), work_dir=tmp_path / "work", draws=20,
-                               progress=False)  # fmt: skip
+                               options=InferenceOptions(progress=False))  # fmt: skip
     assert result["n"] == 2
     assert result["skipped"] == {"not frontal": 0, "no file": 0, "unreadable": 1}
     assert result["findings"]["Pleural Effusion"]["images"] == 2

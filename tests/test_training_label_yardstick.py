@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from model.text.labeler import FINDINGS, Label
-from training.evaluation.labeler_agreement import Tally, compare, main, read_labels, read_texts
+from training.data.label_table import read_labels
+from training.evaluation.labeler_agreement import Tally, compare, main, read_texts
 
 TEXTS = {
     "CXR1": "Cardiomegaly with a broad effusion.",
@@ -75,7 +76,7 @@ def test_a_bad_table_is_refused_with_the_place(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"chexbert_labels\.csv:2: cell 'yes'"):
         read_labels(path)
     path.write_text("study_id,Edema\nCXR1,1\n")
-    with pytest.raises(ValueError, match=r"lacks the columns .*'Fracture'"):
+    with pytest.raises(ValueError, match=r"lacks the columns .*, Fracture,"):
         read_labels(path)
 
 

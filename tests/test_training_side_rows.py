@@ -20,16 +20,15 @@ from tests.support.tiny import IMAGE_SIZE, write_tiny_bundle
 from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
 from training.data.studies import ImageRef, Source, Study
-from training.evaluate import evaluate
 from training.evaluation.counterfactuals import (
-    EXCHANGES,
     CounterfactualRow,
     Write,
-    exchanged_row,
     make_counterfactual_rows,
     score_counterfactual_rows,
+    swapped_row,
 )
-from training.evaluation.inference import exchange_images, with_images, write_drafts
+from training.evaluation.inference import swap_images, with_images, write_drafts
+from training.evaluation.plan import SWAPS, EvaluationPlan
 from training.evaluation.scoring import ReferenceSet
 from training.phantoms import write_phantom_root
 from training.scoring.metrics import score
@@ -114,25 +113,25 @@ def written(drafter: Drafter, source: Source, folder: Path) -> tuple[Write, list
 
 def test_rows_are_drafts_on_exchanged_evidence(written: tuple[Write, list[Study]]) -> None:
     write, studies = written
-    others = exchange_images(studies, seed=3)
+    others = swap_images(studies, seed=3)
     expected = {"images": write(others), "cases": write(studies, counterfactual_retrieval=others),
                 "patches": write(studies, counterfactual_patches=others)}  # fmt: skip
-    for exchange in EXCHANGES:
-        row = exchanged_row(write, studies, exchange, seed=3)
-        assert list(row.findings) == [draft.findings for draft in expected[exchange]], exchange
-        assert list(row.places) == list(range(VAL))
+    for swap in SWAPS:
+        row = swapped_row(write, studies, swap, seed=3)
+        assert list(row.findings) == [draft.findings for draft in expected[swap]], swap
+        assert list(row.rows) == list(range(VAL))
 
 
 def test_single_views_keep_to_the_studies_that_have_them(written: tuple[Write, list[Study]]) -> None:
     write, studies = written
     frontal = tuple(ref for ref in studies[2].images if ref.view == View.FRONTAL)
     some = [*studies[:2], replace(studies[2], images=frontal), *studies[3:]]
-    rows, reasons = make_counterfactual_rows(write, some, (), single_views=True, retrieval=True, seed=1)
-    assert list(rows["system_frontal_only"].places) == list(range(VAL))
-    assert list(rows["system_lateral_only"].places) == [0, 1, 3, 4, 5]
+    rows, reasons = make_counterfactual_rows(write, some, EvaluationPlan(single_views=True), retrieval=True)
+    assert list(rows["system_frontal_only"].rows) == list(range(VAL))
+    assert list(rows["system_lateral_only"].rows) == [0, 1, 3, 4, 5]
     assert rows["system_frontal_only"].findings[2] == write([some[2]])[0].findings
     assert reasons == {}
-    rows, reasons = make_counterfactual_rows(write, [some[2]], (), single_views=True, retrieval=True, seed=1)
+    rows, reasons = make_counterfactual_rows(write, [some[2]], EvaluationPlan(single_views=True), retrieval=True)
     assert list(rows) == ["system_frontal_only"]
     assert reasons == {"system_lateral_only": "no study has a lateral image"}
 
@@ -143,10 +142,10 @@ def _never(*_: object, **__: object) -> list[Draft]:
 
 def test_what_cannot_be_exchanged_is_named() -> None:
     lone = [Study("A", "A", "val", "Text.", (ImageRef("a", View.FRONTAL),))]
-    rows, reasons = make_counterfactual_rows(_never, lone, EXCHANGES, single_views=False, retrieval=True, seed=1)
+    rows, reasons = make_counterfactual_rows(_never, lone, EvaluationPlan(swaps=SWAPS), retrieval=True)
     assert rows == {}
-    assert set(reasons) == {f"system_{exchange}_exchanged" for exchange in EXCHANGES}
-    rows, reasons = make_counterfactual_rows(_never, lone * 2, ("cases",), single_views=False, retrieval=False, seed=1)
+    assert set(reasons) == {f"system_{swap}_exchanged" for swap in SWAPS}
+    rows, reasons = make_counterfactual_rows(_never, lone * 2, EvaluationPlan(swaps=("cases",)), retrieval=False)
     assert "has no reference cases" in reasons["system_cases_exchanged"]
 
 
@@ -170,7 +169,6 @@ def test_figures_of_a_row_are_those_of_its_studies() -> None:
     assert low <= result["system_lateral_only"]["ROUGE_L"] <= high
 
 
-def test_single_views_need_both(drafter: Drafter, source: Source, folder: Path) -> None:
+def test_single_views_need_both() -> None:
     with pytest.raises(ValueError, match="--views frontal"):
-        evaluate(drafter.bundle, drafter.index, source, "val", work_dir=folder / "none", views="frontal",
-                 single_views=True)  # fmt: skip
+        EvaluationPlan(views="frontal", single_views=True)

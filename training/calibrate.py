@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from model.bundle import CALIBRATION, INDEX_DIR, METRICS, WEIGHTS, Bundle, BundleError, add_calibration, load_bundle
+from model.bundle import CALIBRATION, METRICS, WEIGHTS, Bundle, BundleError, add_calibration
 from model.calibration.schema import Calibration, Floats
 from model.images.read import Pixels
 from model.views import View
@@ -40,6 +40,7 @@ from training.cli import add_dataset_arguments, add_device_argument, choose_devi
 from training.data.features import readable
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.studies import Study
+from training.evaluation.inference import open_bundle
 
 log = logging.getLogger("training")
 
@@ -114,9 +115,7 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.in_place and out.exists():
         raise ValueError(f"--out {out} already exists; name a new folder, or use --in-place")  # now, not after minutes
     source, device = open_source(arguments), choose_device(arguments.device)
-    bundle = load_bundle(arguments.bundle, device=device)
-    retrieval = bundle.config.retrieval is not None
-    index = ReportIndex.load(bundle.path / INDEX_DIR, expected_sha256=bundle.index_sha256()) if retrieval else None
+    bundle, index = open_bundle(arguments.bundle, device)
     gather = FeatureExtractor(bundle, index, arguments.work, device)
     studies = {split: source.split(split)[: arguments.limit] for split in ("train", "val")}
     if not all(studies.values()):

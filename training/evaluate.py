@@ -1,11 +1,11 @@
-"""Score a bundle on a split of any data set, the trivial rows beside it. The protocol is in docs/evaluation.md.
+"""Score the drafts of a bundle on a split of a data set, with trivial baselines. Protocol: docs/evaluation.md.
 
     python -m training.evaluate --bundle B --dataset openi --root DIR --split val --out evaluation/val.json
     python -m training.evaluate --bundle B --annotation annotation.json --images DIR --out evaluation/val.json
 
-Drafts are written by ``model.drafter``, as the service writes them. Beside the metrics file lie
-``*.predictions.jsonl``, which holds report texts, and ``*.work`` with the decoded images. ``--report DIR`` adds the
-same figures as a page to read, with plots and a gallery.
+``model.drafter`` writes the drafts, as in the service. Next to the metrics file the command writes
+``*.predictions.jsonl``, which holds report texts, and ``*.work`` with the decoded images. ``--report DIR`` adds a page
+with the same metrics, plots and a gallery of studies.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from typing import Any, get_args
 
 import torch
 
-from model.bundle import INDEX_DIR, Bundle, BundleError, load_bundle
+from model.bundle import Bundle, BundleError
 from model.drafter import Drafter, DraftOptions, Precision
 from model.files import write_atomic
 from model.protocols import CaseIndex
-from retrieval_index.index import ReportIndex
 from training.cli import add_dataset_arguments, add_device_argument, choose_device, not_negative, open_source, positive
+from training.data.label_table import read_present
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.studies import Source
-from training.evaluation import inference as drafting
+from training.evaluation import inference
 from training.evaluation.console import format_table
-from training.evaluation.counterfactuals import EXCHANGES, Exchange, make_counterfactual_rows, score_counterfactual_rows
-from training.evaluation.external_scorers import clinical_rows
-from training.evaluation.inference import SplitName, Views
-from training.evaluation.page import EvaluatedSplit, check_folder, write_page
-from training.evaluation.predictions import prediction_lines, refuse_bundles
+from training.evaluation.counterfactuals import make_counterfactual_rows, score_counterfactual_rows
+from training.evaluation.external_scorers import external_scores
+from training.evaluation.page import EvaluatedSplit, write_page
+from training.evaluation.plan import DEFAULT_OPTIONS, SWAPS, EvaluationPlan, InferenceOptions, Outputs, SplitName, Views
+from training.evaluation.predictions import prediction_lines
 from training.evaluation.scoring import (
     TRIVIAL,
+    KnownTexts,
     ReferenceSet,
     against_table,
     certainty,
     known_texts,
     make_rows,
-    read_label_table,
     score_rows,
     word_tables,
 )
@@ -61,156 +61,131 @@ def evaluate(
     bundle: Bundle,
     index: CaseIndex | None,
     source: Source,
-    split: SplitName,
+    plan: EvaluationPlan,
+    outputs: Outputs,
+    options: InferenceOptions = DEFAULT_OPTIONS,
     *,
-    work_dir: Path,
-    out: Path | None = None,
-    predictions: Path | None = None,
-    report: Path | None = None,
     cache: PixelCache | None = None,
-    device: str | torch.device = "cpu",
-    precision: Precision = "fp32",
-    limit: int | None = None,
-    beam_size: int | None = None,
-    top_k: int | None = None,
-    views: Views = "both",
-    exchanges: Sequence[Exchange] = (),
-    single_views: bool = False,
-    baselines: bool = True,
-    meteor: bool = False,
-    clinical: bool = False,
-    reference_labels: Path | None = None,
-    batch_size: int = 16,
-    draws: int = DRAWS,
-    seed: int = 1,
-    progress: bool = True,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write a draft for each study of a split and score it.
+    """Draft each study of a split and score the drafts.
 
     Args:
-        bundle: what is evaluated.
-        index: of the bundle; None for one without retrieval.
-        source: the data set; its train and val reports also give vocabulary and trivial rows.
-        split: ``val``, or ``test`` for the last word; training studies are in the index and cannot be evaluated.
-        work_dir: holds the decoded images, in a folder of its own for each choice of studies.
-        out: metrics file to write, before the page: a page that fails costs no drafting.
-        predictions: JSON lines file to write: id, reference, prediction, retrieved and more. It holds report texts.
-        report: folder for a page of all this with a gallery of studies (``training.evaluation.page``). It holds report
-            texts and radiographs.
-        cache: decoded images of the split, where the caller has them; then ``work_dir`` stays untouched.
-        device: where the bundle runs.
-        precision: in what it computes.
-        limit: only the first so many studies.
-        beam_size: default the bundle's.
-        top_k: reference cases asked for; default the bundle's.
-        views: leave out the images of the other view, and the studies that have none of this one.
-        exchanges: rows beside, each study having the images, only the reference cases, or only the patch tokens of
-            another (drawn by ``seed``): what is left of the figures then was written without looking at them.
-        single_views: rows beside, from the frontal and from the lateral images alone.
-        baselines: score the trivial rows too.
-        meteor: compute METEOR; needs Java.
-        clinical: RadGraph and CheXbert too, where they are installed with their weights.
-        reference_labels: CSV ``study_id,<finding>,…`` with 1 for present (CheXbert's reading of the reports); gives a
-            second label F1 against it.
-        batch_size: studies drafted together.
-        draws: of studies, for intervals and paired differences, and of drafts dealt out anew; 0 leaves them out.
-        seed: of the exchange and of the draws.
-        progress: show a bar.
-        notes: of the caller, to stand beside this evaluation's own.
+        bundle: the system.
+        index: its reference cases; None for a bundle without retrieval.
+        source: the data set. Its train and val reports also give the vocabulary and the trivial rows.
+        plan: what is drafted and scored.
+        outputs: where results go. The metrics file is written before the page, so a failing page loses no drafts.
+        options: how drafts are computed.
+        cache: decoded images of the split where the caller has them; ``outputs.work_dir`` then stays untouched.
+        notes: of the caller, added to the notes of this evaluation.
 
     Returns:
-        The content of ``metrics.json``: figures and study ids, no text. ``copied`` is the share of drafts that equal a
-        training report.
+        The content of ``metrics.json``: metrics and study ids, no text.
 
     Raises:
-        ValueError: the split has no study that can be scored, an option is out of range, or ``out``, ``predictions``
-            or ``report`` would lie inside a bundle.
+        ValueError: no study can be scored, an option is out of range, or an output path is refused.
     """
-    for path in (out, predictions):
-        if path is not None:
-            refuse_bundles(path)
-    if report is not None:
-        check_folder(report)
-    if single_views and views != "both":
-        raise ValueError(f"single views stand beside both; leave --views {views} or --single-views out")
-    drafter = Drafter(bundle, index, device=device, precision=precision)
-    options = DraftOptions(top_k=top_k, beam_size=beam_size)
-    table = read_label_table(reference_labels) if reference_labels else {}
-    wanted, skipped = drafting.wanted_studies(source, split, limit)
+    outputs.check()
+    drafter = Drafter(bundle, index, device=options.device, precision=options.precision)
+    draft_options = DraftOptions(top_k=options.top_k, beam_size=options.beam_size)
+    label_table = read_present(plan.reference_labels) if plan.reference_labels else {}
+
+    wanted, skipped = inference.wanted_studies(source, plan.split, plan.limit)
     if cache is None:
-        folder = work_dir / f"evaluate-{split}-{len(wanted)}"
+        folder = outputs.work_dir / f"evaluate-{plan.split}-{len(wanted)}"
         cache = build_pixel_cache(source, wanted, drafter.image_size, folder, resample=drafter.resample)
     in_file_order = bundle.config.preprocessing.view_order == "as_given"
-    studies, found = drafting.with_images(wanted, cache, views, skipped, in_file_order=in_file_order)
-    write = partial(drafting.write_drafts, drafter, options, cache, batch_size=batch_size, progress=progress)
+    studies, view_notes = inference.with_images(wanted, cache, plan.views, skipped, in_file_order=in_file_order)
+    write = partial(
+        inference.write_drafts, drafter, draft_options, cache, batch_size=options.batch_size, progress=options.progress
+    )
     drafts = write(studies)
     findings = [draft.findings for draft in drafts]
-    side, not_run = make_counterfactual_rows(
-        write, studies, exchanges, single_views=single_views, retrieval=index is not None, seed=seed
-    )
+    counterfactuals, not_run = make_counterfactual_rows(write, studies, plan, retrieval=index is not None)
 
     texts = known_texts(bundle, index, source)
-    board = ReferenceSet([study.report for study in studies], texts.vocabulary, meteor)
-    system, system_full = board.drafts(findings)
+    references = ReferenceSet([study.report for study in studies], texts.vocabulary, plan.meteor)
     rows: dict[str, TrivialRow] = {}
     reasons: dict[str, str] = dict.fromkeys(TRIVIAL, "not asked for")
-    if baselines:
+    if plan.baselines:
         rows, reasons = make_rows(texts, drafts, len(studies))
-    decoding = bundle.config.decoding
-    result: dict[str, Any] = {
-        "schema_version": 1,
-        "protocol": PROTOCOL,
-        "n": len(studies),
-        "system": system,
-        "system_full": system_full,
-        "copied": board.copied(findings, texts.train.values()),
-        **score_rows(board, rows, reasons),
-        **certainty(board, findings, rows, draws=draws, seed=seed),
-        "by_chance": permutation_test(board.draft_pairs(findings)[0], draws=draws, seed=seed),
-        **word_tables(board, findings, rows),
+    result = {
+        **_system_scores(references, findings, texts, rows, reasons, plan),
         "predictions": None,
-        "dataset": source.name,
-        "split": split,
-        "bundle": {"name": bundle.config.name, "digest": bundle.digest},
-        "decoding": {
-            **decoding.model_dump(mode="json"),
-            "beam_size": beam_size or (1 if decoding.method == "greedy" else decoding.beam_size),
-        },
-        "views": views,
-        "seed": seed,
-        "limit": limit,
-        "device": torch.device(device).type,
-        "precision": precision,
+        **_provenance(bundle, source, plan, options, texts),
         "counts": {
-            "in_split": len(source.split(split)),
+            "in_split": len(source.split(plan.split)),
             "scored": len(studies),
             "skipped": len(skipped),
             "images": sum(len(study.images) for study in studies),
             "images_skipped": len(cache.skipped),
         },
         "skipped_studies": skipped,
-        "vocabulary": {"from": texts.origin, "words": len(texts.vocabulary)},
-        "constant_chosen_on": texts.chosen_on if baselines else None,
         "not_run": not_run,
-        "notes": [*found, *notes],
+        "notes": [*view_notes, *notes],
     }
-    score_counterfactual_rows(result, side, board, findings, draws=draws, seed=seed)
-    if reference_labels is not None:
-        result["reference_labels"] = against_table(reference_labels.name, table, studies, findings, rows, board)
-    if clinical:
-        result["clinical"], reasons = clinical_rows(board, findings, rows)
-        not_run |= reasons
-    if predictions is not None:
-        write_atomic(predictions, prediction_lines(studies, drafts, board))
-        result["predictions"] = Path(os.path.relpath(predictions, (out or predictions).parent)).as_posix()
-        log.info("wrote %s (which holds report texts: do not share it)", predictions)
-    if out is not None:
-        write_atomic(out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
-        log.info("wrote %s", out)
-    if report is not None:
-        write_page(report, result, EvaluatedSplit(studies, drafts, cache, board, texts.train))
+    score_counterfactual_rows(result, counterfactuals, references, findings, draws=plan.draws, seed=plan.seed)
+    if plan.reference_labels is not None:
+        name = plan.reference_labels.name
+        result["reference_labels"] = against_table(name, label_table, studies, findings, rows, references)
+    if plan.external_scorers:
+        result["clinical"], skipped_scorers = external_scores(references, findings, rows)
+        not_run |= skipped_scorers
+
+    if outputs.predictions is not None:
+        write_atomic(outputs.predictions, prediction_lines(studies, drafts, references))
+        start = (outputs.metrics or outputs.predictions).parent
+        result["predictions"] = Path(os.path.relpath(outputs.predictions, start)).as_posix()
+        log.info("wrote %s (it holds report texts: do not share it)", outputs.predictions)
+    if outputs.metrics is not None:
+        write_atomic(outputs.metrics, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+        log.info("wrote %s", outputs.metrics)
+    if outputs.report is not None:
+        write_page(outputs.report, result, EvaluatedSplit(studies, drafts, cache, references, texts.train))
     return result
+
+
+def _system_scores(
+    references: ReferenceSet, findings: Sequence[str], texts: KnownTexts, rows: dict[str, TrivialRow],
+    reasons: dict[str, str], plan: EvaluationPlan,
+) -> dict[str, Any]:  # fmt: skip
+    """The scores of the drafts and of the trivial rows, with intervals and the permutation test."""
+    system, system_full = references.drafts(findings)
+    comparable, _ = references.draft_pairs(findings)
+    return {
+        "schema_version": 1,
+        "protocol": PROTOCOL,
+        "n": len(findings),
+        "system": system,
+        "system_full": system_full,
+        "copied": references.copied(findings, texts.train.values()),
+        **score_rows(references, rows, reasons),
+        **certainty(references, findings, rows, draws=plan.draws, seed=plan.seed),
+        "by_chance": permutation_test(comparable, draws=plan.draws, seed=plan.seed),
+        **word_tables(references, findings, rows),
+    }
+
+
+def _provenance(
+    bundle: Bundle, source: Source, plan: EvaluationPlan, options: InferenceOptions, texts: KnownTexts
+) -> dict[str, Any]:
+    """What was evaluated, on which data and with which settings."""
+    decoding = bundle.config.decoding
+    beam_size = options.beam_size or (1 if decoding.method == "greedy" else decoding.beam_size)
+    return {
+        "dataset": source.name,
+        "split": plan.split,
+        "bundle": {"name": bundle.config.name, "digest": bundle.digest},
+        "decoding": {**decoding.model_dump(mode="json"), "beam_size": beam_size},
+        "views": plan.views,
+        "seed": plan.seed,
+        "limit": plan.limit,
+        "device": torch.device(options.device).type,
+        "precision": options.precision,
+        "vocabulary": {"from": texts.origin, "words": len(texts.vocabulary)},
+        "constant_chosen_on": texts.chosen_on if plan.baselines else None,
+    }
 
 
 # --- command line -----------------------------------------------------------------------------------------------------
@@ -226,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         return 2
     except KeyboardInterrupt:
-        log.error("interrupted; a file that the log does not call written was not")
+        log.error("interrupted; files that the log does not name were not written")
         return 130
     print(format_table(result))
     return 0
@@ -234,30 +209,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     out: Path = arguments.out
-    predictions = arguments.predictions or out.with_name(f"{out.stem}.predictions.jsonl")
-    for path in (out, predictions, *([arguments.report / "report.html"] if arguments.report is not None else [])):
-        refuse_bundles(path)  # now, not after minutes of drafting
-    exchanges = EXCHANGES if arguments.counterfactuals else ("images",) if arguments.exchange_images else ()
+    outputs = Outputs(
+        work_dir=arguments.work or out.with_name(f"{out.stem}.work"),
+        metrics=out,
+        predictions=arguments.predictions or out.with_name(f"{out.stem}.predictions.jsonl"),
+        report=arguments.report,
+    )
+    outputs.check()  # before the bundle is loaded and minutes of drafting
+    meteor = arguments.meteor and meteor_available()
+    plan = EvaluationPlan(
+        **{name: getattr(arguments, name) for name in
+           ("split", "limit", "views", "single_views", "reference_labels", "draws", "seed")},
+        swaps=SWAPS if arguments.counterfactuals else ("images",) if arguments.exchange_images else (),
+        meteor=meteor,
+        external_scorers=True,
+    )  # fmt: skip
     source = open_source(arguments)
     for note in source.notes:
         log.info("%s", note)
     device = choose_device(arguments.device)
-    bundle = load_bundle(arguments.bundle, device=device)
-    index = None
-    if bundle.config.retrieval is not None:
-        index = ReportIndex.load(bundle.path / INDEX_DIR, expected_sha256=bundle.index_sha256())
-    meteor = arguments.meteor and meteor_available()
-    names = (
-        "limit", "beam_size", "top_k", "views", "reference_labels", "batch_size", "draws", "seed", "precision",
-        "single_views", "report",
-    )  # fmt: skip
-    options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
-    why = "no Java runtime (java) was found" if arguments.meteor else "--no-meteor"
-    result = evaluate(
-        bundle, index, source, arguments.split, out=out, predictions=predictions, exchanges=exchanges, device=device,
-        work_dir=arguments.work or out.with_name(f"{out.stem}.work"), meteor=meteor, clinical=True,
-        notes=() if meteor else (f"METEOR is left out: {why}",), **options,
-    )  # fmt: skip
+    bundle, index = inference.open_bundle(arguments.bundle, device)
+    options = InferenceOptions(
+        device, **{name: getattr(arguments, name) for name in ("precision", "beam_size", "top_k", "batch_size")}
+    )
+    reason = "no Java runtime (java) was found" if arguments.meteor else "--no-meteor"
+    notes = () if meteor else (f"METEOR is left out: {reason}",)
+    result = evaluate(bundle, index, source, plan, outputs, options, notes=notes)
     for note in result["notes"]:
         log.warning("%s", note)
     if arguments.report is not None:
@@ -269,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Score a bundle on a split.")
     parser.add_argument("--bundle", type=Path, required=True)
     add_dataset_arguments(parser)
-    parser.add_argument("--split", choices=get_args(SplitName), default="val", help="test is for the last word")
+    parser.add_argument("--split", choices=get_args(SplitName), default="val", help="test: for the final result only")
     parser.add_argument("--out", type=Path, required=True, help="metrics file to write")
     parser.add_argument("--predictions", type=Path, help="default OUT.predictions.jsonl; holds report texts")
     parser.add_argument("--work", type=Path, help="decoded images, used again by the next run (default OUT.work)")

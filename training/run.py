@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.bundle import BundleError, load_bundle, write_bundle
+from model.bundle import BundleError, write_bundle
 from model.config import BundleConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
 from model.decoding.mbr import MbrTable
 from model.files import write_atomic
@@ -39,11 +39,13 @@ from training.cli import add_dataset_arguments, add_device_argument, open_source
 from training.config import RunConfig, RunContext
 from training.data.external import for_pretraining, read_external
 from training.data.features import CachedFeatures, OnlineFeatures, PatchSource, cache_features, readable
+from training.data.label_table import read_present
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.studies import Source, Study
 from training.data.targets import ExternalLabels
 from training.evaluate import evaluate
-from training.evaluation.scoring import read_label_table
+from training.evaluation.inference import open_bundle
+from training.evaluation.plan import EvaluationPlan, InferenceOptions, Outputs
 from training.presets import PRESETS, preset
 from training.run_manifest import MANIFEST_FILE, check_resume_compatible, run_manifest, write_run_manifest
 from training.scoring.metrics import meteor_available
@@ -233,19 +235,12 @@ def stage_evaluate(run: Run) -> None:
     if not run.val:
         log.warning("evaluate: there is no validation study; metrics.json will be empty")
         return
-    bundle = load_bundle(trial, device=run.context.device)
-    index = (
-        ReportIndex.load(trial / "index", expected_sha256=bundle.index_sha256()) if bundle.config.retrieval else None
-    )
-    common: dict[str, Any] = {
-        "device": run.context.device,
-        "work_dir": run.caches,
-        "cache": run.cache,
-        "limit": run.evaluate_limit or run.config.ce.validate_limit,
-        "meteor": meteor_available(),
-    }
-    predictions = run.work / "evaluate" / "val.jsonl"
-    result = evaluate(bundle, index, run.source, "val", predictions=predictions, exchanges=("images",), **common)
+    bundle, index = open_bundle(trial, run.context.device)
+    limit = run.evaluate_limit or run.config.ce.validate_limit
+    plan = EvaluationPlan(limit=limit, swaps=("images",), meteor=meteor_available())
+    outputs = Outputs(run.caches, predictions=run.work / "evaluate" / "val.jsonl")
+    options = InferenceOptions(device=run.context.device)
+    result = evaluate(bundle, index, run.source, plan, outputs, options, cache=run.cache)
     result["predictions"] = None  # they stay in the work directory: they hold report texts
     write_atomic(run.figures_file, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
     run.metrics["val"] = result
@@ -459,7 +454,7 @@ def _run(arguments: argparse.Namespace, processes: ProcessGroup, device: torch.d
         out=arguments.out,
         keep_texts=not arguments.without_texts,
         labelled=labelled,
-        label_table=read_label_table(labels) if labels else None,
+        label_table=read_present(labels) if labels else None,
     )
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from model.bundle import INDEX_DIR, Bundle, BundleError, load_bundle, write_bundle
+from model.bundle import INDEX_DIR, Bundle, BundleError, write_bundle
 from model.config import DecodingConfig
 from model.decoding.generate import draw_candidates, mbr_search, score_candidates, search
 from model.decoding.search import Constraints
@@ -35,6 +35,7 @@ from training.config import RunContext
 from training.data.features import cache_features, readable
 from training.data.pixel_cache import build_pixel_cache
 from training.data.studies import Source, Study
+from training.evaluation.inference import open_bundle
 from training.evaluation.scoring import ReferenceSet
 from training.scoring.protocol import comparable_vocabulary
 from training.stages.cross_entropy import retrieve
@@ -212,10 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     source = open_source(arguments)
     device = choose_device(arguments.device)
-    bundle = load_bundle(arguments.bundle, device=device)
-    if bundle.config.retrieval is None:
+    bundle, index = open_bundle(arguments.bundle, device)
+    if index is None:
         raise ValueError(f"{arguments.bundle} has no retrieval; train it with a preset that has")
-    index = ReportIndex.load(bundle.path / INDEX_DIR, expected_sha256=bundle.index_sha256())
     studies = source.split("val")[: arguments.limit]
     if not studies:
         raise ValueError("there is no validation study; check --root, or --annotation")

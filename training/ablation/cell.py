@@ -24,15 +24,14 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from model.bundle import Bundle, load_bundle
 from model.config import Count, Frozen
 from model.files import write_atomic
-from retrieval_index.index import ReportIndex
 from training.ablation.bootstrap_io import draw_predictions, save_draws
 from training.ablation.external_eval import EvalPaths, External, score_outside
 from training.cli import choose_device, open_source
 from training.config import RunConfig, RunContext
 from training.data.studies import Source
+from training.evaluation.inference import open_bundle
 from training.run import Run, run_stages
 
 log = logging.getLogger("training")
@@ -160,18 +159,11 @@ def _link(source: str, target: str) -> None:
 
 
 def _score_external(external: External, source: Source, work: Path, folder: Path, device: torch.device) -> None:
-    bundle, index = _open_bundle(folder / "bundle", device)
-    place = EvalPaths(device, work, folder / "evaluate" / "external.jsonl")
-    result, drawn = score_outside(external, bundle, index, source.split("train"), place)
+    bundle, index = open_bundle(folder / "bundle", device)
+    paths = EvalPaths(device, work, folder / "evaluate" / "external.jsonl")
+    result, drawn = score_outside(external, bundle, index, source.split("train"), paths)
     save_draws(folder / "external.npz", drawn)
     _write_json(folder / "external.json", {"set": external.identity(), **result})
-
-
-def _open_bundle(path: Path, device: torch.device) -> tuple[Bundle, ReportIndex | None]:
-    bundle = load_bundle(path, device=device)
-    if bundle.config.retrieval is None:
-        return bundle, None
-    return bundle, ReportIndex.load(path / "index", expected_sha256=bundle.index_sha256())
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -14,11 +14,12 @@ from model.config import Count, Frozen
 from model.files import sha256_file
 from model.protocols import CaseIndex
 from training.ablation.bootstrap_io import draw_predictions
-from training.data.external import read_external, score_external
+from training.data.external import read_external
 from training.data.r2gen import open_r2gen
 from training.data.studies import Source, Study
 from training.evaluate import evaluate
-from training.evaluation.inference import SplitName
+from training.evaluation.external import score_external
+from training.evaluation.plan import EvaluationPlan, InferenceOptions, Outputs, SplitName
 from training.scoring.bootstrap import Resampled
 from training.scoring.metrics import meteor_available
 
@@ -69,7 +70,7 @@ def check_external(external: External) -> str:
 
 
 def score_outside(
-    external: External, bundle: Bundle, index: CaseIndex | None, train: Sequence[Study], place: EvalPaths
+    external: External, bundle: Bundle, index: CaseIndex | None, train: Sequence[Study], paths: EvalPaths
 ) -> tuple[dict[str, Any], Resampled]:
     """Score a bundle on the external images.
 
@@ -78,21 +79,21 @@ def score_outside(
         bundle, index: what writes.
         train: training studies of the ablation; their vocabulary cleans the references of an annotation, so that it is
             the same for all rows.
-        place: device and folders.
+        paths: device and folders.
 
     Returns:
         ``n``, ``figures`` and more, and the figures on each draw.
     """
+    options = InferenceOptions(device=paths.device)
     if external.labels is not None:
         found = read_external(external.labels, external.images, limit=external.limit)
-        return score_external(bundle, index, found, work_dir=place.work_dir, device=place.device)
+        return score_external(bundle, index, found, work_dir=paths.work_dir, options=options)
     source, split = _annotated(external)
     source = replace(source, studies=(*source.split(split), *train))
-    result = evaluate(
-        bundle, index, source, split, work_dir=place.work_dir, predictions=place.predictions, device=place.device,
-        limit=external.limit, baselines=False, meteor=meteor_available(), draws=0,
-    )  # fmt: skip
-    drawn = draw_predictions(place.predictions)
+    plan = EvaluationPlan(split, limit=external.limit, baselines=False, meteor=meteor_available(), draws=0)
+    outputs = Outputs(paths.work_dir, predictions=paths.predictions)
+    result = evaluate(bundle, index, source, plan, outputs, options)
+    drawn = draw_predictions(paths.predictions)
     return {"n": result["n"], "figures": result["system"], "split": split, "notes": result["notes"]}, drawn
 
 

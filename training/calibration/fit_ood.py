@@ -115,7 +115,7 @@ def _certain(
 
 
 def _unusual(
-    features: Features, heads: tuple[OodHead, ...], train: LabelledFeatures, held: Radiographs
+    features: Features, heads: tuple[OodHead, ...], train: LabelledFeatures, held: LabelledFeatures
 ) -> OutOfDistribution:
     projections, residual = project(features, train.pooled)
     values = feature_vector(len(heads), projections, residual, statistics(train.pixels))

@@ -1,12 +1,11 @@
-"""Radiographs of another source whose findings are known: how far the findings of drafts agree with them.
+"""Radiographs of another source whose findings are known.
 
 The table is a CSV with a row an image: ``image_id``, a column of 1 and 0 for each finding, and maybe
 ``view_position``; or as NIH ChestX-ray14 is published: ``Image Index``, ``Finding Labels`` (names joined by ``|``) and
 ``View Position``. Only frontal images are used, each as a study of one view.
 
 Names are those of CheXpert or of NIH. An NIH name stands for the finding that this project's labeler reads where a
-report uses the word, ``NIH_FINDINGS``; a name that the labeler gives no finding for is left out, and said so. Labels
-that were read from images or from other reports are not what a report has to say, so this is agreement, not accuracy.
+report uses the word, ``NIH_FINDINGS``; a name without such a finding is left out and listed.
 """
 
 from __future__ import annotations
@@ -15,23 +14,13 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from model.bundle import Bundle
-from model.drafter import Drafter, DraftOptions, Precision
-from model.protocols import CaseIndex
 from model.text.labeler import NO_FINDING
 from model.views import View
 from training.data.image_store import ChainedImages, LooseImages, Prefixed, images_by_id
-from training.data.pixel_cache import build_pixel_cache
 from training.data.studies import ImageRef, Source, Study
 from training.data.targets import ExternalLabels
-from training.evaluation import inference as drafting
-from training.scoring.bootstrap import DRAWS, Bootstrap, PerStudyStatistics, Resampled
-from training.scoring.metrics import SCORED_FINDINGS, label_scores, present_findings
-from training.scoring.protocol import comparable_prediction, full_prediction
+from training.scoring.metrics import SCORED_FINDINGS
 
 NIH_FINDINGS: Mapping[str, str] = {
     "Atelectasis": "Atelectasis",
@@ -160,92 +149,3 @@ def _present(row: Mapping[str, str]) -> list[str]:
 
 def _study(image: str) -> Study:
     return Study(image, image, None, "", (ImageRef(image, View.FRONTAL),))
-
-
-def score_external(
-    bundle: Bundle,
-    index: CaseIndex | None,
-    external: ExternalSet,
-    *,
-    work_dir: Path,
-    device: str | torch.device = "cpu",
-    precision: Precision = "fp32",
-    batch_size: int = 16,
-    draws: int = DRAWS,
-    seed: int = 1,
-    progress: bool = True,
-) -> tuple[dict[str, Any], Resampled]:
-    """Write a draft for each image and compare the findings that it names with the table's.
-
-    Args:
-        bundle, index: what writes.
-        external: the images.
-        work_dir: holds the decoded images.
-        device, precision: where and in what the bundle runs.
-        batch_size: images drafted together.
-        draws: of images with replacement, for the intervals.
-        seed: of the draws.
-        progress: show a bar.
-
-    Returns:
-        What ``agreement`` says of them, with counts, and the figures on each draw.
-    """
-    drafter = Drafter(bundle, index, device=device, precision=precision)
-    cache = build_pixel_cache(external.source, external.studies, drafter.image_size, work_dir,
-                              resample=drafter.resample)  # fmt: skip
-    kept = [row for row, study in enumerate(external.studies) if cache.usable(study)]
-    studies = [external.studies[row] for row in kept]
-    drafts = drafting.write_drafts(drafter, DraftOptions(), cache, studies, batch_size, progress)
-    texts = [draft.findings for draft in drafts]
-    result, drawn = agreement([external.truth[row] for row in kept], texts, frozenset(external.mapped.values()),
-                              draws=draws, seed=seed)  # fmt: skip
-    skipped = {**external.skipped, "unreadable": len(external.studies) - len(kept)}
-    return {**result, "map": dict(external.mapped), "unmapped": list(external.unmapped), "skipped": skipped}, drawn
-
-
-def agreement(
-    truth: Sequence[frozenset[str]], texts: Sequence[str], names: frozenset[str], *, draws: int, seed: int
-) -> tuple[dict[str, Any], Resampled]:
-    """How far the findings named in drafts are those of a table.
-
-    Args:
-        truth: findings present in each image.
-        texts: drafts, in the same order.
-        names: the findings that the table speaks of; others that a draft names are not counted.
-        draws, seed: of the bootstrap.
-
-    Returns:
-        ``figures``: label F1, pooled over ``names`` and averaged over those present in some image, share of different
-        drafts and words a draft; ``confidence_95`` of the two F1; ``findings``: for each name the images that have it,
-        drafts that name it, and both; ``every_finding_named``: F1 of naming them all for every image, for comparison.
-        And the figures on each draw.
-    """
-    guess = [present_findings(full_prediction(text)) & names for text in texts]
-    resampled = Bootstrap(len(texts), draws=draws, seed=seed).of_statistics(
-        PerStudyStatistics.of_findings(truth, guess)
-    )
-    f1 = ("label_f1_micro", "label_f1_macro")
-    figures = _f1(truth, guess) | {
-        "distinct": len({comparable_prediction(text) for text in texts}) / len(texts),
-        "mean_length": sum(len(full_prediction(text).replace(".", " ").split()) for text in texts) / len(texts),
-    }
-    intervals = resampled.intervals()
-    return {
-        "n": len(texts),
-        "figures": figures,
-        "confidence_95": {name: intervals[name] for name in f1},
-        "every_finding_named": _f1(truth, [names] * len(truth)),
-        "findings": {
-            name: {
-                "images": sum(name in found for found in truth),
-                "named": sum(name in found for found in guess),
-                "both": sum(name in a & b for a, b in zip(truth, guess, strict=True)),
-            }
-            for name in sorted(names)
-        },
-    }, Resampled({name: resampled.whole[name] for name in f1}, {name: resampled.drawn[name] for name in f1})
-
-
-def _f1(truth: Sequence[frozenset[str]], guess: Sequence[frozenset[str]]) -> dict[str, float]:
-    scores = label_scores(truth, guess)
-    return {name: scores[name] for name in ("label_f1_micro", "label_f1_macro")}

@@ -1,30 +1,27 @@
-"""Rows beside the system's: the same bundle on exchanged evidence, or on one view alone.
+"""Counterfactual rows: the same bundle with evidence swapped between studies, or with the images of one view alone.
 
-A counterfactual takes away what a draft could have been about: the images of each study are those of another (so are
-then its reference cases), or only the reference cases are, or only the patch tokens. What is left of the figures was
-written without looking at what was exchanged.
+A swap gives each study the images of another study (and so its reference cases), or only its reference cases, or only
+its patch tokens. What remains of the scores does not depend on what was swapped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 from model.drafter import Draft
 from model.views import View
 from training.data.studies import Study
-from training.evaluation import inference as drafting
+from training.evaluation.inference import swap_images
+from training.evaluation.plan import EvaluationPlan, Swap
 from training.evaluation.scoring import ReferenceSet
 from training.scoring.bootstrap import Bootstrap
 from training.scoring.keyword_f1 import keyword_f1
 
-Exchange = Literal["images", "cases", "patches"]
-EXCHANGES: tuple[Exchange, ...] = get_args(Exchange)
-
 
 class Write(Protocol):
-    """``drafting.write_drafts`` with bundle, options and images filled in."""
+    """``inference.write_drafts`` with bundle, options and images filled in."""
 
     def __call__(
         self, studies: Sequence[Study], *, what: str = ..., counterfactual_patches: Sequence[Study] | None = ...,
@@ -34,59 +31,56 @@ class Write(Protocol):
 
 @dataclass(frozen=True)
 class CounterfactualRow:
-    """Drafts for some of the system's studies: ``places`` (n,) are their rows among these, ``findings`` the texts."""
+    """Drafts for n of the system's studies: ``rows`` (n,) are their positions, ``findings`` the texts."""
 
-    places: Sequence[int]
+    rows: Sequence[int]
     findings: Sequence[str]
 
 
 def make_counterfactual_rows(
-    write: Write, studies: Sequence[Study], exchanges: Sequence[Exchange], *, single_views: bool, retrieval: bool,
-    seed: int,
-) -> tuple[dict[str, CounterfactualRow], dict[str, str]]:  # fmt: skip
-    """The rows asked for by name, and for each that cannot be made the reason.
+    write: Write, studies: Sequence[Study], plan: EvaluationPlan, *, retrieval: bool
+) -> tuple[dict[str, CounterfactualRow], dict[str, str]]:
+    """The rows of ``plan`` by name, and by name the reason for each row that cannot be made.
 
     Args:
-        write: writes drafts.
-        studies: those that the system wrote about, every view decided.
-        exchanges: which counterfactuals.
-        single_views: frontal only and lateral only.
+        write: drafts studies.
+        studies: those of the system, every view decided.
+        plan: its ``swaps``, ``single_views`` and ``seed``.
         retrieval: whether the bundle has reference cases.
-        seed: decides whose images a study gets.
     """
     rows: dict[str, CounterfactualRow] = {}
     reasons: dict[str, str] = {}
-    for exchange in exchanges:
-        name = f"system_{exchange}_exchanged"
+    for swap in plan.swaps:
+        name = f"system_{swap}_exchanged"
         if len(studies) < 2:
-            reasons[name] = "it takes two studies to exchange anything"
-        elif exchange != "images" and not retrieval:
-            reasons[name] = "this bundle has no reference cases, so there is nothing to tell apart from its images"
+            reasons[name] = "a swap needs two studies"
+        elif swap != "images" and not retrieval:
+            reasons[name] = "this bundle has no reference cases that could be swapped apart from its images"
         else:
-            rows[name] = exchanged_row(write, studies, exchange, seed)
-    for view in View if single_views else ():
+            rows[name] = swapped_row(write, studies, swap, plan.seed)
+    for view in View if plan.single_views else ():
         name = f"system_{view.value}_only"
         row = single_view_row(write, studies, view)
-        if row.places:
+        if row.rows:
             rows[name] = row
         else:
             reasons[name] = f"no study has a {view.value} image"
     return rows, reasons
 
 
-def exchanged_row(write: Write, studies: Sequence[Study], exchange: Exchange, seed: int) -> CounterfactualRow:
+def swapped_row(write: Write, studies: Sequence[Study], swap: Swap, seed: int) -> CounterfactualRow:
     """Drafts on the images, only the reference cases, or only the patch tokens of another study.
 
-    Everything else stays the study's own: its embedding, and with it the likeness that reranking goes by.
+    All else stays: a study keeps its embedding, and with it the similarity that reranking uses.
 
     Raises:
         ValueError: there are fewer than two studies.
     """
-    others = drafting.exchange_images(studies, seed)
-    what = f"{exchange} exchanged"
-    if exchange == "images":
+    others = swap_images(studies, seed)
+    what = f"{swap} exchanged"
+    if swap == "images":
         drafts = write(others, what=what)
-    elif exchange == "cases":
+    elif swap == "cases":
         drafts = write(studies, what=what, counterfactual_retrieval=others)
     else:
         drafts = write(studies, what=what, counterfactual_patches=others)
@@ -96,44 +90,38 @@ def exchanged_row(write: Write, studies: Sequence[Study], exchange: Exchange, se
 def single_view_row(write: Write, studies: Sequence[Study], view: View) -> CounterfactualRow:
     """Drafts from the images of one view, for the studies that have it."""
     alone = [replace(study, images=tuple(ref for ref in study.images if ref.view == view)) for study in studies]
-    places = [place for place, study in enumerate(alone) if study.images]
-    drafts = write([alone[place] for place in places], what=f"{view.value} only")
-    return CounterfactualRow(places, [draft.findings for draft in drafts])
+    rows = [row for row, study in enumerate(alone) if study.images]
+    drafts = write([alone[row] for row in rows], what=f"{view.value} only")
+    return CounterfactualRow(rows, [draft.findings for draft in drafts])
 
 
 def score_counterfactual_rows(
-    result: dict[str, Any],
-    side: Mapping[str, CounterfactualRow],
-    board: ReferenceSet,
-    findings: Sequence[str],
-    *,
-    draws: int,
-    seed: int,
-) -> None:
-    """Put the figures of rows into a metrics file's content: figures, intervals, differences, key words, counts.
+    result: dict[str, Any], counterfactuals: Mapping[str, CounterfactualRow], references: ReferenceSet,
+    findings: Sequence[str], *, draws: int, seed: int,
+) -> None:  # fmt: skip
+    """Add scores, intervals, paired differences and key words of the rows to the content of a metrics file.
 
     Args:
-        result: holds the system's figures, and gets those of the rows by name.
-        side: by name, ``system_images_exchanged``.
-        board: of the system.
-        findings: the system's drafts; a difference is that to the drafts of the same studies.
-        draws: of studies.
+        result: holds the system's scores.
+        counterfactuals: by name, ``system_images_exchanged``.
+        references: of the system.
+        findings: the system's drafts; a difference compares drafts of the same studies.
+        draws: bootstrap draws of studies; 0 leaves intervals and differences out.
         seed: of the draws.
     """
-    result["n_beside"] = {name: len(row.places) for name, row in side.items()}
-    for name, row in side.items():
-        whole = len(row.places) == len(findings)
-        own = board if whole else board.subset(row.places)
-        result[name], result[full_name(name)] = own.drafts(row.findings)
-        comparable, full = own.draft_pairs(row.findings)
+    result["n_beside"] = {name: len(row.rows) for name, row in counterfactuals.items()}
+    for name, row in counterfactuals.items():
+        subset = references if len(row.rows) == len(findings) else references.subset(row.rows)
+        result[name], result[full_name(name)] = subset.drafts(row.findings)
+        comparable, full = subset.draft_pairs(row.findings)
         for key, negated in (("forte", True), ("forte_without_negated", False)):
             result[key][name] = keyword_f1(full, negated=negated)
         if draws:
-            bootstrap = Bootstrap(len(row.places), draws=draws, seed=seed)
+            bootstrap = Bootstrap(len(row.rows), draws=draws, seed=seed)
             resampled = bootstrap.of(comparable)
-            same_studies = bootstrap.of(own.draft_pairs([findings[place] for place in row.places])[0])
+            system = bootstrap.of(subset.draft_pairs([findings[number] for number in row.rows])[0])
             result["confidence_95"][name] = resampled.intervals()
-            result["system_minus"][name] = same_studies.minus(resampled)
+            result["system_minus"][name] = system.minus(resampled)
 
 
 def full_name(name: str) -> str:

@@ -29,8 +29,8 @@ class NotRunError(Exception):
     """A scorer that cannot run here, and why."""
 
 
-def clinical_rows(
-    board: ReferenceSet, findings: Sequence[str], rows: Mapping[str, TrivialRow]
+def external_scores(
+    references: ReferenceSet, findings: Sequence[str], rows: Mapping[str, TrivialRow]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Figures of the system and of each trivial row by scorer (on the strings of the full row); reasons for the others.
 
@@ -45,9 +45,9 @@ def clinical_rows(
             with _offline():
                 scorer = load()
                 tables[name] = {
-                    "system": scorer(board.draft_pairs(findings)[1]),
+                    "system": scorer(references.draft_pairs(findings)[1]),
                     "baselines": {
-                        key: row.merged([scorer(board.report_pairs(texts)[1]) for texts in row.variants.values()])
+                        key: row.merged([scorer(references.report_pairs(texts)[1]) for texts in row.variants.values()])
                         for key, row in rows.items()
                     },
                 }

@@ -1,30 +1,39 @@
-"""From the studies of a split to their drafts, for evaluation: which studies, which images of them, what is written."""
+"""From the studies of a split to their drafts: which studies, which of their images, and the drafting itself."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from model.bundle import INDEX_DIR, Bundle, load_bundle
 from model.drafter import Draft, Drafter, DraftOptions, StudyView
 from model.views import View
+from retrieval_index.index import ReportIndex
 from training.data.pixel_cache import PixelCache
 from training.data.studies import SPLITS, ImageRef, Source, Study
+from training.evaluation.plan import SplitName, Views
 from training.scoring.protocol import full_reference
 
-Views = Literal["both", "frontal", "lateral"]
-SplitName = Literal["val", "test"]
+
+def open_bundle(path: Path, device: torch.device) -> tuple[Bundle, ReportIndex | None]:
+    """A bundle on a device, and its reference cases; None for a bundle without retrieval."""
+    bundle = load_bundle(path, device=device)
+    if bundle.config.retrieval is None:
+        return bundle, None
+    return bundle, ReportIndex.load(bundle.path / INDEX_DIR, expected_sha256=bundle.index_sha256())
 
 
 def wanted_studies(source: Source, split: SplitName, limit: int | None) -> tuple[list[Study], dict[str, str]]:
-    """The first ``limit`` studies of a split, and by id those of them that cannot be scored, with the reason.
+    """The first ``limit`` studies of a split that can be scored, and the reason for each other one by id.
 
     Raises:
-        ValueError: the split is empty; says what the data set holds.
+        ValueError: the split is empty; the message gives the sizes of all splits.
     """
     found = source.split(split)
     if not found:
@@ -41,15 +50,15 @@ def wanted_studies(source: Source, split: SplitName, limit: int | None) -> tuple
 def with_images(
     wanted: Sequence[Study], cache: PixelCache, views: Views, skipped: dict[str, str], *, in_file_order: bool = False
 ) -> tuple[list[Study], list[str]]:
-    """Studies with readable images of the views asked for, in the model's order, every view decided; and notes.
+    """Studies with their readable images of ``views``, in the model's order, every view decided; and notes.
 
-    An image of unknown view counts as frontal where it comes first and as lateral behind another, as in training.
+    An image of unknown view counts as frontal in first position and as lateral after another image, as in training.
 
     Args:
         wanted: studies of one split.
         cache: their decoded images.
         views: which images to keep.
-        skipped: gets the studies that are left out, with the reason.
+        skipped: receives the studies that are left out, with the reason.
         in_file_order: keep the order of the data set's files, as published R2Gen code does; else frontals come first.
 
     Raises:
@@ -65,8 +74,8 @@ def with_images(
         ordered = usable.images if in_file_order else usable.ordered()
         unknown += any(ref.view is None for ref in ordered)
         images = tuple(
-            ImageRef(ref.key, ref.view or (View.FRONTAL if place == 0 else View.LATERAL))
-            for place, ref in enumerate(ordered)
+            ImageRef(ref.key, ref.view or (View.FRONTAL if position == 0 else View.LATERAL))
+            for position, ref in enumerate(ordered)
         )
         images = tuple(ref for ref in images if views == "both" or ref.view == View(views))
         if images:
@@ -80,8 +89,12 @@ def with_images(
     return studies, [f"{unknown} {note}"] if unknown else []
 
 
-def exchange_images(studies: Sequence[Study], seed: int) -> list[Study]:
-    """Each study with the images of another, none with its own: one cycle through all of them, drawn by ``seed``."""
+def swap_images(studies: Sequence[Study], seed: int) -> list[Study]:
+    """Each study with the images of another: one cycle through all studies, drawn by ``seed``.
+
+    Raises:
+        ValueError: there are fewer than two studies.
+    """
     if len(studies) < 2:
         raise ValueError("images can be exchanged between two studies or more; this split has one that can be read")
     cycle = np.random.default_rng(seed).permutation(len(studies))
@@ -101,20 +114,22 @@ def write_drafts(
     counterfactual_retrieval: Sequence[Study] | None = None,
     what: str = "draft",
 ) -> list[Draft]:
-    """A draft for each study, ``batch_size`` studies at a time, with a bar named ``what``.
+    """A draft for each study, ``batch_size`` studies at a time, with a progress bar named ``what``.
 
     ``counterfactual_patches`` and ``counterfactual_retrieval`` are those of ``Drafter.draft``.
     """
     drafts: list[Draft] = []
     with tqdm(total=len(studies), desc=what, unit="study", mininterval=1, disable=not progress) as bar:
         for start in range(0, len(studies), batch_size):
-            place = slice(start, start + batch_size)
-            own, patches, cases = (
-                None if one is None else [study_views(study, cache) for study in one[place]]
+            batch = slice(start, start + batch_size)
+            views, patches, cases = (
+                None if one is None else [study_views(study, cache) for study in one[batch]]
                 for one in (studies, counterfactual_patches, counterfactual_retrieval)
             )
-            drafts += drafter.draft(own or [], options, counterfactual_patches=patches, counterfactual_retrieval=cases)
-            bar.update(len(studies[place]))
+            drafts += drafter.draft(
+                views or [], options, counterfactual_patches=patches, counterfactual_retrieval=cases
+            )
+            bar.update(len(studies[batch]))
     return drafts
 
 

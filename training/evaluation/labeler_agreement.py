@@ -11,7 +11,6 @@ row of its own. Studies are named by id only: no report text leaves this command
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +20,15 @@ import numpy as np
 
 from model.text.labeler import FINDINGS, Label, label_report
 from retrieval_index.openi import OpeniReport, read_reports
+from training.data.label_table import Labels, read_labels
 from training.data.tables import builtin_split, read_split
 
 TABLE = "chexbert_labels.csv"
 TEXTS = ("impression", "findings", "both")
 COUNTED = tuple(name for name in FINDINGS if name != "No Finding")
-_CELLS: dict[str, Label | None] = {"1": "present", "-1": "uncertain", "0": None, "": None}
 _DRAWS = 1000
 
 Part = Literal["train", "val", "extra"]  # extra: outside the field's set
-
-Labels = Mapping[str, Label | None]
 
 
 @dataclass(frozen=True)
@@ -104,26 +101,6 @@ def compare(texts: Mapping[str, str], table: Mapping[str, Labels], *, positive: 
     both = (said & told).sum(0)
     tallies = {name: Tally(int(both[k]), len(extra[name]), len(missed[name])) for k, name in enumerate(FINDINGS)}
     return Agreement(len(uids), tallies, extra, missed, _interval(said, told))
-
-
-def read_labels(path: Path) -> dict[str, Labels]:
-    """Read a table `study_id, <the 14 findings>` with the cells 1, 0, -1 or empty.
-
-    Raises:
-        ValueError: a column is missing, or a cell is none of these.
-    """
-    table: dict[str, Labels] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        lacking = sorted({"study_id", *FINDINGS} - set(reader.fieldnames or ()))
-        if lacking:
-            raise ValueError(f"{path} lacks the columns {lacking}; it needs study_id and the 14 findings")
-        for row in reader:
-            try:
-                table[row["study_id"]] = {name: _CELLS[row[name].removesuffix(".0")] for name in FINDINGS}
-            except KeyError as error:
-                raise ValueError(f"{path}:{reader.line_num}: cell {error}; use 1, 0, -1 or nothing") from None
-    return table
 
 
 def read_texts(root: Path, text: str = "impression") -> dict[Part, dict[str, str]]:

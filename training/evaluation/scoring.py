@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from model.bundle import Bundle
 from model.drafter import Draft
 from model.protocols import CaseIndex
-from model.text.labeler import FINDINGS
 from training.data.studies import Source, Study
 from training.scoring.baselines import TrivialRow, trivial_rows
 from training.scoring.bootstrap import Bootstrap
@@ -44,7 +41,7 @@ class ReferenceSet:
         self._reports, self._vocabulary, self._meteor = reports, vocabulary, meteor
 
     def subset(self, places: Sequence[int]) -> ReferenceSet:
-        """A board of some of the reports alone; document frequencies are then theirs."""
+        """A references of some of the reports alone; document frequencies are then theirs."""
         return ReferenceSet([self._reports[place] for place in places], self._vocabulary, self._meteor)
 
     def drafts(self, texts: Sequence[str]) -> tuple[Scores, Scores]:
@@ -132,13 +129,13 @@ def make_rows(texts: KnownTexts, drafts: Sequence[Draft], count: int) -> tuple[d
     return rows, reasons
 
 
-def score_rows(board: ReferenceSet, rows: Mapping[str, TrivialRow], reasons: Mapping[str, str]) -> dict[str, Any]:
+def score_rows(references: ReferenceSet, rows: Mapping[str, TrivialRow], reasons: Mapping[str, str]) -> dict[str, Any]:
     """What ``metrics.json`` says about the trivial rows: null, with a reason beside it, for a row that was not made."""
     comparable: dict[str, Scores | None] = dict.fromkeys(TRIVIAL)
     full: dict[str, Scores | None] = dict.fromkeys(TRIVIAL)
     parts: dict[str, Scores] = {}
     for name, row in rows.items():
-        scored = {variant: board.reports(texts) for variant, texts in row.variants.items()}
+        scored = {variant: references.reports(texts) for variant, texts in row.variants.items()}
         comparable[name] = row.merged([figures for figures, _ in scored.values()])
         full[name] = row.merged([figures for _, figures in scored.values()])
         if name == "constant":
@@ -152,7 +149,7 @@ def score_rows(board: ReferenceSet, rows: Mapping[str, TrivialRow], reasons: Map
 
 
 def certainty(
-    board: ReferenceSet, findings: Sequence[str], rows: Mapping[str, TrivialRow], *, draws: int, seed: int
+    references: ReferenceSet, findings: Sequence[str], rows: Mapping[str, TrivialRow], *, draws: int, seed: int
 ) -> dict[str, Any]:
     """What ``metrics.json`` says about intervals and differences; one table of draws for all rows.
 
@@ -163,10 +160,10 @@ def certainty(
     if not draws:
         return {"confidence_95": {"note": "not asked for"}, "system_minus": {}}
     bootstrap = Bootstrap(len(findings), draws=draws, seed=seed)
-    comparable, full = board.draft_pairs(findings)
+    comparable, full = references.draft_pairs(findings)
     system = bootstrap.of(comparable)
     trivial = {
-        name: bootstrap.of_row(row, [board.report_pairs(texts)[0] for texts in row.variants.values()])
+        name: bootstrap.of_row(row, [references.report_pairs(texts)[0] for texts in row.variants.values()])
         for name, row in rows.items()
     }
     return {
@@ -182,46 +179,27 @@ def certainty(
     }
 
 
-def word_tables(board: ReferenceSet, findings: Sequence[str], rows: Mapping[str, TrivialRow]) -> dict[str, Any]:
+def word_tables(references: ReferenceSet, findings: Sequence[str], rows: Mapping[str, TrivialRow]) -> dict[str, Any]:
     """What ``metrics.json`` says about key words, on the strings of the full row, and about each of the findings."""
 
     def table(negated: bool) -> dict[str, Any]:
-        found: dict[str, Any] = {"system": keyword_f1(board.draft_pairs(findings)[1], negated=negated)}
+        found: dict[str, Any] = {"system": keyword_f1(references.draft_pairs(findings)[1], negated=negated)}
         merged: dict[str, Any] = dict.fromkeys(TRIVIAL)
         for name, row in rows.items():
-            parts = [keyword_f1(board.report_pairs(texts)[1], negated=negated) for texts in row.variants.values()]
+            parts = [keyword_f1(references.report_pairs(texts)[1], negated=negated) for texts in row.variants.values()]
             merged[name] = {category: row.merged([part[category] for part in parts]) for category in parts[0]}
         return {**found, "baselines": merged}
 
     return {
         "forte": table(negated=True),
         "forte_without_negated": table(negated=False),
-        "labels": {"system": label_table(board.draft_pairs(findings)[0])},
+        "labels": {"system": label_table(references.draft_pairs(findings)[0])},
     }
-
-
-# --- a second yardstick for labels ------------------------------------------------------------------------------------
-
-
-def read_label_table(path: Path) -> dict[str, frozenset[str]]:
-    """Study uid -> findings present; values other than 1 count as not present.
-
-    Raises:
-        ValueError: a column is missing.
-    """
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = {"study_id", *FINDINGS} - set(reader.fieldnames or ())
-        if missing:
-            raise ValueError(
-                f"{path} lacks the columns {', '.join(sorted(missing))}; it needs study_id and 14 findings"
-            )
-        return {row["study_id"]: frozenset(name for name in FINDINGS if row[name] in ("1", "1.0")) for row in reader}
 
 
 def against_table(
     name: str, table: Mapping[str, frozenset[str]], studies: Sequence[Study], findings: Sequence[str],
-    rows: Mapping[str, TrivialRow], board: ReferenceSet,
+    rows: Mapping[str, TrivialRow], references: ReferenceSet,
 ) -> dict[str, Any]:  # fmt: skip
     """Label F1 with the references' labels taken from a table, for the studies it names."""
     known = [i for i, study in enumerate(studies) if study.uid in table]
@@ -233,7 +211,7 @@ def against_table(
     return {
         "table": name,
         "n": len(known),
-        "labeler_on_references": of(board.full),
+        "labeler_on_references": of(references.full),
         "system": of(findings),
         "baselines": {key: row.merged([of(texts) for texts in row.variants.values()]) for key, row in rows.items()},
     }

@@ -4,6 +4,6 @@ It holds radiographs and report texts, so its folder tells git to ignore all of 
 """
 
 from training.evaluation.page.gallery import EvaluatedSplit
-from training.evaluation.page.write import check_folder, write_page
+from training.evaluation.page.write import write_page
 
-__all__ = ["EvaluatedSplit", "check_folder", "write_page"]
+__all__ = ["EvaluatedSplit", "write_page"]

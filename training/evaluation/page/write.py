@@ -14,25 +14,10 @@ from model.files import write_atomic
 from training.evaluation.page.gallery import EvaluatedSplit, gallery
 from training.evaluation.page.plots import all_plots
 from training.evaluation.page.tables import Table, all_tables, figure, tiles, title
-from training.evaluation.predictions import refuse_bundles
+from training.evaluation.privacy import GITIGNORE, check_page_folder
 
-IGNORE = "# radiographs and report texts of a data set: not to be shared\n*\n"
 _TEMPLATES = Path(__file__).parent
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~<>&])")
-
-
-def check_folder(folder: Path) -> None:
-    """A page has a folder of its own, as it tells git to ignore everything in it.
-
-    Raises:
-        ValueError: the folder lies among bundles, is a file, or holds something else than such a page.
-    """
-    refuse_bundles(folder / "report.html")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--report {folder} is a file; name a new folder")
-    ours = folder / ".gitignore"
-    if folder.exists() and any(folder.iterdir()) and not (ours.is_file() and ours.read_text() == IGNORE):
-        raise ValueError(f"--report {folder} holds other files; name a new folder, for example evaluation/report")
 
 
 def write_page(folder: Path, result: Mapping[str, Any], drafted: EvaluatedSplit) -> None:
@@ -44,10 +29,10 @@ def write_page(folder: Path, result: Mapping[str, Any], drafted: EvaluatedSplit)
         drafted: what was written, for the gallery and the distributions.
 
     Raises:
-        ValueError: as ``check_folder``.
+        ValueError: as ``check_page_folder``.
     """
-    check_folder(folder)
-    write_atomic(folder / ".gitignore", IGNORE.encode())
+    check_page_folder(folder)
+    write_atomic(folder / ".gitignore", GITIGNORE.encode())
     plots, groups = all_plots(result, drafted), gallery(drafted)
     pictures = {f"plots/{plot.name}.png": plot.png for plot in plots.values()}
     for shown in (study for studies in groups.values() for study in studies):

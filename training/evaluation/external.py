@@ -1,0 +1,107 @@
+"""Scores a bundle on radiographs of another source: how far the findings of its drafts agree with a table of findings.
+
+Such labels come from images or from other reports, so this measures agreement, not accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from model.bundle import Bundle
+from model.drafter import Drafter, DraftOptions
+from model.protocols import CaseIndex
+from training.data.external import ExternalSet
+from training.data.pixel_cache import build_pixel_cache
+from training.evaluation import inference
+from training.evaluation.plan import DEFAULT_OPTIONS, InferenceOptions
+from training.scoring.bootstrap import DRAWS, Bootstrap, PerStudyStatistics, Resampled
+from training.scoring.metrics import label_scores, present_findings
+from training.scoring.protocol import comparable_prediction, full_prediction
+
+_F1 = ("label_f1_micro", "label_f1_macro")
+
+
+def score_external(
+    bundle: Bundle,
+    index: CaseIndex | None,
+    external: ExternalSet,
+    *,
+    work_dir: Path,
+    options: InferenceOptions = DEFAULT_OPTIONS,
+    draws: int = DRAWS,
+    seed: int = 1,
+) -> tuple[dict[str, Any], Resampled]:
+    """Draft each image and compare the findings of the drafts with those of the table.
+
+    Args:
+        bundle, index: the system.
+        external: the images.
+        work_dir: holds the decoded images.
+        options: how drafts are computed.
+        draws: of images with replacement, for the intervals.
+        seed: of the draws.
+
+    Returns:
+        The result of ``agreement`` with counts of images, and the scores on each draw.
+    """
+    drafter = Drafter(bundle, index, device=options.device, precision=options.precision)
+    cache = build_pixel_cache(external.source, external.studies, drafter.image_size, work_dir,
+                              resample=drafter.resample)  # fmt: skip
+    kept = [row for row, study in enumerate(external.studies) if cache.usable(study)]
+    studies = [external.studies[row] for row in kept]
+    drafts = inference.write_drafts(
+        drafter, DraftOptions(), cache, studies, batch_size=options.batch_size, progress=options.progress
+    )
+    texts = [draft.findings for draft in drafts]
+    truth = [external.truth[row] for row in kept]
+    result, drawn = agreement(truth, texts, frozenset(external.mapped.values()), draws=draws, seed=seed)
+    skipped = {**external.skipped, "unreadable": len(external.studies) - len(kept)}
+    return {**result, "map": dict(external.mapped), "unmapped": list(external.unmapped), "skipped": skipped}, drawn
+
+
+def agreement(
+    truth: Sequence[frozenset[str]], texts: Sequence[str], names: frozenset[str], *, draws: int, seed: int
+) -> tuple[dict[str, Any], Resampled]:
+    """How far the findings of drafts agree with those of a table.
+
+    Args:
+        truth: findings present in each image.
+        texts: drafts, in the same order.
+        names: the findings of the table; other findings of the drafts are not counted.
+        draws, seed: of the bootstrap.
+
+    Returns:
+        ``figures``: label F1, pooled over ``names`` and averaged over those present in some image, share of different
+        drafts and words of a draft; ``confidence_95`` of the two F1; ``findings``: for each name the images that have
+        it, the drafts that name it, and both; ``every_finding_named``: F1 of naming all of them for every image. And
+        the scores on each draw.
+    """
+    guess = [present_findings(full_prediction(text)) & names for text in texts]
+    bootstrap = Bootstrap(len(texts), draws=draws, seed=seed)
+    resampled = bootstrap.of_statistics(PerStudyStatistics.of_findings(truth, guess))
+    intervals = resampled.intervals()
+    return {
+        "n": len(texts),
+        "figures": {
+            **_f1(truth, guess),
+            "distinct": len({comparable_prediction(text) for text in texts}) / len(texts),
+            "mean_length": sum(len(full_prediction(text).replace(".", " ").split()) for text in texts) / len(texts),
+        },
+        "confidence_95": {name: intervals[name] for name in _F1},
+        "every_finding_named": _f1(truth, [names] * len(truth)),
+        "findings": {
+            name: {
+                "images": sum(name in found for found in truth),
+                "named": sum(name in found for found in guess),
+                "both": sum(name in a & b for a, b in zip(truth, guess, strict=True)),
+            }
+            for name in sorted(names)
+        },
+    }, Resampled({name: resampled.whole[name] for name in _F1}, {name: resampled.drawn[name] for name in _F1})
+
+
+def _f1(truth: Sequence[frozenset[str]], guess: Sequence[frozenset[str]]) -> dict[str, float]:
+    scores = label_scores(truth, guess)
+    return {name: scores[name] for name in _F1}
