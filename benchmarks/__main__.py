@@ -1,12 +1,12 @@
-"""Measure speed and print it beside its peers, which are measured in the same run.
+"""Measure speed against peers in the same run, and print a table.
 
     python -m benchmarks                    the table, in under ten minutes on two cores
     python -m benchmarks growth --out DIR   how cost grows with words, beams, slots and batch: CSV and plot
     python -m benchmarks index --out DIR    the index up to a million vectors: CSV and plot (long)
     python -m benchmarks kinds              kinds of index side by side at 100,000 vectors
-    python -m benchmarks profile            where the time goes
+    python -m benchmarks profile            the operators that take most of the time
 
-The table can be written as Markdown with ``--out FILE``. Run it on a quiet machine.
+``--out FILE`` writes the table as Markdown. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cider, decoding, growth, index, kinds, machine, profiles, serving, training_step
+from benchmarks import cider, decoding, growth, index, machine, profiles, serving, training_step
+from benchmarks.logging import configure_logging
 from benchmarks.machine import Machine
-from benchmarks.table import Row, as_markdown, as_text
+from benchmarks.table import HEADER, Row, aligned, markdown
 from model.files import write_atomic
 from training.cli import choose_device
 
@@ -39,7 +40,7 @@ SECTIONS: dict[str, Callable[[Machine, torch.device], list[Row]]] = {
 
 
 def table(device: torch.device, sections: Sequence[str]) -> tuple[str, list[Row]]:
-    """The machine in a line, and the rows of ``sections``."""
+    """A line on the machine, and the rows of ``sections``."""
     here = machine.read(device)
     log.info("%s", here.describe())
     rows: list[Row] = []
@@ -50,10 +51,9 @@ def table(device: torch.device, sections: Sequence[str]) -> tuple[str, list[Row]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``python -m benchmarks``; returns the exit code, 1 where a goal was missed."""
+    """Entry point of ``python -m benchmarks``; returns 1 if a goal was missed."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    configure_logging()
     try:
         return _measure(arguments, choose_device(arguments.device))
     except (OSError, ValueError) as error:
@@ -66,20 +66,22 @@ def _measure(arguments: argparse.Namespace, device: torch.device) -> int:
         growth.write(growth.measure(device), arguments.out or Path("runs/benchmarks"))
         return 0
     if arguments.what == "index":
-        index.curve(arguments.out or Path("runs/benchmarks"), arguments.sizes, images=arguments.images)
+        points = index.curve(arguments.out or Path("runs/benchmarks"), arguments.sizes, images=arguments.images)
+        print(index.as_markdown(points))
         return 0
     if arguments.what == "kinds":
-        print(kinds.as_markdown(kinds.compare(images=arguments.images)))
+        print(index.as_markdown(index.kinds(images=arguments.images)))
         return 0
     if arguments.what == "profile":
         profiles.print_all(device)
         return 0
     began = time.monotonic()
     described, rows = table(device, arguments.only or list(SECTIONS))
-    print(f"{described}\n\n{as_text(rows)}")
+    cells = [row.cells() for row in rows]
+    print(f"{described}\n\n{aligned(HEADER, cells)}")
     if arguments.out:
         today = datetime.date.today().isoformat()
-        write_atomic(arguments.out, f"{today}, {described}.\n\n{as_markdown(rows)}\n".encode())
+        write_atomic(arguments.out, f"{today}, {described}.\n\n{markdown(HEADER, cells)}\n".encode())
     log.info("done in %.0f s", time.monotonic() - began)
     return int(any(row.met is False for row in rows))
 
@@ -100,9 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", type=_sections, help=f"some of {','.join(SECTIONS)}")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--sizes", type=int, nargs="+", default=index.SIZES, help="index: numbers of vectors")
-    parser.add_argument(
-        "--images", type=Path, help="index, kinds: a folder of radiographs to ask with, beside held-out reports"
-    )
+    parser.add_argument("--images", type=Path, help="index, kinds: a folder of radiographs as additional queries")
     return parser
 
 

@@ -14,7 +14,7 @@ from training.phantoms.report import compose_report
 from training.phantoms.study import PHANTOM_FINDINGS, chest_of
 from training.scoring.cider import CiderD
 
-REPORTS = 2000  # all of them are cached, whichever are scored
+REPORTS = 2000  # all are cached, whichever are scored
 SIZES = ((16, 5), (REPORTS, 1))  # images, drafts of each
 WORDS = 35  # of a report, about
 GOAL = 50
@@ -22,7 +22,7 @@ AGREEMENT = 1e-6
 
 
 def rows() -> list[Row]:
-    """One row a size.
+    """One row per size.
 
     Raises:
         RuntimeError: the scores differ.
@@ -38,41 +38,32 @@ def _row(reports: list[list[str]], images: int, samples: int, rng: np.random.Gen
     texts = [" ".join(report) for report in reports]
     references = {pair: [texts[item]] for pair, item in enumerate(items)}
     hypotheses = {pair: [draft] for pair, draft in enumerate(drafts)}
-    # pycocoevalcap takes document frequencies from the pairs it scores: so does this, to compare
+    # pycocoevalcap takes document frequencies from the pairs it scores, so the comparison does the same
     scorer = CiderD([[text] for text in texts], list(references.values()))
-
     with contextlib.redirect_stdout(io.StringIO()):
         _, expected = Cider().compute_score(references, hypotheses)
         peer_value = seconds(lambda: Cider().compute_score(references, hypotheses), repeats=5, warm_up=0)
-    apart = float(np.abs(scorer.scores(drafts, items) - expected).max())
-    if not apart <= AGREEMENT:
-        raise RuntimeError(f"CIDEr-D is {apart:g} away from pycocoevalcap on {len(items)} pairs; mend training.cider")
+    difference = float(np.abs(scorer.scores(drafts, items) - expected).max())
+    if not difference <= AGREEMENT:
+        raise RuntimeError(f"CIDEr-D differs from pycocoevalcap by {difference:g} on {len(items)} pairs")
+    value = seconds(lambda: scorer.scores(drafts, items), repeats=50, warm_up=3)
     words = sum(len(draft.split()) for draft in drafts) / len(drafts)
-    return at_least(
-        GOAL,
-        figure=f"CIDEr-D of {len(items):,} drafts, {samples} an image",
-        value=seconds(lambda: scorer.scores(drafts, items), repeats=50, warm_up=3),
-        peer="pycocoevalcap",
-        peer_value=peer_value,
-        note=f"{REPORTS:,} references cached; {words:.0f} words a draft; scores agree within {AGREEMENT:g}",
-    )
+    note = f"{REPORTS:,} references cached; {words:.0f} words a draft; scores agree within {AGREEMENT:g}"
+    name = f"CIDEr-D of {len(items):,} drafts, {samples} an image"
+    return at_least(GOAL, Row(name, value, peer="pycocoevalcap", peer_value=peer_value, note=note))
 
 
 def made_up_report(seed: int) -> list[str]:
-    """Sentences of a phantom's report, cleaned, of about ``WORDS`` words together; one word in twelve is a rare one."""
+    """Sentences of a phantom's report, about ``WORDS`` words together; one word in twelve is a rare one."""
     rng = np.random.default_rng([seed, 1])
     findings = frozenset(name for name in PHANTOM_FINDINGS if rng.random() < 0.15)
     report = clean_report_r2gen(compose_report(chest_of(seed, findings), rng)[0])
-    sentences = [
-        f"{sentence.strip()} {END_OF_SENTENCE}" for sentence in report.split(END_OF_SENTENCE) if sentence.strip()
-    ]
+    sentences = [f"{text.strip()} {END_OF_SENTENCE}" for text in report.split(END_OF_SENTENCE) if text.strip()]
     chosen: list[str] = []
-    for place in rng.permutation(len(sentences)).tolist():
+    for number in rng.permutation(len(sentences)).tolist():
         if sum(len(sentence.split()) for sentence in chosen) < WORDS - 5:
-            rare = (
-                word if rng.random() < 11 / 12 else f"rare{rng.zipf(1.3) % 2000}" for word in sentences[place].split()
-            )
-            chosen.append(" ".join(rare))
+            words = sentences[number].split()
+            chosen.append(" ".join(w if rng.random() < 11 / 12 else f"rare{rng.zipf(1.3) % 2000}" for w in words))
     return chosen
 
 

@@ -1,20 +1,17 @@
-"""The service beside a naive FastAPI handler and LitServe, around the same model, in one run.
+"""Compare the service with a naive FastAPI handler and LitServe around the same model, in one run.
 
     python -m benchmarks.compare_servers [--bundle DIR] [--device auto] [--rounds 5] [--out runs/servers]
 
 All three are started with the same bundle, device and number of threads, this service with batches as large as
-LitServe's (``REPORT_MAX_BATCH_SIZE=8``), and are asked in turn, in another order each
-round, so that whatever else the machine does meets them alike; those not asked are stopped meanwhile, as LitServe's
-worker polls while it waits. Clients send their next study when they have
-the answer to the one before. Every answer of every server must hold the same findings and reference cases for a
-study; a difference ends the run. Ratios are taken within a round; the table gives their median and their range over the
-rounds.
+LitServe's (``REPORT_MAX_BATCH_SIZE=8``). They are measured in turn, in another order each round; the others are
+suspended meanwhile, because LitServe's worker polls while it waits. Clients send their next study when they have the
+answer to the last one. All servers must give the same findings and reference cases for a study; a difference ends the
+run. Ratios are computed within a round; the table shows their median and range.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import dataclasses
 import json
@@ -22,34 +19,34 @@ import logging
 import os
 import statistics
 import sys
-import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
+import httpx
 from tqdm import tqdm
 
 from benchmarks import plots
-from benchmarks.black_box import Server, running, service, tiny_bundle
-from benchmarks.load import Study, closed_loop, counted, drawn_studies, percentiles, rate
+from benchmarks.load import Load, Study, count_outcomes, drawn_studies, generate, percentiles, rate, with_answers
 from benchmarks.logging import configure_logging
-from benchmarks.soak import BUNDLE, with_answers
+from benchmarks.server import Server, add_server_arguments, bundle_of, running, service
+from benchmarks.table import markdown
 from model.files import write_atomic
 from training.cli import choose_device, positive
 
 log = logging.getLogger("benchmarks.compare_servers")
-OURS, NAIVE, LITSERVE = "this service", "naive FastAPI handler", "LitServe"
+SERVICE, NAIVE, LITSERVE = "this service", "naive FastAPI handler", "LitServe"
 CLIENTS = (1, 4, 16)
-STUDIES, SIZE = 12, 512  # below three times the model's square, where all three shrink images alike
+STUDIES, SIZE = 12, 512  # pixels: below three times the model's input, where all three downscale in the same way
 MAX_BATCH = 8  # as in benchmarks.litserve_server, which cannot be imported without LitServe
 DEADLINE_S = 300.0
-REST_S = 0.2  # until the threads of the server asked before no longer wait on a core
+REST_S = 0.2  # until the threads of the previous server have stopped spinning
 
 
 @dataclass
-class Figures:
-    """One value a round, by server and number of clients."""
+class Comparison:
+    """One value per round, by server and number of clients."""
 
     bundle: str
     device: str
@@ -58,139 +55,116 @@ class Figures:
     throughput: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # answers a second
     p50: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # seconds
 
-    def add(self, name: str, clients: int, throughput: float, p50: float) -> None:
-        """Keep the values of one round."""
-        self.throughput.setdefault(name, {}).setdefault(clients, []).append(throughput)
-        self.p50.setdefault(name, {}).setdefault(clients, []).append(p50)
-
 
 @contextlib.contextmanager
 def servers(bundle: Path, device: str, threads: int) -> Iterator[dict[str, Server]]:
     """All three, ready."""
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     os.environ.update(environment)  # the service takes them from here
-    peer = [str(bundle), device, "{port}"]
     with contextlib.ExitStack() as stack:
         ours = service(bundle, device=device, queue_size=4 * max(CLIENTS), max_batch_size=MAX_BATCH)
-        found = {OURS: stack.enter_context(ours)}
+        found = {SERVICE: stack.enter_context(ours)}
         for name, module, health in (
             (NAIVE, "benchmarks.naive_server", "/openapi.json"),
             (LITSERVE, "benchmarks.litserve_server", "/health"),
         ):
             log.info("starting: %s", name)
-            command = ["-m", module, *peer]
+            command = ["-m", module, str(bundle), device, "{port}"]
             found[name] = stack.enter_context(running(command, environment=environment, health=health))
         yield found
 
 
-async def compare(
+def compare(
     found: dict[str, Server],
-    measured: Figures,
+    measured: Comparison,
     *,
     rounds: int,
     clients: Sequence[int] = CLIENTS,
     drawn: Sequence[Study] | None = None,
     quiet: bool = False,
 ) -> None:
-    """Ask all servers in turn, for ``drawn`` or the usual drawn studies.
+    """Measure all servers in turn, with ``drawn`` or the usual drawn studies.
 
     Raises:
-        RuntimeError: one of them does not answer, or not with the findings of the others.
+        RuntimeError: a server does not answer, or its findings differ from the others'.
     """
-    studies = await _agreed(found, drawn or drawn_studies(STUDIES, sizes=(SIZE,), both_views=True))
+    studies = _agreed(found, drawn or drawn_studies(STUDIES, sizes=(SIZE,), both_views=True))
     names = list(found)
-    progress = tqdm(total=rounds * len(clients) * len(names), unit=" readings", disable=quiet)
-    for turn in range(rounds):
-        for number in clients:
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                with contextlib.ExitStack() as others:
-                    for other in names:
-                        if other != name:
-                            others.enter_context(found[other].paused())
-                    await asyncio.sleep(REST_S)
-                    throughput, p50 = await _reading(found[name].url, studies, number, measured.seconds, name)
-                measured.add(name, number, throughput, p50)
-                progress.update()
-    progress.close()
+    turns = [
+        (number, name)
+        for turn in range(rounds)
+        for number in clients
+        for name in names[turn % len(names) :] + names[: turn % len(names)]
+    ]
+    for number, name in tqdm(turns, unit=" readings", disable=quiet):
+        with contextlib.ExitStack() as others:
+            for other in names:
+                if other != name:
+                    others.enter_context(found[other].paused())
+            time.sleep(REST_S)
+            load = Load(found[name].url, measured.seconds, clients=number, deadline_s=DEADLINE_S)
+            records = generate(load, studies)
+        outcomes = count_outcomes(records)
+        if set(outcomes) != {"answered"}:
+            notes = [record.note for record in records if record.note]
+            raise RuntimeError(f"{name}, {number} clients: {outcomes}; {notes[:1]}")
+        taken = percentiles(record.seconds for record in records)
+        assert taken is not None
+        measured.throughput.setdefault(name, {}).setdefault(number, []).append(rate(records))
+        measured.p50.setdefault(name, {}).setdefault(number, []).append(taken["p50"])
 
 
-def _session() -> aiohttp.ClientSession:
-    """For one server at a time: one that is stopped would close its idle connections once it goes on."""
-    timeout = aiohttp.ClientTimeout(total=DEADLINE_S)
-    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
-
-
-async def _agreed(found: dict[str, Server], drawn: Sequence[Study]) -> list[Study]:
-    """Studies with what all servers answer to them; this warms each of them up as well."""
+def _agreed(found: dict[str, Server], drawn: Sequence[Study]) -> list[Study]:
+    """Studies with the answer that all servers give; this also warms the servers up."""
     known: list[Study] = []
     for name, server in found.items():
-        async with _session() as session:
-            mine = await with_answers(session, server.url, drawn)
-        for number, (study, other) in enumerate(zip(mine, known or mine, strict=True)):
+        answered = with_answers(server.url, drawn, timeout_s=DEADLINE_S)
+        for number, (study, other) in enumerate(zip(answered, known or answered, strict=True)):
             if study.expected != other.expected:
-                raise RuntimeError(f"study {number}: {name} answers {study.expected!r}, {OURS} {other.expected!r}")
-        known = known or mine
+                raise RuntimeError(f"study {number}: {name} answers {study.expected!r}, {SERVICE} {other.expected!r}")
+        known = known or answered
     return known
-
-
-async def _reading(url: str, studies: Sequence[Study], clients: int, seconds: float, name: str) -> tuple[float, float]:
-    async with _session() as session:
-        records = await closed_loop(session, url, studies, clients=clients, seconds=seconds)
-    times = percentiles(record.seconds for record in records if record.outcome == "answered")
-    wrong = [record for record in records if record.outcome != "answered"]
-    if wrong or times is None:
-        raise RuntimeError(f"{name}, {clients} clients: {counted(records)}; {wrong[0].note if wrong else 'no answer'}")
-    return rate(records), times["p50"]
 
 
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-def ratios(mine: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
-    """Median, smallest and largest of mine / other, round by round."""
-    each = [a / b for a, b in zip(mine, others, strict=True)]
+def ratios(upper: Sequence[float], lower: Sequence[float]) -> tuple[float, float, float]:
+    """Median, smallest and largest of upper / lower, round by round."""
+    each = [a / b for a, b in zip(upper, lower, strict=True)]
     return statistics.median(each), min(each), max(each)
 
 
-def as_markdown(measured: Figures) -> str:
-    """One line a server and number of clients; ratios above 1 are in favour of the service."""
-    lines = [
-        "| clients | server | answers/s | p50 | ours answers, times as many | our p50, times as short |",
-        "|---|---|---|---|---|---|",
-    ]
-    for clients in measured.throughput[OURS]:
+def as_markdown(measured: Comparison) -> str:
+    """One line per server and number of clients; ratios above 1 are in favour of the service."""
+    rows = []
+    ours, our_p50 = measured.throughput[SERVICE], measured.p50[SERVICE]
+    for clients in ours:
         for name, rounds in measured.throughput.items():
             times = measured.p50[name][clients]
-            cells = [f"{statistics.median(rounds[clients]):.2f}", f"{statistics.median(times) * 1e3:,.0f} ms"]
-            if name == OURS:
-                cells += ["", ""]
-            else:
-                for middle, low, high in (
-                    ratios(measured.throughput[OURS][clients], rounds[clients]),
-                    ratios(times, measured.p50[OURS][clients]),
-                ):
-                    cells.append(f"{middle:.2f} × ({low:.2f}–{high:.2f})")
-            lines.append(f"| {clients} | {name} | " + " | ".join(cells) + " |")
-    count = len(measured.throughput[OURS][next(iter(measured.throughput[OURS]))])
-    lines += [
-        "",
-        f"Bundle {measured.bundle} on {measured.device}, {measured.threads} threads each, medians and ranges of "
-        f"{count} rounds of {measured.seconds:g} s; all answers equal.",
-    ]
-    return "\n".join(lines)
+            row = [str(clients), name, f"{statistics.median(rounds[clients]):.2f}"]
+            row.append(f"{statistics.median(times) * 1e3:,.0f} ms")
+            for upper, lower in ((ours[clients], rounds[clients]), (times, our_p50[clients])):
+                middle, low, high = ratios(upper, lower)
+                row.append("" if name == SERVICE else f"{middle:.2f} × ({low:.2f}–{high:.2f})")
+            rows.append(row)
+    header = ("clients", "server", "answers/s", "p50", "ours answers, times as many", "our p50, times as short")
+    rounds_run = len(next(iter(ours.values())))
+    return (
+        f"{markdown(header, rows)}\n\nBundle {measured.bundle} on {measured.device}, {measured.threads} threads each, "
+        f"medians and ranges of {rounds_run} rounds of {measured.seconds:g} s; all answers equal."
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns 0, or 2 where the servers could not be measured or do not agree."""
+    """Entry point; returns 0, or 2 if the servers could not be measured or do not agree."""
     arguments = _parser().parse_args(argv)
     try:
         device = str(choose_device(arguments.device))
-        with tempfile.TemporaryDirectory() as folder:
-            bundle = tiny_bundle(Path(folder)) if arguments.tiny else arguments.bundle
-            measured = Figures(bundle.name, device, arguments.threads, arguments.seconds)
-            with servers(bundle, device, arguments.threads) as found:
-                asyncio.run(compare(found, measured, rounds=arguments.rounds))
-    except (OSError, RuntimeError, ValueError) as error:
+        with bundle_of(arguments) as bundle, servers(bundle, device, arguments.threads) as found:
+            measured = Comparison(bundle.name, device, arguments.threads, arguments.seconds)
+            compare(found, measured, rounds=arguments.rounds)
+    except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
         log.error("%s", error)
         return 2
     write_atomic(arguments.out / "servers.json", json.dumps(dataclasses.asdict(measured), indent=1).encode())
@@ -205,10 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.compare_servers", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--bundle", type=Path, default=BUNDLE)
-    which.add_argument("--tiny", action="store_true", help="a tiny untrained bundle: shows the servers, not the model")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    add_server_arguments(parser, url=False)
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="of one reading (6)")
     parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="OpenMP threads of each server")

@@ -28,15 +28,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from tqdm import tqdm
 
 from benchmarks import plots
-from benchmarks.black_box import Sample, Server, idle, resident_bytes, rise, server_from_arguments, slope
 from benchmarks.fuzzing import bodies, files, schema
 from benchmarks.fuzzing.inputs import Input
 from benchmarks.fuzzing.invariants import Judge, is_busy
 from benchmarks.logging import configure_logging
+from benchmarks.memory import Sample, resident_bytes, rise, slope
 from benchmarks.raw_http import Answer, NoAnswerError, RawRequest, send, study_request
+from benchmarks.server import Server, idle, server_of
 from model.files import write_atomic
 from training.cli import positive
 
@@ -142,7 +144,7 @@ class Fuzz:
             if faults:
                 self._keep(one, faults)
             if self._server.pid is not None and self.outcome.inputs % MEMORY_EVERY == 0:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(psutil.NoSuchProcess):
                     self.outcome.memory.append((self.outcome.inputs, resident_bytes(self._server.pid)))
 
     def _judged(self, one: Input) -> tuple[str, list[str]]:
@@ -227,8 +229,9 @@ def _named(answer: Answer) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0 where no rule was broken, 1 where one was, 2 where nothing could be measured."""
     arguments = _parser().parse_args(argv)
+    arguments.tiny = arguments.bundle is None
     try:
-        with server_from_arguments(arguments, tiny=arguments.bundle is None, **SETTINGS) as server:
+        with server_of(arguments, **SETTINGS) as server:
             if arguments.replay:
                 return _replay(server, arguments.replay)
             outcome = Fuzz(server, seed=arguments.seed, out=arguments.out).run(arguments.inputs)

@@ -1,83 +1,178 @@
-"""Search in the index of reference cases: what ships, and a curve to 10⁶ cases.
+"""Search in the index of reference cases: the shipped one, a curve up to 10⁶ cases, and kinds of index side by side.
 
     python -m benchmarks index --out DIR [--sizes 2069 10000 …] [--images DIR]
+    python -m benchmarks kinds [--images DIR]
 
-The collections of the curve are made of the shipped index: a report embedding, drawn anew for every case, plus noise,
-divided by its length. The noise points where real reports differ: its covariance is that of the differences between
-each embedding and its five nearest, scaled by ``NOISE``, so that it varies along some forty directions and not along
-all 256. At ``NOISE`` = 0.75 the nearest of 2,000 made cases is about as similar to a query as that of the real reports
-(median cosine .94, real .96; any two: .73, real .75), and cases of one origin stay nearer than those of another.
-Queries are made the same way from 200 embeddings that no case was made of. ``--images`` adds what the service asks
-with: embeddings of radiographs, which lie far from all reports (cosine .3 to the nearest) and are harder to answer.
-
-One case of the curve after the other is written to ``index-curve.csv``; sizes that stand there are not measured again.
+The large collections are made from the shipped index: a report embedding, sampled with replacement, plus noise,
+normalised. The noise has the covariance of the differences between each embedding and its five nearest, scaled by
+``NOISE``, so that it varies along some forty directions, as real reports do. At ``NOISE`` = 0.75 the nearest of 2,000
+made cases is about as similar to a query as that of the real reports (median cosine .94, real .96; any two: .73, real
+.75). Queries are made in the same way from 200 embeddings that no case is made from. ``--images`` adds what the
+service searches with: embeddings of radiographs, which lie far from all reports (cosine .3 to the nearest).
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import logging
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.table import Row, below, times
+from benchmarks import plots
+from benchmarks.server import BUNDLE
+from benchmarks.table import Row, below, markdown, times
+from model.files import write_atomic
 from retrieval_index.cases import Case
-from retrieval_index.faiss_backend import FLAT_BELOW, PROBES, cell_count
-from retrieval_index.index import VECTORS_FILE, ReportIndex
+from retrieval_index.faiss_backend import FLAT_BELOW, build, cell_count
+from retrieval_index.index import ReportIndex
 
 log = logging.getLogger(__name__)
-BUNDLE = Path(__file__).resolve().parent.parent / "bundles/iu-xray"
 SIZES = (2069, 10_000, 30_000, 100_000, 300_000, 1_000_000)
-CSV, PLOT = "index-curve.csv", "index-curve.png"
+KINDS_SIZE = 100_000
+PROBES, LINKS, EF_BUILD, EF_SEARCH = (16, 32, 64), 32, 200, (64, 256)
 NOISE = 0.75
 K = 5
-_HELD_OUT = 200  # embeddings that only queries are made of
-_NEIGHBOURS = 5
+_HELD_OUT, _NEIGHBOURS = 200, 5
 _QUERIES, _TIMED, _IMAGES = 1000, 300, 300
-_CHUNK = 65_536
-_SEED = 7
+_CHUNK, _SEED = 65_536, 7
 
 Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
+Search = Callable[[Floats, int], Any]  # (Q, D), k -> similarities (Q, k), rows (Q, k)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One kind of index at one size. Recall is the share of the exact five; None without images."""
+
+    vectors: int
+    kind: str
+    build_s: float
+    load_s: float | None  # from disk, checks included
+    median_ms: float  # one query, k = 5, one thread
+    p95_ms: float
+    recall_reports: float
+    recall_images: float | None
 
 
 def rows() -> list[Row]:
     """The row of the main table: one query against the shipped index."""
     index = ReportIndex.load(BUNDLE / "index")
-    queries = Maker(index).queries(_TIMED)
-    return [
-        below(
-            1e-3,
-            figure=f"search of {len(index):,} cases, one query, k = {K}",
-            value=median(search_times(index.search, queries)),
-            note=f"{index.kind}, median of {_TIMED}",
-        )
-    ]
+    taken = median(search_times(index.search, Maker(index).queries(_TIMED)))
+    name = f"search of {len(index):,} cases, one query, k = {K}"
+    return [below(1e-3, Row(name, taken, note=f"{index.kind}, median of {_TIMED}"))]
+
+
+def curve(out: Path, sizes: Sequence[int] = SIZES, *, images: Path | None = None) -> list[Point]:
+    """Search each size exactly and as ``retrieval_index`` chooses; write ``index-curve.csv`` and ``index-curve.png``.
+
+    10⁶ cases take some minutes on two cores and about 5 GB of memory.
+
+    Args:
+        out: folder.
+        sizes: numbers of cases.
+        images: a folder of radiographs (PNG, JPEG); their embeddings become additional queries.
+
+    Raises:
+        ValueError: the folder has no image.
+    """
+    maker, asked = _queries(images)
+    exact: list[Point] = []
+    chosen: list[Point] = []
+    for size in sorted(sizes):
+        for points in zip((exact, chosen), _at_size(maker.cases(size), asked), strict=True):
+            points[0].append(points[1])
+            log.info("%s", points[1])
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(field.name for field in fields(Point))
+    table.writerows(astuple(point) for pair in zip(exact, chosen, strict=True) for point in pair)
+    write_atomic(out / "index-curve.csv", text.getvalue().encode())
+    plots.index_curve(exact, chosen, out / "index-curve.png", exact_below=FLAT_BELOW)
+    return chosen
+
+
+def _at_size(vectors: Floats, asked: list[Floats]) -> Iterator[Point]:
+    """The exact index, then the chosen kind after a round trip to disk."""
+    cases = [Case(f"case-{row}") for row in range(len(vectors))]
+    build_s, index = _timed(lambda: ReportIndex.build(vectors, cases, kind="flat"))
+    exact = [index.search(queries, K)[1] for queries in asked]
+    yield _point("exact", len(vectors), build_s, index.search, asked, exact)
+    del index  # before the next one is built: at 10⁶ each takes 2 GB
+    build_s, index = _timed(lambda: ReportIndex.build(vectors, cases))
+    with tempfile.TemporaryDirectory() as folder:
+        index.save(Path(folder))
+        del index
+        load_s, index = _timed(lambda: ReportIndex.load(Path(folder)))
+    yield _point(index.kind, len(vectors), build_s, index.search, asked, exact, load_s)
+
+
+def kinds(size: int = KINDS_SIZE, *, images: Path | None = None) -> list[Point]:
+    """Kinds of index on one thread: why ``retrieval_index`` uses cells from 20,000 cases on, and not HNSW.
+
+    Raises:
+        ValueError: the folder ``images`` has no image.
+    """
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        maker, asked = _queries(images)
+        return _kinds(maker.cases(size), asked)
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def _kinds(vectors: Floats, asked: list[Floats]) -> list[Point]:
+    size = len(vectors)
+    build_s, index = _timed(lambda: build(vectors, "flat").faiss_index)
+    exact = [index.search(queries, K)[1] for queries in asked]
+    points = [_point("flat", size, build_s, index.search, asked, exact)]
+    build_s, index = _timed(lambda: build(vectors, "ivf").faiss_index)
+    for probes in PROBES:
+        index.nprobe = probes
+        name = f"ivf, {probes} of {cell_count(size):,} cells"
+        points.append(_point(name, size, build_s, index.search, asked, exact))
+    index = faiss.IndexHNSWFlat(vectors.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = EF_BUILD
+    build_s, _ = _timed(lambda: index.add(vectors))
+    for searched in EF_SEARCH:
+        index.hnsw.efSearch = searched
+        points.append(_point(f"hnsw, M {LINKS}, efSearch {searched}", size, build_s, index.search, asked, exact))
+    return points
+
+
+def as_markdown(points: Sequence[Point]) -> str:
+    """The points as a Markdown table."""
+    header = ("cases", "kind", "built in, s", "one query, ms", "recall@5, reports", "recall@5, radiographs")
+    return markdown(header, [
+        (f"{p.vectors:,}", p.kind, f"{p.build_s:.1f}", f"{p.median_ms:.2f}", f"{p.recall_reports:.4f}",
+         "–" if p.recall_images is None else f"{p.recall_images:.4f}")
+        for p in points
+    ])  # fmt: skip
 
 
 class Maker:
-    """Makes cases and queries of an index's vectors; the same ones every time, smaller collections being prefixes."""
+    """Makes cases and queries from an index's vectors; deterministic, smaller collections are prefixes."""
 
     def __init__(self, index: ReportIndex) -> None:
-        vectors = np.unique(index.vectors(np.arange(len(index))), axis=0)  # many reports are the same
+        vectors = np.unique(index.vectors(np.arange(len(index))), axis=0)  # many reports are equal
         vectors = vectors[np.random.default_rng(_SEED).permutation(len(vectors))]
         self._held_out, self._origins = vectors[:_HELD_OUT], vectors[_HELD_OUT:]
         similarity = self._origins @ self._origins.T
         np.fill_diagonal(similarity, -np.inf)
         nearest = np.argpartition(-similarity, _NEIGHBOURS, axis=1)[:, :_NEIGHBOURS]
         difference = (self._origins[:, None] - self._origins[nearest]).reshape(-1, index.dim)
-        # a difference has twice the covariance of what either of the two brings
+        # a difference of two has twice the covariance of one
         values, axes = np.linalg.eigh(difference.T @ difference / (2 * len(difference)))
         self._noise = (axes * np.sqrt(values.clip(0))).T.astype(np.float32) * np.float32(NOISE)  # (D, D)
 
@@ -90,7 +185,7 @@ class Maker:
         return made
 
     def queries(self, count: int) -> Floats:
-        """(count, D) float32, unit length, made of embeddings that no case is made of."""
+        """(count, D) float32, unit length, from embeddings that no case is made from."""
         return self._noisy(self._held_out, np.random.default_rng((_SEED, 2)))[:count]
 
     def _noisy(self, origins: Floats, rng: np.random.Generator) -> Floats:
@@ -101,104 +196,11 @@ class Maker:
         return drawn
 
 
-@dataclass(frozen=True)
-class Point:
-    """One line of the CSV: a size, searched exactly and as ``retrieval_index`` chooses."""
-
-    vectors: int
-    kind: str
-    cells: int  # 0: flat
-    probes: int
-    exact_build_s: float
-    build_s: float
-    load_s: float  # both files, checks included
-    bytes: int  # of reports.faiss
-    exact_median_ms: float  # one query, k = 5
-    exact_p95_ms: float
-    median_ms: float
-    p95_ms: float
-    recall_5: float  # share of the exact five that are found, held-out queries
-    recall_5_images: float | None  # image embeddings
-
-
-def curve(out: Path, sizes: Sequence[int] = SIZES, *, images: Path | None = None) -> list[Point]:
-    """Measure each size and write ``index-curve.csv`` and ``index-curve.png`` into ``out``.
-
-    10⁶ cases take some minutes on two cores and about 5 GB of memory.
-
-    Args:
-        out: is made; the sizes in an earlier CSV there are kept.
-        sizes: numbers of cases.
-        images: a folder of radiographs (PNG, JPEG); their embeddings become queries of their own.
-
-    Raises:
-        ValueError: the folder has no image, or the CSV in ``out`` has other columns.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    points = {point.vectors: point for point in _read(out / CSV)}
-    missing = [size for size in sorted(sizes) if size not in points]
-    if missing:
-        maker = Maker(ReportIndex.load(BUNDLE / "index"))
-        from_images = None if images is None else embed_images(images)
-        began, done = time.perf_counter(), 0
-        for size in missing:
-            points[size] = _measure(maker, size, from_images)
-            done += size
-            rate = done / (time.perf_counter() - began)
-            _write(out / CSV, [points[key] for key in sorted(points)])
-            log.info("%s", points[size])
-            log.info("  %d cases/s; %d cases to go; peak memory %.1f GiB", rate, sum(missing) - done, _peak_gib())
-    measured = [points[size] for size in sorted(points)]
-    plot(measured, out / PLOT)
-    return measured
-
-
-def _measure(maker: Maker, size: int, images: Floats | None) -> Point:
-    queries, cases = maker.queries(_QUERIES), [Case(f"case-{row}") for row in range(size)]
-    vectors = maker.cases(size)
-    log.info("%d cases made", size)
-    exact_build_s, exact = _timed(ReportIndex.build, vectors, cases, kind="flat")
-    exact_times = search_times(exact.search, queries)
-    best = [exact.search(asked, K)[1] for asked in (queries, images) if asked is not None]
-    del exact  # before the next one is built: at 10⁶ each takes 2 GB
-    log.info("  exact: built in %.1f s, %.2f ms a query", exact_build_s, median(exact_times) * 1e3)
-    build_s, index = _timed(ReportIndex.build, vectors, cases)
-    del vectors
-    log.info("  %s: built in %.1f s", index.kind, build_s)
-    with tempfile.TemporaryDirectory() as folder:
-        index.save(Path(folder))
-        kind, size_on_disk = index.kind, (Path(folder) / VECTORS_FILE).stat().st_size
-        del index
-        load_s, index = _timed(ReportIndex.load, Path(folder))
-    own_times = search_times(index.search, queries)
-    shares = [recall(index.search(asked, K)[1], wanted)
-              for asked, wanted in zip((queries, images), best, strict=False) if asked is not None]  # fmt: skip
-    cells = cell_count(size) if kind == "ivf" else 0
-    exact_median, exact_p95 = median_p95_ms(exact_times)
-    own_median, own_p95 = median_p95_ms(own_times)
-    return Point(
-        vectors=size,
-        kind=kind,
-        cells=cells,
-        probes=min(cells, PROBES),
-        exact_build_s=round(exact_build_s, 4),
-        build_s=round(build_s, 4),
-        load_s=round(load_s, 4),
-        bytes=size_on_disk,
-        exact_median_ms=exact_median,
-        exact_p95_ms=exact_p95,
-        median_ms=own_median,
-        p95_ms=own_p95,
-        recall_5=shares[0],
-        recall_5_images=shares[1] if images is not None else None,
-    )
-
-
 def embed_images(folder: Path) -> Floats:
-    """Embeddings of up to 300 radiographs of a folder, each taken alone as a frontal: (Q, D) float32, unit length.
+    """Embeddings of up to 300 radiographs, each as a lone frontal: (Q, D) float32, unit length.
 
     Raises:
-        ValueError: there is no PNG or JPEG in it.
+        ValueError: the folder has no PNG or JPEG.
     """
     import torch
 
@@ -214,104 +216,39 @@ def embed_images(folder: Path) -> Floats:
         for path in files[:: -(-len(files) // _IMAGES)]:
             pixels = load_pixels(path.read_bytes(), bundle.config.preprocessing.image_size)
             image = torch.from_numpy(pixels)[None, None, None].float() / 255  # (1, 1, 1, S, S)
-            patches = bundle.model.encode_images(
-                image, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
-            )
+            views, present = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
+            patches = bundle.model.encode_images(image, views, present)
             found.append(bundle.model.embed_study(patches).float().numpy())
     return np.concatenate(found)
 
 
-def plot(points: Sequence[Point], path: Path) -> None:
-    """Time, recall and cost over size as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    sizes = [point.vectors for point in points]
-    figure, (speed, recall, cost) = pyplot.subplots(1, 3, figsize=(15, 4.8), constrained_layout=True)
-
-    def line(axes: Any, name: str, label: str, style: str, **more: Any) -> None:
-        axes.plot(sizes, [getattr(point, name) for point in points], style, label=label, **more)
-
-    line(speed, "exact_median_ms", "exact, median", "o-", color="tab:gray")
-    line(speed, "exact_p95_ms", "exact, 95th percentile", ":", color="tab:gray")
-    line(speed, "median_ms", "chosen kind, median", "o-", color="tab:blue")
-    line(speed, "p95_ms", "chosen kind, 95th percentile", ":", color="tab:blue")
-    speed.axhline(1, color="tab:red", linewidth=1)
-    speed.text(sizes[0], 1.08, "1 ms", color="tab:red")
-    speed.set(title="One query, k = 5", ylabel="milliseconds", yscale="log")
-    line(recall, "recall_5", "held-out reports", "o-", color="tab:blue")
-    if all(point.recall_5_images is not None for point in points):
-        line(recall, "recall_5_images", "radiographs", "s-", color="tab:orange")
-    recall.axhline(0.99, color="tab:red", linewidth=1)
-    recall.text(sizes[0], 0.9902, "goal .99", color="tab:red")
-    recall.set(title="Recall@5 of the chosen kind", ylabel="share of the exact five", ylim=(0.98, 1.001))
-    line(cost, "exact_build_s", "build, exact", "o-", color="tab:gray")
-    line(cost, "build_s", "build, chosen kind", "o-", color="tab:blue")
-    line(cost, "load_s", "load, chosen kind", "s-", color="tab:green")
-    cost.set(title="Build and load", ylabel="seconds", yscale="log")
-    for axes in (speed, recall, cost):
-        axes.set(xscale="log", xlabel="cases in the index")
-        axes.axvline(FLAT_BELOW, color="black", linewidth=1, linestyle="--", label="exact below")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=9)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def search_times(search: Callable[[Floats, int], object], queries: Floats) -> list[float]:
-    """Seconds of ``_TIMED`` searches with one query each, (1, D)."""
+def search_times(search: Search, queries: Floats) -> list[float]:
+    """Seconds of searches with one query each."""
     following: Iterator[Floats] = itertools.cycle(queries[:, None])
     return times(lambda: search(next(following), K), repeats=_TIMED, warm_up=20)
 
 
-def median_p95_ms(taken: Sequence[float]) -> tuple[float, float]:
-    """Median and 95th percentile of seconds, in milliseconds."""
-    return round(median(taken) * 1e3, 4), round(float(np.percentile(taken, 95)) * 1e3, 4)
+def _queries(images: Path | None) -> tuple[Maker, list[Floats]]:
+    maker = Maker(ReportIndex.load(BUNDLE / "index"))
+    return maker, [maker.queries(_QUERIES)] + ([] if images is None else [embed_images(images)])
 
 
-def recall(found: Rows, wanted: Rows) -> float:
-    """Share of the wanted rows that were found, (Q, k) each."""
-    shares = [len({*one} & {*other}) / K for one, other in zip(found, wanted, strict=True)]
-    return round(float(np.mean(shares)), 4)
+def _point(
+    kind: str, size: int, build_s: float, search: Search, asked: list[Floats], exact: list[Any],
+    load_s: float | None = None,
+) -> Point:  # fmt: skip
+    found = [search(queries, K)[1] for queries in asked]
+    recalls = [
+        round(float(np.mean([len({*one} & {*best}) / K for one, best in zip(mine, wanted, strict=True)])), 4)
+        for mine, wanted in zip(found, exact, strict=True)
+    ]
+    middle, p95 = np.percentile(search_times(search, asked[0]), [50, 95]).round(7).tolist()
+    return Point(
+        size, kind, round(build_s, 4), load_s, middle * 1e3, p95 * 1e3, recalls[0], recalls[1] if recalls[1:] else None
+    )
 
 
-def _timed(make: Callable[..., ReportIndex], *given: Any, **options: Any) -> tuple[float, ReportIndex]:
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
     began = time.perf_counter()
-    index = make(*given, **options)
-    return time.perf_counter() - began, index
-
-
-def _read(path: Path) -> list[Point]:
-    """The points of an earlier run."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != (names := [field.name for field in fields(Point)]):
-            raise ValueError(
-                f"{path} has the columns {reader.fieldnames}, not {names}; remove it or choose another --out"
-            )
-        kinds: dict[str, Callable[[str], Any]] = {
-            "kind": str,
-            "recall_5_images": lambda text: float(text) if text else None,
-        }
-        whole = {"vectors", "cells", "probes", "bytes"}
-        return [
-            Point(**{name: kinds.get(name, int if name in whole else float)(text) for name, text in line.items()})
-            for line in reader
-        ]
-
-
-def _write(path: Path, points: Sequence[Point]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Point)])
-        writer.writeheader()
-        writer.writerows(asdict(point) for point in points)
-
-
-def _peak_gib() -> float:
-    """The most memory that this process had, in GiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts bytes, Linux KiB
+    made = call()
+    return time.perf_counter() - began, made

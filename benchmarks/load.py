@@ -1,62 +1,37 @@
-"""What a load is made of: drawn studies with the findings each gets alone, and what became of each request."""
+"""Load on the service: drawn studies with the answer each gets alone, and a record of every request.
+
+Requests are sent by Locust in a process of its own (``benchmarks.generator``), because Locust replaces parts of the
+standard library when it is imported.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import base64
 import collections
 import io
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import aiohttp
+import httpx
 import numpy as np
 from PIL import Image
 
-from benchmarks.raw_http import form
-from training.phantoms import PHANTOM_FINDINGS, make_phantom
+from benchmarks.raw_http import CONTENT_TYPE, form
 
-CONTENT_TYPE = "multipart/form-data; boundary=b0undary"
 SIZES = (96, 160, 256, 384, 512, 768)  # pixels a side
-BUSY = "busy"
+GOOD, BAD = ("answered", "refused", "own fault"), ("wrong", "unexpected", "lost", "hung")
 
 
 @dataclass(frozen=True)
 class Study:
-    """A multipart body; ``expected`` is the ``essence`` of the answer it gets alone, empty until known."""
+    """A multipart body; ``expected`` is the ``answer_key`` of the answer it gets alone, empty until measured."""
 
     body: bytes = field(repr=False)
     expected: str = ""
-
-
-def essence(answer: dict[str, Any]) -> str:
-    """What must be the same whoever else is served: the findings, and the reference cases in their order.
-
-    An untrained model may write the same words for all images; the cases then tell a mixed-up answer.
-    """
-    return " | ".join([answer["findings"], *(case["case_id"] for case in answer["reference_cases"])])
-
-
-def drawn_studies(count: int, *, seed: int = 0, sizes: Sequence[int] = SIZES, both_views: bool = False) -> list[Study]:
-    """Bodies of drawn chests of different sizes and findings, PNG and JPEG, one view or two."""
-    rng = np.random.default_rng([seed, 21])
-    studies = []
-    for number in range(count):
-        findings = frozenset(name for name in PHANTOM_FINDINGS if rng.random() < 0.25)
-        phantom = make_phantom(seed * 1000 + number, findings, size=sizes[number % len(sizes)])
-        kind = "PNG" if both_views or rng.random() < 0.6 else "JPEG"
-        fields = {"frontal": _file(phantom.frontal, kind)}
-        if both_views or rng.random() < 0.6:
-            fields["lateral"] = _file(phantom.lateral, kind)
-        studies.append(Study(form(fields)))
-    return studies
-
-
-def _file(pixels: Any, kind: str) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
 
 
 @dataclass
@@ -64,79 +39,133 @@ class Record:
     """One request of a load.
 
     Attributes:
-        due: when it should have been sent, seconds since the start; its time counts from here, so that a client that
-            falls behind does not hide a wait.
-        client: ``normal``, or how it misbehaves.
-        outcome: ``answered``, ``refused``, ``own fault``, or what went wrong: ``wrong``, ``unexpected``, ``lost``,
-            ``hung``.
+        due: when it should have been sent, seconds since the start.
+        client: ``normal``, or a key of ``benchmarks.bad_clients.ALL``.
+        outcome: one of ``GOOD`` or ``BAD``.
         status: of the answer, 0 without one.
-        code: of the problem, where it was one.
-        seconds: from ``due`` to the end of the answer.
-        note: what went wrong, in words.
+        code: of the problem document, if it was one.
+        late: seconds from ``due`` until it was sent.
+        seconds: from ``due`` to the end of the answer, so that a slow generator does not hide a wait.
+        note: what went wrong.
     """
 
     due: float
-    client: str
+    client: str = "normal"
     outcome: str = ""
     status: int = 0
     code: str = ""
+    late: float = 0.0
     seconds: float = 0.0
     note: str = ""
 
 
-GOOD = ("answered", "refused", "own fault")
+@dataclass(frozen=True)
+class Load:
+    """What the generator sends for ``seconds``.
+
+    Attributes:
+        url: of the service.
+        seconds: duration.
+        clients: closed loop: clients that send their next study when the answer to the last one has arrived.
+        per_second: open loop: arrivals of a Poisson process at this rate, whether or not answers arrive.
+        misbehaving: share of the arrivals that come from ``benchmarks.bad_clients``.
+        deadline_s: after which a request counts as hung.
+        seed: of arrivals, studies and misbehaviour.
+        quiet: show no progress.
+    """
+
+    url: str
+    seconds: float
+    clients: int = 0
+    per_second: float = 0.0
+    misbehaving: float = 0.0
+    deadline_s: float = 60.0
+    seed: int = 0
+    quiet: bool = False
 
 
-async def post(session: aiohttp.ClientSession, url: str, study: Study, record: Record) -> None:
-    """Send one study and say in ``record`` what came of it; raises nothing but a cancellation."""
-    try:
-        async with session.post(url + "/report", data=study.body, headers={"Content-Type": CONTENT_TYPE}) as response:
-            settle(record, study, response.status, response.headers.get("Retry-After", ""), await response.read())
-    except TimeoutError:
-        record.outcome, record.note = "hung", "no answer within the deadline"
-    except (aiohttp.ClientError, OSError) as error:
-        record.outcome, record.note = "lost", f"{type(error).__name__}: {error}"
+def generate(load: Load, studies: Sequence[Study]) -> list[Record]:
+    """Send the load and return one record per request.
+
+    Raises:
+        RuntimeError: the generator failed.
+    """
+    bodies = [(base64.b64encode(study.body).decode(), study.expected) for study in studies]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.generator"],
+        input=json.dumps({"load": asdict(load), "studies": bodies}).encode(), stdout=subprocess.PIPE,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"the load generator ended with status {done.returncode}; see its output above")
+    return [Record(**json.loads(line)) for line in done.stdout.splitlines()]
 
 
-def settle(record: Record, study: Study, status: int, retry_after: str, body: bytes) -> None:
-    """Judge a whole answer to a right request."""
+def drawn_studies(count: int, *, seed: int = 0, sizes: Sequence[int] = SIZES, both_views: bool = False) -> list[Study]:
+    """Drawn chests of different sizes and findings, PNG and JPEG, one view or two."""
+    from training.phantoms import PHANTOM_FINDINGS, make_phantom  # not needed by the generator
+
+    rng = np.random.default_rng([seed, 21])
+
+    def file(pixels: Any, kind: str) -> bytes:
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, kind)
+        return out.getvalue()
+
+    studies = []
+    for number in range(count):
+        findings = frozenset(name for name in PHANTOM_FINDINGS if rng.random() < 0.25)
+        phantom = make_phantom(seed * 1000 + number, findings, size=sizes[number % len(sizes)])
+        kind = "PNG" if both_views or rng.random() < 0.6 else "JPEG"
+        fields = {"frontal": file(phantom.frontal, kind)}
+        if both_views or rng.random() < 0.6:
+            fields["lateral"] = file(phantom.lateral, kind)
+        studies.append(Study(form(fields)))
+    return studies
+
+
+def with_answers(url: str, studies: Sequence[Study], *, timeout_s: float = 60.0) -> list[Study]:
+    """The same studies with the answer each gets while nothing else is sent.
+
+    Raises:
+        RuntimeError: one of them is not answered.
+    """
+    known = []
+    with httpx.Client(timeout=timeout_s) as client:
+        for study in studies:
+            answer = client.post(url + "/report", content=study.body, headers={"Content-Type": CONTENT_TYPE})
+            if answer.status_code != 200:
+                raise RuntimeError(
+                    f"a drawn study is answered {answer.status_code}; is {url} ready? {answer.text[:200]}"
+                )
+            known.append(replace(study, expected=answer_key(answer.json())))
+    return known
+
+
+def answer_key(answer: Mapping[str, Any]) -> str:
+    """What must not depend on other requests: the findings, and the reference cases in their order.
+
+    An untrained model may write the same words for all images; the cases then reveal a mixed-up answer.
+    """
+    return " | ".join([answer["findings"], *(case["case_id"] for case in answer["reference_cases"])])
+
+
+def judge(record: Record, study: Study, status: int, retry_after: str, body: bytes) -> None:
+    """Set the outcome of a request that got a complete answer."""
     record.status = status
     try:
         answer = json.loads(body)
     except ValueError:
-        record.outcome, record.note = "unexpected", f"a body that is no JSON: {body[:80]!r}"
+        record.outcome, record.note = "unexpected", f"{status} with a body that is not JSON: {body[:80]!r}"
         return
     record.code = str(answer.get("code", "")) if status >= 400 else ""
     if status == 200:
-        right = not study.expected or essence(answer) == study.expected
-        record.outcome = "answered" if right else "wrong"
-        if not right:
-            record.note = f"{essence(answer)!r} instead of {study.expected!r}"
-    elif status == 503 and record.code == BUSY and retry_after.isdecimal():
+        found = answer_key(answer)
+        record.outcome = "answered" if found == (study.expected or found) else "wrong"
+        record.note = "" if record.outcome == "answered" else f"{found!r} instead of {study.expected!r}"
+    elif status == 503 and record.code == "busy" and retry_after.isdecimal():
         record.outcome = "refused"
     else:
         record.outcome, record.note = "unexpected", f"{status} {record.code}, Retry-After {retry_after!r}"
-
-
-async def closed_loop(
-    session: aiohttp.ClientSession, url: str, studies: Sequence[Study], *, clients: int, seconds: float
-) -> list[Record]:
-    """``clients`` that each send their next study when they have the answer to the one before; all their records."""
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    records: list[Record] = []
-
-    async def client(number: int) -> None:
-        turn = number
-        while loop.time() - began < seconds:
-            record = Record(loop.time() - began, "normal")
-            await post(session, url, studies[turn % len(studies)], record)
-            record.seconds = loop.time() - began - record.due
-            records.append(record)
-            turn += clients
-
-    await asyncio.gather(*(client(number) for number in range(clients)))
-    return records
 
 
 def rate(records: Sequence[Record]) -> float:
@@ -146,14 +175,13 @@ def rate(records: Sequence[Record]) -> float:
 
 
 def percentiles(seconds: Iterable[float]) -> dict[str, float] | None:
-    """p50, p95, p99 and the largest, in seconds; None of nothing."""
+    """p50, p95, p99 and the largest, in seconds; None without values."""
     values = np.array(list(seconds), dtype=np.float64)
     if not len(values):
         return None
-    p50, p95, p99 = np.percentile(values, [50, 95, 99])
-    return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "max": float(values.max())}
+    return dict(zip(("p50", "p95", "p99", "max"), np.percentile(values, [50, 95, 99, 100]).tolist(), strict=True))
 
 
-def counted(records: Iterable[Record]) -> dict[str, int]:
-    """Outcomes and how often."""
+def count_outcomes(records: Iterable[Record]) -> dict[str, int]:
+    """Number of records by outcome."""
     return dict(collections.Counter(record.outcome for record in records).most_common())

@@ -1,4 +1,4 @@
-"""What this machine is, and how fast it multiplies: the reading by which times of another machine are scaled."""
+"""This machine and its matrix-product speed, by which times of another machine are scaled."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import torch
 from benchmarks.table import seconds
 
 SIDE = 4096
+NEAR = 0.2  # the plain implementation is the peer where its time is this close to the scaled reference
 
 
 @dataclass(frozen=True)
 class Reference:
     """Times of the published code, measured elsewhere on two CPU cores, and the reading of that machine.
 
-    float32, d_model 512, 2,048 slots, 98 patch tokens, 60 words. Seconds a report, or a training step of 16 without the
-    CNN; ``step_bytes`` is that step's peak; ``gflops`` the reading of a 4096³ matrix product in float32.
+    float32, d_model 512, 2,048 slots, 98 patch tokens, 60 words. Seconds per report, or per training step of 16
+    without the CNN; ``step_bytes`` is that step's peak; ``gflops`` the speed of a 4096³ matrix product in float32.
     """
 
     beam3_batch1: float = 6.39
@@ -34,7 +35,7 @@ REFERENCE = Reference()
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a table was made. ``fp32`` and ``bf16`` are GFLOP/s of PyTorch's product of two 4096² matrices."""
+    """Where a table was made. ``fp32`` and ``bf16`` are GFLOP/s of the product of two 4096² matrices."""
 
     processor: str
     cores: int
@@ -45,11 +46,23 @@ class Machine:
     bf16: float
 
     def scaled(self, reference_seconds: float) -> float:
-        """What the reference's time would be here, were it bound by float32 products."""
+        """The reference's time on this machine, if float32 products bound it."""
         return reference_seconds * REFERENCE.gflops / self.fp32
 
+    def peer(self, plain: float, reference: float) -> tuple[str, float, str]:
+        """Name and time of the peer, and a note: the plain implementation, or the scaled reference if it is faster.
+
+        Args:
+            plain: time of the plain implementation on this machine.
+            reference: time of the published code on its machine.
+        """
+        scaled = self.scaled(reference)
+        if abs(plain / scaled - 1) > NEAR:
+            return "reference, scaled", scaled, f"plainly here: {plain:.2f} s"
+        return "published equations, plainly", plain, f"reference scaled: {scaled:.2f} s"
+
     def describe(self) -> str:
-        """In a line."""
+        """One line."""
         return (
             f"{self.processor}, {self.cores} cores, {self.threads} threads, PyTorch {self.torch} on {self.device}; "
             f"{SIDE}³ matmul: {self.fp32:.0f} GFLOP/s float32, {self.bf16:.0f} GFLOP/s bfloat16"

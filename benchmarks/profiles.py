@@ -1,4 +1,4 @@
-"""Where the time goes: PyTorch's profiler over a decode and over training steps of the published size."""
+"""PyTorch's profiler over decoding and training steps of the published size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.decoding import written_by
+from benchmarks.decoding import report_writer
 from benchmarks.published_size import features, pair
 from benchmarks.training_step import our_step
 
@@ -15,12 +15,12 @@ ROWS = 14
 
 
 def print_all(device: torch.device) -> None:
-    """Print the operators that take most of the time, a table for each piece of work."""
+    """Print the operators that take most of the time, one table per workload."""
     both = pair(device)
     both.ours.precompute_inference_tables()
     with torch.inference_mode():
         for batch, beams in ((1, 3), (16, 3), (16, 1)):
-            _print(f"decode, batch {batch}, beam {beams}", written_by(both, features(batch, device), beams))
+            _print(f"decode, batch {batch}, beam {beams}", report_writer(both, features(batch, device), beams))
     for bf16 in (False, True):
         _print(f"training step of 16, {'bfloat16' if bf16 else 'float32'}", our_step(device, bf16=bf16))
 

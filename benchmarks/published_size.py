@@ -19,14 +19,14 @@ DECODING = PUBLISHED_DECODING.model_copy(update={"trigram_penalty": 0.0})  # as 
 
 
 class _NoBackbone(nn.Module):
-    """In the place of ResNet-101: features are drawn, no image is read."""
+    """Replaces ResNet-101: features are drawn, no image is read."""
 
     width = WIDTH
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Both implementations with the same weights. Neither ever writes an end: each report has 60 words."""
+    """Both implementations with the same weights. Neither writes an end: each report has 60 words."""
 
     plain: PlainCMN
     ours: ReportModel
@@ -34,7 +34,7 @@ class Pair:
     device: torch.device
 
     def published_ids(self, ids: Tensor) -> Tensor:
-        """Our ids (B, T) of words as published ids."""
+        """This model's ids (B, T) as published ids."""
         words = sorted([UNK, *self.tokenizer.tokens[4:]])
         numbers = {word: number for number, word in enumerate(words, 1)}
         table = torch.tensor([numbers.get(token, 0) for token in self.tokenizer.tokens], device=ids.device)
@@ -57,13 +57,13 @@ def pair(device: torch.device, *, slots: int = 2048, dropout: bool = False, leng
 
 
 def features(batch: int, device: torch.device, seed: int = 1) -> Tensor:
-    """Patch features of ``batch`` studies, (B, 98, 2048), not negative as a ResNet's."""
+    """Patch features of ``batch`` studies, (B, 98, 2048), not negative, as those of a ResNet."""
     drawn = torch.randn(batch, VIEWS * GRID, WIDTH, generator=torch.Generator().manual_seed(seed))
     return drawn.relu().to(device)
 
 
 def patches(drawn: Tensor) -> Patches:
-    """The same as backbone output."""
+    """Drawn features as the output of a backbone."""
     batch, device = len(drawn), drawn.device
     views = torch.tensor([[0, 1]] * batch, device=device)
     tokens = drawn.view(batch, VIEWS, GRID, WIDTH)

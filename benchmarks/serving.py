@@ -1,7 +1,6 @@
-"""The service against the bare pipeline and a naive handler: time to be ready, and what HTTP adds to a draft.
+"""The service against the bare pipeline and a naive handler: time until ready, and the overhead of HTTP.
 
-Real servers in processes of their own, on the loopback address, with the shipped bundle and the drawn radiographs of
-the documentation.
+Real servers as processes on the loopback address, with the shipped bundle and the drawn radiographs of the docs.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 import httpx
 import torch
 
-from benchmarks.black_box import running, service
+from benchmarks.server import BUNDLE, running, service
 from benchmarks.table import Row, below
 from model.bundle import INDEX_DIR, load_bundle
 from model.drafter import Drafter, StudyView
@@ -24,15 +23,14 @@ from model.views import View
 from retrieval_index.index import ReportIndex
 
 log = logging.getLogger(__name__)
-BUNDLE = Path("bundles/iu-xray")
 IMAGES = {"frontal": Path("docs/images/effusion-frontal.png"), "lateral": Path("docs/images/effusion-lateral.png")}
 ROUNDS = 15
 ANSWER_WITHIN_S = 120.0
-REST_S = 0.05  # until the OpenMP threads of the process that computed before no longer wait on a core
+REST_S = 0.05  # until the OpenMP threads of the process that computed before have stopped spinning
 
 
 def rows(device: torch.device) -> list[Row]:
-    """Start to ready, server overhead, and the whole request beside a naive handler's."""
+    """Start to ready, server overhead, and the whole request against a naive handler."""
     files = {name: path.read_bytes() for name, path in IMAGES.items()}
     drafter = _drafter(device)
     naive_command = ["-m", "benchmarks.naive_server", str(BUNDLE), str(device), "{port}"]
@@ -43,19 +41,20 @@ def rows(device: torch.device) -> list[Row]:
             log.info("%d rounds of service, bare pipeline and naive handler", ROUNDS)
             through_http, bare, naively = _rounds(ours.url, naive.url, drafter, files)
     overhead = statistics.median(a - b for a, b in zip(through_http, bare, strict=True))
+    whole = statistics.median(through_http)
+    name = "POST /report, server overhead over the bare pipeline, median"
     return [
-        below(10.0, figure="start to ready, shipped bundle", value=ready),
-        below(0.010, figure="POST /report, server overhead over the bare pipeline, median", value=overhead,
-              note=f"whole request {statistics.median(through_http) * 1e3:.0f} ms"),
-        Row("POST /report, median", statistics.median(through_http), "s", "naive FastAPI handler, one at a time",
-            statistics.median(naively)),
+        below(10.0, Row("start to ready, shipped bundle", ready)),
+        below(0.010, Row(name, overhead, note=f"whole request {whole * 1e3:.0f} ms")),
+        Row("POST /report, median", whole, peer="naive FastAPI handler, one at a time",
+            peer_value=statistics.median(naively)),
     ]  # fmt: skip
 
 
 def _rounds(
     ours: str, naive: str, drafter: Drafter, files: dict[str, bytes]
 ) -> tuple[list[float], list[float], list[float]]:
-    """Times of the three, turn by turn, so that whatever else the machine does meets them alike."""
+    """Times of the three, measured in turn, so that other load on the machine affects all of them."""
     taken: tuple[list[float], list[float], list[float]] = ([], [], [])
     with httpx.Client(timeout=ANSWER_WITHIN_S) as client:
 

@@ -1,23 +1,22 @@
-"""Load a running service beyond its capacity for minutes, and account for every single request.
+"""Load a running service beyond its capacity for minutes, and account for every request.
 
     python -m benchmarks.soak --minutes 10 [--overload 2.0] [--bundle DIR | --tiny] [--url URL] [--out runs/soak]
 
-First the capacity is measured with clients that wait for their answers. Then requests come at ``--overload`` times
-that rate whether or not the service keeps up: arrivals drawn from a Poisson process, drawn radiographs of many sizes,
-and among them clients that leave in the middle of an upload or before their answer, that trickle, or that send garbage.
-Every request must end in one of three ways: the findings and reference cases that the study gets alone; a 503 problem
-with the code ``busy`` and a Retry-After; or by the client's own fault. One that is lost, answered wrongly or otherwise,
-or not answered within ``--deadline`` seconds makes the command exit 1, as does a service that is not healthy, idle and
-right afterwards.
+First the capacity is measured with clients that wait for their answers (closed loop). Then requests arrive at
+``--overload`` times that rate whether or not the service keeps up (open loop): arrivals of a Poisson process, sent by
+Locust, with drawn radiographs of many sizes. Some clients leave in the middle of an upload or before their answer,
+upload slowly, or send garbage. Every request must end in one of three ways: the findings and reference cases that the
+study gets alone; a 503 problem with the code ``busy`` and a Retry-After; or by the client's own fault. The command
+exits 1 if a request is lost, gets another answer, or has no answer within ``--deadline`` seconds, and if the service
+is afterwards not healthy, not idle or answers differently.
 
-This process is the clients; the service runs in its own. On a machine where both share the cores, the times hold the
-clients' own work as well; the JSON says how many cores there were and how late requests were sent.
+This process and the generator are the clients; the service runs in its own. Where both share the cores, the times
+include the clients' work; the JSON holds the number of cores and how late requests were sent.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import collections
 import dataclasses
 import json
@@ -28,32 +27,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
 import httpx
-import numpy as np
-from tqdm import tqdm
 
-from benchmarks import bad_clients, plots
-from benchmarks.black_box import MemoryWatch, Sample, Server, idle, server_from_arguments, slope
-from benchmarks.load import GOOD, Record, Study, closed_loop, counted, drawn_studies, essence, percentiles, post, rate
+from benchmarks import plots
+from benchmarks.load import (
+    BAD,
+    GOOD,
+    Load,
+    Record,
+    Study,
+    count_outcomes,
+    drawn_studies,
+    generate,
+    percentiles,
+    rate,
+    with_answers,
+)
 from benchmarks.logging import configure_logging
+from benchmarks.memory import MemoryWatch, Sample, slope
+from benchmarks.server import Server, add_server_arguments, idle, server_of
+from benchmarks.table import markdown
 from model.files import write_atomic
 
 log = logging.getLogger("benchmarks.soak")
-BUNDLE = Path("bundles/iu-xray")
 STUDIES = 24
-CAPACITY_CLIENTS = 8  # below the default number of places, so that none is refused while capacity is measured
+CAPACITY_CLIENTS = 8  # below the default number of slots, so that none is refused while capacity is measured
 CAPACITY_S = 20.0
 MISBEHAVING = 0.08  # share of the requests
 REFUSAL_GOAL_S = 0.050  # p99
 FLAT = 1024 * 1024  # bytes a minute, second half of the run; judged from JUDGED_FROM minutes on
 JUDGED_FROM = 5.0
-NOTES = 50  # requests that went wrong, kept in words
+NOTES = 50  # failed requests that are described
 
 
 @dataclass
 class Plan:
-    """What is offered; all of it is drawn from ``seed``."""
+    """What is sent; all of it is drawn from ``seed``."""
 
     minutes: float
     overload: float
@@ -63,7 +72,7 @@ class Plan:
 
 @dataclass
 class Soak:
-    """What was offered, and what came of it."""
+    """What was sent, and the outcomes."""
 
     plan: Plan
     cores: int
@@ -81,151 +90,82 @@ class Soak:
 
     @property
     def passed(self) -> bool:
-        """Whether every request is accounted for and the service is well."""
+        """Whether every request is accounted for and the service is healthy."""
         return not self.faults
 
 
-async def with_answers(session: aiohttp.ClientSession, url: str, studies: Sequence[Study]) -> list[Study]:
-    """The same studies with what each is answered while nothing else is asked.
-
-    Raises:
-        RuntimeError: one of them is not answered.
-    """
-    known = []
-    for study in studies:
-        async with session.post(
-            url + "/report", data=study.body, headers={"Content-Type": bad_clients.CONTENT_TYPE}
-        ) as response:
-            answer = await response.json(content_type=None)
-            if response.status != 200:
-                raise RuntimeError(f"a drawn study is answered {response.status} {answer.get('code')}; is {url} ready?")
-            known.append(dataclasses.replace(study, expected=essence(answer)))
-    return known
-
-
-async def offer(
-    url: str, studies: Sequence[Study], per_second: float, plan: Plan, *, quiet: bool = False
-) -> tuple[list[Record], list[float]]:
-    """Send requests in an open loop; returns their records and by how many seconds each was sent late."""
-    loop, rng = asyncio.get_running_loop(), np.random.default_rng([plan.seed, 31])
-    seconds = plan.minutes * 60
-    arrivals = np.cumsum(rng.exponential(1 / per_second, int(seconds * per_second * 1.5) + 50))
-    arrivals = arrivals[arrivals < seconds]
-    hows = sorted(bad_clients.ALL)
-    records, late, under_way = [], [], set()
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)  # every client comes on a connection of its own
-    timeout = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        began = loop.time()
-
-        async def one(record: Record, study: Study, number: int) -> None:
-            try:
-                async with asyncio.timeout(plan.deadline_s):
-                    if record.client == "normal":
-                        await post(session, url, study, record)
-                    else:
-                        await bad_clients.misbehave(
-                            record.client, url, study, record, np.random.default_rng([plan.seed, number])
-                        )
-            except TimeoutError:
-                record.outcome, record.note = "hung", f"no answer within {plan.deadline_s:g} s"
-            record.seconds = loop.time() - began - record.due
-
-        progress = tqdm(total=len(arrivals), unit=" requests", disable=quiet, mininterval=2, smoothing=0.05)
-        for number, due in enumerate(arrivals):
-            await asyncio.sleep(max(0.0, began + due - loop.time()))
-            late.append(loop.time() - began - due)
-            client = hows[int(rng.integers(len(hows)))] if rng.random() < MISBEHAVING else "normal"
-            record = Record(float(due), client)
-            records.append(record)
-            task = asyncio.create_task(one(record, studies[int(rng.integers(len(studies)))], number))
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
-            progress.update()
-            if number % 50 == 0:
-                progress.set_postfix_str(
-                    ", ".join(f"{name} {n}" for name, n in counted(r for r in records if r.outcome).items())
-                )
-        await asyncio.gather(*under_way)
-        progress.close()
-    return records, late
-
-
-async def soak(
+def soak(
     server: Server, plan: Plan, *, capacity_s: float = CAPACITY_S, studies: int = STUDIES, quiet: bool = False
 ) -> tuple[Soak, list[Record]]:
-    """Measure the capacity, overload the service, look after it.
+    """Measure the capacity, overload the service, check it afterwards.
 
     Raises:
         RuntimeError: the service answers nothing even without load.
     """
-    pool = drawn_studies(studies, seed=plan.seed)
-    timeout = aiohttp.ClientTimeout(total=plan.deadline_s)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
-        known = await with_answers(session, server.url, pool)
-        log.info("capacity: %d clients for %.0f s", CAPACITY_CLIENTS, capacity_s)
-        measured = await closed_loop(session, server.url, known, clients=CAPACITY_CLIENTS, seconds=capacity_s)
+    known = with_answers(server.url, drawn_studies(studies, seed=plan.seed), timeout_s=plan.deadline_s)
+    log.info("capacity: %d clients for %.0f s", CAPACITY_CLIENTS, capacity_s)
+    load = Load(server.url, capacity_s, clients=CAPACITY_CLIENTS, deadline_s=plan.deadline_s, seed=plan.seed)
+    measured = generate(load, known)
     result = Soak(plan, os.cpu_count() or 1, rate(measured))
     if not result.capacity:
-        raise RuntimeError(f"no answer while capacity was measured: {counted(measured)}")
+        raise RuntimeError(f"no answer while capacity was measured: {count_outcomes(measured)}")
     result.offered = result.capacity * plan.overload
-    log.info("%.1f answers a second; offering %.1f for %g minutes", result.capacity, result.offered, plan.minutes)
+    log.info("%.1f answers a second; sending %.1f for %g minutes", result.capacity, result.offered, plan.minutes)
+    load = dataclasses.replace(
+        load, seconds=plan.minutes * 60, clients=0, per_second=result.offered, misbehaving=MISBEHAVING, quiet=quiet
+    )
     with MemoryWatch(server.pid) as watch:
-        records, late = await offer(server.url, known, result.offered, plan, quiet=quiet)
+        records = generate(load, known)
     result.memory = watch.samples
-    _account(result, [*measured, *records], records)
-    result.sent_late = percentiles(late)
-    await asyncio.to_thread(_look_after, server, known, result)
+    _account(result, measured, records)
+    _check_afterwards(server, known, result)
     return result, records
 
 
-def _account(result: Soak, everything: Sequence[Record], records: Sequence[Record]) -> None:
-    for client in dict.fromkeys(record.client for record in records):
-        result.outcomes[client] = counted(record for record in records if record.client == client)
+def _account(result: Soak, measured: Sequence[Record], records: Sequence[Record]) -> None:
+    """Summarise the outcomes; name every request that failed."""
+    for client in sorted({record.client for record in records}):
+        result.outcomes[client] = count_outcomes(record for record in records if record.client == client)
     result.codes = dict(collections.Counter(record.code for record in records if record.status == 503))
     normal = [record for record in records if record.client == "normal"]
     result.answered = percentiles(record.seconds for record in normal if record.outcome == "answered")
     result.refused = percentiles(record.seconds for record in normal if record.outcome == "refused")
+    result.sent_late = percentiles(record.late for record in records)
     result.throughput = rate(records)
     each = slope(result.memory)
     result.growth = None if each is None else each * 60
-    bad = [record for record in everything if record.outcome not in GOOD]
-    result.faults += [bad_clients.described(record) for record in bad[:NOTES]]
+    bad = [record for record in [*measured, *records] if record.outcome not in GOOD]
+    result.faults += [json.dumps(dataclasses.asdict(record)) for record in bad[:NOTES]]
     if len(bad) > NOTES:
         result.faults.append(f"and {len(bad) - NOTES} more requests")
     if result.growth is not None and result.plan.minutes >= JUDGED_FROM and result.growth > FLAT:
         result.faults.append(f"memory grows by {result.growth / 2**20:.2f} MiB a minute; {FLAT / 2**20:g} are allowed")
 
 
-def _look_after(server: Server, known: Sequence[Study], result: Soak) -> None:
+def _check_afterwards(server: Server, known: Sequence[Study], result: Soak) -> None:
+    """The service must be healthy and idle, and must answer every study as before."""
     try:
         health = idle(server.url)
         if health["status_code"] != 200 or health["queue"]["depth"] != 0:
             result.faults.append(f"afterwards /health answers {health['status_code']}, queue {health.get('queue')}")
-        for number, study in enumerate(known):
-            answer = httpx.post(
-                server.url + "/report",
-                content=study.body,
-                headers={"Content-Type": bad_clients.CONTENT_TYPE},
-                timeout=60,
-            )
-            if answer.status_code != 200 or essence(answer.json()) != study.expected:
-                result.faults.append(f"afterwards study {number} is answered {answer.status_code}, not as before")
-    except httpx.HTTPError as error:
-        result.faults.append(f"the service does not answer any more: {error}")
+        for number, (study, before) in enumerate(zip(with_answers(server.url, known), known, strict=True)):
+            if study != before:
+                result.faults.append(f"afterwards study {number} gets {study.expected!r}, not {before.expected!r}")
+    except (httpx.HTTPError, RuntimeError) as error:
+        result.faults.append(f"afterwards the service does not answer: {error}")
 
 
 # --- the command --------------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns 0 where all is accounted for, 1 where not, 2 where nothing could be measured."""
+    """Entry point; returns 0 if all is accounted for, 1 if not, 2 if nothing could be measured."""
     arguments = _parser().parse_args(argv)
     plan = Plan(arguments.minutes, arguments.overload, arguments.deadline, arguments.seed)
     try:
-        with server_from_arguments(arguments, tiny=arguments.tiny) as server:
-            result, records = asyncio.run(soak(server, plan))
-    except (OSError, RuntimeError, ValueError, httpx.HTTPError, aiohttp.ClientError) as error:
+        with server_of(arguments) as server:
+            result, records = soak(server, plan)
+    except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
         log.error("%s", error)
         return 2
     write(result, records, arguments.out)
@@ -235,10 +175,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write(result: Soak, records: Sequence[Record], out: Path) -> None:
-    """``soak.json`` and the pictures."""
-    write_atomic(
-        out / "soak.json", json.dumps({"passed": result.passed, **dataclasses.asdict(result)}, indent=1).encode()
-    )
+    """``soak.json`` and the plots."""
+    content = json.dumps({"passed": result.passed, **dataclasses.asdict(result)}, indent=1)
+    write_atomic(out / "soak.json", content.encode())
     normal = [record for record in records if record.client == "normal"]
     answered, refused = ([(r.due, r.seconds) for r in normal if r.outcome == name] for name in ("answered", "refused"))
     plots.latencies(answered, refused, out / "soak-latency.png")
@@ -247,29 +186,26 @@ def write(result: Soak, records: Sequence[Record], out: Path) -> None:
 
 
 def as_markdown(result: Soak) -> str:
-    """The figures as tables."""
-    requests = sum(sum(counts.values()) for counts in result.outcomes.values())
-    lines = ["| client | " + " | ".join(names := [*GOOD, "wrong", "unexpected", "lost", "hung"]) + " |",
-             "|" + "---|" * (len(names) + 1)]  # fmt: skip
-    for client, counts in sorted(result.outcomes.items()):
-        lines.append(f"| {client} | " + " | ".join(f"{counts.get(name, 0):,}" for name in names) + " |")
-    lines += ["", "| times of normal clients | p50 | p95 | p99 | max |", "|---|---|---|---|---|"]
-    for name, times in (("answered", result.answered), ("refused", result.refused), ("sent late by", result.sent_late)):
-        shown = [f"{times[key] * 1e3:,.0f} ms" for key in ("p50", "p95", "p99", "max")] if times else ["–"] * 4
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    """Outcomes and times as tables, and a summary."""
+    outcomes = (*GOOD, *BAD)
+    counts = [[client, *(f"{n.get(name, 0):,}" for name in outcomes)] for client, n in result.outcomes.items()]
+    times = []
+    for name, values in (("answered", result.answered), ("refused", result.refused), ("sent late", result.sent_late)):
+        shown = [f"{value * 1e3:,.0f} ms" for value in values.values()] if values else ["–"] * 4
+        times.append([name, *shown])
     goal = "not measured"
     if result.refused is not None:
         goal = f"goal {REFUSAL_GOAL_S * 1e3:.0f} ms {'met' if result.refused['p99'] < REFUSAL_GOAL_S else 'missed'}"
     growth = "not measured" if result.growth is None else f"{result.growth / 2**20:+.2f} MiB a minute"
-    plan = result.plan
-    lines += [
-        "",
+    plan, requests = result.plan, sum(sum(counts.values()) for counts in result.outcomes.values())
+    return "\n".join([
+        markdown(("client", *outcomes), counts), "",
+        markdown(("times of normal clients", "p50", "p95", "p99", "max"), times), "",
         f"{requests:,} requests in {plan.minutes:g} minutes at {result.offered:.1f}/s, {plan.overload:g} times the "
         f"capacity of {result.capacity:.1f}/s; {result.throughput:.1f}/s answered; 503s: {result.codes or 'none'}; "
         f"p99 of refusals: {goal}; memory in the second half {growth}; {result.cores} cores, seed {plan.seed}.",
         *(f"- {fault}" for fault in result.faults),
-    ]
-    return "\n".join(lines)
+    ])  # fmt: skip
 
 
 def _positive(text: str) -> float:
@@ -287,11 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overload", type=_positive, default=2.0, help="times the measured capacity (2)")
     parser.add_argument("--deadline", type=_positive, default=60.0, help="seconds until a request counts as hung (60)")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals, studies and misbehaviour (0)")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--url", help="a service that runs already; its memory is not watched")
-    where.add_argument("--bundle", type=Path, default=BUNDLE)
-    where.add_argument("--tiny", action="store_true", help="serve a tiny untrained bundle: more requests a second")
-    parser.add_argument("--device", default="auto", help="of the service: auto, cpu, cuda")
+    add_server_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/soak"))
     return parser
 

@@ -1,31 +1,32 @@
-"""One row a figure: what this project takes, what its peer takes in the same run, and whether the goal is met."""
+"""One row per measurement: this project, its peer in the same run, and whether the goal is met."""
 
 from __future__ import annotations
 
 import gc
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 Unit = Literal["s", "bytes"]
+HEADER = ("figure", "ours", "peer", "peer takes", "ratio", "goal", "met")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure.
+    """One measurement.
 
     Attributes:
         figure: what was measured, with its size.
-        value: ours, in ``unit``.
+        value: of this project, in ``unit``.
         unit: of both values.
-        peer: what stands beside it; empty where nothing does.
-        peer_value: the peer's figure, measured in the same run.
-        goal: in words, as the project set it: ``30 x``, ``< 10 ms``.
-        met: whether ``value`` (or the ratio) meets it; None where no goal was set.
-        note: what a reader must know.
+        peer: what it is compared with; empty without one.
+        peer_value: of the peer, measured in the same run.
+        goal: ``30 ×``, ``< 10 ms``.
+        met: whether the goal is met; None without one.
+        note: shown behind ``figure``.
     """
 
     figure: str
@@ -37,31 +38,37 @@ class Row:
     met: bool | None = None
     note: str = ""
 
-    @property
-    def ratio(self) -> float | None:
-        """Peer over ours: how many times less it takes."""
-        return None if self.peer_value is None else self.peer_value / self.value
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, in the order of ``HEADER``."""
+        return (
+            self.figure + (f" ({self.note})" if self.note else ""),
+            show(self.value, self.unit),
+            self.peer,
+            "" if self.peer_value is None else show(self.peer_value, self.unit),
+            "" if self.peer_value is None else f"{self.peer_value / self.value:.1f} ×",
+            self.goal,
+            "" if self.met is None else ("yes" if self.met else "no"),
+        )
 
 
-def at_least(
-    times: float, *, figure: str, value: float, peer: str, peer_value: float, unit: Unit = "s", note: str = ""
-) -> Row:
-    """A row whose goal is to take ``times`` less than its peer."""
-    return Row(figure, value, unit, peer, peer_value, f"{times:g} ×", peer_value / value >= times, note)
+def at_least(times: float, row: Row) -> Row:
+    """The row with the goal of taking ``times`` less than its peer."""
+    assert row.peer_value is not None
+    return replace(row, goal=f"{times:g} ×", met=row.peer_value / row.value >= times)
 
 
-def below(limit: float, *, figure: str, value: float, unit: Unit = "s", note: str = "") -> Row:
-    """A row whose goal is to stay below ``limit``."""
-    return Row(figure, value, unit, goal=f"< {show(limit, unit)}", met=value < limit, note=note)
+def below(limit: float, row: Row) -> Row:
+    """The row with the goal of staying below ``limit``."""
+    return replace(row, goal=f"< {show(limit, row.unit)}", met=row.value < limit)
 
 
 def seconds(call: Callable[[], object], *, repeats: int = 3, warm_up: int = 1) -> float:
-    """The least time that ``call`` took in ``repeats`` runs: what it costs where nothing else gets in its way."""
+    """The least time of ``repeats`` runs, the one with the least disturbance."""
     return min(times(call, repeats=repeats, warm_up=warm_up))
 
 
 def times(call: Callable[[], object], *, repeats: int, warm_up: int) -> list[float]:
-    """Time of each of ``repeats`` runs after ``warm_up`` unmeasured ones, in seconds; the collector is held off."""
+    """Seconds of each of ``repeats`` runs after ``warm_up`` unmeasured ones, without garbage collection."""
     for _ in range(warm_up):
         call()
     gc.collect()
@@ -69,24 +76,23 @@ def times(call: Callable[[], object], *, repeats: int, warm_up: int) -> list[flo
     try:
         taken = []
         for _ in range(repeats):
-            wait()
+            _synchronize()
             began = time.perf_counter()
             call()
-            wait()
+            _synchronize()
             taken.append(time.perf_counter() - began)
     finally:
         gc.enable()
     return taken
 
 
-def wait() -> None:
-    """Let a GPU finish what it was given."""
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def show(value: float, unit: Unit) -> str:
-    """A figure for people."""
+    """A value with a readable unit."""
     if unit == "bytes":
         return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
     if value >= 1:
@@ -94,33 +100,13 @@ def show(value: float, unit: Unit) -> str:
     return f"{value * 1e3:.2f} ms" if abs(value) >= 1e-3 else f"{value * 1e6:.1f} µs"
 
 
-HEADER = ("figure", "ours", "peer", "peer takes", "ratio", "goal", "met")
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows])
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """The row as text, in the order of ``HEADER``."""
-    ratio = row.ratio
-    return (
-        row.figure + (f" ({row.note})" if row.note else ""),
-        show(row.value, row.unit),
-        row.peer,
-        "" if row.peer_value is None else show(row.peer_value, row.unit),
-        "" if ratio is None else f"{ratio:.1f} ×",
-        row.goal,
-        "" if row.met is None else ("yes" if row.met else "no"),
-    )
-
-
-def as_markdown(rows: Iterable[Row]) -> str:
-    """All rows as a Markdown table."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-    return "\n".join([*lines, *("| " + " | ".join(cells(row)) + " |" for row in rows)])
-
-
-def as_text(rows: Sequence[Row]) -> str:
-    """All rows in aligned columns, for a terminal."""
-    table = [HEADER, *(cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(HEADER))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
-    )
+def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in aligned columns, for a terminal."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

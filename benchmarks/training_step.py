@@ -1,6 +1,6 @@
 """One cross-entropy step of 16 studies at the published size, without the CNN: time and peak memory.
 
-Each implementation runs in a process of its own, so that its peak is its own:
+Each implementation runs in a separate process, so that the peaks are separate:
 ``python -m benchmarks.training_step plain|fp32|bf16`` prints seconds and bytes.
 """
 
@@ -22,7 +22,7 @@ from benchmarks.table import Row, seconds
 
 BATCH = 16
 GFLOP = 132  # products of forward and backward pass; attention, selection and optimizer not counted
-SHARE = 0.6  # of the matmul reading, the other form of the goal
+SHARE = 0.6  # of the machine's matrix-product speed, the other form of the goal
 
 
 def rows(machine: Machine, device: torch.device) -> list[Row]:
@@ -30,11 +30,7 @@ def rows(machine: Machine, device: torch.device) -> list[Row]:
     plain, plain_bytes = _measure("plain", device)
     fp32, fp32_bytes = _measure("fp32", device)
     bf16, bf16_bytes = _measure("bf16", device)
-    scaled = machine.scaled(REFERENCE.step)
-    note = f"reference scaled: {scaled:.2f} s"
-    peer, value = "published equations, plainly", plain
-    if abs(plain / scaled - 1) > 0.2:
-        peer, value, note = "reference, scaled", scaled, f"plainly here: {plain:.2f} s"
+    peer, value, note = machine.peer(plain, REFERENCE.step)
     limits = {"fp32": GFLOP / (SHARE * machine.fp32), "bf16": GFLOP / (SHARE * machine.bf16)}
     return [
         Row(f"training step of {BATCH}, float32", fp32, "s", peer, value,
@@ -59,11 +55,8 @@ def _measure(which: str, device: torch.device) -> tuple[float, float]:
     return float(result["seconds"]), float(result["bytes"])
 
 
-# --- the steps --------------------------------------------------------------------------------------------------------
-
-
 def plain_step(device: torch.device) -> Callable[[], None]:
-    """A step of the published equations with PyTorch's Adam, as the published trainer takes it."""
+    """A step of the published equations with PyTorch's Adam, as in the published trainer."""
     both = pair(device, dropout=True)
     weights = both.plain.train()
     drawn, ids = features(BATCH, device), draw_ids(BATCH, device)
@@ -71,7 +64,7 @@ def plain_step(device: torch.device) -> Callable[[], None]:
 
 
 def our_step(device: torch.device, *, bf16: bool) -> Callable[[], None]:
-    """A step of our model with the optimizer that stage ``ce`` uses."""
+    """A step of this model with the optimizer of stage ``ce``."""
     both = pair(device)
     model = both.ours
     for parameter in model.parameters():
@@ -81,7 +74,7 @@ def our_step(device: torch.device, *, bf16: bool) -> Callable[[], None]:
             module.p = 0.5 if module is model.to_model[2] else 0.1
     model.train()
     seen = patches(features(BATCH, device))
-    ids = draw_ids(BATCH, device) + 2  # words of ours
+    ids = draw_ids(BATCH, device) + 2  # words of this vocabulary
     ids[:, 0] = both.tokenizer.bos_id
 
     def loss() -> Tensor:

@@ -1,9 +1,8 @@
-"""The parts of the benchmarks that decide what a reader believes: ratios, goals, scaling, and files that resume."""
+"""The parts of the benchmarks that decide what a reader believes: ratios, goals, scaling, made cases, tables."""
 
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,33 +11,48 @@ import torch
 from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import growth, index, kinds
+from benchmarks import growth, index
 from benchmarks.machine import REFERENCE, Machine
-from benchmarks.table import Row, as_markdown, as_text, at_least, below, show, times
+from benchmarks.memory import rise, slope
+from benchmarks.server import BUNDLE
+from benchmarks.table import HEADER, Row, Unit, aligned, at_least, below, markdown, show, times
 from retrieval_index.index import ReportIndex
 
 
-def test_a_ratio_is_the_peers_share_and_decides_the_goal() -> None:
-    met = at_least(30, figure="decode", value=0.1, peer="plainly", peer_value=3.0)
-    assert met.ratio == pytest.approx(30)
-    assert met.met
-    assert not at_least(30.1, figure="decode", value=0.1, peer="plainly", peer_value=3.0).met
-    assert below(0.01, figure="overhead", value=0.0099).met
-    assert not below(0.01, figure="overhead", value=0.01).met
-    assert Row("alone", 1.0).ratio is None
+def test_goals_compare_with_the_peer_or_the_limit() -> None:
+    row = Row("decode", 0.1, peer="plainly", peer_value=3.0)
+    assert at_least(30, row).met
+    assert not at_least(30.1, row).met
+    assert below(0.01, Row("overhead", 0.0099)).met
+    assert not below(0.01, Row("overhead", 0.01)).met
 
 
-def test_units_are_for_people() -> None:
-    seconds = {1.5: "1.50 s", 0.0123: "12.30 ms", 2.5e-5: "25.0 µs"}
-    assert [show(value, "s") for value in seconds] == list(seconds.values())
-    assert [show(value, "bytes") for value in (3 * 2**30, 5 * 2**20)] == ["3.00 GiB", "5.0 MiB"]
+@pytest.mark.parametrize(
+    ("value", "unit", "shown"),
+    [
+        (1.5, "s", "1.50 s"),
+        (0.0123, "s", "12.30 ms"),
+        (2.5e-5, "s", "25.0 µs"),
+        (3 * 2**30, "bytes", "3.00 GiB"),
+        (5 * 2**20, "bytes", "5.0 MiB"),
+    ],
+)
+def test_shows_values_in_readable_units(value: float, unit: Unit, shown: str) -> None:
+    assert show(value, unit) == shown
 
 
 def test_both_tables_hold_every_cell() -> None:
-    rows = [at_least(2, figure="a", value=1.0, peer="b", peer_value=3.0, note="n"), below(1.0, figure="c", value=2.0)]
-    for text in (as_markdown(rows), as_text(rows)):
+    rows = [at_least(2, Row("a", 1.0, peer="b", peer_value=3.0, note="n")), below(1.0, Row("c", 2.0))]
+    cells = [row.cells() for row in rows]
+    for text in (markdown(HEADER, cells), aligned(HEADER, cells)):
         assert all(part in text for part in ("a (n)", "3.00 s", "3.0 ×", "2 ×", "yes", "c", "< 1.00 s", "no"))
-    assert {line.count("|") for line in as_markdown(rows).splitlines()} == {8}
+    assert {line.count("|") for line in markdown(HEADER, cells).splitlines()} == {8}
+
+
+def test_the_faster_of_plain_and_scaled_reference_is_the_peer() -> None:
+    machine = Machine("processor", 2, 2, "2", "cpu", fp32=REFERENCE.gflops, bf16=1.0)
+    assert machine.peer(5.5, 6.0) == ("published equations, plainly", 5.5, "reference scaled: 6.00 s")
+    assert machine.peer(9.0, 6.0) == ("reference, scaled", 6.0, "plainly here: 9.00 s")
 
 
 def test_the_reference_is_scaled_by_the_reading_of_the_same_product() -> None:
@@ -67,40 +81,30 @@ def test_unknown_sections_and_devices_are_named(
 # --- the index --------------------------------------------------------------------------------------------------------
 
 
-def test_a_curve_is_written_and_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    radiographs = tmp_path / "radiographs"
-    radiographs.mkdir()
-    Image.new("L", (64, 64), 90).save(radiographs / "a.png")
-    first = index.curve(tmp_path / "out", (300, 150), images=radiographs)
-    assert [(point.vectors, point.kind, point.recall_5, point.recall_5_images) for point in first] == [
+def test_curve_measures_exact_and_chosen_index_at_each_size(tmp_path: Path) -> None:
+    Image.new("L", (64, 64), 90).save(tmp_path / "a.png")
+    points = index.curve(tmp_path / "out", (300, 150), images=tmp_path)
+    assert [(p.vectors, p.kind, p.recall_reports, p.recall_images) for p in points] == [
         (150, "flat", 1.0, 1.0), (300, "flat", 1.0, 1.0),
     ]  # fmt: skip
-    assert (tmp_path / "out" / index.PLOT).read_bytes().startswith(b"\x89PNG")
-    measured: list[int] = []
-
-    def measure(maker: object, size: int, images: object) -> index.Point:
-        measured.append(size)
-        return replace(first[0], vectors=size)
-
-    monkeypatch.setattr(index, "_measure", measure)
-    index.curve(tmp_path / "out", (150, 300, 450), images=radiographs)
-    assert measured == [450]
-    with (tmp_path / "out" / index.CSV).open("w", newline="") as file:
-        csv.writer(file).writerow(["vectors", "other"])
-    with pytest.raises(ValueError, match="remove it or choose another --out"):
-        index.curve(tmp_path / "out", (150,))
+    with (tmp_path / "out/index-curve.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["vectors"], line["kind"]) for line in lines] == [
+        ("150", "exact"), ("150", "flat"), ("300", "exact"), ("300", "flat"),
+    ]  # fmt: skip
+    assert (tmp_path / "out/index-curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_made_cases_resemble_the_real_ones_and_hold_no_query() -> None:
-    shipped = ReportIndex.load(index.BUNDLE / "index")
+    shipped = ReportIndex.load(BUNDLE / "index")
     maker = index.Maker(shipped)
     cases, queries = maker.cases(2000), maker.queries(300)
     np.testing.assert_array_equal(cases[:500], index.Maker(shipped).cases(500))  # a smaller collection is a prefix
     real = shipped.vectors(np.arange(len(shipped)))
     distinct = np.unique(real, axis=0)
-    likeness = distinct @ distinct.T - 2 * np.eye(len(distinct))
+    similarity = distinct @ distinct.T - 2 * np.eye(len(distinct))
     made = float(np.median((queries @ cases.T).max(axis=1)))
-    assert made == pytest.approx(float(np.median(likeness.max(axis=1))), abs=0.08)  # real: .92
+    assert made == pytest.approx(float(np.median(similarity.max(axis=1))), abs=0.08)  # real: .92
     assert made < 0.98
     assert float((queries @ real.T).max()) < 0.999
 
@@ -111,8 +115,8 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, caplog: pytest.LogCa
     assert "holds no .png, .jpg or .jpeg" in caplog.text
 
 
-def test_growth_is_written_as_table_and_picture(tmp_path: Path) -> None:
-    points = [(axis, value, 0.01, 0.1 * value) for axis in ("words", "beams", "slots", "batch") for value in (1, 2)]
+def test_growth_is_written_as_table_and_plot(tmp_path: Path) -> None:
+    points = [(axis, value, 10.0, 100.0 * value) for axis in growth.AXES for value in (1, 2)]
     growth.write(points, tmp_path)
     lines = (tmp_path / "growth.csv").read_text().splitlines()
     assert lines[:2] == ["axis,value,encode_ms,report_ms", "words,1,10.00,100.00"]
@@ -120,10 +124,24 @@ def test_growth_is_written_as_table_and_picture(tmp_path: Path) -> None:
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_kinds_are_compared_on_the_same_queries() -> None:
-    lines = kinds.compare(3000)
-    assert [line.kind.split(",")[0] for line in lines] == ["flat", "ivf", "ivf", "ivf", "hnsw", "hnsw"]
-    assert lines[0].recall_reports == 1.0
-    assert all(0.5 < line.recall_reports <= 1.0 for line in lines)
-    assert all(line.recall_images is None for line in lines)
-    assert kinds.as_markdown(lines).count("\n") == 1 + len(lines)
+def test_compares_kinds_of_index_on_the_same_queries() -> None:
+    points = index.kinds(3000)
+    assert [point.kind.split(",")[0] for point in points] == ["flat", "ivf", "ivf", "ivf", "hnsw", "hnsw"]
+    assert points[0].recall_reports == 1.0
+    assert all(0.5 < point.recall_reports <= 1.0 for point in points)
+    assert all(point.recall_images is None for point in points)
+    assert index.as_markdown(points).count("\n") == 1 + len(points)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_slope_is_that_of_the_second_half_without_steps() -> None:
+    rising = [(float(n), 1000 + (n if n < 50 else 50 + 3 * (n - 50))) for n in range(100)]
+    assert slope(rising) == pytest.approx(3, rel=0.02)
+    assert rise(rising) == pytest.approx(3 * 49, abs=3)
+    assert slope(rising[:5]) is None
+    assert slope([]) is None
+    step = [(float(n), 1000 + 500 * (n > 95)) for n in range(100)]
+    assert slope(step) == 0
+    assert rise(step) == 500

@@ -15,10 +15,10 @@ import pytest
 from fastapi.sse import format_sse_event
 
 from benchmarks import fuzz
-from benchmarks.black_box import Server, rise, slope
 from benchmarks.fuzzing import bodies, dicom, files, jpeg, png
 from benchmarks.fuzzing.invariants import Judge
 from benchmarks.raw_http import Answer, NoAnswerError, RawRequest, form, post_report, send, study_request
+from benchmarks.server import Server
 from model.images.read import ImageError, load_pixels
 from service.app import create_app
 from service.routes.streaming import Parts
@@ -231,19 +231,8 @@ def test_dicom_files_are_refused_or_read_without_any_other_error() -> None:
         assert shape == (32, 32), (number, name)
 
 
-def test_the_slope_is_that_of_the_second_half() -> None:
-    rising = [(float(n), 1000 + (n if n < 50 else 50 + 3 * (n - 50))) for n in range(100)]
-    assert slope(rising) == pytest.approx(3, rel=0.02)
-    assert rise(rising) == pytest.approx(3 * 49, abs=3)
-    assert slope(rising[:5]) is None
-    assert slope([]) is None
-    step = [(float(n), 1000.0 + 500 * (n > 95)) for n in range(100)]
-    assert slope(step) == 0
-    assert rise(step) == 500
-
-
 def test_a_form_made_by_hand_is_a_right_one(live: Live) -> None:
     body = form({"frontal": files.original("png 8-bit", 1), "top_k": b"2"})
-    found = send(live.url, RawRequest(post_report(body, "multipart/form-data; boundary=b0undary")))
+    found = send(live.url, RawRequest(post_report(body)))
     assert found.status == 200
     assert len(json.loads(found.body)["reference_cases"]) == 2

@@ -1,20 +1,19 @@
-"""The soak of `python -m benchmarks.soak` in seconds, and that it would see a request lost, wrong or turned away."""
+"""The soak of `python -m benchmarks.soak` in seconds, and that it notices a request that is lost, wrong or hung."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
+import socket
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import aiohttp
 import numpy as np
 import pytest
 
-from benchmarks import compare_servers, plots
-from benchmarks.bad_clients import ALL
-from benchmarks.black_box import Server, running
-from benchmarks.load import GOOD, Record, Study, closed_loop, drawn_studies, essence, percentiles, post, rate, settle
+from benchmarks import bad_clients, compare_servers, plots
+from benchmarks.load import GOOD, Load, Record, Study, answer_key, drawn_studies, generate, judge, percentiles, rate
+from benchmarks.server import Server, running
 from benchmarks.soak import Plan, as_markdown, soak, write
 from tests.support.service import Live, live_server
 from tests.support.tiny import write_tiny_bundle
@@ -34,9 +33,9 @@ def live(bundle: Path) -> Iterator[Live]:
         yield server
 
 
-def test_every_request_of_an_overload_is_accounted_for(live: Live, tmp_path: Path) -> None:
+def test_accounts_for_every_request_of_an_overload(live: Live, tmp_path: Path) -> None:
     plan = Plan(minutes=0.06, overload=4.0, deadline_s=60, seed=0)
-    result, records = asyncio.run(soak(Server(live.url), plan, capacity_s=1.5, studies=5, quiet=True))
+    result, records = soak(Server(live.url), plan, capacity_s=1.5, studies=5, quiet=True)
     assert result.faults == []
     assert result.passed
     assert records
@@ -50,60 +49,74 @@ def test_every_request_of_an_overload_is_accounted_for(live: Live, tmp_path: Pat
     assert f"{len(records):,} requests in 0.06 minutes" in as_markdown(result)
 
 
-@pytest.mark.parametrize("how", sorted(ALL))
-def test_misbehaving_clients_are_told_or_let_go(live: Live, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.bad_clients.TRICKLE_S", (0.1, 0.2))
+@pytest.mark.parametrize("how", sorted(bad_clients.ALL))
+def test_bad_clients_get_an_answer_or_end_by_their_own_fault(
+    live: Live, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bad_clients, "SLOW_UPLOAD_S", (0.1, 0.2))
     (study,) = drawn_studies(1)
     record = Record(0.0, how)
-    asyncio.run(ALL[how](live.url, study, record, np.random.default_rng(1)))
-    expected = {"trickles": ("answered",), "leaves while waiting": ("answered", "own fault")}.get(how, ("own fault",))
-    assert record.outcome in expected, record
+    bad_clients.ALL[how](live.url, study, record, np.random.default_rng(1))
+    allowed = {"uploads slowly": ("answered",), "leaves while waiting": ("answered", "own fault")}
+    assert record.outcome in allowed.get(how, ("own fault",)), record
 
 
-# --- what it would see ------------------------------------------------------------------------------------------------
+# --- what it would notice ---------------------------------------------------------------------------------------------
 
 
-def settled(status: int, body: object, retry_after: str = "") -> str:
-    record = Record(0.0, "normal")
-    settle(record, STUDY, status, retry_after, body if isinstance(body, bytes) else json.dumps(body).encode())
-    return record.outcome
+@pytest.mark.parametrize(
+    ("status", "body", "retry_after", "outcome"),
+    [
+        (200, REPORT, "", "answered"),
+        (200, {**REPORT, "findings": "Other."}, "", "wrong"),
+        (200, {**REPORT, "reference_cases": REPORT["reference_cases"][::-1]}, "", "wrong"),
+        (503, {"code": "busy"}, "2", "refused"),
+        (503, {"code": "busy"}, "", "unexpected"),
+        (503, {"code": "failed"}, "2", "unexpected"),
+        (500, {"code": "internal"}, "", "unexpected"),
+        (422, {"code": "truncated"}, "", "unexpected"),
+        (200, b"<html>", "", "unexpected"),
+    ],
+)
+def test_judges_answers(status: int, body: object, retry_after: str, outcome: str) -> None:
+    assert answer_key(REPORT) == STUDY.expected
+    record = Record(0.0)
+    judge(record, STUDY, status, retry_after, body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert record.outcome == outcome
 
 
-def test_answers_are_judged() -> None:
-    assert essence(REPORT) == STUDY.expected
-    assert settled(200, REPORT) == "answered"
-    assert settled(200, {**REPORT, "findings": "Other."}) == "wrong"
-    assert settled(200, {**REPORT, "reference_cases": REPORT["reference_cases"][::-1]}) == "wrong"
-    assert settled(503, {"code": "busy"}, "2") == "refused"
-    assert settled(503, {"code": "busy"}) == "unexpected"
-    assert settled(503, {"code": "failed"}, "2") == "unexpected"
-    assert settled(500, {"code": "internal"}) == "unexpected"
-    assert settled(422, {"code": "truncated"}) == "unexpected"
-    assert settled(200, b"<html>") == "unexpected"
+def generated(handler: Callable[[socket.socket], None], deadline_s: float) -> list[Record]:
+    """Records of an open loop against a server that treats each connection with `handler`."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=handler, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    with listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        return generate(Load(url, 0.5, per_second=40, deadline_s=deadline_s, quiet=True), [STUDY])
 
 
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+def test_closed_connections_are_lost_and_silent_ones_hang() -> None:
+    silence = threading.Event()
+    lost = generated(lambda connection: connection.close(), 10)
 
+    def stay_silent(connection: socket.socket) -> None:
+        with connection:
+            silence.wait(20)
 
-async def asked(handler: Handler, timeout_s: float) -> Record:
-    server = await asyncio.start_server(handler, "127.0.0.1", 0)
-    record = Record(0.0, "normal")
-    timeout = aiohttp.ClientTimeout(total=timeout_s)
-    async with server, aiohttp.ClientSession(timeout=timeout) as session:
-        await post(session, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", STUDY, record)
-    return record
-
-
-def test_closed_and_silent_connections_are_seen() -> None:
-    async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.close()
-
-    async def stay_silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.6)
-        writer.close()
-
-    assert asyncio.run(asked(close, 10)).outcome == "lost"
-    assert asyncio.run(asked(stay_silent, 0.2)).outcome == "hung"
+    hung = generated(stay_silent, 0.3)
+    silence.set()
+    assert {record.outcome for record in lost} == {"lost"}
+    assert {record.outcome for record in hung} == {"hung"}
+    assert len(hung) > 10  # arrivals do not wait for answers
+    assert max(record.seconds for record in hung) < 1.5
 
 
 def test_rates_and_percentiles() -> None:
@@ -118,40 +131,34 @@ def test_rates_and_percentiles() -> None:
 # --- the comparison ---------------------------------------------------------------------------------------------------
 
 
-def test_servers_are_compared_in_turn_and_must_agree(live: Live, bundle: Path, tmp_path: Path) -> None:
-    measured = compare_servers.Figures("tiny", "cpu", 1, 0.2)
+def test_compares_servers_in_turn(live: Live, bundle: Path, tmp_path: Path) -> None:
+    measured = compare_servers.Comparison("tiny", "cpu", 1, 0.2)
     naive = ("-m", "benchmarks.naive_server", str(bundle), "cpu", "{port}")
     with running(naive, environment={}, health="/openapi.json") as peer:
-        found = {compare_servers.OURS: Server(live.url), compare_servers.NAIVE: Server(peer.url)}
+        found = {compare_servers.SERVICE: Server(live.url), compare_servers.NAIVE: Server(peer.url)}
         drawn = drawn_studies(2, sizes=(96,), both_views=True)
-        asyncio.run(compare_servers.compare(found, measured, rounds=2, clients=(1, 2), drawn=drawn, quiet=True))
-    assert {name: {n: len(v) for n, v in rounds.items()} for name, rounds in measured.throughput.items()} == {
-        name: {1: 2, 2: 2} for name in found
-    }
-    table = compare_servers.as_markdown(measured)
-    assert len([line for line in table.splitlines() if line.startswith("| 1 |")]) == 2
+        compare_servers.compare(found, measured, rounds=2, clients=(2,), drawn=drawn, quiet=True)
+    assert {name: len(rounds[2]) for name, rounds in measured.throughput.items()} == dict.fromkeys(found, 2)
+    assert len([line for line in compare_servers.as_markdown(measured).splitlines() if line.startswith("| 2 |")]) == 2
     plots.side_by_side(measured.throughput, tmp_path / "servers.png", label="answers a second")
     assert (tmp_path / "servers.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_servers_that_answer_otherwise_are_not_compared(live: Live, tmp_path: Path) -> None:
+def test_does_not_compare_servers_with_different_answers(live: Live, tmp_path: Path) -> None:
     with live_server(write_tiny_bundle(tmp_path / "other", seed=5)) as other:
-        found = {compare_servers.OURS: Server(live.url), "another": Server(other.url)}
-        measured = compare_servers.Figures("tiny", "cpu", 1, 0.2)
+        found = {compare_servers.SERVICE: Server(live.url), "another": Server(other.url)}
+        measured = compare_servers.Comparison("tiny", "cpu", 1, 0.2)
         drawn = drawn_studies(1, sizes=(96,), both_views=True)
         with pytest.raises(RuntimeError, match=r"study 0: another answers .*, this service "):
-            asyncio.run(compare_servers.compare(found, measured, rounds=1, clients=(1,), drawn=drawn, quiet=True))
+            compare_servers.compare(found, measured, rounds=1, clients=(1,), drawn=drawn, quiet=True)
 
 
-def test_ratios_are_taken_within_a_round() -> None:
+def test_computes_ratios_within_a_round() -> None:
     assert compare_servers.ratios([2.0, 8.0, 9.0], [1.0, 2.0, 3.0]) == (3.0, 2.0, 4.0)
 
 
-def test_a_closed_loop_keeps_as_many_under_way_as_it_has_clients(live: Live) -> None:
-    async def run() -> list[Record]:
-        async with aiohttp.ClientSession() as session:
-            return await closed_loop(session, live.url, drawn_studies(2, sizes=(96,)), clients=2, seconds=0.5)
-
-    records = asyncio.run(run())
+def test_closed_loop_waits_for_each_answer(live: Live) -> None:
+    records = generate(Load(live.url, 0.7, clients=2), drawn_studies(2, sizes=(96,)))
     assert len(records) >= 2
     assert {record.outcome for record in records} == {"answered"}
+    assert sum(record.seconds for record in records) <= 2 * max(record.due + record.seconds for record in records)
