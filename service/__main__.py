@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from service.app import create_app
 from service.inference.runtime import Runtime
 from service.settings import EXIT_SETTINGS, Settings, explain
-from service.web.protocol import BoundedHeads
+from service.web.protocol import HeaderLimitedHttpProtocol
 
 EXIT_BUNDLE, EXIT_ADDRESS, EXIT_DEVICE = 3, 4, 5
 _BACKLOG = 2048  # uvicorn's own
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         server_header=False,
         log_level="info",
         log_config=None,  # create_app has set it up
-        http=BoundedHeads,
+        http=HeaderLimitedHttpProtocol,
         ws="none",
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )

@@ -18,9 +18,8 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from model.drafter import Draft, DraftOptions, EventCallback
-from service.formats.accept import VARY, respond, wanted
-from service.formats.dicom_headers import study_of
-from service.formats.dicom_source import Study
+from service.formats.dicom_source import ExportContext, export_context
+from service.formats.negotiation import VARY, parse_accept, respond
 from service.inference.admission import AdmissionLimiter
 from service.inference.backend import (
     Backend,
@@ -36,22 +35,26 @@ from service.openapi import EXPORT, HEALTH, RELOAD, REPORT, describe
 from service.routes import cases as case_routes
 from service.routes import preview
 from service.routes.export import NO_SR, read_export
-from service.routes.responses import answer
+from service.routes.responses import to_response
 from service.routes.streaming import EventStream
 from service.schemas.forms import Upload, read_upload
 from service.schemas.models import AliveResponse, BundleInfo, HealthResponse, QueueInfo, ReportResponse
 from service.settings import Settings, settings_or_exit, unknown_variables
 from service.web import logging as logs
 from service.web import problems
-from service.web.auth import guarded, guarded_always
-from service.web.counting import CountRequests
-from service.web.cross_origin import CrossOrigin
-from service.web.disconnect import unless_left
-from service.web.headers import SecurityHeaders
-from service.web.lingering import LingeringClose
-from service.web.problems import Problem, UnforeseenErrors
-from service.web.request_ids import RequestIds
-from service.web.shutdown import AnsweredInTheEnd
+from service.web.auth import require_api_key, require_api_key_if_configured
+from service.web.disconnect import cancel_on_disconnect
+from service.web.middleware import (
+    AccessLogMiddleware,
+    DrainRequestBodyMiddleware,
+    MetricsMiddleware,
+    PathScopedCORSMiddleware,
+    RequestIdMiddleware,
+    SecurityHeadersMiddleware,
+    ShutdownMiddleware,
+    UnhandledExceptionMiddleware,
+)
+from service.web.problems import Problem
 
 STATIC = Path(__file__).parent / "static"
 _REVALIDATE = {"Cache-Control": "no-cache"}
@@ -97,12 +100,17 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     app.mount("/static", _Static(directory=STATIC), name="static")
     problems.install(app)
     describe(app)
-    app.add_middleware(UnforeseenErrors)  # the last one added is outermost
-    app.add_middleware(AnsweredInTheEnd, end=runtime.end)
-    app.add_middleware(CountRequests, metrics=runtime.metrics)
+    app.add_middleware(UnhandledExceptionMiddleware)  # the last one added is outermost
+    app.add_middleware(ShutdownMiddleware, deadline=runtime.shutdown_deadline)
+    app.add_middleware(MetricsMiddleware, metrics=runtime.metrics)
     if settings.cors_origins:
-        app.add_middleware(CrossOrigin, origins=settings.cors_origins)
-    for middleware in (SecurityHeaders, logs.AccessLog, RequestIds, LingeringClose):
+        app.add_middleware(PathScopedCORSMiddleware, origins=settings.cors_origins)
+    for middleware in (
+        SecurityHeadersMiddleware,
+        AccessLogMiddleware,
+        RequestIdMiddleware,
+        DrainRequestBodyMiddleware,
+    ):
         app.add_middleware(middleware)
     return app
 
@@ -111,7 +119,7 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     "/report",
     response_model=ReportResponse,
     summary="Draft the findings of a study",
-    dependencies=[Depends(guarded)],
+    dependencies=[Depends(require_api_key_if_configured)],
     **REPORT,
 )
 async def report(request: Request, response: Response) -> ReportResponse | Response:
@@ -124,7 +132,7 @@ async def report(request: Request, response: Response) -> ReportResponse | Respo
     """
     began = time.perf_counter()
     runtime: Runtime = request.app.state.runtime
-    formats = wanted(request.headers.getlist("accept"))
+    formats = parse_accept(request.headers.getlist("accept"))
     serving = runtime.serving()
     settings = runtime.settings
     with ExitStack() as held:
@@ -138,9 +146,9 @@ async def report(request: Request, response: Response) -> ReportResponse | Respo
         if upload.stream:
             formats.check_stream()
             return EventStream(request, work, held.pop_all())
-        study = await study_of(upload.images, identified=formats.prefer_sr)
+        study = await export_context(upload.images, identified=formats.prefer_sr)
         form = formats.choose(study)
-        result = await unless_left(request, work())
+        result = await cancel_on_disconnect(request, work())
     response.headers.update(VARY)
     return await run_in_threadpool(respond, result, study, form) or result
 
@@ -171,7 +179,7 @@ async def _report(
     options = DraftOptions(upload.top_k, upload.beam_size, upload.attention)
     draft = await _draft(serving.backend, upload.images, options, listener, within_s)
     timings = {"upload": (uploaded - began) * 1000, "total": (time.perf_counter() - began) * 1000}
-    result = answer(draft, draft.model if isinstance(draft, RemoteDraft) else serving.model, timings)
+    result = to_response(draft, draft.model if isinstance(draft, RemoteDraft) else serving.model, timings)
     if upload.refine:
         upload.images.clear()
         release_slot()  # a request that waits for the language model needs no slot
@@ -206,7 +214,7 @@ async def _draft(
     "/export",
     response_model=ReportResponse,
     summary="Write an answer in another format",
-    dependencies=[Depends(guarded)],
+    dependencies=[Depends(require_api_key_if_configured)],
     **EXPORT,
 )
 async def export(request: Request, response: Response) -> ReportResponse | Response:
@@ -214,11 +222,11 @@ async def export(request: Request, response: Response) -> ReportResponse | Respo
 
     A DICOM structured report needs the images: ask `POST /report` for it.
     """
-    formats = wanted(request.headers.getlist("accept"), streams=False)
+    formats = parse_accept(request.headers.getlist("accept"), streams=False)
     settings: Settings = request.app.state.runtime.settings
     with request.app.state.auxiliary_limiter.acquire_slot():
         body = await read_export(request, timeout_s=settings.upload_timeout_s)
-        study = Study(body.views)
+        study = ExportContext(body.views)
         form = formats.choose(study, no_sr=NO_SR)
         result = await run_in_threadpool(body.answer)
         response.headers.update(VARY)
@@ -229,7 +237,7 @@ async def export(request: Request, response: Response) -> ReportResponse | Respo
     "/reload",
     response_model=HealthResponse,
     summary="Serve the bundle on disk anew",
-    dependencies=[Depends(guarded_always)],
+    dependencies=[Depends(require_api_key)],
     **RELOAD,
 )
 async def reload(request: Request) -> HealthResponse:

@@ -9,15 +9,15 @@ from fastapi import FastAPI
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 
-from service.formats.accept import EVENTS, FHIR, SR, TEXT
-from service.formats.dicom_source import Study
+from service.formats.dicom_source import ExportContext
 from service.formats.fhir import diagnostic_report
+from service.formats.negotiation import EVENTS, FHIR, SR, TEXT
 from service.formats.text import plain_text
 from service.routes.export import MAX_BODY_BYTES, ExportRequest
-from service.routes.streaming import EVENT_DATA, Parts
+from service.routes.streaming import EVENT_DATA, EventSequence
 from service.schemas.forms import FIELDS, NUMBER_FIELDS, WORD_FIELDS
 from service.schemas.models import REPORT_EXAMPLE, ReportResponse
-from service.web.problems import CODES, MEDIA_TYPE, TYPE_PREFIX, UNFORESEEN
+from service.web.problems import CODES, INTERNAL_DETAIL, MEDIA_TYPE, TYPE_PREFIX
 
 IMAGE_TYPES = "image/png, image/jpeg, application/dicom"
 _PROBLEM_REF = {"$ref": "#/components/schemas/ProblemDetails"}
@@ -58,7 +58,7 @@ _EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
     "unknown_value": ("stream is 'yes'. Send true or false, or leave it out.", "stream"),
     "out_of_range": ("beam_size is 9. Send a whole number from 1 to 8, or leave it out.", "beam_size"),
     "internal": (
-        UNFORESEEN, None
+        INTERNAL_DETAIL, None
     ),
     "loading": ("The model is being loaded; try again in a few seconds.", None),
     "unauthorized": ("This address asks for a key. Send it as Authorization: Bearer KEY or as X-API-Key: KEY.", None),
@@ -181,7 +181,7 @@ def _event(name: str, data: str) -> dict[str, Any]:
 
 
 _REPORT = ReportResponse.model_validate(REPORT_EXAMPLE)
-_FRONTAL_ALONE = Study(("frontal",))
+_FRONTAL_ALONE = ExportContext(("frontal",))
 _FORMATS: dict[str, Any] = {
     FHIR.media_type: {
         "schema": {
@@ -203,7 +203,8 @@ _FORMATS: dict[str, Any] = {
             "oneOf": [_event(name, model.__name__) for name, model in EVENT_DATA.items()],
         },
         "example": b"".join(
-            format_sse_event(event=name, data_str=data.model_dump_json()) for name, data in Parts().of_report(_REPORT)
+            format_sse_event(event=name, data_str=data.model_dump_json())
+            for name, data in EventSequence().on_report(_REPORT)
         ).decode(),
     },
     SR.media_type: {
@@ -215,7 +216,7 @@ _FORMATS: dict[str, Any] = {
     },
 }
 
-UNREAD = problem_responses(
+UNSUPPORTED_MEDIA_RESPONSES = problem_responses(
     415,
     "The body or a file is of a kind that is not read.",
     "not_multipart",
@@ -238,7 +239,7 @@ REPORT: dict[str, Any] = {
         **problem_responses(400, "The multipart body cannot be parsed.", "malformed_multipart"),
         **problem_responses(408, "The body arrived too slowly.", "upload_timeout"),
         **problem_responses(413, "The body or a file is too large.", "upload_too_large"),
-        **UNREAD,
+        **UNSUPPORTED_MEDIA_RESPONSES,
         **problem_responses(
             422,
             "A field is wrong; it is named.",
@@ -326,7 +327,7 @@ PREVIEW: dict[str, Any] = {
         **problem_responses(400, "The multipart body cannot be parsed.", "malformed_multipart"),
         **problem_responses(408, "The body arrived too slowly.", "upload_timeout"),
         **problem_responses(413, "The body or the file is too large.", "upload_too_large"),
-        **UNREAD,
+        **UNSUPPORTED_MEDIA_RESPONSES,
         **problem_responses(
             422, "The image is missing or wrong.", "unknown_field", "missing_image", "too_small", "not_a_radiograph"
         ),

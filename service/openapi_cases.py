@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.openapi import IMAGE_TYPES, UNREAD, file_field, problem_responses
+from service.openapi import IMAGE_TYPES, UNSUPPORTED_MEDIA_RESPONSES, file_field, problem_responses
 from service.schemas.case_forms import CASE_ID, MAX_FINDINGS_BYTES, MAX_URL_BYTES
 from service.schemas.forms import IMAGE_FIELDS
 
@@ -86,7 +86,7 @@ ADD_CASE: dict[str, Any] = {
         **problem_responses(408, "The body arrived too slowly.", "upload_timeout"),
         **problem_responses(409, "There is such a case, or there is no index.", "case_exists", "no_retrieval"),
         **problem_responses(413, "The body or a file is too large.", "upload_too_large"),
-        **UNREAD,
+        **UNSUPPORTED_MEDIA_RESPONSES,
         **problem_responses(
             422,
             "A field is wrong; it is named.",

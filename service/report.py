@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from model.drafter import Drafter, DraftOptions, StudyView
 from model.images.read import ImageError, ImageLimits, read_image
 from model.views import View
-from service.formats.dicom_source import Study
+from service.formats.dicom_source import ExportContext
 from service.formats.fhir import diagnostic_report
 from service.formats.text import plain_text
 from service.inference.loader import LoadError, load
-from service.routes.responses import answer
+from service.routes.responses import to_response
 from service.schemas.models import ReportResponse
 from service.settings import Settings, explain
 
@@ -80,12 +80,12 @@ def main(arguments: list[str] | None = None) -> int:
         "images": (decoded - read) * 1000,
         "total": (ended - began) * 1000,
     }
-    result = answer(draft, loaded.model_info(), timings)
-    print(_written(result, Study(tuple(files)), options.format))
+    result = to_response(draft, loaded.model_info(), timings)
+    print(_written(result, ExportContext(tuple(files)), options.format))
     return 0
 
 
-def _written(result: ReportResponse, study: Study, form: str) -> str:
+def _written(result: ReportResponse, study: ExportContext, form: str) -> str:
     if form == "json":
         return result.model_dump_json(indent=2)
     return json.dumps(diagnostic_report(result, study), indent=2) if form == "fhir" else plain_text(result)

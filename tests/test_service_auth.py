@@ -18,7 +18,7 @@ from service.app import create_app
 from service.keys import Keys, check_key, read_keys
 from service.settings import Settings, explain
 from service.web import problems
-from service.web.auth import guarded, guarded_always
+from service.web.auth import require_api_key, require_api_key_if_configured
 from tests.support.service import PROBLEM, Live, live_server, png, settings_for
 from tests.support.tiny import write_tiny_bundle
 
@@ -110,8 +110,8 @@ def ask(path: str, *, configured: list[str], sent: str = "") -> httpx.Response:
     """The answer of an app with a route that anyone may use where no key is configured, and one that nobody may."""
     app = FastAPI()
     app.state.keys = Keys(configured)
-    app.add_api_route("/drafts", lambda: "in", methods=["POST"], dependencies=[Depends(guarded)])
-    app.add_api_route("/changes", lambda: "in", methods=["POST"], dependencies=[Depends(guarded_always)])
+    app.add_api_route("/drafts", lambda: "in", methods=["POST"], dependencies=[Depends(require_api_key_if_configured)])
+    app.add_api_route("/changes", lambda: "in", methods=["POST"], dependencies=[Depends(require_api_key)])
     problems.install(app)
 
     async def post() -> httpx.Response:

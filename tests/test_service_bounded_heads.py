@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from service.web import protocol as bounded_heads
-from service.web.protocol import MAX_HEAD_BYTES, BoundedHeads
+from service.web.protocol import MAX_HEAD_BYTES, HeaderLimitedHttpProtocol
 from tests.support.service import WAIT_S, answer, until
 
 WITHIN_S = 0.5
@@ -33,7 +33,7 @@ async def says_how_much(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    config = uvicorn.Config(says_how_much, http=BoundedHeads, lifespan="off", log_config=None, ws="none")
+    config = uvicorn.Config(says_how_much, http=HeaderLimitedHttpProtocol, lifespan="off", log_config=None, ws="none")
     server = uvicorn.Server(config)
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
         patch.setattr(bounded_heads, "HEAD_WITHIN_S", WITHIN_S)

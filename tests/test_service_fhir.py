@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from service.formats.dicom_source import SourceImage, Study
+from service.formats.dicom_source import ExportContext, SourceImage
 from service.formats.fhir import NAMESPACE, diagnostic_report
 from tests.support.formats import answers, example
 
@@ -21,7 +21,7 @@ XHTML = "{http://www.w3.org/1999/xhtml}"
 
 
 def written(name: str = "the example", *views: str) -> dict[str, Any]:
-    resource = diagnostic_report(ANSWERS[name], Study(views or ("frontal",)), NOW)
+    resource = diagnostic_report(ANSWERS[name], ExportContext(views or ("frontal",)), NOW)
     return json.loads(json.dumps(resource))  # type: ignore[no-any-return]
 
 
@@ -152,7 +152,7 @@ def test_what_belongs_to_other_patients_is_in_no_observation() -> None:
 
 def test_nobody_is_named_whatever_the_files_said() -> None:
     source = SourceImage("1.2", "1.2.3", "1.2.4", "1.2.5", "PID-471", "Doe^Jane", "19500102", "F", "ACC-815", "S7")
-    text = json.dumps(diagnostic_report(example(), Study(("frontal",), (source,)), NOW))
+    text = json.dumps(diagnostic_report(example(), ExportContext(("frontal",), (source,)), NOW))
     assert "subject" not in text
     assert not [value for value in ("Doe", "PID-471", "19500102", "ACC-815", "1.2.5") if value in text]
 
@@ -166,7 +166,7 @@ def test_the_narrative_is_xhtml_with_the_disclaimer(name: str) -> None:
 
 
 def test_control_characters_are_left_out() -> None:
-    resource = diagnostic_report(example(findings="Clear\x00 lungs\x0b."), Study(("frontal",)), NOW)
+    resource = diagnostic_report(example(findings="Clear\x00 lungs\x0b."), ExportContext(("frontal",)), NOW)
     assert resource["conclusion"].startswith("Clear lungs.")
     ElementTree.fromstring(resource["text"]["div"])
 

@@ -12,10 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from service.formats.accept import FHIR, JSON, OFFERS, SR, TEXT, respond, wanted
-from service.formats.dicom_source import Study
+from service.formats.dicom_source import ExportContext
 from service.formats.fhir import diagnostic_report
-from service.formats.negotiation import Offer, rank
+from service.formats.negotiation import FHIR, JSON, OFFERS, SR, TEXT, Offer, parse_accept, rank, respond
 from service.formats.text import UNSUPPORTED, plain_text
 from service.schemas.models import ReportResponse
 from service.web.problems import Problem
@@ -24,7 +23,7 @@ from tests.support.service import PROBLEM, png, ready_client
 from tests.support.tiny import write_tiny_bundle
 
 ANSWERS = answers()
-FRONTAL = Study(("frontal",))
+FRONTAL = ExportContext(("frontal",))
 
 
 @pytest.fixture(scope="module")
@@ -144,10 +143,10 @@ def test_refusals_are_counted(client: httpx.Client) -> None:
 
 
 def test_the_choice_of_json_leaves_the_answer_to_the_route() -> None:
-    assert wanted(["application/json"]).choose(FRONTAL) is JSON
+    assert parse_accept(["application/json"]).choose(FRONTAL) is JSON
     assert respond(example(), FRONTAL, JSON) is None
     with pytest.raises(Problem, match="not_acceptable"):
-        wanted(["audio/*"])
+        parse_accept(["audio/*"])
 
 
 # --- the same content -----------------------------------------------------------------------------------------------
@@ -217,8 +216,8 @@ def test_the_structured_report_tells_every_fact(name: str) -> None:
     from service.formats.dicom_source import SourceImage
     from tests.support.formats import dicom, facts_of_sr, header
 
-    study = Study(("frontal",), (SourceImage.from_dataset(header(dicom())),))
-    offer = wanted(["application/dicom"]).choose(study)
+    study = ExportContext(("frontal",), (SourceImage.from_dataset(header(dicom())),))
+    offer = parse_accept(["application/dicom"]).choose(study)
     answer = respond(ANSWERS[name], study, offer)
     assert answer is not None
     assert answer.headers["content-type"] == "application/dicom"

@@ -21,7 +21,7 @@ from benchmarks.raw_http import Answer, NoAnswerError, RawRequest, form, post_re
 from benchmarks.server import Server
 from model.images.read import ImageError, load_pixels
 from service.app import create_app
-from service.routes.streaming import Parts
+from service.routes.streaming import EventSequence
 from service.schemas.models import PROBLEM_EXAMPLE, REPORT_EXAMPLE, ReportResponse
 from tests.support.service import PROBLEM, Live, live_server
 from tests.support.tiny import write_tiny_bundle
@@ -78,7 +78,7 @@ def problem(status: int, code: str) -> dict[str, Any]:
 def told(**changes: object) -> Answer:
     """A stream of the example, its report changed."""
     report = ReportResponse.model_validate({**REPORT_EXAMPLE, **changes})
-    (first, cases), *sentences, (last, _) = Parts().of_report(ReportResponse.model_validate(REPORT_EXAMPLE))
+    (first, cases), *sentences, (last, _) = EventSequence().on_report(ReportResponse.model_validate(REPORT_EXAMPLE))
     events = [(first, cases), *sentences, (last, report)]
     body = b"".join(format_sse_event(event=name, data_str=data.model_dump_json()) for name, data in events)
     return Answer(200, {"content-type": "text/event-stream"}, b": keep-alive\n\n" + body)

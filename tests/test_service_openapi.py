@@ -14,7 +14,7 @@ from benchmarks.raw_http import events
 from model.drafter import MAX_BEAM_SIZE, MAX_TOP_K
 from model.text.labeler import FINDINGS, label_report
 from service.app import create_app
-from service.formats.accept import EVENTS, OFFERS
+from service.formats.negotiation import EVENTS, OFFERS
 from service.schemas.case_forms import CASE_FIELDS
 from service.schemas.forms import FIELDS
 from service.schemas.models import (

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from service.web.request_ids import current_request_id
+from service.web.logging import current_request_id
 from tests.support.service import png, ready_client
 from tests.support.tiny import write_tiny_bundle
 

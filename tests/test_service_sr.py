@@ -30,9 +30,8 @@ from pydicom.uid import (
 
 from model.images.read import ImageError, read_image
 from service.formats import sr
-from service.formats.accept import wanted
-from service.formats.dicom_headers import source_image, study_of
-from service.formats.dicom_source import SourceImage, Study
+from service.formats.dicom_source import ExportContext, SourceImage, export_context, source_image, unsupported_reason
+from service.formats.negotiation import parse_accept
 from service.web.logging import JsonLines, TextLines
 from service.web.problems import Problem
 from tests.support.dicom import tiny_elements
@@ -173,14 +172,14 @@ def test_an_image_without_a_uid_is_named_by_the_keyword_alone(keyword: str, valu
         setattr(dataset, keyword, value)
     found = SourceImage.from_dataset(dataset)
     assert found.missing == [keyword]
-    assert sr.why_not([found]) == f"a DICOM file holds no valid {keyword}"
+    assert unsupported_reason([found]) == f"a DICOM file holds no valid {keyword}"
     with pytest.raises(Problem, match=f"not_acceptable.*no valid {keyword}"):
-        wanted(["application/dicom"]).choose(Study(("frontal",), (found,)))
+        parse_accept(["application/dicom"]).choose(ExportContext(("frontal",), (found,)))
 
 
 @pytest.mark.parametrize("tags", [{"PatientID": "PID-2"}, {"StudyInstanceUID": "1.2.3"}])
 def test_two_studies_get_no_common_report(tags: dict[str, str]) -> None:
-    reason = sr.why_not([source(), source(**tags)])
+    reason = unsupported_reason([source(), source(**tags)])
     assert reason == "the two DICOM files belong to different patients or studies"
     with pytest.raises(ValueError, match="different patients or studies"):
         sr.structured_report(example(), 2, [source(), source(**tags)])
@@ -216,7 +215,7 @@ def test_a_header_beyond_its_bounds_is_refused_as_drafting_refuses_it() -> None:
         read_image(data, 32)
     began = time.perf_counter()
     with pytest.raises(Problem) as refused:
-        asyncio.run(study_of({"lateral": data}, identified=True))
+        asyncio.run(export_context({"lateral": data}, identified=True))
     assert time.perf_counter() - began < 2, "a fifth of a second; half a million elements take several"
     assert (refused.value.code, refused.value.field) == (drafting.value.code, "lateral")
     assert refused.value.detail == str(drafting.value)
@@ -224,9 +223,9 @@ def test_a_header_beyond_its_bounds_is_refused_as_drafting_refuses_it() -> None:
 
 def test_an_upload_is_identified_only_where_that_is_asked_for() -> None:
     images = {"frontal": dicom(), "lateral": png()}
-    anonymous = asyncio.run(study_of(images, identified=False))
+    anonymous = asyncio.run(export_context(images, identified=False))
     assert (anonymous.views, anonymous.sources) == (("frontal", "lateral"), ())
-    identified = asyncio.run(study_of(images, identified=True))
+    identified = asyncio.run(export_context(images, identified=True))
     assert identified.views == ("frontal", "lateral")
     assert [vars(found) for found in identified.sources] == [vars(source())]
 
@@ -256,15 +255,15 @@ def test_a_dicom_upload_is_answered_in_its_study(tmp_path: Path) -> None:
     ("text/event-stream", False),
 ])  # fmt: skip
 def test_identities_are_needed_where_a_structured_report_is_liked_best(accept: str, needed: bool) -> None:
-    assert wanted([accept]).prefer_sr is needed
+    assert parse_accept([accept]).prefer_sr is needed
 
 
 def test_without_highdicom_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "highdicom", None)  # as where it is not installed
-    study = Study(("frontal",), (source(),))
+    study = ExportContext(("frontal",), (source(),))
     with pytest.raises(Problem, match=r"pip install 'cxr-report\[sr\]'"):
-        wanted(["application/dicom"]).choose(study)
-    assert wanted(["application/dicom, text/plain;q=0.1"]).choose(study).media_type == "text/plain"
+        parse_accept(["application/dicom"]).choose(study)
+    assert parse_accept(["application/dicom, text/plain;q=0.1"]).choose(study).media_type == "text/plain"
 
 
 @pytest.mark.filterwarnings("always")
@@ -278,7 +277,12 @@ def test_no_identity_in_any_log_line_or_repr(
         written(found)
     lines = [form.format(record) for record in caplog.records for form in (JsonLines(), TextLines())]
     assert any("highdicom" in line for line in lines)
-    said = [*lines, *(str(warning.message) for warning in recwarn), repr(found), repr(Study(("frontal",), (found,)))]
+    said = [
+        *lines,
+        *(str(warning.message) for warning in recwarn),
+        repr(found),
+        repr(ExportContext(("frontal",), (found,))),
+    ]
     image = header(dicom())
     for keyword in (*PATIENT, "SOPInstanceUID", "SeriesInstanceUID"):
         value = str(image[keyword].value)

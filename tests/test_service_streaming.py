@@ -357,20 +357,20 @@ def test_a_failing_listener_harms_nobody(caplog: pytest.LogCaptureFixture) -> No
 
 def test_what_was_told_and_does_not_hold_is_a_problem() -> None:
     report = ReportResponse.model_validate(REPORT_EXAMPLE)
-    parts = streaming.Parts()
+    parts = streaming.EventSequence()
     news = SentenceWritten(0, Sentence("Something else.", 0.5))
-    assert [name for name, _ in parts.of_news(news)] == ["sentence"]
-    assert list(parts.of_news(news)) == []
+    assert [name for name, _ in parts.on_event(news)] == ["sentence"]
+    assert list(parts.on_event(news)) == []
     with pytest.raises(Problem, match="Send the study again"):
-        list(parts.of_report(report))
+        list(parts.on_report(report))
 
 
 def test_cases_are_told_again_where_a_draft_made_again_found_others() -> None:
     report = ReportResponse.model_validate(REPORT_EXAMPLE)
-    parts = streaming.Parts()
-    assert [name for name, _ in parts.of_news(CasesFound(()))] == ["cases"]
-    assert list(parts.of_news(CasesFound(()))) == []
-    (name, event), *rest = parts.of_report(report)
+    parts = streaming.EventSequence()
+    assert [name for name, _ in parts.on_event(CasesFound(()))] == ["cases"]
+    assert list(parts.on_event(CasesFound(()))) == []
+    (name, event), *rest = parts.on_report(report)
     assert name == "cases"
     assert event == CasesEvent(reference_cases=report.reference_cases)
     assert [name for name, _ in rest] == ["sentence", "sentence", "report"]

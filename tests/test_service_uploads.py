@@ -294,7 +294,7 @@ def test_a_refusal_is_not_lost_to_a_reset(server: Live, closing: str, version: s
 
 
 def test_a_client_that_never_stops_sending_is_let_go(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.web.lingering.LINGER_S", 0.3)
+    monkeypatch.setattr("service.web.middleware.DRAIN_TIMEOUT_S", 0.3)
     head = f"POST /report?top_k=3 HTTP/1.1\r\nHost: x\r\nContent-Type: {MULTIPART}\r\nConnection: close\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S) as connection:
         connection.sendall(f"{head}Content-Length: 1000000\r\n\r\n".encode() + OPEN)

@@ -1,14 +1,22 @@
-"""What a format needs to know of the study besides the answer: its views and, of DICOM files, where they belong.
+"""The study that a report is about: its views, and the identity of the images that came as DICOM.
 
-A ``SourceImage`` names a patient. It exists for the DICOM SR of the same study alone: it is never logged, shown by
-``repr`` or written in another format.
+A ``SourceImage`` names a patient. It is read only when a DICOM structured report needs it, from the header alone and
+within the limits of the image reader. It is never logged, shown by ``repr`` or written in another format.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Self
+
+from starlette.concurrency import run_in_threadpool
+
+from model.images.dicom.parse import read_elements
+from model.images.read import ImageError, is_dicom
+from service.web.problems import Problem
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -22,7 +30,7 @@ _LENGTHS = {"patient_id": 64, "accession_number": 16, "study_id": 16}
 
 @dataclass(frozen=True, repr=False)
 class SourceImage:
-    """Identity of a DICOM image that a draft was made from; a string is empty where the file says nothing usable.
+    """Identity of a DICOM image that a draft was made from; a string is empty where the file has no valid value.
 
     Attributes:
         sop_class_uid, sop_instance_uid, series_instance_uid, study_instance_uid: where the image belongs.
@@ -48,13 +56,13 @@ class SourceImage:
 
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> Self:
-        """Read the identity from a DICOM file's header; a value that breaks DICOM's rules is left out."""
+        """Read the identity from a DICOM header; values that break DICOM's rules are left out."""
         found = {entry.name: _text(dataset, KEYWORDS[entry.name]) for entry in fields(cls)}
         return cls(**{name: value if _usable(name, value) else "" for name, value in found.items()})
 
     @property
     def missing(self) -> list[str]:
-        """Keywords of the UIDs without which nothing can be filed beside this image."""
+        """Keywords of the UIDs that a structured report needs and this image lacks."""
         return [KEYWORDS[name] for name in KEYWORDS if name.endswith("_uid") and not getattr(self, name)]
 
 
@@ -78,7 +86,7 @@ KEYWORDS = {
 def _text(dataset: Dataset, keyword: str) -> str:
     try:
         value = dataset.get(keyword)
-    except Exception:  # pydicom decodes at this moment, and raises what the bytes provoke
+    except Exception:  # pydicom decodes here and raises many kinds of exceptions
         return ""
     return "" if value is None else str(value).strip()
 
@@ -101,8 +109,8 @@ def _usable(name: str, value: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Study:
-    """The study that an answer is about.
+class ExportContext:
+    """The study that a report is about.
 
     Attributes:
         views: fields that held an image, ``frontal`` or ``lateral``; at least one.
@@ -111,3 +119,57 @@ class Study:
 
     views: tuple[str, ...]
     sources: tuple[SourceImage, ...] = field(default=(), repr=False)
+
+
+async def export_context(images: Mapping[str, bytes], *, identified: bool) -> ExportContext:
+    """The study of an upload.
+
+    Args:
+        images: field name -> file.
+        identified: whether to read the identity of the DICOM files, which a structured report needs.
+
+    Raises:
+        Problem: ``truncated``, 422; a header exceeds the limits of the reader. Drafting would refuse it too.
+    """
+    if not identified:
+        return ExportContext(tuple(images))
+    files = {field: data for field, data in images.items() if is_dicom(data)}
+    return ExportContext(tuple(images), await run_in_threadpool(_sources, files))
+
+
+def _sources(files: Mapping[str, bytes]) -> tuple[SourceImage, ...]:
+    found = []
+    for view, data in files.items():
+        try:
+            found.append(source_image(data))
+        except ImageError as error:
+            raise Problem(error.code, str(error), field=view) from error
+    return tuple(found)
+
+
+def source_image(data: bytes) -> SourceImage:
+    """The identity of a DICOM file; empty where its header is damaged.
+
+    Raises:
+        ImageError: ``truncated``; the header exceeds the limits of the reader.
+    """
+    try:
+        return SourceImage.from_dataset(read_elements(data, ("SpecificCharacterSet", *KEYWORDS.values())))
+    except ImageError:
+        raise
+    except Exception:  # pydicom raises many kinds on damaged headers; drafting reports what is wrong
+        return SourceImage()
+
+
+def unsupported_reason(sources: Sequence[SourceImage]) -> str | None:
+    """Why no structured report can refer to these images, without a value of theirs; None where one can."""
+    if importlib.util.find_spec("highdicom") is None:
+        return "the service lacks highdicom (pip install 'cxr-report[sr]')"
+    if not sources:
+        return "no image came as a DICOM file, so that there is no study to file it in"
+    for source in sources:
+        if source.missing:
+            return f"a DICOM file holds no valid {', '.join(source.missing)}"
+    if len({(source.patient_id, source.study_instance_uid) for source in sources}) > 1:
+        return "the two DICOM files belong to different patients or studies"
+    return None

@@ -16,7 +16,7 @@ from typing import Any
 
 from model.text.labeler import Label
 from service.formats.codes import FINDING_CODES, LABEL_CODES, LOINC, SNOMED, study_code
-from service.formats.dicom_source import Study
+from service.formats.dicom_source import ExportContext
 from service.formats.text import plain_text
 from service.schemas.models import EDITED, ImageCheckOut, ModelInfo, ReferenceCaseOut, ReportResponse, SentenceOut
 
@@ -34,7 +34,7 @@ _NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 Resource = dict[str, Any]
 
 
-def diagnostic_report(report: ReportResponse, study: Study, now: datetime | None = None) -> Resource:
+def diagnostic_report(report: ReportResponse, study: ExportContext, now: datetime | None = None) -> Resource:
     """The resource, ready for ``json.dumps``.
 
     Args:

@@ -1,26 +1,128 @@
-"""Content negotiation by ``Accept`` (RFC 9110, section 12.5.1): q-values, wildcards, the most specific range counts."""
+"""Which format a request is answered in, by its ``Accept`` header (RFC 9110, section 12.5.1), and the body in it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.request import parse_http_list
 
 from python_multipart.multipart import parse_options_header
+from starlette.responses import Response
+
+from service.formats.dicom_source import ExportContext, unsupported_reason
+from service.formats.fhir import diagnostic_report
+from service.formats.text import plain_text
+from service.schemas.models import ReportResponse
+from service.web.problems import Problem
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A media type that can be answered.
+    """A media type that the service can send.
 
     Attributes:
         media_type: without parameters, lower case.
-        parameters: parameter name, lower case -> the values, lower case, that a request may ask for. What is not
-            named here is ignored, as ``odata=verbose`` is; a version that is not ours is no match.
+        parameters: parameter name -> accepted values, both lower case. Parameters that are not listed are
+            ignored, such as ``odata=verbose``; another value of a listed one, such as a version, is no match.
     """
 
     media_type: str
     parameters: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+
+VARY = {"Vary": "Accept"}
+_UTF_8 = {"charset": frozenset({"utf-8", "utf8"})}
+JSON = Offer("application/json", _UTF_8)
+FHIR = Offer("application/fhir+json", {**_UTF_8, "fhirversion": frozenset({"4.0", "4.0.1"})})
+TEXT = Offer("text/plain", _UTF_8)
+SR = Offer("application/dicom", {"transfer-syntax": frozenset({"*", "1.2.840.10008.1.2.1"})})
+OFFERS = (JSON, FHIR, TEXT, SR)  # the default first
+EVENTS = Offer("text/event-stream", _UTF_8)  # with stream=true
+_CONTENT_TYPES = {
+    FHIR.media_type: "application/fhir+json; fhirVersion=4.0",
+    TEXT.media_type: "text/plain; charset=utf-8",
+    SR.media_type: "application/dicom",
+}
+
+
+@dataclass(frozen=True)
+class AcceptedFormats:
+    """The formats that a request accepts, preferred first; never empty."""
+
+    offers: tuple[Offer, ...]
+
+    @property
+    def prefer_sr(self) -> bool:
+        """Whether a structured report is preferred, which needs the identity of the images."""
+        return next((offer for offer in self.offers if offer is not EVENTS), None) is SR
+
+    def check_stream(self) -> None:
+        """Check that the request accepts a stream, or the JSON that the events consist of.
+
+        Raises:
+            Problem: ``not_acceptable``, 406.
+        """
+        if EVENTS not in self.offers and JSON not in self.offers:
+            raise _not_acceptable(
+                "stream=true is answered as text/event-stream, which the Accept header does not take. "
+                "Accept text/event-stream, application/json or */*, or leave stream out."
+            )
+
+    def choose(self, context: ExportContext, *, no_sr: str | None = None) -> Offer:
+        """The preferred format that can be written; `no_sr` is a reason why none is a structured report.
+
+        Raises:
+            Problem: ``not_acceptable``, 406; only formats are accepted that cannot be written here.
+        """
+        reason = (no_sr or unsupported_reason(context.sources)) if SR in self.offers else None
+        for offer in self.offers:
+            if offer is not EVENTS and (offer is not SR or reason is None):
+                return offer
+        if reason is None:
+            raise _not_acceptable(
+                f"text/event-stream answers stream=true only. Send that too, or ask for {_listed(OFFERS)}."
+            )
+        others = _listed([offer for offer in OFFERS if offer is not SR])
+        raise _not_acceptable(f"No application/dicom can be answered: {reason}. Ask for {others} instead.")
+
+
+def parse_accept(accept: Sequence[str], *, streams: bool = True) -> AcceptedFormats:
+    """Parse the ``Accept`` headers of a request; `streams`: whether a stream of events is offered too.
+
+    Raises:
+        Problem: ``not_acceptable``, 406; no offered format is accepted.
+    """
+    offers = rank(accept, (*OFFERS, EVENTS) if streams else OFFERS)
+    if not offers:
+        raise _not_acceptable(f"The Accept header takes nothing that is offered. Ask for {_listed(OFFERS)}.")
+    return AcceptedFormats(tuple(offers))
+
+
+def respond(report: ReportResponse, context: ExportContext, offer: Offer) -> Response | None:
+    """The response in a format other than JSON; None for JSON, which the route's response model writes."""
+    if offer is JSON:
+        return None
+    return Response(_body(report, context, offer), headers={**VARY, "Content-Type": _CONTENT_TYPES[offer.media_type]})
+
+
+def _body(report: ReportResponse, context: ExportContext, offer: Offer) -> bytes:
+    if offer is FHIR:
+        return json.dumps(diagnostic_report(report, context), ensure_ascii=False).encode()
+    if offer is SR:
+        from service.formats.sr import structured_report  # highdicom is an extra and slow to import
+
+        return structured_report(report, len(context.views), context.sources)
+    return f"{plain_text(report)}\n".encode()
+
+
+def _listed(offers: Sequence[Offer]) -> str:
+    names = [offer.media_type for offer in offers]
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _not_acceptable(detail: str) -> Problem:
+    return Problem("not_acceptable", detail, headers=VARY)
 
 
 @dataclass(frozen=True)
@@ -28,7 +130,7 @@ class _Range:
     kind: str
     parameters: Mapping[str, str]
     quality: float
-    place: int
+    position: int
 
     def matches(self, offer: Offer) -> int:
         """How specific the match is: 1 for ``*/*``, 2 for ``text/*``, 3 and more for the type; 0 for none."""
@@ -43,32 +145,29 @@ class _Range:
 
 
 def rank(accept: Sequence[str], offers: Sequence[Offer]) -> list[Offer]:
-    """The offers that a request takes, the one it likes best first.
+    """The offers that a request accepts, the preferred one first.
 
-    Of equal q-values the more specific range wins, then the one named first, then the order of `offers`.
+    Of equal q-values the more specific range wins, then the earlier one, then the order of `offers`.
 
     Args:
-        accept: values of the ``Accept`` headers; none, or only blank ones, takes everything.
-        offers: what can be answered, the default first.
+        accept: values of the ``Accept`` headers; none, or only blank ones, accept everything.
+        offers: what the service can send, the default first.
     """
-    ranges = [found for place, element in enumerate(_elements(accept)) if (found := _range(element, place))]
+    elements = parse_http_list(",".join(accept))
+    ranges = [found for position, element in enumerate(elements) if (found := _parse_range(element, position))]
     if not ranges and not any(value.strip() for value in accept):
         return list(offers)
-    liked: list[tuple[float, int, int, int, Offer]] = []
+    accepted: list[tuple[float, int, int, int, Offer]] = []
     for order, offer in enumerate(offers):
         matching = [(specific, found) for found in ranges if (specific := found.matches(offer))]
         if matching:
             specific, best = max(matching, key=lambda match: (match[0], match[1].quality))
             if best.quality > 0:
-                liked.append((-best.quality, -min(specific, 3), best.place, order, offer))
-    return [offer for *_, offer in sorted(liked, key=lambda entry: entry[:4])]
+                accepted.append((-best.quality, -min(specific, 3), best.position, order, offer))
+    return [offer for *_, offer in sorted(accepted, key=lambda entry: entry[:4])]
 
 
-def _elements(accept: Sequence[str]) -> list[str]:
-    return parse_http_list(",".join(accept))
-
-
-def _range(element: str, place: int) -> _Range | None:
+def _parse_range(element: str, position: int) -> _Range | None:
     """One element of the header; None where it is blank or its q-value is no number from 0 to 1."""
     kind, options = parse_options_header(element)
     parameters = {name.decode("latin-1").lower(): value.decode("latin-1").lower() for name, value in options.items()}
@@ -78,4 +177,4 @@ def _range(element: str, place: int) -> _Range | None:
         return None
     if not kind or not 0 <= quality <= 1:
         return None
-    return _Range(kind.decode("latin-1").lower(), parameters, quality, place)
+    return _Range(kind.decode("latin-1").lower(), parameters, quality, position)

@@ -1,38 +1,57 @@
-"""The answer as a DICOM Structured Report: whether it can be written of a study, and the file.
+"""The report as a DICOM Structured Report: TID 2000 as an Enhanced SR, preliminary and unverified.
 
-Needs highdicom, which is imported with the first report: ``pip install 'cxr-report[sr]'``.
+PACS viewers render it as text: each sentence with its confidence (NUM) and the images that it was inferred from, then
+the labels (CODE). Reference cases are text and plain numbers, never coded findings, so that no system can assign
+another patient's findings to this one. Needs highdicom: ``pip install 'cxr-report[sr]'``; import this module lazily.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import io
+import uuid
 from collections.abc import Sequence
 from datetime import datetime
 
-from service.formats.dicom_source import SourceImage
-from service.schemas.models import ReportResponse
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from highdicom.sr import (
+    CodeContentItem,
+    CodedConcept,
+    ContainerContentItem,
+    ContentItem,
+    ContentSequence,
+    DeviceObserverIdentifyingAttributes,
+    EnhancedSR,
+    ImageContentItem,
+    LanguageOfContentItemAndDescendants,
+    NumContentItem,
+    ObservationContext,
+    ObserverContext,
+    TextContentItem,
+)
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
 
-EXTRA = "sr"
+from model.text.labeler import Label
+from service.formats.codes import FINDING_CODES, LABEL_CODES, Code, study_code
+from service.formats.dicom_source import SourceImage, unsupported_reason
+from service.formats.text import NOTHING_WRITTEN, named_labels, rewritten_by
+from service.schemas.models import ImageCheckOut, ModelInfo, ReferenceCaseOut, RefinedOut, ReportResponse, SentenceOut
 
-
-def installed() -> bool:
-    """Whether highdicom is there."""
-    return importlib.util.find_spec("highdicom") is not None
-
-
-def why_not(sources: Sequence[SourceImage]) -> str | None:
-    """Why no SR can be written of these images, without a value of theirs; None where one can."""
-    if not installed():
-        return f"the service lacks highdicom (pip install 'cxr-report[{EXTRA}]')"
-    if not sources:
-        return "no image came as a DICOM file, so that there is no study to file it in"
-    for source in sources:
-        if source.missing:
-            return f"a DICOM file holds no valid {', '.join(source.missing)}"
-    if len({(source.patient_id, source.study_instance_uid) for source in sources}) > 1:
-        return "the two DICOM files belong to different patients or studies"
-    return None
+MANUFACTURER = "cxr-report"
+SCHEME = "99CXRREPORT"  # of the private codes below; DICOM reserves 99… for such schemes
+SERIES_DESCRIPTION = "AI draft findings, not verified"
+SERIES_NUMBER = 9900
+TEMPLATE = "2000"  # Basic Diagnostic Imaging Report
+UTF_8 = "ISO_IR 192"
+TITLE = CodedConcept("43468-8", "LN", "X-Ray Report")  # CID 7000
+FINDINGS = CodedConcept("59776-5", "LN", "Findings")  # CID 7001
+FINDING = CodedConcept("121071", "DCM", "Finding")  # CID 7002
+COMMENT = CodedConcept("121106", "DCM", "Comment")
+ENGLISH = CodedConcept("en", "RFC5646", "English")
+ABSENT = Code("272519000", "Absent")  # of DICOM's CID 240; SNOMED CT has two concepts of this name
+_LO = 64  # characters that DICOM's VR LO holds
+_SH = 16
+_DEVICES = uuid.UUID("0c0b6d4e-5c3a-4d0e-9a55-2f6f0a1f7c11")  # namespace of the device UIDs, generated once
 
 
 def structured_report(
@@ -41,18 +60,182 @@ def structured_report(
     """The SR as a DICOM file (Part 10, Explicit VR Little Endian, UTF-8).
 
     Args:
-        report: the answer.
-        views: images that the draft was made from, DICOM or not.
-        sources: those that came as DICOM.
-        now: time of the content, in the time zone of the hospital, as DICOM has it; the machine's by default.
+        report: the response.
+        views: number of images that the draft was made from, DICOM or not.
+        sources: the images that came as DICOM.
+        now: local time of the content, as in DICOM; the machine's by default.
 
     Raises:
-        ValueError: there are no such sources, or they cannot be filed together; says why.
+        ValueError: ``unsupported_reason`` of the sources.
     """
-    if reason := why_not(sources):
+    if reason := unsupported_reason(sources):
         raise ValueError(f"no structured report can be written: {reason}")
-    from service.formats.sr_document import document
-
     file = io.BytesIO()
-    document(report, views, sources, now or datetime.now()).save_as(file, enforce_file_format=True)
+    _document(report, views, sources, now or datetime.now()).save_as(file, enforce_file_format=True)
     return file.getvalue()
+
+
+def _document(report: ReportResponse, views: int, sources: Sequence[SourceImage], now: datetime) -> EnhancedSR:
+    """The SR in the study of `sources`, at least one; its UID is derived from the report's id."""
+    identifier = uuid.UUID(report.report_id)
+    return EnhancedSR(
+        evidence=[_header(source) for source in sources],
+        content=_root(report, views, sources),
+        series_instance_uid=_uid(uuid.uuid5(identifier, "series")),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=_uid(identifier),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        is_complete=False,
+        is_final=False,
+        is_verified=False,
+        specific_character_set=UTF_8,
+        series_description=SERIES_DESCRIPTION,
+        manufacturer_model_name=report.model.name[:_LO],
+        software_versions=report.model.digest[:_LO],
+        device_serial_number=report.model.digest[:_LO],
+        content_date=now.date(),
+        content_time=now.time(),
+        coding_schemes=[CodingSchemeIdentificationItem(SCHEME, responsible_organization=MANUFACTURER)],
+    )
+
+
+def _header(source: SourceImage) -> Dataset:
+    """Patient and study of a source image, which highdicom copies into the SR."""
+    header = Dataset()
+    header.SpecificCharacterSet = UTF_8
+    header.SOPClassUID = source.sop_class_uid
+    header.SOPInstanceUID = source.sop_instance_uid
+    header.SeriesInstanceUID = source.series_instance_uid
+    header.StudyInstanceUID = source.study_instance_uid
+    header.PatientID = source.patient_id
+    header.PatientName = source.patient_name
+    header.PatientBirthDate = source.patient_birth_date
+    header.PatientSex = source.patient_sex
+    header.AccessionNumber = source.accession_number
+    header.StudyID = source.study_id
+    header.StudyDate = source.study_date
+    header.StudyTime = source.study_time
+    header.ReferringPhysicianName = source.referring_physician_name
+    return header
+
+
+def _root(report: ReportResponse, views: int, sources: Sequence[SourceImage]) -> ContainerContentItem:
+    findings = [_sentence(sentence, sources) for sentence in report.sentences]
+    items = ContentSequence()
+    items.extend(LanguageOfContentItemAndDescendants(ENGLISH))
+    procedure = _concept(study_code(views), "LN")
+    items.append(CodeContentItem(codes.DCM.ProcedureReported, procedure, relationship_type="HAS CONCEPT MOD"))
+    items.extend(ObservationContext(observer_device_context=_observer(report.model)))
+    items.append(_text(_private_code("disclaimer", "Disclaimer"), report.disclaimer))
+    items.append(_container(FINDINGS, findings or [_text(FINDING, NOTHING_WRITTEN)]))
+    items.append(_labels(report))
+    if report.refined is not None:
+        items.append(_text(_private_code("refined", "Rewritten draft"), _refined(report.refined)))
+    for warning in report.warnings:
+        items.append(_text(_private_code("warning", "Warning"), f"{warning.code}: {warning.message}"))
+    items.extend([_check(number, check) for number, check in enumerate(report.image_checks, 1)])
+    items.extend([_case(case) for case in report.reference_cases])
+    if report.model.licence.strip():
+        items.append(_text(_private_code("licence", "Licence of the model"), report.model.licence))
+    root = ContainerContentItem(TITLE, is_content_continuous=False, template_id=TEMPLATE)
+    root.ContentSequence = items
+    return root
+
+
+def _observer(model: ModelInfo) -> ObserverContext:
+    attributes = DeviceObserverIdentifyingAttributes(
+        uid=_uid(uuid.uuid5(_DEVICES, model.digest)),
+        name=model.name,
+        manufacturer_name=MANUFACTURER,
+        model_name=model.name,
+        serial_number=model.digest,
+    )
+    return ObserverContext(codes.DCM.Device, attributes)
+
+
+def _sentence(sentence: SentenceOut, sources: Sequence[SourceImage]) -> ContentItem:
+    item = _text(FINDING, sentence.text)
+    confidence = _private_code("confidence", "Confidence in the sentence, not the chance of a finding")
+    children: list[ContentItem] = [_number(confidence, sentence.confidence, "HAS PROPERTIES")]
+    if sentence.supported is not None:
+        supported = _private_code("supported", "Borne out by a reference case or the images")
+        answer = codes.SCT.Yes if sentence.supported else codes.SCT.No
+        children.append(CodeContentItem(supported, answer, relationship_type="HAS PROPERTIES"))
+    for source in sources:
+        image = ImageContentItem(
+            codes.DCM.SourceImage, source.sop_class_uid, source.sop_instance_uid, relationship_type="INFERRED FROM"
+        )
+        children.append(image)
+    item.ContentSequence = ContentSequence(children)
+    return item
+
+
+def _refined(refined: RefinedOut) -> str:
+    return f"{rewritten_by(refined.model)}: {refined.text}"
+
+
+def _labels(report: ReportResponse) -> ContentItem:
+    items: list[ContentItem] = []
+    for name, label in report.labels.items():
+        if label is not None:
+            coded = FINDING_CODES.get(name)
+            concept = _concept(coded, "SCT") if coded else _private_code(name.lower().replace(" ", "_")[:_SH], name)
+            items.append(CodeContentItem(concept, _label(label), relationship_type="CONTAINS"))
+    heading = _private_code("labels", "Labels read from the draft's text by rules")
+    return _container(heading, items or [_text(COMMENT, "The draft mentions none of the 14 findings.")])
+
+
+def _label(label: Label) -> CodedConcept:
+    return _concept(ABSENT if label == "absent" else LABEL_CODES[label], "SCT")
+
+
+def _check(number: int, check: ImageCheckOut) -> ContentItem:
+    items: list[ContentItem] = [
+        _text(_private_code("read_as", "View as which it was read"), check.view),
+        _number(_private_code("frontal", "Probability that it is a frontal view"), check.frontal),
+        _number(_private_code("unusual", "Share of radiographs that look less unusual"), check.unusual),
+    ]
+    return _container(_private_code("image_check", f"Check of image {number}"), items)
+
+
+def _case(case: ReferenceCaseOut) -> ContentItem:
+    items: list[ContentItem] = [
+        _number(_private_code("rank", "Rank"), case.rank),
+        _text(_private_code("case_id", "Identifier of the case"), case.case_id),
+        _number(_private_code("similarity", "Cosine of image and report embedding, -1 to 1"), case.similarity),
+    ]
+    optional = (
+        (_private_code("case_findings", "Findings of the other patient"), case.findings),
+        (_private_code("case_labels", "Labels of the other patient's findings"), named_labels(case.labels)),
+        (_private_code("case_source", "Source of the case"), case.source_url),
+    )
+    items += [_text(name, value) for name, value in optional if value]
+    return _container(_private_code("reference_case", "Reference case: another patient"), items)
+
+
+def _text(name: CodedConcept, value: str) -> ContentItem:
+    return TextContentItem(name, value, relationship_type="CONTAINS")
+
+
+def _number(name: CodedConcept, value: float, relationship: str = "CONTAINS") -> ContentItem:
+    return NumContentItem(name, value, codes.UCUM.NoUnits, relationship_type=relationship)
+
+
+def _container(name: CodedConcept, items: Sequence[ContentItem]) -> ContentItem:
+    container = ContainerContentItem(name, is_content_continuous=False, relationship_type="CONTAINS")
+    container.ContentSequence = ContentSequence(items)
+    return container
+
+
+def _private_code(value: str, meaning: str) -> CodedConcept:
+    return CodedConcept(value, SCHEME, meaning)
+
+
+def _concept(code: Code, scheme: str) -> CodedConcept:
+    return CodedConcept(code.value, scheme, code.meaning)
+
+
+def _uid(identifier: uuid.UUID) -> str:
+    """A UID of a UUID, as PS3.5 B.2 derives it."""
+    return f"2.25.{identifier.int}"

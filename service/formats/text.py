@@ -1,4 +1,4 @@
-"""The answer as plain text: what ``python -m service.report`` prints and ``Accept: text/plain`` gets."""
+"""The report as plain text, for ``python -m service.report`` and ``Accept: text/plain``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UNSUPPORTED = "[neither a reference case nor the images bear this out]"
 
 
 def plain_text(report: ReportResponse) -> str:
-    """The whole answer for people: draft, its sentences, labels, cases, images, warnings, model, disclaimer."""
+    """The whole report: draft, its sentences, labels, cases, images, warnings, model, disclaimer."""
     lines = [report.findings or NOTHING_WRITTEN, ""]
     lines += [_sentence_line(sentence) for sentence in report.sentences]
     if report.refined is not None:
@@ -26,12 +26,12 @@ def plain_text(report: ReportResponse) -> str:
 
 
 def rewritten_by(model: str) -> str:
-    """How a rewritten draft is headed in every format, so that nobody takes it for the model's own."""
+    """The heading of a rewritten draft in every format, which keeps it apart from the model's draft."""
     return f"Rewritten by the language model {model}, not the draft"
 
 
 def named_labels(labels: Labels) -> str:
-    """``Cardiomegaly: absent, Edema: present``; what the text says nothing of is left out."""
+    """``Cardiomegaly: absent, Edema: present``; findings that the text does not mention are left out."""
     return ", ".join(f"{name}: {label}" for name, label in labels.items() if label is not None)
 
 

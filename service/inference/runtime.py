@@ -20,8 +20,8 @@ from service.inference.threads import run_in_temporary_thread
 from service.metrics import Metrics
 from service.schemas.models import ModelInfo
 from service.settings import Settings
-from service.web.problems import STOPPING, Problem, places
-from service.web.shutdown import End
+from service.web.problems import STOPPING, Problem, format_traceback_locations
+from service.web.shutdown import ShutdownDeadline
 
 log = logging.getLogger(__name__)
 QUEUE_CUTOFF_S = 4.0  # before the end of the drain: queued requests get 503, running ones continue
@@ -69,7 +69,7 @@ class Runtime:
         self.reason = "The model is being loaded; try again in a few seconds."
         self.device_lost = False
         self.metrics = Metrics()
-        self.end = End()
+        self.shutdown_deadline = ShutdownDeadline()
         self._limits = ImageLimits(max_pixels=settings.max_pixels)
         self.case_store = ReferenceCaseStore(settings.cases_dir, self._limits)
         self.metrics.watch(
@@ -134,7 +134,7 @@ class Runtime:
         except LoadError:
             raise
         except Exception as error:
-            log.critical("loading failed with %s\n%s", type(error).__name__, places(error))
+            log.critical("loading failed with %s\n%s", type(error).__name__, format_traceback_locations(error))
             raise LoadError(f"loading failed with {type(error).__name__}; the service log says where") from error
         engine = Engine(
             loaded.drafters,
@@ -252,7 +252,7 @@ class Runtime:
         if count := sum(backend.refuse_waiting(STOPPING) for backend in self._backends()):
             log.warning("stopping: %d queued requests were refused", count)
         await asyncio.sleep(abort_cutoff_s - queue_cutoff_s)
-        if count := self.end.come():
+        if count := self.shutdown_deadline.trigger():
             log.warning("stopping: %d in-flight requests were cancelled", count)
 
     async def stop(self) -> None:

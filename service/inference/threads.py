@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from model.drafter import DraftEvent, EventCallback
-from service.web.problems import places
+from service.web.problems import format_traceback_locations
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def threadsafe_listener(listener: EventCallback) -> EventCallback:
         try:
             listener(news)
         except Exception as error:
-            log.error("a listener failed with %s\n%s", type(error).__name__, places(error))
+            log.error("a listener failed with %s\n%s", type(error).__name__, format_traceback_locations(error))
 
     def schedule(news: DraftEvent) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed

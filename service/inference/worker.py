@@ -22,7 +22,7 @@ from model.images.read import Resample
 from service.inference.backend import DeviceLostError, OutOfMemoryError
 from service.inference.batch_queue import Job, JobQueue
 from service.metrics import Metrics
-from service.web.problems import places
+from service.web.problems import format_traceback_locations
 
 log = logging.getLogger(__name__)
 GROW_AFTER = 50  # full batches in a row that fit, before a larger batch is tried
@@ -86,7 +86,7 @@ class DeviceWorker:
             try:
                 self._draft(jobs)
             except BaseException as error:  # a bug of this module: the thread must survive it
-                log.critical("the engine failed with %s\n%s", type(error).__name__, places(error))
+                log.critical("the engine failed with %s\n%s", type(error).__name__, format_traceback_locations(error))
                 _fail(jobs, RuntimeError("the engine failed"))
             self.batch_started_at = None
             del jobs  # free the images before the next batch arrives
@@ -104,7 +104,9 @@ class DeviceWorker:
             if len(drafts) != len(jobs):
                 raise RuntimeError(f"the drafter returned {len(drafts)} drafts for {len(jobs)} studies")
         except BaseException as caught:
-            log.error("a batch of %d failed with %s\n%s", len(jobs), type(caught).__name__, places(caught))
+            log.error(
+                "a batch of %d failed with %s\n%s", len(jobs), type(caught).__name__, format_traceback_locations(caught)
+            )
             error = caught.with_traceback(None)  # its frames hold tensors; a retry needs their memory
         else:
             self._finish(jobs, drafts, started_at)

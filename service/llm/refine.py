@@ -20,7 +20,7 @@ from service.llm.client import Chat, ChatError
 from service.metrics import Metrics
 from service.schemas.models import RefinedOut, ReportResponse, WarningOut
 from service.settings import Settings
-from service.web.problems import places
+from service.web.problems import format_traceback_locations
 
 log = logging.getLogger(__name__)
 MAX_CONCURRENCY, MAX_QUEUE = 4, 16  # calls that run; calls that wait
@@ -101,7 +101,7 @@ class Refiner:
         except ChatError as error:
             reason = str(error)
         except Exception as error:  # whatever an answer provoked; never the draft's loss
-            log.error("refining failed with %s\n%s", type(error).__name__, places(error))
+            log.error("refining failed with %s\n%s", type(error).__name__, format_traceback_locations(error))
             reason = type(error).__name__
         else:
             self._failures = 0

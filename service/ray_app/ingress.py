@@ -23,8 +23,8 @@ from service.inference.runtime import QUEUE_CUTOFF_S, Runtime, ServingState
 from service.metrics import Metrics
 from service.ray_app.replica import Description, Failure, ModelReplica
 from service.settings import Settings
-from service.web.problems import STOPPING, Problem, places, stopping
-from service.web.request_ids import HEADER as REQUEST_ID
+from service.web.middleware import REQUEST_ID_HEADER as REQUEST_ID
+from service.web.problems import STOPPING, Problem, format_traceback_locations, stopping
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 2
@@ -200,7 +200,9 @@ class RayRuntime(Runtime):
                 if time.monotonic() - max(self._heard, backend.answered) > STALE_AFTER_S:
                     self._learn(backend, [])
             except Exception as error:
-                log.error("the replicas cannot be asked: %s\n%s", type(error).__name__, places(error))
+                log.error(
+                    "the replicas cannot be asked: %s\n%s", type(error).__name__, format_traceback_locations(error)
+                )
             await asyncio.sleep(POLL_INTERVAL_S)
 
     def _learn(self, backend: RayBackend, replicas: Sequence[Description]) -> None:

@@ -18,7 +18,7 @@ from service.inference.runtime import Runtime
 from service.schemas.models import ModelInfo
 from service.settings import Settings
 from service.web import logging as logs
-from service.web.problems import Problem, places
+from service.web.problems import Problem, format_traceback_locations
 
 log = logging.getLogger(__name__)
 LOADING_S = 0.05  # between two looks at whether the bundle is loaded
@@ -91,7 +91,7 @@ class ModelReplica:
         except Problem as problem:  # the device was lost before
             return Failure("gone", problem.detail)
         except Exception as error:
-            log.error("unforeseen %s\n%s", type(error).__name__, places(error))
+            log.error("unforeseen %s\n%s", type(error).__name__, format_traceback_locations(error))
             return Failure("unforeseen", type(error).__name__)
         return RemoteDraft(**vars(draft), model=serving.model)
 

@@ -11,7 +11,7 @@ from service.openapi_cases import ADD_CASE, GET_CASE, GET_PICTURE, REMOVE_CASE
 from service.routes.responses import case_answer
 from service.schemas.case_forms import read_case
 from service.schemas.models import CaseResponse
-from service.web.auth import guarded, guarded_always
+from service.web.auth import require_api_key, require_api_key_if_configured
 
 router = APIRouter()
 
@@ -21,7 +21,7 @@ router = APIRouter()
     status_code=201,
     response_model=CaseResponse,
     summary="Add a reference case",
-    dependencies=[Depends(guarded_always)],
+    dependencies=[Depends(require_api_key)],
     **ADD_CASE,
 )
 async def add_case(request: Request, response: Response) -> CaseResponse:
@@ -44,7 +44,7 @@ async def add_case(request: Request, response: Response) -> CaseResponse:
     "/cases/{case_id}",
     response_model=CaseResponse,
     summary="A reference case",
-    dependencies=[Depends(guarded)],
+    dependencies=[Depends(require_api_key_if_configured)],
     **GET_CASE,
 )
 async def get_case(request: Request) -> CaseResponse:
@@ -58,7 +58,7 @@ async def get_case(request: Request) -> CaseResponse:
     "/cases/{case_id}/{view}",
     response_class=Response,
     summary="A small picture of a reference case",
-    dependencies=[Depends(guarded)],
+    dependencies=[Depends(require_api_key_if_configured)],
     **GET_PICTURE,
 )
 async def get_picture(request: Request) -> Response:
@@ -75,7 +75,7 @@ async def get_picture(request: Request) -> Response:
     status_code=204,
     response_class=Response,
     summary="Remove an added case",
-    dependencies=[Depends(guarded_always)],
+    dependencies=[Depends(require_api_key)],
     **REMOVE_CASE,
 )
 async def remove_case(request: Request) -> None:

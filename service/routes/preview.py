@@ -12,9 +12,9 @@ from model.images.read import ImageError, ImageLimits, thumbnail
 from service.inference.runtime import Runtime
 from service.inference.threads import run_in_temporary_thread
 from service.openapi import PREVIEW
-from service.web.auth import guarded
-from service.web.disconnect import unless_left
-from service.web.multipart import Field, read_form
+from service.web.auth import require_api_key_if_configured
+from service.web.disconnect import cancel_on_disconnect
+from service.web.multipart import FormField, read_form
 from service.web.problems import Problem
 
 FIELD = "image"
@@ -26,7 +26,7 @@ router = APIRouter()
     "/preview",
     response_class=Response,
     summary="A radiograph as a picture that browsers draw",
-    dependencies=[Depends(guarded)],
+    dependencies=[Depends(require_api_key_if_configured)],
     **PREVIEW,
 )
 async def preview(request: Request) -> Response:
@@ -40,7 +40,7 @@ async def preview(request: Request) -> Response:
     runtime.serving()
     with request.app.state.auxiliary_limiter.acquire_slot():
         form = await read_form(
-            request, {FIELD: Field.file(settings.max_upload_bytes)}, timeout_s=settings.upload_timeout_s
+            request, {FIELD: FormField.file(settings.max_upload_bytes)}, timeout_s=settings.upload_timeout_s
         )
         data = form.file(FIELD)
         if data is None:
@@ -48,7 +48,7 @@ async def preview(request: Request) -> Response:
         draw = partial(_picture, data, ImageLimits(max_pixels=settings.max_pixels))
         try:
             async with asyncio.timeout(settings.request_timeout_s):
-                picture = await unless_left(request, _in_turn(one_at_a_time, draw))
+                picture = await cancel_on_disconnect(request, _in_turn(one_at_a_time, draw))
         except TimeoutError as error:
             detail = f"The picture was not ready within {settings.request_timeout_s:g} s. Try again in a moment."
             raise Problem("deadline", detail, headers={"Retry-After": "5"}) from error

@@ -20,7 +20,7 @@ from service.schemas.models import (
 )
 
 
-def answer(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float]) -> ReportResponse:
+def to_response(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float]) -> ReportResponse:
     """The answer to ``POST /report``; ``timings_ms`` is what the caller measured around the draft, total last."""
     total = timings_ms["total"]
     before = {name: value for name, value in timings_ms.items() if name != "total"}

@@ -18,11 +18,11 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from model.drafter import CasesFound, DraftEvent, EventCallback
-from service.formats.accept import EVENTS, VARY
+from service.formats.negotiation import EVENTS, VARY
 from service.routes.responses import case_out, sentence_out
 from service.schemas.models import CasesEvent, ProblemDetails, ReportResponse, SentenceEvent
-from service.web.disconnect import unless_left
-from service.web.problems import CAUSE, Problem, unforeseen
+from service.web.disconnect import cancel_on_disconnect
+from service.web.problems import PROBLEM_CODE_SCOPE_KEY, Problem, internal_error
 
 EVENT_DATA: dict[str, type[BaseModel]] = {
     "cases": CasesEvent,
@@ -62,24 +62,24 @@ class EventStream(Response):
             ClientDisconnect: the client left.
         """
         with self._held:
-            await unless_left(self._request, self._stream(scope, _Sender(send)))
+            await cancel_on_disconnect(self._request, self._stream(scope, _Sender(send)))
 
     async def _stream(self, scope: Scope, sender: _Sender) -> None:
         news: asyncio.Queue[DraftEvent | None] = asyncio.Queue()
         drafting = asyncio.ensure_future(self._report(news.put_nowait))
         drafting.add_done_callback(lambda _: news.put_nowait(None))
-        parts = Parts()
+        parts = EventSequence()
         try:
             while (one := await _next(news, sender)) is not None:
-                await sender.events(parts.of_news(one))
-            await sender.events(parts.of_report(drafting.result()))
+                await sender.events(parts.on_event(one))
+            await sender.events(parts.on_report(drafting.result()))
         except ClientDisconnect:
             raise
         except Exception as error:
             if not sender.started:
                 raise
-            problem = error if isinstance(error, Problem) else unforeseen(error)
-            scope[CAUSE] = problem.code
+            problem = error if isinstance(error, Problem) else internal_error(error)
+            scope[PROBLEM_CODE_SCOPE_KEY] = problem.code
             await sender.event("problem", problem.details())
         finally:
             drafting.cancel()
@@ -99,7 +99,7 @@ async def _next(news: asyncio.Queue[DraftEvent | None], sender: _Sender) -> Draf
                 await sender.send(KEEP_ALIVE)
 
 
-class Parts:
+class EventSequence:
     """What is said of a draft, each part once.
 
     A draft that had to be made again begins anew. Where other cases were found for it, ``cases`` comes again.
@@ -109,7 +109,7 @@ class Parts:
         self._cases: CasesEvent | None = None
         self._texts: list[str] = []
 
-    def of_news(self, news: DraftEvent) -> Iterator[tuple[str, BaseModel]]:
+    def on_event(self, news: DraftEvent) -> Iterator[tuple[str, BaseModel]]:
         """The events of what is final early."""
         if isinstance(news, CasesFound):
             if self._cases is None:
@@ -117,7 +117,7 @@ class Parts:
         elif news.index == len(self._texts):
             yield self._of_sentence(SentenceEvent(index=news.index, sentence=sentence_out(news.sentence)))
 
-    def of_report(self, report: ReportResponse) -> Iterator[tuple[str, BaseModel]]:
+    def on_report(self, report: ReportResponse) -> Iterator[tuple[str, BaseModel]]:
         """The events that are still to come once the answer is there.
 
         Raises:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from service.cases.store import NewCase
 from service.schemas.forms import IMAGE_FIELDS
-from service.web.multipart import Field, Form, read_form
+from service.web.multipart import Form, FormField, read_form
 from service.web.problems import Problem
 
 CASE_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -32,10 +32,10 @@ async def read_case(request: Request, *, max_file_bytes: int, timeout_s: float) 
         ClientDisconnect: the client went away.
     """
     fields = {
-        "case_id": Field(64),
-        "findings": Field(MAX_FINDINGS_BYTES),
-        "source_url": Field(MAX_URL_BYTES),
-        **dict.fromkeys(IMAGE_FIELDS, Field.file(max_file_bytes)),
+        "case_id": FormField(64),
+        "findings": FormField(MAX_FINDINGS_BYTES),
+        "source_url": FormField(MAX_URL_BYTES),
+        **dict.fromkeys(IMAGE_FIELDS, FormField.file(max_file_bytes)),
     }
     form = await read_form(request, fields, timeout_s=timeout_s)
     return NewCase(_case_id(form), _findings(form), _source_url(form), form.files(IMAGE_FIELDS))

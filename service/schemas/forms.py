@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from model.drafter import MAX_BEAM_SIZE, MAX_TOP_K
-from service.web.multipart import Field, read_form
+from service.web.multipart import FormField, read_form
 from service.web.problems import Problem
 
 IMAGE_FIELDS = ("frontal", "lateral")
@@ -51,9 +51,9 @@ async def read_upload(request: Request, *, max_file_bytes: int, timeout_s: float
         ClientDisconnect: the client went away.
     """
     fields = {
-        **dict.fromkeys(IMAGE_FIELDS, Field.file(max_file_bytes)),
-        **dict.fromkeys(NUMBER_FIELDS, Field(_MAX_VALUE_BYTES, "not_a_number")),
-        **dict.fromkeys(WORD_FIELDS, Field(_MAX_VALUE_BYTES, "unknown_value")),
+        **dict.fromkeys(IMAGE_FIELDS, FormField.file(max_file_bytes)),
+        **dict.fromkeys(NUMBER_FIELDS, FormField(_MAX_VALUE_BYTES, "not_a_number")),
+        **dict.fromkeys(WORD_FIELDS, FormField(_MAX_VALUE_BYTES, "unknown_value")),
     }
     form = await read_form(request, fields, timeout_s=timeout_s)
     images = form.files(IMAGE_FIELDS)

@@ -1,7 +1,7 @@
-"""Who may ask: dependencies for routes that take an API key, where the service has one.
+"""Dependencies for routes that need an API key.
 
-``dependencies=[Depends(guarded)]`` lets anyone in while no key is configured; ``Depends(guarded_always)`` then lets
-nobody in. Both run before the body is read.
+``require_api_key_if_configured`` admits every request while the service has no key; ``require_api_key`` then refuses
+every request. Both run before the body is read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)]
 Header = Annotated[str | None, Security(HEADER)]
 
 
-async def guarded(request: Request, bearer: Bearer, header: Header) -> None:
+async def require_api_key_if_configured(request: Request, bearer: Bearer, header: Header) -> None:
     """Refuse a request without one of the service's keys; a service without keys refuses none.
 
     Raises:
@@ -37,8 +37,8 @@ async def guarded(request: Request, bearer: Bearer, header: Header) -> None:
         raise Problem("unauthorized", f"{was} {_HOW}", headers={"WWW-Authenticate": "Bearer"})
 
 
-async def guarded_always(request: Request, bearer: Bearer, header: Header) -> None:
-    """Like ``guarded``, but refuse every request where the service has no key: for what changes the service.
+async def require_api_key(request: Request, bearer: Bearer, header: Header) -> None:
+    """Refuse a request without a valid key, and every request where the service has no key.
 
     Raises:
         Problem: ``unauthorized``, 401; ``no_api_key``, 403.
@@ -49,4 +49,4 @@ async def guarded_always(request: Request, bearer: Bearer, header: Header) -> No
             "This address changes the service and answers only to a key, and none is configured. "
             "Set REPORT_API_KEY or REPORT_API_KEY_FILE and restart.",
         )
-    await guarded(request, bearer, header)
+    await require_api_key_if_configured(request, bearer, header)

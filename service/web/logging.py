@@ -1,24 +1,21 @@
 """Logging without patient data, as text or as JSON lines, with the id of the request.
 
-A line names the route, not the address as typed; no query, no header, no file name. An exception is logged by type
-and place, never by message. Libraries that read uploads may quote them, so their words are withheld.
+A line holds the route, not the path that the client sent; no query, no header, no file name. An exception is logged by
+type and code locations, never by message. Libraries that read uploads may quote them, so their messages are withheld.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import time
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from service.web.problems import places
-from service.web.request_ids import current_request_id
+from service.web.problems import format_traceback_locations
 
 ACCESS_FIELDS = ("method", "route", "status", "ms", "bytes")
-_READ_UPLOADS = {
+_UPLOAD_READERS = {
     "PIL",
     "pydicom",
     "highdicom",
@@ -26,26 +23,30 @@ _READ_UPLOADS = {
     "multipart",
     "httpx",
     "httpcore",
-}  # libraries whose words may quote an upload, or what the language model's server answers
-_PROBES = {"/health", "/livez", "/metrics"}  # asked every few seconds
-log = logging.getLogger("service.access")
+}  # libraries whose messages may quote an upload, or the response of the language model's server
+request_id_var: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+
+def current_request_id() -> str | None:
+    """The id of the current request, or None outside of one (start, stop, other threads)."""
+    return request_id_var.get()
 
 
 def configure(level: str, form: Literal["json", "text"] = "text") -> None:
     """Send all log lines to standard error, uvicorn's too, unless the process has set up logging itself.
 
-    Uvicorn's access log prints addresses with their queries and its trace prints headers; both are silenced, and
-    ``AccessLog`` takes their place.
+    Uvicorn's access log prints paths with their queries and its trace prints headers; both are disabled, and
+    ``AccessLogMiddleware`` writes its own line instead.
     """
     logging.getLogger("service").setLevel(level)
     for name in ("uvicorn.access", "uvicorn.asgi"):
         logging.getLogger(name).disabled = True
     for name in ("uvicorn", "uvicorn.error"):
         uvicorn = logging.getLogger(name)
-        uvicorn.handlers = [handler for handler in uvicorn.handlers if not _is_uvicorns(handler)]
+        uvicorn.handlers = [handler for handler in uvicorn.handlers if not _is_uvicorn_handler(handler)]
         uvicorn.propagate = uvicorn.propagate or not uvicorn.handlers
-        if not any(isinstance(existing, _WithoutAddresses) for existing in uvicorn.filters):
-            uvicorn.addFilter(_WithoutAddresses())
+        if not any(isinstance(existing, _WebSocketFilter) for existing in uvicorn.filters):
+            uvicorn.addFilter(_WebSocketFilter())
     root = logging.getLogger()
     root.handlers = [handler for handler in root.handlers if not isinstance(handler, _Handler)]
     if not root.handlers:
@@ -56,25 +57,25 @@ def configure(level: str, form: Literal["json", "text"] = "text") -> None:
 
 
 class _Handler(logging.StreamHandler[Any]):
-    """Standard error; a class of its own so that a second ``configure`` replaces it."""
+    """Standard error; a subclass, so that a second ``configure`` finds and replaces it."""
 
 
-def _is_uvicorns(handler: logging.Handler) -> bool:
+def _is_uvicorn_handler(handler: logging.Handler) -> bool:
     return type(handler.formatter).__module__.startswith("uvicorn.")
 
 
-class _WithoutAddresses(logging.Filter):
-    """Drops the lines of uvicorn's WebSocket side, which nothing here uses: they print addresses and headers."""
+class _WebSocketFilter(logging.Filter):
+    """Drops uvicorn's WebSocket lines, which print paths and headers; the service has no WebSocket."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return '"WebSocket' not in str(record.msg) and "websockets" not in record.pathname
 
 
 class TextLines(logging.Formatter):
-    """``time level logger [request id]: message``, for people."""
+    """``time level logger [request id]: message``, for terminals."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{_time(record)} {record.levelname} {record.name} [{current_request_id() or '-'}]: {_words(record)}"
+        line = f"{_time(record)} {record.levelname} {record.name} [{current_request_id() or '-'}]: {_message(record)}"
         error = _error(record)
         return f"{line}\n{error[0]}\n{error[1]}" if error else line
 
@@ -87,7 +88,7 @@ class JsonLines(logging.Formatter):
             "time": _time(record),
             "level": record.levelname,
             "logger": record.name,
-            "message": _words(record),
+            "message": _message(record),
             "request_id": current_request_id(),
         }
         line |= {name: record.__dict__[name] for name in ACCESS_FIELDS if name in record.__dict__}
@@ -100,68 +101,19 @@ def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _words(record: logging.LogRecord) -> str:
+def _message(record: logging.LogRecord) -> str:
     source = record.name.partition(".")[0]
-    if source in _READ_UPLOADS:
-        return f"{record.module}:{record.lineno} spoke; its words are withheld, they may quote an upload"
-    words = record.getMessage().strip()
+    if source in _UPLOAD_READERS:
+        return f"{record.module}:{record.lineno} logged a message; it is withheld because it may quote an upload"
+    message = record.getMessage().strip()
     if source == "asyncio":
-        return words.partition("\n")[0]  # what follows shows exceptions with their messages
-    if record.name == "py.warnings" and any(f"/{name}/" in words for name in _READ_UPLOADS):
-        return ":".join(words.split(":", 3)[:3])  # file, line, kind
-    return words
+        return message.partition("\n")[0]  # the next lines show exceptions with their messages
+    if record.name == "py.warnings" and any(f"/{name}/" in message for name in _UPLOAD_READERS):
+        return ":".join(message.split(":", 3)[:3])  # file, line, kind
+    return message
 
 
 def _error(record: logging.LogRecord) -> tuple[str, str] | None:
-    """Type and places of the exception that a line is about; its message might quote a report."""
+    """Type and code locations of the exception of a record; its message might quote a report."""
     error = record.exc_info[1] if record.exc_info else None
-    return (type(error).__name__, places(error)) if error else None
-
-
-class AccessLog:
-    """Middleware: one line a request with method, route, status, time and size of the body that came."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        began, status, received = time.perf_counter(), 0, 0
-
-        async def counting() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            return message
-
-        async def watching(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, counting, watching)
-        finally:
-            elapsed_ms = round((time.perf_counter() - began) * 1000, 1)
-            fields = dict(
-                zip(ACCESS_FIELDS, (_method(scope), route_of(scope), status or None, elapsed_ms, received), strict=True)
-            )
-            level = logging.DEBUG if fields["route"] in _PROBES and status == 200 else logging.INFO
-            line = "%s %s %s %.0f ms %d bytes"
-            log.log(level, line, fields["method"], fields["route"], status or "-", elapsed_ms, received, extra=fields)
-
-
-def _method(scope: Scope) -> str:
-    method = str(scope["method"])
-    return method if method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} else "OTHER"
-
-
-def route_of(scope: Scope) -> str:
-    """The route's template; what a client made up is not repeated."""
-    if scope["path"].startswith("/static/"):  # a mount, which leaves no route in the scope
-        return "/static"
-    path = getattr(scope.get("route"), "path", None)
-    return str(path) if path else "(no route)"
+    return (type(error).__name__, format_traceback_locations(error)) if error else None

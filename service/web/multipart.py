@@ -34,7 +34,7 @@ _MALFORMED = "Send the form as curl -F or a browser would: every part with a nam
 
 
 @dataclass(frozen=True)
-class Field:
+class FormField:
     """A field that a form may have.
 
     Attributes:
@@ -48,7 +48,7 @@ class Field:
     is_file: bool = False
 
     @classmethod
-    def file(cls, most: int) -> Field:
+    def file(cls, most: int) -> FormField:
         """A field that holds a file of ``most`` bytes."""
         return cls(most, "upload_too_large", is_file=True)
 
@@ -142,7 +142,7 @@ def refuse_compressed(request: Request) -> None:
         )
 
 
-async def read_form(request: Request, fields: Mapping[str, Field], *, timeout_s: float) -> Form:
+async def read_form(request: Request, fields: Mapping[str, FormField], *, timeout_s: float) -> Form:
     """Read the body of a request.
 
     Args:
@@ -229,7 +229,7 @@ def _boundary(request: Request) -> bytes:
 class _Reader:
     """Parser callbacks that gather the known fields and refuse everything else at the earliest byte."""
 
-    def __init__(self, boundary: bytes, fields: Mapping[str, Field]) -> None:
+    def __init__(self, boundary: bytes, fields: Mapping[str, FormField]) -> None:
         self._fields = fields
         self._values: dict[str, bytearray] = {}
         self._without_file_name: set[str] = set()

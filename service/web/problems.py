@@ -1,7 +1,7 @@
-"""Errors as RFC 9457 ``application/problem+json``, all of them: a code for programs, words for people.
+"""Every error response as RFC 9457 ``application/problem+json``: a stable code and a readable detail.
 
-``CODES`` is the whole vocabulary. A ``Problem`` raised anywhere below the app becomes its response. What nobody
-foresaw becomes ``internal``: logged by type and place, never by message, which might quote a report.
+``CODES`` lists all codes. A ``Problem`` raised anywhere below the app becomes its response. An unexpected exception
+becomes ``internal``; the log gets its type and code locations, never its message, which might quote a report.
 """
 
 from __future__ import annotations
@@ -14,18 +14,16 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.schemas.models import ProblemDetails
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:problem-type:cxr-report:"
-CAUSE = "cxr_report.cause"  # key of the ASGI scope: the code of the problem that a request was answered with
-LEFT = "client_left"
+PROBLEM_CODE_SCOPE_KEY = "cxr_report.problem_code"  # of the ASGI scope: code of the problem that was sent
+CLIENT_DISCONNECTED = "client_disconnected"
 STOPPING = "The service is stopping; send the request again in a moment."
-UNFORESEEN = "This request could not be answered; others are not affected. The service log says where it failed."
+INTERNAL_DETAIL = "This request could not be answered; others are not affected. The service log says where it failed."
 log = logging.getLogger(__name__)
 
 # code -> (status, title)
@@ -102,7 +100,7 @@ class Problem(Exception):  # noqa: N818 - it is named for what it is in RFC 9457
         self.headers = dict(headers or {})
 
     def details(self) -> ProblemDetails:
-        """The problem as it is told."""
+        """The body of the response."""
         return _details(self.status, self.code, self.title, self.detail, self.field)
 
     def response(self) -> Response:
@@ -124,27 +122,27 @@ def _response(body: ProblemDetails, headers: Mapping[str, str]) -> Response:
 
 
 def stopping() -> Problem:
-    """The problem of a request that the end of the service overtakes, or that comes after it."""
+    """The problem of a request that the shutdown cancels, or that arrives after it."""
     return Problem("stopping", STOPPING, headers={"Retry-After": "5", "Connection": "close"})
 
 
-def unforeseen(error: BaseException) -> Problem:
-    """The problem that an error becomes which nobody foresaw; the log gets its type and place."""
-    log.error("unforeseen %s\n%s", type(error).__name__, places(error))
-    return Problem("internal", UNFORESEEN)
+def internal_error(error: BaseException) -> Problem:
+    """The problem of an unexpected exception; logs its type and code locations."""
+    log.error("unhandled %s\n%s", type(error).__name__, format_traceback_locations(error))
+    return Problem("internal", INTERNAL_DETAIL)
 
 
 def install(app: FastAPI) -> None:
-    """Let the app answer every foreseen error with a problem."""
+    """Register the handlers that answer every error with a problem."""
 
     async def on_problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
-        request.scope[CAUSE] = error.code
+        request.scope[PROBLEM_CODE_SCOPE_KEY] = error.code
         return error.response()
 
     async def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        request.scope[CAUSE] = f"http_{error.status_code}"
+        request.scope[PROBLEM_CODE_SCOPE_KEY] = f"http_{error.status_code}"
         headers = error.headers or {}
         if error.status_code == HTTPStatus.NOT_FOUND:
             return Problem(
@@ -162,7 +160,7 @@ def install(app: FastAPI) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        request.scope[CAUSE] = "invalid_request"
+        request.scope[PROBLEM_CODE_SCOPE_KEY] = "invalid_request"
         first = error.errors()[0]
         return Problem("invalid_request", str(first["msg"]), field=str(first["loc"][-1])).response()
 
@@ -171,46 +169,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_invalid)
 
 
-class Noted:
-    """Passes the messages of an answer on, and tells a problem in its place as long as it has not begun."""
-
-    def __init__(self, send: Send) -> None:
-        self._begun, self._send = False, send
-
-    async def __call__(self, message: Message) -> None:
-        """Send it."""
-        self._begun = self._begun or message["type"] == "http.response.start"
-        await self._send(message)
-
-    async def tell(self, problem: Problem, scope: Scope, receive: Receive) -> None:
-        """Note the problem as the cause, and answer with it unless an answer has begun."""
-        scope[CAUSE] = problem.code
-        if not self._begun:
-            await problem.response()(scope, receive, self._send)
-
-
-class UnforeseenErrors:
-    """Middleware: an exception that nobody foresaw becomes a 500 problem; its message stays unlogged."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        noted = Noted(send)
-        try:
-            await self.app(scope, receive, noted)
-        except ClientDisconnect:
-            scope[CAUSE] = LEFT
-            log.info("the client went away before its answer")
-        except Exception as error:
-            await noted.tell(unforeseen(error), scope, receive)
-
-
-def places(error: BaseException) -> str:
-    """Where an exception came from, file and line of each frame, without messages or values."""
+def format_traceback_locations(error: BaseException) -> str:
+    """File, line and function of each frame of the traceback, without messages or values."""
     return "\n".join(
         f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in traceback.extract_tb(error.__traceback__)
     )

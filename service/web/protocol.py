@@ -14,7 +14,7 @@ MAX_HEAD_BYTES = 64 * 1024  # beside the first piece that comes of it, 256 KiB a
 HEAD_WITHIN_S = 15.0  # after the connection was made, or the request before was answered
 
 
-class BoundedHeads(HttpToolsProtocol):
+class HeaderLimitedHttpProtocol(HttpToolsProtocol):
     """One connection: a head that is too large is answered 431, one that is too slow 408, and the connection closed."""
 
     _in_head = False

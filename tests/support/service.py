@@ -27,7 +27,7 @@ from service.app import create_app
 from service.inference import runtime
 from service.inference.loader import LoadedBundle, load
 from service.settings import Settings
-from service.web.protocol import BoundedHeads
+from service.web.protocol import HeaderLimitedHttpProtocol
 
 PROBLEM = "application/problem+json"
 WAIT_S = 60.0
@@ -89,7 +89,7 @@ def live_server(
 ) -> Iterator[Live]:
     """The app behind a real uvicorn on 127.0.0.1; ready, unless not to `wait`."""
     app = create_app(settings_for(bundle, **changes))
-    protocol = BoundedHeads if http == "httptools" else http  # as python -m service has it
+    protocol = HeaderLimitedHttpProtocol if http == "httptools" else http  # as python -m service has it
     config = uvicorn.Config(app, host="127.0.0.1", port=0, http=protocol, access_log=False, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
