@@ -34,7 +34,7 @@ LABEL org.opencontainers.image.title="cxr-report" \
       org.opencontainers.image.description="Drafts chest X-ray findings for research; not a medical device" \
       org.opencontainers.image.licenses="Apache-2.0" \
       cxr-report.nvidia-driver.minimum="580"
-# Fresh volumes take over the owner: on .bundles, where `hydrate` writes, and on cases, for REPORT_CASES_DIR.
+# Fresh volumes take over the owner: on .bundles, where `hydrate` writes, and on cases, for REPORT_USER_CASES_DIR.
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin report \
  && install -d /app /app/bundles \
  && install -d -o report -g report /app/.bundles \

@@ -91,7 +91,7 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     )  # no docs pages: FastAPI's fetch their scripts from a CDN
     app.state.runtime = runtime
     app.state.refiner = Refiner(settings, runtime.metrics)
-    app.state.auxiliary_limiter = AdmissionLimiter(settings.queue_size)  # previews and exports
+    app.state.auxiliary_limiter = AdmissionLimiter(settings.max_concurrent_requests)  # previews and exports
     app.state.preview_lock = asyncio.Lock()
     app.state.keys = settings.keys()
     app.include_router(router)

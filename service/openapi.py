@@ -74,7 +74,7 @@ _EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
         "The process that drafted this study was lost, and so was the one after it. Try again in a moment.", None
     ),
     "cases_off": (
-        "No cases can be added to this service. Set REPORT_CASES_DIR to a directory for them and restart.", None
+        "No cases can be added to this service. Set REPORT_USER_CASES_DIR to a directory for them and restart.", None
     ),
     "no_such_case": ("No reference case of this id is served. Take ids from the answers.", None),
     "case_exists": ("A case of this id is here already. Choose another, or DELETE it first.", "case_id"),
@@ -88,7 +88,8 @@ _EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
         "The model knows no word of the findings. Send the findings of a report, in the model's language.", "findings"
     ),
     "cases_disk": (
-        "The case was not added: No space left on device in REPORT_CASES_DIR. Make room or have its disk seen to.", None
+        "The case was not added: No space left on device in REPORT_USER_CASES_DIR. Free disk space, or check the disk.",
+        None,
     ),
     "reload_refused": (
         "The present bundle goes on serving: model.safetensors was altered since the bundle was written.", None

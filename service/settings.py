@@ -1,4 +1,4 @@
-"""Settings of the service: typed, read from the environment (``REPORT_…``), refused at start where wrong."""
+"""Settings of the service: typed, read from the environment (``REPORT_…``), checked once at start."""
 
 from __future__ import annotations
 
@@ -10,26 +10,68 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.keys import Keys, check_key, read_keys
+from service.keys import MIN_KEY_LENGTH, Keys, check_key
 
 MIB = 1024 * 1024
 ENV_PREFIX = "REPORT_"
 EXIT_SETTINGS = 2
+DEPRECATED_NAMES = {  # old name -> name; both are read from the environment
+    "queue_size": "max_concurrent_requests",
+    "max_wait_ms": "batch_max_wait_ms",
+    "cases_dir": "user_cases_dir",
+}
 _SHIPPED = Path("bundles/iu-xray")
-_NOT_OURS = {"REPORT_DATA"}  # the test suite's
+_IGNORED_VARIABLES = {"REPORT_DATA"}  # of the test suite
 _RAY = f"{ENV_PREFIX}RAY_"
-_NEVER_SHOWN = {"api_key", "api_key_file", "refine_url", "refine_key_file"}  # a secret may stand there by mistake
+_SECRETS = {"api_key", "api_key_file", "refine_url", "refine_key_file"}  # values that may be secrets, never printed
+_MAX_KEY_FILE_BYTES = 64 * 1024
 _HTTP_URL = re.compile(r"https?://[^/?#@\s]+(/[^?#@\s]*)?")
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 def default_bundle() -> Path:
-    """The bundle that ships with the project: under the working directory, else beside the source tree."""
-    beside_source = Path(__file__).resolve().parent.parent / _SHIPPED
-    return beside_source if not _SHIPPED.exists() and beside_source.exists() else _SHIPPED
+    """The bundle that ships with the project: under the working directory, else next to the source tree."""
+    in_source_tree = Path(__file__).resolve().parent.parent / _SHIPPED
+    return in_source_tree if not _SHIPPED.exists() and in_source_tree.exists() else _SHIPPED
+
+
+def read_keys(path: Path, *, min_length: int = MIN_KEY_LENGTH) -> list[str]:
+    """Read a file of keys, one per line; blank lines and lines that start with # are skipped.
+
+    Raises:
+        ValueError: the file cannot be read, has no key or an invalid one; names the line, never the key.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_KEY_FILE_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"the file it names cannot be read: {error.strerror}") from error
+    if len(data) > _MAX_KEY_FILE_BYTES:
+        raise ValueError(f"the file it names is larger than {_MAX_KEY_FILE_BYTES:,} bytes; write one key per line")
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError("the file it names is not UTF-8 text; write one key per line") from None
+    keys = []
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if line and not line.startswith("#"):
+            try:
+                check_key(line, min_length=min_length)
+            except ValueError as error:
+                raise ValueError(f"line {number} of the file it names: {error}") from None
+            keys.append(line)
+    if not keys:
+        raise ValueError("the file it names holds no key; write one key per line")
+    return keys
+
+
+def _env_names(name: str) -> AliasChoices:
+    """Environment variables of a renamed setting, the deprecated ones last."""
+    old = [before for before, after in DEPRECATED_NAMES.items() if after == name]
+    return AliasChoices(*(ENV_PREFIX + each.upper() for each in (name, *old)))
 
 
 def _checked_key(key: SecretStr) -> SecretStr:
@@ -43,16 +85,16 @@ def _checked_key_file(path: Path) -> Path:
 
 
 def _checked_refine_key_file(path: Path) -> Path:
-    read_keys(path, least=1)
+    read_keys(path, min_length=1)
     return path
 
 
 def _checked_url(url: str) -> str:
     try:
-        whole = bool(urlsplit(url).hostname) and urlsplit(url).port != 0
-    except ValueError:  # a port that is none, brackets that do not close
-        whole = False
-    if not whole or not _HTTP_URL.fullmatch(url):
+        valid = bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+    except ValueError:  # the port is not a number, or a bracket is not closed
+        valid = False
+    if not valid or not _HTTP_URL.fullmatch(url):
         raise ValueError(
             "write an address that begins with http:// or https://, without user, query or fragment, such as "
             "http://127.0.0.1:11434/v1; a key goes into REPORT_REFINE_KEY_FILE"
@@ -72,60 +114,66 @@ def _checked_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     for origin in origins:
         if "*" in origin:
             raise ValueError(
-                f"{origin!r} would let any page that a user of this network opens send requests here. "
+                f"{origin!r} would allow any web page that a user of this network opens to send requests here. "
                 "Name each origin, such as https://pacs.example.org"
             )
         if not _ORIGIN.fullmatch(origin):
             raise ValueError(
-                f"{origin!r} is no origin: write scheme, host and port where it is not the usual one, in lower case, "
-                "without a path, such as https://pacs.example.org:8443"
+                f"{origin!r} is not an origin: write scheme, host and any non-default port in lower case, without a "
+                "path, such as https://pacs.example.org:8443"
             )
         if origin.endswith(":443" if origin.startswith("https") else ":80"):
-            raise ValueError(f"{origin!r} matches no browser, which leaves the usual port out. Leave it out here too")
+            raise ValueError(f"{origin!r} never matches: browsers leave out the default port. Leave it out here too")
     return origins
 
 
 class Settings(BaseSettings):
-    """All settings, with the units they count in.
+    """All settings, with their units.
 
     Attributes:
         bundle: directory that ``training.run`` wrote.
-        prefer_hydrated: serve ``.bundles/<name>-hydrated`` instead, where it was made from this very bundle.
-        device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` takes the first CUDA device, or the CPU where there is none;
-            ``cuda:0,cuda:1`` and ``cuda:all`` serve from several, a worker each.
-        precision: ``bf16`` computes convolutions and matrix products in bfloat16: faster, and a word may differ.
-        host: address to listen on; ``0.0.0.0`` to be reached from other machines.
+        prefer_hydrated: serve ``.bundles/<name>-hydrated`` (the copy with report texts) if it was made from this
+            bundle.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` takes the first CUDA device, else the CPU;
+            ``cuda:0,cuda:1`` and ``cuda:all`` use several devices, one worker each.
+        precision: ``bf16`` computes convolutions and matrix products in bfloat16: faster, but a word may differ.
+        host: address to listen on; ``0.0.0.0`` accepts connections from other machines.
         port: TCP port; 0 lets the system choose.
         max_upload_bytes: largest image file, in bytes.
         max_pixels: largest image, width x height.
-        upload_timeout_s: seconds a client has to send its request.
-        queue_size: requests in the house at once (arriving, waiting, computed); one more is answered 503.
-        max_batch_size: studies drafted together at most; 0 for 8 on a GPU and 1 on a CPU, where an answer then repeats
-            to the bit whatever else is asked, and memory stays level; 8 there answers more under load.
-        max_wait_ms: longest that a study waits for others to join its batch; where none is on the way it does not.
-        request_timeout_s: seconds from the arrival of the body within which a request is answered, with 503 at last.
-        drain_timeout_s: seconds after SIGTERM within which requests in the house are answered.
-        stall_timeout_s: seconds after which a batch that does not end counts as a lost device; 0 for never.
+        upload_timeout_s: seconds that a client has to send its request.
+        max_concurrent_requests: limit on concurrent requests (uploading, queued or running); further requests get
+            503. ``REPORT_QUEUE_SIZE`` is a deprecated name.
+        max_batch_size: largest number of studies in a batch; 0 means 8 on a GPU and 1 on a CPU. With 1 a response is
+            bit-identical under any load and memory stays constant; 8 on a CPU has a higher throughput.
+        batch_max_wait_ms: longest time that a study waits for others to join its batch; it does not wait if no other
+            request is uploading. ``REPORT_MAX_WAIT_MS`` is a deprecated name.
+        request_timeout_s: seconds from the end of the upload to the response; later requests get 503.
+        drain_timeout_s: seconds after SIGTERM within which all in-flight requests get a response.
+        stall_timeout_s: seconds after which a running batch counts as a lost device; 0 disables this check.
         decode_threads: threads that decode images.
-        warm_up: draft on blank images before the service calls itself ready.
-        log_level: of the service's own log lines; ``DEBUG`` logs health checks as well.
-        log_format: ``json`` writes one JSON object a line, ``text`` lines for people.
-        api_key: key that reports, previews, exports and cases then ask for, at least 16 characters; ``openssl rand -hex
+        warm_up: draft blank images before the service reports ready.
+        log_level: lowest level of log lines; ``DEBUG`` also logs health checks.
+        log_format: ``json`` writes one JSON object per line, ``text`` readable lines.
+        api_key: key that reports, previews, exports and cases require, at least 16 characters; ``openssl rand -hex
             32`` makes one.
-        api_key_file: file of such keys instead, one a line, so that keys can be rotated; lines that begin with ``#``
-            are skipped. Read at start.
-        cases_dir: directory of the reference cases that ``POST /cases`` adds, with their texts and small pictures, kept
-            until they are deleted; unset, none can be added.
-        cors_origins: origins, separated by commas, whose pages may send to ``/report``, ``/preview``, ``/export`` and
-            ``/health``; none may unless named, and ``*`` is refused.
+        api_key_file: file of such keys, one per line, so that keys can be rotated; lines that start with ``#`` are
+            skipped. Read at start.
+        user_cases_dir: directory of the reference cases that ``POST /cases`` adds, with their texts and small
+            pictures; they are kept until they are deleted. If unset, no cases can be added. ``REPORT_CASES_DIR`` is a
+            deprecated name.
+        cors_origins: comma-separated origins whose pages may call ``/report``, ``/preview``, ``/export`` and
+            ``/health``; none by default, and ``*`` is refused.
         refine_url: base address of an OpenAI-compatible server whose language model may rewrite drafts, such as
-            ``http://127.0.0.1:11434/v1``; it is sent drafts, labels and the texts of reference cases, never an image.
-        refine_model: name of that model, as the server knows it.
-        refine_key_file: file with the key that the server asks for, on one line. Read at start.
-        refine_timeout_s: seconds that a rewriting may take; the draft is answered without it then.
+            ``http://127.0.0.1:11434/v1``; it receives drafts, labels and texts of reference cases, never an image.
+        refine_model: name of that model on the server.
+        refine_key_file: file with the key of that server, on one line. Read at start.
+        refine_timeout_s: seconds that a rewrite may take; after that the response has the draft only.
     """
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, hide_input_in_errors=True, populate_by_name=True
+    )
 
     bundle: Path = Field(default_factory=default_bundle)
     prefer_hydrated: bool = True
@@ -136,9 +184,11 @@ class Settings(BaseSettings):
     max_upload_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = 32 * MIB
     max_pixels: Annotated[int, Field(ge=32 * 32, le=1_000_000_000)] = 64_000_000
     upload_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
-    queue_size: Annotated[int, Field(ge=1, le=10_000)] = 16
+    max_concurrent_requests: Annotated[
+        int, Field(ge=1, le=10_000, validation_alias=_env_names("max_concurrent_requests"))
+    ] = 16
     max_batch_size: Annotated[int, Field(ge=0, le=256)] = 0
-    max_wait_ms: Annotated[float, Field(ge=0, le=10_000)] = 5.0
+    batch_max_wait_ms: Annotated[float, Field(ge=0, le=10_000, validation_alias=_env_names("batch_max_wait_ms"))] = 5.0
     request_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
     drain_timeout_s: Annotated[float, Field(ge=1, le=3600)] = 25.0
     stall_timeout_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0
@@ -148,7 +198,9 @@ class Settings(BaseSettings):
     log_format: Literal["json", "text"] = "text"
     api_key: Annotated[SecretStr, AfterValidator(_checked_key)] | None = None
     api_key_file: Annotated[Path, AfterValidator(_checked_key_file)] | None = None
-    cases_dir: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None
+    user_cases_dir: Annotated[
+        Path | None, BeforeValidator(_none_if_empty), Field(validation_alias=_env_names("user_cases_dir"))
+    ] = None
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_checked_origins)] = ()
     refine_url: Annotated[str, AfterValidator(_checked_url)] | None = None
     refine_model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
@@ -164,24 +216,24 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _whole_refine_hook(self) -> Self:
         if self.refine_url is not None and self.refine_model is None:
-            raise ValueError("REPORT_REFINE_URL is set without REPORT_REFINE_MODEL; name the model to ask")
+            raise ValueError("REPORT_REFINE_URL is set without REPORT_REFINE_MODEL; set its name")
         if self.refine_url is None and (self.refine_model is not None or self.refine_key_file is not None):
             raise ValueError("REPORT_REFINE_MODEL or REPORT_REFINE_KEY_FILE is set without REPORT_REFINE_URL")
         return self
 
     def refine_key(self) -> str | None:
-        """The key for the language model's server; None where none is configured.
+        """The key of the language model's server; None if none is configured.
 
         Raises:
-            ValueError: its file is no longer what it was when the settings were read.
+            ValueError: the key file has become invalid since the settings were read.
         """
-        return None if self.refine_key_file is None else read_keys(self.refine_key_file, least=1)[0]
+        return None if self.refine_key_file is None else read_keys(self.refine_key_file, min_length=1)[0]
 
     def keys(self) -> Keys:
-        """The API keys that the settings name; none where they name none.
+        """The configured API keys; falsy if there are none.
 
         Raises:
-            ValueError: the file of keys is no longer what it was when the settings were read.
+            ValueError: the key file has become invalid since the settings were read.
         """
         if self.api_key_file is not None:
             return Keys(read_keys(self.api_key_file))
@@ -189,10 +241,10 @@ class Settings(BaseSettings):
 
 
 def settings_or_exit(**given: Any) -> Settings:
-    """The settings of the environment, `given` ones before them; for entry points.
+    """Settings of the environment, overridden by ``given``; for entry points.
 
     Raises:
-        SystemExit: with status 2, where one is wrong; standard error says which.
+        SystemExit: a setting is wrong (status 2); standard error names it.
     """
     try:
         return Settings(**given)
@@ -202,38 +254,42 @@ def settings_or_exit(**given: Any) -> Settings:
 
 
 def explain(error: ValidationError, prefix: str = ENV_PREFIX) -> str:
-    """Wrong settings in words, one line each: the variable, its value unless it is secret, what is allowed."""
+    """One line per wrong setting: the variable, its value unless it is secret, what is allowed."""
     return "\n".join(_explain_one(prefix, item["loc"], item["input"], item["msg"]) for item in error.errors())
 
 
 def _explain_one(prefix: str, location: tuple[int | str, ...], value: object, message: str) -> str:
     message = message.removeprefix("Value error, ")
-    if not location:  # of several settings together; the message names them
+    if not location:  # the error concerns several settings; the message names them
         return message
-    name = "_".join(str(part) for part in location)
-    if str(location[0]) in _NEVER_SHOWN:
-        return f"{prefix}{name.upper()}: {message}"
+    name = "_".join(str(part) for part in location).removeprefix(prefix).lower()
+    variable = f"{prefix}{name.upper()}"
+    if str(location[0]) in _SECRETS:
+        return f"{variable}: {message}"
     if name == "port" and str(value).startswith("tcp://"):
         message += (
-            ". Kubernetes sets this variable for a Service named report: name the Service otherwise, or set "
+            ". Kubernetes sets this variable for a Service named report: rename the Service, or set "
             "enableServiceLinks: false in the pod's specification"
         )
-    return f"{prefix}{name.upper()}={value!r}: {message}"
+    for old, new in DEPRECATED_NAMES.items():
+        if new == name:
+            variable += f" (or {ENV_PREFIX}{old.upper()})"
+    return f"{variable}={value!r}: {message}"
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """A sentence for each variable that looks like a setting and is none, with the closest setting.
+    """One sentence for each variable that looks like a setting but is none, with the closest setting.
 
-    They are not refused: Kubernetes sets such variables in every pod beside a Service named report.
+    Such variables are not refused: Kubernetes sets some in every pod if a Service is named report.
     """
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    known = {ENV_PREFIX + name.upper() for name in (*Settings.model_fields, *DEPRECATED_NAMES)}
     sentences = []
     for name in sorted(environment):
-        if name.upper().startswith(_RAY):
-            continue  # service.ray_app's own
-        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known | _NOT_OURS:
-            close = difflib.get_close_matches(name.upper(), sorted(known), n=1)
-            sentences.append(f"{name} is no setting and is ignored" + (f"; is {close[0]} meant?" if close else ""))
+        variable = name.upper()
+        if not variable.startswith(ENV_PREFIX) or variable.startswith(_RAY) or variable in known | _IGNORED_VARIABLES:
+            continue
+        close = difflib.get_close_matches(variable, sorted(known), n=1)
+        sentences.append(f"{name} is no setting and is ignored" + (f"; is {close[0]} meant?" if close else ""))
     return sentences
 
 

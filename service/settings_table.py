@@ -26,7 +26,7 @@ def descriptions() -> dict[str, str]:
 
 def table() -> str:
     """Markdown: variable, default, allowed values, meaning; one row a setting, in the order of ``Settings``."""
-    schemas = Settings.model_json_schema()["properties"]
+    schemas = Settings.model_json_schema(by_alias=False)["properties"]
     rows = ["| variable | default | allowed | |", "|---|---|---|---|"]
     for name, meaning in descriptions().items():
         allowed = _allowed(schemas[name]).replace("|", "\\|")

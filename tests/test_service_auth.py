@@ -15,8 +15,8 @@ from fastapi import Depends, FastAPI
 from pydantic import SecretStr, ValidationError
 
 from service.app import create_app
-from service.keys import Keys, check_key, read_keys
-from service.settings import Settings, explain
+from service.keys import Keys, check_key
+from service.settings import Settings, explain, read_keys
 from service.web import problems
 from service.web.auth import require_api_key, require_api_key_if_configured
 from tests.support.service import PROBLEM, Live, live_server, png, settings_for
@@ -169,7 +169,7 @@ def test_every_key_is_compared_even_after_a_match(monkeypatch: pytest.MonkeyPatc
         (b"# only a comment\n\n", "holds no key"),
         (f"{KEY}\nshort-key\n".encode(), "line 2 of the file it names: a key of 9 characters"),
         (f"two words and {KEY}\n".encode(), "line 1 of the file it names: a key may hold"),
-        (b"\xff\xfe\x00" * 30, "is no text"),
+        (b"\xff\xfe\x00" * 30, "is not UTF-8 text"),
         (b"x" * 100_000, "larger than"),
     ],
 )

@@ -917,7 +917,7 @@ def test_what_is_typed_is_what_is_taken(page: Page, tmp_path: Path) -> None:
 
 
 def test_a_key_is_asked_for_and_used(browser: Browser, bundle: Path, tmp_path: Path) -> None:
-    with live_server(bundle, warm_up=False, api_key=KEY, cases_dir=tmp_path / "cases") as live:
+    with live_server(bundle, warm_up=False, api_key=KEY, user_cases_dir=tmp_path / "cases") as live:
         with live.client() as client:
             words = {"case_id": (None, "own-1"), "findings": (None, "The heart is normal. No effusion.")}
             picture = {"frontal": ("f", (DRAWN / "normal-frontal.png").read_bytes())}

@@ -49,7 +49,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def served(bundle: Path, folder: Path | None, **changes: Any) -> Iterator[tuple[Live, httpx.Client]]:
     """A server with a key, and a client that has it."""
-    values = {"warm_up": False, "api_key": KEY, "cases_dir": folder, **changes}
+    values = {"warm_up": False, "api_key": KEY, "user_cases_dir": folder, **changes}
     with live_server(bundle, **values) as live, live.client() as client:
         client.headers.update(AUTHORIZED)
         yield live, client
@@ -237,7 +237,7 @@ def test_it_is_off_by_default_and_needs_a_key(bundle: Path, tmp_path: Path) -> N
     with served(bundle, None) as (_, client):
         for answer in (add(client, "c"), client.delete(f"/cases/{BUNDLES_OWN}")):
             assert refusal(answer) == (403, "cases_off", None)
-            assert "REPORT_CASES_DIR" in answer.json()["detail"]
+            assert "REPORT_USER_CASES_DIR" in answer.json()["detail"]
         assert client.get(f"/cases/{BUNDLES_OWN}").status_code == 200
         del client.headers["Authorization"]
         assert refusal(add(client, "c")) == (401, "unauthorized", None)
@@ -355,7 +355,7 @@ def test_on_a_full_disk_a_case_is_neither_kept_nor_served(live: Live, client: ht
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     for answer in answers:
         assert refusal(answer) == (507, "cases_disk", None)
-        assert "File too large in REPORT_CASES_DIR" in answer.json()["detail"]
+        assert "File too large in REPORT_USER_CASES_DIR" in answer.json()["detail"]
     assert (folder / CASES_FILE).read_bytes() == b""
     assert list((folder / PICTURES).iterdir()) == []
     assert len(index_of(live)) == len(REPORTS)
@@ -363,7 +363,7 @@ def test_on_a_full_disk_a_case_is_neither_kept_nor_served(live: Live, client: ht
 
 
 def failed(bundle: Path, folder: Path) -> str:
-    with live_server(bundle, wait=False, warm_up=False, cases_dir=folder) as second, second.client() as client:
+    with live_server(bundle, wait=False, warm_up=False, user_cases_dir=folder) as second, second.client() as client:
         while (answer := client.get("/health")).json()["code"] == "loading":
             time.sleep(0.02)
         assert answer.json()["code"] == "failed"
@@ -371,19 +371,19 @@ def failed(bundle: Path, folder: Path) -> str:
 
 
 def test_a_second_service_on_the_same_directory_is_refused(live: Live, bundle: Path, folder: Path) -> None:
-    assert f"REPORT_CASES_DIR: another process holds the added cases in {folder}" in failed(bundle, folder)
+    assert f"REPORT_USER_CASES_DIR: another process holds the added cases in {folder}" in failed(bundle, folder)
 
 
 def test_a_directory_that_cannot_be_used_is_said(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert f"REPORT_CASES_DIR: the added cases in {tmp_path / 'file'} cannot be used" in failed(
+    assert f"REPORT_USER_CASES_DIR: the added cases in {tmp_path / 'file'} cannot be used" in failed(
         bundle, tmp_path / "file"
     )
 
 
 def test_an_empty_setting_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REPORT_CASES_DIR", "")
-    assert Settings().cases_dir is None
+    monkeypatch.setenv("REPORT_USER_CASES_DIR", "")
+    assert Settings().user_cases_dir is None
 
 
 # --- privacy ------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_health_says_why_until_the_model_is_there(bundle: Path, monkeypatch: pyt
 
 
 def test_health_when_ready(bundle: Path) -> None:
-    with ready_client(bundle, queue_size=7) as client:
+    with ready_client(bundle, max_concurrent_requests=7) as client:
         body = client.get("/health").json()
     assert body["status"] == "ready"
     assert body["device"] == "cpu"
@@ -165,7 +165,7 @@ def test_a_failed_draft_leaves_the_server_as_it_was(
 
 def test_many_at_once_get_the_answers_they_get_alone(bundle: Path) -> None:
     studies = [png(60 + 7 * number, 80 + 5 * number) for number in range(6)]
-    with live_server(bundle, queue_size=6) as live, live.client() as client:
+    with live_server(bundle, max_concurrent_requests=6) as live, live.client() as client:
 
         def ask(data: bytes) -> Any:
             return client.post("/report", files={"frontal": ("f", data)}).json()

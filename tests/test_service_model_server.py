@@ -81,7 +81,7 @@ def depth(client: httpx.Client) -> dict[str, int]:
 
 
 def test_waiting_studies_are_drafted_together_and_as_they_are_alone(bundle: Path, gates: list[Gate]) -> None:
-    places = {"queue_size": 16, "max_batch_size": 8}
+    places = {"max_concurrent_requests": 16, "max_batch_size": 8}
     with gated(bundle, gates, **places) as (_, client, gate), ThreadPoolExecutor(len(STUDIES) + 1) as pool:
         gate.go.set()
         alone = [post(client, study).json() for study in STUDIES]
@@ -116,7 +116,7 @@ def test_studies_are_drafted_one_by_one_where_told_so(bundle: Path, gates: list[
 
 
 def test_refusals_come_at_once_under_load(bundle: Path, gates: list[Gate]) -> None:
-    with gated(bundle, gates, queue_size=3) as (_, client, gate), ThreadPoolExecutor(3) as pool:
+    with gated(bundle, gates, max_concurrent_requests=3) as (_, client, gate), ThreadPoolExecutor(3) as pool:
         held = [pool.submit(post, client) for _ in range(3)]
         until(lambda: depth(client)["depth"] == 3)
         refused = [post(client) for _ in range(20)]
@@ -278,7 +278,7 @@ def test_liveness_and_metrics_answer_while_the_model_is_loaded(bundle: Path, mon
 
 
 def test_metrics_speak_of_stages(bundle: Path) -> None:
-    with ready_client(bundle, queue_size=5) as client:
+    with ready_client(bundle, max_concurrent_requests=5) as client:
         assert post(client).status_code == 200
         client.get("/no/such/Canary")
         text = client.get("/metrics")

@@ -111,7 +111,7 @@ def test_a_picture_that_takes_long_keeps_nobody_from_a_draft(
     monkeypatch.setattr(preview, "thumbnail", slow)
     bundle = write_tiny_bundle(tmp_path_factory.mktemp("slow") / "tiny")
     with (
-        ready_client(bundle, warm_up=False, queue_size=2, request_timeout_s=5.0) as service,
+        ready_client(bundle, warm_up=False, max_concurrent_requests=2, request_timeout_s=5.0) as service,
         ThreadPoolExecutor(3) as pool,
     ):
         asked = [pool.submit(service.post, "/preview", files={"image": ("i", png())}) for _ in range(2)]

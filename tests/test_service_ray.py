@@ -53,9 +53,10 @@ def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("REPORT_RAY_REPLICAS", "7")
     monkeypatch.setenv("REPORT_RAY_CPUS_PER_REPLICA", "0.5")
     monkeypatch.setenv("REPORT_QUEUE_SIZE", "9")
+    assert ray_cluster.read_settings({"queue_size": 8})[0].max_concurrent_requests == 8  # a deprecated name
     monkeypatch.chdir(tmp_path)
     settings, scale = ray_cluster.read_settings({"replicas": "3", "bundle": "here"})
-    assert (scale.replicas, scale.cpus_per_replica, settings.queue_size) == (3, 0.5, 9)
+    assert (scale.replicas, scale.cpus_per_replica, settings.max_concurrent_requests) == (3, 0.5, 9)
     assert settings.bundle == tmp_path / "here"  # a replica may have another working directory
 
 
@@ -66,7 +67,7 @@ def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch, tm
         ({"replicas": 0}, "REPORT_RAY_REPLICAS=0"),
         ({"port": "http"}, "REPORT_PORT='http'"),
         ({"device": "cuda:0"}, "REPORT_RAY_GPUS_PER_REPLICA"),
-        ({"cases_dir": "here"}, "REPORT_CASES_DIR is set, but replicas cannot share added cases"),
+        ({"user_cases_dir": "here"}, "REPORT_USER_CASES_DIR is set, but replicas cannot share added cases"),
     ],
 )
 def test_wrong_settings_are_named(arguments: dict[str, Any], named: str) -> None:
@@ -92,7 +93,7 @@ def test_images_never_go_to_a_disk_for_want_of_shared_memory(monkeypatch: pytest
 def test_replicas_that_cannot_fit_are_refused_before_anybody_waits_for_them() -> None:
     _, scale = ray_cluster.read_settings({"replicas": 3, "gpus_per_replica": 0.5})
     ray_cluster._check_resources({"CPU": 3.0, "GPU": 1.5}, scale)
-    with pytest.raises(ValueError, match=r"want 1\.5, but the cluster has 1"):
+    with pytest.raises(ValueError, match=r"need 1\.5, but the cluster has 1"):
         ray_cluster._check_resources({"CPU": 3.0, "GPU": 1.0}, scale)
     with pytest.raises(ValueError, match="REPORT_RAY_CPUS_PER_REPLICA"):
         ray_cluster._check_resources({"CPU": 2.0, "GPU": 2.0}, scale)

@@ -235,7 +235,7 @@ def test_whoever_waits_for_it_keeps_nobody_from_a_draft(bundle: Path, model: Com
         says(completion("Clear lungs."))(handler)
 
     model.answer = waits
-    with service(bundle, model, tmp_path / "key", queue_size=1) as client:
+    with service(bundle, model, tmp_path / "key", max_concurrent_requests=1) as client:
         late: list[dict[str, Any]] = []
         waiting = threading.Thread(target=lambda: late.append(ask(client, refine="true")))
         waiting.start()

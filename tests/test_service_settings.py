@@ -9,13 +9,21 @@ from pydantic import ValidationError
 
 from service import settings_table
 from service.app import create_app
-from service.settings import MIB, Settings, default_bundle, explain, settings_or_exit, unknown_variables
+from service.settings import (
+    DEPRECATED_NAMES,
+    MIB,
+    Settings,
+    default_bundle,
+    explain,
+    settings_or_exit,
+    unknown_variables,
+)
 from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in Settings.model_fields:
+    for name in (*Settings.model_fields, *DEPRECATED_NAMES):
         monkeypatch.delenv(f"REPORT_{name.upper()}", raising=False)
 
 
@@ -51,7 +59,6 @@ def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ("DEVICE", "cuda:x"),
         ("MAX_UPLOAD_BYTES", "0"),
         ("MAX_UPLOAD_BYTES", "32MB"),
-        ("QUEUE_SIZE", "0"),
         ("UPLOAD_TIMEOUT_S", "-1"),
         ("UPLOAD_TIMEOUT_S", "nan"),
         ("WARM_UP", "maybe"),
@@ -65,6 +72,28 @@ def test_wrong_values_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, name:
     with pytest.raises(ValidationError) as caught:
         Settings()
     assert explain(caught.value).startswith(f"REPORT_{name}=")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value", "parsed"),
+    [
+        ("queue_size", "max_concurrent_requests", "9", 9),
+        ("max_wait_ms", "batch_max_wait_ms", "2.5", 2.5),
+        ("cases_dir", "user_cases_dir", "here", Path("here")),
+    ],
+)
+def test_deprecated_variables_are_read_and_the_current_ones_win(
+    monkeypatch: pytest.MonkeyPatch, old: str, new: str, value: str, parsed: object
+) -> None:
+    for name in (old, new):
+        monkeypatch.setenv(name.upper(), "3")  # without the prefix it is not a setting
+    assert getattr(Settings(), new) == Settings.model_fields[new].default
+    monkeypatch.setenv(f"REPORT_{old.upper()}", value)
+    assert getattr(Settings(), new) == parsed
+    assert not unknown_variables({f"REPORT_{old.upper()}": value})
+    monkeypatch.setenv(f"REPORT_{old.upper()}", "")
+    monkeypatch.setenv(f"REPORT_{new.upper()}", value)
+    assert getattr(Settings(), new) == parsed
 
 
 def test_a_setting_that_does_not_exist_is_refused() -> None:
@@ -92,7 +121,7 @@ def test_an_entry_point_ends_with_one_line_a_setting(
     assert ended.value.code == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("REPORT_PORT='http': ")
-    assert second.startswith("REPORT_QUEUE_SIZE='many': ")
+    assert second.startswith("REPORT_MAX_CONCURRENT_REQUESTS (or REPORT_QUEUE_SIZE)='many': ")
 
 
 def test_what_kubernetes_puts_into_the_port_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def model() -> Iterator[Completions]:
 def client(model: Completions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     settings = {"refine_url": model.url, "refine_model": "local-llm", "prefer_hydrated": False, "warm_up": False}
     cases = tmp_path_factory.mktemp("shipped") / "cases"
-    with ready_client(SHIPPED, api_key=KEY, cases_dir=cases, **settings) as client:
+    with ready_client(SHIPPED, api_key=KEY, user_cases_dir=cases, **settings) as client:
         client.headers["X-API-Key"] = KEY
         yield client
 

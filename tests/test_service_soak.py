@@ -29,7 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def live(bundle: Path) -> Iterator[Live]:
-    with live_server(bundle, queue_size=9) as server:
+    with live_server(bundle, max_concurrent_requests=9) as server:
         yield server
 
 

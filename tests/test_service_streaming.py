@@ -204,7 +204,7 @@ def test_an_error_before_the_first_event_is_an_ordinary_problem(client: httpx.Cl
 
 def test_so_are_a_deadline_and_no_place(bundle: Path, gates: list[Gate]) -> None:
     with (
-        live_server(bundle, warm_up=False, request_timeout_s=0.4, queue_size=1) as live,
+        live_server(bundle, warm_up=False, request_timeout_s=0.4, max_concurrent_requests=1) as live,
         live.client() as client,
         ThreadPoolExecutor(1) as pool,
     ):

@@ -169,7 +169,7 @@ def test_a_client_that_trickles_does_not_hold_a_place_for_the_whole_time(
 
 
 def test_when_every_place_is_taken_the_next_is_told_at_once(bundle: Path) -> None:
-    with live_server(bundle, queue_size=1) as live, live.client() as client:
+    with live_server(bundle, max_concurrent_requests=1) as live, live.client() as client:
         with connect(live, f"Content-Length: {MIB}") as connection:
             connection.sendall(OPEN)
             wait_for_depth(live, 1)

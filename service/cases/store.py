@@ -230,7 +230,7 @@ class ReferenceCaseStore:
         if self._store is None:
             raise Problem(
                 "cases_off",
-                "No cases can be added to this service. Set REPORT_CASES_DIR to a directory for them and restart.",
+                "No cases can be added to this service. Set REPORT_USER_CASES_DIR to a directory for them and restart.",
             )
         return self._store
 
@@ -244,5 +244,5 @@ class ReferenceCaseStore:
 def _disk(error: OSError, outcome: str) -> Problem:
     log.error("the added cases cannot be written: %s", error.strerror)
     return Problem(
-        "cases_disk", f"{outcome}: {error.strerror} in REPORT_CASES_DIR. Make room or have its disk seen to."
+        "cases_disk", f"{outcome}: {error.strerror} in REPORT_USER_CASES_DIR. Free disk space, or check the disk."
     )

@@ -71,12 +71,12 @@ class Runtime:
         self.metrics = Metrics()
         self.shutdown_deadline = ShutdownDeadline()
         self._limits = ImageLimits(max_pixels=settings.max_pixels)
-        self.case_store = ReferenceCaseStore(settings.cases_dir, self._limits)
+        self.case_store = ReferenceCaseStore(settings.user_cases_dir, self._limits)
         self.metrics.watch(
             ready=lambda: self.state == "ready",
             waiting=lambda: self._serving.backend.waiting if self._serving else 0,
             in_use=lambda: self._serving.backend.admission.in_use if self._serving else 0,
-            capacity=lambda: settings.queue_size,
+            capacity=lambda: settings.max_concurrent_requests,
         )
         self._serving: ServingState | None = None
         self._retired: list[Backend] = []  # swapped out, but still with in-flight requests
@@ -138,9 +138,9 @@ class Runtime:
             raise LoadError(f"loading failed with {type(error).__name__}; the service log says where") from error
         engine = Engine(
             loaded.drafters,
-            capacity=settings.queue_size,
+            capacity=settings.max_concurrent_requests,
             max_batch_size=settings.max_batch_size or _DEFAULT_BATCH_SIZE[loaded.drafter.device.type],
-            max_wait_ms=settings.max_wait_ms,
+            max_wait_ms=settings.batch_max_wait_ms,
             decode_threads=settings.decode_threads,
             limits=self._limits,
             metrics=self.metrics,
@@ -163,7 +163,7 @@ class Runtime:
         try:
             self.case_store.open()
         except AddedCasesError as error:
-            raise LoadError(f"REPORT_CASES_DIR: {error}") from error
+            raise LoadError(f"REPORT_USER_CASES_DIR: {error}") from error
         loaded = load(self.settings)
         if self.settings.warm_up:
             loaded.warm_up()

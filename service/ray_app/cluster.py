@@ -1,7 +1,7 @@
-"""Ray itself: settings of the replicas, and a cluster on this machine that keeps what it is given to itself.
+"""Settings of the replicas, and a local Ray cluster that keeps images in memory.
 
-Images that travel between processes lie in shared memory. Ray would move them to the disk where that is full; here it
-may not.
+Images travel between processes in shared memory. By default Ray spills it to disk when it is full; here spilling is
+disabled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.settings import MIB, Settings, explain
+from service.settings import DEPRECATED_NAMES, MIB, Settings, explain
 
 RAY_PREFIX = "REPORT_RAY_"
 SHARED_MEMORY = Path("/dev/shm")
@@ -29,11 +29,11 @@ class RaySettings(BaseSettings):
 
     Attributes:
         replicas: processes that hold the model.
-        cpus_per_replica: CPU cores that Ray reserves for each; also its number of OpenMP threads.
-        gpus_per_replica: GPUs that Ray gives to each; several replicas share one where it is a fraction.
-        object_store_bytes: shared memory for requests under way, by default two copies of all that the places can
-            hold, and half of what is free there at most.
-        address: of a Ray cluster that runs already, ``auto`` for the one of this machine; by default one is started.
+        cpus_per_replica: CPU cores that Ray reserves for each replica; also its number of OpenMP threads.
+        gpus_per_replica: GPUs of each replica; with a fraction several replicas share one GPU.
+        object_store_bytes: shared memory for in-flight requests; by default two copies of the largest uploads of all
+            slots, at most half of the free shared memory.
+        address: address of a running Ray cluster, ``auto`` for the one of this machine; by default one is started.
     """
 
     model_config = SettingsConfigDict(env_prefix=RAY_PREFIX, frozen=True)
@@ -46,11 +46,12 @@ class RaySettings(BaseSettings):
 
 
 def read_settings(arguments: Mapping[str, Any]) -> tuple[Settings, RaySettings]:
-    """Sort arguments into the two kinds of settings; the rest is the environment's.
+    """Split arguments into the two kinds of settings; the environment supplies the others.
 
     Raises:
         ValueError: a name is unknown, or a value is wrong.
     """
+    arguments = {DEPRECATED_NAMES.get(name, name): value for name, value in arguments.items()}
     unknown = set(arguments) - set(Settings.model_fields) - set(RaySettings.model_fields)
     if unknown:
         known = ", ".join([*RaySettings.model_fields, *Settings.model_fields])
@@ -63,23 +64,24 @@ def read_settings(arguments: Mapping[str, Any]) -> tuple[Settings, RaySettings]:
         scale = RaySettings(**{name: arguments[name] for name in RaySettings.model_fields if name in arguments})
     except ValidationError as error:
         raise ValueError(explain(error, RAY_PREFIX)) from error
-    if settings.cases_dir is not None:
+    if settings.user_cases_dir is not None:
         raise ValueError(
-            "REPORT_CASES_DIR is set, but replicas cannot share added cases. Unset it, or serve with python -m service."
+            "REPORT_USER_CASES_DIR is set, but replicas cannot share added cases. "
+            "Unset it, or serve with python -m service."
         )
     if settings.device.startswith("cuda") and not scale.gpus_per_replica:
         raise ValueError(
-            f"REPORT_DEVICE={settings.device}, but Ray hides all GPUs from a replica that it gives none. "
+            f"REPORT_DEVICE={settings.device}, but Ray hides the GPUs from a replica that reserves none. "
             f"Set {RAY_PREFIX}GPUS_PER_REPLICA."
         )
     return settings.model_copy(update={"bundle": settings.bundle.resolve()}), scale
 
 
 def import_ray() -> Any:
-    """Ray, with Ray Serve.
+    """Import Ray with Ray Serve.
 
     Raises:
-        ModuleNotFoundError: it is not installed; the message says how to.
+        ModuleNotFoundError: Ray is not installed; the message says how to install it.
     """
     try:
         import ray
@@ -90,28 +92,27 @@ def import_ray() -> Any:
 
 
 def set_up(environment: MutableMapping[str, str]) -> None:
-    """Set what a cluster that is about to start reads.
+    """Set the environment variables that a starting cluster reads.
 
-    Nothing is reported to Ray's makers, images stay in memory, and a proxy that is slow to start, all cores being
-    taken, is waited for: Ray would kill it after five seconds, and the start would fail.
+    They disable usage statistics, keep spilled objects in shared memory, and allow the proxy 60 s to start: by default
+    Ray kills it after 5 s, which fails on a machine whose cores are all busy.
 
     Args:
-        environment: ``os.environ``. The directory for what does not fit into Ray's object store is only set where
-            none is.
+        environment: ``os.environ``; existing values win, except for the usage statistics.
     """
     environment["RAY_USAGE_STATS_ENABLED"] = "0"
     environment.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     if SHARED_MEMORY.is_dir():
-        _overflow().mkdir(mode=0o700, exist_ok=True)
-        environment.setdefault("RAY_object_spilling_directory", str(_overflow()))
+        _spill_dir().mkdir(mode=0o700, exist_ok=True)
+        environment.setdefault("RAY_object_spilling_directory", str(_spill_dir()))
 
 
 @contextlib.contextmanager
 def cluster(settings: Settings, scale: RaySettings) -> Iterator[None]:
-    """A Ray cluster on this machine for as long as the block runs, or a connection to the one that is named.
+    """Start a Ray cluster on this machine, or connect to the configured one, until the block ends.
 
     Raises:
-        ValueError: there is no shared memory, or too little of it; or too few cores or GPUs for the replicas.
+        ValueError: too little or no shared memory, or too few cores or GPUs for the replicas.
     """
     ray = import_ray()
     if scale.address is not None:
@@ -122,7 +123,7 @@ def cluster(settings: Settings, scale: RaySettings) -> Iterator[None]:
             namespace="serve",
             include_dashboard=False,
             object_store_memory=_store_bytes(settings, scale),
-            object_spilling_directory=str(_overflow()),
+            object_spilling_directory=str(_spill_dir()),
             _plasma_directory=str(SHARED_MEMORY),
             _system_config={"automatic_object_spilling_enabled": False},
         )
@@ -132,32 +133,32 @@ def cluster(settings: Settings, scale: RaySettings) -> Iterator[None]:
     finally:
         ray.shutdown()
         if scale.address is None:
-            shutil.rmtree(_overflow(), ignore_errors=True)
+            shutil.rmtree(_spill_dir(), ignore_errors=True)
 
 
 def _store_bytes(settings: Settings, scale: RaySettings) -> int:
     if not SHARED_MEMORY.is_dir():
-        raise ValueError(f"there is no {SHARED_MEMORY} here, and elsewhere Ray would keep images in files on the disk")
+        raise ValueError(f"there is no {SHARED_MEMORY} here; without it Ray would keep images in files on the disk")
     free = shutil.disk_usage(SHARED_MEMORY).free
-    images = settings.queue_size * scale.replicas * 2 * settings.max_upload_bytes
+    images = settings.max_concurrent_requests * scale.replicas * 2 * settings.max_upload_bytes
     size = scale.object_store_bytes or max(min(2 * images, free // 2), SMALLEST_STORE)
     if size > free:
         raise ValueError(
-            f"{size:,} bytes of shared memory are wanted, but {free:,} are free in {SHARED_MEMORY}. Enlarge it (docker "
+            f"{size:,} bytes of shared memory are needed, but {free:,} are free in {SHARED_MEMORY}. Enlarge it (docker "
             f"run --shm-size), or set {RAY_PREFIX}OBJECT_STORE_BYTES or REPORT_MAX_UPLOAD_BYTES lower."
         )
     return size
 
 
-def _overflow() -> Path:
+def _spill_dir() -> Path:
     return SHARED_MEMORY / f"cxr-report-{os.getpid()}"
 
 
-def _check_resources(there: Mapping[str, float], scale: RaySettings) -> None:
+def _check_resources(available: Mapping[str, float], scale: RaySettings) -> None:
     for name, each in (("CPU", scale.cpus_per_replica), ("GPU", scale.gpus_per_replica)):
-        wanted, found = each * scale.replicas, there.get(name, 0.0)
-        if wanted > found:
+        needed, found = each * scale.replicas, available.get(name, 0.0)
+        if needed > found:
             raise ValueError(
-                f"{scale.replicas} replicas with {each:g} {name}s each want {wanted:g}, but the cluster has {found:g}. "
+                f"{scale.replicas} replicas with {each:g} {name}s each need {needed:g}, but the cluster has {found:g}. "
                 f"Set {RAY_PREFIX}REPLICAS or {RAY_PREFIX}{name}S_PER_REPLICA lower, or add a machine."
             )

@@ -45,7 +45,7 @@ def application(settings: Settings, scale: RaySettings) -> Application:
     replicas: Any = serve.deployment(
         ModelReplica,
         num_replicas=scale.replicas,
-        max_ongoing_requests=settings.queue_size,
+        max_ongoing_requests=settings.max_concurrent_requests,
         ray_actor_options={"num_cpus": scale.cpus_per_replica, "num_gpus": scale.gpus_per_replica},
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
@@ -62,7 +62,9 @@ def application(settings: Settings, scale: RaySettings) -> Application:
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
         logging_config=QUIET,
     )
-    bound: Application = ingress.bind(replicas.bind(settings), settings, settings.queue_size * scale.replicas)
+    bound: Application = ingress.bind(
+        replicas.bind(settings), settings, settings.max_concurrent_requests * scale.replicas
+    )
     return bound
 
 

@@ -57,7 +57,7 @@ class ModelReplica:
         """Load and warm up.
 
         Args:
-            settings: of the service; ``queue_size`` bounds the requests in this replica.
+            settings: of the service; ``max_concurrent_requests`` bounds the requests in this replica.
 
         Raises:
             RuntimeError: the bundle cannot be served; the message says why.

@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     with (
         tempfile.TemporaryDirectory() as folder,
-        live_server(arguments.bundle, api_key=KEY, cases_dir=Path(folder) / "cases") as live,
+        live_server(arguments.bundle, api_key=KEY, user_cases_dir=Path(folder) / "cases") as live,
         live.client() as client,
         chromium(executable) as browser,
     ):
