@@ -25,8 +25,8 @@ from benchmarks import cider, decoding, growth, index, machine, profiles, servin
 from benchmarks.logging import configure_logging
 from benchmarks.machine import Machine
 from benchmarks.table import HEADER, Row, aligned, markdown
+from model.devices import choose_device
 from model.files import write_atomic
-from training.cli import choose_device
 
 log = logging.getLogger("benchmarks")
 

@@ -32,8 +32,9 @@ from benchmarks.load import Load, Study, count_outcomes, drawn_studies, generate
 from benchmarks.logging import configure_logging
 from benchmarks.server import Server, add_server_arguments, bundle_of, running, service
 from benchmarks.table import markdown
+from model.devices import choose_device
 from model.files import write_atomic
-from training.cli import choose_device, positive
+from training.cli import positive
 
 log = logging.getLogger("benchmarks.compare_servers")
 SERVICE, NAIVE, LITSERVE = "this service", "naive FastAPI handler", "LitServe"

@@ -15,9 +15,9 @@ import torch
 from fastapi import Request
 
 from model.bundle import INDEX_DIR, load_bundle
-from model.drafter import Draft, Drafter, StudyView
+from model.drafter import Drafter
 from model.images.read import load_pixels
-from model.views import View
+from model.types import Draft, StudyView, View
 from retrieval_index.index import ReportIndex
 
 MAX_BATCH, BATCH_TIMEOUT_S = 8, 0.01

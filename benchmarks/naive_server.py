@@ -19,8 +19,8 @@ from fastapi import FastAPI, File
 from PIL import Image
 
 from model.bundle import INDEX_DIR, load_bundle
-from model.drafter import Drafter, StudyView
-from model.views import View
+from model.drafter import Drafter
+from model.types import StudyView, View
 from retrieval_index.index import ReportIndex
 
 

@@ -17,9 +17,9 @@ import torch
 from benchmarks.server import BUNDLE, running, service
 from benchmarks.table import Row, below
 from model.bundle import INDEX_DIR, load_bundle
-from model.drafter import Drafter, StudyView
+from model.drafter import Drafter
 from model.images.read import load_pixels
-from model.views import View
+from model.types import StudyView, View
 from retrieval_index.index import ReportIndex
 
 log = logging.getLogger(__name__)

@@ -7,13 +7,12 @@ Nothing in it is pickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,36 +23,18 @@ from safetensors.torch import load_file, save_file
 from model.calibration.schema import Calibration
 from model.config import BundleConfig
 from model.decoding.mbr import MbrTable
+from model.files import file_sha256, replace_folder
+from model.manifest import MANIFEST, REQUIRED, BundleError, Manifest, verify_bundle, write_manifest
 from model.network.backbone import Backbone
 from model.network.report_model import ReportModel
 from model.text.tokenizer import Tokenizer
 
-MANIFEST = "MANIFEST.json"
-CONFIG, WEIGHTS, TOKENIZER, METRICS = "config.json", "model.safetensors", "tokenizer.json", "metrics.json"
+CONFIG, WEIGHTS, TOKENIZER = REQUIRED
+METRICS = "metrics.json"
 CONSENSUS = "consensus.safetensors"
 CALIBRATION = "calibration.json"
 INDEX_DIR, INDEX_FILES = "index", ("reports.faiss", "cases.jsonl")
 FIGURES = 6  # significant digits of a figure
-
-
-class BundleError(RuntimeError):
-    """A bundle that is missing, incomplete, altered or of another version; the message says which and what to do."""
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Digest and size in bytes of one file."""
-
-    sha256: str
-    size: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """``MANIFEST.json``: every file of the bundle but itself, by posix path."""
-
-    files: Mapping[str, FileEntry]
-    hydrated_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,60 +59,6 @@ class Bundle:
             for name, entry in self.manifest.files.items()
             if name.startswith(prefix)
         }
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read ``MANIFEST.json`` of a bundle without checking the files.
-
-    Raises:
-        BundleError: no bundle there, or a manifest that cannot be understood.
-    """
-    if not (path / MANIFEST).is_file():
-        raise BundleError(
-            f"{path} is no bundle: it has no {MANIFEST}. Name a directory that training.run wrote (--bundle DIR)."
-        )
-    try:
-        content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if content["schema_version"] != 1:
-            raise BundleError(f"{path}: manifest version {content['schema_version']} is unknown; update this software")
-        files = {name: FileEntry(str(e["sha256"]), int(e["size"])) for name, e in content["files"].items()}
-        hydrated_from = content.get("hydrated_from")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path / MANIFEST} is damaged ({error}); restore the bundle from its source") from error
-    for name in files:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-            raise BundleError(f"{path / MANIFEST} names a file outside the bundle: {name!r}")
-    return Manifest(files, hydrated_from)
-
-
-def verify_bundle(path: Path) -> Manifest:
-    """Check every file of a bundle against its manifest.
-
-    Raises:
-        BundleError: a file is missing, of another size, or altered; the message names it.
-    """
-    manifest = read_manifest(path)
-    for required in (CONFIG, WEIGHTS, TOKENIZER):
-        if required not in manifest.files:
-            raise BundleError(f"{path}: the manifest does not list {required}; the bundle is incomplete")
-    for name, entry in manifest.files.items():
-        file = path / name
-        if not file.is_file():
-            raise BundleError(f"{path}: {name} is missing; restore the bundle from its source")
-        if file.stat().st_size != entry.size:
-            raise BundleError(
-                f"{path}: {name} has {file.stat().st_size} bytes, the manifest says {entry.size}; "
-                "the copy is incomplete, restore the bundle from its source"
-            )
-        if file_sha256(file) != entry.sha256:
-            raise BundleError(f"{path}: {name} was altered (SHA-256 differs); restore the bundle from its source")
-    return manifest
 
 
 def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
@@ -256,7 +183,7 @@ def write_bundle(
             for name in INDEX_FILES:  # and nothing that a killed write may have left there, report texts least of all
                 shutil.copyfile(index_dir / name, partial / INDEX_DIR / name)
         write_manifest(partial)
-        _into_place(partial, path)
+        replace_folder(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -284,7 +211,7 @@ def add_calibration(bundle: Path, calibration: Calibration, out: Path) -> None:
             shutil.copyfile(bundle / name, partial / name)
         _save_calibration(calibration, partial)
         write_manifest(partial, hydrated_from=manifest.hydrated_from)
-        _into_place(partial, out)
+        replace_folder(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -307,36 +234,3 @@ def _save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
         save_file(state, path)
     except SafetensorError as error:
         raise BundleError(f"{path} cannot be written ({error}); free space there and start again") from error
-
-
-def write_manifest(directory: Path, *, hydrated_from: str | None = None) -> None:
-    """Write ``MANIFEST.json`` over all files of ``directory``, after flushing them to disk.
-
-    ``hydrated_from`` is the digest of the bundle that a hydrated one was made from.
-    """
-    files = {}
-    for file in sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST):
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-        files[file.relative_to(directory).as_posix()] = {"sha256": file_sha256(file), "size": file.stat().st_size}
-    content: dict[str, Any] = {"schema_version": 1, "files": files}
-    if hydrated_from is not None:
-        content["hydrated_from"] = hydrated_from
-    beside = directory / (MANIFEST + ".tmp")
-    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, directory / MANIFEST)
-
-
-def _into_place(partial: Path, path: Path) -> None:
-    """Rename ``partial`` to ``path``; an old directory there is moved aside first and removed last."""
-    if not path.exists():
-        os.replace(partial, path)
-        return
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    os.replace(path, old)
-    try:
-        os.replace(partial, path)
-    except OSError:
-        os.replace(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from model.images.read import Resample
-from model.network.norm import Norm
+from model.types import Resample
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Norm = Literal["layer", "r2gen"]
 
 
 class Frozen(BaseModel):

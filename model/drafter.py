@@ -7,10 +7,9 @@ memory, encoder, beam search -> sentences with confidence, labels, reference cas
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,141 +24,31 @@ from model.calibration.sentence_confidence import (
     supported,
     unsupported,
 )
-from model.decoding.attention_maps import SentenceAttention, WordAttention, attention_of
+from model.decoding.attention_maps import WordAttention, attention_of
 from model.decoding.generate import generate
 from model.decoding.progress import Progress
-from model.draft_warning import DraftWarning
-from model.images.read import Pixels, Resample
 from model.network.linear import matmul_dtype
 from model.network.report_model import Patches
 from model.protocols import Case, CaseIndex
-from model.text.labeler import Label, label_report
+from model.text.labeler import label_report
 from model.text.tokenizer import END_OF_SENTENCE, display_sentence, split_sentences
-from model.views import View
+from model.types import (
+    CasesFound,
+    Draft,
+    DraftOptions,
+    DraftWarning,
+    EventCallback,
+    ImageCheck,
+    Precision,
+    ReferenceCase,
+    Resample,
+    Sentence,
+    SentenceWritten,
+    StudyView,
+    View,
+)
 
-MAX_TOP_K, MAX_BEAM_SIZE = 50, 8
-Precision = Literal["fp32", "bf16"]
-
-
-@dataclass(frozen=True)
-class StudyView:
-    """One radiograph of a study.
-
-    Attributes:
-        pixels: (S, S) uint8, 0 black to 255 white.
-        view: its projection, as it was sent.
-        warnings: what the reader of it should know.
-        header_view: its projection as the file's own header says; None where it says none.
-    """
-
-    pixels: Pixels
-    view: View
-    warnings: tuple[DraftWarning, ...] = ()
-    header_view: View | None = None
-
-
-@dataclass(frozen=True)
-class DraftOptions:
-    """What a request may choose; None takes the bundle's default.
-
-    ``top_k`` is the number of reference cases returned; the model leans on the first min(top_k, K) of them.
-    ``attention`` asks for each sentence's attention over the images and the cases.
-
-    Raises:
-        ValueError: ``top_k`` outside 1..50 or ``beam_size`` outside 1..8.
-    """
-
-    top_k: int | None = None
-    beam_size: int | None = None
-    attention: bool = False
-
-    def __post_init__(self) -> None:
-        for name, value, most in (("top_k", self.top_k, MAX_TOP_K), ("beam_size", self.beam_size, MAX_BEAM_SIZE)):
-            if value is not None and not 1 <= value <= most:
-                raise ValueError(f"{name}={value} must lie between 1 and {most}")
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """One sentence of a draft.
-
-    Attributes:
-        text: as shown.
-        confidence: 0..1; geometric mean of its words' probabilities, or what a calibration made of it.
-        labels: findings that it names.
-        supported: whether a reference case or the images speak for each finding that it calls present or possible;
-            None where it calls none so, or where nothing was calibrated.
-        attention: where asked for.
-    """
-
-    text: str
-    confidence: float
-    labels: Mapping[str, Label] = field(default_factory=dict)
-    supported: bool | None = None
-    attention: SentenceAttention | None = None
-
-
-@dataclass(frozen=True)
-class ImageCheck:
-    """What the calibrated checks say of one image.
-
-    Attributes:
-        view: as which it was read.
-        frontal: probability that it is a frontal, as against a lateral, 0..1.
-        unusual: share of the radiographs that the checks were calibrated on which look less unusual, 0..1.
-    """
-
-    view: View
-    frontal: float
-    unusual: float
-
-
-@dataclass(frozen=True)
-class ReferenceCase:
-    """A training or added case near the study.
-
-    ``findings`` is None where texts are not redistributed; ``images`` names views of which there is a small picture.
-    """
-
-    rank: int
-    case_id: str
-    similarity: float
-    findings: str | None
-    labels: dict[str, str | None]
-    source_url: str | None
-    images: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A findings draft and the evidence beside it. ``timings_ms`` are those of the batch it was written in."""
-
-    findings: str
-    sentences: tuple[Sentence, ...]
-    labels: dict[str, str | None]
-    reference_cases: tuple[ReferenceCase, ...]
-    warnings: tuple[DraftWarning, ...]
-    timings_ms: dict[str, float]
-    image_checks: tuple[ImageCheck, ...] = ()
-
-
-@dataclass(frozen=True)
-class CasesFound:
-    """Retrieval is done: these will be the draft's ``reference_cases``."""
-
-    cases: tuple[ReferenceCase, ...] = field(repr=False)
-
-
-@dataclass(frozen=True)
-class SentenceWritten:
-    """Sentence ``index`` of the draft is final; its attention comes with the draft only."""
-
-    index: int
-    sentence: Sentence = field(repr=False)
-
-
-DraftEvent = CasesFound | SentenceWritten
-EventCallback = Callable[[DraftEvent], None]
+_DEFAULTS = DraftOptions()
 
 
 class Drafter:
@@ -207,7 +96,7 @@ class Drafter:
 
     @torch.inference_mode()
     def draft(
-        self, studies: Sequence[Sequence[StudyView]], options: DraftOptions = DraftOptions(), *,
+        self, studies: Sequence[Sequence[StudyView]], options: DraftOptions = _DEFAULTS, *,
         counterfactual_patches: Sequence[Sequence[StudyView]] | None = None,
         counterfactual_retrieval: Sequence[Sequence[StudyView]] | None = None,
         callbacks: Sequence[EventCallback | None] | None = None,

@@ -1,39 +1,61 @@
-"""Files that appear whole or not at all, and their hashes."""
+"""Files and folders that appear whole or not at all, and their hashes."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 
 def write_atomic(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> None:
-    """Write `data` beside `path`, flush it to the disk, rename it into place; makes the folders it needs."""
+    """Write ``data`` to a temporary file, flush it to disk, rename it to ``path``; creates missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
         os.chmod(name, mode)
-        os.replace(name, path)
+        install_file(Path(name), path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
-def sync_folder(path: Path) -> None:
-    """Flush the names in a folder to the disk: after it, files renamed into it or removed stay so over a power cut."""
-    folder = os.open(path, os.O_RDONLY)
+def install_file(temporary: Path, path: Path, *, previous: Path | None = None) -> None:
+    """Flush a written file to disk and rename it to ``path``; a file there is kept as ``previous``, if given."""
+    sync(temporary)
+    if previous is not None and path.exists():
+        os.replace(path, previous)
+    os.replace(temporary, path)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Rename folder ``new`` to ``path``. A folder there is set aside first, restored on failure and removed last."""
+    if not path.exists():
+        os.rename(new, path)
+        return
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    os.rename(path, old)
     try:
-        os.fsync(folder)
+        os.rename(new, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk: renames in a synced folder survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
-def sha256_file(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,21 +13,19 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import urlsplit
 
-from model.files import sha256_file, write_atomic
+from model.files import file_sha256, replace_folder
+from model.manifest import MANIFEST, BundleError, FileEntry, Manifest, read_manifest, write_manifest
 from retrieval_index.cases import Case, CaseFormatError, read_cases, write_cases
 from retrieval_index.download import REPORTS_URL, DownloadError, Progress, download, text_progress
 from retrieval_index.openi import ArchiveError, read_reports
 
-MANIFEST = "MANIFEST.json"
 CASES = "index/cases.jsonl"
 HYDRATED_BUNDLES = Path(".bundles")  # where hydrated copies go by default, relative to the working directory
 
@@ -85,7 +83,7 @@ def hydrate(
     """
     out = default_out(bundle) if out is None else out
     manifest = _read_manifest(bundle)
-    if CASES not in manifest["files"]:
+    if CASES not in manifest.files:
         raise HydrateError(f"{bundle} has no {CASES}: a bundle without retrieval has no case texts to fill")
     _refuse_unsafe_target(bundle, out)
     archive = read_reports(_fetch(reports, out.parent / "downloads", progress))
@@ -94,7 +92,7 @@ def hydrate(
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
         work.chmod(0o755)  # mkdtemp makes it private; the service may run as another user
-        _copy_verified(bundle, work, manifest["files"])
+        _copy_verified(bundle, work, manifest)
         cases, filled, missing = _fill(read_cases(work / CASES), findings)
         if missing and not filled:
             raise HydrateError(
@@ -102,10 +100,10 @@ def hydrate(
                 f"reports of {reports}; is it the archive that the bundle was trained on?"
             )
         write_cases(work / CASES, cases)
-        _write_manifest(bundle, work, manifest)
+        write_manifest(work, hydrated_from=file_sha256(bundle / MANIFEST))
         unchanged = _same(work, out)
         if not unchanged:
-            _replace(out, work)
+            replace_folder(work, out)
     except CaseFormatError as error:
         raise HydrateError(f"{bundle}: {error}") from error
     finally:
@@ -133,47 +131,24 @@ def _fetch(reports: str | Path, folder: Path, progress: Progress | None) -> Path
     return download(url, folder / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}", progress=progress)
 
 
-def _read_manifest(bundle: Path) -> dict[str, Any]:
-    """The manifest of a bundle, its form checked."""
-    path = bundle / MANIFEST
-    if not path.is_file():
-        raise HydrateError(f"{bundle} is no bundle: it has no {MANIFEST}")
+def _read_manifest(bundle: Path) -> Manifest:
     try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
-        version, files = manifest["schema_version"], manifest["files"]
-        well_formed = all({"sha256", "size"} <= set(entry) for entry in files.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HydrateError(f"{path} cannot be read: {error!r}; restore the bundle") from error
-    if version != 1 or not well_formed:
-        raise HydrateError(f"{path} has schema version {version!r} or malformed entries; version 1 can be hydrated")
-    for name in files:
-        if "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):  # "" begins an absolute path
-            raise HydrateError(f"{path} names {name!r}, which is no path inside the bundle")
-    return manifest
+        return read_manifest(bundle)
+    except BundleError as error:
+        raise HydrateError(str(error)) from error
 
 
-def _copy_verified(bundle: Path, work: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Copy what the manifest lists, and check the copies."""
-    for name, entry in files.items():
+def _copy_verified(bundle: Path, work: Path, manifest: Manifest) -> None:
+    """Copy the files that the manifest lists, and compare the copies with it."""
+    for name, entry in manifest.files.items():
         copy = work / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copyfile(bundle / name, copy)
         except FileNotFoundError:
             raise HydrateError(f"{bundle} lacks {name}, which its {MANIFEST} lists; restore the bundle") from None
-        if _entry(copy) != entry:
-            raise HydrateError(f"{bundle / name} is not the file that {MANIFEST} lists: {_entry(copy)} is not {entry}")
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    return {"sha256": sha256_file(path), "size": path.stat().st_size}
-
-
-def _write_manifest(bundle: Path, work: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the copy's manifest, last: the source's, with the new case file and the source manifest's hash."""
-    files = dict(sorted((manifest["files"] | {CASES: _entry(work / CASES)}).items()))
-    hydrated = {**manifest, "files": files, "hydrated_from": sha256_file(bundle / MANIFEST)}
-    write_atomic(work / MANIFEST, (json.dumps(hydrated, indent=1) + "\n").encode())
+        if FileEntry.of(copy) != entry:
+            raise HydrateError(f"{bundle / name} is not the file that {MANIFEST} lists; restore the bundle")
 
 
 def _refuse_unsafe_target(bundle: Path, out: Path) -> None:
@@ -193,23 +168,9 @@ def _refuse_unsafe_target(bundle: Path, out: Path) -> None:
 
 
 def _same(work: Path, out: Path) -> bool:
-    """Whether `out` is, file by file, what `work` holds."""
-    listed = [*_read_manifest(work)["files"], MANIFEST]
-    return all((out / name).is_file() and _entry(out / name) == _entry(work / name) for name in listed)
-
-
-def _replace(out: Path, work: Path) -> None:
-    """Rename `work` to `out`; an earlier `out` is set aside first, and put back if that fails."""
-    old = work.with_suffix(".old")
-    if out.exists():
-        os.rename(out, old)
-    try:
-        os.rename(work, out)
-    except OSError:
-        if old.exists():
-            os.rename(old, out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    """Whether the files of `out` equal those of `work`."""
+    names = [*_read_manifest(work).files, MANIFEST]
+    return all((out / name).is_file() and FileEntry.of(out / name) == FileEntry.of(work / name) for name in names)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from model.files import sync_folder, write_atomic
+from model.files import sync, write_atomic
 from retrieval_index.cases import FIELDS, Case
 
 CASES_FILE, PICTURES, LOCK_FILE = "cases.jsonl", "pictures", "lock"
@@ -100,7 +100,7 @@ class AddedCases:
             try:
                 for view, name in files.items():
                     write_atomic(self._folder / PICTURES / name, pictures[view], mode=_MINE_ALONE)
-                sync_folder(self._folder / PICTURES)
+                sync(self._folder / PICTURES)
                 self._append(_encoded(entry))
             except BaseException:
                 self._discard(files.values())
@@ -121,7 +121,7 @@ class AddedCases:
             lines = b"".join(map(_encoded, entries.values()))
             write_atomic(self._path, lines, mode=_MINE_ALONE)
             self._entries, self._size = entries, len(lines)
-            sync_folder(self._folder)
+            sync(self._folder)
             self._discard(entry.files.values())
 
     def picture(self, case_id: str, view: str) -> bytes | None:
@@ -151,7 +151,7 @@ class AddedCases:
                     "a copy, or empty the folder of pictures"
                 )
             write_atomic(self._path, b"", mode=_MINE_ALONE)
-            sync_folder(self._folder)
+            sync(self._folder)
         data = self._path.read_bytes()
         end = data.rfind(b"\n") + 1
         if torn := len(data) - end:

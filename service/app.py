@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from model.drafter import Draft, DraftOptions, EventCallback
+from model.types import Draft, DraftOptions, EventCallback
 from service.formats.dicom_source import ExportContext, export_context
 from service.formats.negotiation import VARY, parse_accept, respond
 from service.inference.admission import AdmissionLimiter

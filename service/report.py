@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model.drafter import Drafter, DraftOptions, StudyView
+from model.drafter import Drafter
 from model.images.read import ImageError, ImageLimits, read_image
-from model.views import View
+from model.types import DraftOptions, StudyView, View
 from service.formats.dicom_source import ExportContext
 from service.formats.fhir import diagnostic_report
 from service.formats.text import plain_text

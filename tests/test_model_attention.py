@@ -14,11 +14,11 @@ from torch import Tensor
 from model.bundle import load_bundle
 from model.config import DecodingConfig
 from model.decoding.attention_maps import WordAttention
-from model.drafter import Drafter, DraftOptions, Precision, StudyView
+from model.drafter import Drafter
 from model.network.backbone import Backbone
 from model.network.report_model import ReportModel
 from model.network.transformer import DecoderLayer
-from model.views import View
+from model.types import DraftOptions, Precision, StudyView, View
 from retrieval_index.index import ReportIndex
 from tests.support.tiny import IMAGE_SIZE, tiny_model, write_tiny_bundle
 from tests.test_model_decoding import encoded

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.bundle import BundleError, load_bundle, verify_bundle, write_bundle
+from model.bundle import load_bundle, write_bundle
 from model.config import BundleConfig, DecodingConfig, RetrievalConfig
-from model.drafter import Draft, Drafter, DraftOptions, StudyView
-from model.views import View
+from model.drafter import Drafter
+from model.manifest import BundleError, verify_bundle
+from model.types import Draft, DraftOptions, StudyView, View
 from retrieval_index.index import ReportIndex
 from tests.support.tiny import IMAGE_SIZE, REPORTS, tiny_model, tiny_tokenizer, write_tiny_bundle
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from model.bundle import CALIBRATION, WEIGHTS, BundleError, add_calibration, load_bundle, write_bundle, write_manifest
+from model.bundle import CALIBRATION, WEIGHTS, add_calibration, load_bundle, write_bundle
 from model.calibration.ood import assess_views, project, statistics
 from model.calibration.schema import Calibration, PackedArray
 from model.calibration.sentence_confidence import Evidence, confidence, kind_of, named_findings, supported
-from model.text.labeler import Label
-from model.views import View
+from model.manifest import BundleError, write_manifest
+from model.types import Label, View
 from retrieval_index.index import ReportIndex
 from tests.support.calibration import plain_calibration
 from tests.support.tiny import write_tiny_bundle

@@ -17,7 +17,7 @@ from model.images.dicom import codecs as dicom_codecs
 from model.images.dicom import imagecodecs_decoder as dicom_imagecodecs
 from model.images.dicom.read import read_dicom
 from model.images.read import DEFAULT_LIMITS, ImageError, ImageLimits, load_pixels, read_image
-from model.views import View
+from model.types import View
 from tests.support.dicom import (
     CR,
     HTJ2K,

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.bundle import CONSENSUS, BundleError, load_bundle, write_bundle
+from model.bundle import CONSENSUS, load_bundle, write_bundle
 from model.config import BundleConfig, ConsensusConfig, DecodingConfig
 from model.decoding.generate import draw_candidates, generate, mbr_search
 from model.decoding.mbr import MbrTable
 from model.decoding.search import Constraints, beam_search
-from model.drafter import Drafter, StudyView
+from model.drafter import Drafter
+from model.manifest import BundleError
 from model.network.report_model import Encoded, ReportModel
-from model.views import View
+from model.types import StudyView, View
 from retrieval_index.index import ReportIndex
 from tests.support.tiny import IMAGE_SIZE, REPORTS, tiny_index, tiny_model, tiny_tokenizer, write_tiny_bundle
 from tests.test_model_decoding import encoded

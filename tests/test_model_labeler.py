@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.text.labeler import FINDINGS, Label, label_report
+from model.text.labeler import FINDINGS, label_report
 from model.text.tokenizer import clean_report, clean_report_r2gen
+from model.types import Label
 from training.data.label_table import read_labels
 from training.evaluation.labeler_agreement import TABLE, Part, compare, read_texts
 from training.phantoms import PHANTOM_FINDINGS, make_phantom

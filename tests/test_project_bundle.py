@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from model.bundle import load_bundle
-from model.drafter import Draft, Drafter, StudyView
+from model.drafter import Drafter
 from model.images.read import load_pixels
-from model.views import View
+from model.types import Draft, StudyView, View
 from retrieval_index.hydrate import hydrate
 from retrieval_index.index import ReportIndex
 from tests.support.paths import REPOSITORY

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from model.bundle import load_bundle
-from model.drafter import Draft, Drafter, DraftOptions, StudyView
+from model.drafter import Drafter
 from model.images.read import load_pixels
 from model.text.labeler import FINDINGS, NO_FINDING
-from model.views import View
+from model.types import Draft, DraftOptions, StudyView, View
 from retrieval_index.index import ReportIndex
 from tests.support.paths import REPOSITORY
 from training.calibration.ood_examples import TURNED, drawn

@@ -158,12 +158,12 @@ NO_PATH = '{"schema_version": 1, "files": {"%s": {"sha256": "", "size": 0}}}'
         ("model.safetensors", "x", r"model\.safetensors is not the file that MANIFEST"),
         ("config.json", None, r"lacks config\.json"),
         ("MANIFEST.json", None, "is no bundle"),
-        ("MANIFEST.json", "{", "cannot be read"),
-        ("MANIFEST.json", '{"schema_version": 2, "files": {}}', "schema version 2"),
-        ("MANIFEST.json", '{"schema_version": 1, "files": {"x": {}}}', "malformed entries"),
+        ("MANIFEST.json", "{", "is damaged"),
+        ("MANIFEST.json", '{"schema_version": 2, "files": {}}', "version 2 is unknown"),
+        ("MANIFEST.json", '{"schema_version": 1, "files": {"x": {}}}', "is damaged"),
         ("MANIFEST.json", '{"schema_version": 1, "files": {}}', "has no index/cases"),
-        ("MANIFEST.json", NO_PATH % "../x", r"'\.\./x', which is no path inside"),
-        ("MANIFEST.json", NO_PATH % "/x", "'/x', which is no path inside"),
+        ("MANIFEST.json", NO_PATH % "../x", r"outside the bundle: '\.\./x'"),
+        ("MANIFEST.json", NO_PATH % "/x", "outside the bundle: '/x'"),
     ],
 )
 def test_a_damaged_bundle_is_refused_and_leaves_no_trace(
@@ -203,7 +203,7 @@ def test_an_interrupted_run_leaves_the_earlier_copy(
             raise OSError("the disk failed")
         source.replace(target)
 
-    monkeypatch.setattr("retrieval_index.hydrate.os.rename", rename)
+    monkeypatch.setattr("model.files.os.rename", rename)
     with pytest.raises(OSError, match="the disk failed"):
         hydrate(bundle, reports, out=out)
     assert content(out) == before

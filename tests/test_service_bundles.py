@@ -6,10 +6,9 @@ import logging
 from pathlib import Path
 
 import pytest
-import torch
 
 from retrieval_index.hydrate import hydrate
-from service.inference.loader import LoadError, find_hydrated, load, resolve_devices
+from service.inference.loader import LoadError, find_hydrated, load
 from tests.support.archives import report_xml, write_reports
 from tests.support.service import png, ready_client, settings_for
 from tests.support.tiny import REPORTS, write_tiny_bundle
@@ -112,22 +111,3 @@ def test_index_and_weights_of_different_bundles(plain: Path) -> None:
     (plain / cases).write_bytes((other / cases).read_bytes())
     with pytest.raises(LoadError, match=r"cases\.jsonl"):
         load(settings_for(plain))
-
-
-def test_devices_that_are_not_there_are_said() -> None:
-    assert resolve_devices("cpu") == (torch.device("cpu"),)
-    assert [device.type for device in resolve_devices("auto")] == ["cuda" if torch.cuda.is_available() else "cpu"]
-    for names in ("cuda:99", "cuda:0,cuda:99"):
-        with pytest.raises(LoadError, match=f"REPORT_DEVICE={names}, but"):
-            resolve_devices(names)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU only")
-def test_all_of_no_devices_are_too_few() -> None:
-    with pytest.raises(LoadError, match="REPORT_DEVICE=cuda:all, but 0 CUDA devices"):
-        resolve_devices("cuda:all")
-
-
-def test_a_device_serves_once() -> None:
-    with pytest.raises(LoadError, match="names a device twice"):
-        resolve_devices("cpu,cpu")

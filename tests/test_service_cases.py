@@ -22,7 +22,7 @@ from PIL import Image
 
 from model.bundle import load_bundle
 from model.network.dual_encoder import embed_reports
-from model.views import View
+from model.types import View
 from retrieval_index.index import ReportIndex
 from retrieval_index.user_cases import CASES_FILE, PICTURES
 from service.inference import runtime

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.drafter import Draft, DraftOptions, EventCallback, StudyView
 from model.images.read import ImageError
-from model.views import View
+from model.types import Draft, DraftOptions, EventCallback, StudyView, View
 from service.inference import engine as engine_module
 from service.inference import worker
 from service.inference.admission import BusyError

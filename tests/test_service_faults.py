@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.bundle import WEIGHTS, write_manifest
+from model.bundle import WEIGHTS
+from model.manifest import write_manifest
 from retrieval_index import hydrate
 from retrieval_index.cases import Case
 from retrieval_index.index import ReportIndex

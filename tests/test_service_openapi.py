@@ -11,8 +11,8 @@ import jsonschema
 import pytest
 
 from benchmarks.raw_http import events
-from model.drafter import MAX_BEAM_SIZE, MAX_TOP_K
 from model.text.labeler import FINDINGS, label_report
+from model.types import MAX_BEAM_SIZE, MAX_TOP_K
 from service.app import create_app
 from service.formats.negotiation import EVENTS, OFFERS
 from service.schemas.case_forms import CASE_FIELDS

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from model.bundle import load_bundle
-from model.drafter import Drafter, DraftOptions, StudyView
+from model.drafter import Drafter
 from model.images.read import load_pixels
 from model.text.labeler import FINDINGS
-from model.views import View
+from model.types import DraftOptions, StudyView, View
 from retrieval_index.index import ReportIndex
 from service.schemas.models import DISCLAIMER, ReportResponse
 from service.settings import MIB

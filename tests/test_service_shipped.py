@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from model.views import View
+from model.types import View
 from service.schemas.models import ReportResponse
 from tests.conftest import REPOSITORY
 from tests.support.browser import DRAWN

@@ -23,7 +23,8 @@ from model import drafter
 from model.config import DecodingConfig
 from model.decoding.generate import generate
 from model.decoding.search import Generated
-from model.drafter import (
+from model.network.report_model import DecoderState, ReportModel
+from model.types import (
     CasesFound,
     Draft,
     DraftEvent,
@@ -32,9 +33,8 @@ from model.drafter import (
     Sentence,
     SentenceWritten,
     StudyView,
+    View,
 )
-from model.network.report_model import DecoderState, ReportModel
-from model.views import View
 from service.inference.engine import Engine
 from service.inference.loader import load
 from service.inference.threads import threadsafe_listener

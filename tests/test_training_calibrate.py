@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from model.bundle import load_bundle
-from model.draft_warning import DraftWarning
-from model.drafter import Draft, Drafter, StudyView
-from model.views import View
+from model.drafter import Drafter
+from model.types import Draft, DraftWarning, StudyView, View
 from retrieval_index.index import ReportIndex
 from tests.support.tiny import write_tiny_bundle
 from training.calibrate import main

@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from model.bundle import Bundle, load_bundle
-from model.drafter import Draft, ReferenceCase
 from model.text.labeler import FINDINGS
-from model.views import View
+from model.types import Draft, ReferenceCase, View
 from retrieval_index.index import ReportIndex
 from tests.support.tiny import REPORTS, write_tiny_bundle
 from training.data.openi import open_openi

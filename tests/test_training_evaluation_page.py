@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.drafter import Draft, ReferenceCase
-from model.views import View
+from model.types import Draft, ReferenceCase, View
 from tests.support.tiny import write_tiny_bundle
 from training.data.openi import open_openi
 from training.data.pixel_cache import PixelCache

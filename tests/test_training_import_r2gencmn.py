@@ -22,11 +22,11 @@ from torchvision import models, transforms
 from model.bundle import load_bundle
 from model.config import DecodingConfig
 from model.decoding.generate import generate
-from model.drafter import Drafter, StudyView
+from model.drafter import Drafter
 from model.images.read import load_pixels
 from model.network.report_model import Patches, ReportModel
 from model.text.tokenizer import UNK, Tokenizer, clean_report_r2gen
-from model.views import View
+from model.types import StudyView, View
 from tests.support.plain_cmn import END, PUBLISHED_TRIGRAM_PENALTY, PlainCMN, published_state
 from tests.support.service import encode, ready_client, scene
 from tests.support.tiny import REPORTS

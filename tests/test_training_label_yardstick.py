@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from model.text.labeler import FINDINGS, Label
+from model.text.labeler import FINDINGS
+from model.types import Label
 from training.data.label_table import read_labels
 from training.evaluation.labeler_agreement import Tally, compare, main, read_texts
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model.views import View
+from model.types import View
 from retrieval_index.openi import ArchiveError
 from tests.support.archives import IMAGES, report_xml, write_reports, write_tgz, xml_files
 from training.data.openi import download_archives, open_openi

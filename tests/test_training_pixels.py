@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from model.images.read import load_pixels
-from model.views import View
+from model.types import View
 from tests.support.dicom import dicom, film, png
 from training.data.image_store import LooseImages
 from training.data.pixel_cache import build_pixel_cache

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from model.views import View
+from model.types import View
 from training.data.openi import open_openi
 from training.data.r2gen import open_r2gen
 

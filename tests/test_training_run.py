@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from model.bundle import load_bundle
-from model.drafter import Drafter, StudyView
+from model.drafter import Drafter
 from model.images.read import load_pixels
-from model.views import View
+from model.types import StudyView, View
 from retrieval_index.index import ReportIndex
 from tests.support.processes import ENVIRONMENT, fork, kill_when
 from tests.support.tiny import largest_file

@@ -14,7 +14,7 @@ from model.config import DecodingConfig
 from model.decoding.search import Constraints, sample
 from model.network.report_model import Patches, ReportModel
 from model.text.tokenizer import clean_report
-from model.views import View
+from model.types import View
 from tests.support.tiny import REPORTS, tiny_index, tiny_model, tiny_tokenizer
 from training.config import RewardConfig, RunContext, ScstConfig, SelectionConstraints
 from training.data.studies import ImageRef, Split, Study

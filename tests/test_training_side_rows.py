@@ -13,8 +13,8 @@ import pytest
 from torch import nn
 
 from model.bundle import load_bundle
-from model.drafter import Draft, Drafter, DraftOptions, StudyView
-from model.views import View
+from model.drafter import Drafter
+from model.types import Draft, DraftOptions, StudyView, View
 from retrieval_index.index import ReportIndex
 from tests.support.tiny import IMAGE_SIZE, write_tiny_bundle
 from training.data.openi import open_openi

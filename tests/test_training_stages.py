@@ -13,7 +13,7 @@ import torch
 from model.config import DecodingConfig
 from model.network.report_model import Patches
 from model.text.labeler import FINDINGS
-from model.views import View
+from model.types import View
 from tests.support.tiny import REPORTS, tiny_index, tiny_model, tiny_tokenizer
 from training.data.augment import Augmentation, augment, to_float
 from training.data.features import _select_views

@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from model.bundle import CALIBRATION, METRICS, WEIGHTS, Bundle, BundleError, add_calibration
+from model.bundle import CALIBRATION, METRICS, WEIGHTS, Bundle, add_calibration
 from model.calibration.schema import Calibration, Floats
-from model.images.read import Pixels
-from model.views import View
+from model.devices import choose_device
+from model.manifest import BundleError
+from model.types import Pixels, View
 from retrieval_index.index import ReportIndex
 from training.calibration.features import pooled_features
 from training.calibration.fit_confidence import SentenceTable, fit_confidence, fit_support, support_figures
@@ -36,7 +37,7 @@ from training.calibration.metrics import Group, confidence_figures, unusual_figu
 from training.calibration.ood_examples import ALTERED, TURNED, drawn, pictures, turned
 from training.calibration.records import draft_records
 from training.calibration.report import write_report
-from training.cli import add_dataset_arguments, add_device_argument, choose_device, open_source, positive
+from training.cli import add_dataset_arguments, add_device_argument, open_source, positive
 from training.data.features import readable
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.studies import Study

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
 from training.data.openi import open_openi
 from training.data.r2gen import open_r2gen
 from training.data.studies import Source
@@ -23,7 +21,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, *, download: bool = F
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device``, which ``choose_device`` reads."""
+    """Add ``--device``, which ``model.devices.choose_device`` reads."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
 
@@ -41,23 +39,6 @@ def open_source(arguments: argparse.Namespace) -> Source:
     if arguments.annotation is None or arguments.images is None:
         raise ValueError("--dataset r2gen needs --annotation FILE and --images DIR")
     return open_r2gen(arguments.annotation, arguments.images)
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as a device.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name}: no such kind of device; use auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: no CUDA device is available here; use --device cpu")
-    return device
 
 
 def positive(text: str) -> int:

@@ -22,11 +22,14 @@ from typing import Any, get_args
 
 import torch
 
-from model.bundle import Bundle, BundleError
-from model.drafter import Drafter, DraftOptions, Precision
+from model.bundle import Bundle
+from model.devices import choose_device
+from model.drafter import Drafter
 from model.files import write_atomic
+from model.manifest import BundleError
 from model.protocols import CaseIndex
-from training.cli import add_dataset_arguments, add_device_argument, choose_device, not_negative, open_source, positive
+from model.types import DraftOptions, Precision
+from training.cli import add_dataset_arguments, add_device_argument, not_negative, open_source, positive
 from training.data.label_table import read_present
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.studies import Source

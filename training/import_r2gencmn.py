@@ -28,8 +28,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torchvision import models
 
-from model.bundle import BundleError, file_sha256, write_bundle
+from model.bundle import write_bundle
 from model.config import BundleConfig, DecodingConfig, ModelConfig, PreprocessingConfig
+from model.files import file_sha256
+from model.manifest import BundleError
 from model.network.backbone import Backbone
 from model.network.report_model import ReportModel
 from model.network.transformer import sinusoidal_positions

@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.bundle import BundleError, write_bundle
+from model.bundle import write_bundle
 from model.config import BundleConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
 from model.decoding.mbr import MbrTable
 from model.files import write_atomic
+from model.manifest import BundleError
 from model.network.backbone import Backbone
 from model.network.report_model import ReportModel
 from model.text.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from model.files import sha256_file, write_atomic
+from model.files import file_sha256, write_atomic
 from training.config import RunConfig
 from training.data.studies import Source, Study
 
@@ -38,9 +38,9 @@ def run_manifest(
         "dataset": source.name,
         "studies": {split: len(studies) for split, studies in splits.items()},
         "inputs": {
-            "soft_scores": sha256_file(soft_scores) if soft_scores else None,
-            "label_table": sha256_file(label_table) if label_table else None,
-            "external_labels": sha256_file(external_labels) if external_labels else None,
+            "soft_scores": file_sha256(soft_scores) if soft_scores else None,
+            "label_table": file_sha256(label_table) if label_table else None,
+            "external_labels": file_sha256(external_labels) if external_labels else None,
             "reports": _digest(study for studies in splits.values() for study in studies),
         },
         "precision": precision,

@@ -24,13 +24,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from model.bundle import INDEX_DIR, Bundle, BundleError, write_bundle
+from model.bundle import INDEX_DIR, Bundle, write_bundle
 from model.config import DecodingConfig
 from model.decoding.generate import draw_candidates, mbr_search, score_candidates, search
 from model.decoding.search import Constraints
+from model.devices import choose_device
 from model.files import write_atomic
+from model.manifest import BundleError
 from retrieval_index.index import ReportIndex
-from training.cli import add_dataset_arguments, add_device_argument, choose_device, open_source, positive
+from training.cli import add_dataset_arguments, add_device_argument, open_source, positive
 from training.config import RunContext
 from training.data.features import cache_features, readable
 from training.data.pixel_cache import build_pixel_cache

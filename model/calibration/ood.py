@@ -16,9 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.calibration.schema import Calibration, Features, Floats, Gaussian, LinearScore, OodHead, OutOfDistribution
-from model.draft_warning import DraftWarning
-from model.images.read import Pixels
-from model.views import View
+from model.types import DraftWarning, Pixels, View
 
 WARNINGS: dict[str, str] = {  # code -> when; docs/api.md holds the same
     "views_swapped": "the image sent as frontal is a lateral and the other way round; they were read right",

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from model.calibration.schema import Confidence, Kind, SentenceWeights, Support
-from model.draft_warning import DraftWarning
-from model.text.labeler import FINDINGS, NO_FINDING, Label, label_report
+from model.text.labeler import FINDINGS, NO_FINDING, label_report
+from model.types import DraftWarning, Label
 
 NEIGHBOURS: Final = 50
 """Training cases that are asked what they have."""

@@ -8,27 +8,14 @@ decided. Drafting itself keeps no weights; the pass is made only for who asks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from model.network.report_model import Encoded, Patches, ReportModel, inputs_of
-
-
-@dataclass(frozen=True)
-class SentenceAttention:
-    """Where the decoder looked while it wrote a sentence; all weights of a sentence add up to 1.
-
-    Attributes:
-        patches: view, as the image was sent -> weights of its grid of patches, rows from top to bottom, columns from
-            left to right as in that image. A second image of the same view is ``frontal-2``, and so on.
-        cases: weights of the reference cases that the model read, nearest first.
-    """
-
-    patches: Mapping[str, tuple[tuple[float, ...], ...]]
-    cases: tuple[float, ...]
+from model.types import SentenceAttention
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ of the cases as coordinates in the few directions in which they differ most (lat
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -31,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from model.config import ConsensusConfig
+from model.files import install_file
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -130,7 +130,7 @@ class MbrTable:
     holds: npt.NDArray[np.uint8]
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file, beside and renamed.
+        """Write a safetensors file, whole or not at all.
 
         Raises:
             OSError: it cannot be written.
@@ -141,7 +141,7 @@ class MbrTable:
         except SafetensorError as error:
             raise OSError(f"{path} cannot be written ({error}); free space there and start again") from error
         beside.chmod(0o644)
-        os.replace(beside, path)
+        install_file(beside, path)
 
     @classmethod
     def load(cls, path: Path) -> Self:

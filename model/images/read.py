@@ -11,34 +11,26 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from model.draft_warning import DraftWarning
 from model.images.dicom.header import DicomFacts
 from model.images.dicom.read import is_dicom, read_dicom
 from model.images.errors import DEFAULT_LIMITS, ImageError, ImageLimits, check_size, too_large
-from model.views import View
+from model.types import DraftWarning, Pixels, Resample, View
 
 __all__ = [
     "DEFAULT_LIMITS",
     "ImageError",
     "ImageLimits",
-    "Pixels",
     "Radiograph",
-    "Resample",
     "is_dicom",
     "load_pixels",
     "read_image",
     "thumbnail",
 ]
-
-Pixels = npt.NDArray[np.uint8]  # (S, S), 0 black .. 255 white
-
-Resample = Literal["bicubic", "bilinear"]
 
 _FORMATS = ("PNG", "JPEG")
 _THUMBNAIL_QUALITY = 85

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-Norm = Literal["layer", "r2gen"]
+from model.config import Norm
+
 _TINY = 1e-30  # stands for the deviation of a constant row, whose gradient is 0
 _PLAIN = 4  # means of up to so many deviations, in whose rows the rounding of a mean is that of the result
 

@@ -29,7 +29,7 @@ from model.network.linear import Linear, weight_version_key
 from model.network.memory import CrossModalMemory, MemoryBank
 from model.network.transformer import Decoder, DecoderCache, Encoder, sinusoidal_positions
 from model.text.labeler import FINDINGS
-from model.views import View
+from model.types import View
 
 MAX_PATCHES = 5000  # as published; 102 images where they are counted in one sequence
 _FIRST_CASE = 512  # position of the first retrieved case

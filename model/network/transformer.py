@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.config import Norm
 from model.network.dropout import Dropout
 from model.network.linear import Linear, PackedLinearGroup
-from model.network.norm import Norm, freeze, norm
+from model.network.norm import freeze, norm
 
 
 def sinusoidal_positions(length: int, width: int) -> Tensor:

@@ -14,11 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Final, Literal, NamedTuple, cast
+from typing import Final, NamedTuple, cast
 
 from model.text import labeler_rules as rules
-
-Label = Literal["present", "absent", "uncertain"]
+from model.types import Label
 
 FINDINGS: Final[tuple[str, ...]] = (
     "Enlarged Cardiomediastinum",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from model.text.labeler import Label
+from model.types import Label
 
 LOINC = "http://loinc.org"
 SNOMED = "http://snomed.info/sct"

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from model.text.labeler import Label
+from model.types import Label
 from service.formats.codes import FINDING_CODES, LABEL_CODES, LOINC, SNOMED, study_code
 from service.formats.dicom_source import ExportContext
 from service.formats.text import plain_text

@@ -31,7 +31,7 @@ from highdicom.sr import (
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
-from model.text.labeler import Label
+from model.types import Label
 from service.formats.codes import FINDING_CODES, LABEL_CODES, Code, study_code
 from service.formats.dicom_source import SourceImage, unsupported_reason
 from service.formats.text import NOTHING_WRITTEN, named_labels, rewritten_by

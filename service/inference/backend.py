@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from model.drafter import Draft, DraftOptions, EventCallback
+from model.types import Draft, DraftOptions, EventCallback
 from service.inference.admission import AdmissionLimiter
 from service.schemas.models import ModelInfo
 

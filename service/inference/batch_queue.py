@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from model.drafter import Draft, DraftOptions, EventCallback, StudyView
+from model.types import Draft, DraftOptions, EventCallback, StudyView
 from service.inference.backend import ClosedError
 
 

@@ -13,9 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from model.drafter import Draft, DraftOptions, EventCallback, StudyView
 from model.images.read import DEFAULT_LIMITS, ImageError, ImageLimits, read_image
-from model.views import View
+from model.types import Draft, DraftOptions, EventCallback, StudyView, View
 from service.inference.admission import AdmissionLimiter
 from service.inference.backend import ClosedError, FieldError
 from service.inference.batch_queue import Job, JobQueue

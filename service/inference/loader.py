@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.bundle import INDEX_DIR, MANIFEST, Bundle, BundleError, file_sha256, load_bundle, read_manifest
-from model.drafter import Drafter, Precision, StudyView
-from model.views import View
+from model.bundle import INDEX_DIR, Bundle, load_bundle
+from model.devices import resolve_devices
+from model.drafter import Drafter
+from model.files import file_sha256
+from model.manifest import MANIFEST, BundleError, read_manifest
+from model.types import Precision, StudyView, View
 from retrieval_index.index import IndexFormatError, ReportIndex
 from service.schemas.models import ModelInfo
 from service.settings import Settings
@@ -87,7 +90,10 @@ def load(settings: Settings) -> LoadedBundle:
     Raises:
         LoadError: the device is not there, or the bundle is missing, damaged or of another version.
     """
-    devices = resolve_devices(settings.device)
+    try:
+        devices = resolve_devices(settings.device, option="REPORT_DEVICE=")
+    except ValueError as error:
+        raise LoadError(str(error)) from error
     hydrated = find_hydrated(settings.bundle) if settings.prefer_hydrated else None
     if hydrated is not None:
         try:
@@ -98,30 +104,6 @@ def load(settings: Settings) -> LoadedBundle:
             log.info("serving the hydrated bundle %s", hydrated)
             return loaded
     return _load(settings.bundle, devices, settings.precision)
-
-
-def resolve_devices(names: str) -> tuple[torch.device, ...]:
-    """``auto``, ``cpu``, ``cuda:all`` or ``cuda[:N],…`` to devices that are there, at least one.
-
-    Raises:
-        LoadError: a device is not there, or named twice.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if names == "auto":
-        return (torch.device("cuda" if count else "cpu"),)
-    if names == "cuda:all":
-        devices = [torch.device("cuda", number) for number in range(count)]
-    else:
-        devices = [torch.device(name) for name in names.split(",")]
-    missing = not devices or any(device.type == "cuda" and (device.index or 0) >= count for device in devices)
-    if missing:
-        raise LoadError(
-            f"REPORT_DEVICE={names}, but {count} CUDA devices are usable here. Check the driver "
-            "(and --gpus for a container), or set REPORT_DEVICE=cpu."
-        )
-    if len({(device.type, device.index or 0) for device in devices}) < len(devices):
-        raise LoadError(f"REPORT_DEVICE={names} names a device twice; one worker serves each. Name each once.")
-    return tuple(devices)
 
 
 def find_hydrated(plain: Path) -> Path | None:

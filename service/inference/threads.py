@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from model.drafter import DraftEvent, EventCallback
+from model.types import DraftEvent, EventCallback
 from service.web.problems import format_traceback_locations
 
 T = TypeVar("T")

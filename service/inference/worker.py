@@ -17,8 +17,7 @@ from typing import Protocol
 
 import torch
 
-from model.drafter import Draft, DraftOptions, EventCallback, StudyView
-from model.images.read import Resample
+from model.types import Draft, DraftOptions, EventCallback, Resample, StudyView
 from service.inference.backend import DeviceLostError, OutOfMemoryError
 from service.inference.batch_queue import Job, JobQueue
 from service.metrics import Metrics

@@ -14,7 +14,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from model.text.labeler import NO_FINDING, Label, label_report
+from model.text.labeler import NO_FINDING, label_report
+from model.types import Label
 from service.formats.redaction import mark_redactions
 from service.llm.client import Chat, ChatError
 from service.metrics import Metrics

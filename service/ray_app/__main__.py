@@ -13,7 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
-from model.bundle import BundleError, read_manifest
+from model.manifest import BundleError, read_manifest
 from service.ray_app.cluster import RAY_PREFIX, RaySettings, cluster, import_ray, read_settings
 from service.ray_app.deployment import start, stop
 from service.settings import Settings

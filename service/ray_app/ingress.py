@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model.drafter import Draft, DraftOptions, EventCallback
+from model.types import Draft, DraftOptions, EventCallback
 from service.app import create_app
 from service.inference.admission import AdmissionLimiter, BusyError
 from service.inference.backend import ClosedError, FieldError, OutOfMemoryError, RemoteDraft

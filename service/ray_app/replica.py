@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 from typing import Literal
 
-from model.drafter import DraftOptions
+from model.types import DraftOptions
 from service.inference.admission import BusyError
 from service.inference.backend import ClosedError, DeviceLostError, FieldError, OutOfMemoryError, RemoteDraft
 from service.inference.runtime import Runtime

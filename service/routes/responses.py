@@ -5,8 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping
 
-from model.decoding.attention_maps import SentenceAttention
-from model.drafter import Draft, ReferenceCase, Sentence
+from model.types import Draft, ReferenceCase, Sentence, SentenceAttention
 from service.cases.store import FoundCase
 from service.formats.redaction import mark_redactions
 from service.schemas.models import (

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from model.drafter import CasesFound, DraftEvent, EventCallback
+from model.types import CasesFound, DraftEvent, EventCallback
 from service.formats.negotiation import EVENTS, VARY
 from service.routes.responses import case_out, sentence_out
 from service.schemas.models import CasesEvent, ProblemDetails, ReportResponse, SentenceEvent

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from model.drafter import MAX_BEAM_SIZE, MAX_TOP_K
+from model.types import MAX_BEAM_SIZE, MAX_TOP_K
 from service.web.multipart import FormField, read_form
 from service.web.problems import Problem
 

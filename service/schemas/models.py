@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from model.calibration.ood import WARNINGS as CHECK_WARNINGS
 from model.images.dicom.header import WARNINGS as DICOM_WARNINGS
-from model.text.labeler import FINDINGS, Label
+from model.text.labeler import FINDINGS
+from model.types import Label
 
 Labels = dict[str, Label | None]
 

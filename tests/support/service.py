@@ -22,7 +22,8 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from model.drafter import Draft, Drafter, DraftOptions, StudyView
+from model.drafter import Drafter
+from model.types import Draft, DraftOptions, StudyView
 from service.app import create_app
 from service.inference import runtime
 from service.inference.loader import LoadedBundle, load

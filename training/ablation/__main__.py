@@ -8,11 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.devices import choose_device
 from training.ablation.external_eval import External, check_external
 from training.ablation.plan import Plan, make_plan
 from training.ablation.rows import ROWS, SCALES, parse_weights, read_scale
 from training.ablation.runner import BusyError, file_lock, run_plan
-from training.cli import add_dataset_arguments, add_device_argument, choose_device, positive
+from training.cli import add_dataset_arguments, add_device_argument, positive
 
 log = logging.getLogger("training")
 

@@ -11,7 +11,7 @@ import torch
 
 from model.bundle import Bundle
 from model.config import Count, Frozen
-from model.files import sha256_file
+from model.files import file_sha256
 from model.protocols import CaseIndex
 from training.ablation.bootstrap_io import draw_predictions
 from training.data.external import read_external
@@ -40,7 +40,7 @@ class External(Frozen):
         table = self.labels or self.annotation
         assert table is not None
         kind = "labels" if self.labels else "annotation"
-        return {"kind": kind, "name": table.name, "digest": sha256_file(table), "limit": self.limit}
+        return {"kind": kind, "name": table.name, "digest": file_sha256(table), "limit": self.limit}
 
 
 @dataclass(frozen=True)

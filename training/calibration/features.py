@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from model.calibration.schema import Floats
 from model.files import write_atomic
-from model.images.read import Pixels
 from model.network.backbone import Backbone
+from model.types import Pixels
 from training.data.pixel_cache import allocate, read_state
 
 _BATCH = 8  # larger ones leave a core's cache and take longer

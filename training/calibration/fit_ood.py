@@ -23,7 +23,7 @@ from model.calibration.schema import (
     PackedArray,
     ViewCheck,
 )
-from model.images.read import Pixels
+from model.types import Pixels
 from training.scoring.logistic import Bools, fit_logistic, folds, held_out
 
 DIRECTIONS = 16  # in which radiographs differ most

@@ -11,8 +11,7 @@ import numpy as np
 
 from model.calibration.ood import ViewAssessment, assess_views, ood_scores, percentile
 from model.calibration.schema import Calibration, Floats, Kind
-from model.images.read import Pixels
-from model.views import View
+from model.types import Pixels, View
 from training.calibration.fit_confidence import SentenceTable, held_out_confidence, held_out_rate
 from training.calibration.fit_ood import LabelledFeatures, cross_validated_percentiles, ood_inputs
 from training.scoring.logistic import Bools, folds

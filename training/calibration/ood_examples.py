@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from model.images.read import ImageError, Pixels, load_pixels
+from model.images.read import ImageError, load_pixels
+from model.types import Pixels
 
 Drawing = Callable[[np.random.Generator, int], Pixels]
 

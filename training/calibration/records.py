@@ -17,8 +17,9 @@ from model.calibration.sentence_confidence import Evidence
 from model.drafter import Drafter
 from model.files import write_atomic
 from model.protocols import CaseIndex
-from model.text.labeler import Label, label_report
+from model.text.labeler import label_report
 from model.text.tokenizer import clean_report, split_sentences
+from model.types import Label
 from training.data.pixel_cache import PixelCache
 from training.data.studies import Study
 from training.evaluation.inference import study_views

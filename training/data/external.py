@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.text.labeler import NO_FINDING
-from model.views import View
+from model.types import View
 from training.data.image_store import ChainedImages, LooseImages, Prefixed, images_by_id
 from training.data.studies import ImageRef, Source, Study
 from training.data.targets import ExternalLabels

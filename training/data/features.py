@@ -21,7 +21,7 @@ from tqdm import tqdm
 from model.files import write_atomic
 from model.network.backbone import Backbone
 from model.network.report_model import Patches, ReportModel
-from model.views import View
+from model.types import View
 from training.config import RunContext
 from training.data.augment import Augmentation, augment, augmentation_draws, changed, to_float
 from training.data.device_array import DeviceRows, Placement

@@ -6,7 +6,8 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from model.text.labeler import FINDINGS, Label
+from model.text.labeler import FINDINGS
+from model.types import Label
 
 Labels = Mapping[str, Label | None]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from model.views import View
+from model.types import View
 from retrieval_index.download import IMAGES_URL, REPORTS_URL, download, text_progress
 from retrieval_index.openi import REPORTS_ARCHIVE, REPORTS_FOLDER, OpeniReport, read_reports
 from training.data.image_store import ChainedImages, ImageStore, LooseImages, TarImages, images_by_id

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from model.files import write_atomic
-from model.images.read import ImageError, Pixels, Resample, read_image
-from model.views import View
+from model.images.read import ImageError, read_image
+from model.types import Pixels, Resample, View
 from training.data.studies import ImageRef, Source, Study
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from model.views import View
+from model.types import View
 from training.data.image_store import EXTENSIONS, LooseImages, images_by_id
 from training.data.studies import SPLITS, ImageRef, Source, Split, Study, named, view_note
 from training.data.tables import builtin_images, builtin_views, read_views

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from model.views import View
+from model.types import View
 from training.data.image_store import ImageStore
 
 Split = Literal["train", "val", "test"]

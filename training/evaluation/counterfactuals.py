@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from model.drafter import Draft
-from model.views import View
+from model.types import Draft, View
 from training.data.studies import Study
 from training.evaluation.inference import swap_images
 from training.evaluation.plan import EvaluationPlan, Swap

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from model.bundle import Bundle
-from model.drafter import Drafter, DraftOptions
+from model.drafter import Drafter
 from model.protocols import CaseIndex
+from model.types import DraftOptions
 from training.data.external import ExternalSet
 from training.data.pixel_cache import build_pixel_cache
 from training.evaluation import inference

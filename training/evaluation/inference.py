@@ -12,8 +12,8 @@ import torch
 from tqdm import tqdm
 
 from model.bundle import INDEX_DIR, Bundle, load_bundle
-from model.drafter import Draft, Drafter, DraftOptions, StudyView
-from model.views import View
+from model.drafter import Drafter
+from model.types import Draft, DraftOptions, StudyView, View
 from retrieval_index.index import ReportIndex
 from training.data.pixel_cache import PixelCache
 from training.data.studies import SPLITS, ImageRef, Source, Study

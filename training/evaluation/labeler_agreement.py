@@ -18,7 +18,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from model.text.labeler import FINDINGS, Label, label_report
+from model.text.labeler import FINDINGS, label_report
+from model.types import Label
 from retrieval_index.openi import OpeniReport, read_reports
 from training.data.label_table import Labels, read_labels
 from training.data.tables import builtin_split, read_split

@@ -9,7 +9,7 @@ from typing import Final, Literal, get_args
 
 import torch
 
-from model.drafter import Precision
+from model.types import Precision
 from training.evaluation.privacy import check_page_folder, refuse_bundles
 from training.scoring.bootstrap import DRAWS
 

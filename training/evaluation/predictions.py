@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from model.drafter import Draft
+from model.types import Draft
 from training.data.studies import Study
 from training.evaluation.scoring import ReferenceSet
 from training.scoring.protocol import comparable_prediction, full_prediction

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model.bundle import MANIFEST
+from model.manifest import MANIFEST
 
 GITIGNORE = "# radiographs and report texts of a data set: not to be shared\n*\n"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.bundle import Bundle
-from model.drafter import Draft
 from model.protocols import CaseIndex
+from model.types import Draft
 from training.data.studies import Source, Study
 from training.scoring.baselines import TrivialRow, trivial_rows
 from training.scoring.bootstrap import Bootstrap

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from model.network.backbone import Backbone
 from model.text.labeler import FINDINGS
-from model.views import View
+from model.types import View
 from training.config import PretrainConfig, RunContext
 from training.data.augment import Augmentation, augmentation_draws, changed, to_float
 from training.data.device_array import DeviceRows

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from model.files import install_file
+
 log = logging.getLogger(__name__)
 
 
 def save_atomically(content: object, path: Path, *, previous: Path | None = None) -> None:
-    """``torch.save`` beside ``path``, flushed to the disk, then renamed into place.
+    """``torch.save`` to a temporary file, flush it to disk, rename it to ``path``.
 
     Args:
         content: what to save.
@@ -28,17 +29,13 @@ def save_atomically(content: object, path: Path, *, previous: Path | None = None
     try:
         with beside.open("wb") as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
+        install_file(beside, path, previous=previous)
     except BaseException as error:
         beside.unlink(missing_ok=True)
         cause = error if isinstance(error, OSError) else error.__context__
         if isinstance(cause, OSError):  # a full disk; what torch says of it does not name it
             raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise
-    if previous is not None and path.exists():
-        os.replace(path, previous)
-    os.replace(beside, path)
 
 
 def read_newest(paths: Sequence[Path], device: torch.device) -> tuple[dict[str, Any], Path]:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from model.devices import choose_device
 from model.network.dual_encoder import FeatureNorm
-from training.cli import choose_device
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

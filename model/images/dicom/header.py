@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from model.draft_warning import DraftWarning
 from model.images.errors import ImageError
-from model.views import View
+from model.types import DraftWarning, View
 
 
 def _words(text: str) -> frozenset[str]:

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
-from model.draft_warning import DraftWarning
 from model.images.dicom.pixel_data import PixelFormat
 from model.images.errors import ImageError
+from model.types import DraftWarning
 
 Values = npt.NDArray[np.float64]
 

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from model.views import View
+from model.types import View
 from training.data.studies import SPLITS, Split
 
 _VIEW_LETTERS: dict[str, View | None] = {"F": View.FRONTAL, "L": View.LATERAL, "?": None}

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from model.drafter import Draft
 from model.text.labeler import FINDINGS
+from model.types import Draft
 from training.data.pixel_cache import PixelCache
 from training.data.studies import ImageRef, Study
 from training.evaluation.scoring import ReferenceSet

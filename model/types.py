@@ -1,0 +1,189 @@
+"""What goes into a draft and what comes out: views, options, sentences, reference cases, warnings, events.
+
+Nothing here computes. Every other module of the package may import this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_TOP_K, MAX_BEAM_SIZE = 50, 8
+
+Pixels = npt.NDArray[np.uint8]  # (S, S), 0 black to 255 white
+Resample = Literal["bicubic", "bilinear"]
+Label = Literal["present", "absent", "uncertain"]
+Precision = Literal["fp32", "bf16"]
+
+
+class View(StrEnum):
+    """Projection of one radiograph. The order of the members is the order of encoding: frontals first."""
+
+    FRONTAL = "frontal"
+    LATERAL = "lateral"
+
+    @property
+    def row(self) -> int:
+        """Row of this view in the view-embedding table: 0 frontal, 1 lateral."""
+        return 0 if self is View.FRONTAL else 1
+
+
+@dataclass(frozen=True)
+class DraftWarning:
+    """A warning about a draft or an image. ``code`` is stable for programs, ``message`` is a sentence for people.
+
+    Codes: no_retrieval, missing_view, empty_draft, texts_not_available, unsupported_sentence; those of the image
+    checks, ``model.calibration.ood.WARNINGS``; and those of a DICOM header, ``model.images.dicom.header.WARNINGS``.
+    """
+
+    code: str
+    message: str
+
+
+# --- in ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """One radiograph of a study.
+
+    Attributes:
+        pixels: (S, S) uint8, 0 black to 255 white.
+        view: the projection that the sender declared.
+        warnings: passed on to the reader of the draft.
+        header_view: the projection in the file's own header; None where the header has none.
+    """
+
+    pixels: Pixels
+    view: View
+    warnings: tuple[DraftWarning, ...] = ()
+    header_view: View | None = None
+
+
+@dataclass(frozen=True)
+class DraftOptions:
+    """Options of a request; None takes the default of the bundle.
+
+    ``top_k`` is the number of reference cases returned; the model reads the first min(top_k, K) of them.
+    ``attention`` adds each sentence's attention over the images and the cases.
+
+    Raises:
+        ValueError: ``top_k`` outside 1..50 or ``beam_size`` outside 1..8.
+    """
+
+    top_k: int | None = None
+    beam_size: int | None = None
+    attention: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, most in (("top_k", self.top_k, MAX_TOP_K), ("beam_size", self.beam_size, MAX_BEAM_SIZE)):
+            if value is not None and not 1 <= value <= most:
+                raise ValueError(f"{name}={value} must lie between 1 and {most}")
+
+
+# --- out --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SentenceAttention:
+    """Cross-attention of the decoder while it wrote a sentence; all weights of a sentence add up to 1.
+
+    Attributes:
+        patches: view as it was sent -> weights of its grid of patches, rows from top to bottom, columns from left to
+            right as in that image. A second image of the same view is ``frontal-2``, and so on.
+        cases: weights of the reference cases that the model read, nearest first.
+    """
+
+    patches: Mapping[str, tuple[tuple[float, ...], ...]]
+    cases: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence of a draft.
+
+    Attributes:
+        text: as shown.
+        confidence: 0..1; the geometric mean of its words' probabilities, or the calibrated probability.
+        labels: the findings that it names.
+        supported: whether a reference case or the images support each finding that it calls present or possible; None
+            where it calls none so, or without a calibration.
+        attention: where the options ask for it.
+    """
+
+    text: str
+    confidence: float
+    labels: Mapping[str, Label] = field(default_factory=dict)
+    supported: bool | None = None
+    attention: SentenceAttention | None = None
+
+
+@dataclass(frozen=True)
+class ImageCheck:
+    """Result of the calibrated checks of one image.
+
+    Attributes:
+        view: the view that the model read it as.
+        frontal: probability of a frontal against a lateral view, 0..1.
+        unusual: out-of-distribution percentile: share of the calibration radiographs with a lower score, 0..1.
+    """
+
+    view: View
+    frontal: float
+    unusual: float
+
+
+@dataclass(frozen=True)
+class ReferenceCase:
+    """A retrieved training or added case.
+
+    ``findings`` is None where texts are not redistributed; ``images`` names the views that have a small picture.
+    """
+
+    rank: int
+    case_id: str
+    similarity: float
+    findings: str | None
+    labels: dict[str, str | None]
+    source_url: str | None
+    images: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A findings draft with its evidence. ``timings_ms`` are those of its batch."""
+
+    findings: str
+    sentences: tuple[Sentence, ...]
+    labels: dict[str, str | None]
+    reference_cases: tuple[ReferenceCase, ...]
+    warnings: tuple[DraftWarning, ...]
+    timings_ms: dict[str, float]
+    image_checks: tuple[ImageCheck, ...] = ()
+
+
+# --- events while a draft is written ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CasesFound:
+    """Retrieval is done: these are the draft's ``reference_cases``."""
+
+    cases: tuple[ReferenceCase, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class SentenceWritten:
+    """Sentence ``index`` of the draft is final; its attention comes with the draft only."""
+
+    index: int
+    sentence: Sentence = field(repr=False)
+
+
+DraftEvent = CasesFound | SentenceWritten
+EventCallback = Callable[[DraftEvent], None]

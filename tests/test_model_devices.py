@@ -1,0 +1,35 @@
+"""Names of devices, for commands and for the service."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.devices import choose_device, resolve_devices
+
+AUTO = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def test_resolves_available_devices() -> None:
+    assert resolve_devices("cpu") == (torch.device("cpu"),)
+    assert [device.type for device in resolve_devices("auto")] == [choose_device("auto").type] == [AUTO]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("cuda:99", "REPORT_DEVICE=cuda:99, but"),
+        ("cuda:0,cuda:99", "REPORT_DEVICE=cuda:0,cuda:99, but"),
+        ("cpu,cpu", "REPORT_DEVICE=cpu,cpu names a device twice"),
+        ("abacus", "REPORT_DEVICE=abacus: unknown kind of device; use auto"),
+    ],
+)
+def test_rejects_unavailable_and_repeated_devices(names: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve_devices(names, option="REPORT_DEVICE=")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU only")
+def test_rejects_all_cuda_devices_where_there_are_none() -> None:
+    with pytest.raises(ValueError, match=r"--device cuda:all, but 0 CUDA devices are usable here.*use --device cpu"):
+        choose_device("cuda:all")
