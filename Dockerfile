@@ -1,24 +1,24 @@
 # The serving image: model, retrieval index, service; no training code, no weights, no reports.
 #
-# CUDA comes from the PyTorch wheels (CUDA 13), so a slim Python base is enough. On a GPU host the NVIDIA driver
-# must be R580 or newer and the NVIDIA Container Toolkit be installed; without a GPU the same image runs on the CPU.
+# CUDA comes from the PyTorch wheels (CUDA 13), so a slim Python base is enough. A GPU host needs NVIDIA
+# driver R580 or newer and the NVIDIA Container Toolkit; without a GPU the same image runs on the CPU.
 #
 #   docker build -t cxr-report .
 #   docker run --rm --init --gpus all -p 127.0.0.1:8000:8000 -v "$PWD/bundles:/app/bundles:ro" cxr-report
 #
-# `python -m tests.support.replay_image` replays these steps without Docker; it reads them from here.
+# `python -m tests.support.replay_image` reads this file and replays its steps without Docker.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-# A mirror; pip ignores them when empty. They stay in this stage: the image does not hold them.
+# Address of a mirror; pip ignores empty values. They stay in this stage and are not in the image.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 WORKDIR /src
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
-# Dependencies first: they change seldom, and their layer is the large one.
+# Dependencies first: they change rarely, and their layer is the largest.
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
       > /tmp/requirements.txt \
@@ -34,7 +34,7 @@ LABEL org.opencontainers.image.title="cxr-report" \
       org.opencontainers.image.description="Drafts chest X-ray findings for research; not a medical device" \
       org.opencontainers.image.licenses="Apache-2.0" \
       cxr-report.nvidia-driver.minimum="580"
-# Fresh volumes take over the owner: on .bundles, where `hydrate` writes, and on cases, for REPORT_USER_CASES_DIR.
+# New volumes inherit the owner: .bundles, where `hydrate` writes, and cases, for REPORT_USER_CASES_DIR.
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin report \
  && install -d /app /app/bundles \
  && install -d -o report -g report /app/.bundles \
@@ -54,8 +54,8 @@ WORKDIR /app
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# Ready, not merely alive: 200 when the model is loaded and warm, 503 before; urllib raises for the latter. Docker
-# restarts no container for being unhealthy; a service that cannot go on ends by itself.
+# Readiness: 200 when the model is loaded and warm, 503 before (urllib raises). Docker does not restart unhealthy
+# containers; a service that cannot continue exits.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
   CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['REPORT_PORT'] + '/health', timeout=4)"]
 CMD ["python", "-m", "service"]

@@ -1,20 +1,20 @@
-# One command each. Everything runs in .venv, which the first command makes; nothing but make and
-# Python >= 3.11 has to be there. A stamp remembers what is installed, so a second run starts at once.
+# Everything runs in .venv, which the first command creates. Only make and Python >= 3.11 are needed. A stamp
+# file records what is installed, so a second run starts at once.
 #
-#   make serve                     install, fill in the reference cases' texts where Open-i answers, serve the page
-#   make serve REPORTS=file.tgz    the texts come from a report archive that you have
-#   make test                      install and run the tests, in as many processes as there are cores, four at most
+#   make serve                     install, restore the texts of the reference cases from Open-i, serve the page
+#   make serve REPORTS=file.tgz    the same with a local report archive
+#   make test                      install and run the tests, with one process per core, at most four
 #   make test WORKERS=0            the same in one process
-#   make develop                   install what training and tests need, no more
+#   make develop                   install the dependencies of training and tests
 #   make lint                      ruff, formatting, mypy --strict
-#   make bench                     the speed table, in under ten minutes
-#   make compose-check             the container files, as far as can be told without Docker
-#   make replay-image              build, serve and stop as the Dockerfile says, without Docker (minutes, 8 GB)
-#   make fuzz                      10,000 wrong and half-right requests to a running service, minutes
-#   make soak                      ten minutes at twice the capacity, every request accounted for
-#   make compare-servers           the service beside a naive handler and LitServe
-#   make train-smoke               the whole training path on drawn phantoms, in minutes (ROOT=dir: on your data)
-#   make help                      all of this
+#   make bench                     measure the speed table (under ten minutes)
+#   make compose-check             check the container files, as far as possible without Docker
+#   make replay-image              run the steps of the Dockerfile without Docker (minutes, 8 GB)
+#   make fuzz                      send 10,000 malformed requests to a running service (minutes)
+#   make soak                      overload the service for ten minutes and account for every request
+#   make compare-servers           compare the service with a naive handler and LitServe
+#   make train-smoke               run all training stages on drawn phantoms, in minutes (ROOT=dir: on your data)
+#   make help                      show this list
 
 PYTHON  ?= python3
 VENV    ?= .venv
@@ -47,25 +47,25 @@ help:
 serve: $(STAMPS)/serve hydrate
 	$(BIN)/python -m service --bundle $(BUNDLE) --host $(HOST) --port $(PORT) --device $(DEVICE)
 
-# The shipped bundle holds no report texts (a bundle you train does). Without a network the service runs all the
-# same, showing the cases by id and labels.
+# The shipped bundle holds no report texts (a bundle that you train does). Without a network the service still runs
+# and shows the cases by id and labels.
 hydrate: $(STAMPS)/serve
 	@if [ ! -f $(BUNDLE)/MANIFEST.json ]; then \
-	  echo "note: there is no bundle at $(BUNDLE); train one (README, Training) or say BUNDLE=dir"; \
+	  echo "note: there is no bundle at $(BUNDLE); train one (README, Training) or set BUNDLE=dir"; \
 	elif grep -qsE '"findings": *null' $(BUNDLE)/index/cases.jsonl; then \
 	  $(MAKE) --no-print-directory --silent $(HYDRATED)/MANIFEST.json || \
-	  echo "note: the reference cases' texts could not be filled in; serving without them." \
-	       "With a report archive at hand: make serve REPORTS=NLMCXR_reports.tgz"; \
+	  echo "note: the texts of the reference cases could not be restored; serving without them." \
+	       "With a local report archive: make serve REPORTS=NLMCXR_reports.tgz"; \
 	fi
 
 $(HYDRATED)/MANIFEST.json: $(BUNDLE)/MANIFEST.json
-	@echo "filling in the reference cases' texts from $(REPORTS)"
+	@echo "restoring the texts of the reference cases from $(REPORTS)"
 	@$(BIN)/python -m retrieval_index.hydrate --bundle $(BUNDLE) --reports "$(REPORTS)" --out $(HYDRATED)
 	@touch $@
 
 develop: $(STAMPS)/develop
 
-# A module's tests run in one process, which its fixtures serve; tests/conftest.py puts the long ones first.
+# The tests of a module run in one process and share its fixtures; tests/conftest.py puts the long ones first.
 test: $(STAMPS)/develop
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
@@ -97,12 +97,12 @@ train-smoke: $(STAMPS)/develop $(if $(filter runs/phantoms,$(ROOT)),phantoms)
 phantoms: $(STAMPS)/develop
 	@[ -f runs/phantoms/NLMCXR_reports.tgz ] || $(BIN)/python -m training.phantoms --out runs/phantoms --studies 60
 
-# Compose files against the compose specification, the Dockerfile against hadolint; no Docker needed. With caddy and
-# promtool on the machine also the proxy and the alerts.
+# Compose files against the compose specification, the Dockerfile against hadolint. Docker is not needed. Where caddy
+# and promtool are installed, the proxy and the alerts too.
 compose-check: $(STAMPS)/develop
 	$(BIN)/python -m pytest -q tests/test_project_containers.py tests/test_project_proxy.py tests/test_project_monitoring.py
 
-# The Dockerfile's steps in a temporary directory: minutes and 8 GB of disk, given back at the end.
+# The steps of the Dockerfile in a temporary directory: minutes and 8 GB of disk, freed at the end.
 replay-image: $(STAMPS)/develop
 	$(BIN)/python -m tests.support.replay_image $(REPLAY_ARGS)
 
