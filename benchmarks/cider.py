@@ -39,7 +39,7 @@ def _row(reports: list[list[str]], images: int, samples: int, rng: np.random.Gen
     references = {pair: [texts[item]] for pair, item in enumerate(items)}
     hypotheses = {pair: [draft] for pair, draft in enumerate(drafts)}
     # pycocoevalcap takes document frequencies from the pairs it scores, so the comparison does the same
-    scorer = CiderD([[text] for text in texts], list(references.values()))
+    scorer = CiderD(texts, [texts[item] for item in items])
     with contextlib.redirect_stdout(io.StringIO()):
         _, expected = Cider().compute_score(references, hypotheses)
         peer_value = seconds(lambda: Cider().compute_score(references, hypotheses), repeats=5, warm_up=0)

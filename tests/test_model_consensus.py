@@ -102,7 +102,7 @@ def test_expected_cider_is_the_mean_over_the_cases(table: MbrTable) -> None:
     logits = table._vectors @ study / 0.3
     weights = np.exp(logits) / np.exp(logits).sum()
     drafts = [REPORTS[0], REPORTS[1], SENTENCES[0], " ".join(SENTENCES[:3])]
-    cider = CiderD([[report] for report in REPORTS])
+    cider = CiderD(REPORTS)
     for draft, value in zip(drafts, expectation.scores(ids(*drafts))[0], strict=True):
         each = cider.scores([draft] * len(REPORTS), range(len(REPORTS)))
         # lengths are counted in classes of two words, and phrases of fewer than three reports are left out

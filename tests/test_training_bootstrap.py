@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.rouge.rouge import Rouge
 
 from tests.support.tiny import REPORTS
 from training.scoring.baselines import TrivialRow
-from training.scoring.bootstrap import FIGURES, Bootstrap, PerStudyStatistics, Resampled
+from training.scoring.bootstrap import Bootstrap, Resampled
 from training.scoring.metrics import Pair, score
 from training.scoring.protocol import full_prediction, full_reference
+from training.scoring.study_statistics import METRICS, PerStudyStatistics, sentence_bleu4
 
 MEANS_OF_ALL = {"CIDEr"}  # its document frequencies stay those of all references
 
@@ -26,17 +29,17 @@ def pairs(seed: int, *, right: float = 0.3, count: int = 40) -> list[Pair]:
 def test_whole_figures_are_those_of_the_scorers() -> None:
     row = pairs(1)
     expected = score(row)
-    assert dict(Bootstrap(len(row), draws=5).of(row).whole) == pytest.approx({name: expected[name] for name in FIGURES})
+    assert dict(Bootstrap(len(row), draws=5).of(row).whole) == pytest.approx({name: expected[name] for name in METRICS})
 
 
 def test_a_draw_scores_as_the_studies_that_it_holds() -> None:
     row = pairs(2)
     times = np.random.default_rng(5).multinomial(len(row), np.full(len(row), 1 / len(row)), size=3)
-    found = PerStudyStatistics.of(row).figures(times.astype(np.float64))
+    found = PerStudyStatistics.of(row).metrics(times.astype(np.float64))
     for draw, counts in enumerate(times):
         held = [pair for pair, count in zip(row, counts, strict=True) for _ in range(count)]
         expected = score(held)
-        for name in set(FIGURES) - MEANS_OF_ALL:
+        for name in set(METRICS) - MEANS_OF_ALL:
             assert found[name][draw] == pytest.approx(expected[name]), name
 
 
@@ -57,7 +60,7 @@ def test_a_row_does_not_differ_from_itself_and_a_better_one_does() -> None:
     worse, better = bootstrap.of(pairs(4, right=0.1)), bootstrap.of(pairs(5, right=0.8))
     same = worse.minus(worse)
     assert {name: (entry["difference"], entry["p"]) for name, entry in same.items()} == dict.fromkeys(
-        FIGURES, (0.0, 1.0)
+        METRICS, (0.0, 1.0)
     )
     gain = better.minus(worse)["CIDEr"]
     assert gain["difference"] == pytest.approx(better.whole["CIDEr"] - worse.whole["CIDEr"])
@@ -93,9 +96,18 @@ def test_variants_merge_as_the_figures_of_their_row(merge: str, expected: object
     row = TrivialRow({"a": (), "b": ()}, merge)  # type: ignore[arg-type]
     merged, (one, other) = bootstrap.of_row(row, variants), (bootstrap.of(pairs_) for pairs_ in variants)
     assert isinstance(merged, Resampled)
-    for name in FIGURES:
+    for name in METRICS:
         whole = expected([one.whole[name], other.whole[name]])  # type: ignore[operator]
         assert merged.whole[name] == pytest.approx(whole)
     if merge == "best":
         better = max((one, other), key=lambda each: each.whole["CIDEr"])
         np.testing.assert_array_equal(merged.drawn["CIDEr"], better.drawn["CIDEr"])
+
+
+def test_statistics_of_single_studies_equal_pycocoevalcap() -> None:
+    row = [*pairs(3), ("the heart is normal .", ""), ("a", "a a a"), ("a b c d", "z")]
+    references, texts = ({i: [pair[side]] for i, pair in enumerate(row)} for side in (0, 1))
+    _, by_order = Bleu(4).compute_score(references, texts, verbose=0)
+    expected = np.where([text == [""] for text in texts.values()], 0.0, by_order[3])
+    np.testing.assert_allclose(sentence_bleu4(row), expected, rtol=1e-12)
+    np.testing.assert_allclose(PerStudyStatistics.of(row).scores[:, 0], Rouge().compute_score(references, texts)[1])

@@ -25,7 +25,6 @@ from training.stages.scst import (
     advantages,
     finding_gain,
     policy_log_probs,
-    sentence_bleu4,
     train_scst,
     violated_constraints,
 )
@@ -171,13 +170,6 @@ def test_a_right_finding_gains_a_wrong_one_costs_and_silence_is_worth_nothing() 
     assert finding_gain(effusion, "a small left effusion . the heart is enlarged .") == pytest.approx(
         1 - 2 * FINDING_COST
     )
-
-
-def test_bleu_of_a_sentence() -> None:
-    own = "the heart is normal in size ."
-    values = sentence_bleu4([own] * 3, [own, "the heart is large .", ""])
-    assert values[0] == pytest.approx(1.0)
-    assert 0 <= values[2] < values[1] < 0.6
 
 
 # --- guards -----------------------------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ from training.data.external import ExternalSet
 from training.data.pixel_cache import build_pixel_cache
 from training.evaluation import inference
 from training.evaluation.plan import DEFAULT_OPTIONS, InferenceOptions
-from training.scoring.bootstrap import DRAWS, Bootstrap, PerStudyStatistics, Resampled
+from training.scoring.bootstrap import DRAWS, Bootstrap, Resampled
 from training.scoring.metrics import label_scores, present_findings
 from training.scoring.protocol import comparable_prediction, full_prediction
+from training.scoring.study_statistics import PerStudyStatistics
 
 _F1 = ("label_f1_micro", "label_f1_macro")
 

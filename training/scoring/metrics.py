@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
@@ -57,26 +56,18 @@ def score(pairs: Sequence[Pair], *, meteor: bool = False) -> Scores:
     references = {i: [reference] for i, (reference, _) in enumerate(pairs)}
     predictions = {i: [prediction] for i, (_, prediction) in enumerate(pairs)}
     bleu, _ = Bleu(4).compute_score(references, predictions, verbose=0)
-    rouge, cider = rouge_and_cider(tuple(pairs))
+    rouge, _ = Rouge().compute_score(references, predictions)
+    cider, _ = Cider().compute_score(references, predictions)
     texts = [prediction for _, prediction in pairs]
     scores: Scores = {f"BLEU_{n}": float(value) for n, value in enumerate(bleu, 1)}
     scores |= {"METEOR": _meteor_score(references, predictions) if meteor else None}
-    scores |= {"ROUGE_L": float(np.mean(rouge)), "CIDEr": float(np.mean(cider))}
+    scores |= {"ROUGE_L": float(rouge), "CIDEr": float(cider)}
     scores |= label_scores([present_findings(reference) for reference, _ in pairs], map(present_findings, texts))
     scores |= {
         "distinct": len(set(texts)) / len(texts),
         "mean_length": sum(word != END_OF_SENTENCE for text in texts for word in text.split()) / len(texts),
     }
     return scores
-
-
-@lru_cache(maxsize=32)
-def rouge_and_cider(pairs: tuple[Pair, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """ROUGE-L and CIDEr of each pair, by far the slowest scorers; remembered, as figures and draws both need them."""
-    references = {i: [reference] for i, (reference, _) in enumerate(pairs)}
-    predictions = {i: [prediction] for i, (_, prediction) in enumerate(pairs)}
-    rouge, cider = (scorer.compute_score(references, predictions)[1] for scorer in (Rouge(), Cider()))
-    return tuple(map(float, rouge)), tuple(map(float, cider))
 
 
 def present_findings(text: str) -> frozenset[str]:

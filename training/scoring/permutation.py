@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from training.scoring.bootstrap import SCORED, Floats, finding_vector, interval
+from training.scoring.bootstrap import interval
 from training.scoring.cider import CiderD
 from training.scoring.metrics import Pair
+from training.scoring.ngrams import Floats
+from training.scoring.study_statistics import SCORED, finding_vector
 
 MEASURES = ("CIDEr", "label_f1_micro")  # what falls where a draft is not the patient's
 
@@ -74,9 +76,8 @@ def lift_over_permutation(scores: Mapping[str, float], by_chance: Mapping[str, f
 
 def _cider(pairs: Sequence[Pair]) -> Floats:
     """(N, N) CIDEr-D of each draft, by row, against each reference; document frequencies are the references'."""
-    scorer = CiderD([[reference] for reference, _ in pairs])
-    every = range(len(pairs))
-    known = {prediction: scorer.scores([prediction] * len(pairs), every) for prediction in {pair[1] for pair in pairs}}
+    scorer = CiderD([reference for reference, _ in pairs])
+    known = {prediction: scorer.against_all(prediction) for prediction in {pair[1] for pair in pairs}}
     return np.stack([known[prediction] for _, prediction in pairs])
 
 

@@ -30,7 +30,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pycocoevalcap.bleu.bleu import Bleu
 from torch import Tensor, nn
 
 from model.config import DecodingConfig
@@ -47,6 +46,7 @@ from training.data.studies import Study
 from training.scoring.cider import CiderD
 from training.scoring.metrics import present_findings
 from training.scoring.protocol import comparable_prediction, comparable_reference, comparable_vocabulary
+from training.scoring.study_statistics import sentence_bleu4
 from training.stages.cross_entropy import (
     FrozenPartsModule,
     build_optimizer,
@@ -77,7 +77,7 @@ class Reward:
     def __init__(self, reports: Sequence[str], weights: RewardConfig) -> None:
         vocabulary = comparable_vocabulary(reports)
         self._references = [comparable_reference(report, vocabulary) for report in reports]
-        self._cider = CiderD([[f"{reference} {EOS}"] for reference in self._references])
+        self._cider = CiderD([f"{reference} {EOS}" for reference in self._references])
         self._weights = weights
 
     def __call__(self, drafts: Sequence[str], ended: Sequence[bool], rows: Sequence[int]) -> dict[str, Floats]:
@@ -99,24 +99,12 @@ class Reward:
         if self._weights.cider:
             parts["cider"] = self._cider.scores(closed, rows)
         if self._weights.bleu4:
-            parts["bleu4"] = sentence_bleu4(references, texts)
+            parts["bleu4"] = sentence_bleu4(list(zip(references, texts, strict=True)))
         if self._weights.label_f1:
             pairs = zip(references, texts, strict=True)
             parts["label_f1"] = np.array([finding_gain(reference, text) for reference, text in pairs])
         weighted = [getattr(self._weights, name) * values for name, values in parts.items()]
         return {"reward": np.sum(weighted, axis=0), **parts}
-
-
-def sentence_bleu4(references: Sequence[str], texts: Sequence[str]) -> Floats:
-    """BLEU-4 of each text against its reference, as ``pycocoevalcap`` smooths it: (B,); 0 for an empty text."""
-    _, scores = Bleu(4).compute_score(
-        {row: [reference] for row, reference in enumerate(references)},
-        {row: [text] for row, text in enumerate(texts)},
-        verbose=0,
-    )
-    empty = np.array([not text for text in texts])
-    values: Floats = np.where(empty, 0.0, np.array(scores[3], np.float64))
-    return values
 
 
 def finding_gain(reference: str, text: str) -> float:

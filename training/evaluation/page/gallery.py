@@ -16,8 +16,9 @@ from model.types import Draft
 from training.data.pixel_cache import PixelCache
 from training.data.studies import ImageRef, Study
 from training.evaluation.scoring import ReferenceSet
-from training.scoring.metrics import present_findings, rouge_and_cider
+from training.scoring.metrics import present_findings
 from training.scoring.protocol import full_prediction
+from training.scoring.study_statistics import PerStudyStatistics
 
 PER_GROUP = 4
 
@@ -29,17 +30,21 @@ class EvaluatedSplit:
     studies: Sequence[Study]
     drafts: Sequence[Draft]
     cache: PixelCache
-    board: ReferenceSet
+    references: ReferenceSet
     train_texts: Mapping[str, str]
 
     def study_scores(self) -> tuple[Sequence[float], Sequence[float]]:
         """ROUGE-L and CIDEr of each study, comparable strings."""
-        return rouge_and_cider(tuple(self.board.draft_pairs([draft.findings for draft in self.drafts])[0]))
+        comparable, _ = self.references.draft_pairs([draft.findings for draft in self.drafts])
+        rouge, cider, _ = PerStudyStatistics.of(comparable).scores.T.tolist()
+        return rouge, cider
 
     def lengths(self) -> tuple[list[int], list[int]]:
         """Words of each draft and of each report, whole, "." not counted."""
         drafts = [full_prediction(draft.findings) for draft in self.drafts]
-        drafted, reported = ([len(t.replace(" .", "").split()) for t in texts] for texts in (drafts, self.board.full))
+        drafted, reported = (
+            [len(t.replace(" .", "").split()) for t in texts] for texts in (drafts, self.references.full)
+        )
         return drafted, reported
 
 
