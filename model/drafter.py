@@ -245,7 +245,7 @@ class Drafter:
         if self.index is None or retrieval is None or study is None:
             return None, None, [()] * count
         shown = options.top_k or retrieval.k
-        index = self.index.frozen()  # cases may be removed meanwhile
+        index = self.index.snapshot()  # cases may be removed meanwhile
         similarity, rows = index.search(study.float().cpu().numpy(), shown)
         used = rows[:, : retrieval.k]
         vectors = torch.from_numpy(index.vectors(used)).to(self.device)  # (B, K, E)
@@ -264,7 +264,7 @@ class Drafter:
         heads = [None] * count if findings is None else list(findings.float().cpu().numpy())
         if self.index is None or retrieval is None or study is None:
             return [Evidence.of((), 0, head) for head in heads]
-        index = self.index.frozen()
+        index = self.index.snapshot()
         _, rows = index.search(study.float().cpu().numpy(), NEIGHBOURS)
         cases = [[index.case(int(row)).labels for row in found if row >= 0] for found in rows]
         return [Evidence.of(labels, retrieval.k, head) for labels, head in zip(cases, heads, strict=True)]

@@ -42,7 +42,7 @@ class CaseIndex(Protocol):
 
     def __len__(self) -> int: ...
 
-    def frozen(self) -> CaseIndex:
+    def snapshot(self) -> CaseIndex:
         """The index as it is now, whatever is added or removed: rows found in it stay what they are."""
 
     def search(

@@ -125,10 +125,10 @@ def build(vectors: Floats, kind: Kind) -> Structure:
         kmeans.train(vectors)
     centroids = np.asarray(kmeans.centroids, np.float32).reshape(wanted, -1)
     used, cells = np.unique(_nearest(centroids, vectors), return_inverse=True)  # equal vectors leave cells empty
-    return _filled(vectors, np.ascontiguousarray(centroids[used]), cells.astype(np.int64), PROBES)
+    return _build_ivf(vectors, np.ascontiguousarray(centroids[used]), cells.astype(np.int64), PROBES)
 
 
-def extended(old: Structure, vectors: Floats, kind: Kind) -> Structure:
+def with_added(old: Structure, vectors: Floats, kind: Kind) -> Structure:
     """The structure of all `vectors` (N, D), of which `old` holds the first.
 
     Cells stay as they are, and new vectors go where they are nearest, until `cell_count` asks for others.
@@ -137,24 +137,24 @@ def extended(old: Structure, vectors: Floats, kind: Kind) -> Structure:
         return build(vectors, kind)
     centroids = _centroids(old)
     cells = np.concatenate([cells, _nearest(centroids, vectors[len(cells) :])])
-    return _filled(vectors, centroids, cells, old.faiss_index.nprobe)
+    return _build_ivf(vectors, centroids, cells, old.faiss_index.nprobe)
 
 
-def reduced(old: Structure, vectors: Floats, rows: Rows, kind: Kind) -> Structure:
-    """The structure of `vectors` (N, D), which are those of `rows` (N,) in `old`; cells stay as in `extended`."""
+def with_removed(old: Structure, vectors: Floats, rows: Rows, kind: Kind) -> Structure:
+    """The structure of `vectors` (N, D), which are those of `rows` (N,) in `old`; cells stay as in `with_added`."""
     if (cells := _cells_to_keep(old, len(vectors), kind)) is None:
         return build(vectors, kind)
-    return _filled(vectors, _centroids(old), cells[rows], old.faiss_index.nprobe)
+    return _build_ivf(vectors, _centroids(old), cells[rows], old.faiss_index.nprobe)
 
 
-def serialized(structure: Structure) -> memoryview:
+def to_bytes(structure: Structure) -> memoryview:
     """The bytes of FAISS's own file format; equal structures give equal bytes."""
     data: memoryview = faiss.serialize_index(structure.faiss_index).data
     return data
 
 
 def parse(data: bytes, name: str) -> tuple[Floats, Structure]:
-    """Read what `serialized` wrote: the vectors (N, D), whatever values they have, and their structure.
+    """Read what `to_bytes` wrote: the vectors (N, D), whatever values they have, and their structure.
 
     `name` stands for the file in messages.
 
@@ -200,7 +200,7 @@ def _parse_ivf(reader: _Reader) -> tuple[Floats, Structure]:
         vectors[rows], cell_of[rows] = values.reshape(size, dim), cell
     if (missing := np.flatnonzero(cell_of < 0)).size:  # as many vectors as rows: a missing one means another is twice
         raise ValueError(f"{name}: row {missing[0]} is in no cell ({missing.size} such rows)")
-    return vectors, _filled(vectors, centroids, cell_of, probes)
+    return vectors, _build_ivf(vectors, centroids, cell_of, probes)
 
 
 class _Reader:
@@ -270,7 +270,7 @@ def _nearest(centroids: Floats, vectors: Floats) -> Rows:
     return found
 
 
-def _filled(vectors: Floats, centroids: Floats, cells: Rows, probes: int) -> Structure:
+def _build_ivf(vectors: Floats, centroids: Floats, cells: Rows, probes: int) -> Structure:
     """The IndexIVFFlat whose cell `cells[i]` holds row i, rows in order."""
     quantizer = faiss.IndexFlatIP(centroids.shape[1])
     quantizer.add(centroids)

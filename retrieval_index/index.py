@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from model.files import write_atomic
-from retrieval_index import faiss_backend as kinds
+from retrieval_index import faiss_backend
 from retrieval_index.cases import Case, CaseFormatError, decode_cases, encode_cases
 from retrieval_index.faiss_backend import Floats, Kind, Rows, Structure, index_kind
 
@@ -37,7 +37,7 @@ class IndexFormatError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Snapshot:
+class _State:
     """One state of the index. A search reads one snapshot from start to end, so a change never disturbs it."""
 
     structure: Structure
@@ -56,8 +56,8 @@ class ReportIndex:
     Made by `build` or `load`. Satisfies `model.protocols.CaseIndex`.
     """
 
-    def __init__(self, snapshot: _Snapshot, *, kind: Kind | Literal["auto"] = "auto") -> None:
-        self._snapshot = snapshot
+    def __init__(self, state: _State, *, kind: Kind | Literal["auto"] = "auto") -> None:
+        self._state = state
         self._wanted = kind
         self._changing = threading.Lock()
 
@@ -78,8 +78,8 @@ class ReportIndex:
             raise ValueError(f"kind {kind!r} is unknown; use auto, flat or ivf")
         vectors, cases = _checked(vectors, None, "vectors"), tuple(cases)
         rows = _rows(vectors, cases)
-        structure = kinds.build(vectors, index_kind(len(vectors)) if kind == "auto" else kind)
-        return cls(_Snapshot(structure, vectors, cases, rows), kind=kind)
+        structure = faiss_backend.build(vectors, index_kind(len(vectors)) if kind == "auto" else kind)
+        return cls(_State(structure, vectors, cases, rows), kind=kind)
 
     def add(self, vectors: Floats, cases: Sequence[Case]) -> None:
         """Append cases, (M, D), embedded by the same text tower; the text tower is not trained again.
@@ -92,17 +92,17 @@ class ReportIndex:
             ValueError: as for `build`, or a case id that the index has already. The index is then unchanged.
         """
         with self._changing:
-            old = self._snapshot
+            old = self._state
             vectors = _checked(vectors, self.dim, "vectors")
             if len(vectors) != len(cases):
                 raise ValueError(f"{len(vectors)} vectors for {len(cases)} cases; give one vector per case")
             vectors, cases = np.concatenate([old.vectors, vectors]), old.cases + tuple(cases)
             rows = _rows(vectors, cases)
-            structure = kinds.extended(old.structure, vectors, self._kind_for(len(vectors)))
-            self._snapshot = _Snapshot(structure, vectors, cases, rows)
+            structure = faiss_backend.with_added(old.structure, vectors, self._kind_for(len(vectors)))
+            self._state = _State(structure, vectors, cases, rows)
 
     def remove(self, case_ids: Collection[str]) -> None:
-        """Take cases out; those behind them move up, so read several things of one state from a `frozen` index.
+        """Take cases out; those behind them move up, so read several things of one state from a `snapshot`.
 
         Costs a copy of the index, as `add` does.
 
@@ -110,7 +110,7 @@ class ReportIndex:
             ValueError: an id that the index lacks, or an index of kind `ivf` would be left empty. It is then unchanged.
         """
         with self._changing:
-            old = self._snapshot
+            old = self._state
             if missing := [case_id for case_id in case_ids if case_id not in old.rows]:
                 raise ValueError(
                     f"{len(missing)} of the cases to remove are not in the index, {missing[0]!r} among them"
@@ -118,12 +118,12 @@ class ReportIndex:
             gone = {old.rows[case_id] for case_id in case_ids}
             kept = np.array([row for row in range(len(old.cases)) if row not in gone], np.int64)
             vectors, cases = old.vectors[kept], tuple(old.cases[row] for row in kept)
-            structure = kinds.reduced(old.structure, vectors, kept, self._kind_for(len(vectors)))
-            self._snapshot = _Snapshot(structure, vectors, cases, _rows(vectors, cases))
+            structure = faiss_backend.with_removed(old.structure, vectors, kept, self._kind_for(len(vectors)))
+            self._state = _State(structure, vectors, cases, _rows(vectors, cases))
 
-    def frozen(self) -> ReportIndex:
-        """The index as it is now: rows found in it stay what they are, whatever is added or removed. Costs nothing."""
-        return ReportIndex(self._snapshot, kind=self._wanted)
+    def snapshot(self) -> ReportIndex:
+        """The index as it is now; later additions and removals do not change its rows. No data is copied."""
+        return ReportIndex(self._state, kind=self._wanted)
 
     def _kind_for(self, count: int) -> Kind:
         return index_kind(count) if self._wanted == "auto" else self._wanted
@@ -131,15 +131,15 @@ class ReportIndex:
     @property
     def kind(self) -> Kind:
         """`flat`: searched exactly; `ivf`: in the nearest cells."""
-        return self._snapshot.structure.kind
+        return self._state.structure.kind
 
     @property
     def dim(self) -> int:
         """Width D of the vectors."""
-        return int(self._snapshot.vectors.shape[1])
+        return int(self._state.vectors.shape[1])
 
     def __len__(self) -> int:
-        return len(self._snapshot.cases)
+        return len(self._state.cases)
 
     def search(self, queries: Floats, k: int, *, exclude: Sequence[str | None] | None = None) -> tuple[Floats, Rows]:
         """Find the k most similar cases of each query; ties go to the lower row, and the batch does not matter.
@@ -164,7 +164,7 @@ class ReportIndex:
             ValueError: a wrong shape, a query that is not finite or not of unit length, k below 1, or another
                 number of excluded ids than of queries.
         """
-        state = self._snapshot
+        state = self._state
         queries = _checked(queries, state.vectors.shape[1], "queries")
         if k < 1:
             raise ValueError(f"k = {k}: ask for at least one case")
@@ -186,7 +186,7 @@ class ReportIndex:
         Raises:
             IndexError: a row below -1 or beyond the index.
         """
-        state = self._snapshot
+        state = self._state
         rows = np.asarray(rows, np.int64)
         if rows.size and (rows.min() < -1 or rows.max() >= len(state.cases)):
             raise IndexError(f"rows from {rows.min()} to {rows.max()}; the index has 0 to {len(state.cases) - 1}")
@@ -200,26 +200,26 @@ class ReportIndex:
         Raises:
             IndexError: a negative row, such as the padding of a search, or one beyond the index.
         """
-        cases = self._snapshot.cases
+        cases = self._state.cases
         if not 0 <= row < len(cases):
             raise IndexError(f"row {row}: the index has 0 to {len(cases) - 1}")
         return cases[row]
 
     def find(self, case_id: str) -> Case | None:
         """The case of an id, or None."""
-        state = self._snapshot
+        state = self._state
         row = state.rows.get(case_id)
         return None if row is None else state.cases[row]
 
     @property
     def has_texts(self) -> bool:
         """Whether any case holds its findings."""
-        return self._snapshot.texts
+        return self._state.texts
 
     def save(self, folder: Path) -> None:
         """Write `reports.faiss` and `cases.jsonl` into `folder`, each atomically; equal indexes give equal bytes."""
-        state = self._snapshot
-        write_atomic(folder / VECTORS_FILE, kinds.serialized(state.structure))
+        state = self._state
+        write_atomic(folder / VECTORS_FILE, faiss_backend.to_bytes(state.structure))
         write_atomic(folder / CASES_FILE, encode_cases(state.cases))
 
     @classmethod
@@ -238,16 +238,16 @@ class ReportIndex:
         data = {name: _read(folder / name, expected_sha256) for name in (VECTORS_FILE, CASES_FILE)}
         try:
             cases = tuple(decode_cases(data[CASES_FILE], CASES_FILE))
-            vectors, structure = kinds.parse(data[VECTORS_FILE], VECTORS_FILE)
+            vectors, structure = faiss_backend.parse(data[VECTORS_FILE], VECTORS_FILE)
             vectors = _checked(vectors, None, f"vectors of {VECTORS_FILE}", copy=False)
-            return cls(_Snapshot(structure, vectors, cases, _rows(vectors, cases)))
+            return cls(_State(structure, vectors, cases, _rows(vectors, cases)))
         except CaseFormatError as error:
             raise IndexFormatError(f"{folder}: {error}") from error
         except ValueError as error:
             raise IndexFormatError(f"{folder}: {error}; build the index again") from error
 
 
-def _search_into(state: _Snapshot, queries: Floats, excluded: Rows, similarity: Floats, rows: Rows) -> None:
+def _search_into(state: _State, queries: Floats, excluded: Rows, similarity: Floats, rows: Rows) -> None:
     """Fill `similarity` and `rows` (B, k) of one block of queries.
 
     FAISS orders equal vectors arbitrarily and rounds by the size of the batch. So it only proposes: k + 1

@@ -31,7 +31,7 @@ _MINE, _MINE_ALONE = 0o700, 0o600
 log = logging.getLogger(__name__)
 
 
-class AddedCasesError(RuntimeError):
+class UserCaseStoreError(RuntimeError):
     """The directory cannot be used; says why and what to do."""
 
 
@@ -41,14 +41,14 @@ class _Entry:
     files: Mapping[str, str]  # view -> name in `pictures/`
 
 
-class AddedCases:
+class UserCaseStore:
     """The cases of one directory, held until `close`. Safe to use from several threads."""
 
     def __init__(self, folder: Path) -> None:
         """Take the directory, made where it is missing, and read it.
 
         Raises:
-            AddedCasesError: another process holds it, it cannot be written to, or a line of it is no case.
+            UserCaseStoreError: another process holds it, it cannot be written to, or a line of it is no case.
         """
         self._folder, self._path = folder, folder / CASES_FILE
         self._changing = threading.Lock()
@@ -63,7 +63,7 @@ class AddedCases:
                 os.close(self._lock)
                 raise
         except OSError as error:
-            raise AddedCasesError(
+            raise UserCaseStoreError(
                 f"the added cases in {folder} cannot be used: {error.strerror}. "
                 "Name a directory that this user may write to"
             ) from error
@@ -146,7 +146,7 @@ class AddedCases:
         """The entries of the file, and the bytes that they take; a line without its end is cut off."""
         if not self._path.exists():
             if any(_PICTURE.fullmatch(path.name) for path in (self._folder / PICTURES).iterdir()):
-                raise AddedCasesError(
+                raise UserCaseStoreError(
                     f"{self._folder / PICTURES} holds pictures, but there is no {self._path}; restore that file from "
                     "a copy, or empty the folder of pictures"
                 )
@@ -164,7 +164,7 @@ class AddedCases:
                 if entry.case.case_id in entries:
                     raise ValueError("its id stands in an earlier line")
             except (ValueError, TypeError) as error:
-                raise AddedCasesError(
+                raise UserCaseStoreError(
                     f"{self._path}, line {number} is no added case; restore the file from a copy, or remove the line"
                 ) from error
             entries[entry.case.case_id] = entry
@@ -228,7 +228,7 @@ def _taken(folder: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
-        raise AddedCasesError(
+        raise UserCaseStoreError(
             f"another process holds the added cases in {folder}; give each service a directory of its own, "
             "or stop the other one first"
         ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from retrieval_index.cases import Case
-from retrieval_index.user_cases import CASES_FILE, LOCK_FILE, PICTURES, AddedCases, AddedCasesError
+from retrieval_index.user_cases import CASES_FILE, LOCK_FILE, PICTURES, UserCaseStore, UserCaseStoreError
 from tests.support.tiny import largest_file
 
 CASE = Case(
@@ -21,8 +21,8 @@ PICTURE = b"\xff\xd8 bytes of a picture " * 40
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[AddedCases]:
-    store = AddedCases(folder)
+def opened(folder: Path) -> Iterator[UserCaseStore]:
+    store = UserCaseStore(folder)
     try:
         yield store
     finally:
@@ -128,17 +128,19 @@ def test_on_a_full_disk_all_of_a_case_is_missing(tmp_path: Path, room: int) -> N
 def test_one_holder_at_a_time(tmp_path: Path) -> None:
     with (
         opened(tmp_path),
-        pytest.raises(AddedCasesError, match=r"another process holds the added cases in .*stop the other"),
+        pytest.raises(UserCaseStoreError, match=r"another process holds the added cases in .*stop the other"),
     ):
-        AddedCases(tmp_path)
+        UserCaseStore(tmp_path)
     with opened(tmp_path) as store:
         assert len(store) == 0
 
 
 def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(AddedCasesError, match=r"file cannot be used: (File exists|Not a directory)\. Name a directory"):
-        AddedCases(tmp_path / "file")
+    with pytest.raises(
+        UserCaseStoreError, match=r"file cannot be used: (File exists|Not a directory)\. Name a directory"
+    ):
+        UserCaseStore(tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -160,15 +162,15 @@ def test_a_line_that_is_no_case_is_named_and_not_quoted(tmp_path: Path, change: 
     lines = (tmp_path / CASES_FILE).read_text().splitlines()
     lines[1] = json.dumps(json.loads(lines[1]) | change)
     (tmp_path / CASES_FILE).write_text("\n".join(lines) + "\n")
-    with pytest.raises(AddedCasesError, match="line 2 is no added case") as caught:
-        AddedCases(tmp_path)
+    with pytest.raises(UserCaseStoreError, match="line 2 is no added case") as caught:
+        UserCaseStore(tmp_path)
     assert "Secret" not in str(caught.value)
 
 
 def test_files_of_other_names_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "pictures" / "@eaDir").mkdir(parents=True)
     (tmp_path / "pictures" / "holiday.jpg").write_bytes(b"not ours")
-    AddedCases(tmp_path).close()
+    UserCaseStore(tmp_path).close()
     assert (tmp_path / "pictures" / "holiday.jpg").read_bytes() == b"not ours"
     assert (tmp_path / "pictures" / "@eaDir").is_dir()
 
@@ -177,6 +179,6 @@ def test_pictures_without_their_cases_are_kept_and_told(tmp_path: Path) -> None:
     picture = tmp_path / "pictures" / f"{'a' * 32}.jpg"
     picture.parent.mkdir()
     picture.write_bytes(b"of a lost case")
-    with pytest.raises(AddedCasesError, match="restore that file"):
-        AddedCases(tmp_path)
+    with pytest.raises(UserCaseStoreError, match="restore that file"):
+        UserCaseStore(tmp_path)
     assert picture.exists()

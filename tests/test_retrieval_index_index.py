@@ -118,7 +118,7 @@ def test_a_refused_addition_changes_nothing(index: ReportIndex, vectors: Floats)
 def test_removed_cases_are_found_no_more(index: ReportIndex, vectors: Floats) -> None:
     gone = [0, 7, 299]
     kept = np.delete(np.arange(300), gone)
-    before = index.frozen()
+    before = index.snapshot()
     index.remove([f"case-{row}" for row in gone])
     whole = ReportIndex.build(vectors[kept], [Case(f"case-{row}") for row in kept])
     assert len(index) == 297

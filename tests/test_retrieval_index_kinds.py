@@ -42,7 +42,7 @@ def flat(vectors: Floats) -> ReportIndex:
 
 
 def structure(index: ReportIndex) -> kinds.Structure:
-    return index._snapshot.structure
+    return index._state.structure
 
 
 def recall(index: ReportIndex, exact: ReportIndex, queries: Floats, k: int = 5) -> float:
@@ -193,7 +193,7 @@ def test_new_cases_go_into_the_cells_there_are(index: ReportIndex, vectors: Floa
 
 
 def test_the_cells_stay_while_cases_are_removed(index: ReportIndex, vectors: Floats, queries: Floats) -> None:
-    own = index.frozen()
+    own = index.snapshot()
     cells = structure(own).cells
     assert cells is not None
     gone = np.arange(0, COUNT, 1000)
@@ -213,10 +213,10 @@ def test_a_growing_collection_changes_its_kind_and_its_cells(monkeypatch: pytest
     index.add(vectors[400:401], cases(1, start=400))
     whole = ReportIndex.build(vectors[:401], cases(401))
     assert index.kind == whole.kind == "ivf"
-    assert kinds.serialized(structure(index)) == kinds.serialized(structure(whole))
+    assert kinds.to_bytes(structure(index)) == kinds.to_bytes(structure(whole))
     index.add(vectors[401:], cases(2599, start=401))
     whole = ReportIndex.build(vectors, cases(3000))
-    assert kinds.serialized(structure(index)) == kinds.serialized(structure(whole))  # the cells were learned anew
+    assert kinds.to_bytes(structure(index)) == kinds.to_bytes(structure(whole))  # the cells were learned anew
     fixed = ReportIndex.build(vectors[:400], cases(400), kind="flat")
     fixed.add(vectors[400:], cases(2600, start=400))
     assert fixed.kind == "flat"
@@ -258,7 +258,7 @@ def test_a_loaded_index_grows_as_the_saved_one_does(monkeypatch: pytest.MonkeyPa
     loaded = ReportIndex.load(tmp_path)
     for one in (index, loaded):
         one.add(vectors[2000:], cases(100, start=2000))
-    assert kinds.serialized(structure(loaded)) == kinds.serialized(structure(index))
+    assert kinds.to_bytes(structure(loaded)) == kinds.to_bytes(structure(index))
     assert loaded.kind == "ivf"
 
 
@@ -399,7 +399,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(vectors: Floats) -> No
     try:
         for threads in (1, 4):
             faiss.omp_set_num_threads(threads)
-            built.append(kinds.serialized(kinds.build(vectors, "ivf")).tobytes())
+            built.append(kinds.to_bytes(kinds.build(vectors, "ivf")).tobytes())
             assert faiss.omp_get_max_threads() == threads  # as the caller had it
     finally:
         faiss.omp_set_num_threads(before)

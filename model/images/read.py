@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from model.images.dicom.header import DicomFacts
+from model.images.dicom.header import DicomMetadata
 from model.images.dicom.read import is_dicom, read_dicom
 from model.images.errors import DEFAULT_LIMITS, ImageError, ImageLimits, check_size, too_large
 from model.types import DraftWarning, Pixels, Resample, View
@@ -41,19 +41,19 @@ warnings.filterwarnings(
 
 @dataclass(frozen=True)
 class Radiograph:
-    """One decoded image: ``pixels`` (S, S) uint8, 0 black to 255 white; ``facts`` of its header where it is DICOM."""
+    """One decoded image: ``pixels`` (S, S) uint8, 0 black to 255 white; ``metadata`` for DICOM."""
 
     pixels: Pixels
-    facts: DicomFacts | None = None
+    metadata: DicomMetadata | None = None
 
     @property
     def view(self) -> View | None:
         """The view that the file itself says; None where it says none."""
-        return self.facts.view if self.facts else None
+        return self.metadata.view if self.metadata else None
 
     def warnings(self, sent_as: View) -> tuple[DraftWarning, ...]:
         """What a reader should know of the image that came as a view; empty where there is nothing."""
-        return tuple(self.facts.warnings(sent_as)) if self.facts else ()
+        return tuple(self.metadata.warnings(sent_as)) if self.metadata else ()
 
 
 def load_pixels(
@@ -81,8 +81,8 @@ def read_image(
     Raises:
         ImageError: the bytes are not such an image; ``code`` says why.
     """
-    image, facts = _decoded(data, limits)
-    return Radiograph(_squash(image, size, resample), facts)
+    image, metadata = _decoded(data, limits)
+    return Radiograph(_squash(image, size, resample), metadata)
 
 
 def thumbnail(data: bytes, longest: int, *, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
@@ -105,7 +105,7 @@ def thumbnail(data: bytes, longest: int, *, limits: ImageLimits = DEFAULT_LIMITS
     return file.getvalue()
 
 
-def _decoded(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomFacts | None]:
+def _decoded(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomMetadata | None]:
     """The whole image, mode ``L`` or ``F``, and what its header says where it is DICOM."""
     if not data:
         raise ImageError("empty", "The image is empty (0 bytes). Send a PNG, JPEG or DICOM file.")

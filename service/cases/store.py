@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from model.bundle import Bundle
-from model.images.read import ImageError, ImageLimits, thumbnail
+from model.images import ImageError, ImageLimits, thumbnail
 from model.network.dual_encoder import embed_reports
 from model.text.labeler import label_report
 from retrieval_index.cases import Case
 from retrieval_index.index import ReportIndex
-from retrieval_index.user_cases import AddedCases
+from retrieval_index.user_cases import UserCaseStore
 from service.web.problems import Problem
 
 PICTURE_SIDE = 320  # pixels of the longer side of a kept picture
@@ -99,7 +99,7 @@ class ReferenceCaseStore:
         """
         self._folder, self._limits = folder, limits
         self._changing = threading.Lock()
-        self._store: AddedCases | None = None
+        self._store: UserCaseStore | None = None
         self._index: ReportIndex | None = None
         self._overlay: _UserCaseOverlay | None = None
         self._serving = False
@@ -108,10 +108,10 @@ class ReferenceCaseStore:
         """Take the directory of added cases, once; where there is none, do nothing.
 
         Raises:
-            AddedCasesError: it cannot be used.
+            UserCaseStoreError: it cannot be used.
         """
         if self._folder is not None and self._store is None:
-            self._store = AddedCases(self._folder)
+            self._store = UserCaseStore(self._folder)
 
     def serve(self, bundle: Bundle, index: ReportIndex | None) -> None:
         """Serve the cases of a bundle from now on: embed all added ones and put them into its index.
@@ -226,7 +226,7 @@ class ReferenceCaseStore:
                 self._store.close()
                 self._store = None
 
-    def _writable(self) -> AddedCases:
+    def _writable(self) -> UserCaseStore:
         if self._store is None:
             raise Problem(
                 "cases_off",

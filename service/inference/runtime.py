@@ -10,8 +10,8 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from model.images.read import ImageLimits
-from retrieval_index.user_cases import AddedCasesError
+from model.images import ImageLimits
+from retrieval_index.user_cases import UserCaseStoreError
 from service.cases.store import ReferenceCaseStore
 from service.inference.backend import Backend
 from service.inference.engine import Engine
@@ -162,7 +162,7 @@ class Runtime:
     def _load_and_warm_up(self) -> LoadedBundle:
         try:
             self.case_store.open()
-        except AddedCasesError as error:
+        except UserCaseStoreError as error:
             raise LoadError(f"REPORT_USER_CASES_DIR: {error}") from error
         loaded = load(self.settings)
         if self.settings.warm_up:

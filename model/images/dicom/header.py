@@ -66,7 +66,7 @@ _ORIENTATION = re.compile(r"[ALPRHF]{1,3}")
 
 
 @dataclass(frozen=True)
-class DicomFacts:
+class DicomMetadata:
     """Of one image.
 
     Attributes:
@@ -137,7 +137,7 @@ def check_kind(header: Dataset) -> None:
         raise ImageError("not_a_radiograph", f"The DICOM {name} shows modality {modality}, no radiograph. {remedy}")
 
 
-def read_facts(header: Dataset, doubts: Sequence[DraftWarning] = ()) -> DicomFacts:
+def read_metadata(header: Dataset, doubts: Sequence[DraftWarning] = ()) -> DicomMetadata:
     """The facts of a header; what is missing or outside of the vocabulary is None."""
     term = _text(header, "ViewPosition").upper()
     codes = _codes(header, "ViewCodeSequence")
@@ -146,7 +146,7 @@ def read_facts(header: Dataset, doubts: Sequence[DraftWarning] = ()) -> DicomFac
     if view is None and position is None and codes:
         view = next((_VIEW_CODES[code] for code in codes if code in _VIEW_CODES), None)
         position = None if view else "other"
-    return DicomFacts(
+    return DicomMetadata(
         view=view,
         position=position,
         part=_part(header),

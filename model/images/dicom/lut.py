@@ -24,8 +24,8 @@ Values = npt.NDArray[np.float64]
 _BLOCK = 2**20  # pixels looked up at a time; numpy widens the places to 8 bytes each
 
 
-def to_greys(
-    codes: npt.NDArray[Any], bits: int, header: Dataset, said: PixelFormat, *, little_endian: bool
+def apply_grayscale_pipeline(
+    codes: npt.NDArray[Any], bits: int, header: Dataset, fmt: PixelFormat, *, little_endian: bool
 ) -> tuple[npt.NDArray[np.float32], list[DraftWarning]]:
     """Greys of a monochrome image.
 
@@ -33,7 +33,7 @@ def to_greys(
         codes: (H, W) stored values as unsigned numbers of `bits` bits.
         bits: 1..16.
         header: Modality LUT, VOI LUT and presentation attributes.
-        said: sign and photometric interpretation.
+        fmt: sign and photometric interpretation.
         little_endian: byte order of LUT data.
 
     Returns:
@@ -43,16 +43,16 @@ def to_greys(
         ImageError: ``unsupported_pixels``: the header's numbers make no sense.
     """
     stored = np.arange(2**bits, dtype=np.float64)
-    if said.signed:
+    if fmt.signed:
         stored[2 ** (bits - 1) :] -= 2**bits
     present = np.zeros(2**bits, bool)
     for block in _blocks(codes):
         present[block] = True
     counted = present & ~_padding(header, bits)
     counted = counted if counted.any() else present
-    inverted, warnings = _polarity(header, said)
-    values = _modality(stored, header, said, little_endian)
-    table = _voi(values, header, said, little_endian)
+    inverted, warnings = _polarity(header, fmt)
+    values = _modality(stored, header, fmt, little_endian)
+    table = _voi(values, header, fmt, little_endian)
     if table is not None and np.ptp(table[counted]) == 0 < np.ptp(values[counted]):
         table = None  # every pixel would be the same grey
     if table is None and (header.get("VOILUTSequence") or _window(header)):
@@ -62,8 +62,8 @@ def to_greys(
     if table is not None:
         table = 1.0 - table if inverted else table
     else:
-        table = _spread(values, counted, bits, inverted, as_is=bits <= 8 and values is stored and not said.signed)
-    return look_up((255.0 * np.clip(table, 0.0, 1.0)).astype(np.float32), codes), warnings
+        table = _spread(values, counted, bits, inverted, as_is=bits <= 8 and values is stored and not fmt.signed)
+    return apply_table((255.0 * np.clip(table, 0.0, 1.0)).astype(np.float32), codes), warnings
 
 
 def linear(values: Values, center: float, width: float) -> Values:
@@ -86,41 +86,41 @@ def sigmoid(values: Values, center: float, width: float) -> Values:
 def _padding(header: Dataset, bits: int) -> npt.NDArray[np.bool_]:
     """Which codes mean that nothing was exposed there (PS3.3 C.7.5.1.1.2)."""
     padding = np.zeros(2**bits, bool)
-    first = numbers(header, "PixelPaddingValue")
+    first = read_floats(header, "PixelPaddingValue")
     if first:
-        last = numbers(header, "PixelPaddingRangeLimit") or first
+        last = read_floats(header, "PixelPaddingRangeLimit") or first
         low, high = sorted((int(first[0]), int(last[0])))
         if high - low < 2**bits:
             padding[np.arange(low, high + 1) % 2**bits] = True
     return padding
 
 
-def _polarity(header: Dataset, said: PixelFormat) -> tuple[bool, list[DraftWarning]]:
+def _polarity(header: Dataset, fmt: PixelFormat) -> tuple[bool, list[DraftWarning]]:
     """Whether the lowest value is white, and a warning where the header contradicts itself."""
     shape = str(header.get("PresentationLUTShape") or "").strip().upper()
-    inverted = said.photometric == "MONOCHROME1"
+    inverted = fmt.photometric == "MONOCHROME1"
     if shape not in ("INVERSE", "IDENTITY") or (shape == "INVERSE") == inverted:
         return inverted, []
     warning = DraftWarning(
         "contradictory_polarity",
-        f"its DICOM header says {said.photometric} and PresentationLUTShape {shape}; it was read with the "
+        f"its DICOM header says {fmt.photometric} and PresentationLUTShape {shape}; it was read with the "
         "lowest value white. Check that it is not inverted",
     )
     return True, [warning]
 
 
-def _modality(stored: Values, header: Dataset, said: PixelFormat, little_endian: bool) -> Values:
+def _modality(stored: Values, header: Dataset, fmt: PixelFormat, little_endian: bool) -> Values:
     if header.get("ModalityLUTSequence"):
-        entries, first, _ = _lut(header.ModalityLUTSequence[0], said.signed, little_endian)
+        entries, first, _ = _lut(header.ModalityLUTSequence[0], fmt.signed, little_endian)
         return _through(stored, entries, first)
-    slope = (numbers(header, "RescaleSlope") or [1.0])[0]
-    intercept = (numbers(header, "RescaleIntercept") or [0.0])[0]
+    slope = (read_floats(header, "RescaleSlope") or [1.0])[0]
+    intercept = (read_floats(header, "RescaleIntercept") or [0.0])[0]
     if slope == 0:
         raise ImageError("unsupported_pixels", "RescaleSlope of the DICOM header is 0: every pixel would be the same.")
     return stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
 
 
-def _voi(values: Values, header: Dataset, said: PixelFormat, little_endian: bool) -> Values | None:
+def _voi(values: Values, header: Dataset, fmt: PixelFormat, little_endian: bool) -> Values | None:
     """Greys 0..1 by the first VOI LUT or else the first window; None where there is none that can be used."""
     if header.get("VOILUTSequence"):
         entries, first, depth = _lut(header.VOILUTSequence[0], bool(values.min() < 0), little_endian)
@@ -139,7 +139,7 @@ def _voi(values: Values, header: Dataset, said: PixelFormat, little_endian: bool
 
 def _window(header: Dataset) -> tuple[float, float] | None:
     """Center and width of the first window."""
-    centers, widths = numbers(header, "WindowCenter"), numbers(header, "WindowWidth")
+    centers, widths = read_floats(header, "WindowCenter"), read_floats(header, "WindowWidth")
     return (centers[0], widths[0]) if centers and widths else None
 
 
@@ -176,7 +176,7 @@ def _spread(values: Values, counted: npt.NDArray[np.bool_], bits: int, inverted:
     return (high - values if inverted else values - low) / (high - low)
 
 
-def look_up(table: npt.NDArray[np.float32], codes: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def apply_table(table: npt.NDArray[np.float32], codes: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """The entry of each code."""
     greys = np.empty(codes.shape, np.float32)
     for block, out in zip(_blocks(codes), _blocks(greys), strict=True):
@@ -190,7 +190,7 @@ def _blocks(image: npt.NDArray[Any]) -> Sequence[npt.NDArray[Any]]:
     return [image[row : row + rows] for row in range(0, len(image), rows)]
 
 
-def numbers(header: Dataset, name: str) -> list[float]:
+def read_floats(header: Dataset, name: str) -> list[float]:
     """The numbers of an element, none where it is missing or empty.
 
     Raises:

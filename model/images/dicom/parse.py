@@ -88,7 +88,7 @@ class DicomFile:
         Raises:
             ImageError: ``truncated``; other exceptions are pydicom's and mean the same.
         """
-        opened = _Opened(data, _MOST_INFLATED)
+        opened = _ParsedPreamble(data, _MOST_INFLATED)
         self.syntax, self._body, self._inflater = opened.syntax, opened.body, opened.inflater
         reader = opened.reader
         self.header = _read(reader, self.syntax, _HEADER, lambda tag: tag in _PIXEL_TAGS)
@@ -137,12 +137,12 @@ def read_elements(data: bytes, names: Sequence[str]) -> Dataset:
     Raises:
         ImageError: ``truncated``; other exceptions are pydicom's and mean the same.
     """
-    opened = _Opened(data, _MOST_INFLATED_EARLY)
+    opened = _ParsedPreamble(data, _MOST_INFLATED_EARLY)
     last = max(int(Tag(name)) for name in names)
     return _read(opened.reader, opened.syntax, names, lambda tag: tag > last)
 
 
-class _Opened:
+class _ParsedPreamble:
     """A file with its meta information read; its ``reader`` stands where the data set begins in ``body``."""
 
     def __init__(self, data: bytes, most_inflated: int) -> None:

@@ -56,7 +56,7 @@ class PixelFormat:
         return (bits + 7) // 8
 
 
-def pixel_format(file: DicomFile, limits: ImageLimits) -> PixelFormat:
+def read_pixel_format(file: DicomFile, limits: ImageLimits) -> PixelFormat:
     """What the header says of the pixels.
 
     Raises:
@@ -67,45 +67,46 @@ def pixel_format(file: DicomFile, limits: ImageLimits) -> PixelFormat:
         raise ImageError("no_pixels", "The DICOM object holds no pixel data. Send the image object of the study.")
     if file.pixel_keyword != "PixelData":
         raise ImageError("unsupported_pixels", f"The DICOM object holds {file.pixel_keyword}, which is not read.")
-    check_size((whole(header, "Columns"), whole(header, "Rows")), limits)
-    frames = whole(header, "NumberOfFrames", 1) or 1
+    check_size((read_int(header, "Columns"), read_int(header, "Rows")), limits)
+    frames = read_int(header, "NumberOfFrames", 1) or 1
     if frames != 1:
         raise ImageError("animated", f"The DICOM object has {frames:,} frames. Send a single image.")
-    made = PixelFormat(
-        rows=whole(header, "Rows"),
-        columns=whole(header, "Columns"),
-        samples=whole(header, "SamplesPerPixel", 1),
-        allocated=whole(header, "BitsAllocated"),
-        stored=whole(header, "BitsStored", whole(header, "BitsAllocated")),
-        shift=whole(header, "HighBit", whole(header, "BitsStored", 1) - 1) + 1 - whole(header, "BitsStored", 1),
-        signed=whole(header, "PixelRepresentation", 0) == 1,
+    stored = read_int(header, "BitsStored", 1)
+    fmt = PixelFormat(
+        rows=read_int(header, "Rows"),
+        columns=read_int(header, "Columns"),
+        samples=read_int(header, "SamplesPerPixel", 1),
+        allocated=read_int(header, "BitsAllocated"),
+        stored=read_int(header, "BitsStored", read_int(header, "BitsAllocated")),
+        shift=read_int(header, "HighBit", stored - 1) + 1 - stored,
+        signed=read_int(header, "PixelRepresentation", 0) == 1,
         photometric=str(header.get("PhotometricInterpretation") or "").strip().upper(),
-        planar=whole(header, "PlanarConfiguration", 0) == 1,
+        planar=read_int(header, "PlanarConfiguration", 0) == 1,
     )
-    _check(made)
-    return made
+    _check(fmt)
+    return fmt
 
 
-def _check(said: PixelFormat) -> None:
-    if said.photometric not in (*GREY, PALETTE, *COLOUR):
+def _check(fmt: PixelFormat) -> None:
+    if fmt.photometric not in (*GREY, PALETTE, *COLOUR):
         known = ", ".join((*GREY, PALETTE, *COLOUR))
         raise ImageError("unsupported_pixels", f"The PhotometricInterpretation is missing or none of {known}.")
-    if said.samples != (3 if said.photometric in COLOUR else 1):
-        raise ImageError("unsupported_pixels", f"{said.samples} samples per pixel do not fit {said.photometric}.")
-    if said.allocated not in ((8, 16) if said.samples == 3 else (1, 8, 16, 32)) or said.stored > 16:
+    if fmt.samples != (3 if fmt.photometric in COLOUR else 1):
+        raise ImageError("unsupported_pixels", f"{fmt.samples} samples per pixel do not fit {fmt.photometric}.")
+    if fmt.allocated not in ((8, 16) if fmt.samples == 3 else (1, 8, 16, 32)) or fmt.stored > 16:
         raise ImageError(
             "unsupported_pixels",
-            f"{said.allocated} bits allocated and {said.stored} stored are not read. Send 8 to 16 bits a sample.",
+            f"{fmt.allocated} bits allocated and {fmt.stored} stored are not read. Send 8 to 16 bits a sample.",
         )
-    if not 1 <= said.stored <= said.allocated or not 0 <= said.shift <= said.allocated - said.stored:
+    if not 1 <= fmt.stored <= fmt.allocated or not 0 <= fmt.shift <= fmt.allocated - fmt.stored:
         raise ImageError(
             "unsupported_pixels",
-            f"BitsAllocated {said.allocated}, BitsStored {said.stored} and HighBit {said.shift + said.stored - 1} "
+            f"BitsAllocated {fmt.allocated}, BitsStored {fmt.stored} and HighBit {fmt.shift + fmt.stored - 1} "
             f"contradict each other. {_DAMAGED}",
         )
 
 
-def decode(file: DicomFile, said: PixelFormat) -> tuple[npt.NDArray[Any], int]:
+def decode(file: DicomFile, fmt: PixelFormat) -> tuple[npt.NDArray[Any], int]:
     """Decode the frame.
 
     Returns:
@@ -114,46 +115,46 @@ def decode(file: DicomFile, said: PixelFormat) -> tuple[npt.NDArray[Any], int]:
     Raises:
         ImageError: ``truncated`` or ``unsupported_transfer_syntax``.
     """
-    decoder, plugin = choose_decoder(file.syntax, said.stored)
-    element = file.pixels(said.length)
+    decoder, plugin = choose_decoder(file.syntax, fmt.stored)
+    element = file.pixels(fmt.length)
     native = file.syntax in NATIVE
     if element.encapsulated == native:
         raise ImageError("truncated", f"The DICOM pixel data does not fit its transfer syntax. {_DAMAGED}")
-    source = element.value[: said.length + said.length % 2] if native else element.value
-    if native and len(source) < said.length:
+    source = element.value[: fmt.length + fmt.length % 2] if native else element.value
+    if native and len(source) < fmt.length:
         raise ImageError(
             "truncated",
-            f"The DICOM pixel data holds {len(source):,} bytes; {said.columns} x {said.rows} pixels need "
-            f"{said.length:,}. {_DAMAGED}",
+            f"The DICOM pixel data holds {len(source):,} bytes; {fmt.columns} x {fmt.rows} pixels need "
+            f"{fmt.length:,}. {_DAMAGED}",
         )
-    bits = said.stored if native else _check_compressed(source, file.syntax, said)
+    bits = fmt.stored if native else _check_compressed(source, file.syntax, fmt)
     options: Any = {
-        "rows": said.rows, "columns": said.columns, "number_of_frames": 1, "samples_per_pixel": said.samples,
-        "bits_allocated": said.allocated, "bits_stored": said.stored, "pixel_representation": int(said.signed),
-        "photometric_interpretation": said.photometric, "planar_configuration": int(said.planar),
+        "rows": fmt.rows, "columns": fmt.columns, "number_of_frames": 1, "samples_per_pixel": fmt.samples,
+        "bits_allocated": fmt.allocated, "bits_stored": fmt.stored, "pixel_representation": int(fmt.signed),
+        "photometric_interpretation": fmt.photometric, "planar_configuration": int(fmt.planar),
         "pixel_keyword": "PixelData", "pixel_vr": element.vr, "correct_unused_bits": False,
         "allow_excess_frames": False,
     }  # fmt: skip
     try:
-        values, _ = decoder.as_array(source, index=0, raw=said.samples == 1, decoding_plugin=plugin, **options)
+        values, _ = decoder.as_array(source, index=0, raw=fmt.samples == 1, decoding_plugin=plugin, **options)
     except MemoryError:
         raise
     except Exception as error:  # the codecs raise many kinds; all mean that the pixels cannot be read
         raise ImageError(
             "truncated", f"The DICOM pixel data cannot be decoded ({type(error).__name__}). {_DAMAGED}"
         ) from error
-    shift = said.shift if native or file.syntax == RLE else 0
+    shift = fmt.shift if native or file.syntax == RLE else 0
     return _codes(values, shift, bits), bits
 
 
-def _check_compressed(source: bytes, syntax: UID, said: PixelFormat) -> int:
+def _check_compressed(source: bytes, syntax: UID, fmt: PixelFormat) -> int:
     """Bits of the values of a compressed frame, whose own header agrees with the DICOM header."""
     try:
         frame = get_frame(source, 0, number_of_frames=1)
     except Exception as error:  # pydicom raises several kinds
         raise ImageError("truncated", f"The fragments of the DICOM pixel data are damaged. {_DAMAGED}") from error
-    precision = check_frame(frame, syntax, said.rows, said.columns, said.samples, said.allocated)
-    return max(said.stored, min(precision, 16))
+    precision = check_frame(frame, syntax, fmt.rows, fmt.columns, fmt.samples, fmt.allocated)
+    return max(fmt.stored, min(precision, 16))
 
 
 def _codes(values: npt.NDArray[Any], shift: int, bits: int) -> npt.NDArray[Any]:
@@ -167,7 +168,7 @@ def _codes(values: npt.NDArray[Any], shift: int, bits: int) -> npt.NDArray[Any]:
     return unsigned.astype(np.uint8 if bits <= 8 else np.uint16, copy=False)
 
 
-def whole(header: Dataset, name: str, default: int | None = None) -> int:
+def read_int(header: Dataset, name: str, default: int | None = None) -> int:
     """A whole number of the header.
 
     Raises:

@@ -14,10 +14,10 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
 
-from model.images.dicom.header import DicomFacts, check_kind, read_facts
-from model.images.dicom.lut import look_up, to_greys
+from model.images.dicom.header import DicomMetadata, check_kind, read_metadata
+from model.images.dicom.lut import apply_grayscale_pipeline, apply_table
 from model.images.dicom.parse import MAGIC, PREAMBLE, DicomFile
-from model.images.dicom.pixel_data import GREY, PALETTE, decode, pixel_format
+from model.images.dicom.pixel_data import GREY, PALETTE, decode, read_pixel_format
 from model.images.errors import ImageError, ImageLimits
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601-2, as Pillow's
@@ -28,7 +28,7 @@ def is_dicom(data: bytes) -> bool:
     return data[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC
 
 
-def read_dicom(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomFacts]:
+def read_dicom(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomMetadata]:
     """Decode one DICOM radiograph.
 
     Args:
@@ -51,23 +51,23 @@ def read_dicom(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomFact
         ) from error
 
 
-def _read(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomFacts]:
+def _read(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomMetadata]:
     file = DicomFile(data)
     if file.cut_short:
         raise ImageError("truncated", "The DICOM file is cut short within its header. Export it again and resend it.")
     check_kind(file.header)
-    said = pixel_format(file, limits)
-    values, bits = decode(file, said)
-    if said.photometric in GREY:
-        greys, doubts = to_greys(values, bits, file.header, said, little_endian=file.little_endian)
-        return Image.fromarray(greys), read_facts(file.header, doubts)
-    if said.photometric == PALETTE:
-        image = Image.fromarray(look_up(_palette(file.header, bits), values))
+    fmt = read_pixel_format(file, limits)
+    values, bits = decode(file, fmt)
+    if fmt.photometric in GREY:
+        greys, doubts = apply_grayscale_pipeline(values, bits, file.header, fmt, little_endian=file.little_endian)
+        return Image.fromarray(greys), read_metadata(file.header, doubts)
+    if fmt.photometric == PALETTE:
+        image = Image.fromarray(apply_table(_palette(file.header, bits), values))
     elif values.dtype == np.uint8 and bits == 8:
         image = Image.fromarray(values, "RGB").convert("L")
     else:
         image = Image.fromarray(_luma(values, 2**bits - 1))
-    return image, read_facts(file.header)
+    return image, read_metadata(file.header)
 
 
 def _palette(header: Dataset, bits: int) -> npt.NDArray[np.float32]:
