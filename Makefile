@@ -72,7 +72,7 @@ test: $(STAMPS)/develop
 lint: $(STAMPS)/develop
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict -p model -p retrieval_index -p training -p service -p benchmarks
+	$(BIN)/mypy --strict -p model -p retrieval_index -p training -p service -p benchmarks -p tools
 
 format: $(STAMPS)/develop
 	$(BIN)/ruff check --fix .

@@ -291,9 +291,3 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
         close = difflib.get_close_matches(variable, sorted(known), n=1)
         sentences.append(f"{name} is no setting and is ignored" + (f"; is {close[0]} meant?" if close else ""))
     return sentences
-
-
-if __name__ == "__main__":
-    from service.settings_table import main
-
-    sys.exit(main())

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service import settings_table
 from service.app import create_app
 from service.settings import (
     DEPRECATED_NAMES,
@@ -19,6 +18,7 @@ from service.settings import (
     unknown_variables,
 )
 from tests.conftest import REPOSITORY
+from tools import settings_docs
 
 
 @pytest.fixture(autouse=True)
@@ -165,18 +165,18 @@ def test_the_app_warns_of_it_without_the_value(
 
 
 def test_every_setting_has_a_description() -> None:
-    descriptions = settings_table.descriptions()
+    descriptions = settings_docs.descriptions()
     assert list(descriptions) == list(Settings.model_fields)
     assert not [name for name, words in descriptions.items() if len(words) < 10]
 
 
 def test_the_guide_holds_the_table_of_today() -> None:
     guide = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
-    assert settings_table.put_into(guide) == guide, "run: python -m service.settings --into docs/api.md"
+    assert settings_docs.put_into(guide) == guide, "run: python -m tools.settings_docs --into docs/api.md"
 
 
 def test_the_table_says_what_is_allowed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert settings_table.main([]) == 0
+    assert settings_docs.main([]) == 0
     rows = {row.split("`")[1]: row for row in capsys.readouterr().out.splitlines()[2:]}
     assert set(rows) == {f"REPORT_{name.upper()}" for name in Settings.model_fields}
     assert rows["REPORT_PORT"].startswith("| `REPORT_PORT` | `8000` | 0 to 65535 | ")
@@ -189,13 +189,15 @@ def test_the_table_says_what_is_allowed(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_the_table_is_put_between_its_markers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     guide = tmp_path / "guide.md"
-    guide.write_text(f"before\n{settings_table.BEGIN}\nold\n{settings_table.END}\nafter\n")
-    assert settings_table.main(["--into", str(guide)]) == 0
+    guide.write_text(f"before\n{settings_docs.BEGIN}: made by … -->\nold\n{settings_docs.END}\nafter\n")
+    assert settings_docs.main(["--into", str(guide)]) == 0
     text = guide.read_text()
-    assert text == f"before\n{settings_table.BEGIN}\n{settings_table.table()}\n{settings_table.END}\nafter\n"
+    assert (
+        text == f"before\n{settings_docs.BEGIN}: made by … -->\n{settings_docs.table()}\n{settings_docs.END}\nafter\n"
+    )
     guide.write_text("no markers")
     with pytest.raises(SystemExit) as ended:
-        settings_table.main(["--into", str(guide)])
+        settings_docs.main(["--into", str(guide)])
     assert ended.value.code == 1
-    assert "should hold" in capsys.readouterr().err
+    assert "must occur once" in capsys.readouterr().err
     assert guide.read_text() == "no markers"

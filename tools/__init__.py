@@ -1,0 +1,1 @@
+"""Scripts for maintainers; not installed with the packages."""
