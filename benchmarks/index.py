@@ -205,7 +205,7 @@ def embed_images(folder: Path) -> Floats:
     import torch
 
     from model.bundle import load_bundle
-    from model.images.read import load_pixels
+    from model.images import load_pixels
 
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".png", ".jpg", ".jpeg"})
     if not files:

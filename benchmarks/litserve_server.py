@@ -16,7 +16,7 @@ from fastapi import Request
 
 from model.bundle import INDEX_DIR, load_bundle
 from model.drafter import Drafter
-from model.images.read import load_pixels
+from model.images import load_pixels
 from model.types import Draft, StudyView, View
 from retrieval_index.index import ReportIndex
 

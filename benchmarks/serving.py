@@ -18,7 +18,7 @@ from benchmarks.server import BUNDLE, running, service
 from benchmarks.table import Row, below
 from model.bundle import INDEX_DIR, load_bundle
 from model.drafter import Drafter
-from model.images.read import load_pixels
+from model.images import load_pixels
 from model.types import StudyView, View
 from retrieval_index.index import ReportIndex
 

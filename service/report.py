@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.drafter import Drafter
-from model.images.read import ImageError, ImageLimits, read_image
+from model.images import ImageError, ImageLimits, read_image
 from model.types import DraftOptions, StudyView, View
 from service.formats.dicom_source import ExportContext
 from service.formats.fhir import diagnostic_report

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
+from model.images import DEFAULT_LIMITS, ImageError, ImageLimits, load_pixels, read_image
 from model.images.dicom import codecs as dicom_codecs
-from model.images.dicom import imagecodecs_decoder as dicom_imagecodecs
 from model.images.dicom.read import read_dicom
-from model.images.read import DEFAULT_LIMITS, ImageError, ImageLimits, load_pixels, read_image
+from model.images import DEFAULT_LIMITS, ImageError, ImageLimits, load_pixels, read_image
 from model.types import View
 from tests.support.dicom import (
     CR,
@@ -253,7 +253,7 @@ def test_negative_padding_of_signed_values_in_implicit_vr() -> None:
 
 NATIVE = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"]
 JPEG_LS = "1.2.840.10008.1.2.4.80"
-CODECS = dicom_imagecodecs.is_available(JPEG_LS)
+CODECS = dicom_codecs.is_available(JPEG_LS)
 NO_CODECS = "needs pip install imagecodecs"
 needs_codecs = pytest.mark.skipif(not CODECS, reason=NO_CODECS)
 JPEG_2000 = "1.2.840.10008.1.2.4.90"

@@ -13,7 +13,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.filebase import DicomBytesIO
 
-from model.images.read import ImageError, read_image
+from model.images import ImageError, read_image
 from tests.support.dicom import JPEG_BASELINE, compressed, dataset, dicom, encapsulated, film, jpeg, lut, tiny_elements
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # pydicom warns of every value that is not as it should be

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.images.read import ImageError, ImageLimits, load_pixels, thumbnail
+from model.images import ImageError, ImageLimits, load_pixels, thumbnail
 
 S = 64
 

@@ -10,7 +10,7 @@ import pytest
 
 from model.bundle import load_bundle
 from model.drafter import Drafter
-from model.images.read import load_pixels
+from model.images import load_pixels
 from model.types import Draft, StudyView, View
 from retrieval_index.hydrate import hydrate
 from retrieval_index.index import ReportIndex

@@ -12,7 +12,7 @@ import pytest
 
 from model.bundle import load_bundle
 from model.drafter import Drafter
-from model.images.read import load_pixels
+from model.images import load_pixels
 from model.text.labeler import FINDINGS, NO_FINDING
 from model.types import Draft, DraftOptions, StudyView, View
 from retrieval_index.index import ReportIndex

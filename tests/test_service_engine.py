@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.images.read import ImageError
+from model.images import ImageError
 from model.types import Draft, DraftOptions, EventCallback, StudyView, View
 from service.inference import engine as engine_module
 from service.inference import worker

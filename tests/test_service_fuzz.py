@@ -19,7 +19,7 @@ from benchmarks.fuzzing import bodies, dicom, files, jpeg, png
 from benchmarks.fuzzing.invariants import Judge
 from benchmarks.raw_http import Answer, NoAnswerError, RawRequest, form, post_report, send, study_request
 from benchmarks.server import Server
-from model.images.read import ImageError, load_pixels
+from model.images import ImageError, load_pixels
 from service.app import create_app
 from service.routes.streaming import EventSequence
 from service.schemas.models import PROBLEM_EXAMPLE, REPORT_EXAMPLE, ReportResponse

@@ -13,7 +13,7 @@ from PIL import Image
 
 from model.bundle import load_bundle
 from model.drafter import Drafter
-from model.images.read import load_pixels
+from model.images import load_pixels
 from model.text.labeler import FINDINGS
 from model.types import DraftOptions, StudyView, View
 from retrieval_index.index import ReportIndex

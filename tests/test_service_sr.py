@@ -28,7 +28,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from model.images.read import ImageError, read_image
+from model.images import ImageError, read_image
 from service.formats import sr
 from service.formats.dicom_source import ExportContext, SourceImage, export_context, source_image, unsupported_reason
 from service.formats.negotiation import parse_accept

@@ -23,7 +23,7 @@ from model.bundle import load_bundle
 from model.config import DecodingConfig
 from model.decoding.generate import generate
 from model.drafter import Drafter
-from model.images.read import load_pixels
+from model.images import load_pixels
 from model.network.report_model import Patches, ReportModel
 from model.text.tokenizer import UNK, Tokenizer, clean_report_r2gen
 from model.types import StudyView, View

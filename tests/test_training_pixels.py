@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.images.read import load_pixels
+from model.images import load_pixels
 from model.types import View
 from tests.support.dicom import dicom, film, png
 from training.data.image_store import LooseImages

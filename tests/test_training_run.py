@@ -17,7 +17,7 @@ import torch
 
 from model.bundle import load_bundle
 from model.drafter import Drafter
-from model.images.read import load_pixels
+from model.images import load_pixels
 from model.types import StudyView, View
 from retrieval_index.index import ReportIndex
 from tests.support.processes import ENVIRONMENT, fork, kill_when

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from model.images.read import DEFAULT_LIMITS, ImageError, ImageLimits, read_image
+from model.images import DEFAULT_LIMITS, ImageError, ImageLimits, read_image
 from model.types import Draft, DraftOptions, EventCallback, StudyView, View
 from service.inference.admission import AdmissionLimiter
 from service.inference.backend import ClosedError, FieldError

@@ -8,7 +8,7 @@ from functools import partial
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from model.images.read import ImageError, ImageLimits, thumbnail
+from model.images import ImageError, ImageLimits, thumbnail
 from service.inference.runtime import Runtime
 from service.inference.threads import run_in_temporary_thread
 from service.openapi import PREVIEW

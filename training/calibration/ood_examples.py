@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from model.images.read import ImageError, load_pixels
+from model.images import ImageError, load_pixels
 from model.types import Pixels
 
 Drawing = Callable[[np.random.Generator, int], Pixels]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from model.files import write_atomic
-from model.images.read import ImageError, read_image
+from model.images import ImageError, read_image
 from model.types import Pixels, Resample, View
 from training.data.studies import ImageRef, Source, Study
 
