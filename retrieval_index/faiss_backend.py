@@ -1,26 +1,24 @@
-"""How an index finds candidates: it compares the query with every vector, or looks into the cells nearest to it.
+"""The two kinds of FAISS index over the report embeddings: `flat` and `ivf`.
 
-`flat` (FAISS `IndexFlatIP`) is exact and what a small collection gets. `ivf` (`IndexIVFFlat`; Jégou et al. 2011,
-"Product quantization for nearest neighbor search", section IV, without the quantisation) divides the vectors among
-cells by spherical k-means and compares the query with the `PROBES` cells whose centroids are most similar to it. The
-vectors are stored whole, so what it returns is exact; what lies in other cells it can miss.
+`flat` (`IndexFlatIP`) compares the query with every vector. It is exact and used for small collections. `ivf`
+(`IndexIVFFlat`; Jégou et al. 2011, "Product quantization for nearest neighbor search", section IV, without the
+quantisation) divides the vectors among cells by spherical k-means and compares the query with the vectors of the
+`PROBES` cells whose centroids are most similar to it. Vectors are stored in full, so its similarities are exact; it can
+miss vectors in other cells.
 
-`python -m benchmarks kinds` compares them, and HNSW (Malkov and Yashunin 2018), on 256-dimensional vectors made of the
-shipped index's; docs/performance.md holds its table. All of it runs on one thread: FAISS (1.15) would divide a batch,
-and from 10,000 vectors on even one query, among threads, and then waits for the scheduler where a core is taken, as it
-is in a service that decodes reports. `flat` ends at 20,000 vectors, surely below a millisecond.
+FAISS runs on one thread here. With several, FAISS (1.15) divides a batch, and from 10,000 vectors on even one query,
+among threads, and then waits for the scheduler on a busy machine. `flat` is used below 20,000 vectors, where a query
+takes less than a millisecond.
 
-So there is no `hnsw`: it finds less for image queries, which its graph was not made for, in the same time; it can be
-built reproducibly on one thread only; and a file of it is a graph whose every edge would have to be checked.
-
-A file is FAISS's own (`faiss.read_index` reads it), but FAISS is never given foreign bytes: `parse` reads both
-layouts itself, each length checked against the length of the file first.
+There is no HNSW (Malkov and Yashunin 2018): in the same time it finds less for image queries, which its graph was not
+built for, and it is reproducible on one thread only. `python -m benchmarks kinds` compares the three;
+docs/performance.md has the table.
 """
 
 from __future__ import annotations
 
 import math
-import struct
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,12 +38,7 @@ _TRAINED_ON = 64  # vectors per cell that k-means sees, at most: with 256, recal
 _WORTH_A_CELL = 39  # vectors that FAISS wants per cell for k-means to mean anything
 _ITERATIONS = 10
 _SEED = 1234
-
-_FLAT, _IVF = b"IxFI", b"IwFl"  # how FAISS begins a file that holds one or the other
-_HEADER = struct.Struct("<4siqqqBi")  # magic, D, N, two unused, trained, metric
-_LENGTH = struct.Struct("<Q")
-_PROBING = struct.Struct("<QQ")  # cells, cells to look into
-_LISTS = struct.Struct("<BQ4sQQ4sQ")  # no direct map and its length, "ilar", cells, bytes a vector, "full", cells
+_parsing = threading.Lock()
 
 
 def index_kind(count: int) -> Kind:
@@ -154,98 +147,52 @@ def to_bytes(structure: Structure) -> memoryview:
 
 
 def parse(data: bytes, name: str) -> tuple[Floats, Structure]:
-    """Read what `to_bytes` wrote: the vectors (N, D), whatever values they have, and their structure.
+    """Read what `to_bytes` wrote: the vectors (N, D), not checked for their values, and their structure.
 
-    `name` stands for the file in messages.
+    `name` is the file's name in messages.
 
     Raises:
-        ValueError: another kind of index or metric, or lengths that contradict each other or the file's. Nothing is
-            allocated that the file does not hold.
+        ValueError: FAISS cannot read it, another kind of index or metric, or rows that are not 0 to N - 1.
     """
-    reader = _Reader(data, name)
-    if data[:4] == _FLAT:
-        dim, count = reader.header(_FLAT)
-        vectors = reader.matrix(count, dim)
-        reader.end()
-        return vectors, build(vectors, "flat")
-    if data[:4] != _IVF:
-        raise ValueError(
-            f"{name} begins with {data[:4]!r}; an inner-product index begins with {_FLAT!r} (flat) or {_IVF!r} (ivf)"
-        )
-    return _parse_ivf(reader)
+    try:
+        with _parsing:  # the limits are global: FAISS allocates and loops no more than the file can fill
+            faiss.set_deserialization_vector_byte_limit(len(data))
+            faiss.set_deserialization_loop_limit(len(data))
+            index: Any = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(f"{name} ({len(data)} bytes) is not readable by FAISS {faiss.__version__}: {error}") from error
+    if type(index) not in (faiss.IndexFlatIP, faiss.IndexIVFFlat):
+        raise ValueError(f"{name} is an {type(index).__name__}; needed is an IndexFlatIP or IndexIVFFlat")
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise ValueError(f"{name} has FAISS metric {index.metric_type}, inner product is {faiss.METRIC_INNER_PRODUCT}")
+    if isinstance(index, faiss.IndexFlatIP):
+        return index.reconstruct_n(0, index.ntotal), Structure(index)
+    consistent = (
+        index.is_trained
+        and index.nprobe >= 1
+        and index.code_size == 4 * index.d
+        and index.quantizer.ntotal == index.nlist
+        and index.invlists.compute_ntotal() == index.ntotal
+    )
+    if not consistent:
+        raise ValueError(f"{name} contradicts itself in its cells, its vectors or their width")
+    return _ivf_rows(index, name)
 
 
-def _parse_ivf(reader: _Reader) -> tuple[Floats, Structure]:
-    """An IndexIVFFlat: header, centroids as a flat index, then each cell's vectors and their rows."""
-    name = reader.name
-    dim, count = reader.header(_IVF)
-    cells, probes = reader.unpack(_PROBING)
-    if not 1 <= probes <= cells <= count:
-        raise ValueError(f"{name} looks into {probes} of {cells} cells for {count} vectors")
-    if reader.header(_FLAT) != (dim, cells):
-        raise ValueError(f"{name} announces {cells} cells of width {dim}, but holds other centroids")
-    centroids = reader.matrix(cells, dim)
-    if not np.isfinite(centroids).all():
-        raise ValueError(f"{name} has centroids that are not finite")
-    if (lists := reader.unpack(_LISTS)) != (0, 0, b"ilar", cells, 4 * dim, b"full", cells):
-        raise ValueError(f"{name} has cells of another layout: {lists}")
-    sizes = reader.array("<u8", cells).astype(object)  # Python's integers: their sum cannot wrap around
-    if sizes.sum() != count or reader.left != count * (4 * dim + 8):
-        raise ValueError(f"{name} announces {count} vectors; its cells have {sizes.sum()}, in {reader.left} bytes")
-    vectors, cell_of = np.empty((count, dim), np.float32), np.full(count, -1, np.int64)
-    for cell, size in enumerate(sizes):
-        values, rows = reader.array("<f4", size * dim), reader.array("<i8", size)
-        if size and not (rows.min() >= 0 and rows.max() < count):
-            raise ValueError(f"{name}: cell {cell} has rows from {rows.min()} to {rows.max()} of {count} vectors")
-        vectors[rows], cell_of[rows] = values.reshape(size, dim), cell
-    if (missing := np.flatnonzero(cell_of < 0)).size:  # as many vectors as rows: a missing one means another is twice
-        raise ValueError(f"{name}: row {missing[0]} is in no cell ({missing.size} such rows)")
-    return vectors, _build_ivf(vectors, centroids, cell_of, probes)
-
-
-class _Reader:
-    """Reads one thing after the other; ValueError where the file ends before it."""
-
-    def __init__(self, data: bytes, name: str) -> None:
-        self.data, self.name, self.at = data, name, 0
-
-    @property
-    def left(self) -> int:
-        return len(self.data) - self.at
-
-    def take(self, size: int) -> int:
-        """Pass over `size` bytes; where they begin."""
-        if size > self.left:
-            raise ValueError(f"{self.name} has {len(self.data)} bytes, it announces {self.at + size} or more")
-        self.at += size
-        return self.at - size
-
-    def unpack(self, layout: struct.Struct) -> tuple[Any, ...]:
-        return layout.unpack_from(self.data, self.take(layout.size))
-
-    def array(self, dtype: str, count: int) -> npt.NDArray[Any]:
-        """`count` values, not copied."""
-        return np.frombuffer(self.data, dtype, count, self.take(count * np.dtype(dtype).itemsize))
-
-    def header(self, kind: bytes) -> tuple[int, int]:
-        """Width and number of vectors."""
-        magic, dim, count, _, _, _, metric = self.unpack(_HEADER)
-        if magic != kind or dim < 1 or count < 0:
-            raise ValueError(f"{self.name} announces {count} vectors of width {dim} in {magic!r}, expected is {kind!r}")
-        if metric != faiss.METRIC_INNER_PRODUCT:
-            raise ValueError(f"{self.name} has FAISS metric {metric}, inner product is {faiss.METRIC_INNER_PRODUCT}")
-        return dim, count
-
-    def matrix(self, count: int, dim: int) -> Floats:
-        """The values of a flat index, (count, dim)."""
-        (values,) = self.unpack(_LENGTH)
-        if values != count * dim:
-            raise ValueError(f"{self.name} announces {count} vectors of width {dim}, but {values} values")
-        return self.array("<f4", values).astype(np.float32).reshape(count, dim)
-
-    def end(self) -> None:
-        if self.left:
-            raise ValueError(f"{self.name} goes on for {self.left} bytes behind its last vector")
+def _ivf_rows(index: Any, name: str) -> tuple[Floats, Structure]:
+    """The vectors of an IndexIVFFlat in the order of their rows."""
+    lists, count = index.invlists, index.ntotal
+    vectors, cells = np.empty((count, index.d), np.float32), np.full(count, -1, np.int64)
+    for cell in range(index.nlist):
+        if size := lists.list_size(cell):
+            rows = faiss.rev_swig_ptr(lists.get_ids(cell), size)
+            if rows.min() < 0 or rows.max() >= count:
+                raise ValueError(f"{name}: cell {cell} has rows from {rows.min()} to {rows.max()} of {count} vectors")
+            codes = faiss.rev_swig_ptr(lists.get_codes(cell), size * index.code_size)
+            vectors[rows], cells[rows] = codes.view(np.float32).reshape(size, index.d), cell
+    if missing := int((cells < 0).sum()):  # there are N entries, so other rows occur twice
+        raise ValueError(f"{name}: {missing} of {count} rows are in no cell")
+    return vectors, Structure(index, cells)
 
 
 def _cells_to_keep(old: Structure, count: int, kind: Kind) -> Rows | None:
