@@ -1,31 +1,32 @@
-"""The table of all settings, made from ``Settings``: ``python -m service.settings [--into docs/api.md]``."""
+"""Writes the Markdown table of all settings: ``python -m tools.settings_docs [--into docs/api.md]``."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from model.files import write_atomic
 from service.settings import ENV_PREFIX, Settings
 
-BEGIN, END = "<!-- settings: python -m service.settings --into docs/api.md -->", "<!-- end of settings -->"
-_BETWEEN = re.compile(re.escape(BEGIN) + r".*?" + re.escape(END), re.DOTALL)
-_SHOWN_DEFAULT = {"bundle": "bundles/iu-xray"}  # its default is looked for where the service is started
+BEGIN, END = "<!-- settings", "<!-- end of settings -->"
+_BETWEEN = re.compile(rf"({BEGIN}[^\n]*-->\n).*?(\n{END})", re.DOTALL)
+_DEFAULTS = {"bundle": "bundles/iu-xray"}  # the real default is an absolute path of this machine
 
 
 def descriptions() -> dict[str, str]:
-    """Setting -> its sentence: the field's own description, else its entry under Attributes in the docstring."""
+    """Setting -> its description: that of the field, or else its entry under Attributes in the docstring."""
     documented = inspect.getdoc(Settings) or ""
     entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", documented.partition("Attributes:\n")[2], re.MULTILINE)
-    told = {name: " ".join(text.replace("``", "`").split()) for name, text in entries}
-    return {name: field.description or told.get(name, "") for name, field in Settings.model_fields.items()}
+    described = {name: " ".join(text.replace("``", "`").split()) for name, text in entries}
+    return {name: field.description or described.get(name, "") for name, field in Settings.model_fields.items()}
 
 
 def table() -> str:
-    """Markdown: variable, default, allowed values, meaning; one row a setting, in the order of ``Settings``."""
+    """A Markdown table (variable, default, allowed values, meaning) with one row per setting."""
     schemas = Settings.model_json_schema(by_alias=False)["properties"]
     rows = ["| variable | default | allowed | |", "|---|---|---|---|"]
     for name, meaning in descriptions().items():
@@ -35,19 +36,19 @@ def table() -> str:
 
 
 def put_into(document: str) -> str:
-    """A document with the table of today between its markers.
+    """The document with the current table between its markers.
 
     Raises:
-        ValueError: it does not have the markers, once.
+        ValueError: the pair of markers does not occur exactly once.
     """
-    replaced, count = _BETWEEN.subn(lambda _: f"{BEGIN}\n{table()}\n{END}", document)
+    replaced, count = _BETWEEN.subn(lambda found: f"{found[1]}{table()}{found[2]}", document)
     if count != 1:
-        raise ValueError(f"the document should hold {BEGIN!r} and {END!r} once; it does {count} times")
+        raise ValueError(f"{BEGIN} … --> and {END} occur {count} times in the document; they must occur once")
     return replaced
 
 
 def _default(name: str) -> str:
-    value = _SHOWN_DEFAULT.get(name, Settings.model_fields[name].default)
+    value = _DEFAULTS.get(name, Settings.model_fields[name].default)
     if value is None or value == ():
         return "none"
     return f"`{str(value).lower() if isinstance(value, bool) else f'{value:g}' if isinstance(value, float) else value}`"
@@ -65,9 +66,9 @@ def _allowed(schema: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table, or put it into a document. Returns 0; 1: the document cannot hold it."""
-    parser = argparse.ArgumentParser(prog="python -m service.settings", description=__doc__)
-    parser.add_argument("--into", type=Path, help="rewrite the table between the markers of this Markdown file")
+    """Print the table, or write it into a document. Exit status 1: the document has no markers."""
+    parser = argparse.ArgumentParser(prog="python -m tools.settings_docs", description=__doc__)
+    parser.add_argument("--into", type=Path, help="replace the table between the markers of this Markdown file")
     into: Path | None = parser.parse_args(arguments).into
     if into is None:
         print(table())
@@ -77,3 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         parser.exit(1, f"{into}: {error}\n")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Self
 
 from starlette.concurrency import run_in_threadpool
 
+from model.images import ImageError, is_dicom
 from model.images.dicom.parse import read_elements
-from model.images.read import ImageError, is_dicom
 from service.web.problems import Problem
 
 if TYPE_CHECKING:
