@@ -16,7 +16,6 @@ from pydicom.uid import UID
 from model.images import DEFAULT_LIMITS, ImageError, ImageLimits, load_pixels, read_image
 from model.images.dicom import codecs as dicom_codecs
 from model.images.dicom.read import read_dicom
-from model.images import DEFAULT_LIMITS, ImageError, ImageLimits, load_pixels, read_image
 from model.types import View
 from tests.support.dicom import (
     CR,

@@ -9,7 +9,6 @@ from pydicom.uid import UID
 
 from model.images import ImageError, read_image
 from model.images.dicom.header import WARNINGS
-from model.images import ImageError, read_image
 from model.types import View
 from tests.conftest import REPOSITORY
 from tests.support.dicom import CR, DX, SC, dataset, dicom, encode, film, png

@@ -2,15 +2,13 @@
 
 from model.images.dicom.read import is_dicom
 from model.images.errors import DEFAULT_LIMITS, ImageError, ImageLimits
-from model.images.read import Pixels, Radiograph, Resample, load_pixels, read_image, thumbnail
+from model.images.read import Radiograph, load_pixels, read_image, thumbnail
 
 __all__ = [
     "DEFAULT_LIMITS",
     "ImageError",
     "ImageLimits",
-    "Pixels",
     "Radiograph",
-    "Resample",
     "is_dicom",
     "load_pixels",
     "read_image",

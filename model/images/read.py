@@ -21,17 +21,6 @@ from model.images.dicom.read import is_dicom, read_dicom
 from model.images.errors import DEFAULT_LIMITS, ImageError, ImageLimits, check_size, too_large
 from model.types import DraftWarning, Pixels, Resample, View
 
-__all__ = [
-    "DEFAULT_LIMITS",
-    "ImageError",
-    "ImageLimits",
-    "Radiograph",
-    "is_dicom",
-    "load_pixels",
-    "read_image",
-    "thumbnail",
-]
-
 _FORMATS = ("PNG", "JPEG")
 _THUMBNAIL_QUALITY = 85
 warnings.filterwarnings(
