@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from functools import cache
-from itertools import takewhile
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ from torch import Tensor, nn
 
 from model.config import DecodingConfig
 from model.decoding.generate import generate
-from model.decoding.progress import Progress
 from model.decoding.search import Constraints, Generated, beam_search, greedy, sample
 from model.network import report_model
 from model.network.report_model import DecoderState, Encoded, Patches, ReportModel
@@ -105,12 +102,8 @@ Hypotheses = list[tuple[float, list[int]]]
 def slow_beams(
     model: ReportModel, encoded: Encoded, rule: Constraints, beams: int, alpha: float,
     finished_beams_occupy_slots: bool,
-    watch: Callable[[list[Hypotheses], list[tuple[list[int], float]]], None] = lambda live, best: None,
 ) -> list[tuple[list[int], float]]:  # fmt: skip
-    """Ids (to the end, eos with them) and score of each study: nothing cached, nothing stopped early, plain lists.
-
-    ``watch`` is shown the live hypotheses and the best finished one of each study after every step.
-    """
+    """Ids (to the end, eos with them) and score of each study: nothing cached, nothing stopped early, plain lists."""
     studies = range(len(encoded.source))
     live: list[Hypotheses] = [[(0.0, [])] for _ in studies]
     best: list[tuple[list[int], float]] = [([], -math.inf)] * len(studies)
@@ -136,7 +129,6 @@ def slow_beams(
                         best[study] = words, score
                 elif len(live[study]) < beams and total > -math.inf:
                     live[study].append((total, words))
-        watch(live, best)
     return best
 
 
@@ -191,70 +183,6 @@ def test_the_two_rules_differ() -> None:
         )
         written.append(result.ids)
     assert not torch.equal(*written)
-
-
-# --- what is certain early --------------------------------------------------------------------------------------------
-
-SENTENCE_ENDS = {EOS, *range(5, len(TOKENIZER), 2)}  # many, so that much is told early
-
-
-def follow(studies: Iterable[int]) -> tuple[Progress, dict[int, list[tuple[list[int], list[float]]]]]:
-    """A ``Progress`` and what it tells of each study."""
-    told: dict[int, list[tuple[list[int], list[float]]]] = {study: [] for study in studies}
-    return Progress(told, SENTENCE_ENDS, lambda study, ids, gained: told[study].append((ids, gained))), told
-
-
-def up_to_an_end(words: list[int]) -> list[int]:
-    return words[: max((place for place, word in enumerate(words, 1) if word in SENTENCE_ENDS), default=0)]
-
-
-@pytest.mark.parametrize(("seed", "ends"), MODELS)
-@pytest.mark.parametrize("name", ["own", "own by sum", "own with penalty", "published", "published by length"])
-def test_words_are_told_once_all_hypotheses_that_may_win_share_them(seed: int, ends: float, name: str) -> None:
-    changes, alpha, finished_beams_occupy_slots = RULES[name]
-    model, rule, softest = model_of(seed, ends), constraints_of(**changes), (LIMIT - 1) ** alpha
-    encoded = encoded_by(model)
-    expected: dict[int, list[list[int]]] = {study: [] for study in range(STUDIES)}
-    over = False
-
-    def watch(live: list[Hypotheses], best: list[tuple[list[int], float]]) -> None:
-        nonlocal over
-        able = [
-            [words for total, words in hypotheses if total / softest > score]
-            for hypotheses, (_, score) in zip(live, best, strict=True)
-        ]
-        over = over or not any(able)
-        for study, (words, score) in enumerate(best) if not over else ():
-            may_win = able[study] + ([words] if score > -math.inf else [])
-            alike = takewhile(lambda words: len(set(words)) == 1, zip(*may_win, strict=False))
-            shared = up_to_an_end([words[0] for words in alike])
-            if len(shared) > len(expected[study][-1] if expected[study] else []):
-                expected[study].append(shared)
-
-    slow_beams(model, encoded, rule, 3, alpha, finished_beams_occupy_slots, watch)
-    progress, told = follow(range(STUDIES))
-    result = beam_search(
-        model, encoded, rule, BOS, 3, alpha, finished_beams_occupy_slots=finished_beams_occupy_slots, progress=progress
-    )  # fmt: skip
-    assert {study: [ids for ids, _ in parts] for study, parts in told.items()} == expected
-    assert sum(map(len, expected.values())) >= STUDIES
-    for study, parts in told.items():
-        for ids, gained in parts:
-            assert ids == result.ids[study, : len(ids)].tolist()
-            assert gained == result.log_probs[study, : len(ids)].tolist()  # to the bit, as the draft will say it
-
-
-def test_a_greedy_word_is_certain_at_once_and_only_who_listens_is_told() -> None:
-    model = model_of(5, 2.0)
-    progress, told = follow([1, 4])
-    result = greedy(model, encoded_by(model), constraints_of(), BOS, progress)
-    assert list(told) == [1, 4]
-    for study, parts in told.items():
-        ids = result.ids[study].tolist()
-        expected = [ids[:place] for place, word in enumerate(ids, 1) if word in SENTENCE_ENDS]
-        assert [words for words, _ in parts] == expected
-        assert len(expected) >= 3
-        assert parts[-1][1] == result.log_probs[study, : len(expected[-1])].tolist()
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------

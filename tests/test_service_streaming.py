@@ -16,14 +16,12 @@ import httpx
 import pytest
 import torch
 from starlette.requests import ClientDisconnect, Request
-from torch import Tensor
 
 from benchmarks.raw_http import events
 from model import drafter
 from model.config import DecodingConfig
 from model.decoding.generate import generate
 from model.decoding.search import Generated
-from model.network.report_model import DecoderState, ReportModel
 from model.types import (
     CasesFound,
     Draft,
@@ -118,27 +116,16 @@ def test_sentences_together_are_the_answer(method: str, tmp_path: Path) -> None:
     assert report == whole
 
 
-def test_sentences_come_while_the_rest_is_written(bundle: Path) -> None:
+def test_the_drafter_emits_the_cases_then_every_sentence(bundle: Path) -> None:
     writer = load(settings_for(bundle)).drafter
-    news: list[DraftEvent] = []
-    lengths: list[int] = []
-
-    def step(model: ReportModel, state: DecoderState, ids: Tensor) -> Tensor:
-        lengths.append(sum(isinstance(one, SentenceWritten) for one in news))
-        return original(model, state, ids)
-
-    original = ReportModel.step
+    events: list[DraftEvent] = []
     study = [StudyView(scene(IMAGE_SIZE, IMAGE_SIZE), View.FRONTAL)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ReportModel, "step", step)
-        (draft,) = writer.draft([study], callbacks=[news.append])
-    assert isinstance(news[0], CasesFound)
-    assert news[0].cases == draft.reference_cases
-    written = news[1:]
-    assert [one.index for one in written] == list(range(len(written)))
-    assert [one.sentence for one in written] == list(draft.sentences[: len(written)])
-    assert lengths[-1] >= 2
-    assert len(set(lengths)) >= 3  # they came one after the other
+    draft, _ = writer.draft([study, study[::-1]], callbacks=[events.append, None])
+    assert events == [
+        CasesFound(draft.reference_cases),
+        *(SentenceWritten(index, sentence) for index, sentence in enumerate(draft.sentences)),
+    ]
+    assert len(draft.sentences) >= 2
 
 
 def test_a_bundle_without_cases_says_so_at_once(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from model.config import DecodingConfig
 from model.decoding.mbr import MbrSearch, MbrTable, Sentence
-from model.decoding.progress import Progress
 from model.decoding.search import NEVER, Constraints, Generated, autoregressive_decode, beam_search, greedy
 from model.network.report_model import Encoded, ReportModel, inputs_of
 from model.text.labeler import FINDINGS, NO_FINDING, label_report
@@ -33,7 +32,6 @@ def generate(
     study: Tensor | None = None,
     findings: Tensor | None = None,
     consensus: MbrTable | None = None,
-    progress: Progress | None = None,
 ) -> Generated:
     """Write a report for every study of ``encoded`` by the configured method.
 
@@ -46,14 +44,13 @@ def generate(
         study: (B, E) study embeddings, unit length; needed by ``rerank`` and ``consensus``.
         findings: (B, 14) probabilities of the findings by the pretrained head, for ``consensus``, or None.
         consensus: what the training cases say; needed by ``consensus``.
-        progress: told of words that are certain early; not by ``rerank`` and ``consensus``, which choose at the end.
 
     Raises:
         ValueError: ``rerank`` or ``consensus`` without what it needs.
     """
     constraints = Constraints.of(config, tokenizer)
     chooses = config.method in ("rerank", "consensus")
-    best = search(model, encoded, constraints, tokenizer.bos_id, config, beam_size, None if chooses else progress)
+    best = search(model, encoded, constraints, tokenizer.bos_id, config, beam_size)
     if not chooses:
         return best
     if study is None:
@@ -70,15 +67,15 @@ def generate(
 
 def search(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, config: DecodingConfig,
-    beam_size: int | None = None, progress: Progress | None = None,
+    beam_size: int | None = None,
 ) -> Generated:  # fmt: skip
     """The most probable report that beam search finds; ``beam_size`` in place of the configured one, 1 is greedy."""
     beams = beam_size or (1 if config.method == "greedy" else config.beam_size)
     if beams == 1:
-        return greedy(model, encoded, constraints, bos_id, progress)
+        return greedy(model, encoded, constraints, bos_id)
     return beam_search(
         model, encoded, constraints, bos_id, beams, config.length_penalty,
-        finished_beams_occupy_slots=config.finished_beams_occupy_slots, progress=progress,
+        finished_beams_occupy_slots=config.finished_beams_occupy_slots,
     )  # fmt: skip
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from model.config import DecodingConfig
-from model.decoding.progress import Progress
 from model.network.report_model import Encoded, ReportModel
 from model.text.tokenizer import Tokenizer
 
@@ -88,11 +87,9 @@ def _repeating(history: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def greedy(
-    model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, progress: Progress | None = None
-) -> Generated:
+def greedy(model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int) -> Generated:
     """The most probable token at each step."""
-    return autoregressive_decode(model, encoded, constraints, bos_id, 1, None, 1.0, progress=progress)
+    return autoregressive_decode(model, encoded, constraints, bos_id, 1, None, 1.0)
 
 
 @torch.no_grad()
@@ -126,12 +123,11 @@ def sample(
 def autoregressive_decode(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, count: int,
     generator: torch.Generator | None, temperature: float, *, sampling: bool = False, shared: bool = False,
-    rng_slice: tuple[int, int] | None = None, progress: Progress | None = None,
+    rng_slice: tuple[int, int] | None = None,
 ) -> Generated:  # fmt: skip
     """Greedy or sampled continuation of ``count`` hypotheses a study, without reordering: ids (B * count, T).
 
-    ``shared`` draws one set of (count, vocabulary) Gumbel noise a step, the same for every study. ``progress`` follows
-    one hypothesis a study, so ``count`` must be 1 with it.
+    ``shared`` draws one set of (count, vocabulary) Gumbel noise a step, the same for every study.
     """
     limit, device, studies = model.config.max_length, encoded.source.device, encoded.source.shape[0]
     state = model.start(encoded, count)
@@ -156,9 +152,6 @@ def autoregressive_decode(
         ids[rows, position] = last
         gained = step_log_probs.gather(1, chosen.unsqueeze(1)).squeeze(1)
         log_probs[rows, position] = gained.masked_fill(ended, 0)
-        if progress is not None:
-            able = torch.ones(len(rows), 1, dtype=torch.bool, device=device)
-            progress.update(rows, ids[rows].unsqueeze(1), log_probs[rows].unsqueeze(1), able, position + 1)
         ended = ended | (last == constraints.eos_id)
         undone = (~ended.view(-1, count).all(dim=1)).nonzero().squeeze(1)
         if not len(undone):
@@ -182,7 +175,7 @@ def _drawn(probabilities: Tensor, generator: torch.Generator | None, rng_slice: 
 @torch.no_grad()
 def beam_search(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, beams: int, length_penalty: float,
-    *, finished_beams_occupy_slots: bool = False, progress: Progress | None = None,
+    *, finished_beams_occupy_slots: bool = False,
 ) -> Generated:  # fmt: skip
     """The best finished hypothesis of ``beams`` live ones a study.
 
@@ -190,7 +183,7 @@ def beam_search(
     log-probability / length**length_penalty; the best ``beams`` of the others stay live. With
     ``finished_beams_occupy_slots`` a step takes the ``beams`` best only, and fewer stay live where some of them end
     (the published R2Gen rule). A study is done, and leaves the batch, when no live hypothesis can still beat its best
-    finished one. ``progress`` receives the hypotheses that may still win.
+    finished one.
     """
     limit, device, studies = model.config.max_length, encoded.source.device, encoded.source.shape[0]
     state = model.start(encoded, beams, branching=True)
@@ -230,22 +223,13 @@ def beam_search(
         if not finished_beams_occupy_slots:
             live, kept = live.topk(beams, dim=1)  # (B, k)
             parent, token, gained = parent.gather(1, kept), token.gather(1, kept), gained.gather(1, kept)
-        able = live / shrinks > best_score[study].unsqueeze(1)
-        undone = able.any(dim=1).nonzero().squeeze(1)
+        can_win = live / shrinks > best_score[study].unsqueeze(1)
+        undone = can_win.any(dim=1).nonzero().squeeze(1)
         if not len(undone):
             break
         history = parent.unsqueeze(2).expand_as(ids)
         ids, token_log_probs = ids.gather(1, history), token_log_probs.gather(1, history)
         ids[:, :, position], token_log_probs[:, :, position] = token, gained
-        if progress is not None:
-            found = (best_score[study] > NEVER).unsqueeze(1)
-            progress.update(
-                study,
-                torch.cat([best_ids[study].unsqueeze(1), ids], dim=1),
-                torch.cat([best_log_probs[study].unsqueeze(1), token_log_probs], dim=1),
-                torch.cat([found, able], dim=1),
-                length,
-            )
         state.branch(parent)
         if len(undone) <= _SHRINK_AT * len(study):
             ids, token_log_probs, live, token = ids[undone], token_log_probs[undone], live[undone], token[undone]
