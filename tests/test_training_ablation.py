@@ -168,7 +168,7 @@ def test_a_row_is_the_mean_of_its_seeds_and_its_interval_that_of_the_mean_on_the
     drawn = (seeds[1].drawn.drawn["CIDEr"] + seeds[2].drawn.drawn["CIDEr"]) / 2
     assert cider["studies_95"] == pytest.approx(list(np.percentile(drawn, (2.5, 97.5))))
     assert found["METEOR"] == {"mean": 0.7, "values": {1: 0.4, 2: 1.0}, "studies_95": None,
-                               "seeds_95": pytest.approx([0.7 - 12.706 * 0.3, 0.7 + 12.706 * 0.3])}  # fmt: skip
+                               "seeds_95": pytest.approx([0.7 - 12.7062 * 0.3, 0.7 + 12.7062 * 0.3])}  # fmt: skip
     one = summary({1: seeds[1]})["BLEU_4"]
     assert one["studies_95"] == average([seeds[1].drawn]).intervals()["BLEU_4"]
     assert one["seeds_95"] is None

@@ -21,8 +21,7 @@ from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
 from training.evaluation.inference import study_views
 from training.phantoms import write_phantom_root
-from training.scoring.logistic import fit_logistic, folds, held_out
-from training.scoring.reliability import auroc, brier, calibration_error, reliability
+from training.scoring.binary import auroc, brier, calibration_error, fit_logistic, folds, held_out, reliability
 
 VAL = 8
 UNSURE = ("views_swapped", "view_corrected", "same_view", "unusual_image")
@@ -41,7 +40,19 @@ def test_logistic_regression_finds_the_weights_that_made_the_truth() -> None:
     assert fitted.probabilities(rows).mean() == pytest.approx(truth.mean(), abs=1e-6)  # the bias is free
 
 
-def test_what_can_be_told_apart_keeps_finite_weights() -> None:
+def test_the_fit_maximises_the_penalised_likelihood() -> None:
+    """At the maximum the slope of the log-likelihood equals the pull of the ridge, and the bias feels no ridge."""
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(300, 40)) * rng.uniform(0.5, 2, 40)
+    truth = rng.random(300) < 1 / (1 + np.exp(-rows[:, :3].sum(1)))
+    for ridge in (1.0, 100.0):
+        fitted = fit_logistic(rows, truth, ridge=ridge)
+        residual = truth - fitted.probabilities(rows)
+        assert rows.T @ residual == pytest.approx(ridge * fitted.weights, abs=1e-6)
+        assert residual.sum() == pytest.approx(0, abs=1e-6)
+
+
+def test_separable_classes_keep_finite_weights() -> None:
     rows = np.array([[-1.0], [-2.0], [1.0], [2.0]])
     assert 0 < fit_logistic(rows, rows[:, 0] > 0).weights[0] < 10
     certain = fit_logistic(rows, np.ones(4, bool))
@@ -66,6 +77,10 @@ def test_figures_of_probabilities() -> None:
     assert calibration_error(said, truth) == pytest.approx((0.8 + 3 * 0.2 + 2 * 0.2) / 6)  # a bin each
     assert auroc(said, truth) == pytest.approx((3 * 2 + 3 * 0.5) / 9)
     assert auroc(said, np.ones(6, bool)) is None
+    rng = np.random.default_rng(0)
+    scores, positive = rng.integers(0, 12, 60).astype(float), rng.random(60) < 0.4  # with ties
+    pairs = [(high > low) + (high == low) / 2 for high in scores[positive] for low in scores[~positive]]
+    assert auroc(scores, positive) == pytest.approx(np.mean(pairs))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -23,7 +22,6 @@ from training.presets import PRESETS, preset
 from training.stages.cross_entropy import FrozenPartsModule, build_optimizer, mask_suppressed_targets, retrieve
 from training.stages.index import build_index
 from training.stages.mbr_table import analyse, report_tokens
-from training.stages.pretrain import auroc
 from training.stages.retriever import (
     contrastive_loss,
     label_agreement,
@@ -109,14 +107,6 @@ def test_bad_soft_scores_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "scores.csv").write_text(text)
     with pytest.raises(ValueError, match=r"scores\.csv"):
         read_soft_scores(tmp_path / "scores.csv")
-
-
-def test_auroc_counts_pairs_in_the_right_order() -> None:
-    rng = np.random.default_rng(0)
-    scores, truth = rng.integers(0, 6, 60).astype(float), rng.integers(0, 2, 60).astype(float)
-    pairs = [(p > n) + 0.5 * (p == n) for p in scores[truth == 1] for n in scores[truth == 0]]
-    assert auroc(scores, truth) == pytest.approx(np.mean(pairs))
-    assert auroc(scores, np.ones(60)) is None
 
 
 # --- retriever --------------------------------------------------------------------------------------------------------

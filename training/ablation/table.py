@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import NormalDist, mean, stdev
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 
 from training.ablation.bootstrap_io import read_draws
 from training.scoring.bootstrap import LEVEL, Resampled
 from training.scoring.metrics import METRICS
 
 Interval = list[float]
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t at .975, 1 to 9 degrees of freedom
 TRIVIAL_ROWS = ("constant", "most_frequent", "random", "nearest")
 
 
@@ -86,16 +86,8 @@ def seed_interval(values: Sequence[float]) -> Interval | None:
     """95 % interval of the mean of independent trainings, by Student's t; None for fewer than two."""
     if len(values) < 2:
         return None
-    half = _t(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    half = float(t.ppf(0.5 + LEVEL / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return [mean(values) - half, mean(values) + half]
-
-
-def _t(freedom: int) -> float:
-    """Student's t at .975: tabled, and from 10 degrees of freedom on expanded around the normal quantile."""
-    if freedom <= len(_T):
-        return _T[freedom - 1]
-    z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def average(rows: Sequence[Resampled]) -> Resampled:

@@ -13,7 +13,7 @@ from model.calibration.schema import Confidence, Kind, SentenceWeights, Support
 from model.calibration.sentence_confidence import features, kind_of, supported
 from model.text.labeler import FINDINGS, NO_FINDING
 from training.calibration.records import Record
-from training.scoring.logistic import Bools, Floats, Logistic, fit_logistic, folds, held_out
+from training.scoring.binary import Bools, Floats, Logistic, fit_logistic, folds, held_out
 
 RIDGE = 1.0
 FOLDS = 10

@@ -24,7 +24,7 @@ from model.calibration.schema import (
     ViewCheck,
 )
 from model.types import Pixels
-from training.scoring.logistic import Bools, fit_logistic, folds, held_out
+from training.scoring.binary import Bools, fit_logistic, folds, held_out
 
 DIRECTIONS = 16  # in which radiographs differ most
 QUANTILES = 201

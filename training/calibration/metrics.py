@@ -14,8 +14,7 @@ from model.calibration.schema import Calibration, Floats, Kind
 from model.types import Pixels, View
 from training.calibration.fit_confidence import SentenceTable, held_out_confidence, held_out_rate
 from training.calibration.fit_ood import LabelledFeatures, cross_validated_percentiles, ood_inputs
-from training.scoring.logistic import Bools, folds
-from training.scoring.reliability import auroc, brier, calibration_error, reliability
+from training.scoring.binary import Bools, auroc, brier, calibration_error, folds, reliability
 
 _FOLDS = 5
 _BOTH = (View.FRONTAL, View.LATERAL)

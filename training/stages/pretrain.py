@@ -26,6 +26,7 @@ from training.data.device_array import DeviceRows
 from training.data.pixel_cache import PixelCache
 from training.data.studies import Source, Study
 from training.data.targets import ExternalLabels, Group, finding_targets, read_soft_scores
+from training.scoring.binary import auroc
 from training.trainer.loop import Loop, LoopConfig, autocast
 
 log = logging.getLogger(__name__)
@@ -191,20 +192,9 @@ def _aurocs(prefix: str, scores: np.ndarray, truth: np.ndarray) -> dict[str, flo
     result = {}
     for name in SCORED:
         column = FINDINGS.index(name)
-        value = auroc(scores[:, column], truth[:, column]) if len(truth) else None
+        value = auroc(scores[:, column], truth[:, column] > 0.5) if len(truth) else None
         if value is not None:
             result[f"{prefix}_{name.lower().replace(' ', '_')}"] = value
     if result:
         result[f"{prefix}_mean"] = float(np.mean(list(result.values())))
     return result
-
-
-def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
-    """Area under the ROC curve by ranks (ties count half); None where one class is absent."""
-    positive = positive > 0.5
-    count, total = int(positive.sum()), len(positive)
-    if count in (0, total):
-        return None
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (total - count)))

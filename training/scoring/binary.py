@@ -1,0 +1,104 @@
+"""Binary classification over scikit-learn: logistic regression, held-out probabilities, how good probabilities are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+BINS = 10
+
+
+# --- fits -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """``weights`` (F,) and ``bias`` of a logit."""
+
+    weights: Floats
+    bias: float
+
+    def probabilities(self, rows: Floats) -> Floats:
+        """(N, F) -> (N,), 0 to 1."""
+        found: Floats = expit(rows @ self.weights + self.bias)
+        return found
+
+
+def fit_logistic(rows: Floats, truth: Bools, *, ridge: float = 1.0) -> Logistic:
+    """The weights with the highest likelihood, less ``ridge`` / 2 times their squared length; the bias is free.
+
+    Without features the bias is the logit of the rate. For a single class that rate is taken half a case off certain.
+
+    Args:
+        rows: (N, F), columns of similar size.
+        truth: (N,).
+        ridge: keeps weights finite for separable classes.
+    """
+    count, width = rows.shape
+    single = truth.all() or not truth.any()
+    if single or not width:
+        rate = (truth.sum() + 0.5) / (count + 1) if single else truth.mean()
+        return Logistic(np.zeros(width), float(np.log(rate / (1 - rate))))
+    fitted = LogisticRegression(C=1 / ridge, solver="newton-cholesky", tol=1e-10, max_iter=100).fit(rows, truth)
+    return Logistic(fitted.coef_[0].astype(np.float64), float(fitted.intercept_[0]))
+
+
+def folds(groups: Sequence[str], count: int, seed: int) -> Ints:
+    """(N,) a fold for each row, 0 to ``count`` - 1; rows of one group, such as one patient, share a fold."""
+    names = sorted(set(groups))
+    order = np.random.default_rng((seed, 83)).permutation(len(names))
+    fold = {names[position]: number % count for number, position in enumerate(order)}
+    return np.array([fold[group] for group in groups], np.int64)
+
+
+def held_out(rows: Floats, truth: Bools, fold: Ints, *, ridge: float = 1.0) -> Floats:
+    """(N,) probability of each row by a fit to the other folds."""
+    found = np.zeros(len(rows))
+    for number in np.unique(fold):
+        held = fold == number
+        found[held] = fit_logistic(rows[~held], truth[~held], ridge=ridge).probabilities(rows[held])
+    return found
+
+
+# --- quality ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Neighbouring probabilities: their mean ``said``, the share that ``came_true``, and their ``count``."""
+
+    said: float
+    came_true: float
+    count: int
+
+
+def reliability(probabilities: Floats, truth: Bools, bins: int = BINS) -> list[Bin]:
+    """Bins of equal count, from the lowest probability to the highest."""
+    parts = np.array_split(np.argsort(probabilities, kind="stable"), min(bins, len(probabilities)))
+    return [Bin(float(probabilities[part].mean()), float(truth[part].mean()), len(part)) for part in parts if len(part)]
+
+
+def calibration_error(probabilities: Floats, truth: Bools) -> float:
+    """Expected calibration error (Naeini et al. 2015) over the bins of ``reliability``: 0 is best."""
+    bins = reliability(probabilities, truth)
+    return float(sum(one.count * abs(one.said - one.came_true) for one in bins) / len(probabilities))
+
+
+def brier(probabilities: Floats, truth: Bools) -> float:
+    """Mean squared error of the probabilities (Brier 1950): 0 is best."""
+    return float(((probabilities - truth) ** 2).mean())
+
+
+def auroc(scores: npt.NDArray[np.floating], truth: Bools) -> float | None:
+    """Area under the ROC curve, ties counting half; None where a class is empty."""
+    return float(roc_auc_score(truth, scores)) if truth.any() and not truth.all() else None
