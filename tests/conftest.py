@@ -8,6 +8,8 @@ holds for ``published_fixtures``, a tiny model run by the published implementati
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,20 @@ def published_fixtures() -> Path:
     if FIXTURES is None:
         pytest.skip(NO_FIXTURES)
     return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An untrained bundle with reference cases and their texts, for reading only; `bundle_copy` may be changed."""
+    from model.manifest import verify_bundle
+    from tests.support.tiny import write_tiny_bundle
+
+    path = write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+    yield path
+    verify_bundle(path)
+
+
+@pytest.fixture
+def bundle_copy(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of `bundle` that a test may change."""
+    return Path(shutil.copytree(bundle, tmp_path / "tiny"))

@@ -10,8 +10,8 @@ from pydicom.uid import UID
 from model.images import ImageError, read_image
 from model.images.dicom.header import WARNINGS
 from model.types import View
-from tests.conftest import REPOSITORY
 from tests.support.dicom import CR, DX, SC, dataset, dicom, encode, film, png
+from tests.support.paths import REPOSITORY
 
 S = 64
 STORAGE = "1.2.840.10008.5.1.4.1.1."

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from model.network.late_import import put_off
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 MODULE = "slow_to_import"
 

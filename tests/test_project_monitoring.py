@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import yaml
 
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
 PROMTOOL = shutil.which("promtool", path=f"{os.environ.get('PROMTOOL_DIR', '')}:{os.environ['PATH']}")

@@ -18,9 +18,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 from tests.support.service import PROBLEM, WAIT_S, live_server, png
-from tests.support.tiny import write_tiny_bundle
 
 CADDY = shutil.which("caddy", path=f"{os.environ.get('CADDY_DIR', '')}:{os.environ['PATH']}")
 CADDYFILE = REPOSITORY / "deploy" / "Caddyfile"
@@ -94,9 +93,8 @@ def shows_certificate(port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Proxy, httpx.Client]]:
+def served(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[tuple[Proxy, httpx.Client]]:
     """The proxy, and a client of the service behind it."""
-    bundle = write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
     data = tmp_path_factory.mktemp("caddy")
     with (
         live_server(bundle, max_upload_bytes=100_000) as live,

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
 from tests.support.dockerfile import (
     DockerfileError,
     context_files,
@@ -19,6 +18,7 @@ from tests.support.dockerfile import (
     ignored,
     parse_dockerfile,
 )
+from tests.support.paths import REPOSITORY
 from tests.support.replay_image import NEEDED_BYTES, Built, Replay, check_contents, image_paths, main
 from tests.support.replay_service import Container, ReplayError, serve_and_ask
 

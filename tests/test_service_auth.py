@@ -20,17 +20,16 @@ from service.settings import Settings, explain, read_keys
 from service.web import problems
 from service.web.auth import require_api_key, require_api_key_if_configured
 from tests.support.service import PROBLEM, Live, live_server, png, settings_for
-from tests.support.tiny import write_tiny_bundle
 
 KEY, OTHER = "correct-horse-battery-staple", "second-key-0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("keyed")
     file = folder / "keys"
     file.write_text(f"# the first of each month\n{KEY}\n\n  {OTHER}\r\n")
-    with live_server(write_tiny_bundle(folder / "tiny"), warm_up=False, api_key_file=file) as live:
+    with live_server(bundle, warm_up=False, api_key_file=file) as live:
         yield live
 
 
@@ -100,8 +99,8 @@ def test_the_rest_stays_open(client: httpx.Client) -> None:
         assert client.get(path).status_code == 200, path
 
 
-def test_without_a_key_anyone_may_ask(tmp_path: Path) -> None:
-    with live_server(write_tiny_bundle(tmp_path / "tiny"), warm_up=False) as live, live.client() as client:
+def test_without_a_key_anyone_may_ask(bundle: Path) -> None:
+    with live_server(bundle, warm_up=False) as live, live.client() as client:
         assert post(client).status_code == 200
         assert post(client, X_API_Key="whatever").status_code == 200
 

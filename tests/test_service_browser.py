@@ -12,12 +12,11 @@ import pytest
 from PIL import Image
 
 from service.schemas.models import REPORT_EXAMPLE, ReportResponse
-from tests.conftest import REPOSITORY
 from tests.support.browser import DRAWN, choose, chromium, draft, find_chromium, open_page
 from tests.support.dicom import dicom
 from tests.support.formats import facts_of_fhir
+from tests.support.paths import REPOSITORY
 from tests.support.service import Live, live_server
-from tests.support.tiny import write_tiny_bundle
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -30,11 +29,6 @@ pytestmark = pytest.mark.skipif(
 KEY = "correct-horse-battery-staple"
 NAMES = ("Frontal", "Lateral")
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]  # of axe-core
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -41,11 +41,6 @@ TEXT = "The heart is enlarged. XXXX small left pleural effusion. No pneumothorax
 BUNDLES_OWN = "CXR9001_IM-0001"
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
-
-
 @contextmanager
 def served(bundle: Path, folder: Path | None, **changes: Any) -> Iterator[tuple[Live, httpx.Client]]:
     """A server with a key, and a client that has it."""

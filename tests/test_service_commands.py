@@ -17,18 +17,13 @@ import pytest
 from service import __main__ as serve
 from service import report
 from service.schemas.models import DISCLAIMER, ReportResponse
-from tests.conftest import REPOSITORY
 from tests.support.dicom import dicom, film
 from tests.support.formats import facts, facts_of_fhir
+from tests.support.paths import REPOSITORY
 from tests.support.service import WAIT_S, answer, png, ready_client, until
-from tests.support.tiny import REPORTS, write_tiny_bundle
+from tests.support.tiny import REPORTS
 
 START_S = 400.0  # a new process imports torch, which takes minutes where all cores are taken
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture

@@ -11,15 +11,9 @@ from pydantic import ValidationError
 
 from service.settings import Settings, explain
 from tests.support.service import PROBLEM, png, ready_client
-from tests.support.tiny import write_tiny_bundle
 
 ORIGIN, FOREIGN = "https://pacs.example.org", "https://pacs.example.org.evil.example"
 KEY = "correct-horse-battery-staple"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import copy
 import gzip
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +17,6 @@ from service.routes.export import MAX_BODY_BYTES
 from service.schemas.models import REPORT_EXAMPLE, ReportResponse
 from tests.support.formats import answers, facts, facts_of_fhir
 from tests.support.service import PROBLEM, ready_client
-from tests.support.tiny import write_tiny_bundle
 
 FHIR = "application/fhir+json"
 KEPT = REPORT_EXAMPLE["sentences"][0]["text"]
@@ -25,8 +25,8 @@ CANARY = "Wilhelmine-Canary"
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with ready_client(write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny"), warm_up=False) as client:
+def client(bundle: Path) -> Iterator[httpx.Client]:
+    with ready_client(bundle, warm_up=False) as client:
         yield client
 
 

@@ -21,21 +21,17 @@ from retrieval_index import hydrate
 from retrieval_index.cases import Case
 from retrieval_index.index import ReportIndex
 from service import __main__ as serve
-from tests.conftest import REPOSITORY
 from tests.support.archives import write_reports, xml_files
+from tests.support.paths import REPOSITORY
 from tests.support.tiny import write_tiny_bundle
 
 START_S = 400.0  # a new process imports torch, which takes minutes where all cores are taken
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
-
-
 @pytest.fixture
-def bundle(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "tiny"))
+def bundle(bundle: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(bundle, tmp_path / "tiny"))
 
 
 def serve_from_the_shell(*arguments: str, **environment: str) -> tuple[int, str]:

@@ -20,15 +20,14 @@ from service.schemas.models import ReportResponse
 from service.web.problems import Problem
 from tests.support.formats import answers, example, facts, facts_of_fhir
 from tests.support.service import PROBLEM, png, ready_client
-from tests.support.tiny import write_tiny_bundle
 
 ANSWERS = answers()
 FRONTAL = ExportContext(("frontal",))
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with ready_client(write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")) as client:
+def client(bundle: Path) -> Iterator[httpx.Client]:
+    with ready_client(bundle) as client:
         yield client
 
 

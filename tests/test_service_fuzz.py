@@ -24,15 +24,13 @@ from service.app import create_app
 from service.routes.streaming import EventSequence
 from service.schemas.models import PROBLEM_EXAMPLE, REPORT_EXAMPLE, ReportResponse
 from tests.support.service import PROBLEM, Live, live_server
-from tests.support.tiny import write_tiny_bundle
 
 INPUTS = 150
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on the files made here
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    bundle = write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+def live(bundle: Path) -> Iterator[Live]:
     with live_server(bundle, **fuzz.SETTINGS) as server:
         yield server
 

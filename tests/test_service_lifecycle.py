@@ -22,11 +22,6 @@ from tests.support.tiny import REPORTS, write_tiny_bundle
 CANARY = "Canary-Patient-4711"
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
-
-
 @pytest.fixture
 def gates(monkeypatch: pytest.MonkeyPatch) -> list[Gate]:
     return gate_drafters(monkeypatch)

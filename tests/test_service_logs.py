@@ -19,7 +19,6 @@ import uvicorn.config
 
 from service.web import logging as logs
 from tests.support.service import png, ready_client
-from tests.support.tiny import write_tiny_bundle
 
 CANARY = "Canary-Doe-Jane-1958"
 
@@ -61,9 +60,8 @@ def stream_of(formatter: logging.Formatter) -> Iterator[io.StringIO]:
         yield stream
 
 
-def test_json_lines_hold_the_access_fields(tmp_path: Path) -> None:
+def test_json_lines_hold_the_access_fields(bundle: Path) -> None:
     sent = "5b0f1c52-6f0e-4c0b-9a52-0d3f5ad1c8f7"
-    bundle = write_tiny_bundle(tmp_path / "tiny")
     with stream_of(logs.JsonLines()) as stream, ready_client(bundle, log_format="json") as client:
         client.post("/report", files={"frontal": ("f", png())}, data={"beam_size": "1"}, headers={"X-Request-ID": sent})
         client.get("/nothing")

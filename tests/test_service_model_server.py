@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,11 +31,6 @@ from tests.support.service import (
 from tests.support.tiny import write_tiny_bundle
 
 STUDIES = [png(60 + 7 * number, 80 + 5 * number) for number in range(8)]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture
@@ -163,26 +157,20 @@ def test_nothing_is_drafted_for_a_client_that_left(bundle: Path, gates: list[Gat
 # --- bundles ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def own_bundle(tmp_path: Path, bundle: Path) -> Path:
-    """A bundle that a test may change."""
-    return Path(shutil.copytree(bundle, tmp_path / "served"))
-
-
 def replace_bundle(path: Path, seed: int) -> None:
     new = write_tiny_bundle(path.with_name("new"), seed=seed)
     path.rename(path.with_name("old"))
     new.rename(path)
 
 
-def test_a_bundle_is_swapped_without_a_dropped_request(own_bundle: Path, gates: list[Gate]) -> None:
-    with gated(own_bundle, gates, api_key=KEY) as (_, client, gate), ThreadPoolExecutor(4) as pool:
+def test_a_bundle_is_swapped_without_a_dropped_request(bundle_copy: Path, gates: list[Gate]) -> None:
+    with gated(bundle_copy, gates, api_key=KEY) as (_, client, gate), ThreadPoolExecutor(4) as pool:
         client.headers.update(AUTHORIZED)
         before = client.get("/health").json()["bundle"]["digest"]
         held = [pool.submit(post, client) for _ in range(3)]
         assert gate.begun.wait(WAIT_S)
         until(lambda: depth(client)["depth"] == 3)
-        replace_bundle(own_bundle, seed=7)
+        replace_bundle(bundle_copy, seed=7)
         answer = client.post("/reload")
         assert answer.status_code == 200
         after = answer.json()["bundle"]["digest"]
@@ -198,13 +186,13 @@ def test_a_bundle_is_swapped_without_a_dropped_request(own_bundle: Path, gates: 
         until(lambda: not [thread for thread in threading.enumerate() if thread.name == "model-0"][1:])
 
 
-def test_a_bundle_that_cannot_be_loaded_changes_nothing(own_bundle: Path) -> None:
-    with ready_client(own_bundle, api_key=KEY) as client:
+def test_a_bundle_that_cannot_be_loaded_changes_nothing(bundle_copy: Path) -> None:
+    with ready_client(bundle_copy, api_key=KEY) as client:
         client.headers.update(AUTHORIZED)
         before = post(client).json()["sentences"]
-        weights = bytearray((own_bundle / "model.safetensors").read_bytes())
+        weights = bytearray((bundle_copy / "model.safetensors").read_bytes())
         weights[-1] ^= 1
-        (own_bundle / "model.safetensors").write_bytes(weights)
+        (bundle_copy / "model.safetensors").write_bytes(weights)
         answer = client.post("/reload")
         assert answer.status_code == 409
         assert answer.json()["code"] == "reload_refused"

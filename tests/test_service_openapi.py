@@ -27,9 +27,8 @@ from service.schemas.models import (
 )
 from service.settings import Settings
 from service.web.problems import CODES
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 from tests.support.service import png, ready_client, settings_for
-from tests.support.tiny import write_tiny_bundle
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +162,9 @@ def test_the_examples_labels_are_the_labelers() -> None:
         assert case["labels"] == label_report(case["findings"])
 
 
-def test_real_answers_fit_the_document(document: dict[str, Any], tmp_path: Path) -> None:
+def test_real_answers_fit_the_document(document: dict[str, Any], bundle: Path) -> None:
     schemas = document["components"]["schemas"]
-    with ready_client(write_tiny_bundle(tmp_path / "tiny")) as client:
+    with ready_client(bundle) as client:
         served = client.get("/openapi.json").json()
         report = client.post("/report", files={"frontal": ("f", png())}).json()
         health = client.get("/health").json()

@@ -14,16 +14,15 @@ from model.text.labeler import FINDINGS
 from service.app import STATIC
 from service.schemas.models import DISCLAIMER
 from service.web.problems import CODES
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 from tests.support.service import png, ready_client
-from tests.support.tiny import write_tiny_bundle
 
 FILES = sorted(path for path in STATIC.rglob("*") if path.is_file())
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with ready_client(write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny"), warm_up=False) as client:
+def client(bundle: Path) -> Iterator[httpx.Client]:
+    with ready_client(bundle, warm_up=False) as client:
         yield client
 
 
@@ -155,9 +154,9 @@ def test_only_language_theme_and_keys_outlast_the_tab() -> None:
     assert sorted(kept) == ["keys", "language", "theme"]
 
 
-def test_the_page_knows_the_code_and_the_header_that_the_service_uses(tmp_path: Path) -> None:
+def test_the_page_knows_the_code_and_the_header_that_the_service_uses(bundle: Path) -> None:
     key = "correct-horse-battery-staple"
-    with ready_client(write_tiny_bundle(tmp_path / "tiny"), warm_up=False, api_key=key) as keyed:
+    with ready_client(bundle, warm_up=False, api_key=key) as keyed:
         for open_path in ("/", "/static/key.js"):  # else nobody could be asked
             assert keyed.get(open_path).status_code == 200
         refused = keyed.post("/report", files={"frontal": ("f", png())})

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,14 +19,13 @@ from service.routes import preview
 from service.routes.preview import PREVIEW_SIDE
 from tests.support.dicom import dicom
 from tests.support.service import PROBLEM, encode, png, ready_client, scene, until
-from tests.support.tiny import write_tiny_bundle
 
 KEY = "correct-horse-battery-staple"
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with ready_client(write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny"), warm_up=False) as client:
+def client(bundle: Path) -> Iterator[httpx.Client]:
+    with ready_client(bundle, warm_up=False) as client:
         yield client
 
 
@@ -99,9 +99,7 @@ def test_one_is_drawn_at_a_time(client: httpx.Client, monkeypatch: pytest.Monkey
     assert most == 1
 
 
-def test_a_picture_that_takes_long_keeps_nobody_from_a_draft(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_that_takes_long_keeps_nobody_from_a_draft(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go, draw = threading.Event(), preview.thumbnail
 
     def slow(*args: Any, **options: Any) -> bytes:
@@ -109,7 +107,6 @@ def test_a_picture_that_takes_long_keeps_nobody_from_a_draft(
         return draw(*args, **options)
 
     monkeypatch.setattr(preview, "thumbnail", slow)
-    bundle = write_tiny_bundle(tmp_path_factory.mktemp("slow") / "tiny")
     with (
         ready_client(bundle, warm_up=False, max_concurrent_requests=2, request_timeout_s=5.0) as service,
         ThreadPoolExecutor(3) as pool,
@@ -123,8 +120,7 @@ def test_a_picture_that_takes_long_keeps_nobody_from_a_draft(
         assert previewed(service, png()).size == (90, 120)
 
 
-def test_a_key_guards_it(tmp_path_factory: pytest.TempPathFactory) -> None:
-    bundle = write_tiny_bundle(tmp_path_factory.mktemp("keyed") / "tiny")
+def test_a_key_guards_it(bundle: Path) -> None:
     with ready_client(bundle, warm_up=False, api_key=KEY) as keyed:
         files = {"image": ("i", png())}
         assert keyed.post("/preview", files=files).status_code == 401

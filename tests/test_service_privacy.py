@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from service.web import logging as logs
 from tests.support.dicom import dicom
 from tests.support.service import Live, encode, live_server, png, ready_client, scene
-from tests.support.tiny import REPORTS, write_tiny_bundle
+from tests.support.tiny import REPORTS
 
 PLACES = (
     "file name", "png text", "exif", "dicom", "field", "value", "query name", "query", "path", "static path", "method",
@@ -152,11 +152,10 @@ def all_lines(caplog: pytest.LogCaptureFixture) -> Iterator[dict[str, io.StringI
 @pytest.mark.parametrize("http", ["httptools", "h11"])
 @pytest.mark.parametrize("keyed", [False, True], ids=["open", "keyed"])
 def test_canaries_turn_up_in_no_line_error_or_metric(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, http: str, keyed: bool
+    bundle: Path, caplog: pytest.LogCaptureFixture, http: str, keyed: bool
 ) -> None:
     key = "correct-horse-battery-staple"
     changes = {"api_key": key, "cors_origins": "https://pacs.example.org"} if keyed else {}
-    bundle = write_tiny_bundle(tmp_path / "tiny")
     with (
         all_lines(caplog) as streams,
         live_server(bundle, http=http, log_level="DEBUG", **changes) as live,  # type: ignore[arg-type]
@@ -199,9 +198,9 @@ def test_canaries_turn_up_in_no_line_error_or_metric(
         assert not any(report in text for report in REPORTS)
 
 
-def test_the_access_line_says_what_is_needed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_access_line_says_what_is_needed(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "service")
-    with ready_client(write_tiny_bundle(tmp_path / "tiny")) as client:
+    with ready_client(bundle) as client:
         client.post("/report", files={"frontal": ("f", png())}, data={"beam_size": "1"})
         client.get("/nothing?x=1")
         client.get("/static/page.css?x=1")
@@ -218,7 +217,7 @@ def test_uvicorns_own_access_log_and_trace_are_silent() -> None:
     assert logging.getLogger("uvicorn.asgi").disabled  # at TRACE it prints headers
 
 
-def test_the_answer_is_not_to_be_stored(tmp_path: Path) -> None:
-    with ready_client(write_tiny_bundle(tmp_path / "tiny")) as client:
+def test_the_answer_is_not_to_be_stored(bundle: Path) -> None:
+    with ready_client(bundle) as client:
         answers = [client.post("/report", files={"frontal": ("f", png())}), client.get("/health"), client.get("/no")]
     assert [answer.headers["cache-control"] for answer in answers] == ["no-store"] * 3

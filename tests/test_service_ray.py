@@ -33,9 +33,8 @@ from benchmarks.raw_http import events
 from service.ray_app import __main__ as ray_app
 from service.ray_app import cluster as ray_cluster
 from service.settings import MIB
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 from tests.support.service import PROBLEM, png, ready_client
-from tests.support.tiny import write_tiny_bundle
 
 RAY = importlib.util.find_spec("ray") is not None and sys.platform == "linux"
 needs_ray = pytest.mark.skipif(not RAY, reason="needs Linux and pip install 'cxr-report[ray]'")
@@ -190,11 +189,6 @@ class Cluster:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,6 @@ from service.web import logging as logs
 from tests.support.chat_server import Completions, completion, completions_server, says
 from tests.support.formats import example
 from tests.support.service import png, ready_client, until
-from tests.support.tiny import write_tiny_bundle
 
 KEY = "local-key"
 CANARY = "Wilhelmine-Canary"
@@ -47,11 +46,6 @@ def model() -> Iterator[Completions]:
 def sleeps(handler: BaseHTTPRequestHandler) -> None:
     time.sleep(1.5)
     says(completion("too late"))(handler)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @contextmanager

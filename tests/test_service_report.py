@@ -27,11 +27,6 @@ File = tuple[str, bytes, str]
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def client(bundle: Path) -> Iterator[httpx.Client]:
     with ready_client(bundle) as client:
         yield client

@@ -6,20 +6,20 @@ import logging
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 from service.web.logging import current_request_id
 from tests.support.service import png, ready_client
-from tests.support.tiny import write_tiny_bundle
 
 MINE = "0190a5e2-7d1c-7b3e-9f00-5A5B6C7D8E9F"
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with ready_client(write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny"), warm_up=False) as client:
+def client(bundle: Path) -> Iterator[httpx.Client]:
+    with ready_client(bundle, warm_up=False) as client:
         yield client
 
 

@@ -17,7 +17,7 @@ from service.settings import (
     settings_or_exit,
     unknown_variables,
 )
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 from tools import settings_docs
 
 

@@ -17,11 +17,11 @@ from PIL import Image
 
 from model.types import View
 from service.schemas.models import ReportResponse
-from tests.conftest import REPOSITORY
 from tests.support.browser import DRAWN
 from tests.support.chat_server import Completions, completion, completions_server, says
 from tests.support.dicom import dicom, png
 from tests.support.formats import facts, facts_of_fhir, facts_of_sr
+from tests.support.paths import REPOSITORY
 from tests.support.service import ready_client
 from training.data.openi import open_openi
 

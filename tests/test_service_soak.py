@@ -23,11 +23,6 @@ STUDY = Study(b"x", "Clear. | A | B")
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def live(bundle: Path) -> Iterator[Live]:
     with live_server(bundle, max_concurrent_requests=9) as server:
         yield server

@@ -37,7 +37,6 @@ from service.web.problems import Problem
 from tests.support.dicom import tiny_elements
 from tests.support.formats import dicom, example, header
 from tests.support.service import png, ready_client
-from tests.support.tiny import write_tiny_bundle
 
 NOW = datetime(2026, 3, 1, 9, 30)
 PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyInstanceUID",
@@ -230,9 +229,9 @@ def test_an_upload_is_identified_only_where_that_is_asked_for() -> None:
     assert [vars(found) for found in identified.sources] == [vars(source())]
 
 
-def test_a_dicom_upload_is_answered_in_its_study(tmp_path: Path) -> None:
+def test_a_dicom_upload_is_answered_in_its_study(bundle: Path) -> None:
     liked = {"Accept": "application/dicom"}
-    with ready_client(write_tiny_bundle(tmp_path / "tiny")) as client:
+    with ready_client(bundle) as client:
         files = {"frontal": ("f", dicom()), "lateral": ("f", png())}
         answer = client.post("/report", files=files, headers=liked)
         broken = client.post("/report", files={"frontal": ("f", dicom()[:-5000])}, headers=liked)

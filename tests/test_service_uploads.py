@@ -20,17 +20,11 @@ from PIL import Image
 from service.settings import MIB
 from service.web import multipart
 from tests.support.service import WAIT_S, Live, encode, live_server, png, scene
-from tests.support.tiny import write_tiny_bundle
 
 MULTIPART = "multipart/form-data; boundary=b"
 OPEN = b'--b\r\nContent-Disposition: form-data; name="frontal"; filename="f.png"\r\nContent-Type: image/png\r\n\r\n'
 CHUNK = bytes(MIB)
 CAP = 2 * 32 * MIB  # of a whole body, by default
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="module", params=["httptools", "h11"])

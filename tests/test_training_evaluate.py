@@ -45,8 +45,8 @@ def source(root: Path) -> Source:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return load_bundle(write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny"))
+def bundle(bundle: Path) -> Bundle:
+    return load_bundle(bundle)
 
 
 @pytest.fixture(scope="module")

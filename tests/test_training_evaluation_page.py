@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from model.types import Draft, ReferenceCase, View
-from tests.support.tiny import write_tiny_bundle
 from training.data.openi import open_openi
 from training.data.pixel_cache import PixelCache
 from training.data.studies import ImageRef, Study
@@ -56,11 +55,10 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
     """The whole command on drawn phantoms: ``val.json`` and ``report/``."""
     where = tmp_path_factory.mktemp("page")
     root = write_phantom_root(where / "root", train=10, val=VAL, size=64)
-    bundle = write_tiny_bundle(where / "tiny")
     arguments = ["--bundle", str(bundle), "--root", str(root), "--out", str(where / "val.json"), "--device", "cpu",
                  "--beam-size", "2", "--no-meteor", "--draws", "60", "--counterfactuals", "--single-views",
                  "--report", str(where / "report")]  # fmt: skip

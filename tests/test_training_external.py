@@ -12,7 +12,6 @@ from PIL import Image
 from model.bundle import load_bundle
 from model.text.labeler import label_report
 from retrieval_index.index import ReportIndex
-from tests.support.tiny import write_tiny_bundle
 from training.data.external import NIH_FINDINGS, for_pretraining, read_external
 from training.data.openi import open_openi
 from training.data.targets import finding_targets
@@ -123,14 +122,14 @@ def test_agreement_is_that_of_the_label_scores() -> None:
         assert result["figures"][name] == drawn.whole[name] == pytest.approx(expected[name])
 
 
-def test_a_bundle_is_scored_on_images(tmp_path: Path) -> None:
+def test_a_bundle_is_scored_on_images(tmp_path: Path, bundle: Path) -> None:
     names = [f"{number}.png" for number in range(3)]
     table = ["image_id,Effusion,Cardiomegaly", *(f"{name[0]},1,0" for name in names)]
     path, images = write(tmp_path, table, names)
     (images / "1.png").write_bytes(b"no image")
-    bundle = load_bundle(write_tiny_bundle(tmp_path / "bundle"))
-    index = ReportIndex.load(bundle.path / "index", expected_sha256=bundle.index_sha256())
-    result, _ = score_external(bundle, index, read_external(path, images), work_dir=tmp_path / "work", draws=20,
+    loaded = load_bundle(bundle)
+    index = ReportIndex.load(loaded.path / "index", expected_sha256=bundle.index_sha256())
+    result, _ = score_external(loaded, index, read_external(path, images), work_dir=tmp_path / "work", draws=20,
                                options=InferenceOptions(progress=False))  # fmt: skip
     assert result["n"] == 2
     assert result["skipped"] == {"not frontal": 0, "no file": 0, "unreadable": 1}

@@ -16,7 +16,7 @@ from model.bundle import load_bundle
 from model.drafter import Drafter
 from model.types import Draft, DraftOptions, StudyView, View
 from retrieval_index.index import ReportIndex
-from tests.support.tiny import IMAGE_SIZE, write_tiny_bundle
+from tests.support.tiny import IMAGE_SIZE
 from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
 from training.data.studies import ImageRef, Source, Study
@@ -48,11 +48,11 @@ def source(folder: Path) -> Source:
 
 
 @pytest.fixture(scope="module")
-def drafter(folder: Path) -> Drafter:
+def drafter(folder: Path, bundle: Path) -> Drafter:
     """An untrained bundle that tells images apart: its norms take the statistics of some, so features have a size."""
-    bundle = load_bundle(write_tiny_bundle(folder / "tiny"))
-    drafter = Drafter(bundle, ReportIndex.load(bundle.path / "index", expected_sha256=bundle.index_sha256()))
-    backbone = bundle.model.backbone
+    loaded = load_bundle(bundle)
+    drafter = Drafter(loaded, ReportIndex.load(loaded.path / "index", expected_sha256=bundle.index_sha256()))
+    backbone = loaded.model.backbone
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the plain mean over what is seen
