@@ -119,8 +119,8 @@ def taken() -> Iterator[int]:
         yield int(other.getsockname()[1])
 
 
-def test_a_port_that_is_taken_from_the_shell(whole: Path, taken: int) -> None:
-    status, log = serve_from_the_shell("--bundle", str(whole), "--port", str(taken))
+def test_a_port_that_is_taken_from_the_shell(bundle: Path, taken: int) -> None:
+    status, log = serve_from_the_shell("--bundle", str(bundle), "--port", str(taken))
     assert status == serve.EXIT_ADDRESS == 4
     assert f"cannot listen on 127.0.0.1 port {taken}: Address already in use" in log
     assert "--port or REPORT_PORT" in log
@@ -143,7 +143,7 @@ def test_an_address_that_cannot_be_had_is_named_before_anything_is_loaded(
 
 
 def test_a_full_disk_while_texts_are_filled_in(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The one command beside training that writes; what was there stays, nothing half-written is left."""
     monkeypatch.chdir(tmp_path)
@@ -153,7 +153,7 @@ def test_a_full_disk_while_texts_are_filled_in(
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # no room for the weights
     try:
         with pytest.raises(SystemExit) as stop:
-            hydrate.main(["--bundle", str(whole), "--reports", str(reports), "--out", str(out)])
+            hydrate.main(["--bundle", str(bundle), "--reports", str(reports), "--out", str(out)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert stop.value.code == 1

@@ -128,7 +128,7 @@ def test_a_bundle_is_scored_on_images(tmp_path: Path, bundle: Path) -> None:
     path, images = write(tmp_path, table, names)
     (images / "1.png").write_bytes(b"no image")
     loaded = load_bundle(bundle)
-    index = ReportIndex.load(loaded.path / "index", expected_sha256=bundle.index_sha256())
+    index = ReportIndex.load(loaded.path / "index", expected_sha256=loaded.index_sha256())
     result, _ = score_external(loaded, index, read_external(path, images), work_dir=tmp_path / "work", draws=20,
                                options=InferenceOptions(progress=False))  # fmt: skip
     assert result["n"] == 2

@@ -51,7 +51,7 @@ def source(folder: Path) -> Source:
 def drafter(folder: Path, bundle: Path) -> Drafter:
     """An untrained bundle that tells images apart: its norms take the statistics of some, so features have a size."""
     loaded = load_bundle(bundle)
-    drafter = Drafter(loaded, ReportIndex.load(loaded.path / "index", expected_sha256=bundle.index_sha256()))
+    drafter = Drafter(loaded, ReportIndex.load(loaded.path / "index", expected_sha256=loaded.index_sha256()))
     backbone = loaded.model.backbone
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
