@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.schemas.models import REPORT_EXAMPLE, ReportResponse
+from service.schemas.examples import REPORT_EXAMPLE
+from service.schemas.models import ReportResponse
 from tests.support.browser import DRAWN, choose, chromium, draft, find_chromium, open_page
 from tests.support.dicom import dicom
 from tests.support.formats import facts_of_fhir

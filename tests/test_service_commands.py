@@ -16,7 +16,8 @@ import pytest
 
 from service import __main__ as serve
 from service import report
-from service.schemas.models import DISCLAIMER, ReportResponse
+from service.schemas.examples import DISCLAIMER
+from service.schemas.models import ReportResponse
 from tests.support.dicom import dicom, film
 from tests.support.formats import facts, facts_of_fhir
 from tests.support.paths import REPOSITORY

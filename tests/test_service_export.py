@@ -14,7 +14,8 @@ import pytest
 
 from service.formats.fhir import READER
 from service.routes.export import MAX_BODY_BYTES
-from service.schemas.models import REPORT_EXAMPLE, ReportResponse
+from service.schemas.examples import REPORT_EXAMPLE
+from service.schemas.models import ReportResponse
 from tests.support.formats import answers, facts, facts_of_fhir
 from tests.support.service import PROBLEM, ready_client
 

@@ -22,7 +22,8 @@ from benchmarks.server import Server
 from model.images import ImageError, load_pixels
 from service.app import create_app
 from service.routes.streaming import EventSequence
-from service.schemas.models import PROBLEM_EXAMPLE, REPORT_EXAMPLE, ReportResponse
+from service.schemas.examples import PROBLEM_EXAMPLE, REPORT_EXAMPLE
+from service.schemas.models import ReportResponse
 from tests.support.service import PROBLEM, Live, live_server
 
 INPUTS = 150

@@ -15,16 +15,9 @@ from model.text.labeler import FINDINGS, label_report
 from model.types import MAX_BEAM_SIZE, MAX_TOP_K
 from service.app import create_app
 from service.formats.negotiation import EVENTS, OFFERS
-from service.schemas.case_forms import CASE_FIELDS
-from service.schemas.forms import FIELDS
-from service.schemas.models import (
-    CASE_EXAMPLE,
-    HEALTH_EXAMPLE,
-    REPORT_EXAMPLE,
-    CaseResponse,
-    HealthResponse,
-    ReportResponse,
-)
+from service.schemas.examples import CASE_EXAMPLE, HEALTH_EXAMPLE, REPORT_EXAMPLE
+from service.schemas.forms import CaseForm, ReportForm
+from service.schemas.models import CaseResponse, HealthResponse, ReportResponse
 from service.settings import Settings
 from service.web.problems import CODES
 from tests.support.paths import REPOSITORY
@@ -93,7 +86,7 @@ def test_the_request_body_lists_every_field(document: dict[str, Any]) -> None:
     content = operation["requestBody"]["content"]
     assert list(content) == ["multipart/form-data"]
     properties = content["multipart/form-data"]["schema"]["properties"]
-    assert tuple(properties) == FIELDS
+    assert list(properties) == list(ReportForm.model_fields)
     assert properties["frontal"]["format"] == properties["lateral"]["format"] == "binary"
     assert (properties["top_k"]["maximum"], properties["beam_size"]["maximum"]) == (MAX_TOP_K, MAX_BEAM_SIZE)
 
@@ -101,7 +94,7 @@ def test_the_request_body_lists_every_field(document: dict[str, Any]) -> None:
 def test_the_form_of_a_case_lists_every_field(document: dict[str, Any]) -> None:
     content = document["paths"]["/cases"]["post"]["requestBody"]["content"]
     schema = content["multipart/form-data"]["schema"]
-    assert tuple(schema["properties"]) == CASE_FIELDS
+    assert list(schema["properties"]) == list(CaseForm.model_fields)
     check = validator(document, schema)
     assert check.is_valid({"case_id": "a-1", "findings": "Clear."})
     for wrong in (

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from model.text.labeler import FINDINGS
-from service.app import STATIC
-from service.schemas.models import DISCLAIMER
+from service.routes.system import STATIC
+from service.schemas.examples import DISCLAIMER
 from service.web.problems import CODES
 from tests.support.paths import REPOSITORY
 from tests.support.service import png, ready_client

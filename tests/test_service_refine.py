@@ -26,7 +26,8 @@ from service.llm import refine
 from service.llm.client import MAX_ANSWER_BYTES, MAX_CHARACTERS, Chat, ChatError
 from service.llm.refine import Refiner
 from service.metrics import Metrics
-from service.schemas.models import REPORT_EXAMPLE, ReportResponse
+from service.schemas.examples import REPORT_EXAMPLE
+from service.schemas.models import ReportResponse
 from service.settings import Settings
 from service.web import logging as logs
 from tests.support.chat_server import Completions, completion, completions_server, says

@@ -17,7 +17,8 @@ from model.images import load_pixels
 from model.text.labeler import FINDINGS
 from model.types import DraftOptions, StudyView, View
 from retrieval_index.index import ReportIndex
-from service.schemas.models import DISCLAIMER, ReportResponse
+from service.schemas.examples import DISCLAIMER
+from service.schemas.models import ReportResponse
 from service.settings import MIB
 from tests.support.dicom import DX, compressed, dataset, dicom, encapsulated
 from tests.support.service import PROBLEM, encode, png, png_claiming, ready_client, scene

@@ -37,7 +37,9 @@ from service.inference.engine import Engine
 from service.inference.loader import load
 from service.inference.threads import threadsafe_listener
 from service.routes import streaming
-from service.schemas.models import REPORT_EXAMPLE, CasesEvent, ProblemDetails, ReportResponse
+from service.schemas.events import CasesEvent
+from service.schemas.examples import REPORT_EXAMPLE
+from service.schemas.models import ProblemDetails, ReportResponse
 from service.web.problems import Problem
 from tests.support.service import (
     PROBLEM,

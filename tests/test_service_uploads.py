@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from service.settings import MIB
-from service.web import multipart
+from service.web import request_body
 from tests.support.service import WAIT_S, Live, encode, live_server, png, scene
 
 MULTIPART = "multipart/form-data; boundary=b"
@@ -141,7 +141,7 @@ def test_a_slow_client_is_let_go(bundle: Path) -> None:
 def test_a_client_that_trickles_does_not_hold_a_place_for_the_whole_time(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(multipart, "GRACE_S", 0.4)
+    monkeypatch.setattr(request_body, "GRACE_S", 0.4)
     with live_server(bundle, upload_timeout_s=60) as live, connect(live, f"Content-Length: {MIB}") as connection:
         connection.sendall(OPEN)
         began = time.monotonic()

@@ -1,18 +1,38 @@
-"""Reference cases over HTTP: ``POST /cases``, and ``GET`` and ``DELETE`` of one case."""
+"""Reference cases: ``POST /cases``, and ``GET`` and ``DELETE`` of one case."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, Request, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from service.cases.store import NewCase
 from service.inference.runtime import Runtime
 from service.inference.threads import run_in_temporary_thread
-from service.openapi_cases import ADD_CASE, GET_CASE, GET_PICTURE, REMOVE_CASE
-from service.routes.responses import case_answer
-from service.schemas.case_forms import read_case
+from service.routes.openapi import (
+    FORM_PROBLEMS,
+    NOT_READY,
+    NOT_READY_OR_BUSY,
+    PICTURE,
+    form_body,
+    problem_responses,
+)
+from service.routes.responses import case_response
+from service.schemas.examples import CASE_FORM_EXAMPLES
+from service.schemas.forms import CaseForm
 from service.schemas.models import CaseResponse
 from service.web.auth import require_api_key, require_api_key_if_configured
+from service.web.request_body import read_form
 
+CaseId = Annotated[str, Path(description="As in the answers.")]
+View = Annotated[
+    str, Path(description="One that the case's images name.", json_schema_extra={"enum": ["frontal", "lateral"]})
+]
+_OFF = problem_responses(403, "No cases are added here, or the service has no key.", "cases_off", "no_api_key")
+_ELSEWHERE = problem_responses(403, "The cases are held by replicas in other processes.", "cases_off")
+_NO_SUCH_CASE = problem_responses(404, "No such case, or no such picture of it.", "no_such_case")
+_DISK = problem_responses(507, "The disk is full or fails.", "cases_disk")
 router = APIRouter()
 
 
@@ -22,7 +42,23 @@ router = APIRouter()
     response_model=CaseResponse,
     summary="Add a reference case",
     dependencies=[Depends(require_api_key)],
-    **ADD_CASE,
+    openapi_extra=form_body(CaseForm, CASE_FORM_EXAMPLES, "Each field at most once; other fields are refused."),
+    responses={
+        201: {
+            "description": "The case, as it is kept.",
+            "headers": {"Location": {"description": "Of the case.", "schema": {"type": "string"}}},
+        },
+        **FORM_PROBLEMS,
+        **_OFF,
+        **problem_responses(409, "There is such a case, or there is no index.", "case_exists", "no_retrieval"),
+        **problem_responses(
+            422,
+            "A field is wrong; it is named.",
+            *("unknown_field", "missing_field", "malformed_value", "no_known_word", "too_small", "not_a_radiograph"),
+        ),
+        **NOT_READY_OR_BUSY,
+        **_DISK,
+    },
 )
 async def add_case(request: Request, response: Response) -> CaseResponse:
     """Keep a case of one's own, findings and perhaps images, and let studies retrieve it from now on.
@@ -30,14 +66,17 @@ async def add_case(request: Request, response: Response) -> CaseResponse:
     Nothing is trained. The case survives a restart and a swap of the bundle, until it is deleted.
     """
     runtime: Runtime = request.app.state.runtime
-    settings, case_store = runtime.settings, runtime.case_store
+    settings, store = runtime.settings, runtime.case_store
     serving = runtime.serving()
-    case_store.check_writable()
+    store.check_writable()
     with serving.backend.admission.acquire_slot():
-        new = await read_case(request, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s)
-        found = await run_in_temporary_thread(lambda: case_store.add(new))
+        form = await read_form(
+            request, CaseForm, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s
+        )
+        new = NewCase(form.case_id, form.findings, form.source_url, form.take_images())
+        found = await run_in_temporary_thread(lambda: store.add(new))
     response.headers["Location"] = f"cases/{found.case.case_id}"
-    return case_answer(found)
+    return case_response(found)
 
 
 @router.get(
@@ -45,13 +84,13 @@ async def add_case(request: Request, response: Response) -> CaseResponse:
     response_model=CaseResponse,
     summary="A reference case",
     dependencies=[Depends(require_api_key_if_configured)],
-    **GET_CASE,
+    responses={**_ELSEWHERE, **_NO_SUCH_CASE, **NOT_READY},
 )
-async def get_case(request: Request) -> CaseResponse:
+async def get_case(request: Request, case_id: CaseId) -> CaseResponse:
     """A case of the bundle or one that was added."""
     runtime: Runtime = request.app.state.runtime
     runtime.serving()
-    return case_answer(runtime.case_store.find(request.path_params["case_id"]))
+    return case_response(runtime.case_store.find(case_id))
 
 
 @router.get(
@@ -59,14 +98,13 @@ async def get_case(request: Request) -> CaseResponse:
     response_class=Response,
     summary="A small picture of a reference case",
     dependencies=[Depends(require_api_key_if_configured)],
-    **GET_PICTURE,
+    responses={**PICTURE, **_ELSEWHERE, **_NO_SUCH_CASE, **NOT_READY},
 )
-async def get_picture(request: Request) -> Response:
+async def get_picture(request: Request, case_id: CaseId, view: View) -> Response:
     """The radiograph of an added case, reduced to 320 pixels; ``images`` of a case names those there are."""
     runtime: Runtime = request.app.state.runtime
     runtime.serving()
-    wanted = request.path_params["case_id"], request.path_params["view"]
-    picture = await run_in_threadpool(runtime.case_store.picture, *wanted)
+    picture = await run_in_threadpool(runtime.case_store.picture, case_id, view)
     return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, no-store"})
 
 
@@ -76,10 +114,17 @@ async def get_picture(request: Request) -> Response:
     response_class=Response,
     summary="Remove an added case",
     dependencies=[Depends(require_api_key)],
-    **REMOVE_CASE,
+    responses={
+        204: {"description": "Removed."},
+        **_OFF,
+        **_NO_SUCH_CASE,
+        **problem_responses(409, "The case is the bundle's.", "case_of_bundle"),
+        **NOT_READY,
+        **_DISK,
+    },
 )
-async def remove_case(request: Request) -> None:
+async def remove_case(request: Request, case_id: CaseId) -> None:
     """Take an added case out of the index and, with its pictures, off the disk."""
     runtime: Runtime = request.app.state.runtime
     runtime.serving()
-    await run_in_threadpool(runtime.case_store.remove, request.path_params["case_id"])
+    await run_in_threadpool(runtime.case_store.remove, case_id)

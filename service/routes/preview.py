@@ -1,4 +1,4 @@
-"""``POST /preview``: a radiograph as a picture that every browser draws, by the reader that drafting uses."""
+"""``POST /preview``: a radiograph as a JPEG that browsers display, read by the same reader as for a draft."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ from fastapi import APIRouter, Depends, Request, Response
 from model.images import ImageError, ImageLimits, thumbnail
 from service.inference.runtime import Runtime
 from service.inference.threads import run_in_temporary_thread
-from service.openapi import PREVIEW
+from service.routes.openapi import (
+    FORM_PROBLEMS,
+    INTERNAL,
+    NOT_READY_OR_BUSY,
+    PICTURE,
+    form_body,
+    problem_responses,
+)
+from service.schemas.examples import PREVIEW_FORM_EXAMPLES
+from service.schemas.forms import PreviewForm
 from service.web.auth import require_api_key_if_configured
 from service.web.disconnect import cancel_on_disconnect
-from service.web.multipart import FormField, read_form
 from service.web.problems import Problem
+from service.web.request_body import read_form
 
-FIELD = "image"
 PREVIEW_SIDE = 1536  # pixels of the longer side
 router = APIRouter()
 
@@ -27,7 +35,16 @@ router = APIRouter()
     response_class=Response,
     summary="A radiograph as a picture that browsers draw",
     dependencies=[Depends(require_api_key_if_configured)],
-    **PREVIEW,
+    openapi_extra=form_body(PreviewForm, PREVIEW_FORM_EXAMPLES),
+    responses={
+        **PICTURE,
+        **FORM_PROBLEMS,
+        **problem_responses(
+            422, "The image is missing or wrong.", "unknown_field", "missing_image", "too_small", "not_a_radiograph"
+        ),
+        **INTERNAL,
+        **NOT_READY_OR_BUSY,
+    },
 )
 async def preview(request: Request) -> Response:
     """The grey values that a draft would be made of, in the image's own proportions, reduced to 1,536 pixels.
@@ -35,42 +52,41 @@ async def preview(request: Request) -> Response:
     For DICOM above all, which no browser draws. The picture holds nothing of the header, and nothing is kept.
     """
     runtime: Runtime = request.app.state.runtime
-    one_at_a_time: asyncio.Lock = request.app.state.preview_lock
     settings = runtime.settings
     runtime.serving()
     with request.app.state.auxiliary_limiter.acquire_slot():
         form = await read_form(
-            request, {FIELD: FormField.file(settings.max_upload_bytes)}, timeout_s=settings.upload_timeout_s
+            request, PreviewForm, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s
         )
-        data = form.file(FIELD)
-        if data is None:
-            raise Problem("missing_image", f"No {FIELD} was sent. Send one as a file.")
-        draw = partial(_picture, data, ImageLimits(max_pixels=settings.max_pixels))
+        render = partial(_render, form.image, ImageLimits(max_pixels=settings.max_pixels))
         try:
             async with asyncio.timeout(settings.request_timeout_s):
-                picture = await cancel_on_disconnect(request, _in_turn(one_at_a_time, draw))
+                picture = await cancel_on_disconnect(request, _one_at_a_time(request.app.state.preview_lock, render))
         except TimeoutError as error:
             detail = f"The picture was not ready within {settings.request_timeout_s:g} s. Try again in a moment."
             raise Problem("deadline", detail, headers={"Retry-After": "5"}) from error
     return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, no-store"})
 
 
-async def _in_turn(one_at_a_time: asyncio.Lock, draw: Callable[[], bytes]) -> bytes:
-    """Draw when nobody else does: a large image takes a gigabyte meanwhile, also where its client has left."""
-    await one_at_a_time.acquire()
-    drawing = asyncio.ensure_future(run_in_temporary_thread(draw))
+async def _one_at_a_time(lock: asyncio.Lock, render: Callable[[], bytes]) -> bytes:
+    """Render under the lock, because a large image needs a gigabyte.
+
+    The lock is held until the thread ends, even if the client disconnects before.
+    """
+    await lock.acquire()
+    rendering = asyncio.ensure_future(run_in_temporary_thread(render))
 
     def finished(_: object) -> None:
-        one_at_a_time.release()
-        if not drawing.cancelled():
-            drawing.exception()  # of one that nobody awaits any more
+        lock.release()
+        if not rendering.cancelled():
+            rendering.exception()  # mark it as retrieved: after a disconnect no caller awaits it
 
-    drawing.add_done_callback(finished)
-    return await asyncio.shield(drawing)
+    rendering.add_done_callback(finished)
+    return await asyncio.shield(rendering)
 
 
-def _picture(data: bytes, limits: ImageLimits) -> bytes:
+def _render(data: bytes, limits: ImageLimits) -> bytes:
     try:
         return thumbnail(data, PREVIEW_SIDE, limits=limits)
     except ImageError as error:
-        raise Problem(error.code, str(error), field=FIELD) from error
+        raise Problem(error.code, str(error), field="image") from error

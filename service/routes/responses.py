@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from model.types import Draft, ReferenceCase, Sentence, SentenceAttention
 from service.cases.store import FoundCase
 from service.formats.redaction import mark_redactions
+from service.schemas.examples import DISCLAIMER
 from service.schemas.models import (
-    DISCLAIMER,
     AttentionOut,
     CaseResponse,
     ModelInfo,
@@ -55,7 +55,7 @@ def sentence_out(sentence: Sentence) -> SentenceOut:
     )
 
 
-def case_answer(found: FoundCase) -> CaseResponse:
+def case_response(found: FoundCase) -> CaseResponse:
     """The answer of ``/cases``."""
     case = found.case
     return CaseResponse.model_validate(

@@ -20,16 +20,11 @@ from starlette.types import Message, Receive, Scope, Send
 from model.types import CasesFound, DraftEvent, EventCallback
 from service.formats.negotiation import EVENTS, VARY
 from service.routes.responses import case_out, sentence_out
-from service.schemas.models import CasesEvent, ProblemDetails, ReportResponse, SentenceEvent
+from service.schemas.events import CasesEvent, SentenceEvent
+from service.schemas.models import ReportResponse
 from service.web.disconnect import cancel_on_disconnect
 from service.web.problems import PROBLEM_CODE_SCOPE_KEY, Problem, internal_error
 
-EVENT_DATA: dict[str, type[BaseModel]] = {
-    "cases": CasesEvent,
-    "sentence": SentenceEvent,
-    "report": ReportResponse,
-    "problem": ProblemDetails,
-}
 KEEP_ALIVE_S = 5.0  # of silence, after which a comment says that the draft is still being made
 TAKE_WITHIN_S = 30.0  # a client that leaves an event lying for so long counts as gone: it holds a place
 KEEP_ALIVE = format_sse_event(comment="keep-alive")

@@ -1,71 +1,271 @@
-"""The body of ``POST /report``: its fields, and what they may hold."""
+"""The multipart forms of ``POST /report``, ``/preview`` and ``/cases``: their fields, limits and checks.
+
+A check fails with a ``PydanticCustomError``: its type is the code of the problem, its message the problem's detail.
+"""
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from starlette.requests import Request
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
 
 from model.types import MAX_BEAM_SIZE, MAX_TOP_K
-from service.web.multipart import FormField, read_form
-from service.web.problems import Problem
 
-IMAGE_FIELDS = ("frontal", "lateral")
-NUMBER_FIELDS = {"top_k": MAX_TOP_K, "beam_size": MAX_BEAM_SIZE}  # each 1..most
-WORD_FIELDS = {"include": ("attention",), "stream": ("true", "false"), "refine": ("true", "false")}
-FIELDS = (*IMAGE_FIELDS, *NUMBER_FIELDS, *WORD_FIELDS)
-_MAX_VALUE_BYTES = 32
+CASE_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+MAX_FINDINGS_BYTES = 8 * 1024
+MAX_URL_BYTES = 2048
+_MAX_PROSE_BYTES = 4096
+_INVISIBLE = ("Cc", "Cf", "Cn", "Co")  # Unicode categories of control, format, unassigned and private characters
 
 
 @dataclass(frozen=True)
-class Upload:
-    """A request, complete and checked but for the content of its images.
+class FormPart:
+    """One part of a multipart body; its file name is never kept."""
 
-    Attributes:
-        images: field name (``frontal``, ``lateral``) -> bytes of the file; at least one.
-        top_k: reference cases wanted, or None for the bundle's default.
-        beam_size: beam size wanted, or None for the bundle's default.
-        attention: ``include=attention``: each sentence's attention is wanted.
-        stream: server-sent events are wanted.
-        refine: a rewritten draft is wanted beside the model's.
-    """
-
-    images: dict[str, bytes] = field(repr=False)
-    top_k: int | None = None
-    beam_size: int | None = None
-    attention: bool = False
-    stream: bool = False
-    refine: bool = False
+    data: bytes = field(repr=False)
+    has_filename: bool
 
 
-async def read_upload(request: Request, *, max_file_bytes: int, timeout_s: float) -> Upload:
-    """Read and check the body of a request.
+@dataclass(frozen=True)
+class PartLimit:
+    """The most bytes of a field, and the code of the problem of a longer part."""
 
-    Args:
-        request: its body must not have been read.
-        max_file_bytes: largest image file; the body may hold two of them.
-        timeout_s: seconds within which the whole body must arrive.
+    max_bytes: int
+    code: str = "out_of_range"
 
-    Raises:
-        Problem: 4xx; what is wrong with the request.
-        ClientDisconnect: the client went away.
-    """
-    fields = {
-        **dict.fromkeys(IMAGE_FIELDS, FormField.file(max_file_bytes)),
-        **dict.fromkeys(NUMBER_FIELDS, FormField(_MAX_VALUE_BYTES, "not_a_number")),
-        **dict.fromkeys(WORD_FIELDS, FormField(_MAX_VALUE_BYTES, "unknown_value")),
-    }
-    form = await read_form(request, fields, timeout_s=timeout_s)
-    images = form.files(IMAGE_FIELDS)
-    numbers = {name: form.number(name, most) for name, most in NUMBER_FIELDS.items()}
-    if not images:
-        raise Problem("missing_image", "Neither frontal nor lateral was sent. Send at least one of them as a file.")
-    words = {name: form.word(name, allowed) for name, allowed in WORD_FIELDS.items()}
-    return Upload(
-        images,
-        numbers["top_k"],
-        numbers["beam_size"],
-        attention=words["include"] == "attention",
-        stream=words["stream"] == "true",
-        refine=words["refine"] == "true",
+
+class FileLimit:
+    """Marks a field that holds a file; the settings limit its size (``upload_too_large``)."""
+
+
+def quote(text: str) -> str:
+    """The text of a client as an error may quote it: printable and short."""
+    clean = "".join(character if character.isprintable() else "?" for character in text)
+    return repr(clean if len(clean) <= 40 else clean[:40] + "…")
+
+
+def _file(part: FormPart, info: ValidationInfo) -> bytes:
+    """The bytes of a file; a line of text without a file name is a path typed in place of the file."""
+    name = info.field_name
+    if not part.data:
+        raise PydanticCustomError(
+            "empty", f"The field {name} is empty. Send a PNG, JPEG or DICOM file, or leave it out."
+        )
+    if not part.has_filename and len(part.data) <= _MAX_PROSE_BYTES and _is_prose(part.data):
+        raise PydanticCustomError(
+            "not_a_file", f"The field {name} holds text, not a file. With curl write -F {name}=@FILE, with the @."
+        )
+    return part.data
+
+
+def _is_prose(data: bytes) -> bool:
+    try:
+        return data.decode("utf-8").isprintable()
+    except UnicodeDecodeError:
+        return False
+
+
+def _whole_number(most: int) -> BeforeValidator:
+    def parse(part: FormPart, info: ValidationInfo) -> int:
+        name, text = info.field_name, part.data.decode("utf-8", "replace").strip()
+        allowed = f"Send a whole number from 1 to {most}, or leave it out."
+        if not text:
+            raise PydanticCustomError("empty", f"The field {name} is empty. {allowed}")
+        if not re.fullmatch(r"[+-]?[0-9]+", text):
+            raise PydanticCustomError("not_a_number", f"{name} is {quote(text)}. {allowed}")
+        value = int(text)
+        if not 1 <= value <= most:
+            raise PydanticCustomError("out_of_range", f"{name} is {value}. {allowed}")
+        return value
+
+    return BeforeValidator(parse)
+
+
+def _one_of(*words: str) -> BeforeValidator:
+    def parse(part: FormPart, info: ValidationInfo) -> str:
+        text = part.data.decode("utf-8", "replace").strip()
+        if text not in words:
+            was = f"is {quote(text)}" if text else "is empty"
+            detail = f"{info.field_name} {was}. Send {' or '.join(words)}, or leave it out."
+            raise PydanticCustomError("unknown_value", detail)
+        return text
+
+    return BeforeValidator(parse)
+
+
+def _text(check: Callable[[str], str], *, required: bool) -> BeforeValidator:
+    def parse(part: FormPart, info: ValidationInfo) -> str | None:
+        try:
+            text = part.data.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise PydanticCustomError(
+                "malformed_value", f"The field {info.field_name} is not UTF-8. Send it as UTF-8."
+            ) from None
+        if not text and required:
+            raise missing_field(info.field_name)
+        return check(text) if text else None
+
+    return BeforeValidator(parse)
+
+
+def missing_field(name: str | None) -> PydanticCustomError:
+    """The error of a required text field that is missing or empty."""
+    return PydanticCustomError("missing_field", f"The field {name} is missing or empty. Send it.")
+
+
+def _check_case_id(text: str) -> str:
+    if not re.fullmatch(CASE_ID, text):
+        raise PydanticCustomError(
+            "malformed_value",
+            "The case_id is of another form. Send 1 to 64 letters, digits, dots, hyphens and underscores, "
+            "a letter or digit first; nothing that names a patient.",
+        )
+    return text
+
+
+def _check_findings(text: str) -> str:
+    """Join the lines to one; refuse characters that no text format can hold or that are invisible."""
+    findings = " ".join(text.removeprefix("\ufeff").split())  # the byte order mark of Windows editors
+    if any(unicodedata.category(character) in _INVISIBLE for character in findings):
+        raise PydanticCustomError(
+            "malformed_value", "The findings hold control characters or invisible ones. Send plain text."
+        )
+    return findings
+
+
+def _check_source_url(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        usable = url.scheme in ("http", "https") and url.hostname and url.username is None and url.port != 0
+    except ValueError:  # an invalid port or an unclosed bracket
+        usable = False
+    if not usable or not re.fullmatch(r"[!-~]+", text):  # printable ASCII
+        raise PydanticCustomError(
+            "malformed_value", "The source_url is no http or https address. Send one, or leave it out."
+        )
+    return text
+
+
+_SHORT = 32  # bytes of numbers and words
+OptionalFile = Annotated[bytes | None, FileLimit(), BeforeValidator(_file), Field(repr=False)]
+Switch = Annotated[Literal["true", "false"] | None, PartLimit(_SHORT, "unknown_value"), _one_of("true", "false")]
+
+
+class MultipartForm(BaseModel):
+    """Base of the forms: each field at most once, other fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class _ViewsForm(MultipartForm):
+    """A form with one radiograph for each view."""
+
+    def take_images(self) -> dict[str, bytes]:
+        """The images by view. The form drops them, so that their memory is free once they are decoded."""
+        images = {}
+        for view in ("frontal", "lateral"):
+            if (data := getattr(self, view)) is not None:
+                images[view] = data
+                setattr(self, view, None)
+        return images
+
+
+class ReportForm(_ViewsForm):
+    """The form of ``POST /report``; at least one image."""
+
+    model_config = ConfigDict(
+        title="ReportRequest", json_schema_extra={"anyOf": [{"required": ["frontal"]}, {"required": ["lateral"]}]}
     )
+
+    frontal: Annotated[
+        OptionalFile, Field(description="The PA or AP radiograph: DICOM (CR, DX, secondary capture), PNG or JPEG.")
+    ] = None
+    lateral: Annotated[OptionalFile, Field(description="The lateral radiograph, likewise.")] = None
+    top_k: Annotated[
+        Annotated[int, Field(ge=1, le=MAX_TOP_K)] | None,
+        PartLimit(_SHORT, "not_a_number"),
+        _whole_number(MAX_TOP_K),
+        Field(description="Reference cases returned; the bundle's own number if left out."),
+    ] = None
+    beam_size: Annotated[
+        Annotated[int, Field(ge=1, le=MAX_BEAM_SIZE)] | None,
+        PartLimit(_SHORT, "not_a_number"),
+        _whole_number(MAX_BEAM_SIZE),
+        Field(description="Hypotheses kept while writing; the bundle's if left out."),
+    ] = None
+    include: Annotated[
+        Literal["attention"] | None,
+        PartLimit(_SHORT, "unknown_value"),
+        _one_of("attention"),
+        Field(description="attention: where the decoder looked, sentence by sentence."),
+    ] = None
+    stream: Annotated[Switch, Field(description="true: server-sent events, see the description of this address.")] = (
+        None
+    )
+    refine: Annotated[Switch, Field(description="true: also a rewritten draft, where the operator configured one.")] = (
+        None
+    )
+
+    @model_validator(mode="after")
+    def _has_an_image(self) -> Self:
+        if self.frontal is None and self.lateral is None:
+            raise PydanticCustomError(
+                "missing_image", "Neither frontal nor lateral was sent. Send at least one of them as a file."
+            )
+        return self
+
+
+class PreviewForm(MultipartForm):
+    """The form of ``POST /preview``."""
+
+    model_config = ConfigDict(title="PreviewRequest")
+
+    image: Annotated[
+        bytes,
+        FileLimit(),
+        BeforeValidator(_file),
+        Field(repr=False, description="A radiograph: DICOM, PNG or JPEG."),
+    ]
+
+
+class CaseForm(_ViewsForm):
+    """The form of ``POST /cases``."""
+
+    model_config = ConfigDict(title="CaseRequest")
+
+    case_id: Annotated[
+        Annotated[str, Field(pattern=f"^{CASE_ID}$")],
+        PartLimit(64),
+        _text(_check_case_id, required=True),
+        Field(description="Unlike all others; nothing that names a patient."),
+    ]
+    findings: Annotated[
+        str,
+        PartLimit(MAX_FINDINGS_BYTES),
+        _text(_check_findings, required=True),
+        Field(
+            repr=False,
+            min_length=1,
+            max_length=MAX_FINDINGS_BYTES,
+            description=f"The text of the report's findings, at most {MAX_FINDINGS_BYTES:,} bytes.",
+        ),
+    ]
+    source_url: Annotated[
+        str | None,
+        PartLimit(MAX_URL_BYTES),
+        _text(_check_source_url, required=False),
+        Field(
+            json_schema_extra={"format": "uri", "maxLength": MAX_URL_BYTES},
+            description="http or https address where the case is shown.",
+        ),
+    ] = None
+    frontal: Annotated[
+        OptionalFile, Field(description="A radiograph, of which a small picture is kept: DICOM, PNG or JPEG.")
+    ] = None
+    lateral: Annotated[OptionalFile, Field(description="Likewise.")] = None

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from model.calibration.ood import WARNINGS as CHECK_WARNINGS
 from model.images.dicom.header import WARNINGS as DICOM_WARNINGS
-from model.text.labeler import FINDINGS
 from model.types import Label
+from service.schemas.examples import CASE_EXAMPLE, HEALTH_EXAMPLE, PROBLEM_EXAMPLE, REPORT_EXAMPLE
 
 Labels = dict[str, Label | None]
-
-DISCLAIMER = (
-    "Draft for review by a radiologist. Not a diagnosis. Not a medical device. For research use only: "
-    "the text may miss findings or state findings that are not there."
-)
 
 EDITED = "edited"  # code of the warning that a reader changed the findings
 _WARNINGS = [
@@ -25,92 +20,15 @@ _WARNINGS = [
     *DICOM_WARNINGS,
     *("refine_off", "refine_failed", "refine_added", "refine_dropped", EDITED),
 ]
-_SILENT: Labels = dict.fromkeys(FINDINGS)
-_TEXTS = (
-    "Heart outline of ordinary width for this projection, so no cardiomegaly is read.",
-    "A shallow pleural effusion fills the left angle on both views, with possible atelectasis above it.",
-)
-_MODEL = {
-    "name": "iu-xray",
-    "digest": "9f2c4e1ab0d7735c64f0e8812c9d5a3be6170f4429cd8be15a7703d2e4c1b690",
-    "backbone": "densenet121",
-    "image_size": 224,
-    "retrieval_k": 5,
-    "beam_size": 3,
-    "hydrated": True,
-    "trained_on": {"dataset": "openi", "split": "train"},
-    "licence": "See the bundle's licence note.",
-}
-REPORT_EXAMPLE: dict[str, Any] = {
-    "report_id": "5b0f1c52-6f0e-4c0b-9a52-0d3f5ad1c8f7",
-    "findings": " ".join(_TEXTS),
-    "sentences": [
-        {"text": _TEXTS[0], "confidence": 0.83, "labels": {"Cardiomegaly": "absent"}, "supported": None,
-         "attention": None},
-        {
-            "text": _TEXTS[1],
-            "confidence": 0.41,
-            "labels": {"Atelectasis": "uncertain", "Pleural Effusion": "present"},
-            "supported": True,
-            "attention": None,
-        },
-    ],
-    "labels": {**_SILENT, "Cardiomegaly": "absent", "Atelectasis": "uncertain", "Pleural Effusion": "present"},
-    "reference_cases": [
-        {
-            "rank": 1,
-            "case_id": "CXR0000_IM-0000",
-            "similarity": 0.71,
-            "findings": "Compared with the film of [redacted], the left pleural effusion has grown.",
-            "labels": {**_SILENT, "Pleural Effusion": "present"},
-            "source_url": "https://openi.nlm.nih.gov/detailedresult?img=CXR0000_IM-0000-0000",
-            "images": {},
-        }
-    ],
-    "image_checks": [{"view": "frontal", "frontal": 0.998, "unusual": 0.31}],
-    "refined": None,
-    "warnings": [
-        {"code": "missing_view", "message": "No lateral image was given; the draft leans on what is there."}
-    ],
-    "model": _MODEL,
-    "timings_ms": {
-        "upload": 9.1, "images": 14.2, "queue": 0.2, "encode": 62.0, "retrieve": 0.4, "decode": 401.7,
-        "total": 488.0,
-    },
-    "disclaimer": DISCLAIMER,
-}  # fmt: skip
-CASE_EXAMPLE: dict[str, Any] = {
-    "case_id": "teaching-0042",
-    "findings": "There is a small left pleural effusion. No pneumothorax.",
-    "labels": {**_SILENT, "Pleural Effusion": "present", "Pneumothorax": "absent"},
-    "source_url": "https://pacs.example.org/teaching/42",
-    "images": {"frontal": "cases/teaching-0042/frontal"},
-    "added": True,
-}
-HEALTH_EXAMPLE: dict[str, Any] = {
-    "status": "ready",
-    "device": "cpu",
-    "bundle": {"name": "iu-xray", "digest": _MODEL["digest"], "hydrated": True},
-    "cases": 2069,
-    "texts": True,
-    "queue": {"depth": 0, "waiting": 0, "capacity": 16},
-    "model": _MODEL,
-}
-PROBLEM_EXAMPLE: dict[str, Any] = {
-    "type": "urn:problem-type:cxr-report:unknown_field",
-    "title": "Unknown field",
-    "status": 422,
-    "detail": "The field 'side' is not known. Send frontal, lateral, top_k, beam_size, include, stream, refine.",
-    "code": "unknown_field",
-    "field": "side",
-}
 
 
-class _Answer(BaseModel):
+class ResponseModel(BaseModel):
+    """Base of all responses: frozen, without unknown fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
-class AttentionOut(_Answer):
+class AttentionOut(ResponseModel):
     """Where the decoder looked while it wrote a sentence. All weights of a sentence add up to 1."""
 
     patches: Annotated[
@@ -123,7 +41,7 @@ class AttentionOut(_Answer):
     cases: Annotated[list[float], Field(description="Weights of the cases that the model read, by rank.")]
 
 
-class SentenceOut(_Answer):
+class SentenceOut(ResponseModel):
     """One sentence of the draft."""
 
     text: str
@@ -148,7 +66,7 @@ class SentenceOut(_Answer):
     attention: Annotated[AttentionOut | None, Field(description="With include=attention; null otherwise.")] = None
 
 
-class ReferenceCaseOut(_Answer):
+class ReferenceCaseOut(ResponseModel):
     """A training case, or one that was added, whose report lies near the images."""
 
     rank: Annotated[int, Field(ge=1)]
@@ -169,7 +87,7 @@ class ReferenceCaseOut(_Answer):
     ]
 
 
-class CaseResponse(_Answer):
+class CaseResponse(ResponseModel):
     """A reference case."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [CASE_EXAMPLE]})
@@ -185,7 +103,7 @@ class CaseResponse(_Answer):
     added: Annotated[bool, Field(description="Whether it came by POST /cases; otherwise it is the bundle's.")]
 
 
-class ImageCheckOut(_Answer):
+class ImageCheckOut(ResponseModel):
     """What the calibrated checks say of one image."""
 
     view: Annotated[Literal["frontal", "lateral"], Field(description="As which it was read.")]
@@ -201,21 +119,21 @@ class ImageCheckOut(_Answer):
     ]
 
 
-class RefinedOut(_Answer):
+class RefinedOut(ResponseModel):
     """The draft, rewritten by the language model that the service's operator configured. Kept apart from ours."""
 
     text: str
     model: Annotated[str, Field(description="Its name, as configured.")]
 
 
-class WarningOut(_Answer):
+class WarningOut(ResponseModel):
     """Something the reader should know."""
 
     code: Annotated[str, Field(examples=_WARNINGS)]
     message: str
 
 
-class ModelInfo(_Answer):
+class ModelInfo(ResponseModel):
     """Which model wrote the draft; ``digest`` names its whole content."""
 
     name: str
@@ -229,7 +147,7 @@ class ModelInfo(_Answer):
     licence: str
 
 
-class ReportResponse(_Answer):
+class ReportResponse(ResponseModel):
     """A findings draft with the evidence beside it."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [REPORT_EXAMPLE]})
@@ -252,20 +170,7 @@ class ReportResponse(_Answer):
     disclaimer: str
 
 
-class CasesEvent(_Answer):
-    """Of a stream: retrieval is done."""
-
-    reference_cases: list[ReferenceCaseOut]
-
-
-class SentenceEvent(_Answer):
-    """Of a stream: a sentence is final. Its attention comes with the report only."""
-
-    index: Annotated[int, Field(ge=0)]
-    sentence: SentenceOut
-
-
-class BundleInfo(_Answer):
+class BundleInfo(ResponseModel):
     """The bundle that is served."""
 
     name: str
@@ -273,7 +178,7 @@ class BundleInfo(_Answer):
     hydrated: bool
 
 
-class QueueInfo(_Answer):
+class QueueInfo(ResponseModel):
     """Requests in the house, those of them that wait for the model, and how many there is room for."""
 
     depth: Annotated[int, Field(ge=0)]
@@ -281,7 +186,7 @@ class QueueInfo(_Answer):
     capacity: Annotated[int, Field(ge=1)]
 
 
-class HealthResponse(_Answer):
+class HealthResponse(ResponseModel):
     """The service is ready."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [HEALTH_EXAMPLE]})
@@ -295,13 +200,13 @@ class HealthResponse(_Answer):
     model: ModelInfo
 
 
-class AliveResponse(_Answer):
+class AliveResponse(ResponseModel):
     """The process answers."""
 
     status: Literal["alive"]
 
 
-class ProblemDetails(_Answer):
+class ProblemDetails(ResponseModel):
     """An error, RFC 9457. ``code`` is stable; ``detail`` says what was wrong and what to do."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [PROBLEM_EXAMPLE]})

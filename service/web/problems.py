@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from service.schemas.examples import INTERNAL_DETAIL
 from service.schemas.models import ProblemDetails
 
 MEDIA_TYPE = "application/problem+json"
@@ -23,7 +24,6 @@ TYPE_PREFIX = "urn:problem-type:cxr-report:"
 PROBLEM_CODE_SCOPE_KEY = "cxr_report.problem_code"  # of the ASGI scope: code of the problem that was sent
 CLIENT_DISCONNECTED = "client_disconnected"
 STOPPING = "The service is stopping; send the request again in a moment."
-INTERNAL_DETAIL = "This request could not be answered; others are not affected. The service log says where it failed."
 log = logging.getLogger(__name__)
 
 # code -> (status, title)

@@ -12,7 +12,8 @@ from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRL
 
 from model.text.labeler import FINDINGS
 from service.formats.codes import FINDING_CODES
-from service.schemas.models import REPORT_EXAMPLE, ReportResponse
+from service.schemas.examples import REPORT_EXAMPLE
+from service.schemas.models import ReportResponse
 from tests.support.service import scene
 
 JSON_ONLY = {

@@ -1,0 +1,166 @@
+"""``POST /report``: reads the images, drafts the findings, and answers in the format that the client accepts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import ExitStack
+
+from fastapi import APIRouter, Depends, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from model.types import Draft, DraftOptions, EventCallback
+from service.formats.dicom_source import export_context
+from service.formats.negotiation import VARY, parse_accept, respond
+from service.inference.backend import (
+    ClosedError,
+    DeviceLostError,
+    FieldError,
+    OutOfMemoryError,
+    RemoteDraft,
+)
+from service.inference.runtime import Runtime, ServingState
+from service.llm.refine import Refiner
+from service.routes.openapi import (
+    FORM_PROBLEMS,
+    INTERNAL,
+    NOT_ACCEPTABLE,
+    form_body,
+    formats_response,
+    problem_responses,
+)
+from service.routes.responses import to_response
+from service.routes.streaming import EventStream
+from service.schemas.examples import REPORT_FORM_EXAMPLES
+from service.schemas.forms import ReportForm
+from service.schemas.models import ReportResponse
+from service.web.auth import require_api_key_if_configured
+from service.web.disconnect import cancel_on_disconnect
+from service.web.problems import Problem, stopping
+from service.web.request_body import read_form
+
+log = logging.getLogger(__name__)
+router = APIRouter()
+
+
+@router.post(
+    "/report",
+    response_model=ReportResponse,
+    summary="Draft the findings of a study",
+    dependencies=[Depends(require_api_key_if_configured)],
+    openapi_extra=form_body(
+        ReportForm,
+        REPORT_FORM_EXAMPLES,
+        "At least one of frontal and lateral. Each field at most once; other fields are refused.",
+    ),
+    responses={
+        **formats_response(drafts=True),
+        **FORM_PROBLEMS,
+        **NOT_ACCEPTABLE,
+        **problem_responses(
+            422,
+            "A field is wrong; it is named.",
+            *("unknown_field", "missing_image", "too_small", "not_a_radiograph", "out_of_range", "unknown_value"),
+        ),
+        **INTERNAL,
+        **problem_responses(
+            503,
+            "Not ready, busy, too slow, or lost (with Retry-After).",
+            *("loading", "busy", "deadline", "replica_lost"),
+        ),
+    },
+)
+async def report(request: Request, response: Response) -> ReportResponse | Response:
+    """Two radiographs in (one may be missing), a findings draft and the reference cases it leaned on out.
+
+    `Accept` chooses the format: JSON by default, a FHIR DiagnosticReport, plain text, or a DICOM structured report.
+    With `stream=true` the answer is server-sent events: `cases` once retrieval is done, a `sentence` each as soon as it
+    is final, and `report`, which holds what the unstreamed call answers; or `problem`, where the draft fails after the
+    first event.
+    """
+    started = time.perf_counter()
+    runtime: Runtime = request.app.state.runtime
+    settings = runtime.settings
+    formats = parse_accept(request.headers.getlist("accept"))
+    serving = runtime.serving()
+    with ExitStack() as stack:
+        slot = stack.enter_context(ExitStack())
+        slot.enter_context(serving.backend.admission.acquire_slot())
+        form = await read_form(
+            request, ReportForm, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s
+        )
+        drafting = _Drafting(runtime, request.app.state.refiner, serving, form, slot, started)
+        if form.stream == "true":
+            formats.check_stream()
+            return EventStream(request, drafting.run, stack.pop_all())
+        context = await export_context(drafting.images, identified=formats.prefer_sr)
+        offer = formats.choose(context)
+        result = await cancel_on_disconnect(request, drafting.run())
+    response.headers.update(VARY)
+    return await run_in_threadpool(respond, result, context, offer) or result
+
+
+class _Drafting:
+    """One request from its form to the response."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        refiner: Refiner,
+        serving: ServingState,
+        form: ReportForm,
+        slot: ExitStack,
+        started: float,
+    ) -> None:
+        """Take over the images of the form; ``started`` is of ``time.perf_counter``, before the body was read."""
+        self.images = form.take_images()
+        self._runtime, self._refiner, self._serving = runtime, refiner, serving
+        self._options = DraftOptions(form.top_k, form.beam_size, form.include == "attention")
+        self._refine = form.refine == "true"
+        self._slot = slot
+        self._started, self._uploaded = started, time.perf_counter()
+
+    async def run(self, listener: EventCallback | None = None) -> ReportResponse:
+        """Draft, and refine where the request asks for it.
+
+        Args:
+            listener: is called with early results.
+
+        Raises:
+            Problem: the draft failed.
+        """
+        views = len(self.images)
+        draft = await self._draft(listener)
+        now = time.perf_counter()
+        timings = {"upload": (self._uploaded - self._started) * 1000, "total": (now - self._started) * 1000}
+        model = draft.model if isinstance(draft, RemoteDraft) else self._serving.model
+        result = to_response(draft, model, timings)
+        if self._refine:
+            self.images.clear()
+            self._slot.close()  # a request that waits for the language model needs no slot
+            left_s = self._runtime.settings.request_timeout_s - (time.perf_counter() - self._uploaded)
+            result = await self._refiner.refine(result, left_s)
+        self._runtime.metrics.drafted(result.timings_ms)
+        log.info("draft %s: %d views, %d cases", result.report_id, views, len(result.reference_cases))
+        return result
+
+    async def _draft(self, listener: EventCallback | None) -> Draft:
+        """The backend's draft, with its errors as problems."""
+        within_s = self._runtime.settings.request_timeout_s
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._serving.backend.draft(self.images, self._options, listener)
+        except TimeoutError as error:
+            detail = f"The draft was not ready within {within_s:g} s (REPORT_REQUEST_TIMEOUT_S). Try again in a moment."
+            raise Problem("deadline", detail, headers={"Retry-After": "5"}) from error
+        except FieldError as error:
+            raise Problem(error.code, str(error), field=error.field) from error
+        except OutOfMemoryError as error:
+            detail = "The device has too little memory for this study just now. Try again in a moment."
+            raise Problem("memory", detail, headers={"Retry-After": "5"}) from error
+        except DeviceLostError as error:
+            raise Problem("failed", f"{error}.") from error
+        except ClosedError as error:
+            raise stopping() from error

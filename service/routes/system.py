@@ -1,0 +1,88 @@
+"""Health, metrics, the reload of the bundle, and the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from service.inference.runtime import Runtime, ServingState
+from service.routes.openapi import NO_KEY, NOT_READY, problem_responses
+from service.schemas.models import AliveResponse, BundleInfo, HealthResponse, QueueInfo
+from service.web.auth import require_api_key
+
+STATIC = Path(__file__).parent.parent / "static"
+_REVALIDATE = {"Cache-Control": "no-cache"}
+router = APIRouter()
+
+
+@router.post(
+    "/reload",
+    response_model=HealthResponse,
+    summary="Serve the bundle on disk anew",
+    dependencies=[Depends(require_api_key)],
+    responses={
+        **NO_KEY,
+        **problem_responses(409, "Not swapped; the present bundle goes on serving.", "reload_refused"),
+        **NOT_READY,
+    },
+)
+async def reload(request: Request) -> HealthResponse:
+    """Load the bundle again and swap it in; requests under way end with the one they began with."""
+    runtime: Runtime = request.app.state.runtime
+    return _health(await runtime.reload())
+
+
+@router.get(
+    "/health",
+    response_model=HealthResponse,
+    summary="Whether the service is ready, and with what",
+    responses={**NOT_READY},
+)
+async def health(request: Request) -> HealthResponse:
+    """200 when ready; 503 with the reason while the model is loaded, or where it could not be."""
+    runtime: Runtime = request.app.state.runtime
+    return _health(runtime.serving())
+
+
+def _health(serving: ServingState) -> HealthResponse:
+    model, backend = serving.model, serving.backend
+    return HealthResponse(
+        status="ready",
+        device=serving.device,
+        bundle=BundleInfo(name=model.name, digest=model.digest, hydrated=model.hydrated),
+        cases=serving.case_index.cases,
+        texts=serving.case_index.texts,
+        queue=QueueInfo(depth=backend.admission.in_use, waiting=backend.waiting, capacity=backend.admission.capacity),
+        model=model,
+    )
+
+
+@router.get("/livez", response_model=AliveResponse, summary="Whether the process answers")
+async def livez() -> AliveResponse:
+    """200 as long as the process answers at all, whatever the model does."""
+    return AliveResponse(status="alive")
+
+
+@router.get("/metrics", include_in_schema=False)
+async def metrics(request: Request) -> Response:
+    """Metrics in Prometheus' text format."""
+    runtime: Runtime = request.app.state.runtime
+    return runtime.metrics.response()
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    """The page."""
+    return FileResponse(STATIC / "index.html", media_type="text/html; charset=utf-8", headers=_REVALIDATE)
+
+
+class RevalidatedStaticFiles(StaticFiles):
+    """Files of the page; a browser revalidates them on every use, so that it sees an update at once."""
+
+    def file_response(self, *args: object, **kwargs: object) -> Response:
+        response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]
+        response.headers.update(_REVALIDATE)
+        return response

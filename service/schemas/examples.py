@@ -1,0 +1,200 @@
+"""Examples of requests, responses and problems in the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model.text.labeler import FINDINGS
+from model.types import Label
+
+DISCLAIMER = (
+    "Draft for review by a radiologist. Not a diagnosis. Not a medical device. For research use only: "
+    "the text may miss findings or state findings that are not there."
+)
+INTERNAL_DETAIL = "This request could not be answered; others are not affected. The service log says where it failed."
+_NOT_MENTIONED: dict[str, Label | None] = dict.fromkeys(FINDINGS)
+_TEXTS = (
+    "Heart outline of ordinary width for this projection, so no cardiomegaly is read.",
+    "A shallow pleural effusion fills the left angle on both views, with possible atelectasis above it.",
+)
+_MODEL = {
+    "name": "iu-xray",
+    "digest": "9f2c4e1ab0d7735c64f0e8812c9d5a3be6170f4429cd8be15a7703d2e4c1b690",
+    "backbone": "densenet121",
+    "image_size": 224,
+    "retrieval_k": 5,
+    "beam_size": 3,
+    "hydrated": True,
+    "trained_on": {"dataset": "openi", "split": "train"},
+    "licence": "See the bundle's licence note.",
+}
+REPORT_EXAMPLE: dict[str, Any] = {
+    "report_id": "5b0f1c52-6f0e-4c0b-9a52-0d3f5ad1c8f7",
+    "findings": " ".join(_TEXTS),
+    "sentences": [
+        {"text": _TEXTS[0], "confidence": 0.83, "labels": {"Cardiomegaly": "absent"}, "supported": None,
+         "attention": None},
+        {
+            "text": _TEXTS[1],
+            "confidence": 0.41,
+            "labels": {"Atelectasis": "uncertain", "Pleural Effusion": "present"},
+            "supported": True,
+            "attention": None,
+        },
+    ],
+    "labels": {**_NOT_MENTIONED, "Cardiomegaly": "absent", "Atelectasis": "uncertain", "Pleural Effusion": "present"},
+    "reference_cases": [
+        {
+            "rank": 1,
+            "case_id": "CXR0000_IM-0000",
+            "similarity": 0.71,
+            "findings": "Compared with the film of [redacted], the left pleural effusion has grown.",
+            "labels": {**_NOT_MENTIONED, "Pleural Effusion": "present"},
+            "source_url": "https://openi.nlm.nih.gov/detailedresult?img=CXR0000_IM-0000-0000",
+            "images": {},
+        }
+    ],
+    "image_checks": [{"view": "frontal", "frontal": 0.998, "unusual": 0.31}],
+    "refined": None,
+    "warnings": [
+        {"code": "missing_view", "message": "No lateral image was given; the draft leans on what is there."}
+    ],
+    "model": _MODEL,
+    "timings_ms": {
+        "upload": 9.1, "images": 14.2, "queue": 0.2, "encode": 62.0, "retrieve": 0.4, "decode": 401.7,
+        "total": 488.0,
+    },
+    "disclaimer": DISCLAIMER,
+}  # fmt: skip
+CASE_EXAMPLE: dict[str, Any] = {
+    "case_id": "teaching-0042",
+    "findings": "There is a small left pleural effusion. No pneumothorax.",
+    "labels": {**_NOT_MENTIONED, "Pleural Effusion": "present", "Pneumothorax": "absent"},
+    "source_url": "https://pacs.example.org/teaching/42",
+    "images": {"frontal": "cases/teaching-0042/frontal"},
+    "added": True,
+}
+HEALTH_EXAMPLE: dict[str, Any] = {
+    "status": "ready",
+    "device": "cpu",
+    "bundle": {"name": "iu-xray", "digest": _MODEL["digest"], "hydrated": True},
+    "cases": 2069,
+    "texts": True,
+    "queue": {"depth": 0, "waiting": 0, "capacity": 16},
+    "model": _MODEL,
+}
+PROBLEM_EXAMPLE: dict[str, Any] = {
+    "type": "urn:problem-type:cxr-report:unknown_field",
+    "title": "Unknown field",
+    "status": 422,
+    "detail": "The field 'side' is not known. Send frontal, lateral, top_k, beam_size, include, stream, refine.",
+    "code": "unknown_field",
+    "field": "side",
+}
+REPORT_FORM_EXAMPLES: dict[str, Any] = {
+    "both views": {
+        "summary": "curl -F frontal=@frontal.png -F lateral=@lateral.png -F top_k=3 …/report",
+        "value": {"frontal": "(bytes of frontal.png)", "lateral": "(bytes of lateral.png)", "top_k": 3},
+    },
+    "DICOM": {
+        "summary": "curl -F frontal=@frontal.dcm -F lateral=@lateral.dcm …/report",
+        "value": {"frontal": "(bytes of frontal.dcm)", "lateral": "(bytes of lateral.dcm)"},
+    },
+    "one view": {
+        "summary": "curl -F frontal=@frontal.jpg …/report",
+        "value": {"frontal": "(bytes of frontal.jpg)"},
+    },
+}
+PREVIEW_FORM_EXAMPLES: dict[str, Any] = {
+    "DICOM": {"summary": "curl -F image=@frontal.dcm …/preview", "value": {"image": "(bytes of frontal.dcm)"}}
+}
+CASE_FORM_EXAMPLES: dict[str, Any] = {
+    "with a picture": {
+        "summary": "curl -F case_id=teaching-0042 -F 'findings=<report.txt' -F frontal=@pa.png …/cases",
+        "value": {
+            "case_id": "teaching-0042",
+            "findings": "There is a small left pleural effusion. No pneumothorax.",
+            "frontal": "(bytes of frontal.png)",
+        },
+    }
+}
+EXPORT_EXAMPLES: dict[str, Any] = {
+    "edited": {
+        "summary": "An answer whose findings the reader edited",
+        "value": {"report": REPORT_EXAMPLE, "findings": "No effusion.", "views": ["frontal"]},
+    }
+}
+PROBLEM_EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
+    "malformed_multipart": ("The body ends before its last boundary. Send it again, whole.", None),
+    "not_acceptable": (
+        "No application/dicom can be answered: no image came as a DICOM file, so that there is no study to file it in. "
+        "Ask for application/json, application/fhir+json or text/plain instead.", None
+    ),
+    "upload_timeout": ("The body did not arrive within 60 s. Check the connection and try again.", None),
+    "upload_too_large": (
+        "The file in frontal is larger than 33,554,432 bytes. Send it at a lower resolution.", "frontal"
+    ),
+    "not_multipart": (
+        "The Content-Type is 'application/json'. Send multipart/form-data, as curl -F does.", None
+    ),
+    "not_json": (
+        "The Content-Type is not application/json. Send the answer of POST /report as JSON.", None
+    ),
+    "invalid_request": ("report is not as described: missing. See ExportRequest in /openapi.json.", "report"),
+    "unsupported_format": (
+        "TIFF files are not read. Send a PNG, JPEG or DICOM file.", "frontal"
+    ),
+    "unsupported_transfer_syntax": (
+        "The transfer syntax is MPEG2 Main Profile / Main Level, which is not read here. "
+        "Send it uncompressed (Explicit VR Little Endian).", "frontal"
+    ),
+    "not_a_radiograph": (
+        "The DICOM object is CT Image Storage, no radiograph. "
+        "Send a CR, DX or secondary capture image of the chest.", "frontal"
+    ),
+    "unknown_field": (
+        "The field 'side' is not known. Send frontal, lateral, top_k, beam_size, include, stream, refine.", "side"
+    ),
+    "missing_image": ("Neither frontal nor lateral was sent. Send at least one of them as a file.", None),
+    "too_small": (
+        "The image is 1 x 1 pixels; at least 32 on each side are needed. "
+        "Send the radiograph itself, not an icon or thumbnail.", "lateral"
+    ),
+    "unknown_value": ("stream is 'yes'. Send true or false, or leave it out.", "stream"),
+    "out_of_range": ("beam_size is 9. Send a whole number from 1 to 8, or leave it out.", "beam_size"),
+    "internal": (INTERNAL_DETAIL, None),
+    "loading": ("The model is being loaded; try again in a few seconds.", None),
+    "unauthorized": ("This address asks for a key. Send it as Authorization: Bearer KEY or as X-API-Key: KEY.", None),
+    "busy": ("Try again in a moment: all 16 slots are in use.", None),
+    "deadline": (
+        "The draft was not ready within 30 s (REPORT_REQUEST_TIMEOUT_S). Try again in a moment.", None
+    ),
+    "no_api_key": (
+        "This address changes the service and answers only to a key, and none is configured. "
+        "Set REPORT_API_KEY or REPORT_API_KEY_FILE and restart.", None
+    ),
+    "replica_lost": (
+        "The process that drafted this study was lost, and so was the one after it. Try again in a moment.", None
+    ),
+    "cases_off": (
+        "No cases can be added to this service. Set REPORT_USER_CASES_DIR to a directory for them and restart.", None
+    ),
+    "no_such_case": ("No reference case of this id is served. Take ids from the answers.", None),
+    "case_exists": ("A case of this id is here already. Choose another, or DELETE it first.", "case_id"),
+    "no_retrieval": ("The bundle that is served has no index. Serve one made with retrieval.", None),
+    "case_of_bundle": ("This case belongs to the bundle. Only cases that were added can be removed.", None),
+    "missing_field": ("The field findings is missing or empty. Send it.", "findings"),
+    "malformed_value": (
+        "The source_url is no http or https address. Send one, or leave it out.", "source_url"
+    ),
+    "no_known_word": (
+        "The model knows no word of the findings. Send the findings of a report, in the model's language.", "findings"
+    ),
+    "cases_disk": (
+        "The case was not added: No space left on device in REPORT_USER_CASES_DIR. Free disk space, or check the disk.",
+        None,
+    ),
+    "reload_refused": (
+        "The present bundle goes on serving: model.safetensors was altered since the bundle was written.", None
+    ),
+}  # fmt: skip

@@ -1,0 +1,106 @@
+"""The body of ``POST /export``: a report, and its findings where a reader edited them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Annotated, Literal, LiteralString
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from model.calibration.sentence_confidence import unsupported
+from model.text.labeler import FINDINGS, label_report
+from service.schemas.models import EDITED, ReportResponse, WarningOut
+
+MAX_FINDINGS = 20_000  # characters
+_WARNINGS_OF_DRAFT = {
+    *("unsupported_sentence", "empty_draft", "refine_off", "refine_failed", "refine_added", "refine_dropped")
+}
+_SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+")
+
+
+class ExportRequest(BaseModel):
+    """What to write: the answer as it came, and the findings where a reader edited them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    report: Annotated[ReportResponse, Field(description="The answer of POST /report.")]
+    findings: Annotated[
+        str | None,
+        Field(
+            max_length=MAX_FINDINGS, description="The findings as the reader edited them; left out where nobody did."
+        ),
+    ] = None
+    views: Annotated[
+        tuple[Literal["frontal", "lateral"], ...],
+        Field(min_length=1, max_length=2, description="Views that the answer was made from, each once."),
+    ] = ("frontal", "lateral")
+
+    @field_validator("report")
+    @classmethod
+    def _can_be_written(cls, report: ReportResponse) -> ReportResponse:
+        """Reject values that the other formats cannot hold."""
+        if (fault := _fault(report)) is not None:
+            raise PydanticCustomError(fault, "not of an answer")
+        return report
+
+    @field_validator("views")
+    @classmethod
+    def _each_once(cls, views: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(views)) < len(views):
+            raise PydanticCustomError("a_view_came_twice", "twice")
+        return views
+
+    def edited_report(self) -> ReportResponse:
+        """The report with the reader's findings in place of the draft.
+
+        ``sentences`` keeps only sentences of the model, because their confidences are the model's. Labels are read
+        from the new text, and a warning holds the draft. The rewritten draft and warnings about the draft are removed.
+        """
+        report = self.report
+        edited = (self.findings if self.findings is not None else report.findings).strip()
+        if edited == report.findings.strip():
+            return report
+        written = Counter(_SENTENCE_BREAK.split(edited))
+        kept = []
+        for sentence in report.sentences:
+            if written[sentence.text] > 0:
+                written[sentence.text] -= 1
+                kept.append(sentence)
+        warnings = [warning for warning in report.warnings if warning.code not in _WARNINGS_OF_DRAFT]
+        if doubtful := sum(sentence.supported is False for sentence in kept):
+            doubt = unsupported(doubtful)
+            warnings.append(WarningOut(code=doubt.code, message=doubt.message))
+        message = f"The findings were edited by their reader. The model's draft was: {report.findings or 'empty'}"
+        return report.model_copy(
+            update={
+                "findings": edited,
+                "sentences": kept,
+                "labels": dict(label_report(edited, use_cache=False)),
+                "warnings": [*warnings, WarningOut(code=EDITED, message=message)],
+                "refined": None,
+            }
+        )
+
+
+def _fault(report: ReportResponse) -> LiteralString | None:
+    """What the service never writes and this report holds; None where it holds nothing such."""
+    if not _is_uuid(report.report_id):
+        return "report_id_is_no_uuid"
+    named = set(report.labels).union(
+        *(sentence.labels for sentence in report.sentences), *(case.labels for case in report.reference_cases)
+    )
+    if not named <= set(FINDINGS):
+        return "unknown_finding_in_labels"
+    words = [warning.code for warning in report.warnings]
+    words += [case.source_url for case in report.reference_cases if case.source_url is not None]
+    return "blank_in_a_code_or_address" if any(re.search(r"\s", word) for word in words) else None
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text.lower()
+    except ValueError:
+        return False

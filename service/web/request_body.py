@@ -1,0 +1,211 @@
+"""Request bodies, counted as they arrive, read into limited memory and checked part by part.
+
+Handlers call ``read_form`` themselves, after the API key was checked and a slot was acquired.
+FastAPI's ``Form()`` parameters cannot keep these promises:
+
+- the whole body is read before any dependency runs, without a limit on its size or time;
+- parts over 1 MB go to a temporary file;
+- of a repeated field only the last part is kept;
+- a body that ends before its last boundary is accepted.
+
+So the forms are pydantic models (``service.schemas.forms``), and the parser is Starlette's with
+restricted callbacks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from typing import TypeVar
+
+from pydantic import ValidationError
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service.schemas.forms import FileLimit, FormPart, MultipartForm, PartLimit, missing_field, quote
+from service.web.problems import Problem
+
+MULTIPART_OVERHEAD = 64 * 1024  # bytes allowed for boundaries, part headers and all fields but files
+GRACE_S = 10.0  # seconds before the minimum rate applies
+MIN_BYTES_PER_S = 8 * 1024  # a slower body must not hold a slot
+_QUOTABLE = {  # header values that an error may quote; others could be anything
+    *("gzip", "x-gzip", "deflate", "br", "zstd", "compress"),
+    *("application/json", "application/x-www-form-urlencoded", "application/octet-stream", "application/dicom"),
+    *("image/png", "image/jpeg", "text/plain", "multipart/mixed", "multipart/related"),
+}
+_MALFORMED = "Send the form as curl -F or a browser would: every part with a name, the last boundary closed with --."
+
+Form = TypeVar("Form", bound=MultipartForm)
+
+
+async def read_form(request: Request, form: type[Form], *, max_file_bytes: int, timeout_s: float) -> Form:
+    """Read and check a multipart body.
+
+    Args:
+        request: its body must not have been read.
+        form: the fields. The body may be as large as all files together, and ``MULTIPART_OVERHEAD``.
+        max_file_bytes: largest file.
+        timeout_s: seconds within which the whole body must arrive.
+
+    Raises:
+        Problem: 4xx; what is wrong with the request.
+        ClientDisconnect: the client disconnected.
+    """
+    _check_multipart(request)
+    limits = _limits(form, max_file_bytes)
+    files = sum(limit.code == _FILE_CODE for limit in limits.values())
+    body = receive(
+        request,
+        max_bytes=files * max_file_bytes + MULTIPART_OVERHEAD,
+        timeout_s=timeout_s,
+        remedy="Send the images at a lower resolution.",
+    )
+    parser = _FormParser(request.headers, body, limits)
+    try:
+        await parser.parse()
+    except MultiPartException as error:
+        raise Problem("malformed_multipart", _MALFORMED) from error
+    if not parser.complete:
+        raise Problem("malformed_multipart", "The body ends before its last boundary. Send it again, whole.")
+    try:
+        return form.model_validate(parser.take_parts())
+    except ValidationError as error:
+        raise _field_problem(error, limits) from None
+
+
+async def receive(request: Request, *, max_bytes: int, timeout_s: float, remedy: str) -> AsyncGenerator[bytes, None]:
+    """The chunks of a body, counted as they arrive, with or without a Content-Length.
+
+    Args:
+        request: its body must not have been read.
+        max_bytes: largest body.
+        timeout_s: seconds within which the whole body must arrive, at ``MIN_BYTES_PER_S`` or faster.
+        remedy: what to do about a body that is too large.
+
+    Raises:
+        Problem: ``upload_too_large``, 413; ``upload_timeout``, 408.
+        ClientDisconnect: the client disconnected.
+    """
+    too_large = Problem("upload_too_large", f"The body is larger than {max_bytes:,} bytes. {remedy}")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise too_large
+    stream, received, started = request.stream(), 0, asyncio.get_running_loop().time()
+    while True:
+        try:
+            async with asyncio.timeout_at(started + min(timeout_s, GRACE_S + received / MIN_BYTES_PER_S)):
+                chunk = await anext(stream, None)
+        except TimeoutError as error:
+            raise Problem(
+                "upload_timeout",
+                f"The body did not arrive within {timeout_s:g} s, or came at less than {MIN_BYTES_PER_S // 1024} "
+                "KiB/s. Check the connection and try again.",
+            ) from error
+        if chunk is None:
+            return
+        received += len(chunk)
+        if received > max_bytes:
+            raise too_large
+        yield chunk
+
+
+def refuse_compressed(request: Request) -> None:
+    """Accept only a body without Content-Encoding.
+
+    Raises:
+        Problem: ``unsupported_encoding``, 415.
+    """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise Problem(
+            "unsupported_encoding",
+            f"The Content-Encoding {_quote_header(encoding)}. Send the body as it is, not compressed.",
+        )
+
+
+def _quote_header(value: str) -> str:
+    return f"is {value!r}" if value in _QUOTABLE else "is one that is not read here"
+
+
+def _check_multipart(request: Request) -> None:
+    refuse_compressed(request)
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind != b"multipart/form-data":
+        was = _quote_header(kind.decode("latin-1").lower()) if kind else "is missing"
+        raise Problem("not_multipart", f"The Content-Type {was}. Send multipart/form-data, as curl -F does.")
+    if not options.get(b"boundary"):
+        raise Problem(
+            "malformed_multipart", "The Content-Type names no boundary. Let the HTTP library set this header."
+        )
+    if request.query_params:
+        name = quote(next(iter(request.query_params)))
+        raise Problem("unknown_field", f"{name} came in the address. Send it as a form field in the body.")
+
+
+_FILE_CODE = "upload_too_large"
+
+
+def _limits(form: type[MultipartForm], max_file_bytes: int) -> dict[str, PartLimit]:
+    limits = {}
+    for name, field in form.model_fields.items():
+        (limit,) = (entry for entry in field.metadata if isinstance(entry, PartLimit | FileLimit))
+        limits[name] = limit if isinstance(limit, PartLimit) else PartLimit(max_file_bytes, _FILE_CODE)
+    return limits
+
+
+class _FormParser(MultiPartParser):
+    """Collects the known fields in memory and fails at the first byte of anything else."""
+
+    def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], limits: Mapping[str, PartLimit]) -> None:
+        super().__init__(headers, stream)
+        self.complete = False
+        self._limits = limits
+        self._values: dict[str, bytearray] = {}
+        self._with_filename: set[str] = set()
+        self._name = ""
+
+    def take_parts(self) -> dict[str, FormPart]:
+        """The parts by field name; the parser drops them."""
+        names = list(self._values)
+        return {name: FormPart(bytes(self._values.pop(name)), name in self._with_filename) for name in names}
+
+    def on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._current_part.content_disposition)
+        if b"name" not in options:
+            raise Problem("malformed_multipart", "A part has no name. " + _MALFORMED)
+        name = options[b"name"].decode("utf-8", "replace")
+        if name not in self._limits:
+            detail = f"The field {quote(name)} is not known. Send {', '.join(self._limits)}."
+            raise Problem("unknown_field", detail, field=name[:64])
+        if name in self._values:
+            raise Problem("duplicate_field", f"The field {name} came twice. Send it once.", field=name)
+        if b"filename" in options:
+            self._with_filename.add(name)
+        self._name, self._values[name] = name, bytearray()
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        value, limit = self._values[self._name], self._limits[self._name]
+        value += data[start:end]
+        if len(value) > limit.max_bytes:
+            what = "file in" if limit.code == _FILE_CODE else "field"
+            detail = f"The {what} {self._name} is larger than {limit.max_bytes:,} bytes. Reduce it."
+            raise Problem(limit.code, detail, field=self._name)
+
+    def on_part_end(self) -> None:
+        pass
+
+    def on_end(self) -> None:
+        self.complete = True
+
+
+def _field_problem(error: ValidationError, limits: Mapping[str, PartLimit]) -> Problem:
+    """The problem of the first field that is wrong, in the order of the form."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else None
+    if first["type"] != "missing":
+        return Problem(first["type"], first["msg"], field=name)
+    if name is not None and limits[name].code == _FILE_CODE:
+        return Problem("missing_image", f"No {name} was sent. Send one as a file.")
+    return Problem("missing_field", missing_field(name).message(), field=name)
