@@ -190,7 +190,7 @@ def test_where_the_model_looked_is_told_in_words(page: Page) -> None:
     attention = {"patches": {"frontal": corner(6, 0), "lateral": corner(3, 3)}, "cases": [0.02, 0.01]}
     answered(page, {**REPORT_EXAMPLE, "sentences": [{**REPORT_EXAMPLE["sentences"][0], "attention": attention}]})
     page.locator("button.sentence").focus()
-    said = "Here: frontal 50%, strongest at lower left; lateral 50%, strongest at centre; reference cases 3%."
+    said = "Attention: frontal 50%, strongest at lower left; lateral 50%, strongest at centre; reference cases 3%."
     assert said in page.locator("#overlay-note").inner_text()
     assert page.locator("button.sentence").get_attribute("aria-describedby") == "overlay-note"
 
@@ -453,7 +453,7 @@ def test_a_draft_that_breaks_costs_no_edit(page: Page) -> None:
     page.fill("#edit-area", "No pleural effusion.")  # not done yet
     break_streams(page)
     page.click("#draft")
-    page.click("#replace [value=anew]")
+    page.click("#replace [value=replace]")
     page.wait_for_selector("#error:not([hidden])")
     assert texts(page, "button.sentence .words") == ["No pleural effusion."]
     assert page.locator("#edited-note").is_visible()
@@ -473,7 +473,7 @@ def test_a_new_draft_takes_no_edit_without_asking(page: Page, tmp_path: Path) ->
     assert texts(page, "button.sentence .words") == ["No pleural effusion."]
     assert "report" not in asked
     page.click("#draft")
-    page.click("#replace [value=anew]")
+    page.click("#replace [value=replace]")
     page.wait_for_selector("#edited-note", state="hidden")
     assert texts(page, "button.sentence .words") == [part["text"] for part in REPORT_EXAMPLE["sentences"]]
     edit(page, "No pneumothorax.")
@@ -677,7 +677,7 @@ def test_modules_work_by_themselves(page: Page) -> None:
         events = of_module(page, "stream.js", parse, pieces)
         assert events == [{"event": "cases", "data": {"n": 1}}, {"event": "report", "data": "é"}], width
     grids = {f"{row},{column}": corner(row, column) for row in (0, 3, 6) for column in (0, 3, 6)}
-    places = of_module(page, "overlay.js", "m.whereabouts(a).map((part) => [part.place, part.share])", grids)
+    places = of_module(page, "overlay.js", "m.describeLocation(a).map((part) => [part.location, part.share])", grids)
     names = [f"{row}.{column}" for row in ("upper", "middle", "lower") for column in ("left", "centre", "right")]
     assert places == [[name, 0.5] for name in names]
     draw = """{ const list = document.createElement("ul"), checks = a.map((unusual) => ({frontal: 0.998, unusual}));
@@ -856,7 +856,7 @@ def test_a_refusal_stands_until_a_draft_begins(page: Page, tmp_path: Path) -> No
     page.fill("#top_k", "2")
     page.click("#draft")
     assert not page.locator("#error-top_k").is_visible(), "it is a number now"
-    page.click("#replace [value=anew]")
+    page.click("#replace [value=replace]")
     page.wait_for_selector("#edited-note", state="hidden")
     assert not page.locator("#error-frontal").is_visible()
 
@@ -868,7 +868,7 @@ def test_what_is_no_number_is_told(page: Page) -> None:
     page.keyboard.type("1e")
     page.click("#draft")
     assert page.evaluate("document.activeElement.id") == "top_k"
-    assert page.locator("#error-top_k").inner_text().startswith("This is no whole number")
+    assert page.locator("#error-top_k").inner_text().startswith("This is not a whole number")
     page.select_option("#language", "zh-Hans")
     assert page.locator("#error-top_k").inner_text().startswith("这不是整数")
     page.select_option("#language", "en")

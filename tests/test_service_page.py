@@ -276,7 +276,7 @@ def test_all_text_has_contrast(theme: str) -> None:
 def test_the_static_files_ship_with_the_package() -> None:
     assert {path.name for path in FILES} == {
         "index.html", "page.css", "page.js", "api.js", "compare.js", "display.js", "draw.js", "edit.js", "film.js",
-        "i18n.js", "key.js", "overlay.js", "peek.js", "preferences.js", "save.js", "sentences.js", "stream.js",
+        "i18n.js", "key.js", "overlay.js", "preferences.js", "save.js", "sentences.js", "sticky-views.js", "stream.js",
         "theme.js", "views.js", "words.en.js", "words.zh.js", "icon.svg",
     }  # fmt: skip
     assert Path(STATIC).parent.name == "service"

@@ -1,4 +1,4 @@
-// Talks to the service. Errors arrive as problem+json and leave as Problem objects in plain words.
+// Requests to the service. Errors (problem+json) are thrown as Problem objects.
 
 import { t } from "./i18n.js";
 import { storedKey } from "./key.js";
@@ -16,7 +16,7 @@ const broken = () => new Problem({ title: t("broken"), detail: t("broken.detail"
 const failed = (status, body) =>
   new Problem({ title: t("failed"), detail: t("failed.detail", { status }), ...(body ?? {}), status });
 
-/** Health of the service: its answer when ready, a Problem thrown while it is not. */
+/** Return the health of the service; throws a Problem while it is not ready. */
 export async function health() {
   const response = await fetch("health", { cache: "no-store" }).catch(() => {
     throw unreachable();
@@ -26,27 +26,27 @@ export async function health() {
   return body;
 }
 
-/** A file of the service that a key may guard, as a Blob; null where there is none for us. */
-export async function picture(address) {
+/** Fetch a picture, with the key if there is one, as a Blob; null if that fails. */
+export async function fetchPicture(address) {
   const response = await fetch(address, { headers: keyHeader() }).catch(() => null);
   return response?.ok ? response.blob() : null;
 }
 
 /**
- * An answer in another format.
+ * Request a report in another format.
  * @param {object} body of POST /export
  * @param {string} type media type
  */
-export const exported = (body, type) => posted("export", JSON.stringify(body), { "Content-Type": "application/json", Accept: type });
+export const requestExport = (body, type) => post("export", JSON.stringify(body), { "Content-Type": "application/json", Accept: type });
 
-/** A picture of a radiograph that this browser does not draw, as the service reads it. */
-export function drawn(file) {
+/** Request a picture of a radiograph that the browser cannot draw (DICOM). */
+export function requestPreview(file) {
   const form = new FormData();
-  form.append("image", file, "image"); // not the file's own name
-  return posted("preview", form);
+  form.append("image", file, "image"); // the file name is not sent
+  return post("preview", form);
 }
 
-async function posted(address, body, headers = {}) {
+async function post(address, body, headers = {}) {
   const response = await fetch(address, { method: "POST", headers: { ...headers, ...keyHeader() }, body }).catch(() => {
     throw unreachable();
   });
@@ -55,23 +55,23 @@ async function posted(address, body, headers = {}) {
 }
 
 /**
- * Ask for a draft.
+ * Request a draft.
  * @param {{frontal: File|null, lateral: File|null}} files
- * @param {Object<string, string>} options empty strings take the bundle's defaults
+ * @param {Object<string, string>} options an empty string selects the bundle's default
  * @param {{onUpload: (share: number) => void, onEvent: (event: {event: string, data: any}) => void, signal: AbortSignal}} hooks
  */
 export function requestDraft(files, options, { onUpload, onEvent, signal }) {
   const form = new FormData();
   for (const [name, file] of Object.entries(files)) {
-    if (file) form.append(name, file, name); // the file's own name may hold a patient's: it stays here
+    if (file) form.append(name, file, name); // the file name is not sent: it may contain a patient's name
   }
   for (const [name, value] of Object.entries(options)) {
     if (value !== "") form.append(name, value);
   }
   return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest(); // fetch cannot tell how far an upload is
+    const request = new XMLHttpRequest(); // fetch has no upload progress
     const parser = new EventParser();
-    let read = 0;
+    let offset = 0;
     let last = null;
     request.open("POST", "report");
     for (const [name, value] of Object.entries(keyHeader())) request.setRequestHeader(name, value);
@@ -79,23 +79,23 @@ export function requestDraft(files, options, { onUpload, onEvent, signal }) {
       if (event.lengthComputable) onUpload(event.loaded / event.total);
     });
     request.upload.addEventListener("load", () => onUpload(1));
-    const take = () => {
+    const consume = () => {
       if (!request.getResponseHeader("Content-Type")?.startsWith("text/event-stream")) return;
-      const from = read;
-      read = request.responseText.length;
+      const start = offset;
+      offset = request.responseText.length;
       try {
-        for (const event of parser.feed(request.responseText.slice(from))) {
+        for (const event of parser.feed(request.responseText.slice(start))) {
           last = event;
           onEvent(event);
         }
       } catch {
-        reject(broken()); // before the abort's own word: the first one counts
+        reject(broken()); // before abort: the first rejection wins
         request.abort();
       }
     };
-    request.addEventListener("progress", take);
+    request.addEventListener("progress", consume);
     request.addEventListener("load", () => {
-      take();
+      consume();
       const body = parsed(request.responseText);
       if (last?.event === "report") resolve(last.data);
       else if (last?.event === "problem") reject(failed(last.data.status, last.data));

@@ -1,8 +1,8 @@
-// Brightness, contrast and polarity of the images on the screen. The service reads them as they are.
+// Brightness, contrast and polarity of the images on the screen. The service receives the original files.
 
 const SLIDERS = ["brightness", "contrast"];
 
-/** Let the controls of `root` set how the images in `views` are shown. */
+/** Connect the controls of `root` with the images in `views`. */
 export function bindDisplay(root, views) {
   const [brightness, contrast] = SLIDERS.map((name) => root.getElementById(name));
   const invert = root.getElementById("invert");

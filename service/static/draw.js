@@ -1,17 +1,17 @@
-// Draws an answer. Text goes in as text nodes, never as markup.
+// Draws a report. Text is inserted as text nodes, never as markup.
 
-import { picture } from "./api.js";
+import { fetchPicture } from "./api.js";
 import { compared, findingsCompared } from "./compare.js";
 import { finding, stage, t, warningWords } from "./i18n.js";
 
-const LOW = { words: 0.5, calibrated: 0.25 }; // confidence below this is drawn in the colour of doubt
-const SOME = 0.005; // of the attention, below which nothing is said of a case
-const MUCH = 0.05;
-const ORDER = ["present", "uncertain", "absent"];
+const LOW_CONFIDENCE = { words: 0.5, calibrated: 0.25 }; // below this a sentence is marked as doubtful
+const MIN_CASE_SHARE = 0.005; // of the attention; smaller shares are not shown
+const HIGH_CASE_SHARE = 0.05;
+const LABEL_ORDER = ["present", "uncertain", "absent"];
 const REDACTED = "[redacted]";
-const ours = () => document.documentElement.lang; // of our words within a report's English
+const interfaceLanguage = () => document.documentElement.lang; // for labels inside English report text
 export const percent = (share) => `${Math.round(100 * share)}%`;
-/** Near the share from which there is a warning a decimal more, and never up to it. */
+/** One decimal near the warning threshold, rounded down so that it never shows the threshold itself. */
 const unusualShare = (share) => (share > 0.98 ? `${(Math.floor(1000 * share + 1e-6) / 10).toFixed(1)}%` : percent(share));
 
 /** An element with properties and children; strings become text. */
@@ -21,7 +21,7 @@ export function element(tag, properties = {}, ...children) {
   return node;
 }
 
-/** A bar for the eye and the same as text for everyone: `share` 0..1, `name` in words. */
+/** A bar and its value as text: `share` 0..1, `name` for screen readers. */
 function measure(share, amount, name, low = false) {
   const fill = element("span", { className: "fill" });
   fill.style.width = `${Math.round(100 * Math.min(1, Math.max(0, share)))}%`;
@@ -36,7 +36,7 @@ function measure(share, amount, name, low = false) {
 }
 
 function chip(name, label, extra = "") {
-  const kind = name === "No Finding" && label === "present" ? "calm" : label; // its presence is good news
+  const kind = name === "No Finding" && label === "present" ? "calm" : label; // a normal result, not a finding
   const node = element(
     "span",
     { className: `chip ${kind} ${extra}` },
@@ -48,9 +48,9 @@ function chip(name, label, extra = "") {
 }
 
 /**
- * A sentence of the draft, for the list that one walks through.
+ * A sentence of the draft as a list item.
  * @param {{text: string, confidence: number|null, supported: boolean|null, attention: object|null}} sentence confidence null:
- *   the reader's
+ *   written by the reader
  * @param {boolean} calibrated whether the confidence is the chance that the sentence is right
  */
 export function sentenceItem({ text, confidence, supported, attention }, calibrated) {
@@ -58,7 +58,7 @@ export function sentenceItem({ text, confidence, supported, attention }, calibra
   if (supported === false) marks.push(element("span", { className: "note doubt", title: t("unsupported.long") }, t("unsupported")));
   if (confidence === null) marks.push(element("span", { className: "note" }, t("mark.edited")));
   else {
-    const low = confidence < (calibrated ? LOW.calibrated : LOW.words);
+    const low = confidence < (calibrated ? LOW_CONFIDENCE.calibrated : LOW_CONFIDENCE.words);
     if (low) marks.push(element("span", { className: "note doubt" }, t("confidence.low")));
     marks.push(measure(confidence, percent(confidence), t("confidence"), low));
   }
@@ -69,13 +69,13 @@ export function sentenceItem({ text, confidence, supported, attention }, calibra
     element("span", { className: "marks" }, ...marks),
   );
   button.setAttribute("aria-pressed", "false");
-  if (attention) button.setAttribute("aria-describedby", "overlay-note"); // what the overlay shows, in words
+  if (attention) button.setAttribute("aria-describedby", "overlay-note"); // the text description of the overlay
   return element("li", {}, button);
 }
 
 export function drawLabels(root, labels) {
   const entries = Object.entries(labels);
-  const chips = ORDER.flatMap((label) =>
+  const chips = LABEL_ORDER.flatMap((label) =>
     entries.filter(([, value]) => value === label).map(([name]) => chip(name, label)),
   );
   const silent = entries.filter(([name, value]) => value === null && name !== "No Finding").map(([name]) => finding(name));
@@ -84,24 +84,24 @@ export function drawLabels(root, labels) {
 }
 
 export function drawWarnings(list, warnings) {
-  const here = warnings.filter(({ code }) => code !== "texts_not_available"); // said beside the cases
-  list.replaceChildren(...here.map((warning) => element("li", {}, warningWords(warning))));
+  const shown = warnings.filter(({ code }) => code !== "texts_not_available"); // shown with the cases
+  list.replaceChildren(...shown.map((warning) => element("li", {}, warningWords(warning))));
 }
 
-/** What the checks say of the images, which were sent as the views `sent`. */
-export function drawChecks(list, checks, sent) {
-  const lines = checks.map(({ frontal, unusual }, place) => {
+/** Results of the image checks; `sentViews` are the views in which the images were sent. */
+export function drawChecks(list, checks, sentViews) {
+  const lines = checks.map(({ frontal, unusual }, index) => {
     const seen = t(frontal >= 0.5 ? "seen.frontal" : "seen.lateral");
     const share = percent(Math.max(frontal, 1 - frontal));
-    return t("check.view", { view: t(sent[place]), seen, share }) + t("comma") + t("check.unusual", { share: unusualShare(unusual) });
+    return t("check.view", { view: t(sentViews[index]), seen, share }) + t("comma") + t("check.unusual", { share: unusualShare(unusual) });
   });
   list.replaceChildren(...lines.map((line) => element("li", {}, line)));
   list.parentElement.hidden = lines.length === 0;
 }
 
 /**
- * The reference cases beside what stands as findings.
- * @param {{findings: string, labels: object}|null} draft null while it is being written
+ * The reference cases, compared with the current findings.
+ * @param {{findings: string, labels: object}|null} draft null while the draft is incomplete
  */
 export function drawCases(list, note, cases, draft) {
   list.replaceChildren(...cases.map((found) => drawCase(found, draft)));
@@ -129,21 +129,21 @@ function drawCase({ rank, case_id: id, similarity, findings, labels, source_url:
     foot.append(link);
   }
   const body = element("div", { className: "case-body" }, element("div", {}, text, foot));
-  const own = Object.entries(images ?? {});
-  if (own.length) body.prepend(element("div", { className: "case-images" }, ...own.map(([view, address]) => casePicture(id, view, address))));
+  const views = Object.entries(images ?? {});
+  if (views.length) body.prepend(element("div", { className: "case-images" }, ...views.map(([view, address]) => casePicture(id, view, address))));
   return element("li", {}, head, body);
 }
 
-const pictures = new Map(); // address -> picture of a case on show, asked for once
+const pictures = new Map(); // address -> picture of a shown case
 
-/** Other cases are shown from now on: their pictures are asked for anew. */
+/** Clear the picture cache before other cases are shown. */
 export function forgetPictures() {
   pictures.clear();
 }
 
 function casePicture(id, view, address) {
   const image = element("img", { alt: t("case.image", { view: t(view), id }), className: "loading" });
-  if (!pictures.has(address)) pictures.set(address, picture(address));
+  if (!pictures.has(address)) pictures.set(address, fetchPicture(address));
   pictures.get(address).then((blob) => {
     if (blob === null) return image.remove();
     image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
@@ -153,15 +153,15 @@ function casePicture(id, view, address) {
   return image;
 }
 
-/** Sentences of a case; those without a like in the draft are marked. */
+/** Sentences of a case; those without a similar sentence in the draft are marked. */
 function caseText(findings, draft) {
   if (draft === null) return markRedactions(findings);
-  return compared(findings, draft.findings).flatMap(([sentence, alike], place) => {
+  return compared(findings, draft.findings).flatMap(([sentence, similar], index) => {
     const words = markRedactions(sentence);
-    const shown = alike
+    const shown = similar
       ? words
-      : [element("mark", { className: "differs" }, element("span", { className: "unseen", lang: ours() }, t("case.differs")), ...words)];
-    return place === 0 ? shown : [" ", ...shown];
+      : [element("mark", { className: "differs" }, element("span", { className: "unseen", lang: interfaceLanguage() }, t("case.differs")), ...words)];
+    return index === 0 ? shown : [" ", ...shown];
   });
 }
 
@@ -180,19 +180,19 @@ function caseFindings(labels, draft) {
   return [element("div", { className: "labels" }, ...chips, ...missing)];
 }
 
-/** Say beside each case how much of the attention it had; null takes it away. */
+/** Show the share of the attention of each case; null removes it. */
 export function drawCaseWeights(list, weights) {
-  [...list.children].forEach((item, place) => {
-    const weight = weights?.[place];
-    item.classList.toggle("looked-at", weight > MUCH);
-    item.querySelector(".case-weight").textContent = weight > SOME ? t("case.attention", { share: percent(weight) }) : "";
+  [...list.children].forEach((item, index) => {
+    const weight = weights?.[index];
+    item.classList.toggle("looked-at", weight > HIGH_CASE_SHARE);
+    item.querySelector(".case-weight").textContent = weight > MIN_CASE_SHARE ? t("case.attention", { share: percent(weight) }) : "";
   });
 }
 
-/** What the archive blacked out is shown as a block, so that it does not read as the report's own words. */
+/** Show redactions of the archive as blocks, so that they are not read as report text. */
 function markRedactions(text) {
   return text.split(REDACTED).flatMap((piece, index) => {
-    const mark = element("span", { className: "redacted", lang: ours(), title: t("redacted.why") }, t("redacted"));
+    const mark = element("span", { className: "redacted", lang: interfaceLanguage(), title: t("redacted.why") }, t("redacted"));
     return index === 0 ? [piece] : [mark, piece];
   });
 }

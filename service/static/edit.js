@@ -1,14 +1,14 @@
-// The reader's own words in the place of the draft. The model's draft is kept beside, to go back to.
+// The editor of the findings. The model's draft is kept, so that edits can be undone.
 
 export class Editor {
-  /** `onChange` is told whenever editing begins, ends or is undone. */
+  /** `onChange` is called when editing begins, ends or is undone. */
   constructor(root, onChange) {
     this.onChange = onChange;
     this.area = root.getElementById("edit-area");
     this.box = root.getElementById("editor");
     this.draft = "";
-    this.text = null; // what the reader made of it; null: nothing
-    this.taken = null; // what was last copied or saved
+    this.text = null; // the edited text; null if unchanged
+    this.exportedText = null; // the text that was last copied or saved
     root.getElementById("edit-done").addEventListener("click", () => this.finish());
     root.getElementById("edit-undo").addEventListener("click", () => this.undo());
     this.area.addEventListener("input", () => this.#grow());
@@ -22,31 +22,31 @@ export class Editor {
     return this.text !== null;
   }
 
-  /** What stands: the reader's words, or the draft. */
+  /** The current findings: the edited text, else the draft. */
   get findings() {
     return this.text ?? this.draft;
   }
 
-  /** Whether the reader wrote what is nowhere else. */
+  /** Whether there is edited text that was neither copied nor saved. */
   get unsaved() {
     const text = this.open ? this.area.value.trim() : this.findings;
-    return text !== this.draft && text !== this.taken;
+    return text !== this.draft && text !== this.exportedText;
   }
 
-  /** These words were copied or saved. */
-  take(words) {
-    this.taken = words;
+  /** Record that this text was copied or saved. */
+  markExported(text) {
+    this.exportedText = text;
   }
 
   reset(draft) {
     this.draft = draft;
-    this.text = this.taken = null;
+    this.text = this.exportedText = null;
     this.box.hidden = true;
   }
 
   begin() {
     if (this.open) {
-      this.area.focus(); // what was typed stays
+      this.area.focus(); // keep what was typed
       return;
     }
     this.area.value = this.findings;
@@ -61,7 +61,7 @@ export class Editor {
     this.onChange();
   }
 
-  /** End editing and keep what was written, without telling. */
+  /** End editing and keep the text, without calling `onChange`. */
   close() {
     if (!this.open) return;
     const text = this.area.value.trim();

@@ -1,17 +1,17 @@
-// Zoom and pan of one view. What lies over the image moves with it.
+// Zoom and pan of one view; the overlay moves with the image.
 
-export const STEP = 1.25; // of one key, one notch
-const MOST = 8;
-const NEAR = 2.5; // where a double click goes to
-const PACE = 40; // pixels of an arrow key
-const SMOOTH = 100; // pixels of the wheel that enlarge e times
-const LINE = 33; // pixels, where it is told in lines
+export const ZOOM_STEP = 1.25; // per key press or wheel notch
+const MAX_SCALE = 8;
+const DOUBLE_CLICK_SCALE = 2.5;
+const PAN_STEP = 40; // pixels per arrow key
+const PIXELS_PER_E = 100; // wheel pixels that zoom by a factor of e
+const PIXELS_PER_LINE = 33; // for a wheel that reports lines
 
 export class Film {
   #scale = 1;
-  #shift = [0, 0]; // of the film's centre, in pixels of the zone
+  #shift = [0, 0]; // of the film's centre from the zone's centre, in pixels
 
-  /** `film` lies in `zone` and fills it; keys count while something in the zone has the focus. */
+  /** `film` fills `zone`; keys work while an element of the zone has the focus. */
   constructor(zone, film) {
     this.zone = zone;
     this.film = film;
@@ -23,28 +23,28 @@ export class Film {
 
   reset() {
     this.#scale = 1;
-    this.#place([0, 0]);
+    this.#moveTo([0, 0]);
   }
 
-  /** The zone has another size: no further than its edges again. */
+  /** Keep the film within the zone after the zone was resized. */
   fit() {
-    this.#place(this.#shift);
+    this.#moveTo(this.#shift);
   }
 
-  /** Enlarge by a factor; what lies at `point`, counted from the zone's centre, stays there. */
+  /** Zoom by a factor around `point`, given relative to the zone's centre. */
   zoom(factor, point = [0, 0]) {
-    const scale = Math.min(MOST, Math.max(1, this.#scale * factor));
+    const scale = Math.min(MAX_SCALE, Math.max(1, this.#scale * factor));
     const ratio = scale / this.#scale;
     this.#scale = scale;
-    this.#place(this.#shift.map((shift, axis) => point[axis] - (point[axis] - shift) * ratio));
+    this.#moveTo(this.#shift.map((shift, axis) => point[axis] - (point[axis] - shift) * ratio));
   }
 
-  /** No further than the film's edges. */
-  #place(shift) {
+  /** Move the film, at most to its edges. */
+  #moveTo(shift) {
     const sides = [this.zone.clientWidth, this.zone.clientHeight];
     this.#shift = shift.map((value, axis) => {
-      const most = ((this.#scale - 1) * sides[axis]) / 2;
-      return Math.min(most, Math.max(-most, value));
+      const limit = ((this.#scale - 1) * sides[axis]) / 2;
+      return Math.min(limit, Math.max(-limit, value));
     });
     const zoomed = this.#scale > 1;
     this.zone.classList.toggle("zoomed", zoomed);
@@ -57,7 +57,7 @@ export class Film {
 
   #toggle(event) {
     if (this.#scale > 1) this.reset();
-    else if (this.#filled) this.zoom(NEAR, this.#from(event));
+    else if (this.#filled) this.zoom(DOUBLE_CLICK_SCALE, this.#from(event));
   }
 
   #from(event) {
@@ -65,19 +65,19 @@ export class Film {
     return [event.clientX - box.left - box.width / 2, event.clientY - box.top - box.height / 2];
   }
 
-  /** The wheel scrolls the page until the image is enlarged; with Ctrl, or two fingers, it enlarges. */
+  /** The wheel zooms with Ctrl or two fingers, or if the image is zoomed already; else it scrolls the page. */
   #wheel(event) {
     if (!this.#filled || (!event.ctrlKey && this.#scale === 1)) return;
     event.preventDefault();
-    const pixels = event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? event.deltaY : event.deltaY * LINE;
-    const factor = Math.exp(-pixels / SMOOTH); // a trackpad sends many small turns, a mouse few large ones
-    this.zoom(Math.min(STEP, Math.max(1 / STEP, factor)), this.#from(event));
+    const pixels = event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? event.deltaY : event.deltaY * PIXELS_PER_LINE;
+    const factor = Math.exp(-pixels / PIXELS_PER_E); // a trackpad sends many small deltas, a mouse few large ones
+    this.zoom(Math.min(ZOOM_STEP, Math.max(1 / ZOOM_STEP, factor)), this.#from(event));
   }
 
   #drag(event) {
     if (this.#scale === 1 || event.button !== 0) return;
     const start = [event.clientX - this.#shift[0], event.clientY - this.#shift[1]];
-    const move = (moved) => this.#place([moved.clientX - start[0], moved.clientY - start[1]]);
+    const move = (moved) => this.#moveTo([moved.clientX - start[0], moved.clientY - start[1]]);
     this.zone.setPointerCapture(event.pointerId);
     this.zone.addEventListener("pointermove", move);
     for (const end of ["pointerup", "pointercancel"]) {
@@ -88,18 +88,18 @@ export class Film {
 
   #key(event) {
     const [x, y] = this.#shift;
-    const ways = { ArrowLeft: [x + PACE, y], ArrowRight: [x - PACE, y], ArrowUp: [x, y + PACE], ArrowDown: [x, y - PACE] };
+    const targets = { ArrowLeft: [x + PAN_STEP, y], ArrowRight: [x - PAN_STEP, y], ArrowUp: [x, y + PAN_STEP], ArrowDown: [x, y - PAN_STEP] };
     if (event.ctrlKey || event.metaKey || event.altKey || !this.#filled) return;
-    if (event.key in ways && this.#scale > 1) this.#place(ways[event.key]);
+    if (event.key in targets && this.#scale > 1) this.#moveTo(targets[event.key]);
     else if (!zoomedBy(event.key, [this])) return;
     event.preventDefault();
     event.stopPropagation();
   }
 }
 
-/** Let a key enlarge, reduce or reset films; whether it does. */
+/** Zoom or reset films by a key; returns whether the key does that. */
 export function zoomedBy(key, films) {
-  const factor = { "+": STEP, "=": STEP, "-": 1 / STEP }[key];
+  const factor = { "+": ZOOM_STEP, "=": ZOOM_STEP, "-": 1 / ZOOM_STEP }[key];
   if (factor === undefined && key !== "0") return false;
   for (const film of films) {
     if (factor === undefined) film.reset();

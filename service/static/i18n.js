@@ -1,4 +1,4 @@
-// The interface in two languages. Reports, cases and what a server of another version says stay as they come.
+// The interface in two languages. Reports and reference cases are not translated.
 
 import { prefer, preference } from "./preferences.js";
 import { words as en } from "./words.en.js";
@@ -13,7 +13,7 @@ let language = preference(
   navigator.language.toLowerCase().startsWith("zh") ? "zh-Hans" : "en",
 );
 
-/** The words of a key, with `{name}` replaced by a parameter. */
+/** The text of a key, with each `{name}` replaced by its parameter. */
 export function t(key, parameters = {}) {
   const text = LANGUAGES[language][key] ?? en[key] ?? key;
   return text.replace(/\{(\w+)\}/g, (mark, name) => parameters[name] ?? mark);
@@ -24,22 +24,22 @@ export const count = (key, number) => t(`${key}.${number === 1 ? "one" : "many"}
 
 export const finding = (name) => LANGUAGES[language][`finding.${name}`] ?? name;
 
-/** A stage of the work, as the service names it. */
+/** A processing stage, by the name that the service uses. */
 export const stage = (name) => LANGUAGES[language][`stage.${name}`] ?? en[`stage.${name}`] ?? name;
 
-/** What the service warns of. Another language has words for each code; the English ones name values, so they follow. */
+/** Text of a warning: the translation of its code, followed by the English message, which has the values. */
 export function warningWords({ code, message }) {
-  const own = ownWords("warning", code);
-  return own ? `${own}（${message}）` : message;
+  const translated = translation("warning", code);
+  return translated ? `${translated}（${message}）` : message;
 }
 
-/** Title and detail of a problem. The service's detail names values, so it follows untranslated. */
+/** Title and detail of a problem; the English detail has the values, so it follows the translation. */
 export function problemWords({ code, title, detail }) {
-  const remedy = ownWords("remedy", code);
-  return { title: ownWords("problem", code) ?? title, detail: remedy ? `${remedy}（${detail}）` : detail };
+  const remedy = translation("remedy", code);
+  return { title: translation("problem", code) ?? title, detail: remedy ? `${remedy}（${detail}）` : detail };
 }
 
-function ownWords(kind, code) {
+function translation(kind, code) {
   return language === "en" ? undefined : LANGUAGES[language][`${kind}.${code}`];
 }
 

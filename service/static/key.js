@@ -1,32 +1,32 @@
-// The key of a service that asks for one: kept for this browser tab, sent with a draft's request, nowhere else.
+// The API key: kept for this browser tab and sent to this service only.
 
 import { t } from "./i18n.js";
 
 const NAME = "report-key";
-const PRINTABLE = /^[\x21-\x7e]+$/; // what a header carries
-let spare = ""; // for a browser that stores nothing
+const PRINTABLE = /^[\x21-\x7e]+$/; // characters that a header carries
+let memoryFallback = ""; // for a browser without sessionStorage
 
 export function storedKey() {
   try {
-    return sessionStorage.getItem(NAME) ?? spare;
+    return sessionStorage.getItem(NAME) ?? memoryFallback;
   } catch {
-    return spare;
+    return memoryFallback;
   }
 }
 
 function store(key) {
-  spare = key;
+  memoryFallback = key;
   try {
     if (key) sessionStorage.setItem(NAME, key);
     else sessionStorage.removeItem(NAME);
   } catch {
-    // kept in `spare` until the page is left
+    // stays in memory until the page is closed
   }
 }
 
-/** The form that asks for it. */
+/** The form for the key. */
 export class KeyForm {
-  #again = null; // what wanted the key
+  #retry = null; // runs once a key is entered
 
   constructor(root) {
     this.form = root.getElementById("key-form");
@@ -39,35 +39,35 @@ export class KeyForm {
     });
   }
 
-  /** Ask, because a request was answered 401, and do it `again` with the new key; one that was sent is forgotten. */
-  ask(again) {
-    this.#again = again;
+  /** Show the form after a 401 and delete a rejected key; `retry` runs when a new key is entered. */
+  ask(retry) {
+    this.#retry = retry;
     const refused = storedKey() !== "";
     store("");
     this.words.dataset.i18n = refused ? "key.refused" : "key.asked";
     this.words.textContent = t(this.words.dataset.i18n);
     this.form.hidden = false;
     this.input.value = "";
-    this.#complain("");
+    this.#showError("");
     this.input.focus();
   }
 
   #submit() {
     const key = this.input.value.trim();
     if (!PRINTABLE.test(key)) {
-      this.#complain(key === "" ? "key.empty" : "key.malformed");
+      this.#showError(key === "" ? "key.empty" : "key.malformed");
       this.input.focus();
       return;
     }
     store(key);
     this.input.value = "";
-    this.#complain("");
+    this.#showError("");
     this.form.hidden = true;
-    this.#again();
+    this.#retry();
   }
 
-  /** Say what is wrong with the key; an empty key of words takes it away. */
-  #complain(words) {
+  /** Show an error by the key of its text; an empty one hides it. */
+  #showError(words) {
     this.error.dataset.i18n = words;
     this.error.textContent = words && t(words);
     this.error.hidden = !words;

@@ -1,4 +1,4 @@
-// The page: what may be done when, and what is said meanwhile.
+// The page: connects the controls, the requests and the views of a report.
 
 import { health, requestDraft } from "./api.js";
 import { sentencesOf } from "./compare.js";
@@ -7,11 +7,11 @@ import { drawCases, drawCaseWeights, drawChecks, drawLabels, drawMade, drawWarni
 import { Editor } from "./edit.js";
 import { bindLanguage, count, onLanguage, problemWords, t } from "./i18n.js";
 import { KeyForm } from "./key.js";
-import { whereabouts } from "./overlay.js";
-import { bindPeek } from "./peek.js";
+import { describeLocation } from "./overlay.js";
 import { prefer, preference } from "./preferences.js";
 import { save, toClipboard } from "./save.js";
 import { Sentences } from "./sentences.js";
+import { bindStickyViews } from "./sticky-views.js";
 import { bindTheme } from "./theme.js";
 import { Views } from "./views.js";
 
@@ -24,25 +24,25 @@ const help = byId("help");
 const replace = byId("replace");
 const singleKeys = byId("single-keys");
 const NUMBERS = ["top_k", "beam_size"];
-const HEALTHY_MS = 30_000; // between two looks at a service that is ready
-const AGAIN_MS = 2_000;
+const POLL_MS = 30_000; // interval of health checks while the service is ready
+const RETRY_MS = 2_000; // and while it is not
 
-let ready = null; // what /health said last
-let running = null; // AbortController of the request under way
-let current = null; // the answer on show
-let sent = []; // views that it was made from
-let changed = false; // whether the images are others since
-let wrong = null; // the problem on show
-let told = () => ""; // what the status says, in the language of now
+let ready = null; // last answer of /health; null while the service is not ready
+let running = null; // AbortController of the running request
+let current = null; // the report that is shown
+let sentViews = []; // views that it was made from
+let imagesChanged = false; // since that report
+let currentProblem = null; // the problem that is shown
+let statusText = () => ""; // returns the status in the current language
 
 const views = new Views(document, () => {
-  changed = true;
+  imagesChanged = true;
   if (current) setStale(true);
-  hideError(); // the box and the fields: a view that is wrong still says so itself
+  hideError(); // the error of a view stays at the view
   refresh();
 });
 const keyForm = new KeyForm(document);
-const sentences = new Sentences(byId("sentences"), look);
+const sentences = new Sentences(byId("sentences"), highlight);
 const editor = new Editor(document, () => {
   drawFindings();
   if (!editor.open) byId("edit").focus();
@@ -51,7 +51,7 @@ const editor = new Editor(document, () => {
 // -- the service's state ---------------------------------------------------------------------------------------------
 
 async function watchService() {
-  let again = HEALTHY_MS;
+  let delay = POLL_MS;
   try {
     ready = await health();
     showService("ready", serviceWords());
@@ -59,10 +59,10 @@ async function watchService() {
     ready = null;
     const lost = problem.code === "failed" || problem.code === "unreachable";
     showService(lost ? "failed" : "loading", problem.code === "loading" ? t("loading") : t("error.both", problemWords(problem)));
-    again = AGAIN_MS;
+    delay = RETRY_MS;
   }
   refresh();
-  setTimeout(watchService, again);
+  setTimeout(watchService, delay);
 }
 
 function serviceWords() {
@@ -72,14 +72,14 @@ function serviceWords() {
 
 function showService(state, words) {
   byId("service").dataset.state = state;
-  if (byId("service").textContent !== words) byId("service").textContent = words; // told once
+  if (byId("service").textContent !== words) byId("service").textContent = words; // announce only changes
 }
 
 // -- a draft ---------------------------------------------------------------------------------------------------------
 
 async function draft() {
   if (!ready || running || views.count === 0) return;
-  if (!checkNumbers() || (editor.unsaved && !(await agreed()))) return;
+  if (!checkNumbers() || (editor.unsaved && !(await confirmReplace()))) return;
   hideError();
   for (const name of views.names) views.showError(name, null);
   running = new AbortController();
@@ -91,36 +91,36 @@ async function draft() {
   Object.assign(options, { include: "attention", stream: "true", refine: byId("refine").checked ? "true" : "" });
   const names = views.names;
   try {
-    const answer = await requestDraft(views.files, options, { onUpload: showProgress, onEvent: arrive, signal: running.signal });
-    sent = names;
+    const answer = await requestDraft(views.files, options, { onUpload: showProgress, onEvent: onStreamEvent, signal: running.signal });
+    sentViews = names;
     show(answer);
-    views.drawAgain();
-    say(() => t("done", { sentences: count("sentences", answer.sentences.length), cases: count("cases", answer.reference_cases.length) }));
-    bringForward(result);
+    views.retryPreviews();
+    setStatus(() => t("done", { sentences: count("sentences", answer.sentences.length), cases: count("cases", answer.reference_cases.length) }));
+    scrollToSection(result);
   } catch (problem) {
-    takeBack();
-    if (problem.name === "AbortError") say(() => t("cancelled"));
+    restorePrevious();
+    if (problem.name === "AbortError") setStatus(() => t("cancelled"));
     else if (problem.code === "unauthorized") askForKey(draft, cancelButton);
     else showError(problem);
   } finally {
-    const lost = [cancelButton, document.body].includes(document.activeElement);
+    const focusLost = [cancelButton, document.body].includes(document.activeElement);
     running = null;
     byId("progress").hidden = true;
     refresh();
-    if (lost) draftButton.focus();
+    if (focusLost) draftButton.focus();
   }
 }
 
-/** Whether a new draft may take the place of what the reader wrote and took nowhere. */
-function agreed() {
+/** Ask whether a new draft may replace edited text that was neither copied nor saved. */
+function confirmReplace() {
   replace.returnValue = "";
   replace.showModal();
   return new Promise((resolve) => {
-    replace.addEventListener("close", () => resolve(replace.returnValue === "anew"), { once: true });
+    replace.addEventListener("close", () => resolve(replace.returnValue === "replace"), { once: true });
   });
 }
 
-/** A field that holds no number gives an empty value: it would be passed over in silence. */
+/** Check the number fields: an invalid number has an empty value and would be ignored silently. */
 function checkNumbers() {
   const bad = NUMBERS.filter((name) => byId(name).validity.badInput);
   for (const name of NUMBERS) showNumberError(name, null);
@@ -129,35 +129,35 @@ function checkNumbers() {
   return bad.length === 0;
 }
 
-/** What came of a draft that failed goes again; the one before it comes back. */
-function takeBack() {
+/** After a failed draft, show the previous report again. */
+function restorePrevious() {
   if (!result.classList.contains("arriving")) return;
   result.classList.remove("arriving");
   if (current) {
     drawAnswer();
-    setStale(changed);
+    setStale(imagesChanged);
   } else {
     byId("draft-body").hidden = true;
     byId("empty").hidden = false;
   }
 }
 
-/** A part of the answer that came before the whole: the cases first, then sentence by sentence. */
-function arrive({ event, data }) {
+/** Show a part of the report as it arrives: first the cases, then sentence by sentence. */
+function onStreamEvent({ event, data }) {
   if (event === "cases") {
     beginDraft();
     drawCases(byId("cases"), byId("cases-note"), data.reference_cases, null);
-    if (data.reference_cases.length) say(() => t("cases.found"));
+    if (data.reference_cases.length) setStatus(() => t("cases.found"));
   } else if (event === "sentence") sentences.add(data.sentence);
 }
 
-/** Clear the last answer from sight. */
+/** Hide the previous report. */
 function beginDraft() {
   byId("empty").hidden = true;
   byId("draft-body").hidden = false;
   result.classList.add("arriving");
-  editor.close(); // what the reader wrote stands again, should this draft fail
-  sentences.draw([], true); // whether they are calibrated comes last; none is called doubtful too soon
+  editor.close(); // keep the edited text in case this draft fails
+  sentences.draw([], true); // calibration is unknown yet: use the lower threshold for doubt
   for (const id of ["warnings", "labels", "checks", "made"]) byId(id).replaceChildren();
   sentences.list.hidden = false;
   for (const id of ["refined", "edited-note", "models-draft", "result-tools"]) byId(id).hidden = true;
@@ -166,7 +166,7 @@ function beginDraft() {
 
 function show(answer) {
   current = answer;
-  changed = false;
+  imagesChanged = false;
   result.classList.remove("arriving");
   byId("empty").hidden = true;
   byId("draft-body").hidden = false;
@@ -175,14 +175,14 @@ function show(answer) {
   setStale(false);
 }
 
-/** All that an answer says, in the language of now. */
+/** Draw the whole report in the current language. */
 function drawAnswer() {
   const calibrated = current.image_checks.length > 0;
   byId("result-tools").hidden = current.findings === "";
   byId("legend-words").dataset.i18n = calibrated ? "legend.calibrated" : "legend.words";
   byId("legend-words").textContent = t(byId("legend-words").dataset.i18n);
   drawWarnings(byId("warnings"), current.warnings);
-  drawChecks(byId("checks"), current.image_checks, sent);
+  drawChecks(byId("checks"), current.image_checks, sentViews);
   drawMade(byId("made"), current);
   byId("refined").hidden = current.refined === null;
   if (current.refined !== null) {
@@ -192,14 +192,14 @@ function drawAnswer() {
   drawFindings();
 }
 
-/** The findings as they stand, the reader's or the model's, and the cases beside them. */
+/** Draw the current findings, edited or not, and the cases compared with them. */
 function drawFindings() {
   const { edited, open, findings } = editor;
   const known = new Map(current.sentences.map((sentence) => [sentence.text, sentence]));
-  const standing = edited
+  const shown = edited
     ? sentencesOf(findings).map((text) => known.get(text) ?? { text, confidence: null, supported: null, labels: {}, attention: null })
     : current.sentences;
-  sentences.draw(standing, current.image_checks.length > 0);
+  sentences.draw(shown, current.image_checks.length > 0);
   sentences.list.hidden = open;
   byId("edited-note").hidden = !edited;
   byId("models-draft").hidden = !edited;
@@ -211,23 +211,23 @@ function drawFindings() {
   drawCases(byId("cases"), byId("cases-note"), current.reference_cases, { findings, labels: current.labels });
 }
 
-/** Show where the model looked while it wrote a sentence; null: nowhere. */
-function look(sentence) {
+/** Show the attention and the labels of a sentence; null removes them. */
+function highlight(sentence) {
   const attention = sentence?.attention ?? null;
   const stale = result.classList.contains("stale");
   views.showAttention(stale ? null : (attention?.patches ?? null));
   byId("overlay-note").classList.toggle("idle", !attention || stale);
   document.body.classList.toggle("looking", Boolean(attention) && !stale);
-  byId("overlay-where").textContent = attention && !stale ? lookedAt(attention) : "";
+  byId("overlay-where").textContent = attention && !stale ? attentionText(attention) : "";
   drawCaseWeights(byId("cases"), attention?.cases ?? null);
   const named = new Set(Object.keys(sentence?.labels ?? {}));
   for (const chip of byId("labels").querySelectorAll(".chip")) chip.classList.toggle("named", named.has(chip.dataset.finding));
 }
 
-/** In words: how much of the attention lay where. */
-function lookedAt({ patches, cases }) {
-  const parts = whereabouts(patches).map(({ view, share, place }) =>
-    t("overlay.view", { view: t(`seen.${view}`), share: percent(share), place: t(`place.${place}`) }),
+/** Describe how the attention is distributed. */
+function attentionText({ patches, cases }) {
+  const parts = describeLocation(patches).map(({ view, share, location }) =>
+    t("overlay.view", { view: t(`seen.${view}`), share: percent(share), location: t(`position.${location}`) }),
   );
   if (cases.length) parts.push(t("overlay.cases", { share: percent(cases.reduce((sum, weight) => sum + weight, 0)) }));
   return t("overlay.where", { parts: parts.join(t("list.long")) });
@@ -236,11 +236,11 @@ function lookedAt({ patches, cases }) {
 function setStale(stale) {
   result.classList.toggle("stale", stale);
   byId("stale").hidden = !stale;
-  if (stale) look(null);
+  if (stale) highlight(null);
 }
 
-/** Move the focus to a section, and the page only where the section's head is out of sight (on a phone). */
-function bringForward(section) {
+/** Focus a section; scroll only if its heading is out of sight (on a phone). */
+function scrollToSection(section) {
   section.focus({ preventScroll: true });
   const top = section.getBoundingClientRect().top;
   if (top < 0 || top > innerHeight / 2) {
@@ -253,20 +253,20 @@ function showProgress(share) {
   bar.hidden = false;
   bar.classList.toggle("waiting", share >= 1);
   bar.firstElementChild.style.width = share >= 1 ? "" : `${Math.round(100 * share)}%`;
-  say(() => t(share >= 1 ? "reading" : "sending"));
+  setStatus(() => t(share >= 1 ? "reading" : "sending"));
 }
 
-/** Let the status say what `words` gives, now and in another language. */
-function say(words) {
-  told = words;
-  if (status.textContent !== words()) status.textContent = words(); // told once, not at every percent
+/** Set the status; `text` is called again when the language changes. */
+function setStatus(text) {
+  statusText = text;
+  if (status.textContent !== text()) status.textContent = text(); // announce only changes
 }
 
-// -- errors in plain words -------------------------------------------------------------------------------------------
+// -- errors --------------------------------------------------------------------------------------------------------
 
 function showError(problem) {
-  say(() => "");
-  tellError(problem);
+  setStatus(() => "");
+  renderError(problem);
   if (NUMBERS.includes(problem.field)) goToNumber(problem.field);
 }
 
@@ -275,8 +275,8 @@ function goToNumber(name) {
   byId(name).focus();
 }
 
-function tellError(problem) {
-  wrong = problem;
+function renderError(problem) {
+  currentProblem = problem;
   const { title, detail } = problemWords(problem);
   const { field } = problem;
   const isView = field in views.files;
@@ -284,29 +284,29 @@ function tellError(problem) {
   head.textContent = isView ? t("image.wrong", { view: t(field), title }) : t("error.title", { title });
   const box = byId("error");
   const atField = isView || NUMBERS.includes(field);
-  box.replaceChildren(head, ...(atField ? [] : [detail])); // said once: at the field, or here
+  box.replaceChildren(head, ...(atField ? [] : [detail])); // shown either at the field or here
   box.hidden = false;
   if (isView) views.showError(field, problem);
   else if (atField) showNumberError(field, detail);
 }
 
-/** Ask for a key and do what wanted it `again`; the focus goes to `next`, as the form that had it is gone then. */
-function askForKey(again, next) {
-  say(() => "");
+/** Ask for a key, then call `retry`; the focus moves to `next`, because the key form closes. */
+function askForKey(retry, next) {
+  setStatus(() => "");
   keyForm.ask(() => {
-    again();
+    retry();
     next.focus();
   });
 }
 
 function hideError() {
-  wrong = null;
+  currentProblem = null;
   byId("error").hidden = true;
-  say(() => "");
+  setStatus(() => "");
   for (const name of NUMBERS) showNumberError(name, null);
 }
 
-/** Null takes the message away; `words` is its key, where it is the page's own. */
+/** Show a message at a number field; null removes it. `words` is its key if the page has the text. */
 function showNumberError(name, message, words = null) {
   const line = byId(`error-${name}`);
   if (words) line.dataset.i18n = words;
@@ -329,24 +329,24 @@ function refresh() {
 }
 
 async function copy() {
-  if (editor.open) editor.finish(); // what is typed is what is taken
+  if (editor.open) editor.finish(); // include what was typed
   const button = byId("copy");
-  const words = editor.findings; // more may be typed meanwhile
+  const words = editor.findings; // the text may change meanwhile
   const copied = await toClipboard(words);
-  if (copied) editor.take(words);
+  if (copied) editor.markExported(words);
   button.textContent = t(copied ? "copied" : "copy.failed");
   setTimeout(() => (button.textContent = t("copy")), 2_000);
 }
 
 async function saveAs(kind) {
-  if (editor.open) editor.finish(); // what is typed is what is taken
-  const words = editor.findings; // more may be typed meanwhile
+  if (editor.open) editor.finish(); // include what was typed
+  const words = editor.findings; // the text may change meanwhile
   try {
-    await save(kind, current, editor.edited ? words : null, sent);
-    editor.take(words);
+    await save(kind, current, editor.edited ? words : null, sentViews);
+    editor.markExported(words);
   } catch (problem) {
     if (problem.code === "unauthorized") askForKey(() => saveAs(kind), byId(`save-${kind}`));
-    else say(() => t("export.failed", { detail: problemWords(problem).detail ?? "" }));
+    else setStatus(() => t("export.failed", { detail: problemWords(problem).detail ?? "" }));
   }
 }
 
@@ -369,7 +369,7 @@ function setLarge() {
   byId("large").setAttribute("aria-pressed", large ? "true" : "false");
 }
 
-/** On paper stand the hour of printing and what is folded up on the screen. */
+/** Printing includes the time of printing and the collapsed sections. */
 function beforePaper() {
   if (editor.open) editor.finish();
   if (current) drawMade(byId("made"), current);
@@ -398,15 +398,15 @@ window.addEventListener("beforeunload", (event) => editor.unsaved && event.preve
 singleKeys.checked = preference("keys", ["on", "off"], "on") === "on";
 singleKeys.addEventListener("change", () => prefer("keys", singleKeys.checked ? "on" : "off"));
 bindDisplay(document, document.querySelector(".views"));
-bindPeek(document.querySelector(".views"), byId("overlay-note"));
+bindStickyViews(document.querySelector(".views"), byId("overlay-note"));
 bindTheme(byId("theme"));
 bindLanguage(byId("language"));
 onLanguage(() => {
-  status.textContent = told();
+  status.textContent = statusText();
   refresh();
   if (ready) showService("ready", serviceWords());
-  if (wrong) tellError(wrong);
-  if (current && !result.classList.contains("arriving")) drawAnswer(); // what arrives is drawn once it is whole
+  if (currentProblem) renderError(currentProblem);
+  if (current && !result.classList.contains("arriving")) drawAnswer(); // an incomplete report is drawn when it is complete
 });
 refresh();
 watchService();

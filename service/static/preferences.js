@@ -1,22 +1,22 @@
-// Language, theme and keys: the only things that outlast the tab. Nothing of a study, an answer or a key is kept.
+// Language, theme and shortcuts: the only values that outlast the tab. No study, answer or key is stored.
 
-const spare = {}; // for a browser that stores nothing
+const memoryFallback = {}; // for a browser without localStorage
 
-export function preference(name, allowed, otherwise) {
-  let value = spare[name];
+export function preference(name, allowed, fallback) {
+  let value = memoryFallback[name];
   try {
     value = localStorage.getItem(`report-${name}`) ?? value;
   } catch {
-    // as above
+    // localStorage is not available
   }
-  return allowed.includes(value) ? value : otherwise;
+  return allowed.includes(value) ? value : fallback;
 }
 
 export function prefer(name, value) {
-  spare[name] = value;
+  memoryFallback[name] = value;
   try {
     localStorage.setItem(`report-${name}`, value);
   } catch {
-    // kept until the page is left
+    // stays in memory until the page is closed
   }
 }

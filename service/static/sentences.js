@@ -1,22 +1,22 @@
-// The sentences of the draft as a list that one walks through; the one looked at is told to `onLook`.
+// The sentences of the draft as a list with keyboard navigation; one of them can be highlighted.
 
 import { sentenceItem } from "./draw.js";
 
 export class Sentences {
-  #items = []; // what is drawn, in order: {text, confidence, supported, attention, labels}
+  #items = []; // as drawn, in order: {text, confidence, supported, attention, labels}
   #pinned = -1;
   #calibrated = false;
 
-  /** `onLook(sentence|null)`: the sentence that is pointed at, focused or pinned. */
-  constructor(list, onLook) {
+  /** `onHighlight(sentence|null)` is called with the sentence that is hovered, focused or pinned. */
+  constructor(list, onHighlight) {
     this.list = list;
-    this.onLook = onLook;
-    list.addEventListener("pointerover", (event) => this.#look(this.#placeOf(event.target)));
-    list.addEventListener("pointerleave", () => this.#look(this.#focused()));
-    list.addEventListener("focusin", (event) => this.#look(this.#placeOf(event.target)));
-    list.addEventListener("focusout", () => this.#look(-1));
-    list.addEventListener("click", (event) => this.#pin(this.#placeOf(event.target)));
-    list.addEventListener("keydown", (event) => this.#walk(event));
+    this.onHighlight = onHighlight;
+    list.addEventListener("pointerover", (event) => this.#highlight(this.#indexOf(event.target)));
+    list.addEventListener("pointerleave", () => this.#highlight(this.#focused()));
+    list.addEventListener("focusin", (event) => this.#highlight(this.#indexOf(event.target)));
+    list.addEventListener("focusout", () => this.#highlight(-1));
+    list.addEventListener("click", (event) => this.#pin(this.#indexOf(event.target)));
+    list.addEventListener("keydown", (event) => this.#onArrowKey(event));
   }
 
   draw(items, calibrated = false) {
@@ -25,7 +25,7 @@ export class Sentences {
     this.#pinned = -1;
     this.list.replaceChildren(...items.map((item) => sentenceItem(item, calibrated)));
     this.#tabTo(0);
-    this.onLook(null);
+    this.onHighlight(null);
   }
 
   add(item) {
@@ -39,20 +39,20 @@ export class Sentences {
     this.#buttons[0]?.focus();
   }
 
-  /** Let a pinned overlay go; whether there was one. */
+  /** Unpin the pinned sentence; returns whether there was one. */
   unpin() {
-    const was = this.#pinned >= 0;
+    const wasPinned = this.#pinned >= 0;
     this.#pinned = -1;
-    this.#press();
-    this.#look(this.#focused());
-    return was;
+    this.#updatePressed();
+    this.#highlight(this.#focused());
+    return wasPinned;
   }
 
   get #buttons() {
     return [...this.list.querySelectorAll("button.sentence")];
   }
 
-  #placeOf(node) {
+  #indexOf(node) {
     return this.#buttons.indexOf(node.closest?.("button.sentence"));
   }
 
@@ -60,29 +60,29 @@ export class Sentences {
     return this.#buttons.indexOf(document.activeElement);
   }
 
-  #look(place) {
-    const shown = place >= 0 ? place : this.#pinned;
+  #highlight(index) {
+    const shown = index >= 0 ? index : this.#pinned;
     this.#buttons.forEach((button, other) => button.classList.toggle("shown", other === shown));
-    this.onLook(this.#items[shown] ?? null);
+    this.onHighlight(this.#items[shown] ?? null);
   }
 
-  #pin(place) {
-    if (place < 0) return;
-    this.#pinned = this.#pinned === place ? -1 : place;
-    this.#press();
-    this.#look(place);
+  #pin(index) {
+    if (index < 0) return;
+    this.#pinned = this.#pinned === index ? -1 : index;
+    this.#updatePressed();
+    this.#highlight(index);
   }
 
-  #press() {
+  #updatePressed() {
     this.#buttons.forEach((button, other) => button.setAttribute("aria-pressed", other === this.#pinned ? "true" : "false"));
   }
 
-  /** One stop for the tabulator; arrows walk from there. */
-  #tabTo(place) {
-    this.#buttons.forEach((button, other) => (button.tabIndex = other === place ? 0 : -1));
+  /** Make one button reachable by Tab; the arrow keys move from there. */
+  #tabTo(index) {
+    this.#buttons.forEach((button, other) => (button.tabIndex = other === index ? 0 : -1));
   }
 
-  #walk(event) {
+  #onArrowKey(event) {
     const buttons = this.#buttons;
     const here = this.#focused();
     const to = { ArrowDown: here + 1, ArrowUp: here - 1, Home: 0, End: buttons.length - 1 }[event.key];

@@ -1,9 +1,9 @@
-// Server-sent events out of text that arrives in pieces (HTML Living Standard, 9.2.6).
+// Parses server-sent events from text that arrives in chunks (HTML Living Standard, 9.2.6).
 
 export class EventParser {
   #rest = "";
 
-  /** Events that are complete after `text`: [{event, data}], data parsed from JSON. */
+  /** Return the events that `text` completes: [{event, data}], data parsed from JSON. */
   feed(text) {
     this.#rest += text;
     const blocks = this.#rest.split(/\r?\n\r?\n/);

@@ -1,11 +1,11 @@
-// Dark as a reading room, or light: what the system asks for, until the reader chooses.
+// Dark or light: the system's theme until the reader chooses one.
 
 import { prefer, preference } from "./preferences.js";
 
 const root = document.documentElement;
 
-const asked = () => (matchMedia("(prefers-color-scheme: light)").matches ? "light" : "dark");
-const current = () => root.dataset.theme ?? asked();
+const systemTheme = () => (matchMedia("(prefers-color-scheme: light)").matches ? "light" : "dark");
+const current = () => root.dataset.theme ?? systemTheme();
 
 function apply(theme, button) {
   if (theme) root.dataset.theme = theme;

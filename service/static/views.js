@@ -1,7 +1,7 @@
-// The two drop zones: choose, drop, paste, preview, swap, remove. Holds the files; tells `onChange` of every change.
-// Over each image lies a canvas for what the model looked at; both are one film, to enlarge and to move.
+// The two drop zones: choose, drop, paste, preview, swap, remove. Holds the files; calls `onChange` on every change.
+// Each image has a canvas for the attention over it; both form one film, which can be zoomed and moved.
 
-import { drawn } from "./api.js";
+import { requestPreview } from "./api.js";
 import { Film, zoomedBy } from "./film.js";
 import { onLanguage, problemWords, t } from "./i18n.js";
 import { drawHeat, fit } from "./overlay.js";
@@ -14,12 +14,12 @@ export class Views {
     this.files = { frontal: null, lateral: null };
     this.parts = {};
     for (const name of NAMES) this.#bind(name, root.querySelector(`[data-view="${name}"]`));
-    this.#keepStrayDropsOffTheBrowser();
+    this.#catchStrayDrops();
     document.addEventListener("paste", (event) => this.#paste(event));
     onLanguage(() => NAMES.forEach((name) => this.showError(name, this.parts[name].problem)));
     new ResizeObserver(() => {
       for (const name of NAMES) {
-        this.#place(name);
+        this.#alignOverlay(name);
         this.parts[name].film.fit();
       }
     }).observe(this.parts.frontal.zone);
@@ -50,7 +50,7 @@ export class Views {
     for (const name of NAMES) this.set(name, null);
   }
 
-  /** Say what is wrong with a view below its zone; null takes the message away. */
+  /** Show an error below the zone of a view; null removes it. */
   showError(name, problem) {
     const { view, input, error } = this.parts[name];
     this.parts[name].problem = problem;
@@ -61,37 +61,37 @@ export class Views {
   }
 
   /**
-   * Lay attention over the images, or take it away.
-   * @param {Object<string, number[][]>|null} patches by the view that an image was sent as; null for none
+   * Show attention over the images, or remove it.
+   * @param {Object<string, number[][]>|null} patches by the view in which an image was sent
    */
   showAttention(patches) {
     const weights = Object.values(patches ?? {}).flat(2);
-    const range = { least: Math.min(...weights), most: Math.max(...weights) };
+    const range = { min: Math.min(...weights), max: Math.max(...weights) };
     for (const name of NAMES) {
       const grid = this.files[name] ? patches?.[name] : undefined;
       const { heat } = this.parts[name];
-      heat.hidden = !grid || range.most <= range.least;
+      heat.hidden = !grid || range.max <= range.min;
       if (heat.hidden) continue;
-      this.#place(name);
+      this.#alignOverlay(name);
       drawHeat(heat, grid, range);
     }
   }
 
-  /** Let a key enlarge, reduce or reset both images; whether it does. */
+  /** Zoom or reset both images by a key; returns whether the key does that. */
   zoomedBy(key) {
     return zoomedBy(key, NAMES.filter((name) => this.files[name]).map((name) => this.parts[name].film));
   }
 
-  /** Ask once more for pictures that were not to be had: the service was not ready, or wanted a key. */
-  drawAgain() {
-    for (const name of this.names) if (!this.parts[name].undrawn.hidden) this.#askForPicture(name);
+  /** Request failed previews again: the service was not ready, or required a key. */
+  retryPreviews() {
+    for (const name of this.names) if (!this.parts[name].undrawn.hidden) this.#requestPreview(name);
   }
 
-  /** The preview is as wide and high as the file says; one that no browser draws is taken for a square. */
-  #place(name) {
+  /** Align the overlay with the image; an image that is not drawn counts as a square. */
+  #alignOverlay(name) {
     const { heat, zone, image } = this.parts[name];
-    const drawn = !image.hidden && image.naturalWidth > 0;
-    fit(heat, zone, drawn ? image.naturalWidth : 1, drawn ? image.naturalHeight : 1);
+    const visible = !image.hidden && image.naturalWidth > 0;
+    fit(heat, zone, visible ? image.naturalWidth : 1, visible ? image.naturalHeight : 1);
   }
 
   lock(locked) {
@@ -114,12 +114,12 @@ export class Views {
       undrawn: find(".undrawn"),
       remove: find(".remove"),
       error: find(".field-error"),
-      problem: null, // what the error tells
-      own: true, // whether the picture is the file itself, and not one that the service drew of it
+      problem: null, // shown in `error`
+      isOriginal: true, // whether the picture is the file itself, not a preview by the service
     };
     this.parts[name] = parts;
     parts.input.addEventListener("change", () => {
-      this.#take([...parts.input.files], name);
+      this.#setFiles([...parts.input.files], name);
       parts.input.value = ""; // so that the same file can be chosen again
     });
     parts.remove.addEventListener("click", () => {
@@ -127,10 +127,10 @@ export class Views {
       parts.input.focus();
     });
     parts.image.addEventListener("load", () => {
-      if (parts.own) brighten(parts.image);
-      this.#place(name); // an overlay that is shown already
+      if (parts.isOriginal) brighten(parts.image);
+      this.#alignOverlay(name); // the overlay may be visible already
     });
-    parts.image.addEventListener("error", () => this.#askForPicture(name));
+    parts.image.addEventListener("error", () => this.#requestPreview(name));
     for (const kind of ["dragenter", "dragover"]) {
       parts.zone.addEventListener(kind, (event) => {
         event.preventDefault();
@@ -143,12 +143,12 @@ export class Views {
     parts.zone.addEventListener("drop", (event) => {
       event.preventDefault();
       event.stopPropagation();
-      this.#take([...event.dataTransfer.files], name);
+      this.#setFiles([...event.dataTransfer.files], name);
     });
   }
 
-  /** One file goes where it was dropped; two fill both views in their order. */
-  #take(files, name) {
+  /** Set one file in the given view, or two files in both views in their order. */
+  #setFiles(files, name) {
     if (this.locked || files.length === 0) return;
     if (files.length === 1) {
       this.set(name, files[0]);
@@ -159,51 +159,51 @@ export class Views {
   }
 
   #paste(event) {
-    if (event.target.closest?.("textarea, input:not([type=file])")) return; // text is pasted there
+    if (event.target.closest?.("textarea, input:not([type=file])")) return; // a text field handles the paste
     const files = [...(event.clipboardData?.files ?? [])];
     if (files.length === 0) return;
     event.preventDefault();
-    this.#take(files, NAMES.find((name) => !this.files[name]) ?? "frontal");
+    this.#setFiles(files, NAMES.find((name) => !this.files[name]) ?? "frontal");
   }
 
-  #keepStrayDropsOffTheBrowser() {
-    const files = (event) => event.dataTransfer?.types.includes("Files"); // not text on its way to the editor
+  #catchStrayDrops() {
+    const files = (event) => event.dataTransfer?.types.includes("Files"); // not text that is dragged into the editor
     window.addEventListener("dragover", (event) => files(event) && event.preventDefault());
     window.addEventListener("drop", (event) => {
       if (!files(event)) return;
       event.preventDefault();
-      this.#take([...event.dataTransfer.files], NAMES.find((name) => !this.files[name]) ?? "frontal");
+      this.#setFiles([...event.dataTransfer.files], NAMES.find((name) => !this.files[name]) ?? "frontal");
     });
   }
 
-  /** No browser draws DICOM: the service does, and says at once what it cannot read. */
-  async #askForPicture(name) {
+  /** Browsers cannot draw DICOM: request a preview, which also reports unreadable files at once. */
+  async #requestPreview(name) {
     const { image, undrawn } = this.parts[name];
     const file = this.files[name];
-    const say = (key) => {
+    const showText = (key) => {
       undrawn.dataset.i18n = key;
       undrawn.textContent = t(key);
     };
     image.hidden = true;
     undrawn.hidden = false;
-    say("opening");
+    showText("opening");
     try {
-      const picture = await drawn(file);
+      const picture = await requestPreview(file);
       if (this.files[name] !== file) return;
       this.#setImage(name, picture);
       undrawn.hidden = true;
     } catch (problem) {
       if (this.files[name] !== file) return;
-      undrawn.hidden = problem.field !== null; // then it was refused, and there is nothing to wait for
+      undrawn.hidden = problem.field !== null; // the file was refused: show only the error
       if (problem.field) this.showError(name, problem);
-      else say("undrawn");
+      else showText("undrawn");
     }
   }
 
   #setImage(name, blob) {
     const { image } = this.parts[name];
     if (image.src) URL.revokeObjectURL(image.src);
-    this.parts[name].own = blob === this.files[name];
+    this.parts[name].isOriginal = blob === this.files[name];
     image.hidden = !blob;
     if (blob) image.src = URL.createObjectURL(blob);
     else image.removeAttribute("src");
@@ -223,7 +223,7 @@ export class Views {
   }
 }
 
-/** Browsers show 12-bit data in a 16-bit file almost black. The service spreads min to max; so does this preview. */
+/** Browsers show 12-bit data in a 16-bit file almost black. Stretch the grey range, as the service does. */
 function brighten(image) {
   const side = 64;
   const canvas = document.createElement("canvas");
@@ -231,7 +231,7 @@ function brighten(image) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(image, 0, 0, side, side);
   const pixels = context.getImageData(0, 0, side, side).data;
-  let most = 0;
-  for (let i = 0; i < pixels.length; i += 4) most = Math.max(most, pixels[i], pixels[i + 1], pixels[i + 2]);
-  if (most > 0 && most < 96) image.style.setProperty("--spread", (255 / most).toFixed(2));
+  let max = 0;
+  for (let i = 0; i < pixels.length; i += 4) max = Math.max(max, pixels[i], pixels[i + 1], pixels[i + 2]);
+  if (max > 0 && max < 96) image.style.setProperty("--spread", (255 / max).toFixed(2));
 }
