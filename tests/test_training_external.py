@@ -160,7 +160,7 @@ def test_labelled_images_take_part_in_pretraining(tmp_path: Path, caplog: pytest
     arguments = ["--root", str(root), "--preset", "smoke", "--out", str(tmp_path / "B"), "--device", "cpu",
                  "--stages", "pretrain", "--external-labels", str(labels)]  # fmt: skip
     assert main(arguments) == 2
-    assert "--external-labels and --external-images belong together" in caplog.text
+    assert "--external-labels and --external-images need each other" in caplog.text
     caplog.set_level("INFO")
     assert main([*arguments, "--external-images", str(images)]) == 0
     assert "3 images for pretraining, labels Lung Lesion, Pleural Effusion" in caplog.text

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from training.trainer.context import RunContext
 from training.trainer.loop import Loop, LoopConfig, step_seed
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
@@ -24,15 +25,18 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 1))
 
 
+def context(directory: Path, checkpoint_seconds: float = 1e9) -> RunContext:
+    return RunContext(torch.device("cpu"), 3, "fp32", directory, checkpoint_seconds=checkpoint_seconds)
+
+
 def train(
     directory: Path, *, stop_at: int | None = None, select: str | None = None, patience: int | None = None,
     epochs: int = 4, lr: float = 0.02, checkpoint_seconds: float = 0.0,
 ) -> tuple[nn.Module, Loop]:  # fmt: skip
     """Four epochs of five steps; ``stop_at`` ends the process within that step."""
     net = network()
-    config = LoopConfig("toy", 3, ema=0.9, precision="fp32", select=select, patience=patience,
-                        checkpoint_seconds=checkpoint_seconds)  # fmt: skip
-    loop = Loop(config, directory, net, torch.optim.Adam(net.parameters(), lr=lr), device=torch.device("cpu"))
+    config = LoopConfig("toy", ema=0.9, select=select, patience=patience)
+    loop = Loop(config, context(directory, checkpoint_seconds), net, torch.optim.Adam(net.parameters(), lr=lr))
 
     def step(batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         if loop.step == stop_at:
@@ -47,7 +51,7 @@ def train(
     def validate() -> dict[str, float]:
         return {"score": -float((net(X).squeeze(1) - Y).square().mean())}
 
-    loop.fit(batches, [5] * epochs, step, validate)
+    loop.fit(batches, epochs=epochs, steps=5, train_step=step, validate=validate)
     return net, loop
 
 
@@ -74,17 +78,17 @@ def test_a_kill_between_checkpoints_repeats_steps_and_still_agrees(tmp_path: Pat
 
 def test_it_learns_and_leaves_logs_and_curves(tmp_path: Path) -> None:
     _, loop = train(tmp_path, epochs=30)
-    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "toy" / "log.csv").open()))
     assert len(rows) == 30
     assert float(rows[-1]["loss"]) < 0.5 * float(rows[0]["loss"])
-    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert list((tmp_path / "tensorboard").iterdir())
+    assert (tmp_path / "toy" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((tmp_path / "toy" / "tensorboard").iterdir())
     assert loop.step == 150
 
 
 def test_the_last_row_of_the_log_survives_a_kill_right_after_its_checkpoint(tmp_path: Path) -> None:
     train(tmp_path)
-    log = tmp_path / "log.csv"
+    log = tmp_path / "toy" / "log.csv"
     whole = log.read_bytes()
     log.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))  # as it lies when the kill comes between the two
     train(tmp_path)
@@ -95,11 +99,11 @@ def test_curves_are_drawn_in_the_midst_of_a_stage_that_takes_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder, seconds in (("short", 1e9), ("long", 0.0)):
-        monkeypatch.setattr("training.trainer.loop.CURVES_SECONDS", seconds)
+        monkeypatch.setattr("training.trainer.history.CURVES_SECONDS", seconds)
         with pytest.raises(KilledError):
             train(tmp_path / folder, stop_at=7)
-    assert (tmp_path / "long" / "curves.png").exists()
-    assert not (tmp_path / "short" / "curves.png").exists()
+    assert (tmp_path / "long" / "toy" / "curves.png").exists()
+    assert not (tmp_path / "short" / "toy" / "curves.png").exists()
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_stage(tmp_path: Path) -> None:
@@ -115,30 +119,28 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_stage(tmp_path: Path) -> N
 
 def test_a_loss_that_is_not_finite_stops_with_the_remedy_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     train(tmp_path, epochs=1)
-    before = (tmp_path / "checkpoint.pt").read_bytes()
+    before = (tmp_path / "toy" / "checkpoint.pt").read_bytes()
     net = network()
-    loop = Loop(LoopConfig("toy", 3, precision="fp32", checkpoint_seconds=1e9), tmp_path, net,
-                torch.optim.Adam(net.parameters()), device=torch.device("cpu"))  # fmt: skip
+    loop = Loop(LoopConfig("toy"), context(tmp_path), net, torch.optim.Adam(net.parameters()))
 
     def step(batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"loss": net(X[batch]).sum() * float("nan")}
 
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        loop.fit(lambda epoch: list(torch.arange(40).split(8)), [5] * 3, step)
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+        loop.fit(lambda epoch: list(torch.arange(40).split(8)), epochs=3, steps=5, train_step=step)
+    assert (tmp_path / "toy" / "checkpoint.pt").read_bytes() == before
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path) -> None:
     net = network()
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    loop = Loop(LoopConfig("toy", 3, precision="fp32"), tmp_path, net, torch.optim.Adam(net.parameters()),
-                device=torch.device("cpu"))  # fmt: skip
+    loop = Loop(LoopConfig("toy"), context(tmp_path), net, torch.optim.Adam(net.parameters()))
 
     def step(batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"loss": sum((p.sum() * 0).abs().sqrt() for p in net.parameters()) + 1.0}  # type: ignore[dict-item]
 
     with pytest.raises(FloatingPointError, match=r"the gradient is nan at step 0.*--precision fp32"):
-        loop.fit(lambda epoch: list(torch.arange(40).split(8)), [5], step)
+        loop.fit(lambda epoch: list(torch.arange(40).split(8)), epochs=1, steps=5, train_step=step)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
@@ -149,11 +151,11 @@ def test_where_the_last_checkpoint_is_damaged_the_one_before_goes_on_to_the_same
     broken = tmp_path / "broken"
     with pytest.raises(KilledError):
         train(broken, stop_at=13)
-    last = (broken / "checkpoint.pt").read_bytes()
-    (broken / "checkpoint.pt").write_bytes(last[: len(last) // 2])
+    last = (broken / "toy" / "checkpoint.pt").read_bytes()
+    (broken / "toy" / "checkpoint.pt").write_bytes(last[: len(last) // 2])
     with pytest.raises(KilledError):
         train(broken, stop_at=12)  # before anything new is written
-    assert "going on from the one before" in caplog.text
+    assert "continuing from the previous one" in caplog.text
     actual, _ = train(broken)  # and the good one has not been pushed out
     assert all(torch.equal(v, actual.state_dict()[k]) for k, v in expected.state_dict().items())
 
@@ -161,7 +163,7 @@ def test_where_the_last_checkpoint_is_damaged_the_one_before_goes_on_to_the_same
 def test_damaged_checkpoints_are_named_with_the_way_out(tmp_path: Path) -> None:
     train(tmp_path, epochs=1)
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-        (tmp_path / name).write_bytes(b"not a checkpoint")
+        (tmp_path / "toy" / name).write_bytes(b"not a checkpoint")
     with pytest.raises(
         ValueError, match=r"checkpoint\.pt .*previous\.pt .* cannot be resumed. Remove .* to start this"
     ):
@@ -171,8 +173,8 @@ def test_damaged_checkpoints_are_named_with_the_way_out(tmp_path: Path) -> None:
 def test_the_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     train(tmp_path, epochs=1)
     other = nn.Linear(3, 3)
-    loop = Loop(LoopConfig("toy", 3), tmp_path, other, torch.optim.Adam(other.parameters()), device=torch.device("cpu"))
-    with pytest.raises(ValueError, match="it is of another model"):
+    loop = Loop(LoopConfig("toy"), context(tmp_path), other, torch.optim.Adam(other.parameters()))
+    with pytest.raises(ValueError, match="it belongs to a different model"):
         loop.load()
 
 

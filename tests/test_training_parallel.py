@@ -20,12 +20,12 @@ from model.network.report_model import Patches
 from tests.support import parallel_worker
 from tests.support.processes import ENVIRONMENT
 from tests.support.tiny import tiny_index, tiny_model, tiny_tokenizer
-from training.config import RunContext
 from training.data.device_array import DeviceRows
 from training.data.features import OnlineFeatures, PatchSource, cache_features
 from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
 from training.phantoms import write_phantom_root
+from training.trainer.context import RunContext
 from training.trainer.distributed import ProcessGroup, join
 
 REPOSITORY = Path(__file__).resolve().parent.parent

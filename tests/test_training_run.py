@@ -26,8 +26,9 @@ from training.data.openi import open_openi
 from training.data.studies import Source
 from training.phantoms import write_phantom_root
 from training.presets import preset
-from training.run import STAGES, main, missing_prerequisites
+from training.run import main
 from training.run_manifest import check_resume_compatible, run_manifest, write_run_manifest
+from training.stage_results import STAGES, missing_prerequisites
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN, VAL = 24, 6
@@ -143,7 +144,7 @@ def test_what_goes_wrong_amid_a_stage_is_explained_and_costs_nothing(
     with largest_file(1_000_000):
         assert resume() == 2
     assert "checkpoint.pt" in caplog.text
-    assert "Free space there, then go on with --resume" in caplog.text
+    assert "Free space there, then continue with --resume" in caplog.text
     assert checkpoint.read_bytes() == good
     assert not checkpoint.with_name("checkpoint.pt.tmp").exists()
 
@@ -170,7 +171,7 @@ def test_what_goes_wrong_amid_a_stage_is_explained_and_costs_nothing(
 
     checkpoint.with_name("checkpoint.previous.pt").write_bytes(good)
     assert resume() == 0
-    assert "going on from the one before" in caplog.text
+    assert "continuing from the previous one" in caplog.text
     assert not (work / "evaluate" / "metrics.json").exists(), "figures of weights that were trained again"
     assert same_weights(work / "ce" / "result.pt", unbroken.with_name("B.work") / "ce" / "result.pt")
 

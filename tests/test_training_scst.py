@@ -16,18 +16,12 @@ from model.network.report_model import Patches, ReportModel
 from model.text.tokenizer import clean_report
 from model.types import View
 from tests.support.tiny import REPORTS, tiny_index, tiny_model, tiny_tokenizer
-from training.config import RewardConfig, RunContext, ScstConfig, SelectionConstraints
+from training.config import RewardConfig, ScstConfig, SelectionConstraints
 from training.data.studies import ImageRef, Split, Study
-from training.stages.cross_entropy import build_optimizer
-from training.stages.scst import (
-    FINDING_COST,
-    Reward,
-    advantages,
-    finding_gain,
-    policy_log_probs,
-    train_scst,
-    violated_constraints,
-)
+from training.stages.common import ReportGenerator, StudySplits, build_optimizer
+from training.stages.scst import advantages, policy_log_probs, train_scst, violated_constraints
+from training.stages.scst_reward import FINDING_COST, Reward, finding_gain
+from training.trainer.context import RunContext
 from training.trainer.loop import Loop, LoopConfig
 
 MANY = tuple(REPORTS) * 3  # words must be seen three times to be scored
@@ -229,10 +223,8 @@ def trained(
     train = studies("train", MANY) if train is None else train
     context = RunContext(torch.device("cpu"), 1, "fp32", directory)
     patches = Drawn(model, [*train, *studies("val")])
-    row = train_scst(
-        model, patches, tiny_index(model), train, val, tiny_tokenizer(), ScstConfig.model_validate(values), decoding,
-        context, directory / "scst",
-    )  # fmt: skip
+    generator = ReportGenerator(model, tiny_tokenizer(), patches, tiny_index(model), decoding)
+    row = train_scst(generator, StudySplits(train, val), ScstConfig.model_validate(values), context)
     content = torch.load(directory / "scst" / "checkpoint.pt", weights_only=True)
     return dict(row), content["rows"]
 
@@ -277,8 +269,11 @@ def test_a_model_of_one_report_is_warned_of(tmp_path: Path, caplog: pytest.LogCa
     torch.nn.init.constant_(model.to_words.bias[tiny_tokenizer().id_of("lungs")], 20.0)
     _, rows = trained(model, tmp_path, studies("val"), epochs=1, lr=0.0, guards={"least_distinct": 0.5})
     assert rows[0]["val_guards"] == 0.0
-    assert "differ, less than the floor of 50.0 %: it writes nearly one report for everybody" in caplog.text
-    assert "name no finding rightly" in caplog.text
+    assert (
+        "distinct, less than the floor of 50.0 %. The model writes nearly the same report for all studies"
+        in caplog.text
+    )
+    assert "name no correct finding" in caplog.text
 
 
 def test_backbone_text_tower_and_study_head_do_not_move(tmp_path: Path) -> None:
@@ -293,17 +288,19 @@ def test_backbone_text_tower_and_study_head_do_not_move(tmp_path: Path) -> None:
 def test_without_training_studies_it_is_refused(tmp_path: Path) -> None:
     model = tiny_model()
     with pytest.raises(ValueError, match="no readable training study"):
-        train_scst(model, Drawn(model, []), None, [], [], tiny_tokenizer(), ScstConfig(), DecodingConfig(),
-                   RunContext(torch.device("cpu"), 1, "fp32", tmp_path), tmp_path)  # fmt: skip
+        train_scst(
+            ReportGenerator(model, tiny_tokenizer(), Drawn(model, []), None, DecodingConfig()), StudySplits([], []),
+            ScstConfig(), RunContext(torch.device("cpu"), 1, "fp32", tmp_path),
+        )  # fmt: skip
 
 
 def test_the_weights_that_came_in_are_measured_once(tmp_path: Path) -> None:
     """A resumed stage selects against the same start."""
     layer = torch.nn.Linear(2, 2)
-    config = LoopConfig("scst", 1, precision="fp32", select="value")
+    context = RunContext(torch.device("cpu"), 1, "fp32", tmp_path)
 
     def loop() -> Loop:
-        return Loop(config, tmp_path, layer, torch.optim.SGD(layer.parameters(), 0.1), device=torch.device("cpu"))
+        return Loop(LoopConfig("scst", select="value"), context, layer, torch.optim.SGD(layer.parameters(), 0.1))
 
     assert loop().evaluate_initial(lambda: {"value": 0.25}) == {"epoch": 0.0, "val_value": 0.25}
     again = loop()

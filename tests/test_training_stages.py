@@ -15,22 +15,15 @@ from model.text.labeler import FINDINGS
 from model.types import View
 from tests.support.tiny import REPORTS, tiny_index, tiny_model, tiny_tokenizer
 from training.data.augment import Augmentation, augment, to_float
-from training.data.features import _select_views
+from training.data.features import select_views
 from training.data.studies import ImageRef, Study
 from training.data.targets import finding_targets, read_soft_scores
 from training.presets import PRESETS, preset
-from training.stages.cross_entropy import FrozenPartsModule, build_optimizer, mask_suppressed_targets, retrieve
+from training.stages.common import FrozenPartsModule, build_optimizer, mask_suppressed_targets, retrieve
+from training.stages.contrastive import contrastive_loss, label_overlap, label_vectors, phrase_overlap, report_agreement
 from training.stages.index import build_index
 from training.stages.mbr_table import analyse, report_tokens
-from training.stages.retriever import (
-    contrastive_loss,
-    label_agreement,
-    label_overlap,
-    label_vectors,
-    phrase_overlap,
-    recall,
-    report_agreement,
-)
+from training.stages.retrieval_metrics import label_agreement, recall
 
 
 def study(number: int, report: str, *views: View | None, split: str = "train") -> Study:
@@ -174,11 +167,11 @@ def test_overlap_and_agreement_follow_the_findings() -> None:
 def test_views_come_frontal_first_and_one_may_be_dropped() -> None:
     pair = study(1, "x", View.LATERAL, View.FRONTAL)
     known = {"CXR1-0": 0, "CXR1-1": 1}
-    assert _select_views(pair, known, 1.0, None) == [("CXR1-1", 0), ("CXR1-0", 1)]
-    assert _select_views(study(1, "x", None, None), known, 0.0, None) == [("CXR1-0", 0), ("CXR1-1", 1)]
-    kept = {tuple(_select_views(pair, known, 1.0, torch.Generator().manual_seed(s))) for s in range(20)}
-    assert kept == {(("CXR1-1", 0),), (("CXR1-0", 1),)}  # always one dropped, never both, either one
-    assert len(_select_views(study(1, "x", View.LATERAL), known, 1.0, torch.Generator().manual_seed(0))) == 1
+    assert select_views(pair, known, 1.0, None) == [(1, 0), (0, 1)]
+    assert select_views(study(1, "x", None, None), known, 0.0, None) == [(0, 0), (1, 1)]
+    kept = {tuple(select_views(pair, known, 1.0, torch.Generator().manual_seed(s))) for s in range(20)}
+    assert kept == {((1, 0),), ((0, 1),)}  # always one dropped, never both, either one
+    assert len(select_views(study(1, "x", View.LATERAL), known, 1.0, torch.Generator().manual_seed(0))) == 1
 
 
 def test_a_study_never_retrieves_itself_while_training() -> None:

@@ -12,12 +12,13 @@ from model.bundle import load_bundle
 from model.config import ConsensusConfig, DecodingConfig
 from retrieval_index.index import ReportIndex
 from tests.support.tiny import write_tiny_bundle
-from training.config import RunContext
 from training.data.features import cache_features
 from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
 from training.phantoms import write_phantom_root
-from training.stages.cross_entropy import write_reports
+from training.stages.common import ReportGenerator
+from training.stages.validation import write_reports
+from training.trainer.context import RunContext
 from training.tune_decoding import (
     GRID,
     LENGTH_PENALTIES,
@@ -105,5 +106,6 @@ def test_the_trials_are_what_the_methods_write(root: Path, bundle: Path, tmp_pat
         ({"method": "rerank", "similarity_weight": 4.0}, reranked(candidates, 4.0)),
     ):
         decoding = loaded.config.decoding.model_copy(update=changes)
-        written = write_reports(loaded.model, patches, index, kept, loaded.tokenizer, decoding, context)
+        generator = ReportGenerator(loaded.model, loaded.tokenizer, patches, index, decoding)
+        written = write_reports(generator, kept, context)
         assert written == [loaded.tokenizer.decode(row) for row in ids.tolist()], changes

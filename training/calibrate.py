@@ -38,7 +38,6 @@ from training.calibration.ood_examples import ALTERED, TURNED, drawn, pictures, 
 from training.calibration.records import draft_records
 from training.calibration.report import write_report
 from training.cli import add_dataset_arguments, add_device_argument, open_source, positive
-from training.data.features import readable
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.studies import Study
 from training.evaluation.inference import open_bundle
@@ -124,7 +123,7 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     resample = bundle.config.preprocessing.resample
     both = [*studies["train"], *studies["val"]]
     cache = build_pixel_cache(source, both, gather.size, arguments.work / "pixels", resample=resample)
-    train_studies, val_studies = (readable(studies[split], cache) for split in ("train", "val"))
+    train_studies, val_studies = (cache.readable(studies[split]) for split in ("train", "val"))
     train = gather.radiographs(train_studies, cache, "train")
     held = gather.radiographs(val_studies, cache, "val")
     some = train.pixels[::TURNED_SHARE]

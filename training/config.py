@@ -1,17 +1,14 @@
-"""Configuration of a training run: frozen, validated, stored beside its checkpoints, compared on ``--resume``."""
+"""Configuration of a training run: frozen, validated, stored beside its checkpoints, compared on
+``--resume``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 
 from model.config import Count, DecodingConfig, Frozen, Share
-from training.data.device_array import Placement
-from training.trainer.distributed import SINGLE_PROCESS, ProcessGroup
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 Epochs = Annotated[int, Field(ge=0)]
@@ -28,8 +25,10 @@ class TargetWeights(Frozen):
 
 
 class PretrainConfig(Frozen):
-    """Backbone on finding targets. ``epochs_by_size``: (pixels, epochs) in order; ``weights``: of the groups of targets
-    (``training.data.targets``) in the loss, each the mean over its columns."""
+    """Backbone on finding targets. ``epochs_by_size``: (pixels, epochs) in order; ``weights``: of
+    the groups of targets (``training.data.targets``) in the loss, each the mean over its
+    columns.
+    """
 
     epochs_by_size: tuple[tuple[Count, Epochs], ...] = ((112, 6), (224, 1))
     batch_size: Count = 32
@@ -40,9 +39,10 @@ class PretrainConfig(Frozen):
 
 
 class RetrieverConfig(Frozen):
-    """Image head and text tower, contrastive. ``label_weight``: share of the target spread over reports that name the
-    same findings or say it in the same phrases; ``phrase_weight``: of the phrases in that share; ``dropout``: of the
-    study head."""
+    """Image head and text tower, contrastive. ``label_weight``: share of the target spread over
+    reports that name the same findings or say it in the same phrases; ``phrase_weight``: of the
+    phrases in that share; ``dropout``: of the study head.
+    """
 
     epochs: Epochs = 14
     batch_size: Count = 256
@@ -55,8 +55,10 @@ class RetrieverConfig(Frozen):
 
 
 class CEConfig(Frozen):
-    """Cross-entropy. ``backbone_lr`` 0 freezes the backbone (its features are cached); ``view_dropout``: share of
-    training studies that lose a view; ``case_dropout``: share that lose their retrieved cases."""
+    """Cross-entropy. ``backbone_lr`` 0 freezes the backbone (its features are cached);
+    ``view_dropout``: share of training studies that lose a view; ``case_dropout``: share that lose
+    their retrieved cases.
+    """
 
     epochs: Epochs = 30
     batch_size: Count = 16
@@ -80,8 +82,9 @@ class CEConfig(Frozen):
 
 
 class RewardConfig(Frozen):
-    """Weights of the parts of a report's reward: ``cider`` (CIDEr-D, 0 to 10), ``bleu4`` (0 to 1) and ``label_f1``
-    (what its findings add to micro-F1, -0.2 to 0.8 a finding)."""
+    """Weights of the parts of a report's reward: ``cider`` (CIDEr-D, 0 to 10), ``bleu4`` (0 to 1)
+    and ``label_f1`` (what its findings add to micro-F1, -0.2 to 0.8 a finding).
+    """
 
     cider: Annotated[float, Field(ge=0)] = 1.0
     bleu4: Annotated[float, Field(ge=0)] = 0.0
@@ -95,12 +98,14 @@ class RewardConfig(Frozen):
 
 
 class SelectionConstraints(Frozen):
-    """What an epoch's validation drafts must keep of those of the model that came in, to be selected.
+    """What an epoch's validation drafts must keep of those of the model that came in, to be
+    selected.
 
-    ``distinct`` and ``label_f1``: least share of its value; ``least_distinct``: least share of different drafts,
-    whatever the model that came in wrote, as one that writes one report for everybody has no variety to lose;
-    ``length``: largest relative change of the mean; ``redacted``: largest rise of the share of drafts with the
-    redaction mark, which is 0 wherever decoding suppresses that mark (``DecodingConfig.suppress``, the default).
+    ``distinct`` and ``label_f1``: least share of its value; ``least_distinct``: least share of
+    different drafts, whatever the model that came in wrote, as one that writes one report for
+    everybody has no variety to lose; ``length``: largest relative change of the mean; ``redacted``:
+    largest rise of the share of drafts with the redaction mark, which is 0 wherever decoding
+    suppresses that mark (``DecodingConfig.suppress``, the default).
     """
 
     distinct: Share = 0.8
@@ -113,8 +118,9 @@ class SelectionConstraints(Frozen):
 class ScstConfig(Frozen):
     """Self-critical sequence training on a frozen backbone.
 
-    ``baseline``: what a sample must beat, the greedy report's reward (the study's way), the mean of the study's other
-    samples, or the best of them; ``nll_weight``: share of cross-entropy in the loss.
+    ``baseline``: what a sample must beat, the greedy report's reward (the study's way), the mean of
+    the study's other samples, or the best of them; ``nll_weight``: share of cross-entropy in the
+    loss.
     """
 
     epochs: Epochs = 10
@@ -158,9 +164,9 @@ class ModelShape(Frozen):
 class RunConfig(Frozen):
     """Everything that decides the weights of a run, except the data.
 
-    ``retrieval_k`` 0 trains without retrieved cases. ``feature_variants``: augmented copies in the feature cache of a
-    frozen backbone; copy 0 is unaugmented. ``consensus_directions``: R of ``model.decoding.mbr``, for ``consensus``
-    decoding.
+    ``retrieval_k`` 0 trains without retrieved cases. ``feature_variants``: augmented copies in the
+    feature cache of a frozen backbone; copy 0 is unaugmented. ``consensus_directions``: R of
+    ``model.decoding.mbr``, for ``consensus`` decoding.
     """
 
     preset: str
@@ -177,26 +183,3 @@ class RunConfig(Frozen):
     scst: ScstConfig | None = None
     decoding: DecodingConfig = DecodingConfig()
     weights_dtype: Literal["fp16", "fp32"] = "fp32"
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """Where and how exactly a run computes.
-
-    Attributes:
-        device: of this process.
-        seed: the run's.
-        precision: ``bf16`` (autocast) or ``fp32``.
-        work: holds caches and checkpoints; seen by all processes.
-        processes: that train together.
-        on_device: whether decoded images and cached features are kept on the device whole.
-        checkpoint_seconds: longest time between two checkpoints within an epoch.
-    """
-
-    device: torch.device
-    seed: int
-    precision: Literal["bf16", "fp32"]
-    work: Path
-    processes: ProcessGroup = SINGLE_PROCESS
-    on_device: Placement = "auto"
-    checkpoint_seconds: float = 120.0

@@ -1,12 +1,13 @@
 """Turn a published R2GenCMN checkpoint into a bundle that is served and scored like any other.
 
-    python -m training.import_r2gencmn --checkpoint model.pth --annotation annotation.json --out BUNDLE
+    python -m training.import_r2gencmn --checkpoint model.pth --annotation annotation.json --out DIR
 
-The checkpoint is ``{"epoch", "state_dict", "optimizer", "monitor_best"}`` as the published trainer saves it. It holds
-no vocabulary and no number of heads: the vocabulary is rebuilt from the annotation by the published rule, the others
-are the published defaults unless said otherwise. Every key is used or named in an error. What the published model does
-otherwise than ours is written into the bundle: its normalisation, its positions, its bilinear squash, images in the
-order of the data set's files, beam search and trigram penalty.
+The checkpoint is ``{"epoch", "state_dict", "optimizer", "monitor_best"}`` as the published trainer
+saves it. It holds no vocabulary and no number of heads: the vocabulary is rebuilt from the
+annotation by the published rule, the others are the published defaults unless said otherwise. Every
+key is used or named in an error. What the published model does otherwise than ours is written into
+the bundle: its normalisation, its positions, its bilinear squash, images in the order of the data
+set's files, beam search and trigram penalty.
 """
 
 from __future__ import annotations
@@ -73,17 +74,19 @@ class Published:
 
 
 def published_vocabulary(reports: Iterable[str], *, min_count: int = 3) -> tuple[str, ...]:
-    """Tokens of ids 1, 2, … by the published rule: words of cleaned training reports seen ``min_count`` times, and
-    ``<unk>``, sorted."""
+    """Tokens of ids 1, 2, … by the published rule: words of cleaned training reports seen
+    ``min_count`` times, and ``<unk>``, sorted.
+    """
     counts = Counter(word for report in reports for word in clean_report_r2gen(report).split())
     return tuple(sorted([word for word, count in counts.items() if count >= min_count] + [UNK]))
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict of a published checkpoint, and what else it says (``epoch``, ``monitor_best``).
+    """The state dict of a published checkpoint, and what else it says (``epoch``,
+    ``monitor_best``).
 
-    Nothing is unpickled but tensors and plain values; the optimizer is ignored. Keys lose the ``module.`` of
-    ``nn.DataParallel``.
+    Nothing is unpickled but tensors and plain values; the optimizer is ignored. Keys lose the
+    ``module.`` of ``nn.DataParallel``.
 
     Raises:
         ValueError: no such file, or not such a checkpoint.
@@ -120,11 +123,12 @@ def import_model(
         state: under the published names.
         words: tokens of ids 1, 2, … (``published_vocabulary``).
         published: what the state dict does not say.
-        backbone: in place of the visual extractor in ``state``, which may then be absent; has a ``width``.
+        backbone: in place of the visual extractor in ``state``, which may then be absent; has a
+            ``width``.
 
     Raises:
-        ValueError: a key is missing, unknown or of another shape, a copy differs from its original, or the vocabulary
-            has another size; names it.
+        ValueError: a key is missing, unknown or of another shape, a copy differs from its original,
+            or the vocabulary has another size; names it.
     """
     visual = {key.removeprefix(_VISUAL): value for key, value in state.items() if key.startswith(_VISUAL)}
     rest = {key: value for key, value in state.items() if not key.startswith(_VISUAL)}
@@ -163,7 +167,9 @@ def import_model(
 
 
 def bundle_tokenizer(words: Sequence[str]) -> Tokenizer:
-    """Our tokenizer over published words: ids 0 to 3 are ours, the words follow in the published order."""
+    """Our tokenizer over published words: ids 0 to 3 are ours, the words follow in the published
+    order.
+    """
     return Tokenizer((*SPECIALS, *(word for word in words if word != UNK)), cleaning="r2gen")
 
 
@@ -281,7 +287,9 @@ def _check_positions(name: str, table: Tensor, d_model: int) -> None:
 
 
 def _word_rows(writer: Mapping[str, Tensor], words: Sequence[str]) -> dict[str, Tensor]:
-    """Embedding and logit rows in the order of our ids; published id 0 is begin, end and padding at once."""
+    """Embedding and logit rows in the order of our ids; published id 0 is begin, end and padding at
+    once.
+    """
     order = [words.index(UNK) + 1, *(i for i, word in enumerate(words, 1) if word != UNK)]
     keys = ("model.tgt_embed.0.lut.weight", "logit.weight", "logit.bias")
     embedding, weight, bias = (writer[key].float() for key in keys)
@@ -297,7 +305,9 @@ def _word_rows(writer: Mapping[str, Tensor], words: Sequence[str]) -> dict[str, 
 
 
 def _plain(value: Any) -> Any:
-    """A number as Python's; whatever JSON has no word for (infinity, which a trainer starts from) as text."""
+    """A number as Python's; whatever JSON has no word for (infinity, which a trainer starts from)
+    as text.
+    """
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
         value = value.item()
     usable = isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))

@@ -1,4 +1,5 @@
-"""``run.json`` of a work directory: the configuration and the data that a resumed run must share with the first.
+"""``run.json`` of a work directory: the configuration and the data that a resumed run must share
+with the first.
 
 Without this check, checkpoints of one run would continue on the data of another without an error.
 """
@@ -56,8 +57,8 @@ def write_run_manifest(work: Path, content: dict[str, Any]) -> None:
 def check_resume_compatible(work: Path, content: dict[str, Any], *, resume: bool) -> None:
     """Compare a run with the one in ``work``, if there is one.
 
-    A different precision is allowed with a warning: it is the advice after a NaN. A manifest without digests (of an
-    older version) is accepted.
+    A different precision is allowed with a warning: it is the advice after a NaN. A manifest
+    without digests (of an older version) is accepted.
 
     Args:
         work: the run's work directory.
@@ -65,7 +66,8 @@ def check_resume_compatible(work: Path, content: dict[str, Any], *, resume: bool
         resume: whether ``work`` may hold a run.
 
     Raises:
-        ValueError: the run in ``work`` must not be resumed, differs from this one, or its manifest cannot be read.
+        ValueError: the run in ``work`` must not be resumed, differs from this one, or its manifest
+            cannot be read.
     """
     path = work / MANIFEST_FILE
     if not path.exists():

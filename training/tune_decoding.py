@@ -33,14 +33,14 @@ from model.files import write_atomic
 from model.manifest import BundleError
 from retrieval_index.index import ReportIndex
 from training.cli import add_dataset_arguments, add_device_argument, open_source, positive
-from training.config import RunContext
-from training.data.features import cache_features, readable
+from training.data.features import cache_features
 from training.data.pixel_cache import build_pixel_cache
 from training.data.studies import Source, Study
 from training.evaluation.inference import open_bundle
 from training.evaluation.scoring import ReferenceSet
 from training.scoring.protocol import comparable_vocabulary
-from training.stages.cross_entropy import retrieve
+from training.stages.common import retrieve
+from training.trainer.context import RunContext
 
 log = logging.getLogger("training")
 
@@ -83,7 +83,7 @@ def draw(
     model, tokenizer, decoding = bundle.model, bundle.tokenizer, bundle.config.decoding
     cache = build_pixel_cache(source, studies, bundle.config.preprocessing.image_size, work,
                               resample=bundle.config.preprocessing.resample)  # fmt: skip
-    kept = readable(studies, cache)
+    kept = cache.readable(studies)
     context = RunContext(device, 1, "fp32", work)
     patches = cache_features(model.backbone, cache, kept, 1, context, work, view_dropout=0.0, name="tuning")
     constraints = Constraints.of(decoding, tokenizer)

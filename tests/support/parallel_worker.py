@@ -16,15 +16,18 @@ from model.config import DecodingConfig
 from model.network.report_model import ReportModel
 from model.text.tokenizer import Tokenizer
 from tests.support.tiny import IMAGE_SIZE, tiny_config
-from training.config import CEConfig, RetrieverConfig, RunContext, ScstConfig
+from training.config import CEConfig, RetrieverConfig, ScstConfig
 from training.data.augment import to_float
-from training.data.features import OnlineFeatures, cache_features, readable
+from training.data.features import OnlineFeatures, cache_features
 from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
-from training.stages.cross_entropy import train_ce
+from training.stages.common import ReportGenerator, StudySplits
+from training.stages.contrastive import contrastive_loss
+from training.stages.cross_entropy import train_cross_entropy
 from training.stages.index import build_index
-from training.stages.retriever import contrastive_loss, train_retriever
+from training.stages.retriever import train_retriever
 from training.stages.scst import train_scst
+from training.trainer.context import RunContext
 from training.trainer.distributed import ProcessGroup, join
 from training.trainer.loop import Loop, LoopConfig
 
@@ -54,9 +57,9 @@ def train_pair(processes: ProcessGroup, out: Path) -> None:
         loss = contrastive_loss(left @ right.t(), torch.eye(len(batch)), net.scale, 0.5)
         return {"loss": loss / processes.count}
 
-    loop = Loop(LoopConfig("pair", 1, precision="fp32", clip=1e9), out / "pair", net,
-                torch.optim.SGD(net.parameters(), lr=0.1), device=torch.device("cpu"), processes=processes)  # fmt: skip
-    loop.fit(lambda epoch: np.array_split(np.arange(15), 3), [3] * 2, step)
+    context = RunContext(torch.device("cpu"), 1, "fp32", out, processes)
+    loop = Loop(LoopConfig("pair", clip=1e9), context, net, torch.optim.SGD(net.parameters(), lr=0.1))
+    loop.fit(lambda epoch: np.array_split(np.arange(15), 3), epochs=2, steps=3, train_step=step)
     assert net.unused.grad is None
     if processes.main:
         torch.save(net.state_dict(), out / "pair.pt")
@@ -68,7 +71,7 @@ def train_stages(processes: ProcessGroup, root: Path, out: Path) -> None:
     source = open_openi(root)
     with processes.main_process_first():
         cache = build_pixel_cache(source, source.studies, IMAGE_SIZE, out / "cache")
-    train, val = readable(source.split("train"), cache), readable(source.split("val"), cache)
+    train, val = cache.readable(source.split("train")), cache.readable(source.split("val"))
     tokenizer = Tokenizer.build((study.report for study in train), min_count=1)
     torch.manual_seed(0)
     model = ReportModel(tiny_config(len(tokenizer), max_length=40, dropout=0.0))
@@ -76,14 +79,15 @@ def train_stages(processes: ProcessGroup, root: Path, out: Path) -> None:
     with processes.main_process_first():
         frozen = cache_features(model.backbone, cache, [*train, *val], 2, context, out / "cache", view_dropout=0.3,
                                 name="frozen")  # fmt: skip
-    train_retriever(model, frozen, train, val, tokenizer, RetrieverConfig(epochs=2, batch_size=BATCH, dropout=0.0),
-                    context, out / "retriever")  # fmt: skip
+    studies, decoding = StudySplits(train, val), DecodingConfig()
+    config = RetrieverConfig(epochs=2, batch_size=BATCH, dropout=0.0)
+    train_retriever(model, tokenizer, frozen, studies, config, context)
     index = build_index(model, train, tokenizer, out / f"index{processes.rank}", public=False)
     live = OnlineFeatures(model, cache, context.device, view_dropout=0.3)
-    train_ce(model, live, index, train, val, tokenizer, CEConfig(epochs=2, batch_size=BATCH, backbone_lr=1e-4),
-             DecodingConfig(), context, out / "ce")  # fmt: skip
-    train_scst(model, frozen, index, train, val, tokenizer, ScstConfig(epochs=1, batch_size=BATCH, samples=3, lr=1e-3),
-               DecodingConfig(), context, out / "scst")  # fmt: skip
+    train_cross_entropy(ReportGenerator(model, tokenizer, live, index, decoding), studies,
+                        CEConfig(epochs=2, batch_size=BATCH, backbone_lr=1e-4), context)  # fmt: skip
+    train_scst(ReportGenerator(model, tokenizer, frozen, index, decoding), studies,
+               ScstConfig(epochs=1, batch_size=BATCH, samples=3, lr=1e-3), context)  # fmt: skip
 
 
 def see(backbone: nn.Module, pixels: Tensor) -> None:

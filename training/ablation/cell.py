@@ -30,10 +30,12 @@ from model.files import write_atomic
 from training.ablation.bootstrap_io import draw_predictions, save_draws
 from training.ablation.external_eval import EvalPaths, External, score_outside
 from training.cli import open_source
-from training.config import RunConfig, RunContext
+from training.config import RunConfig
 from training.data.studies import Source
 from training.evaluation.inference import open_bundle
-from training.run import Run, run_stages
+from training.pipeline import run_pipeline
+from training.prepared_run import PreparedRun, RunInputs
+from training.trainer.context import RunContext
 
 log = logging.getLogger("training")
 
@@ -105,18 +107,15 @@ def external_missing(external: External, folder: Path) -> bool:
 def _train(job: Job, source: Source, folder: Path, device: torch.device) -> None:
     began = time.monotonic()
     reused = take_over(job.reuse, folder) if job.reuse else ()
-    run = Run(
-        config=job.config,
-        context=RunContext(device, job.config.seed, job.precision, folder),
+    inputs = RunInputs(
         source=source,
+        out=folder,  # names the bundle; the trial bundle is the one that is kept
         soft_scores=job.soft_scores if job.config.pretrain is not None else None,
-        out=folder,  # for the bundle's name; the trial bundle is what is kept
-        keep_texts=True,
         cache_dir=job.cache,
         evaluate_limit=job.evaluate_limit or len(source.split("val")),
     )
-    run.prepare()
-    run_stages(run, _STAGES)
+    run = PreparedRun.prepare(job.config, inputs, RunContext(device, job.config.seed, job.precision, folder))
+    metrics = run_pipeline(run, _STAGES)
     save_draws(folder / "draws.npz", draw_predictions(folder / "evaluate" / "val.jsonl"))
     content = {
         **job.identity(),
@@ -125,7 +124,7 @@ def _train(job: Job, source: Source, folder: Path, device: torch.device) -> None
         "reused": {"row": job.reuse.row, "stages": reused} if job.reuse and reused else None,
         "weights_million": sum(p.numel() for p in run.model.parameters()) / 1e6,
         "skipped_images": len(run.cache.skipped),
-        "metrics": run.metrics,
+        "metrics": metrics,
     }
     _write_json(folder / "result.json", content)
     for checkpoint in folder.glob("*/checkpoint.pt"):

@@ -11,8 +11,8 @@ from pydantic import Field, ValidationError
 from model.config import Count, Frozen
 from training.config import PretrainConfig, RunConfig
 from training.presets import preset
-from training.run import STAGES
 from training.run_manifest import differences
+from training.stage_results import STAGES
 
 ROWS = ("baseline", "densenet", "densenet-lr", "retrieval", "retrieval-scst")
 CHANGE = {

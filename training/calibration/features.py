@@ -1,26 +1,22 @@
-"""Pooled backbone features of many images, kept on the disk so that a later run goes on where one stopped."""
+"""Pooled backbone features of many images, cached on disk."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from model.calibration.schema import Floats
-from model.files import write_atomic
 from model.network.backbone import Backbone
 from model.types import Pixels
-from training.data.pixel_cache import allocate, read_state
+from training.data.resumable_array import ResumableArray
 
-_BATCH = 8  # larger ones leave a core's cache and take longer
-_FLUSH_EVERY = 8
+_BATCH = 8  # larger batches leave a CPU core's cache and take longer
+_SAVE_EVERY = 8
 
 
-@torch.inference_mode()
 def pooled_features(
     backbone: Backbone, images: Pixels, name: str, directory: Path, *, weights: str, device: torch.device
 ) -> Floats:
@@ -29,33 +25,23 @@ def pooled_features(
     Args:
         backbone: in eval mode.
         images: (N, S, S) uint8, 0 black to 255 white.
-        name: of the group of images, for its files in ``directory`` and the bar.
-        directory: holds ``<name>.npy`` and ``<name>.json``.
-        weights: digest of the backbone's weights; with the images' it names the features.
-        device: where the backbone is.
+        name: of the group of images, for its files in ``directory`` and the progress bar.
+        directory: of ``<name>.npy`` and ``<name>.json``.
+        weights: digest of the backbone's weights; with that of the images it identifies the cache.
+        device: of the backbone.
 
     Returns:
         (N, D) float32.
     """
     content = hashlib.sha256(np.ascontiguousarray(images).data)
     identity = hashlib.sha256(weights.encode() + content.digest()).hexdigest()
-    directory.mkdir(parents=True, exist_ok=True)
-    stem = name.replace(" ", "-")
-    path, state_path = directory / f"{stem}.npy", directory / f"{stem}.json"
-    state = read_state(state_path, identity) if path.exists() else None
-    done = 0 if state is None else int(state["done"])
-    if state is None:
-        allocate(path, np.float32, (len(images), backbone.width))
-    store = np.lib.format.open_memmap(path, mode="r+")
-    with tqdm(
-        total=len(images), initial=done, desc=name, unit="img", mininterval=1, disable=done == len(images)
-    ) as bar:
-        for count, start in enumerate(range(done, len(images), _BATCH), 1):
-            part = torch.from_numpy(np.array(images[start : start + _BATCH])).unsqueeze(1).to(device)
-            store[start : start + len(part)] = backbone(part.float() / 255.0)[1].float().cpu().numpy()
-            reached = start + len(part)
-            if count % _FLUSH_EVERY == 0 or reached == len(images):
-                store.flush()
-                write_atomic(state_path, json.dumps({"identity": identity, "done": reached}).encode())
-            bar.update(len(part))
-    return np.array(store)
+    path = directory / f"{name.replace(' ', '-')}.npy"
+    store = ResumableArray(path, identity, np.float32, (len(images), backbone.width))
+
+    @torch.inference_mode()
+    def compute(rows: slice) -> Floats:
+        part = torch.from_numpy(np.array(images[rows])).unsqueeze(1).to(device)
+        values: Floats = backbone(part.float() / 255.0)[1].float().cpu().numpy()
+        return values
+
+    return np.array(store.fill(compute, batch=_BATCH, save_every=_SAVE_EVERY, description=name))

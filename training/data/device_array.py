@@ -1,29 +1,30 @@
-"""Rows of an array that is too large to copy about: images or features, on disk or whole on the device."""
+"""Rows of a large array (images or features), read from disk or kept on the device."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from training.trainer.context import Placement
+
 log = logging.getLogger(__name__)
 
-Placement = Literal["auto", "yes", "no"]
-_SHARE = 0.25  # of the free memory of a GPU that one array may take; the rest is for training
+_SHARE = 0.25  # of a GPU's free memory that one array may take
 
 
 class DeviceRows:
     """Rows of ``array`` (N, ...) as tensors on a device, of the array's type.
 
     Args:
-        array: memory-mapped, usually.
-        device: where rows are wanted.
-        placement: ``yes`` copies the array to the device once, so that a batch is one lookup there; ``no`` copies
-            row by row; ``auto`` is ``yes`` on a GPU with room for it, and ``no`` on a CPU, which reads the map as fast.
+        array: usually memory-mapped.
+        device: of the tensors.
+        placement: ``yes`` copies the whole array to the device once; ``no`` copies the rows of each
+            batch; ``auto`` is ``yes`` on a GPU with enough free memory, else ``no``.
     """
 
     def __init__(self, array: npt.NDArray[Any], device: torch.device, placement: Placement = "auto") -> None:
@@ -31,10 +32,10 @@ class DeviceRows:
         whole = placement == "yes" or (placement == "auto" and _fits(array.nbytes, device))
         self._held = torch.from_numpy(np.array(array)).to(device) if whole else None
         if whole:
-            log.info("%d rows, %.2f GB, are kept on %s", len(array), array.nbytes / 1e9, device)
+            log.info("keeping %d rows (%.2f GB) on %s", len(array), array.nbytes / 1e9, device)
 
     def take(self, rows: npt.ArrayLike) -> Tensor:
-        """The rows of these numbers, in their order: (n, ...)."""
+        """Rows by number, in the order given: (n, ...)."""
         numbers = np.asarray(rows, np.int64)
         if self._held is not None:
             return self._held[torch.from_numpy(numbers).to(self._device)]

@@ -1,11 +1,13 @@
 """Radiographs of another source whose findings are known.
 
-The table is a CSV with a row an image: ``image_id``, a column of 1 and 0 for each finding, and maybe
-``view_position``; or as NIH ChestX-ray14 is published: ``Image Index``, ``Finding Labels`` (names joined by ``|``) and
-``View Position``. Only frontal images are used, each as a study of one view.
+The table is a CSV with a row an image: ``image_id``, a column of 1 and 0 for each finding, and
+maybe ``view_position``; or as NIH ChestX-ray14 is published: ``Image Index``, ``Finding Labels``
+(names joined by ``|``) and ``View Position``. Only frontal images are used, each as a study of one
+view.
 
-Names are those of CheXpert or of NIH. An NIH name stands for the finding that this project's labeler reads where a
-report uses the word, ``NIH_FINDINGS``; a name without such a finding is left out and listed.
+Names are those of CheXpert or of NIH. An NIH name stands for the finding that this project's
+labeler reads where a report uses the word, ``NIH_FINDINGS``; a name without such a finding is left
+out and listed.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ class ExternalSet:
 
 
 def for_pretraining(source: Source, external: ExternalSet) -> tuple[Source, ExternalLabels]:
-    """A source with the images of another set among its studies for pretraining, and what is known of these.
+    """A source with the images of another set among its studies for pretraining, and what is known
+    of these.
 
     Args:
         source: of the run.
@@ -92,7 +95,8 @@ def read_external(table: Path, images: Path, *, limit: int | None = None) -> Ext
         limit: at most so many images, evenly spaced over the table.
 
     Raises:
-        ValueError: no such file, a column is missing, no name in it stands for a finding, or no image is left.
+        ValueError: no such file, a column is missing, no name in it stands for a finding, or no
+            image is left.
     """
     for option, path, there in (("labels", table, table.is_file()), ("images", images, images.is_dir())):
         if not there:

@@ -1,37 +1,34 @@
-"""Batches of studies as backbone output, for the stages that train what comes after the backbone.
+"""Batches of studies as backbone output, for the stages that train what follows the backbone.
 
-``CachedFeatures`` reads a cache of features (backbone frozen, several augmented variants an image); ``OnlineFeatures``
-runs the backbone on augmented pixels, so that it can learn. Both drop a view at random in training, so one image
-alone works, and give frontals first.
+``CachedFeatures`` reads precomputed features of a frozen backbone, with several augmented variants
+of each image; ``OnlineFeatures`` runs the backbone on augmented pixels. Both drop a view at random
+in training, so that the model also learns from one image, and put frontal views first.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-from collections.abc import Container, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
-from model.files import write_atomic
 from model.network.backbone import Backbone
 from model.network.report_model import Patches, ReportModel
 from model.types import View
-from training.config import RunContext
 from training.data.augment import Augmentation, augment, augmentation_draws, changed, to_float
-from training.data.device_array import DeviceRows, Placement
-from training.data.pixel_cache import PixelCache, allocate, read_state
+from training.data.device_array import DeviceRows
+from training.data.pixel_cache import PixelCache
+from training.data.resumable_array import ResumableArray
 from training.data.studies import Study
-from training.trainer.loop import autocast, step_seed
+from training.trainer.context import Placement, RunContext
+from training.trainer.loop import step_seed
 
-log = logging.getLogger(__name__)
-
-_BATCH = 32
+_BATCH, _SAVE_EVERY = 32, 10
 WHOLE = slice(None)
 
 
@@ -41,44 +38,23 @@ class PatchSource(Protocol):
     def patches(
         self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True, part: slice = WHOLE
     ) -> Patches:
-        """Patches of a batch, or of a part of it.
+        """Backbone output of a batch, or of a part of it.
 
         Args:
             studies: each with at least one readable image.
-            generator: draws augmentation and dropped views; None: as in serving, nothing random.
-            tokens: False where only the pooled features are wanted; the patch tokens may then be left out.
-            part: the studies to give. Randomness is drawn for the whole batch, so that a study's patches do not depend
-                on how the batch is shared out.
+            generator: of augmentation and dropped views; None: nothing random, as in serving.
+            tokens: False where only the pooled features are needed; the patch tokens may then be
+                left out.
+            part: the studies to return. Randomness is drawn for the whole batch, so the result for
+                a study does not depend on how processes share the batch.
         """
 
 
-def _select_views(
-    study: Study, known: Container[str], drop: float, generator: torch.Generator | None
-) -> list[tuple[str, int]]:
-    """(key, view index) of a study's images in the model's order, maybe with one view dropped.
-
-    An image of unknown view counts as frontal where it comes first and as lateral behind another.
-    """
-    images = [
-        (ref.key, ref.view.row if ref.view is not None else min(place, View.LATERAL.row))
-        for place, ref in enumerate(study.ordered())
-        if ref.key in known
-    ]
-    if generator is not None and len(images) > 1:
-        lose, which = (
-            torch.rand(1, generator=generator).item(),
-            int(torch.randint(len(images), (1,), generator=generator)),
-        )
-        if lose < drop:
-            del images[which]
-    return images
-
-
 class CachedFeatures:
-    """Features of a frozen backbone, computed once: tokens (N, variants, 49, D) float16 on disk, memory-mapped."""
+    """Features of a frozen backbone: ``tokens`` (N, variants, 49, D) float16, memory-mapped."""
 
     def __init__(
-        self, tokens: np.ndarray, rows: dict[str, int], device: torch.device, view_dropout: float,
+        self, tokens: npt.NDArray[np.float16], rows: Mapping[str, int], device: torch.device, view_dropout: float,
         on_device: Placement = "auto",
     ) -> None:  # fmt: skip
         self._rows, self._device, self._drop = rows, device, view_dropout
@@ -90,123 +66,123 @@ class CachedFeatures:
     def patches(
         self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True, part: slice = WHOLE
     ) -> Patches:
-        """(B, V, 49, D) tokens of the studies, (B, V, 0, D) without; V is the most views among them."""
-        chosen = [_select_views(study, self._rows, self._drop, generator) for study in studies]
-        shape = (len(studies), max(len(images) for images in chosen))
-        stored = np.zeros(shape, np.int64)  # rows of the cache
-        views = torch.zeros(shape, dtype=torch.int64)
-        mask = torch.zeros(shape, dtype=torch.bool)
-        for b, images in enumerate(chosen):
-            for v, (key, view) in enumerate(images):
-                variant = 0 if generator is None else int(torch.randint(self._variants, (1,), generator=generator))
-                stored[b, v] = self._rows[key] * self._variants + variant
-                views[b, v], mask[b, v] = view, True
-        views, mask, stored = views[part].to(self._device), mask[part].to(self._device), stored[part]
-        pooled = self._pooled.take(stored.ravel()).view(*stored.shape, self._width)
-        features = pooled.new_zeros(*stored.shape, 0, self._width)
+        """(B, V, 49, D) tokens of the studies, (B, V, 0, D) without; V is the largest number of
+        views among them.
+        """
+        rows, views, mask = _batch_of_views(studies, self._rows, self._drop, generator)
+        rows = rows * self._variants
+        if generator is not None:
+            for position in np.argwhere(mask.numpy()):
+                rows[tuple(position)] += int(torch.randint(self._variants, (1,), generator=generator))
+        rows, views, mask = rows[part], views[part].to(self._device), mask[part].to(self._device)
+        pooled = self._pooled.take(rows.ravel()).view(*rows.shape, self._width)
+        features = pooled.new_zeros(*rows.shape, 0, self._width)
         if tokens:
-            features = self._tokens.take(stored.ravel()).float().view(*stored.shape, self._grid, self._width)
-        lost = ~mask.unsqueeze(-1)
-        return Patches(features.masked_fill(lost.unsqueeze(-1), 0), pooled.masked_fill(lost, 0), views, mask)
+            features = self._tokens.take(rows.ravel()).float().view(*rows.shape, self._grid, self._width)
+        absent = ~mask.unsqueeze(-1)
+        return Patches(features.masked_fill(absent.unsqueeze(-1), 0), pooled.masked_fill(absent, 0), views, mask)
 
 
 class OnlineFeatures:
-    """The backbone itself, on augmented pixels in training and plain ones otherwise."""
+    """The backbone itself, on augmented pixels in training and on unchanged ones otherwise."""
 
     def __init__(
         self, model: ReportModel, cache: PixelCache, device: torch.device, view_dropout: float,
         on_device: Placement = "auto",
     ) -> None:  # fmt: skip
-        self._model, self._cache, self._device, self._drop = model, cache, device, view_dropout
+        self._model, self._rows, self._device, self._drop = model, cache.rows, device, view_dropout
         self._pixels = DeviceRows(cache.array, device, on_device)
         self._amount = Augmentation()
 
     def patches(
         self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True, part: slice = WHOLE
     ) -> Patches:
-        """Encode the studies' images: (B, V, 49, D); V is the most views among them."""
-        chosen = [_select_views(study, self._cache.rows, self._drop, generator) for study in studies]
-        shape = (len(studies), max(len(images) for images in chosen))
-        stored = np.zeros(shape, np.int64)  # rows of the cache
-        views = torch.zeros(shape, dtype=torch.int64)
-        mask = torch.zeros(shape, dtype=torch.bool)
-        for b, images in enumerate(chosen):
-            for v, (key, view) in enumerate(images):
-                stored[b, v], views[b, v], mask[b, v] = self._cache.rows[key], view, True
-        draws = None if generator is None else augmentation_draws(mask.numel(), generator).view(*shape, -1)[part]
-        views, mask, stored = views[part].to(self._device), mask[part].to(self._device), stored[part]
-        pixels = self._pixels.take(stored.ravel()).masked_fill(~mask.flatten()[:, None, None], 0)
-        images_ = to_float(pixels)  # (B*V, 1, S, S)
+        """Encode the studies' images: (B, V, 49, D); V is the largest number of views among them."""
+        rows, views, mask = _batch_of_views(studies, self._rows, self._drop, generator)
+        draws = None if generator is None else augmentation_draws(mask.numel(), generator).view(*mask.shape, -1)[part]
+        rows, views, mask = rows[part], views[part].to(self._device), mask[part].to(self._device)
+        pixels = self._pixels.take(rows.ravel()).masked_fill(~mask.flatten()[:, None, None], 0)
+        images = to_float(pixels)  # (B*V, 1, S, S)
         if draws is not None:
-            images_ = changed(images_, self._amount, draws.flatten(0, 1))
-        return self._model.encode_images(images_.view(*stored.shape, *images_.shape[1:]), views, mask)
+            images = changed(images, self._amount, draws.flatten(0, 1))
+        return self._model.encode_images(images.view(*rows.shape, *images.shape[1:]), views, mask)
 
 
 def cache_features(
     backbone: Backbone, cache: PixelCache, studies: Sequence[Study], variants: int, context: RunContext,
     directory: Path, *, view_dropout: float, name: str,
 ) -> CachedFeatures:  # fmt: skip
-    """Compute, or reuse, the features of all images of ``studies``; resumes where it was killed.
+    """Compute the features of all images of ``studies``, or reuse and continue those in
+    ``directory``.
 
     Args:
         backbone: frozen; its weights are part of the cache's identity.
-        cache: the pixels.
-        studies: whose images are wanted.
-        variants: copies of each image; copy 0 is plain, the others augmented.
+        cache: of the pixels.
+        studies: whose images to encode.
+        variants: copies of each image; copy 0 is unchanged, the others are augmented.
         context: device, seed and precision.
-        directory: holds ``features-NAME.npy`` and its state.
-        view_dropout: given to the result.
-        name: distinguishes caches in one directory.
+        directory: of ``features-NAME.npy`` and ``features-NAME.json``.
+        view_dropout: of the result.
+        name: of this cache in the directory.
     """
     keys = sorted({ref.key for study in studies for ref in study.images if ref.key in cache})
+    shape = (len(keys), variants, (cache.size // 32) ** 2, backbone.width)
     identity = _identity(backbone, keys, variants, cache.size, context)
-    path, state_path = directory / f"features-{name}.npy", directory / f"features-{name}.json"
-    directory.mkdir(parents=True, exist_ok=True)
+    store = ResumableArray(directory / f"features-{name}.npy", identity, np.float16, shape)
+
+    @torch.inference_mode()
+    def compute(rows: slice) -> npt.NDArray[np.float16]:
+        pixels = torch.from_numpy(cache.array[[cache.rows[key] for key in keys[rows]]]).to(context.device)
+        plain = to_float(pixels)
+        values = np.empty((len(plain), *shape[1:]), np.float16)
+        for variant in range(variants):
+            generator = torch.Generator().manual_seed(step_seed(context.seed, f"features-{name}-{variant}", rows.start))
+            images = plain if variant == 0 else augment(plain, Augmentation(), generator)
+            with context.autocast():
+                values[:, variant] = backbone(images)[0].float().cpu().numpy()
+        return values
+
     was_training = backbone.training
     backbone.eval()
-    grid = (cache.size // 32) ** 2
-    shape = (len(keys), variants, grid, backbone.width)
-    state = read_state(state_path, identity) if path.exists() else None
-    done: int = state["done"] if state is not None else 0
-    if not done:
-        state_path.unlink(missing_ok=True)
-        allocate(path, np.float16, shape)
-    result = np.load(path, mmap_mode="r+" if done < len(keys) else "r")
-    if done < len(keys):
-        _compute(backbone, cache, keys, result, state_path, identity, done, context, name)
+    tokens = store.fill(compute, batch=_BATCH, save_every=_SAVE_EVERY, description=f"features {name}")
     backbone.train(was_training)
-    return CachedFeatures(result, {key: row for row, key in enumerate(keys)}, context.device, view_dropout,
-                         context.on_device)  # fmt: skip
+    return CachedFeatures(tokens, {key: row for row, key in enumerate(keys)}, context.device, view_dropout,
+                          context.on_device)  # fmt: skip
 
 
-@torch.inference_mode()
-def _compute(
-    backbone: Backbone, cache: PixelCache, keys: Sequence[str], store: np.memmap, state_path: Path, identity: str,
-    done: int, context: RunContext, name: str,
-) -> None:  # fmt: skip
-    """Fill ``store`` (N, variants, 49, D) from row ``done`` on, and keep count of it."""
-    variants = store.shape[1]
-    bar = tqdm(total=len(keys) * variants, initial=done * variants, desc=f"features {name}", unit="img", mininterval=2)
-    for start in range(done, len(keys), _BATCH):
-        rows = [cache.rows[key] for key in keys[start : start + _BATCH]]
-        plain = to_float(torch.from_numpy(cache.array[rows]).to(context.device))
-        for variant in range(variants):
-            generator = torch.Generator().manual_seed(step_seed(context.seed, f"features-{name}-{variant}", start))
-            images = plain if variant == 0 else augment(plain, Augmentation(), generator)
-            with autocast(context.device, context.precision):
-                tokens, _ = backbone(images)
-            store[start : start + len(rows), variant] = tokens.float().cpu().numpy().astype(np.float16)
-            bar.update(len(rows))
-        if (start // _BATCH) % 10 == 9:
-            _mark(state_path, identity, start + len(rows), store)
-    _mark(state_path, identity, len(keys), store)
-    bar.close()
+def select_views(
+    study: Study, rows: Mapping[str, int], drop: float, generator: torch.Generator | None
+) -> list[tuple[int, int]]:
+    """(row, view index) of a study's readable images in the model's order; a view is dropped at
+    rate ``drop``.
+
+    An image of unknown view counts as frontal where it comes first and as lateral after another.
+    """
+    images = [
+        (rows[ref.key], ref.view.row if ref.view is not None else min(position, View.LATERAL.row))
+        for position, ref in enumerate(study.ordered())
+        if ref.key in rows
+    ]
+    if generator is not None and len(images) > 1:
+        draw = torch.rand(1, generator=generator).item()
+        which = int(torch.randint(len(images), (1,), generator=generator))
+        if draw < drop:
+            del images[which]
+    return images
 
 
-def _mark(state_path: Path, identity: str, done: int, store: np.memmap) -> None:
-    store.flush()
-    text = json.dumps({"identity": identity, "done": done})
-    write_atomic(state_path, text.encode())
+def _batch_of_views(
+    studies: Sequence[Study], rows: Mapping[str, int], drop: float, generator: torch.Generator | None
+) -> tuple[npt.NDArray[np.int64], Tensor, Tensor]:
+    """Rows of the images, their view indices, and the mask of those that exist, (B, V) each."""
+    chosen = [select_views(study, rows, drop, generator) for study in studies]
+    shape = (len(studies), max(len(images) for images in chosen))
+    stored = np.zeros(shape, np.int64)
+    views, mask = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool)
+    for b, images in enumerate(chosen):
+        for v, (row, view) in enumerate(images):
+            stored[b, v], views[b, v], mask[b, v] = row, view, True
+    return stored, views, mask
 
 
 def _identity(backbone: Backbone, keys: Sequence[str], variants: int, size: int, context: RunContext) -> str:
@@ -214,11 +190,3 @@ def _identity(backbone: Backbone, keys: Sequence[str], variants: int, size: int,
     for value in backbone.state_dict().values():
         digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()).tobytes())
     return digest.hexdigest()
-
-
-def readable(studies: Sequence[Study], cache: PixelCache) -> list[Study]:
-    """Studies with at least one readable image, unreadable ones removed from them."""
-    kept = [usable for study in studies if (usable := cache.usable(study)) is not None]
-    if len(kept) < len(studies):
-        log.warning("%d of %d studies have no readable image and are skipped", len(studies) - len(kept), len(studies))
-    return kept

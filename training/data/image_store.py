@@ -1,7 +1,9 @@
-"""Where image bytes come from: loose files, the members of `NLMCXR_png.tgz`, or one after the other.
+"""Where image bytes come from: loose files, the members of `NLMCXR_png.tgz`, or one after the
+other.
 
-A store is read in one pass over a set of keys, each key once and in the order that costs least; an image that is
-missing or unreadable comes back as None and is the caller's to count, so an epoch never dies halfway.
+A store is read in one pass over a set of keys, each key once and in the order that costs least; an
+image that is missing or unreadable comes back as None and is the caller's to count, so an epoch
+never dies halfway.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ class ImageStore(Protocol):
     """Encoded image files by key."""
 
     def iter(self, keys: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
-        """Yield each key once, in any order, with the file's bytes; None where missing or unreadable."""
+        """Yield each key once, in any order, with the file's bytes; None where missing or
+        unreadable.
+        """
         ...
 
     def description(self) -> str:
@@ -65,7 +69,8 @@ class LooseImages:
 
 
 class TarImages:
-    """Images inside a tar archive, by file name without its extension; read in one pass, never extracted.
+    """Images inside a tar archive, by file name without its extension; read in one pass, never
+    extracted.
 
     Args:
         archive: `NLMCXR_png.tgz`, or any tar file, compressed or not.

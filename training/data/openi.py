@@ -1,10 +1,11 @@
-"""The Indiana University collection (Open-i) as a data set: the R2Gen studies, from the official archive.
+"""The Indiana University collection (Open-i) as a data set: the R2Gen studies, from the official
+archive.
 
-A study belongs to the field's set when it has at least two images and a non-empty FINDINGS section; its
-split comes from a table of study ids, and its images are the first two `parentImage`s of its XML file (157
-studies of train and val have more). Studies that no split table names are `extra`, for pretraining. A study
-that the table does name is never `extra`, so no validation or test study can reach a training stage that
-way.
+A study belongs to the field's set when it has at least two images and a non-empty FINDINGS section;
+its split comes from a table of study ids, and its images are the first two `parentImage`s of its
+XML file (157 studies of train and val have more). Studies that no split table names are `extra`,
+for pretraining. A study that the table does name is never `extra`, so no validation or test study
+can reach a training stage that way.
 """
 
 from __future__ import annotations
@@ -30,13 +31,17 @@ def open_openi(
     """Open a copy of the collection.
 
     Args:
-        root: holds `NLMCXR_reports.tgz` or `ecgen-radiology/`; `images/`, `NLMCXR_png/` or `NLMCXR_png.tgz`.
+        root: holds `NLMCXR_reports.tgz` or `ecgen-radiology/`; `images/`, `NLMCXR_png/` or
+            `NLMCXR_png.tgz`.
         download: fetch the official archives that `root` lacks.
-        split_table: CSV `study_id,split`; default `<root>/r2gen_split.csv` if it exists, else the project's.
-        view_table: CSV `image_id,view`; default `<root>/views.csv` if it exists, else the project's.
+        split_table: CSV `study_id,split`; default `<root>/r2gen_split.csv` if it exists, else the
+            project's.
+        view_table: CSV `image_id,view`; default `<root>/views.csv` if it exists, else the
+            project's.
 
     Returns:
-        The source, studies ascending by study number. Its `notes` count what was found, missing and skipped.
+        The source, studies ascending by study number. Its `notes` count what was found, missing and
+        skipped.
 
     Raises:
         ArchiveError: `root` holds no readable report archive.
@@ -74,7 +79,9 @@ def open_openi(
 
 
 def download_archives(root: Path) -> None:
-    """Fetch the official archives that `root` lacks, resuming an earlier attempt; progress goes to stderr."""
+    """Fetch the official archives that `root` lacks, resuming an earlier attempt; progress goes to
+    stderr.
+    """
     if not any((root / name).exists() for name in (REPORTS_ARCHIVE, REPORTS_FOLDER)):
         download(REPORTS_URL, root / REPORTS_ARCHIVE, progress=text_progress(REPORTS_ARCHIVE))
     if not any((root / name).exists() for name in (IMAGES_ARCHIVE, *IMAGE_FOLDERS)):
@@ -116,7 +123,9 @@ def _images(root: Path, wanted: Sequence[str]) -> tuple[ImageStore, tuple[str, .
 
 
 def _found(splits: Mapping[str, Split], studies: Collection[Study]) -> str:
-    """`2365 found (train 2069, …), 590 missing (test 590)`: a withheld split is no error, but it is said."""
+    """`2365 found (train 2069, …), 590 missing (test 590)`: a withheld split is no error, but it is
+    said.
+    """
     found = {study.uid for study in studies}
     present = {split: sum(s == split and uid in found for uid, s in splits.items()) for split in SPLITS}
     absent = {split: sum(s == split and uid not in found for uid, s in splits.items()) for split in SPLITS}

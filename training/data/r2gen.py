@@ -4,8 +4,8 @@ The annotation maps `train`, `val` and `test` to entries `{"id", "report", "imag
 published for IU X-ray and MIMIC-CXR. An image is looked for, in this order:
 
 1. at its `image_path` below the image folder, also with another extension (.png .jpg .jpeg .dcm);
-2. anywhere in the folder by its image id, where `<id>/<k>.png` means `image_ids[k]` of the entry. Annotations of
-   IU X-ray without `image_ids` take them from the project's own table.
+2. anywhere in the folder by its image id, where `<id>/<k>.png` means `image_ids[k]` of the entry.
+   Annotations of IU X-ray without `image_ids` take them from the project's own table.
 
 Images that are not found are counted and named in the notes, and come back from the store as None.
 """
@@ -31,11 +31,13 @@ def open_r2gen(annotation: Path, images: Path, *, view_table: Path | None = None
     Args:
         annotation: the JSON file.
         images: the folder below which `image_path`, or files named by image id, lie.
-        view_table: CSV `image_id,view`, by image id or by `image_path`; default `views.csv` beside the annotation
-            or in the image folder if it exists, else the project's table of the Indiana University collection.
+        view_table: CSV `image_id,view`, by image id or by `image_path`; default `views.csv` beside
+            the annotation or in the image folder if it exists, else the project's table of the
+            Indiana University collection.
 
     Raises:
-        ValueError: the annotation is malformed, or one study id occurs twice (in two splits it would leak).
+        ValueError: the annotation is malformed, or one study id occurs twice (in two splits it
+            would leak).
     """
     entries = read_annotation(annotation)
     beside = (annotation.parent / "views.csv", images / "views.csv")
@@ -135,7 +137,9 @@ def _uid(study_id: str) -> str:
 
 
 def _image_id(entry: Mapping[str, Any], uid: str, key: str) -> str | None:
-    """The id of an image: its file name without extension; for `<id>/<k>.png` the k-th id of the study."""
+    """The id of an image: its file name without extension; for `<id>/<k>.png` the k-th id of the
+    study.
+    """
     stem = Path(key).stem
     ids: Sequence[str] = entry.get("image_ids") or builtin_images().get(uid, ())
     if stem in ids or not stem.isdecimal():

@@ -1,4 +1,6 @@
-"""What every data set looks like to the training stages: studies, images by key, and a store of pixels."""
+"""What every data set looks like to the training stages: studies, images by key, and a store of
+pixels.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class Study:
     def ordered(self) -> tuple[ImageRef, ...]:
         """The images as the model reads them: frontals, then unknown views, then laterals.
 
-        Images of one view, and images whose view is unknown, keep the file's order among themselves.
+        Images of one view, and images whose view is unknown, keep the file's order among
+        themselves.
         """
         return tuple(sorted(self.images, key=lambda image: _RANK[image.view]))
 
@@ -45,7 +48,9 @@ _RANK: dict[View | None, int] = {View.FRONTAL: 0, None: 1, View.LATERAL: 2}
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: the field's studies, further studies for pretraining, and the store of their images."""
+    """A data set: the field's studies, further studies for pretraining, and the store of their
+    images.
+    """
 
     name: str
     studies: tuple[Study, ...]
@@ -59,7 +64,9 @@ class Source:
 
 
 def view_note(studies: tuple[Study, ...]) -> str:
-    """One line about the views: what is reordered on loading, what stays in the file's order, and why."""
+    """One line about the views: what is reordered on loading, what stays in the file's order, and
+    why.
+    """
     reordered = sum(study.ordered() != study.images for study in studies)
     unknown = sum(any(image.view is None for image in study.images) for study in studies)
     known = [{image.view for image in study.images} for study in studies if len(study.images) > 1]

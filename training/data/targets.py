@@ -1,12 +1,13 @@
-"""What the backbone learns to see in pretraining: soft scores of another network, findings, MeSH terms and report text.
+"""What the backbone learns to see in pretraining: soft scores of another network, findings, MeSH
+terms and report text.
 
 The columns come in groups, each with a weight of its own in the loss:
 
-    soft    probabilities of a network trained elsewhere, by image
-    report  the labeler's 14 findings, by study
-    mesh    MeSH terms of the archive ("Opacity/lung/base/left" gives opacity, opacity/lung, … and itself), by study
-    text    words and whole sentences of the report, by study
-    external  findings of images of another source that come with labels and without reports (NIH ChestX-ray14)
+    soft    probabilities of a network trained elsewhere, by image report  the labeler's 14
+    findings, by study mesh    MeSH terms of the archive ("Opacity/lung/base/left" gives opacity,
+    opacity/lung, … and itself), by study text    words and whole sentences of the report, by study
+    external  findings of images of another source that come with labels and without reports (NIH
+    ChestX-ray14)
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ MAX_SHARE = 0.9  # nor does one that nearly every report holds
 
 @dataclass(frozen=True)
 class FindingTargets:
-    """Targets of a list of images: ``values`` (N, C) in 0..1, ``mask`` (N, C) 1 where known, C column names.
+    """Targets of a list of images: ``values`` (N, C) in 0..1, ``mask`` (N, C) 1 where known, C
+    column names.
 
     A column is called ``group/name``; columns of one group stand together.
     """
@@ -45,8 +47,8 @@ class FindingTargets:
 
     def group(self, name: Group) -> slice:
         """The columns of a group; an empty slice where there is none."""
-        places = [place for place, column in enumerate(self.columns) if column.startswith(f"{name}/")]
-        return slice(places[0], places[-1] + 1) if places else slice(0, 0)
+        columns = [number for number, column in enumerate(self.columns) if column.startswith(f"{name}/")]
+        return slice(columns[0], columns[-1] + 1) if columns else slice(0, 0)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ def label_vector(report: str) -> tuple[Floats, Floats]:
 
 
 def mesh_terms(study: Study) -> frozenset[str]:
-    """Headings of a study: each whole, its first part, and its first part with each qualifier, in lower case."""
+    """Headings of a study: each whole, its first part, and its first part with each qualifier, in
+    lower case.
+    """
     terms: set[str] = set()
     for heading in study.mesh:
         parts = [part.strip().lower() for part in heading.split("/")]
@@ -111,15 +115,16 @@ def finding_targets(
     soft: tuple[tuple[str, ...], Mapping[str, Floats]] | None,
     *,
     terms: bool = False,
-    labelled: ExternalLabels | None = None,
+    external: ExternalLabels | None = None,
 ) -> FindingTargets:
     """Targets for (image key, its study) pairs.
 
     Args:
         images: every image, with its study.
         soft: column names and image key -> probabilities; None for none.
-        terms: add the groups ``mesh`` and ``text``, with the terms that enough of these studies have.
-        labelled: add the group ``external``, unknown for all other studies.
+        terms: add the groups ``mesh`` and ``text``, with the terms that enough of these studies
+            have.
+        external: add the group ``external``, unknown for all other studies.
     """
     studies = {study.study_id: study for _, study in images}
     place = {study_id: row for row, study_id in enumerate(studies)}
@@ -134,12 +139,12 @@ def finding_targets(
         ):
             names += group.columns
             values, mask = np.hstack([values, group.values]), np.hstack([mask, group.mask])
-    if labelled is not None:
-        names += [f"external/{name}" for name in labelled.findings]
-        known = [study_id in labelled.present for study_id in studies]
-        there = [_marks(labelled.present.get(study_id, ()), labelled.findings) for study_id in studies]
+    if external is not None:
+        names += [f"external/{name}" for name in external.findings]
+        known = [study_id in external.present for study_id in studies]
+        there = [_marks(external.present.get(study_id, ()), external.findings) for study_id in studies]
         values = np.hstack([values, np.array(there, np.float32)])
-        mask = np.hstack([mask, np.repeat(np.array(known, np.float32)[:, None], len(labelled.findings), axis=1)])
+        mask = np.hstack([mask, np.repeat(np.array(known, np.float32)[:, None], len(external.findings), axis=1)])
     rows = np.array([place[study.study_id] for _, study in images])
     values, mask = values[rows], mask[rows]
     if soft is not None:
@@ -155,7 +160,9 @@ def finding_targets(
 def _terms(
     group: Group, studies: Sequence[Study], of: Callable[[Study], frozenset[str]], known: Callable[[Study], bool]
 ) -> FindingTargets:
-    """(studies, terms) of one group; terms that too few or nearly all of the studies have are left out."""
+    """(studies, terms) of one group; terms that too few or nearly all of the studies have are left
+    out.
+    """
     found = [of(study) for study in studies]
     told = [known(study) for study in studies]
     counts = Counter(term for terms in found for term in terms)

@@ -1,7 +1,7 @@
 """Chest phantoms: drawn radiographs of nobody, with reports composed from what was drawn.
 
-Tests, the smoke training and the pictures in the documentation use them, so none of these needs a patient's
-image or words.
+Tests, the smoke training and the pictures in the documentation use them, so none of these needs a
+patient's image or words.
 
     python -m training.phantoms --out DIR --studies N        # a data set, laid out like the Open-i collection
     python -m training.phantoms --examples docs/images       # the README's radiographs

@@ -1,7 +1,7 @@
 """A phantom in numbers: one thorax, its anatomy and its findings, from which both views are drawn.
 
-Coordinates: x and y from -1 to 1, y downwards. In the frontal view the patient's left is at x > 0, as
-radiographs are hung. In the lateral view the patient looks to x < 0, the spine is at x > 0.
+Coordinates: x and y from -1 to 1, y downwards. In the frontal view the patient's left is at x > 0,
+as radiographs are hung. In the lateral view the patient looks to x < 0, the spine is at x > 0.
 """
 
 from __future__ import annotations

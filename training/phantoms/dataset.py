@@ -1,4 +1,6 @@
-"""Writes phantom studies as a copy of the Open-i collection lies on disk, so the whole path runs on them."""
+"""Writes phantom studies as a copy of the Open-i collection lies on disk, so the whole path runs on
+them.
+"""
 
 from __future__ import annotations
 

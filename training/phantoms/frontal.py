@@ -1,8 +1,9 @@
 """Draws the frontal (postero-anterior) view of a chest phantom.
 
-A radiograph shows the logarithm of what the tissue along each ray let through, so shadows add up. The drawing
-follows that: a body, minus the air of the lungs, plus bone, plus metal. Whatever replaces air (heart, fluid,
-consolidation, a nodule) takes air away, so overlapping shadows never grow brighter than solid tissue.
+A radiograph shows the logarithm of what the tissue along each ray let through, so shadows add up.
+The drawing follows that: a body, minus the air of the lungs, plus bone, plus metal. Whatever
+replaces air (heart, fluid, consolidation, a nodule) takes air away, so overlapping shadows never
+grow brighter than solid tissue.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Composes the report of a chest phantom from its numbers, and says which findings it states.
 
-The sentences are this project's own. Each knows what it says about the 14 CheXpert findings, so a composed
-report comes with its truth.
+The sentences are this project's own. Each knows what it says about the 14 CheXpert findings, so a
+composed report comes with its truth.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def compose_report(chest: Chest, rng: np.random.Generator) -> tuple[str, dict[st
         rng: chooses among the sentences that say the same.
 
     Returns:
-        The report, and every CheXpert finding that it states as present or absent. "No Finding" is present
-        where nothing but support devices is.
+        The report, and every CheXpert finding that it states as present or absent. "No Finding" is
+        present where nothing but support devices is.
     """
     writer = _Writer(rng)
     if chest.pacemaker:

@@ -1,7 +1,7 @@
 """The drawing tools of the chest phantoms: soft shapes, strokes, blur, and the film they end on.
 
-Shapes are fields (S, S) between 0 and 1 over coordinates x, y from -1 to 1, y downwards; widths, radii and
-blurs are in the same units.
+Shapes are fields (S, S) between 0 and 1 over coordinates x, y from -1 to 1, y downwards; widths,
+radii and blurs are in the same units.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from model.network.dual_encoder import embed_reports
 from model.network.report_model import ReportModel
 from model.text.labeler import label_report
@@ -15,9 +13,7 @@ from model.text.tokenizer import Tokenizer
 from retrieval_index.cases import Case
 from retrieval_index.index import ReportIndex
 from retrieval_index.openi import page_url
-from training.data.features import PatchSource
 from training.data.studies import Study
-from training.stages.retriever import embed_studies, label_agreement
 
 log = logging.getLogger(__name__)
 
@@ -56,22 +52,3 @@ def build_index(
     index.save(directory)
     log.info("index: %d cases of width %d", len(index), index.dim)
     return index
-
-
-def retrieval_scores(
-    model: ReportModel, index: ReportIndex, patches: PatchSource, studies: Sequence[Study], k: int, seed: int
-) -> dict[str, float]:
-    """Label agreement of the top-k cases of ``studies`` with their own reports, beside that of random cases."""
-    if not studies:
-        return {}
-    model.eval()
-    queries = embed_studies(model, patches, studies)
-    _, rows = index.search(queries, k, exclude=[study.study_id for study in studies])
-    reports = [study.report for study in studies]
-    found = [[index.case(int(row)).findings or "" for row in row_set if row >= 0] for row_set in rows]
-    drawn = np.random.default_rng(seed).integers(0, len(index), rows.shape)
-    random = [[index.case(int(row)).findings or "" for row in row_set] for row_set in drawn]
-    return {
-        f"label_agreement_top{k}": label_agreement(found, reports),
-        "label_agreement_random": label_agreement(random, reports),
-    }

@@ -26,7 +26,8 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Analysis:
-    """Phrases of N reports, and the reports as vectors in R directions; see ``model.decoding.mbr.MbrTable``.
+    """Phrases of N reports, and the reports as vectors in R directions; see
+    ``model.decoding.mbr.MbrTable``.
 
     ``coordinates`` (N, R) has rows of length 2 at most: one for each number of words in a phrase.
     """
@@ -42,7 +43,9 @@ class Analysis:
 
 
 def report_tokens(studies: Sequence[Study], tokenizer: Tokenizer, max_length: int) -> Ints:
-    """(N, T) word ids of the studies' reports, cut as in training, without bos and eos, padded with 0."""
+    """(N, T) word ids of the studies' reports, cut as in training, without bos and eos, padded with
+    0.
+    """
     ids = pad_ids([tokenizer.encode(study.report, max_length) for study in studies], max_length).numpy()
     tokens: Ints = np.where(ids == tokenizer.eos_id, 0, ids)[:, 1:]
     return tokens
@@ -53,7 +56,8 @@ def analyse(tokens: Ints, directions: int, seed: int) -> Analysis:
 
     Args:
         tokens: (N, T) of the reports.
-        directions: R, of the singular value decomposition; no more than there are reports or phrases.
+        directions: R, of the singular value decomposition; no more than there are reports or
+            phrases.
         seed: of the decomposition.
     """
     count = len(tokens)
@@ -99,7 +103,9 @@ def analyse(tokens: Ints, directions: int, seed: int) -> Analysis:
 
 
 def in_steps(values: Floats, axis: int) -> tuple[npt.NDArray[np.int8], Floats]:
-    """Values as whole steps, of which 127 reach the largest along ``axis``, and the worth of a step there."""
+    """Values as whole steps, of which 127 reach the largest along ``axis``, and the worth of a step
+    there.
+    """
     step = np.maximum(np.abs(values).max(axis=axis, keepdims=True), 1e-9).astype(np.float32) / np.float32(127)
     return np.rint(values / step).astype(np.int8), step
 

@@ -1,16 +1,18 @@
-"""Stage ``pretrain``: the backbone learns findings, so that its patch tokens mean something before CE begins.
+"""Stage ``pretrain``: the backbone learns findings, so that its patch tokens are informative before
+CE begins.
 
-Multi-label binary cross-entropy on the targets of ``training.data.targets``: soft scores of another network, findings
-read from the reports, MeSH terms, words and sentences, labels of images of another source; both views,
-growing resolution, averaged weights. Studies of the val and test splits take no part; val frontals give the AUROC in
-the log.
+Multi-label binary cross-entropy on the targets of ``training.data.targets`` for both views, at
+growing resolution, with averaged weights. Studies of the val and test splits take no part; val
+frontals give the AUROC in the log.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +22,20 @@ from torch import Tensor, nn
 from model.network.backbone import Backbone
 from model.text.labeler import FINDINGS
 from model.types import View
-from training.config import PretrainConfig, RunContext
+from training.config import PretrainConfig
 from training.data.augment import Augmentation, augmentation_draws, changed, to_float
 from training.data.device_array import DeviceRows
 from training.data.pixel_cache import PixelCache
 from training.data.studies import Source, Study
-from training.data.targets import ExternalLabels, Group, finding_targets, read_soft_scores
+from training.data.targets import ExternalLabels, FindingTargets, Floats, Group, finding_targets, read_soft_scores
 from training.scoring.binary import auroc
-from training.trainer.loop import Loop, LoopConfig, autocast
+from training.stages.common import Rows, shuffled_batches
+from training.trainer.context import RunContext
+from training.trainer.loop import Loop, LoopConfig
 
 log = logging.getLogger(__name__)
 
+_VAL_BATCH = 64
 SCORED = ("Pleural Effusion", "Cardiomegaly", "Atelectasis", "Lung Opacity")
 
 
@@ -48,102 +53,103 @@ class FindingNet(nn.Module):
         return logits
 
 
-def pretrain(
-    backbone: Backbone,
-    source: Source,
-    cache: PixelCache,
-    config: PretrainConfig,
-    context: RunContext,
-    directory: Path,
-    *,
-    soft_scores: Path | None,
-    label_table: Mapping[str, frozenset[str]] | None = None,
-    head: nn.Linear | None = None,
-    labelled: ExternalLabels | None = None,
-) -> Mapping[str, float]:
-    """Train ``backbone`` in place and return the last row of the log.
+@dataclass(frozen=True)
+class PretrainData:
+    """What the backbone is pretrained on.
 
-    Args:
-        backbone: what learns.
-        source: the training split and the studies outside the field's set teach, the val split is scored.
+    Attributes:
+        source: its training split and ``extra`` studies teach, its val split is scored.
         cache: decoded images of all of them.
-        config: epochs, sizes, rates, weights of the groups of targets.
-        context: device, seed, precision.
-        directory: of the stage's checkpoints, log and curves.
-        soft_scores: CSV ``image_id,<finding>,…`` of another network's probabilities, or None.
-        head: gets the weights of the labeler's 14 findings, (14, D); or None.
-        label_table: study uid -> findings present, a second truth for the AUROC on val; or None.
-        labelled: findings of those studies of ``source.extra`` that have labels in the place of a report; or None.
+        soft_scores: CSV ``image_id,<finding>,…`` of another network's probabilities.
+        label_table: study uid -> findings present, additional reference labels for the AUROC on
+            val.
+        external_labels: findings of those studies of ``source.extra`` that have labels in place of
+            a report.
+    """
+
+    source: Source
+    cache: PixelCache
+    soft_scores: Path | None = None
+    label_table: Mapping[str, frozenset[str]] | None = None
+    external_labels: ExternalLabels | None = None
+
+
+def pretrain(
+    backbone: Backbone, finding_head: nn.Linear | None, data: PretrainData, config: PretrainConfig, context: RunContext
+) -> Mapping[str, float]:
+    """Train ``backbone`` in place; returns the last row of the log.
+
+    ``finding_head`` (14, D), where given, receives the weights of the labeler's 14 findings.
 
     Raises:
-        ValueError: no training image, or unreadable soft targets.
+        ValueError: no training image, unreadable soft targets, or no target with a weight above 0.
     """
-    images = _images([*source.split("train"), *source.extra], cache)
+    cache, processes, device = data.cache, context.processes, context.device
+    images = _images([*data.source.split("train"), *data.source.extra], cache)
     if not images:
         raise ValueError("pretraining found no readable training image; check --root")
-    soft = read_soft_scores(soft_scores) if soft_scores else None
-    targets = finding_targets(images, soft, terms=True, labelled=labelled)
+    soft = read_soft_scores(data.soft_scores) if data.soft_scores else None
+    targets = finding_targets(images, soft, terms=True, external=data.external_labels)
     values, mask = torch.from_numpy(targets.values), torch.from_numpy(targets.mask)
-    groups = {name: (targets.group(name), weight) for name, weight in _weights(config) if weight}
-    groups = {name: (columns, weight) for name, (columns, weight) in groups.items() if columns.stop}
-    if not groups:
-        raise ValueError("every group of pretraining targets is empty or has weight 0; raise one of pretrain.weights")
+    groups = _weighted_groups(targets, config)
     rows = np.array([cache.rows[key] for key, _ in images])
-    pixels = DeviceRows(cache.array, context.device, context.on_device)
-    net = FindingNet(backbone, values.shape[1]).to(context.device).to(memory_format=torch.channels_last)
-    context.processes.synchronise_backbone(net)
-    sizes_of = ", ".join(f"{name} {columns.stop - columns.start}" for name, (columns, _) in groups.items())
-    log.info("pretrain: %d images, targets: %s", len(images), sizes_of)
-
+    pixels = DeviceRows(cache.array, device, context.on_device)
+    net = FindingNet(backbone, values.shape[1]).to(device).to(memory_format=torch.channels_last)
+    processes.synchronise_backbone(net)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     sizes = [size for size, epochs in config.epochs_by_size for _ in range(epochs)]
-    amount = Augmentation()
-    current = {"size": sizes[0] if sizes else 0}
+    size = sizes[0] if sizes else 0
+    shuffled = shuffled_batches(len(images), -(-len(images) // config.batch_size), context.seed)
 
-    def batches(epoch: int) -> Sequence[np.ndarray]:
-        current["size"] = sizes[epoch]
-        order = np.random.default_rng((context.seed, epoch)).permutation(len(images))
-        return np.array_split(order, steps)
+    def batches(epoch: int) -> Sequence[Any]:
+        nonlocal size
+        size = sizes[epoch]
+        return shuffled(epoch)
 
-    def train_step(batch: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
-        mine = context.processes.rows(len(batch))
-        draws = augmentation_draws(len(batch), generator)[mine]
-        own = batch[mine]
-        x = changed(to_float(pixels.take(rows[own]), current["size"]), amount, draws)
-        logits, y, m = net(x).float(), values[own].to(context.device), mask[own].to(context.device)
+    def train_step(batch: Rows, random: torch.Generator) -> dict[str, Tensor]:
+        local = processes.rows(len(batch))
+        draws = augmentation_draws(len(batch), random)[local]
+        local_ids = batch[local]
+        x = changed(to_float(pixels.take(rows[local_ids]), size), Augmentation(), draws)
+        logits, y, known = net(x).float(), values[local_ids].to(device), mask[local_ids].to(device)
         losses: dict[str, Tensor] = {
-            name: _bce(logits, y, m, columns) / mask[batch][:, columns].sum().clamp(min=1).to(context.device)
+            name: _bce(logits, y, known, columns) / mask[batch][:, columns].sum().clamp(min=1).to(device)
             for name, (columns, _) in groups.items()
-        }  # by the known targets of the whole batch
+        }  # divided by the known targets of the whole batch
         total = torch.stack([weight * losses[name] for name, (_, weight) in groups.items()]).sum()
         return {"loss": total, **losses}
 
-    steps = -(-len(images) // config.batch_size)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    loop = Loop(
-        LoopConfig("pretrain", context.seed, ema=config.ema, precision=context.precision, warmup=0.1,
-                   checkpoint_seconds=context.checkpoint_seconds),
-        directory, net, optimizer, device=context.device, processes=context.processes,
-    )  # fmt: skip
-    validation = _images(source.split("val"), cache, frontal_only=True)
+    frontals = _images(data.source.split("val"), cache, frontal_only=True)
 
     def validate() -> dict[str, float]:
-        return _auroc(net, validation, cache, current["size"], targets.group("report").start, context, label_table)
+        scores = _finding_scores(net, frontals, cache, size, context)[:, targets.group("report")]
+        return _validation_aurocs(scores, frontals, data.label_table)
 
-    history = loop.fit(batches, [steps] * len(sizes), train_step, validate if validation else None)
-    if head is not None:
+    loop = Loop(LoopConfig("pretrain", ema=config.ema, warmup=0.1), context, net, optimizer)
+    history = loop.fit(batches, epochs=len(sizes), steps=-(-len(images) // config.batch_size), train_step=train_step,
+                       validate=validate if frontals else None)  # fmt: skip
+    if finding_head is not None:
         columns = targets.group("report")
         with torch.no_grad():
-            head.weight.copy_(net.head.weight[columns])
-            head.bias.copy_(net.head.bias[columns])
-    return history.rows[-1] if history.rows else {}
+            finding_head.weight.copy_(net.head.weight[columns])
+            finding_head.bias.copy_(net.head.bias[columns])
+    return history.selected_row()
 
 
-def _weights(config: PretrainConfig) -> Sequence[tuple[Group, float]]:
+def _weighted_groups(targets: FindingTargets, config: PretrainConfig) -> dict[Group, tuple[slice, float]]:
+    """Group -> (its columns, its weight in the loss), without empty groups and those of weight 0."""
     weights = config.weights
-    return (
+    named: Sequence[tuple[Group, float]] = (
         ("soft", weights.soft), ("report", weights.report), ("mesh", weights.mesh), ("text", weights.text),
         ("external", weights.external),
     )  # fmt: skip
+    groups = {name: (targets.group(name), weight) for name, weight in named if weight}
+    groups = {name: (columns, weight) for name, (columns, weight) in groups.items() if columns.stop}
+    if not groups:
+        raise ValueError("every group of pretraining targets is empty or has weight 0; raise one of pretrain.weights")
+    sizes = ", ".join(f"{name} {columns.stop - columns.start}" for name, (columns, _) in groups.items())
+    log.info("pretrain: %d images, targets: %s", len(targets.values), sizes)
+    return groups
 
 
 def _bce(logits: Tensor, values: Tensor, mask: Tensor, columns: slice) -> Tensor:
@@ -163,23 +169,25 @@ def _images(studies: Sequence[Study], cache: PixelCache, *, frontal_only: bool =
     return pairs
 
 
-def _auroc(
-    net: FindingNet,
-    images: Sequence[tuple[str, Study]],
-    cache: PixelCache,
-    size: int,
-    offset: int,
-    context: RunContext,
-    table: Mapping[str, frozenset[str]] | None,
-) -> dict[str, float]:
-    """AUROC of the findings in SCORED on ``images``: against our labeler, and as ``table_…`` against the table."""
+def _finding_scores(
+    net: FindingNet, images: Sequence[tuple[str, Study]], cache: PixelCache, size: int, context: RunContext
+) -> Floats:
+    """(N, C) logits of images."""
     logits = []
-    for start in range(0, len(images), 64):
-        rows = [cache.rows[key] for key, _ in images[start : start + 64]]
+    for start in range(0, len(images), _VAL_BATCH):
+        rows = [cache.rows[key] for key, _ in images[start : start + _VAL_BATCH]]
         pixels = torch.from_numpy(cache.array[rows]).to(context.device)
-        with autocast(context.device, context.precision):
+        with context.autocast():
             logits.append(net(to_float(pixels, size)).float().cpu())
-    scores = torch.cat(logits).numpy()[:, offset : offset + len(FINDINGS)]
+    return torch.cat(logits).numpy()
+
+
+def _validation_aurocs(
+    scores: Floats, images: Sequence[tuple[str, Study]], table: Mapping[str, frozenset[str]] | None
+) -> dict[str, float]:
+    """AUROC of the findings in SCORED by (N, 14) scores: against the labeler, and as ``table_…``
+    against the table.
+    """
     result = _aurocs("auroc", scores, finding_targets(images, None).values)
     if table:
         known = [row for row, (_, study) in enumerate(images) if study.uid in table]
@@ -188,7 +196,7 @@ def _auroc(
     return result
 
 
-def _aurocs(prefix: str, scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def _aurocs(prefix: str, scores: Floats, truth: Floats) -> dict[str, float]:
     result = {}
     for name in SCORED:
         column = FINDINGS.index(name)

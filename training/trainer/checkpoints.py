@@ -1,4 +1,6 @@
-"""Checkpoint files: written whole or not at all, the one before kept, read with a way out where one is damaged."""
+"""Checkpoint files: written atomically, with the previous one kept as a fallback for a damaged
+file.
+"""
 
 from __future__ import annotations
 
@@ -19,50 +21,50 @@ def save_atomically(content: object, path: Path, *, previous: Path | None = None
 
     Args:
         content: what to save.
-        path: where.
-        previous: name that the file at ``path`` gets, if there is one.
+        path: of the file.
+        previous: where an existing file at ``path`` is moved.
 
     Raises:
-        OSError: it cannot be written; what was at ``path`` is still there.
+        OSError: the file cannot be written; an existing file at ``path`` is unchanged.
     """
-    beside = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             torch.save(content, file)
-        install_file(beside, path, previous=previous)
+        install_file(temporary, path, previous=previous)
     except BaseException as error:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(cause, OSError):  # a full disk; what torch says of it does not name it
+        if isinstance(cause, OSError):  # a full disk, which torch's error does not mention
             raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise
 
 
 def read_newest(paths: Sequence[Path], device: torch.device) -> tuple[dict[str, Any], Path]:
-    """The content of the first of ``paths`` that can be read, and which it is; those before it are warned of.
+    """Content and path of the first of ``paths`` that can be read; logs the damaged ones.
 
     Raises:
-        ValueError: none can.
+        ValueError: none can be read.
     """
     damaged = []
     for path in paths:
         try:
             content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         except FileNotFoundError:
-            continue  # killed between two renames, or no more than one was written yet
+            continue  # killed between two renames, or only one exists yet
         except Exception as error:
             damaged.append(f"{path} ({type(error).__name__}, {path.stat().st_size} bytes)")
             continue
         if damaged:
-            log.warning("checkpoint %s cannot be read; going on from the one before", damaged[0])
+            log.warning("checkpoint %s cannot be read; continuing from the previous one", damaged[0])
         return content, path
     raise ValueError(
-        f"checkpoint {' and '.join(damaged)} cannot be resumed. Remove {paths[0].parent} to start this stage anew; the "
-        "stages before it are kept."
+        f"checkpoint {' and '.join(damaged)} cannot be resumed. Remove {paths[0].parent} to start this stage again; "
+        "the stages before it are kept."
     )
 
 
-def in_short(error: Exception) -> str:
-    """Kind and first line of an error."""
+def first_line(error: Exception) -> str:
+    """Type and first line of an error."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"

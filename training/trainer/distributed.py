@@ -1,8 +1,10 @@
-"""The processes that train together: one, or as many as ``torchrun`` started, on one machine or on several.
+"""The processes that train together: one, or as many as ``torchrun`` started, on one machine or on
+several.
 
-Lightning Fabric joins them and adds up their gradients. What is left for a stage to do is small, and the same for one
-process: draw randomness for the whole batch, compute the rows that ``ProcessGroup.rows`` names, and return losses whose
-sum over the processes is the loss of the batch. So a batch is what the configuration says however many share it.
+Lightning Fabric joins them and adds up their gradients. What is left for a stage to do is small,
+and the same for one process: draw randomness for the whole batch, compute the rows that
+``ProcessGroup.rows`` names, and return losses whose sum over the processes is the loss of the
+batch. So a batch is what the configuration says however many share it.
 """
 
 from __future__ import annotations
@@ -82,9 +84,11 @@ class ProcessGroup:
         return torch.cat([rows[:size] for rows, size in zip(parts, sizes, strict=True)])
 
     def sharing(self, module: nn.Module, step: Step) -> Step:
-        """``step``, after whose ``backward`` each weight of ``module`` has the mean of all processes' gradients.
+        """``step``, after whose ``backward`` each weight of ``module`` has the mean of all
+        processes' gradients.
 
-        The weights and buffers of process 0 are given to the others first, its buffers again at each step.
+        The weights and buffers of process 0 are given to the others first, its buffers again at
+        each step.
         """
         if self._fabric is None:
             return step
@@ -99,7 +103,9 @@ class ProcessGroup:
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Process 0 goes through the block before the others begin it; where it fails, they never do."""
+        """Process 0 goes through the block before the others begin it; where it fails, they never
+        do.
+        """
         if not self.main:
             self.wait()
         yield
@@ -125,7 +131,8 @@ class ProcessGroup:
         return gathered.sum(0)
 
     def synchronise_backbone(self, module: nn.Module) -> None:
-        """Let batch normalisation inside ``module``, a backbone in training, see the whole batch where it can (CUDA).
+        """Let batch normalisation inside ``module``, a backbone in training, see the whole batch
+        where it can (CUDA).
 
         On CPUs each process normalises its own rows, and process 0's running statistics are kept.
         """

@@ -17,7 +17,9 @@ PANEL, HEAD = (4.2, 2.8), 0.4
 
 
 def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) -> None:
-    """Draw one small panel a logged quantity over epochs into ``path`` (written beside, then renamed)."""
+    """Draw one small panel a logged quantity over epochs into ``path`` (written beside, then
+    renamed).
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,7 +1,7 @@
 """Tables of facts the project carries: the field's split by study, the view by image.
 
-`split.txt` and `views.txt` describe themselves in their first lines. A root may bring its own tables as CSV
-(`study_id,split` and `image_id,view`), which this module reads as well.
+`split.txt` and `views.txt` describe themselves in their first lines. A root may bring its own
+tables as CSV (`study_id,split` and `image_id,view`), which this module reads as well.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def read_split(path: Path) -> dict[str, Split]:
     """Read a CSV table `study_id,split`.
 
     Raises:
-        ValueError: a column is missing, a split is not train, val or test, or a study is named twice.
+        ValueError: a column is missing, a split is not train, val or test, or a study is named
+            twice.
     """
     table: dict[str, Split] = {}
     for line, study, split in _rows(path, "study_id", "split"):

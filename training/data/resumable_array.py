@@ -1,0 +1,117 @@
+"""A memory-mapped array on disk that a killed process can continue to fill."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from model.files import write_atomic
+
+log = logging.getLogger(__name__)
+
+
+class ResumableArray:
+    """``NAME.npy`` and ``NAME.json``, which holds an identity and the progress saved last.
+
+    Attributes:
+        progress: the values given to ``save`` last; empty for a new array.
+    """
+
+    def __init__(self, path: Path, identity: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
+        """Open the files, or allocate them where they are missing or have a different identity.
+
+        Args:
+            path: of ``NAME.npy``.
+            identity: digest of everything that decides the content.
+            dtype: of the array.
+            shape: (N, ...).
+
+        Raises:
+            OSError: the disk is full.
+        """
+        self._path, self._state_path, self._identity = path, path.with_suffix(".json"), identity
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stored = self._read_progress() if path.exists() else None
+        if stored is None:
+            self._state_path.unlink(missing_ok=True)
+            _allocate(path, dtype, shape)
+        self.progress: dict[str, Any] = stored or {}
+
+    def read(self) -> npt.NDArray[Any]:
+        """The array, memory-mapped, read-only."""
+        array: npt.NDArray[Any] = np.load(self._path, mmap_mode="r")
+        return array
+
+    def writable(self) -> np.memmap[Any, Any]:
+        """The array, memory-mapped, to be filled; call ``save`` from time to time."""
+        array: np.memmap[Any, Any] = np.load(self._path, mmap_mode="r+")
+        return array
+
+    def save(self, array: np.memmap[Any, Any], **progress: Any) -> None:
+        """Flush ``array`` to disk, then store the progress."""
+        array.flush()
+        write_atomic(self._state_path, json.dumps({"identity": self._identity, **progress}).encode())
+        self.progress = progress
+
+    def fill(
+        self, compute: Callable[[slice], npt.NDArray[Any]], *, batch: int, save_every: int, description: str
+    ) -> npt.NDArray[Any]:
+        """Fill the rows that are missing, in order, and return the complete array.
+
+        Args:
+            compute: rows ``slice(start, stop)`` -> their values (stop - start, ...). ``start`` is a
+                multiple of ``batch``, so a resumed array sees the same slices.
+            batch: rows a call.
+            save_every: batches between two calls of ``save``.
+            description: of the progress bar.
+        """
+        done, count = self.progress.get("done", 0), len(self.read())
+        if done < count:
+            array = self.writable()
+            with tqdm(total=count, initial=done, desc=description, unit="img", mininterval=1) as bar:
+                for start in range(done, count, batch):
+                    rows = slice(start, min(start + batch, count))
+                    array[rows] = compute(rows)
+                    bar.update(rows.stop - start)
+                    if (start // batch) % save_every == save_every - 1 or rows.stop == count:
+                        self.save(array, done=rows.stop)
+        return self.read()
+
+    def _read_progress(self) -> dict[str, Any] | None:
+        """None where there is no state, it cannot be read, or it has a different identity."""
+        try:
+            state = json.loads(self._state_path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            log.warning("%s cannot be read; %s is computed again", self._state_path, self._path.name)
+            return None
+        if not isinstance(state, dict) or state.pop("identity", None) != self._identity:
+            return None
+        return state
+
+
+def _allocate(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
+    """Create a file of zeros with all of its disk space reserved.
+
+    Writing to a sparse file through a memory map ends the process with SIGBUS when the disk is
+    full.
+    """
+    path.unlink(missing_ok=True)
+    try:
+        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+        if hasattr(os, "posix_fallocate") and path.stat().st_size:
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)
+        raise

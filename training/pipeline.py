@@ -1,0 +1,126 @@
+"""The stages of a training run, in order: pretrain, retriever, index, ce, scst, evaluate, bundle.
+
+``run_pipeline`` reads top to bottom. Validation studies are used for validation only, test studies
+are not used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from model.files import write_atomic
+from retrieval_index.index import ReportIndex
+from training.data.features import PatchSource
+from training.evaluate import evaluate
+from training.evaluation.inference import open_bundle
+from training.evaluation.plan import EvaluationPlan, InferenceOptions, Outputs
+from training.prepared_run import PreparedRun
+from training.scoring.metrics import meteor_available
+from training.stage_results import StageResults
+from training.stages.cross_entropy import train_cross_entropy
+from training.stages.index import build_index
+from training.stages.mbr_table import build_consensus
+from training.stages.pretrain import PretrainData, pretrain
+from training.stages.retrieval_metrics import recall, retrieval_scores, study_report_similarity
+from training.stages.retriever import train_retriever
+from training.stages.scst import train_scst
+
+log = logging.getLogger("training")
+
+
+def run_pipeline(run: PreparedRun, stages: Sequence[str]) -> dict[str, Any]:
+    """Run ``stages`` in their order and return their metrics; stages that are done are loaded
+    instead.
+
+    Raises:
+        ValueError: a stage that is left out has no result, and a later one needs it.
+        FloatingPointError: a loss or a gradient is not finite.
+    """
+    config, context, inputs = run.config, run.context, run.inputs
+    model, tokenizer, studies = run.model, run.tokenizer, run.studies
+    results = StageResults(config, context, model, stages)
+
+    if results.begin("pretrain") and config.pretrain is not None:
+        data = PretrainData(inputs.source, run.cache, inputs.soft_scores, inputs.label_table, inputs.external_labels)
+        row = pretrain(model.backbone, model.finding_head, data, config.pretrain, context)
+        aurocs = {name.removeprefix("val_"): value for name, value in row.items() if "auroc" in name}
+        results.finish("pretrain", {"pretrain": aurocs})
+
+    if results.begin("retriever") and config.retriever is not None:
+        train_retriever(model, tokenizer, run.frozen_features(), studies, config.retriever, context)
+        results.finish("retriever", {})
+
+    if results.begin("index"):
+        features = run.frozen_features()  # on all processes, as later stages read it
+        metrics: dict[str, Any] = {}
+        if context.processes.main:
+            index = build_index(model, studies.train, tokenizer, run.index_dir, public=inputs.source.name == "openi")
+            if config.decoding.method == "consensus":
+                _build_mbr_table(run, index)
+            metrics["retrieval"] = _retrieval_metrics(run, index, features)
+        results.finish("index", metrics)
+
+    if results.begin("ce"):
+        patches = run.trained_features()
+        generator = run.generator(patches)
+        row = train_cross_entropy(generator, studies, config.ce, context)
+        metrics = {"ce_selected_epoch": row.get("epoch")}
+        if generator.index is not None and config.ce.backbone_lr > 0 and context.processes.main:
+            metrics["retrieval_after_ce"] = _retrieval_metrics(run, generator.index, patches)
+        results.finish("ce", metrics)
+
+    if results.begin("scst") and config.scst is not None:
+        row = train_scst(run.generator(run.frozen_features()), studies, config.scst, context)
+        results.finish("scst", {"scst_selected_epoch": row.get("epoch")})
+
+    if results.begin("evaluate"):
+        results.finish("evaluate", _evaluate(run))
+
+    if results.begin("bundle"):
+        if "val" not in results.metrics and run.evaluation_file.exists():  # of an earlier command
+            results.metrics["val"] = json.loads(run.evaluation_file.read_text())
+        run.write_bundle(inputs.out, keep_texts=inputs.keep_texts, metrics=results.metrics)
+        log.info("bundle written to %s: serve it with  python -m service --bundle %s", inputs.out, inputs.out)
+        results.finish("bundle", {})
+
+    return results.metrics
+
+
+def _build_mbr_table(run: PreparedRun, index: ReportIndex) -> None:
+    vectors = index.vectors(np.arange(len(index))[None])[0]
+    table = build_consensus(run.studies.train, vectors, run.tokenizer, directions=run.config.consensus_directions,
+                            max_length=run.config.shape.max_length, seed=run.config.seed)  # fmt: skip
+    table.save(run.mbr_file)
+
+
+def _retrieval_metrics(run: PreparedRun, index: ReportIndex, patches: PatchSource) -> dict[str, float]:
+    val = run.studies.val
+    if not val:
+        return {}
+    metrics = recall(study_report_similarity(run.model, patches, val, run.tokenizer))
+    metrics |= retrieval_scores(run.model, index, patches, val, run.config.retrieval_k, run.config.seed)
+    log.info("retrieval on val: %s", ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+    return metrics
+
+
+def _evaluate(run: PreparedRun) -> dict[str, Any]:
+    """Score the validation split with the bundle as it would serve, texts included."""
+    trial = run.context.work / "bundle"
+    run.write_bundle(trial, keep_texts=True, metrics={})
+    if not run.studies.val:
+        log.warning("evaluate: there is no validation study; metrics.json will be empty")
+        return {}
+    bundle, index = open_bundle(trial, run.context.device)
+    limit = run.inputs.evaluate_limit or run.config.ce.validate_limit
+    plan = EvaluationPlan(limit=limit, swaps=("images",), meteor=meteor_available())
+    outputs = Outputs(run.cache_dir, predictions=run.context.work / "evaluate" / "val.jsonl")
+    options = InferenceOptions(device=run.context.device)
+    result = evaluate(bundle, index, run.inputs.source, plan, outputs, options, cache=run.cache)
+    result["predictions"] = None  # they stay in the work directory, because they hold report texts
+    write_atomic(run.evaluation_file, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    return {"val": result}

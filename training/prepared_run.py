@@ -1,0 +1,206 @@
+"""A run with its data decoded and its model built: what the stages of ``training.pipeline`` work
+on.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.bundle import write_bundle
+from model.config import BundleConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
+from model.decoding.mbr import MbrTable
+from model.network.backbone import Backbone
+from model.network.report_model import ReportModel
+from model.text.tokenizer import Tokenizer
+from retrieval_index.cases import read_cases, write_cases
+from retrieval_index.index import CASES_FILE, VECTORS_FILE, ReportIndex
+from training.config import RunConfig
+from training.data.features import CachedFeatures, OnlineFeatures, PatchSource, cache_features
+from training.data.pixel_cache import PixelCache, build_pixel_cache
+from training.data.studies import Source
+from training.data.targets import ExternalLabels
+from training.stage_results import evaluation_file
+from training.stages.common import ReportGenerator, StudySplits
+from training.trainer.context import RunContext
+
+log = logging.getLogger("training")
+
+LICENCE = (
+    "Weights learned from the Indiana University chest X-ray collection (Open-i, CC BY-NC-ND 4.0, attribution: Indiana "
+    "University). For research; not a medical device. No report text and no radiograph is part of this bundle{texts}."
+)
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """The data of a run, and where its results go.
+
+    Attributes:
+        source: the data set.
+        out: the bundle to write.
+        keep_texts: whether the bundle's cases hold the report texts.
+        soft_scores: CSV of another network's probabilities, for pretraining.
+        external_labels: findings of the studies of another source, for pretraining.
+        label_table: study uid -> findings present, additional reference labels in pretraining.
+        cache_dir: of pixels and features, default ``<work>/cache``; runs on one data set may share
+            it, one at a time.
+        evaluate_limit: number of val studies scored at the end; None: as many as validation uses
+            while training.
+    """
+
+    source: Source
+    out: Path
+    keep_texts: bool = True
+    soft_scores: Path | None = None
+    external_labels: ExternalLabels | None = None
+    label_table: Mapping[str, frozenset[str]] | None = None
+    cache_dir: Path | None = None
+    evaluate_limit: int | None = None
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """Configuration, data and model of a run; the stages train ``model`` in place."""
+
+    config: RunConfig
+    context: RunContext
+    inputs: RunInputs
+    cache: PixelCache
+    studies: StudySplits
+    tokenizer: Tokenizer
+    model: ReportModel
+
+    @classmethod
+    def prepare(cls, config: RunConfig, inputs: RunInputs, context: RunContext) -> PreparedRun:
+        """Decode the images, build vocabulary and model.
+
+        Raises:
+            ValueError: no training image can be read.
+        """
+        source = inputs.source
+        wanted = [*source.split("train"), *source.split("val")]
+        if config.pretrain is not None:
+            wanted += source.extra
+        with context.processes.main_process_first():
+            cache = build_pixel_cache(source, wanted, config.image_size, _cache_dir(inputs, context))
+        studies = StudySplits(cache.readable(source.split("train")), cache.readable(source.split("val")))
+        if not studies.train:
+            raise ValueError("no training study has a readable image; check --root, or --annotation and --images")
+        tokenizer = Tokenizer.build(study.report for study in studies.train)
+        torch.manual_seed(config.seed)
+        backbone = Backbone(config.shape.backbone, weights=config.backbone_weights)
+        model = ReportModel(model_config(config, len(tokenizer)), backbone=backbone)
+        model.to(context.device)
+        model.backbone.to(memory_format=torch.channels_last)
+        log.info("%d training and %d validation studies, %d words, %.1f million weights", len(studies.train),
+                 len(studies.val), len(tokenizer), sum(p.numel() for p in model.parameters()) / 1e6)  # fmt: skip
+        return cls(config, context, inputs, cache, studies, tokenizer, model)
+
+    # -- what the stages read --------------------------------------------------------------------------------------
+
+    def frozen_features(self) -> CachedFeatures:
+        """Cached features of the backbone as it is now."""
+        with self.context.processes.main_process_first():
+            return cache_features(
+                self.model.backbone, self.cache, [*self.studies.train, *self.studies.val],
+                self.config.feature_variants, self.context, self.cache_dir, view_dropout=self.config.ce.view_dropout,
+                name="frozen",
+            )  # fmt: skip
+
+    def trained_features(self) -> PatchSource:
+        """Features for cross-entropy: cached where the backbone is frozen, else the backbone
+        itself.
+        """
+        if self.config.ce.backbone_lr == 0:
+            return self.frozen_features()
+        return OnlineFeatures(self.model, self.cache, self.context.device, self.config.ce.view_dropout,
+                              self.context.on_device)  # fmt: skip
+
+    def generator(self, patches: PatchSource) -> ReportGenerator:
+        """The report generator, with the index and the MBR table that the index stage wrote."""
+        index = ReportIndex.load(self.index_dir) if self.config.retrieval_k else None
+        return ReportGenerator(self.model, self.tokenizer, patches, index, self.config.decoding, self.load_mbr_table())
+
+    def load_mbr_table(self) -> MbrTable | None:
+        """What MBR decoding reads; None where another method decodes."""
+        return MbrTable.load(self.mbr_file) if self.config.decoding.method == "consensus" else None
+
+    # -- paths -----------------------------------------------------------------------------------------------------
+
+    @property
+    def cache_dir(self) -> Path:
+        """Of decoded images and features."""
+        return _cache_dir(self.inputs, self.context)
+
+    @property
+    def index_dir(self) -> Path:
+        """Of the index that the index stage writes."""
+        return self.context.work / "index" / "files"
+
+    @property
+    def mbr_file(self) -> Path:
+        """Of the MBR table that the index stage writes."""
+        return self.context.work / "index" / "consensus.safetensors"
+
+    @property
+    def evaluation_file(self) -> Path:
+        """Of the metrics of stage ``evaluate``."""
+        return evaluation_file(self.context.work)
+
+    # -- the bundle ------------------------------------------------------------------------------------------------
+
+    def write_bundle(self, path: Path, *, keep_texts: bool, metrics: Mapping[str, Any]) -> None:
+        """Write the model, with its index and MBR table, as a bundle; replaces one that exists."""
+        config, inputs = self.config, self.inputs
+        retrieval, index_dir = None, None
+        if config.retrieval_k:
+            index_dir = self.index_dir if keep_texts else self._index_without_texts()
+            cases = len(read_cases(index_dir / CASES_FILE))
+            retrieval = RetrievalConfig(k=config.retrieval_k, dim=config.shape.embedding_dim, cases=cases)
+        bundle_config = BundleConfig(
+            name=inputs.out.name,
+            model=self.model.config,
+            preprocessing=PreprocessingConfig(image_size=config.image_size),
+            decoding=config.decoding,
+            retrieval=retrieval,
+            trained_on={
+                "dataset": inputs.source.name, "preset": config.preset, "seed": config.seed,
+                "train_studies": len(self.studies.train), "val_studies": len(self.studies.val),
+                "skipped_images": len(self.cache.skipped),
+                "soft_scores": inputs.soft_scores.name if inputs.soft_scores else None,
+                **({"external_images": len(inputs.external_labels.present)} if inputs.external_labels else {}),
+            },
+            licence=LICENCE.format(texts=" but the reports of its cases" if keep_texts and retrieval else ""),
+        )  # fmt: skip
+        write_bundle(path, config=bundle_config, model=self.model, tokenizer=self.tokenizer, index_dir=index_dir,
+                     metrics=metrics, consensus=self.load_mbr_table(), weights_dtype=config.weights_dtype,
+                     replace=True)  # fmt: skip
+
+    def _index_without_texts(self) -> Path:
+        directory = self.context.work / "index-without-texts"
+        directory.mkdir(exist_ok=True)
+        cases = read_cases(self.index_dir / CASES_FILE)
+        write_cases(directory / CASES_FILE, [replace(case, findings=None) for case in cases])
+        shutil.copyfile(self.index_dir / VECTORS_FILE, directory / VECTORS_FILE)
+        return directory
+
+
+def model_config(config: RunConfig, vocab_size: int) -> ModelConfig:
+    """Dimensions of the model that ``config`` describes."""
+    shape = config.shape.model_dump()
+    layers = shape.pop("layers")
+    return ModelConfig(
+        **shape, vocab_size=vocab_size, encoder_layers=layers, decoder_layers=layers, retrieval_k=config.retrieval_k,
+        finding_head=config.pretrain is not None,
+    )  # fmt: skip
+
+
+def _cache_dir(inputs: RunInputs, context: RunContext) -> Path:
+    return inputs.cache_dir or context.work / "cache"

@@ -1,0 +1,186 @@
+"""What the stages that train the report generator share: retrieval, targets, optimizer, frozen
+parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import DecodingConfig
+from model.decoding.mbr import MbrTable
+from model.network.dual_encoder import pad_ids
+from model.network.report_model import Encoded, Patches, ReportModel
+from model.text.tokenizer import Tokenizer
+from retrieval_index.index import ReportIndex
+from training.data.features import PatchSource
+from training.data.studies import Study
+from training.trainer.loop import Batches
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StudySplits:
+    """Studies with readable images. Only ``train`` takes part in gradient steps."""
+
+    train: Sequence[Study]
+    val: Sequence[Study]
+
+
+@dataclass(frozen=True)
+class ReportGenerator:
+    """Everything that turns the images of a study into a report, as in serving.
+
+    Attributes:
+        model: the report model.
+        tokenizer: of the model.
+        patches: backbone output of studies.
+        index: None for a model without retrieval.
+        decoding: how reports are decoded.
+        mbr: the table for ``consensus`` decoding; None where another method decodes.
+    """
+
+    model: ReportModel
+    tokenizer: Tokenizer
+    patches: PatchSource
+    index: ReportIndex | None
+    decoding: DecodingConfig
+    mbr: MbrTable | None = None
+
+
+def shuffled_batches(count: int, steps: int, *seed: int) -> Batches:
+    """Epoch -> a permutation of ``count`` rows in ``steps`` parts, drawn from ``seed`` and the
+    epoch.
+    """
+
+    def batches(epoch: int) -> list[Rows]:
+        return np.array_split(np.random.default_rng((*seed, epoch)).permutation(count), steps)
+
+    return batches
+
+
+def retrieve(
+    model: ReportModel, index: ReportIndex | None, patches: Patches, exclude: Sequence[str] | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Report embeddings (B, K, E) and mask (B, K) of the cases nearest to a batch of studies; None
+    without an index.
+
+    Args:
+        model: embeds the studies; K is its ``retrieval_k``.
+        index: None for a model without retrieval.
+        patches: backbone output of the studies.
+        exclude: ids of the studies, each left out of its own result; None where none of them is in
+            the index.
+
+    Raises:
+        FloatingPointError: a study's embedding is not finite.
+    """
+    if index is None:
+        return None, None
+    with torch.no_grad():
+        queries = model.embed_study(patches).float().cpu().numpy()
+    if not np.isfinite(queries).all():
+        raise FloatingPointError(
+            f"embeddings of {int((~np.isfinite(queries)).any(1).sum())} of {len(queries)} studies are not finite. The "
+            "last good checkpoint is kept. Continue with --resume and --precision fp32; if that does not help, remove "
+            "the features-* files from cache/ in the work directory, which are then computed again."
+        )
+    _, rows = index.search(queries, model.config.retrieval_k, exclude=exclude)
+    device = patches.pooled.device
+    return torch.from_numpy(index.vectors(rows)).to(device), torch.from_numpy(rows >= 0).to(device)
+
+
+# --- targets ----------------------------------------------------------------------------------------------------------
+
+
+def encode_reports(studies: Sequence[Study], tokenizer: Tokenizer, length: int) -> Tensor:
+    """(N, T) word ids of the studies' reports, cut at ``length``."""
+    return pad_ids([tokenizer.encode(study.report, length) for study in studies], length)
+
+
+def mask_suppressed_targets(ids: Tensor, decoding: DecodingConfig, tokenizer: Tokenizer) -> Tensor:
+    """Word ids with 0 for words that decoding never writes (``xxxx``, ``<unk>``); these remain as
+    context.
+    """
+    targets = ids.clone()
+    for word in decoding.suppress:
+        if word in tokenizer.tokens:
+            targets[targets == tokenizer.id_of(word)] = 0
+    return targets
+
+
+def count_targets(targets: Tensor) -> int:
+    """Number of words that a batch (B, T) trains on; the first of each row is bos."""
+    return int((targets[:, 1:] != 0).sum())
+
+
+def teacher_forced(
+    model: ReportModel, encoded: Encoded, ids: Tensor, targets: Tensor, *, words: int, label_smoothing: float = 0.0
+) -> Tensor:
+    """Negative log-likelihood of reports, summed over words and divided by ``words``.
+
+    Args:
+        model: the report model.
+        encoded: images and cases of B studies.
+        ids: (B, T) from bos on.
+        targets: (B, T), 0 where a word is not trained on.
+        words: number of targets of the whole batch, over all processes.
+        label_smoothing: share of the target spread over all words.
+    """
+    width = max(2, int((ids != 0).sum(1).max()))
+    device = encoded.source.device
+    logits = model(encoded, ids[:, : width - 1].to(device))
+    expected = targets[:, 1:width].to(device)
+    summed = F.cross_entropy(logits.float().flatten(0, 1), expected.flatten(), ignore_index=0,
+                             label_smoothing=label_smoothing, reduction="sum")  # fmt: skip
+    return summed / max(words, 1)
+
+
+# --- what moves -------------------------------------------------------------------------------------------------------
+
+
+class FrozenPartsModule(nn.Module):
+    """The report model with its frozen parts in eval mode.
+
+    The text tower is always frozen, and the backbone keeps its normalisation statistics. The study
+    head embeds as in serving; it moves only where the backbone moves.
+    """
+
+    def __init__(self, model: ReportModel, moving: bool) -> None:
+        super().__init__()
+        self.model = model
+        model.requires_grad_(True)
+        if not moving:
+            model.backbone.requires_grad_(False)
+        if model.config.retrieval_k:
+            model.text_tower.requires_grad_(False)
+            model.study_head.requires_grad_(moving)
+
+    def train(self, mode: bool = True) -> FrozenPartsModule:
+        super().train(mode)
+        self.model.backbone.eval()
+        if self.model.config.retrieval_k:
+            self.model.text_tower.eval()
+            self.model.study_head.eval()
+        return self
+
+
+def build_optimizer(
+    model: ReportModel, *, backbone_lr: float, head_lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Adam with one learning rate for the backbone and one for the rest; frozen parameters are left
+    out.
+    """
+    backbone = [p for p in model.backbone.parameters() if p.requires_grad]
+    known = {id(p) for p in backbone}
+    groups = [{"params": [p for p in model.parameters() if p.requires_grad and id(p) not in known], "lr": head_lr}]
+    if backbone and backbone_lr > 0:
+        groups.insert(0, {"params": backbone, "lr": backbone_lr})
+    return torch.optim.Adam(groups, weight_decay=weight_decay, betas=(0.9, 0.98), amsgrad=True, fused=True)

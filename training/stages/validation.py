@@ -1,0 +1,65 @@
+"""Reports of validation studies while training, and the metric by which ``ce`` and ``scst`` select
+an epoch.
+
+``selection`` is CIDEr plus label F1 (micro, 13 findings), each minus its expectation when the same
+reports are permuted across the studies (``training.scoring.permutation``). One report for all
+studies scores 0, whatever it contains. By CIDEr plus label F1 alone a good constant report would
+win against an early epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from model.decoding.generate import generate
+from training.data.studies import Study
+from training.scoring.metrics import comparable_pairs, validation_scores
+from training.scoring.permutation import expected_under_permutation, lift_over_permutation
+from training.stages.common import ReportGenerator, retrieve
+from training.trainer.context import RunContext
+
+GENERATE_BATCH = 32
+
+
+@torch.inference_mode()
+def write_reports(generator: ReportGenerator, studies: Sequence[Study], context: RunContext) -> list[str]:
+    """Reports of studies as lower-case tokens joined by spaces."""
+    model, tokenizer = generator.model, generator.tokenizer
+    model.eval()
+    texts: list[str] = []
+    for start in range(0, len(studies), GENERATE_BATCH):
+        batch = studies[start : start + GENERATE_BATCH]
+        with context.autocast():
+            patches = generator.patches.patches(batch, None)
+            cases, case_mask = retrieve(model, generator.index, patches, [study.study_id for study in batch])
+            embedded = model.embed_study(patches) if generator.index is not None else None
+            generated = generate(model, model.encode(patches, cases, case_mask), tokenizer, generator.decoding,
+                                 study=embedded, findings=model.findings(patches), consensus=generator.mbr)  # fmt: skip
+        texts += [tokenizer.decode(row) for row in generated.ids.tolist()]
+    return texts
+
+
+def validate_generation(
+    generator: ReportGenerator, studies: Sequence[Study], train_reports: Sequence[str], context: RunContext
+) -> tuple[dict[str, float], list[str]]:
+    """Scores of written reports, and the reports.
+
+    The scores include ``chance_CIDEr`` and ``chance_label_f1``, the expectation under permutation,
+    and ``selection``. Reports are decoded greedily, or by MBR where ``generator.decoding`` is
+    ``consensus``: an MBR report combines what the samples contain, of which the greedy report says
+    little.
+    """
+    method = "greedy" if generator.mbr is None else "consensus"
+    decoding = generator.decoding.model_copy(update={"method": method})
+    texts = write_reports(replace(generator, decoding=decoding), studies, context)
+    pairs = comparable_pairs(zip((study.report for study in studies), texts, strict=True), train_reports)
+    scores, by_chance = validation_scores(pairs), expected_under_permutation(pairs)
+    return {
+        **scores,
+        "chance_CIDEr": by_chance["CIDEr"],
+        "chance_label_f1": by_chance["label_f1_micro"],
+        "selection": lift_over_permutation(scores, by_chance),
+    }, texts

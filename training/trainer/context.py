@@ -1,0 +1,44 @@
+"""Where and how a run computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from training.trainer.distributed import SINGLE_PROCESS, ProcessGroup
+
+Placement = Literal["auto", "yes", "no"]
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Device, seed, precision, work directory and processes of a run.
+
+    Attributes:
+        device: of this process.
+        seed: of the run.
+        precision: ``bf16`` (autocast) or ``fp32``.
+        work: directory of caches and checkpoints, shared by all processes.
+        processes: that train together.
+        on_device: whether decoded images and cached features are copied to the device as a whole.
+        checkpoint_seconds: longest time between two checkpoints within an epoch.
+    """
+
+    device: torch.device
+    seed: int
+    precision: Literal["bf16", "fp32"]
+    work: Path
+    processes: ProcessGroup = SINGLE_PROCESS
+    on_device: Placement = "auto"
+    checkpoint_seconds: float = 120.0
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """bf16 autocast where ``precision`` is ``bf16``."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            yield
