@@ -151,7 +151,7 @@ def test_labelled_images_take_part_in_pretraining(tmp_path: Path, caplog: pytest
     stored = dict(source.images.iter([key for key, _ in pairs]))
     assert stored[pairs[2][0]] == (images / "CXR900001_IM-0001-1001.png").read_bytes(), "not the archive's of this id"
     assert stored[pairs[0][0]] not in (None, stored[pairs[2][0]])
-    targets = finding_targets(pairs, None, terms=True, labelled=known)
+    targets = finding_targets(pairs, None, terms=True, external=known)
     mine = targets.group("external")
     assert targets.columns[mine] == ("external/Lung Lesion", "external/Pleural Effusion")
     assert targets.values[:, mine].tolist() == [[0, 0], [1, 1], [1, 0], [0, 0]]
