@@ -27,10 +27,11 @@ STOP_WITHIN_S = 60.0
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers at ``url``; ``process`` is None where it was not started here."""
+    """A server that answers at ``url``; ``process`` is None where it was not started here, ``log`` its output."""
 
     url: str
     process: subprocess.Popen[bytes] | None = None
+    log: Path | None = None
 
     @property
     def pid(self) -> int | None:
@@ -73,7 +74,7 @@ def running(
             [sys.executable, *(argument.format(port=port) for argument in command)],
             env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-        server = Server(f"http://127.0.0.1:{port}", process)
+        server = Server(f"http://127.0.0.1:{port}", process, log)
         try:
             _wait_until_ready(server, health)
             yield server

@@ -1,4 +1,4 @@
-"""One input of the fuzzing, and the running of hypothesis as a generator of them."""
+"""One input of the fuzzing, and hypothesis as a generator of inputs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from hypothesis.strategies import SearchStrategy
 from benchmarks.raw_http import Answer, RawRequest
 
 T = TypeVar("T")
-ROUND = 250  # examples that hypothesis draws at a time; each round has a seed of its own and can be drawn again alone
+ROUND = 250  # examples per hypothesis run; each round has its own seed and can be drawn again alone
 
 
 @dataclass(frozen=True)
 class Input:
-    """A request with where it came from.
+    """A request and its origin.
 
     Attributes:
         kind: ``schema``, ``bodies`` or ``files``.
-        origin: what draws the same request again: seed, round or number, and what was done to it.
+        origin: what draws the same request again: seed and number of the example, and what was done.
         request: the bytes to send.
-        check: further demands on its answer; returns what is wrong.
+        check: further rules for the answer; returns what is wrong.
     """
 
     kind: str
@@ -32,8 +32,16 @@ class Input:
     check: Callable[[Answer], list[str]] | None = None
 
 
-def drawn(strategy: SearchStrategy[T], number: int) -> list[T]:
-    """Up to ``ROUND`` examples of ``strategy``, the same for the same seed."""
+def endlessly(strategy: SearchStrategy[T], start: int) -> Iterator[tuple[str, T]]:
+    """Examples with their origin, round after round; the same ones for the same ``start``."""
+    number = start
+    while True:
+        for position, example in enumerate(_drawn(strategy, number)):
+            yield f"hypothesis seed {number}, example {position}", example
+        number += 1
+
+
+def _drawn(strategy: SearchStrategy[T], number: int) -> list[T]:
     examples: list[T] = []
 
     @seed(number)
@@ -47,12 +55,3 @@ def drawn(strategy: SearchStrategy[T], number: int) -> list[T]:
 
     gather()
     return examples
-
-
-def endlessly(strategy: SearchStrategy[T], start: int) -> Iterator[tuple[str, T]]:
-    """Examples of one round after the other, each with its origin."""
-    number = start
-    while True:
-        for place, example in enumerate(drawn(strategy, number)):
-            yield f"hypothesis seed {number}, example {place}", example
-        number += 1

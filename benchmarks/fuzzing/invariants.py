@@ -8,19 +8,17 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from benchmarks.raw_http import Answer, RawRequest, events
-from service.web.problems import MEDIA_TYPE
 
-BUSY = "busy"
-REDACTED = "xxxx"
-STREAM = "text/event-stream"
-_PROTOCOL_ERROR = b"Invalid HTTP request received."  # uvicorn's own word on bytes that are no HTTP
+PROBLEM, STREAM = "application/problem+json", "text/event-stream"
+BUSY, REDACTED = "busy", "xxxx"
+_PROTOCOL_ERROR = b"Invalid HTTP request received."  # uvicorn's answer to bytes that are not HTTP
 
 
 class Judge:
     """Judges answers by the served OpenAPI description."""
 
     def __init__(self, document: dict[str, Any]) -> None:
-        """``document`` is what ``/openapi.json`` answered."""
+        """``document`` is the answer of ``/openapi.json``."""
         components = {"components": document["components"]}
 
         def schema(name: str) -> Draft202012Validator:
@@ -30,64 +28,54 @@ class Judge:
         self._events = {"cases": schema("CasesEvent"), "sentence": schema("SentenceEvent"), "report": self._report}
 
     def faults(self, request: RawRequest, answer: Answer) -> list[str]:
-        """Everything wrong with an answer, in words; empty where it is right."""
+        """Everything wrong with an answer; empty if it is right."""
         if not request.framed and answer.status == 400 and answer.body == _PROTOCOL_ERROR:
             return []
-        if 200 <= answer.status < 400:
-            return self._success(request, answer)
-        return self._refusal(request, answer)
-
-    def _success(self, request: RawRequest, answer: Answer) -> list[str]:
-        if not request.data.startswith(b"POST /report "):
-            return []
-        if answer.headers.get("content-type") == STREAM:
-            return self._stream(answer)
         try:
-            body = json.loads(answer.body)
+            if answer.status >= 400:
+                return self._problem_faults(request, answer)
+            if not request.data.startswith(b"POST /report ") or answer.status >= 300:
+                return []
+            if answer.headers.get("content-type") == STREAM:
+                return self._stream_faults(answer)
+            return self._report_faults(json.loads(answer.body))
         except ValueError:
-            return ["a 200 whose body is no JSON"]
-        return self._draft(body)
+            return [f"status {answer.status} with data that is not JSON"]
 
-    def _stream(self, answer: Answer) -> list[str]:
-        """Cases, sentences in order, the report, and in it what was told before."""
-        try:
-            told = [(name, data) for name, data in events(answer.body.decode().split("\n")) if name != ":"]
-        except ValueError:
-            return ["a stream whose data is no JSON"]
-        names = [name for name, _ in told]
-        if names != ["cases", *["sentence"] * (len(told) - 2), "report"]:
+    def _stream_faults(self, answer: Answer) -> list[str]:
+        """Cases, sentences in order, then the report with the same content."""
+        sent = [(name, data) for name, data in events(answer.body.decode().split("\n")) if name != ":"]
+        names = [name for name, _ in sent]
+        if names != ["cases", *["sentence"] * (len(sent) - 2), "report"]:
             return [f"a stream of {', '.join(names) or 'nothing'}"]
         faults = [
             f"a {name} event against the schema: {error.message[:300]}"
-            for name, data in told
+            for name, data in sent
             for error in self._events[name].iter_errors(data)
         ]
         if faults:
             return faults
-        (_, cases), *sentences, (_, report) = told
+        (_, cases), *sentences, (_, report) = sent
         if [data["index"] for _, data in sentences] != list(range(len(sentences))):
             faults.append("sentences out of order")
         if " ".join(data["sentence"]["text"] for _, data in sentences) != report["findings"]:
             faults.append("sentences that are not the findings")
         if cases["reference_cases"] != report["reference_cases"]:
             faults.append("other cases than in the report")
-        return faults + self._draft(report)
+        return faults + self._report_faults(report)
 
-    def _draft(self, body: Any) -> list[str]:
+    def _report_faults(self, body: Any) -> list[str]:
         faults = [f"a 200 against the schema: {error.message[:300]}" for error in self._report.iter_errors(body)]
-        if REDACTED in str(body.get("findings", "")).lower():
+        if not faults and REDACTED in body["findings"].lower():
             faults.append(f"{REDACTED} in the findings")
         return faults
 
-    def _refusal(self, request: RawRequest, answer: Answer) -> list[str]:
+    def _problem_faults(self, request: RawRequest, answer: Answer) -> list[str]:
         if request.data.startswith(b"HEAD "):
             return [] if answer.status < 500 else [f"status {answer.status}"]
-        if answer.headers.get("content-type") != MEDIA_TYPE:
-            return [f"status {answer.status} as {answer.headers.get('content-type')!r}, not {MEDIA_TYPE}"]
-        try:
-            body = json.loads(answer.body)
-        except ValueError:
-            return [f"status {answer.status} whose body is no JSON"]
+        if answer.headers.get("content-type") != PROBLEM:
+            return [f"status {answer.status} as {answer.headers.get('content-type')!r}, not {PROBLEM}"]
+        body = json.loads(answer.body)
         faults = [f"a problem against the schema: {error.message[:300]}" for error in self._problem.iter_errors(body)]
         if body.get("status") != answer.status:
             faults.append(f"status {answer.status}, but the problem says {body.get('status')}")
@@ -100,5 +88,5 @@ class Judge:
 
 
 def is_busy(answer: Answer) -> bool:
-    """Whether the service asks to come again later."""
+    """Whether the service asks to repeat the request later."""
     return answer.status == 503 and b'"busy"' in answer.body
