@@ -63,7 +63,7 @@ def servers(bundle: Path, device: str, threads: int) -> Iterator[dict[str, Serve
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     os.environ.update(environment)  # the service takes them from here
     with contextlib.ExitStack() as stack:
-        ours = service(bundle, device=device, queue_size=4 * max(CLIENTS), max_batch_size=MAX_BATCH)
+        ours = service(bundle, device=device, max_concurrent_requests=4 * max(CLIENTS), max_batch_size=MAX_BATCH)
         found = {SERVICE: stack.enter_context(ours)}
         for name, module, health in (
             (NAIVE, "benchmarks.naive_server", "/openapi.json"),

@@ -48,7 +48,9 @@ from training.cli import positive
 log = logging.getLogger("benchmarks.fuzz")
 CLIENTS = 4
 # Small limits, so that bodies beyond them are cheap to send; fewer slots than clients, so that `busy` occurs as well.
-SETTINGS = {"max_upload_bytes": 2**20, "max_pixels": 4_000_000, "queue_size": CLIENTS - 1, "upload_timeout_s": 20}
+SETTINGS = {
+    "max_upload_bytes": 2**20, "max_pixels": 4_000_000, "max_concurrent_requests": CLIENTS - 1, "upload_timeout_s": 20,
+}  # fmt: skip
 PATIENCE_S = 120.0  # with one request while the service is busy
 MEMORY_EVERY = 25  # inputs
 FLAT = 2 * 1024 * 1024  # bytes that 1,000 inputs of the second half may add: less than any image

@@ -12,7 +12,7 @@ from hypothesis.strategies import SearchStrategy
 from benchmarks.raw_http import Answer, RawRequest
 
 T = TypeVar("T")
-ROUND = 250  # examples per hypothesis run; each round has its own seed and can be drawn again alone
+ROUND = 100  # examples per hypothesis run; each round has its own seed and can be drawn again alone
 
 
 @dataclass(frozen=True)
