@@ -5,22 +5,17 @@ The tables come from the OpenAPI description and from the tables of problem code
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from model.calibration.ood import WARNINGS as CHECK_WARNINGS
-from model.files import write_atomic
 from model.images.dicom.header import WARNINGS as HEADER_WARNINGS
 from service.app import create_app
 from service.settings import Settings
 from service.web.problems import CODES
-
-END = "<!-- end of generated -->"
-_BLOCK = re.compile(rf"<!-- generated: ([a-z ]+) -->\n.*?{END}", re.DOTALL)
+from tools.markdown import run, table
 
 
 def tables() -> dict[str, str]:
@@ -28,30 +23,12 @@ def tables() -> dict[str, str]:
     document = create_app(Settings(bundle=Path("none"), device="cpu")).openapi()
     warnings = {**CHECK_WARNINGS, **HEADER_WARNINGS}
     return {
-        "endpoints": _table(("endpoint", "purpose"), _endpoints(document)),
-        "report fields": _table(("field", "type", "meaning"), _fields(document)),
-        "report answer": _table(("member", "meaning"), _members(document, "ReportResponse")),
-        "image warnings": _table(("warning", "meaning"), [(f"`{code}`", when) for code, when in warnings.items()]),
-        "problems": _table(("status", "code", "title"), _problems()),
+        "endpoints": table(("endpoint", "purpose"), _endpoints(document)),
+        "report fields": table(("field", "type", "meaning"), _fields(document)),
+        "report answer": table(("member", "meaning"), _members(document, "ReportResponse")),
+        "image warnings": table(("warning", "meaning"), [(f"`{code}`", when) for code, when in warnings.items()]),
+        "problems": table(("status", "code", "title"), _problems()),
     }
-
-
-def put_into(document: str) -> str:
-    """The document with the current table in each generated block.
-
-    Raises:
-        ValueError: the document does not hold each block exactly once.
-    """
-    made = tables()
-    found = _BLOCK.findall(document)
-    if sorted(found) != sorted(made):
-        raise ValueError(f"the document has the generated blocks {found}; it must have {list(made)}, each once")
-    return _BLOCK.sub(lambda block: f"<!-- generated: {block[1]} -->\n{made[block[1]]}\n{END}", document)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _endpoints(document: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -114,18 +91,8 @@ def _problems() -> list[tuple[str, str, str]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the tables, or write them into a document. Returns 0, or 1 if the document lacks a block."""
-    parser = argparse.ArgumentParser(prog="python -m tools.api_docs", description=__doc__)
-    parser.add_argument("--into", type=Path, help="rewrite the generated tables in this Markdown file")
-    into: Path | None = parser.parse_args(arguments).into
-    if into is None:
-        print("\n\n".join(tables().values()))
-        return 0
-    try:
-        write_atomic(into, put_into(into.read_text(encoding="utf-8")).encode())
-    except (OSError, ValueError) as error:
-        parser.exit(1, f"{into}: {error}\n")
-    return 0
+    """Print the tables, or write them into a document."""
+    return run("tools.api_docs", __doc__, tables(), arguments)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
-from model.files import write_atomic
 from service.settings import ENV_PREFIX, Settings
+from tools import markdown
 
-BEGIN, END = "<!-- settings", "<!-- end of settings -->"
-_BETWEEN = re.compile(rf"({BEGIN}[^\n]*-->\n).*?(\n{END})", re.DOTALL)
 _DEFAULTS = {"bundle": "bundles/iu-xray"}  # the real default is an absolute path of this machine
 
 
@@ -28,23 +24,11 @@ def descriptions() -> dict[str, str]:
 def table() -> str:
     """A Markdown table (variable, default, allowed values, meaning) with one row per setting."""
     schemas = Settings.model_json_schema(by_alias=False)["properties"]
-    rows = ["| variable | default | allowed | |", "|---|---|---|---|"]
-    for name, meaning in descriptions().items():
-        allowed = _allowed(schemas[name]).replace("|", "\\|")
-        rows.append(f"| `{ENV_PREFIX}{name.upper()}` | {_default(name)} | {allowed} | {meaning} |")
-    return "\n".join(rows)
-
-
-def put_into(document: str) -> str:
-    """The document with the current table between its markers.
-
-    Raises:
-        ValueError: the pair of markers does not occur exactly once.
-    """
-    replaced, count = _BETWEEN.subn(lambda found: f"{found[1]}{table()}{found[2]}", document)
-    if count != 1:
-        raise ValueError(f"{BEGIN} … --> and {END} occur {count} times in the document; they must occur once")
-    return replaced
+    rows = [
+        (f"`{ENV_PREFIX}{name.upper()}`", _default(name), _allowed(schemas[name]), meaning)
+        for name, meaning in descriptions().items()
+    ]
+    return markdown.table(("variable", "default", "allowed", "meaning"), rows)
 
 
 def _default(name: str) -> str:
@@ -66,18 +50,8 @@ def _allowed(schema: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table, or write it into a document. Exit status 1: the document has no markers."""
-    parser = argparse.ArgumentParser(prog="python -m tools.settings_docs", description=__doc__)
-    parser.add_argument("--into", type=Path, help="replace the table between the markers of this Markdown file")
-    into: Path | None = parser.parse_args(arguments).into
-    if into is None:
-        print(table())
-        return 0
-    try:
-        write_atomic(into, put_into(into.read_text(encoding="utf-8")).encode())
-    except (OSError, ValueError) as error:
-        parser.exit(1, f"{into}: {error}\n")
-    return 0
+    """Print the table, or write it into a document."""
+    return markdown.run("tools.settings_docs", __doc__, {"settings": table()}, arguments)
 
 
 if __name__ == "__main__":
