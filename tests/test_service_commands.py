@@ -21,7 +21,7 @@ from service.schemas.models import ReportResponse
 from tests.support.dicom import dicom, film
 from tests.support.formats import facts, facts_of_fhir
 from tests.support.paths import REPOSITORY
-from tests.support.service import WAIT_S, answer, png, ready_client, until
+from tests.support.service import WAIT_S, answer, free_port, png, ready_client, until
 from tests.support.tiny import REPORTS
 
 START_S = 400.0  # a new process imports torch, which takes minutes where all cores are taken
@@ -140,12 +140,6 @@ def server(*arguments: str, command: tuple[str, ...] = ("service",)) -> subproce
     return subprocess.Popen(
         [sys.executable, "-m", *command, *arguments], text=True, env=environment, stderr=subprocess.PIPE
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for_health(port: int) -> None:

@@ -34,7 +34,7 @@ from service.ray_app import __main__ as ray_app
 from service.ray_app import cluster as ray_cluster
 from service.settings import MIB
 from tests.support.paths import REPOSITORY
-from tests.support.service import PROBLEM, png, ready_client
+from tests.support.service import PROBLEM, free_port, png, ready_client
 
 RAY = importlib.util.find_spec("ray") is not None and sys.platform == "linux"
 needs_ray = pytest.mark.skipif(not RAY, reason="needs Linux and pip install 'cxr-report[ray]'")
@@ -184,11 +184,6 @@ class Cluster:
 
     def log(self) -> str:
         return self.output.read_text(errors="replace")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,13 @@ def wait_until_ready(client: httpx.Client) -> None:
         time.sleep(0.02)
 
 
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def answer(client: socket.socket) -> bytes:
     """The next answer on a raw connection; it must have a length."""
     head = b""
