@@ -36,10 +36,12 @@ log = logging.getLogger(__name__)
 def create_app(settings: Settings | None = None, make_runtime: Callable[[Settings], Runtime] = Runtime) -> FastAPI:
     """Create the app; ``uvicorn service.app:create_app --factory`` calls this without arguments.
 
-    The model is loaded in the background once the app starts. Until then ``/health`` returns 503 and the reason.
+    The model is loaded in the background once the app starts. Until then ``/health`` returns 503
+    and the reason.
 
     Raises:
-        SystemExit: no `settings` were given and one in the environment is wrong; standard error names it.
+        SystemExit: no `settings` were given and one in the environment is wrong; standard error
+            names it.
     """
     settings = settings or settings_or_exit()
     web_logging.configure(settings.log_level, settings.log_format)

@@ -366,7 +366,7 @@ def test_cases_are_told_again_where_a_draft_made_again_found_others() -> None:
 
 
 def test_a_client_that_takes_nothing_counts_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "TAKE_WITHIN_S", 0.05)
+    monkeypatch.setattr(streaming, "SEND_TIMEOUT_S", 0.05)
     given_back: list[bool] = []
 
     async def never(*_: object) -> Any:

@@ -1,1 +1,1 @@
-"""The answer in the formats of the field: FHIR, DICOM SR, plain text; and which of them a request wants."""
+"""Response formats (FHIR, DICOM SR, plain text) and content negotiation."""

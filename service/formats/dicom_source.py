@@ -1,7 +1,8 @@
 """The study that a report is about: its views, and the identity of the images that came as DICOM.
 
-A ``SourceImage`` names a patient. It is read only when a DICOM structured report needs it, from the header alone and
-within the limits of the image reader. It is never logged, shown by ``repr`` or written in another format.
+A ``SourceImage`` names a patient. It is read only when a DICOM structured report needs it, from the
+header alone and within the limits of the image reader. It is never logged, shown by ``repr`` or
+written in another format.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ _LENGTHS = {"patient_id": 64, "accession_number": 16, "study_id": 16}
 
 @dataclass(frozen=True, repr=False)
 class SourceImage:
-    """Identity of a DICOM image that a draft was made from; a string is empty where the file has no valid value.
+    """Identity of a DICOM image of the study; a string is empty where the file has no valid value.
 
     Attributes:
-        sop_class_uid, sop_instance_uid, series_instance_uid, study_instance_uid: where the image belongs.
+        sop_class_uid, sop_instance_uid, series_instance_uid, study_instance_uid: where the image
+            belongs.
         patient_name: DICOM's form, ``Family^Given^…``, decoded.
         patient_birth_date, study_date: YYYYMMDD.
         patient_sex: M, F or O.
@@ -126,10 +128,12 @@ async def export_context(images: Mapping[str, bytes], *, identified: bool) -> Ex
 
     Args:
         images: field name -> file.
-        identified: whether to read the identity of the DICOM files, which a structured report needs.
+        identified: whether to read the identity of the DICOM files, which a structured report
+            needs.
 
     Raises:
-        Problem: ``truncated``, 422; a header exceeds the limits of the reader. Drafting would refuse it too.
+        Problem: ``truncated``, 422; a header exceeds the limits of the reader. Drafting would
+            refuse it too.
     """
     if not identified:
         return ExportContext(tuple(images))
@@ -162,7 +166,7 @@ def source_image(data: bytes) -> SourceImage:
 
 
 def unsupported_reason(sources: Sequence[SourceImage]) -> str | None:
-    """Why no structured report can refer to these images, without a value of theirs; None where one can."""
+    """Why no structured report can refer to these images; None where one can. Quotes no value."""
     if importlib.util.find_spec("highdicom") is None:
         return "the service lacks highdicom (pip install 'cxr-report[sr]')"
     if not sources:

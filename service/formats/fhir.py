@@ -1,8 +1,9 @@
-"""The answer as a FHIR R4 ``DiagnosticReport``: preliminary, marked as asserted by an AI, without a subject.
+"""The report as a FHIR R4 ``DiagnosticReport``: preliminary, AI asserted, without a subject.
 
-No patient is known here; whoever files the report adds ``subject`` to it and to its observations. What belongs to
-other patients, the reference cases, stands in extensions and in the text, never in an Observation, so that no system
-can take it for this patient's. docs/api.md, "Formats", describes every element.
+The service knows no patient; the system that files the report adds ``subject`` to it and to its
+observations. The reference cases, which belong to other patients, are extensions and text, never
+Observations, so that no system can assign them to this patient. docs/api.md, "Formats", describes
+every element.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from service.formats.dicom_source import ExportContext
 from service.formats.text import plain_text
 from service.schemas.models import EDITED, ImageCheckOut, ModelInfo, ReferenceCaseOut, ReportResponse, SentenceOut
 
-NAMESPACE = "urn:cxr-report:fhir:"  # of our own extensions and codes
+NAMESPACE = "urn:cxr-report:fhir:"  # of private extensions and codes
 DICOM = "http://dicom.nema.org/resources/ontology/DCM"
 TERMINOLOGY = "http://terminology.hl7.org/CodeSystem/"
 CONFIDENCE = "Confidence in the sentence, 0 to 1; not the chance of a finding"
@@ -38,9 +39,9 @@ def diagnostic_report(report: ReportResponse, study: ExportContext, now: datetim
     """The resource, ready for ``json.dumps``.
 
     Args:
-        report: the answer.
-        study: its views; nothing that identifies a patient is taken from it.
-        now: time of issue, with a time zone; the present by default.
+        report: the response.
+        study: its views; nothing that identifies a patient is read from it.
+        now: time of issue, with a time zone; the current time by default.
     """
     issued = (now or datetime.now(UTC)).isoformat(timespec="milliseconds")
     text = plain_text(report)
@@ -107,7 +108,7 @@ def _label(name: str, label: Label, edited: bool) -> Resource:
         "method": {"text": READ_FROM_EDIT if edited else READ_FROM_DRAFT},
     }
     if edited:
-        del resource["device"]  # a reader's words are not the model's
+        del resource["device"]  # the reader wrote this text, not the model
     return resource
 
 
@@ -135,7 +136,7 @@ def _device(model: ModelInfo) -> Resource:
 
 
 def _provenance(recorded: str, edited: bool) -> Resource:
-    """Who wrote the report; ``performer`` and ``resultsInterpreter`` cannot name a device."""
+    """The authors of the report; ``performer`` and ``resultsInterpreter`` cannot name a device."""
     author = {"coding": [_coding(TERMINOLOGY + "provenance-participant-type", "author", "Author")]}
     authors = [{"reference": f"#{_MODEL_ID}"}, *([{"display": READER}] if edited else [])]
     return {
@@ -200,7 +201,7 @@ def _narrative(text: str) -> str:
 
 
 def _cleaned(value: Any) -> Any:
-    """Without what FHIR does not know: empty lists, objects and strings, and control characters."""
+    """Without what FHIR forbids: empty lists, objects and strings, and control characters."""
     if isinstance(value, dict):
         parts = {name: _cleaned(part) for name, part in value.items()}
         return {name: part for name, part in parts.items() if part not in ({}, [], "")}

@@ -1,4 +1,4 @@
-"""Which format a request is answered in, by its ``Accept`` header (RFC 9110, section 12.5.1), and the body in it."""
+"""Content negotiation by ``Accept`` (RFC 9110, section 12.5.1), and the response body."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ class Offer:
 
     Attributes:
         media_type: without parameters, lower case.
-        parameters: parameter name -> accepted values, both lower case. Parameters that are not listed are
-            ignored, such as ``odata=verbose``; another value of a listed one, such as a version, is no match.
+        parameters: parameter name -> accepted values, both lower case. Parameters that are not
+            listed are ignored, such as ``odata=verbose``; another value of a listed one, such as a
+            version, is no match.
     """
 
     media_type: str
@@ -70,7 +71,7 @@ class AcceptedFormats:
             )
 
     def choose(self, context: ExportContext, *, no_sr: str | None = None) -> Offer:
-        """The preferred format that can be written; `no_sr` is a reason why none is a structured report.
+        """The preferred format that can be written; `no_sr`: why none may be a structured report.
 
         Raises:
             Problem: ``not_acceptable``, 406; only formats are accepted that cannot be written here.
@@ -88,7 +89,7 @@ class AcceptedFormats:
 
 
 def parse_accept(accept: Sequence[str], *, streams: bool = True) -> AcceptedFormats:
-    """Parse the ``Accept`` headers of a request; `streams`: whether a stream of events is offered too.
+    """Parse the ``Accept`` headers; `streams`: whether an event stream is offered too.
 
     Raises:
         Problem: ``not_acceptable``, 406; no offered format is accepted.
@@ -100,7 +101,7 @@ def parse_accept(accept: Sequence[str], *, streams: bool = True) -> AcceptedForm
 
 
 def respond(report: ReportResponse, context: ExportContext, offer: Offer) -> Response | None:
-    """The response in a format other than JSON; None for JSON, which the route's response model writes."""
+    """The response; None for JSON, which the route's response model writes."""
     if offer is JSON:
         return None
     return Response(_body(report, context, offer), headers={**VARY, "Content-Type": _CONTENT_TYPES[offer.media_type]})
@@ -133,7 +134,7 @@ class _Range:
     position: int
 
     def matches(self, offer: Offer) -> int:
-        """How specific the match is: 1 for ``*/*``, 2 for ``text/*``, 3 and more for the type; 0 for none."""
+        """Specificity: 1 for ``*/*``, 2 for ``text/*``, 3 and more for the type; 0 for no match."""
         if self.kind in ("*/*", "*"):
             return 1
         if self.kind.endswith("/*"):
@@ -147,7 +148,8 @@ class _Range:
 def rank(accept: Sequence[str], offers: Sequence[Offer]) -> list[Offer]:
     """The offers that a request accepts, the preferred one first.
 
-    Of equal q-values the more specific range wins, then the earlier one, then the order of `offers`.
+    Of equal q-values the more specific range wins, then the earlier one, then the order of
+    `offers`.
 
     Args:
         accept: values of the ``Accept`` headers; none, or only blank ones, accept everything.

@@ -12,9 +12,9 @@ _ARCHIVE_MARK = re.compile(r"x{4,}(?:\s+x{4,})*", re.IGNORECASE)
 
 
 def mark_redactions(text: str) -> str:
-    """Replace runs of the archive's redaction mark (``xxxx``, any case) by ``[redacted]`` and ``<unk>`` by words.
+    """Replace the archive's redaction marks (``xxxx``, any case) and ``<unk>`` by readable words.
 
-    Without this, a redaction that the model has learnt would look like a mistake of the draft. Imported models may
-    write ``<unk>``.
+    Without this, a redaction that the model has learnt would look like a mistake of the draft.
+    Imported models may write ``<unk>``.
     """
     return _ARCHIVE_MARK.sub(REDACTED, text).replace(UNK, UNKNOWN)

@@ -1,8 +1,9 @@
 """The report as a DICOM Structured Report: TID 2000 as an Enhanced SR, preliminary and unverified.
 
-PACS viewers render it as text: each sentence with its confidence (NUM) and the images that it was inferred from, then
-the labels (CODE). Reference cases are text and plain numbers, never coded findings, so that no system can assign
-another patient's findings to this one. Needs highdicom: ``pip install 'cxr-report[sr]'``; import this module lazily.
+PACS viewers render it as text: each sentence with its confidence (NUM) and the images that it was
+inferred from, then the labels (CODE). Reference cases are text and plain numbers, never coded
+findings, so that no system can assign another patient's findings to this one. Needs highdicom:
+``pip install 'cxr-report[sr]'``; import this module lazily.
 """
 
 from __future__ import annotations

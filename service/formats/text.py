@@ -11,7 +11,7 @@ UNSUPPORTED = "[neither a reference case nor the images bear this out]"
 
 
 def plain_text(report: ReportResponse) -> str:
-    """The whole report: draft, its sentences, labels, cases, images, warnings, model, disclaimer."""
+    """The whole report: findings, sentences, labels, cases, image checks, warnings, model."""
     lines = [report.findings or NOTHING_WRITTEN, ""]
     lines += [_sentence_line(sentence) for sentence in report.sentences]
     if report.refined is not None:
@@ -26,12 +26,12 @@ def plain_text(report: ReportResponse) -> str:
 
 
 def rewritten_by(model: str) -> str:
-    """The heading of a rewritten draft in every format, which keeps it apart from the model's draft."""
+    """The heading of a rewritten draft, which keeps it apart from the model's draft."""
     return f"Rewritten by the language model {model}, not the draft"
 
 
 def named_labels(labels: Labels) -> str:
-    """``Cardiomegaly: absent, Edema: present``; findings that the text does not mention are left out."""
+    """``Cardiomegaly: absent, Edema: present``; only findings that the text mentions."""
     return ", ".join(f"{name}: {label}" for name, label in labels.items() if label is not None)
 
 

@@ -61,9 +61,9 @@ router = APIRouter()
     },
 )
 async def add_case(request: Request, response: Response) -> CaseResponse:
-    """Keep a case of one's own, findings and perhaps images, and let studies retrieve it from now on.
+    """Store a case, findings and perhaps images; from now on studies can retrieve it.
 
-    Nothing is trained. The case survives a restart and a swap of the bundle, until it is deleted.
+    Nothing is trained. The case survives a restart and a swap of the bundle until it is deleted.
     """
     runtime: Runtime = request.app.state.runtime
     settings, store = runtime.settings, runtime.case_store
@@ -101,7 +101,7 @@ async def get_case(request: Request, case_id: CaseId) -> CaseResponse:
     responses={**PICTURE, **_ELSEWHERE, **_NO_SUCH_CASE, **NOT_READY},
 )
 async def get_picture(request: Request, case_id: CaseId, view: View) -> Response:
-    """The radiograph of an added case, reduced to 320 pixels; ``images`` of a case names those there are."""
+    """The radiograph of an added case, reduced to 320 pixels; ``images`` of a case lists them."""
     runtime: Runtime = request.app.state.runtime
     runtime.serving()
     picture = await run_in_threadpool(runtime.case_store.picture, case_id, view)

@@ -47,7 +47,9 @@ router = APIRouter()
     },
 )
 async def export(request: Request, response: Response) -> ReportResponse | Response:
-    """An answer of `POST /report`, perhaps edited by its reader, in the format that `Accept` chooses. Nothing is kept.
+    """Write an answer of `POST /report`, edited or not, in the format that `Accept` chooses.
+
+    Nothing is stored.
 
     A DICOM structured report needs the images: ask `POST /report` for it.
     """
@@ -76,7 +78,7 @@ async def _read_body(request: Request, *, timeout_s: float) -> ExportRequest:
         return ExportRequest.model_validate_json(bytes(body), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        # Only the first part of the location is a name of this API; the others may be the client's own.
+        # Only the first part of the location is a name of this API; others may be the client's.
         field = next((str(part) for part in first["loc"][:1] if part in ExportRequest.model_fields), None)
         what = f"{field} is not as described: {first['type'].replace('_', ' ')}"
         detail = f"{what if field else 'The body is not the JSON of an export'}. See ExportRequest in /openapi.json."

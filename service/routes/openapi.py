@@ -1,4 +1,4 @@
-"""OpenAPI parts that FastAPI cannot derive from the handlers: request bodies, problems, formats and keys."""
+"""OpenAPI parts that FastAPI cannot derive: request bodies, problems, formats and keys."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _IMAGE_TYPES = "image/png, image/jpeg, application/dicom"
 _SCHEMAS = "#/components/schemas/"
 
 
-# -- requests ----------------------------------------------------------------------------------------------------------
+# -- requests --
 
 
 def form_body(form: type[MultipartForm], examples: dict[str, Any], description: str | None = None) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _without_null(field: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-# -- responses ---------------------------------------------------------------------------------------------------------
+# -- responses --
 
 
 def problem_responses(status: int, description: str, *codes: str) -> Responses:
@@ -102,7 +102,7 @@ PICTURE: Responses = {
 
 
 def formats_response(*, drafts: bool) -> Responses:
-    """The 200 response in every format; `drafts`: structured reports and streams too, which only a draft has."""
+    """The 200 response in every format; `drafts`: structured reports and event streams too."""
     report = ReportResponse.model_validate(REPORT_EXAMPLE)
     resource = diagnostic_report(report, ExportContext(("frontal",)), datetime(2026, 3, 1, 9, 30, tzinfo=UTC))
     events = [
@@ -159,7 +159,7 @@ def _event(name: str, data: str) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": ["event", "data"]}
 
 
-# -- the document ------------------------------------------------------------------------------------------------------
+# -- the document --
 
 
 def complete_openapi(app: FastAPI) -> None:

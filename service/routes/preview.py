@@ -1,4 +1,4 @@
-"""``POST /preview``: a radiograph as a JPEG that browsers display, read by the same reader as for a draft."""
+"""``POST /preview``: a radiograph as a JPEG that every browser displays."""
 
 from __future__ import annotations
 
@@ -47,9 +47,10 @@ router = APIRouter()
     },
 )
 async def preview(request: Request) -> Response:
-    """The grey values that a draft would be made of, in the image's own proportions, reduced to 1,536 pixels.
+    """The grey values that the model reads, in the image's proportions, reduced to 1,536 pixels.
 
-    For DICOM above all, which no browser draws. The picture holds nothing of the header, and nothing is kept.
+    Mainly for DICOM, which browsers cannot display. The picture holds nothing of the header, and
+    nothing is stored.
     """
     runtime: Runtime = request.app.state.runtime
     settings = runtime.settings

@@ -1,4 +1,4 @@
-"""``POST /report``: reads the images, drafts the findings, and answers in the format that the client accepts."""
+"""``POST /report``: read the images, draft the findings, respond in the accepted format."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ router = APIRouter()
     },
 )
 async def report(request: Request, response: Response) -> ReportResponse | Response:
-    """Two radiographs in (one may be missing), a findings draft and the reference cases it leaned on out.
+    """Draft the findings of one or two radiographs, with the reference cases that the draft used.
 
-    `Accept` chooses the format: JSON by default, a FHIR DiagnosticReport, plain text, or a DICOM structured report.
-    With `stream=true` the answer is server-sent events: `cases` once retrieval is done, a `sentence` each as soon as it
-    is final, and `report`, which holds what the unstreamed call answers; or `problem`, where the draft fails after the
-    first event.
+    `Accept` chooses the format: JSON by default, a FHIR DiagnosticReport, plain text, or a DICOM
+    structured report. With `stream=true` the answer is server-sent events: `cases` once retrieval
+    is done, a `sentence` event for each sentence, and `report`, which holds the unstreamed answer;
+    or `problem`, where the draft fails after the first event.
     """
     started = time.perf_counter()
     runtime: Runtime = request.app.state.runtime
@@ -114,7 +114,7 @@ class _Drafting:
         slot: ExitStack,
         started: float,
     ) -> None:
-        """Take over the images of the form; ``started`` is of ``time.perf_counter``, before the body was read."""
+        """Take the images of the form; ``started``: ``time.perf_counter`` when the request came."""
         self.images = form.take_images()
         self._runtime, self._refiner, self._serving = runtime, refiner, serving
         self._options = DraftOptions(form.top_k, form.beam_size, form.include == "attention")

@@ -1,4 +1,4 @@
-"""From a draft to the answer: redaction marks, rounding, which model wrote it, the disclaimer."""
+"""Convert drafts and cases to response models: redactions, rounding, model, disclaimer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from service.schemas.models import (
 
 
 def to_response(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float]) -> ReportResponse:
-    """The answer to ``POST /report``; ``timings_ms`` is what the caller measured around the draft, total last."""
+    """The response of ``POST /report``; ``timings_ms``: the caller's measurements, with ``total``."""
     total = timings_ms["total"]
     before = {name: value for name, value in timings_ms.items() if name != "total"}
     return ReportResponse.model_validate(
@@ -44,7 +44,7 @@ def to_response(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float])
 
 
 def sentence_out(sentence: Sentence) -> SentenceOut:
-    """One sentence as it is answered."""
+    """One sentence of the response."""
     attention = sentence.attention
     return SentenceOut(
         text=mark_redactions(sentence.text),
@@ -56,7 +56,7 @@ def sentence_out(sentence: Sentence) -> SentenceOut:
 
 
 def case_response(found: FoundCase) -> CaseResponse:
-    """The answer of ``/cases``."""
+    """The response of ``/cases``."""
     case = found.case
     return CaseResponse.model_validate(
         {
@@ -84,7 +84,7 @@ def _attention(attention: SentenceAttention) -> AttentionOut:
 
 
 def case_out(case: ReferenceCase) -> ReferenceCaseOut:
-    """One reference case as it is answered."""
+    """One reference case of the response."""
     return ReferenceCaseOut.model_validate(
         {
             "rank": case.rank,

@@ -1,7 +1,8 @@
-"""``stream=true``: the answer as server-sent events, each part of it as soon as it is final.
+"""``stream=true``: the response as server-sent events, each sent as soon as its data is final.
 
-``cases``, then a ``sentence`` each, then ``report``, the whole answer; or ``problem`` where it fails on the way. The
-response begins with its first event, so that whatever fails before it is an ordinary problem response.
+``cases``, then one ``sentence`` event for each sentence, then ``report``; or ``problem`` where the
+draft fails. The response starts with its first event, so a failure before it is an ordinary problem
+response.
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ from service.schemas.models import ReportResponse
 from service.web.disconnect import cancel_on_disconnect
 from service.web.problems import PROBLEM_CODE_SCOPE_KEY, Problem, internal_error
 
-KEEP_ALIVE_S = 5.0  # of silence, after which a comment says that the draft is still being made
-TAKE_WITHIN_S = 30.0  # a client that leaves an event lying for so long counts as gone: it holds a place
+KEEP_ALIVE_S = 5.0  # seconds without an event after which a comment is sent
+SEND_TIMEOUT_S = 30.0  # a client that does not read for so long counts as disconnected
 KEEP_ALIVE = format_sse_event(comment="keep-alive")
-REDRAFTED = "The draft had to be made again and came out otherwise than it began. Send the study again."
+REDRAFTED = "The draft was repeated and differs from the sentences that were already sent. Send the study again."
 log = logging.getLogger(__name__)
-_HEADERS = {**VARY, "Content-Type": EVENTS.media_type, "X-Accel-Buffering": "no"}  # the last for nginx
+_HEADERS = {**VARY, "Content-Type": EVENTS.media_type, "X-Accel-Buffering": "no"}  # the last one is for nginx
 
 
 class EventStream(Response):
-    """The events of one draft, which is made while they are sent."""
+    """The events of one draft, which runs while they are sent."""
 
     def __init__(
         self, request: Request, report: Callable[[EventCallback], Awaitable[ReportResponse]], held: ExitStack
     ) -> None:
-        """Do nothing yet.
+        """Store the arguments.
 
         Args:
-            request: read to its end; work for it is dropped once its client leaves.
-            report: drafts, tells the listener early on this event loop, and returns the answer.
+            request: its body was read; the draft is cancelled when its client disconnects.
+            report: drafts, calls the listener on this event loop, and returns the report.
             held: closed when the stream ends.
         """
         super().__init__()
@@ -54,20 +55,20 @@ class EventStream(Response):
 
         Raises:
             Problem: the draft failed before the first event.
-            ClientDisconnect: the client left.
+            ClientDisconnect: the client disconnected.
         """
         with self._held:
             await cancel_on_disconnect(self._request, self._stream(scope, _Sender(send)))
 
     async def _stream(self, scope: Scope, sender: _Sender) -> None:
-        news: asyncio.Queue[DraftEvent | None] = asyncio.Queue()
-        drafting = asyncio.ensure_future(self._report(news.put_nowait))
-        drafting.add_done_callback(lambda _: news.put_nowait(None))
-        parts = EventSequence()
+        events: asyncio.Queue[DraftEvent | None] = asyncio.Queue()
+        drafting = asyncio.ensure_future(self._report(events.put_nowait))
+        drafting.add_done_callback(lambda _: events.put_nowait(None))
+        sequence = EventSequence()
         try:
-            while (one := await _next(news, sender)) is not None:
-                await sender.events(parts.on_event(one))
-            await sender.events(parts.on_report(drafting.result()))
+            while (event := await _next(events, sender)) is not None:
+                await sender.events(sequence.on_event(event))
+            await sender.events(sequence.on_report(drafting.result()))
         except ClientDisconnect:
             raise
         except Exception as error:
@@ -79,52 +80,52 @@ class EventStream(Response):
         finally:
             drafting.cancel()
             await asyncio.gather(drafting, return_exceptions=True)
-        self._held.close()  # before the client sees the end: its next request finds the place free
+        self._held.close()  # before the client sees the end, so that its next request finds the slot free
         await sender.end()
 
 
-async def _next(news: asyncio.Queue[DraftEvent | None], sender: _Sender) -> DraftEvent | None:
-    """What comes next; comments keep the connection alive until then."""
+async def _next(events: asyncio.Queue[DraftEvent | None], sender: _Sender) -> DraftEvent | None:
+    """The next event; comments keep the connection alive until then."""
     while True:
         try:
             async with asyncio.timeout(KEEP_ALIVE_S):
-                return await news.get()
+                return await events.get()
         except TimeoutError:
             if sender.started:
                 await sender.send(KEEP_ALIVE)
 
 
 class EventSequence:
-    """What is said of a draft, each part once.
+    """The events of a draft, each once, even if the draft runs twice.
 
-    A draft that had to be made again begins anew. Where other cases were found for it, ``cases`` comes again.
+    ``cases`` is sent again where the second run found other cases.
     """
 
     def __init__(self) -> None:
         self._cases: CasesEvent | None = None
         self._texts: list[str] = []
 
-    def on_event(self, news: DraftEvent) -> Iterator[tuple[str, BaseModel]]:
-        """The events of what is final early."""
-        if isinstance(news, CasesFound):
+    def on_event(self, event: DraftEvent) -> Iterator[tuple[str, BaseModel]]:
+        """The events that an early result adds."""
+        if isinstance(event, CasesFound):
             if self._cases is None:
-                yield self._of_cases(CasesEvent(reference_cases=[case_out(case) for case in news.cases]))
-        elif news.index == len(self._texts):
-            yield self._of_sentence(SentenceEvent(index=news.index, sentence=sentence_out(news.sentence)))
+                yield self._of_cases(CasesEvent(reference_cases=[case_out(case) for case in event.cases]))
+        elif event.index == len(self._texts):
+            yield self._of_sentence(SentenceEvent(index=event.index, sentence=sentence_out(event.sentence)))
 
     def on_report(self, report: ReportResponse) -> Iterator[tuple[str, BaseModel]]:
-        """The events that are still to come once the answer is there.
+        """The remaining events, once the report is complete.
 
         Raises:
-            Problem: what was said before is not in it.
+            Problem: it lacks a sentence that was already sent.
         """
-        said = len(self._texts)
-        if self._texts != [sentence.text for sentence in report.sentences[:said]]:
-            log.error("a draft was made again and came out otherwise than the %d sentences said of it", said)
+        sent = len(self._texts)
+        if self._texts != [sentence.text for sentence in report.sentences[:sent]]:
+            log.error("a draft ran again and differs from the %d sentences already sent", sent)
             raise Problem("internal", REDRAFTED)
         if self._cases != (cases := CasesEvent(reference_cases=report.reference_cases)):
             yield self._of_cases(cases)
-        for index, sentence in enumerate(report.sentences[said:], said):
+        for index, sentence in enumerate(report.sentences[sent:], sent):
             yield self._of_sentence(
                 SentenceEvent(index=index, sentence=sentence.model_copy(update={"attention": None}))
             )
@@ -140,7 +141,7 @@ class EventSequence:
 
 
 class _Sender:
-    """The body of the response; its head goes before the first event."""
+    """Sends the body of the response, and its headers before the first event."""
 
     def __init__(self, send: Send) -> None:
         self.started = False
@@ -154,18 +155,18 @@ class _Sender:
         if not self.started:
             self.started = True
             headers = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
-            await self._pass({"type": "http.response.start", "status": 200, "headers": headers})
+            await self._send_in_time({"type": "http.response.start", "status": 200, "headers": headers})
         await self.send(format_sse_event(event=name, data_str=data.model_dump_json()))
 
     async def end(self) -> None:
         await self.send(b"", more=False)
 
     async def send(self, data: bytes, *, more: bool = True) -> None:
-        await self._pass({"type": "http.response.body", "body": data, "more_body": more})
+        await self._send_in_time({"type": "http.response.body", "body": data, "more_body": more})
 
-    async def _pass(self, message: Message) -> None:
+    async def _send_in_time(self, message: Message) -> None:
         try:
-            async with asyncio.timeout(TAKE_WITHIN_S):
+            async with asyncio.timeout(SEND_TIMEOUT_S):
                 await self._send(message)
         except TimeoutError as error:
             raise ClientDisconnect from error

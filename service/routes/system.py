@@ -21,7 +21,7 @@ router = APIRouter()
 @router.post(
     "/reload",
     response_model=HealthResponse,
-    summary="Serve the bundle on disk anew",
+    summary="Reload the bundle from disk",
     dependencies=[Depends(require_api_key)],
     responses={
         **NO_KEY,
@@ -30,7 +30,7 @@ router = APIRouter()
     },
 )
 async def reload(request: Request) -> HealthResponse:
-    """Load the bundle again and swap it in; requests under way end with the one they began with."""
+    """Load the bundle again and swap it in; requests in flight finish with the previous one."""
     runtime: Runtime = request.app.state.runtime
     return _health(await runtime.reload())
 
@@ -80,7 +80,7 @@ async def page() -> Response:
 
 
 class RevalidatedStaticFiles(StaticFiles):
-    """Files of the page; a browser revalidates them on every use, so that it sees an update at once."""
+    """Files of the page, which a browser revalidates on every use to see an update at once."""
 
     def file_response(self, *args: object, **kwargs: object) -> Response:
         response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]

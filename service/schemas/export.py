@@ -56,8 +56,9 @@ class ExportRequest(BaseModel):
     def edited_report(self) -> ReportResponse:
         """The report with the reader's findings in place of the draft.
 
-        ``sentences`` keeps only sentences of the model, because their confidences are the model's. Labels are read
-        from the new text, and a warning holds the draft. The rewritten draft and warnings about the draft are removed.
+        ``sentences`` keeps only sentences of the model, because their confidences are the model's.
+        Labels are read from the new text, and a warning holds the draft. The rewritten draft and
+        warnings about the draft are removed.
         """
         report = self.report
         edited = (self.findings if self.findings is not None else report.findings).strip()

@@ -1,6 +1,7 @@
-"""The multipart forms of ``POST /report``, ``/preview`` and ``/cases``: their fields, limits and checks.
+"""The multipart forms of ``POST /report``, ``/preview`` and ``/cases``: fields, limits, checks.
 
-A check fails with a ``PydanticCustomError``: its type is the code of the problem, its message the problem's detail.
+A check fails with a ``PydanticCustomError``: its type is the code of the problem, its message the
+problem's detail.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def quote(text: str) -> str:
 
 
 def _file(part: FormPart, info: ValidationInfo) -> bytes:
-    """The bytes of a file; a line of text without a file name is a path typed in place of the file."""
+    """The bytes of a file; text without a file name is refused, as it is usually a path."""
     name = info.field_name
     if not part.data:
         raise PydanticCustomError(
@@ -130,7 +131,7 @@ def _check_case_id(text: str) -> str:
 
 
 def _check_findings(text: str) -> str:
-    """Join the lines to one; refuse characters that no text format can hold or that are invisible."""
+    """Join the lines to one; refuse control characters and invisible ones."""
     findings = " ".join(text.removeprefix("\ufeff").split())  # the byte order mark of Windows editors
     if any(unicodedata.category(character) in _INVISIBLE for character in findings):
         raise PydanticCustomError(
@@ -167,7 +168,10 @@ class _ViewsForm(MultipartForm):
     """A form with one radiograph for each view."""
 
     def take_images(self) -> dict[str, bytes]:
-        """The images by view. The form drops them, so that their memory is free once they are decoded."""
+        """The images by view.
+
+        The form drops them, so that their memory is free once they are decoded.
+        """
         images = {}
         for view in ("frontal", "lateral"):
             if (data := getattr(self, view)) is not None:

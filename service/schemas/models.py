@@ -1,4 +1,4 @@
-"""What the service answers, as pydantic models; the OpenAPI description and its examples come from here."""
+"""Response models; the OpenAPI document is generated from them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ResponseModel(BaseModel):
 
 
 class AttentionOut(ResponseModel):
-    """Where the decoder looked while it wrote a sentence. All weights of a sentence add up to 1."""
+    """The decoder's attention for one sentence. All weights of a sentence sum to 1."""
 
     patches: Annotated[
         dict[str, list[list[float]]],
@@ -51,15 +51,15 @@ class SentenceOut(ResponseModel):
             ge=0,
             le=1,
             description="Where the bundle has a calibration (image_checks is not empty): probability that the true "
-            "report bears the sentence out, as measured on validation studies. Else the geometric mean of the words' "
+            "report supports the sentence, as measured on validation studies. Else the geometric mean of the words' "
             "probabilities. Not the chance of a finding.",
         ),
     ]
-    labels: Annotated[dict[str, Label], Field(description="Findings that the sentence names, and how.")]
+    labels: Annotated[dict[str, Label], Field(description="Findings that the sentence mentions, with their label.")]
     supported: Annotated[
         bool | None,
         Field(
-            description="Whether a reference case or the images speak for each finding that it calls present "
+            description="Whether a reference case or the images support each finding that it calls present "
             "or possible; null where it calls none so, or where the bundle has no calibration."
         ),
     ] = None
@@ -67,7 +67,7 @@ class SentenceOut(ResponseModel):
 
 
 class ReferenceCaseOut(ResponseModel):
-    """A training case, or one that was added, whose report lies near the images."""
+    """A training case or an added case whose report embedding is near the image embedding."""
 
     rank: Annotated[int, Field(ge=1)]
     case_id: str
@@ -76,14 +76,14 @@ class ReferenceCaseOut(ResponseModel):
         str | None,
         Field(
             description="The case's findings; null where the bundle holds no texts. "
-            "What the archive blacked out reads [redacted]."
+            "Words that the archive redacted read [redacted]."
         ),
     ]
     labels: Labels
     source_url: str | None
     images: Annotated[
         dict[str, str],
-        Field(description="View -> address of a small picture, under this service; empty where it holds none."),
+        Field(description="View -> path of a small picture, relative to this service; empty where there is none."),
     ]
 
 
@@ -98,36 +98,39 @@ class CaseResponse(ResponseModel):
     source_url: str | None
     images: Annotated[
         dict[str, str],
-        Field(description="View -> address of a small picture, under this service; empty where it holds none."),
+        Field(description="View -> path of a small picture, relative to this service; empty where there is none."),
     ]
     added: Annotated[bool, Field(description="Whether it came by POST /cases; otherwise it is the bundle's.")]
 
 
 class ImageCheckOut(ResponseModel):
-    """What the calibrated checks say of one image."""
+    """Results of the calibrated checks of one image."""
 
-    view: Annotated[Literal["frontal", "lateral"], Field(description="As which it was read.")]
-    frontal: Annotated[float, Field(ge=0, le=1, description="Probability that it is a frontal, as against a lateral.")]
+    view: Annotated[Literal["frontal", "lateral"], Field(description="The view as which it was read.")]
+    frontal: Annotated[float, Field(ge=0, le=1, description="Probability that it is a frontal, not a lateral.")]
     unusual: Annotated[
         float,
         Field(
             ge=0,
             le=1,
-            description="Share of the radiographs of the calibration that look less unusual than it. The warning "
-            "unusual_image says where that is too many.",
+            description="Out-of-distribution percentile: share of the calibration's radiographs that are less "
+            "unusual. The warning unusual_image is added above a limit.",
         ),
     ]
 
 
 class RefinedOut(ResponseModel):
-    """The draft, rewritten by the language model that the service's operator configured. Kept apart from ours."""
+    """The draft, rewritten by the language model that the operator configured.
+
+    Kept apart from the draft.
+    """
 
     text: str
     model: Annotated[str, Field(description="Its name, as configured.")]
 
 
 class WarningOut(ResponseModel):
-    """Something the reader should know."""
+    """A warning for the reader."""
 
     code: Annotated[str, Field(examples=_WARNINGS)]
     message: str
@@ -142,24 +145,24 @@ class ModelInfo(ResponseModel):
     image_size: Annotated[int, Field(description="Side in pixels of the square that the model sees.")]
     retrieval_k: Annotated[int | None, Field(description="Reference cases the model reads; null: no retrieval.")]
     beam_size: Annotated[int, Field(description="Default beam size.")]
-    hydrated: Annotated[bool, Field(description="Whether this is a copy that was filled with report texts.")]
+    hydrated: Annotated[bool, Field(description="Whether this is a copy with restored report texts.")]
     trained_on: dict[str, JsonValue]
     licence: str
 
 
 class ReportResponse(ResponseModel):
-    """A findings draft with the evidence beside it."""
+    """A findings draft with its evidence."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [REPORT_EXAMPLE]})
 
-    report_id: Annotated[str, Field(description="Random UUID of this answer; nothing is stored under it.")]
+    report_id: Annotated[str, Field(description="Random UUID of this response; nothing is stored under it.")]
     findings: Annotated[str, Field(description="The draft: the sentences, joined.")]
     sentences: list[SentenceOut]
     labels: Annotated[Labels, Field(description="14 CheXpert findings read from the draft; null: not mentioned.")]
     reference_cases: Annotated[list[ReferenceCaseOut], Field(description="Nearest first, top_k of them.")]
     image_checks: Annotated[
         list[ImageCheckOut],
-        Field(description="One an image, the field frontal first; empty where the bundle has no calibration."),
+        Field(description="One for each image, frontal first; empty where the bundle has no calibration."),
     ]
     refined: Annotated[
         RefinedOut | None, Field(description="With refine=true, where it succeeded; null otherwise.")
@@ -179,7 +182,7 @@ class BundleInfo(ResponseModel):
 
 
 class QueueInfo(ResponseModel):
-    """Requests in the house, those of them that wait for the model, and how many there is room for."""
+    """Requests in flight, those of them that wait for the model, and the limit of the first."""
 
     depth: Annotated[int, Field(ge=0)]
     waiting: Annotated[int, Field(ge=0)]
@@ -201,13 +204,13 @@ class HealthResponse(ResponseModel):
 
 
 class AliveResponse(ResponseModel):
-    """The process answers."""
+    """The process is alive."""
 
     status: Literal["alive"]
 
 
 class ProblemDetails(ResponseModel):
-    """An error, RFC 9457. ``code`` is stable; ``detail`` says what was wrong and what to do."""
+    """An error, RFC 9457. ``code`` is stable; ``detail`` names the fault and the remedy."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [PROBLEM_EXAMPLE]})
 

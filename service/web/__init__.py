@@ -1,1 +1,1 @@
-"""HTTP concerns that do not depend on the model: middleware, problems, authentication, logging, protocol limits."""
+"""HTTP concerns that do not depend on the model: middleware, problems, bodies, keys, logging."""

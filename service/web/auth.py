@@ -1,7 +1,7 @@
 """Dependencies for routes that need an API key.
 
-``require_api_key_if_configured`` admits every request while the service has no key; ``require_api_key`` then refuses
-every request. Both run before the body is read.
+``require_api_key_if_configured`` admits every request while the service has no key;
+``require_api_key`` then refuses every request. Both run before the body is read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clients that leave: work for them is given up at once instead of being done for nobody."""
+"""Cancels work when the client disconnects."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ T = TypeVar("T")
 
 
 async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, which is cancelled when the client of ``request`` goes away.
+    """The result of ``work``, which is cancelled when the client of ``request`` disconnects.
 
     Args:
         request: its body must have been read to the end.
-        work: begins at once.
+        work: starts at once.
 
     Raises:
-        ClientDisconnect: the client left first.
-        Exception: whatever ``work`` raised.
+        ClientDisconnect: the client disconnected first.
+        Exception: any exception of ``work``.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request))
+    task = asyncio.ensure_future(work)
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
             raise ClientDisconnect
-        return working.result()
+        return task.result()
     finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        task.cancel()
+        disconnect.cancel()
+        await asyncio.gather(task, disconnect, return_exceptions=True)
 
 
-async def _left(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,7 +1,8 @@
 """Logging without patient data, as text or as JSON lines, with the id of the request.
 
-A line holds the route, not the path that the client sent; no query, no header, no file name. An exception is logged by
-type and code locations, never by message. Libraries that read uploads may quote them, so their messages are withheld.
+A line holds the route, not the path that the client sent; no query, no header, no file name. An
+exception is logged by type and code locations, never by message. Libraries that read uploads may
+quote them, so their messages are withheld.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ def current_request_id() -> str | None:
 
 
 def configure(level: str, form: Literal["json", "text"] = "text") -> None:
-    """Send all log lines to standard error, uvicorn's too, unless the process has set up logging itself.
+    """Send all log lines to standard error unless the process has configured logging itself.
 
-    Uvicorn's access log prints paths with their queries and its trace prints headers; both are disabled, and
-    ``AccessLogMiddleware`` writes its own line instead.
+    Uvicorn's access log prints paths with their queries and its trace prints headers; both are
+    disabled, and ``AccessLogMiddleware`` writes its own line instead.
     """
     logging.getLogger("service").setLevel(level)
     for name in ("uvicorn.access", "uvicorn.asgi"):
@@ -81,7 +82,7 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, request_id, and ``ACCESS_FIELDS`` of a request."""
+    """One JSON object per line: time, level, logger, message, request_id, ``ACCESS_FIELDS``."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {

@@ -78,12 +78,12 @@ class HttpMiddleware(ABC):
 
 
 class DrainRequestBodyMiddleware(HttpMiddleware):
-    """Reads on for a while before it closes a connection whose request body is incomplete (nginx: lingering_close).
+    """Reads the rest of a request body before it closes the connection (nginx: lingering_close).
 
-    A server that closes with unread bytes resets the connection, and the reset can destroy the response on its way
-    (RFC 9112, 9.6). So the whole response is sent at once, but its end only after the rest of the request has
-    arrived, or after ``DRAIN_TIMEOUT_S`` seconds or ``DRAIN_MAX_BYTES`` bytes.
-    Connections that stay open are unaffected.
+    A server that closes with unread bytes resets the connection, and the reset can destroy the
+    response on its way (RFC 9112, 9.6). So the whole response is sent at once, but its end only
+    after the rest of the request has arrived, or after ``DRAIN_TIMEOUT_S`` seconds or
+    ``DRAIN_MAX_BYTES`` bytes. Connections that stay open are unaffected.
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,8 +131,8 @@ def _connection_header(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 class RequestIdMiddleware(HttpMiddleware):
     """Chooses the request's id, keeps it for the log and returns it in ``X-Request-ID``.
 
-    An id that a client invents may be an accession number or a patient's name. Only a UUID or 32 hex digits are
-    accepted; any other value is discarded and replaced by a random UUID.
+    An id that a client invents may be an accession number or a patient's name. Only a UUID or 32
+    hex digits are accepted; any other value is discarded and replaced by a random UUID.
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -198,7 +198,7 @@ def route_template(scope: Scope) -> str:
 
 
 class SecurityHeadersMiddleware(HttpMiddleware):
-    """Adds the headers that isolate the page, and ``no-store`` where the response has no caching rule."""
+    """Adds headers that isolate the page, and ``no-store`` where a response has no caching rule."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
@@ -213,7 +213,7 @@ class SecurityHeadersMiddleware(HttpMiddleware):
 
 
 class PathScopedCORSMiddleware(HttpMiddleware):
-    """Allows pages of exactly these `origins` to use the addresses for programs, and no other address."""
+    """Allows pages of exactly these `origins` to use ``_CORS_PATHS`` and read ``_CORS_PREFIX``."""
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
         super().__init__(app)
@@ -264,7 +264,7 @@ class MetricsMiddleware(HttpMiddleware):
 
 
 class ShutdownMiddleware(HttpMiddleware):
-    """Answers 503 ``stopping`` to a request that the shutdown deadline cancels; a running stream is cut."""
+    """Answers 503 ``stopping`` to requests that the shutdown deadline cancels; cuts streams."""
 
     def __init__(self, app: ASGIApp, deadline: ShutdownDeadline) -> None:
         super().__init__(app)
@@ -280,7 +280,7 @@ class ShutdownMiddleware(HttpMiddleware):
 
 
 class UnhandledExceptionMiddleware(HttpMiddleware):
-    """Answers 500 ``internal`` to a request that fails with an unexpected exception; its message is not logged."""
+    """Answers 500 ``internal`` to an unexpected exception, whose message is not logged."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         guard = ResponseStartGuard(send)

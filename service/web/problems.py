@@ -1,7 +1,8 @@
-"""Every error response as RFC 9457 ``application/problem+json``: a stable code and a readable detail.
+"""Error responses as RFC 9457 ``application/problem+json``: a stable code and a detail.
 
-``CODES`` lists all codes. A ``Problem`` raised anywhere below the app becomes its response. An unexpected exception
-becomes ``internal``; the log gets its type and code locations, never its message, which might quote a report.
+``CODES`` lists all codes. A ``Problem`` raised anywhere below the app becomes its response. An
+unexpected exception becomes ``internal``; the log gets its type and code locations, never its
+message, which might quote a report.
 """
 
 from __future__ import annotations

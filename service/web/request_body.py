@@ -45,7 +45,8 @@ async def read_form(request: Request, form: type[Form], *, max_file_bytes: int, 
 
     Args:
         request: its body must not have been read.
-        form: the fields. The body may be as large as all files together, and ``MULTIPART_OVERHEAD``.
+        form: the fields. The body may be as large as all files together, and
+            ``MULTIPART_OVERHEAD``.
         max_file_bytes: largest file.
         timeout_s: seconds within which the whole body must arrive.
 
@@ -81,7 +82,8 @@ async def receive(request: Request, *, max_bytes: int, timeout_s: float, remedy:
     Args:
         request: its body must not have been read.
         max_bytes: largest body.
-        timeout_s: seconds within which the whole body must arrive, at ``MIN_BYTES_PER_S`` or faster.
+        timeout_s: seconds within which the whole body must arrive, at ``MIN_BYTES_PER_S`` or
+            faster.
         remedy: what to do about a body that is too large.
 
     Raises:

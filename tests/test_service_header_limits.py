@@ -11,8 +11,8 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from service.web import protocol as bounded_heads
-from service.web.protocol import MAX_HEAD_BYTES, HeaderLimitedHttpProtocol
+from service.web import protocol
+from service.web.protocol import MAX_HEADER_BYTES, HeaderLimitedHttpProtocol
 from tests.support.service import WAIT_S, answer, until
 
 WITHIN_S = 0.5
@@ -36,7 +36,7 @@ def port() -> Iterator[int]:
     config = uvicorn.Config(says_how_much, http=HeaderLimitedHttpProtocol, lifespan="off", log_config=None, ws="none")
     server = uvicorn.Server(config)
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
-        patch.setattr(bounded_heads, "HEAD_WITHIN_S", WITHIN_S)
+        patch.setattr(protocol, "HEADER_TIMEOUT_S", WITHIN_S)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         until(lambda: server.started)
@@ -61,14 +61,14 @@ def test_usual_heads_pass_one_after_the_other(client: socket.socket) -> None:
 def test_a_head_without_end_is_refused(client: socket.socket, start: bytes) -> None:
     client.sendall(start)
     with pytest.raises(OSError, match=r"reset|Broken pipe"):
-        client.sendall(b"a" * 256 * MAX_HEAD_BYTES)  # more than the buffers of both sides hold
+        client.sendall(b"a" * 256 * MAX_HEADER_BYTES)  # more than the buffers of both sides hold
 
 
 def test_it_is_told_why(client: socket.socket) -> None:
     client.sendall(ASK)
     for _ in range(2):
         time.sleep(0.05)  # two pieces, which the server reads apart
-        client.sendall(b"X-Large: " + b"a" * (MAX_HEAD_BYTES // 2) + b"\r\n")
+        client.sendall(b"X-Large: " + b"a" * (MAX_HEADER_BYTES // 2) + b"\r\n")
     told = answer(client)
     assert told.startswith(b"HTTP/1.1 431 ")
     assert b"connection: close" in told
