@@ -22,8 +22,8 @@ from training.data.r2gen import open_r2gen
 from training.data.studies import ImageRef, Source, Study
 from training.evaluate import evaluate, main
 from training.evaluation import inference
-from training.evaluation.console import format_table
 from training.evaluation.inference import swap_images, wanted_studies, with_images
+from training.evaluation.metric_tables import format_table
 from training.evaluation.plan import EvaluationPlan, InferenceOptions, Outputs
 from training.openi import annotation
 from training.phantoms import write_phantom_root

@@ -19,9 +19,9 @@ from training.evaluate import main
 from training.evaluation.page import EvaluatedSplit, write_page
 from training.evaluation.page.gallery import gallery
 from training.evaluation.page.plots import COLOURS
-from training.evaluation.page.tables import figure
 from training.evaluation.privacy import GITIGNORE, check_page_folder
 from training.evaluation.scoring import ReferenceSet
+from training.evaluation.tables import number
 from training.phantoms import write_phantom_root
 
 VAL = 7
@@ -98,7 +98,7 @@ def test_page_stands_alone_and_is_complete(folder: Path) -> None:
     for row in ("images exchanged", "only cases exchanged", "only patch tokens exchanged", "frontal only",
                 "the bundle's drafts, dealt out anew"):  # fmt: skip
         assert row in said
-    p = figure(result["by_chance"]["CIDEr"]["p"])
+    p = number(result["by_chance"]["CIDEr"]["p"])
     assert f"Share of the deals that score as high as the drafts as they are: CIDEr p {p}, label F1 (micro) p " in said
     for name, why in result["not_run"].items():
         assert f"{name} was not run: {why}." in said
@@ -238,4 +238,4 @@ def test_folders_that_are_refused(tmp_path: Path, folder: Path, caplog: pytest.L
      (None, "–"), (10.04, "10.0")],
 )  # fmt: skip
 def test_figures_as_people_write_them(value: float | None, shown: str) -> None:
-    assert figure(value) == shown
+    assert number(value) == shown

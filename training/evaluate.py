@@ -34,9 +34,9 @@ from training.data.label_table import read_present
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.studies import Source
 from training.evaluation import inference
-from training.evaluation.console import format_table
 from training.evaluation.counterfactuals import make_counterfactual_rows, score_counterfactual_rows
 from training.evaluation.external_scorers import external_scores
+from training.evaluation.metric_tables import format_table
 from training.evaluation.page import EvaluatedSplit, write_page
 from training.evaluation.plan import DEFAULT_OPTIONS, SWAPS, EvaluationPlan, InferenceOptions, Outputs, SplitName, Views
 from training.evaluation.predictions import prediction_lines

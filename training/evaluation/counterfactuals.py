@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from model.types import Draft, View
 from training.data.studies import Study
 from training.evaluation.inference import swap_images
+from training.evaluation.metric_tables import full_name
 from training.evaluation.plan import EvaluationPlan, Swap
 from training.evaluation.scoring import ReferenceSet
 from training.scoring.bootstrap import Bootstrap
@@ -121,8 +122,3 @@ def score_counterfactual_rows(
             system = bootstrap.of(subset.draft_pairs([findings[number] for number in row.rows])[0])
             result["confidence_95"][name] = resampled.intervals()
             result["system_minus"][name] = system.minus(resampled)
-
-
-def full_name(name: str) -> str:
-    """``system_full_images_exchanged`` of ``system_images_exchanged``."""
-    return name.replace("system_", "system_full_", 1)

@@ -13,19 +13,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.evaluation.page.gallery import EvaluatedSplit
-from training.evaluation.page.tables import (
+from training.evaluation.metric_tables import (
     COUNTERFACTUAL,
     ROWS,
     SINGLE_VIEW,
     TESTED,
     by_prevalence,
     ends_of,
-    figure,
-    figures_of,
     made,
-    title,
+    scores_of,
 )
+from training.evaluation.page.gallery import EvaluatedSplit
+from training.evaluation.tables import number, title
 from training.scoring.keyword_f1 import KEY_WORDS
 
 # the light theme of page.css by the name of its variable; the SVG names the variable instead
@@ -74,7 +73,7 @@ def _intervals(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
     axes = drawn.subplots(1, len(TESTED), sharey=True)
     for axis, metric in zip(axes, TESTED, strict=True):
         for place, row in enumerate(rows):
-            value, ends = (figures_of(result, row) or {}).get(metric), ends_of(result, row, metric)
+            value, ends = (scores_of(result, row) or {}).get(metric), ends_of(result, row, metric)
             colour = COLOURS["accent" if row == "system" else "beside" if row in result["n_beside"] else "trivial"]
             if ends is not None:
                 axis.plot(ends, (place, place), color=colour, linewidth=2, solid_capstyle="round")
@@ -125,7 +124,7 @@ def _spread(result: Mapping[str, Any], drafted: EvaluatedSplit) -> Figure:
     left, middle, right = drawn.subplots(1, 3)
     left.hist(cider, bins=24, color=COLOURS["one"])
     left.axvline(float(np.mean(cider)), color=COLOURS["three"], linewidth=1.5)
-    left.set_title(f"CIDEr of a study; mean {figure(float(np.mean(cider)))}")
+    left.set_title(f"CIDEr of a study; mean {number(float(np.mean(cider)))}")
     left.set_ylabel("studies")
     edges = np.histogram_bin_edges([*drafts, *reports], bins=24)
     middle.hist(reports, bins=edges, color=COLOURS["four"], alpha=0.75, label="reports")
@@ -133,10 +132,10 @@ def _spread(result: Mapping[str, Any], drafted: EvaluatedSplit) -> Figure:
     middle.set_title("words")
     middle.legend(fontsize=9)
     rows = made(result, ("system", *result["baselines"]))
-    shares = [(figures_of(result, row) or {}).get("distinct") or 0.0 for row in rows]
+    shares = [(scores_of(result, row) or {}).get("distinct") or 0.0 for row in rows]
     right.barh(range(len(rows)), shares, color=[COLOURS["one" if row == "system" else "four"] for row in rows])
     for place, share in enumerate(shares):
-        right.text(share + 0.02, place, figure(share), va="center", fontsize=9)
+        right.text(share + 0.02, place, number(share), va="center", fontsize=9)
     right.set_yticks(range(len(rows)), [ROWS[row] for row in rows])
     right.invert_yaxis()
     right.set_xlim(0, 1.15)
@@ -159,7 +158,7 @@ def _key_words(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
         values = [row[category]["f1"] for category in KEY_WORDS]
         offset = (shift - (len(shown) - 1) / 2) * 0.2
         bars = axis.bar(places + offset, values, width=0.18, color=COLOURS[colour], label=ROWS[name])
-        axis.bar_label(bars, [figure(value, 2) for value in values], fontsize=8, color=COLOURS["soft"])
+        axis.bar_label(bars, [number(value, 2) for value in values], fontsize=8, color=COLOURS["soft"])
     axis.set_xticks(places, list(KEY_WORDS))
     axis.set_ylabel("F1")
     axis.set_ylim(0, max(0.1, 1.08 * axis.get_ylim()[1]))

@@ -11,10 +11,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from model.files import write_atomic
+from training.evaluation.metric_tables import all_tables, tiles
 from training.evaluation.page.gallery import EvaluatedSplit, gallery
 from training.evaluation.page.plots import all_plots
-from training.evaluation.page.tables import Table, all_tables, figure, tiles, title
 from training.evaluation.privacy import GITIGNORE, check_page_folder
+from training.evaluation.tables import Table, number, title
 
 _TEMPLATES = Path(__file__).parent
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~<>&])")
@@ -60,7 +61,7 @@ def _html() -> Environment:
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"figure": figure, "title_of": title, "safe_svg": Markup}
+    environment.filters |= {"figure": number, "title_of": title, "safe_svg": Markup}
     return environment
 
 
@@ -70,7 +71,7 @@ def _markdown() -> Environment:
         loader=FileSystemLoader(_TEMPLATES), autoescape=False, finalize=_escaped, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters |= {"figure": figure, "title_of": title, "grid": _grid, "path": Markup}
+    environment.filters |= {"figure": number, "title_of": title, "grid": _grid, "path": Markup}
     return environment
 
 
@@ -84,6 +85,4 @@ def _plain(text: str) -> str:
 
 
 def _grid(table: Table) -> Markup:
-    lines = [table.head, ["---", *("---:" for _ in table.head[1:])], *table.rows]
-    cells = [line if place == 1 else [_plain(cell) for cell in line] for place, line in enumerate(lines)]
-    return Markup("\n".join(f"| {' | '.join(line)} |" for line in cells))
+    return Markup(table.markdown(_plain))

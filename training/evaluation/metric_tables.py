@@ -1,22 +1,16 @@
-"""The tables of the page, from the content of a metrics file: every cell a string, for HTML and Markdown alike."""
+"""The tables of one evaluation, from the content of its metrics file: for the page and for the terminal."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-from training.evaluation.counterfactuals import full_name
+from training.evaluation.tables import NO_VALUE, Table, interval, number, title
 from training.scoring.keyword_f1 import AVERAGE, KEY_WORDS
 from training.scoring.metrics import METRICS
 from training.scoring.permutation import MEASURES
 
-TITLES = {
-    "BLEU_1": "BLEU-1", "BLEU_2": "BLEU-2", "BLEU_3": "BLEU-3", "BLEU_4": "BLEU-4", "ROUGE_L": "ROUGE-L",
-    "label_f1_micro": "label F1 (micro)", "label_f1_macro": "label F1 (macro)", "no_finding_f1": "No Finding F1",
-    "mean_length": "mean length",
-}  # fmt: skip
 ROWS = {
     "system": "this bundle",
     "system_images_exchanged": "images exchanged",
@@ -32,72 +26,50 @@ ROWS = {
 COUNTERFACTUAL = ("system_images_exchanged", "system_cases_exchanged", "system_patches_exchanged")
 SINGLE_VIEW = ("system_frontal_only", "system_lateral_only")
 TESTED = ("BLEU_4", "ROUGE_L", "CIDEr", "label_f1_micro", "label_f1_macro")
-_NONE = "–"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table whose first column names the rows; ``head`` names all columns."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-def title(metric: str) -> str:
-    """A figure as people write it."""
-    return TITLES.get(metric, metric)
-
-
-def figure(value: float | None, digits: int = 3) -> str:
-    """.376, 1.204, −.012, 27.3 (from ten on, one digit); a dash for None."""
-    if value is None:
-        return _NONE
-    text = f"{value:.{1 if abs(value) >= 10 else digits}f}"
-    return re.sub(r"^(-?)0\.", r"\1.", text).replace("-", "−")
-
-
-def interval(ends: Sequence[float] | None) -> str:
-    """``.24 to .54``; empty for None."""
-    return "" if ends is None else f"{figure(ends[0])} to {figure(ends[1])}"
 
 
 def ends_of(result: Mapping[str, Any], row: str, metric: str) -> Sequence[float] | None:
-    """Interval of a figure of a comparable row, where studies were drawn."""
+    """Interval of a metric of a comparable row; None without draws."""
     known = result["confidence_95"]
     entries = known.get(row) or known.get("baselines", {}).get(row) or {}
     found: Sequence[float] | None = entries.get(metric)
     return found
 
 
-def figures_of(result: Mapping[str, Any], row: str) -> Mapping[str, float | None] | None:
-    """Figures of a comparable row; None where it was not made."""
+def scores_of(result: Mapping[str, Any], row: str) -> Mapping[str, float | None] | None:
+    """Scores of a comparable row; None for a row that was not made."""
     found: Mapping[str, float | None] | None = result[row] if row in result else result["baselines"].get(row)
     return found
 
 
 def made(result: Mapping[str, Any], rows: Sequence[str]) -> list[str]:
-    """Those of the rows that were made."""
-    return [row for row in rows if figures_of(result, row) is not None]
+    """The rows that were made, of those given."""
+    return [row for row in rows if scores_of(result, row) is not None]
 
 
 def tiles(result: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The figures that stand on top, each with its interval and the constant row's."""
+    """The headline metrics, each with its interval and the value of the constant row."""
     constant = result["baselines"].get("constant") or {}
     shown = []
     for metric in ("CIDEr", "label_f1_micro", "BLEU_4", "ROUGE_L", "distinct", "mean_length"):
         against = result["system_minus"].get("constant", {}).get(metric)
         shown.append({
             "name": title(metric),
-            "value": figure(result["system"][metric]),
+            "value": number(result["system"][metric]),
             "interval": interval(ends_of(result, "system", metric)),
-            "constant": figure(constant[metric]) if constant else "",
-            "p": f"p {figure(against['p'])}" if against and metric in TESTED else "",
+            "constant": number(constant[metric]) if constant else "",
+            "p": f"p {number(against['p'])}" if against and metric in TESTED else "",
         })  # fmt: skip
     return shown
 
 
+def full_name(name: str) -> str:
+    """``system_full_images_exchanged`` of ``system_images_exchanged``."""
+    return name.replace("system", "system_full", 1)
+
+
 def all_tables(result: Mapping[str, Any]) -> dict[str, Table | None]:
-    """Every table of the page by name; None for one that this evaluation has nothing for."""
+    """Every table of the page by name; None for a table without content."""
     return {
         "comparable": _scores(result, full=False),
         "full": _scores(result, full=True),
@@ -122,9 +94,9 @@ def _scores(result: Mapping[str, Any], *, full: bool) -> Table:
         if row in result["baselines"]:
             figures = result["baselines_full" if full else "baselines"][row]
         else:
-            figures = result[full_name(row) if row != "system" else "system_full"] if full else result[row]
+            figures = result[full_name(row) if full else row]
         if figures is not None:
-            rows.append([_named(result, row), *(figure(figures[metric]) for metric in METRICS)])
+            rows.append([_named(result, row), *(number(figures[metric]) for metric in METRICS)])
     return Table(head, rows)
 
 
@@ -144,11 +116,8 @@ def _differences(result: Mapping[str, Any]) -> Table | None:
 
 
 def _difference(entry: Mapping[str, Any]) -> str:
-    value = entry["difference"]
-    sign = "+" if value >= 0 else ""
-    return (
-        f"{sign}{figure(value)} ({_unbroken(interval(entry['confidence_95']))}), {_unbroken('p ' + figure(entry['p']))}"
-    )
+    ends, p = interval(entry["confidence_95"]), number(entry["p"])
+    return f"{number(entry['difference'], sign=True)} ({_unbroken(ends)}), {_unbroken(f'p {p}')}"
 
 
 def _unbroken(text: str) -> str:
@@ -156,9 +125,9 @@ def _unbroken(text: str) -> str:
 
 
 def _with_interval(result: Mapping[str, Any], row: str, metric: str) -> str:
-    found = figures_of(result, row)
+    found = scores_of(result, row)
     ends = interval(ends_of(result, row, metric))
-    return figure(found[metric] if found else None) + (f" ({_unbroken(ends)})" if ends else "")
+    return number(found[metric] if found else None) + (f" ({_unbroken(ends)})" if ends else "")
 
 
 def _counterfactual(result: Mapping[str, Any]) -> Table | None:
@@ -174,8 +143,8 @@ def _counterfactual(result: Mapping[str, Any]) -> Table | None:
         for row in ("system", *rows)
     ]
     if (dealt := result["by_chance"]) is not None:
-        means = (f"{figure(entry['mean'])} ({_unbroken(interval(entry['interval_95']))})" for entry in dealt.values())
-        shown.append(["the bundle's drafts, dealt out anew", _NONE, *means, ""])
+        means = (f"{number(entry['mean'])} ({_unbroken(interval(entry['interval_95']))})" for entry in dealt.values())
+        shown.append(["the bundle's drafts, dealt out anew", NO_VALUE, *means, ""])
     for row in made(result, ("random",)):
         shown.append([ROWS[row], *(_with_interval(result, row, metric) for metric in ("BLEU_4", *MEASURES)), ""])
     head = ["reports", *map(title, ("BLEU_4", *MEASURES)), "beside the random row"]
@@ -186,9 +155,9 @@ def _beside_random(result: Mapping[str, Any], row: str) -> str:
     """Whether the figures that should fall with exchanged images lie within the random row's intervals, or above."""
     parts = []
     for metric in MEASURES:
-        ends, found = ends_of(result, "random", metric), figures_of(result, row)
+        ends, found = ends_of(result, "random", metric), scores_of(result, row)
         if ends is None or found is None or found[metric] is None:
-            return _NONE
+            return NO_VALUE
         value = found[metric] or 0.0
         place = "above" if value > ends[1] else "below" if value < ends[0] else "within"
         parts.append(f"{title(metric)} {place}")
@@ -214,7 +183,7 @@ def _labels(result: Mapping[str, Any]) -> Table:
         reported, drafted = row["prevalence"], row["predicted"]
         parts = (row["precision"] if drafted else None, row["recall"] if reported else None,
                  row["f1"] if reported or drafted else None)  # fmt: skip
-        rows.append([name, *map(figure, (reported, drafted, *parts))])
+        rows.append([name, *map(number, (reported, drafted, *parts))])
     return Table(["finding", "in reports", "in drafts", "precision", "recall", "F1"], rows)
 
 
@@ -226,7 +195,7 @@ def by_prevalence(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, flo
 def _key_words(table: Mapping[str, Any]) -> Table:
     rows = {**{name: row for name, row in table.items() if name != "baselines"}, **table["baselines"]}
     categories = (*KEY_WORDS, AVERAGE)
-    shown = [[ROWS[name], *(figure(row[c]["f1"]) for c in categories)] for name, row in rows.items() if row]
+    shown = [[ROWS[name], *(number(row[c]["f1"]) for c in categories)] for name, row in rows.items() if row]
     return Table(["reports", *categories], shown)
 
 
@@ -236,7 +205,7 @@ def _key_words_of_system(result: Mapping[str, Any]) -> Table:
         cells = []
         for key in ("forte", "forte_without_negated"):
             row = result[key]["system"][category]
-            cells += [figure(row[name]) for name in ("precision", "recall", "f1")] + [f"{row['support']:.0f}"]
+            cells += [number(row[name]) for name in ("precision", "recall", "f1")] + [f"{row['support']:.0f}"]
         rows.append([category, *cells])
     part = ("precision", "recall", "F1", "in reports")
     return Table(["category", *part, *(f"{name} *" for name in part)], rows)
@@ -249,13 +218,13 @@ def _reference_labels(result: Mapping[str, Any]) -> Table | None:
     columns = ("label_f1_micro", "label_f1_macro", "no_finding_f1")
     rows = {"labeler on the references": table["labeler_on_references"], ROWS["system"]: table["system"]}
     rows |= {ROWS[name]: row for name, row in table["baselines"].items()}
-    shown = [[name, *(figure(row[column]) for column in columns)] for name, row in rows.items()]
+    shown = [[name, *(number(row[column]) for column in columns)] for name, row in rows.items()]
     return Table([f"reports against {table['table']} (n = {table['n']})", *map(title, columns)], shown)
 
 
 def _clinical(result: Mapping[str, Any]) -> Table | None:
     rows = [
-        [scorer, ROWS[name], measure, figure(value)]
+        [scorer, ROWS[name], measure, number(value)]
         for scorer, table in (result.get("clinical") or {}).items()
         if table is not None
         for name, row in {"system": table["system"], **table["baselines"]}.items()
@@ -278,6 +247,32 @@ def _run(result: Mapping[str, Any]) -> Iterator[list[str]]:
     yield ["images", f"{counts['images']} used, {counts['images_skipped']} not readable"]
     yield ["protocol", result["protocol"]]
     yield ["vocabulary", f"{result['vocabulary']['words']} words, {result['vocabulary']['from']}"]
-    yield ["constant chosen on", result["constant_chosen_on"] or _NONE]
+    yield ["constant chosen on", result["constant_chosen_on"] or NO_VALUE]
     yield ["seed, draws", f"{result['seed']}, {result['confidence_95'].get('draws', 'none')}"]
     yield ["computed", f"on {result['device']} in {result['precision']}"]
+
+
+# --- for the terminal -------------------------------------------------------------------------------------------------
+
+_SHORT = {
+    "label_f1_micro": "F1 micro", "label_f1_macro": "F1 macro", "no_finding_f1": "F1 none", "mean_length": "length",
+}  # fmt: skip
+
+
+def format_table(result: Mapping[str, Any]) -> str:
+    """What ``training.evaluate`` prints: the comparable rows, their certainty, permutations, key words."""
+    tables = all_tables(result)
+    comparable = tables["comparable"]
+    assert comparable is not None
+    head = ["reports", *(_SHORT.get(metric, title(metric)) for metric in METRICS)]
+    parts = [f"{result['split']}, n = {result['n']}\n{replace(comparable, head=head).text()}"]
+    parts += [f"{ROWS[name]}: {reason}" for name, reason in result["baseline_reasons"].items()]
+    if result["copied"] is not None:
+        parts.append(f"drafts that equal a training report: {result['copied']:.3f}")
+    parts += [table.text() for name in ("differences", "counterfactual") if (table := tables[name]) is not None]
+    for name, note in (("key_words", "key words, F1"), ("key_words_without_negated", "without negated sentences")):
+        table = tables[name]
+        assert table is not None
+        parts.append(f"{note}\n{table.text()}")
+    parts += [f"not run: {name}: {reason}" for name, reason in result["not_run"].items()]
+    return "\n\n".join(parts)
