@@ -10,6 +10,8 @@ from typing import Literal
 
 import torch
 
+from training.evaluation.tables import Table
+
 Unit = Literal["s", "bytes"]
 HEADER = ("figure", "ours", "peer", "peer takes", "ratio", "goal", "met")
 
@@ -102,11 +104,9 @@ def show(value: float, unit: Unit) -> str:
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows])
+    return Table(header, list(rows), left=len(header)).markdown()
 
 
 def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in aligned columns, for a terminal."""
-    lines = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return Table(header, list(rows), left=len(header)).text()

@@ -237,5 +237,7 @@ def test_folders_that_are_refused(tmp_path: Path, folder: Path, caplog: pytest.L
     [(0.3761, ".376"), (-0.0123, "−.012"), (1.2041, "1.204"), (27.31, "27.3"), (0.9999, "1.000"), (0.0, ".000"),
      (None, "–"), (10.04, "10.0")],
 )  # fmt: skip
-def test_figures_as_people_write_them(value: float | None, shown: str) -> None:
+def test_numbers_are_short(value: float | None, shown: str) -> None:
     assert number(value) == shown
+    assert number(0.1234, sign=True) == "+.123"
+    assert number(float("nan")) == "–"

@@ -27,8 +27,8 @@ from pydantic import Field
 from model.config import Count, Frozen
 from model.devices import choose_device
 from model.files import write_atomic
-from training.ablation.bootstrap_io import draw_predictions, save_draws
 from training.ablation.external_eval import EvalPaths, External, score_outside
+from training.ablation.table import draw_predictions, save_draws
 from training.cli import open_source
 from training.config import RunConfig
 from training.data.studies import Source

@@ -13,7 +13,7 @@ from model.bundle import Bundle
 from model.config import Count, Frozen
 from model.files import file_sha256
 from model.protocols import CaseIndex
-from training.ablation.bootstrap_io import draw_predictions
+from training.ablation.table import draw_predictions
 from training.data.external import read_external
 from training.data.r2gen import open_r2gen
 from training.data.studies import Source, Study

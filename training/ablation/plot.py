@@ -1,4 +1,4 @@
-"""The table as a picture: a panel a figure, a line a row."""
+"""The table as a picture: one panel for each metric, one line for each row."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.ablation.report import COLUMNS, OUTSIDE
+from training.ablation.report import EXTERNAL
+from training.evaluation.tables import title
 
 PANELS = ("BLEU_4", "METEOR", "ROUGE_L", "CIDEr", "label_f1_micro", "label_f1_macro", "distinct", "mean_length")
 _BAR, _SEED, _CONSTANT = "#1f6f8b", "#8a5a2b", "#9a9a9a"
 
 
 def plot_table(table: Mapping[str, Any], rows: Sequence[str], path: Path) -> None:
-    """Draw mean, single seeds and the interval over studies of each row into ``path`` (written beside, then renamed).
+    """Draw mean, single seeds and the interval over studies of each row into the PNG ``path``, written atomically.
 
     Args:
         table: of ``tabulate``, with at least one row.
-        rows: all rows that are planned, so that the picture keeps its shape while they come in.
+        rows: all planned rows, so that the picture keeps its layout while results come in.
         path: the PNG.
     """
     import matplotlib
@@ -35,14 +36,14 @@ def plot_table(table: Mapping[str, Any], rows: Sequence[str], path: Path) -> Non
         lines, columns, figsize=(3.1 * columns + 1.2, 0.36 * lines * len(rows) + 0.95 * lines + 0.6), squeeze=False,
         sharey=True, layout="constrained",
     )  # fmt: skip
-    for axis, (title, name, values) in zip(axes.flat, panels, strict=False):
-        constant = table["trivial"].get("constant") if not title.startswith("external") else None
+    for axis, (heading, name, values) in zip(axes.flat, panels, strict=False):
+        constant = table["trivial"].get("constant") if not heading.startswith("external") else None
         if constant and name in constant["figures"]:
             axis.axvline(constant["figures"][name], color=_CONSTANT, linestyle="--", linewidth=1.2, zorder=0)
-        for place, row in enumerate(rows):
+        for line, row in enumerate(rows):
             if row in values:
-                _draw(axis, place, values[row])
-        axis.set_title(title, fontsize=10)
+                _draw(axis, line, values[row])
+        axis.set_title(heading, fontsize=10)
         axis.tick_params(labelsize=8)
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.grid(axis="x", alpha=0.3)
@@ -56,27 +57,27 @@ def plot_table(table: Mapping[str, Any], rows: Sequence[str], path: Path) -> Non
         Line2D([], [], color=_CONSTANT, linestyle="--", linewidth=1.2, label="one constant report"),
     ]
     figure.legend(handles=keys, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
-    beside = path.with_suffix(".tmp.png")
-    figure.savefig(beside, dpi=120)
+    partial = path.with_suffix(".tmp.png")
+    figure.savefig(partial, dpi=120)
     plt.close(figure)
-    os.replace(beside, path)
+    os.replace(partial, path)
 
 
 def _panels(table: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """(title, figure, row -> its summary) of the figures that some row has."""
-    found = [(COLUMNS[name], name, "figures") for name in PANELS]
-    found += [(title, name, "external") for name, title in OUTSIDE.items()]
+    """(title, metric, row -> its summary) of the metrics that some row has."""
+    found = [(title(name), name, "figures") for name in PANELS]
+    found += [(f"external {title(name)}", name, "external") for name in EXTERNAL]
     panels = []
-    for title, name, where in found:
+    for heading, name, where in found:
         values = {row: entry[where][name] for row, entry in table["rows"].items() if name in (entry[where] or {})}
         if values:
-            panels.append((title, name, values))
+            panels.append((heading, name, values))
     return panels
 
 
-def _draw(axis: Any, place: int, one: Mapping[str, Any]) -> None:
+def _draw(axis: Any, line: int, one: Mapping[str, Any]) -> None:
     if one["studies_95"] is not None:
-        axis.plot(one["studies_95"], [place, place], color=_BAR, linewidth=2.5, solid_capstyle="round")
-    axis.plot([one["mean"]], [place], color=_BAR, marker="D", markersize=6)
+        axis.plot(one["studies_95"], [line, line], color=_BAR, linewidth=2.5, solid_capstyle="round")
+    axis.plot([one["mean"]], [line], color=_BAR, marker="D", markersize=6)
     seeds = list(one["values"].values())
-    axis.plot(seeds, [place + 0.22] * len(seeds), color=_SEED, marker="o", markersize=4, fillstyle="none", linewidth=0)
+    axis.plot(seeds, [line + 0.22] * len(seeds), color=_SEED, marker="o", markersize=4, fillstyle="none", linewidth=0)

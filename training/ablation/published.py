@@ -1,9 +1,8 @@
-"""The table of the study that this project reproduces, as published. For the reader's eye only: nothing is computed
-from it."""
+"""The table of the study that this project reproduces, as published. It is only printed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from training.evaluation.tables import Table, number
 
 FIGURES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L")
 Row = tuple[float, ...]
@@ -22,22 +21,18 @@ PRIVATE_SET: dict[str, Row] = {
     "retrieval-scst": (0.4634, 0.3076, 0.2204, 0.1661, 0.2033, 0.3752),
 }
 NOTE = (
-    "As published, on its test split of IU X-Ray. Its set sizes are others than the field's (5,229 training and 1,494 "
-    "test images, 2,768 and 791 reports: a 70/20 cut of the whole collection; the field's split has 2,069 training, "
-    "296 validation and 590 test studies), so these figures stand beside the measured ones, not in one column with "
-    "them."
+    "As published, on its test split of IU X-Ray. Its set sizes differ from the standard split of R2Gen (5,229 "
+    "training and 1,494 test images, 2,768 and 791 reports: a 70/20 cut of the whole collection; the standard split "
+    "has 2,069 training, 296 validation and 590 test studies), so these values cannot be compared column by column."
 )
 PRIVATE_NOTE = "The same study's private set, 22 reports with 43 images:"
 
 
 def published_markdown() -> list[str]:
-    """The two tables as lines of Markdown."""
-    return [
-        "## As published (not measured here)", "", NOTE, "", *_table(IU_XRAY_TEST),
-        "", PRIVATE_NOTE, "", *_table(PRIVATE_SET),
-    ]  # fmt: skip
+    """The two tables as paragraphs of Markdown."""
+    heading = "## As published (not measured here)"
+    return [heading, NOTE, _table(IU_XRAY_TEST).markdown(), PRIVATE_NOTE, _table(PRIVATE_SET).markdown()]
 
 
-def _table(rows: dict[str, Row]) -> Sequence[str]:
-    header = ["| row | " + " | ".join(FIGURES) + " |", "|---|" + "---:|" * len(FIGURES)]
-    return [*header, *(f"| {name} | " + " | ".join(f"{v:.4f}"[1:] for v in row) + " |" for name, row in rows.items())]
+def _table(rows: dict[str, Row]) -> Table:
+    return Table(["row", *FIGURES], [[name, *(number(value, 4) for value in row)] for name, row in rows.items()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,9 +15,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
-from training.ablation.bootstrap_io import read_draws
-from training.scoring.bootstrap import LEVEL, Resampled
-from training.scoring.metrics import METRICS
+from training.scoring.bootstrap import LEVEL, Bootstrap, Resampled
+from training.scoring.metrics import METRICS, Pair
 
 Interval = list[float]
 TRIVIAL_ROWS = ("constant", "most_frequent", "random", "nearest")
@@ -56,6 +56,40 @@ def read_cell(folder: Path, row: str, seed: int, external: Mapping[str, Any] | N
 
 def _known(figures: Mapping[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
+
+
+# --- draws of a cell, kept as a file ----------------------------------------------------------------------------------
+
+
+def draw_predictions(predictions: Path) -> Resampled:
+    """The comparable row of a predictions file on each draw; files of the same studies share their draws."""
+    lines = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    pairs: list[Pair] = [(line["reference"], line["prediction"]) for line in lines]
+    return Bootstrap(len(pairs)).of(pairs)
+
+
+def save_draws(path: Path, resampled: Resampled) -> None:
+    """Write scores and draws to ``path`` atomically, as arrays: the table can then be made without any text."""
+    parts = (("whole", resampled.whole), ("drawn", resampled.drawn))
+    arrays: dict[str, Any] = {
+        f"{kind}/{name}": np.asarray(value, np.float64) for kind, part in parts for name, value in part.items()
+    }
+    partial = path.with_name(f".{path.stem}.tmp.npz")
+    np.savez_compressed(partial, **arrays)
+    os.replace(partial, path)
+
+
+def read_draws(path: Path) -> Resampled:
+    """Read the file of ``save_draws``."""
+    whole, drawn = {}, {}
+    with np.load(path) as arrays:
+        for key in arrays.files:
+            kind, name = key.split("/", 1)
+            if kind == "whole":
+                whole[name] = float(arrays[key])
+            else:
+                drawn[name] = arrays[key]
+    return Resampled(whole, drawn)
 
 
 # --- over seeds -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from model.calibration.schema import Calibration
 from model.files import write_atomic
 from training.calibration.fit_ood import LabelledFeatures
 from training.calibration.metrics import GroupScores
+from training.evaluation.tables import Table, percent
 from training.trainer.plots import save_plot
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 VIEW_PLOT, UNUSUAL_PLOT, CONFIDENCE_PLOT = "view.png", "unusual.png", "confidence.png"
 _KINDS = {"all": "all sentences", "present": "a finding is there", "absent": "findings are absent", "other": "neither"}
-_SAID = {"calibrated": "confidence", "words": "words' probability", "rate_of_the_kind": "rate of the kind"}
+_SOURCES = {"calibrated": "confidence", "words": "words' probability", "rate_of_the_kind": "rate of the kind"}
 _BLUE, _BROWN, _RED = "#1f6f8b", "#8a5a2b", "#b03030"
 
 
@@ -51,81 +52,73 @@ def markdown(figures: Mapping[str, Any]) -> str:
 
 
 def view_table(figures: Mapping[str, Any]) -> str:
-    """What the check of views does on validation images."""
+    """Results of the view check on validation images."""
     view = figures["view"]
-    rows = [
-        ("images whose more probable view is theirs", f"{view['accuracy']:.4f}", view["images"]),
-        ("pairs wrongly exchanged", view["pairs_wrongly_exchanged"], view["pairs"]),
-        ("pairs wrongly called two of one view", view["pairs_wrongly_called_same"], view["pairs"]),
-        ("pairs sent the wrong way round, put right", view["exchanged_pairs_put_right"], view["pairs"]),
-        ("pairs of one view, found", view["pairs_of_one_view_found"], view["pairs_of_one_view"]),
-        ("pairs of one view, wrongly exchanged", view["pairs_of_one_view_wrongly_exchanged"],
-         view["pairs_of_one_view"]),
-        ("single images, wrongly read as the other view", view["single_images_wrongly_corrected"],
-         view["single_images"]),
-        ("single images sent as the other view, put right", view["single_images_sent_as_the_other_view_corrected"],
-         view["single_images"]),
-    ]  # fmt: skip
-    bar = f"A view is put right from a probability of {view['certain']:.4f} on."
-    return "\n".join(["## View", "", bar, "", *_table(("", "", "of"), rows)])
+    counts = {
+        "pairs wrongly exchanged": ("pairs_wrongly_exchanged", "pairs"),
+        "pairs wrongly called two of one view": ("pairs_wrongly_called_same", "pairs"),
+        "pairs sent the wrong way round, put right": ("exchanged_pairs_put_right", "pairs"),
+        "pairs of one view, found": ("pairs_of_one_view_found", "pairs_of_one_view"),
+        "pairs of one view, wrongly exchanged": ("pairs_of_one_view_wrongly_exchanged", "pairs_of_one_view"),
+        "single images, wrongly read as the other view": ("single_images_wrongly_corrected", "single_images"),
+        "single images sent as the other view, put right": (
+            "single_images_sent_as_the_other_view_corrected", "single_images",
+        ),
+    }  # fmt: skip
+    rows = [["images whose more probable view is theirs", f"{view['accuracy']:.4f}", str(view["images"])]]
+    rows += [[label, str(view[count]), str(view[total])] for label, (count, total) in counts.items()]
+    note = f"A view is corrected from a probability of {view['certain']:.4f} on."
+    return "\n\n".join(["## View", note, Table(("", "", "of"), rows, left=3).markdown()])
 
 
 def unusual_table(figures: Mapping[str, Any]) -> str:
-    """Radiographs and strange images that are warned of."""
+    """Radiographs and other images with a warning."""
     unusual = figures["unusual"]
-    rows: list[tuple[Any, ...]] = [
-        ("radiographs (val)", unusual["val"]["n"], f"{unusual['val']['warned']:.1%}", "", "")
-    ]
+    rows = [["radiographs (val)", str(unusual["val"]["n"]), percent(unusual["val"]["warned"]), "", ""]]
     external = unusual["external"]
     if external is not None:
-        rows.append(("radiographs (another hospital)", *_strange_cells(external)))
+        rows.append(["radiographs (another hospital)", *_warned(external)])
     for name, entry in unusual["strange"].items():
-        rows.append((f"{name} *" if entry["shown_to_the_fit"] else name, *_strange_cells(entry)))
+        rows.append([f"{name} *" if entry["shown_to_the_fit"] else name, *_warned(entry)])
     head = ("images", "n", "warned of", "AUROC against val", "against another hospital")
-    note = "\\* the fit was shown training radiographs made so; all other kinds it never saw."
-    return "\n".join(["## Unusual images", "", *_table(head, rows), "", note])
+    note = "\\* the fit used training radiographs altered in this way; it used no image of the other kinds."
+    return "\n\n".join(["## Unusual images", Table(head, rows, left=5).markdown(), note])
 
 
-def _strange_cells(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    areas = ("" if (area := entry.get(name)) is None else f"{area:.3f}" for name in ("auroc", "auroc_against_external"))
-    return (entry["n"], f"{entry['warned']:.1%}", *areas)
+def _warned(entry: Mapping[str, Any]) -> list[str]:
+    areas = (entry.get("auroc"), entry.get("auroc_against_external"))
+    return [str(entry["n"]), percent(entry["warned"]), *map(_decimal, areas)]
 
 
 def confidence_table(figures: Mapping[str, Any]) -> str:
-    """How good the probabilities of sentences are, by what the sentences state."""
+    """How good the probabilities of sentences are, by the kind of sentence."""
     confidence = figures["confidence"]
     rows = []
     for kind, title in _KINDS.items():
         if kind not in confidence:
             continue
         whole = confidence if kind == "all" else confidence[kind]
-        for name, said in _SAID.items():
+        for name, source in _SOURCES.items():
             quality = confidence[kind][name]
-            cells = ("" if quality[one] is None else f"{quality[one]:.3f}" for one in ("ece", "brier", "auroc"))
-            rows.append((title, whole["sentences"], f"{whole['right']:.1%}", said, *cells))
+            cells = (_decimal(quality[one]) for one in ("ece", "brier", "auroc"))
+            rows.append([title, str(whole["sentences"]), percent(whole["right"]), source, *cells])
     head = ("sentence states", "n", "right", "said by", "ECE", "Brier", "AUROC")
-    return "\n".join(["## Confidence", "", *_table(head, rows)])
+    return f"## Confidence\n\n{Table(head, rows, left=7).markdown()}"
 
 
 def support_table(figures: Mapping[str, Any]) -> str:
-    """Sentences that call a finding present or possible, with and without support; findings that the images support."""
+    """Sentences that name a finding, with and without support; findings that the images support."""
     support = figures["support"]
     names = {"supported": "supported", "not_supported": "not supported"}
-    rows = [
-        (title, support[name]["sentences"], "" if support[name]["right"] is None else f"{support[name]['right']:.1%}")
-        for name, title in names.items()
-    ]
-    images = [(name, f"{share:.1%}") for name, share in support["images"].items()]
+    rows = [[label, str(support[name]["sentences"]), percent(support[name]["right"])] for name, label in names.items()]
+    sentences = Table(("sentences that call a finding present or possible", "n", "right"), rows, left=3)
     head = ("finding", "studies with it whose images support it")
-    return "\n".join(
-        ["## Support", "", *_table(("sentences that call a finding present or possible", "n", "right"), rows), "",
-         *_table(head, images)]
-    )  # fmt: skip
+    images = Table(head, [[name, percent(share)] for name, share in support["images"].items()], left=2)
+    return "\n\n".join(["## Support", sentences.markdown(), images.markdown()])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+def _decimal(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 # --- plots ------------------------------------------------------------------------------------------------------------
@@ -175,7 +168,7 @@ def plot_confidence(bins: Mapping[str, Sequence[Mapping[str, float]]], path: Pat
         axis.plot((0, 1), (0, 1), color="0.6", linewidth=1)
         for name, colour, marker in (("words", _BROWN, "s"), ("calibrated", _BLUE, "o")):
             points = [(one["said"], one["came_true"]) for one in bins[name]]
-            axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, label=_SAID[name])
+            axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, label=_SOURCES[name])
         axis.set_xlim(0, 1.02)
         axis.set_ylim(0, 1.02)
         axis.set_xlabel("said: mean of a tenth of the sentences")

@@ -23,6 +23,7 @@ from model.types import Label
 from retrieval_index.openi import OpeniReport, read_reports
 from training.data.label_table import Labels, read_labels
 from training.data.tables import builtin_split, read_split
+from training.evaluation.tables import Table, number
 
 TABLE = "chexbert_labels.csv"
 TEXTS = ("impression", "findings", "both")
@@ -139,40 +140,22 @@ def _interval(said: np.ndarray, told: np.ndarray) -> tuple[float, float]:
 
 
 def _report(agreement: Agreement, title: str, *, markdown: bool) -> Iterator[str]:
-    """The lines of the table and of the disagreements."""
+    """The table and the list of disagreements, as paragraphs."""
     rows = [(name, agreement.tallies[name]) for name in COUNTED]
     rows += [("micro, 13 findings", agreement.micro), ("No Finding", agreement.tallies["No Finding"])]
+    cells = [[name, str(one.support), *map(number, (one.precision, one.recall, one.f1))] for name, one in rows]
+    table = Table(["finding", "support", "precision", "recall", "F1"], cells)
     low, high = agreement.interval
     yield f"{'### ' if markdown else ''}{title}: {agreement.studies} studies"
-    yield ""
-    if markdown:
-        yield "| finding | support | precision | recall | F1 |"
-        yield "|---|---:|---:|---:|---:|"
-    for name, tally in (("finding", None), *rows) if not markdown else rows:
-        cells = _cells(tally)
-        if markdown:
-            yield f"| {name} | " + " | ".join(cells) + " |"
-        else:
-            yield f"{name:28s}" + "".join(f"{cell:>11s}" for cell in cells)
-    yield ""
-    micro, macro = _number(agreement.micro.f1), _number(agreement.macro_f1)
-    yield f"micro F1 {micro} ({_number(low)}–{_number(high)}), macro F1 {macro}"
-    yield ""
-    for name in FINDINGS[:-1]:
-        for what, uids in (("labeler only", agreement.extra[name]), ("table only", agreement.missed[name])):
-            if uids:
-                yield f"{'- ' if markdown else ''}{name}, {what}: {' '.join(uids)}"
-    yield ""
-
-
-def _cells(tally: Tally | None) -> tuple[str, str, str, str]:
-    if tally is None:
-        return "support", "precision", "recall", "F1"
-    return str(tally.support), _number(tally.precision), _number(tally.recall), _number(tally.f1)
-
-
-def _number(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.3f}".removeprefix("0")
+    yield table.markdown() if markdown else table.text()
+    micro, macro = number(agreement.micro.f1), number(agreement.macro_f1)
+    yield f"micro F1 {micro} ({number(low)}–{number(high)}), macro F1 {macro}"
+    yield "\n".join(
+        f"{'- ' if markdown else ''}{name}, {side}: {' '.join(uids)}"
+        for name in FINDINGS[:-1]
+        for side, uids in (("labeler only", agreement.extra[name]), ("table only", agreement.missed[name]))
+        if uids
+    )
 
 
 @dataclass(frozen=True)
@@ -202,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for part in parts:
             agreement = compare(texts[part], table, positive=arguments.positive)
             title = f"{part}, {arguments.text}, {arguments.positive}"
-            print(*_report(agreement, title, markdown=arguments.markdown), sep="\n")
+            print(*_report(agreement, title, markdown=arguments.markdown), sep="\n\n", end="\n\n")
     except (ValueError, OSError) as error:
         parser.exit(1, f"error: {error}\n")
     return 0

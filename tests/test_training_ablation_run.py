@@ -1,0 +1,233 @@
+"""A small ablation from the command line: killed, broken, resumed, and scored on other images."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.support.processes import ENVIRONMENT, fork, kill_when
+from training.ablation import runner as work
+from training.ablation.__main__ import main
+from training.ablation.cell import main as run_cell_here
+from training.ablation.rows import SCALES
+from training.ablation.table import read_draws
+from training.data.openi import open_openi
+from training.openi import annotation
+from training.phantoms import make_phantom, write_phantom_root
+from training.scoring.metrics import METRICS, score
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+VAL = 5
+
+SCALE = {
+    "name": "tiny",
+    "overrides": {**SCALES["smoke"].overrides, "shape.max_length": 16, "ce.epochs": 1, "retriever.epochs": 1,
+                  "decoding.beam_size": 1},
+    "pretrain": {"epochs_by_size": [[64, 1]], "ema": 0.9},
+    "train_limit": 12,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with phantoms, outside images with a table, and a scale."""
+    place = tmp_path_factory.mktemp("ablation")
+    write_phantom_root(place / "root", train=16, val=VAL, test=2, seed=3, size=64)
+    (place / "outside").mkdir()
+    with (place / "outside.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image_id", "view_position", "Cardiomegaly", "Hernia"])
+        for number in range(4):
+            large = number % 2
+            chest = make_phantom(number, frozenset({"cardiomegaly"}) if large else frozenset(), size=64)
+            Image.fromarray(chest.frontal).save(place / "outside" / f"{number}.png")
+            rows.writerow([number, "AP", large, 0])
+    (place / "scale.json").write_text(json.dumps(SCALE))
+    return place
+
+
+def arguments(place: Path, out: Path, *more: str, rows: str = "retrieval,retrieval-scst") -> list[str]:
+    return ["--root", str(place / "root"), "--out", str(out), "--seeds", "1", "--presets", rows, "--device", "cpu",
+            "--precision", "fp32", "--scale", str(place / "scale.json"), "--backbone-weights", "none",
+            *more]  # fmt: skip
+
+
+def outside(place: Path, *more: str) -> tuple[str, ...]:
+    return ("--external-images", str(place / "outside"), "--external-labels", str(place / "outside.csv"), *more)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """In every process that trains, sums are added in one order, and METEOR is left out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}.items():
+            patch.setenv(name, value)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs cells in this process, which saves seconds each, and says which were run."""
+    names: list[str] = []
+
+    def run(folder: Path) -> int:
+        names.append(folder.name)
+        return run_cell_here([str(folder)])
+
+    monkeypatch.setattr(work, "run_cell_process", run)
+    return names
+
+
+@pytest.fixture(scope="module")
+def out(place: Path) -> Path:
+    """An ablation that was killed in the middle of its first cell and run again."""
+    out = place / "out"
+    log = place / "log"
+    process = fork(main, arguments(place, out, *outside(place)), log)
+    kill_when(out / "cells" / "retrieval-seed1" / "retriever" / "result.pt", process, log)
+    assert not (out / "ablation.json").exists()
+    assert main(arguments(place, out, *outside(place))) == 0
+    return out
+
+
+def cell(out: Path, row: str) -> Path:
+    return out / "cells" / f"{row}-seed1"
+
+
+def test_killed_and_run_again_it_has_every_cell(out: Path) -> None:
+    result = json.loads((out / "ablation.json").read_text())
+    assert [(one["row"], one["seed"]) for one in result["cells_done"]] == [("retrieval", 1), ("retrieval-scst", 1)]
+    assert result["cells_failed"] == []
+    assert "retriever: done before" in (cell(out, "retrieval") / "cell.log").read_text()
+    assert result["size"]["training studies"] == 12
+    assert result["size"]["validation studies scored"] == VAL
+    for row, entry in result["table"]["rows"].items():
+        lines = [json.loads(line) for line in (cell(out, row) / "evaluate" / "val.jsonl").read_text().splitlines()]
+        assert len(lines) == VAL
+        expected = score([(line["reference"], line["prediction"]) for line in lines])
+        for name in set(METRICS) - {"METEOR"}:
+            assert entry["figures"][name]["mean"] == pytest.approx(expected[name]), name
+        assert entry["external"]["label_f1_micro"]["values"].keys() == {"1"}
+    assert set(result["table"]["trivial"]) == {"constant", "most_frequent", "random", "nearest"}
+    assert result["cells_done"][0]["external"]["n"] == 4
+
+
+def test_the_table_is_there_in_every_form(out: Path) -> None:
+    text = (out / "ablation.md").read_text()
+    for words in ("**retrieval-scst**", "95 %, studies", "*constant*", "(`scst`)", "As published (not measured here)",
+                  "Without a counterpart: Hernia", ".1813"):  # fmt: skip
+        assert words in text, words
+    rows = list(csv.DictReader((out / "ablation.csv").read_text().splitlines()))
+    assert {(row["row"], row["set"]) for row in rows} >= {("retrieval", "val"), ("retrieval", "external")}
+    assert Image.open(out / "ablation.png").size > (400, 200)
+    reports = {json.loads(line)["reference_full"] for line in (
+        cell(out, "retrieval") / "evaluate" / "val.jsonl").read_text().splitlines()}  # fmt: skip
+    written = "".join((out / f"ablation.{kind}").read_text() for kind in ("json", "md", "csv"))
+    assert not any(report in written for report in reports)
+
+
+def test_shared_stages_give_what_training_them_again_gives(out: Path, place: Path, started: list[str]) -> None:
+    alone = place / "alone"
+    assert main(arguments(place, alone, rows="retrieval-scst")) == 0
+    shared, own = (json.loads((cell(where, "retrieval-scst") / "result.json").read_text()) for where in (out, alone))
+    assert shared["reused"] == {"row": "retrieval", "stages": ["pretrain", "retriever", "index", "ce"]}
+    assert own["reused"] is None
+    for name in ("model.safetensors", "index/reports.faiss"):
+        files = [(cell(where, "retrieval-scst") / "bundle" / name).read_bytes() for where in (out, alone)]
+        assert files[0] == files[1], name
+    drawn = [read_draws(cell(where, "retrieval-scst") / "draws.npz").drawn["CIDEr"] for where in (out, alone)]
+    assert np.array_equal(*drawn)
+
+
+def test_finished_cells_are_not_repeated_and_a_new_outside_set_is_scored_with_their_bundles(
+    out: Path, place: Path, started: list[str]
+) -> None:
+    results = [cell(out, row) / "result.json" for row in ("retrieval", "retrieval-scst")]
+    before = [path.stat().st_mtime_ns for path in results]
+    assert main(arguments(place, out, *outside(place))) == 0
+    assert started == []
+    assert main(arguments(place, out, *outside(place, "--external-limit", "2"))) == 0
+    assert started == ["retrieval-seed1", "retrieval-scst-seed1"]
+    assert [path.stat().st_mtime_ns for path in results] == before
+    result = json.loads((out / "ablation.json").read_text())
+    assert [one["external"]["n"] for one in result["cells_done"]] == [2, 2]
+
+
+def test_a_failed_cell_is_named_the_others_go_on_and_a_repaired_one_is_run_again(
+    out: Path, place: Path, started: list[str]
+) -> None:
+    for row in ("retrieval", "retrieval-scst"):
+        (cell(out, row) / "result.json").unlink()
+    broken = cell(out, "retrieval") / "ce" / "result.pt"
+    whole = broken.read_bytes()
+    broken.unlink()  # the other cell holds a link to it
+    broken.write_bytes(b"nothing")
+    assert main(arguments(place, out, *outside(place))) == 1
+    result = json.loads((out / "ablation.json").read_text())
+    assert [one["row"] for one in result["cells_done"]] == ["retrieval-scst"]
+    (failed,) = result["cells_failed"]
+    assert (failed["row"], failed["seed"]) == ("retrieval", 1)
+    assert "result.pt cannot be used" in failed["reason"]
+    assert failed["reason"] in (out / "ablation.md").read_text()
+    assert "**Partial: 1 of 2 cells are finished.**" in (out / "ablation.md").read_text()
+    assert started == ["retrieval-seed1", "retrieval-scst-seed1"]
+    broken.write_bytes(whole)
+    assert main(arguments(place, out, *outside(place))) == 0
+    assert started[2:] == ["retrieval-seed1"]
+    assert json.loads((out / "ablation.json").read_text())["cells_failed"] == []
+
+
+def test_a_cell_whose_process_is_ended_is_named(out: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "run_cell_process", lambda folder: -signal.SIGKILL)
+    elsewhere = place / "ended"
+    assert main(arguments(place, elsewhere, rows="retrieval")) == 1
+    (failed,) = json.loads((elsewhere / "ablation.json").read_text())["cells_failed"]
+    assert (
+        failed["reason"]
+        == "its process was ended by SIGKILL (perhaps for want of memory); see retrieval-seed1/cell.log"
+    )
+    assert not (elsewhere / "ablation.png").exists()
+
+
+def test_what_cannot_be_run_is_refused(
+    out: Path, place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "other.json").write_text(json.dumps({**SCALE, "train_limit": 11}))
+    assert main([*arguments(place, out), "--scale", str(place / "other.json")]) == 2
+    assert "retrieval-seed1 was made otherwise: train_limit (12 -> 11)" in caplog.text
+    assert main([*arguments(place, out), "--external-labels", "x.csv"]) == 2
+    assert "need --external-images DIR" in caplog.text
+    assert main([*arguments(place, out), *outside(place)[:2]]) == 2
+    assert "needs --external-labels FILE or --external-annotation FILE" in caplog.text
+    assert main([*arguments(place, out), "--soft-scores", str(place / "gone.csv")]) == 2
+    assert "gone.csv: no such file" in caplog.text
+    monkeypatch.setattr(work, "_PATIENCE", 0.0)
+    with work.file_lock(out):
+        assert main(arguments(place, out)) == 2
+    assert "another ablation works in" in caplog.text
+    one_file = [*arguments(place, place / "none", rows="baseline,densenet")[:-1], "x.pth"]
+    assert main(one_file) == 2
+    assert "one file cannot fit densenet121 and resnet101" in caplog.text
+
+
+def test_reports_of_another_source_are_scored_like_any_others(out: Path, place: Path, started: list[str]) -> None:
+    table = place / "theirs.json"
+    write_phantom_root(place / "theirs", train=0, val=0, test=3, seed=8, size=64)
+    table.write_text(json.dumps(annotation(open_openi(place / "theirs"))))
+    more = ("--external-images", str(place / "theirs" / "images"), "--external-annotation", str(table))
+    assert main(arguments(place, out, *more)) == 0
+    first = json.loads((cell(out, "retrieval") / "external.json").read_text())
+    assert (first["n"], first["split"]) == (3, "test")
+    rows = list(csv.DictReader((out / "ablation.csv").read_text().splitlines()))
+    assert {row["figure"] for row in rows if row["set"] == "external"} >= {"BLEU_4", "CIDEr", "label_f1_micro"}
