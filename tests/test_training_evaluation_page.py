@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -59,7 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
     """The whole command on drawn phantoms: ``val.json`` and ``report/``."""
     where = tmp_path_factory.mktemp("page")
     root = write_phantom_root(where / "root", train=10, val=VAL, size=64)
-    arguments = ["--bundle", str(bundle), "--root", str(root), "--out", str(where / "val.json"), "--device", "cpu",
+    own = shutil.copytree(bundle, where / "tiny")
+    arguments = ["--bundle", str(own), "--root", str(root), "--out", str(where / "val.json"), "--device", "cpu",
                  "--beam-size", "2", "--no-meteor", "--draws", "60", "--counterfactuals", "--single-views",
                  "--report", str(where / "report")]  # fmt: skip
     assert main(arguments) == 0
