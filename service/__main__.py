@@ -1,4 +1,4 @@
-"""``python -m service``: serve a bundle over HTTP. Flags go before the environment (``REPORT_…``)."""
+"""``python -m service``: serve a bundle over HTTP. Flags override the environment (``REPORT_…``)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from service.settings import EXIT_SETTINGS, Settings, explain
 from service.web.protocol import HeaderLimitedHttpProtocol
 
 EXIT_BUNDLE, EXIT_ADDRESS, EXIT_DEVICE = 3, 4, 5
-_BACKLOG = 2048  # uvicorn's own
+_BACKLOG = 2048  # uvicorn's default
 
 
 class _Server(uvicorn.Server):
-    """Stops by itself when the model cannot be served: a supervisor must see that, not an idle process."""
+    """Exits when the model cannot be served, so that a supervisor notices it."""
 
     def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -41,10 +41,10 @@ class _Server(uvicorn.Server):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until told to stop.
+    """Serve until SIGTERM or Ctrl-C.
 
     Returns:
-        0 after a stop; 2: a setting is wrong; 3: no bundle could be loaded; 4: the address cannot be listened on;
+        0 after a stop; 2: a setting is wrong; 3: no bundle could be loaded; 4: the address cannot be used;
         5: the device was lost.
     """
     parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
@@ -59,9 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(explain(error), file=sys.stderr)
         return EXIT_SETTINGS
     try:
-        listening = listen(settings.host, settings.port)
+        server_socket = listen(settings.host, settings.port)
     except OSError as error:
-        print(_unusable(settings, error), file=sys.stderr)
+        print(_explain_bind_error(settings, error), file=sys.stderr)
         return EXIT_ADDRESS
     app = create_app(settings)
     config = uvicorn.Config(
@@ -71,13 +71,13 @@ def main(arguments: list[str] | None = None) -> int:
         access_log=False,
         server_header=False,
         log_level="info",
-        log_config=None,  # create_app has set it up
+        log_config=None,  # create_app configures logging
         http=HeaderLimitedHttpProtocol,
         ws="none",
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has shut down
-    _Server(app, config).run(sockets=[listening])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn re-raises the signal after its shutdown
+    _Server(app, config).run(sockets=[server_socket])
     runtime: Runtime = app.state.runtime
     if runtime.device_lost:
         return EXIT_DEVICE
@@ -85,17 +85,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take the address before anything is loaded: who cannot have it learns so at once.
+    """Bind the address before the bundle is loaded, so that an error is reported at once.
 
     Raises:
-        OSError: the port is taken or forbidden, or the host is no address of this machine.
+        OSError: the port is in use or forbidden, or the host is not an address of this machine.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     return socket.create_server((str(address[0]), port), family=family, backlog=_BACKLOG)
 
 
-def _unusable(settings: Settings, error: OSError) -> str:
+def _explain_bind_error(settings: Settings, error: OSError) -> str:
     where = f"{settings.host} port {settings.port}"
     if isinstance(error, socket.gaierror):
         return f"REPORT_HOST={settings.host!r} is no address: {error.strerror}. Use 127.0.0.1, or 0.0.0.0 for all."

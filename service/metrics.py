@@ -1,7 +1,6 @@
-"""What Prometheus is told at ``/metrics``: counts, times and states, none of them about a patient.
+"""Prometheus metrics at ``/metrics``: counts, durations and states, without any patient data.
 
-Label values come from short fixed sets (routes, statuses, problem codes, stages); nothing that a client sends becomes
-one.
+Label values come from fixed sets (routes, statuses, problem codes, stages); no client input becomes a label.
 """
 
 from __future__ import annotations
@@ -25,43 +24,53 @@ _BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 
 
 class Metrics:
-    """The metrics of one app, in a registry of their own."""
+    """The metrics of one app, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self.requests = Counter("report_requests", "Requests answered.", ("route", "status"), registry=registry)
-        self.refusals = Counter("report_refusals", "Requests refused, by problem code.", ("cause",), registry=registry)
-        self.abandoned = Counter("report_abandoned", "Requests whose client left before the answer.", registry=registry)
+        self.requests = Counter(
+            "report_requests", "Responses, by route and status.", ("route", "status"), registry=registry
+        )
+        self.refusals = Counter("report_refusals", "Refused requests, by problem code.", ("cause",), registry=registry)
+        self.abandoned = Counter(
+            "report_abandoned", "Requests whose client disconnected before the response.", registry=registry
+        )
         self.stage_seconds = Histogram(
-            "report_stage_seconds", "Seconds by stage of POST /report.", ("stage",), buckets=_SECONDS,
+            "report_stage_seconds", "Duration of each stage of POST /report, in seconds.", ("stage",), buckets=_SECONDS,
             registry=registry,
         )  # fmt: skip
         self.queue_seconds = Histogram(
-            "report_queue_seconds", "Seconds a study waited for the model.", buckets=_SECONDS, registry=registry
+            "report_queue_seconds",
+            "Time that a study waited in the queue, in seconds.",
+            buckets=_SECONDS,
+            registry=registry,
         )
-        self.batch_size = Histogram(
-            "report_batch_size", "Studies drafted together.", buckets=_BATCHES, registry=registry
-        )
+        self.batch_size = Histogram("report_batch_size", "Studies in a batch.", buckets=_BATCHES, registry=registry)
         self.failed_batches = Counter(
-            "report_failed_batches", "Batches that failed: error, memory, device.", ("cause",), registry=registry
+            "report_failed_batches", "Failed batches, by cause: error, memory, device.", ("cause",), registry=registry
         )
         self.retries = Counter(
-            "report_retries", "Drafts asked of another replica because the first was lost.", registry=registry
+            "report_retries", "Drafts repeated on another replica because the first one was lost.", registry=registry
         )
-        self.reloads = Counter("report_reloads", "Bundle swaps: done, refused.", ("result",), registry=registry)
+        self.reloads = Counter(
+            "report_reloads", "Bundle swaps, by result: done, refused.", ("result",), registry=registry
+        )
         self.refined = Counter(
-            "report_refined", "Rewritten drafts asked for: done, failed, skipped, off.", ("result",), registry=registry
+            "report_refined",
+            "Requested rewrites, by result: done, failed, skipped, off.",
+            ("result",),
+            registry=registry,
         )
         for result in ("done", "failed", "skipped", "off"):
             self.refined.labels(result)
-        for result in ("done", "refused"):  # so that the first one counts as an increase
+        for result in ("done", "refused"):  # a series must exist before its first increase
             self.reloads.labels(result)
         for cause in ("error", "memory", "device"):
             self.failed_batches.labels(cause)
-        self._ready = Gauge("report_ready", "1 when a model is loaded and warm.", registry=registry)
-        self._waiting = Gauge("report_queue_depth", "Studies that wait for the model.", registry=registry)
+        self._ready = Gauge("report_ready", "1 if a model is loaded and warm.", registry=registry)
+        self._waiting = Gauge("report_queue_depth", "Studies in the queue.", registry=registry)
         self._slots_in_use = [
             Gauge("report_slots_in_use", "In-flight requests of POST /report.", registry=registry),
             Gauge("report_places_taken", "Deprecated name of report_slots_in_use.", registry=registry),
@@ -71,7 +80,7 @@ class Metrics:
             Gauge("report_places", "Deprecated name of report_slots.", registry=registry),
         ]
         self._bundle = Gauge(
-            "report_bundle_info", "The bundle that is served; always 1.", ("name", "digest", "device"),
+            "report_bundle_info", "The served bundle; the value is always 1.", ("name", "digest", "device"),
             registry=registry,
         )  # fmt: skip
 
@@ -79,7 +88,7 @@ class Metrics:
         self, *, ready: Callable[[], bool], waiting: Callable[[], int], in_use: Callable[[], int],
         capacity: Callable[[], int],
     ) -> None:  # fmt: skip
-        """Read these states whenever the metrics are asked for."""
+        """Read these states on every scrape."""
         for gauge, read in (
             (self._ready, ready),
             (self._waiting, waiting),
@@ -89,15 +98,15 @@ class Metrics:
             gauge.set_function(lambda read=read: float(read()))  # type: ignore[misc]
 
     def serve(self, name: str, digest: str, device: str) -> None:
-        """Say which bundle is served from now on."""
+        """Record which bundle is served."""
         self._bundle.clear()
         self._bundle.labels(name, digest, device).set(1)
 
     def drafted(self, timings_ms: Mapping[str, float]) -> None:
-        """Add one request's times by stage."""
+        """Record the stage durations of one request."""
         for stage, ms in timings_ms.items():
             self.stage_seconds.labels(stage).observe(ms / 1000)
 
     def response(self) -> Response:
-        """All of it in Prometheus' text format."""
+        """All metrics in the Prometheus text format."""
         return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)

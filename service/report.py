@@ -1,4 +1,4 @@
-"""``python -m service.report frontal.png [lateral.png]``: a draft from the shell, by the same pipeline."""
+"""``python -m service.report frontal.png [lateral.png]``: draft a study on the command line, without HTTP."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--top-k", type=int, help="reference cases, 1 to 50 (default: the bundle's)")
     parser.add_argument("--beam-size", type=int, help="hypotheses kept, 1 to 8 (default: the bundle's)")
     parser.add_argument(
-        "--format", choices=("text", "json", "fhir"), default="text", help="what POST /report answers (default: text)"
+        "--format", choices=("text", "json", "fhir"), default="text", help="format of the report (default: text)"
     )
     parser.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
     options = parser.parse_args(arguments)
     given: dict[str, Any] = {k: getattr(options, k) for k in ("bundle", "device") if getattr(options, k) is not None}
     try:
-        wanted = DraftOptions(options.top_k, options.beam_size)
+        draft_options = DraftOptions(options.top_k, options.beam_size)
         settings = Settings(**given)
     except ValidationError as error:
         parser.error(explain(error))
@@ -59,11 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
     files = {view: name for view in View if (name := getattr(options, view.value)) != ABSENT}
     if not files:
         parser.error("neither a frontal nor a lateral radiograph was given")
-    began = time.perf_counter()
+    started = time.perf_counter()
     try:
         images = {view: _read(Path(name), settings.max_upload_bytes) for view, name in files.items()}
         loaded = load(settings)
-        read = time.perf_counter()
+        loaded_at = time.perf_counter()
         limits = ImageLimits(max_pixels=settings.max_pixels)
         study = [_decode(files[view], data, view, loaded.drafter, limits) for view, data in images.items()]
     except _InputError as error:
@@ -72,30 +72,30 @@ def main(arguments: list[str] | None = None) -> int:
     except LoadError as error:
         print(error, file=sys.stderr)
         return EXIT_BUNDLE
-    decoded = time.perf_counter()
-    (draft,) = loaded.drafter.draft([study], wanted)
-    ended = time.perf_counter()
+    decoded_at = time.perf_counter()
+    (draft,) = loaded.drafter.draft([study], draft_options)
+    ended_at = time.perf_counter()
     timings = {
-        "load": (read - began) * 1000,
-        "images": (decoded - read) * 1000,
-        "total": (ended - began) * 1000,
+        "load": (loaded_at - started) * 1000,
+        "images": (decoded_at - loaded_at) * 1000,
+        "total": (ended_at - started) * 1000,
     }
     result = to_response(draft, loaded.model_info(), timings)
-    print(_written(result, ExportContext(tuple(files)), options.format))
+    print(_format(result, ExportContext(tuple(files)), options.format))
     return 0
 
 
-def _written(result: ReportResponse, study: ExportContext, form: str) -> str:
-    if form == "json":
+def _format(result: ReportResponse, context: ExportContext, name: str) -> str:
+    if name == "json":
         return result.model_dump_json(indent=2)
-    return json.dumps(diagnostic_report(result, study), indent=2) if form == "fhir" else plain_text(result)
+    return json.dumps(diagnostic_report(result, context), indent=2) if name == "fhir" else plain_text(result)
 
 
-def _read(path: Path, most: int) -> bytes:
+def _read(path: Path, max_bytes: int) -> bytes:
     try:
         size = path.stat().st_size
-        if size > most:
-            raise _InputError(f"{path}: {size:,} bytes; at most {most:,} are read (REPORT_MAX_UPLOAD_BYTES)")
+        if size > max_bytes:
+            raise _InputError(f"{path}: {size:,} bytes; the limit is {max_bytes:,} bytes (REPORT_MAX_UPLOAD_BYTES)")
         return path.read_bytes()
     except OSError as error:
         raise _InputError(f"{path}: {error.strerror}") from error

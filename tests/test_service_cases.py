@@ -335,7 +335,7 @@ def test_a_bundle_with_a_case_of_the_same_id_shows_its_own(
         assert client.get(f"/cases/{BUNDLES_OWN}").json()["added"] is False
         assert client.delete(f"/cases/{BUNDLES_OWN}").status_code == 204  # the hidden one
         assert client.get(f"/cases/{BUNDLES_OWN}").status_code == 200
-    assert "1 added cases have ids that cases of this bundle have" in caplog.text
+    assert "1 added cases are not served: cases of this bundle have the same ids" in caplog.text
 
 
 # --- the disk -----------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def test_errors_are_precise(
     large.write_bytes(bytes(2000))
     status, _, err = run(capsys, str(large), *given)
     assert status == 1
-    assert "at most 1,024" in err
+    assert "the limit is 1,024 bytes" in err
 
 
 def test_serve_refuses_wrong_settings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -340,7 +340,7 @@ def test_a_failing_listener_harms_nobody(caplog: pytest.LogCaptureFixture) -> No
             await asyncio.sleep(0.001)
 
     asyncio.run(main())
-    assert "a listener failed with RuntimeError" in caplog.text
+    assert "an event callback failed with RuntimeError" in caplog.text
     assert "Canary" not in caplog.text
 
 

@@ -1,8 +1,8 @@
-"""The reference cases of the service: those of the bundle, to look up, and those that its operator adds and removes.
+"""The reference cases of the service: those of the bundle, and those that users add and remove.
 
-Added cases are kept by ``retrieval_index.user_cases`` and put into the index of the bundle that is served, embedded
-by its text tower. A swap of bundles embeds them anew. That runs on a copy of the tower on the CPU: the model itself
-belongs to the worker of its device. The table of decoding by consensus is the bundle's alone and is not extended.
+``retrieval_index.user_cases`` stores added cases on disk. Their texts are embedded by the bundle's text tower and
+inserted into its index; a bundle swap embeds them again. This uses a copy of the tower on the CPU, because the model
+itself belongs to its worker thread. The phrase table of MBR decoding is not extended.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from retrieval_index.index import ReportIndex
 from retrieval_index.user_cases import UserCaseStore
 from service.web.problems import Problem
 
-PICTURE_SIDE = 320  # pixels of the longer side of a kept picture
+PICTURE_SIDE = 320  # pixels, longer side of a stored picture
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class NewCase:
-    """A case to be added: id, findings, where it was published, radiographs by view, to be kept as small pictures."""
+    """A case to add; ``images`` maps view -> file content and is stored as small pictures."""
 
     case_id: str
     findings: str = field(repr=False)
@@ -42,14 +42,14 @@ class NewCase:
 
 @dataclass(frozen=True)
 class FoundCase:
-    """A case that is served, and whether it was added."""
+    """A served case; ``added`` is false for a case of the bundle."""
 
     case: Case
     added: bool
 
 
 class _UserCaseOverlay:
-    """The added cases in the index of one bundle. Changed under the lock of its ``ReferenceCaseStore``."""
+    """The added cases in the index of one bundle. The caller holds the lock of ``ReferenceCaseStore``."""
 
     def __init__(self, bundle: Bundle, index: ReportIndex) -> None:
         self.index, self._tokenizer = index, bundle.tokenizer
@@ -57,7 +57,7 @@ class _UserCaseOverlay:
         self._added: dict[str, Case] = {}
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """(N, E), unit length."""
+        """Embed texts: (N, E), unit length."""
         return embed_reports(self._tower, self._tokenizer, texts)
 
     def has_known_word(self, text: str) -> bool:
@@ -76,10 +76,10 @@ class _UserCaseOverlay:
         return case_id in self._added
 
     def sync(self, cases: Sequence[Case]) -> int:
-        """Hold exactly these, but for ids that the bundle itself has; how many those are."""
+        """Make exactly these the added cases; returns how many have an id of a case of the bundle and were skipped."""
         wanted = {case.case_id: case for case in cases}
-        if gone := [case_id for case_id, case in self._added.items() if wanted.get(case_id) is not case]:
-            self.remove(gone)
+        if stale := [case_id for case_id, case in self._added.items() if wanted.get(case_id) is not case]:
+            self.remove(stale)
         missing = [case for case in cases if case.case_id not in self._added]
         new = [case for case in missing if self.index.find(case.case_id) is None]
         if new:
@@ -88,66 +88,66 @@ class _UserCaseOverlay:
 
 
 class ReferenceCaseStore:
-    """Looks cases up, adds and removes them, whatever bundle is served. Safe to use from several threads."""
+    """Finds, adds and removes cases, across swaps of the bundle. Thread-safe."""
 
     def __init__(self, folder: Path | None, limits: ImageLimits) -> None:
-        """Nothing is read before ``open``.
+        """Create a closed store.
 
         Args:
-            folder: of the added cases; None: none can be added.
+            folder: directory of the added cases; None disables adding.
             limits: bounds on the size of an image.
         """
         self._folder, self._limits = folder, limits
-        self._changing = threading.Lock()
+        self._lock = threading.Lock()
         self._store: UserCaseStore | None = None
         self._index: ReportIndex | None = None
         self._overlay: _UserCaseOverlay | None = None
         self._serving = False
 
     def open(self) -> None:
-        """Take the directory of added cases, once; where there is none, do nothing.
+        """Open the directory of added cases, if one is configured and not open yet.
 
         Raises:
-            UserCaseStoreError: it cannot be used.
+            UserCaseStoreError: the directory cannot be used.
         """
         if self._folder is not None and self._store is None:
             self._store = UserCaseStore(self._folder)
 
     def serve(self, bundle: Bundle, index: ReportIndex | None) -> None:
-        """Serve the cases of a bundle from now on: embed all added ones and put them into its index.
+        """Switch to the cases of a bundle: embed all added cases and insert them into its index.
 
-        Cases that are added or removed meanwhile are so in the index served before and in this one.
+        A case that is added or removed meanwhile changes both the previous index and this one.
         """
-        store = self._store  # may be closed meanwhile
+        store = self._store  # another thread may close it
         overlay = None
         if store is not None and index is not None:
             overlay = _UserCaseOverlay(bundle, index)
-            overlay.sync(store.cases())  # may take long
-        with self._changing:
+            overlay.sync(store.cases())  # slow, so not under the lock
+        with self._lock:
             if store is not None and overlay is not None and (hidden := overlay.sync(store.cases())):
-                log.warning("%d added cases have ids that cases of this bundle have, and are not shown", hidden)
+                log.warning("%d added cases are not served: cases of this bundle have the same ids", hidden)
             elif store is not None and overlay is None and len(store):
-                log.warning("this bundle has no retrieval; %d added cases are not shown", len(store))
+                log.warning("this bundle has no retrieval; %d added cases are not served", len(store))
             self._index, self._overlay, self._serving = index, overlay, True
 
     def find(self, case_id: str) -> FoundCase:
-        """The case of an id.
+        """Return the case of an id.
 
         Raises:
-            Problem: ``no_such_case``; ``cases_off``: the cases are in other processes.
+            Problem: ``no_such_case``; ``cases_off`` if replicas hold the cases.
         """
         if not self._serving:
-            raise Problem("cases_off", "The cases are held by replicas, into which this address does not look.")
+            raise Problem("cases_off", "Replicas hold the cases; this address cannot read them.")
         case = self._index.find(case_id) if self._index is not None else None
         if case is None:
             raise Problem("no_such_case", "No reference case of this id is served. Take ids from the answers.")
         return FoundCase(case, self._overlay is not None and self._overlay.contains(case_id))
 
     def picture(self, case_id: str, view: str) -> bytes:
-        """The small picture of a case, a JPEG file.
+        """Return the small picture of a case, a JPEG file.
 
         Raises:
-            Problem: as ``find``; ``no_such_case`` too where there is no such picture.
+            Problem: as ``find``; ``no_such_case`` also if there is no such picture.
         """
         picture = self._store.picture(case_id, view) if self.find(case_id).added and self._store is not None else None
         if picture is None:
@@ -155,7 +155,7 @@ class ReferenceCaseStore:
         return picture
 
     def check_writable(self) -> None:
-        """Return where cases can be added.
+        """Check that cases can be added.
 
         Raises:
             Problem: ``cases_off``.
@@ -163,14 +163,14 @@ class ReferenceCaseStore:
         self._writable()
 
     def add(self, new: NewCase) -> FoundCase:
-        """Keep a case and put it into the index; both, or neither.
+        """Store a case and insert it into the index: both or neither.
 
         Raises:
-            Problem: ``cases_off``, ``no_retrieval``, ``case_exists``, ``no_known_word``, ``cases_disk``, or what is
-                wrong with an image.
+            Problem: ``cases_off``, ``no_retrieval``, ``case_exists``, ``no_known_word``, ``cases_disk``, or the code of
+                an image error.
         """
         pictures = {view: self._picture(data, view) for view, data in new.images.items()}
-        with self._changing:
+        with self._lock:
             store, overlay = self._writable(), self._overlay
             if overlay is None:
                 raise Problem("no_retrieval", "The bundle that is served has no index. Serve one made with retrieval.")
@@ -193,16 +193,16 @@ class ReferenceCaseStore:
             except OSError as error:
                 raise _disk(error, "The case was not added") from error
             overlay.insert([case], vectors)
-        log.info("a case was added; %d are kept", len(store))
+        log.info("a case was added; %d are stored", len(store))
         return FoundCase(case, added=True)
 
     def remove(self, case_id: str) -> None:
-        """Take an added case out of the index and off the disk, with its pictures.
+        """Delete an added case from the index and, with its pictures, from the disk.
 
         Raises:
             Problem: ``cases_off``, ``no_such_case``, ``case_of_bundle``, ``cases_disk``.
         """
-        with self._changing:
+        with self._lock:
             store = self._writable()
             if case_id not in store:
                 self.find(case_id)
@@ -214,14 +214,14 @@ class ReferenceCaseStore:
             except OSError as error:
                 if case_id in store:
                     raise _disk(error, "The case was not removed") from error
-                log.error("a case was removed, but its pictures may lie on the disk still: %s", error.strerror)
+                log.error("a case was removed, but its pictures may still be on the disk: %s", error.strerror)
             if self._overlay is not None and self._overlay.contains(case_id):
                 self._overlay.remove([case_id])
-        log.info("an added case was removed; %d are kept", len(store))
+        log.info("an added case was removed; %d are stored", len(store))
 
     def close(self) -> None:
-        """Let the directory go."""
-        with self._changing:
+        """Close the directory of added cases."""
+        with self._lock:
             if self._store is not None:
                 self._store.close()
                 self._store = None

@@ -60,14 +60,14 @@ class Backend(Protocol):
         """Age in seconds of the oldest running batch or image decoding; 0 if none runs in this process."""
 
     async def draft(
-        self, images: dict[str, bytes], options: DraftOptions, listener: EventCallback | None = None
+        self, images: dict[str, bytes], options: DraftOptions, on_event: EventCallback | None = None
     ) -> Draft:
         """Decode the images of one study and draft it.
 
         Args:
             images: view -> file content, one or two; may be cleared after decoding.
             options: decoding options of this request.
-            listener: receives partial results on the event loop; they restart if the study is drafted again.
+            on_event: called with partial results on the event loop; they restart if the study is drafted again.
 
         Raises:
             FieldError: an image cannot be read.

@@ -17,14 +17,14 @@ class Job:
     """A study in the queue.
 
     Attributes:
-        listener: receives partial results from the worker thread; they restart if the study is drafted again.
+        on_event: called with partial results from the worker thread; they restart if the study is drafted again.
         submitted: time of ``time.monotonic``.
         result: set by the worker.
     """
 
     study: Sequence[StudyView]
     options: DraftOptions
-    listener: EventCallback | None = None
+    on_event: EventCallback | None = None
     submitted: float = field(default_factory=time.monotonic)
     result: Future[Draft] = field(default_factory=Future)
 

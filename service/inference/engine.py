@@ -88,7 +88,7 @@ class Engine:
         return now - min([now, *started, *self._decoding.copy().values()])
 
     async def draft(
-        self, images: dict[str, bytes], options: DraftOptions, listener: EventCallback | None = None
+        self, images: dict[str, bytes], options: DraftOptions, on_event: EventCallback | None = None
     ) -> Draft:
         """See ``Backend``. ``timings_ms`` of the draft gains ``images`` and ``queue``.
 
@@ -101,14 +101,14 @@ class Engine:
         study = await self._decode_all(images)
         images.clear()  # while the study is queued only its pixels are kept
         decoded_ms = (time.perf_counter() - started) * 1000
-        draft = await self.submit(study, options, listener)
+        draft = await self.submit(study, options, on_event)
         return dataclasses.replace(draft, timings_ms={"images": decoded_ms, **draft.timings_ms})
 
     async def submit(
-        self, study: Sequence[StudyView], options: DraftOptions, listener: EventCallback | None = None
+        self, study: Sequence[StudyView], options: DraftOptions, on_event: EventCallback | None = None
     ) -> Draft:
         """Draft one decoded study; raises as ``draft``. Cancellation removes the study from the queue."""
-        job = Job(study, options, None if listener is None else threadsafe_listener(listener))
+        job = Job(study, options, None if on_event is None else threadsafe_listener(on_event))
         self._queue.put(job)
         self._submitted += 1
         try:

@@ -1,4 +1,4 @@
-"""Which bundle is served, and how it is loaded. A copy hydrated from the very same bundle goes first."""
+"""Finds and loads the bundle to serve: the configured one, or its hydrated copy (with report texts) if there is one."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ log = logging.getLogger(__name__)
 
 
 class LoadError(RuntimeError):
-    """No bundle can be served; the message says why and what to do."""
+    """No bundle can be served; the message names the cause and the remedy."""
 
 
 @dataclass(frozen=True)
 class LoadedBundle:
-    """A bundle on its devices, ready to draft, one drafter each; all read one index, None without retrieval."""
+    """A bundle with one drafter per device; all share one index, which is None without retrieval."""
 
     drafters: tuple[Drafter, ...]
     index: ReportIndex | None
 
     @property
     def cases(self) -> int | None:
-        """Reference cases by now."""
+        """Number of reference cases; None without retrieval."""
         return None if self.index is None else len(self.index)
 
     @property
     def texts(self) -> bool:
-        """Whether any of them holds its text."""
+        """Whether at least one case has its report text."""
         return self.index is not None and self.index.has_texts
 
     @property
     def drafter(self) -> Drafter:
-        """The first device's."""
+        """The drafter of the first device."""
         return self.drafters[0]
 
     @property
     def bundle(self) -> Bundle:
-        """What is served."""
+        """The bundle on the first device."""
         return self.drafter.bundle
 
     @property
     def device(self) -> str:
-        """Where the model runs: ``cpu``, ``cuda`` or ``cuda:N``; several joined by commas."""
+        """``cpu``, ``cuda`` or ``cuda:N``; several devices are joined by commas."""
         return ",".join(str(drafter.device) for drafter in self.drafters)
 
     def model_info(self) -> ModelInfo:
@@ -75,7 +75,7 @@ class LoadedBundle:
         )
 
     def warm_up(self) -> None:
-        """Work out what no image changes, and draft on blank ones, so that no patient waits for lazy set-up."""
+        """Precompute inference tables and draft blank images, so that the first request is not slower than others."""
         for drafter in self.drafters:
             drafter.bundle.model.precompute_inference_tables()
             blank = np.zeros((drafter.image_size, drafter.image_size), np.uint8)  # (S, S)
@@ -85,10 +85,10 @@ class LoadedBundle:
 
 
 def load(settings: Settings) -> LoadedBundle:
-    """Load the bundle that the settings name, or its hydrated copy where there is a valid one.
+    """Load the configured bundle, or its hydrated copy if there is a valid one.
 
     Raises:
-        LoadError: the device is not there, or the bundle is missing, damaged or of another version.
+        LoadError: a device is not available, or the bundle is missing, damaged or of an unsupported version.
     """
     try:
         devices = resolve_devices(settings.device, option="REPORT_DEVICE=")
@@ -107,30 +107,29 @@ def load(settings: Settings) -> LoadedBundle:
 
 
 def find_hydrated(plain: Path) -> Path | None:
-    """The hydrated copy made from exactly this bundle, or None. Stale copies are logged and ignored."""
+    """Return the hydrated copy that was made from exactly this bundle, or None. Stale copies are logged and ignored."""
     try:
         if read_manifest(plain).hydrated_from is not None:
-            return None  # it is a hydrated copy itself
+            return None  # this is a hydrated copy itself
         digest = file_sha256(plain / MANIFEST)
     except BundleError:
-        return None  # loading the plain bundle will say what is wrong with it
+        return None  # load() reports the error
     name = f"{plain.resolve().name}-hydrated"
-    beside = plain.resolve().parent
-    places = (Path(".bundles") / name, beside.parent / ".bundles" / name, beside / name)
-    for place in places:
-        if not (place / MANIFEST).is_file():
+    parent = plain.resolve().parent
+    for path in (Path(".bundles") / name, parent.parent / ".bundles" / name, parent / name):
+        if not (path / MANIFEST).is_file():
             continue
         try:
-            made_from = read_manifest(place).hydrated_from
+            made_from = read_manifest(path).hydrated_from
         except BundleError as error:
             log.warning("the hydrated bundle is ignored: %s", error)
             continue
         if made_from == digest:
-            return place
+            return path
         log.warning(
             "the hydrated bundle %s is stale and ignored: it was made from another version of %s. "
             "Run python -m retrieval_index.hydrate --bundle %s --reports … again.",
-            place, plain, plain,
+            path, plain, plain,
         )  # fmt: skip
     return None
 
@@ -139,7 +138,7 @@ def _load(path: Path, devices: Sequence[torch.device], precision: Precision) -> 
     try:
         drafters = []
         index = None
-        for device in devices:  # each its own copy of the weights; the index is read by all
+        for device in devices:  # one copy of the weights per device, one index for all
             bundle = load_bundle(path, device=device)
             if bundle.config.retrieval is not None and index is None:
                 index = ReportIndex.load(path / INDEX_DIR, expected_sha256=bundle.index_sha256())

@@ -29,21 +29,21 @@ async def run_in_temporary_thread(call: Callable[[], T]) -> T:
         executor.shutdown(wait=False)  # waiting would block the event loop
 
 
-def threadsafe_listener(listener: EventCallback) -> EventCallback:
-    """Wrap ``listener`` so that any thread may call it; it runs on the current event loop.
+def threadsafe_listener(on_event: EventCallback) -> EventCallback:
+    """Wrap ``on_event`` so that any thread may call it; it runs on the current event loop.
 
-    An exception of the listener is logged and not raised. Calls after the loop was closed are dropped.
+    Its exceptions are logged and not raised. Calls after the loop was closed are dropped.
     """
     loop = asyncio.get_running_loop()
 
-    def notify(news: DraftEvent) -> None:
+    def notify(event: DraftEvent) -> None:
         try:
-            listener(news)
+            on_event(event)
         except Exception as error:
-            log.error("a listener failed with %s\n%s", type(error).__name__, format_traceback_locations(error))
+            log.error("an event callback failed with %s\n%s", type(error).__name__, format_traceback_locations(error))
 
-    def schedule(news: DraftEvent) -> None:
+    def schedule(event: DraftEvent) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(notify, news)
+            loop.call_soon_threadsafe(notify, event)
 
     return schedule

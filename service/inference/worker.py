@@ -98,7 +98,7 @@ class DeviceWorker:
         started_at = time.monotonic()
         try:
             drafts = self._drafter.draft(
-                [job.study for job in jobs], jobs[0].options, callbacks=[job.listener for job in jobs]
+                [job.study for job in jobs], jobs[0].options, callbacks=[job.on_event for job in jobs]
             )
             if len(drafts) != len(jobs):
                 raise RuntimeError(f"the drafter returned {len(drafts)} drafts for {len(jobs)} studies")

@@ -1,4 +1,4 @@
-"""The HTTP side under Ray Serve: the same app, whose drafts come from replicas in other processes."""
+"""The HTTP ingress on Ray Serve: the same app, with replicas in other processes as its backend."""
 
 from __future__ import annotations
 
@@ -28,58 +28,59 @@ from service.web.problems import STOPPING, Problem, format_traceback_locations, 
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 2
-POLL_INTERVAL_S, POLL_TIMEOUT_S = 1.0, 10.0
-STALE_AFTER_S = 60.0  # without a word of any replica, at most, before the service calls itself not ready
-NO_REPLICA_READY = "No replica of the model is up yet; Ray Serve starts them. Try again in a few seconds."
-REPLICA_LOST_ERRORS = (RayError, ReplicaUnavailableError, DeploymentUnavailableError)  # not all of them: see _is_lost
+POLL_INTERVAL_S, POLL_TIMEOUT_S = 1.0, 10.0  # of the state of the replicas
+STALE_AFTER_S = 60.0  # without a response from any replica the service reports not ready
+NO_REPLICA_READY = "No replica of the model is ready yet; Ray Serve starts them. Try again in a few seconds."
+REPLICA_ERRORS = (RayError, ReplicaUnavailableError, DeploymentUnavailableError)  # see _is_lost
 Replicas = DeploymentHandle[ModelReplica]
 
 
 class RayBackend:
-    """Drafts by replicas: ``service.inference.backend.Backend`` over a handle. Made and used on the event loop."""
+    """A ``service.inference.backend.Backend`` that sends studies to replicas. Created and used on the event loop."""
 
     def __init__(self, replicas: Replicas, capacity: int, metrics: Metrics) -> None:
         self.stalled_s = 0.0  # a replica watches its own device
-        self.waiting = 0  # in the replicas, by their last word
-        self.answered = 0.0  # when a replica last did, by time.monotonic
+        self.waiting = 0  # in the queues of the replicas, at the last poll
+        self.last_response = 0.0  # time.monotonic of the last response of a replica
         self._replicas, self._metrics = replicas, metrics
         self.admission = AdmissionLimiter(capacity)
         self._refusal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def draft(
-        self, images: dict[str, bytes], options: DraftOptions, listener: EventCallback | None = None
+        self, images: dict[str, bytes], options: DraftOptions, on_event: EventCallback | None = None
     ) -> Draft:
-        """See ``Backend``. A draft whose replica is lost is asked of another, once. The listener is told nothing early.
+        """See ``Backend``. If a replica is lost, another one drafts the study, once. ``on_event`` is not called.
 
         Raises:
-            Problem: 503 ``replica_lost``; 500 where a replica failed in a way that nobody foresaw.
+            Problem: 503 ``replica_lost``.
+            RuntimeError: a replica failed unexpectedly.
         """
         if self._refusal.done():
             raise ClosedError(self._refusal.result())
-        asking = asyncio.ensure_future(self._ask(images, options))
+        request = asyncio.ensure_future(self._draft_with_retry(images, options))
         try:
-            either: set[asyncio.Future[Any]] = {asking, self._refusal}
+            either: set[asyncio.Future[Any]] = {request, self._refusal}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not asking.done():
+            if not request.done():
                 raise ClosedError(self._refusal.result())
-            return asking.result()
+            return request.result()
         finally:
-            asking.cancel()
+            request.cancel()
 
     async def drain(self, timeout_s: float) -> None:
         """See ``Backend``."""
         await self.admission.wait_idle(time.monotonic() + timeout_s)
 
     def refuse_waiting(self, reason: str) -> int:
-        """Take no more, and answer all that have no draft yet with ``ClosedError``; how many those were."""
+        """Accept no more studies and fail those without a draft with ``ClosedError``; returns how many those were."""
         if not self._refusal.done():
             self._refusal.set_result(reason)
         return self.admission.in_use
 
     def close(self, timeout_s: float = 0.0) -> None:
-        """Nothing to do: the replicas are Ray's."""
+        """Do nothing: Ray stops the replicas."""
 
-    async def _ask(self, images: Mapping[str, bytes], options: DraftOptions) -> Draft:
+    async def _draft_with_retry(self, images: Mapping[str, bytes], options: DraftOptions) -> Draft:
         for attempt in range(1, ATTEMPTS + 1):
             if attempt > 1:
                 self._metrics.retries.inc()
@@ -87,20 +88,22 @@ class RayBackend:
                 result = await self._call(images, options)
             except ObjectStoreFullError as error:
                 raise OutOfMemoryError("the shared memory is full") from error
-            except REPLICA_LOST_ERRORS as error:
+            except REPLICA_ERRORS as error:
                 if not _is_lost(error):
                     raise
                 log.warning("attempt %d of %d: the replica was lost (%s)", attempt, ATTEMPTS, type(error).__name__)
                 continue
-            self.answered = time.monotonic()
+            self.last_response = time.monotonic()
             if isinstance(result, RemoteDraft):
                 return result
             if result.kind != "gone":
                 raise _as_error(result)
-            log.warning("attempt %d of %d: the replica gives up: %s", attempt, ATTEMPTS, result.detail)
+            log.warning(
+                "attempt %d of %d: the replica is stopping or lost its device: %s", attempt, ATTEMPTS, result.detail
+            )
         raise Problem(
             "replica_lost",
-            "The process that drafted this study was lost, and so was the one after it. Try again in a moment.",
+            "The process that drafted this study was lost, and so was its replacement. Try again in a moment.",
             headers={"Retry-After": "5"},
         )
 
@@ -108,14 +111,14 @@ class RayBackend:
         response = self._replicas.draft.remote(dict(images), options)
         try:
             result: RemoteDraft | Failure = await response
-        except asyncio.CancelledError:  # deadline, client gone, stop: nobody computes for nobody
+        except asyncio.CancelledError:  # deadline, disconnected client or stop: the replica need not finish
             response.cancel()  # type: ignore[no-untyped-call]
             raise
         return result
 
 
 def _is_lost(error: Exception) -> bool:
-    """Whether the replica or what it said is gone, as against an error of its code or a call that was taken back."""
+    """Whether the replica or its result is lost; an error of its code or a cancelled call is not a loss."""
     return not isinstance(error, RayTaskError | TaskCancelledError)
 
 
@@ -132,14 +135,14 @@ def _as_error(failure: Failure) -> Exception:
 
 
 class RayRuntime(Runtime):
-    """Knows the replicas instead of a model: ready while at least one is."""
+    """A runtime without a model: ready while at least one replica is."""
 
     def __init__(self, settings: Settings, replicas: Replicas, capacity: int) -> None:
         super().__init__(settings)
         self.reason = NO_REPLICA_READY
         self._replicas, self._capacity = replicas, capacity
         self._backend: RayBackend | None = None
-        self._heard = 0.0
+        self._last_description = 0.0
         self._last: tuple[Counter[str], str] | None = None
         self.metrics.watch(
             ready=lambda: self.state == "ready",
@@ -152,22 +155,22 @@ class RayRuntime(Runtime):
         """See ``Runtime``.
 
         Raises:
-            Problem: 503, while no replica is up and once the service stops.
+            Problem: 503 while no replica is ready, or if the service is stopping.
         """
         if self._drain_deadline is not None:
             raise stopping()
         return super().serving()
 
     def start(self) -> None:
-        """Begin to follow the replicas; called on the event loop, returns at once."""
+        """Start to poll the replicas; returns at once."""
         self._backend = RayBackend(self._replicas, self._capacity, self.metrics)
-        self._spawn_background_task(self._follow(self._backend), "follow-replicas")
+        self._spawn_background_task(self._poll(self._backend), "poll-replicas")
 
     async def reload(self) -> ServingState:
-        """Not here: replicas that swap one by one would answer with two bundles, and a new one would not know which.
+        """Refuse: replicas that swap one by one would serve two bundles, and a restarted one could load either.
 
         Raises:
-            Problem: 409, with what to do instead.
+            Problem: 409 with the alternative.
         """
         self.serving()
         self.metrics.reloads.labels("refused").inc()
@@ -178,7 +181,7 @@ class RayRuntime(Runtime):
         )
 
     async def finish(self) -> None:
-        """Take no more and answer all that is in the house within ``drain_timeout_s``."""
+        """Drain: finish or refuse all in-flight requests within ``drain_timeout_s``."""
         self._drain_deadline = time.monotonic() + self.settings.drain_timeout_s
         if self._backend is None:
             return
@@ -188,31 +191,31 @@ class RayRuntime(Runtime):
             log.warning("stopping: %d requests without a draft were refused", count)
         await self._backend.drain(QUEUE_CUTOFF_S)
 
-    async def _follow(self, backend: RayBackend) -> None:
+    async def _poll(self, backend: RayBackend) -> None:
         while True:
             try:
-                asked = self._replicas.broadcast("describe")
-                heard = await asked.results_async(timeout_s=POLL_TIMEOUT_S, return_exceptions=True)
-                self._learn(backend, [one for one in heard if isinstance(one, Description)])
+                responses = self._replicas.broadcast("describe")
+                results = await responses.results_async(timeout_s=POLL_TIMEOUT_S, return_exceptions=True)
+                self._update(backend, [result for result in results if isinstance(result, Description)])
             except DeploymentUnavailableError:
-                self._learn(backend, [])
-            except TimeoutError:  # one that does not answer keeps the others' answers back: drafts tell as well
-                if time.monotonic() - max(self._heard, backend.answered) > STALE_AFTER_S:
-                    self._learn(backend, [])
+                self._update(backend, [])
+            except TimeoutError:  # one slow replica delays all results, so drafts count as a sign of life too
+                if time.monotonic() - max(self._last_description, backend.last_response) > STALE_AFTER_S:
+                    self._update(backend, [])
             except Exception as error:
                 log.error(
-                    "the replicas cannot be asked: %s\n%s", type(error).__name__, format_traceback_locations(error)
+                    "the replicas cannot be polled: %s\n%s", type(error).__name__, format_traceback_locations(error)
                 )
             await asyncio.sleep(POLL_INTERVAL_S)
 
-    def _learn(self, backend: RayBackend, replicas: Sequence[Description]) -> None:
-        """Take the replicas' word for what is served; of several bundles the one that most of them serve."""
+    def _update(self, backend: RayBackend, replicas: Sequence[Description]) -> None:
+        """Update the serving state; if the replicas serve several bundles, the most common one is described."""
         if not replicas:
             if self._serving is not None:
-                log.error("no replica is up")
+                log.error("no replica is ready")
             self._serving, self.state, self.reason, self._last = None, "loading", NO_REPLICA_READY, None
             return
-        self._heard = time.monotonic()
+        self._last_description = time.monotonic()
         backend.waiting = sum(replica.waiting for replica in replicas)
         digests = Counter(replica.model.digest for replica in replicas)
         digest = digests.most_common(1)[0][0]
@@ -227,28 +230,28 @@ class RayRuntime(Runtime):
         self.state = "ready"
 
 
-class _WithoutEcho:
-    """Middleware: Ray Serve's proxy sends a request's id back itself; where the app took it over, once is enough."""
+class _RequestIdDeduplicator:
+    """Middleware that removes the request id header if Ray Serve's proxy adds the same one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def without_echo(message: Message) -> None:
+        async def send_without_duplicate(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 if headers.get(REQUEST_ID) == Headers(scope=scope).get(REQUEST_ID):
                     del headers[REQUEST_ID]
             await send(message)
 
-        await self.app(scope, receive, without_echo if scope["type"] == "http" else send)
+        await self.app(scope, receive, send_without_duplicate if scope["type"] == "http" else send)
 
 
 class Ingress:
     """The app as a Ray Serve deployment; ``serve.ingress()`` wraps it."""
 
     def __init__(self, replicas: Replicas, settings: Settings, capacity: int) -> None:
-        """Keep what the app is made of.
+        """Store the parts of the app.
 
         Args:
             replicas: handle of the deployment of ``ModelReplica``.
@@ -263,9 +266,9 @@ class Ingress:
             self._runtime = RayRuntime(settings, self._replicas, self._capacity)
             return self._runtime
 
-        return _WithoutEcho(create_app(self._settings, make_runtime))
+        return _RequestIdDeduplicator(create_app(self._settings, make_runtime))
 
     async def finish(self) -> None:
-        """Answer what is in the house, take no more; called before Ray Serve is shut down."""
+        """Drain in-flight requests; called before Ray Serve is shut down."""
         if self._runtime is not None:
             await self._runtime.finish()

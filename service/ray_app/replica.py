@@ -1,7 +1,7 @@
-"""A replica of the model under Ray Serve: the service's own engine in a process that Ray starts and replaces.
+"""A replica of the model on Ray Serve: the service's engine in a process that Ray starts and replaces.
 
-Images come as bytes and answers go as plain values: a draft, or a ``Failure`` in words of ours. No exception crosses
-from one process to another, because its message might quote what nobody may read.
+It receives images as bytes and returns plain values: a draft, or a ``Failure`` with a message of this package. No
+exception crosses process borders, because its message might quote a report.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from service.web import logging as logs
 from service.web.problems import Problem, format_traceback_locations
 
 log = logging.getLogger(__name__)
-LOADING_S = 0.05  # between two looks at whether the bundle is loaded
+LOAD_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no draft. ``field`` and ``code`` are those of a ``FieldError``; ``detail`` quotes no patient.
+    """Why there is no draft. ``field`` and ``code`` belong to a ``FieldError``; ``detail`` quotes no report.
 
     Attributes:
-        kind: ``image``: it cannot be read; ``memory``: too little of it; ``busy``: no place; ``gone``: this replica
-            stops or its device is lost, another may answer; ``unforeseen``: the replica's log says where.
+        kind: ``image``: it cannot be read; ``memory``: the device has too little; ``busy``: no free slot; ``gone``:
+            this replica stops or its device is lost, another may draft; ``unexpected``: see the replica's log.
     """
 
-    kind: Literal["image", "memory", "busy", "gone", "unforeseen"]
+    kind: Literal["image", "memory", "busy", "gone", "unexpected"]
     detail: str
     field: str = ""
     code: str = ""
@@ -41,7 +41,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Description:
-    """What a replica serves, and how many studies wait in it."""
+    """What a replica serves, and how many studies are in its queue."""
 
     model: ModelInfo
     device: str
@@ -66,7 +66,7 @@ class ModelReplica:
         self._runtime = Runtime(settings)
         self._runtime.start()
         while self._runtime.state == "loading":
-            await asyncio.sleep(LOADING_S)
+            await asyncio.sleep(LOAD_POLL_S)
         self.check_health()
 
     async def draft(self, images: dict[str, bytes], options: DraftOptions) -> RemoteDraft | Failure:
@@ -88,15 +88,15 @@ class ModelReplica:
             return Failure("busy", error.reason)
         except (DeviceLostError, ClosedError) as error:
             return Failure("gone", str(error))
-        except Problem as problem:  # the device was lost before
+        except Problem as problem:  # the device is lost already
             return Failure("gone", problem.detail)
         except Exception as error:
-            log.error("unforeseen %s\n%s", type(error).__name__, format_traceback_locations(error))
-            return Failure("unforeseen", type(error).__name__)
+            log.error("unexpected %s\n%s", type(error).__name__, format_traceback_locations(error))
+            return Failure("unexpected", type(error).__name__)
         return RemoteDraft(**vars(draft), model=serving.model)
 
     async def describe(self) -> Description | None:
-        """What is served; None once the device is lost."""
+        """Describe what is served; None if the device is lost."""
         try:
             serving = self._runtime.serving()
         except Problem:
@@ -105,10 +105,10 @@ class ModelReplica:
         return Description(serving.model, serving.device, index.cases, index.texts, serving.backend.waiting)
 
     def check_health(self) -> None:
-        """For Ray Serve, which replaces a replica that fails here.
+        """Ray Serve replaces a replica whose health check fails.
 
         Raises:
-            RuntimeError: the bundle could not be loaded, or the device was lost or does not end a batch.
+            RuntimeError: the bundle could not be loaded, the device was lost, or a batch does not end.
         """
         if self._runtime.state == "failed":
             raise RuntimeError(self._runtime.reason)
