@@ -7,16 +7,49 @@ works by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.network.late_import import put_off
 
-with put_off("torch._dynamo.utils", "is_compile_supported"):  # PyTorch's compiler: two seconds, 140 MB
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Let torchvision import one function of PyTorch's compiler without importing the compiler: 2 s and 140 MB.
+
+    The function imports it when it is called. Any other name that the block imports from the module does so at once.
+    """
+    name = "torch._dynamo.utils"
+    if name in sys.modules:
+        yield
+        return
+    stand_in = ModuleType(name)
+
+    def attribute_of_real(attribute: str) -> Any:
+        if attribute.startswith("__"):  # a query of the import system
+            raise AttributeError(attribute)
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
+        return getattr(importlib.import_module(name), attribute)
+
+    vars(stand_in)["__getattr__"] = attribute_of_real
+    vars(stand_in)["is_compile_supported"] = lambda kind: attribute_of_real("is_compile_supported")(kind)
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
+
+
+with _without_compiler():
     from torchvision import models
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
