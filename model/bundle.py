@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from model.calibration.schema import Calibration
 from model.config import BundleConfig
-from model.decoding.mbr import MbrTable
+from model.decoding.mbr_table import MbrTable
 from model.files import file_sha256, replace_folder
 from model.manifest import MANIFEST, REQUIRED, BundleError, Manifest, verify_bundle, write_manifest
 from model.network.backbone import Backbone

@@ -1,4 +1,4 @@
-"""Frozen, validated configuration that lives in the bundle and is rebuilt from it."""
+"""Frozen, validated configuration, stored in ``config.json`` of a bundle."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class ModelConfig(Frozen):
 
 
 class PreprocessingConfig(Frozen):
-    """How pixels are prepared: grey, squashed to ``image_size`` squared, normalised by the backbone's own buffers.
+    """Preparation of pixels: grey, squashed to ``image_size`` squared, normalised by buffers of the backbone.
 
     Attributes:
         image_size: S, side of the squares in pixels.
@@ -106,14 +106,14 @@ class PreprocessingConfig(Frozen):
 
 
 class ConsensusConfig(Frozen):
-    """How ``consensus`` decoding weighs and searches (``model.decoding.mbr``).
+    """Reward and search of MBR decoding (``model.decoding.mbr``).
 
     Attributes:
-        temperature: of the softmax by which a study's images weigh the training cases.
+        temperature: of the softmax that weights the training cases by similarity.
         cider: weight of the expected CIDEr-D, 0 to 10.
         bleu4: weight of the expected BLEU-4, 0 to 1.
-        rouge: weight of the mean ROUGE-L with the candidates, 0 to 1, each weighed by how probable its expected CIDEr-D
-            makes it: the words of a report stand in an order that the cases' vectors do not tell.
+        rouge: weight of the mean ROUGE-L with the candidates, 0 to 1, each candidate weighted by its expected CIDEr-D;
+            n-gram vectors ignore the order of sentences, ROUGE-L does not.
         finding: weight of a named finding: its probability less ``finding_threshold``.
         finding_threshold: probability from which a finding is worth naming (``finding_cost`` in ``config.json``).
         classifier_weight: share of the finding classifier in that probability; the rest is the share of the similar
@@ -138,20 +138,20 @@ class DecodingConfig(Frozen):
 
     Attributes:
         method: ``beam``; ``greedy`` (``beam`` of size 1 is greedy); ``rerank``: the beam's report and ``candidates``
-            sampled ones, of which the one is taken that best joins probability and likeness to the images; or
-            ``consensus``: the report that the sentences of these make with the highest expected reward.
-        beam_size: hypotheses kept.
+            sampled ones, ranked by probability and similarity to the images; or ``consensus``, MBR decoding: the
+            report of the highest expected reward that the sentences of these candidates can form.
+        beam_size: live hypotheses.
         length_penalty: alpha; finished hypotheses are ranked by log-probability / length**alpha. 0 ranks by the sum.
         block_trigrams: never repeat a trigram.
-        trigram_penalty: taken from the log-probability of a word for each earlier time that it ended the same trigram;
-            the softer rule of published R2Gen models, 2 × 0.693.
+        trigram_penalty: subtracted from the log-probability of a word for each earlier occurrence of the trigram that
+            it would complete; the softer rule of published R2Gen models, 2 × 0.693.
         finished_beams_occupy_slots: a hypothesis that ends takes one of the ``beam_size`` slots of its step (published
             R2Gen); else the best ``beam_size`` unfinished ones stay live. ``ended_keep_place`` in ``config.json``.
         min_length: tokens before the end token is allowed.
         suppress: words that are never generated (the archive's redaction mark ``xxxx``, ``<unk>``).
         candidates: reports sampled for ``rerank`` and ``consensus``.
         temperature: of their sampling.
-        similarity_weight: in ``rerank``, weight of the cosine between study and report embedding, against the mean
+        similarity_weight: in ``rerank``, weight of the cosine between study and report embedding, added to the mean
             log-probability of a word.
         consensus: reward and search of ``consensus``.
     """
@@ -171,7 +171,7 @@ class DecodingConfig(Frozen):
 
 
 class RetrievalConfig(Frozen):
-    """Facts about the index in the bundle: ``k`` cases condition the model, of ``cases`` vectors of width ``dim``."""
+    """The index of the bundle: ``cases`` vectors of width ``dim``, of which ``k`` condition the model."""
 
     k: Count = 5
     dim: Count = 256
@@ -179,7 +179,7 @@ class RetrievalConfig(Frozen):
 
 
 class BundleConfig(Frozen):
-    """``config.json`` of a bundle: all that is needed to rebuild the model and to say where it came from.
+    """``config.json`` of a bundle: everything needed to rebuild the model, and its provenance.
 
     Attributes:
         schema_version: of the bundle's layout.

@@ -9,7 +9,8 @@ import pytest
 from pycocoevalcap.rouge.rouge import Rouge
 
 from model.config import ConsensusConfig
-from model.decoding.mbr import LENGTHS, Expectation, MbrSearch, MbrTable, NgramCounts, Sentence, ngram_keys, rouge_l
+from model.decoding.mbr import MbrSearch, Sentence, rouge_l
+from model.decoding.mbr_table import LENGTHS, Expectation, MbrTable, NgramCounts, ngram_keys
 from model.text.labeler import FINDINGS
 from model.text.tokenizer import Tokenizer
 from training.data.studies import Study
@@ -173,7 +174,7 @@ def test_table_round_trip_and_damage(table: MbrTable, tmp_path: Path) -> None:
     one, other = (t.expect(study, 0.1).scores(drafts) for t in (table, again))
     np.testing.assert_allclose(one, other, rtol=1e-5)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"consensus\.safetensors is no consensus table"):
+    with pytest.raises(ValueError, match=r"consensus\.safetensors is no table of MBR decoding"):
         MbrTable.load(path)
     with pytest.raises(OSError, match="cannot be written"):
         table.save(tmp_path / "gone" / "consensus.safetensors")

@@ -13,7 +13,7 @@ from torch import Tensor
 from model.bundle import CONSENSUS, load_bundle, write_bundle
 from model.config import BundleConfig, ConsensusConfig, DecodingConfig
 from model.decoding.generate import draw_candidates, generate, mbr_search
-from model.decoding.mbr import MbrTable
+from model.decoding.mbr_table import MbrTable
 from model.decoding.search import Constraints, beam_search
 from model.drafter import Drafter
 from model.manifest import BundleError

@@ -15,7 +15,7 @@ import torch
 
 from model.bundle import write_bundle
 from model.config import BundleConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
-from model.decoding.mbr import MbrTable
+from model.decoding.mbr_table import MbrTable
 from model.network.backbone import Backbone
 from model.network.report_model import ReportModel
 from model.text.tokenizer import Tokenizer

@@ -1,11 +1,11 @@
-"""Checks of the images themselves, by pooled features that the backbone gives anyway: which view, how unusual.
+"""Image checks on the pooled features of the backbone: which view, and how far out of distribution (OOD).
 
-How unusual is the worst of several parts: the distance from where the training radiographs of the nearer view lie
-(Lee et al. 2018, "A Simple Unified Framework for Detecting Out-of-Distribution Samples"), with what no direction holds
-and statistics of the grey values among the numbers; and a head for each way in which an export goes wrong.
+The OOD score is the largest of several components: the Mahalanobis distance from the training radiographs of the nearer
+view (Lee et al. 2018, "A Simple Unified Framework for Detecting Out-of-Distribution Samples"), over projections of the
+features, the length of their residual and statistics of the grey values; and one linear head per way in which an export
+goes wrong (turned, mirrored, negative).
 
-A view is put right only where the head is as good as certain and nothing about the image is unusual; of a cat, no
-view is right.
+A view is corrected only where the view head is nearly certain and no image of the study is out of distribution.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ WARNINGS: dict[str, str] = {  # code -> when; docs/api.md holds the same
 
 @dataclass(frozen=True)
 class ViewAssessment:
-    """As what the images of a study are read.
+    """Result of the checks of one study.
 
     Attributes:
-        views: of each image.
-        checks: of each image: probability that it is a frontal, and the share of radiographs that look less unusual;
-            empty where nothing was calibrated.
+        views: the view that each image is read as.
+        checks: probability of a frontal and OOD percentile of each image; empty without a calibration.
         warnings: for the reader of the draft.
     """
 
@@ -43,7 +42,7 @@ class ViewAssessment:
 
 
 def unchecked(views: Sequence[View]) -> ViewAssessment:
-    """Without any check."""
+    """The declared views, without any check."""
     return ViewAssessment(tuple(views))
 
 
@@ -57,7 +56,7 @@ def assess_views(
         sent: view of each image, as it was sent.
         pooled: (V, D) pooled features of the backbone.
         pixels: (V, S, S) uint8.
-        correct: put views right; else they stay as sent.
+        correct: correct views; else they stay as sent.
     """
     projections, residual = project(calibration.features, pooled)
     frontal = sigmoid(_on(calibration.view.line, projections[:, 0]))
@@ -65,22 +64,22 @@ def assess_views(
         calibration.unusual, ood_scores(calibration.unusual, projections, residual, statistics(pixels))
     )
     warned = unusual >= calibration.unusual.warn_from
-    views, warnings = tuple(sent), [_unusual(view) for view, strange in zip(sent, warned, strict=True) if strange]
+    views, warnings = tuple(sent), [_unusual(view) for view, is_ood in zip(sent, warned, strict=True) if is_ood]
     if correct and not warned.any():
-        views, found = _put_right(sent, frontal.tolist(), calibration.view.certain)
+        views, found = _corrected_views(sent, frontal.tolist(), calibration.view.certain)
         warnings += found
     return ViewAssessment(views, tuple(zip(frontal.tolist(), unusual.tolist(), strict=True)), tuple(warnings))
 
 
 def project(features: Features, pooled: Floats) -> tuple[Floats, Floats]:
-    """How far images lie along each direction, and beside all of them.
+    """Project pooled features on the directions of the calibration.
 
     Args:
-        features: directions and what is standard.
+        features: directions, and mean and scale of standardised features.
         pooled: (N, D).
 
     Returns:
-        (N, R), and (N,) the logarithm of the length of what no direction holds.
+        Projections (N, R), and the logarithm of the length of the residual (N,).
     """
     standard = (pooled - features.centre.array) * features.scale.array
     directions = features.directions.array
@@ -91,10 +90,10 @@ def project(features: Features, pooled: Floats) -> tuple[Floats, Floats]:
 
 
 def statistics(pixels: Pixels) -> Floats:
-    """What the grey values alone say of images: (N, S, S) uint8 -> (N, 8), each about -1 to 1.
+    """Statistics of grey values: (N, S, S) uint8 -> (N, 8), each about -1 to 1.
 
-    Mean, spread, shares of black and of white, likeness to the mirror image and to the image upside down, roughness,
-    and how much brighter the middle is than the rim.
+    Mean, standard deviation, shares of black and of white, correlation with the mirrored and with the flipped image,
+    roughness, and the mean of the centre minus the mean of the image.
     """
     grey = pixels.astype(np.float32) / 255
     size = pixels.shape[-1]
@@ -120,8 +119,8 @@ def _correlation(a: Floats, b: Floats) -> Floats:
     """Correlation of images, (N,); 0 where one is blank."""
     a, b = a - a.mean((1, 2), keepdims=True), b - b.mean((1, 2), keepdims=True)
     lengths: Floats = np.sqrt((a * a).sum((1, 2)) * (b * b).sum((1, 2)))
-    likeness: Floats = (a * b).sum((1, 2)) / np.maximum(lengths, 1e-3)
-    return likeness
+    correlation: Floats = (a * b).sum((1, 2)) / np.maximum(lengths, 1e-3)
+    return correlation
 
 
 def feature_vector(heads: int, projections: Floats, residual: Floats, grey: Floats) -> Floats:
@@ -138,21 +137,23 @@ def distance(view: Gaussian, values: Floats) -> Floats:
 def component_scores(
     heads: Sequence[OodHead], views: Sequence[Gaussian], projections: Floats, residual: Floats, grey: Floats
 ) -> Floats:
-    """The parts of the score, without their units: distance from the nearer view, and each head's logit: (N, 1 + H)."""
+    """Distance from the nearer view and the logit of each head, without units: (N, 1 + H)."""
     values = feature_vector(len(heads), projections, residual, grey)
     nearest = np.min([distance(view, values) for view in views], axis=0)
-    return np.column_stack([nearest, *(_on(head.line, projections[:, 1 + place]) for place, head in enumerate(heads))])
+    return np.column_stack(
+        [nearest, *(_on(head.line, projections[:, 1 + number]) for number, head in enumerate(heads))]
+    )
 
 
 def ood_scores(unusual: OutOfDistribution, projections: Floats, residual: Floats, grey: Floats) -> Floats:
-    """The worst part of each image, in its unit: (N,)."""
+    """Largest component of each image, in its unit: (N,)."""
     found = component_scores(unusual.heads, unusual.views, projections, residual, grey)
-    worst: Floats = np.max([_on(unit, found[:, place]) for place, unit in enumerate(unusual.units)], axis=0)
+    worst: Floats = np.max([_on(unit, found[:, number]) for number, unit in enumerate(unusual.units)], axis=0)
     return worst
 
 
 def percentile(unusual: OutOfDistribution, ood_score: Floats) -> Floats:
-    """Share of the radiographs of the calibration that score less: (N,), 0 to 1."""
+    """Share of the calibration radiographs with a lower score: (N,), 0 to 1."""
     quantiles = np.array(unusual.quantiles, np.float32)
     return np.interp(ood_score, quantiles, np.linspace(0, 1, len(quantiles)))
 
@@ -167,10 +168,10 @@ def _on(line: LinearScore, values: Floats) -> Floats:
     return line.slope * values + line.bias
 
 
-def _put_right(
+def _corrected_views(
     sent: Sequence[View], frontal: Sequence[float], certain: float
 ) -> tuple[tuple[View, ...], list[DraftWarning]]:
-    """Views as they should be read, and what was done."""
+    """Views to read the images as, and a warning for each correction."""
     other = [1 - p if view is View.FRONTAL else p for view, p in zip(sent, frontal, strict=True)]
     if max(other) < certain or list(sent) not in ([View.FRONTAL], [View.LATERAL], list(View)):
         return tuple(sent), []

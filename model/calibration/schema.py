@@ -1,7 +1,7 @@
-"""``calibration.json`` of a bundle: what validation images taught about how far the model can be trusted.
+"""``calibration.json`` of a bundle: view check, out-of-distribution (OOD) score and sentence confidence.
 
-Three checks: of each image's view, of how unusual it looks, and of each sentence. All of it is numbers: no image, no
-text. ``python -m training.calibrate`` fits it; ``model.image_checks`` and ``model.sentence_checks`` apply it.
+It holds numbers only, no image and no text. ``python -m training.calibrate`` fits it on training and validation
+images; ``model.calibration.ood`` and ``model.calibration.sentence_confidence`` apply it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from model.config import Frozen
 from model.text.labeler import FINDINGS
 
 Floats = npt.NDArray[np.floating]
-STATISTICS = 8  # numbers that ``model.image_checks.statistics`` gives
+STATISTICS = 8  # length of ``model.calibration.ood.statistics``
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Kind = Literal["present", "absent", "other"]
 
@@ -32,7 +32,7 @@ class PackedArray(Frozen):
         shape: of the array.
         dtype: ``int8`` or ``float16``.
         data: base64 of the bytes.
-        step: what a stored 1 is worth.
+        step: value of a stored 1.
     """
 
     shape: tuple[Annotated[int, Field(ge=1)], ...]
@@ -54,12 +54,12 @@ class PackedArray(Frozen):
 
     @property
     def array(self) -> Floats:
-        """The values as float32, not to be written to."""
+        """The values as float32, read-only."""
         return _unpacked(self)
 
     @classmethod
     def of(cls, values: npt.NDArray[np.floating], dtype: Literal["int8", "float16"]) -> Self:
-        """Pack an array, which loses digits: ``int8`` keeps 127 steps on either side of 0, ``float16`` three digits."""
+        """Pack an array with loss: ``int8`` keeps 127 steps on either side of 0, ``float16`` three digits."""
         most = float(np.abs(values).max()) or 1.0
         step = most / 127 if dtype == "int8" else most
         narrow = np.rint(values / step).astype("i1") if dtype == "int8" else (values / step).astype("<f2")
@@ -83,13 +83,13 @@ class LinearScore(Frozen):
 
 
 class Features(Frozen):
-    """How the D pooled features of an image become a few numbers.
+    """Linear projection of the D pooled features of an image.
 
     Attributes:
-        centre: (D,) taken from the features.
-        scale: (D,) what is left is multiplied with.
-        directions: (R, D) along which that is measured: first that of the view, then one for each of
-            ``OutOfDistribution.heads``, then those in which radiographs differ most.
+        centre: (D,) subtracted from the features.
+        scale: (D,) multiplied with the difference.
+        directions: (R, D) to project on: the view, then each of ``OutOfDistribution.heads``, then the principal
+            components of radiographs.
     """
 
     centre: PackedArray
@@ -113,8 +113,8 @@ class ViewCheck(Frozen):
     """Frontal or lateral.
 
     Attributes:
-        line: logit of a frontal, by the first direction.
-        certain: probability of the other view from which the one that was sent is not believed.
+        line: logit of a frontal, from the first projection.
+        certain: probability of the other view from which the declared view is corrected.
     """
 
     line: LinearScore
@@ -122,14 +122,14 @@ class ViewCheck(Frozen):
 
 
 class OodHead(Frozen):
-    """One way for a radiograph to be wrong, ``name``, and its logit by the direction of its place."""
+    """One kind of faulty radiograph, ``name``, and its logit from the projection with the same index."""
 
     name: str
     line: LinearScore
 
 
 class Gaussian(Frozen):
-    """Where the numbers of one view's radiographs lie: ``mean`` (M,), and ``whitening`` (M, M) to unit spread."""
+    """Distribution of one view's radiographs: ``mean`` (M,), and ``whitening`` (M, M) to unit variance."""
 
     mean: PackedArray
     whitening: PackedArray
@@ -145,15 +145,14 @@ class Gaussian(Frozen):
 
 
 class OutOfDistribution(Frozen):
-    """How unlike the radiographs of the fit an image is: the worst of several parts, each in units of its own.
+    """OOD score: the largest of several components, each in its unit.
 
     Attributes:
-        heads: ways to be wrong that were shown to the fit.
-        views: where upright frontals and laterals lie; an image is as far as from the nearer of them.
-        units: (1 + heads) of each part, that of the distance first: a part of 0 is ordinary, of 1 rare.
-        quantiles: of the worst part, over radiographs that the fit did not see, evenly from the least to the most
-            unusual of them.
-        warn_from: share of radiographs that look less unusual, from which a warning is given.
+        heads: kinds of faulty radiographs in the fit.
+        views: distributions of upright frontals and laterals; the distance from the nearer one counts.
+        units: (1 + heads) scale of each component, the distance first: 0 is ordinary, 1 is rare.
+        quantiles: of the score over radiographs outside the fit, evenly spaced from 0 to 1.
+        warn_from: OOD percentile from which a warning is given.
     """
 
     heads: tuple[OodHead, ...]
@@ -171,7 +170,7 @@ class OutOfDistribution(Frozen):
 
 
 class SentenceWeights(Frozen):
-    """Of a sentence's logit: ``words``, ``cases`` and ``images`` speak for it, ``bias`` is what is left."""
+    """Linear weights of a sentence's logit over the three inputs of ``sentence_confidence.features``."""
 
     bias: Number
     words: Number
@@ -180,7 +179,7 @@ class SentenceWeights(Frozen):
 
 
 class Confidence(Frozen):
-    """Probability that a sentence is right, by what it states: a finding, only that findings are absent, or neither."""
+    """Confidence of a sentence by its kind: it states a finding, only absent findings, or none."""
 
     present: SentenceWeights
     absent: SentenceWeights
@@ -188,7 +187,7 @@ class Confidence(Frozen):
 
 
 class Support(Frozen):
-    """Probability by the pretrained head from which the images support a finding; never for one that is left out."""
+    """Classifier probability from which the images support a finding; a finding that is left out has no support."""
 
     thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]]
 
@@ -205,11 +204,11 @@ class Calibration(Frozen):
 
     Attributes:
         schema_version: of this layout.
-        weights_sha256: digest of the ``model.safetensors`` that it was fitted to; it fits no other.
-        fitted_on: counts of what it was fitted to.
+        weights_sha256: digest of the ``model.safetensors`` that it was fitted to; valid for no other.
+        fitted_on: counts of the data of the fit.
         features: of an image.
         view: check of its view.
-        unusual: how unusual it looks.
+        unusual: its OOD score.
         confidence: of a sentence.
         support: of a sentence.
     """

@@ -1,7 +1,7 @@
-"""How far a sentence of a draft can be believed: what speaks for it besides its words, its confidence, its support.
+"""Confidence and support of a sentence, from its words and from the evidence of its study.
 
-What a sentence states is read by the labeler. The evidence is that of the study: how many of the nearest training
-cases have a finding, and what the pretrained head sees of it in the images.
+The labeler extracts the findings of a sentence. The evidence of a study is the share of the nearest training cases
+with a finding, and the probability of the finding by the classifier of the model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from model.text.labeler import FINDINGS, NO_FINDING, label_report
 from model.types import DraftWarning, Label
 
 NEIGHBOURS: Final = 50
-"""Training cases that are asked what they have."""
+"""Nearest training cases whose labels count as evidence."""
 
 _POSITIVE: Final = ("present", "uncertain")
 _CERTAIN: Final = 0.02  # shares and probabilities nearer to 0 or 1 count as this near
@@ -26,12 +26,12 @@ _CERTAIN: Final = 0.02  # shares and probabilities nearer to 0 or 1 count as thi
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a study's images say of each finding.
+    """Evidence of a study's images for each finding.
 
     Attributes:
         cases: finding -> share of the nearest cases that have it present or uncertain; empty without an index.
-        images: finding -> its probability by the pretrained head; empty without one.
-        shown: findings that one of the nearest K cases, those beside the draft, has present or uncertain.
+        images: finding -> its probability by the finding classifier; empty without one.
+        shown: findings that one of the nearest K cases, those shown with the draft, has present or uncertain.
     """
 
     cases: Mapping[str, float]
@@ -42,24 +42,24 @@ class Evidence:
     def of(
         cls,
         labels: Sequence[Mapping[str, str | None]],
-        beside: int,
-        head: npt.NDArray[np.float32] | None,
+        shown: int,
+        classified: npt.NDArray[np.float32] | None,
     ) -> Evidence:
-        """Gather it.
+        """Collect the evidence of one study.
 
         Args:
             labels: of the nearest cases, nearest first.
-            beside: how many of them stand beside the draft.
-            head: (14,) probabilities of the findings, or None.
+            shown: how many of them are shown with the draft.
+            classified: (14,) probabilities of the findings, or None.
         """
         has = [frozenset(name for name, label in one.items() if label in _POSITIVE) for one in labels]
         cases = {name: sum(name in one for one in has) / len(has) for name in FINDINGS} if has else {}
-        images = {} if head is None else dict(zip(FINDINGS, head.tolist(), strict=True))
-        return cls(cases, images, frozenset().union(*has[:beside]))
+        images = {} if classified is None else dict(zip(FINDINGS, classified.tolist(), strict=True))
+        return cls(cases, images, frozenset().union(*has[:shown]))
 
 
 def named_findings(text: str) -> dict[str, Label]:
-    """Findings that a sentence names; that it names none is no finding of its own."""
+    """Findings that a sentence names. No Finding is never one of them."""
     return {name: label for name, label in label_report(text).items() if label is not None and name != NO_FINDING}
 
 
@@ -71,10 +71,9 @@ def kind_of(labels: Mapping[str, Label]) -> Kind:
 
 
 def features(words: float, labels: Mapping[str, Label], evidence: Evidence) -> tuple[float, float, float]:
-    """Logits of the words' probability, of the cases' share and of the head's probability that speak for a sentence.
+    """Logits of three probabilities of a sentence: by its words, by the share of cases, by the classifier.
 
-    Of several findings the one that the evidence supports least counts. 0 where there is no such evidence, as for a
-    sentence that names no finding.
+    Of several findings the least supported one counts. 0 without such evidence, or where no finding is named.
 
     Args:
         words: geometric mean of the probabilities of the sentence's words.
@@ -91,7 +90,7 @@ def features(words: float, labels: Mapping[str, Label], evidence: Evidence) -> t
 
 
 def confidence(calibration: Confidence, words: float, labels: Mapping[str, Label], evidence: Evidence) -> float:
-    """Probability that a sentence is right; arguments as for ``features``."""
+    """Calibrated probability that a sentence is correct; arguments as for ``features``."""
     weights: SentenceWeights = getattr(calibration, kind_of(labels))
     of_words, of_cases, of_images = features(words, labels, evidence)
     logit = weights.bias + weights.words * of_words + weights.cases * of_cases + weights.images * of_images
@@ -99,7 +98,7 @@ def confidence(calibration: Confidence, words: float, labels: Mapping[str, Label
 
 
 def supported(calibration: Support, labels: Mapping[str, Label], evidence: Evidence) -> bool | None:
-    """Whether a case beside the draft, or the images, speak for all that a sentence calls present or possible.
+    """Whether a shown case or the images support every finding that a sentence calls present or possible.
 
     None where it calls none so.
     """

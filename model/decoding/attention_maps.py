@@ -1,8 +1,8 @@
-"""Where the decoder looked while it wrote: its cross-attention, by one teacher-forced pass over the finished words.
+"""Cross-attention of the decoder, by one teacher-forced pass over a finished report.
 
-The weights are those of the last layer, whose reading goes into the word itself, mean over the heads. They are over
-encoded tokens: the encoder has let each of them see the others, so a weight says which token was read, not which pixels
-decided. Drafting itself keeps no weights; the pass is made only for who asks.
+The weights are those of the last layer, whose output becomes the word, mean over the heads. They are over encoded
+tokens, each of which has attended to all others in the encoder: a weight shows which token was read, not which pixels
+decided. Decoding keeps no weights; the extra pass runs on request only.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class WordAttention:
         """Mean over the words ``start`` to ``end`` (excluded) of a study whose images show ``views`` in this order."""
         weights = self.weights[study, start:end].mean(dim=0)
         patches: dict[str, tuple[tuple[float, ...], ...]] = {}
-        for place, view in enumerate(views):
-            before = list(views[:place]).count(view)
+        for position, view in enumerate(views):
+            before = list(views[:position]).count(view)
             name = f"{view}-{before + 1}" if before else view
-            grid = weights[place * self.grid**2 : (place + 1) * self.grid**2].view(self.grid, self.grid)
+            grid = weights[position * self.grid**2 : (position + 1) * self.grid**2].view(self.grid, self.grid)
             patches[name] = tuple(tuple(row) for row in grid.tolist())
         cases = weights[self.patches : self.patches + self.cases[study]]
         return SentenceAttention(patches, tuple(cases.tolist()))
@@ -49,12 +49,12 @@ class WordAttention:
 
 @torch.no_grad()
 def attention_of(model: ReportModel, encoded: Encoded, patches: Patches, ids: Tensor, bos_id: int) -> WordAttention:
-    """What each word of finished reports ``ids`` (B, T), without bos, looked at.
+    """Attention of each word of finished reports ``ids`` (B, T), without bos.
 
     Args:
         model: in eval mode.
         encoded: B studies.
-        patches: from which they were encoded.
+        patches: the input of ``encode`` for these studies.
         ids: as generated.
         bos_id: of the tokenizer.
     """

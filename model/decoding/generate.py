@@ -1,7 +1,7 @@
-"""From encoded studies to reports by the configured method: beam or greedy search alone, or a choice among candidates.
+"""From encoded studies to reports by the configured method: beam or greedy search, reranking, or MBR decoding.
 
-Candidates are the beam's report and sampled ones. Every study draws from the same noise, so its result depends neither
-on batch mates nor on the time of day.
+Reranking and MBR decoding start from candidates: the beam's report and sampled ones. Every study draws from the same
+seeded noise, so its result depends neither on batch mates nor on earlier calls.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from model.config import DecodingConfig
-from model.decoding.mbr import MbrSearch, MbrTable, Sentence
+from model.decoding.mbr import MbrSearch, Sentence
+from model.decoding.mbr_table import MbrTable
 from model.decoding.search import NEVER, Constraints, Generated, autoregressive_decode, beam_search, greedy
 from model.network.report_model import Encoded, ReportModel, inputs_of
 from model.text.labeler import FINDINGS, NO_FINDING, label_report
@@ -33,25 +34,25 @@ def generate(
     findings: Tensor | None = None,
     consensus: MbrTable | None = None,
 ) -> Generated:
-    """Write a report for every study of ``encoded`` by the configured method.
+    """Decode a report for every study of ``encoded`` by the configured method.
 
     Args:
         model: in eval mode.
         encoded: B studies.
         tokenizer: of the model.
         config: method and constraints.
-        beam_size: in place of the configured one.
-        study: (B, E) study embeddings, unit length; needed by ``rerank`` and ``consensus``.
-        findings: (B, 14) probabilities of the findings by the pretrained head, for ``consensus``, or None.
-        consensus: what the training cases say; needed by ``consensus``.
+        beam_size: overrides the configured one.
+        study: (B, E) study embeddings, unit length; ``rerank`` and ``consensus`` need them.
+        findings: (B, 14) probabilities by the finding classifier, for ``consensus``, or None.
+        consensus: table of the training cases; ``consensus`` needs it.
 
     Raises:
-        ValueError: ``rerank`` or ``consensus`` without what it needs.
+        ValueError: ``rerank`` or ``consensus`` without their inputs.
     """
     constraints = Constraints.of(config, tokenizer)
-    chooses = config.method in ("rerank", "consensus")
+    needs_candidates = config.method in ("rerank", "consensus")
     best = search(model, encoded, constraints, tokenizer.bos_id, config, beam_size)
-    if not chooses:
+    if not needs_candidates:
         return best
     if study is None:
         raise ValueError(
@@ -69,7 +70,7 @@ def search(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, config: DecodingConfig,
     beam_size: int | None = None,
 ) -> Generated:  # fmt: skip
-    """The most probable report that beam search finds; ``beam_size`` in place of the configured one, 1 is greedy."""
+    """The most probable report that beam search finds; ``beam_size`` overrides the configured one, 1 is greedy."""
     beams = beam_size or (1 if config.method == "greedy" else config.beam_size)
     if beams == 1:
         return greedy(model, encoded, constraints, bos_id)
@@ -97,7 +98,7 @@ def _rerank(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, config: DecodingConfig,
     study: Tensor, ids: Tensor,
 ) -> Generated:  # fmt: skip
-    """Of the candidates (B, n, T) the best by mean log-probability and similarity to the study."""
+    """The best of the candidates (B, n, T) by mean log-probability and similarity to the study."""
     log_probs, mean, image_text_similarity = score_candidates(model, encoded, constraints, bos_id, study, ids)
     score = mean + config.similarity_weight * image_text_similarity
     rows, winner = torch.arange(len(ids), device=ids.device), score.argmax(dim=1)
@@ -108,7 +109,7 @@ def _rerank(
 def score_candidates(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, study: Tensor, ids: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What reranking goes by.
+    """Score candidates for reranking.
 
     The similarity is the cosine that the retriever was trained for: study embedding against the text tower's embedding
     of the candidate. A phrase that suits every patient is probable, but not similar to the images of this one.
@@ -136,7 +137,7 @@ def _mbr_decode(
     model: ReportModel, encoded: Encoded, constraints: Constraints, tokenizer: Tokenizer, config: DecodingConfig,
     study: Tensor, findings: Tensor | None, consensus: MbrTable, ids: Tensor,
 ) -> Generated:  # fmt: skip
-    """The report of the highest expected reward that the sentences of the candidates (B, n, T) make."""
+    """The report of the highest expected reward that the sentences of the candidates (B, n, T) can form."""
     chosen, rewards = mbr_search(tokenizer, config, study, findings, consensus, ids)
     one = chosen.unsqueeze(1)
     log_probs = _log_probs(model, encoded, constraints, inputs_of(chosen, tokenizer.bos_id), one)
@@ -147,32 +148,32 @@ def mbr_search(
     tokenizer: Tokenizer, config: DecodingConfig, study: Tensor, findings: Tensor | None, consensus: MbrTable,
     ids: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Choose and improve a report for each study.
+    """Search the report of the highest expected reward for each study.
 
     Args:
-        tokenizer: of the model that wrote.
-        config: its ``consensus`` weighs and searches.
+        tokenizer: of the model.
+        config: ``consensus`` holds the weights and bounds of the search.
         study: (B, E) study embeddings, unit length.
-        findings: (B, 14) probabilities of the findings by the pretrained head, or None.
-        consensus: what the training cases say.
+        findings: (B, 14) probabilities by the finding classifier, or None.
+        consensus: table of the training cases.
         ids: (B, n, T) candidates.
 
     Returns:
         Reports (B, T) and their expected rewards (B,).
     """
     embedded = study.float().cpu().numpy()
-    chances = None if findings is None else findings.float().cpu().numpy()
+    classified = None if findings is None else findings.float().cpu().numpy()
     chosen = torch.zeros_like(ids[:, 0])
     rewards = []
     for row, candidates in enumerate(ids.tolist()):
         search = MbrSearch(
             consensus.expect(embedded[row], config.consensus.temperature),
-            None if chances is None else chances[row],
-            lambda sentence: _reading(tokenizer, sentence),
+            None if classified is None else classified[row],
+            lambda sentence: _extract_findings(tokenizer, sentence),
             config.consensus,
         )
         reports = [written for words in candidates if (written := _sentences(tokenizer, words))]
-        if not reports:  # nothing was written to its full stop: the first candidate as it is
+        if not reports:  # no candidate has a complete sentence: keep the first as it is
             chosen[row] = ids[row, 0]
             rewards.append(0.0)
             continue
@@ -184,14 +185,14 @@ def mbr_search(
 
 
 def _sentences(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[Sentence, ...]:
-    """Complete sentences of a written report; what a cut left of the last one is dropped."""
-    end = next((place for place, token in enumerate(ids) if token in (0, tokenizer.eos_id)), len(ids))
+    """Complete sentences of a report; a truncated last one is dropped."""
+    end = next((position for position, token in enumerate(ids) if token in (0, tokenizer.eos_id)), len(ids))
     words = [tokenizer.tokens[token] for token in ids[:end]]
     return tuple(tuple(ids[a:b]) for a, b in split_sentences(words) if words[b - 1] == "." and b - a > 1)
 
 
 @lru_cache(maxsize=50_000)
-def _reading(tokenizer: Tokenizer, sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
+def _extract_findings(tokenizer: Tokenizer, sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
     labels = label_report(tokenizer.decode(sentence))
     present, absent = (
         frozenset(row for row, name in enumerate(FINDINGS) if name != NO_FINDING and labels[name] == state)

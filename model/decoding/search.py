@@ -16,7 +16,7 @@ from model.network.report_model import Encoded, ReportModel
 from model.text.tokenizer import Tokenizer
 
 NEVER = float("-inf")
-_SHRINK_AT = 0.75  # a batch is copied without its finished studies once so few of them are left
+_SHRINK_AT = 0.75  # share of unfinished studies at which the batch is copied without the finished ones
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Generated:
     Attributes:
         ids: (B, T) int64 without bos, with eos where one was written, padded with 0.
         log_probs: (B, T) natural log-probability of each id under the model, 0 behind the end.
-        score: (B,) what hypotheses were ranked by.
+        score: (B,) by which hypotheses were ranked.
     """
 
     ids: Tensor
@@ -36,7 +36,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class Constraints:
-    """Tokens that may not be written, as ids."""
+    """Which tokens a report may not contain, as ids, and how repetition is penalised."""
 
     suppress: tuple[int, ...]
     eos_id: int
@@ -79,11 +79,11 @@ class Constraints:
 
 
 def _repeating(history: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Rows, and the words that would repeat a trigram of theirs; a trigram that stands twice is named twice."""
+    """Rows, and the words that would repeat a trigram of the row; a trigram that occurs twice is listed twice."""
     pairs = history[:, : length - 2], history[:, 1 : length - 1]
     same = (pairs[0] == history[:, length - 2, None]) & (pairs[1] == history[:, length - 1, None])
-    rows, places = same.nonzero(as_tuple=True)
-    return rows, history[rows, places + 2]
+    rows, positions = same.nonzero(as_tuple=True)
+    return rows, history[rows, positions + 2]
 
 
 @torch.no_grad()

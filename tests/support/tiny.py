@@ -12,7 +12,7 @@ import torch
 
 from model.bundle import write_bundle
 from model.config import BundleConfig, DecodingConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
-from model.decoding.mbr import MbrTable
+from model.decoding.mbr_table import MbrTable
 from model.network.report_model import ReportModel
 from model.text.labeler import label_report
 from model.text.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import DecodingConfig
-from model.decoding.mbr import MbrTable
+from model.decoding.mbr_table import MbrTable
 from model.network.dual_encoder import pad_ids
 from model.network.report_model import Encoded, Patches, ReportModel
 from model.text.tokenizer import Tokenizer

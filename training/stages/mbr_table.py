@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.decoding.mbr import ORDERS, MbrTable, NgramCounts
+from model.decoding.mbr_table import ORDERS, MbrTable, NgramCounts
 from model.network.dual_encoder import pad_ids
 from model.text.tokenizer import Tokenizer
 from training.data.studies import Study
