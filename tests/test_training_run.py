@@ -337,6 +337,9 @@ def test_changed_inputs_are_named_and_an_older_run_is_taken_as_it_is(
     assert (tmp_path / "work" / "run.json").read_text() == kept
     assert study.report not in kept
     older = {name: value for name, value in json.loads(kept).items() if name not in ("inputs", "precision")}
+    older["config"]["ce"]["visual_lr"] = older["config"]["ce"].pop("backbone_lr")  # the names of 0.1
+    mbr = older["config"]["decoding"]["consensus"]
+    mbr["finding_cost"] = mbr.pop("finding_threshold")
     (tmp_path / "work" / "run.json").write_text(json.dumps(older))
     again()
 

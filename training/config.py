@@ -1,6 +1,4 @@
-"""Configuration of a training run: frozen, validated, stored beside its checkpoints, compared on
-``--resume``.
-"""
+"""Configuration of a training run: frozen, validated, stored in ``run.json``, compared on resume."""
 
 from __future__ import annotations
 
@@ -25,9 +23,13 @@ class TargetWeights(Frozen):
 
 
 class PretrainConfig(Frozen):
-    """Backbone on finding targets. ``epochs_by_size``: (pixels, epochs) in order; ``weights``: of
-    the groups of targets (``training.data.targets``) in the loss, each the mean over its
-    columns.
+    """Stage ``pretrain``: the backbone on finding targets.
+
+    Attributes:
+        epochs_by_size: (pixels, epochs) in order.
+        ema: decay of the averaged weights.
+        weights: of the groups of targets (``training.data.targets``) in the loss, each the mean
+            over its columns.
     """
 
     epochs_by_size: tuple[tuple[Count, Epochs], ...] = ((112, 6), (224, 1))
@@ -39,9 +41,12 @@ class PretrainConfig(Frozen):
 
 
 class RetrieverConfig(Frozen):
-    """Image head and text tower, contrastive. ``label_weight``: share of the target spread over
-    reports that name the same findings or say it in the same phrases; ``phrase_weight``: of the
-    phrases in that share; ``dropout``: of the study head.
+    """Stage ``retriever``: study head and text tower, contrastive.
+
+    Attributes:
+        label_weight: share of the target spread over reports with the same findings or phrases.
+        phrase_weight: of the phrases in that share.
+        dropout: of the study head.
     """
 
     epochs: Epochs = 14
@@ -55,9 +60,15 @@ class RetrieverConfig(Frozen):
 
 
 class CEConfig(Frozen):
-    """Cross-entropy. ``backbone_lr`` 0 freezes the backbone (its features are cached);
-    ``view_dropout``: share of training studies that lose a view; ``case_dropout``: share that lose
-    their retrieved cases.
+    """Stage ``ce``: cross-entropy.
+
+    Attributes:
+        backbone_lr: 0 freezes the backbone, and its features are cached.
+        view_dropout: share of training studies that lose a view.
+        case_dropout: share of training studies that lose their retrieved cases.
+        contrastive_weight: of the contrastive loss where the backbone moves.
+        patience: epochs without a better selection metric after which the stage ends.
+        validate_limit: number of val studies that validation uses; None: all.
     """
 
     epochs: Epochs = 30
@@ -82,8 +93,12 @@ class CEConfig(Frozen):
 
 
 class RewardConfig(Frozen):
-    """Weights of the parts of a report's reward: ``cider`` (CIDEr-D, 0 to 10), ``bleu4`` (0 to 1)
-    and ``label_f1`` (what its findings add to micro-F1, -0.2 to 0.8 a finding).
+    """Weights of the parts of the SCST reward.
+
+    Attributes:
+        cider: of CIDEr-D, 0 to 10.
+        bleu4: of sentence BLEU-4, 0 to 1.
+        label_f1: of what the findings add to micro-F1, -0.2 to 0.8 a finding.
     """
 
     cider: Annotated[float, Field(ge=0)] = 1.0
@@ -91,21 +106,23 @@ class RewardConfig(Frozen):
     label_f1: Annotated[float, Field(ge=0)] = 0.0
 
     @model_validator(mode="after")
-    def _something_counts(self) -> Self:
+    def _has_a_weight(self) -> Self:
         if not self.cider + self.bleu4 + self.label_f1:
             raise ValueError("every weight of the reward is 0; give one of cider, bleu4 and label_f1 above 0")
         return self
 
 
 class SelectionConstraints(Frozen):
-    """What an epoch's validation drafts must keep of those of the model that came in, to be
-    selected.
+    """What an epoch's validation drafts must meet to be selected, relative to the initial weights.
 
-    ``distinct`` and ``label_f1``: least share of its value; ``least_distinct``: least share of
-    different drafts, whatever the model that came in wrote, as one that writes one report for
-    everybody has no variety to lose; ``length``: largest relative change of the mean; ``redacted``:
-    largest rise of the share of drafts with the redaction mark, which is 0 wherever decoding
-    suppresses that mark (``DecodingConfig.suppress``, the default).
+    Attributes:
+        distinct: smallest share of the initial share of distinct drafts.
+        least_distinct: smallest share of distinct drafts, whatever the initial one: a model that
+            writes one report for all studies has no variety to lose.
+        label_f1: smallest share of the initial label F1.
+        length: largest relative change of the mean length.
+        redacted: largest rise of the share of drafts with the redaction mark, which is 0 where
+            decoding suppresses that mark (``DecodingConfig.suppress``, the default).
     """
 
     distinct: Share = 0.8
@@ -116,11 +133,14 @@ class SelectionConstraints(Frozen):
 
 
 class ScstConfig(Frozen):
-    """Self-critical sequence training on a frozen backbone.
+    """Stage ``scst``: self-critical sequence training on a frozen backbone.
 
-    ``baseline``: what a sample must beat, the greedy report's reward (the study's way), the mean of
-    the study's other samples, or the best of them; ``nll_weight``: share of cross-entropy in the
-    loss.
+    Attributes:
+        samples: drafts sampled for each study.
+        baseline: the reward of the greedy report, the mean of the study's other samples, or the
+            best of them.
+        nll_weight: share of cross-entropy in the loss.
+        guards: the selection constraints.
     """
 
     epochs: Epochs = 10
@@ -136,14 +156,14 @@ class ScstConfig(Frozen):
     validate_limit: Count | None = None
 
     @model_validator(mode="after")
-    def _others_exist(self) -> Self:
+    def _has_other_samples(self) -> Self:
         if self.baseline != "greedy" and self.samples < 2:
-            raise ValueError("samples=1 leaves no other sample to compare with; use 2 or more, or baseline 'greedy'")
+            raise ValueError("samples=1 has no other sample as a baseline; use 2 or more, or baseline 'greedy'")
         return self
 
 
 class ModelShape(Frozen):
-    """Dimensions a preset chooses; vocabulary size is known only after reading the reports."""
+    """Dimensions that a preset chooses; the vocabulary size follows from the reports."""
 
     backbone: str = "densenet121"
     d_model: Count = 512
@@ -164,9 +184,12 @@ class ModelShape(Frozen):
 class RunConfig(Frozen):
     """Everything that decides the weights of a run, except the data.
 
-    ``retrieval_k`` 0 trains without retrieved cases. ``feature_variants``: augmented copies in the
-    feature cache of a frozen backbone; copy 0 is unaugmented. ``consensus_directions``: R of
-    ``model.decoding.mbr``, for ``consensus`` decoding.
+    Attributes:
+        backbone_weights: ``imagenet``, ``none`` or a file.
+        retrieval_k: retrieved cases a study; 0 trains without retrieval.
+        feature_variants: copies of each image in the feature cache of a frozen backbone; copy 0 is
+            unchanged, the others are augmented.
+        consensus_directions: R of ``model.decoding.mbr``, for ``consensus`` decoding.
     """
 
     preset: str

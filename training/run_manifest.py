@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from model.files import file_sha256, write_atomic
 from training.config import RunConfig
 from training.data.studies import Source, Study
@@ -77,7 +79,7 @@ def check_resume_compatible(work: Path, content: dict[str, Any], *, resume: bool
     try:
         before = {"inputs": content["inputs"], "precision": content["precision"], **json.loads(path.read_text())}
         before["config"] = _current_names(before["config"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); remove it to continue the stages in {work} with the options given here"
         ) from error
@@ -94,9 +96,11 @@ def check_resume_compatible(work: Path, content: dict[str, Any], *, resume: bool
 
 
 def _current_names(config: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the field names of this version."""
-    ce = {"backbone_lr" if name == "visual_lr" else name: value for name, value in config["ce"].items()}
-    return {**config, "ce": ce}
+    """A stored configuration with the field names of this version; as it is where it does not fit."""
+    try:
+        return RunConfig.model_validate(config).model_dump(mode="json")
+    except ValidationError:
+        return config
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
