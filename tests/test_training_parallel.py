@@ -126,7 +126,7 @@ def test_samples_of_a_part_are_those_of_the_whole_batch() -> None:
         rows = torch.arange(5)[part]
         generator = torch.Generator().manual_seed(7)
         return sample(
-            model, encoded.select(rows), constraints, tokenizer.bos_id, count=3, generator=generator, of=of
+            model, encoded.select(rows), constraints, tokenizer.bos_id, count=3, generator=generator, rng_slice=of
         ).ids
 
     whole = drawn(slice(None), None)
