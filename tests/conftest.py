@@ -11,8 +11,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+    from tests.support.service import Live
 
 from tests.support.paths import REPOSITORY
 
@@ -80,3 +86,39 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def bundle_copy(bundle: Path, tmp_path: Path) -> Path:
     """A copy of `bundle` that a test may change."""
     return Path(shutil.copytree(bundle, tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def page_server(bundle: Path) -> Iterator[Live]:
+    """A server of the page with the tiny bundle."""
+    from tests.support.service import live_server
+
+    with live_server(bundle, warm_up=False) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; skips the test where playwright or the browser is absent."""
+    pytest.importorskip("playwright", reason="needs pip install playwright")
+    from tests.support.browser import chromium, find_chromium
+
+    executable = find_chromium()
+    if executable is None:
+        pytest.skip("needs a Chromium: apt install chromium, or name one in REPORT_CHROMIUM")
+    with chromium(executable) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, page_server: Live) -> Iterator[Page]:
+    """The opened page; the test fails if one of its scripts raises an error."""
+    from tests.support.browser import open_page
+
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="dark", reduced_motion="reduce")
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    open_page(page, page_server.url)
+    yield page
+    page.close()
+    assert errors == []

@@ -53,7 +53,7 @@ def post(client: httpx.Client, **headers: str) -> httpx.Response:
         {"X-API-Key": OTHER, "Authorization": "Basic bm90Om1pbmU="},  # a proxy's login beside it
     ],
 )
-def test_any_of_the_keys_lets_in(client: httpx.Client, headers: dict[str, str]) -> None:
+def test_accepts_each_configured_key(client: httpx.Client, headers: dict[str, str]) -> None:
     answer = post(client, **headers)
     assert answer.status_code == 200, answer.text
     assert answer.json()["findings"]
@@ -74,7 +74,7 @@ def test_any_of_the_keys_lets_in(client: httpx.Client, headers: dict[str, str]) 
         ({"Authorization": "Bearer schl\xfcssel-mit-umlaut"}, "not one of"),
     ],
 )
-def test_no_other_does(client: httpx.Client, headers: dict[str, str], words: str) -> None:
+def test_rejects_other_keys(client: httpx.Client, headers: dict[str, str], words: str) -> None:
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     answer = client.post("/report", files={"frontal": ("f", png())}, headers=raw)  # type: ignore[arg-type]
     assert answer.status_code == 401
@@ -94,12 +94,12 @@ def test_the_key_is_checked_before_the_body_is_read(live: Live) -> None:
         assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
 
 
-def test_the_rest_stays_open(client: httpx.Client) -> None:
+def test_open_routes_need_no_key(client: httpx.Client) -> None:
     for path in ("/", "/health", "/openapi.json", "/static/page.js"):
         assert client.get(path).status_code == 200, path
 
 
-def test_without_a_key_anyone_may_ask(bundle: Path) -> None:
+def test_service_without_keys_admits_every_request(bundle: Path) -> None:
     with live_server(bundle, warm_up=False) as live, live.client() as client:
         assert post(client).status_code == 200
         assert post(client, X_API_Key="whatever").status_code == 200
@@ -120,7 +120,7 @@ def ask(path: str, *, configured: list[str], sent: str = "") -> httpx.Response:
     return asyncio.run(post())
 
 
-def test_what_changes_the_service_needs_a_key_to_be_configured() -> None:
+def test_changing_routes_are_closed_without_a_key() -> None:
     assert ask("/drafts", configured=[]).status_code == 200
     for sent in ("", KEY):
         refused = ask("/changes", configured=[], sent=sent)
@@ -135,7 +135,7 @@ def test_what_changes_the_service_needs_a_key_to_be_configured() -> None:
 # --- keys -------------------------------------------------------------------------------------------------------
 
 
-def test_keys_say_only_how_many_they_are() -> None:
+def test_repr_of_keys_shows_only_their_number() -> None:
     keys = Keys([KEY, OTHER])
     assert repr(keys) == "Keys(2)"
     assert KEY not in str(vars(keys))
@@ -172,7 +172,7 @@ def test_every_key_is_compared_even_after_a_match(monkeypatch: pytest.MonkeyPatc
         (b"x" * 100_000, "larger than"),
     ],
 )
-def test_a_wrong_file_is_refused_without_a_key_in_the_words(tmp_path: Path, content: bytes, words: str) -> None:
+def test_rejects_wrong_key_file_without_quoting_keys(tmp_path: Path, content: bytes, words: str) -> None:
     file = tmp_path / "keys"
     file.write_bytes(content)
     with pytest.raises(ValueError, match=words) as caught:
@@ -181,13 +181,13 @@ def test_a_wrong_file_is_refused_without_a_key_in_the_words(tmp_path: Path, cont
     assert "short-key" not in str(caught.value)
 
 
-def test_a_file_from_another_system_is_read(tmp_path: Path) -> None:
+def test_reads_key_file_with_windows_line_ends(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_bytes(f"\ufeff{KEY}\r\n#x\r\n{OTHER}".encode())
     assert read_keys(file) == [KEY, OTHER]
 
 
-def test_the_shortest_key() -> None:
+def test_accepts_the_shortest_key() -> None:
     check_key("a" * 16)
     with pytest.raises(ValueError, match="15 characters; at least 16"):
         check_key("a" * 15)
@@ -206,7 +206,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
     return explain(caught.value)
 
 
-def test_wrong_keys_are_refused_at_start_by_the_variables_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_rejects_wrong_keys_at_start_naming_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert refusal(monkeypatch, REPORT_API_KEY="hunter2-hunter2").startswith("REPORT_API_KEY: a key of 15 characters")
     assert refusal(monkeypatch, REPORT_API_KEY="").startswith("REPORT_API_KEY: a key of 0 characters")
     words = refusal(monkeypatch, REPORT_API_KEY="with blanks in the middle")
@@ -214,12 +214,12 @@ def test_wrong_keys_are_refused_at_start_by_the_variables_name(monkeypatch: pyte
     assert "blanks in" not in words
 
 
-def test_a_key_in_place_of_its_file_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_in_the_file_setting_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     words = refusal(monkeypatch, REPORT_API_KEY_FILE=KEY)
     assert words == "REPORT_API_KEY_FILE: the file it names cannot be read: No such file or directory"
 
 
-def test_both_sources_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_rejects_key_and_key_file_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(OTHER)
     words = refusal(monkeypatch, REPORT_API_KEY=KEY, REPORT_API_KEY_FILE=str(tmp_path / "keys"))
     assert words == "REPORT_API_KEY and REPORT_API_KEY_FILE are both set; unset one of them"
@@ -235,7 +235,7 @@ def test_settings_do_not_print_the_key() -> None:
 # --- description ------------------------------------------------------------------------------------------------
 
 
-def test_openapi_tells_of_the_key_only_where_one_is_needed() -> None:
+def test_openapi_describes_keys_only_when_configured() -> None:
     bundle = Path("bundles/none")
     plain: dict[str, Any] = create_app(settings_for(bundle)).openapi()
     assert "securitySchemes" not in plain["components"]

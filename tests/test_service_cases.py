@@ -113,10 +113,7 @@ def refusal(answer: httpx.Response) -> tuple[int, str, str | None]:
     return answer.status_code, body["code"], body["field"]
 
 
-# --- added --------------------------------------------------------------------------------------------------------
-
-
-def test_an_added_case_is_retrieved_with_its_text_and_pictures(live: Live, client: httpx.Client) -> None:
+def test_added_case_is_retrieved_with_text_and_pictures(live: Live, client: httpx.Client) -> None:
     assert client.get("/health").json()["cases"] == len(REPORTS)
     rest = {"source_url": "https://pacs.example.org/42", "frontal": png(500, 400), "lateral": dicom(scene())}
     answer = add(client, "teaching-42", **rest)
@@ -144,16 +141,14 @@ def test_an_added_case_is_retrieved_with_its_text_and_pictures(live: Live, clien
     assert Image.open(io.BytesIO(picture.content)).size == (320, 256)
 
 
-def test_a_bundles_own_case_can_be_looked_up(client: httpx.Client) -> None:
+def test_case_of_the_bundle_can_be_read(client: httpx.Client) -> None:
     case = client.get(f"/cases/{BUNDLES_OWN}").json()
     assert case["findings"] == REPORTS[1]
     assert (case["images"], case["added"]) == ({}, False)
     assert refusal(client.get(f"/cases/{BUNDLES_OWN}/frontal")) == (404, "no_such_case", None)
 
 
-def test_a_training_report_that_is_added_gets_the_vector_of_training(
-    live: Live, client: httpx.Client, tmp_path: Path
-) -> None:
+def test_added_training_report_gets_the_same_vector(live: Live, client: httpx.Client, tmp_path: Path) -> None:
     studies = [
         Study(f"s{row}", f"s{row}", "train", report, (ImageRef(f"i{row}", View.FRONTAL),))
         for row, report in enumerate(REPORTS)
@@ -164,18 +159,15 @@ def test_a_training_report_that_is_added_gets_the_vector_of_training(
         np.testing.assert_allclose(vector(live, f"again-{row}"), trained.vectors(np.array(row)), atol=1e-5)
 
 
-def test_text_may_come_as_a_file_and_line_ends_run_together(client: httpx.Client) -> None:
+def test_findings_may_be_a_file_and_lines_are_joined(client: httpx.Client) -> None:
     files = {"case_id": (None, " a.B_c-1 "), "findings": ("report.txt", "The heart\r\nis   enlarged.\n")}
     answer = client.post("/cases", files=files)
     assert answer.status_code == 201
     assert (answer.json()["case_id"], answer.json()["findings"]) == ("a.B_c-1", "The heart is enlarged.")
 
 
-# --- refused --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("case_id", ["../up", "a/b", "..", ".hidden", "-x", "a b", "é", "x" * 65, "a\nb", "%2e%2e"])
-def test_ids_that_could_be_paths_are_refused(client: httpx.Client, case_id: str) -> None:
+def test_rejects_ids_that_could_be_paths(client: httpx.Client, case_id: str) -> None:
     code = "out_of_range" if len(case_id) > 64 else "malformed_value"
     assert refusal(add(client, case_id)) == (422, code, "case_id")
 
@@ -183,7 +175,7 @@ def test_ids_that_could_be_paths_are_refused(client: httpx.Client, case_id: str)
 @pytest.mark.parametrize(
     "path", ["..", "..%2f..%2fetc%2fpasswd", "%2e%2e/lock", "a/..%2flock", "a/../lock", "a//frontal"]
 )
-def test_and_as_addresses_lead_nowhere(live: Live, path: str) -> None:
+def test_paths_as_case_ids_are_not_found(live: Live, path: str) -> None:
     request = f"GET /cases/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nConnection: close\r\n\r\n"
     with socket.create_connection(("127.0.0.1", live.port), timeout=WAIT_S) as connection:
         connection.sendall(request.encode())
@@ -210,25 +202,27 @@ def test_and_as_addresses_lead_nowhere(live: Live, path: str) -> None:
         ({"case_id": BUNDLES_OWN}, (409, "case_exists", "case_id")),
     ],
 )
-def test_wrong_fields_are_named(client: httpx.Client, fields: dict[str, Any], expected: tuple[int, str, str]) -> None:
+def test_rejects_wrong_case_fields_naming_them(
+    client: httpx.Client, fields: dict[str, Any], expected: tuple[int, str, str]
+) -> None:
     sent = {"case_id": "c", "findings": TEXT, **fields}
     answer = client.post("/cases", files={name: (None, value) for name, value in sent.items()})
     assert refusal(answer) == expected
 
 
-def test_wrong_images_are_refused_as_by_report_and_nothing_is_kept(client: httpx.Client, folder: Path) -> None:
+def test_rejects_wrong_case_images_and_stores_nothing(client: httpx.Client, folder: Path) -> None:
     assert refusal(add(client, "c", frontal=b"Doe^Jane")) == (422, "not_an_image", "frontal")
     assert refusal(add(client, "c", frontal=png(), lateral=png()[:-40])) == (422, "truncated", "lateral")
     assert (folder / CASES_FILE).read_bytes() == b""
     assert list((folder / PICTURES).iterdir()) == []
 
 
-def test_an_id_is_taken_once(client: httpx.Client) -> None:
+def test_rejects_existing_case_id(client: httpx.Client) -> None:
     assert add(client, "c").status_code == 201
     assert refusal(add(client, "c", "Clear.")) == (409, "case_exists", "case_id")
 
 
-def test_it_is_off_by_default_and_needs_a_key(bundle: Path, tmp_path: Path) -> None:
+def test_adding_cases_needs_a_directory_and_a_key(bundle: Path, tmp_path: Path) -> None:
     with served(bundle, None) as (_, client):
         for answer in (add(client, "c"), client.delete(f"/cases/{BUNDLES_OWN}")):
             assert refusal(answer) == (403, "cases_off", None)
@@ -243,7 +237,7 @@ def test_it_is_off_by_default_and_needs_a_key(bundle: Path, tmp_path: Path) -> N
         assert client.get(f"/cases/{BUNDLES_OWN}").status_code == 200
 
 
-def test_a_bundle_without_an_index_takes_none(tmp_path: Path) -> None:
+def test_bundle_without_index_accepts_no_cases(tmp_path: Path) -> None:
     bare = write_tiny_bundle(tmp_path / "bare", retrieval=False)
     with served(bare, tmp_path / "cases") as (_, client):
         assert refusal(add(client, "c")) == (409, "no_retrieval", None)
@@ -251,10 +245,7 @@ def test_a_bundle_without_an_index_takes_none(tmp_path: Path) -> None:
         assert client.get("/health").json()["cases"] is None
 
 
-# --- kept and removed ---------------------------------------------------------------------------------------------
-
-
-def test_cases_survive_a_restart_and_deleted_ones_do_not(bundle: Path, tmp_path: Path) -> None:
+def test_added_cases_survive_a_restart_unless_deleted(bundle: Path, tmp_path: Path) -> None:
     with served(bundle, tmp_path / "cases") as (live, client):
         add(client, "gone", frontal=png())
         before = add(client, "kept", frontal=png(), source_url="http://example.org:8080/x").json()
@@ -270,7 +261,7 @@ def test_cases_survive_a_restart_and_deleted_ones_do_not(bundle: Path, tmp_path:
         assert client.get("/cases/gone").status_code == 404
 
 
-def test_a_deleted_case_is_gone_at_once(client: httpx.Client, folder: Path) -> None:
+def test_deleted_case_is_gone_at_once(client: httpx.Client, folder: Path) -> None:
     for case_id in ("one", "two"):
         assert add(client, case_id, frontal=png()).status_code == 201
     assert client.delete("/cases/one").status_code == 204
@@ -283,7 +274,7 @@ def test_a_deleted_case_is_gone_at_once(client: httpx.Client, folder: Path) -> N
     assert b"one" not in (folder / CASES_FILE).read_bytes()
 
 
-def test_another_bundle_embeds_them_anew(tmp_path: Path) -> None:
+def test_reloaded_bundle_embeds_added_cases_again(tmp_path: Path) -> None:
     path = write_tiny_bundle(tmp_path / "own")
     with served(path, tmp_path / "cases") as (live, client):
         add(client, "kept")
@@ -298,7 +289,7 @@ def test_another_bundle_embeds_them_anew(tmp_path: Path) -> None:
         assert "kept" in retrieved(client)
 
 
-def test_a_case_added_or_removed_while_bundles_are_swapped_is_so_in_the_new_one(
+def test_changes_during_a_reload_apply_to_the_new_bundle(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loading, go = threading.Event(), threading.Event()
@@ -323,7 +314,7 @@ def test_a_case_added_or_removed_while_bundles_are_swapped_is_so_in_the_new_one(
         assert {"meanwhile", "goes"} & set(retrieved(client)) == {"meanwhile"}
 
 
-def test_a_bundle_with_a_case_of_the_same_id_shows_its_own(
+def test_case_of_the_bundle_hides_an_added_case_of_the_same_id(
     tmp_path: Path, bundle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "cases"
@@ -338,10 +329,7 @@ def test_a_bundle_with_a_case_of_the_same_id_shows_its_own(
     assert "1 added cases are not served: cases of this bundle have the same ids" in caplog.text
 
 
-# --- the disk -----------------------------------------------------------------------------------------------------
-
-
-def test_on_a_full_disk_a_case_is_neither_kept_nor_served(live: Live, client: httpx.Client, folder: Path) -> None:
+def test_full_disk_stores_and_serves_no_case(live: Live, client: httpx.Client, folder: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
     try:
@@ -365,26 +353,18 @@ def failed(bundle: Path, folder: Path) -> str:
         return str(answer.json()["detail"])
 
 
-def test_a_second_service_on_the_same_directory_is_refused(live: Live, bundle: Path, folder: Path) -> None:
+def test_rejects_a_second_service_on_the_same_directory(live: Live, bundle: Path, folder: Path) -> None:
     assert f"REPORT_USER_CASES_DIR: another process holds the added cases in {folder}" in failed(bundle, folder)
 
 
-def test_a_directory_that_cannot_be_used_is_said(bundle: Path, tmp_path: Path) -> None:
+def test_reports_an_unusable_cases_directory(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert f"REPORT_USER_CASES_DIR: the added cases in {tmp_path / 'file'} cannot be used" in failed(
         bundle, tmp_path / "file"
     )
 
 
-def test_an_empty_setting_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REPORT_USER_CASES_DIR", "")
-    assert Settings().user_cases_dir is None
-
-
-# --- privacy ------------------------------------------------------------------------------------------------------
-
-
-def test_no_name_reaches_the_log_the_directory_or_a_picture(
+def test_no_file_name_reaches_log_directory_or_picture(
     client: httpx.Client, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     canary = "Doe42Jane"

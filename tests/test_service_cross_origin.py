@@ -33,7 +33,7 @@ def shared(answer: httpx.Response) -> str | None:
     return answer.headers.get("access-control-allow-origin")
 
 
-def test_off_by_default(bundle: Path) -> None:
+def test_cors_is_off_by_default(bundle: Path) -> None:
     with ready_client(bundle, warm_up=False) as client:
         answer = client.get("/health", headers={"Origin": ORIGIN})
         assert answer.status_code == 200
@@ -42,7 +42,7 @@ def test_off_by_default(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("origin", [ORIGIN, "http://localhost:3000"])
-def test_a_named_origin_may_ask_and_read(client: httpx.Client, origin: str) -> None:
+def test_configured_origin_may_request_and_read(client: httpx.Client, origin: str) -> None:
     asked = preflight(client, origin)  # browsers send no key with it
     assert asked.status_code == 200
     assert shared(asked) == origin
@@ -70,7 +70,7 @@ def test_a_named_origin_may_ask_and_read(client: httpx.Client, origin: str) -> N
 
 
 @pytest.mark.parametrize("origin", [FOREIGN, "http://pacs.example.org", f"{ORIGIN}:8443", "null", f"{ORIGIN}/"])
-def test_no_other_origin_may(client: httpx.Client, origin: str) -> None:
+def test_other_origins_are_refused(client: httpx.Client, origin: str) -> None:
     refused = preflight(client, origin)
     assert refused.status_code == 400
     assert refused.headers["content-type"] == PROBLEM
@@ -80,7 +80,7 @@ def test_no_other_origin_may(client: httpx.Client, origin: str) -> None:
     assert shared(client.get("/health", headers={"Origin": origin})) is None
 
 
-def test_it_may_read_cases_and_not_add_or_remove_them(client: httpx.Client) -> None:
+def test_other_origins_may_read_cases_only(client: httpx.Client) -> None:
     assert preflight(client, ORIGIN, "/cases/CXR9001_IM-0001", Method="GET").status_code == 200
     headers = {"Origin": ORIGIN, "Authorization": f"Bearer {KEY}"}
     answer = client.get("/cases/CXR9001_IM-0001", headers=headers)
@@ -89,7 +89,7 @@ def test_it_may_read_cases_and_not_add_or_remove_them(client: httpx.Client) -> N
     assert shared(preflight(client, ORIGIN, "/cases")) is None
 
 
-def test_other_methods_headers_and_addresses_are_not_shared(client: httpx.Client) -> None:
+def test_other_methods_headers_and_paths_are_not_shared(client: httpx.Client) -> None:
     assert preflight(client, ORIGIN, Method="DELETE").status_code == 400
     assert preflight(client, ORIGIN, Headers="x-patient").status_code == 400
     for path in ("/", "/openapi.json", "/static/page.js", "/nothing"):
@@ -113,7 +113,7 @@ def test_other_methods_headers_and_addresses_are_not_shared(client: httpx.Client
         ("http://pacs.example.org:80", "usual port"),
     ],
 )
-def test_what_is_no_origin_is_refused_at_start(monkeypatch: pytest.MonkeyPatch, value: str, words: str) -> None:
+def test_rejects_invalid_origins_at_start(monkeypatch: pytest.MonkeyPatch, value: str, words: str) -> None:
     monkeypatch.setenv("REPORT_CORS_ORIGINS", value)
     with pytest.raises(ValidationError) as caught:
         Settings()

@@ -37,7 +37,7 @@ def export(client: httpx.Client, body: Any, accept: str = "application/json") ->
 
 
 @pytest.mark.parametrize("name", answers())
-def test_an_answer_comes_back_in_every_format(client: httpx.Client, name: str) -> None:
+def test_exports_a_report_in_every_format(client: httpx.Client, name: str) -> None:
     report = answers()[name]
     body = {"report": report.model_dump(), "views": ["frontal"]}
     plain = export(client, body)
@@ -49,7 +49,7 @@ def test_an_answer_comes_back_in_every_format(client: httpx.Client, name: str) -
     assert (report.findings or "(nothing was written)") in text.text
 
 
-def test_edited_findings_are_the_readers(client: httpx.Client) -> None:
+def test_edited_findings_are_attributed_to_the_reader(client: httpx.Client) -> None:
     body = {"report": REPORT_EXAMPLE, "findings": EDITED, "views": ["frontal", "lateral"]}
     edited = export(client, body).json()
     assert edited["findings"] == EDITED
@@ -80,12 +80,12 @@ def assert_valid_fhir(resource: dict[str, Any]) -> None:
     r4b.DiagnosticReport.model_validate(resource)
 
 
-def test_findings_that_nobody_changed_are_the_models(client: httpx.Client) -> None:
+def test_unchanged_findings_stay_attributed_to_the_model(client: httpx.Client) -> None:
     body = {"report": REPORT_EXAMPLE, "findings": f" {REPORT_EXAMPLE['findings']}\n"}
     assert export(client, body).json() == export(client, {"report": REPORT_EXAMPLE}).json()
 
 
-def test_the_number_of_views_decides_the_code(client: httpx.Client) -> None:
+def test_study_code_follows_the_number_of_views(client: httpx.Client) -> None:
     codes = {
         export(client, {"report": REPORT_EXAMPLE, "views": views}, FHIR).json()["code"]["coding"][0]["code"]
         for views in (["frontal"], ["frontal", "lateral"])
@@ -93,7 +93,7 @@ def test_the_number_of_views_decides_the_code(client: httpx.Client) -> None:
     assert len(codes) == 2
 
 
-def test_what_was_said_of_the_draft_alone_goes_with_it(client: httpx.Client) -> None:
+def test_edit_removes_warnings_about_the_draft(client: httpx.Client) -> None:
     doubtful = {**REPORT_EXAMPLE["sentences"][1], "supported": False}
     warnings = [{"code": code, "message": "Of the draft."} for code in ("unsupported_sentence", "refine_added")]
     report = {
@@ -137,16 +137,14 @@ def test_what_was_said_of_the_draft_alone_goes_with_it(client: httpx.Client) -> 
         (b" " * (MAX_BODY_BYTES + 1), "upload_too_large", None),
     ],
 )
-def test_a_wrong_body_is_refused_without_its_words(
-    client: httpx.Client, body: Any, code: str, field: str | None
-) -> None:
+def test_rejects_wrong_body_without_quoting_it(client: httpx.Client, body: Any, code: str, field: str | None) -> None:
     answer = export(client, body)
     assert answer.headers["content-type"] == PROBLEM
     assert (answer.json()["code"], answer.json()["field"]) == (code, field)
     assert CANARY not in answer.text
 
 
-def test_what_is_no_json_and_what_cannot_be_written(client: httpx.Client) -> None:
+def test_rejects_other_bodies_and_unsupported_formats(client: httpx.Client) -> None:
     assert client.post("/export", data={"report": "x"}).json()["code"] == "not_json"
     refused = export(client, {"report": REPORT_EXAMPLE}, "application/dicom")
     assert (refused.status_code, refused.json()["code"]) == (406, "not_acceptable")

@@ -33,7 +33,7 @@ def walk(node: Any) -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_it_is_valid_r4(name: str) -> None:
+def test_resource_is_valid_r4(name: str) -> None:
     pytest.importorskip("fhirclient", reason="needs pip install fhirclient")
     from fhirclient.models.diagnosticreport import DiagnosticReport
     from fhirclient.models.fhirabstractbase import FHIRValidationError
@@ -46,7 +46,7 @@ def test_it_is_valid_r4(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_it_is_valid_r4b(name: str) -> None:
+def test_resource_is_valid_r4b(name: str) -> None:
     """fhir.resources has no R4; what is used here did not change from R4 to R4B."""
     pytest.importorskip("fhir.resources", reason="needs pip install fhir.resources")
     from fhir.resources.R4B.diagnosticreport import DiagnosticReport
@@ -67,7 +67,7 @@ def wrong_reports(resource: dict[str, Any]) -> list[dict[str, Any]]:
     return [without_code, {**resource, "patient": "x"}, {**resource, "result": [{"reference": 3}]}]
 
 
-def test_every_code_of_a_required_value_set_is_in_it() -> None:
+def test_required_value_sets_hold_every_code() -> None:
     """Which neither library checks by itself, though fhir.resources knows the sets."""
     pytest.importorskip("fhir.resources", reason="needs pip install fhir.resources")
     from fhir.resources.R4B.diagnosticreport import DiagnosticReport
@@ -90,7 +90,7 @@ def test_every_code_of_a_required_value_set_is_in_it() -> None:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_nothing_is_empty_and_every_contained_resource_is_reached(name: str) -> None:
+def test_has_no_empty_values_and_references_every_contained_resource(name: str) -> None:
     resource = written(name)
     assert not [element for element, value in walk(resource) if value in (None, "", [], {})]
     known = {f"#{contained['id']}" for contained in resource["contained"]}
@@ -107,12 +107,12 @@ def test_nothing_is_empty_and_every_contained_resource_is_reached(name: str) -> 
     (("frontal",), "36554-4", "XR Chest Single view"),
     (("lateral",), "36554-4", "XR Chest Single view"),
 ])  # fmt: skip
-def test_the_code_of_the_study_follows_its_views(views: tuple[str, ...], code: str, display: str) -> None:
+def test_study_code_follows_the_views(views: tuple[str, ...], code: str, display: str) -> None:
     coding = {"system": "http://loinc.org", "code": code, "display": display}
     assert written("the example", *views)["code"] == {"coding": [coding], "text": display}
 
 
-def test_it_is_a_preliminary_radiology_report_that_a_machine_asserted() -> None:
+def test_is_a_preliminary_ai_asserted_radiology_report() -> None:
     resource = written()
     assert resource["status"] == "preliminary"
     assert resource["category"][0]["coding"][0]["code"] == "RAD"
@@ -125,7 +125,7 @@ def test_it_is_a_preliminary_radiology_report_that_a_machine_asserted() -> None:
     assert author["who"] == {"reference": "#model"}
 
 
-def test_labels_are_coded_where_the_code_is_sure() -> None:
+def test_labels_with_a_known_code_are_coded() -> None:
     labels = {
         part["code"]["text"]: part for part in written("every label")["contained"] if part["id"].startswith("label-")
     }
@@ -140,7 +140,7 @@ def test_labels_are_coded_where_the_code_is_sure() -> None:
     }
 
 
-def test_what_belongs_to_other_patients_is_in_no_observation() -> None:
+def test_reference_cases_are_in_no_observation() -> None:
     resource = written()
     observations = json.dumps([part for part in resource["contained"] if part["resourceType"] == "Observation"])
     (case,) = example().reference_cases
@@ -150,7 +150,7 @@ def test_what_belongs_to_other_patients_is_in_no_observation() -> None:
     assert sum(extension["url"] == f"{NAMESPACE}reference-case" for extension in resource["extension"]) == 1
 
 
-def test_nobody_is_named_whatever_the_files_said() -> None:
+def test_resource_identifies_no_patient() -> None:
     source = SourceImage("1.2", "1.2.3", "1.2.4", "1.2.5", "PID-471", "Doe^Jane", "19500102", "F", "ACC-815", "S7")
     text = json.dumps(diagnostic_report(example(), ExportContext(("frontal",), (source,)), NOW))
     assert "subject" not in text
@@ -165,12 +165,12 @@ def test_the_narrative_is_xhtml_with_the_disclaimer(name: str) -> None:
     assert ANSWERS[name].disclaimer in "".join(root.itertext())
 
 
-def test_control_characters_are_left_out() -> None:
+def test_removes_control_characters() -> None:
     resource = diagnostic_report(example(findings="Clear\x00 lungs\x0b."), ExportContext(("frontal",)), NOW)
     assert resource["conclusion"].startswith("Clear lungs.")
     ElementTree.fromstring(resource["text"]["div"])
 
 
-def test_the_disclaimer_is_where_the_draft_is() -> None:
+def test_conclusion_ends_with_the_disclaimer() -> None:
     for name, report in ANSWERS.items():
         assert report.disclaimer in written(name)["conclusion"]

@@ -79,11 +79,11 @@ def post(client: httpx.Client, accept: str | None, **views: bytes) -> httpx.Resp
         ([",;,"], []),
     ],
 )
-def test_what_a_request_takes(accept: list[str], expected: list[Offer]) -> None:
+def test_ranks_offers_by_accept_header(accept: list[str], expected: list[Offer]) -> None:
     assert rank(accept, OFFERS) == expected
 
 
-def test_a_range_with_a_parameter_counts_before_one_without() -> None:
+def test_range_with_parameter_is_more_specific() -> None:
     assert rank(["application/fhir+json;fhirVersion=4.0;q=0.1, application/fhir+json, text/plain;q=0.5"], OFFERS) == [
         TEXT,
         FHIR,
@@ -99,7 +99,7 @@ def test_json_is_the_default(client: httpx.Client, accept: str | None) -> None:
     ReportResponse.model_validate(answer.json())
 
 
-def test_each_format_over_http_tells_what_json_tells(client: httpx.Client) -> None:
+def test_every_format_over_http_holds_the_same_facts(client: httpx.Client) -> None:
     views = {"frontal": png(), "lateral": png(100, 80)}
     told = facts(ReportResponse.model_validate(post(client, "application/json", **views).json()))
     resource = post(client, "application/fhir+json", **views)
@@ -115,7 +115,7 @@ def test_each_format_over_http_tells_what_json_tells(client: httpx.Client) -> No
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/png, application/fhir+xml", "Doe99Jane"])
-def test_a_format_that_is_not_offered_is_refused_before_the_body_is_read(client: httpx.Client, accept: str) -> None:
+def test_rejects_unknown_format_before_reading_the_body(client: httpx.Client, accept: str) -> None:
     answer = client.post("/report", content=b"no form", headers={"Accept": accept})
     assert answer.status_code == 406
     assert answer.headers["content-type"] == PROBLEM
@@ -126,7 +126,7 @@ def test_a_format_that_is_not_offered_is_refused_before_the_body_is_read(client:
     assert accept not in problem["detail"]
 
 
-def test_a_structured_report_of_no_dicom_is_refused_with_the_reason(client: httpx.Client) -> None:
+def test_rejects_structured_report_without_dicom_images(client: httpx.Client) -> None:
     pytest.importorskip("highdicom")
     answer = post(client, "application/dicom", frontal=png())
     assert answer.status_code == 406
@@ -136,12 +136,12 @@ def test_a_structured_report_of_no_dicom_is_refused_with_the_reason(client: http
     assert fallback.headers["content-type"] == "application/json"
 
 
-def test_refusals_are_counted(client: httpx.Client) -> None:
+def test_refusals_are_counted_in_metrics(client: httpx.Client) -> None:
     post(client, "text/html", frontal=png())
     assert 'report_refusals_total{cause="not_acceptable"}' in client.get("/metrics").text
 
 
-def test_the_choice_of_json_leaves_the_answer_to_the_route() -> None:
+def test_respond_returns_none_for_json() -> None:
     assert parse_accept(["application/json"]).choose(FRONTAL) is JSON
     assert respond(example(), FRONTAL, JSON) is None
     with pytest.raises(Problem, match="not_acceptable"):
@@ -188,7 +188,7 @@ def as_text(path: tuple[str, ...], value: Any) -> str:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_the_text_tells_every_fact(name: str) -> None:
+def test_plain_text_holds_every_fact(name: str) -> None:
     text = plain_text(ANSWERS[name])
     told = list(leaves(facts(ANSWERS[name])))
     assert len(told) > 15
@@ -200,7 +200,7 @@ def test_the_text_tells_every_fact(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_the_diagnostic_report_tells_every_fact(name: str) -> None:
+def test_diagnostic_report_holds_every_fact(name: str) -> None:
     report = ANSWERS[name]
     resource = diagnostic_report(report, FRONTAL)
     assert facts_of_fhir(json.loads(json.dumps(resource))) == facts(report)
@@ -209,7 +209,7 @@ def test_the_diagnostic_report_tells_every_fact(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_the_structured_report_tells_every_fact(name: str) -> None:
+def test_structured_report_holds_every_fact(name: str) -> None:
     pytest.importorskip("highdicom")
     pydicom = pytest.importorskip("pydicom")
     from service.formats.dicom_source import SourceImage
@@ -224,13 +224,13 @@ def test_the_structured_report_tells_every_fact(name: str) -> None:
     assert facts_of_sr(pydicom.dcmread(io.BytesIO(bytes(answer.body)))) == told
 
 
-def test_the_shell_prints_the_text_that_http_answers() -> None:
+def test_shell_command_prints_the_plain_text_format() -> None:
     answer = respond(example(), FRONTAL, TEXT)
     assert answer is not None
     assert bytes(answer.body).decode() == plain_text(example()) + "\n"  # print's
 
 
-def test_the_guides_table_names_every_format() -> None:
+def test_api_guide_lists_every_format() -> None:
     guide = (Path(__file__).parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
     for offer in OFFERS:
         assert f"| `{offer.media_type}` |" in guide

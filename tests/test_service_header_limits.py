@@ -51,20 +51,20 @@ def client(port: int) -> Iterator[socket.socket]:
         yield client
 
 
-def test_usual_heads_pass_one_after_the_other(client: socket.socket) -> None:
+def test_accepts_usual_headers_on_one_connection(client: socket.socket) -> None:
     for _ in range(2):
         client.sendall(ASK + b"X-Long: " + bytes(b"a" * 50_000) + b"\r\n\r\n")
         assert answer(client).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("start", [ASK + b"X-Endless: ", b"GET /"])
-def test_a_head_without_end_is_refused(client: socket.socket, start: bytes) -> None:
+def test_rejects_endless_headers(client: socket.socket, start: bytes) -> None:
     client.sendall(start)
     with pytest.raises(OSError, match=r"reset|Broken pipe"):
         client.sendall(b"a" * 256 * MAX_HEADER_BYTES)  # more than the buffers of both sides hold
 
 
-def test_it_is_told_why(client: socket.socket) -> None:
+def test_large_headers_are_answered_431(client: socket.socket) -> None:
     client.sendall(ASK)
     for _ in range(2):
         time.sleep(0.05)  # two pieces, which the server reads apart
@@ -75,14 +75,14 @@ def test_it_is_told_why(client: socket.socket) -> None:
     assert client.recv(1) == b""
 
 
-def test_a_slow_head_is_told_and_silence_is_hung_up_on(client: socket.socket, port: int) -> None:
+def test_slow_headers_are_answered_408_and_silent_connections_closed(client: socket.socket, port: int) -> None:
     client.sendall(ASK)
     with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as silent:
         assert answer(client).startswith(b"HTTP/1.1 408 ")
         assert silent.recv(1) == b""
 
 
-def test_blank_lines_do_not_keep_a_connection(client: socket.socket) -> None:
+def test_blank_lines_do_not_keep_a_connection_open(client: socket.socket) -> None:
     def hung_up_on() -> bool:
         try:
             client.sendall(b"\r\n")
@@ -93,7 +93,7 @@ def test_blank_lines_do_not_keep_a_connection(client: socket.socket) -> None:
     until(hung_up_on)
 
 
-def test_a_body_may_take_longer_and_the_next_head_has_its_own_time(client: socket.socket) -> None:
+def test_header_timeout_does_not_apply_to_bodies(client: socket.socket) -> None:
     client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
     time.sleep(1.5 * WITHIN_S)
     client.sendall(b"cd")
@@ -103,7 +103,7 @@ def test_a_body_may_take_longer_and_the_next_head_has_its_own_time(client: socke
     assert client.recv(1) == b"", "an idle connection is hung up on"
 
 
-def test_the_rest_of_a_body_that_was_answered_early_is_no_head(client: socket.socket) -> None:
+def test_rest_of_an_early_answered_body_is_not_counted_as_headers(client: socket.socket) -> None:
     client.sendall(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n")
     assert answer(client).endswith(b"\r\n\r\n0")
     client.sendall(bytes(300_000) + ASK + b"\r\n")

@@ -85,7 +85,7 @@ BOTH = pytest.mark.parametrize("formatter", [logs.JsonLines(), logs.TextLines()]
 
 
 @BOTH
-def test_exceptions_are_told_by_type_and_place(formatter: logging.Formatter) -> None:
+def test_exceptions_are_logged_by_type_and_location(formatter: logging.Formatter) -> None:
     with stream_of(formatter) as stream:
         try:
             raise KeyError(CANARY)
@@ -100,7 +100,7 @@ def test_exceptions_are_told_by_type_and_place(formatter: logging.Formatter) -> 
 
 
 @BOTH
-def test_words_of_libraries_that_read_uploads_are_withheld(formatter: logging.Formatter) -> None:
+def test_messages_of_upload_reading_libraries_are_withheld(formatter: logging.Formatter) -> None:
     with stream_of(formatter) as stream:
         for name in ("pydicom", "PIL.TiffImagePlugin", "python_multipart.multipart"):
             logging.getLogger(name).warning("Invalid value for VR PN: '%s'", CANARY)
@@ -116,7 +116,7 @@ def test_words_of_libraries_that_read_uploads_are_withheld(formatter: logging.Fo
         assert told in text
 
 
-def test_a_task_that_failed_unseen_is_not_quoted() -> None:
+def test_unretrieved_task_exception_is_not_quoted() -> None:
     async def failing() -> None:
         raise ValueError(CANARY)
 
@@ -134,7 +134,7 @@ def test_a_task_that_failed_unseen_is_not_quoted() -> None:
     assert CANARY not in stream.getvalue()
 
 
-def test_uvicorns_lines_go_the_same_way(written: Callable[[], list[str]]) -> None:
+def test_uvicorn_logs_use_the_same_handler(written: Callable[[], list[str]]) -> None:
     """As under `uvicorn --factory`, which sets up its own handlers before it makes the app."""
     with fresh_logging():
         logging.config.dictConfig(uvicorn.config.LOGGING_CONFIG)
@@ -149,7 +149,7 @@ def test_uvicorns_lines_go_the_same_way(written: Callable[[], list[str]]) -> Non
     ]
 
 
-def test_configured_twice_a_line_is_written_once(written: Callable[[], list[str]]) -> None:
+def test_configuring_twice_writes_each_line_once(written: Callable[[], list[str]]) -> None:
     with fresh_logging():
         logs.configure("INFO", "json")
         logs.configure("INFO", "text")
@@ -158,7 +158,7 @@ def test_configured_twice_a_line_is_written_once(written: Callable[[], list[str]
     assert line.endswith(" INFO service.app [-]: a line")
 
 
-def test_a_process_with_its_own_logging_keeps_it(written: Callable[[], list[str]]) -> None:
+def test_existing_logging_configuration_is_kept(written: Callable[[], list[str]]) -> None:
     with stream_of(logging.Formatter("mine: %(message)s")) as stream:
         logs.configure("INFO", "json")
         logging.getLogger("service.app").info("a line")

@@ -45,13 +45,13 @@ def validator(document: dict[str, Any], schema: dict[str, Any]) -> jsonschema.Dr
     return jsonschema.Draft202012Validator(whole)
 
 
-def test_it_is_openapi(document: dict[str, Any]) -> None:
+def test_document_is_valid_openapi(document: dict[str, Any]) -> None:
     checker = pytest.importorskip("openapi_spec_validator", reason="needs pip install openapi-spec-validator")
     checker.validate(document)
     json.dumps(document)
 
 
-def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+def test_every_reference_resolves(document: dict[str, Any]) -> None:
     references = {node["$ref"] for node in walk(document) if isinstance(node.get("$ref"), str)}
     assert "#/components/schemas/ProblemDetails" in references
     for reference in references:
@@ -74,14 +74,14 @@ def test_every_example_fits_its_schema(document: dict[str, Any]) -> None:
     assert checked > 12
 
 
-def test_the_schemas_refuse_what_does_not_fit(document: dict[str, Any]) -> None:
+def test_form_schema_rejects_wrong_forms(document: dict[str, Any]) -> None:
     body = document["paths"]["/report"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     check = validator(document, body)
     for wrong in ({}, {"top_k": 3}, {"frontal": "x", "side": "y"}, {"frontal": "x", "top_k": 51}):
         assert not check.is_valid(wrong), wrong
 
 
-def test_the_request_body_lists_every_field(document: dict[str, Any]) -> None:
+def test_report_form_schema_lists_every_field(document: dict[str, Any]) -> None:
     operation = document["paths"]["/report"]["post"]
     content = operation["requestBody"]["content"]
     assert list(content) == ["multipart/form-data"]
@@ -91,7 +91,7 @@ def test_the_request_body_lists_every_field(document: dict[str, Any]) -> None:
     assert (properties["top_k"]["maximum"], properties["beam_size"]["maximum"]) == (MAX_TOP_K, MAX_BEAM_SIZE)
 
 
-def test_the_form_of_a_case_lists_every_field(document: dict[str, Any]) -> None:
+def test_case_form_schema_lists_every_field(document: dict[str, Any]) -> None:
     content = document["paths"]["/cases"]["post"]["requestBody"]["content"]
     schema = content["multipart/form-data"]["schema"]
     assert list(schema["properties"]) == list(CaseForm.model_fields)
@@ -141,21 +141,21 @@ def test_a_streams_events_are_described_with_an_example(document: dict[str, Any]
         validator(document, schemas[name]).validate(data)
 
 
-def test_the_models_examples_are_answers() -> None:
+def test_examples_validate_against_the_models() -> None:
     ReportResponse.model_validate(REPORT_EXAMPLE)
     HealthResponse.model_validate(HEALTH_EXAMPLE)
     CaseResponse.model_validate(CASE_EXAMPLE)
     assert REPORT_EXAMPLE["findings"] == " ".join(sentence["text"] for sentence in REPORT_EXAMPLE["sentences"])
 
 
-def test_the_examples_labels_are_the_labelers() -> None:
+def test_example_labels_equal_the_labelers() -> None:
     assert tuple(REPORT_EXAMPLE["labels"]) == FINDINGS
     assert REPORT_EXAMPLE["labels"] == label_report(REPORT_EXAMPLE["findings"])
     for case in (*REPORT_EXAMPLE["reference_cases"], CASE_EXAMPLE):
         assert case["labels"] == label_report(case["findings"])
 
 
-def test_real_answers_fit_the_document(document: dict[str, Any], bundle: Path) -> None:
+def test_real_responses_validate_against_the_document(document: dict[str, Any], bundle: Path) -> None:
     schemas = document["components"]["schemas"]
     with ready_client(bundle) as client:
         served = client.get("/openapi.json").json()
@@ -168,7 +168,7 @@ def test_real_answers_fit_the_document(document: dict[str, Any], bundle: Path) -
     validator(document, schemas["ProblemDetails"]).validate(problem)
 
 
-def test_the_guide_names_every_code_and_setting() -> None:
+def test_api_guide_lists_every_code_and_setting() -> None:
     guide = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
     for code, (status, _) in CODES.items():
         assert f"| {status} | `{code}` |" in guide, code

@@ -50,7 +50,7 @@ def page() -> Page:
     return Page((STATIC / "index.html").read_text(encoding="utf-8"))
 
 
-def test_the_page_is_served_with_all_its_parts(client: httpx.Client) -> None:
+def test_page_is_served_with_all_its_files(client: httpx.Client) -> None:
     answer = client.get("/")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
@@ -68,7 +68,7 @@ def test_the_page_is_served_with_all_its_parts(client: httpx.Client) -> None:
     assert kinds[".css"].startswith("text/css")
 
 
-def test_the_policy_lets_nothing_foreign_in(client: httpx.Client) -> None:
+def test_content_security_policy_allows_nothing_foreign(client: httpx.Client) -> None:
     for path in ("/", "/static/page.js", "/health", "/nothing"):
         headers = client.get(path).headers
         policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
@@ -80,7 +80,7 @@ def test_the_policy_lets_nothing_foreign_in(client: httpx.Client) -> None:
         assert headers["referrer-policy"] == "no-referrer"
 
 
-def test_no_file_of_the_page_fetches_from_elsewhere() -> None:
+def test_page_files_reference_no_other_origin() -> None:
     for path in FILES:
         text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")  # a name, not an address
         assert not re.search(r"https?://|[\"'(]//\w", text), path.name
@@ -88,7 +88,7 @@ def test_no_file_of_the_page_fetches_from_elsewhere() -> None:
         assert "innerHTML" not in text, path.name
 
 
-def test_nothing_inline_that_the_policy_would_stop() -> None:
+def test_page_has_no_inline_script_or_style() -> None:
     for tag, attributes in page().elements:
         assert not any(name == "style" or name.startswith("on") for name in attributes), (tag, attributes)
         assert tag != "style"
@@ -96,7 +96,7 @@ def test_nothing_inline_that_the_policy_would_stop() -> None:
             assert attributes.get("src")
 
 
-def test_the_disclaimer_stands_on_the_page() -> None:
+def test_page_shows_the_disclaimer() -> None:
     assert DISCLAIMER in page().text
 
 
@@ -116,7 +116,7 @@ def test_every_control_has_a_name() -> None:
     assert len(live) >= 3
 
 
-def test_every_element_the_script_asks_for_is_there() -> None:
+def test_every_element_that_scripts_use_exists() -> None:
     identifiers = {attributes.get("id") for _, attributes in page().elements}
     scripts = [path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")]
     asked = {name for script in scripts for name in re.findall(r'(?:byId|getElementById)\("([^"]+)"\)', script)}
@@ -127,7 +127,7 @@ def test_every_element_the_script_asks_for_is_there() -> None:
 # --- the key ----------------------------------------------------------------------------------------------------
 
 
-def test_the_key_is_asked_for_in_a_labelled_password_field() -> None:
+def test_key_field_is_a_labelled_password_field() -> None:
     elements = page().elements
     (form,) = [attributes for tag, attributes in elements if tag == "form" and attributes.get("id") == "key-form"]
     assert "hidden" in form  # until a request is answered 401
@@ -136,7 +136,7 @@ def test_the_key_is_asked_for_in_a_labelled_password_field() -> None:
     assert "name" not in field  # never part of an address
 
 
-def test_the_key_stays_in_the_tab_and_goes_into_one_header_only() -> None:
+def test_key_is_kept_in_the_tab_and_sent_in_one_header() -> None:
     scripts = {path.name: path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")}
     whole = "".join(scripts.values())
     for elsewhere in ("document.cookie", "indexedDB", "location.", "history.", "console."):
@@ -147,14 +147,14 @@ def test_the_key_stays_in_the_tab_and_goes_into_one_header_only() -> None:
     assert "{ Authorization: `Bearer ${key}` }" in scripts["api.js"]
 
 
-def test_only_language_theme_and_keys_outlast_the_tab() -> None:
+def test_only_language_theme_and_shortcuts_outlast_the_tab() -> None:
     scripts = {path.name: path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")}
     assert [name for name, script in scripts.items() if "localStorage" in script] == ["preferences.js"]
     kept = re.findall(r"""\bprefer\(["'](\w+)["']""", "".join(scripts.values()))
     assert sorted(kept) == ["keys", "language", "theme"]
 
 
-def test_the_page_knows_the_code_and_the_header_that_the_service_uses(bundle: Path) -> None:
+def test_page_uses_the_code_and_header_of_the_service(bundle: Path) -> None:
     key = "correct-horse-battery-staple"
     with ready_client(bundle, warm_up=False, api_key=key) as keyed:
         for open_path in ("/", "/static/key.js"):  # else nobody could be asked
@@ -179,7 +179,7 @@ def dictionary(name: str) -> dict[str, str]:
 SERVERS = ("finding.", "warning.", "problem.", "remedy.")  # what the service says in English
 
 
-def test_both_languages_say_everything() -> None:
+def test_both_dictionaries_have_the_same_keys() -> None:
     english, chinese = dictionary("words.en.js"), dictionary("words.zh.js")
     own = {key: words for key, words in chinese.items() if not key.startswith(SERVERS)}
     assert list(own) == list(english)
@@ -190,7 +190,7 @@ def test_both_languages_say_everything() -> None:
         assert own[key].strip(), key
 
 
-def test_chinese_words_stand_for_all_that_the_service_says() -> None:
+def test_chinese_dictionary_covers_findings_and_warnings() -> None:
     chinese = dictionary("words.zh.js")
     guide = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
     tables = re.findall(r"^\| warning \| meaning \|\n(?:\|.*\n)+", guide, re.M)
@@ -203,12 +203,12 @@ def test_chinese_words_stand_for_all_that_the_service_says() -> None:
     assert remedies <= set(CODES), remedies - set(CODES)
 
 
-def test_chinese_is_set_with_chinese_punctuation() -> None:
+def test_chinese_texts_use_chinese_punctuation() -> None:
     for key, words in dictionary("words.zh.js").items():
         assert not re.search(r"[\u4e00-\u9fff}][,:;()?!]|[,:;()?!][\u4e00-\u9fff{]", words), key
 
 
-def test_every_word_that_is_asked_for_is_there() -> None:
+def test_every_used_dictionary_key_exists() -> None:
     english = dictionary("words.en.js")
     scripts = "".join(path.read_text(encoding="utf-8") for path in STATIC.glob("*.js"))
     asked = set(re.findall(r"""\bt\("([^"$]+)\"""", scripts))
@@ -224,7 +224,7 @@ def test_every_word_that_is_asked_for_is_there() -> None:
     assert asked <= set(english), asked - set(english)
 
 
-def test_the_page_without_its_scripts_says_what_the_dictionary_says() -> None:
+def test_static_texts_equal_the_dictionary() -> None:
     html = (STATIC / "index.html").read_text(encoding="utf-8")
     english = dictionary("words.en.js")
     told = re.findall(r'<\w+[^>]* data-i18n="([^"]+)"[^>]*>([^<]+)<', html)
@@ -262,7 +262,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])
-def test_all_text_has_contrast(theme: str) -> None:
+def test_all_text_has_enough_contrast(theme: str) -> None:
     colours = themes()[theme]
     pairs = [(text, ground) for text in ("ink", "soft", "accent") for ground in ("ground", "panel", "raised")]
     pairs += [(name, f"{name}-ground") for name in ("present", "uncertain", "absent", "danger")]
@@ -273,7 +273,7 @@ def test_all_text_has_contrast(theme: str) -> None:
         assert contrast(colours[edge], colours[ground]) >= 3, (edge, ground)  # WCAG 1.4.11, not text
 
 
-def test_the_static_files_ship_with_the_package() -> None:
+def test_static_files_ship_with_the_package() -> None:
     assert {path.name for path in FILES} == {
         "index.html", "page.css", "page.js", "api.js", "compare.js", "display.js", "draw.js", "edit.js", "film.js",
         "i18n.js", "key.js", "overlay.js", "preferences.js", "save.js", "sentences.js", "sticky-views.js", "stream.js",

@@ -37,7 +37,7 @@ def previewed(client: httpx.Client, data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(answer.content))
 
 
-def test_dicom_is_drawn_as_it_is_read(client: httpx.Client) -> None:
+def test_dicom_preview_equals_the_read_image(client: httpx.Client) -> None:
     grey = scene().astype(np.uint16) * 16
     for film in (
         dicom(4095 - grey, stored=12, photometric="MONOCHROME1", ViewPosition="PA", PatientName="Doe^Jane"),
@@ -52,7 +52,7 @@ def test_dicom_is_drawn_as_it_is_read(client: httpx.Client) -> None:
         assert "Doe" not in repr(picture.info)
 
 
-def test_a_large_image_is_reduced(client: httpx.Client) -> None:
+def test_large_image_is_reduced(client: httpx.Client) -> None:
     assert previewed(client, png(1000, 2 * PREVIEW_SIDE)).size == (500, PREVIEW_SIDE)
 
 
@@ -65,20 +65,20 @@ def test_a_large_image_is_reduced(client: httpx.Client) -> None:
         ({"frontal": ("i", png())}, 422, "unknown_field"),
     ],
 )
-def test_what_a_draft_would_refuse_is_refused(
+def test_rejects_what_a_draft_would_reject(
     client: httpx.Client, files: dict[str, tuple[str, bytes]], status: int, code: str
 ) -> None:
     answer = client.post("/preview", files=files)
     assert (answer.status_code, answer.headers["content-type"], answer.json()["code"]) == (status, PROBLEM, code)
 
 
-def test_no_image_at_all_is_said(client: httpx.Client) -> None:
+def test_rejects_preview_without_an_image(client: httpx.Client) -> None:
     body = b"--b--\r\n"
     answer = client.post("/preview", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
     assert (answer.status_code, answer.json()["code"]) == (422, "missing_image")
 
 
-def test_one_is_drawn_at_a_time(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_renders_one_preview_at_a_time(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     drawing, most, lock, draw = 0, 0, threading.Lock(), preview.thumbnail
 
     def watched(*args: Any, **options: Any) -> bytes:
@@ -99,7 +99,7 @@ def test_one_is_drawn_at_a_time(client: httpx.Client, monkeypatch: pytest.Monkey
     assert most == 1
 
 
-def test_a_picture_that_takes_long_keeps_nobody_from_a_draft(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_preview_does_not_block_drafts(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go, draw = threading.Event(), preview.thumbnail
 
     def slow(*args: Any, **options: Any) -> bytes:
@@ -120,7 +120,7 @@ def test_a_picture_that_takes_long_keeps_nobody_from_a_draft(bundle: Path, monke
         assert previewed(service, png()).size == (90, 120)
 
 
-def test_a_key_guards_it(bundle: Path) -> None:
+def test_preview_needs_the_configured_key(bundle: Path) -> None:
     with ready_client(bundle, warm_up=False, api_key=KEY) as keyed:
         files = {"image": ("i", png())}
         assert keyed.post("/preview", files=files).status_code == 401

@@ -151,7 +151,7 @@ def all_lines(caplog: pytest.LogCaptureFixture) -> Iterator[dict[str, io.StringI
 
 @pytest.mark.parametrize("http", ["httptools", "h11"])
 @pytest.mark.parametrize("keyed", [False, True], ids=["open", "keyed"])
-def test_canaries_turn_up_in_no_line_error_or_metric(
+def test_no_upload_content_in_logs_errors_or_metrics(
     bundle: Path, caplog: pytest.LogCaptureFixture, http: str, keyed: bool
 ) -> None:
     key = "correct-horse-battery-staple"
@@ -198,7 +198,7 @@ def test_canaries_turn_up_in_no_line_error_or_metric(
         assert not any(report in text for report in REPORTS)
 
 
-def test_the_access_line_says_what_is_needed(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_access_line_holds_method_route_status_time_and_size(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "service")
     with ready_client(bundle) as client:
         client.post("/report", files={"frontal": ("f", png())}, data={"beam_size": "1"})
@@ -211,13 +211,13 @@ def test_the_access_line_says_what_is_needed(bundle: Path, caplog: pytest.LogCap
     assert not any(line.startswith("GET /health 200") for line in lines)  # probes come often: only at DEBUG
 
 
-def test_uvicorns_own_access_log_and_trace_are_silent() -> None:
+def test_uvicorn_access_and_trace_logs_are_disabled() -> None:
     logs.configure("INFO")
     assert logging.getLogger("uvicorn.access").disabled
     assert logging.getLogger("uvicorn.asgi").disabled  # at TRACE it prints headers
 
 
-def test_the_answer_is_not_to_be_stored(bundle: Path) -> None:
+def test_report_response_is_not_cacheable(bundle: Path) -> None:
     with ready_client(bundle) as client:
         answers = [client.post("/report", files={"frontal": ("f", png())}), client.get("/health"), client.get("/no")]
     assert [answer.headers["cache-control"] for answer in answers] == ["no-store"] * 3

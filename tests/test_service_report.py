@@ -46,7 +46,7 @@ def draft(client: httpx.Client, **files: bytes) -> ReportResponse:
 # --- answers ----------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_is_the_drafters_draft(client: httpx.Client, bundle: Path) -> None:
+def test_report_returns_the_draft_of_the_drafter(client: httpx.Client, bundle: Path) -> None:
     frontal, lateral = png(90, 120), png(100, 80)
     loaded = load_bundle(bundle)
     drafter = Drafter(loaded, ReportIndex.load(bundle / "index"))
@@ -82,13 +82,13 @@ def test_the_order_of_the_fields_does_not_matter(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(("sent", "missing"), [("frontal", "lateral"), ("lateral", "frontal")])
-def test_one_view_alone_is_drafted_and_said(client: httpx.Client, sent: str, missing: str) -> None:
+def test_single_view_is_drafted_with_a_warning(client: httpx.Client, sent: str, missing: str) -> None:
     got = draft(client, **{sent: png()})
     assert [warning.code for warning in got.warnings] == ["missing_view"]
     assert missing in got.warnings[0].message
 
 
-def test_top_k_and_beam_size_are_obeyed(client: httpx.Client) -> None:
+def test_top_k_and_beam_size_are_applied(client: httpx.Client) -> None:
     files = {"frontal": upload(png())}
     got = client.post("/report", files=files, data={"top_k": "5", "beam_size": " 1 "}).json()
     assert [case["rank"] for case in got["reference_cases"]] == [1, 2, 3, 4, 5]
@@ -96,12 +96,12 @@ def test_top_k_and_beam_size_are_obeyed(client: httpx.Client) -> None:
     assert len(one["reference_cases"]) == 1
 
 
-def test_more_cases_than_there_are_is_no_error(client: httpx.Client) -> None:
+def test_top_k_above_the_index_size_returns_all_cases(client: httpx.Client) -> None:
     got = client.post("/report", files={"frontal": upload(png())}, data={"top_k": "50"}).json()
     assert len(got["reference_cases"]) == len(REPORTS)
 
 
-def test_a_bundle_without_retrieval_says_so(tmp_path: Path) -> None:
+def test_bundle_without_retrieval_adds_a_warning(tmp_path: Path) -> None:
     with ready_client(write_tiny_bundle(tmp_path / "plain", retrieval=False)) as client:
         got = draft(client, frontal=png(), lateral=png())
         health = client.get("/health").json()
@@ -111,7 +111,7 @@ def test_a_bundle_without_retrieval_says_so(tmp_path: Path) -> None:
     assert health["cases"] is None
 
 
-def test_a_bundle_without_texts_says_so(tmp_path: Path) -> None:
+def test_bundle_without_texts_adds_a_warning(tmp_path: Path) -> None:
     with ready_client(write_tiny_bundle(tmp_path / "plain", texts=False)) as client:
         got = draft(client, frontal=png(), lateral=png())
         health = client.get("/health").json()
@@ -153,7 +153,7 @@ def honest_images() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", honest_images())
-def test_any_honest_image_is_read_right(client: httpx.Client, kind: str) -> None:
+def test_reads_every_supported_image_kind(client: httpx.Client, kind: str) -> None:
     data = honest_images()[kind]
     assert draft(client, frontal=data).findings
     if kind == "bilevel PNG":
@@ -163,7 +163,7 @@ def test_any_honest_image_is_read_right(client: httpx.Client, kind: str) -> None
     assert correlation > 0.99, f"{kind} does not show the same scene"
 
 
-def test_what_a_dicom_header_says_is_warned_of(client: httpx.Client) -> None:
+def test_warns_about_contradicting_dicom_headers(client: httpx.Client) -> None:
     files = {
         "frontal": dicom(scene(), ViewPosition="LL"),
         "lateral": dicom(scene(), ViewPosition="PA", BodyPartExamined="HAND", PatientOrientation=["A", "H"]),
@@ -236,7 +236,7 @@ def problem(answer: httpx.Response, status: int, code: str, field: str | None) -
 
 @pytest.mark.parametrize("field", ["frontal", "lateral"])
 @pytest.mark.parametrize("kind", wrong_images())
-def test_a_wrong_image_is_refused_by_name_and_harms_nothing(client: httpx.Client, kind: str, field: str) -> None:
+def test_rejects_wrong_image_naming_its_field(client: httpx.Client, kind: str, field: str) -> None:
     data, status, code = wrong_images()[kind]
     good = {"frontal": upload(png()), "lateral": upload(png())}
     body = problem(client.post("/report", files={**good, field: upload(data)}), status, code, field)
@@ -263,12 +263,14 @@ def test_a_wrong_image_is_refused_by_name_and_harms_nothing(client: httpx.Client
         ({"Frontal": "x"}, "unknown_field", "Frontal"),
     ],
 )
-def test_a_wrong_field_is_named(client: httpx.Client, data: dict[str, str], code: str, field: str) -> None:
+def test_rejects_wrong_field_value_naming_the_field(
+    client: httpx.Client, data: dict[str, str], code: str, field: str
+) -> None:
     body = problem(client.post("/report", files={"frontal": upload(png())}, data=data), 422, code, field)
     assert field in body["detail"]
 
 
-def test_an_unknown_file_field_is_named(client: httpx.Client) -> None:
+def test_rejects_unknown_file_field(client: httpx.Client) -> None:
     body = problem(client.post("/report", files={"image": upload(png())}), 422, "unknown_field", "image")
     assert "frontal, lateral, top_k, beam_size, include, stream, refine" in body["detail"]
 
@@ -280,25 +282,25 @@ def test_a_long_or_unprintable_field_name_is_quoted_short(client: httpx.Client) 
     assert "\u202e" not in answer.json()["detail"]
 
 
-def test_no_image_at_all(client: httpx.Client) -> None:
+def test_rejects_form_without_an_image(client: httpx.Client) -> None:
     boundary = b'--b\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n3\r\n--b--\r\n'
     answer = client.post("/report", content=boundary, headers={"Content-Type": "multipart/form-data; boundary=b"})
     problem(answer, 422, "missing_image", None)
 
 
-def test_two_files_for_one_field(client: httpx.Client) -> None:
+def test_rejects_duplicate_file_field(client: httpx.Client) -> None:
     answer = client.post("/report", files=[("frontal", upload(png())), ("frontal", upload(png()))])
     problem(answer, 422, "duplicate_field", "frontal")
 
 
-def test_a_path_in_place_of_a_file(client: httpx.Client) -> None:
+def test_rejects_a_path_instead_of_a_file(client: httpx.Client) -> None:
     answer = client.post("/report", files={"lateral": upload(png())}, data={"frontal": "scans/one.png"})
     body = problem(answer, 422, "not_a_file", "frontal")
     assert "@" in body["detail"]
     assert "scans" not in body["detail"]
 
 
-def test_fields_in_the_address_are_refused(client: httpx.Client) -> None:
+def test_rejects_query_parameters(client: httpx.Client) -> None:
     body = problem(client.post("/report?top_k=3", files={"frontal": upload(png())}), 422, "unknown_field", None)
     assert "'top_k'" in body["detail"]
 
@@ -325,14 +327,14 @@ OPEN = b'--b\r\nContent-Disposition: form-data; name="frontal"; filename="f"\r\n
         ({**MULTIPART, "Content-Encoding": "gzip"}, b"\x1f\x8b", 415, "unsupported_encoding"),
     ],
 )
-def test_a_body_that_is_no_form(
+def test_rejects_malformed_bodies(
     client: httpx.Client, headers: dict[str, str], body: bytes, status: int, code: str
 ) -> None:
     problem(client.post("/report", content=body, headers=headers), status, code, None)
     assert_unharmed(client)
 
 
-def test_file_and_body_caps(bundle: Path) -> None:
+def test_rejects_files_and_bodies_above_the_limit(bundle: Path) -> None:
     with ready_client(bundle, max_upload_bytes=100_000) as client:
         large = {"frontal": upload(bytes(100_001)), "lateral": upload(png())}
         body = problem(client.post("/report", files=large), 413, "upload_too_large", "frontal")
@@ -353,6 +355,6 @@ def test_a_wrong_method_is_a_problem(client: httpx.Client, method: str, path: st
     assert allowed in answer.headers["allow"]
 
 
-def test_of_two_wrong_images_the_frontal_is_answered(client: httpx.Client) -> None:
+def test_reports_the_frontal_of_two_wrong_images(client: httpx.Client) -> None:
     files = {"lateral": upload(b"no image" * 9), "frontal": upload(png(20, 20))}
     problem(client.post("/report", files=files), 422, "too_small", "frontal")

@@ -35,7 +35,7 @@ def client(bundle: Path) -> Iterator[httpx.Client]:
         ("POST", "/report", 415),
     ],
 )
-def test_every_response_has_one(client: httpx.Client, method: str, path: str, status: int) -> None:
+def test_every_response_has_a_request_id(client: httpx.Client, method: str, path: str, status: int) -> None:
     fresh = client.request(method, path)
     assert fresh.status_code == status
     assert fresh.headers.get_list("x-request-id") == [str(uuid.UUID(fresh.headers["x-request-id"]))]
@@ -43,7 +43,7 @@ def test_every_response_has_one(client: httpx.Client, method: str, path: str, st
     assert echoed.headers.get_list("x-request-id") == [MINE]
 
 
-def test_a_draft_has_one_and_32_hex_digits_will_do(client: httpx.Client) -> None:
+def test_accepts_32_hex_digits_as_request_id(client: httpx.Client) -> None:
     sent = uuid.uuid4().hex
     answer = client.post("/report", files={"frontal": ("f", png())}, headers={"X-Request-ID": sent})
     assert answer.status_code == 200
@@ -57,18 +57,18 @@ def test_a_draft_has_one_and_32_hex_digits_will_do(client: httpx.Client) -> None
         "g" * 32, "a" * 31, f"{MINE}, {MINE}", "1.2.840.113619.2.55.3.604688119", "-" * 36,
     ],
 )  # fmt: skip
-def test_anything_else_is_replaced(client: httpx.Client, made_up: str) -> None:
+def test_replaces_other_request_ids(client: httpx.Client, made_up: str) -> None:
     given = client.get("/health", headers={"X-Request-ID": made_up}).headers["x-request-id"]
     assert given != made_up
     assert uuid.UUID(given).version == 4
 
 
-def test_two_of_them_are_replaced(client: httpx.Client) -> None:
+def test_replaces_two_request_ids(client: httpx.Client) -> None:
     given = client.get("/health", headers=[("X-Request-ID", MINE), ("x-request-id", MINE)]).headers["x-request-id"]
     assert given != MINE
 
 
-def test_every_line_of_a_request_knows_its_id(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_log_line_of_a_request_holds_its_id(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
     """Also where many requests are answered at once: no line carries a neighbour's id."""
     seen: list[tuple[str | None, str]] = []
     handler = logging.Handler()

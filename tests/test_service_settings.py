@@ -179,3 +179,8 @@ def test_the_table_says_what_is_allowed(capsys: pytest.CaptureFixture[str]) -> N
     assert "| `true` | `true`, `false` |" in rows["REPORT_WARM_UP"]
     assert "| `bundles/iu-xray` |" in rows["REPORT_BUNDLE"]  # wherever this is run
     assert "| none |" in rows["REPORT_API_KEY"]
+
+
+def test_empty_cases_directory_setting_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPORT_USER_CASES_DIR", "")
+    assert Settings().user_cases_dir is None

@@ -56,7 +56,7 @@ def items(node: Dataset) -> list[Dataset]:
     return [each for item in node.get("ContentSequence", []) for each in (item, *items(item))]
 
 
-def test_highdicom_reads_it_back() -> None:
+def test_highdicom_parses_the_report() -> None:
     data = sr.structured_report(example(), 1, (source(),), NOW)
     read = srread(io.BytesIO(data))
     assert isinstance(read, EnhancedSR)
@@ -65,7 +65,7 @@ def test_highdicom_reads_it_back() -> None:
     assert data[128:132] == b"DICM"
 
 
-def test_it_lies_in_the_study_of_the_image_in_a_series_of_its_own() -> None:
+def test_report_is_a_new_series_in_the_study_of_the_image() -> None:
     image, report = header(dicom()), written()
     for keyword in PATIENT:
         assert report[keyword].value == image[keyword].value, keyword
@@ -78,7 +78,7 @@ def test_it_lies_in_the_study_of_the_image_in_a_series_of_its_own() -> None:
     assert "TimezoneOffsetFromUTC" not in report  # it would speak of the study's times as well
 
 
-def test_it_is_preliminary_partial_and_unverified() -> None:
+def test_report_is_preliminary_partial_and_unverified() -> None:
     report = written()
     assert report.PreliminaryFlag == "PRELIMINARY"
     assert report.CompletionFlag == "PARTIAL"
@@ -86,7 +86,7 @@ def test_it_is_preliminary_partial_and_unverified() -> None:
     assert "VerifyingObserverSequence" not in report
 
 
-def test_it_refers_to_its_images() -> None:
+def test_report_references_its_images() -> None:
     frontal = source()
     lateral = source(SOPInstanceUID=generate_uid(), ViewPosition="LL")
     report = written(frontal, lateral, views=2)
@@ -99,12 +99,12 @@ def test_it_refers_to_its_images() -> None:
 
 
 @pytest.mark.parametrize(("views", "code"), [(1, "36554-4"), (2, "36643-5")])
-def test_the_procedure_follows_the_views_also_where_one_came_as_png(views: int, code: str) -> None:
+def test_procedure_code_counts_png_views_too(views: int, code: str) -> None:
     (procedure,) = (i for i in items(written(views=views)) if i.ConceptNameCodeSequence[0].CodeValue == "121058")
     assert procedure.ConceptCodeSequence[0].CodeValue == code
 
 
-def test_the_observer_is_a_device_known_by_the_bundles_digest() -> None:
+def test_observer_device_is_identified_by_the_bundle_digest() -> None:
     one, two = written(), written(source(PatientID="PID-2"))
     observers = [
         {i.ConceptNameCodeSequence[0].CodeValue: i for i in items(each) if i.RelationshipType == "HAS OBS CONTEXT"}
@@ -116,7 +116,7 @@ def test_the_observer_is_a_device_known_by_the_bundles_digest() -> None:
     assert one.DeviceSerialNumber == example().model.digest
 
 
-def test_every_code_fits_its_field_and_private_ones_say_so() -> None:
+def test_codes_fit_their_field_and_private_codes_use_the_private_scheme() -> None:
     for item in items(written()):
         for sequence in ("ConceptNameCodeSequence", "ConceptCodeSequence"):
             for code in item.get(sequence, []):
@@ -152,7 +152,7 @@ def test_no_finding_of_a_reference_case_is_coded() -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Invalid value:UserWarning", "ignore:The .* length:UserWarning")
-def test_what_breaks_the_rules_is_left_out_and_the_report_is_written(tags: dict[str, Any], name: str) -> None:
+def test_invalid_identity_values_are_left_out(tags: dict[str, Any], name: str) -> None:
     found = source(**tags)
     assert getattr(found, name) == ""
     with warnings.catch_warnings():
@@ -164,7 +164,7 @@ def test_what_breaks_the_rules_is_left_out_and_the_report_is_written(tags: dict[
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
 @pytest.mark.parametrize("value", [None, "", "1.2.x", "1.02"])
 @pytest.mark.filterwarnings("ignore:Invalid value:UserWarning")
-def test_an_image_without_a_uid_is_named_by_the_keyword_alone(keyword: str, value: str | None) -> None:
+def test_missing_uid_is_reported_by_its_keyword_only(keyword: str, value: str | None) -> None:
     dataset = header(dicom())
     del dataset[keyword]
     if value is not None:
@@ -177,7 +177,7 @@ def test_an_image_without_a_uid_is_named_by_the_keyword_alone(keyword: str, valu
 
 
 @pytest.mark.parametrize("tags", [{"PatientID": "PID-2"}, {"StudyInstanceUID": "1.2.3"}])
-def test_two_studies_get_no_common_report(tags: dict[str, str]) -> None:
+def test_rejects_images_of_two_studies(tags: dict[str, str]) -> None:
     reason = unsupported_reason([source(), source(**tags)])
     assert reason == "the two DICOM files belong to different patients or studies"
     with pytest.raises(ValueError, match="different patients or studies"):
@@ -185,11 +185,11 @@ def test_two_studies_get_no_common_report(tags: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
-def test_the_identity_is_read_from_the_file_of_any_syntax(syntax: UID) -> None:
+def test_reads_identity_from_every_transfer_syntax(syntax: UID) -> None:
     assert vars(source_image(dicom(syntax=syntax))) == vars(source())
 
 
-def test_a_deflate_bomb_is_read_no_further_than_the_header() -> None:
+def test_deflate_bomb_is_read_up_to_the_header_only() -> None:
     bomb = dicom(syntax=DeflatedExplicitVRLittleEndian, EncapsulatedDocument=bytes(30_000_000))
     assert len(bomb) < 100_000
     tracemalloc.start()
@@ -203,12 +203,12 @@ def test_a_deflate_bomb_is_read_no_further_than_the_header() -> None:
 
 
 @pytest.mark.parametrize("cut", [132, 140, 300, 700])
-def test_a_damaged_header_gives_no_identity_and_no_error(cut: int) -> None:
+def test_damaged_header_gives_an_empty_identity(cut: int) -> None:
     assert source_image(dicom()[:cut]).missing
     assert source_image(dicom()[:132] + b"\xff" * cut).missing
 
 
-def test_a_header_beyond_its_bounds_is_refused_as_drafting_refuses_it() -> None:
+def test_rejects_header_beyond_the_reader_limits() -> None:
     data = tiny_elements(dicom())
     with pytest.raises(ImageError) as drafting:
         read_image(data, 32)
@@ -220,7 +220,7 @@ def test_a_header_beyond_its_bounds_is_refused_as_drafting_refuses_it() -> None:
     assert refused.value.detail == str(drafting.value)
 
 
-def test_an_upload_is_identified_only_where_that_is_asked_for() -> None:
+def test_identity_is_read_only_on_request() -> None:
     images = {"frontal": dicom(), "lateral": png()}
     anonymous = asyncio.run(export_context(images, identified=False))
     assert (anonymous.views, anonymous.sources) == (("frontal", "lateral"), ())
@@ -229,7 +229,7 @@ def test_an_upload_is_identified_only_where_that_is_asked_for() -> None:
     assert [vars(found) for found in identified.sources] == [vars(source())]
 
 
-def test_a_dicom_upload_is_answered_in_its_study(bundle: Path) -> None:
+def test_dicom_upload_gets_a_report_in_its_study(bundle: Path) -> None:
     liked = {"Accept": "application/dicom"}
     with ready_client(bundle) as client:
         files = {"frontal": ("f", dicom()), "lateral": ("f", png())}
@@ -253,11 +253,11 @@ def test_a_dicom_upload_is_answered_in_its_study(bundle: Path) -> None:
     ("application/dicom;q=0.5, text/plain", False), ("text/event-stream, application/dicom", True),
     ("text/event-stream", False),
 ])  # fmt: skip
-def test_identities_are_needed_where_a_structured_report_is_liked_best(accept: str, needed: bool) -> None:
+def test_prefer_sr_follows_the_accept_header(accept: str, needed: bool) -> None:
     assert parse_accept([accept]).prefer_sr is needed
 
 
-def test_without_highdicom_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_highdicom_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "highdicom", None)  # as where it is not installed
     study = ExportContext(("frontal",), (source(),))
     with pytest.raises(Problem, match=r"pip install 'cxr-report\[sr\]'"):

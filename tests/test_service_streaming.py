@@ -93,11 +93,8 @@ def stream(client: httpx.Client, data: dict[str, str] | None = None, **headers: 
         return list(events_of(answer))
 
 
-# --- what is told early -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", ["greedy", "beam", "rerank", "consensus"])
-def test_sentences_together_are_the_answer(method: str, tmp_path: Path) -> None:
+def test_streamed_sentences_equal_the_report(method: str, tmp_path: Path) -> None:
     decoding = DecodingConfig.model_validate(
         {"method": method, "candidates": 4, "temperature": 1.0, "min_length": 14, "block_trigrams": True}
     )
@@ -130,12 +127,12 @@ def test_the_drafter_emits_the_cases_then_every_sentence(bundle: Path) -> None:
     assert len(draft.sentences) >= 2
 
 
-def test_a_bundle_without_cases_says_so_at_once(tmp_path: Path) -> None:
+def test_bundle_without_retrieval_streams_no_cases_first(tmp_path: Path) -> None:
     with ready_client(write_tiny_bundle(tmp_path / "plain", retrieval=False), warm_up=False) as client:
         assert stream(client)[0] == ("cases", {"reference_cases": []})
 
 
-def test_what_the_model_does_not_tell_early_comes_with_the_draft(
+def test_events_come_with_the_report_without_early_results(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, client: httpx.Client
 ) -> None:
     """Replicas elsewhere answer whole drafts."""
@@ -151,28 +148,25 @@ def test_what_the_model_does_not_tell_early_comes_with_the_draft(
     assert late[-1][1]["sentences"] == early[-1][1]["sentences"]
 
 
-# --- formats and errors -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/json", "*/*", "text/*", "text/plain, */*;q=0.1"])
-def test_what_a_stream_is_accepted_as(client: httpx.Client, accept: str) -> None:
+def test_accepts_stream_for_event_stream_or_json(client: httpx.Client, accept: str) -> None:
     assert stream(client, accept=accept)[-1][0] == "report"
 
 
 @pytest.mark.parametrize("accept", ["application/fhir+json", "text/plain", "application/dicom"])
-def test_a_stream_is_not_a_document(client: httpx.Client, accept: str) -> None:
+def test_rejects_stream_when_only_documents_are_accepted(client: httpx.Client, accept: str) -> None:
     answer = client.post("/report", files=files(), data=STREAM, headers={"accept": accept})
     assert (answer.status_code, answer.json()["code"]) == (406, "not_acceptable")
     assert "leave stream out" in answer.json()["detail"]
 
 
-def test_a_document_is_not_a_stream(client: httpx.Client) -> None:
+def test_rejects_event_stream_without_stream_true(client: httpx.Client) -> None:
     answer = client.post("/report", files=files(), headers={"accept": "text/event-stream"})
     assert (answer.status_code, answer.json()["code"]) == (406, "not_acceptable")
     assert "stream=true" in answer.json()["detail"]
 
 
-def test_a_stream_has_the_headers_of_every_answer(client: httpx.Client) -> None:
+def test_stream_has_the_headers_of_every_response(client: httpx.Client) -> None:
     name = "0b0f1c52-6f0e-4c0b-9a52-0d3f5ad1c8f7"
     with client.stream("POST", "/report", files=files(), data=STREAM, headers={"X-Request-ID": name}) as answer:
         answer.read()
@@ -191,7 +185,7 @@ def test_an_error_before_the_first_event_is_an_ordinary_problem(client: httpx.Cl
     assert client.get("/health").json()["queue"]["depth"] == 0
 
 
-def test_so_are_a_deadline_and_no_place(bundle: Path, gates: list[Gate]) -> None:
+def test_deadline_and_busy_before_the_first_event_are_problems(bundle: Path, gates: list[Gate]) -> None:
     with (
         live_server(bundle, warm_up=False, request_timeout_s=0.4, max_concurrent_requests=1) as live,
         live.client() as client,
@@ -203,9 +197,6 @@ def test_so_are_a_deadline_and_no_place(bundle: Path, gates: list[Gate]) -> None
         assert (busy.status_code, busy.json()["code"]) == (503, "busy")
         assert (late.result(WAIT_S).status_code, late.result().json()["code"]) == (503, "deadline")
         gates[0].go.set()
-
-
-# --- held while it writes -------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -238,7 +229,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Held:
     return held
 
 
-def test_a_stream_keeps_its_place_and_is_kept_alive(bundle: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_holds_its_slot_and_sends_keep_alives(bundle: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.05)
     with (
         ready_client(bundle, warm_up=False) as client,
@@ -260,7 +251,7 @@ def test_a_stream_keeps_its_place_and_is_kept_alive(bundle: Path, held: Held, mo
         (RuntimeError("Canary Patient"), "internal"),
     ],
 )
-def test_a_failure_on_the_way_is_told(
+def test_failure_after_the_first_event_sends_a_problem_event(
     bundle: Path, held: Held, error: Exception, code: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     held.error = error
@@ -274,7 +265,7 @@ def test_a_failure_on_the_way_is_told(
     assert "Canary" not in caplog.text + json.dumps(problem)
 
 
-def test_a_deadline_on_the_way_is_told(bundle: Path, held: Held) -> None:
+def test_deadline_after_the_first_event_sends_a_problem_event(bundle: Path, held: Held) -> None:
     with ready_client(bundle, warm_up=False, request_timeout_s=0.5) as client:
         (first, _), (last, problem) = stream(client)
         held.go.set()
@@ -282,7 +273,7 @@ def test_a_deadline_on_the_way_is_told(bundle: Path, held: Held) -> None:
         assert client.get("/health").json()["queue"]["depth"] == 0
 
 
-def test_a_client_that_leaves_gives_its_place_back(bundle: Path, held: Held) -> None:
+def test_disconnect_frees_the_slot_of_a_stream(bundle: Path, held: Held) -> None:
     with ready_client(bundle, warm_up=False) as client:
         with client.stream("POST", "/report", files=files(), data=STREAM) as answer:
             assert next(events_of(answer))[0] == "cases"
@@ -292,7 +283,7 @@ def test_a_client_that_leaves_gives_its_place_back(bundle: Path, held: Held) -> 
         assert stream(client)[-1][0] == "report"
 
 
-def test_a_stop_lets_a_stream_end(bundle: Path, held: Held) -> None:
+def test_shutdown_lets_a_stream_finish(bundle: Path, held: Held) -> None:
     with (
         live_server(bundle, warm_up=False) as live,
         live.client() as client,
@@ -305,7 +296,7 @@ def test_a_stop_lets_a_stream_end(bundle: Path, held: Held) -> None:
         assert list(told)[-1][0] == "report"
 
 
-def test_a_study_that_is_drafted_again_is_told_once(bundle: Path, held: Held) -> None:
+def test_repeated_draft_sends_each_event_once(bundle: Path, held: Held) -> None:
     """Its batch fails after the cases were told; alone it is drafted again."""
     held.error, held.fails = RuntimeError("unlucky"), 2
     with (
@@ -324,10 +315,7 @@ def test_a_study_that_is_drafted_again_is_told_once(bundle: Path, held: Held) ->
     assert held.count == 4, "one alone, the two together in vain, each of them alone"
 
 
-# --- parts ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_failing_listener_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_listener_does_not_affect_the_draft(caplog: pytest.LogCaptureFixture) -> None:
     heard: list[DraftEvent] = []
 
     async def main() -> None:
@@ -344,7 +332,7 @@ def test_a_failing_listener_harms_nobody(caplog: pytest.LogCaptureFixture) -> No
     assert "Canary" not in caplog.text
 
 
-def test_what_was_told_and_does_not_hold_is_a_problem() -> None:
+def test_differing_repeated_draft_is_a_problem() -> None:
     report = ReportResponse.model_validate(REPORT_EXAMPLE)
     parts = streaming.EventSequence()
     news = SentenceWritten(0, Sentence("Something else.", 0.5))
@@ -354,7 +342,7 @@ def test_what_was_told_and_does_not_hold_is_a_problem() -> None:
         list(parts.on_report(report))
 
 
-def test_cases_are_told_again_where_a_draft_made_again_found_others() -> None:
+def test_cases_are_sent_again_when_they_changed() -> None:
     report = ReportResponse.model_validate(REPORT_EXAMPLE)
     parts = streaming.EventSequence()
     assert [name for name, _ in parts.on_event(CasesFound(()))] == ["cases"]
@@ -365,7 +353,7 @@ def test_cases_are_told_again_where_a_draft_made_again_found_others() -> None:
     assert [name for name, _ in rest] == ["sentence", "sentence", "report"]
 
 
-def test_a_client_that_takes_nothing_counts_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "SEND_TIMEOUT_S", 0.05)
     given_back: list[bool] = []
 
@@ -383,10 +371,7 @@ def test_a_client_that_takes_nothing_counts_as_gone(monkeypatch: pytest.MonkeyPa
     assert given_back == [True]
 
 
-# --- attention ------------------------------------------------------------------------------------------------------
-
-
-def test_attention_is_answered_to_who_asks_and_comes_with_the_report(client: httpx.Client) -> None:
+def test_attention_comes_with_the_report_on_request(client: httpx.Client) -> None:
     asked = client.post("/report", files=files(), data={"include": "attention"}).json()
     for sentence in asked["sentences"]:
         grids, cases = sentence["attention"]["patches"], sentence["attention"]["cases"]

@@ -51,7 +51,7 @@ def peak_mib() -> float:
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["Content-Length", "chunked"])
-def test_200_megabytes_are_refused_and_never_held(server: Live, declared: bool) -> None:
+def test_rejects_200_megabytes_without_buffering_them(server: Live, declared: bool) -> None:
     length = len(OPEN) + 200 * MIB + len(b"\r\n--b--\r\n")
     headers = {"Content-Type": MULTIPART} | ({"Content-Length": str(length)} if declared else {})
     before = peak_mib()
@@ -73,17 +73,17 @@ def connect(live: Live, head: str) -> socket.socket:
     return connection
 
 
-def test_a_declared_length_is_refused_before_a_byte_of_the_body(server: Live) -> None:
+def test_rejects_large_content_length_before_the_body(server: Live) -> None:
     with connect(server, f"Content-Length: {CAP + MIB}") as connection:
         assert connection.recv(65536).startswith(b"HTTP/1.1 413")
 
 
-def test_curl_waits_for_leave_and_is_refused_it(server: Live) -> None:
+def test_rejects_large_body_instead_of_100_continue(server: Live) -> None:
     with connect(server, f"Content-Length: {200 * MIB}\r\nExpect: 100-continue") as connection:
         assert connection.recv(65536).startswith(b"HTTP/1.1 413")
 
 
-def test_a_chunked_body_is_refused_soon_after_the_cap(server: Live) -> None:
+def test_rejects_chunked_body_soon_after_the_limit(server: Live) -> None:
     sent = 0
     with connect(server, "Transfer-Encoding: chunked") as connection:
         answered = threading.Event()
@@ -105,7 +105,7 @@ def test_a_chunked_body_is_refused_soon_after_the_cap(server: Live) -> None:
     assert drafts(server)
 
 
-def test_a_false_small_length_is_no_way_around(server: Live) -> None:
+def test_false_small_content_length_does_not_bypass_the_limit(server: Live) -> None:
     """The server reads what was declared and no more; the rest is no request of ours."""
     with connect(server, "Content-Length: 100") as connection:
         connection.sendall(OPEN + bytes(1000))
@@ -113,7 +113,7 @@ def test_a_false_small_length_is_no_way_around(server: Live) -> None:
     assert drafts(server)
 
 
-def test_a_client_that_goes_away_leaves_nothing_behind(server: Live) -> None:
+def test_disconnect_during_upload_frees_the_slot(server: Live) -> None:
     with connect(server, f"Content-Length: {MIB}") as connection:
         connection.sendall(OPEN + bytes(1000))
         wait_for_depth(server, 1)
@@ -129,7 +129,7 @@ def wait_for_depth(live: Live, depth: int) -> None:
             time.sleep(0.02)
 
 
-def test_a_slow_client_is_let_go(bundle: Path) -> None:
+def test_slow_upload_times_out(bundle: Path) -> None:
     with live_server(bundle, upload_timeout_s=0.3) as live, connect(live, f"Content-Length: {MIB}") as connection:
         connection.sendall(OPEN)
         answer = connection.recv(65536)
@@ -138,9 +138,7 @@ def test_a_slow_client_is_let_go(bundle: Path) -> None:
         assert drafts(live)
 
 
-def test_a_client_that_trickles_does_not_hold_a_place_for_the_whole_time(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trickling_upload_loses_its_slot_early(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_body, "GRACE_S", 0.4)
     with live_server(bundle, upload_timeout_s=60) as live, connect(live, f"Content-Length: {MIB}") as connection:
         connection.sendall(OPEN)
@@ -162,7 +160,7 @@ def test_a_client_that_trickles_does_not_hold_a_place_for_the_whole_time(
             wait_for_depth(live, 1)
 
 
-def test_when_every_place_is_taken_the_next_is_told_at_once(bundle: Path) -> None:
+def test_rejects_at_once_when_all_slots_are_in_use(bundle: Path) -> None:
     with live_server(bundle, max_concurrent_requests=1) as live, live.client() as client:
         with connect(live, f"Content-Length: {MIB}") as connection:
             connection.sendall(OPEN)
@@ -204,7 +202,7 @@ def writes() -> Writes:
 
 
 @pytest.mark.parametrize("outcome", ["drafted", "refused", "too large"])
-def test_no_upload_touches_the_disk(
+def test_uploads_never_touch_the_disk(
     bundle: Path, writes: Writes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     outcome: Literal["drafted", "refused", "too large"],
 ) -> None:  # fmt: skip
@@ -227,7 +225,7 @@ def test_no_upload_touches_the_disk(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_watch_sees_what_starlettes_own_parser_does(writes: Writes) -> None:
+def test_write_watch_detects_spooled_files(writes: Writes) -> None:
     """The test above means something: a spooled file that rolls over is seen by the same watch."""
     writes.seen.clear()
     writes.watching = True
@@ -239,7 +237,7 @@ def test_the_watch_sees_what_starlettes_own_parser_does(writes: Writes) -> None:
     assert writes.seen
 
 
-def test_parts_may_arrive_in_any_pieces(server: Live) -> None:
+def test_accepts_body_in_any_chunk_size(server: Live) -> None:
     image = png()
     body = OPEN + image + b'\r\n--b\r\nContent-Disposition: form-data; name="beam_size"\r\n\r\n1\r\n--b--\r\n'
 
@@ -253,13 +251,13 @@ def test_parts_may_arrive_in_any_pieces(server: Live) -> None:
             assert answer.status_code == 200, (size, answer.text)
 
 
-def test_what_follows_the_last_boundary_is_ignored(server: Live) -> None:
+def test_ignores_epilogue_after_the_last_boundary(server: Live) -> None:
     body = OPEN + png() + b"\r\n--b--\r\n" + b"epilogue"
     with server.client() as client:
         assert client.post("/report", content=body, headers={"Content-Type": MULTIPART}).status_code == 200
 
 
-def test_data_that_nearly_holds_the_boundary_is_kept_whole(server: Live) -> None:
+def test_keeps_data_that_resembles_the_boundary(server: Live) -> None:
     data = encode(Image.fromarray(scene()), "JPEG", comment=b"\r\n--\r\n--a\r\n-\r--\n--B--\r\n" * 50)
     with server.client() as client:
         plain = client.post("/report", files={"frontal": ("f", data)}).json()
@@ -273,7 +271,7 @@ def test_data_that_nearly_holds_the_boundary_is_kept_whole(server: Live) -> None
 
 @pytest.mark.parametrize("closing", ["Connection: close", "X: y"], ids=["closing", "staying"])
 @pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
-def test_a_refusal_is_not_lost_to_a_reset(server: Live, closing: str, version: str) -> None:
+def test_early_refusal_reaches_a_client_that_still_sends(server: Live, closing: str, version: str) -> None:
     """A close with bytes unread resets the connection, which destroys the answer on its way."""
     body = OPEN + 8 * CHUNK
     head = f"POST /report?top_k=3 {version}\r\nHost: x\r\nContent-Type: {MULTIPART}\r\n{closing}\r\n"
@@ -287,7 +285,7 @@ def test_a_refusal_is_not_lost_to_a_reset(server: Live, closing: str, version: s
     assert drafts(server)
 
 
-def test_a_client_that_never_stops_sending_is_let_go(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draining_ends_for_a_client_that_never_stops_sending(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.web.middleware.DRAIN_TIMEOUT_S", 0.3)
     head = f"POST /report?top_k=3 HTTP/1.1\r\nHost: x\r\nContent-Type: {MULTIPART}\r\nConnection: close\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S) as connection:

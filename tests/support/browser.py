@@ -1,20 +1,22 @@
-"""A headless Chromium of the system for tests and screenshots; none is downloaded."""
+"""A headless Chromium of the system for tests and screenshots, and what tests do on the page."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 DRAWN = Path(__file__).resolve().parents[2] / "docs" / "images"  # phantoms, no patient's
 WAIT_MS = 60_000
+CUT_STREAM = 'event: cases\ndata: {"reference_cases": []}\n\n'  # a stream that ends after its cases
 
 
 def find_chromium() -> str | None:
@@ -54,3 +56,47 @@ def draft(page: Page) -> None:
         page.click("#draft")
     response.value.finished()
     page.wait_for_selector("#result:not(.arriving) #result-tools:not([hidden])")
+
+
+def answered(page: Page, answer: dict[str, Any]) -> None:
+    """Let the next draft be a given answer: for what depends on how the page draws, not on what the model says."""
+
+    def fulfil(route: Route) -> None:
+        route.fulfill(status=200, content_type="application/json", body=json.dumps(answer))
+
+    page.route("**/report", fulfil)
+    choose(page)
+    draft(page)
+
+
+def texts(page: Page, selector: str) -> list[str]:
+    return page.locator(selector).all_inner_texts()
+
+
+def corner(row: int, column: int) -> list[list[float]]:
+    grid = [[0.0] * 7 for _ in range(7)]
+    grid[row][column] = 0.5
+    return grid
+
+
+def edit(page: Page, findings: str) -> None:
+    """Put a reader's words in the place of the draft."""
+    page.click("#edit")
+    page.fill("#edit-area", findings)
+    page.click("#edit-done")
+
+
+def break_streams(page: Page) -> None:
+    """Let the next drafts begin and end early."""
+    page.unroute("**/report")
+    page.route("**/report", lambda route: route.fulfill(status=200, content_type="text/event-stream", body=CUT_STREAM))
+
+
+def transform(page: Page, view: int) -> list[float]:
+    """Scale and shift of a view."""
+    matrix: list[float] = (
+        page.locator(".film")
+        .nth(view)
+        .evaluate("film => { const m = new DOMMatrix(getComputedStyle(film).transform); return [m.a, m.e, m.f]; }")
+    )
+    return matrix
