@@ -21,8 +21,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -46,7 +46,7 @@ from model.files import write_atomic
 from training.cli import positive
 
 log = logging.getLogger("benchmarks.fuzz")
-CLIENTS = 4
+CLIENTS, BATCH = 4, 60  # threads that send; inputs that are drawn together
 # Small limits, so that bodies beyond them are cheap to send; fewer slots than clients, so that `busy` occurs as well.
 SETTINGS = {
     "max_upload_bytes": 2**20, "max_pixels": 4_000_000, "max_concurrent_requests": CLIENTS - 1, "upload_timeout_s": 20,
@@ -113,40 +113,34 @@ class Fuzz:
         }
         inputs = islice(chain.from_iterable(zip(*(streams[kind]() for kind in kinds), strict=True)), count)
         try:
-            self._send_all(tqdm(inputs, total=count, unit=" inputs", disable=quiet, mininterval=1, smoothing=0.05))
+            self._send_all(inputs, tqdm(total=count, unit=" inputs", disable=quiet, mininterval=1, smoothing=0.05))
         except KeyboardInterrupt:
             self.outcome.in_the_end.append("interrupted")
         self._check_afterwards(before)
         self.outcome.seconds = time.monotonic() - began
         return self.outcome
 
-    def _send_all(self, inputs: Iterable[Input]) -> None:
-        waiting = threading.Semaphore(2 * CLIENTS)
-        with ThreadPoolExecutor(CLIENTS) as pool:
-
-            def done(finished: Future[None]) -> None:
-                waiting.release()
-                finished.result()
-
-            for one in inputs:
-                waiting.acquire()
-                pool.submit(self._one, one).add_done_callback(done)
-
-    def _one(self, one: Input) -> None:
-        try:
+    def _send_all(self, inputs: Iterator[Input], progress: tqdm[Any]) -> None:
+        def one(one: Input) -> None:
             status, faults = self.judge(one)
-        except Exception as error:  # a failure of this program must not count as a pass
-            status, faults = "harness", [f"the harness failed: {type(error).__name__}: {error}"]
-            log.exception("the harness failed on %s", one.origin)
-        with self._lock:
-            self.outcome.inputs += 1
-            counts = self.outcome.statuses.setdefault(one.kind, {})
-            counts[status] = counts.get(status, 0) + 1
-            if faults:
-                self._store(one, faults)
-            if self._server.pid is not None and self.outcome.inputs % MEMORY_EVERY == 0:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    self.outcome.memory.append((self.outcome.inputs, resident_bytes(self._server.pid)))
+            with self._lock:
+                progress.update()
+                self._count(one, status, faults)
+
+        with progress, ThreadPoolExecutor(CLIENTS) as pool:
+            while batch := list(islice(inputs, BATCH)):
+                list(pool.map(one, batch))
+
+    def _count(self, one: Input, status: str, faults: list[str]) -> None:
+        outcome = self.outcome
+        outcome.inputs += 1
+        counts = outcome.statuses.setdefault(one.kind, {})
+        counts[status] = counts.get(status, 0) + 1
+        if faults:
+            self._store(one, faults)
+        if self._server.pid is not None and outcome.inputs % MEMORY_EVERY == 0:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                outcome.memory.append((outcome.inputs, resident_bytes(self._server.pid)))
 
     def judge(self, one: Input) -> tuple[str, list[str]]:
         """Send one request, again while the service is busy; returns a short form of the answer, and its faults."""

@@ -1,4 +1,4 @@
-"""A peer of the service: LitServe around the same bundle, batching as LitServe does it.
+"""A peer of the service: LitServe around the same bundle, with LitServe's batching.
 
 python -m benchmarks.litserve_server BUNDLE DEVICE PORT
 """
@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import litserve
-import torch
 from fastapi import Request
 
-from model.bundle import INDEX_DIR, load_bundle
-from model.drafter import Drafter
+from benchmarks.naive_server import load_drafter
 from model.images import load_pixels
 from model.types import Draft, StudyView, View
-from retrieval_index.index import ReportIndex
 
 MAX_BATCH, BATCH_TIMEOUT_S = 8, 0.01
 Study = list[StudyView]
@@ -33,28 +30,24 @@ class Reports(litserve.LitAPI):  # type: ignore[misc]  # no types are shipped
 
     def setup(self, device: str) -> None:
         """Load the bundle in the worker."""
-        bundle = load_bundle(self._bundle_dir, device=device)
-        with torch.inference_mode():
-            bundle.model.precompute_inference_tables()
-        index = ReportIndex.load(self._bundle_dir / INDEX_DIR) if bundle.config.retrieval else None
-        self._drafter = Drafter(bundle, index, device=device)
+        self._drafter = load_drafter(self._bundle_dir, device)
 
     def decode_request(self, request: Request) -> Study:
-        """The uploaded form, which LitServe hands over in the place of the request, to the two views."""
+        """The two views of the uploaded form, which LitServe passes as ``request``."""
         form: Any = request
         size = self._drafter.image_size
         return [StudyView(load_pixels(form[view.value].file.read(), size), view) for view in View]
 
     def batch(self, inputs: Sequence[Study]) -> list[Study]:
-        """Studies stay a list; the drafter stacks them."""
+        """A list; the drafter stacks the studies."""
         return list(inputs)
 
     def predict(self, x: list[Study]) -> list[Draft]:
-        """One draft a study."""
+        """One draft per study."""
         return self._drafter.draft(x)
 
     def unbatch(self, output: list[Draft]) -> list[Draft]:
-        """As they come."""
+        """Unchanged."""
         return output
 
     def encode_response(self, output: Draft) -> dict[str, Any]:
@@ -64,7 +57,6 @@ class Reports(litserve.LitAPI):  # type: ignore[misc]  # no types are shipped
 
 if __name__ == "__main__":
     api = Reports(Path(sys.argv[1]), max_batch_size=MAX_BATCH, batch_timeout=BATCH_TIMEOUT_S, api_path="/report")
-    server = litserve.LitServer(
-        api, accelerator="cuda" if sys.argv[2].startswith("cuda") else "cpu", devices=1, timeout=300
-    )
+    accelerator = "cuda" if sys.argv[2].startswith("cuda") else "cpu"
+    server = litserve.LitServer(api, accelerator=accelerator, devices=1, timeout=300)
     server.run(host="127.0.0.1", port=int(sys.argv[3]), log_level="error", generate_client_file=False)

@@ -1,4 +1,4 @@
-"""The peer of the service: the shortest FastAPI handler around the same bundle, one request at a time.
+"""The simplest peer of the service: a FastAPI handler around the same bundle, one request at a time.
 
 python -m benchmarks.naive_server BUNDLE DEVICE PORT
 """
@@ -24,15 +24,18 @@ from model.types import StudyView, View
 from retrieval_index.index import ReportIndex
 
 
+def load_drafter(bundle_dir: Path, device: str) -> Drafter:
+    """The drafter of a bundle, with the inference tables that the service precomputes as well."""
+    bundle = load_bundle(bundle_dir, device=device)
+    with torch.inference_mode():
+        bundle.model.precompute_inference_tables()
+    index = ReportIndex.load(bundle_dir / INDEX_DIR) if bundle.config.retrieval else None
+    return Drafter(bundle, index, device=device)
+
+
 def make_app(bundle_dir: Path, device: str) -> FastAPI:
     """Files in, a dict out; no checks, no limits, a lock around the model."""
-    bundle = load_bundle(bundle_dir, device=device)
-    drafter = Drafter(bundle, ReportIndex.load(bundle_dir / INDEX_DIR) if bundle.config.retrieval else None,
-                      device=device)  # fmt: skip
-    with torch.inference_mode():
-        bundle.model.precompute_inference_tables()  # what no image changes, worked out once, as by the service
-    lock = threading.Lock()
-    app = FastAPI()
+    drafter, lock, app = load_drafter(bundle_dir, device), threading.Lock(), FastAPI()
 
     def pixels(data: bytes) -> np.ndarray:
         return np.asarray(Image.open(io.BytesIO(data)).convert("L").resize((drafter.image_size,) * 2))

@@ -42,7 +42,7 @@ class Pair:
 
 
 def pair(device: torch.device, *, slots: int = 2048, dropout: bool = False, length: int = LENGTH) -> Pair:
-    """Build both; ``dropout`` as the published model trains, 0.1 and 0.5 behind the embedded features."""
+    """Build both; ``dropout`` as the published model trains, 0.1 and 0.5 after the embedded features."""
     state = published_state(words=VOCABULARY, features=WIDTH, slots=slots)
     state["encoder_decoder.logit.bias"][0] = -1e4  # the end
     state = {key: value.to(device) for key, value in state.items()}

@@ -8,39 +8,47 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx
 import torch
 
+from benchmarks.naive_server import load_drafter
 from benchmarks.server import BUNDLE, running, service
 from benchmarks.table import Row, below
-from model.bundle import INDEX_DIR, load_bundle
-from model.drafter import Drafter
 from model.images import load_pixels
 from model.types import StudyView, View
-from retrieval_index.index import ReportIndex
 
 log = logging.getLogger(__name__)
 IMAGES = {"frontal": Path("docs/images/effusion-frontal.png"), "lateral": Path("docs/images/effusion-lateral.png")}
-ROUNDS = 15
-ANSWER_WITHIN_S = 120.0
+ROUNDS, WARM_UP = 15, 2
 REST_S = 0.05  # until the OpenMP threads of the process that computed before have stopped spinning
 
 
 def rows(device: torch.device) -> list[Row]:
     """Start to ready, server overhead, and the whole request against a naive handler."""
     files = {name: path.read_bytes() for name, path in IMAGES.items()}
-    drafter = _drafter(device)
+    drafter = load_drafter(BUNDLE, str(device))
     naive_command = ["-m", "benchmarks.naive_server", str(BUNDLE), str(device), "{port}"]
+
+    def bare() -> None:
+        pixels = [StudyView(load_pixels(data, drafter.image_size), View(name)) for name, data in files.items()]
+        drafter.draft([pixels])
+
+    def post(url: str) -> Callable[[], object]:
+        return lambda: client.post(f"{url}/report", files=files).raise_for_status()
+
     started = time.perf_counter()
     with service(BUNDLE, device=str(device)) as ours:
         ready = time.perf_counter() - started
-        with running(naive_command, environment={}, health="/openapi.json") as naive:
+        with (
+            running(naive_command, environment={}, health="/openapi.json") as naive,
+            httpx.Client(timeout=120.0) as client,
+        ):
             log.info("%d rounds of service, bare pipeline and naive handler", ROUNDS)
-            through_http, bare, naively = _rounds(ours.url, naive.url, drafter, files)
-    overhead = statistics.median(a - b for a, b in zip(through_http, bare, strict=True))
+            through_http, pipeline, naively = _in_turn((post(ours.url), bare, post(naive.url)))
+    overhead = statistics.median(a - b for a, b in zip(through_http, pipeline, strict=True))
     whole = statistics.median(through_http)
     name = "POST /report, server overhead over the bare pipeline, median"
     return [
@@ -51,36 +59,13 @@ def rows(device: torch.device) -> list[Row]:
     ]  # fmt: skip
 
 
-def _rounds(
-    ours: str, naive: str, drafter: Drafter, files: dict[str, bytes]
-) -> tuple[list[float], list[float], list[float]]:
-    """Times of the three, measured in turn, so that other load on the machine affects all of them."""
-    taken: tuple[list[float], list[float], list[float]] = ([], [], [])
-    with httpx.Client(timeout=ANSWER_WITHIN_S) as client:
-
-        def post(url: str) -> None:
-            answer = client.post(f"{url}/report", files=files)
-            answer.raise_for_status()
-
-        calls: tuple[Callable[[], None], ...] = (
-            lambda: post(ours), lambda: _bare(drafter, files), lambda: post(naive),
-        )  # fmt: skip
-        for turn in range(ROUNDS + 2):
-            for call, times in zip(calls, taken, strict=True):
-                time.sleep(REST_S)
-                began = time.perf_counter()
-                call()
-                if turn >= 2:
-                    times.append(time.perf_counter() - began)
-    return taken
-
-
-def _bare(drafter: Drafter, files: dict[str, bytes]) -> None:
-    views = [StudyView(load_pixels(data, drafter.image_size), View(name)) for name, data in files.items()]
-    drafter.draft([views])
-
-
-def _drafter(device: torch.device) -> Drafter:
-    bundle = load_bundle(BUNDLE, device=device)
-    bundle.model.precompute_inference_tables()  # as the service does
-    return Drafter(bundle, ReportIndex.load(BUNDLE / INDEX_DIR, expected_sha256=bundle.index_sha256()), device=device)
+def _in_turn(calls: Sequence[Callable[[], object]]) -> list[list[float]]:
+    """Seconds of each call in each round, measured in turn, so that other load affects all of them."""
+    taken: list[list[float]] = [[] for _ in calls]
+    for _ in range(ROUNDS + WARM_UP):
+        for call, times in zip(calls, taken, strict=True):
+            time.sleep(REST_S)
+            began = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - began)
+    return [times[WARM_UP:] for times in taken]

@@ -28,7 +28,7 @@ class Row:
         peer_value: of the peer, measured in the same run.
         goal: ``30 ×``, ``< 10 ms``.
         met: whether the goal is met; None without one.
-        note: shown behind ``figure``.
+        note: shown after ``figure``.
     """
 
     figure: str

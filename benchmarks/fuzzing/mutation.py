@@ -46,7 +46,7 @@ _DICOM_VALUES: dict[str, tuple[object, ...]] = {
 
 
 def _offset(draw: st.DrawFn, data: bytes) -> int:
-    """Anywhere, but behind the signature of a whole file, so that its decoder is reached."""
+    """Anywhere after the signature of a whole file, so that its decoder is reached."""
     return draw(st.integers(8 if len(data) > 200 else 0, len(data)))
 
 

@@ -1,9 +1,9 @@
-"""The Cross-modal Memory Network as published, plainly: the peer of every speed figure and the oracle of the tests.
+"""The Cross-modal Memory Network as published: the oracle of the tests, and the peer of the speed benchmarks.
 
-Chen et al. 2021, "Cross-modal Memory Networks for Radiology Report Generation". It reads a state dict under the
-published key names and computes the published equations one after the other: the memory is expanded and projected again
-for every sample and step, every step runs the whole prefix, beams are searched one study at a time in Python. Nothing
-is cached, fused or shared with ``model/``.
+Chen et al. 2021, "Cross-modal Memory Networks for Radiology Report Generation". It reads a
+state dict with the published key names and computes the published equations: the memory is expanded
+and projected for every sample and step, every step runs the whole prefix, beams are searched one study
+at a time in Python. Nothing is cached, fused or shared with ``model/``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class PlainCMN:
         state: tensors under the published names, ``encoder_decoder.…``.
         heads: attention and memory heads.
         top_k: memory slots a head keeps.
-        max_length: words of the longest report that is written.
-        dropout: share dropped where the published code drops; ``feature_dropout`` that of the embedded features.
+        max_length: words of the longest report.
+        dropout: rate of the published dropout layers; ``feature_dropout`` that of the embedded features.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class PlainCMN:
         self._layers = sum(key.startswith("model.decoder.layers.") and key.endswith("w_1.bias") for key in self._state)
 
     def train(self) -> dict[str, Tensor]:
-        """Let every weight have a gradient; returns them by their names, the memory's projections under one."""
+        """Make every weight trainable; returns them by name, the shared memory projections once."""
         for key, tensor in self._state.items():
             if not key.startswith("model.cmn.") and not key.endswith(".pe"):
                 self._state[key] = tensor.clone().requires_grad_()
@@ -64,7 +64,7 @@ class PlainCMN:
         return self._norm("model.encoder.norm", x)
 
     def log_probs(self, encoded: Tensor, ids: Tensor) -> Tensor:
-        """Log-probabilities of the word behind every prefix: ids (B, T), the first being 0 -> (B, T, vocabulary)."""
+        """Log-probabilities of the word after every prefix: ids (B, T), the first 0 -> (B, T, vocabulary)."""
         length = ids.shape[1]
         x = self._state["model.tgt_embed.0.lut.weight"][ids] * math.sqrt(self.width)
         x = self._drop(x + self._state["model.tgt_embed.1.pe"][:, :length])
@@ -82,16 +82,16 @@ class PlainCMN:
         return self._linear("logit", self._norm("model.decoder.norm", x)).log_softmax(-1)
 
     def loss(self, features: Tensor, ids: Tensor) -> Tensor:
-        """Mean negative log-likelihood of ids (B, T), 0 before and behind the words; one end is learnt."""
+        """Mean negative log-likelihood of ids (B, T), 0 before and after the words; the first end is a target."""
         log_probs = self.log_probs(self.encode(features), ids[:, :-1])
-        learnt = torch.cat([torch.ones_like(ids[:, :1], dtype=torch.bool), ids[:, 1:-1] > 0], dim=1)
-        gained = log_probs.gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
-        return -(gained * learnt).sum() / learnt.sum()
+        targets = torch.cat([torch.ones_like(ids[:, :1], dtype=torch.bool), ids[:, 1:-1] > 0], dim=1)
+        likelihood = log_probs.gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
+        return -(likelihood * targets).sum() / targets.sum()
 
     # -- decoding --------------------------------------------------------------------------------------------------
 
     def greedy(self, features: Tensor, *, trigram_penalty: float = 0.0, ends: bool = True) -> Tensor:
-        """(B, max_length) words, 0 behind the end. ``ends`` False: an end is never written."""
+        """(B, max_length) words, 0 after the end. With ``ends`` False no end is produced."""
         encoded = self.encode(features)
         ids = torch.zeros(len(features), 1, dtype=torch.int64, device=features.device)
         for _ in range(self.max_length):
@@ -103,9 +103,9 @@ class PlainCMN:
         return F.pad(ids[:, 1:], (0, self.max_length + 1 - ids.shape[1]))
 
     def beam(self, features: Tensor, beams: int, *, trigram_penalty: float = 0.0, ends: bool = True) -> Tensor:
-        """(B, max_length) words of the best hypothesis by summed log-probability, 0 behind the end.
+        """(B, max_length) words of the best hypothesis by summed log-probability, 0 after the end.
 
-        A hypothesis that ends takes one of the ``beams`` places of its step.
+        A finished hypothesis occupies one of the ``beams`` slots of its step.
         """
         encoded = self.encode(features)
         live: list[list[tuple[float, list[int]]]] = [[(0.0, [])] for _ in features]
@@ -119,13 +119,13 @@ class PlainCMN:
             before = torch.tensor([total for _, total, _ in rows], device=step.device)
             totals = before.unsqueeze(1) + step  # (rows, vocabulary)
             for study in range(len(features)):
-                mine = [row for row, (owner, _, _) in enumerate(rows) if owner == study]
-                if not mine:
+                candidates = [row for row, (owner, _, _) in enumerate(rows) if owner == study]
+                if not candidates:
                     continue
-                values, places = totals[mine].flatten().topk(beams)
+                values, flat = totals[candidates].flatten().topk(beams)
                 live[study] = []
-                for value, place in zip(values.tolist(), places.tolist(), strict=True):
-                    words = [*rows[mine[place // step.shape[1]]][2], place % step.shape[1]]
+                for value, at in zip(values.tolist(), flat.tolist(), strict=True):
+                    words = [*rows[candidates[at // step.shape[1]]][2], at % step.shape[1]]
                     if words[-1] != END and position < self.max_length - 1:
                         live[study].append((value, words))
                     elif value > best[study][0]:
@@ -134,7 +134,7 @@ class PlainCMN:
         return torch.tensor(padded, device=features.device)
 
     def _next(self, encoded: Tensor, ids: Tensor, trigram_penalty: float, ends: bool) -> Tensor:
-        """Log-probabilities (B, vocabulary) of the word behind ids (B, T), less the penalty for repeated trigrams."""
+        """Log-probabilities (B, vocabulary) of the word after ids (B, T), minus the penalty for repeated trigrams."""
         step = self.log_probs(encoded, ids)[:, -1].clone()
         if not ends:
             step[:, END] = -math.inf
@@ -170,7 +170,7 @@ class PlainCMN:
         return self._linear(f"{name}.linears.3", read.transpose(1, 2).reshape(x.shape))
 
     def _memory(self, x: Tensor) -> Tensor:
-        """The response of the memory to tokens (B, T, d_model), its slots projected for each sample."""
+        """Response of the memory to tokens (B, T, d_model); the slots are projected for each sample."""
         slots = self._state["memory_matrix"].unsqueeze(0).expand(len(x), -1, -1)
         queries, keys, values = (self._split(self._linear(f"cmn.linears.{i}", y))
                                  for i, y in enumerate((x, slots, slots)))  # fmt: skip
@@ -190,12 +190,12 @@ def published_state(
     *, words: int, d_model: int = 512, d_ff: int = 512, features: int = 2048, layers: int = 3, slots: int = 2048,
     seed: int = 0,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """A randomly initialised state dict in the published layout, visual extractor aside.
+    """A randomly initialised state dict in the published layout, without visual extractor.
 
     Args:
-        words: of the vocabulary, ``<unk>`` among them and the shared special id 0 not.
+        words: size of the vocabulary with ``<unk>``, without the shared special id 0.
         d_model, d_ff, features, layers, slots: dimensions.
-        seed: decides the weights.
+        seed: of the weights.
     """
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
