@@ -1,4 +1,4 @@
-"""The case store: what is known of each report in the index, one JSON line a case, in the order of the vectors."""
+"""The case store of an index: one JSON line per report, in the order of the vectors."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ FIELDS = ("case_id", "findings", "labels", "source_url")  # of a line
 
 
 class CaseFormatError(ValueError):
-    """A line of the case file is not a case; names the file and the line."""
+    """A line of the case file is not a case; the message names the file and the line."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One reference case: a training report, or what may be passed on of it."""
+    """One reference case: a training report, or the parts of it that may be redistributed."""
 
     case_id: str  # the annotation's study id, "CXR2384_IM-0942"
     findings: str | None = None  # None where texts are not redistributed; `hydrate` fills it
     labels: dict[str, str | None] = field(default_factory=dict)  # finding -> present, absent, uncertain or None
     source_url: str | None = None  # the page that publishes the case
-    images: tuple[str, ...] = ()  # views of which `added` keeps a small picture; no case file holds any
+    images: tuple[str, ...] = ()  # views of which a `UserCaseStore` has a thumbnail; not in case files
 
     def __post_init__(self) -> None:
         """Raises ValueError for an empty id, an unknown label state or a value of the wrong type."""
@@ -51,13 +51,13 @@ class Case:
 
 
 def encode_cases(cases: Iterable[Case]) -> bytes:
-    """The JSON lines of `cases`, UTF-8; equal cases give equal bytes."""
+    """The cases as JSON lines in UTF-8; equal cases give equal bytes."""
     records = ({name: getattr(case, name) for name in FIELDS} for case in cases)
     return "".join(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records).encode()
 
 
 def decode_cases(data: bytes, name: str = "cases.jsonl") -> list[Case]:
-    """Read JSON lines; `name` stands for the file in messages.
+    """Read JSON lines; `name` is the file's name in messages.
 
     Raises:
         CaseFormatError: naming the line that is not UTF-8, not JSON, not a case, or repeats an id.
@@ -84,13 +84,13 @@ def write_cases(path: Path, cases: Iterable[Case]) -> None:
 
 
 def read_cases(path: Path) -> list[Case]:
-    """Read a case file; see `decode_cases` for what it refuses."""
+    """Read a case file; raises as `decode_cases`."""
     return decode_cases(path.read_bytes(), str(path))
 
 
 def _case(record: Any) -> Case:
     if not isinstance(record, dict):
-        raise ValueError(f"a {type(record).__name__} stands where an object with {', '.join(FIELDS)} is needed")
+        raise ValueError(f"the line is a {type(record).__name__}; needed is an object with {', '.join(FIELDS)}")
     if missing := [name for name in FIELDS if name not in record]:
         raise ValueError(f"the case lacks {', '.join(missing)}")
     if unknown := sorted(set(record) - set(FIELDS)):

@@ -1,8 +1,8 @@
-"""Fill the case texts of a bundle from the official report archive.
+"""Restore the case texts of a bundle from the official report archive.
 
-Report texts are not redistributed with the project: a bundle that ships has cases without findings. This
-writes a copy whose cases carry them, with a manifest of its own, beside the target and then renamed; the
-source stays as it is.
+Report texts are not redistributed with the project: the cases of a shipped bundle have no findings. This command writes
+a copy of the bundle whose cases have them, with its own manifest. The copy is made next to the target and then renamed;
+the source stays unchanged.
 
     python -m retrieval_index.hydrate --bundle bundles/iu-xray [--reports NLMCXR_reports.tgz|DIR|URL] [--out DIR]
 """
@@ -27,16 +27,16 @@ from retrieval_index.download import REPORTS_URL, DownloadError, Progress, downl
 from retrieval_index.openi import ArchiveError, read_reports
 
 CASES = "index/cases.jsonl"
-HYDRATED_BUNDLES = Path(".bundles")  # where hydrated copies go by default, relative to the working directory
+HYDRATED_BUNDLES = Path(".bundles")  # default parent of hydrated copies, relative to the working directory
 
 
 class HydrateError(RuntimeError):
-    """The bundle cannot be hydrated, or the target must not be replaced; says what to do."""
+    """The bundle cannot be hydrated, or the target must not be replaced; the message gives the remedy."""
 
 
 @dataclass(frozen=True)
 class Hydration:
-    """What `hydrate` did."""
+    """The result of `hydrate`."""
 
     out: Path
     cases: int
@@ -44,10 +44,10 @@ class Hydration:
     kept: int  # had a text before
     missing: tuple[str, ...]  # case ids without FINDINGS in the archive
     broken: tuple[str, ...]  # report files that could not be read
-    unchanged: bool  # the target was the same already and was not touched
+    unchanged: bool  # the target was the same already and was not written
 
     def summary(self) -> str:
-        """Counts for people, in one line; names what is missing."""
+        """One line with the counts and the missing cases."""
         state = "is up to date" if self.unchanged else "written"
         listed = ", ".join(self.missing[:10]) + (", …" if len(self.missing) > 10 else "")
         named = f" ({listed})" if self.missing else ""
@@ -71,9 +71,9 @@ def hydrate(
     Args:
         bundle: a bundle with an index; each file is checked against its manifest.
         reports: the archive `NLMCXR_reports.tgz`, its extracted folder, or an http(s) URL of it. A download is
-            kept in `downloads/` beside `out`, so that a second run needs no network.
-        out: the folder to make; default `default_out(bundle)`. An earlier hydrated bundle there is replaced once
-            the new one is complete, or left alone if it is the same; anything else there is refused.
+            kept in `downloads/` next to `out`, so that a second run needs no network.
+        out: the folder to make; default `default_out(bundle)`. An earlier hydrated bundle is replaced once the new one
+            is complete, or kept if it is the same; anything else is not overwritten.
         progress: of the download.
 
     Raises:
@@ -91,7 +91,7 @@ def hydrate(
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
-        work.chmod(0o755)  # mkdtemp makes it private; the service may run as another user
+        work.chmod(0o755)  # mkdtemp makes it private, but the service may run as another user
         _copy_verified(bundle, work, manifest)
         cases, filled, missing = _fill(read_cases(work / CASES), findings)
         if missing and not filled:
@@ -113,7 +113,7 @@ def hydrate(
 
 
 def _fill(cases: Sequence[Case], findings: Mapping[str, str]) -> tuple[list[Case], int, tuple[str, ...]]:
-    """Give each case without a text its findings: the cases, how many were filled, the ids that were not found."""
+    """Add findings to the cases without: (cases, number filled, ids that were not found)."""
     done = [
         case.with_findings(findings[case.case_id]) if case.findings is None and case.case_id in findings else case
         for case in cases
@@ -123,7 +123,7 @@ def _fill(cases: Sequence[Case], findings: Mapping[str, str]) -> tuple[list[Case
 
 
 def _fetch(reports: str | Path, folder: Path, progress: Progress | None) -> Path:
-    """The reports as a local path; a URL is downloaded into `folder`, under a name of its own."""
+    """The reports as a local path; a URL is downloaded into `folder` under a name derived from it."""
     if not str(reports).startswith(("http://", "https://")):
         return Path(reports)
     url = str(reports)
@@ -139,7 +139,7 @@ def _read_manifest(bundle: Path) -> Manifest:
 
 
 def _copy_verified(bundle: Path, work: Path, manifest: Manifest) -> None:
-    """Copy the files that the manifest lists, and compare the copies with it."""
+    """Copy the files that the manifest lists and check the copies against it."""
     for name, entry in manifest.files.items():
         copy = work / name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -152,10 +152,10 @@ def _copy_verified(bundle: Path, work: Path, manifest: Manifest) -> None:
 
 
 def _refuse_unsafe_target(bundle: Path, out: Path) -> None:
-    """Only a hydrated bundle, or nothing, may give way; never the source or a folder around or inside it."""
+    """Allow only an absent, empty or hydrated target that is neither the source nor a folder around or inside it."""
     source, target = bundle.resolve(), out.resolve()
     if source == target or source in target.parents or target in source.parents:
-        raise HydrateError(f"--out {out} is, holds or lies in the bundle {bundle}; choose a folder beside it")
+        raise HydrateError(f"--out {out} is, holds or lies in the bundle {bundle}; choose a folder next to it")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise HydrateError(f"--out {out} is a file or a link; remove it or choose another folder")
     if out.is_dir() and any(out.iterdir()):

@@ -1,11 +1,10 @@
 """The index of reference cases: embeddings of the training reports, searched with the embedding of a study's images.
 
-It is a FAISS index by inner product. All vectors have unit length, so the inner product is the cosine of the angle
-between an image embedding and a report embedding, the very quantity that training raises for pairs that belong
-together. A collection of thousands of reports is searched exactly, in well under a millisecond; a large one is
-divided into cells, of which a search looks into the nearest (`retrieval_index.faiss_backend` chooses, and says why).
+It is a FAISS index by inner product. All vectors have unit length, so the inner product is the cosine similarity of an
+image embedding and a report embedding, which contrastive training maximises for matching pairs. Small collections are
+searched exactly, in less than a millisecond; large ones by cells (`retrieval_index.faiss_backend`).
 
-Many reports are word for word the same, so exact ties are the rule. They are resolved by row, whatever the batch.
+Many reports are identical, so ties are frequent. They are resolved by row, independently of the batch.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ _QUERIES_AT_ONCE = 256
 
 
 class IndexFormatError(ValueError):
-    """The files of an index are damaged, exchanged, or do not belong together; says which and how."""
+    """The files of an index are damaged or do not belong together; the message names the file and the problem."""
 
 
 @dataclass(frozen=True)
 class _State:
-    """One state of the index. A search reads one snapshot from start to end, so a change never disturbs it."""
+    """One immutable state of the index. A search uses one state from start to end."""
 
     structure: Structure
     vectors: Floats  # (N, D), unit length
@@ -51,7 +50,7 @@ class _State:
 
 
 class ReportIndex:
-    """Report embeddings and their cases, row by row. Safe to search and to change from several threads.
+    """Report embeddings and their cases, by row. Thread-safe.
 
     Made by `build` or `load`. Satisfies `model.protocols.CaseIndex`.
     """
@@ -68,7 +67,7 @@ class ReportIndex:
         Args:
             vectors: float32, of the text tower.
             cases: one a vector.
-            kind: `auto` chooses by N (`retrieval_index.faiss_backend.index_kind`), and again whenever cases are added.
+            kind: `auto` chooses by N (`faiss_backend.index_kind`), again whenever cases are added.
 
         Raises:
             ValueError: the numbers differ, an id repeats, the vectors are not finite and of unit length, an unknown
@@ -82,11 +81,11 @@ class ReportIndex:
         return cls(_State(structure, vectors, cases, rows), kind=kind)
 
     def add(self, vectors: Floats, cases: Sequence[Case]) -> None:
-        """Append cases, (M, D), embedded by the same text tower; the text tower is not trained again.
+        """Append cases with their vectors (M, D) from the same text tower.
 
-        The rows there are keep their numbers. Costs a copy of the index, so add many cases in one call; where the
-        collection outgrows its kind or its cells, the cells are learned anew (seconds at 10⁵ vectors). Searches go
-        on meanwhile, in the index as it was.
+        Existing rows keep their numbers. A call copies the index, so add many cases at once; if the collection
+        outgrows its kind or cells, the cells are trained again (seconds at 10⁵ vectors). Concurrent searches use the
+        previous state.
 
         Raises:
             ValueError: as for `build`, or a case id that the index has already. The index is then unchanged.
@@ -102,12 +101,12 @@ class ReportIndex:
             self._state = _State(structure, vectors, cases, rows)
 
     def remove(self, case_ids: Collection[str]) -> None:
-        """Take cases out; those behind them move up, so read several things of one state from a `snapshot`.
+        """Remove cases. Later rows move up, so use a `snapshot` to read several things of one state.
 
-        Costs a copy of the index, as `add` does.
+        A call copies the index.
 
         Raises:
-            ValueError: an id that the index lacks, or an index of kind `ivf` would be left empty. It is then unchanged.
+            ValueError: an unknown id, or an `ivf` index would become empty; the index is then unchanged.
         """
         with self._changing:
             old = self._state
@@ -142,23 +141,21 @@ class ReportIndex:
         return len(self._state.cases)
 
     def search(self, queries: Floats, k: int, *, exclude: Sequence[str | None] | None = None) -> tuple[Floats, Rows]:
-        """Find the k most similar cases of each query; ties go to the lower row, and the batch does not matter.
+        """Find the k most similar cases of each query; ties go to the lower row. The batch has no influence.
 
-        A `flat` index is exact. An `ivf` index returns the exact best of the cases in the cells nearest to the query,
-        64 or as many as it takes to find k: no similarity is approximate and no row is given in vain, but a case in a
-        cell further off can be missed. Measured recall@5 is at least .99 for 30,000 to 10⁶ cases, for held-out
-        reports and for image embeddings (`retrieval_index.faiss_backend`, `python -m benchmarks index`).
+        A `flat` index is exact. An `ivf` index searches the 64 cells nearest to the query, more if they hold fewer
+        than k cases: similarities are exact, but a case in a more distant cell can be missed. Measured recall@5 is at
+        least .99 for 30,000 to 10⁶ cases, for held-out reports and image embeddings (`python -m benchmarks index`).
 
         Args:
             queries: (B, D) float32, L2-normalised.
             k: how many cases, from 1.
-            exclude: per query a case id that it must not get, or None: leave-one-out, so that a training study
-                never retrieves its own report. The query still gets k others. An id that the index lacks
-                excludes nothing.
+            exclude: per query the id of a case to leave out, or None: in training a study must not retrieve its
+                own report. The query still gets k others. An unknown id excludes nothing.
 
         Returns:
-            Cosine similarity (B, k) float32 and rows (B, k) int64, best first. Where there are fewer than k
-            cases to give, the tail holds similarity 0 and row -1.
+            Cosine similarity (B, k) float32 and rows (B, k) int64, best first; padded with similarity 0 and row -1
+            if there are fewer than k cases.
 
         Raises:
             ValueError: a wrong shape, a query that is not finite or not of unit length, k below 1, or another
@@ -228,12 +225,11 @@ class ReportIndex:
 
         Args:
             folder: holds `reports.faiss` and `cases.jsonl`.
-            expected_sha256: file name -> hex digest, of both files; compared before FAISS parses anything.
+            expected_sha256: file name -> hex digest of both files; compared before FAISS parses anything.
 
         Raises:
-            IndexFormatError: a file is missing, has another hash, is no inner-product index of a kind that `save`
-                writes, contradicts itself, holds vectors that are not finite or not of unit length, or a number of
-                vectors that is not that of the cases.
+            IndexFormatError: a file is missing or has another hash; FAISS cannot read it; it is another kind of index;
+                vectors are not finite or not of unit length; the numbers of vectors and cases differ.
         """
         data = {name: _read(folder / name, expected_sha256) for name in (VECTORS_FILE, CASES_FILE)}
         try:
@@ -250,9 +246,8 @@ class ReportIndex:
 def _search_into(state: _State, queries: Floats, excluded: Rows, similarity: Floats, rows: Rows) -> None:
     """Fill `similarity` and `rows` (B, k) of one block of queries.
 
-    FAISS orders equal vectors arbitrarily and rounds by the size of the batch. So it only proposes: k + 1
-    candidates and more, until the last is clearly worse than the k-th; each candidate's cosine is then
-    computed by itself.
+    FAISS orders ties arbitrarily, and its rounding depends on the batch. It therefore only proposes candidates: k + 1
+    and more, until the last is clearly worse than the k-th. Their cosines are then computed one by one.
     """
     k, total = rows.shape[1], len(state.cases)
     pending = np.arange(len(queries))

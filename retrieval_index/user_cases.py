@@ -1,11 +1,11 @@
-"""Cases that a service's operator added: kept in a directory of their own, apart from any bundle.
+"""Reference cases that a service's operator added, in a directory independent of any bundle.
 
-`cases.jsonl` has a line a case, `pictures/` the small images, named by chance. A case is added by writing its pictures
-beside and renaming them, and then its line, each flushed to the disk; so what a crash leaves is a line without its end
-or a picture without a line, and both are taken away when the directory is next opened. A case is removed by writing the
-lines of the others anew, and then its pictures go. No vector is kept: they belong to a bundle's text tower.
+`cases.jsonl` has one line per case; `pictures/` has the thumbnails under random names. To add a case, its pictures are
+written atomically, then its line is appended; each step is flushed to the disk. A crash can therefore leave only an
+incomplete line or a picture without a line; both are removed when the directory is next opened. To remove a case, the
+other lines are rewritten, then its pictures are deleted. Vectors are not stored, because they depend on the bundle.
 
-One process at a time may hold the directory. All files are its owner's alone.
+One process at a time may hold the directory. Only the owner may read its files.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from retrieval_index.cases import FIELDS, Case
 CASES_FILE, PICTURES, LOCK_FILE = "cases.jsonl", "pictures", "lock"
 _PICTURE = re.compile(r"[0-9a-f]{32}\.jpg")
 _UNFINISHED = re.compile(r"\..+\.tmp")
-_MINE, _MINE_ALONE = 0o700, 0o600
+_FOLDER_MODE, _FILE_MODE = 0o700, 0o600
 log = logging.getLogger(__name__)
 
 
 class UserCaseStoreError(RuntimeError):
-    """The directory cannot be used; says why and what to do."""
+    """The directory cannot be used; the message gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,20 @@ class _Entry:
 
 
 class UserCaseStore:
-    """The cases of one directory, held until `close`. Safe to use from several threads."""
+    """The cases of one directory, locked until `close`. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the directory, made where it is missing, and read it.
+        """Create the directory if it is missing, lock it and read it.
 
         Raises:
-            UserCaseStoreError: another process holds it, it cannot be written to, or a line of it is no case.
+            UserCaseStoreError: another process holds it, it is not writable, or a line is not a case.
         """
         self._folder, self._path = folder, folder / CASES_FILE
         self._changing = threading.Lock()
         try:
-            folder.mkdir(mode=_MINE, parents=True, exist_ok=True)
-            (folder / PICTURES).mkdir(mode=_MINE, exist_ok=True)
-            self._lock = _taken(folder)
+            folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+            (folder / PICTURES).mkdir(mode=_FOLDER_MODE, exist_ok=True)
+            self._lock = _lock_folder(folder)
             try:
                 self._entries, self._size = self._read()
                 self._tidy()
@@ -79,18 +79,18 @@ class UserCaseStore:
         return tuple(entry.case for entry in self._entries.values())
 
     def add(self, case: Case, pictures: Mapping[str, bytes]) -> Case:
-        """Keep a case.
+        """Store a case.
 
         Args:
-            case: with an id that is not here yet.
+            case: its id must be new.
             pictures: view -> JPEG file.
 
         Returns:
-            The case as it is kept: with the views of its pictures.
+            The case with the views of its pictures.
 
         Raises:
-            ValueError: the id is here already.
-            OSError: the disk is full or fails; nothing of the case is kept then.
+            ValueError: the id exists already.
+            OSError: the disk is full or fails; nothing of the case is stored then.
         """
         with self._changing:
             if case.case_id in self._entries:
@@ -99,7 +99,7 @@ class UserCaseStore:
             entry = _Entry(replace(case, images=tuple(pictures)), files)
             try:
                 for view, name in files.items():
-                    write_atomic(self._folder / PICTURES / name, pictures[view], mode=_MINE_ALONE)
+                    write_atomic(self._folder / PICTURES / name, pictures[view], mode=_FILE_MODE)
                 sync(self._folder / PICTURES)
                 self._append(_encoded(entry))
             except BaseException:
@@ -109,48 +109,48 @@ class UserCaseStore:
             return entry.case
 
     def remove(self, case_id: str) -> None:
-        """Take a case and its pictures off the disk.
+        """Delete a case and its pictures.
 
         Raises:
             KeyError: there is no such case.
-            OSError: the disk is full or fails; the case is kept then.
+            OSError: the disk is full or fails; the case stays then.
         """
         with self._changing:
             entries = dict(self._entries)
             entry = entries.pop(case_id)
             lines = b"".join(map(_encoded, entries.values()))
-            write_atomic(self._path, lines, mode=_MINE_ALONE)
+            write_atomic(self._path, lines, mode=_FILE_MODE)
             self._entries, self._size = entries, len(lines)
             sync(self._folder)
             self._discard(entry.files.values())
 
     def picture(self, case_id: str, view: str) -> bytes | None:
-        """The picture of a view, a JPEG file; None where there is none."""
+        """The picture of a view as a JPEG file, or None."""
         entry = self._entries.get(case_id)
         if entry is None or view not in entry.files:
             return None
         try:
             return (self._folder / PICTURES / entry.files[view]).read_bytes()
-        except OSError as error:  # removed this moment, or by hand
+        except OSError as error:  # removed concurrently, or by hand
             log.warning("a picture of an added case cannot be read: %s", error.strerror)
             return None
 
     def close(self) -> None:
-        """Let the directory go."""
+        """Release the directory."""
         with self._changing:
             os.close(self._lock)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
     def _read(self) -> tuple[dict[str, _Entry], int]:
-        """The entries of the file, and the bytes that they take; a line without its end is cut off."""
+        """The entries of the file and their length in bytes; an incomplete last line is removed."""
         if not self._path.exists():
             if any(_PICTURE.fullmatch(path.name) for path in (self._folder / PICTURES).iterdir()):
                 raise UserCaseStoreError(
                     f"{self._folder / PICTURES} holds pictures, but there is no {self._path}; restore that file from "
                     "a copy, or empty the folder of pictures"
                 )
-            write_atomic(self._path, b"", mode=_MINE_ALONE)
+            write_atomic(self._path, b"", mode=_FILE_MODE)
             sync(self._folder)
         data = self._path.read_bytes()
         end = data.rfind(b"\n") + 1
@@ -173,11 +173,11 @@ class UserCaseStore:
     def _append(self, line: bytes) -> None:
         """Write and flush a whole line, or nothing."""
         with self._path.open("ab", buffering=0) as lines:
-            lines.truncate(self._size)  # where taking back a failed line failed as well
+            lines.truncate(self._size)  # if removing a failed line failed too
             try:
-                left = memoryview(line)
-                while left:
-                    left = left[lines.write(left) :]
+                remaining = memoryview(line)
+                while remaining:
+                    remaining = remaining[lines.write(remaining) :]
                 os.fsync(lines.fileno())
             except BaseException:
                 lines.truncate(self._size)
@@ -189,18 +189,18 @@ class UserCaseStore:
             (self._folder / PICTURES / name).unlink(missing_ok=True)
 
     def _tidy(self) -> None:
-        """Remove what an interrupted addition or removal left: pictures of no case, files not yet renamed."""
+        """Remove what an interrupted change left: pictures without a case and temporary files."""
         known = {name for entry in self._entries.values() for name in entry.files.values()}
-        strays = [
+        leftovers = [
             path
             for path in (self._folder / PICTURES).iterdir()
             if (_PICTURE.fullmatch(path.name) and path.name not in known) or _UNFINISHED.fullmatch(path.name)
-        ]  # files of other names are not ours to remove
-        strays += self._folder.glob(f".{CASES_FILE}.*.tmp")
-        for path in strays:
+        ]  # other files stay
+        leftovers += self._folder.glob(f".{CASES_FILE}.*.tmp")
+        for path in leftovers:
             path.unlink()
-        if strays:
-            log.warning("%s: %d files that an interrupted change had left are removed", self._folder, len(strays))
+        if leftovers:
+            log.warning("%s: %d files that an interrupted change had left are removed", self._folder, len(leftovers))
 
 
 def _encoded(entry: _Entry) -> bytes:
@@ -209,7 +209,7 @@ def _encoded(entry: _Entry) -> bytes:
 
 
 def _decoded(line: bytes) -> _Entry:
-    """ValueError or TypeError where the line is no case."""
+    """Raises ValueError or TypeError if the line is not a case."""
     record: Any = json.loads(line)
     files: Any = record.pop("images") if isinstance(record, dict) and set(record) == {*FIELDS, "images"} else None
     if not isinstance(files, dict) or not all(
@@ -219,17 +219,17 @@ def _decoded(line: bytes) -> _Entry:
     return _Entry(Case(**record, images=tuple(files)), files)
 
 
-def _taken(folder: Path) -> int:
-    """The open lock file, which the system frees when the process ends, however it ends."""
+def _lock_folder(folder: Path) -> int:
+    """The open lock file; the system releases the lock when the process ends in any way."""
     import fcntl  # not on Windows
 
-    lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, _MINE_ALONE)
+    lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, _FILE_MODE)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
         raise UserCaseStoreError(
-            f"another process holds the added cases in {folder}; give each service a directory of its own, "
+            f"another process holds the added cases in {folder}; give each service its own directory, "
             "or stop the other one first"
         ) from error
     except OSError:

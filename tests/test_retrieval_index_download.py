@@ -216,7 +216,7 @@ def test_server_errors_are_repeated_and_refusals_are_not(server: Server, dest: P
 
 def test_it_gives_up_after_so_many_failures_without_a_new_byte(server: Server, dest: Path) -> None:
     server.break_after = [1000, 0, 0, 0, 0, 0, 0]
-    with pytest.raises(DownloadError, match=r"broke off 3 times in a row, last after 1000 bytes .*resumes the download"):
+    with pytest.raises(DownloadError, match=r"broke off 3 times in a row.*1000 bytes .*resumes the download"):
         fetch(server, dest, attempts=3)
     assert len(server.asked) == 3
 
