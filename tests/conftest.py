@@ -29,7 +29,7 @@ NO_FIXTURES = "needs the published model's outputs: put r2gencmn_tiny* into fixt
 
 
 # Modules that take longest, longest first: begun last, one of them would keep all other processes waiting in the end.
-LONG = ("test_training_run", "test_service_ray", "test_training_ablation", "test_training_parallel")
+LONG = ("test_training_run", "test_service_ray", "test_training_ablation_run", "test_training_parallel")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared with other processes of the same suite
 

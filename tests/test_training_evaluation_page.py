@@ -116,12 +116,14 @@ def test_what_tells_whether_it_looks_is_the_bundles_own_figures(folder: Path) ->
         assert "its own figures lie above all or nearly all deals" in said
 
 
-def test_a_page_that_cannot_be_written_leaves_the_figures_and_needs_no_draws(folder: Path, tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_leaves_the_figures_and_needs_no_draws(
+    folder: Path, bundle: Path, tmp_path: Path
+) -> None:
     out, report = tmp_path / "val.json", tmp_path / "report"
     (report / "report.html").mkdir(parents=True)  # in the page's way
     (report / ".gitignore").write_text(GITIGNORE)
     predictions = tmp_path / "texts" / "p.jsonl"
-    arguments = ["--bundle", str(folder / "tiny"), "--root", str(folder / "root"), "--out", str(out), "--draws", "0",
+    arguments = ["--bundle", str(bundle), "--root", str(folder / "root"), "--out", str(out), "--draws", "0",
                  "--work", str(folder / "val.work"), "--device", "cpu", "--beam-size", "2", "--no-meteor",
                  "--exchange-images", "--report", str(report), "--predictions", str(predictions)]  # fmt: skip
     assert main(arguments) == 2
@@ -171,9 +173,9 @@ def _drafted(texts: list[str], cases: list[str | None]) -> EvaluatedSplit:
         Draft(text, (), {}, (ReferenceCase(1, f"case{row}", 0.5, case, {}, None),), (), {})
         for row, (text, case) in enumerate(zip(texts, cases, strict=True))
     ]
-    board = ReferenceSet(texts, frozenset(" ".join(texts).lower().split()), meteor=False)
+    references = ReferenceSet(texts, frozenset(" ".join(texts).lower().split()), meteor=False)
     return EvaluatedSplit(
-        studies, drafts, PixelCache(pixels, {"k": 0}, {}, {}), board, {"case1": "known from training"}
+        studies, drafts, PixelCache(pixels, {"k": 0}, {}, {}), references, {"case1": "known from training"}
     )
 
 
@@ -188,7 +190,7 @@ def test_gallery_shows_no_study_twice(count: int, sizes: list[int]) -> None:
 def test_gallery_goes_by_cider() -> None:
     drafted = _drafted([f"finding{row} is here." for row in range(9)], [None] * 9)
     wrong = [*drafted.drafts[:6], *(Draft("other.", (), {}, (), (), {}) for _ in range(3))]
-    groups = gallery(EvaluatedSplit(drafted.studies, wrong, drafted.cache, drafted.board, {}), per_group=3)
+    groups = gallery(EvaluatedSplit(drafted.studies, wrong, drafted.cache, drafted.references, {}), per_group=3)
     assert [study.study_id for study in groups["worst"]] == ["s06", "s07", "s08"]
     assert all(study.cider == 0.0 for study in groups["worst"])
     assert min(study.cider for study in groups["best"] + groups["median"]) > 2
@@ -218,7 +220,9 @@ def test_a_second_page_replaces_the_first(folder: Path, tmp_path: Path) -> None:
     assert shown == {"s00-0.png", "s01-0.png", "s02-0.png"}
 
 
-def test_folders_that_are_refused(tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_refuses_folders_with_other_files(
+    tmp_path: Path, folder: Path, bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds other files"):
@@ -227,8 +231,8 @@ def test_folders_that_are_refused(tmp_path: Path, folder: Path, caplog: pytest.L
     with pytest.raises(ValueError, match="is a file"):
         check_page_folder(tmp_path / "file")
     with pytest.raises(ValueError, match="among bundles"):
-        check_page_folder(folder / "tiny")
-    arguments = ["--bundle", str(folder / "tiny"), "--root", str(folder / "root"), "--out", str(tmp_path / "o.json")]
+        check_page_folder(bundle)
+    arguments = ["--bundle", str(bundle), "--root", str(folder / "root"), "--out", str(tmp_path / "o.json")]
     assert main([*arguments, "--device", "cpu", "--report", str(tmp_path / "mine")]) == 2
     assert "holds other files" in caplog.text
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["notes.txt"]
