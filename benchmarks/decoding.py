@@ -13,7 +13,7 @@ from benchmarks.published_size import DECODING, LENGTH, Pair, features, pair, pa
 from benchmarks.table import Row, seconds
 from model.decoding.generate import generate
 from model.decoding.search import Constraints, sample
-from model.network.linear import matmul_dtype
+from model.network.cpu_kernels import matmul_dtype
 
 log = logging.getLogger(__name__)
 

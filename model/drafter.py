@@ -28,7 +28,7 @@ from model.calibration.sentence_confidence import (
 )
 from model.decoding.attention_maps import WordAttention, attention_of
 from model.decoding.generate import generate
-from model.network.linear import matmul_dtype
+from model.network.cpu_kernels import matmul_dtype
 from model.network.report_model import Patches
 from model.protocols import Case, CaseIndex
 from model.text.labeler import label_report

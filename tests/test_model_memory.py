@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.network.memory import _FEW, CrossModalMemory, top_slots
+from model.network.cpu_kernels import _FEW, top_slots
+from model.network.memory import CrossModalMemory
 
 SHAPES = [  # of the scores, and k; a row of 512 slots and more is searched in groups where k is small
     ((1,), 1), ((5,), 5), ((7, 50), 4), ((2, 3, 40), 8), ((3, 255), 16), ((3, 256), 16), ((3, 257), 16),

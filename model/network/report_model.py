@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.network.backbone import Backbone
-from model.network.dropout import Dropout
+from model.network.cpu_kernels import Linear, weight_version_key
 from model.network.dual_encoder import FeatureNorm, StudyHead, TextTower
-from model.network.linear import Linear, weight_version_key
 from model.network.memory import CrossModalMemory, MemoryBank
 from model.network.transformer import Decoder, DecoderCache, Encoder, sinusoidal_positions
 from model.text.labeler import FINDINGS
@@ -115,13 +114,13 @@ class ReportModel(nn.Module):
         self.finding_head = nn.Linear(width, len(FINDINGS)) if c.finding_head else None
         self.view_embedding = nn.Embedding(2, width)
         nn.init.zeros_(self.view_embedding.weight)
-        self.to_model = nn.Sequential(Linear(width, c.d_model), nn.ReLU(), Dropout(c.dropout))
+        self.to_model = nn.Sequential(Linear(width, c.d_model), nn.ReLU(), nn.Dropout(c.dropout))
         self.memory = CrossModalMemory(c.d_model, c.memory_dim, c.memory_slots, c.memory_heads, c.memory_top_k)
         self.encoder = Encoder(c.encoder_layers, c.d_model, c.d_ff, c.heads, c.dropout, c.norm)
         self.decoder = Decoder(c.decoder_layers, c.d_model, c.d_ff, c.heads, c.dropout, c.norm)
         self.word_embedding = nn.Embedding(c.vocab_size, c.d_model, padding_idx=0)
         self.to_words = Linear(c.d_model, c.vocab_size)
-        self.drop = Dropout(c.dropout)
+        self.drop = nn.Dropout(c.dropout)
         self.register_buffer("patch_positions", sinusoidal_positions(MAX_PATCHES, c.d_model), persistent=False)
         self.register_buffer("word_positions", sinusoidal_positions(c.max_length, c.d_model), persistent=False)
         self.register_buffer("word_table", None, persistent=False)
@@ -262,7 +261,7 @@ class ReportModel(nn.Module):
 
         The table of words is skipped where it would exceed ``LARGEST_WORD_TABLE``. All of it is dropped when the model
         is put in training mode, loads other weights, or encodes or starts to write after its memory or word embeddings
-        were changed (``model.linear.weight_version_key`` says what counts as a change) or moved.
+        were changed (``model.network.cpu_kernels.weight_version_key`` says what counts as a change) or moved.
         """
         self.eval()
         length, vocabulary, width = self.config.max_length, self.config.vocab_size, self.config.d_model

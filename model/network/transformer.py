@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Norm
-from model.network.dropout import Dropout
-from model.network.linear import Linear, PackedLinearGroup
-from model.network.norm import freeze, norm
+from model.network.cpu_kernels import Linear, PackedLinearGroup
+from model.network.norm import norm
 
 
 def sinusoidal_positions(length: int, width: int) -> Tensor:
@@ -42,7 +41,7 @@ class Attention(nn.Module):
         self.key = Linear(d_model, d_model)
         self.value = Linear(d_model, d_model)
         self.out = Linear(d_model, d_model)
-        self.drop = Dropout(dropout)
+        self.drop = nn.Dropout(dropout)
         self._qkv, self._of_source = PackedLinearGroup(), PackedLinearGroup()
 
     def split(self, x: Tensor) -> Tensor:
@@ -70,22 +69,11 @@ class Attention(nn.Module):
 
         ``mask`` is True where attention is allowed; it broadcasts to (B, H, T, S).
         """
-        if self.training and self.drop.p and queries.device.type == "cpu":
-            read = self._attend_with_dropout(queries, keys, values, mask, causal)
-        else:
-            dropout = self.drop.p if self.training else 0.0
-            read = F.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=mask, dropout_p=dropout, is_causal=causal
-            )
+        read = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, dropout_p=self.drop.p if self.training else 0.0, is_causal=causal
+        )
         joined: Tensor = self.out(read.transpose(1, 2).flatten(2))
         return joined
-
-    def _attend_with_dropout(
-        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool
-    ) -> Tensor:
-        """What PyTorch does on a CPU where weights are dropped, with a mask that is drawn faster."""
-        weights: Tensor = self.drop(self.weights(queries, keys, mask, causal))
-        return weights.to(values.dtype) @ values
 
     def weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
         """By which values would be summed, arguments as of ``attend``: (B, H, T, S), each row adding up to 1."""
@@ -107,7 +95,7 @@ class FeedForward(nn.Sequential):
     """Two linear layers around a ReLU."""
 
     def __init__(self, d_model: int, d_ff: int, dropout: float) -> None:
-        super().__init__(Linear(d_model, d_ff), nn.ReLU(), Dropout(dropout), Linear(d_ff, d_model))
+        super().__init__(Linear(d_model, d_ff), nn.ReLU(), nn.Dropout(dropout), Linear(d_ff, d_model))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_model) -> (..., d_model)."""
@@ -125,7 +113,7 @@ class EncoderLayer(nn.Module):
         self.norm1, self.norm2 = norm(kind, d_model), norm(kind, d_model)
         self.attention = Attention(d_model, heads, dropout)
         self.feed_forward = FeedForward(d_model, d_ff, dropout)
-        self.drop = Dropout(dropout)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, S, d_model) with mask (B, 1, 1, S), True where a token is real."""
@@ -202,7 +190,7 @@ class DecoderLayer(nn.Module):
         self.self_attention = Attention(d_model, heads, dropout)
         self.cross_attention = Attention(d_model, heads, dropout)
         self.feed_forward = FeedForward(d_model, d_ff, dropout)
-        self.drop = Dropout(dropout)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None) -> Tensor:
         """All positions at once (teacher forcing): x (B, T, d_model), source (B, S, d_model)."""
@@ -229,7 +217,7 @@ class _Step:
         itself, cross, (first, _, _, last) = layer.self_attention, layer.cross_attention, layer.feed_forward
         assert isinstance(first, Linear)
         assert isinstance(last, Linear)
-        self.norm1, self.norm2, self.norm3 = freeze(layer.norm1), freeze(layer.norm2), freeze(layer.norm3)
+        self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
         self.qkv, self.out1 = itself.freeze(), itself.out.freeze()
         self.query, self.out2 = cross.query.freeze(), cross.out.freeze()
         self.hidden, self.last = first.freeze("relu"), last.freeze()

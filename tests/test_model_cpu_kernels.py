@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from model.config import DecodingConfig
 from model.decoding.generate import generate
-from model.network import linear as linear_module
-from model.network.linear import Linear, PackedLinearGroup, matmul_dtype, runs_on_onednn
+from model.network import cpu_kernels
+from model.network.cpu_kernels import Linear, PackedLinearGroup, matmul_dtype, runs_on_onednn
 from model.network.report_model import Patches
 from model.network.transformer import Attention
 from tests.support.tiny import tiny_model, tiny_tokenizer
@@ -315,7 +315,7 @@ def test_with_onednn_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> Tensor:
         raise AssertionError("oneDNN was called")
 
-    monkeypatch.setattr(linear_module, "product", refuse)
+    monkeypatch.setattr(cpu_kernels, "product", refuse)
     with torch.backends.mkldnn.flags(enabled=False):
         assert not runs_on_onednn(x, layer.weight)
         check(layer, x)

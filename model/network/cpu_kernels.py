@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+_GROUPS = 256  # a row of scores is cut into so many groups, of which the top k hold the top k scores
+_FEW = 128  # up to so many tokens one batched product for all heads beats a product a head
 Activation = Literal["none", "relu"]
 
 # The two operators that torch.compile's CPU code calls; private, so their absence only costs speed.
@@ -212,3 +214,102 @@ class Linear(nn.Linear):
         """Also drops packed weights, whatever became of the weights since."""
         self._packed.clear()
         return super().train(mode)
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+def top_slots(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, in no order: scores (..., M) -> values and indices (..., k), as ``Tensor.topk``.
+
+    Group j of a long row holds columns j, j + G, j + 2G, …. A group with one of the k largest values has a maximum that
+    is among the k largest maxima, so only k groups need to be searched: two selections among few in place of one
+    among many.
+    """
+    size = scores.shape[-1]
+    groups = max(_GROUPS, k)
+    if size % groups or k * (size // groups) + groups >= size:
+        return scores.topk(k, dim=-1, sorted=False)
+    columns = torch.arange(0, size, groups, device=scores.device).unsqueeze(1)  # (M/G, 1), first of each slice
+    maxima = scores.view(*scores.shape[:-1], -1, groups).amax(dim=-2)  # (..., G)
+    places = (maxima.topk(k, dim=-1, sorted=False).indices.unsqueeze(-2) + columns).flatten(-2)  # (..., k*M/G)
+    best, found = scores.gather(-1, places).topk(k, dim=-1, sorted=False)
+    return best, places.gather(-1, found)
+
+
+def read_slots(queries: Tensor, keys: Tensor, values: Tensor, k: int) -> Tensor:
+    """Softmax-weighted sum of the values of the k slots with the largest scores.
+
+    Queries (H, N, d_h), already scaled, keys and values (H, M, d_h) -> (H, N, d_h).
+    """
+    if torch.is_grad_enabled():
+        read: Tensor = _Read.apply(queries, keys, values, k)
+        return read
+    return _read(queries, keys, values, k)[0]
+
+
+class _Read(torch.autograd.Function):
+    """Top-k addressing with a gradient that touches the chosen slots only.
+
+    Queries (H, N, d_h), already scaled, keys and values (H, M, d_h) -> (H, N, d_h). Kept for the gradient are k slots
+    and weights a token, not its M scores; the backward pass works head by head on one (M, N) table that stays in cache.
+    Values are read by ``embedding_bag``: a weighted sum of rows without a copy of them.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, queries: Tensor, keys: Tensor, values: Tensor, k: int) -> Tensor:
+        read, weights, chosen = _read(queries, keys, values, k)
+        ctx.save_for_backward(queries, keys, values, weights, chosen)
+        return read
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        queries, keys, values, weights, chosen = ctx.saved_tensors
+        grad = grad.to(queries.dtype).contiguous()
+        grad_keys, grad_values, grad_scores = [], [], torch.empty_like(weights)
+        tokens = torch.arange(queries.shape[1], device=grad.device).unsqueeze(1)  # (N, 1)
+        table = grad.new_zeros(keys.shape[1], queries.shape[1])  # (M, N), all zero between its uses
+        for head, slots in enumerate(chosen):
+            of_weights = _dot(grad[head], values[head]).gather(1, slots).float()  # (N, k)
+            inner = (of_weights * weights[head]).sum(dim=-1, keepdim=True)
+            grad_scores[head] = weights[head] * (of_weights - inner)
+            cells = slots * queries.shape[1] + tokens
+            table.put_(cells, weights[head].to(table.dtype))
+            grad_values.append(_dot(grad[head].t(), table).t())
+            table.put_(cells, grad_scores[head].to(table.dtype))
+            grad_keys.append(_dot(queries[head].t(), table).t())
+            table.put_(cells, table.new_zeros(cells.shape))
+        return _weighted_rows(keys, chosen, grad_scores), torch.stack(grad_keys), torch.stack(grad_values), None
+
+
+def _read(queries: Tensor, keys: Tensor, values: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What is read, (H, N, d_h), with the weights and slots that it was read with, (H, N, k) each."""
+    best, slots = zip(*(top_slots(scores, k) for scores in _scores(queries, keys)), strict=True)
+    weights, chosen = torch.cat(best).float().softmax(dim=-1), torch.cat(slots)
+    return _weighted_rows(values, chosen, weights), weights, chosen
+
+
+def _scores(queries: Tensor, keys: Tensor) -> Iterator[Tensor]:
+    """Scores of all slots, (1, N, M) a head so that a head's scores stay in cache, or (H, N, M) for few tokens."""
+    if queries.shape[1] <= _FEW or not runs_on_onednn(queries, keys):
+        yield queries @ keys.transpose(1, 2)
+    else:
+        for query, key in zip(queries, keys, strict=True):
+            yield product(query, key).unsqueeze(0)
+
+
+def _weighted_rows(rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """Sum of chosen rows by weight: rows (H, M, d), chosen and weights (H, N, k) -> (H, N, d)."""
+    heads, slots, width = rows.shape
+    first = torch.arange(heads, device=rows.device)[:, None, None] * slots
+    bags = (chosen + first).flatten(0, 1)
+    summed = F.embedding_bag(
+        bags, rows.reshape(-1, width), per_sample_weights=weights.flatten(0, 1).to(rows.dtype), mode="sum"
+    )
+    return summed.view(heads, -1, width)
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right.T``, on oneDNN where it can."""
+    return product(left, right) if runs_on_onednn(left, right) else left @ right.t()
