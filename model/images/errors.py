@@ -1,4 +1,4 @@
-"""Why an image is refused, and the bounds that are checked before a pixel of it is decoded."""
+"""The error of a refused image, and the bounds that are checked before decoding."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class ImageError(ValueError):
     """An image that cannot be read. ``code`` is stable for programs, the message is for people.
 
     Codes of any image: ``empty``, ``not_an_image``, ``unsupported_format``, ``truncated``, ``animated``, ``too_small``,
-    ``too_large``. Of DICOM besides: ``unsupported_transfer_syntax``, ``not_a_radiograph``, ``for_processing``,
-    ``no_pixels``, ``unsupported_pixels``. The message holds no file name and nothing that a file may say freely.
+    ``too_large``. Further codes of DICOM: ``unsupported_transfer_syntax``, ``not_a_radiograph``, ``for_processing``,
+    ``no_pixels``, ``unsupported_pixels``. The message contains no file name and no free text of the file.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -20,7 +20,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Bounds checked on the header, before any pixel is decoded.
+    """Bounds checked on the header before decoding.
 
     Attributes:
         min_side: shortest side accepted, in pixels.
@@ -52,7 +52,7 @@ def check_size(size: tuple[int, int], limits: ImageLimits) -> None:
 
 
 def too_large(limits: ImageLimits, size: tuple[int, int] | None = None) -> ImageError:
-    """The error of an image of (width, height), where that is known."""
+    """The error of an image with more pixels than allowed; ``size`` is (width, height)."""
     what = f"is {size[0]:,} x {size[1]:,} pixels" if size else "has too many pixels"
     return ImageError(
         "too_large",

@@ -1,9 +1,8 @@
-"""Bytes to pixels: the only image decoder and preprocessor, shared by training and serving.
+"""Image bytes to pixels, for training and serving.
 
-``read_image`` reads PNG, JPEG and DICOM into one 8-bit grey square. Grey values of more than 8 bits for which no
-DICOM header has a window are spread from the image's own minimum to its own maximum, never divided by 65,535 (12-bit
-data in 16-bit files would come out black). The image is squashed to the square, not cropped: a crop would lose
-costophrenic angles.
+``read_image`` reads PNG, JPEG and DICOM into one 8-bit grey square. Grey values of more than 8 bits without a DICOM
+window are scaled from the minimum and maximum of the image. They are never divided by 65,535, because 12-bit data in
+16-bit files would become black. The image is resized without a crop, which would lose costophrenic angles.
 """
 
 from __future__ import annotations
@@ -23,9 +22,7 @@ from model.types import DraftWarning, Pixels, Resample, View
 
 _FORMATS = ("PNG", "JPEG")
 _THUMBNAIL_QUALITY = 85
-warnings.filterwarnings(
-    "ignore", category=Image.DecompressionBombWarning
-)  # our own limit is checked; once, for all threads
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # ImageLimits has a stricter bound
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,11 @@ class Radiograph:
 
     @property
     def view(self) -> View | None:
-        """The view that the file itself says; None where it says none."""
+        """The view in the DICOM header, or None."""
         return self.metadata.view if self.metadata else None
 
     def warnings(self, sent_as: View) -> tuple[DraftWarning, ...]:
-        """What a reader should know of the image that came as a view; empty where there is nothing."""
+        """Warnings about the image, which was sent as a view."""
         return tuple(self.metadata.warnings(sent_as)) if self.metadata else ()
 
 
@@ -59,27 +56,27 @@ def load_pixels(
 def read_image(
     data: bytes, size: int, *, limits: ImageLimits = DEFAULT_LIMITS, resample: Resample = "bicubic"
 ) -> Radiograph:
-    """Decode one radiograph and squash it to a square.
+    """Decode one radiograph and resize it to a square.
 
     Args:
-        data: the file's content: DICOM, or PNG or JPEG of any colour mode and EXIF orientation.
+        data: a DICOM file, or PNG or JPEG of any colour mode and EXIF orientation.
         size: S, side of the square in pixels.
         limits: bounds on the size of the image.
-        resample: filter of the squash; both are antialiased.
+        resample: filter of the resize; both are antialiased.
 
     Raises:
-        ImageError: the bytes are not such an image; ``code`` says why.
+        ImageError: the bytes are not such an image; ``code`` gives the reason.
     """
     image, metadata = _decoded(data, limits)
-    return Radiograph(_squash(image, size, resample), metadata)
+    return Radiograph(_resize_to_square(image, size, resample), metadata)
 
 
 def thumbnail(data: bytes, longest: int, *, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
-    """A small grey JPEG file of a radiograph, in its own proportions. It holds pixels and nothing else of the file.
+    """A small grey JPEG file of a radiograph with its aspect ratio. It contains pixels only, no metadata.
 
     Args:
         data: as for ``read_image``.
-        longest: the longer side is reduced to so many pixels; a smaller image stays as large as it is.
+        longest: maximum of the longer side in pixels; smaller images are not enlarged.
         limits: bounds on the size of the image.
 
     Raises:
@@ -95,7 +92,7 @@ def thumbnail(data: bytes, longest: int, *, limits: ImageLimits = DEFAULT_LIMITS
 
 
 def _decoded(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomMetadata | None]:
-    """The whole image, mode ``L`` or ``F``, and what its header says where it is DICOM."""
+    """The image at full size, mode ``L`` or ``F``, and the metadata of a DICOM file."""
     if not data:
         raise ImageError("empty", "The image is empty (0 bytes). Send a PNG, JPEG or DICOM file.")
     return read_dicom(data, limits) if is_dicom(data) else (_read_raster(data, limits), None)
@@ -109,13 +106,13 @@ def _read_raster(data: bytes, limits: ImageLimits) -> Image.Image:
         raise too_large(limits) from error
     except MemoryError:
         raise
-    except Exception as error:  # decoders of untrusted bytes raise many kinds, struct.error among them
+    except Exception as error:  # decoders of untrusted bytes raise many types, such as struct.error
         raise _not_an_image(data) from error
     with image:
         check_size(image.size, limits)
         try:
             frames = getattr(image, "n_frames", 1)
-            # A camera's JPEG may carry a second picture (a depth or gain map); its first one is the photograph.
+            # A camera's JPEG (MPO) may have a second picture, such as a depth map; the first is the photograph.
             if image.format != "MPO" and frames > 1:
                 raise ImageError("animated", f"The image has {frames} frames. Send a single still image.")
             image.load()
@@ -142,11 +139,9 @@ def _to_grey(image: Image.Image) -> Image.Image:
     """Any Pillow mode to ``L``, or ``F`` scaled to 0..255 for grey of more than 8 bits."""
     if image.mode.startswith("I") or image.mode == "F":
         return _min_max(np.asarray(image, dtype=np.float32))
-    if image.mode == "P" or (
-        image.mode in ("L", "LA", "RGB") and "transparency" in image.info
-    ):  # a palette may hold transparency; RGBA keeps both
-        image = image.convert("RGBA")
-    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA"):  # transparent means nothing was exposed there: black
+    if image.mode == "P" or (image.mode in ("L", "LA", "RGB") and "transparency" in image.info):
+        image = image.convert("RGBA")  # keeps the transparency of a palette
+    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA"):  # transparent pixels become black
         rgba = image.convert("RGBA")
         black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, rgba)
@@ -156,16 +151,16 @@ def _to_grey(image: Image.Image) -> Image.Image:
 
 
 def _min_max(values: npt.NDArray[np.float32]) -> Image.Image:
-    """Spread grey values over 0..255; a constant image becomes black."""
+    """Scale grey values to 0..255; a constant image becomes black."""
     low, high = float(values.min()), float(values.max())
     scale = 255.0 / (high - low) if high > low else 0.0
     return Image.fromarray((values - low) * np.float32(scale))
 
 
-def _squash(image: Image.Image, size: int, resample: Resample) -> Pixels:
-    """Resize with antialiasing to ``(size, size)``, whatever the aspect ratio.
+def _resize_to_square(image: Image.Image, size: int, resample: Resample) -> Pixels:
+    """Resize with antialiasing to ``(size, size)``, ignoring the aspect ratio.
 
-    Bilinear is torchvision's ``Resize((size, size))`` of a PIL image to the bit; bicubic may shrink in two steps.
+    Bilinear is bit-equal to torchvision's ``Resize((size, size))`` of a PIL image; bicubic may shrink in two steps.
     """
     return _resized(image, (size, size), Image.Resampling[resample.upper()])
 

@@ -1,7 +1,7 @@
-"""What a DICOM header says beside the pixels: which kind of object, which view, which part of the body, which way up.
+"""Metadata of a DICOM header: kind of object, view, body part and orientation.
 
-Only coded elements with a closed vocabulary are read, and a message names a value only where it is of that vocabulary:
-anything else in a header may be about a patient.
+Only coded elements with a closed vocabulary are read. Messages quote only values of that vocabulary, because anything
+else in a header may identify a patient.
 """
 
 from __future__ import annotations
@@ -67,35 +67,35 @@ _ORIENTATION = re.compile(r"[ALPRHF]{1,3}")
 
 @dataclass(frozen=True)
 class DicomMetadata:
-    """Of one image.
+    """The metadata of one image.
 
     Attributes:
-        view: by ViewPosition, or else by the view's code; None where neither says.
-        position: the term or "other" where the image is neither frontal nor lateral.
-        part: the part of the body where it is not the chest: a defined term, or "a region other than the chest".
-        orientation: PatientOrientation, the directions of rows and columns; None where it is missing or unusual.
+        view: by ViewPosition, or else by ViewCodeSequence; None if unknown.
+        position: the term, or "other", of an image that is neither frontal nor lateral.
+        body_part: a part other than the chest: a defined term, or "a region other than the chest".
+        orientation: PatientOrientation, the directions of rows and columns; None if missing or malformed.
         fluoroscopy: whether it is a frame of angiography or fluoroscopy.
-        doubts: of the pixels.
+        pixel_warnings: warnings about the pixels.
     """
 
     view: View | None
     position: str | None = None
-    part: str | None = None
+    body_part: str | None = None
     orientation: tuple[str, str] | None = None
     fluoroscopy: bool = False
-    doubts: tuple[DraftWarning, ...] = ()
+    pixel_warnings: tuple[DraftWarning, ...] = ()
 
     def warnings(self, sent_as: View) -> Iterator[DraftWarning]:
-        """What a reader should know of the image that came as a view."""
-        for code, words in self._doubts(sent_as):
+        """Warnings about the image, which was sent as a view."""
+        for code, words in self._problems(sent_as):
             yield DraftWarning(code, f"The {sent_as.value} image: {words}.")
 
-    def _doubts(self, sent_as: View) -> Iterator[tuple[str, str]]:
-        said = self.view.value if self.view else "another projection" if self.position == "other" else self.position
-        if said and said != sent_as.value:
-            yield "view_mismatch", f"its DICOM header says {said}. Check that the views were not exchanged"
-        if self.part:
-            yield "not_a_chest", f"its DICOM header says {self.part}; the model knows chests only"
+    def _problems(self, sent_as: View) -> Iterator[tuple[str, str]]:
+        view = self.view.value if self.view else "another projection" if self.position == "other" else self.position
+        if view and view != sent_as.value:
+            yield "view_mismatch", f"its DICOM header says {view}. Check that the views were not exchanged"
+        if self.body_part:
+            yield "not_a_chest", f"its DICOM header says {self.body_part}; the model knows chests only"
         if self.orientation:
             row, column = self.orientation
             mirrored = row.startswith("R") and sent_as is View.FRONTAL
@@ -109,12 +109,12 @@ class DicomMetadata:
                 )
         if self.fluoroscopy:
             yield "fluoroscopy", "it is a frame of angiography or fluoroscopy; the model knows radiographs only"
-        for doubt in self.doubts:
-            yield doubt.code, doubt.message
+        for warning in self.pixel_warnings:
+            yield warning.code, warning.message
 
 
 def check_kind(header: Dataset) -> None:
-    """Let through what may be a radiograph: CR, DX for presentation, secondary capture, one frame of XA or RF.
+    """Check that the object may be a radiograph: CR, DX for presentation, secondary capture, a frame of XA or RF.
 
     Raises:
         ImageError: ``not_a_radiograph`` or ``for_processing``; the message names the SOP class.
@@ -124,7 +124,7 @@ def check_kind(header: Dataset) -> None:
     if uid == _FOR_PROCESSING or (uid in _RADIOGRAPHS and intent == "FOR PROCESSING"):
         raise ImageError(
             "for_processing",
-            "The DICOM object is a digital X-ray image for processing, raw detector values that nobody reads. "
+            "The DICOM object is a digital X-ray image for processing, raw detector values. "
             "Send the image for presentation of the same exposure.",
         )
     remedy = "Send a CR, DX or secondary capture image of the chest."
@@ -137,8 +137,8 @@ def check_kind(header: Dataset) -> None:
         raise ImageError("not_a_radiograph", f"The DICOM {name} shows modality {modality}, no radiograph. {remedy}")
 
 
-def read_metadata(header: Dataset, doubts: Sequence[DraftWarning] = ()) -> DicomMetadata:
-    """The facts of a header; what is missing or outside of the vocabulary is None."""
+def read_metadata(header: Dataset, pixel_warnings: Sequence[DraftWarning] = ()) -> DicomMetadata:
+    """The metadata of a header; values outside of the vocabulary become None."""
     term = _text(header, "ViewPosition").upper()
     codes = _codes(header, "ViewCodeSequence")
     view = _POSITIONS.get(term)
@@ -149,14 +149,14 @@ def read_metadata(header: Dataset, doubts: Sequence[DraftWarning] = ()) -> Dicom
     return DicomMetadata(
         view=view,
         position=position,
-        part=_part(header),
+        body_part=_body_part(header),
         orientation=_orientation(header),
         fluoroscopy=_text(header, "SOPClassUID") in _FLUOROSCOPY or _text(header, "Modality").upper() in ("RF", "XA"),
-        doubts=tuple(doubts),
+        pixel_warnings=tuple(pixel_warnings),
     )
 
 
-def _part(header: Dataset) -> str | None:
+def _body_part(header: Dataset) -> str | None:
     term = re.sub(r"[^A-Z]", "", _text(header, "BodyPartExamined").upper())
     codes = _codes(header, "AnatomicRegionSequence")
     if term in _CHEST or _CHEST_CODES & set(codes):

@@ -1,7 +1,11 @@
-"""Stored values to greys on a screen (PS3.3 C.11): Modality LUT, then VOI LUT or window, then the polarity, last.
+"""The grayscale pipeline (PS3.3 C.11): Modality LUT, then VOI LUT or window, then the polarity.
 
-All of it is a function of one stored value of at most 16 bits, so it is worked out once for each value that there can
-be, in double precision, and looked up for each pixel.
+It is a function of one stored value of at most 16 bits, so it is computed once for each possible value, in double
+precision, and looked up for each pixel.
+
+pydicom's apply_modality_lut and apply_voi_lut give the same greys for regular headers (the tests compare them), but
+cannot be used here: they fail on Modality LUTs of 10 to 15 bits, on LUT entries of one byte each, on a rescale slope
+without an intercept and on unknown VOI LUT functions, and they truncate fractional values before a VOI LUT.
 """
 
 from __future__ import annotations
@@ -21,40 +25,40 @@ from model.types import DraftWarning
 
 Values = npt.NDArray[np.float64]
 
-_BLOCK = 2**20  # pixels looked up at a time; numpy widens the places to 8 bytes each
+_BLOCK = 2**20  # pixels looked up at a time; numpy widens the indices to 8 bytes each
 
 
 def apply_grayscale_pipeline(
-    codes: npt.NDArray[Any], bits: int, header: Dataset, fmt: PixelFormat, *, little_endian: bool
+    stored_values: npt.NDArray[Any], bits: int, header: Dataset, fmt: PixelFormat, *, little_endian: bool
 ) -> tuple[npt.NDArray[np.float32], list[DraftWarning]]:
     """Greys of a monochrome image.
 
     Args:
-        codes: (H, W) stored values as unsigned numbers of `bits` bits.
+        stored_values: (H, W) unsigned numbers of `bits` bits.
         bits: 1..16.
         header: Modality LUT, VOI LUT and presentation attributes.
-        fmt: sign and photometric interpretation.
+        fmt: signedness and photometric interpretation.
         little_endian: byte order of LUT data.
 
     Returns:
-        (H, W) 0 black to 255 white, and what was doubtful.
+        (H, W) from 0 black to 255 white, and warnings about the header.
 
     Raises:
-        ImageError: ``unsupported_pixels``: the header's numbers make no sense.
+        ImageError: ``unsupported_pixels`` or ``truncated``: values of the header are invalid.
     """
     stored = np.arange(2**bits, dtype=np.float64)
     if fmt.signed:
         stored[2 ** (bits - 1) :] -= 2**bits
     present = np.zeros(2**bits, bool)
-    for block in _blocks(codes):
+    for block in _blocks(stored_values):
         present[block] = True
-    counted = present & ~_padding(header, bits)
-    counted = counted if counted.any() else present
+    visible = present & ~_padding(header, bits)
+    visible = visible if visible.any() else present
     inverted, warnings = _polarity(header, fmt)
     values = _modality(stored, header, fmt, little_endian)
     table = _voi(values, header, fmt, little_endian)
-    if table is not None and np.ptp(table[counted]) == 0 < np.ptp(values[counted]):
-        table = None  # every pixel would be the same grey
+    if table is not None and np.ptp(table[visible]) == 0 < np.ptp(values[visible]):
+        table = None  # every pixel would have the same grey
     if table is None and (header.get("VOILUTSequence") or _window(header)):
         warnings.append(
             DraftWarning("window_ignored", "its DICOM window shows nothing; the grey values were spread instead")
@@ -62,8 +66,8 @@ def apply_grayscale_pipeline(
     if table is not None:
         table = 1.0 - table if inverted else table
     else:
-        table = _spread(values, counted, bits, inverted, as_is=bits <= 8 and values is stored and not fmt.signed)
-    return apply_table((255.0 * np.clip(table, 0.0, 1.0)).astype(np.float32), codes), warnings
+        table = _min_max(values, visible, bits, inverted, as_is=bits <= 8 and values is stored and not fmt.signed)
+    return apply_table((255.0 * np.clip(table, 0.0, 1.0)).astype(np.float32), stored_values), warnings
 
 
 def linear(values: Values, center: float, width: float) -> Values:
@@ -84,7 +88,7 @@ def sigmoid(values: Values, center: float, width: float) -> Values:
 
 
 def _padding(header: Dataset, bits: int) -> npt.NDArray[np.bool_]:
-    """Which codes mean that nothing was exposed there (PS3.3 C.7.5.1.1.2)."""
+    """Which stored values are padding (PS3.3 C.7.5.1.1.2)."""
     padding = np.zeros(2**bits, bool)
     first = read_floats(header, "PixelPaddingValue")
     if first:
@@ -96,7 +100,7 @@ def _padding(header: Dataset, bits: int) -> npt.NDArray[np.bool_]:
 
 
 def _polarity(header: Dataset, fmt: PixelFormat) -> tuple[bool, list[DraftWarning]]:
-    """Whether the lowest value is white, and a warning where the header contradicts itself."""
+    """Whether the lowest value is white, and a warning if the header contradicts itself."""
     shape = str(header.get("PresentationLUTShape") or "").strip().upper()
     inverted = fmt.photometric == "MONOCHROME1"
     if shape not in ("INVERSE", "IDENTITY") or (shape == "INVERSE") == inverted:
@@ -112,7 +116,7 @@ def _polarity(header: Dataset, fmt: PixelFormat) -> tuple[bool, list[DraftWarnin
 def _modality(stored: Values, header: Dataset, fmt: PixelFormat, little_endian: bool) -> Values:
     if header.get("ModalityLUTSequence"):
         entries, first, _ = _lut(header.ModalityLUTSequence[0], fmt.signed, little_endian)
-        return _through(stored, entries, first)
+        return _map_values(stored, entries, first)
     slope = (read_floats(header, "RescaleSlope") or [1.0])[0]
     intercept = (read_floats(header, "RescaleIntercept") or [0.0])[0]
     if slope == 0:
@@ -121,10 +125,10 @@ def _modality(stored: Values, header: Dataset, fmt: PixelFormat, little_endian: 
 
 
 def _voi(values: Values, header: Dataset, fmt: PixelFormat, little_endian: bool) -> Values | None:
-    """Greys 0..1 by the first VOI LUT or else the first window; None where there is none that can be used."""
+    """Greys 0..1 by the first VOI LUT or else the first window; None if there is no usable one."""
     if header.get("VOILUTSequence"):
         entries, first, depth = _lut(header.VOILUTSequence[0], bool(values.min() < 0), little_endian)
-        greys: Values = _through(values, entries, first) / (2**depth - 1)
+        greys: Values = _map_values(values, entries, first) / (2**depth - 1)
         return greys
     window = _window(header)
     if window is None:
@@ -133,8 +137,8 @@ def _voi(values: Values, header: Dataset, fmt: PixelFormat, little_endian: bool)
     function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
     if width <= 0 or (width < 1 and function not in ("LINEAR_EXACT", "SIGMOID")):
         return None
-    shape = {"LINEAR_EXACT": linear_exact, "SIGMOID": sigmoid}.get(function, linear)
-    return shape(values, center, width)
+    window_function = {"LINEAR_EXACT": linear_exact, "SIGMOID": sigmoid}.get(function, linear)
+    return window_function(values, center, width)
 
 
 def _window(header: Dataset) -> tuple[float, float] | None:
@@ -144,7 +148,7 @@ def _window(header: Dataset) -> tuple[float, float] | None:
 
 
 def _lut(item: Dataset, signed: bool, little_endian: bool) -> tuple[Values, int, int]:
-    """Entries, the value that the first stands for, and bits of an entry (PS3.3 C.11.1.1, C.11.2.1.1)."""
+    """Entries, the first mapped value, and bits per entry (PS3.3 C.11.1.1, C.11.2.1.1)."""
     count, first, depth = (int(number) for number in item.LUTDescriptor)
     count = count % 2**16 or 2**16
     first = (first % 2**16 ^ 0x8000) - 0x8000 if signed else first
@@ -162,36 +166,36 @@ def _lut(item: Dataset, signed: bool, little_endian: bool) -> tuple[Values, int,
     return entries.astype(np.float64), first, depth
 
 
-def _through(values: Values, entries: Values, first: int) -> Values:
-    """Values through a lookup table; those beyond its ends take the end's."""
-    places: Values = entries[np.clip(np.rint(values) - first, 0, len(entries) - 1).astype(np.int64)]
-    return places
+def _map_values(values: Values, entries: Values, first: int) -> Values:
+    """Values mapped by a lookup table; values beyond an end take the entry of that end."""
+    mapped: Values = entries[np.clip(np.rint(values) - first, 0, len(entries) - 1).astype(np.int64)]
+    return mapped
 
 
-def _spread(values: Values, counted: npt.NDArray[np.bool_], bits: int, inverted: bool, *, as_is: bool) -> Values:
-    """0..1 from the lowest to the highest value that occurs; of 8-bit images ``as_is``, as a PNG shows them."""
-    low, high = (0.0, 2.0**bits - 1) if as_is else (float(values[counted].min()), float(values[counted].max()))
+def _min_max(values: Values, visible: npt.NDArray[np.bool_], bits: int, inverted: bool, *, as_is: bool) -> Values:
+    """0..1 from the lowest to the highest visible value; 8-bit images ``as_is`` keep the greys of a PNG."""
+    low, high = (0.0, 2.0**bits - 1) if as_is else (float(values[visible].min()), float(values[visible].max()))
     if high == low:
         return np.zeros_like(values)
     return (high - values if inverted else values - low) / (high - low)
 
 
-def apply_table(table: npt.NDArray[np.float32], codes: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """The entry of each code."""
-    greys = np.empty(codes.shape, np.float32)
-    for block, out in zip(_blocks(codes), _blocks(greys), strict=True):
+def apply_table(table: npt.NDArray[np.float32], values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """The entry of each stored value."""
+    greys = np.empty(values.shape, np.float32)
+    for block, out in zip(_blocks(values), _blocks(greys), strict=True):
         np.take(table, block, out=out)
     return greys
 
 
 def _blocks(image: npt.NDArray[Any]) -> Sequence[npt.NDArray[Any]]:
-    """Views of some rows at a time."""
+    """Views of a few rows each."""
     rows = max(1, _BLOCK // image.shape[1])
     return [image[row : row + rows] for row in range(0, len(image), rows)]
 
 
 def read_floats(header: Dataset, name: str) -> list[float]:
-    """The numbers of an element, none where it is missing or empty.
+    """The numbers of an element; empty if it is missing.
 
     Raises:
         ImageError: ``truncated``: not all are finite numbers.
@@ -201,9 +205,9 @@ def read_floats(header: Dataset, name: str) -> list[float]:
         return []
     parts = [value] if isinstance(value, int | float | Decimal | str) else value
     try:
-        found = [float(part) for part in parts]
+        floats = [float(part) for part in parts]
     except (TypeError, ValueError, OverflowError):
-        found = [math.nan]
-    if not all(math.isfinite(number) for number in found):
+        floats = [math.nan]
+    if not all(math.isfinite(number) for number in floats):
         raise ImageError("truncated", f"{name} of the DICOM header is no number. Export the image again and resend it.")
-    return found
+    return floats

@@ -1,7 +1,7 @@
-"""Bytes of a DICOM file to its few elements that matter, with bounds on memory and work; nothing is decoded here.
+"""Reads the needed elements of a DICOM file, with bounds on memory and work. Pixels are not decoded here.
 
-pydicom parses, but out of a reader that counts: a file of millions of tiny elements, of sequences nested without end or
-of compressed nothing costs no more than an honest one. Elements that nobody asks for are skipped, names among them.
+pydicom parses from a reader that counts: millions of tiny elements, deeply nested sequences and deflate bombs cost no
+more than a normal file. Other elements, such as names, are skipped.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from pydicom.uid import (
 
 from model.images.errors import ImageError
 
-config.settings.reading_validation_mode = config.IGNORE  # its warnings would quote what may be a name
+config.settings.reading_validation_mode = config.IGNORE  # its warnings would quote values, which may be names
 
 PREAMBLE, MAGIC = 128, b"DICM"
 _UNDEFINED = 0xFFFFFFFF
 _PIXEL_DATA = 0x7FE00010
 _PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", _PIXEL_DATA: "PixelData"}
 
-_MOST_READS = 50_000  # a header takes hundreds; each element one to three
+_MOST_READS = 50_000  # a normal header takes hundreds: one to three per element
 _MOST_VALUE = 8 * 2**20  # bytes of a value in a header
 _MOST_INFLATED = 16 * 2**20  # bytes of a deflated header
-_MOST_INFLATED_EARLY = 2**20  # bytes of one in which only its first groups are looked at
+_MOST_INFLATED_EARLY = 2**20  # bytes of a deflated header of which only the first groups are read
 _SLACK = 64 * 1024  # bytes of padding that may follow the pixels
 
 _SEQUENCES = ("ModalityLUTSequence", "VOILUTSequence", "ViewCodeSequence", "AnatomicRegionSequence")
@@ -65,7 +65,7 @@ _MOST_BYTES: dict[int, int] = {
 
 @dataclass(frozen=True)
 class PixelElement:
-    """The bytes of PixelData: fragments with their item headers where ``encapsulated``."""
+    """The bytes of PixelData; if ``encapsulated``, fragments with their item headers."""
 
     value: bytes
     vr: str
@@ -73,12 +73,12 @@ class PixelElement:
 
 
 class DicomFile:
-    """A DICOM file in memory: its header at once, its pixels when asked for.
+    """A DICOM file in memory. The constructor reads the header, ``pixels`` the pixels.
 
     Attributes:
         syntax: transfer syntax.
-        header: the wanted elements before the pixels.
-        pixel_keyword: PixelData or one of its kin; None where there is none.
+        header: the needed elements before the pixels.
+        pixel_keyword: PixelData, FloatPixelData, DoubleFloatPixelData or None.
         cut_short: whether the header ends in the middle of an element.
     """
 
@@ -86,7 +86,7 @@ class DicomFile:
         """Read the header.
 
         Raises:
-            ImageError: ``truncated``; other exceptions are pydicom's and mean the same.
+            ImageError: ``truncated``; exceptions of pydicom mean the same.
         """
         opened = _ParsedPreamble(data, _MOST_INFLATED)
         self.syntax, self._body, self._inflater = opened.syntax, opened.body, opened.inflater
@@ -100,17 +100,17 @@ class DicomFile:
 
     @property
     def little_endian(self) -> bool:
-        """Byte order."""
+        """Whether the byte order is little endian."""
         return _little_endian(self.syntax)
 
     def pixels(self, expected: int) -> PixelElement:
         """The bytes of the pixels.
 
         Args:
-            expected: length in bytes of native pixels; a deflated file is inflated that far and no further.
+            expected: length in bytes of uncompressed pixels; a deflated file is inflated no further.
 
         Raises:
-            ImageError: ``truncated``; other exceptions are pydicom's and mean the same.
+            ImageError: ``truncated``; exceptions of pydicom mean the same.
         """
         if self._inflater is not None:
             missing = self._pixels_at + expected + _SLACK - len(self._body)
@@ -124,18 +124,18 @@ class DicomFile:
         element: Any = found.get_item("PixelData")  # a raw one: it is no sequence
         return PixelElement(element.value or b"", element.VR or "OW", element.length == _UNDEFINED)
 
-    def _tag_at(self, place: int) -> int:
-        if len(self._body) < place + 4:
+    def _tag_at(self, offset: int) -> int:
+        if len(self._body) < offset + 4:
             return 0
-        group, element = struct.unpack_from("<HH" if self.little_endian else ">HH", self._body, place)
+        group, element = struct.unpack_from("<HH" if self.little_endian else ">HH", self._body, offset)
         return int(group << 16 | element)
 
 
 def read_elements(data: bytes, names: Sequence[str]) -> Dataset:
-    """The named elements of a file, which is read no further than the last of them, within the bounds of a header.
+    """The named elements of a file. It is read up to the last of them, within the bounds of a header.
 
     Raises:
-        ImageError: ``truncated``; other exceptions are pydicom's and mean the same.
+        ImageError: ``truncated``; exceptions of pydicom mean the same.
     """
     opened = _ParsedPreamble(data, _MOST_INFLATED_EARLY)
     last = max(int(Tag(name)) for name in names)
@@ -143,7 +143,7 @@ def read_elements(data: bytes, names: Sequence[str]) -> Dataset:
 
 
 class _ParsedPreamble:
-    """A file with its meta information read; its ``reader`` stands where the data set begins in ``body``."""
+    """A file whose meta information was read; ``reader`` is at the start of the data set in ``body``."""
 
     def __init__(self, data: bytes, most_inflated: int) -> None:
         self.body, self.inflater = data, None
@@ -164,15 +164,15 @@ def _little_endian(syntax: UID) -> bool:
 def _read(
     reader: _Reader, syntax: UID, names: Iterable[str], stop: Callable[[int], bool], like: Dataset | None = None
 ) -> Dataset:
-    """The named elements from where the reader stands to the first tag of the top level that is to `stop` it.
+    """The named elements from the reader's position to the first top-level tag for which `stop` is true.
 
-    pydicom guesses from the first element whether VRs are written out, and the length of pixel data may look like
-    one; `like` is a part of the same file for which that is known.
+    pydicom guesses from the first element whether VRs are explicit, but the length of pixel data may look like a VR.
+    `like` is another part of the same file, for which this is known.
     """
     implicit = syntax == ImplicitVRLittleEndian if like is None else bool(like.original_encoding[0])
 
     def stop_when(of: BaseTag, vr: str | None, length: int) -> bool:
-        tag = int(of)  # pydicom's tags compare in Python
+        tag = int(of)  # comparisons of pydicom's tags are slow
         most = _MOST_BYTES.get(tag)
         if most is not None and most < length != _UNDEFINED:
             name = keyword_for_tag(tag)
@@ -197,7 +197,7 @@ def _read(
 
 
 class _Reader(io.BytesIO):
-    """Bytes that count how often they are read, give no value beyond a size, and remember when they ran out."""
+    """Counts its reads, refuses values beyond a size, and records whether it ran out of bytes."""
 
     def __init__(self, data: bytes, most_value: int | None = None) -> None:
         super().__init__(data)
@@ -210,8 +210,8 @@ class _Reader(io.BytesIO):
         self.exhausted = self.exhausted or self._reads > _MOST_READS
         self.exhausted = self.exhausted or (self._most_value is not None and (size or 0) > self._most_value)
         if self.exhausted:
-            raise ValueError("the bounds of a header")
-        got = super().read(size)
-        if size is not None and len(got) < size and (got or size not in (2, 4, 8)):  # where an element may begin
+            raise ValueError("a bound of the header was exceeded")
+        data = super().read(size)
+        if size is not None and len(data) < size and (data or size not in (2, 4, 8)):  # an element may begin there
             self.short = True
-        return got
+        return data

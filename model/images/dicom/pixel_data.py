@@ -1,4 +1,4 @@
-"""Pixels of a DICOM file: what the header says of them, checked before anything is decoded, and then the decoding."""
+"""Decodes the pixels of a DICOM file, after their description in the header was checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model.images.dicom.codecs import NATIVE, RLE, check_frame, choose_decoder
 from model.images.dicom.parse import DicomFile
 from model.images.errors import ImageError, ImageLimits, check_size
 
-Codes = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # (H, W): stored values, their bits alone, as unsigned numbers
+StoredValues = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # (H, W), the stored bits as unsigned numbers
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
@@ -30,11 +30,11 @@ class PixelFormat:
     Attributes:
         rows, columns: height and width.
         samples: 1 for grey and palette, 3 for colour.
-        allocated, stored: bits of a sample, and how many of them are its value.
-        shift: unused bits below the value.
+        allocated, stored: BitsAllocated and BitsStored.
+        shift: unused bits below the value, from HighBit.
         signed: whether values are in two's complement.
         photometric: PhotometricInterpretation.
-        planar: whether colours come plane by plane.
+        planar: whether colours are stored plane by plane.
     """
 
     rows: int
@@ -57,7 +57,7 @@ class PixelFormat:
 
 
 def read_pixel_format(file: DicomFile, limits: ImageLimits) -> PixelFormat:
-    """What the header says of the pixels.
+    """The format of the pixels in the header.
 
     Raises:
         ImageError: ``no_pixels``, ``truncated``, ``animated``, ``too_large``, ``too_small`` or ``unsupported_pixels``.
@@ -110,7 +110,7 @@ def decode(file: DicomFile, fmt: PixelFormat) -> tuple[npt.NDArray[Any], int]:
     """Decode the frame.
 
     Returns:
-        (H, W) ``Codes``, or (H, W, 3) unsigned RGB; and the bits of their values.
+        (H, W) ``StoredValues`` or (H, W, 3) unsigned RGB, and the bits of a value.
 
     Raises:
         ImageError: ``truncated`` or ``unsupported_transfer_syntax``.
@@ -139,26 +139,26 @@ def decode(file: DicomFile, fmt: PixelFormat) -> tuple[npt.NDArray[Any], int]:
         values, _ = decoder.as_array(source, index=0, raw=fmt.samples == 1, decoding_plugin=plugin, **options)
     except MemoryError:
         raise
-    except Exception as error:  # the codecs raise many kinds; all mean that the pixels cannot be read
+    except Exception as error:  # decoders raise many types; all mean that the pixels cannot be read
         raise ImageError(
             "truncated", f"The DICOM pixel data cannot be decoded ({type(error).__name__}). {_DAMAGED}"
         ) from error
     shift = fmt.shift if native or file.syntax == RLE else 0
-    return _codes(values, shift, bits), bits
+    return _stored_values(values, shift, bits), bits
 
 
 def _check_compressed(source: bytes, syntax: UID, fmt: PixelFormat) -> int:
-    """Bits of the values of a compressed frame, whose own header agrees with the DICOM header."""
+    """Bits per value of a compressed frame whose header agrees with the DICOM header."""
     try:
         frame = get_frame(source, 0, number_of_frames=1)
-    except Exception as error:  # pydicom raises several kinds
+    except Exception as error:  # pydicom raises several types
         raise ImageError("truncated", f"The fragments of the DICOM pixel data are damaged. {_DAMAGED}") from error
     precision = check_frame(frame, syntax, fmt.rows, fmt.columns, fmt.samples, fmt.allocated)
     return max(fmt.stored, min(precision, 16))
 
 
-def _codes(values: npt.NDArray[Any], shift: int, bits: int) -> npt.NDArray[Any]:
-    """The `bits` of each value above `shift` as the smallest unsigned type; what else shares its bytes is dropped."""
+def _stored_values(values: npt.NDArray[Any], shift: int, bits: int) -> npt.NDArray[Any]:
+    """The `bits` of each value above `shift` as the smallest unsigned type; other bits are dropped."""
     native = values.astype(values.dtype.newbyteorder("="), copy=False)
     unsigned = native.view(f"u{native.dtype.itemsize}")
     if shift:
@@ -169,10 +169,10 @@ def _codes(values: npt.NDArray[Any], shift: int, bits: int) -> npt.NDArray[Any]:
 
 
 def read_int(header: Dataset, name: str, default: int | None = None) -> int:
-    """A whole number of the header.
+    """A non-negative integer of the header.
 
     Raises:
-        ImageError: ``truncated``: it is missing, several, or no number; negative ones are none.
+        ImageError: ``truncated``: it is missing, has several values, or is not a non-negative integer.
     """
     value = header.get(name)
     if value is None or value == "":

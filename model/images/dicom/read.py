@@ -1,7 +1,7 @@
-"""DICOM to greys: kind of object, bounds, pixels, Modality LUT, VOI LUT or window, polarity; and the header's facts.
+"""A DICOM file to grey pixels and metadata, in memory.
 
-The steps that read what a stranger sent are in ``dicom_file`` (bytes), ``dicom_codecs`` and ``dicom_pixels`` (pixels),
-``dicom_greys`` (values) and ``dicom_facts`` (header). Nothing touches the disk.
+The steps: ``parse`` reads the elements, ``header`` checks the kind of object and reads the metadata, ``pixel_data`` and
+``codecs`` decode the stored values, ``lut`` maps them to greys.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def read_dicom(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomMeta
         limits: bounds on Rows x Columns.
 
     Returns:
-        Mode ``L``, or ``F`` of 0 black to 255 white; and what the header says beside.
+        The image, mode ``L`` or ``F`` with 0 black to 255 white, and the metadata of the header.
 
     Raises:
-        ImageError: it cannot be read, or is no radiograph.
+        ImageError: the file cannot be read or is not a radiograph.
     """
     try:
         return _read(data, limits)
     except (ImageError, MemoryError):
         raise
-    except Exception as error:  # pydicom raises many kinds on damaged headers; their words may quote a patient's
+    except Exception as error:  # pydicom raises many types; their messages may quote patient data
         raise ImageError(
             "truncated", f"The DICOM file is damaged ({type(error).__name__}). Export the image again and resend it."
         ) from error
@@ -73,13 +73,13 @@ def _read(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomMetadata]
 def _palette(header: Dataset, bits: int) -> npt.NDArray[np.float32]:
     """Grey of each stored value, 0..255."""
     count, first, _ = (int(number) for number in header.RedPaletteColorLookupTableDescriptor)
-    codes = np.minimum(np.arange(2**bits, dtype=np.int32), first + (count or 2**16) - 1)  # pydicom's would wrap
-    colours = apply_color_lut(codes, header)[:, :3]
+    values = np.minimum(np.arange(2**bits, dtype=np.int32), first + (count or 2**16) - 1)  # pydicom would wrap around
+    colours = apply_color_lut(values, header)[:, :3]
     return _luma(colours, 255 if colours.max() <= 255 else 65535)
 
 
 def _luma(colours: npt.NDArray[Any], most: int) -> npt.NDArray[np.float32]:
-    """(…, 3) colours of 0..`most` to (…) greys of 0..255."""
+    """(…, 3) colours from 0 to `most` to (…) greys from 0 to 255."""
     greys = np.zeros(colours.shape[:-1], np.float32)
     for channel, weight in enumerate(_LUMA):
         greys += colours[..., channel] * np.float32(255.0 * weight / most)
