@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pydicom
+import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
+
+from model.images import DEFAULT_LIMITS, ImageError, ImageLimits, read_image
+from model.images.dicom.read import read_dicom
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
@@ -140,3 +144,17 @@ def jpeg_lossless(values: npt.NDArray[np.uint16]) -> bytes:
         b"\xff\xc4", struct.pack(">HB", 2 + 1 + len(huffman), 0), huffman,
         b"\xff\xda", struct.pack(">HB2B3B", 8, 1, 1, 0, 1, 0, 0), scan, b"\xff\xd9",
     ))  # fmt: skip
+
+
+def greys(data: bytes) -> npt.NDArray[np.float64]:
+    """(H, W) greys of a file at full size."""
+    image, _ = read_dicom(data, DEFAULT_LIMITS)
+    return np.asarray(image, dtype=np.float64)
+
+
+def refused(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageError:
+    """The error of a file that must be refused."""
+    with pytest.raises(ImageError) as caught:
+        read_image(data, 64, limits=limits)
+    assert str(caught.value).endswith(".")
+    return caught.value

@@ -40,7 +40,7 @@ def code(value: str, scheme: str = "SCT") -> Dataset:
 @pytest.mark.parametrize(
     "tail", ["2", "4", "6.1", "1.2", "1.3", "88.11", "104.1", "11.1", "128", "30", "77.1.1", "13.1.1"]
 )
-def test_what_is_no_radiograph_is_refused_by_name(tail: str) -> None:
+def test_refuses_other_objects_by_name(tail: str) -> None:
     error = refused(dicom(film(), sop_class=STORAGE + tail))
     assert error.code == "not_a_radiograph"
     assert UID(STORAGE + tail).name in str(error)
@@ -52,7 +52,7 @@ def test_an_object_without_pixels_is_refused_for_its_kind_first() -> None:
     assert refused(encode(made)).code == "not_a_radiograph"
 
 
-def test_a_private_class_is_not_quoted() -> None:
+def test_does_not_quote_a_private_sop_class() -> None:
     error = refused(dicom(film(), sop_class="1.2.3.4"))
     assert (error.code, "1.2.3" in str(error)) == ("not_a_radiograph", False)
 
@@ -75,7 +75,7 @@ def test_images_for_processing_are_refused(tags: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("tags", [{"sop_class": f"{STORAGE}12.1"}, {"sop_class": f"{STORAGE}12.2"}, {"Modality": "RF"}])
-def test_a_frame_of_fluoroscopy_is_read_and_said(tags: dict[str, str]) -> None:
+def test_warns_about_a_frame_of_fluoroscopy(tags: dict[str, str]) -> None:
     assert list(warnings(dicom(film(), **tags))) == ["fluoroscopy"]
 
 
@@ -91,7 +91,7 @@ def test_view_position(position: str, view: View | None) -> None:
     assert read_image(dicom(film(), ViewPosition=position), S).view is view
 
 
-def test_a_png_says_no_view() -> None:
+def test_a_png_has_no_view() -> None:
     image = read_image(png(film(bits=8)), S)
     assert (image.view, image.warnings(View.LATERAL)) == (None, ())
 
@@ -117,7 +117,7 @@ def test_the_code_of_the_view(value: str, scheme: str, view: View | None) -> Non
      ("PA", View.LATERAL, "frontal"), ("LL", View.FRONTAL, "lateral"), ("RLD", View.FRONTAL, "RLD"),
      ("LLO", View.LATERAL, "LLO")],
 )  # fmt: skip
-def test_a_wrong_view_is_said(position: str, sent_as: View, said: str | None) -> None:
+def test_warns_about_a_wrong_view(position: str, sent_as: View, said: str | None) -> None:
     found = warnings(dicom(film(), ViewPosition=position), sent_as)
     if said is None:
         assert found == {}
@@ -135,12 +135,12 @@ def test_an_oblique_code_is_another_projection() -> None:
 
 
 @pytest.mark.parametrize("part", ["CHEST", "chest", "THORAX", "", "PORT CHEST 2", CANARY])
-def test_a_chest_or_an_unknown_part_says_nothing(part: str) -> None:
+def test_does_not_warn_about_a_chest_or_an_unknown_body_part(part: str) -> None:
     assert warnings(dicom(film(), BodyPartExamined=part)) == {}
 
 
 @pytest.mark.parametrize(("part", "named"), [("HAND", "HAND"), ("ABDOMEN", "ABDOMEN"), ("C SPINE", "CSPINE")])
-def test_another_part_is_named(part: str, named: str) -> None:
+def test_names_another_body_part(part: str, named: str) -> None:
     assert f"says {named};" in warnings(dicom(film(), BodyPartExamined=part))["not_a_chest"]
 
 
@@ -170,7 +170,7 @@ def test_orientation(orientation: list[str] | str, sent_as: View, words: str | N
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_warning_is_in_the_guide_in_the_same_words() -> None:
+def test_the_guide_lists_every_warning() -> None:
     guide = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
     for name, when in WARNINGS.items():
         assert f"| `{name}` | {when} |" in guide, name
