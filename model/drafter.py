@@ -44,7 +44,6 @@ from model.types import (
     ReferenceCase,
     Resample,
     Sentence,
-    SentenceWritten,
     StudyView,
     View,
 )
@@ -130,8 +129,8 @@ class Drafter:
             counterfactual_patches: as many other studies, whose patch tokens replace those of ``studies``.
             counterfactual_retrieval: as many other studies, by which reference cases are retrieved and candidate
                 reports are weighed.
-            callbacks: one per study or None. Each receives the events of its draft in order: the cases once they are
-                retrieved, every sentence once the draft is final. Called on this thread; must neither block nor raise.
+            callbacks: one per study or None. Each receives the reference cases once they are retrieved. Called on this
+                thread; must neither block nor raise.
 
         Raises:
             ValueError: a study without views, or pixels of another shape than (S, S) uint8.
@@ -170,7 +169,6 @@ class Drafter:
                 self._finish(images.studies[b], images.assessments[b], ids[b], log_probs[b], references, evidence[b])
                 for b, references in enumerate(retrieved.references)
             ]
-            _emit_sentences(callbacks, drafts)
             if options.attention:
                 with timed("attention"):
                     weights = attention_of(
@@ -378,10 +376,3 @@ def _emit_cases(
     for callback, found in zip(callbacks or (), references, strict=callbacks is not None):
         if callback is not None:
             callback(CasesFound(found))
-
-
-def _emit_sentences(callbacks: Sequence[EventCallback | None] | None, drafts: Sequence[Draft]) -> None:
-    for callback, draft in zip(callbacks or (), drafts, strict=callbacks is not None):
-        if callback is not None:
-            for index, sentence in enumerate(draft.sentences):
-                callback(SentenceWritten(index, sentence))

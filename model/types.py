@@ -177,13 +177,4 @@ class CasesFound:
     cases: tuple[ReferenceCase, ...] = field(repr=False)
 
 
-@dataclass(frozen=True)
-class SentenceWritten:
-    """Sentence ``index`` of the draft is final; its attention comes with the draft only."""
-
-    index: int
-    sentence: Sentence = field(repr=False)
-
-
-DraftEvent = CasesFound | SentenceWritten
-EventCallback = Callable[[DraftEvent], None]
+EventCallback = Callable[[CasesFound], None]

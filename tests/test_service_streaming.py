@@ -25,11 +25,8 @@ from model.decoding.search import Generated
 from model.types import (
     CasesFound,
     Draft,
-    DraftEvent,
     DraftOptions,
     EventCallback,
-    Sentence,
-    SentenceWritten,
     StudyView,
     View,
 )
@@ -40,7 +37,6 @@ from service.routes import streaming
 from service.schemas.events import CasesEvent
 from service.schemas.examples import REPORT_EXAMPLE
 from service.schemas.models import ProblemDetails, ReportResponse
-from service.web.problems import Problem
 from tests.support.service import (
     PROBLEM,
     WAIT_S,
@@ -115,16 +111,12 @@ def test_streamed_sentences_equal_the_report(method: str, tmp_path: Path) -> Non
     assert report == whole
 
 
-def test_the_drafter_emits_the_cases_then_every_sentence(bundle: Path) -> None:
+def test_drafter_emits_the_retrieved_cases(bundle: Path) -> None:
     writer = load(settings_for(bundle)).drafter
-    events: list[DraftEvent] = []
+    events: list[CasesFound] = []
     study = [StudyView(scene(IMAGE_SIZE, IMAGE_SIZE), View.FRONTAL)]
     draft, _ = writer.draft([study, study[::-1]], callbacks=[events.append, None])
-    assert events == [
-        CasesFound(draft.reference_cases),
-        *(SentenceWritten(index, sentence) for index, sentence in enumerate(draft.sentences)),
-    ]
-    assert len(draft.sentences) >= 2
+    assert events == [CasesFound(draft.reference_cases)]
 
 
 def test_bundle_without_retrieval_streams_no_cases_first(tmp_path: Path) -> None:
@@ -316,10 +308,10 @@ def test_repeated_draft_sends_each_event_once(bundle: Path, held: Held) -> None:
 
 
 def test_failing_listener_does_not_affect_the_draft(caplog: pytest.LogCaptureFixture) -> None:
-    heard: list[DraftEvent] = []
+    heard: list[CasesFound] = []
 
     async def main() -> None:
-        def fail(news: DraftEvent) -> None:
+        def fail(news: CasesFound) -> None:
             heard.append(news)
             raise RuntimeError("Canary Patient")
 
@@ -332,16 +324,6 @@ def test_failing_listener_does_not_affect_the_draft(caplog: pytest.LogCaptureFix
     assert "Canary" not in caplog.text
 
 
-def test_differing_repeated_draft_is_a_problem() -> None:
-    report = ReportResponse.model_validate(REPORT_EXAMPLE)
-    parts = streaming.EventSequence()
-    news = SentenceWritten(0, Sentence("Something else.", 0.5))
-    assert [name for name, _ in parts.on_event(news)] == ["sentence"]
-    assert list(parts.on_event(news)) == []
-    with pytest.raises(Problem, match="Send the study again"):
-        list(parts.on_report(report))
-
-
 def test_cases_are_sent_again_when_they_changed() -> None:
     report = ReportResponse.model_validate(REPORT_EXAMPLE)
     parts = streaming.EventSequence()
@@ -351,6 +333,13 @@ def test_cases_are_sent_again_when_they_changed() -> None:
     assert name == "cases"
     assert event == CasesEvent(reference_cases=report.reference_cases)
     assert [name for name, _ in rest] == ["sentence", "sentence", "report"]
+
+
+def test_sentences_are_sent_before_the_report_is_refined() -> None:
+    report = ReportResponse.model_validate(REPORT_EXAMPLE)
+    sequence = streaming.EventSequence()
+    assert [name for name, _ in sequence.on_event(report)] == ["cases", "sentence", "sentence"]
+    assert [name for name, _ in sequence.on_report(report)] == ["report"]
 
 
 def test_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from model.types import DraftEvent, EventCallback
+from model.types import CasesFound, EventCallback
 from service.web.problems import format_traceback_locations
 
 T = TypeVar("T")
@@ -36,13 +36,13 @@ def threadsafe_listener(on_event: EventCallback) -> EventCallback:
     """
     loop = asyncio.get_running_loop()
 
-    def notify(event: DraftEvent) -> None:
+    def notify(event: CasesFound) -> None:
         try:
             on_event(event)
         except Exception as error:
             log.error("an event callback failed with %s\n%s", type(error).__name__, format_traceback_locations(error))
 
-    def schedule(event: DraftEvent) -> None:
+    def schedule(event: CasesFound) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(notify, event)
 

@@ -32,7 +32,7 @@ from service.routes.openapi import (
     problem_responses,
 )
 from service.routes.responses import to_response
-from service.routes.streaming import EventStream
+from service.routes.streaming import EarlyCallback, EventStream
 from service.schemas.examples import REPORT_FORM_EXAMPLES
 from service.schemas.forms import ReportForm
 from service.schemas.models import ReportResponse
@@ -122,22 +122,24 @@ class _Drafting:
         self._slot = slot
         self._started, self._uploaded = started, time.perf_counter()
 
-    async def run(self, listener: EventCallback | None = None) -> ReportResponse:
+    async def run(self, callback: EarlyCallback | None = None) -> ReportResponse:
         """Draft, and refine where the request asks for it.
 
         Args:
-            listener: is called with early results.
+            callback: receives the retrieved cases, and the draft before it is refined.
 
         Raises:
             Problem: the draft failed.
         """
         views = len(self.images)
-        draft = await self._draft(listener)
+        draft = await self._draft(callback)
         now = time.perf_counter()
         timings = {"upload": (self._uploaded - self._started) * 1000, "total": (now - self._started) * 1000}
         model = draft.model if isinstance(draft, RemoteDraft) else self._serving.model
         result = to_response(draft, model, timings)
         if self._refine:
+            if callback is not None:
+                callback(result)
             self.images.clear()
             self._slot.close()  # a request that waits for the language model needs no slot
             left_s = self._runtime.settings.request_timeout_s - (time.perf_counter() - self._uploaded)

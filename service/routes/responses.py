@@ -27,7 +27,7 @@ def to_response(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float])
         {
             "report_id": str(uuid.uuid4()),
             "findings": mark_redactions(draft.findings),
-            "sentences": [sentence_out(sentence) for sentence in draft.sentences],
+            "sentences": [_sentence_out(sentence) for sentence in draft.sentences],
             "labels": draft.labels,
             "reference_cases": [case_out(case) for case in draft.reference_cases],
             "image_checks": [
@@ -43,7 +43,7 @@ def to_response(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float])
     )
 
 
-def sentence_out(sentence: Sentence) -> SentenceOut:
+def _sentence_out(sentence: Sentence) -> SentenceOut:
     """One sentence of the response."""
     attention = sentence.attention
     return SentenceOut(

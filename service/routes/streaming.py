@@ -8,7 +8,6 @@ response.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 
@@ -18,9 +17,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from model.types import CasesFound, DraftEvent, EventCallback
+from model.types import CasesFound
 from service.formats.negotiation import EVENTS, VARY
-from service.routes.responses import case_out, sentence_out
+from service.routes.responses import case_out
 from service.schemas.events import CasesEvent, SentenceEvent
 from service.schemas.models import ReportResponse
 from service.web.disconnect import cancel_on_disconnect
@@ -29,8 +28,8 @@ from service.web.problems import PROBLEM_CODE_SCOPE_KEY, Problem, internal_error
 KEEP_ALIVE_S = 5.0  # seconds without an event after which a comment is sent
 SEND_TIMEOUT_S = 30.0  # a client that does not read for so long counts as disconnected
 KEEP_ALIVE = format_sse_event(comment="keep-alive")
-REDRAFTED = "The draft was repeated and differs from the sentences that were already sent. Send the study again."
-log = logging.getLogger(__name__)
+EarlyResult = CasesFound | ReportResponse  # the retrieved cases, or the report before it is refined
+EarlyCallback = Callable[[EarlyResult], None]
 _HEADERS = {**VARY, "Content-Type": EVENTS.media_type, "X-Accel-Buffering": "no"}  # the last one is for nginx
 
 
@@ -38,7 +37,7 @@ class EventStream(Response):
     """The events of one draft, which runs while they are sent."""
 
     def __init__(
-        self, request: Request, report: Callable[[EventCallback], Awaitable[ReportResponse]], held: ExitStack
+        self, request: Request, report: Callable[[EarlyCallback], Awaitable[ReportResponse]], held: ExitStack
     ) -> None:
         """Store the arguments.
 
@@ -61,7 +60,7 @@ class EventStream(Response):
             await cancel_on_disconnect(self._request, self._stream(scope, _Sender(send)))
 
     async def _stream(self, scope: Scope, sender: _Sender) -> None:
-        events: asyncio.Queue[DraftEvent | None] = asyncio.Queue()
+        events: asyncio.Queue[EarlyResult | None] = asyncio.Queue()
         drafting = asyncio.ensure_future(self._report(events.put_nowait))
         drafting.add_done_callback(lambda _: events.put_nowait(None))
         sequence = EventSequence()
@@ -84,7 +83,7 @@ class EventStream(Response):
         await sender.end()
 
 
-async def _next(events: asyncio.Queue[DraftEvent | None], sender: _Sender) -> DraftEvent | None:
+async def _next(events: asyncio.Queue[EarlyResult | None], sender: _Sender) -> EarlyResult | None:
     """The next event; comments keep the connection alive until then."""
     while True:
         try:
@@ -103,41 +102,31 @@ class EventSequence:
 
     def __init__(self) -> None:
         self._cases: CasesEvent | None = None
-        self._texts: list[str] = []
+        self._drafted = False
 
-    def on_event(self, event: DraftEvent) -> Iterator[tuple[str, BaseModel]]:
+    def on_event(self, event: EarlyResult) -> Iterator[tuple[str, BaseModel]]:
         """The events that an early result adds."""
-        if isinstance(event, CasesFound):
-            if self._cases is None:
-                yield self._of_cases(CasesEvent(reference_cases=[case_out(case) for case in event.cases]))
-        elif event.index == len(self._texts):
-            yield self._of_sentence(SentenceEvent(index=event.index, sentence=sentence_out(event.sentence)))
+        if isinstance(event, ReportResponse):
+            yield from self._on_draft(event)
+        elif self._cases is None:
+            yield self._on_cases(CasesEvent(reference_cases=[case_out(case) for case in event.cases]))
 
     def on_report(self, report: ReportResponse) -> Iterator[tuple[str, BaseModel]]:
-        """The remaining events, once the report is complete.
-
-        Raises:
-            Problem: it lacks a sentence that was already sent.
-        """
-        sent = len(self._texts)
-        if self._texts != [sentence.text for sentence in report.sentences[:sent]]:
-            log.error("a draft ran again and differs from the %d sentences already sent", sent)
-            raise Problem("internal", REDRAFTED)
-        if self._cases != (cases := CasesEvent(reference_cases=report.reference_cases)):
-            yield self._of_cases(cases)
-        for index, sentence in enumerate(report.sentences[sent:], sent):
-            yield self._of_sentence(
-                SentenceEvent(index=index, sentence=sentence.model_copy(update={"attention": None}))
-            )
+        """The remaining events, once the report is complete."""
+        if not self._drafted:
+            yield from self._on_draft(report)
         yield "report", report
 
-    def _of_cases(self, event: CasesEvent) -> tuple[str, BaseModel]:
+    def _on_cases(self, event: CasesEvent) -> tuple[str, BaseModel]:
         self._cases = event
         return "cases", event
 
-    def _of_sentence(self, event: SentenceEvent) -> tuple[str, BaseModel]:
-        self._texts.append(event.sentence.text)
-        return "sentence", event
+    def _on_draft(self, report: ReportResponse) -> Iterator[tuple[str, BaseModel]]:
+        self._drafted = True
+        if self._cases != (cases := CasesEvent(reference_cases=report.reference_cases)):
+            yield self._on_cases(cases)
+        for index, sentence in enumerate(report.sentences):
+            yield "sentence", SentenceEvent(index=index, sentence=sentence.model_copy(update={"attention": None}))
 
 
 class _Sender:
