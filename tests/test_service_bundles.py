@@ -33,14 +33,14 @@ def hydrated(plain: Path, out: Path | None = None) -> Path:
     return result.out
 
 
-def test_the_plain_bundle_is_served_where_there_is_no_other(plain: Path) -> None:
+def test_serves_the_plain_bundle_without_a_hydrated_copy(plain: Path) -> None:
     loaded = load(settings_for(plain))
     assert loaded.bundle.path == plain
     assert loaded.cases == len(REPORTS)
     assert not loaded.texts
 
 
-def test_the_hydrated_copy_goes_first(plain: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_prefers_the_hydrated_copy(plain: Path, caplog: pytest.LogCaptureFixture) -> None:
     copy = hydrated(plain)
     with caplog.at_level(logging.INFO, "service"):
         loaded = load(settings_for(plain))
@@ -50,7 +50,7 @@ def test_the_hydrated_copy_goes_first(plain: Path, caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize("place", [".bundles/tiny-hydrated", "bundles/tiny-hydrated"])
-def test_a_copy_beside_the_bundle_is_found_from_another_directory(
+def test_finds_a_copy_next_to_the_bundle_from_another_directory(
     plain: Path, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = hydrated(plain, Path(place)).resolve()
@@ -60,18 +60,18 @@ def test_a_copy_beside_the_bundle_is_found_from_another_directory(
     assert find_hydrated(tmp_path / "bundles" / "tiny") == copy
 
 
-def test_it_can_be_left_alone(plain: Path) -> None:
+def test_prefer_hydrated_can_be_disabled(plain: Path) -> None:
     hydrated(plain)
     assert not load(settings_for(plain, prefer_hydrated=False)).texts
 
 
-def test_a_hydrated_copy_can_be_named_itself(plain: Path) -> None:
+def test_hydrated_copy_can_be_configured_directly(plain: Path) -> None:
     copy = hydrated(plain)
     assert find_hydrated(copy) is None
     assert load(settings_for(copy)).texts
 
 
-def test_a_stale_copy_is_ignored_and_said(plain: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_stale_copy_is_ignored_and_logged(plain: Path, caplog: pytest.LogCaptureFixture) -> None:
     hydrated(plain)
     other = write_tiny_bundle(Path("other") / "tiny", texts=False, seed=1)
     assert find_hydrated(other) is None
@@ -79,7 +79,7 @@ def test_a_stale_copy_is_ignored_and_said(plain: Path, caplog: pytest.LogCapture
     assert "retrieval_index.hydrate" in caplog.text
 
 
-def test_a_damaged_copy_is_ignored_and_said(plain: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_copy_is_ignored_and_logged(plain: Path, caplog: pytest.LogCaptureFixture) -> None:
     cases = hydrated(plain) / "index" / "cases.jsonl"
     cases.write_bytes(cases.read_bytes().replace(b"ordinary", b"extraord"))
     loaded = load(settings_for(plain))
@@ -87,13 +87,13 @@ def test_a_damaged_copy_is_ignored_and_said(plain: Path, caplog: pytest.LogCaptu
     assert "cases.jsonl was altered" in caplog.text
 
 
-def test_a_copy_with_a_broken_manifest_is_ignored(plain: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_copy_with_an_invalid_manifest_is_ignored(plain: Path, caplog: pytest.LogCaptureFixture) -> None:
     (hydrated(plain) / "MANIFEST.json").write_text("{")
     assert not load(settings_for(plain)).texts
     assert "ignored" in caplog.text
 
 
-def test_redaction_marks_are_shown_as_such(plain: Path) -> None:
+def test_redaction_marks_are_replaced(plain: Path) -> None:
     hydrated(plain)
     with ready_client(plain) as client:
         answer = client.post("/report", files={"frontal": ("f", png())}, data={"top_k": "2"})
@@ -105,7 +105,7 @@ def test_redaction_marks_are_shown_as_such(plain: Path) -> None:
     ]
 
 
-def test_index_and_weights_of_different_bundles(plain: Path) -> None:
+def test_rejects_index_and_weights_of_different_bundles(plain: Path) -> None:
     other = write_tiny_bundle(Path("other") / "tiny", texts=True)
     cases = Path("index", "cases.jsonl")
     (plain / cases).write_bytes((other / cases).read_bytes())

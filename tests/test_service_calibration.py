@@ -41,7 +41,7 @@ def codes(answer: Any) -> list[str]:
     return [warning["code"] for warning in answer["warnings"]]
 
 
-def test_an_image_is_read_as_it_looks_and_its_header_is_heard(client: httpx.Client) -> None:
+def test_view_check_corrects_the_view_and_the_header_counts(client: httpx.Client) -> None:
     agrees = post(client, frontal=dicom(ViewPosition="LL")).json()
     assert codes(agrees)[:2] == ["view_corrected", "missing_view"]
     assert agrees["warnings"][1]["message"].startswith("No frontal image")
@@ -52,14 +52,14 @@ def test_an_image_is_read_as_it_looks_and_its_header_is_heard(client: httpx.Clie
     assert "view_mismatch" in codes(oblique)  # neither of the two: still to be told
 
 
-def test_both_images_of_one_view_are_told_once(client: httpx.Client) -> None:
+def test_two_images_of_one_view_get_one_warning(client: httpx.Client) -> None:
     answer = post(client, frontal=dicom(ViewPosition="PA"), lateral=png()).json()
     assert [code for code in codes(answer) if "view" in code] == ["same_view"]
     assert "lateral views" in answer["warnings"][0]["message"]
     assert [check["view"] for check in answer["image_checks"]] == ["frontal", "lateral"]
 
 
-def test_every_format_tells_the_checks(client: httpx.Client) -> None:
+def test_every_format_has_the_checks(client: httpx.Client) -> None:
     told = post(client, frontal=png()).json()
     resource = facts_of_fhir(post(client, "application/fhir+json", frontal=png()).json())
     assert resource["image_checks"] == told["image_checks"]

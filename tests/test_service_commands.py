@@ -44,7 +44,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return status, captured.out, captured.err
 
 
-def test_json_is_what_http_answers(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_equals_http_response(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, *images, "--bundle", str(bundle), "--device", "cpu", "--json", "--top-k", "4")
     assert status == 0
     mine = ReportResponse.model_validate_json(out)
@@ -60,7 +60,7 @@ def test_json_is_what_http_answers(bundle: Path, images: tuple[str, str], capsys
     assert mine.model == theirs.model
 
 
-def test_text_for_people(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_text_by_default(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, images[0], "--bundle", str(bundle), "--device", "cpu")
     assert status == 0
     assert "Reference cases:" in out
@@ -69,7 +69,7 @@ def test_text_for_people(bundle: Path, images: tuple[str, str], capsys: pytest.C
     assert DISCLAIMER in out
 
 
-def test_fhir_and_json_by_name(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_fhir_and_json(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     given = (*images, "--bundle", str(bundle), "--device", "cpu", "--format")
     status, out, _ = run(capsys, *given, "fhir")
     assert status == 0
@@ -82,13 +82,13 @@ def test_fhir_and_json_by_name(bundle: Path, images: tuple[str, str], capsys: py
     assert "'text'" in err
 
 
-def test_a_lateral_alone(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_drafts_a_lateral_alone(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "-", images[1], "--bundle", str(bundle), "--json")
     assert status == 0
     assert "frontal" in json.loads(out)["warnings"][0]["message"]
 
 
-def test_dicom_is_read_as_over_http(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reads_dicom_as_over_http(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "film.dcm"
     path.write_bytes(dicom(film(), stored=12, ViewPosition="LL"))
     status, out, _ = run(capsys, str(path), "--bundle", str(bundle), "--device", "cpu", "--json")
@@ -99,7 +99,7 @@ def test_dicom_is_read_as_over_http(bundle: Path, tmp_path: Path, capsys: pytest
     assert (status, "film.dcm: The DICOM object is CT Image Storage" in err) == (1, True)
 
 
-def test_errors_are_precise(
+def test_errors_name_the_cause(
     bundle: Path, images: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -163,7 +163,7 @@ def wait_for_swap(port: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["python -m service", "uvicorn --factory"])
-def test_both_ways_to_serve(bundle: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serves_with_module_and_with_uvicorn(bundle: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     monkeypatch.setenv("REPORT_LOG_FORMAT", "json")
     monkeypatch.setenv("REPORT_QUEUE_SIZES", "1")
@@ -193,7 +193,7 @@ def test_both_ways_to_serve(bundle: Path, how: str, monkeypatch: pytest.MonkeyPa
     assert access["request_id"] == answer.headers["x-request-id"]
 
 
-def test_a_stop_answers_who_is_still_sending(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_responds_to_clients_that_are_still_sending(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPORT_DRAIN_TIMEOUT_S", "4")
     port = free_port()
     process = server("--bundle", str(bundle), "--port", str(port))
@@ -228,7 +228,7 @@ def test_uvicorn_refuses_wrong_settings_in_one_line(monkeypatch: pytest.MonkeyPa
     assert "hunter2" not in log
 
 
-def test_serve_stops_by_itself_where_no_bundle_can_be_loaded(tmp_path: Path) -> None:
+def test_serve_exits_if_no_bundle_can_be_loaded(tmp_path: Path) -> None:
     process = server("--bundle", str(tmp_path / "nowhere"), "--port", "0")
     _, log = process.communicate(timeout=START_S)
     assert process.returncode == 3

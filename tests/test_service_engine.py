@@ -1,4 +1,4 @@
-"""The engine: bounded, fair, careless of callers that left."""
+"""The engine: slots, image decoding, queue, cancellation, shutdown."""
 
 from __future__ import annotations
 
@@ -6,156 +6,20 @@ import asyncio
 import pickle
 import sys
 import threading
-from collections.abc import Sequence
 
-import numpy as np
 import pytest
-import torch
 
 from model.images import ImageError
-from model.types import Draft, DraftOptions, EventCallback, StudyView, View
+from model.types import Draft, StudyView, View
 from service.inference import engine as engine_module
-from service.inference import worker
 from service.inference.admission import BusyError
-from service.inference.backend import ClosedError, FieldError
+from service.inference.backend import FieldError
 from service.inference.engine import Engine
+from tests.support.recorder import OPTIONS, SIZE, Recorder, study, texts
 from tests.support.service import WAIT_S, png
 
-SIZE = 48
-OPTIONS = DraftOptions()
 
-
-class Recorder:
-    """Stands where a device would: keeps the batches that reached it, answers when let go."""
-
-    image_size, resample = SIZE, "bicubic"
-
-    def __init__(self) -> None:
-        self.batches: list[list[int]] = []
-        self.begun, self.go = threading.Event(), threading.Event()
-        self.room = 1000
-
-    @property
-    def seen(self) -> list[int]:
-        return [number for batch in self.batches for number in batch]
-
-    def draft(
-        self,
-        studies: Sequence[Sequence[StudyView]],
-        options: DraftOptions,
-        *,
-        callbacks: Sequence[EventCallback | None],
-    ) -> list[Draft]:
-        self.begun.set()
-        assert self.go.wait(WAIT_S)
-        numbers = [int(study[0].pixels[0, 0]) for study in studies]
-        self.batches.append(numbers)
-        if len(numbers) > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        for number, error in FAILURES.items():
-            if number in numbers:
-                raise error
-        return [Draft(str(number), (), {}, (), (), {"encode": 1.0}) for number in numbers]
-
-
-UNLUCKY, EXITS, LOSES_THE_DEVICE = 13, 14, 15
-FAILURES: dict[int, BaseException] = {
-    UNLUCKY: RuntimeError("unlucky"),
-    EXITS: SystemExit("a library that would end the process"),
-    LOSES_THE_DEVICE: torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
-}
-
-
-def study(number: int, views: int = 1) -> list[StudyView]:
-    return [StudyView(np.full((SIZE, SIZE), number, np.uint8), view) for view in list(View)[:views]]
-
-
-async def in_one_batch(
-    recorder: Recorder, engine: Engine, *jobs: tuple[list[StudyView], DraftOptions]
-) -> list[Draft | BaseException]:
-    """Submit while the worker is held by a first job, so that all wait together; their results."""
-    first = asyncio.create_task(engine.submit(study(99), OPTIONS))
-    assert await asyncio.to_thread(recorder.begun.wait, WAIT_S)
-    tasks = [asyncio.create_task(engine.submit(*job)) for job in jobs]
-    while engine.waiting < len(jobs):
-        await asyncio.sleep(0.001)
-    recorder.go.set()
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    await asyncio.gather(first, return_exceptions=True)
-    await asyncio.to_thread(engine.close)
-    while recorder.batches and recorder.batches[0] == [99]:
-        recorder.batches.pop(0)
-    return results
-
-
-def texts(results: Sequence[Draft | BaseException]) -> list[str]:
-    return [result.findings if isinstance(result, Draft) else type(result).__name__ for result in results]
-
-
-def run(
-    *jobs: tuple[list[StudyView], DraftOptions], room: int = 1000, most: int = 8
-) -> tuple[list[str], list[list[int]]]:
-    """What the jobs are answered when they wait together, and the batches they were drafted in."""
-
-    async def main() -> tuple[list[str], list[list[int]]]:
-        recorder = Recorder()
-        recorder.room = room
-        engine = Engine([recorder], capacity=20, max_batch_size=most)
-        results = await in_one_batch(recorder, engine, *jobs)
-        return texts(results), recorder.batches
-
-    return asyncio.run(main())
-
-
-def test_jobs_that_wait_share_batches_each_has_its_own_answer() -> None:
-    answers, batches = run(*((study(number), OPTIONS) for number in range(10)), most=4)
-    assert answers == [str(number) for number in range(10)]
-    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-
-
-def test_only_jobs_of_a_kind_share_a_batch_and_the_oldest_goes_first() -> None:
-    wide = DraftOptions(beam_size=5)
-    answers, batches = run((study(0), OPTIONS), (study(1), wide), (study(2, views=2), OPTIONS), (study(3), OPTIONS),
-                           (study(4), wide))  # fmt: skip
-    assert answers == ["0", "1", "2", "3", "4"]
-    assert batches == [[0, 3], [1, 4], [2]]
-
-
-def test_a_failure_stays_its_own() -> None:
-    answers, batches = run(*((study(number), OPTIONS) for number in (1, UNLUCKY, 2, EXITS, 3)))
-    assert answers == ["1", "RuntimeError", "2", "RuntimeError", "3"]
-    assert batches == [[1, UNLUCKY, 2, EXITS, 3], [1], [UNLUCKY], [2], [EXITS], [3]]
-
-
-def test_what_does_not_fit_is_done_again_in_halves_and_later_batches_are_smaller() -> None:
-    answers, batches = run(*((study(number), OPTIONS) for number in range(10)), room=4)
-    assert answers == [str(number) for number in range(10)]
-    assert batches == [[*range(8)], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-
-
-def test_halves_are_halved_again_until_they_fit() -> None:
-    answers, batches = run(*((study(number), OPTIONS) for number in range(6)), room=1, most=4)
-    assert answers == [str(number) for number in range(6)]
-    assert batches == [[0, 1, 2, 3], [0, 1], [0], [1], [2, 3], [2], [3], [4], [5]]
-
-
-def test_a_lone_study_is_tried_again_when_memory_was_short() -> None:
-    answers, batches = run((study(1), OPTIONS), room=0)
-    assert answers == ["OutOfMemoryError"]
-    assert batches == [[1], [1]]
-
-
-@pytest.mark.parametrize(("after", "tried"), [(1000, 1), (2, 3)])
-def test_a_larger_batch_is_tried_again_after_enough_that_fit(
-    monkeypatch: pytest.MonkeyPatch, after: int, tried: int
-) -> None:
-    monkeypatch.setattr(worker, "GROW_AFTER", after)
-    answers, batches = run(*((study(number), OPTIONS) for number in range(20, 44)), room=4)
-    assert answers == [str(number) for number in range(20, 44)]
-    assert [len(batch) for batch in batches].count(8) == tried
-
-
-def test_a_cancelled_upload_is_let_go_while_it_waits_for_a_decoder() -> None:
+def test_cancelled_upload_is_freed_while_it_waits_for_a_decoder() -> None:
     async def main() -> tuple[int, int]:
         engine = Engine([Recorder()], capacity=8, decode_threads=1)
         hold = threading.Event()
@@ -175,7 +39,7 @@ def test_a_cancelled_upload_is_let_go_while_it_waits_for_a_decoder() -> None:
     assert after == before
 
 
-def test_an_image_whose_decoding_does_not_end_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stalled_image_decoding_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go = threading.Event(), threading.Event()
 
     def hang(*_: object, **__: object) -> object:
@@ -200,51 +64,7 @@ def test_an_image_whose_decoding_does_not_end_is_seen(monkeypatch: pytest.Monkey
     assert 0.01 < asyncio.run(main()) < WAIT_S
 
 
-def test_a_failure_among_what_was_halved_stays_its_own() -> None:
-    answers, _ = run(*((study(number), OPTIONS) for number in (1, 2, UNLUCKY, 3)), room=2)
-    assert answers == ["1", "2", "RuntimeError", "3"]
-
-
-def test_a_lost_device_ends_the_engine_and_everybody_is_told() -> None:
-    async def main() -> tuple[list[str], list[str]]:
-        recorder, reasons = Recorder(), []
-        engine = Engine([recorder], capacity=8, max_batch_size=2, on_device_lost=reasons.append)
-        jobs = [(study(number), OPTIONS) for number in (1, LOSES_THE_DEVICE, 2, 3)]
-        answers = texts(await in_one_batch(recorder, engine, *jobs))
-        with pytest.raises(ClosedError, match="can no longer compute"):
-            await engine.submit(study(4), OPTIONS)
-        return answers, reasons
-
-    answers, reasons = asyncio.run(main())
-    assert answers == ["DeviceLostError"] * 4
-    assert len(reasons) == 1
-    assert "AcceleratorError" in reasons[0]
-
-
-class TooFew(Recorder):
-    """A drafter that loses a draft."""
-
-    def draft(
-        self,
-        studies: Sequence[Sequence[StudyView]],
-        options: DraftOptions,
-        *,
-        callbacks: Sequence[EventCallback | None],
-    ) -> list[Draft]:
-        return super().draft(studies, options, callbacks=callbacks)[: -1 if len(studies) > 1 else None]
-
-
-def test_a_drafter_that_answers_too_few_wedges_nothing() -> None:
-    async def main() -> list[str]:
-        recorder = TooFew()
-        return texts(
-            await in_one_batch(recorder, Engine([recorder], capacity=8), *((study(n), OPTIONS) for n in (1, 2)))
-        )
-
-    assert asyncio.run(main()) == ["1", "2"]
-
-
-def test_a_lone_request_waits_for_nobody_and_others_on_the_way_are_waited_for() -> None:
+def test_waits_for_pending_uploads_only() -> None:
     async def main() -> tuple[float, float, list[list[int]]]:
         recorder = Recorder()
         recorder.go.set()
@@ -266,7 +86,7 @@ def test_a_lone_request_waits_for_nobody_and_others_on_the_way_are_waited_for() 
     assert second_ms < WAIT_S * 100
 
 
-def test_timings_gain_the_wait_and_files_are_let_go() -> None:
+def test_draft_records_queue_time_and_frees_the_files() -> None:
     async def main() -> Draft:
         recorder = Recorder()
         recorder.go.set()
@@ -280,7 +100,7 @@ def test_timings_gain_the_wait_and_files_are_let_go() -> None:
     assert list(asyncio.run(main()).timings_ms) == ["images", "queue", "encode"]
 
 
-def test_an_image_that_cannot_be_read_names_its_field_the_first_of_several() -> None:
+def test_unreadable_image_names_the_first_wrong_field() -> None:
     async def main() -> FieldError:
         engine = Engine([Recorder()], capacity=1)
         with pytest.raises(FieldError) as caught:
@@ -294,7 +114,7 @@ def test_an_image_that_cannot_be_read_names_its_field_the_first_of_several() -> 
     assert (again.field, again.code, str(again)) == (error.field, error.code, str(error))
 
 
-def test_a_job_whose_caller_left_is_never_run() -> None:
+def test_cancelled_job_never_runs() -> None:
     async def main() -> list[int]:
         recorder = Recorder()
         engine = Engine([recorder], capacity=8)
@@ -313,7 +133,7 @@ def test_a_job_whose_caller_left_is_never_run() -> None:
     assert asyncio.run(main()) == [1, 3]
 
 
-def test_places_are_bounded_and_given_back() -> None:
+def test_slots_are_limited_and_released() -> None:
     async def main() -> None:
         engine = Engine([Recorder()], capacity=2)
         with engine.admission.acquire_slot():
@@ -331,7 +151,7 @@ def test_places_are_bounded_and_given_back() -> None:
     asyncio.run(main())
 
 
-def test_closing_finishes_what_waits() -> None:
+def test_close_finishes_queued_jobs() -> None:
     async def main() -> list[Draft]:
         recorder = Recorder()
         engine = Engine([recorder], capacity=4)
@@ -346,25 +166,7 @@ def test_closing_finishes_what_waits() -> None:
     assert [draft.findings for draft in asyncio.run(main())] == ["0", "1", "2"]
 
 
-def test_two_devices_share_the_work() -> None:
-    async def main() -> tuple[list[int], list[int]]:
-        one, other = Recorder(), Recorder()
-        engine = Engine([one, other], capacity=4)
-        tasks = [asyncio.create_task(engine.submit(study(number), OPTIONS)) for number in range(2)]
-        assert await asyncio.to_thread(one.begun.wait, WAIT_S)
-        assert await asyncio.to_thread(other.begun.wait, WAIT_S)
-        one.go.set()
-        other.go.set()
-        await asyncio.gather(*tasks)
-        await asyncio.to_thread(engine.close)
-        return one.seen, other.seen
-
-    one, other = asyncio.run(main())
-    assert sorted(one + other) == [0, 1]
-    assert len(one) == len(other) == 1
-
-
-def test_waiting_can_be_refused_while_what_is_computed_ends() -> None:
+def test_refuse_waiting_fails_queued_jobs_and_finishes_running_ones() -> None:
     async def main() -> list[str]:
         recorder = Recorder()
         engine = Engine([recorder], capacity=4)
@@ -383,25 +185,7 @@ def test_waiting_can_be_refused_while_what_is_computed_ends() -> None:
     assert asyncio.run(main()) == ["1", "ClosedError", "ClosedError"]
 
 
-def test_a_batch_that_does_not_end_is_seen() -> None:
-    async def main() -> float:
-        recorder = Recorder()
-        engine = Engine([recorder], capacity=4)
-        assert engine.stalled_s == 0
-        running = asyncio.create_task(engine.submit(study(1), OPTIONS))
-        assert await asyncio.to_thread(recorder.begun.wait, WAIT_S)
-        await asyncio.sleep(0.02)
-        stalled = engine.stalled_s
-        recorder.go.set()
-        await running
-        await asyncio.to_thread(engine.close)
-        assert engine.stalled_s == 0
-        return stalled
-
-    assert 0.01 < asyncio.run(main()) < WAIT_S
-
-
-def test_the_time_to_come_back_follows_the_pace() -> None:
+def test_retry_after_follows_the_measured_speed() -> None:
     async def main() -> int:
         recorder = Recorder()
         engine = Engine([recorder], capacity=1)
@@ -416,7 +200,7 @@ def test_the_time_to_come_back_follows_the_pace() -> None:
     assert asyncio.run(main()) >= 2
 
 
-def test_images_are_decoded_to_the_drafters_size() -> None:
+def test_images_are_decoded_to_the_size_of_the_drafter() -> None:
     async def main() -> StudyView:
         engine = Engine([Recorder()], capacity=1)
         try:
@@ -431,6 +215,6 @@ def test_images_are_decoded_to_the_drafters_size() -> None:
     assert view.view is View.LATERAL
 
 
-def test_an_engine_needs_a_device() -> None:
+def test_engine_requires_a_drafter() -> None:
     with pytest.raises(ValueError, match="at least one drafter"):
         Engine([], capacity=1)

@@ -58,7 +58,7 @@ def flip_a_byte(path: Path) -> None:
 # --- bundles ----------------------------------------------------------------------------------------------------------
 
 
-def test_one_flipped_byte_of_the_weights_is_not_served(bundle: Path) -> None:
+def test_rejects_a_flipped_byte_in_the_weights(bundle: Path) -> None:
     flip_a_byte(bundle / WEIGHTS)
     status, log = serve_from_the_shell("--bundle", str(bundle), "--port", "0")
     assert status == serve.EXIT_BUNDLE == 3
@@ -68,14 +68,14 @@ def test_one_flipped_byte_of_the_weights_is_not_served(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "index/reports.faiss", "index/cases.jsonl"])
-def test_nor_is_one_of_any_other_file(bundle: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_rejects_a_flipped_byte_in_any_other_file(bundle: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     flip_a_byte(bundle / name)
     status, log = serve_here(caplog, "--bundle", str(bundle), "--device", "cpu")
     assert status == 3
     assert f"{name} was altered" in log
 
 
-def test_the_index_of_another_bundle_is_seen_by_its_hash(
+def test_rejects_the_index_of_another_bundle_by_its_hash(
     bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = write_tiny_bundle(tmp_path / "other", seed=1, texts=False)
@@ -86,7 +86,7 @@ def test_the_index_of_another_bundle_is_seen_by_its_hash(
     assert "restore the bundle from its source" in log
 
 
-def test_and_by_its_width_where_somebody_wrote_the_manifest_anew(
+def test_rejects_an_index_of_wrong_width_with_a_rewritten_manifest(
     bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     vectors = np.eye(8, 24, dtype=np.float32)  # the model searches with 16 numbers
@@ -103,7 +103,7 @@ def test_and_by_its_width_where_somebody_wrote_the_manifest_anew(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that must be missing")
-def test_a_gpu_that_is_configured_and_missing(
+def test_reports_a_configured_gpu_that_is_missing(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("REPORT_DEVICE", "cuda")
@@ -119,7 +119,7 @@ def taken() -> Iterator[int]:
         yield int(other.getsockname()[1])
 
 
-def test_a_port_that_is_taken_from_the_shell(bundle: Path, taken: int) -> None:
+def test_reports_a_port_in_use(bundle: Path, taken: int) -> None:
     status, log = serve_from_the_shell("--bundle", str(bundle), "--port", str(taken))
     assert status == serve.EXIT_ADDRESS == 4
     assert f"cannot listen on 127.0.0.1 port {taken}: Address already in use" in log
@@ -127,9 +127,7 @@ def test_a_port_that_is_taken_from_the_shell(bundle: Path, taken: int) -> None:
     assert "Traceback" not in log
 
 
-def test_an_address_that_cannot_be_had_is_named_before_anything_is_loaded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_reports_an_unusable_address_before_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for host, words in (
         ("203.0.113.7", "cannot listen on 203.0.113.7 port 8123: Cannot assign requested address"),
         ("no host", "REPORT_HOST='no host' is no address"),
@@ -142,7 +140,7 @@ def test_an_address_that_cannot_be_had_is_named_before_anything_is_loaded(
 # --- the disk ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_while_texts_are_filled_in(
+def test_full_disk_during_hydration_leaves_no_partial_copy(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The one command beside training that writes; what was there stays, nothing half-written is left."""

@@ -1,4 +1,4 @@
-"""Loading, readiness, failure, load and stop: what the service says, and that nothing blocks or poisons it."""
+"""Loading, readiness, failures, concurrency and stop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def post(client: httpx.Client) -> httpx.Response:
 
 @contextmanager
 def posting(client: httpx.Client) -> Iterator[list[httpx.Response]]:
-    """A request under way in a thread; the list holds its answer once the block is left."""
+    """Send a request in a thread; after the block the list has its response."""
     answers: list[httpx.Response] = []
     thread = threading.Thread(target=lambda: answers.append(post(client)), daemon=True)
     thread.start()
@@ -42,10 +42,10 @@ def posting(client: httpx.Client) -> Iterator[list[httpx.Response]]:
     assert not thread.is_alive()
 
 
-# --- before it is ready -----------------------------------------------------------------------------------------
+# --- loading ------------------------------------------------------------------------------------------------
 
 
-def test_health_says_why_until_the_model_is_there(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_has_the_reason_until_the_model_is_loaded(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
 
     def load_later(settings: Settings) -> LoadedBundle:
@@ -94,12 +94,12 @@ def failed(live_client: httpx.Client) -> dict[str, Any]:
     return body
 
 
-def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
+def test_missing_bundle_is_named(tmp_path: Path) -> None:
     with live_server(tmp_path / "nowhere", wait=False) as live, live.client() as client:
         assert "nowhere" in failed(client)["detail"]
 
 
-def test_one_flipped_byte_is_found(bundle: Path, tmp_path: Path) -> None:
+def test_flipped_byte_is_detected(bundle: Path, tmp_path: Path) -> None:
     damaged = write_tiny_bundle(tmp_path / "damaged")
     weights = bytearray((damaged / "model.safetensors").read_bytes())
     weights[len(weights) // 2] ^= 1
@@ -108,7 +108,7 @@ def test_one_flipped_byte_is_found(bundle: Path, tmp_path: Path) -> None:
         assert "model.safetensors was altered" in failed(client)["detail"]
 
 
-def test_an_unforeseen_error_while_loading_is_not_quoted(
+def test_unexpected_load_error_is_not_quoted(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(settings: Settings) -> LoadedBundle:
@@ -117,11 +117,11 @@ def test_an_unforeseen_error_while_loading_is_not_quoted(
     monkeypatch.setattr(runtime, "load", broken)
     with live_server(bundle, wait=False) as live, live.client() as client:
         assert "KeyError" in failed(client)["detail"]
-    assert "test_service_lifecycle.py" in caplog.text  # where it came from
+    assert "test_service_lifecycle.py" in caplog.text  # the location in the code
     assert CANARY not in caplog.text
 
 
-# --- under load -------------------------------------------------------------------------------------------------
+# --- serving ----------------------------------------------------------------------------------------------------
 
 
 def test_inference_does_not_block_the_event_loop(bundle: Path, gates: list[Gate]) -> None:
@@ -138,9 +138,7 @@ def test_inference_does_not_block_the_event_loop(bundle: Path, gates: list[Gate]
     assert answers[0].status_code == 200
 
 
-def test_a_failed_draft_leaves_the_server_as_it_was(
-    bundle: Path, gates: list[Gate], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failed_draft_has_no_side_effects(bundle: Path, gates: list[Gate], caplog: pytest.LogCaptureFixture) -> None:
     with live_server(bundle, warm_up=False) as live, live.client() as client:
         gates[0].go.set()
         before = post(client).json()
@@ -158,7 +156,7 @@ def test_a_failed_draft_leaves_the_server_as_it_was(
     assert CANARY not in caplog.text
 
 
-def test_many_at_once_get_the_answers_they_get_alone(bundle: Path) -> None:
+def test_concurrent_requests_get_the_same_drafts_as_single_ones(bundle: Path) -> None:
     studies = [png(60 + 7 * number, 80 + 5 * number) for number in range(6)]
     with live_server(bundle, max_concurrent_requests=6) as live, live.client() as client:
 
@@ -178,17 +176,17 @@ def test_many_at_once_get_the_answers_they_get_alone(bundle: Path) -> None:
     assert [together[number]["sentences"] for number in range(len(studies))] == alone
 
 
-def test_a_stop_lets_the_request_under_way_finish(bundle: Path, gates: list[Gate]) -> None:
+def test_stop_finishes_the_running_request(bundle: Path, gates: list[Gate]) -> None:
     with live_server(bundle, warm_up=False) as live, live.client() as client:
         with posting(client) as answers:
             assert gates[0].begun.wait(WAIT_S)
             live.stop()
-            time.sleep(0.3)  # uvicorn looks every 0.1 s whether it shall stop
+            time.sleep(0.3)  # uvicorn checks for a stop every 0.1 s
             gates[0].go.set()
         assert answers[0].status_code == 200
 
 
-def test_a_stop_while_loading_is_clean(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_stop_while_loading_logs_no_error(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     with live_server(bundle, wait=False):
         pass
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

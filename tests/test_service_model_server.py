@@ -1,4 +1,4 @@
-"""The model server behind HTTP: deadlines, clients that leave, bundle swaps, lost devices, metrics, batches."""
+"""The model server behind HTTP: batches, deadlines, disconnects, swaps, lost devices, metrics, drain."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def post(client: httpx.Client, image: bytes = STUDIES[0]) -> httpx.Response:
     return client.post("/report", files={"frontal": ("f", image)})
 
 
-def figures(client: httpx.Client) -> dict[str, float]:
+def samples(client: httpx.Client) -> dict[str, float]:
     """Samples of /metrics: name/label values, in the order of the label names -> value."""
     families = text_string_to_metric_families(client.get("/metrics").text)
     return {
@@ -74,7 +74,7 @@ def depth(client: httpx.Client) -> dict[str, int]:
 # --- batches ----------------------------------------------------------------------------------------------------
 
 
-def test_waiting_studies_are_drafted_together_and_as_they_are_alone(bundle: Path, gates: list[Gate]) -> None:
+def test_batched_drafts_equal_single_drafts(bundle: Path, gates: list[Gate]) -> None:
     places = {"max_concurrent_requests": 16, "max_batch_size": 8}
     with gated(bundle, gates, **places) as (_, client, gate), ThreadPoolExecutor(len(STUDIES) + 1) as pool:
         gate.go.set()
@@ -90,7 +90,7 @@ def test_waiting_studies_are_drafted_together_and_as_they_are_alone(bundle: Path
         together = [answer.result(WAIT_S).json() for answer in answers]
         assert first.result(WAIT_S).status_code == 200
         assert gate.batches == [1, len(STUDIES)]
-        assert figures(client)["report_batch_size_sum"] == 2 * len(STUDIES) + 1
+        assert samples(client)["report_batch_size_sum"] == 2 * len(STUDIES) + 1
     for one, other in zip(alone, together, strict=True):
         assert other["findings"] == one["findings"]
         assert [case["case_id"] for case in other["reference_cases"]] == [
@@ -100,7 +100,7 @@ def test_waiting_studies_are_drafted_together_and_as_they_are_alone(bundle: Path
             assert mine["confidence"] == pytest.approx(theirs["confidence"], abs=1e-4)  # answers round to four places
 
 
-def test_studies_are_drafted_one_by_one_where_told_so(bundle: Path, gates: list[Gate]) -> None:
+def test_batch_size_1_drafts_one_by_one(bundle: Path, gates: list[Gate]) -> None:
     with gated(bundle, gates, max_batch_size=1) as (_, client, gate), ThreadPoolExecutor(3) as pool:
         answers = [pool.submit(post, client) for _ in range(3)]
         until(lambda: depth(client)["waiting"] == 2)
@@ -109,7 +109,7 @@ def test_studies_are_drafted_one_by_one_where_told_so(bundle: Path, gates: list[
         assert gate.batches == [1, 1, 1]
 
 
-def test_refusals_come_at_once_under_load(bundle: Path, gates: list[Gate]) -> None:
+def test_overload_is_refused_at_once(bundle: Path, gates: list[Gate]) -> None:
     with gated(bundle, gates, max_concurrent_requests=3) as (_, client, gate), ThreadPoolExecutor(3) as pool:
         held = [pool.submit(post, client) for _ in range(3)]
         until(lambda: depth(client)["depth"] == 3)
@@ -118,16 +118,16 @@ def test_refusals_come_at_once_under_load(bundle: Path, gates: list[Gate]) -> No
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
         gate.go.set()
         assert [answer.result(WAIT_S).status_code for answer in held] == [200] * 3
-        assert figures(client)["report_refusals_total/busy"] == 20
-        assert figures(client)["report_requests_total//report/503"] == 20
+        assert samples(client)["report_refusals_total/busy"] == 20
+        assert samples(client)["report_requests_total//report/503"] == 20
 
 
-# --- deadlines and clients that leave ---------------------------------------------------------------------------
+# --- deadlines and disconnects ---------------------------------------------------------------------------
 
 
-def test_a_request_is_answered_by_its_deadline(bundle: Path, gates: list[Gate]) -> None:
+def test_request_gets_503_at_its_deadline(bundle: Path, gates: list[Gate]) -> None:
     with gated(bundle, gates, request_timeout_s=0.3) as (_, client, gate):
-        answers = [post(client), post(client)]  # the first is held in the model, the second waits behind it
+        answers = [post(client), post(client)]  # the first one runs, the second one is queued
         for answer in answers:
             assert answer.status_code == 503
             assert answer.headers["content-type"] == PROBLEM
@@ -136,11 +136,11 @@ def test_a_request_is_answered_by_its_deadline(bundle: Path, gates: list[Gate]) 
             assert answer.headers["retry-after"] == "5"
         gate.go.set()
         until(lambda: post(client).status_code == 200)
-        assert gate.batches[:2] == [1, 1]  # nobody drafted for the second, who had been told
+        assert gate.batches[:2] == [1, 1]  # the second study was never drafted
         assert depth(client) == {"depth": 0, "waiting": 0, "capacity": 16}
 
 
-def test_nothing_is_drafted_for_a_client_that_left(bundle: Path, gates: list[Gate]) -> None:
+def test_disconnected_client_costs_no_draft(bundle: Path, gates: list[Gate]) -> None:
     with gated(bundle, gates) as (live, client, gate), ThreadPoolExecutor(1) as pool:
         held = pool.submit(post, client)
         assert gate.begun.wait(WAIT_S)
@@ -151,7 +151,7 @@ def test_nothing_is_drafted_for_a_client_that_left(bundle: Path, gates: list[Gat
         assert held.result(WAIT_S).status_code == 200
         assert post(client).status_code == 200
         assert gate.batches == [1, 1]
-        assert figures(client)["report_abandoned_total"] == 1
+        assert samples(client)["report_abandoned_total"] == 1
 
 
 # --- bundles ----------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def replace_bundle(path: Path, seed: int) -> None:
     new.rename(path)
 
 
-def test_a_bundle_is_swapped_without_a_dropped_request(bundle_copy: Path, gates: list[Gate]) -> None:
+def test_bundle_swap_drops_no_request(bundle_copy: Path, gates: list[Gate]) -> None:
     with gated(bundle_copy, gates, api_key=KEY) as (_, client, gate), ThreadPoolExecutor(4) as pool:
         client.headers.update(AUTHORIZED)
         before = client.get("/health").json()["bundle"]["digest"]
@@ -176,17 +176,17 @@ def test_a_bundle_is_swapped_without_a_dropped_request(bundle_copy: Path, gates:
         after = answer.json()["bundle"]["digest"]
         assert after != before
         gates[1].go.set()
-        assert post(client).json()["model"]["digest"] == after  # while the old one still holds three
+        assert post(client).json()["model"]["digest"] == after  # the previous bundle still has three requests
         gate.go.set()
         answers = [answer.result(WAIT_S) for answer in held]
         assert [answer.status_code for answer in answers] == [200] * 3
         assert {answer.json()["model"]["digest"] for answer in answers} == {before}
-        assert figures(client)["report_reloads_total/done"] == 1
-        assert figures(client)[f"report_bundle_info/cpu/{after}/tiny"] == 1
+        assert samples(client)["report_reloads_total/done"] == 1
+        assert samples(client)[f"report_bundle_info/cpu/{after}/tiny"] == 1
         until(lambda: not [thread for thread in threading.enumerate() if thread.name == "model-0"][1:])
 
 
-def test_a_bundle_that_cannot_be_loaded_changes_nothing(bundle_copy: Path) -> None:
+def test_failed_swap_keeps_the_previous_bundle(bundle_copy: Path) -> None:
     with ready_client(bundle_copy, api_key=KEY) as client:
         client.headers.update(AUTHORIZED)
         before = post(client).json()["sentences"]
@@ -199,10 +199,10 @@ def test_a_bundle_that_cannot_be_loaded_changes_nothing(bundle_copy: Path) -> No
         assert "model.safetensors was altered" in answer.json()["detail"]
         assert client.get("/health").status_code == 200
         assert post(client).json()["sentences"] == before
-        assert figures(client)["report_reloads_total/refused"] == 1
+        assert samples(client)["report_reloads_total/refused"] == 1
 
 
-def test_a_swap_asks_for_a_key(bundle: Path) -> None:
+def test_swap_requires_a_key(bundle: Path) -> None:
     with ready_client(bundle) as client:
         answer = client.post("/reload")
         assert (answer.status_code, answer.json()["code"]) == (403, "no_api_key")
@@ -214,7 +214,7 @@ def test_a_swap_asks_for_a_key(bundle: Path) -> None:
 # --- lost devices -----------------------------------------------------------------------------------------------
 
 
-def test_a_lost_device_is_said_and_liveness_does_not_depend_on_it(bundle: Path, gates: list[Gate]) -> None:
+def test_lost_device_fails_health_but_not_liveness(bundle: Path, gates: list[Gate]) -> None:
     with gated(bundle, gates) as (live, client, gate):
         gate.error = torch.AcceleratorError("CUDA error: unspecified launch failure")
         gate.go.set()
@@ -226,12 +226,12 @@ def test_a_lost_device_is_said_and_liveness_does_not_depend_on_it(bundle: Path, 
         assert "AcceleratorError" in client.get("/health").json()["detail"]
         assert post(client).json()["code"] == "failed"
         assert client.get("/livez").json() == {"status": "alive"}
-        assert figures(client)["report_failed_batches_total/device"] == 1
-        assert figures(client)["report_ready"] == 0
+        assert samples(client)["report_failed_batches_total/device"] == 1
+        assert samples(client)["report_ready"] == 0
         assert live.app.state.runtime.device_lost
 
 
-def test_a_batch_that_never_ends_counts_as_a_lost_device(bundle: Path, gates: list[Gate]) -> None:
+def test_stalled_batch_counts_as_a_lost_device(bundle: Path, gates: list[Gate]) -> None:
     with gated(bundle, gates, stall_timeout_s=0.4) as (live, client, gate), ThreadPoolExecutor(1) as pool:
         held = pool.submit(post, client)
         assert gate.begun.wait(WAIT_S)
@@ -242,10 +242,10 @@ def test_a_batch_that_never_ends_counts_as_a_lost_device(bundle: Path, gates: li
         held.result(WAIT_S)
 
 
-# --- before and after -------------------------------------------------------------------------------------------
+# --- start and stop -------------------------------------------------------------------------------------------
 
 
-def test_liveness_and_metrics_answer_while_the_model_is_loaded(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_liveness_and_metrics_respond_while_the_model_is_loading(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
 
     def load_later(settings: Settings) -> LoadedBundle:
@@ -257,20 +257,20 @@ def test_liveness_and_metrics_answer_while_the_model_is_loaded(bundle: Path, mon
         client.headers.update(AUTHORIZED)
         try:
             assert client.get("/livez").status_code == 200
-            assert figures(client)["report_ready"] == 0
+            assert samples(client)["report_ready"] == 0
             assert client.post("/reload").json()["code"] == "loading"
         finally:
             go.set()
         wait_until_ready(client)
-        assert figures(client)["report_ready"] == 1
+        assert samples(client)["report_ready"] == 1
 
 
-def test_metrics_speak_of_stages(bundle: Path) -> None:
+def test_metrics_count_stages_and_slots(bundle: Path) -> None:
     with ready_client(bundle, max_concurrent_requests=5) as client:
         assert post(client).status_code == 200
         client.get("/no/such/Canary")
         text = client.get("/metrics")
-        values = figures(client)
+        values = samples(client)
     assert text.headers["content-type"].startswith("text/plain")
     for stage in ("upload", "images", "queue", "encode", "retrieve", "decode", "total"):
         assert values[f"report_stage_seconds_count/{stage}"] == 1
@@ -282,8 +282,8 @@ def test_metrics_speak_of_stages(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("in_time", [True, False])
-def test_a_stop_answers_everybody_before_its_time_is_over(bundle: Path, gates: list[Gate], in_time: bool) -> None:
-    """What waits is refused first; what is computed has longer, and is given up where that is not enough."""
+def test_drain_responds_to_every_request_before_its_deadline(bundle: Path, gates: list[Gate], in_time: bool) -> None:
+    """Queued requests are refused first; running ones have more time and are cancelled at the end."""
     with gated(bundle, gates, drain_timeout_s=3.0) as (live, client, gate), ThreadPoolExecutor(2) as pool:
         held = pool.submit(post, client)
         assert gate.begun.wait(WAIT_S)

@@ -1,4 +1,4 @@
-"""Scale-out: two replicas of the tiny bundle under a real Ray Serve, one of them killed under load."""
+"""Scale-out: two replicas of the tiny bundle on a real Ray Serve; one of them is killed under load."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,11 @@ from service.ray_app import __main__ as ray_app
 from service.ray_app import cluster as ray_cluster
 from service.settings import MIB
 from tests.support.paths import REPOSITORY
+from tests.support.ray_cluster import KEY, START_S, Cluster, health, stopped, wait_for
 from tests.support.service import PROBLEM, free_port, png, ready_client
 
 RAY = importlib.util.find_spec("ray") is not None and sys.platform == "linux"
 needs_ray = pytest.mark.skipif(not RAY, reason="needs Linux and pip install 'cxr-report[ray]'")
-START_S = 400.0  # processes that each import torch, which takes minutes where all cores are taken
-ANSWER_S = 100.0  # no answer by then: it hangs
-KEY = "a-key-that-only-tests-know"
 DEADLINE_S = 10.0
 CANARY = "Canary-Patient-4711"
 
@@ -48,7 +45,7 @@ CANARY = "Canary-Patient-4711"
 # --- settings: no cluster ---------------------------------------------------------------------------------------
 
 
-def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_arguments_override_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("REPORT_RAY_REPLICAS", "7")
     monkeypatch.setenv("REPORT_RAY_CPUS_PER_REPLICA", "0.5")
     monkeypatch.setenv("REPORT_QUEUE_SIZE", "9")
@@ -80,7 +77,7 @@ def test_every_setting_is_documented() -> None:
         assert f"`REPORT_RAY_{name.upper()}`" in guide, name
 
 
-def test_images_never_go_to_a_disk_for_want_of_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_shared_memory_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings, scale = ray_cluster.read_settings({"object_store_bytes": 2**60})
     with pytest.raises(ValueError, match="REPORT_RAY_OBJECT_STORE_BYTES"):
         ray_cluster._store_bytes(settings, scale)
@@ -89,7 +86,7 @@ def test_images_never_go_to_a_disk_for_want_of_shared_memory(monkeypatch: pytest
         ray_cluster._store_bytes(settings, scale)
 
 
-def test_replicas_that_cannot_fit_are_refused_before_anybody_waits_for_them() -> None:
+def test_replicas_that_exceed_the_cluster_are_refused() -> None:
     _, scale = ray_cluster.read_settings({"replicas": 3, "gpus_per_replica": 0.5})
     ray_cluster._check_resources({"CPU": 3.0, "GPU": 1.5}, scale)
     with pytest.raises(ValueError, match=r"need 1\.5, but the cluster has 1"):
@@ -112,7 +109,7 @@ def test_only_the_ray_modules_import_ray() -> None:
         assert "ray" not in names or path.parent.name == "ray_app", path
 
 
-def test_the_service_needs_no_ray_and_the_module_says_what_is_missing() -> None:
+def test_service_works_without_ray_and_the_module_names_the_extra() -> None:
     code = (
         "import sys; sys.modules['ray'] = None\n"
         "import service.app, service.__main__\n"
@@ -126,7 +123,7 @@ def test_the_service_needs_no_ray_and_the_module_says_what_is_missing() -> None:
 
 
 @needs_ray
-def test_a_taken_port_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_port_in_use_is_reported_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert ray_app.main(["--port", str(port)]) == ray_app.EXIT_ADDRESS
@@ -134,7 +131,7 @@ def test_a_taken_port_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @needs_ray
-def test_a_missing_bundle_is_told_before_a_cluster_starts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_missing_bundle_is_reported_before_a_cluster_starts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     missing = str(tmp_path / "none")
     assert ray_app.main(["--port", str(free_port()), "--bundle", missing]) == ray_app.EXIT_BUNDLE
     assert missing in capsys.readouterr().err
@@ -143,65 +140,22 @@ def test_a_missing_bundle_is_told_before_a_cluster_starts(capsys: pytest.Capture
 # --- two replicas -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """A running `python -m service.ray_app`."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    session: Path
-    output: Path
-
-    def client(self, **headers: str) -> httpx.Client:
-        headers = {"Authorization": f"Bearer {KEY}", **headers}
-        return httpx.Client(base_url=self.url, timeout=ANSWER_S, headers=headers)
-
-    def descendants(self) -> dict[int, str]:
-        """Processes that came of this one, by id, and their command lines."""
-        parents, names = {}, {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    stat, name = (entry / "stat").read_text(), (entry / "cmdline").read_bytes()
-                except OSError:
-                    continue
-                parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-                names[int(entry.name)] = name.replace(b"\0", b" ").decode(errors="replace")
-        found = {self.process.pid}
-        while more := {pid for pid, parent in parents.items() if parent in found} - found:
-            found |= more
-        return {pid: names[pid] for pid in found if pid in names}
-
-    def replicas(self) -> list[int]:
-        """Processes that hold a model."""
-        return sorted(pid for pid, name in self.descendants().items() if ":ModelReplica" in name)
-
-    def retries(self) -> int:
-        with self.client() as client:
-            found = re.search(r"^report_retries_total (\S+)$", client.get("/metrics").text, re.MULTILINE)
-        assert found
-        return int(float(found[1]))
-
-    def log(self) -> str:
-        return self.output.read_text(errors="replace")
-
-
 @pytest.fixture(scope="module")
 def cluster(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    session = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: the paths of Unix sockets are bounded
+    session = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: Unix socket paths have a length limit
     output = tmp_path_factory.mktemp("ray") / "output"
     port = free_port()
     environment = {
         **os.environ,
         "RAY_TMPDIR": str(session),
-        "HOME": str(session),  # where Ray keeps its cluster's token
+        "HOME": str(session),  # Ray stores the cluster token there
         "REPORT_BUNDLE": str(bundle),
         "REPORT_PORT": str(port),
         "REPORT_DEVICE": "cpu",
         "REPORT_API_KEY": KEY,
         "REPORT_REQUEST_TIMEOUT_S": str(DEADLINE_S),
         "REPORT_RAY_OBJECT_STORE_BYTES": str(128 * MIB),
-        "REPORT_RAY_CPUS_PER_REPLICA": "0.5",  # two fit on any machine
+        "REPORT_RAY_CPUS_PER_REPLICA": "0.5",  # two replicas fit on any machine
     }
     with output.open("wb") as file:
         process = subprocess.Popen(
@@ -218,43 +172,15 @@ def cluster(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
                 os.kill(pid, signal.SIGKILL)
         process.wait(START_S)
         shutil.rmtree(session, ignore_errors=True)
-        shutil.rmtree(f"/dev/shm/cxr-report-{process.pid}", ignore_errors=True)  # what is left where it was killed
-
-
-def wait_for(condition: Callable[[], bool], running: Cluster, within_s: float = START_S) -> None:
-    until = time.monotonic() + within_s
-    while not condition():
-        assert running.process.poll() is None, running.log()
-        assert time.monotonic() < until, running.log()
-        time.sleep(0.1)
-
-
-def health(running: Cluster) -> int:
-    try:
-        with running.client() as client:
-            return client.get("/health").status_code
-    except httpx.TransportError:
-        return 0
+        shutil.rmtree(f"/dev/shm/cxr-report-{process.pid}", ignore_errors=True)  # a killed process leaves it behind
 
 
 def post(client: httpx.Client, image: bytes | None = None, **fields: str) -> httpx.Response:
     return client.post("/report", files={"frontal": ("f", png() if image is None else image)}, data=fields)
 
 
-@contextlib.contextmanager
-def stopped(pids: list[int]) -> Iterator[None]:
-    """Processes that are there and do nothing."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-
-
 @needs_ray
-def test_it_answers_as_the_service_in_one_process_does(cluster: Cluster, bundle: Path) -> None:
+def test_replicas_respond_like_a_single_process(cluster: Cluster, bundle: Path) -> None:
     studies = [{"frontal": png(90, 120)}, {"lateral": png(100, 80)}, {"frontal": png(64, 64), "lateral": png(70, 90)}]
     with ready_client(bundle) as single, cluster.client() as scaled:
         for study in studies:
@@ -277,7 +203,7 @@ def test_it_answers_as_the_service_in_one_process_does(cluster: Cluster, bundle:
 
 
 @needs_ray
-def test_a_stream_tells_all_at_the_end(cluster: Cluster) -> None:
+def test_stream_sends_all_events_at_the_end(cluster: Cluster) -> None:
     files = {"frontal": ("f", png(90, 120))}
     with cluster.client() as client:
         whole = client.post("/report", files=files).json()
@@ -291,7 +217,7 @@ def test_a_stream_tells_all_at_the_end(cluster: Cluster) -> None:
 
 
 @needs_ray
-def test_it_asks_for_the_key_and_gives_one_request_id(cluster: Cluster) -> None:
+def test_requires_the_key_and_returns_one_request_id(cluster: Cluster) -> None:
     mine = "0f8fad5bd9cb469fa16570867728950e"
     with cluster.client(Authorization="Bearer of bad news") as client:
         assert post(client).status_code == 401
@@ -300,7 +226,7 @@ def test_it_asks_for_the_key_and_gives_one_request_id(cluster: Cluster) -> None:
 
 
 @needs_ray
-def test_a_swap_in_place_is_refused_with_what_to_do_instead(cluster: Cluster) -> None:
+def test_swap_is_refused_with_the_alternative(cluster: Cluster) -> None:
     with cluster.client() as client:
         answer = client.post("/reload")
     assert (answer.status_code, answer.json()["code"]) == (409, "reload_refused")
@@ -308,14 +234,14 @@ def test_a_swap_in_place_is_refused_with_what_to_do_instead(cluster: Cluster) ->
 
 
 @needs_ray
-def test_cases_are_not_looked_up_in_replicas(cluster: Cluster) -> None:
+def test_cases_are_not_served_by_replicas(cluster: Cluster) -> None:
     with cluster.client() as client:
         for answer in (client.get("/cases/CXR9001_IM-0001"), client.post("/cases")):
             assert (answer.status_code, answer.json()["code"]) == (403, "cases_off")
 
 
 @needs_ray
-def test_a_deadline_is_kept_when_all_replicas_hang(cluster: Cluster) -> None:
+def test_deadline_holds_when_all_replicas_hang(cluster: Cluster) -> None:
     with cluster.client() as client:
         with stopped(cluster.replicas()):
             began = time.monotonic()
@@ -328,9 +254,9 @@ def test_a_deadline_is_kept_when_all_replicas_hang(cluster: Cluster) -> None:
 
 
 @needs_ray
-def test_a_replica_killed_under_load_costs_no_answer(cluster: Cluster) -> None:
+def test_killing_a_replica_under_load_loses_no_response(cluster: Cluster) -> None:
     threads, each = 8, 6
-    image = png(3000, 3000)  # decoded for longer than it takes to hand a request over: the victim will be at work
+    image = png(3000, 3000)  # slow to decode, so that the victim is busy
     with cluster.client() as client:
         right = post(client, image).json()["findings"]
     before = cluster.retries()
@@ -340,7 +266,7 @@ def test_a_replica_killed_under_load_costs_no_answer(cluster: Cluster) -> None:
 
     def work() -> None:
         with cluster.client() as client:
-            client.headers["X-Request-ID"] = CANARY  # looked for in the logs by a test below
+            client.headers["X-Request-ID"] = CANARY  # a test below searches the logs for it
             for _ in range(each):
                 answers.append(post(client, image))
                 if len(answers) > 2 * threads:
@@ -349,10 +275,10 @@ def test_a_replica_killed_under_load_costs_no_answer(cluster: Cluster) -> None:
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         working = [pool.submit(work) for _ in range(threads)]
         assert under_way.wait(START_S)
-        time.sleep(0.3)  # answers come a batch at a time: not at the moment when the victim has handed out its own
+        time.sleep(0.3)  # responses arrive in batches: not right after those of the victim
         os.kill(victim, signal.SIGKILL)
         for one in working:
-            one.result()  # raises where a request got no answer
+            one.result()  # raises if a request got no response
     assert len(answers) == threads * each
     seen = Counter((answer.status_code, answer.json().get("code")) for answer in answers)
     assert set(seen) <= {(200, None), (503, "replica_lost"), (503, "deadline")}, seen
@@ -365,7 +291,7 @@ def test_a_replica_killed_under_load_costs_no_answer(cluster: Cluster) -> None:
 
 
 @needs_ray
-def test_without_any_replica_it_says_so_until_they_are_back(cluster: Cluster) -> None:
+def test_reports_not_ready_until_replicas_are_back(cluster: Cluster) -> None:
     lost = cluster.replicas()
     with cluster.client() as client:
         for pid in lost:
@@ -380,12 +306,12 @@ def test_without_any_replica_it_says_so_until_they_are_back(cluster: Cluster) ->
 
 
 @needs_ray
-def test_nothing_of_a_patient_is_logged_or_written(cluster: Cluster) -> None:
+def test_no_patient_data_is_logged_or_written(cluster: Cluster) -> None:
     about = PngImagePlugin.PngInfo()
     about.add_text("PatientName", CANARY)
     noise = np.random.default_rng(0).integers(
         0, 256, (700, 700), np.uint8
-    )  # too large for a message: goes to the store
+    )  # too large for a message, so it uses shared memory
     encoded = io.BytesIO()
     Image.fromarray(noise).save(encoded, "PNG", pnginfo=about)
     image = encoded.getvalue()
@@ -400,9 +326,9 @@ def test_nothing_of_a_patient_is_logged_or_written(cluster: Cluster) -> None:
             (f"/{CANARY}", "frontal", image),
         ):
             client.post(path, files={name: (f"{CANARY}.png", body)})
-        with pytest.raises(httpx.ReadTimeout), stopped(cluster.replicas()):  # a client that leaves
+        with pytest.raises(httpx.ReadTimeout), stopped(cluster.replicas()):  # the client disconnects
             client.post("/report", files={"frontal": (f"{CANARY}.png", image)}, timeout=1)
-    time.sleep(2)  # logs are written late
+    time.sleep(2)  # logs are buffered
     written = [file for file in cluster.session.rglob("*") if file.is_file()]
     assert len(written) > 10
     for file in [*written, cluster.output]:
@@ -412,7 +338,7 @@ def test_nothing_of_a_patient_is_logged_or_written(cluster: Cluster) -> None:
 
 
 @needs_ray
-def test_ray_keeps_requests_in_memory_and_reports_nothing(cluster: Cluster) -> None:
+def test_ray_keeps_requests_in_memory_and_sends_no_usage_data(cluster: Cluster) -> None:
     (raylet,) = (name for name in cluster.descendants().values() if "/raylet/raylet " in name)
     assert "--plasma_directory=/dev/shm " in raylet
     assert f"--fallback_directory=/dev/shm/cxr-report-{cluster.process.pid} " in raylet
@@ -421,7 +347,7 @@ def test_ray_keeps_requests_in_memory_and_reports_nothing(cluster: Cluster) -> N
 
 
 def unpacked_configuration(cluster: Cluster) -> str:
-    """What the cluster's own store of settings was started with."""
+    """Configuration that the cluster was started with."""
     (server,) = (name for name in cluster.descendants().values() if "/gcs_server " in name)
     packed = re.search(r"--config_list=(\S+)", server)
     assert packed
@@ -429,8 +355,8 @@ def unpacked_configuration(cluster: Cluster) -> str:
 
 
 @needs_ray
-def test_sigterm_answers_what_is_in_the_house(cluster: Cluster) -> None:
-    """The last one: nothing runs afterwards."""
+def test_sigterm_drains_in_flight_requests(cluster: Cluster) -> None:
+    """Runs last: it stops the cluster."""
     with cluster.client() as client, concurrent.futures.ThreadPoolExecutor(4) as pool:
         with stopped(cluster.replicas()):
             waiting = [pool.submit(post, client) for _ in range(4)]

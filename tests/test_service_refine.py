@@ -84,7 +84,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refine, "BREAKER_THRESHOLD", 1_000)
 
 
-def test_a_rewritten_draft_stands_beside_the_models_own(client: httpx.Client, model: Completions) -> None:
+def test_rewritten_text_is_kept_apart_from_the_draft(client: httpx.Client, model: Completions) -> None:
     plain = ask(client)
     model.answer = says(completion("<think>Let me see.</think>\n The heart is normal. xxxx "))
     body = ask(client, refine="true")
@@ -96,7 +96,7 @@ def test_a_rewritten_draft_stands_beside_the_models_own(client: httpx.Client, mo
     assert len(model.seen) == 1, "it is asked where the request asks for it, and only there"
 
 
-def test_it_is_told_the_draft_and_its_cases_and_nothing_else(client: httpx.Client, model: Completions) -> None:
+def test_prompt_has_only_the_draft_and_its_cases(client: httpx.Client, model: Completions) -> None:
     model.answer = says(completion("Clear lungs."))
     model.seen.clear()
     body = ask(client, refine="true")
@@ -135,7 +135,7 @@ def test_it_is_told_the_draft_and_its_cases_and_nothing_else(client: httpx.Clien
         pytest.param(lambda handler: handler.connection.close(), id="hangs up"),
     ],
 )
-def test_its_faults_cost_a_warning(client: httpx.Client, model: Completions, answer: Any) -> None:
+def test_server_faults_become_warnings(client: httpx.Client, model: Completions, answer: Any) -> None:
     model.answer = answer
     model.seen.clear()
     began = time.monotonic()
@@ -148,7 +148,7 @@ def test_its_faults_cost_a_warning(client: httpx.Client, model: Completions, ans
     assert "refine_failed" in codes(body)
 
 
-def test_a_finding_that_it_adds_is_named(client: httpx.Client, model: Completions) -> None:
+def test_added_finding_is_named(client: httpx.Client, model: Completions) -> None:
     model.answer = says(completion("There is a large right pneumothorax."))
     assert label_report("There is a large right pneumothorax.")["Pneumothorax"] == "present"
     body = ask(client, refine="true")
@@ -157,7 +157,7 @@ def test_a_finding_that_it_adds_is_named(client: httpx.Client, model: Completion
     assert "Pneumothorax" in warning["message"]
 
 
-def test_a_finding_that_it_makes_up_strengthens_drops_or_weakens_is_named() -> None:
+def test_changed_findings_are_named() -> None:
     report = ReportResponse.model_validate(REPORT_EXAMPLE)
     said = {"Pleural Effusion": "present", "Atelectasis": "uncertain", "Cardiomegaly": "absent", "Pneumothorax": None}
     assert {name: report.labels[name] for name in said} == said
@@ -177,7 +177,7 @@ def test_a_finding_that_it_makes_up_strengthens_drops_or_weakens_is_named() -> N
         assert named == wanted, text
 
 
-def test_what_no_format_could_hold_is_left_out(client: httpx.Client, model: Completions) -> None:
+def test_unprintable_characters_are_removed(client: httpx.Client, model: Completions) -> None:
     model.answer = says(completion("Clear \ud800lungs.\x00\n\n No\tedema."))
     for accept in ("application/json", "application/fhir+json", "text/plain"):
         files = {"frontal": ("f", png())}
@@ -186,7 +186,7 @@ def test_what_no_format_could_hold_is_left_out(client: httpx.Client, model: Comp
         assert "Clear lungs. No edema." in answer.text
 
 
-def test_a_stream_ends_with_the_rewritten_draft(client: httpx.Client, model: Completions) -> None:
+def test_stream_ends_with_the_rewritten_text(client: httpx.Client, model: Completions) -> None:
     model.answer = says(completion("Clear lungs."))
     files = {"frontal": ("f", png())}
     events = client.post("/report", files=files, data={"refine": "true", "stream": "true"}).text.strip().split("\n\n")
@@ -195,7 +195,7 @@ def test_a_stream_ends_with_the_rewritten_draft(client: httpx.Client, model: Com
     assert json.loads(data.removeprefix("data: "))["refined"]["text"] == "Clear lungs."
 
 
-def test_nothing_is_remembered_from_one_call_to_the_next(client: httpx.Client, model: Completions) -> None:
+def test_calls_share_no_state(client: httpx.Client, model: Completions) -> None:
     model.answer = says(completion("Clear lungs."), Set_Cookie="session=1")
     model.seen.clear()
     ask(client, refine="true")
@@ -204,7 +204,7 @@ def test_nothing_is_remembered_from_one_call_to_the_next(client: httpx.Client, m
     assert not any("cookie" in headers for _, headers, _ in model.seen)
 
 
-def test_after_failures_in_a_row_it_is_given_a_rest(
+def test_circuit_breaker_opens_after_repeated_failures(
     bundle: Path, model: Completions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refine, "BREAKER_COOLDOWN_S", 1.0)
@@ -222,7 +222,7 @@ def test_after_failures_in_a_row_it_is_given_a_rest(
         assert len(model.seen) == refine.BREAKER_THRESHOLD + 1
 
 
-def test_whoever_waits_for_it_keeps_nobody_from_a_draft(bundle: Path, model: Completions, tmp_path: Path) -> None:
+def test_waiting_for_the_language_model_uses_no_slot(bundle: Path, model: Completions, tmp_path: Path) -> None:
     go = threading.Event()
 
     def waits(handler: BaseHTTPRequestHandler) -> None:
@@ -253,7 +253,7 @@ def refiner(model: Completions, metrics: Metrics | None = None, **changes: Any) 
     return Refiner(Settings(refine_url=model.url, refine_model="local-llm", **changes), metrics or Metrics())
 
 
-def test_those_whose_turn_does_not_come_are_no_failures(model: Completions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queued_calls_that_time_out_are_not_failures(model: Completions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refine, "MAX_CONCURRENCY", 1)
     monkeypatch.setattr(refine, "MAX_QUEUE", 1)
     model.answer = sleeps
@@ -272,7 +272,7 @@ def test_those_whose_turn_does_not_come_are_no_failures(model: Completions, monk
 
 
 @pytest.mark.parametrize("within_s", [0.1, 0.0, -1.0])
-def test_the_requests_own_time_bounds_it(model: Completions, within_s: float) -> None:
+def test_request_deadline_limits_the_call(model: Completions, within_s: float) -> None:
     model.answer = sleeps
     began = time.monotonic()
     answer = asyncio.run(refiner(model).refine(example(), within_s))
@@ -282,7 +282,7 @@ def test_the_requests_own_time_bounds_it(model: Completions, within_s: float) ->
 
 
 @pytest.mark.parametrize("status", [200, 500])
-def test_no_log_line_holds_what_is_sent_or_answered(
+def test_logs_hold_neither_prompt_nor_response(
     model: Completions, caplog: pytest.LogCaptureFixture, tmp_path: Path, status: int
 ) -> None:
     (tmp_path / "key").write_text(KEY)
@@ -308,7 +308,7 @@ def test_no_log_line_holds_what_is_sent_or_answered(
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, to make a certificate")
-def test_certificates_are_checked_against_the_systems_authorities(
+def test_certificates_are_verified_against_system_authorities(
     model: Completions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
@@ -341,7 +341,7 @@ def test_certificates_are_checked_against_the_systems_authorities(
         server.server_close()
 
 
-def test_without_a_language_model_the_answer_says_so(bundle: Path) -> None:
+def test_unconfigured_refine_adds_a_warning(bundle: Path) -> None:
     with ready_client(bundle, warm_up=False) as client:
         body = ask(client, refine="true")
         assert body["refined"] is None
@@ -360,7 +360,7 @@ def test_without_a_language_model_the_answer_says_so(bundle: Path) -> None:
         ({"refine_url": "http://host/v1", "refine_model": "m", "refine_key_file": "/nowhere"}, "cannot be read"),
     ],
 )
-def test_half_a_configuration_is_refused_at_start(given: dict[str, str], said: str) -> None:
+def test_incomplete_configuration_is_refused_at_start(given: dict[str, str], said: str) -> None:
     with pytest.raises(ValueError, match=r"REPORT_REFINE|http|read") as refusal:
         Settings(**given)  # type: ignore[arg-type]
     assert said in str(refusal.value)

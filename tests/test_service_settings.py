@@ -35,7 +35,7 @@ def test_defaults() -> None:
     assert settings.bundle.parts[-2:] == ("bundles", "iu-xray")
 
 
-def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPORT_BUNDLE", "somewhere/b")
     monkeypatch.setenv("REPORT_MAX_UPLOAD_BYTES", "5000000")
     monkeypatch.setenv("REPORT_DEVICE", "cuda:1")
@@ -44,7 +44,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.bundle, settings.max_upload_bytes, settings.device) == (Path("somewhere/b"), 5_000_000, "cuda:1")
 
 
-def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPORT_PORT", "1")
     assert Settings(port=2).port == 2
 
@@ -95,23 +95,23 @@ def test_deprecated_variables_are_read_and_the_current_ones_win(
     assert getattr(Settings(), new) == parsed
 
 
-def test_a_setting_that_does_not_exist_is_refused() -> None:
+def test_unknown_setting_is_refused() -> None:
     with pytest.raises(ValidationError):
         Settings(max_upload=1)  # type: ignore[call-arg]
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
         Settings().port = 1
 
 
-def test_the_shipped_bundle_is_found_from_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_shipped_bundle_is_found_from_any_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "bundles" / "iu-xray").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert default_bundle() == Path("bundles/iu-xray")
 
 
-def test_an_entry_point_ends_with_one_line_a_setting(
+def test_entry_point_prints_one_line_per_wrong_setting(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("REPORT_QUEUE_SIZE", "many")
@@ -123,7 +123,7 @@ def test_an_entry_point_ends_with_one_line_a_setting(
     assert second.startswith("REPORT_MAX_CONCURRENT_REQUESTS (or REPORT_QUEUE_SIZE)='many': ")
 
 
-def test_what_kubernetes_puts_into_the_port_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_port_variable_of_kubernetes_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPORT_PORT", "tcp://10.0.0.7:8000")
     with pytest.raises(ValidationError) as caught:
         Settings()
@@ -133,7 +133,7 @@ def test_what_kubernetes_puts_into_the_port_is_explained(monkeypatch: pytest.Mon
 # --- variables that are no settings -----------------------------------------------------------------------------
 
 
-def test_a_misspelt_variable_is_named_with_the_closest_setting() -> None:
+def test_misspelt_variable_is_named_with_the_closest_setting() -> None:
     environment = {
         "REPORT_MAX_UPLOAD_BYTE": "1",
         "report_api_keys": "x",
@@ -151,7 +151,7 @@ def test_a_misspelt_variable_is_named_with_the_closest_setting() -> None:
     assert unknown_variables({"REPORT_XYZZYXYZZY": "1"}) == ["REPORT_XYZZYXYZZY is no setting and is ignored"]
 
 
-def test_the_app_warns_of_it_without_the_value(
+def test_app_warns_about_it_without_the_value(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("REPORT_APIKEY", "a-secret-a-secret")
@@ -169,7 +169,7 @@ def test_every_setting_has_a_description() -> None:
     assert not [name for name, words in descriptions.items() if len(words) < 10]
 
 
-def test_the_table_says_what_is_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_has_the_allowed_values(capsys: pytest.CaptureFixture[str]) -> None:
     assert settings_docs.main([]) == 0
     rows = {row.split("`")[1]: row for row in capsys.readouterr().out.splitlines()[2:]}
     assert set(rows) == {f"REPORT_{name.upper()}" for name in Settings.model_fields}

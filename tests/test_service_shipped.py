@@ -95,7 +95,7 @@ def comparable(found: dict[str, Any]) -> dict[str, Any]:
 # --- what is answered -----------------------------------------------------------------------------------------------
 
 
-def test_a_draft_has_sentences_labels_cases_and_checks(answer: dict[str, Any]) -> None:
+def test_draft_has_sentences_labels_cases_and_checks(answer: dict[str, Any]) -> None:
     assert answer["findings"] == " ".join(sentence["text"] for sentence in answer["sentences"])
     assert len(answer["sentences"]) >= 3
     assert any(answer["labels"].values())
@@ -106,20 +106,20 @@ def test_a_draft_has_sentences_labels_cases_and_checks(answer: dict[str, Any]) -
     assert any(sentence["supported"] is None for sentence in answer["sentences"])
 
 
-def test_the_attention_of_each_sentence_adds_up_to_1(answer: dict[str, Any]) -> None:
+def test_attention_of_each_sentence_sums_to_1(answer: dict[str, Any]) -> None:
     for sentence in answer["sentences"]:
         patches, cases = sentence["attention"]["patches"], sentence["attention"]["cases"]
         assert {view: np.shape(grid) for view, grid in patches.items()} == {"frontal": (7, 7), "lateral": (7, 7)}
         assert sum(map(np.sum, patches.values())) + sum(cases) == pytest.approx(1, abs=1e-3)
 
 
-def test_a_language_model_rewrites_it_beside_the_draft(answer: dict[str, Any], model: Completions) -> None:
+def test_language_model_rewrites_the_draft(answer: dict[str, Any], model: Completions) -> None:
     assert answer["refined"] == {"text": REWRITTEN, "model": "local-llm"}
     ((_, _, sent),) = model.seen
     assert json.loads(sent["messages"][1]["content"])["findings"] == answer["findings"] != REWRITTEN
 
 
-def test_a_stream_tells_the_same(client: httpx.Client, answer: dict[str, Any]) -> None:
+def test_stream_sends_the_same_report(client: httpx.Client, answer: dict[str, Any]) -> None:
     blocks = ask(client, *PAIR, stream="true").text.strip().split("\n\n")
     events = [block.splitlines() for block in blocks if not block.startswith(":")]
     parts = [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in events]
@@ -131,13 +131,13 @@ def test_a_stream_tells_the_same(client: httpx.Client, answer: dict[str, Any]) -
 # --- formats --------------------------------------------------------------------------------------------------------
 
 
-def test_text_holds_the_findings_and_the_disclaimer(client: httpx.Client, answer: dict[str, Any]) -> None:
+def test_text_has_findings_and_disclaimer(client: httpx.Client, answer: dict[str, Any]) -> None:
     text = ask(client, *PAIR, accept="text/plain").text
     assert text.startswith(answer["findings"] + "\n")
     assert answer["disclaimer"] in text
 
 
-def test_fhir_is_valid_and_tells_the_same(client: httpx.Client, answer: dict[str, Any]) -> None:
+def test_fhir_is_valid_and_has_the_same_facts(client: httpx.Client, answer: dict[str, Any]) -> None:
     resource = ask(client, *PAIR, accept="application/fhir+json").json()
     assert comparable(facts_of_fhir(resource)) == told(answer)
     r4 = pytest.importorskip("fhirclient.models.diagnosticreport", reason="needs pip install fhirclient")
@@ -146,7 +146,7 @@ def test_fhir_is_valid_and_tells_the_same(client: httpx.Client, answer: dict[str
     assert r4b.DiagnosticReport.model_validate(resource).status == "preliminary"
 
 
-def test_a_structured_report_lies_in_the_study_and_tells_the_same(client: httpx.Client, answer: dict[str, Any]) -> None:
+def test_structured_report_has_the_same_facts(client: httpx.Client, answer: dict[str, Any]) -> None:
     highdicom = pytest.importorskip("highdicom", reason="needs pip install highdicom")
     report = highdicom.sr.srread(io.BytesIO(ask(client, *PAIR, accept="application/dicom").content))
     assert (report.StudyInstanceUID, report.PatientID, report.Modality) == ("1.2.3", "PID-471", "SR")
@@ -156,7 +156,7 @@ def test_a_structured_report_lies_in_the_study_and_tells_the_same(client: httpx.
 # --- images that are not as they should be --------------------------------------------------------------------------
 
 
-def test_exchanged_drawings_are_noticed(client: httpx.Client, answer: dict[str, Any]) -> None:
+def test_swapped_drawings_are_detected(client: httpx.Client, answer: dict[str, Any]) -> None:
     """Both drawings look rather like laterals; only real radiographs are put right."""
     body = ask(client, *reversed(PAIR)).json()
     assert [(check["frontal"], check["unusual"]) for check in body["image_checks"]] == [
@@ -166,7 +166,7 @@ def test_exchanged_drawings_are_noticed(client: httpx.Client, answer: dict[str, 
     assert not codes(answer) & {"views_swapped", "same_view"}
 
 
-def test_exchanged_radiographs_are_put_right(client: httpx.Client, real_data: Path) -> None:
+def test_swapped_radiographs_are_corrected(client: httpx.Client, real_data: Path) -> None:
     source = open_openi(real_data / "openi")
     study = next(one for one in source.split("val") if [ref.view for ref in one.ordered()] == list(View))
     data = dict(source.images.iter([ref.key for ref in study.images]))
@@ -175,7 +175,7 @@ def test_exchanged_radiographs_are_put_right(client: httpx.Client, real_data: Pa
     assert [check["view"] for check in body["image_checks"]] == ["lateral", "frontal"]
 
 
-def test_a_film_upside_down_is_warned_of(client: httpx.Client, answer: dict[str, Any]) -> None:
+def test_upside_down_radiograph_gets_a_warning(client: httpx.Client, answer: dict[str, Any]) -> None:
     assert "unusual_image" not in codes(answer)
     body = ask(client, png(np.ascontiguousarray(grey("effusion-frontal")[::-1, ::-1]))).json()
     assert {"unusual_image", "missing_view"} <= codes(body)
@@ -185,7 +185,7 @@ def test_a_film_upside_down_is_warned_of(client: httpx.Client, answer: dict[str,
 # --- cases ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_case_that_is_added_is_found_for_a_study_like_it(client: httpx.Client, answer: dict[str, Any]) -> None:
+def test_added_case_is_retrieved_for_a_similar_study(client: httpx.Client, answer: dict[str, Any]) -> None:
     """Last in this module: the index holds the case from then on."""
     fields = {"case_id": (None, "own-1"), "findings": (None, answer["findings"]), "frontal": ("f", PAIR[0])}
     added = client.post("/cases", files=fields)

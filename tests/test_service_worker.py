@@ -1,0 +1,156 @@
+"""Worker threads: batches, isolation of failures, out-of-memory, lost devices."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from model.types import Draft, DraftOptions, EventCallback, StudyView
+from service.inference import worker
+from service.inference.backend import ClosedError
+from service.inference.engine import Engine
+from tests.support.recorder import EXITS, FAILS, LOSES_THE_DEVICE, OPTIONS, Recorder, in_one_batch, study, texts
+from tests.support.service import WAIT_S
+
+
+def run(
+    *jobs: tuple[list[StudyView], DraftOptions], max_batch: int = 1000, max_batch_size: int = 8
+) -> tuple[list[str], list[list[int]]]:
+    """Queue the jobs together; returns their results and the batches that ran."""
+
+    async def main() -> tuple[list[str], list[list[int]]]:
+        recorder = Recorder()
+        recorder.max_batch = max_batch
+        engine = Engine([recorder], capacity=20, max_batch_size=max_batch_size)
+        results = await in_one_batch(recorder, engine, *jobs)
+        return texts(results), recorder.batches
+
+    return asyncio.run(main())
+
+
+def test_queued_jobs_share_batches_and_get_their_own_drafts() -> None:
+    answers, batches = run(*((study(number), OPTIONS) for number in range(10)), max_batch_size=4)
+    assert answers == [str(number) for number in range(10)]
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_batch_holds_one_kind_of_job_and_the_oldest_runs_first() -> None:
+    wide = DraftOptions(beam_size=5)
+    answers, batches = run((study(0), OPTIONS), (study(1), wide), (study(2, views=2), OPTIONS), (study(3), OPTIONS),
+                           (study(4), wide))  # fmt: skip
+    assert answers == ["0", "1", "2", "3", "4"]
+    assert batches == [[0, 3], [1, 4], [2]]
+
+
+def test_failure_is_isolated_per_study() -> None:
+    answers, batches = run(*((study(number), OPTIONS) for number in (1, FAILS, 2, EXITS, 3)))
+    assert answers == ["1", "RuntimeError", "2", "RuntimeError", "3"]
+    assert batches == [[1, FAILS, 2, EXITS, 3], [1], [FAILS], [2], [EXITS], [3]]
+
+
+def test_out_of_memory_retries_in_halves_and_limits_later_batches() -> None:
+    answers, batches = run(*((study(number), OPTIONS) for number in range(10)), max_batch=4)
+    assert answers == [str(number) for number in range(10)]
+    assert batches == [[*range(8)], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_halves_are_split_again_until_they_fit() -> None:
+    answers, batches = run(*((study(number), OPTIONS) for number in range(6)), max_batch=1, max_batch_size=4)
+    assert answers == [str(number) for number in range(6)]
+    assert batches == [[0, 1, 2, 3], [0, 1], [0], [1], [2, 3], [2], [3], [4], [5]]
+
+
+def test_single_study_is_retried_once_after_out_of_memory() -> None:
+    answers, batches = run((study(1), OPTIONS), max_batch=0)
+    assert answers == ["OutOfMemoryError"]
+    assert batches == [[1], [1]]
+
+
+@pytest.mark.parametrize(("after", "tried"), [(1000, 1), (2, 3)])
+def test_batch_limit_grows_after_enough_full_batches(monkeypatch: pytest.MonkeyPatch, after: int, tried: int) -> None:
+    monkeypatch.setattr(worker, "GROW_AFTER", after)
+    answers, batches = run(*((study(number), OPTIONS) for number in range(20, 44)), max_batch=4)
+    assert answers == [str(number) for number in range(20, 44)]
+    assert [len(batch) for batch in batches].count(8) == tried
+
+
+def test_failure_in_a_half_is_isolated_per_study() -> None:
+    answers, _ = run(*((study(number), OPTIONS) for number in (1, 2, FAILS, 3)), max_batch=2)
+    assert answers == ["1", "2", "RuntimeError", "3"]
+
+
+def test_lost_device_closes_the_engine_and_fails_all_jobs() -> None:
+    async def main() -> tuple[list[str], list[str]]:
+        recorder, reasons = Recorder(), []
+        engine = Engine([recorder], capacity=8, max_batch_size=2, on_device_lost=reasons.append)
+        jobs = [(study(number), OPTIONS) for number in (1, LOSES_THE_DEVICE, 2, 3)]
+        answers = texts(await in_one_batch(recorder, engine, *jobs))
+        with pytest.raises(ClosedError, match="can no longer compute"):
+            await engine.submit(study(4), OPTIONS)
+        return answers, reasons
+
+    answers, reasons = asyncio.run(main())
+    assert answers == ["DeviceLostError"] * 4
+    assert len(reasons) == 1
+    assert "AcceleratorError" in reasons[0]
+
+
+class TooFew(Recorder):
+    """A drafter that loses a draft."""
+
+    def draft(
+        self,
+        studies: Sequence[Sequence[StudyView]],
+        options: DraftOptions,
+        *,
+        callbacks: Sequence[EventCallback | None],
+    ) -> list[Draft]:
+        return super().draft(studies, options, callbacks=callbacks)[: -1 if len(studies) > 1 else None]
+
+
+def test_missing_drafts_fail_no_job_permanently() -> None:
+    async def main() -> list[str]:
+        recorder = TooFew()
+        return texts(
+            await in_one_batch(recorder, Engine([recorder], capacity=8), *((study(n), OPTIONS) for n in (1, 2)))
+        )
+
+    assert asyncio.run(main()) == ["1", "2"]
+
+
+def test_two_devices_share_the_work() -> None:
+    async def main() -> tuple[list[int], list[int]]:
+        one, other = Recorder(), Recorder()
+        engine = Engine([one, other], capacity=4)
+        tasks = [asyncio.create_task(engine.submit(study(number), OPTIONS)) for number in range(2)]
+        assert await asyncio.to_thread(one.begun.wait, WAIT_S)
+        assert await asyncio.to_thread(other.begun.wait, WAIT_S)
+        one.go.set()
+        other.go.set()
+        await asyncio.gather(*tasks)
+        await asyncio.to_thread(engine.close)
+        return one.seen, other.seen
+
+    one, other = asyncio.run(main())
+    assert sorted(one + other) == [0, 1]
+    assert len(one) == len(other) == 1
+
+
+def test_stalled_batch_is_measured() -> None:
+    async def main() -> float:
+        recorder = Recorder()
+        engine = Engine([recorder], capacity=4)
+        assert engine.stalled_s == 0
+        running = asyncio.create_task(engine.submit(study(1), OPTIONS))
+        assert await asyncio.to_thread(recorder.begun.wait, WAIT_S)
+        await asyncio.sleep(0.02)
+        stalled = engine.stalled_s
+        recorder.go.set()
+        await running
+        await asyncio.to_thread(engine.close)
+        assert engine.stalled_s == 0
+        return stalled
+
+    assert 0.01 < asyncio.run(main()) < WAIT_S
