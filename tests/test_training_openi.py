@@ -120,7 +120,7 @@ def test_given_tables_win_over_the_roots_and_these_over_the_projects(root: Path,
     assert {study.uid: study.split for study in own.studies} == {
         uid: builtin_split()[uid] for uid in ("CXR1", "CXR2", "CXR10") if uid in builtin_split()
     }
-    assert "of the project: 2955 studies" in own.notes[1]
+    assert "(built in): 2955 studies" in own.notes[1]
 
 
 def test_the_projects_tables() -> None:

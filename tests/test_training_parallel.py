@@ -110,7 +110,7 @@ def test_a_batch_too_small_to_share_is_refused_and_one_gpu_cannot_be_named_for_t
     with pytest.raises(ValueError, match="a batch of 1 cannot be shared by 2 processes"):
         both.rows(1)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="say cuda or auto"):
+    with pytest.raises(ValueError, match="use cuda or auto"):
         join("cuda:1")
 
 

@@ -66,8 +66,8 @@ class StageResults:
         if name not in SHARED and not main:
             self._context.processes.wait()  # for process 0, which runs it
             return False
-        if name in SHARED and main:
-            evaluation_file(self._context.work).unlink(missing_ok=True)  # of weights that are about to change
+        if name in SHARED and main:  # these metrics are of weights that are about to change
+            evaluation_file(self._context.work).unlink(missing_ok=True)
         if name not in _stages_of(self._config):
             log.info("%s: not part of preset %s", name, self._config.preset)
             self.finish(name, {})

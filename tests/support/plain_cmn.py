@@ -13,7 +13,9 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from model.text.tokenizer import UNK
 
 PUBLISHED_TRIGRAM_PENALTY = 2 * 0.693
 END = 0  # bos, eos and pad are one id in published models
@@ -234,3 +236,15 @@ def published_state(
         for part in ("weight", "bias"):
             state[f"model.cmn.linears.{i}.{part}"] = state[f"cmn.linears.{i}.{part}"]
     return {f"encoder_decoder.{key}": value for key, value in state.items()}
+
+
+class GivenFeatures(nn.Module):
+    """Replaces a backbone where a test supplies the features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+
+def made_up_words(count: int) -> tuple[str, ...]:
+    return tuple(sorted([UNK, *(f"w{number:03}" for number in range(count - 1))]))

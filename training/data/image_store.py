@@ -1,9 +1,7 @@
-"""Where image bytes come from: loose files, the members of `NLMCXR_png.tgz`, or one after the
-other.
+"""Stores of encoded images: loose files, members of `NLMCXR_png.tgz`, or both in turn.
 
-A store is read in one pass over a set of keys, each key once and in the order that costs least; an
-image that is missing or unreadable comes back as None and is the caller's to count, so an epoch
-never dies halfway.
+A store is read in one pass over a set of keys, each once, in the cheapest order. A missing or
+unreadable image is returned as None, for the caller to count.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".dcm")  # in order of preference, where one id has several files
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".dcm")  # in order of preference
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +29,7 @@ class ImageStore(Protocol):
         ...
 
     def description(self) -> str:
-        """Where the images come from, for a log line."""
+        """Name of the source, for log lines."""
         ...
 
 
@@ -113,11 +111,11 @@ class TarImages:
 
 
 class Prefixed:
-    """A store whose keys have a prefix here.
+    """A store whose keys get a prefix.
 
     Args:
-        prefix: before each key; keys without it are missing.
-        store: knows them without.
+        prefix: of each key; keys without it are missing.
+        store: has the keys without the prefix.
     """
 
     def __init__(self, prefix: str, store: ImageStore) -> None:
@@ -136,7 +134,7 @@ class Prefixed:
 
 
 class ChainedImages:
-    """Several stores as one: a key missing in the first is looked for in the next."""
+    """Several stores as one: a key missing in the first is searched in the next."""
 
     def __init__(self, stores: Sequence[ImageStore]) -> None:
         self._stores = tuple(stores)

@@ -1,11 +1,11 @@
 """The Indiana University collection (Open-i) as a data set: the R2Gen studies, from the official
 archive.
 
-A study belongs to the field's set when it has at least two images and a non-empty FINDINGS section;
-its split comes from a table of study ids, and its images are the first two `parentImage`s of its
-XML file (157 studies of train and val have more). Studies that no split table names are `extra`,
-for pretraining. A study that the table does name is never `extra`, so no validation or test study
-can reach a training stage that way.
+A study belongs to the R2Gen set if it has at least two images and a non-empty FINDINGS section; its
+split comes from a table of study ids, and its images are the first two `parentImage`s of its XML
+file (157 studies of train and val have more). Studies that the split table does not name are
+`extra`, for pretraining. A study in the table is never `extra`, so no validation or test study
+reaches a training stage that way.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def open_openi(
             `NLMCXR_png.tgz`.
         download: fetch the official archives that `root` lacks.
         split_table: CSV `study_id,split`; default `<root>/r2gen_split.csv` if it exists, else the
-            project's.
-        view_table: CSV `image_id,view`; default `<root>/views.csv` if it exists, else the
-            project's.
+            built-in one.
+        view_table: CSV `image_id,view`; default `<root>/views.csv` if it exists, else the built-in
+            one.
 
     Returns:
         The source, studies ascending by study number. Its `notes` count what was found, missing and
@@ -96,12 +96,12 @@ def _study(report: OpeniReport, split: Split | None, views: Mapping[str, View | 
 
 def _split_table(root: Path, given: Path | None) -> tuple[Mapping[str, Split], str]:
     path = given or root / "r2gen_split.csv"
-    return (read_split(path), str(path)) if given or path.exists() else (builtin_split(), "of the project")
+    return (read_split(path), str(path)) if given or path.exists() else (builtin_split(), "(built in)")
 
 
 def _view_table(root: Path, given: Path | None) -> tuple[Mapping[str, View | None], str]:
     path = given or root / "views.csv"
-    return (read_views(path), str(path)) if given or path.exists() else (builtin_views(), "of the project")
+    return (read_views(path), str(path)) if given or path.exists() else (builtin_views(), "(built in)")
 
 
 def _images(root: Path, wanted: Sequence[str]) -> tuple[ImageStore, tuple[str, ...]]:
@@ -123,8 +123,8 @@ def _images(root: Path, wanted: Sequence[str]) -> tuple[ImageStore, tuple[str, .
 
 
 def _found(splits: Mapping[str, Split], studies: Collection[Study]) -> str:
-    """`2365 found (train 2069, …), 590 missing (test 590)`: a withheld split is no error, but it is
-    said.
+    """`2365 found (train 2069, …), 590 missing (test 590)`: a withheld split is reported, not an
+    error.
     """
     found = {study.uid for study in studies}
     present = {split: sum(s == split and uid in found for uid, s in splits.items()) for split in SPLITS}

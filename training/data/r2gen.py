@@ -1,11 +1,11 @@
 """Any data set in the layout of R2Gen: an annotation file and a folder of images.
 
 The annotation maps `train`, `val` and `test` to entries `{"id", "report", "image_path": [...]}`, as
-published for IU X-ray and MIMIC-CXR. An image is looked for, in this order:
+published for IU X-ray and MIMIC-CXR. An image is searched in this order:
 
 1. at its `image_path` below the image folder, also with another extension (.png .jpg .jpeg .dcm);
 2. anywhere in the folder by its image id, where `<id>/<k>.png` means `image_ids[k]` of the entry.
-   Annotations of IU X-ray without `image_ids` take them from the project's own table.
+   IU X-ray annotations without `image_ids` take them from the built-in table.
 
 Images that are not found are counted and named in the notes, and come back from the store as None.
 """
@@ -31,8 +31,8 @@ def open_r2gen(annotation: Path, images: Path, *, view_table: Path | None = None
     Args:
         annotation: the JSON file.
         images: the folder below which `image_path`, or files named by image id, lie.
-        view_table: CSV `image_id,view`, by image id or by `image_path`; default `views.csv` beside
-            the annotation or in the image folder if it exists, else the project's table of the
+        view_table: CSV `image_id,view`, by image id or by `image_path`; default `views.csv` next to
+            the annotation or in the image folder, if it exists, else the built-in table of the
             Indiana University collection.
 
     Raises:
@@ -40,8 +40,8 @@ def open_r2gen(annotation: Path, images: Path, *, view_table: Path | None = None
             would leak).
     """
     entries = read_annotation(annotation)
-    beside = (annotation.parent / "views.csv", images / "views.csv")
-    table = view_table or next((path for path in beside if path.exists()), None)
+    candidates = (annotation.parent / "views.csv", images / "views.csv")
+    table = view_table or next((path for path in candidates if path.exists()), None)
     views = builtin_views() if table is None else read_views(table)
     finder = _Finder(images)
     studies: list[Study] = []
@@ -67,7 +67,7 @@ def open_r2gen(annotation: Path, images: Path, *, view_table: Path | None = None
     counts = ", ".join(f"{split} {sum(study.split == split for study in studies)}" for split in SPLITS)
     notes = (
         f"annotation {annotation}: {len(studies)} studies ({counts}), {named(empty, 'without report or image')}",
-        f"view table {table or 'of the project'}: {len(views)} images",
+        f"view table {table or '(built in)'}: {len(views)} images",
         view_note(tuple(studies)),
         f"images in {images}: {len(paths)} found, {named(missing, 'missing')}",
     )
@@ -75,7 +75,7 @@ def open_r2gen(annotation: Path, images: Path, *, view_table: Path | None = None
 
 
 class _Finder:
-    """Finds image files; the folder is walked only when a path leads nowhere."""
+    """Finds image files; walks the folder only if a path does not exist."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

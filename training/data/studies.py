@@ -1,6 +1,4 @@
-"""What every data set looks like to the training stages: studies, images by key, and a store of
-pixels.
-"""
+"""Data sets as the training stages see them: studies, images by key, a store of images."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 class ImageRef:
     """One radiograph of a study."""
 
-    key: str  # what `Source.images` is asked for: an image id (openi), a path below the image folder (r2gen)
-    view: View | None  # None: no table knows it; DICOM files may still tell while decoding
+    key: str  # of `Source.images`: an image id (openi), or a path below the image folder (r2gen)
+    view: View | None  # None: in no table; a DICOM header may give it while decoding
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class Study:
 
     study_id: str  # the annotation's id, "CXR2384_IM-0942"; also the case id in the index
     uid: str  # "CXR2384", the id in the tables of split and labels
-    split: Split | None  # None: outside the field's set, for pretraining only
-    report: str  # FINDINGS on one line; empty only outside the field's set
+    split: Split | None  # None: not in the R2Gen set, for pretraining only
+    report: str  # FINDINGS on one line; empty only outside the R2Gen set
     images: tuple[ImageRef, ...]  # in the file's order, which the annotation keeps
     mesh: tuple[str, ...] = ()  # major MeSH headings, where the source has them
 
@@ -48,9 +46,7 @@ _RANK: dict[View | None, int] = {View.FRONTAL: 0, None: 1, View.LATERAL: 2}
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: the field's studies, further studies for pretraining, and the store of their
-    images.
-    """
+    """A data set: the R2Gen studies, more studies for pretraining, and the store of their images."""
 
     name: str
     studies: tuple[Study, ...]
@@ -59,14 +55,12 @@ class Source:
     notes: tuple[str, ...]  # counts, and everything that was skipped, by name
 
     def split(self, name: Split) -> tuple[Study, ...]:
-        """The field's studies of one split, in the source's order."""
+        """The R2Gen studies of one split, in the source's order."""
         return tuple(study for study in self.studies if study.split == name)
 
 
 def view_note(studies: tuple[Study, ...]) -> str:
-    """One line about the views: what is reordered on loading, what stays in the file's order, and
-    why.
-    """
+    """One line about the views: how many studies are reordered, and which keep the file's order."""
     reordered = sum(study.ordered() != study.images for study in studies)
     unknown = sum(any(image.view is None for image in study.images) for study in studies)
     known = [{image.view for image in study.images} for study in studies if len(study.images) > 1]

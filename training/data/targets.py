@@ -1,7 +1,6 @@
-"""What the backbone learns to see in pretraining: soft scores of another network, findings, MeSH
-terms and report text.
+"""Targets of pretraining: soft scores of another network, findings, MeSH terms, report text.
 
-The columns come in groups, each with a weight of its own in the loss:
+The columns form groups, each with its own weight in the loss:
 
     soft    probabilities of a network trained elsewhere, by image report  the labeler's 14
     findings, by study mesh    MeSH terms of the archive ("Opacity/lung/base/left" gives opacity,
@@ -29,8 +28,8 @@ from training.data.studies import Study
 Floats = npt.NDArray[np.float32]
 Group = Literal["soft", "report", "mesh", "text", "external"]
 
-MIN_STUDIES = 12  # a term seen in fewer studies teaches little but those studies
-MAX_SHARE = 0.9  # nor does one that nearly every report holds
+MIN_STUDIES = 12  # a term in fewer studies identifies those studies
+MAX_SHARE = 0.9  # a term in nearly all reports is no target either
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,11 @@ class FindingTargets:
 
 @dataclass(frozen=True)
 class ExternalLabels:
-    """Studies that come with findings in the place of a report.
+    """Studies that have findings in place of a report.
 
     Attributes:
-        findings: those that are known of each of them.
-        present: study id -> those that it has.
+        findings: the ones that are known for each study.
+        present: study id -> findings present.
     """
 
     findings: tuple[str, ...]
@@ -68,7 +67,7 @@ def read_soft_scores(path: Path) -> tuple[tuple[str, ...], dict[str, Floats]]:
     """Read ``image_id, finding, finding, …`` probabilities.
 
     Raises:
-        ValueError: no ``image_id`` column, or a value that is no probability.
+        ValueError: no ``image_id`` column, or a value outside 0 to 1.
     """
     with path.open(newline="") as file:
         rows = csv.reader(file)
@@ -83,7 +82,7 @@ def read_soft_scores(path: Path) -> tuple[tuple[str, ...], dict[str, Floats]]:
 
 
 def label_vector(report: str) -> tuple[Floats, Floats]:
-    """(14,) present = 1, and (14,) mask: uncertain findings and an empty report count as unknown."""
+    """(14,) present = 1, and (14,) mask: uncertain findings and empty reports are unknown."""
     if not report.strip():
         return np.zeros(len(FINDINGS), np.float32), np.zeros(len(FINDINGS), np.float32)
     labels = label_report(report)
@@ -164,12 +163,12 @@ def _terms(
     out.
     """
     found = [of(study) for study in studies]
-    told = [known(study) for study in studies]
+    has_target = [known(study) for study in studies]
     counts = Counter(term for terms in found for term in terms)
-    most = MAX_SHARE * sum(told)
+    most = MAX_SHARE * sum(has_target)
     columns = sorted(term for term, count in counts.items() if MIN_STUDIES <= count <= most)
     values = np.array([_marks(terms, columns) for terms in found], np.float32).reshape(len(studies), len(columns))
-    mask = np.repeat(np.array(told, np.float32)[:, None], len(columns), axis=1)
+    mask = np.repeat(np.array(has_target, np.float32)[:, None], len(columns), axis=1)
     return FindingTargets(values, mask, tuple(f"{group}/{column}" for column in columns))
 
 

@@ -1,4 +1,4 @@
-"""Chest phantoms: drawn radiographs of nobody, with reports composed from what was drawn.
+"""Chest phantoms: drawn radiographs of no patient, with reports of what was drawn.
 
 Tests, the smoke training and the pictures in the documentation use them, so none of these needs a
 patient's image or words.

@@ -1,7 +1,7 @@
-"""Composes the report of a chest phantom from its numbers, and says which findings it states.
+"""Composes the report of a chest phantom from its numbers, with the findings that it states.
 
-The sentences are this project's own. Each knows what it says about the 14 CheXpert findings, so a
-composed report comes with its truth.
+The sentences were written for this project. Each carries its labels for the 14 CheXpert findings,
+so a composed report comes with its reference labels.
 """
 
 from __future__ import annotations
@@ -90,13 +90,13 @@ BONES = (
 
 @dataclass
 class _Writer:
-    """Collects sentences and what they say."""
+    """Collects sentences and the findings that they state."""
 
     rng: np.random.Generator
     sentences: list[str] = field(default_factory=list)
     labels: dict[str, State] = field(default_factory=dict)
 
-    def say(self, templates: tuple[str, ...], labels: Mapping[str, State], **words: str) -> None:
+    def add(self, templates: tuple[str, ...], labels: Mapping[str, State], **words: str) -> None:
         """Add one of ``templates``; all of them state ``labels``."""
         self.sentences.append(templates[int(self.rng.integers(len(templates)))].format(**words))
         self.labels.update(labels)
@@ -107,7 +107,7 @@ def compose_report(chest: Chest, rng: np.random.Generator) -> tuple[str, dict[st
 
     Args:
         chest: the numbers that are drawn as well.
-        rng: chooses among the sentences that say the same.
+        rng: chooses among sentences of the same meaning.
 
     Returns:
         The report, and every CheXpert finding that it states as present or absent. "No Finding" is
@@ -115,20 +115,20 @@ def compose_report(chest: Chest, rng: np.random.Generator) -> tuple[str, dict[st
     """
     writer = _Writer(rng)
     if chest.pacemaker:
-        writer.say(PACEMAKER, {"Support Devices": "present"}, side=chest.pacemaker)
+        writer.add(PACEMAKER, {"Support Devices": "present"}, side=chest.pacemaker)
     if chest.central_line:
-        writer.say(CENTRAL_LINE, {"Support Devices": "present"})
+        writer.add(CENTRAL_LINE, {"Support Devices": "present"})
     if chest.heart_ratio > 0.5:
         degree = _grade(chest.heart_ratio, 0.58, 0.64, ("mild", "moderate", "marked"))
-        writer.say(CARDIOMEGALY, {"Cardiomegaly": "present"}, degree=degree)
+        writer.add(CARDIOMEGALY, {"Cardiomegaly": "present"}, degree=degree)
     else:
-        writer.say(NORMAL_HEART, {"Cardiomegaly": "absent"})
+        writer.add(NORMAL_HEART, {"Cardiomegaly": "absent"})
     _lungs(chest, writer)
     _pleura(chest, writer)
     elevated = _elevated_side(chest)
     if elevated:
-        writer.say(ELEVATED, {}, side=elevated)
-    writer.say(BONES, {})
+        writer.add(ELEVATED, {}, side=elevated)
+    writer.add(BONES, {})
     ill = {name for name, state in writer.labels.items() if state == "present"} - {"Support Devices"}
     if not ill and not elevated:
         writer.labels["No Finding"] = "present"
@@ -138,31 +138,31 @@ def compose_report(chest: Chest, rng: np.random.Generator) -> tuple[str, dict[st
 def _lungs(chest: Chest, writer: _Writer) -> None:
     if chest.edema:
         degree = _grade(chest.edema, 0.6, 0.8, ("mild", "moderate", "marked"))
-        writer.say(EDEMA, {"Edema": "present"}, degree=degree)
+        writer.add(EDEMA, {"Edema": "present"}, degree=degree)
     for spot in chest.consolidations:
-        writer.say(CONSOLIDATION, {"Consolidation": "present"}, side=spot.side, zone=_zone(spot))
+        writer.add(CONSOLIDATION, {"Consolidation": "present"}, side=spot.side, zone=_zone(spot))
     for spot in chest.nodules:
         size = _grade(spot.radius, 0.05, 0.06, ("small", "medium", "large"))
-        writer.say(NODULE, {"Lung Lesion": "present"}, side=spot.side, zone=_zone(spot), size=size)
+        writer.add(NODULE, {"Lung Lesion": "present"}, side=spot.side, zone=_zone(spot), size=size)
     if chest.bands:
-        writer.say(ATELECTASIS, {"Atelectasis": "present"}, side=chest.bands)
+        writer.add(ATELECTASIS, {"Atelectasis": "present"}, side=chest.bands)
     if not (chest.edema or chest.consolidations or chest.nodules or chest.bands or chest.pneumothorax):
-        writer.say(CLEAR_LUNGS, {})
+        writer.add(CLEAR_LUNGS, {})
         if writer.rng.random() < 0.6:
-            writer.say(NO_CONSOLIDATION, {"Consolidation": "absent"})
+            writer.add(NO_CONSOLIDATION, {"Consolidation": "absent"})
 
 
 def _pleura(chest: Chest, writer: _Writer) -> None:
     for side, level in (("right", chest.effusion_right), ("left", chest.effusion_left)):
         if level:
             size = _grade(level, 0.15, 0.33, ("small", "moderate", "large"))
-            writer.say(EFFUSION, {"Pleural Effusion": "present"}, side=side, size=size)
+            writer.add(EFFUSION, {"Pleural Effusion": "present"}, side=side, size=size)
     if not chest.effusion_right and not chest.effusion_left:
-        writer.say(NO_EFFUSION, {"Pleural Effusion": "absent"})
+        writer.add(NO_EFFUSION, {"Pleural Effusion": "absent"})
     if chest.pneumothorax:
-        writer.say(PNEUMOTHORAX, {"Pneumothorax": "present"}, side=chest.pneumothorax)
+        writer.add(PNEUMOTHORAX, {"Pneumothorax": "present"}, side=chest.pneumothorax)
     elif writer.rng.random() < 0.6:
-        writer.say(NO_PNEUMOTHORAX, {"Pneumothorax": "absent"})
+        writer.add(NO_PNEUMOTHORAX, {"Pneumothorax": "absent"})
 
 
 def _elevated_side(chest: Chest) -> str | None:

@@ -1,4 +1,4 @@
-"""What consensus decoding needs of the training reports: their n-gram vectors and their embeddings."""
+"""The table for MBR decoding: n-gram vectors and embeddings of the training reports."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from training.data.targets import label_vector
 
 log = logging.getLogger(__name__)
 
-MIN_REPORTS = 5  # training reports that must hold a phrase for it to be kept
-FREQUENT = 0.2  # share of them from which on a phrase is kept by itself
+MIN_REPORTS = 5  # training reports that must contain a phrase for it to be kept
+FREQUENT = 0.2  # share of reports from which a phrase has its own column
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
@@ -43,9 +43,7 @@ class Analysis:
 
 
 def report_tokens(studies: Sequence[Study], tokenizer: Tokenizer, max_length: int) -> Ints:
-    """(N, T) word ids of the studies' reports, cut as in training, without bos and eos, padded with
-    0.
-    """
+    """(N, T) word ids of the studies' reports, cut as in training, without bos and eos, 0-padded."""
     ids = pad_ids([tokenizer.encode(study.report, max_length) for study in studies], max_length).numpy()
     tokens: Ints = np.where(ids == tokenizer.eos_id, 0, ids)[:, 1:]
     return tokens
@@ -62,9 +60,9 @@ def analyse(tokens: Ints, directions: int, seed: int) -> Analysis:
     """
     count = len(tokens)
     phrases = NgramCounts.of(tokens)
-    keys, place, frequency = np.unique(phrases.key, return_inverse=True, return_counts=True)
+    keys, key_of, frequency = np.unique(phrases.key, return_inverse=True, return_counts=True)
     idf = np.log(count) - np.log(frequency)
-    weight = phrases.count * idf[place]
+    weight = phrases.count * idf[key_of]
     slot = phrases.text * ORDERS + phrases.order
     norm = np.sqrt(np.bincount(slot, weight**2, count * ORDERS))
     part = (weight / np.maximum(norm[slot], 1e-9)).astype(np.float32)
@@ -72,8 +70,8 @@ def analyse(tokens: Ints, directions: int, seed: int) -> Analysis:
     kept = np.flatnonzero(frequency >= MIN_REPORTS)
     column = np.full(len(keys), -1)
     column[kept] = np.arange(len(kept))
-    held = column[place] >= 0
-    text, phrase = phrases.text[held], column[place[held]]
+    held = column[key_of] >= 0
+    text, phrase = phrases.text[held], column[key_of[held]]
     matrix = torch.sparse_coo_tensor(
         torch.from_numpy(np.stack([text, phrase])), torch.from_numpy(part[held]), (count, len(kept)),
         check_invariants=True,
@@ -89,7 +87,7 @@ def analyse(tokens: Ints, directions: int, seed: int) -> Analysis:
     holds = np.zeros((count, len(kept)), np.uint8)
     holds[text, phrase] = 1
     order = np.zeros(len(keys), np.int8)
-    order[place] = phrases.order
+    order[key_of] = phrases.order
     return Analysis(
         keys=keys[kept],
         order=order[kept],
@@ -103,9 +101,7 @@ def analyse(tokens: Ints, directions: int, seed: int) -> Analysis:
 
 
 def in_steps(values: Floats, axis: int) -> tuple[npt.NDArray[np.int8], Floats]:
-    """Values as whole steps, of which 127 reach the largest along ``axis``, and the worth of a step
-    there.
-    """
+    """Values quantised to int8 with a scale along ``axis``, and that scale."""
     step = np.maximum(np.abs(values).max(axis=axis, keepdims=True), 1e-9).astype(np.float32) / np.float32(127)
     return np.rint(values / step).astype(np.int8), step
 
@@ -113,12 +109,12 @@ def in_steps(values: Floats, axis: int) -> tuple[npt.NDArray[np.int8], Floats]:
 def build_consensus(
     studies: Sequence[Study], vectors: Floats, tokenizer: Tokenizer, *, directions: int, max_length: int, seed: int
 ) -> MbrTable:
-    """Take from training reports what ``model.decoding.mbr`` reads.
+    """Build the table that ``model.decoding.mbr`` reads.
 
     Args:
         studies: training studies, N.
         vectors: (N, E) text embeddings of their reports, unit length.
-        tokenizer: of the model that will write.
+        tokenizer: of the model.
         directions: of the analysis.
         max_length: tokens at which reports are cut, as in training.
         seed: of the analysis.

@@ -53,7 +53,7 @@ from training.trainer.loop import Loop, LoopConfig
 log = logging.getLogger(__name__)
 
 _REDACTED = "xxxx"
-GREEDY_EVERY = 4  # the log shows the greedy reward of every fourth study where it is not the baseline
+GREEDY_EVERY = 4  # studies; one of them gets a greedy reward for the log where it is no baseline
 
 
 def train_scst(
@@ -103,7 +103,7 @@ def train_scst(
             scores = score(samples, local_ids.repeat(config.samples).tolist())
             rewards = scores["reward"].view(len(local_ids), config.samples)
             greedy_rewards = torch.zeros(0, dtype=torch.float64)
-            # every n-th study of the whole batch, so that the choice does not depend on the number of processes
+            # every n-th study of the whole batch, whatever the number of processes
             greedy_rows = np.arange(-local.start % greedy_every, len(local_ids), greedy_every)
             if greedy_rows.size:
                 some = encoded.select(torch.from_numpy(greedy_rows).to(device))

@@ -49,8 +49,8 @@ def validate_generation(
 
     The scores include ``chance_CIDEr`` and ``chance_label_f1``, the expectation under permutation,
     and ``selection``. Reports are decoded greedily, or by MBR where ``generator.decoding`` is
-    ``consensus``: an MBR report combines what the samples contain, of which the greedy report says
-    little.
+    ``consensus``: an MBR report combines what the samples contain, which the greedy report does not
+    show.
     """
     method = "greedy" if generator.mbr is None else "consensus"
     decoding = generator.decoding.model_copy(update={"method": method})

@@ -1,10 +1,8 @@
-"""The processes that train together: one, or as many as ``torchrun`` started, on one machine or on
-several.
+"""The processes that train together: one, or those that ``torchrun`` started on any machines.
 
-Lightning Fabric joins them and adds up their gradients. What is left for a stage to do is small,
-and the same for one process: draw randomness for the whole batch, compute the rows that
-``ProcessGroup.rows`` names, and return losses whose sum over the processes is the loss of the
-batch. So a batch is what the configuration says however many share it.
+Lightning Fabric joins them and averages their gradients. A stage draws randomness for the whole
+batch, computes the rows of ``ProcessGroup.rows``, and returns losses whose sum over the processes
+is the loss of the batch. So the number of processes does not change a batch.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Step = Callable[[Any, torch.Generator], dict[str, Tensor]]
 
-_PATIENCE = timedelta(hours=24)  # the others wait that long while process 0 decodes images or validates
+_PATIENCE = timedelta(hours=24)  # others wait while process 0 decodes or validates
 
 
 class ProcessGroup:
@@ -35,7 +33,7 @@ class ProcessGroup:
 
     Attributes:
         rank: 0 to count - 1; process 0 alone writes files.
-        count: how many there are.
+        count: number of processes.
     """
 
     def __init__(self, fabric: Fabric | None = None) -> None:
@@ -84,11 +82,10 @@ class ProcessGroup:
         return torch.cat([rows[:size] for rows, size in zip(parts, sizes, strict=True)])
 
     def sharing(self, module: nn.Module, step: Step) -> Step:
-        """``step``, after whose ``backward`` each weight of ``module`` has the mean of all
-        processes' gradients.
+        """``step``, after whose ``backward`` each weight of ``module`` has the mean gradient of all
+        processes.
 
-        The weights and buffers of process 0 are given to the others first, its buffers again at
-        each step.
+        The others first receive the weights and buffers of process 0, and its buffers at each step.
         """
         if self._fabric is None:
             return step
@@ -96,16 +93,14 @@ class ProcessGroup:
         return lambda batch, generator: shared(batch, generator)
 
     def from_main(self, compute: Callable[[], T]) -> T:
-        """What ``compute`` gives on process 0, which alone calls it, on all of them."""
+        """The result of ``compute`` on process 0, which alone calls it, for all processes."""
         if self._fabric is None:
             return compute()
         return self._fabric.broadcast(compute() if self.main else None)  # type: ignore[return-value]
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Process 0 goes through the block before the others begin it; where it fails, they never
-        do.
-        """
+        """Process 0 runs the block before the others begin it."""
         if not self.main:
             self.wait()
         yield
@@ -113,12 +108,12 @@ class ProcessGroup:
             self.wait()
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes reach this call."""
         if self._fabric is not None:
             self._fabric.barrier()
 
     def synchronise_features(self, module: nn.Module) -> None:
-        """Let the feature norms inside ``module`` take their statistics over the whole batch."""
+        """Make the feature norms in ``module`` take their statistics over the whole batch."""
         if self._fabric is not None:
             for part in module.modules():
                 if isinstance(part, FeatureNorm):
@@ -131,8 +126,7 @@ class ProcessGroup:
         return gathered.sum(0)
 
     def synchronise_backbone(self, module: nn.Module) -> None:
-        """Let batch normalisation inside ``module``, a backbone in training, see the whole batch
-        where it can (CUDA).
+        """Make batch normalisation in ``module`` use the whole batch on CUDA.
 
         On CPUs each process normalises its own rows, and process 0's running statistics are kept.
         """
@@ -140,7 +134,7 @@ class ProcessGroup:
             nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]  # in place
 
     def leave(self) -> None:
-        """Part, once all are done."""
+        """Leave the group after all processes are done."""
         if self._fabric is not None:
             self.wait()
             torch.distributed.destroy_process_group()
@@ -150,7 +144,7 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 class _Step(nn.Module):
-    """A step as the forward pass of the module it trains, which is where the engine hooks in."""
+    """A step as the forward pass of its module, where Lightning Fabric adds its hooks."""
 
     def __init__(self, module: nn.Module, step: Step) -> None:
         super().__init__()
@@ -162,7 +156,7 @@ class _Step(nn.Module):
 
 
 def is_peer_failure(error: RuntimeError) -> bool:
-    """Whether an error only says that another of several processes has ended, which has said why."""
+    """Whether an error is only the consequence of another process that failed and logged why."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return several and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower())
 
@@ -173,13 +167,13 @@ def process_rank() -> int:
 
 
 def join(device: str) -> tuple[ProcessGroup, torch.device]:
-    """Join the processes that ``torchrun`` started, if it did, and choose this one's device.
+    """Join the processes of ``torchrun``, if there are any, and choose this one's device.
 
     Args:
-        device: ``auto``, ``cpu`` or ``cuda``; alone also ``cuda:N``.
+        device: ``auto``, ``cpu`` or ``cuda``; for one process also ``cuda:N``.
 
     Raises:
-        ValueError: the device cannot be had, or Lightning Fabric is not installed.
+        ValueError: the device is not available, or Lightning Fabric is not installed.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -205,6 +199,6 @@ def join(device: str) -> tuple[ProcessGroup, torch.device]:
 
 def _kind(device: str) -> str:
     if ":" in device:
-        raise ValueError(f"--device {device} names one GPU; several processes take one each: say cuda or auto")
+        raise ValueError(f"--device {device} names one GPU; several processes take one each: use cuda or auto")
     chosen = choose_device(device).type
     return chosen if chosen == "cuda" else "cpu"

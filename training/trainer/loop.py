@@ -292,7 +292,8 @@ class Loop:
         log.info("%s: resumed at step %d", self.config.stage, self.step)
         self.context.processes.wait()  # all must read before one writes
         if path == self.previous and self.context.processes.main:
-            os.replace(path, self.checkpoint)  # otherwise the next save would discard it and keep the damaged file
+            # otherwise the next save would discard the good file and keep the damaged one
+            os.replace(path, self.checkpoint)
         return True
 
 

@@ -1,4 +1,4 @@
-"""Plots as PNG files that people can look at."""
+"""Plots as PNG files."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Inches of a panel of curves and of the title above all. Fixed: to measure what each panel holds takes a second, which
-# is longer than an epoch of a small model.
+# Inches of a panel of curves and of the title. Fixed, because measuring the panels takes 1 s, longer
+# than an epoch of a small model.
 PANEL, HEAD = (4.2, 2.8), 0.4
 
 
 def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) -> None:
-    """Draw one small panel a logged quantity over epochs into ``path`` (written beside, then
-    renamed).
-    """
+    """Draw one small panel for each logged metric over epochs into ``path``."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,8 +29,8 @@ def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) ->
     lines = -(-len(names) // columns)
     width, height = PANEL[0] * columns, PANEL[1] * lines + HEAD
     figure = plt.figure(figsize=(width, height))
-    for place, name in enumerate(names):
-        line, column = divmod(place, columns)
+    for number, name in enumerate(names):
+        line, column = divmod(number, columns)
         left, bottom = PANEL[0] * column + 0.65, PANEL[1] * (lines - 1 - line) + 0.55
         axis = figure.add_axes((left / width, bottom / height, 3.35 / width, 1.9 / height))
         points = [(row["epoch"], row[name]) for row in rows if name in row]
@@ -48,7 +46,7 @@ def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) ->
 
 
 def save_plot(draw: Callable[[Axes], None], path: Path, *, size: tuple[float, float]) -> None:
-    """Let ``draw`` fill one panel of ``size`` inches into ``path`` (written beside, then renamed)."""
+    """Let ``draw`` fill one panel of ``size`` inches; write it to ``path``."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -65,7 +63,7 @@ def save_plot(draw: Callable[[Axes], None], path: Path, *, size: tuple[float, fl
 def _save(figure: Figure, path: Path) -> None:
     from matplotlib import pyplot as plt
 
-    beside = path.with_suffix(".tmp.png")
-    figure.savefig(beside, dpi=110)
+    partial = path.with_suffix(".tmp.png")
+    figure.savefig(partial, dpi=110)
     plt.close(figure)
-    os.replace(beside, path)
+    os.replace(partial, path)

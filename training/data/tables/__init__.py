@@ -1,4 +1,4 @@
-"""Tables of facts the project carries: the field's split by study, the view by image.
+"""Built-in tables: the R2Gen split by study, the view by image.
 
 `split.txt` and `views.txt` describe themselves in their first lines. A root may bring its own
 tables as CSV (`study_id,split` and `image_id,view`), which this module reads as well.
@@ -29,7 +29,7 @@ def builtin_split() -> dict[str, Split]:
 
 @cache
 def builtin_views() -> dict[str, View | None]:
-    """Image id -> view, None where undetermined; a study's images stand in its XML file's order."""
+    """Image id -> view, None where undetermined; images of a study in the order of its XML file."""
     table: dict[str, View | None] = {}
     for number, *images in _lines("views.txt"):
         for image in images:

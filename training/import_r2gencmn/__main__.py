@@ -1,0 +1,104 @@
+"""Command line of the import; see ``training.import_r2gencmn``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from model.bundle import write_bundle
+from model.config import BundleConfig, PreprocessingConfig
+from model.files import file_sha256
+from model.manifest import BundleError
+from training.data.r2gen import read_annotation
+from training.import_r2gencmn.checkpoint import bundle_tokenizer, published_vocabulary, read_checkpoint
+from training.import_r2gencmn.convert import PUBLISHED_DECODING, TRIGRAM_PENALTY, Published, import_model
+
+log = logging.getLogger("training")
+
+LICENCE = (
+    "Weights imported from a published R2GenCMN checkpoint; the licences of that checkpoint and of the data it was "
+    "trained on apply. For research; not a medical device. No report text and no radiograph is part of this bundle."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m training.import_r2gencmn``; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    try:
+        _import(arguments)
+    except (ValueError, BundleError, OSError) as error:
+        log.error("%s", error)
+        return 2
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    out: Path = arguments.out
+    if out.exists() and not arguments.replace:
+        raise ValueError(f"--out {out} already exists; choose another, or add --replace")
+    state, facts = read_checkpoint(arguments.checkpoint)
+    train = [entry["report"] for split, entry in read_annotation(arguments.annotation) if split == "train"]
+    if not train:
+        raise ValueError(f"--annotation {arguments.annotation} has no train split; the vocabulary is built from it")
+    words = published_vocabulary(train, min_count=arguments.min_count)
+    published = Published(arguments.heads, arguments.top_k, arguments.max_length)
+    model = import_model(state, words, published)
+    tokenizer = bundle_tokenizer(words)
+    try:
+        config = BundleConfig(
+            name=out.name,
+            model=model.config,
+            preprocessing=PreprocessingConfig(resample="bilinear", view_order="as_given"),
+            decoding=PUBLISHED_DECODING.model_copy(update={"trigram_penalty": arguments.trigram_penalty}),
+            trained_on={
+                "imported_from": "R2GenCMN", "checkpoint": arguments.checkpoint.name,
+                "checkpoint_sha256": file_sha256(arguments.checkpoint), **facts,
+            },
+            licence=LICENCE,
+        )  # fmt: skip
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise ValueError(f"--out {out}: {field} cannot be stored: {problem['msg']}") from error
+    write_bundle(out, config=config, model=model, tokenizer=tokenizer, weights_dtype="fp32", replace=arguments.replace)
+    log.info(
+        "%s: %s, %d words, %d layers, %d slots; serve it with  python -m service --bundle %s",
+        out, model.config.backbone, len(words), model.config.encoder_layers, model.config.memory_slots, out,
+    )  # fmt: skip
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.import_r2gencmn", description="Turn a published R2GenCMN checkpoint into a bundle."
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="model.pth of the published trainer")
+    parser.add_argument("--annotation", type=Path, required=True, help="the annotation.json it was trained with")
+    parser.add_argument("--out", type=Path, required=True, help="the bundle to write")
+    parser.add_argument("--replace", action="store_true", help="replace an existing bundle")
+    parser.add_argument("--heads", type=int, default=8, help="--num_heads of training (default 8)")
+    parser.add_argument("--top-k", type=int, default=32, help="--topk of training (default 32)")
+    parser.add_argument("--max-length", type=int, default=60, help="--max_seq_length of training (default 60)")
+    parser.add_argument("--min-count", type=int, default=3, help="--threshold of training (default 3)")
+    parser.add_argument(
+        "--trigram-penalty", type=_not_negative, default=TRIGRAM_PENALTY,
+        help="taken from repeated trigrams in greedy and beam search (default 1.386). The published beam search "
+        "ignores its own switch: 0 gives its output word for word",
+    )  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
