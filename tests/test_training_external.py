@@ -36,18 +36,18 @@ def write(folder: Path, table: Sequence[str], images: Sequence[str]) -> tuple[Pa
 
 
 @pytest.mark.parametrize(("name", "finding"), NIH_FINDINGS.items())
-def test_a_name_stands_for_what_the_labeler_reads_from_the_word(name: str, finding: str) -> None:
+def test_nih_names_map_to_findings_of_the_labeler(name: str, finding: str) -> None:
     said = label_report(f"There is {name.replace('_', ' ').lower()}.")
     assert [found for found, label in said.items() if label == "present"] == [finding]
 
 
 @pytest.mark.parametrize("name", ["Emphysema", "Hernia"])
-def test_names_without_a_counterpart_are_those_that_the_labeler_reads_nothing_from(name: str) -> None:
+def test_unmapped_nih_names_have_no_finding_of_the_labeler(name: str) -> None:
     assert name not in NIH_FINDINGS
     assert label_report(f"There is {name.lower()}.")["No Finding"] == "present"
 
 
-def test_columns_of_numbers(tmp_path: Path) -> None:
+def test_reads_columns_of_numbers(tmp_path: Path) -> None:
     table = [OURS, "a,PA,1,0,1,0", "b,AP,0,1,1,1", "c,LATERAL,1,1,1,1", "d,PA,0,0,0,-1", "e,PA,1,0,0,0"]
     found = read_external(*write(tmp_path, table, ["a.png", "b.jpg", "c.png", "d.png"]))
     assert [study.study_id for study in found.studies] == ["a", "b", "d"]
@@ -57,14 +57,14 @@ def test_columns_of_numbers(tmp_path: Path) -> None:
     assert found.skipped == {"not frontal": 1, "no file": 1}
 
 
-def test_as_nih_publishes_it(tmp_path: Path) -> None:
+def test_reads_the_published_nih_table(tmp_path: Path) -> None:
     table = [NIH, "a.png,Cardiomegaly|Emphysema,0,PA", "b.png,No Finding,1,AP", "c.png,Pleural_Thickening,2,AP"]
     found = read_external(*write(tmp_path, table, ["a.png", "b.png", "c.png"]))
     assert found.truth == (frozenset({"Cardiomegaly"}), frozenset(), frozenset({"Pleural Other"}))
     assert found.unmapped == ("Emphysema",)
 
 
-def test_a_limit_is_spread_over_the_table(tmp_path: Path) -> None:
+def test_limit_is_spread_over_the_table(tmp_path: Path) -> None:
     names = [f"{number:02}" for number in range(10)]
     table = ["image_id,Edema", *(f"{name},0" for name in names)]
     found = read_external(*write(tmp_path, table, [f"{name}.png" for name in names]), limit=4)
@@ -80,7 +80,7 @@ def test_a_limit_is_spread_over_the_table(tmp_path: Path) -> None:
         (["image_id,view,Edema", "a,lateral,1"], "1 rows, 0 frontal"),
     ],
 )
-def test_unusable_tables_are_refused(tmp_path: Path, table: list[str], message: str) -> None:
+def test_rejects_unusable_tables(tmp_path: Path, table: list[str], message: str) -> None:
     path, images = write(tmp_path, table, ["a.png"])
     with pytest.raises(ValueError, match=message):
         read_external(path, images)
@@ -90,7 +90,7 @@ def test_unusable_tables_are_refused(tmp_path: Path, table: list[str], message: 
         read_external(path, tmp_path / "gone")
 
 
-def test_agreement_counts_the_findings_that_the_table_speaks_of() -> None:
+def test_agreement_counts_the_findings_of_the_table() -> None:
     names = frozenset({"Cardiomegaly", "Edema"})
     truth = [frozenset({"Cardiomegaly"}), frozenset({"Cardiomegaly", "Edema"}), frozenset[str]()]
     texts = ["The heart is enlarged. There is a fracture.", "There is pulmonary edema.", "There is pulmonary edema."]
@@ -109,7 +109,7 @@ def test_agreement_counts_the_findings_that_the_table_speaks_of() -> None:
     assert drawn.whole["label_f1_micro"] == pytest.approx(4 / 6)
 
 
-def test_agreement_is_that_of_the_label_scores() -> None:
+def test_agreement_equals_the_label_scores() -> None:
     rng = np.random.default_rng(0)
     said = {"Cardiomegaly": "The heart is enlarged.", "Edema": "There is pulmonary edema."}
     draws = rng.random((2, 40, 2)) < 0.4

@@ -23,7 +23,7 @@ IDS = ["CXR3_IM-0003-1001", "CXR1_IM-0001-1001", "CXR2_IM-0002-1001"]
 EXPECTED = dict(zip(IDS, [b"three", b"one", b"two" * 1000], strict=True))
 
 
-def test_images_are_found_by_id_wherever_they_lie(tmp_path: Path) -> None:
+def test_finds_images_by_id_in_subfolders(tmp_path: Path) -> None:
     for name in ("a.png", "sub/b.JPEG", "sub/deep/c.dcm", "d.jpg", "d.png", "notes.txt", ".e.png"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,14 +37,14 @@ def test_images_are_found_by_id_wherever_they_lie(tmp_path: Path) -> None:
     }
 
 
-def test_loose_images_come_once_each_and_missing_ones_as_none(tmp_path: Path) -> None:
+def test_loose_images_are_yielded_once_and_missing_ones_as_none(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"a")
     store = LooseImages({"a": tmp_path / "a.png", "gone": tmp_path / "gone.png"}, tmp_path)
     assert list(store.iter(["a", "never", "a", "gone"])) == [("a", b"a"), ("never", None), ("gone", None)]
     assert "2 files" in store.description()
 
 
-def test_the_archive_is_read_in_its_own_order_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_is_read_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = TarImages(write_tgz(tmp_path / "NLMCXR_png.tgz", MEMBERS))
     opened: list[object] = []
     original = tarfile.open
@@ -61,7 +61,7 @@ def test_the_archive_is_read_in_its_own_order_in_one_pass(tmp_path: Path, monkey
     assert list(store.iter([])) == []
 
 
-def test_a_truncated_archive_loses_its_tail_only_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_truncated_archive_loses_its_tail_and_logs_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     noise = {f"CXR{n}_IM-{n:04d}-1001.png": os.urandom(20_000) for n in range(10)}
     archive = write_tgz(tmp_path / "NLMCXR_png.tgz", noise)
     archive.write_bytes(archive.read_bytes()[:110_000])
@@ -75,7 +75,7 @@ def test_a_truncated_archive_loses_its_tail_only_and_says_so(tmp_path: Path, cap
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>moved</html>", b"\x1f\x8b\x08"])
-def test_a_file_that_is_no_archive_is_refused_when_opened(tmp_path: Path, content: bytes) -> None:
+def test_rejects_file_that_is_no_archive(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "NLMCXR_png.tgz").write_bytes(content)
     with pytest.raises(ValueError, match=r"NLMCXR_png\.tgz is no readable tar archive .*; download it again"):
         TarImages(tmp_path / "NLMCXR_png.tgz")

@@ -121,7 +121,7 @@ def fixture(published_fixtures: Path) -> Fixture:
 
 @pytest.mark.parametrize("prepared", [False, True], ids=["", "prepared"])
 @pytest.mark.parametrize(("beams", "name"), [(1, "greedy_ids"), (3, "beam3_ids")])
-def test_fixture_outputs_agree_id_for_id(fixture: Fixture, beams: int, name: str, prepared: bool) -> None:
+def test_fixture_outputs_are_equal(fixture: Fixture, beams: int, name: str, prepared: bool) -> None:
     fixture.both.ours.train().eval()  # drops what an earlier test prepared
     if prepared:
         fixture.both.ours.precompute_inference_tables()
@@ -138,7 +138,7 @@ def test_fixture_log_probabilities_agree(fixture: Fixture) -> None:
     torch.testing.assert_close(found[meant], expected[meant], atol=1e-4, rtol=0)
 
 
-def test_the_oracle_is_the_published_code(fixture: Fixture) -> None:
+def test_oracle_equals_the_published_code(fixture: Fixture) -> None:
     """What every other test and every speed figure is compared with."""
     plain, io = fixture.both.plain, fixture.io
     ids = io["report_ids"].long()[:, : io["forward_log_probs"].shape[1]]
@@ -250,7 +250,7 @@ def test_quirks_of_the_published_cleaning() -> None:
     assert clean_report_r2gen("1. Heart. 2. Lungs.") == "heart . lungs ."
 
 
-def test_an_imported_vocabulary_is_ours_with_the_published_words_behind_it() -> None:
+def test_imported_vocabulary_has_our_special_tokens_then_the_published_words() -> None:
     words = published_vocabulary(REPORTS, min_count=1)
     tokenizer = bundle_tokenizer(words)
     assert tokenizer.tokens[4:] == tuple(word for word in words if word != UNK)

@@ -142,7 +142,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
     return Imported(checkpoint, folder / "annotation.json", root / "images", entries, words, state, bundle)
 
 
-def test_the_bundle_says_what_it_is(imported: Imported) -> None:
+def test_bundle_config_names_the_import(imported: Imported) -> None:
     config = load_bundle(imported.bundle).config
     assert config.model.backbone == "resnet101"
     assert (config.model.norm, config.model.patch_positions, config.model.retrieval_k) == ("r2gen", "sequence", 0)
@@ -158,7 +158,7 @@ def test_the_bundle_says_what_it_is(imported: Imported) -> None:
     assert not (imported.bundle / "index").exists()
 
 
-def test_a_draft_is_what_the_published_model_writes(imported: Imported) -> None:
+def test_draft_equals_that_of_the_published_model(imported: Imported) -> None:
     drafter = Drafter(load_bundle(imported.bundle), None)
     written = []
     for entry in imported.entries["val"]:
@@ -178,7 +178,7 @@ def test_a_draft_is_what_the_published_model_writes(imported: Imported) -> None:
     assert len(set(written)) > 1  # it looks at the images
 
 
-def test_training_evaluate_scores_it(imported: Imported, tmp_path: Path) -> None:
+def test_imported_bundle_is_evaluated(imported: Imported, tmp_path: Path) -> None:
     out = tmp_path / "metrics.json"
     arguments = [f"--bundle={imported.bundle}", f"--annotation={imported.annotation}", f"--images={imported.images}",
                  "--split=val", f"--out={out}", "--device=cpu", "--no-meteor"]  # fmt: skip
@@ -198,7 +198,7 @@ def test_training_evaluate_scores_it(imported: Imported, tmp_path: Path) -> None
         assert line["prediction"].replace(" .", "").split() == [word for word in expected.split() if word != "."]
 
 
-def test_it_is_served(imported: Imported) -> None:
+def test_imported_bundle_is_served(imported: Imported) -> None:
     frontal, lateral = (encode(Image.fromarray(scene(*size))) for size in ((150, 120), (120, 150)))
     with ready_client(imported.bundle) as client:
         both = client.post("/report", files={"frontal": ("f.png", frontal), "lateral": ("l.png", lateral)})
@@ -225,7 +225,7 @@ def tried(state: State, **changes: Any) -> ReportModel:
     return import_model(state, made_up_words(30), published, backbone=GivenFeatures(48))
 
 
-def test_every_key_is_needed(state: State) -> None:
+def test_rejects_checkpoint_with_a_missing_key(state: State) -> None:
     for key in state:
         with pytest.raises(ValueError, match=r"missing|no matrix") as refusal:
             tried({name: value for name, value in state.items() if name != key})
@@ -236,7 +236,7 @@ def test_every_key_is_needed(state: State) -> None:
     "key",
     ["encoder_decoder.model.rm.W.weight", "encoder_decoder.att_embed.4.weight", "proj.weight", "encoder_decoder.x"],
 )
-def test_a_key_that_it_does_not_know_is_named(state: State, key: str) -> None:
+def test_rejects_unknown_key(state: State, key: str) -> None:
     with pytest.raises(ValueError, match=f"unknown key '{key}'"):
         tried({**state, key: torch.zeros(1)})
 
@@ -266,19 +266,19 @@ def another_table(state: State) -> None:
         (another_table, r"tgt_embed\.1\.pe is not the sinusoidal table"),
     ],
 )  # fmt: skip
-def test_wrong_tensors_are_named(state: State, change: Callable[[State], None], says: str) -> None:
+def test_rejects_wrong_tensors(state: State, change: Callable[[State], None], says: str) -> None:
     change(state)
     with pytest.raises(ValueError, match=says):
         tried(state)
 
 
 @pytest.mark.parametrize("changes", [{"heads": 5}, {"top_k": 41}, {"top_k": 0}, {"max_length": 0}])
-def test_flags_that_do_not_fit_are_refused(state: State, changes: dict[str, int]) -> None:
+def test_rejects_flags_that_do_not_fit(state: State, changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="set --heads, --top-k and --max-length as in training"):
         tried(state, **changes)
 
 
-def test_a_visual_extractor_of_another_kind_is_named(state: State) -> None:
+def test_rejects_other_visual_extractor(state: State) -> None:
     densenet = {f"visual_extractor.model.{k}": v for k, v in models.densenet121(weights=None).state_dict().items()}
     with pytest.raises(ValueError, match="the visual extractor is none of resnet101"):
         import_model({**state, **densenet}, made_up_words(30), Published(4, 8, 20))
@@ -311,7 +311,7 @@ class _Evil:
 
 
 @pytest.mark.parametrize("pickled", [False, True])
-def test_a_file_that_would_run_code_runs_none(
+def test_checkpoint_with_code_is_not_executed(
     command: Callable[..., int], state: State, tmp_path: Path, pickled: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     bait = tmp_path / "ran"
@@ -337,7 +337,7 @@ def test_a_file_that_would_run_code_runs_none(
         ({"state_dict": {"encoder_decoder.model.rm.x": torch.zeros(1)}}, "this is no R2GenCMN checkpoint"),
     ],
 )
-def test_other_files_are_refused(
+def test_rejects_other_files(
     command: Callable[..., int], tmp_path: Path, content: Any, says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoint = tmp_path / "other.pth"
@@ -349,7 +349,7 @@ def test_other_files_are_refused(
     assert says in caplog.text
 
 
-def test_other_refusals_of_the_command(
+def test_command_rejects_bad_arguments(
     command: Callable[..., int], state: State, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert command(tmp_path / "none.pth") == 2
@@ -362,7 +362,7 @@ def test_other_refusals_of_the_command(
     assert "has no train split; the vocabulary is built from it" in caplog.text
 
 
-def test_an_existing_bundle_is_kept_unless_replaced(imported: Imported, caplog: pytest.LogCaptureFixture) -> None:
+def test_existing_bundle_is_kept_without_replace(imported: Imported, caplog: pytest.LogCaptureFixture) -> None:
     before = load_bundle(imported.bundle).digest
     arguments = ["--checkpoint", str(imported.checkpoint), "--annotation", str(imported.annotation)]
     assert main([*arguments, "--out", str(imported.bundle), *FLAGS]) == 2
@@ -373,14 +373,14 @@ def test_an_existing_bundle_is_kept_unless_replaced(imported: Imported, caplog: 
 @pytest.mark.parametrize(
     "value", [np.float64(0.5), np.float32(0.5), np.int64(3), float("-inf"), torch.tensor([1.0, 2.0])]
 )
-def test_whatever_the_best_metric_was(state: State, tmp_path: Path, value: Any) -> None:
+def test_accepts_any_type_of_best_metric(state: State, tmp_path: Path, value: Any) -> None:
     _, facts = read_checkpoint(save(tmp_path / "model.pth", state, monitor_best=value))
     expected = value.item() if isinstance(value, np.generic) else str(value)
     assert facts["monitor_best"] == expected
     json.dumps(facts, allow_nan=False)
 
 
-def test_a_number_of_numpy_1(state: State, tmp_path: Path) -> None:
+def test_accepts_scalars_of_numpy_1(state: State, tmp_path: Path) -> None:
     """Its maker had another name when the published checkpoints were saved."""
     path = save(tmp_path / "model.pth", state)
     old = tmp_path / "old.pth"
@@ -392,12 +392,12 @@ def test_a_number_of_numpy_1(state: State, tmp_path: Path) -> None:
     assert read_checkpoint(old)[1] == {"epoch": 7, "monitor_best": 0.4321}
 
 
-def test_a_layer_number_out_of_order_is_refused(state: State) -> None:
+def test_rejects_layer_number_out_of_order(state: State) -> None:
     with pytest.raises(ValueError, match="layer 2 is missing before layer 99999999999"):
         tried({**state, "encoder_decoder.model.encoder.layers.99999999999.x": torch.zeros(1)})
 
 
-def test_keys_of_data_parallel_training(state: State, tmp_path: Path) -> None:
+def test_accepts_keys_of_data_parallel_training(state: State, tmp_path: Path) -> None:
     checkpoint = save(tmp_path / "model.pth", {f"module.{key}": value for key, value in state.items()})
     read, facts = read_checkpoint(checkpoint)
     assert read.keys() == state.keys()

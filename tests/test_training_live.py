@@ -23,7 +23,7 @@ from training.trainer.context import RunContext
 
 
 @pytest.mark.parametrize("retrieval", [True, False])
-def test_a_moving_backbone_learns_and_the_index_side_stays(tmp_path: Path, retrieval: bool) -> None:
+def test_moving_backbone_trains_and_text_tower_is_frozen(tmp_path: Path, retrieval: bool) -> None:
     source = open_openi(write_phantom_root(tmp_path / "root", train=16, val=4, seed=5, size=64))
     cache = build_pixel_cache(source, source.studies, IMAGE_SIZE, tmp_path / "cache")
     train, val = cache.readable(source.split("train")), cache.readable(source.split("val"))

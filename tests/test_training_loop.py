@@ -68,7 +68,7 @@ def test_resumed_equals_unbroken(tmp_path: Path, stop_at: int, select: str | Non
     assert resumed.history.best_epoch == unbroken.history.best_epoch
 
 
-def test_a_kill_between_checkpoints_repeats_steps_and_still_agrees(tmp_path: Path) -> None:
+def test_kill_between_checkpoints_repeats_steps_with_equal_weights(tmp_path: Path) -> None:
     expected, _ = train(tmp_path / "unbroken", checkpoint_seconds=1e9)
     with pytest.raises(KilledError):
         train(tmp_path / "broken", stop_at=13, checkpoint_seconds=1e9)
@@ -76,7 +76,7 @@ def test_a_kill_between_checkpoints_repeats_steps_and_still_agrees(tmp_path: Pat
     assert all(torch.equal(v, actual.state_dict()[k]) for k, v in expected.state_dict().items())
 
 
-def test_it_learns_and_leaves_logs_and_curves(tmp_path: Path) -> None:
+def test_loss_falls_and_log_has_one_row_an_epoch(tmp_path: Path) -> None:
     _, loop = train(tmp_path, epochs=30)
     rows = list(csv.DictReader((tmp_path / "toy" / "log.csv").open()))
     assert len(rows) == 30
@@ -86,7 +86,7 @@ def test_it_learns_and_leaves_logs_and_curves(tmp_path: Path) -> None:
     assert loop.step == 150
 
 
-def test_the_last_row_of_the_log_survives_a_kill_right_after_its_checkpoint(tmp_path: Path) -> None:
+def test_resume_restores_a_log_row_lost_after_its_checkpoint(tmp_path: Path) -> None:
     train(tmp_path)
     log = tmp_path / "toy" / "log.csv"
     whole = log.read_bytes()
@@ -95,9 +95,7 @@ def test_the_last_row_of_the_log_survives_a_kill_right_after_its_checkpoint(tmp_
     assert log.read_bytes() == whole
 
 
-def test_curves_are_drawn_in_the_midst_of_a_stage_that_takes_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_curves_are_drawn_during_a_long_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder, seconds in (("short", 1e9), ("long", 0.0)):
         monkeypatch.setattr("training.trainer.history.CURVES_SECONDS", seconds)
         with pytest.raises(KilledError):
@@ -106,7 +104,7 @@ def test_curves_are_drawn_in_the_midst_of_a_stage_that_takes_long(
     assert not (tmp_path / "short" / "toy" / "curves.png").exists()
 
 
-def test_the_best_epoch_is_kept_and_patience_ends_the_stage(tmp_path: Path) -> None:
+def test_keeps_best_epoch_and_stops_after_patience(tmp_path: Path) -> None:
     net, loop = train(tmp_path, select="score", patience=2, epochs=60, lr=0.5)
     scores = [row["val_score"] for row in loop.history.rows]
     assert len(scores) < 60
@@ -117,7 +115,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_stage(tmp_path: Path) -> N
     assert kept == pytest.approx(max(scores), rel=1e-4)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_remedy_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+def test_infinite_loss_stops_with_remedy_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     train(tmp_path, epochs=1)
     before = (tmp_path / "toy" / "checkpoint.pt").read_bytes()
     net = network()
@@ -131,7 +129,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_remedy_and_keeps_the_checkpoin
     assert (tmp_path / "toy" / "checkpoint.pt").read_bytes() == before
 
 
-def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path) -> None:
+def test_infinite_gradient_does_not_change_the_weights(tmp_path: Path) -> None:
     net = network()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     loop = Loop(LoopConfig("toy"), context(tmp_path), net, torch.optim.Adam(net.parameters()))
@@ -144,7 +142,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
-def test_where_the_last_checkpoint_is_damaged_the_one_before_goes_on_to_the_same_weights(
+def test_continues_from_previous_checkpoint_where_the_last_is_damaged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, _ = train(tmp_path / "unbroken")
@@ -160,7 +158,7 @@ def test_where_the_last_checkpoint_is_damaged_the_one_before_goes_on_to_the_same
     assert all(torch.equal(v, actual.state_dict()[k]) for k, v in expected.state_dict().items())
 
 
-def test_damaged_checkpoints_are_named_with_the_way_out(tmp_path: Path) -> None:
+def test_rejects_damaged_checkpoints_with_the_remedy(tmp_path: Path) -> None:
     train(tmp_path, epochs=1)
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
         (tmp_path / "toy" / name).write_bytes(b"not a checkpoint")
@@ -170,7 +168,7 @@ def test_damaged_checkpoints_are_named_with_the_way_out(tmp_path: Path) -> None:
         train(tmp_path)
 
 
-def test_the_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_rejects_checkpoint_of_a_different_model(tmp_path: Path) -> None:
     train(tmp_path, epochs=1)
     other = nn.Linear(3, 3)
     loop = Loop(LoopConfig("toy"), context(tmp_path), other, torch.optim.Adam(other.parameters()))

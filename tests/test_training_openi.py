@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_set_is_two_images_and_findings_with_the_tables_split(root: Path) -> None:
+def test_r2gen_set_needs_two_images_and_findings(root: Path) -> None:
     source = open_openi(root)
     assert [(study.study_id, study.uid, study.split) for study in source.studies] == [
         ("CXR1_1_IM-0001", "CXR1", "val"),
@@ -45,7 +45,7 @@ def test_the_set_is_two_images_and_findings_with_the_tables_split(root: Path) ->
     assert [image.key for image in source.studies[1].images] == list(IMAGES["CXR2"][:2])
 
 
-def test_what_no_table_names_is_extra_and_what_a_table_names_never_is(root: Path) -> None:
+def test_only_studies_outside_the_split_table_are_extra(root: Path) -> None:
     (root / "r2gen_split.csv").write_text(SPLIT.replace("CXR2,train", "CXR12,val"))
     source = open_openi(root)
     assert [(study.uid, study.split) for study in source.extra] == [("CXR2", None)]
@@ -54,7 +54,7 @@ def test_what_no_table_names_is_extra_and_what_a_table_names_never_is(root: Path
     assert any("2 studies skipped: CXR11, CXR12" in note for note in source.notes)
 
 
-def test_notes_count_and_name_what_is_missing(root: Path) -> None:
+def test_notes_count_and_name_missing_data(root: Path) -> None:
     write_reports(root / "NLMCXR_reports.tgz", xml_files() | {"77.xml": b"<broken"})
     notes = "\n".join(open_openi(root).notes)
     assert "5 read, 1 broken and skipped: ecgen-radiology/77.xml" in notes
@@ -107,7 +107,7 @@ def test_images_are_loose_files_and_the_archive(root: Path) -> None:
     assert "to be read from the archive" in source.notes[-1]
 
 
-def test_given_tables_win_over_the_roots_and_these_over_the_projects(root: Path, tmp_path: Path) -> None:
+def test_given_tables_precede_those_of_the_root_and_built_in_ones(root: Path, tmp_path: Path) -> None:
     split, views = tmp_path / "s.csv", tmp_path / "v.csv"
     split.write_text("study_id,split\nCXR10,test\n")
     views.write_text(f"image_id,view\n{IMAGES['CXR10'][0]},lateral\n")
@@ -123,7 +123,7 @@ def test_given_tables_win_over_the_roots_and_these_over_the_projects(root: Path,
     assert "(built in): 2955 studies" in own.notes[1]
 
 
-def test_the_projects_tables() -> None:
+def test_built_in_tables() -> None:
     split = builtin_split()
     assert {name: list(split.values()).count(name) for name in ("train", "val", "test")} == {
         "train": 2069,
@@ -146,13 +146,13 @@ def test_the_projects_tables() -> None:
         ("study_id,split\nCXR1,train\nCXR1,val\n", "3: study 'CXR1' is named twice"),
     ],
 )
-def test_a_bad_split_table_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+def test_rejects_bad_split_table_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "split.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_split(tmp_path / "split.csv")
 
 
-def test_view_tables_may_leave_a_view_open(tmp_path: Path) -> None:
+def test_view_tables_may_have_unknown_views(tmp_path: Path) -> None:
     (tmp_path / "views.csv").write_text("image_id,view\na,frontal\nb,\n")
     assert read_views(tmp_path / "views.csv") == {"a": View.FRONTAL, "b": None}
     (tmp_path / "views.csv").write_text("image_id,view\na,oblique\n")
@@ -160,7 +160,7 @@ def test_view_tables_may_leave_a_view_open(tmp_path: Path) -> None:
         read_views(tmp_path / "views.csv")
 
 
-def test_the_command_writes_the_annotation(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_writes_the_annotation(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sub" / "annotation.json"
     assert main(["--root", str(root), "--out", str(out)]) == 0
     written = json.loads(out.read_text())
@@ -178,7 +178,7 @@ def test_the_command_writes_the_annotation(root: Path, tmp_path: Path, capsys: p
     assert "3 studies (train 2, val 1)" in capsys.readouterr().out
 
 
-def test_the_command_fails_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_fails_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--root", str(tmp_path), "--out", str(tmp_path / "a.json")])
     assert stop.value.code == 1
@@ -188,7 +188,7 @@ def test_the_command_fails_with_one_line(tmp_path: Path, capsys: pytest.CaptureF
         open_openi(tmp_path)
 
 
-def test_only_what_is_absent_is_downloaded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloads_missing_archives_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[tuple[str, str]] = []
     monkeypatch.setattr("training.data.openi.download", lambda url, dest, progress: fetched.append((url, dest.name)))
     download_archives(root)
@@ -218,7 +218,7 @@ def test_the_real_annotation_is_reproduced(real_data: Path, tmp_path: Path) -> N
         assert sum(by_id[entry["id"]] == entry for entry in expected[split]) == len(expected[split])
 
 
-def test_the_projects_tables_equal_the_real_ones(real_data: Path) -> None:
+def test_built_in_tables_equal_those_of_the_real_root(real_data: Path) -> None:
     root = real_data / "openi"
     assert builtin_split() == read_split(root / "r2gen_split.csv")
     assert {image: view for image, view in builtin_views().items() if view} == read_views(root / "views.csv")

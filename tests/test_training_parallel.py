@@ -81,13 +81,13 @@ def test_gathered_negatives_give_the_gradients_of_the_whole_batch(runs: tuple[Pa
     torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-6)
 
 
-def test_process_0_alone_writes(runs: tuple[Path, Path]) -> None:
+def test_only_process_0_writes(runs: tuple[Path, Path]) -> None:
     for stage in ("retriever", "ce", "scst"):
         assert len(list((runs[1] / stage / "tensorboard").iterdir())) == 1
         assert (runs[1] / stage / "checkpoint.pt").exists()
 
 
-def test_the_command_runs_under_torchrun_and_a_refusal_ends_all(root: Path, tmp_path: Path) -> None:
+def test_command_runs_under_torchrun_and_a_refusal_ends_all_processes(root: Path, tmp_path: Path) -> None:
     arguments = ["training.run", "--dataset", "openi", "--root", str(root), "--preset", "smoke", "--device", "cpu",
                  "--out", str(tmp_path / "B")]  # fmt: skip
     done = torchrun(*arguments)
@@ -101,7 +101,7 @@ def test_the_command_runs_under_torchrun_and_a_refusal_ends_all(root: Path, tmp_
     assert time.monotonic() - began < 300
 
 
-def test_a_batch_too_small_to_share_is_refused_and_one_gpu_cannot_be_named_for_two(
+def test_rejects_small_batches_and_one_named_gpu_for_two_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     both = ProcessGroup()
@@ -114,7 +114,7 @@ def test_a_batch_too_small_to_share_is_refused_and_one_gpu_cannot_be_named_for_t
         join("cuda:1")
 
 
-def test_samples_of_a_part_are_those_of_the_whole_batch() -> None:
+def test_samples_of_a_batch_part_equal_those_of_the_batch() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     constraints = Constraints.of(DecodingConfig(min_length=3), tokenizer)
     tokens = torch.randn(5, 1, 4, model.backbone.width, generator=torch.Generator().manual_seed(0))
@@ -137,7 +137,7 @@ def test_samples_of_a_part_are_those_of_the_whole_batch() -> None:
 # --- images on the device ---------------------------------------------------------------------------------------------
 
 
-def test_rows_kept_on_the_device_are_those_read_from_disk(tmp_path: Path) -> None:
+def test_rows_on_the_device_equal_rows_on_disk(tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 256, (9, 4, 4)).astype(np.uint8)
     np.save(tmp_path / "a.npy", array)
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
@@ -148,9 +148,7 @@ def test_rows_kept_on_the_device_are_those_read_from_disk(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["frozen", "live"])
-def test_batches_do_not_depend_on_where_images_are_kept_or_how_they_are_shared(
-    root: Path, tmp_path: Path, kind: str
-) -> None:
+def test_batches_do_not_depend_on_placement_or_process_count(root: Path, tmp_path: Path, kind: str) -> None:
     source = open_openi(root)
     cache = build_pixel_cache(source, source.studies, 64, tmp_path)
     model, studies = tiny_model(), source.split("train")[:5]

@@ -35,7 +35,7 @@ def change(seed: int, finding: str, view: str = "frontal") -> np.ndarray:
     return getattr(draw(seed, frozenset({finding})), view).astype(float) - getattr(draw(seed, NORMAL), view)
 
 
-def test_same_seed_same_study_and_another_seed_another_person() -> None:
+def test_seed_determines_the_phantom() -> None:
     first, again, other = (make_phantom(seed, NORMAL) for seed in (3, 3, 4))
     assert np.array_equal(first.frontal, again.frontal)
     assert np.array_equal(first.lateral, again.lateral)
@@ -43,7 +43,7 @@ def test_same_seed_same_study_and_another_seed_another_person() -> None:
     assert np.abs(first.frontal.astype(int) - other.frontal).mean() > 2
 
 
-def test_pictures_are_grey_squares_of_the_asked_size_with_dark_lungs_and_bright_bone() -> None:
+def test_pictures_have_the_size_dark_lungs_and_bright_bone() -> None:
     study = make_phantom(0, NORMAL, size=160)
     for picture in (study.frontal, study.lateral):
         assert picture.shape == (160, 160)
@@ -63,9 +63,7 @@ def test_a_large_heart_covers_more_of_the_chest(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("finding", "own", "other"), [("left effusion", LEFT, RIGHT), ("right effusion", RIGHT, LEFT)])
-def test_fluid_whitens_the_costophrenic_angle_of_its_own_side(
-    seed: int, finding: str, own: slice, other: slice
-) -> None:
+def test_fluid_whitens_the_costophrenic_angle_of_its_side(seed: int, finding: str, own: slice, other: slice) -> None:
     added = change(seed, finding)
     assert added[BASE, own].max() > 60
     assert np.abs(added[BASE, other]).mean() < 1.5
@@ -97,7 +95,7 @@ def test_atelectasis_draws_thin_bright_bands_at_one_base() -> None:
     assert (np.abs(added) > 10).mean() < 0.02
 
 
-def test_the_report_says_what_was_drawn_and_the_labeler_reads_it() -> None:
+def test_labeler_reads_the_drawn_findings_from_the_report() -> None:
     """Every composed report, read by the labeler: stated labels as stated, nothing else present."""
     rng = np.random.default_rng(0)
     sets = [NORMAL, *(frozenset({name}) for name in PHANTOM_FINDINGS)]
@@ -127,17 +125,17 @@ def test_the_report_says_what_was_drawn_and_the_labeler_reads_it() -> None:
         ("central line", "Support Devices"),
     ],
 )
-def test_truth_follows_the_findings(finding: str, label: str) -> None:
+def test_labels_follow_the_findings(finding: str, label: str) -> None:
     assert draw(7, frozenset({finding})).labels[label] == "present"
     assert draw(7, NORMAL).labels.get(label, "absent") == "absent"
 
 
-def test_an_unknown_finding_is_refused_by_name() -> None:
+def test_rejects_unknown_finding() -> None:
     with pytest.raises(ValueError, match=r"\['gout'\].*cardiomegaly"):
         make_phantom(0, frozenset({"gout"}))
 
 
-def test_a_written_root_reads_as_the_collection_does(tmp_path: Path) -> None:
+def test_written_root_is_read_like_the_collection(tmp_path: Path) -> None:
     root = write_phantom_root(tmp_path / "root", train=6, val=2, test=1, seed=5, size=64)
     reports = read_reports(root).reports
     assert [r.uid for r in reports] == [f"CXR{900_001 + n}" for n in range(9)]
@@ -159,7 +157,7 @@ def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in files)
 
 
-def test_a_root_with_files_is_left_alone(tmp_path: Path) -> None:
+def test_rejects_root_with_files(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(ValueError, match="not empty"):
         write_phantom_root(tmp_path, train=1, val=0)

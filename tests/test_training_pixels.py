@@ -21,7 +21,7 @@ FILES = {
 }
 
 
-def test_dicom_trains_as_it_serves(tmp_path: Path) -> None:
+def test_training_reads_dicom_like_the_service(tmp_path: Path) -> None:
     paths = {key: tmp_path / f"{key}.img" for key in FILES}
     for key, path in paths.items():
         path.write_bytes(FILES[key])

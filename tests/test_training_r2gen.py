@@ -72,7 +72,7 @@ def test_numbered_paths_resolve_to_image_ids_where_files_lie_by_id(tmp_path: Pat
     assert "3 found, 1 missing: CXR8_IM-0002/1.png" in source.notes[-1]
 
 
-def test_the_published_annotation_takes_ids_and_views_from_the_projects_tables(tmp_path: Path) -> None:
+def test_published_annotation_takes_ids_and_views_from_built_in_tables(tmp_path: Path) -> None:
     images = put(tmp_path / "images", "CXR1_1_IM-0001-3001.png", "CXR1_1_IM-0001-4001.png")
     paths = ["CXR1_1_IM-0001/0.png", "CXR1_1_IM-0001/1.png"]
     source = open_r2gen(write(tmp_path / "a.json", train=[entry("CXR1_1_IM-0001", paths)]), images)
@@ -123,7 +123,7 @@ def test_studies_without_report_or_image_are_named_and_skipped(tmp_path: Path) -
         ),
     ],
 )
-def test_a_malformed_annotation_is_named_with_its_entry(tmp_path: Path, text: str, message: str) -> None:
+def test_rejects_malformed_annotation_with_its_entry(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         open_r2gen(tmp_path / "a.json", tmp_path)

@@ -129,7 +129,7 @@ def amid_ce(unbroken: Path, tmp_path: Path) -> Iterator[Path]:
     torch.set_num_threads(threads)
 
 
-def test_what_goes_wrong_amid_a_stage_is_explained_and_costs_nothing(
+def test_failures_within_a_stage_name_the_remedy_and_keep_the_checkpoint(
     root: Path, unbroken: Path, amid_ce: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def resume() -> int:
@@ -176,7 +176,7 @@ def test_what_goes_wrong_amid_a_stage_is_explained_and_costs_nothing(
     assert same_weights(work / "ce" / "result.pt", unbroken.with_name("B.work") / "ce" / "result.pt")
 
 
-def test_a_disk_that_is_full_from_the_start_and_one_at_the_end(
+def test_names_the_file_when_the_disk_is_full(
     root: Path, unbroken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with largest_file(100_000):
@@ -190,7 +190,7 @@ def test_a_disk_that_is_full_from_the_start_and_one_at_the_end(
     assert not (tmp_path / "C").exists()
 
 
-def test_the_run_leaves_logs_and_curves(bundle_path: Path) -> None:
+def test_each_stage_writes_log_curves_and_events(bundle_path: Path) -> None:
     work = bundle_path.with_name("B.work")
     for stage in ("pretrain", "retriever", "ce", "scst"):
         assert (work / stage / "log.csv").read_text().startswith("epoch,")
@@ -200,9 +200,7 @@ def test_the_run_leaves_logs_and_curves(bundle_path: Path) -> None:
     assert drawn <= set((work / "scst" / "log.csv").read_text().splitlines()[0].split(","))
 
 
-def test_only_training_studies_are_cases_and_the_figures_stand_beside_the_constant(
-    root: Path, bundle_path: Path
-) -> None:
+def test_index_holds_training_studies_only_and_metrics_hold_the_baselines(root: Path, bundle_path: Path) -> None:
     bundle = load_bundle(bundle_path)
     index = ReportIndex.load(bundle_path / "index", expected_sha256=bundle.index_sha256())
     source = open_openi(root)
@@ -219,14 +217,14 @@ def test_only_training_studies_are_cases_and_the_figures_stand_beside_the_consta
     assert 0 <= json.loads((bundle_path / "metrics.json").read_text())["pretrain"]["auroc_mean"] <= 1
 
 
-def test_meteor_is_among_the_figures_where_there_is_java(unbroken: Path) -> None:
+def test_meteor_is_computed_where_java_is_installed(unbroken: Path) -> None:
     java = shutil.which("java")
     runs = java is not None and subprocess.run([java, "-version"], capture_output=True, check=False).returncode == 0
     figures = json.loads((unbroken / "metrics.json").read_text())["val"]["system"]
     assert (figures["METEOR"] is not None) == runs
 
 
-def test_the_bundle_drafts_a_val_study_and_never_shows_it_as_its_own_case(root: Path, bundle_path: Path) -> None:
+def test_bundle_drafts_a_val_study_from_other_cases(root: Path, bundle_path: Path) -> None:
     bundle = load_bundle(bundle_path)
     drafter = Drafter(bundle, ReportIndex.load(bundle_path / "index"))
     source = open_openi(root)
@@ -242,7 +240,7 @@ def test_the_bundle_drafts_a_val_study_and_never_shows_it_as_its_own_case(root: 
     assert study.study_id not in {case.case_id for case in draft.reference_cases}
 
 
-def test_an_occupied_work_directory_a_changed_run_and_bad_arguments_are_refused(
+def test_rejects_used_work_directory_changed_run_and_bad_arguments(
     root: Path, bundle_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = ["--dataset", "openi", "--root", str(root), "--preset", "smoke", "--device", "cpu"]
@@ -287,14 +285,14 @@ ALL = ("pretrain", "retriever", "index", "ce")
         ("densenet", "imagenet", ("bundle",), (), [("ce", "bundle")]),
     ],
 )
-def test_a_stage_that_a_later_one_needs_cannot_be_left_out(
+def test_finds_missing_prerequisites_of_stages(
     name: str, weights: str, stages: tuple[str, ...], done: tuple[str, ...], missing: list[tuple[str, str]]
 ) -> None:
     config = preset(name).model_copy(update={"backbone_weights": weights})
     assert list(missing_prerequisites(config, stages, done)) == missing
 
 
-def test_leaving_it_out_is_said_before_any_stage_runs(
+def test_rejects_missing_prerequisite_before_any_stage_runs(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert main(command(root, tmp_path / "B", "--stages", "index,ce,evaluate")[3:]) == 2
@@ -303,7 +301,7 @@ def test_leaving_it_out_is_said_before_any_stage_runs(
     assert not (tmp_path / "B.work" / "index").exists()
 
 
-def test_changed_inputs_are_named_and_an_older_run_is_taken_as_it_is(
+def test_resume_names_changed_inputs_and_accepts_manifests_of_0_1(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source, config = open_openi(root), preset("smoke")
@@ -344,7 +342,7 @@ def test_changed_inputs_are_named_and_an_older_run_is_taken_as_it_is(
     again()
 
 
-def test_texts_can_be_left_out(root: Path, bundle_path: Path, tmp_path: Path) -> None:
+def test_bundle_without_texts_holds_no_report(root: Path, bundle_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "public"
     files = bundle_path.with_name("B.work") / "index" / "files"
     shutil.copy(files / "cases.jsonl", files / ".cases.jsonl.killed.tmp")  # as a kill amid its writing leaves it

@@ -63,7 +63,7 @@ def encoded(model: ReportModel) -> object:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("min_length", [0, 5])
-def test_log_probabilities_are_those_the_drafts_were_sampled_with(temperature: float, min_length: int) -> None:
+def test_policy_log_probs_equal_those_of_sampling(temperature: float, min_length: int) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     constraints = Constraints.of(DecodingConfig(min_length=min_length, suppress=("heart", "<unk>")), tokenizer)
     seen = encoded(model)
@@ -79,7 +79,7 @@ def test_log_probabilities_are_those_the_drafts_were_sampled_with(temperature: f
     assert lengths.unique().numel() > 1  # ended and cut ones
 
 
-def test_they_stay_so_after_each_step_of_the_stages_optimizer() -> None:
+def test_policy_log_probs_equal_those_of_sampling_after_optimizer_steps() -> None:
     """Sampling reads packed weights, which fused steps change without a trace in the weights' versions."""
     model, tokenizer = tiny_model(), tiny_tokenizer()
     constraints = Constraints.of(DecodingConfig(min_length=0), tokenizer)
@@ -108,7 +108,7 @@ def test_advantages_by_hand() -> None:
     torch.testing.assert_close(advantages(rewards, "best_other"), torch.tensor([[0.0, 0.0, 4.0], [0.0, 0.0, 0.0]]))
 
 
-def test_what_lies_above_the_best_other_sample_is_the_gradient_of_the_best_reward() -> None:
+def test_best_other_advantage_is_the_gradient_of_the_best_reward() -> None:
     """Over all triples that a policy of four reports can sample, weighed by how likely each is."""
     scores = torch.tensor([0.3, -0.2, 0.9, 0.1], dtype=torch.float64, requires_grad=True)
     worth = torch.tensor([1.0, 3.0, 0.5, 2.0], dtype=torch.float64)
@@ -128,7 +128,7 @@ def rewarded(text: str, ended: bool, row: int, **weights: float) -> float:
     return float(Reward(MANY, RewardConfig(**weights))([text], [ended], [row])["reward"][0])
 
 
-def test_the_own_report_is_worth_most_and_an_end_counts() -> None:
+def test_reference_report_has_the_largest_reward_and_the_end_counts() -> None:
     own = clean_report(REPORTS[1])
     assert rewarded(own, True, 1) == pytest.approx(10.0)
     assert rewarded(own, False, 1) < 9.9  # it was cut, and would go on
@@ -138,13 +138,13 @@ def test_the_own_report_is_worth_most_and_an_end_counts() -> None:
     assert rewarded(half, True, 1) < rewarded(own, True, 1) / 2
 
 
-def test_words_of_every_report_are_worth_little() -> None:
+def test_words_of_all_reports_add_little_reward() -> None:
     """Document frequencies are those of the training reports."""
     common, rare = "the lungs are clear .", "there is a fracture of a left rib ."
     assert rewarded(common, True, 5) < rewarded(rare, True, 5) / 3  # its report says both
 
 
-def test_parts_are_weighted_and_those_without_weight_are_left_out() -> None:
+def test_reward_sums_its_weighted_parts() -> None:
     reward = Reward(MANY, RewardConfig(cider=0.5, bleu4=2.0, label_f1=3.0))
     drafts = [clean_report(REPORTS[1]), clean_report(REPORTS[0]), "the heart is enlarged ."]
     parts = reward(drafts, [True] * 3, [1, 1, 1])
@@ -155,7 +155,7 @@ def test_parts_are_weighted_and_those_without_weight_are_left_out() -> None:
     assert set(Reward(MANY, RewardConfig())(drafts, [True] * 3, [1, 1, 1])) == {"reward", "cider"}
 
 
-def test_a_right_finding_gains_a_wrong_one_costs_and_silence_is_worth_nothing() -> None:
+def test_finding_gain_by_hand() -> None:
     normal, effusion = REPORTS[0], "There is a left pleural effusion."
     assert finding_gain(normal, "no pneumothorax .") == 0.0
     assert finding_gain(effusion, normal) == 0.0
@@ -182,12 +182,12 @@ START = {"distinct": 0.5, "label_f1_micro": 0.3, "mean_length": 30.0, "redacted"
         ({"mean_length": 10.0, "redacted": 0.2}, ["length", "redacted"]),
     ],
 )
-def test_guards_name_what_fell(change: dict[str, float], broken: list[str]) -> None:
+def test_names_violated_constraints(change: dict[str, float], broken: list[str]) -> None:
     assert violated_constraints({**START, **change}, START, SelectionConstraints()) == broken
     assert violated_constraints({**START, **change}, {}, SelectionConstraints()) == []
 
 
-def test_one_report_for_everybody_breaks_a_guard_whatever_came_in() -> None:
+def test_constant_report_violates_the_absolute_floor() -> None:
     """Four fifths of nothing are nothing: a model of one report would pass every relative floor."""
     start = {**START, "distinct": 1 / 296, "label_f1_micro": 0.0}
     assert violated_constraints(start, start, SelectionConstraints()) == ["distinct"]
@@ -205,7 +205,7 @@ def test_one_report_for_everybody_breaks_a_guard_whatever_came_in() -> None:
         {"temperature": 0},
     ],
 )
-def test_settings_that_cannot_work_are_refused(wrong: dict[str, object]) -> None:
+def test_rejects_unusable_scst_settings(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         ScstConfig.model_validate(wrong)
     assert ScstConfig.model_validate({"samples": 1, "baseline": "greedy"}).samples == 1
@@ -239,7 +239,7 @@ def test_rewards_rise(tmp_path: Path, baseline: str) -> None:
     assert rows[-1]["greedy_reward"] > rows[0]["greedy_reward"]
 
 
-def test_the_greedy_reward_of_a_quarter_is_a_mean_as_that_of_all(tmp_path: Path) -> None:
+def test_greedy_reward_of_a_quarter_is_a_mean(tmp_path: Path) -> None:
     """Nine times one study, in batches of five and four: whoever is asked says the same, an effusion that is there."""
     model = tiny_model()
     torch.nn.init.constant_(model.to_words.bias[tiny_tokenizer().id_of("effusion")], 20.0)
@@ -249,7 +249,7 @@ def test_the_greedy_reward_of_a_quarter_is_a_mean_as_that_of_all(tmp_path: Path)
         assert rows[0]["greedy_reward"] == pytest.approx(1 - FINDING_COST), baseline
 
 
-def test_what_breaks_a_guard_is_never_kept(tmp_path: Path) -> None:
+def test_epochs_that_violate_constraints_are_not_kept(tmp_path: Path) -> None:
     model = tiny_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     row, rows = trained(model, tmp_path, studies("val"), epochs=3, lr=5e-3, guards={"length": 1e-9})
@@ -264,7 +264,7 @@ def test_what_breaks_a_guard_is_never_kept(tmp_path: Path) -> None:
     assert [line.split(",")[0] for line in log] == ["epoch", "0.0", "1.0", "2.0", "3.0"]
 
 
-def test_a_model_of_one_report_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_warns_of_a_model_that_writes_one_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model()
     torch.nn.init.constant_(model.to_words.bias[tiny_tokenizer().id_of("lungs")], 20.0)
     _, rows = trained(model, tmp_path, studies("val"), epochs=1, lr=0.0, guards={"least_distinct": 0.5})
@@ -285,7 +285,7 @@ def test_backbone_text_tower_and_study_head_do_not_move(tmp_path: Path) -> None:
                      "case_projection"}  # fmt: skip
 
 
-def test_without_training_studies_it_is_refused(tmp_path: Path) -> None:
+def test_rejects_empty_training_split(tmp_path: Path) -> None:
     model = tiny_model()
     with pytest.raises(ValueError, match="no readable training study"):
         train_scst(
@@ -294,7 +294,7 @@ def test_without_training_studies_it_is_refused(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
-def test_the_weights_that_came_in_are_measured_once(tmp_path: Path) -> None:
+def test_initial_weights_are_evaluated_once(tmp_path: Path) -> None:
     """A resumed stage selects against the same start."""
     layer = torch.nn.Linear(2, 2)
     context = RunContext(torch.device("cpu"), 1, "fp32", tmp_path)

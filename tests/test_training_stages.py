@@ -34,7 +34,7 @@ def study(number: int, report: str, *views: View | None, split: str = "train") -
 # --- augmentation -----------------------------------------------------------------------------------------------------
 
 
-def test_no_augmentation_changes_nothing_and_some_never_flips() -> None:
+def test_augmentation_of_strength_zero_is_identity_and_never_flips() -> None:
     images = torch.zeros(8, 1, 64, 64)
     images[:, :, :, :20] = 0.8  # bright at the image's left
     still = augment(images, Augmentation(0, 0, 0, 0), torch.Generator().manual_seed(0))
@@ -46,7 +46,7 @@ def test_no_augmentation_changes_nothing_and_some_never_flips() -> None:
     assert not torch.equal(moved[0], moved[1])
 
 
-def test_augmentation_repeats_with_its_generator() -> None:
+def test_augmentation_is_determined_by_its_generator() -> None:
     images = torch.rand(3, 1, 32, 32)
     first, second = (augment(images, Augmentation(), torch.Generator().manual_seed(9)) for _ in range(2))
     assert torch.equal(first, second)
@@ -62,7 +62,7 @@ def test_to_float_averages_areas_when_it_shrinks() -> None:
 # --- targets ----------------------------------------------------------------------------------------------------------
 
 
-def test_targets_join_soft_scores_and_report_labels(tmp_path: Path) -> None:
+def test_targets_concatenate_soft_scores_and_report_labels(tmp_path: Path) -> None:
     table = tmp_path / "scores.csv"
     table.write_text("image_id,Mass,Hernia\nCXR1-0,0.25,0.5\n")
     one, none = study(1, REPORTS[1]), study(2, "")
@@ -75,7 +75,7 @@ def test_targets_join_soft_scores_and_report_labels(tmp_path: Path) -> None:
     assert targets.mask[2].sum() == 0  # a report without words says nothing
 
 
-def test_terms_of_mesh_and_text_are_those_of_enough_studies() -> None:
+def test_mesh_and_text_targets_need_enough_studies() -> None:
     headings = ("Opacity/lung/base/left", "Cardiomegaly/mild")
     pairs = [
         (f"CXR{row}-0", replace(study(row, REPORTS[row % 2]), mesh=headings[: 1 + row % 2] if row < 30 else ()))
@@ -96,7 +96,7 @@ def test_terms_of_mesh_and_text_are_those_of_enough_studies() -> None:
 
 
 @pytest.mark.parametrize("text", ["id,Mass\nA,0.1\n", "image_id,Mass\nA,1.5\n", "image_id,Mass\nA,0.1,0.2\n"])
-def test_bad_soft_scores_are_refused(tmp_path: Path, text: str) -> None:
+def test_rejects_malformed_soft_scores(tmp_path: Path, text: str) -> None:
     (tmp_path / "scores.csv").write_text(text)
     with pytest.raises(ValueError, match=r"scores\.csv"):
         read_soft_scores(tmp_path / "scores.csv")
@@ -115,14 +115,14 @@ def test_contrastive_loss_without_agreement_is_the_symmetric_cross_entropy() -> 
         torch.testing.assert_close(contrastive_loss(similarity, torch.eye(5), 3.0, label_weight), expected)
 
 
-def test_contrastive_loss_does_not_push_reports_apart_that_say_the_same() -> None:
+def test_contrastive_loss_tolerates_reports_with_equal_findings() -> None:
     together = torch.tensor([[1.0, 1.0, -1.0], [1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
     apart = torch.tensor([[1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
     agreement = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     assert contrastive_loss(together, agreement, 5.0, 0.9) < contrastive_loss(apart, agreement, 5.0, 0.9)
 
 
-def test_recall_counts_ranks() -> None:
+def test_recall_and_mrr_by_hand() -> None:
     similarity = torch.eye(12)
     similarity[0, 1] = 2.0  # own report second
     similarity[3, 4:10] = 2.0  # own report seventh
@@ -132,7 +132,7 @@ def test_recall_counts_ranks() -> None:
     )
 
 
-def test_agreement_of_reports_joins_findings_and_phrases() -> None:
+def test_report_agreement_mixes_findings_and_phrases() -> None:
     studies = [study(row, REPORTS[place]) for row, place in enumerate((1, 1, 0, 7) * 3)]
     vectors = torch.from_numpy(analyse(report_tokens(studies, tiny_tokenizer(), 40), 16, 1).coordinates[:4])
     phrases = phrase_overlap(vectors)
@@ -164,7 +164,7 @@ def test_overlap_and_agreement_follow_the_findings() -> None:
 # --- views and retrieval ----------------------------------------------------------------------------------------------
 
 
-def test_views_come_frontal_first_and_one_may_be_dropped() -> None:
+def test_frontal_view_comes_first_and_one_view_may_be_dropped() -> None:
     pair = study(1, "x", View.LATERAL, View.FRONTAL)
     known = {"CXR1-0": 0, "CXR1-1": 1}
     assert select_views(pair, known, 1.0, None) == [(1, 0), (0, 1)]
@@ -207,7 +207,7 @@ def test_only_training_studies_enter_the_index(tmp_path: Path) -> None:
 # --- cross-entropy ----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_never_written_is_no_target() -> None:
+def test_suppressed_words_are_no_targets() -> None:
     tokenizer = tiny_tokenizer()
     ids = torch.tensor([[tokenizer.bos_id, tokenizer.id_of("heart"), tokenizer.unk_id, tokenizer.eos_id]])
     assert mask_suppressed_targets(ids, DecodingConfig(), tokenizer).tolist() == [
@@ -215,7 +215,7 @@ def test_what_is_never_written_is_no_target() -> None:
     ]
 
 
-def test_rates_are_apart_and_a_frozen_backbone_stays_frozen() -> None:
+def test_optimizer_has_two_rates_and_leaves_out_frozen_parts() -> None:
     model = tiny_model()
     stage = FrozenPartsModule(model, moving=True).train()
     visual, rest = build_optimizer(model, backbone_lr=1e-5, head_lr=1e-3, weight_decay=0.0).param_groups
@@ -245,7 +245,7 @@ def changed(before: str, after: str) -> set[str]:
             if one.get(key) != two.get(key)} - {"preset"}  # fmt: skip
 
 
-def test_each_row_of_the_study_is_one_change_from_the_row_before() -> None:
+def test_each_preset_is_one_change_from_the_one_before() -> None:
     assert changed("baseline", "densenet") == {"shape.backbone"}
     assert changed("densenet", "densenet-lr") == {"ce"}
     assert changed("densenet-lr", "retrieval") == {"retrieval_k", "retriever"}
@@ -256,7 +256,7 @@ def test_each_row_of_the_study_is_one_change_from_the_row_before() -> None:
     assert math.isclose(preset("baseline").ce.transformer_lr, 5e-4)
 
 
-def test_every_preset_is_valid_and_an_unknown_one_is_named() -> None:
+def test_all_presets_are_valid_and_unknown_names_are_rejected() -> None:
     assert {
         "baseline",
         "densenet",
