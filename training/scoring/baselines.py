@@ -34,22 +34,22 @@ _LEAST_GAIN = 1e-9
 
 @dataclass(frozen=True)
 class TrivialRow:
-    """Texts of one trivial row: ``variants[v][i]`` is what variant v says about study i.
+    """Texts of one trivial row: ``variants[v][i]`` is the text of variant v for study i.
 
-    ``merge`` says how the variants' figures become the row: ``best`` takes the higher figure of each (the constant:
-    one text chosen for BLEU-4 + ROUGE-L, one for CIDEr), ``mean`` their mean (random: one variant a seed).
+    ``merge`` decides how the scores of the variants become the row: ``best`` takes the higher value of each metric (the
+    constant: one text chosen for BLEU-4 + ROUGE-L, one for CIDEr), ``mean`` the mean (random: one variant a seed).
     """
 
     variants: Mapping[str, Sequence[str]]
     merge: Literal["best", "mean"] = "mean"
 
     def merged(self, rows: Sequence[Scores]) -> Scores:
-        """The row's figures from those of its variants, in the same order."""
+        """The scores of the row from those of its variants, in the same order."""
         return mean_scores(rows) if self.merge == "mean" else best_scores(rows)
 
 
 def best_scores(rows: Sequence[Scores]) -> Scores:
-    """Figure by figure maximum of rows; None where a row lacks the figure."""
+    """Maximum of each metric over rows; None if a row lacks the metric."""
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     return {
         name: max(known) if len(known := [v for v in values if v is not None]) == len(values) else None
@@ -63,9 +63,9 @@ def trivial_rows(
     """The rows that need no image: ``constant``, ``most_frequent``, ``random``.
 
     Args:
-        train: training reports as the source holds them.
-        chosen_on: reports on which the constant is chosen: those of the validation split, whatever split is scored.
-        count: number of studies to write about.
+        train: training reports of the source.
+        chosen_on: reports on which the constant is chosen: those of the validation split, for every scored split.
+        count: number of studies.
         vocabulary: of the comparable row.
 
     Raises:
@@ -89,13 +89,13 @@ def trivial_rows(
 
 
 def most_frequent(train: Sequence[str], vocabulary: frozenset[str]) -> str:
-    """The training report that occurs most often as a comparable string; the first of several."""
+    """The training report whose comparable string is most frequent; of several the first."""
     prepared = [comparable_reference(report, vocabulary) for report in train]
     return train[prepared.index(Counter(prepared).most_common(1)[0][0])]
 
 
 def frequent_sentences(train: Sequence[str], vocabulary: frozenset[str], limit: int = CANDIDATES) -> Sentences:
-    """The most frequent sentences of the cleaned training reports, each closed by ".", all words in the vocabulary."""
+    """The most frequent sentences of cleaned training reports that the vocabulary covers, each closed by "."."""
     counts: Counter[tuple[str, ...]] = Counter()
     for report in train:
         for sentence in " ".join(clean_report_r2gen(report).split()).split(END_OF_SENTENCE):
@@ -106,17 +106,17 @@ def frequent_sentences(train: Sequence[str], vocabulary: frozenset[str], limit: 
 
 
 def choose_constant(sentences: Sentences, objective: Objective) -> str:
-    """The report of some of ``sentences`` that a greedy search finds best.
+    """The best report of some of ``sentences`` that a greedy search finds. Deterministic; no sentence occurs twice.
 
-    Each step takes the one change that gains most: a sentence added at any place, put in the place of another, or
-    dropped. It ends where no change gains. Deterministic; no sentence stands twice.
+    Each step takes the change that gains most: insert a sentence at any position, replace one, or drop one. The search
+    ends when no change gains.
     """
     chosen: Sentences = ()
     best = -math.inf
     while True:
         value, _, change = max(
-            ((objective([word for sentence in option for word in sentence]), -place, option)
-             for place, option in enumerate(_changes(chosen, sentences))),
+            ((objective([word for sentence in option for word in sentence]), -number, option)
+             for number, option in enumerate(_changes(chosen, sentences))),
             default=(-math.inf, 0, chosen),
         )  # fmt: skip
         if value <= best + _LEAST_GAIN:
@@ -126,13 +126,13 @@ def choose_constant(sentences: Sentences, objective: Objective) -> str:
 
 def _changes(chosen: Sentences, sentences: Sentences) -> Iterator[Sentences]:
     unused = [sentence for sentence in sentences if sentence not in chosen]
-    for place in range(len(chosen) + 1):
+    for at in range(len(chosen) + 1):
         for sentence in unused:
-            yield (*chosen[:place], sentence, *chosen[place:])
-    for place in range(len(chosen)):
+            yield (*chosen[:at], sentence, *chosen[at:])
+    for at in range(len(chosen)):
         for sentence in unused:
-            yield (*chosen[:place], sentence, *chosen[place + 1 :])
-        yield (*chosen[:place], *chosen[place + 1 :])
+            yield (*chosen[:at], sentence, *chosen[at + 1 :])
+        yield (*chosen[:at], *chosen[at + 1 :])
 
 
 class ConstantScorer:

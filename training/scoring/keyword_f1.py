@@ -1,13 +1,13 @@
-"""Which key words of a report a draft names: a table after FORTE, for chest radiographs.
+"""F1 of the key words of a report, after FORTE, for chest radiographs.
 
 FORTE (feature-oriented radiology task evaluation; Li et al. 2025, "Towards a holistic framework for multimodal LLM in
-3D brain CT radiology report generation", Nature Communications 16:2258) sorts a report's key words into degree,
-landmark, feature and impression and takes the F1 of each. Its lists are of the head; these are of the chest, written
-for this project from the general vocabulary of chest radiography. A key word stands for its synonyms and counts once a
-study.
+3D brain CT radiology report generation", Nature Communications 16:2258) sorts the key words of a report into degree,
+landmark, feature and impression and takes the F1 of each category. Its lists are for the head. These lists are for the
+chest, written for this project from the general vocabulary of chest radiography. A key word stands for its synonyms and
+counts once in a study.
 
-Like FORTE this reads words, not what is said about them: "no effusion" names an effusion. The paper therefore scores a
-second time without the sentences that deny something, and so does ``keyword_f1`` with ``negated=False``.
+Like FORTE this reads words, not statements: "no effusion" names an effusion. The paper therefore scores a second time
+without the sentences that contain a negation, and so does ``keyword_f1`` with ``negated=False``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from training.scoring.metrics import Pair, Scores, precision_recall_f1
 
 AVERAGE: Final = "average"  # of the four categories
 
-# category -> key word -> how it is written: regular expressions on whole words, lower case, "|" between synonyms
+# category -> key word -> spellings: regular expressions on whole words, lower case, "|" between synonyms
 KEY_WORDS: Final[Mapping[str, Mapping[str, str]]] = {
     "degree": {
         "normal": r"normal(?:ly)?|unremarkable|within (?:the )?(?:normal )?limits(?: of normal)?",
@@ -147,7 +147,7 @@ _COMPILED: Final = {
     category: {word: re.compile(rf"(?<![\w-])(?:{pattern})(?![\w-])") for word, pattern in words.items()}
     for category, words in KEY_WORDS.items()
 }
-_DENIES: Final = re.compile(
+_NEGATION: Final = re.compile(
     r"\b(?:no|not|without|none|never|neither|nor|negative|absent|absence|free of|clear of|cannot|excluded)\b"
 )
 
@@ -157,17 +157,17 @@ def key_words(text: str, *, negated: bool = True) -> dict[str, frozenset[str]]:
 
     Args:
         text: lower case, sentences closed by `` . `` (``training.scoring.protocol``).
-        negated: read sentences that deny something, too.
+        negated: also read sentences with a negation.
     """
     sentences = text.split(f" {END_OF_SENTENCE}")
-    kept = [sentence for sentence in sentences if negated or not _DENIES.search(sentence)]
+    kept = [sentence for sentence in sentences if negated or not _NEGATION.search(sentence)]
     found = [_of_sentence(sentence) for sentence in kept]
     return {name: frozenset().union(*(one[name] for one in found)) for name in KEY_WORDS}
 
 
 @lru_cache(maxsize=1 << 14)
 def _of_sentence(sentence: str) -> dict[str, frozenset[str]]:
-    """Cached, as reports repeat their sentences; not to be changed by the caller."""
+    """Cached, because reports repeat sentences; callers must not change the result."""
     return {
         category: frozenset(word for word, pattern in words.items() if pattern.search(sentence))
         for category, words in _COMPILED.items()
@@ -179,7 +179,7 @@ def keyword_f1(pairs: Sequence[Pair], *, negated: bool = True) -> dict[str, Scor
 
     Args:
         pairs: (reference, prediction), prepared.
-        negated: count what is denied as named, too.
+        negated: also count key words of sentences with a negation.
 
     Returns:
         Category -> ``precision``, ``recall``, ``f1`` and ``support``, the number of key words in the references.

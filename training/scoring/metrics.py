@@ -1,7 +1,7 @@
 """Corpus metrics of drafts against reports, by the scorers of ``pycocoevalcap`` and this project's finding labeler.
 
-Strings come prepared (``training.scoring.protocol``) and are split at spaces; no PTBTokenizer, which would drop the "."
-and move BLEU. Figures are shares, except CIDEr (0 to 10) and ``mean_length`` (words, "." not counted).
+Strings are prepared (``training.scoring.protocol``) and split at spaces. PTBTokenizer is not used: it would drop the
+"." and change BLEU. Metrics are shares, except CIDEr (0 to 10) and ``mean_length`` (words without ".").
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ METRICS = (
     "BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr",
     "label_f1_micro", "label_f1_macro", "no_finding_f1", "distinct", "mean_length",
 )  # fmt: skip
-_NOTHING = "qqq"  # stands for an empty text where a scorer cannot take one; it matches no word
+_NOTHING = "qqq"  # replaces an empty text for METEOR, which accepts none; it matches no word
 
 
 def score(pairs: Sequence[Pair], *, meteor: bool = False) -> Scores:
     """Score predictions against references, one reference each.
 
-    An empty prediction is a wrong one: it counts in every mean and matches nothing.
+    An empty prediction counts in every mean and matches nothing.
 
     Args:
         pairs: (reference, prediction), prepared.
-        meteor: compute METEOR, which needs a Java runtime; None in the result, with a logged note, where that fails.
+        meteor: compute METEOR, which needs a Java runtime; None in the result, with a warning, if that fails.
 
     Returns:
-        A figure for each of ``METRICS``. CIDEr takes document frequencies from the references given.
+        A value for each of ``METRICS``. CIDEr takes document frequencies from these references.
 
     Raises:
         ValueError: no pairs, or a reference without words.
@@ -71,15 +71,15 @@ def score(pairs: Sequence[Pair], *, meteor: bool = False) -> Scores:
 
 
 def present_findings(text: str) -> frozenset[str]:
-    """Names of the findings, No Finding included, that the labeler reads as present."""
+    """Findings that the labeler reads as present, No Finding included."""
     return frozenset(name for name, label in label_report(text).items() if label == "present")
 
 
 def label_scores(reference: Iterable[frozenset[str]], predicted: Iterable[frozenset[str]]) -> dict[str, float]:
-    """F1 of findings named present.
+    """F1 of findings named as present.
 
     ``label_f1_micro`` pools the 13 findings without No Finding; ``label_f1_macro`` is the mean over those of them that
-    some reference presents; ``no_finding_f1`` stands alone. 0 where neither side names anything.
+    some reference names; ``no_finding_f1`` is that of No Finding. 0 if neither side names a finding.
 
     Args:
         reference: findings present in each report.
@@ -100,9 +100,9 @@ def label_scores(reference: Iterable[frozenset[str]], predicted: Iterable[frozen
 
 
 def label_table(pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
-    """Each of the 14 findings on its own: precision, recall and F1 of "present".
+    """Precision, recall and F1 of "present" for each of the 14 findings.
 
-    ``prevalence`` and ``predicted`` are the shares of references and of drafts that present it.
+    ``prevalence`` and ``predicted`` are the shares of references and of drafts that name it.
     """
     hits, wrong, missed = _count(*([present_findings(pair[side]) for pair in pairs] for side in (0, 1)))
     return {
@@ -115,7 +115,7 @@ def label_table(pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
 
 
 def precision_recall_f1(hits: int, wrong: int, missed: int) -> tuple[float, float, float]:
-    """From counts; 0 where there is nothing to divide by."""
+    """From counts; 0 instead of a division by zero."""
     precision, recall = hits / max(hits + wrong, 1), hits / max(hits + missed, 1)
     return precision, recall, 2 * hits / max(2 * hits + wrong + missed, 1)
 
@@ -123,7 +123,7 @@ def precision_recall_f1(hits: int, wrong: int, missed: int) -> tuple[float, floa
 def _count(
     reference: Iterable[frozenset[str]], predicted: Iterable[frozenset[str]]
 ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    """How often each finding is named rightly, wrongly, and missed."""
+    """True positives, false positives and false negatives of each finding."""
     hits, wrong, missed = (dict.fromkeys(FINDINGS, 0) for _ in range(3))
     for truth, guess in zip(reference, predicted, strict=True):
         for counts, names in ((hits, truth & guess), (wrong, guess - truth), (missed, truth - guess)):
@@ -136,20 +136,20 @@ def comparable_pairs(pairs: Iterable[Pair], train_reports: Iterable[str]) -> lis
     """The strings of the comparable row.
 
     Args:
-        pairs: (report as the source holds it, draft as tokens or text).
-        train_reports: decide the vocabulary.
+        pairs: (report of the source, draft as tokens or text).
+        train_reports: give the vocabulary.
     """
     vocabulary = comparable_vocabulary(train_reports)
     return [(comparable_reference(report, vocabulary), comparable_prediction(draft)) for report, draft in pairs]
 
 
 def validation_scores(pairs: Sequence[Pair]) -> dict[str, float]:
-    """All figures but METEOR, in about a second for 300 prepared pairs; for validation while training."""
+    """All metrics except METEOR, in about a second for 300 prepared pairs; for validation during training."""
     return {name: value for name, value in score(pairs).items() if value is not None}
 
 
 def mean_scores(rows: Sequence[Mapping[str, float | None]]) -> Scores:
-    """Figure by figure mean of rows; None where a row lacks the figure."""
+    """Mean of each metric over rows; None if a row lacks the metric."""
     return {name: _mean([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -158,7 +158,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-# --- METEOR: a Java program kept open between rows --------------------------------------------------------------------
+# --- METEOR: a Java program that stays open between rows -------------------------------------------------------------
 
 
 def meteor_available() -> bool:

@@ -1,9 +1,9 @@
-"""What a bundle's own drafts score by chance: the same drafts, dealt out anew to the studies again and again.
+"""Permutation test: do drafts describe their own studies better than the same drafts permuted across studies?
 
-A permutation test (Fisher 1935, "The Design of Experiments"; Good 2005, "Permutation, Parametric and Bootstrap Tests of
-Hypotheses") of whether drafts belong to their studies. Dealing them out keeps their style, their length and how often
-they name each finding, and breaks only what ties a draft to its patient. A random training report is no such yardstick:
-drafts chosen to agree with many reports score above it on any patient.
+Fisher 1935, "The Design of Experiments"; Good 2005, "Permutation, Parametric and Bootstrap Tests of Hypotheses". A
+permutation keeps the style and length of the drafts and how often they name each finding. It breaks only the link
+between a draft and its patient. A random training report is a weaker baseline: drafts that agree with many reports
+score above it on any patient.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from training.scoring.metrics import Pair
 from training.scoring.ngrams import Floats
 from training.scoring.study_statistics import SCORED, finding_vector
 
-MEASURES = ("CIDEr", "label_f1_micro")  # what falls where a draft is not the patient's
+MEASURES = ("CIDEr", "label_f1_micro")  # these fall when a draft is not about the patient
 
 
 def permutation_test(pairs: Sequence[Pair], *, draws: int, seed: int) -> dict[str, dict[str, Any]] | None:
-    """Each of ``MEASURES`` over drafts that were dealt out anew.
+    """Each of ``MEASURES`` over permutations of the drafts.
 
     Args:
         pairs: N (reference, prediction) strings, prepared as for ``training.scoring.metrics.score``.
-        draws: D, how often they are dealt out.
-        seed: decides how.
+        draws: D, the number of permutations.
+        seed: of the permutations.
 
     Returns:
-        By measure its ``mean`` over the draws, ``interval_95``, and ``p``: the share of draws, the drafts as they are
-        among them, that score as high as the drafts as they are. None where there are fewer than two studies, or no
-        draws.
+        By measure its ``mean`` and ``interval_95`` over the permutations, and ``p``: the share of permutations, the
+        original order among them, that score at least as high as the original order. None for fewer than two studies,
+        and for no draws.
     """
     if len(pairs) < 2 or not draws:
         return None
     rng = np.random.default_rng((seed, 43))
     studies = len(pairs)
-    deals = np.stack([np.arange(studies), *(rng.permutation(studies) for _ in range(draws))])  # (1 + D, N) drafts
-    cider = _cider(pairs)[deals, np.arange(studies)].mean(axis=1)
+    orders = np.stack([np.arange(studies), *(rng.permutation(studies) for _ in range(draws))])  # (1 + D, N) drafts
+    cider = _cider(pairs)[orders, np.arange(studies)].mean(axis=1)
     truth, named = _vectors(pairs)
-    right = (named[deals] * truth).sum(axis=(1, 2))
+    right = (named[orders] * truth).sum(axis=(1, 2))
     f1 = 2 * right / max(truth.sum() + named.sum(), 1)
     return {name: _summary(values) for name, values in zip(MEASURES, (cider, f1), strict=True)}
 
 
 def expected_under_permutation(pairs: Sequence[Pair]) -> dict[str, float]:
-    """Each of ``MEASURES`` in expectation over all deals, without drawing any.
+    """Expectation of each of ``MEASURES`` over all permutations, in closed form.
 
-    A deal gives each draft to each study equally often. So CIDEr is the mean over all drafts and studies; and of the
+    Every draft meets every study equally often. So CIDEr is the mean over all pairs of drafts and studies, and of the
     T_k studies with finding k and the G_k drafts that name it, T_k * G_k / N meet.
 
     Args:
@@ -63,12 +63,12 @@ def expected_under_permutation(pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def lift_over_permutation(scores: Mapping[str, float], by_chance: Mapping[str, float]) -> float:
-    """How far drafts score above the same drafts dealt out anew: the sum of the two differences in ``MEASURES``.
+    """How far drafts score above their permutations: the sum of the differences in ``MEASURES``.
 
-    0, up to rounding, for one report for all studies, whatever it says: it is worth as much on any patient.
+    0, up to rounding, for any constant report: it scores the same on every patient.
 
     Args:
-        scores: of the drafts as they are, as ``training.scoring.metrics.score`` gives them.
+        scores: of the drafts in their order, from ``training.scoring.metrics.score``.
         by_chance: as ``expected_under_permutation`` gives it.
     """
     return sum(scores[name] - by_chance[name] for name in MEASURES)
@@ -88,10 +88,10 @@ def _vectors(pairs: Sequence[Pair]) -> tuple[Floats, Floats]:
 
 
 def _summary(values: Floats) -> dict[str, Any]:
-    """Of (1 + D,) values, the first of them that of the drafts as they are."""
-    dealt = values[1:]
+    """Of (1 + D,) values; the first is that of the original order."""
+    permuted = values[1:]
     return {
-        "mean": float(dealt.mean()),
-        "interval_95": interval(dealt),
+        "mean": float(permuted.mean()),
+        "interval_95": interval(permuted),
         "p": float((values >= values[0] - 1e-12).mean()),
     }

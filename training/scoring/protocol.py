@@ -1,8 +1,7 @@
 """The two ways a report and a draft become strings to score (docs/evaluation.md).
 
-*Comparable*: the rule behind the published IU X-Ray tables (R2Gen, Chen et al. 2020, and its followers), so that a
-figure can stand beside theirs whatever vocabulary a bundle has. *Full*: this project's own cleaning, nothing cut,
-nothing replaced.
+*Comparable*: the rule of the published IU X-Ray tables (R2Gen, Chen et al. 2020, and later work), so that scores can
+be compared with them for any vocabulary of a bundle. *Full*: this project's cleaning, nothing cut, nothing replaced.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Iterable
 from model.text.tokenizer import END_OF_SENTENCE, UNK, clean_report, clean_report_r2gen
 
 COMPARABLE_IDS = 60  # bos, words and eos of a report, as published for IU X-Ray
-COMPARABLE_WORDS = COMPARABLE_IDS - 1  # bos takes one place; eos is what a longer report loses first
+COMPARABLE_WORDS = COMPARABLE_IDS - 1  # bos takes one id; a longer report loses eos first
 MIN_COUNT = 3
 PROTOCOL = (
     "system: published IU X-Ray cleaning, words seen fewer than 3 times in training are <unk>, cut to 60 ids; "
@@ -37,7 +36,7 @@ def comparable_reference(report: str, vocabulary: frozenset[str]) -> str:
     ``[bos] + words + [eos]`` is cut to 60 ids and bos and eos are dropped: at most 59 words remain, "." counted.
 
     Args:
-        report: as the source holds it.
+        report: of the source.
         vocabulary: of ``comparable_vocabulary``; other words become ``<unk>``.
     """
     words = clean_report_r2gen(report).split()[:COMPARABLE_WORDS]
@@ -47,8 +46,8 @@ def comparable_reference(report: str, vocabulary: frozenset[str]) -> str:
 def comparable_prediction(text: str) -> str:
     """A draft as the published code scores it: lower case, sentences closed by `` . ``, at most 59 words.
 
-    Takes tokens joined by spaces ("the heart is normal . no effusion .") and served findings ("The heart is normal. No
-    effusion.") alike. Words outside the published vocabulary stay as they are; they cannot match a reference.
+    Accepts tokens joined by spaces ("the heart is normal . no effusion .") and served findings ("The heart is normal.
+    No effusion."). Words outside the published vocabulary stay: they cannot match a reference.
     """
     words: list[str] = []
     for sentence in _SENTENCE_END.split(text.lower()):
@@ -59,10 +58,10 @@ def comparable_prediction(text: str) -> str:
 
 
 def full_reference(report: str) -> str:
-    """A report under this project's own cleaning, whole."""
+    """A whole report under this project's cleaning."""
     return clean_report(report)
 
 
 def full_prediction(text: str) -> str:
-    """A draft under this project's own cleaning, whole; takes tokens joined by spaces or served findings."""
+    """A whole draft under this project's cleaning; accepts tokens joined by spaces and served findings."""
     return clean_report(text)
