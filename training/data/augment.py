@@ -1,8 +1,8 @@
 """Augmentation of radiographs on the device, a batch at once.
 
 Small rotation, scale, shift, contrast and brightness; never a flip, which would swap left and
-right. Random numbers come from a generator the caller seeds, so a resumed run draws what the
-unbroken one drew.
+right. Random numbers come from a generator that the caller seeds, so a resumed run draws
+the same ones.
 """
 
 from __future__ import annotations

@@ -74,16 +74,16 @@ def for_pretraining(source: Source, external: ExternalSet) -> tuple[Source, Exte
         source: of the run.
         external: its images get a prefix, so that no id is taken for one of ``source``.
     """
-    own = [replace(study, study_id=_OTHERS + study.study_id, uid=_OTHERS + study.uid,
+    prefixed = [replace(study, study_id=_OTHERS + study.study_id, uid=_OTHERS + study.uid,
                    images=tuple(replace(ref, key=_OTHERS + ref.key) for ref in study.images))
            for study in external.studies]  # fmt: skip
     known = ExternalLabels(
         tuple(sorted(set(external.mapped.values()))),
-        {study.study_id: truth for study, truth in zip(own, external.truth, strict=True)},
+        {study.study_id: truth for study, truth in zip(prefixed, external.truth, strict=True)},
     )
     images = ChainedImages((source.images, Prefixed(_OTHERS, external.source.images)))
-    note = f"{external.source.name}: {len(own)} images for pretraining, labels {', '.join(known.findings)}"
-    return replace(source, extra=(*source.extra, *own), images=images, notes=(*source.notes, note)), known
+    note = f"{external.source.name}: {len(prefixed)} images for pretraining, labels {', '.join(known.findings)}"
+    return replace(source, extra=(*source.extra, *prefixed), images=images, notes=(*source.notes, note)), known
 
 
 def read_external(table: Path, images: Path, *, limit: int | None = None) -> ExternalSet:
@@ -124,7 +124,7 @@ def read_external(table: Path, images: Path, *, limit: int | None = None) -> Ext
             "named by its id; check --external-images"
         )
     if limit is not None and limit < len(found):
-        found = [found[place * len(found) // limit] for place in range(limit)]
+        found = [found[number * len(found) // limit] for number in range(limit)]
     studies = tuple(_study(Path(row[key]).stem) for row in found)
     return ExternalSet(
         source=Source(table.name, (), (), LooseImages(paths, images), ()),

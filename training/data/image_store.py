@@ -122,8 +122,8 @@ class Prefixed:
         self._prefix, self._store = prefix, store
 
     def iter(self, keys: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
-        own = [key.removeprefix(self._prefix) for key in keys if key.startswith(self._prefix)]
-        for key, data in self._store.iter(own):
+        keys_in_store = [key.removeprefix(self._prefix) for key in keys if key.startswith(self._prefix)]
+        for key, data in self._store.iter(keys_in_store):
             yield self._prefix + key, data
         for key in dict.fromkeys(keys):
             if not key.startswith(self._prefix):

@@ -1,4 +1,6 @@
-"""Tables of findings by study, such as CheXbert's reading of the reports: CSV ``study_id, <the 14 findings>``."""
+"""Tables of findings by study, such as CheXbert's reading of the reports: CSV ``study_id, <the 14
+findings>``.
+"""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def finding_targets(
         external: add the group ``external``, unknown for all other studies.
     """
     studies = {study.study_id: study for _, study in images}
-    place = {study_id: row for row, study_id in enumerate(studies)}
+    row_of = {study_id: row for row, study_id in enumerate(studies)}
     labels = [label_vector(study.report) for study in studies.values()]
     names = [f"report/{name}" for name in FINDINGS]
     values, mask = (np.stack([pair[part] for pair in labels]) for part in (0, 1))
@@ -144,7 +144,7 @@ def finding_targets(
         there = [_marks(external.present.get(study_id, ()), external.findings) for study_id in studies]
         values = np.hstack([values, np.array(there, np.float32)])
         mask = np.hstack([mask, np.repeat(np.array(known, np.float32)[:, None], len(external.findings), axis=1)])
-    rows = np.array([place[study.study_id] for _, study in images])
+    rows = np.array([row_of[study.study_id] for _, study in images])
     values, mask = values[rows], mask[rows]
     if soft is not None:
         columns, scores = soft

@@ -90,11 +90,11 @@ def import_model(
     target |= {f"backbone.features.{key}": value for key, value in visual.items()}
     target |= _word_rows(writer, words)
     target["view_embedding.weight"] = torch.zeros_like(model.view_embedding.weight)  # published models have no views
-    own = model.state_dict()
+    needed = model.state_dict()
     for key, value in target.items():
-        if key in own and own[key].shape != value.shape:
+        if key in needed and needed[key].shape != value.shape:
             source = names.get(key, key)
-            raise ValueError(f"{source} has the shape {tuple(value.shape)}, needed is {tuple(own[key].shape)}")
+            raise ValueError(f"{source} has the shape {tuple(value.shape)}, needed is {tuple(needed[key].shape)}")
     model.load_state_dict(target)
     return model.eval()
 

@@ -1,4 +1,4 @@
-"""Writes phantom studies as a copy of the Open-i collection lies on disk, so the whole path runs on
+"""Writes phantom studies in the layout of the Open-i collection, so the whole pipeline runs on
 them.
 """
 
@@ -109,9 +109,9 @@ def study_xml(number: int, study: PhantomStudy, images: list[str]) -> bytes:
         for label, text in sections.items()
     )
     parents = "\n".join(
-        f"  <parentImage id={quoteattr(image)}>\n    <figureId>F{place}</figureId>\n"
+        f"  <parentImage id={quoteattr(image)}>\n    <figureId>F{position}</figureId>\n"
         f"    <caption>Drawn chest phantom</caption>\n  </parentImage>"
-        for place, image in enumerate(images, start=1)
+        for position, image in enumerate(images, start=1)
     )
     majors = "\n".join(f"    <major>{escape(term)}</major>" for term in terms)
     return f"""<?xml version="1.0" encoding="utf-8"?>

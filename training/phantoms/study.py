@@ -45,7 +45,7 @@ def make_phantom(seed: int, findings: frozenset[str], *, size: int = 256) -> Pha
     """Draw a phantom and write its report.
 
     Args:
-        seed: anatomy, exposure, the place and degree of each finding, and the choice of sentences.
+        seed: anatomy, exposure, position and degree of each finding, and the choice of sentences.
             One seed with other findings is the same person.
         findings: any of ``PHANTOM_FINDINGS``; empty for a normal chest.
         size: H = W of the pictures, pixels.
