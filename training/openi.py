@@ -20,9 +20,7 @@ from training.data.studies import SPLITS, Source
 
 
 def annotation(source: Source) -> dict[str, list[dict[str, Any]]]:
-    """The R2Gen layout: split -> entries `id, report, image_path, split, image_ids`; no empty
-    splits.
-    """
+    """The R2Gen layout: split -> entries `id, report, image_path, split, image_ids`."""
     entries = {
         split: [
             {

@@ -1,6 +1,4 @@
-"""A run with its data decoded and its model built: what the stages of ``training.pipeline`` work
-on.
-"""
+"""A run with decoded images and a built model: the input of ``training.pipeline``."""
 
 from __future__ import annotations
 
@@ -115,9 +113,7 @@ class PreparedRun:
             )  # fmt: skip
 
     def trained_features(self) -> PatchSource:
-        """Features for cross-entropy: cached where the backbone is frozen, else the backbone
-        itself.
-        """
+        """Features for cross-entropy: cached for a frozen backbone, else the backbone itself."""
         if self.config.ce.backbone_lr == 0:
             return self.frozen_features()
         return OnlineFeatures(self.model, self.cache, self.context.device, self.config.ce.view_dropout,

@@ -86,9 +86,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
 
 
 def _open_inputs(arguments: argparse.Namespace, config: RunConfig, context: RunContext) -> RunInputs:
-    """Open the data set and check that it is that of the run in the work directory, if there is
-    one.
-    """
+    """Open the data set and check it against the run in the work directory, if there is one."""
     main = context.processes.main
     if main and arguments.out.exists() and not arguments.resume and not arguments.replace:
         raise ValueError(f"--out {arguments.out} already exists; choose another, or add --replace")

@@ -1,6 +1,4 @@
-"""Which stages of a run are done: ``<work>/<stage>/result.pt`` holds the weights after a stage and
-its metrics.
-"""
+"""Which stages of a run are done: ``<stage>/result.pt`` holds the weights and metrics after it."""
 
 from __future__ import annotations
 
@@ -75,9 +73,7 @@ class StageResults:
         return True
 
     def finish(self, name: str, metrics: Mapping[str, Any]) -> None:
-        """Save the weights after a stage and its metrics; all processes continue with the saved
-        weights.
-        """
+        """Save the weights and metrics of a stage; all processes continue with those weights."""
         self.metrics |= metrics
         if name in SHARED and self._context.processes.main:
             path = self._file(name)

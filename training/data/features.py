@@ -66,9 +66,7 @@ class CachedFeatures:
     def patches(
         self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True, part: slice = WHOLE
     ) -> Patches:
-        """(B, V, 49, D) tokens of the studies, (B, V, 0, D) without; V is the largest number of
-        views among them.
-        """
+        """(B, V, 49, D) tokens, (B, V, 0, D) without; V is the most views of a study."""
         rows, views, mask = _batch_of_views(studies, self._rows, self._drop, generator)
         rows = rows * self._variants
         if generator is not None:

@@ -23,9 +23,7 @@ class ImageStore(Protocol):
     """Encoded image files by key."""
 
     def iter(self, keys: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
-        """Yield each key once, in any order, with the file's bytes; None where missing or
-        unreadable.
-        """
+        """Yield each key once, in any order, with its bytes; None where missing or unreadable."""
         ...
 
     def description(self) -> str:

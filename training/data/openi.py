@@ -79,9 +79,7 @@ def open_openi(
 
 
 def download_archives(root: Path) -> None:
-    """Fetch the official archives that `root` lacks, resuming an earlier attempt; progress goes to
-    stderr.
-    """
+    """Fetch the official archives that `root` lacks, resuming; progress goes to stderr."""
     if not any((root / name).exists() for name in (REPORTS_ARCHIVE, REPORTS_FOLDER)):
         download(REPORTS_URL, root / REPORTS_ARCHIVE, progress=text_progress(REPORTS_ARCHIVE))
     if not any((root / name).exists() for name in (IMAGES_ARCHIVE, *IMAGE_FOLDERS)):
@@ -123,9 +121,7 @@ def _images(root: Path, wanted: Sequence[str]) -> tuple[ImageStore, tuple[str, .
 
 
 def _found(splits: Mapping[str, Split], studies: Collection[Study]) -> str:
-    """`2365 found (train 2069, …), 590 missing (test 590)`: a withheld split is reported, not an
-    error.
-    """
+    """`2365 found (train 2069, …), 590 missing (test 590)`; a withheld split is no error."""
     found = {study.uid for study in studies}
     present = {split: sum(s == split and uid in found for uid, s in splits.items()) for split in SPLITS}
     absent = {split: sum(s == split and uid not in found for uid, s in splits.items()) for split in SPLITS}

@@ -44,9 +44,7 @@ class PixelCache:
         return key in self.rows
 
     def usable(self, study: Study) -> Study | None:
-        """The study with its readable images only, views filled from DICOM; None where no image is
-        left.
-        """
+        """The study with its readable images, views filled from DICOM; None without such images."""
         images = tuple(
             ImageRef(ref.key, ref.view or self.views.get(ref.key)) for ref in study.images if ref.key in self.rows
         )

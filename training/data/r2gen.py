@@ -137,9 +137,7 @@ def _uid(study_id: str) -> str:
 
 
 def _image_id(entry: Mapping[str, Any], uid: str, key: str) -> str | None:
-    """The id of an image: its file name without extension; for `<id>/<k>.png` the k-th id of the
-    study.
-    """
+    """The image id: the file's stem; for `<id>/<k>.png` the k-th id of the study."""
     stem = Path(key).stem
     ids: Sequence[str] = entry.get("image_ids") or builtin_images().get(uid, ())
     if stem in ids or not stem.isdecimal():

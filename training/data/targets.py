@@ -92,9 +92,7 @@ def label_vector(report: str) -> tuple[Floats, Floats]:
 
 
 def mesh_terms(study: Study) -> frozenset[str]:
-    """Headings of a study: each whole, its first part, and its first part with each qualifier, in
-    lower case.
-    """
+    """Headings in lower case: whole, first part, and first part with each qualifier."""
     terms: set[str] = set()
     for heading in study.mesh:
         parts = [part.strip().lower() for part in heading.split("/")]
@@ -159,9 +157,7 @@ def finding_targets(
 def _terms(
     group: Group, studies: Sequence[Study], of: Callable[[Study], frozenset[str]], known: Callable[[Study], bool]
 ) -> FindingTargets:
-    """(studies, terms) of one group; terms that too few or nearly all of the studies have are left
-    out.
-    """
+    """(studies, terms) of one group, without terms of too few or nearly all studies."""
     found = [of(study) for study in studies]
     has_target = [known(study) for study in studies]
     counts = Counter(term for terms in found for term in terms)

@@ -16,9 +16,7 @@ from model.text.tokenizer import SPECIALS, UNK, Tokenizer, clean_report_r2gen
 
 
 def published_vocabulary(reports: Iterable[str], *, min_count: int = 3) -> tuple[str, ...]:
-    """Tokens of ids 1, 2, … by the published rule: words of cleaned training reports seen
-    ``min_count`` times, and ``<unk>``, sorted.
-    """
+    """Published rule: words seen ``min_count`` times in cleaned reports, and ``<unk>``, sorted."""
     counts = Counter(word for report in reports for word in clean_report_r2gen(report).split())
     return tuple(sorted([word for word, count in counts.items() if count >= min_count] + [UNK]))
 

@@ -1,6 +1,4 @@
-"""Published R2GenCMN weights in the parameters of our report model. Every key is used or named in
-an error.
-"""
+"""Published R2GenCMN weights as parameters of our report model; every key is used or refused."""
 
 from __future__ import annotations
 
@@ -213,9 +211,7 @@ def _check_positions(name: str, table: Tensor, d_model: int) -> None:
 
 
 def _word_rows(writer: Mapping[str, Tensor], words: Sequence[str]) -> dict[str, Tensor]:
-    """Embedding and logit rows in the order of our ids; published id 0 is begin, end and padding at
-    once.
-    """
+    """Embedding and logit rows by our ids; published id 0 is begin, end and padding at once."""
     order = [words.index(UNK) + 1, *(i for i, word in enumerate(words, 1) if word != UNK)]
     keys = ("model.tgt_embed.0.lut.weight", "logit.weight", "logit.bias")
     embedding, weight, bias = (writer[key].float() for key in keys)

@@ -1,6 +1,4 @@
-"""Writes phantom studies in the layout of the Open-i collection, so the whole pipeline runs on
-them.
-"""
+"""Writes phantom studies in the layout of the Open-i collection."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What the stages that train the report generator share: retrieval, targets, optimizer, frozen
-parts.
-"""
+"""What the stages that train the report generator share: retrieval, targets, optimizer."""
 
 from __future__ import annotations
 
@@ -56,9 +54,7 @@ class ReportGenerator:
 
 
 def shuffled_batches(count: int, steps: int, *seed: int) -> Batches:
-    """Epoch -> a permutation of ``count`` rows in ``steps`` parts, drawn from ``seed`` and the
-    epoch.
-    """
+    """Epoch -> a permutation of ``count`` rows in ``steps`` parts, from ``seed`` and the epoch."""
 
     def batches(epoch: int) -> list[Rows]:
         return np.array_split(np.random.default_rng((*seed, epoch)).permutation(count), steps)
@@ -106,9 +102,7 @@ def encode_reports(studies: Sequence[Study], tokenizer: Tokenizer, length: int) 
 
 
 def mask_suppressed_targets(ids: Tensor, decoding: DecodingConfig, tokenizer: Tokenizer) -> Tensor:
-    """Word ids with 0 for words that decoding never writes (``xxxx``, ``<unk>``); these remain as
-    context.
-    """
+    """Word ids with 0 for words that decoding never writes (``xxxx``, ``<unk>``)."""
     targets = ids.clone()
     for word in decoding.suppress:
         if word in tokenizer.tokens:
@@ -175,9 +169,7 @@ class FrozenPartsModule(nn.Module):
 def build_optimizer(
     model: ReportModel, *, backbone_lr: float, head_lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Adam with one learning rate for the backbone and one for the rest; frozen parameters are left
-    out.
-    """
+    """Adam with one learning rate for the backbone and one for the rest, without frozen weights."""
     backbone = [p for p in model.backbone.parameters() if p.requires_grad]
     known = {id(p) for p in backbone}
     groups = [{"params": [p for p in model.parameters() if p.requires_grad and id(p) not in known], "lr": head_lr}]

@@ -38,9 +38,7 @@ def contrastive_loss(similarity: Tensor, agreement: Tensor, scale: Tensor | floa
 
 
 def label_vectors(studies: Sequence[Study]) -> Tensor:
-    """(N, 14) float, 1 where a report presents a finding (No Finding included), rows of unit
-    length.
-    """
+    """(N, 14) float, 1 where a report presents a finding (or No Finding), rows of unit length."""
     labels = torch.from_numpy(np.stack([label_vector(study.report)[0] for study in studies]))
     return F.normalize(labels, dim=1)
 
@@ -56,9 +54,7 @@ def label_overlap(labels: Tensor) -> Tensor:
 
 
 def phrase_overlap(vectors: Tensor) -> Tensor:
-    """(B, R) phrase vectors of reports -> (B, B) agreement: the square of the cosine, 1 on the
-    diagonal.
-    """
+    """(B, R) phrase vectors -> (B, B) agreement: the square of the cosine, 1 on the diagonal."""
     unit = F.normalize(vectors, dim=1)
     return (unit @ unit.t()).clamp(0, 1).square().fill_diagonal_(1.0)
 

@@ -185,9 +185,7 @@ def _finding_scores(
 def _validation_aurocs(
     scores: Floats, images: Sequence[tuple[str, Study]], table: Mapping[str, frozenset[str]] | None
 ) -> dict[str, float]:
-    """AUROC of the findings in SCORED by (N, 14) scores: against the labeler, and as ``table_…``
-    against the table.
-    """
+    """AUROC of (N, 14) scores against the labeler, and as ``table_…`` against the table."""
     result = _aurocs("auroc", scores, finding_targets(images, None).values)
     if table:
         known = [row for row, (_, study) in enumerate(images) if study.uid in table]

@@ -33,9 +33,7 @@ def embed_studies(model: ReportModel, patches: PatchSource, studies: Sequence[St
 def study_report_similarity(
     model: ReportModel, patches: PatchSource, studies: Sequence[Study], tokenizer: Tokenizer
 ) -> Tensor:
-    """(N, N) similarity, on the CPU, of each study's images (rows) to each study's report
-    (columns).
-    """
+    """(N, N) similarity, on the CPU, of each study's images (rows) to each report (columns)."""
     model.eval()
     queries = torch.from_numpy(embed_studies(model, patches, studies))
     reports = embed_reports(model.text_tower, tokenizer, [study.report for study in studies])
@@ -55,9 +53,7 @@ def recall(similarity: Tensor) -> dict[str, float]:
 
 
 def label_agreement(retrieved: Sequence[Sequence[str]], reports: Sequence[str]) -> float:
-    """Mean Jaccard overlap of the present findings (No Finding included) of reports and those
-    retrieved for them.
-    """
+    """Mean Jaccard overlap of the present findings of reports and of those retrieved for them."""
     total = []
     for report, others in zip(reports, retrieved, strict=True):
         expected = label_vector(report)[0] > 0
@@ -71,9 +67,7 @@ def label_agreement(retrieved: Sequence[Sequence[str]], reports: Sequence[str]) 
 def retrieval_scores(
     model: ReportModel, index: ReportIndex, patches: PatchSource, studies: Sequence[Study], k: int, seed: int
 ) -> dict[str, float]:
-    """Label agreement of the top-k cases of ``studies`` with their reports, and that of random
-    cases.
-    """
+    """Label agreement of the top-k cases of ``studies``, and that of random cases."""
     if not studies:
         return {}
     model.eval()

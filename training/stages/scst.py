@@ -219,9 +219,7 @@ def violated_constraints(
 
 
 def _warn_of_weak_start(start: Mapping[str, float], limits: SelectionConstraints) -> None:
-    """Warn where the initial weights write so little variety or so few findings that no floor can
-    hold them.
-    """
+    """Warn where the initial drafts have too little variety or findings for the constraints."""
     if start["distinct"] < limits.least_distinct:
         log.warning("scst: only %.1f %% of the initial validation drafts are distinct, less than the floor of "
                     "%.1f %%. The model writes nearly the same report for all studies, and SCST amplifies that; train "

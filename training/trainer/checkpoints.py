@@ -1,6 +1,4 @@
-"""Checkpoint files: written atomically, with the previous one kept as a fallback for a damaged
-file.
-"""
+"""Checkpoint files: written atomically; the previous one replaces a damaged one."""
 
 from __future__ import annotations
 

@@ -19,9 +19,7 @@ CURVES_SECONDS = 10.0  # shortest time between two drawings of the curves, which
 
 @dataclass
 class History:
-    """One row an epoch and the best epoch so far (-1: none); ``start`` is the row of
-    ``Loop.evaluate_initial``.
-    """
+    """One row an epoch, the best epoch (-1: none), the row of ``Loop.evaluate_initial``."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = -1
@@ -54,9 +52,7 @@ class HistoryWriter:
             self._draw(history)
 
     def close(self, history: History) -> None:
-        """Write the table and the curves a last time; a kill may have come between a checkpoint and
-        its row.
-        """
+        """Write the table, which a kill may have left without its last row, and the curves."""
         self._events.close()
         if history.rows:
             self._write_table(history)

@@ -90,9 +90,7 @@ class Loop:
     # -- training --------------------------------------------------------------------------------------------------
 
     def evaluate_initial(self, validate: Validate) -> dict[str, float]:
-        """Make the current weights a candidate of the selection, as epoch 0; returns their row,
-        also after a resume.
-        """
+        """Make the current weights candidate 0 of the selection; returns their row."""
         self.load()
         if not self.history.start:
             row = {"epoch": 0.0, **self._validated(validate)}
@@ -163,9 +161,7 @@ class Loop:
         bar.close()
 
     def _update(self, losses: Mapping[str, Tensor]) -> None:
-        """One step of the optimizer; refuses values that are not finite before they reach the
-        weights.
-        """
+        """One optimizer step; raises before values that are not finite reach the weights."""
         processes = self.context.processes
         values = torch.stack([value.detach().double().to(self.context.device) for value in losses.values()])
         totals = dict(zip(losses, processes.total(values).tolist(), strict=True))
@@ -298,9 +294,7 @@ class Loop:
 
 
 def learning_rate_factor(progress: float, warmup: float, floor: float) -> float:
-    """Learning rate relative to its peak: a linear rise in the first ``warmup`` of all steps, then
-    a cosine.
-    """
+    """Learning rate relative to its peak: a linear rise (``warmup``), then a cosine."""
     if progress < warmup:
         return (progress + 1e-3) / (warmup + 1e-3)
     rest = (progress - warmup) / max(1 - warmup, 1e-9)
