@@ -4,6 +4,7 @@
     python -m benchmarks growth --out DIR   how cost grows with words, beams, slots and batch: CSV and plot
     python -m benchmarks index --out DIR    the index up to a million vectors: CSV and plot (long)
     python -m benchmarks kinds              kinds of index side by side at 100,000 vectors
+    python -m benchmarks kernels            what each CPU kernel saves against plain PyTorch
     python -m benchmarks profile            the operators that take most of the time
 
 ``--out FILE`` writes the table as Markdown. Run it on a quiet machine.
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cider, decoding, growth, index, machine, profiles, serving, training_step
+from benchmarks import cider, decoding, growth, index, kernels, machine, profiles, serving, training_step
 from benchmarks.logging import configure_logging
 from benchmarks.machine import Machine
 from benchmarks.table import HEADER, Row, aligned, markdown
@@ -72,6 +73,9 @@ def _measure(arguments: argparse.Namespace, device: torch.device) -> int:
     if arguments.what == "kinds":
         print(index.as_markdown(index.kinds(images=arguments.images)))
         return 0
+    if arguments.what == "kernels":
+        print(kernels.as_markdown())
+        return 0
     if arguments.what == "profile":
         profiles.print_all(device)
         return 0
@@ -97,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=("table", "growth", "index", "kinds", "profile"), default="table")
+    parser.add_argument(
+        "what", nargs="?", choices=("table", "growth", "index", "kinds", "kernels", "profile"), default="table"
+    )
     parser.add_argument("--out", type=Path, help="table: Markdown file to write; growth, index: folder")
     parser.add_argument("--only", type=_sections, help=f"some of {','.join(SECTIONS)}")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
