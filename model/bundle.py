@@ -1,4 +1,4 @@
-"""The bundle: a directory that holds all that serving needs, written whole or not at all, checked before use.
+"""The bundle: a directory with everything that serving needs, written whole or not at all, verified before use.
 
 ``config.json``, ``model.safetensors``, ``tokenizer.json``, ``metrics.json``, optionally ``index/``,
 ``consensus.safetensors`` and ``calibration.json``, and ``MANIFEST.json`` with the SHA-256 and size of every other file.
@@ -34,7 +34,7 @@ METRICS = "metrics.json"
 CONSENSUS = "consensus.safetensors"
 CALIBRATION = "calibration.json"
 INDEX_DIR, INDEX_FILES = "index", ("reports.faiss", "cases.jsonl")
-FIGURES = 6  # significant digits of a figure
+DIGITS = 6  # significant digits of a metric
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def write_bundle(
     weights_dtype: Literal["fp16", "fp32"] = "fp16",
     replace: bool = False,
 ) -> None:
-    """Write a bundle beside ``path`` and rename it into place, manifest last.
+    """Write a bundle to a temporary directory and rename it to ``path``, manifest last.
 
     Args:
         path: the directory to make.
@@ -147,9 +147,9 @@ def write_bundle(
         index_dir: holds ``reports.faiss`` and ``cases.jsonl``; needed where ``config.retrieval`` is set.
         consensus: goes to ``consensus.safetensors``; needed where ``config.decoding`` is by consensus.
         calibration: goes to ``calibration.json``; it must have been fitted to these weights.
-        metrics: goes to ``metrics.json``, numbers rounded to ``FIGURES`` significant digits.
+        metrics: goes to ``metrics.json``, numbers rounded to ``DIGITS`` significant digits.
         weights_dtype: of the matrices.
-        replace: put the new bundle in the place of an existing one.
+        replace: replace an existing bundle.
 
     Raises:
         BundleError: something is already there and ``replace`` is not set, or the index or the table is missing.
@@ -180,7 +180,7 @@ def write_bundle(
             _save_calibration(calibration, partial)
         if index_dir is not None:
             (partial / INDEX_DIR).mkdir()
-            for name in INDEX_FILES:  # and nothing that a killed write may have left there, report texts least of all
+            for name in INDEX_FILES:  # only these: a killed write may have left report texts there
                 shutil.copyfile(index_dir / name, partial / INDEX_DIR / name)
         write_manifest(partial)
         replace_folder(partial, path)
@@ -189,11 +189,11 @@ def write_bundle(
 
 
 def add_calibration(bundle: Path, calibration: Calibration, out: Path) -> None:
-    """Write a copy of a bundle with this calibration, in the bundle's own place or elsewhere, whole or not at all.
+    """Write a copy of a bundle with this calibration, whole or not at all; ``out`` may be the bundle itself.
 
     Args:
         bundle: the bundle that it was fitted to; its files are checked first.
-        calibration: takes the place of one that is there.
+        calibration: replaces an existing one.
         out: where the copy goes: ``bundle`` itself, or nothing yet.
 
     Raises:
@@ -221,9 +221,9 @@ def _save_calibration(calibration: Calibration, directory: Path) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """JSON content with its numbers rounded to ``FIGURES`` significant digits."""
+    """JSON content with its numbers rounded to ``DIGITS`` significant digits."""
     if isinstance(value, float):
-        return float(f"{value:.{FIGURES}g}")
+        return float(f"{value:.{DIGITS}g}")
     if isinstance(value, Mapping):
         return {name: _rounded(part) for name, part in value.items()}
     return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""What the pipeline needs of an index of reference cases; ``retrieval_index.ReportIndex`` satisfies it."""
+"""Protocol of an index of reference cases; ``retrieval_index.index.ReportIndex`` implements it."""
 
 from __future__ import annotations
 

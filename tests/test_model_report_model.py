@@ -185,7 +185,7 @@ def test_what_was_prepared_follows_the_weights() -> None:
         for change in (change_the_matrix, load_the_memory, train_the_words):
             model.precompute_inference_tables()
             before = written()
-            assert model.prepared_bank is not None
+            assert model.memory_bank_table is not None
             change()
             found = written()
             model.clear_inference_tables()

@@ -1,9 +1,11 @@
-"""Linear layers whose products run on oneDNN on a CPU.
+"""CPU kernels that save at least 1.25 × on a decoding or training figure (``python -m benchmarks kernels``).
 
-PyTorch sends float32 products of a CPU to MKL, which is slower than oneDNN on some processors that are not Intel's, and
-reads a weight in the layout it is stored in. oneDNN also keeps a weight in the layout that its kernels want: packed
-once, read at every step of a decode. Elsewhere, under autocast and
-where oneDNN is switched off (``torch.backends.mkldnn.flags(enabled=False)``), these are plain ``nn.Linear``.
+- Linear layers on oneDNN. PyTorch sends float32 products to MKL, which is slower than oneDNN on some processors, and
+  reads a weight in the layout in which it is stored. oneDNN keeps a packed copy, made once and read at every step.
+- Top-k addressing of the memory, with a gradient that touches the chosen slots only.
+
+On other devices, under autocast and with oneDNN switched off (``torch.backends.mkldnn.flags(enabled=False)``), the
+layers are plain ``nn.Linear``.
 """
 
 from __future__ import annotations
@@ -19,17 +21,17 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-_GROUPS = 256  # a row of scores is cut into so many groups, of which the top k hold the top k scores
-_FEW = 128  # up to so many tokens one batched product for all heads beats a product a head
+_GROUPS = 256  # groups of a row of scores; those with the k largest maxima hold the k largest scores
+_FEW = 128  # up to this many tokens, one batched product for all heads is faster than one per head
 Activation = Literal["none", "relu"]
 
-# The two operators that torch.compile's CPU code calls; private, so their absence only costs speed.
+# Private operators of torch.compile's CPU code; without them the layers are only slower.
 _HAS_ONEDNN = torch._C._has_mkldnn and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
 )
 _PRODUCTS: ContextVar[torch.dtype | None] = ContextVar("products", default=None)
-_steps = 0  # of all optimizers of this process: fused ones change weights without a trace in their versions
-_WIDEST_STEP = 48  # rows that packed weights are laid out for: 16 studies of 3 beams
+_steps = 0  # of all optimizers of this process: fused ones do not count up the versions of weights
+_WIDEST_STEP = 48  # rows for which weights are packed: 16 studies of 3 beams
 
 
 def _count_step(*_: object) -> None:
@@ -41,16 +43,16 @@ register_optimizer_step_post_hook(_count_step)
 
 
 def weight_version_key(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
-    """Changes whenever one of ``tensors`` is replaced, written to, or trained by an optimizer.
+    """A key that changes whenever one of ``tensors`` is replaced, written to, or trained by an optimizer.
 
-    Blind to writes through ``.data``, and to those into tensors that were made in inference mode.
+    Writes through ``.data``, and into tensors made in inference mode, do not change it.
     """
     return _steps, *((tensor.data_ptr(), _version(tensor)) for tensor in tensors)
 
 
 @contextmanager
 def matmul_dtype(dtype: torch.dtype | None) -> Iterator[None]:
-    """Compute the packed products of this context in ``dtype`` (bfloat16), all else as it is; None changes nothing."""
+    """Compute the packed products of this context in ``dtype`` (bfloat16); None changes nothing."""
     token = _PRODUCTS.set(dtype)
     try:
         yield
@@ -59,7 +61,7 @@ def matmul_dtype(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def runs_on_onednn(left: Tensor, right: Tensor) -> bool:
-    """Whether a product of these may go to oneDNN as they are: both float32 or both bfloat16, on a CPU."""
+    """Whether oneDNN can multiply these: both float32 or both bfloat16, on a CPU."""
     return left.dtype == right.dtype and _takes(left, right, left.dtype)
 
 
@@ -118,7 +120,7 @@ class PackedLinearGroup:
     """
 
     def __init__(self) -> None:
-        # key, weight, bias, and what they were packed from: while it is held, nothing else gets its address
+        # key, weight, bias, and the sources: holding them keeps their addresses from reuse
         self._packed: tuple[tuple[Any, ...], Tensor, Tensor, list[Tensor]] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -135,8 +137,8 @@ class PackedLinearGroup:
         """x (..., K) -> the output of each of ``layers``, (..., N1), (..., N2), …; every layer has a bias."""
         inner, outer = _dtypes(x)
         if torch.is_grad_enabled() or x.numel() == 0 or not _takes(x, layers[0].weight, inner):
-            # one product a layer: what a joint one saves here, copies of its parts cost again
-            x = x.to(outer)  # what autocast would do for each layer
+            # one product per layer: a joint product saves no more than the copies of its parts cost
+            x = x.to(outer)  # as autocast does for each layer
             outs = [linear(x, layer.weight, layer.bias) for layer in layers]
             return tuple(F.relu(out) if activation == "relu" else out for out in outs)
         weight, bias = self._weights(layers, inner)
@@ -146,7 +148,7 @@ class PackedLinearGroup:
     def freeze(self, layers: Sequence[nn.Linear], activation: Activation = "none") -> Callable[[Tensor], Tensor]:
         """For many calls: x (..., K) -> (..., N1 + N2 + …) without a gradient.
 
-        What is called reads the weights, and the context (autocast, ``matmul_dtype``), as they are now.
+        The function uses the weights and the context (autocast, ``matmul_dtype``) of this moment.
         """
         first = layers[0].weight
         inner, outer = _dtypes(first)
@@ -180,7 +182,7 @@ class PackedLinearGroup:
 
 
 def _dtypes(x: Tensor) -> tuple[torch.dtype, torch.dtype]:
-    """In what a packed product of ``x`` is computed, and in what it comes out."""
+    """Types in which a packed product of ``x`` is computed and returned."""
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         return dtype, dtype
@@ -203,15 +205,15 @@ class Linear(nn.Linear):
         return self.activated(x, "none")
 
     def activated(self, x: Tensor, activation: Activation) -> Tensor:
-        """The same with a ReLU behind it where ``activation`` says so, in one operator where no gradient is wanted."""
+        """``forward`` with a ReLU for ``activation`` "relu", in one operator without a gradient."""
         return self._packed(x, [self], activation)[0]
 
     def freeze(self, activation: Activation = "none") -> Callable[[Tensor], Tensor]:
-        """For many calls without a gradient, with the weights as they are now."""
+        """A fast call without a gradient, with the weights of this moment."""
         return self._packed.freeze([self], activation)
 
     def train(self, mode: bool = True) -> Self:
-        """Also drops packed weights, whatever became of the weights since."""
+        """Also drops packed weights."""
         self._packed.clear()
         return super().train(mode)
 
@@ -232,9 +234,9 @@ def top_slots(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return scores.topk(k, dim=-1, sorted=False)
     columns = torch.arange(0, size, groups, device=scores.device).unsqueeze(1)  # (M/G, 1), first of each slice
     maxima = scores.view(*scores.shape[:-1], -1, groups).amax(dim=-2)  # (..., G)
-    places = (maxima.topk(k, dim=-1, sorted=False).indices.unsqueeze(-2) + columns).flatten(-2)  # (..., k*M/G)
-    best, found = scores.gather(-1, places).topk(k, dim=-1, sorted=False)
-    return best, places.gather(-1, found)
+    candidates = (maxima.topk(k, dim=-1, sorted=False).indices.unsqueeze(-2) + columns).flatten(-2)  # (..., k*M/G)
+    best, found = scores.gather(-1, candidates).topk(k, dim=-1, sorted=False)
+    return best, candidates.gather(-1, found)
 
 
 def read_slots(queries: Tensor, keys: Tensor, values: Tensor, k: int) -> Tensor:
@@ -251,9 +253,9 @@ def read_slots(queries: Tensor, keys: Tensor, values: Tensor, k: int) -> Tensor:
 class _Read(torch.autograd.Function):
     """Top-k addressing with a gradient that touches the chosen slots only.
 
-    Queries (H, N, d_h), already scaled, keys and values (H, M, d_h) -> (H, N, d_h). Kept for the gradient are k slots
-    and weights a token, not its M scores; the backward pass works head by head on one (M, N) table that stays in cache.
-    Values are read by ``embedding_bag``: a weighted sum of rows without a copy of them.
+    Queries (H, N, d_h), already scaled, keys and values (H, M, d_h) -> (H, N, d_h). The gradient
+    keeps k slots and weights per token, not its M scores; the backward pass works head by head on one (M, N) table that
+    stays in cache. ``embedding_bag`` sums weighted rows without copying them.
     """
 
     @staticmethod
@@ -284,7 +286,7 @@ class _Read(torch.autograd.Function):
 
 
 def _read(queries: Tensor, keys: Tensor, values: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What is read, (H, N, d_h), with the weights and slots that it was read with, (H, N, k) each."""
+    """The sum, (H, N, d_h), and its weights and slots, (H, N, k) each."""
     best, slots = zip(*(top_slots(scores, k) for scores in _scores(queries, keys)), strict=True)
     weights, chosen = torch.cat(best).float().softmax(dim=-1), torch.cat(slots)
     return _weighted_rows(values, chosen, weights), weights, chosen

@@ -24,11 +24,11 @@ _EMBEDDED_AT_ONCE = 256
 class FeatureNorm(nn.BatchNorm1d):
     """Standardise each channel of backbone features over the real views of a batch; running statistics in eval mode.
 
-    Radiographs look much alike: most of a feature is the same for every patient, and what tells patients apart is a
-    small deviation from it. Standardised channels put that deviation first.
+    Most of a feature is the same for every radiograph; patients differ by a small deviation. Standardised channels
+    emphasise that deviation.
 
-    ``total``, where it is set, sums a tensor over the processes that share a batch, with its gradient: statistics are
-    then those of the whole batch.
+    ``total``, if set, sums a tensor with its gradient over the processes that share a batch; the statistics are then
+    those of the whole batch.
     """
 
     def __init__(self, width: int) -> None:

@@ -1,4 +1,4 @@
-"""The report model: pixels once through the backbone, patch tokens and retrieved cases side by side, CMN, decoder.
+"""The report model: backbone once, patch tokens and retrieved cases in one sequence, cross-modal memory, decoder.
 
 Shapes in one pass (B studies, V views, K cases, D backbone width, E embedding width):
 
@@ -7,7 +7,7 @@ Shapes in one pass (B studies, V views, K cases, D backbone width, E embedding w
     patch tokens, projected case vectors -> sequence (B, V*49 + K, D) -> d_model -> + memory response -> encoder
     encoder output (B, V*49 + K, d_model) -> decoder -> logits (B, T, vocabulary)
 
-The model keeps no state between calls; ``precompute_inference_tables`` works out ahead what no call changes.
+The model keeps no state between calls; ``precompute_inference_tables`` computes ahead what no input changes.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from model.network.transformer import Decoder, DecoderCache, Encoder, sinusoidal
 from model.text.labeler import FINDINGS
 from model.types import View
 
-MAX_PATCHES = 5000  # as published; 102 images where they are counted in one sequence
+MAX_PATCHES = 5000  # as published; 102 images in one sequence
 _FIRST_CASE = 512  # position of the first retrieved case
-LARGEST_WORD_TABLE = 256 * 2**20  # bytes; a vocabulary of 760 words at d_model 512 takes 93 MiB
+LARGEST_WORD_TABLE = 256 * 2**20  # bytes; 760 words at d_model 512 take 93 MiB
 
 
 class Patches(NamedTuple):
@@ -44,15 +44,15 @@ class Patches(NamedTuple):
     view_mask: Tensor
 
     def with_views(self, views: Sequence[Sequence[View]]) -> Patches:
-        """The same images as these views, given study by study and image by image; frontals come first again."""
+        """The same images with other views, given per study and image; frontals come first again."""
         rows = self.views.clone()
-        places = torch.arange(rows.shape[1]).repeat(len(views), 1)  # (B, V)
+        indices = torch.arange(rows.shape[1]).repeat(len(views), 1)  # (B, V)
         for study, read in enumerate(views):
-            order = sorted(range(len(read)), key=lambda place: read[place].row)
-            places[study, : len(order)] = torch.tensor(order)
-            rows[study, : len(order)] = torch.tensor([read[place].row for place in order])
-        each, places = torch.arange(len(views)).unsqueeze(1).to(rows.device), places.to(rows.device)
-        return Patches(self.tokens[each, places], self.pooled[each, places], rows, self.view_mask)
+            order = sorted(range(len(read)), key=lambda index: read[index].row)
+            indices[study, : len(order)] = torch.tensor(order)
+            rows[study, : len(order)] = torch.tensor([read[index].row for index in order])
+        each, indices = torch.arange(len(views)).unsqueeze(1).to(rows.device), indices.to(rows.device)
+        return Patches(self.tokens[each, indices], self.pooled[each, indices], rows, self.view_mask)
 
 
 class Encoded(NamedTuple):
@@ -64,11 +64,11 @@ class Encoded(NamedTuple):
 
     @property
     def masked(self) -> Tensor | None:
-        """``mask`` where it masks anything; attention over nothing but real tokens is cheaper without."""
+        """``mask``, or None if all tokens are real: attention is cheaper without a mask."""
         return None if bool(self.mask.all()) else self.mask
 
     def select(self, rows: Tensor) -> Encoded:
-        """The same for some of the studies."""
+        """The encoding of some of the studies."""
         return Encoded(self.source[rows], self.mask[rows], self.bank)
 
 
@@ -90,7 +90,7 @@ class DecoderState:
         self.cache.branch(parents)
 
     def keep(self, studies: Tensor, hypotheses: Tensor) -> None:
-        """Go on with some studies (B',) and all hypotheses of theirs (N',) only."""
+        """Keep some studies (B',) and all of their hypotheses (N',) only."""
         groups = hypotheses if self.cache.seen is None else studies
         self.cache = self.cache.of(groups, studies, self.position)
         self.mask = None if self.mask is None else self.mask[studies]
@@ -102,7 +102,7 @@ class ReportModel(nn.Module):
     patch_positions: Tensor
     word_positions: Tensor
     word_table: Tensor | None
-    prepared_bank: Tensor | None
+    memory_bank_table: Tensor | None
 
     def __init__(self, config: ModelConfig, *, backbone: Backbone | None = None) -> None:
         super().__init__()
@@ -124,8 +124,8 @@ class ReportModel(nn.Module):
         self.register_buffer("patch_positions", sinusoidal_positions(MAX_PATCHES, c.d_model), persistent=False)
         self.register_buffer("word_positions", sinusoidal_positions(c.max_length, c.d_model), persistent=False)
         self.register_buffer("word_table", None, persistent=False)
-        self.register_buffer("prepared_bank", None, persistent=False)
-        self._prepared_from: tuple[object, ...] = ()
+        self.register_buffer("memory_bank_table", None, persistent=False)
+        self._tables_made_from: tuple[object, ...] = ()
         for module in (self.to_model, self.encoder, self.decoder, self.to_words):
             for parameter in module.parameters():
                 if parameter.dim() > 1:
@@ -137,9 +137,9 @@ class ReportModel(nn.Module):
             self.text_tower = TextTower(
                 c.vocab_size, c.d_model, c.d_ff, c.heads, c.text_layers, c.embedding_dim, c.dropout, c.max_length
             )
-        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_clear)  # type: ignore[no-untyped-call]
 
-    # -- seeing ----------------------------------------------------------------------------------------------------
+    # -- encoding --------------------------------------------------------------------------------------------------
 
     def encode_images(self, images: Tensor, views: Tensor, view_mask: Tensor) -> Patches:
         """Run the backbone once over every view that is there.
@@ -162,9 +162,9 @@ class ReportModel(nn.Module):
         return embedding
 
     def findings(self, patches: Patches) -> Tensor | None:
-        """Probabilities of the labeler's 14 findings by the pretrained head, mean logit of the views: (B, 14).
+        """Probabilities of the labeler's 14 findings by the finding classifier, mean logit of the views: (B, 14).
 
-        None for a model without the head.
+        None for a model without the classifier.
         """
         if self.finding_head is None:
             return None
@@ -204,21 +204,21 @@ class ReportModel(nn.Module):
     def encode(self, patches: Patches, cases: Tensor | None = None, case_mask: Tensor | None = None) -> Encoded:
         """Everything before the decoder, memory bank included."""
         sequence, mask = self.sequence(patches, cases, case_mask)
-        self._check_prepared()
-        prepared = None if torch.is_grad_enabled() else self.prepared_bank
+        self._drop_stale_tables()
+        prepared = None if torch.is_grad_enabled() else self.memory_bank_table
         bank = self.memory.bank() if prepared is None else MemoryBank(*prepared)
         x = self.to_model(sequence)  # (B, S, d_model)
         x = x + self.memory(x, bank)
         grid, views = patches.tokens.shape[2], patches.tokens.shape[1]
-        patch_places = torch.arange(views * grid, device=x.device)
+        patch_positions = torch.arange(views * grid, device=x.device)
         if self.config.patch_positions == "view":
-            patch_places = patch_places % grid  # each view counts its own patches
-        case_places = torch.arange(x.shape[1] - views * grid, device=x.device) + _FIRST_CASE  # ranks of the cases
-        places = torch.cat([patch_places, case_places])
-        x = self.drop(x + self.patch_positions[places])
+            patch_positions = patch_positions % grid  # each view counts from 0
+        case_positions = torch.arange(x.shape[1] - views * grid, device=x.device) + _FIRST_CASE  # ranks of the cases
+        positions = torch.cat([patch_positions, case_positions])
+        x = self.drop(x + self.patch_positions[positions])
         return Encoded(self.encoder(x, None if bool(mask.all()) else mask), mask, bank)
 
-    # -- writing ---------------------------------------------------------------------------------------------------
+    # -- decoding -------------------------------------------------------------------------------------------------
 
     def forward(self, encoded: Encoded, ids: Tensor) -> Tensor:
         """Teacher-forced logits: ids (B, T), the first being bos -> (B, T, vocabulary)."""
@@ -227,12 +227,12 @@ class ReportModel(nn.Module):
         return logits
 
     def attention(self, encoded: Encoded, ids: Tensor) -> Tensor:
-        """What each position reads of the source: arguments as of ``forward`` -> (B, T, S) float32, rows sum to 1."""
+        """Cross-attention of each position: arguments as of ``forward`` -> (B, T, S) float32, rows sum to 1."""
         return self.decoder.attention(self._words(ids, 0, encoded.bank), encoded.source, encoded.masked)
 
     def start(self, encoded: Encoded, hypotheses: int, *, branching: bool = False) -> DecoderState:
-        """An empty cache for ``hypotheses`` per study, which may ``branch`` from each other where it says so."""
-        self._check_prepared()
+        """An empty cache for ``hypotheses`` per study; with ``branching`` they may continue from each other."""
+        self._drop_stale_tables()
         cache = self.decoder.cache(encoded.source, hypotheses, self.config.max_length, branching=branching)
         return DecoderState(encoded.bank, encoded.masked, cache, self.to_words.freeze())
 
@@ -244,11 +244,11 @@ class ReportModel(nn.Module):
         return state.to_words(hidden)
 
     def _words(self, ids: Tensor, position: int, bank: MemoryBank) -> Tensor:
-        places = slice(position, position + ids.shape[1])
+        positions = slice(position, position + ids.shape[1])
         if self.word_table is not None and not torch.is_grad_enabled():
-            rows = torch.arange(position, places.stop, device=ids.device)
+            rows = torch.arange(position, positions.stop, device=ids.device)
             return self.word_table[rows, ids]
-        x = self.drop(self.word_embedding(ids) * math.sqrt(self.config.d_model) + self.word_positions[places])
+        x = self.drop(self.word_embedding(ids) * math.sqrt(self.config.d_model) + self.word_positions[positions])
         words: Tensor = x + self.memory(x, bank)
         return words
 
@@ -256,18 +256,18 @@ class ReportModel(nn.Module):
 
     @torch.inference_mode()
     def precompute_inference_tables(self) -> None:
-        """Work out what no image changes: the memory's keys and values, and every word at every position with its
-        memory response, (T, vocabulary, d_model), which takes the memory out of each decoding step.
+        """Compute what no image changes: keys and values of the memory, and every word at every position with its
+        memory response, (T, vocabulary, d_model). Decoding steps then need no memory.
 
-        The table of words is skipped where it would exceed ``LARGEST_WORD_TABLE``. All of it is dropped when the model
-        is put in training mode, loads other weights, or encodes or starts to write after its memory or word embeddings
-        were changed (``model.network.cpu_kernels.weight_version_key`` says what counts as a change) or moved.
+        The table of words is skipped where it would exceed ``LARGEST_WORD_TABLE``. Both are dropped when the model
+        enters training mode or loads other weights, and at the next call after its memory or word embeddings changed
+        (``model.network.cpu_kernels.weight_version_key``) or moved.
         """
         self.eval()
         length, vocabulary, width = self.config.max_length, self.config.vocab_size, self.config.d_model
         bank = self.memory.bank()
-        self.prepared_bank = torch.stack(bank)
-        self._prepared_from = self._prepared_state()
+        self.memory_bank_table = torch.stack(bank)
+        self._tables_made_from = self._tables_key()
         if 4 * length * vocabulary * width > LARGEST_WORD_TABLE:
             return
         ids = torch.arange(vocabulary, device=self.word_positions.device).unsqueeze(1)
@@ -276,35 +276,35 @@ class ReportModel(nn.Module):
             table[position] = self._words(ids, position, bank)[:, 0]
         self.word_table = table
 
-    def _prepared_state(self) -> tuple[object, ...]:
+    def _tables_key(self) -> tuple[object, ...]:
         return weight_version_key((*self.memory.parameters(), self.word_embedding.weight))
 
-    def _check_prepared(self) -> None:
-        if self.prepared_bank is not None and self._prepared_from != self._prepared_state():
+    def _drop_stale_tables(self) -> None:
+        if self.memory_bank_table is not None and self._tables_made_from != self._tables_key():
             self.clear_inference_tables()
 
     def clear_inference_tables(self) -> None:
-        """Drop what ``precompute_inference_tables`` worked out."""
-        self.word_table = self.prepared_bank = None
+        """Drop the tables of ``precompute_inference_tables``."""
+        self.word_table = self.memory_bank_table = None
 
     def train(self, mode: bool = True) -> Self:
-        """Also drops what ``precompute_inference_tables`` worked out."""
+        """Also drops the tables of ``precompute_inference_tables``."""
         self.clear_inference_tables()
         return super().train(mode)
 
 
 def inputs_of(ids: Tensor, bos_id: int) -> Tensor:
-    """Inputs of the decoder that make it write reports: ids (..., T) without bos -> (..., T), the first being bos."""
+    """Teacher-forcing inputs of reports: ids (..., T) without bos -> (..., T), the first being bos."""
     return torch.cat([torch.full_like(ids[..., :1], bos_id), ids[..., :-1]], dim=-1)
 
 
-def _forget(model: nn.Module, _: object) -> None:
+def _clear(model: nn.Module, _: object) -> None:
     assert isinstance(model, ReportModel)
     model.clear_inference_tables()
 
 
 def _spread(values: Tensor, real: Tensor) -> Tensor:
-    """Rows of real views back to their places among all views, zeros elsewhere."""
+    """Rows of real views at their indices among all views, zeros elsewhere."""
     spread = values.new_zeros((real.shape[0], *values.shape[1:]))
     spread[real] = values
     return spread

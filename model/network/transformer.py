@@ -1,9 +1,8 @@
 """Transformer encoder and decoder with cached keys and values (Vaswani et al. 2017, pre-norm).
 
-A decoding step works on all beams of a study at once: the beams are folded into the query length, in the
-cross-attention, so that encoded images are never copied per beam, and in the self-attention, so that what beams wrote
-is never copied when they branch: a mask says which of the study's tokens a beam descends from. Queries, keys and values
-of a step come from one product.
+A decoding step works on all beams of a study at once: the beams form the query length. Encoded images are then never
+copied per beam in the cross-attention, nor are cached keys and values when beams branch in the self-attention: a mask
+selects the tokens that a beam descends from. Queries, keys and values of a step come from one product.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Attention(nn.Module):
         return self.split(queries), self.split(keys), self.split(values)
 
     def freeze(self) -> Callable[[Tensor], Tensor]:
-        """For many calls without a gradient: x (N, d_model) -> queries, keys and values of it, (N, 3 * d_model)."""
+        """A fast call without a gradient: x (N, d_model) -> queries, keys and values, (N, 3 * d_model)."""
         return self._qkv.freeze([self.query, self.key, self.value])
 
     def attend(
@@ -76,7 +75,7 @@ class Attention(nn.Module):
         return joined
 
     def weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
-        """By which values would be summed, arguments as of ``attend``: (B, H, T, S), each row adding up to 1."""
+        """Attention weights, arguments as of ``attend``: (B, H, T, S), rows sum to 1."""
         scores = (queries / math.sqrt(queries.shape[-1])) @ keys.transpose(2, 3)  # (B, H, T, S)
         if causal:
             mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
@@ -145,12 +144,12 @@ class DecoderCache:
 
     Hypotheses that may branch from each other form a group: G groups of k, N = G * k.
 
-    ``steps`` are the layers with their weights as they were at the start.
+    ``steps`` are the layers with their weights at the start of the decode.
 
-    ``past`` (L, 2, G, H, T*k, d_h) holds keys and values of the self-attention; step t fills places t*k to t*k + k - 1,
-    one for each hypothesis. ``seen`` (G, k, T*k) is 0 where a hypothesis descends from the token at that place and -inf
-    elsewhere; None where groups are of one. ``source`` holds keys and values of the cross-attention, (B, H, S, d_h)
-    each, shared by a study's hypotheses.
+    ``past`` (L, 2, G, H, T*k, d_h) holds keys and values of the self-attention; step t fills positions t*k to
+    t*k + k - 1, one for each hypothesis. ``seen`` (G, k, T*k) is 0 where a hypothesis descends from the token at that
+    position and -inf elsewhere; None for groups of one. ``source`` holds keys and values of the cross-attention,
+    (B, H, S, d_h) each, shared by a study's hypotheses.
     """
 
     steps: list[_Step]
@@ -164,7 +163,7 @@ class DecoderCache:
         self.seen = self.seen.gather(1, parents.unsqueeze(2).expand_as(self.seen))
 
     def visible(self, position: int) -> Tensor | None:
-        """The mask of a step, (G, 1, k, places so far), its own tokens included."""
+        """The mask of a step, (G, 1, k, positions so far), the tokens of this step included."""
         if self.seen is None:
             return None
         k = self.seen.shape[1]
@@ -224,15 +223,15 @@ class _Step:
         self.heads = itself.heads
 
     def __call__(
-        self, x: Tensor, past: Tensor, seen: Tensor | None, source: tuple[Tensor, Tensor], place: int,
+        self, x: Tensor, past: Tensor, seen: Tensor | None, source: tuple[Tensor, Tensor], start: int,
         source_mask: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """One position of every hypothesis: x (N, d_model); fills ``past`` (2, G, H, T*k, d_h) from ``place``."""
+        """One position of every hypothesis: x (N, d_model); fills ``past`` (2, G, H, T*k, d_h) from ``start``."""
         groups = past.shape[1]
-        own = self.qkv(self.norm1(x)).view(groups, -1, 3, self.heads, past.shape[-1]).permute(2, 0, 3, 1, 4)
-        end = place + own.shape[3]
-        past[:, :, :, place:end] = own[1:]
-        x = x + self.out1(_read(own[0], past[0, :, :, :end], past[1, :, :, :end], seen))
+        qkv = self.qkv(self.norm1(x)).view(groups, -1, 3, self.heads, past.shape[-1]).permute(2, 0, 3, 1, 4)
+        end = start + qkv.shape[3]
+        past[:, :, :, start:end] = qkv[1:]
+        x = x + self.out1(_read(qkv[0], past[0, :, :, :end], past[1, :, :, :end], seen))
         queries = self.query(self.norm2(x)).view(len(source[0]), -1, self.heads, past.shape[-1]).transpose(1, 2)
         x = x + self.out2(_read(queries, *source, source_mask))
         return x + self.last(self.hidden(self.norm3(x)))
@@ -246,7 +245,7 @@ def _read(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) ->
     batch, heads, count, width = queries.shape
     if batch == 1 or queries.device.type != "cpu":
         read = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-    else:  # PyTorch's fused CPU kernel is made for many queries
+    else:  # PyTorch's fused CPU kernel is slower for few queries
         flat = (queries / math.sqrt(width)).reshape(-1, count, width)
         scores = torch.bmm(flat, keys.flatten(0, 1).transpose(1, 2)).view(batch, heads, count, -1)
         if mask is not None:
@@ -293,17 +292,17 @@ class Decoder(nn.Module):
             pairs.append((keys.contiguous(), values.contiguous()))
         keys = pairs[0][0]
         k = hypotheses if branching else 1
-        groups, places = len(source) * hypotheses // k, max_length * k
-        past = keys.new_empty((len(pairs), 2, groups, keys.shape[1], places, keys.shape[3]))
-        seen = keys.new_full((groups, k, places), float("-inf")) if branching else None
+        groups, positions = len(source) * hypotheses // k, max_length * k
+        past = keys.new_empty((len(pairs), 2, groups, keys.shape[1], positions, keys.shape[3]))
+        seen = keys.new_full((groups, k, positions), float("-inf")) if branching else None
         return DecoderCache(steps, past, seen, pairs)
 
     def step(self, x: Tensor, cache: DecoderCache, position: int, source_mask: Tensor | None) -> Tensor:
         """One position of every hypothesis: x (N, d_model) -> (N, d_model); source_mask (B, S). Without a gradient."""
         mask = None if source_mask is None else source_mask[:, None, None, :]
         seen = cache.visible(position)
-        place = position * (1 if cache.seen is None else cache.seen.shape[1])
+        start = position * (1 if cache.seen is None else cache.seen.shape[1])
         for step, past, source in zip(cache.steps, cache.past, cache.source, strict=True):
-            x = step(x, past, seen, source, place, mask)
+            x = step(x, past, seen, source, start, mask)
         out: Tensor = self.norm(x)
         return out

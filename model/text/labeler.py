@@ -97,7 +97,7 @@ def label_report(text: str, *, use_cache: bool = True) -> dict[str, Label | None
 
 @lru_cache(maxsize=1 << 15)
 def _label_sentence(sentence: str) -> tuple[tuple[str, Label], ...]:
-    """What one normalised sentence says, a finding as often as it is mentioned. Cached: reports repeat."""
+    """Label of every mention of a finding in one normalised sentence. Cached: sentences repeat across reports."""
     found: list[tuple[str, Label]] = []
     for clause in _BREAK.split(_NEUTRAL.sub("~", sentence)):
         found += _statements(clause)
@@ -115,21 +115,21 @@ def _statements(clause: str) -> Iterator[tuple[str, Label]]:
 
 
 def _predicate(predicates: re.Pattern[str], clause: str, start: int, end: int) -> Label | None:
-    """What the first predicate after the subject at [start, end) says, else the last before it."""
+    """Label by the first predicate after the subject at [start, end), else by the last before it."""
     after = predicates.search(clause, end)
     if after and after.start() - end <= _REACH_AFTER:
         gap = clause[end : after.start()]
         if not _STATEMENT_STOP.search(gap):
-            return _said(after, gap)
+            return _label_of(after, gap)
     before = list(predicates.finditer(clause, 0, start))
     if before and start - before[-1].end() <= _REACH_BEFORE:
         gap = clause[before[-1].end() : start]
         if not _STATEMENT_STOP.search(gap) and not _VERB.search(gap):
-            return _said(before[-1], clause[: before[-1].start()])
+            return _label_of(before[-1], clause[: before[-1].start()])
     return None
 
 
-def _said(predicate: re.Match[str], context: str) -> Label | None:
+def _label_of(predicate: re.Match[str], context: str) -> Label | None:
     label = cast(Label, predicate.lastgroup)
     if _NOT.search(context):
         return "absent" if label == "present" else None
@@ -148,7 +148,7 @@ class _Hit(NamedTuple):
 
 
 def _mentions(clause: str) -> Iterator[tuple[str, Label]]:
-    """Every phrase of every finding in the clause, with what the cues around it say."""
+    """Every phrase of every finding in the clause, with the label of the cues around it."""
     hits = sorted(
         _Hit(found.start(), found.end(), finding, weak)
         for patterns, weak in ((_MENTIONS, False), (_HINTS, True))

@@ -1,7 +1,7 @@
 """Report text to token ids and back: word-level, built from training reports, stored as JSON in the bundle.
 
-Two cleanings exist. ``clean_report`` is ours. ``clean_report_r2gen`` is the rule of the published R2Gen code for
-IU X-Ray, quirks included, kept for rows that must be comparable with published tables.
+There are two cleanings. ``clean_report`` is the project's. ``clean_report_r2gen`` is the rule of the published R2Gen
+code for IU X-Ray, quirks included, for rows that must be comparable with published tables.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Tokenizer:
         return " ".join(words)
 
     def to_json(self) -> str:
-        """The content of ``tokenizer.json``; the cleaning is named where it is not our own."""
+        """The content of ``tokenizer.json``; a cleaning other than ``own`` is named."""
         named = {} if self.cleaning == "own" else {"cleaning": self.cleaning}
         content = {"schema_version": 1, "kind": "word", **named, "tokens": self.tokens}
         return json.dumps(content, ensure_ascii=False, indent=0)
