@@ -100,17 +100,17 @@ def test_other_methods_headers_and_paths_are_not_shared(client: httpx.Client) ->
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("*", "any page"),
-        ("https://*.example.org", "any page"),
-        (f"{ORIGIN},*", "any page"),
-        (f"{ORIGIN}/", "no origin"),
-        ("pacs.example.org", "no origin"),
+        ("*", "any web page"),
+        ("https://*.example.org", "any web page"),
+        (f"{ORIGIN},*", "any web page"),
+        (f"{ORIGIN}/", "not an origin"),
+        ("pacs.example.org", "not an origin"),
         ("https://PACS.example.org", "lower case"),
-        ("null", "no origin"),
-        ("ftp://pacs.example.org", "no origin"),
-        ("https://user@pacs.example.org", "no origin"),
-        ("https://pacs.example.org:443", "usual port"),
-        ("http://pacs.example.org:80", "usual port"),
+        ("null", "not an origin"),
+        ("ftp://pacs.example.org", "not an origin"),
+        ("https://user@pacs.example.org", "not an origin"),
+        ("https://pacs.example.org:443", "default port"),
+        ("http://pacs.example.org:80", "default port"),
     ],
 )
 def test_rejects_invalid_origins_at_start(monkeypatch: pytest.MonkeyPatch, value: str, words: str) -> None:

@@ -110,7 +110,7 @@ def test_reports_a_configured_gpu_that_is_missing(
     status, log = serve_here(caplog, "--bundle", str(bundle))
     assert status == 3
     assert "REPORT_DEVICE=cuda, but 0 CUDA devices are usable here" in log
-    assert "set REPORT_DEVICE=cpu" in log
+    assert "use REPORT_DEVICE=cpu" in log
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from PIL import Image
 from service.routes import preview
 from service.routes.preview import PREVIEW_SIDE
 from tests.support.dicom import dicom
-from tests.support.service import PROBLEM, encode, png, ready_client, scene, until
+from tests.support.service import PROBLEM, encode, live_server, png, ready_client, scene, until
 
 KEY = "correct-horse-battery-staple"
 
@@ -108,14 +108,15 @@ def test_slow_preview_does_not_block_drafts(bundle: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(preview, "thumbnail", slow)
     with (
-        ready_client(bundle, warm_up=False, max_concurrent_requests=2, request_timeout_s=5.0) as service,
+        live_server(bundle, warm_up=False, max_concurrent_requests=2, request_timeout_s=5.0) as live,
+        live.client() as service,
         ThreadPoolExecutor(3) as pool,
     ):
-        asked = [pool.submit(service.post, "/preview", files={"image": ("i", png())}) for _ in range(2)]
-        until(lambda: service.post("/preview", files={"image": ("i", png())}).status_code == 503)
+        pending = [pool.submit(service.post, "/preview", files={"image": ("i", png())}) for _ in range(2)]
+        until(lambda: live.app.state.auxiliary_limiter.in_use == 2)
         assert service.post("/preview", files={"image": ("i", png())}).json()["code"] == "busy"
         assert service.post("/report", files={"frontal": ("f", png())}).status_code == 200
-        assert {answer.result(60).json()["code"] for answer in asked} == {"deadline"}
+        assert {answer.result(60).json()["code"] for answer in pending} == {"deadline"}
         go.set()
         assert previewed(service, png()).size == (90, 120)
 
