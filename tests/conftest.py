@@ -1,8 +1,8 @@
-"""What all tests share: where the real data and the published model's outputs lie, if anywhere.
+"""Fixtures of all tests: one tiny bundle, a service over it, and real data where this machine has it.
 
-The suite needs neither real data nor a network. Where the Open-i data is at hand, beside the repository or
-where the environment variable ``REPORT_DATA`` says, tests that take the ``real_data`` fixture run on it too. The same
-holds for ``published_fixtures``, a tiny model run by the published implementation, in ``fixtures/`` beside that data.
+The suite needs neither real data nor a network. Tests with the ``real_data`` fixture run only if the Open-i data is in
+``../shared/data`` or in the folder of the environment variable ``REPORT_DATA``. Tests with ``published_fixtures`` run
+only if the outputs of the published implementation are in ``fixtures/`` next to that data.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 if TYPE_CHECKING:
@@ -25,18 +26,18 @@ from tests.support.paths import REPOSITORY
 NO_REAL_DATA = "needs the Open-i data: put it at ../shared/data or set REPORT_DATA to its folder"
 
 
-NO_FIXTURES = "needs the published model's outputs: put r2gencmn_tiny* into fixtures/ beside the real data"
+NO_FIXTURES = "needs the published model's outputs: put r2gencmn_tiny* into fixtures/ next to the real data"
 
 
-# Modules that take longest, longest first: begun last, one of them would keep all other processes waiting in the end.
+# The slowest modules, slowest first: started last, one of them would delay the end of the whole run.
 LONG = ("test_training_run", "test_service_ray", "test_training_ablation_run", "test_training_parallel")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared with other processes of the same suite
 
 _DATA = Path(os.environ.get("REPORT_DATA") or REPOSITORY.parent / "shared" / "data").resolve()
 REAL_DATA = _DATA if (_DATA / "openi").is_dir() else None
-_BESIDE = _DATA.parent / "fixtures"
-FIXTURES = _BESIDE if (_BESIDE / "r2gencmn_tiny.json").is_file() else None
+_FIXTURES = _DATA.parent / "fixtures"
+FIXTURES = _FIXTURES if (_FIXTURES / "r2gencmn_tiny.json").is_file() else None
 
 
 def pytest_report_header() -> list[str]:
@@ -57,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder with ``openi/``; skips the test where it is absent."""
+    """The folder with ``openi/``; skips the test if it is absent."""
     if REAL_DATA is None:
         pytest.skip(NO_REAL_DATA)
     return REAL_DATA
@@ -65,7 +66,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def published_fixtures() -> Path:
-    """The folder of a tiny published model with its inputs and outputs; skips the test where it is absent."""
+    """The folder with a tiny published model, its inputs and outputs; skips the test if it is absent."""
     if FIXTURES is None:
         pytest.skip(NO_FIXTURES)
     return FIXTURES
@@ -80,6 +81,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
     yield path
     verify_bundle(path)
+
+
+@pytest.fixture(scope="session")
+def client(bundle: Path) -> Iterator[httpx.Client]:
+    """A client of a running service over `bundle`, without a key; do not change its headers."""
+    from tests.support.service import ready_client
+
+    with ready_client(bundle, warm_up=False) as client:
+        yield client
 
 
 @pytest.fixture

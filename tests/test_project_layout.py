@@ -1,4 +1,4 @@
-"""Rules of the project that no linter knows: which way imports point, what no tracked file may hold."""
+"""Rules of the project beyond linting: the direction of imports, and the content of tracked files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEXT = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".json", ".html", ".css"
 
 @dataclass(frozen=True)
 class Import:
-    """One import statement: where it stands and which module of ours it names."""
+    """One import statement."""
 
     file: Path
     line: int
@@ -177,8 +177,8 @@ def test_no_pickle(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", sorted(SERVING))
-def test_serving_needs_nothing_of_the_extras(package: str) -> None:
-    """What only training installs is imported by no serving module (imagecodecs: its absence is handled)."""
+def test_serving_imports_no_training_extra(package: str) -> None:
+    """Serving modules import no package of the extras for training; imagecodecs is optional there."""
     for path in modules(package):
         extra = imported(path) & {
             "tqdm",
@@ -194,16 +194,16 @@ def test_serving_needs_nothing_of_the_extras(package: str) -> None:
 
 
 def tracked() -> Iterator[Path]:
-    """Tracked files, and new ones that git does not ignore; without git, the sources."""
+    """Tracked files and new ones that git does not ignore; skips the test without git."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     try:
         listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("this is no git work tree")
+        pytest.skip("this is not a git work tree")
     return (REPOSITORY / name for name in listed.split("\0") if name and (REPOSITORY / name).is_file())
 
 
-def test_no_registry_host_and_no_path_of_one_machine() -> None:
+def test_no_file_names_a_registry_host_or_a_local_path() -> None:
     hosts = ["files.pythonhosted" + ".org", "pypi" + ".org", "registry.npmjs" + ".org", "deb.debian" + ".org"]
     paths = re.compile(r"(?<![\w.])/(?:wor[k]|far[m]|hom[e]/\w+|User[s]/\w+)/")
     for path in tracked():
@@ -214,14 +214,14 @@ def test_no_registry_host_and_no_path_of_one_machine() -> None:
             assert not paths.search(text), f"{name}: {paths.search(text)}"
 
 
-def test_no_radiograph_and_nothing_huge_is_tracked() -> None:
+def test_no_radiograph_and_no_large_file_is_tracked() -> None:
     for path in tracked():
         name = path.relative_to(REPOSITORY)
         assert path.suffix not in {".jpg", ".jpeg", ".dcm", ".pt", ".pth", ".pkl", ".tgz"}, name
         assert path.stat().st_size <= 30 * 2**20, name
 
 
-def test_every_package_is_typed_and_says_what_it_is() -> None:
+def test_every_package_is_typed_and_has_a_docstring() -> None:
     for package in MAY_IMPORT:
         assert (REPOSITORY / package / "py.typed").is_file()
         assert ast.get_docstring(ast.parse((REPOSITORY / package / "__init__.py").read_text()))
@@ -241,7 +241,7 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_what_the_service_shows_travels_in_the_wheel() -> None:
+def test_the_wheel_contains_data_files() -> None:
     data = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert "static/**" in data["service"]
     assert "data/tables/**" in data["training"]

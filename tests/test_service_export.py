@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import gzip
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,18 +15,12 @@ from service.routes.export import MAX_BODY_BYTES
 from service.schemas.examples import REPORT_EXAMPLE
 from service.schemas.models import ReportResponse
 from tests.support.formats import answers, facts, facts_of_fhir
-from tests.support.service import PROBLEM, ready_client
+from tests.support.service import PROBLEM
 
 FHIR = "application/fhir+json"
 KEPT = REPORT_EXAMPLE["sentences"][0]["text"]
 EDITED = f"{KEPT} No pleural effusion."
 CANARY = "Wilhelmine-Canary"
-
-
-@pytest.fixture(scope="module")
-def client(bundle: Path) -> Iterator[httpx.Client]:
-    with ready_client(bundle, warm_up=False) as client:
-        yield client
 
 
 def export(client: httpx.Client, body: Any, accept: str = "application/json") -> httpx.Response:

@@ -19,16 +19,10 @@ from service.formats.text import UNSUPPORTED, plain_text
 from service.schemas.models import ReportResponse
 from service.web.problems import Problem
 from tests.support.formats import answers, example, facts, facts_of_fhir
-from tests.support.service import PROBLEM, png, ready_client
+from tests.support.service import PROBLEM, png
 
 ANSWERS = answers()
 FRONTAL = ExportContext(("frontal",))
-
-
-@pytest.fixture(scope="module")
-def client(bundle: Path) -> Iterator[httpx.Client]:
-    with ready_client(bundle) as client:
-        yield client
 
 
 def post(client: httpx.Client, accept: str | None, **views: bytes) -> httpx.Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,12 +17,6 @@ from tests.support.paths import REPOSITORY
 from tests.support.service import png, ready_client
 
 FILES = sorted(path for path in STATIC.rglob("*") if path.is_file())
-
-
-@pytest.fixture(scope="module")
-def client(bundle: Path) -> Iterator[httpx.Client]:
-    with ready_client(bundle, warm_up=False) as client:
-        yield client
 
 
 class Page(HTMLParser):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,6 @@ from tests.support.dicom import dicom
 from tests.support.service import PROBLEM, encode, live_server, png, ready_client, scene, until
 
 KEY = "correct-horse-battery-staple"
-
-
-@pytest.fixture(scope="module")
-def client(bundle: Path) -> Iterator[httpx.Client]:
-    with ready_client(bundle, warm_up=False) as client:
-        yield client
 
 
 def previewed(client: httpx.Client, data: bytes) -> Image.Image:

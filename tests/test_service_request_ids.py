@@ -5,22 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
 from service.web.logging import current_request_id
-from tests.support.service import png, ready_client
+from tests.support.service import png
 
 MINE = "0190a5e2-7d1c-7b3e-9f00-5A5B6C7D8E9F"
-
-
-@pytest.fixture(scope="module")
-def client(bundle: Path) -> Iterator[httpx.Client]:
-    with ready_client(bundle, warm_up=False) as client:
-        yield client
 
 
 @pytest.mark.parametrize(
