@@ -79,10 +79,10 @@ def test_weight_in_a_corner_lights_that_corner(page: Page) -> None:
 
 def check_corners(page: Page, row: int, column: int) -> None:
     """The overlay of the frontal is lit in one corner alone, that of the lateral in the opposite one."""
-    for place, (y, x) in enumerate([(row, column), (6 - row, 6 - column)]):
+    for index, (y, x) in enumerate([(row, column), (6 - row, 6 - column)]):
         alpha = (
             page.locator("canvas.heat")
-            .nth(place)
+            .nth(index)
             .evaluate(
                 """canvas => { const {width, height} = canvas, context = canvas.getContext("2d");
                  return [0, 1].map((v) => [0, 1].map((u) =>
@@ -119,26 +119,26 @@ def test_low_confidence_is_shown_in_words(page: Page) -> None:
 
 def test_cases_appear_before_sentences_and_both_before_the_end(page: Page) -> None:
     page.evaluate(
-        """() => { window.told = [];
+        """() => { window.changes = [];
              for (const name of ["cases", "sentences"]) {
-               const told = (changes) => changes.some((change) => change.addedNodes.length)
-                 && window.told.push(name, document.getElementById("result").className);
-               new MutationObserver(told).observe(document.getElementById(name), {childList: true});
+               const record = (mutations) => mutations.some((mutation) => mutation.addedNodes.length)
+                 && window.changes.push(name, document.getElementById("result").className);
+               new MutationObserver(record).observe(document.getElementById(name), {childList: true});
              } }"""
     )
     choose(page)
     draft(page)
-    told = page.evaluate("window.told")
-    assert told[:2] == ["cases", "result arriving"], "while the answer is not whole yet"
-    assert "sentences" in told
+    order = page.evaluate("window.changes")
+    assert order[:2] == ["cases", "result arriving"], "while the report is incomplete"
+    assert "sentences" in order
 
 
 def test_attention_is_described_in_words(page: Page) -> None:
     attention = {"patches": {"frontal": corner(6, 0), "lateral": corner(3, 3)}, "cases": [0.02, 0.01]}
     answered(page, {**REPORT_EXAMPLE, "sentences": [{**REPORT_EXAMPLE["sentences"][0], "attention": attention}]})
     page.locator("button.sentence").focus()
-    said = "Attention: frontal 50%, strongest at lower left; lateral 50%, strongest at centre; reference cases 3%."
-    assert said in page.locator("#overlay-note").inner_text()
+    expected = "Attention: frontal 50%, strongest at lower left; lateral 50%, strongest at centre; reference cases 3%."
+    assert expected in page.locator("#overlay-note").inner_text()
     assert page.locator("button.sentence").get_attribute("aria-describedby") == "overlay-note"
 
 
@@ -297,7 +297,7 @@ def test_shipped_bundle_drafts_dicom_with_evidence(browser: Browser, tmp_path: P
         with page.expect_download() as fhir:
             page.click("#save-fhir")
         fhir.value.save_as(tmp_path / "draft.json")
-        told = facts_of_fhir(json.loads((tmp_path / "draft.json").read_text(encoding="utf-8")))
-        assert told["findings"] == report["findings"]
-        assert [check["unusual"] for check in told["image_checks"]] == [c["unusual"] for c in report["image_checks"]]
+        facts = facts_of_fhir(json.loads((tmp_path / "draft.json").read_text(encoding="utf-8")))
+        assert facts["findings"] == report["findings"]
+        assert [check["unusual"] for check in facts["image_checks"]] == [c["unusual"] for c in report["image_checks"]]
         page.close()

@@ -104,9 +104,9 @@ def test_edited_findings_are_marked_copied_and_exported(page: Page, tmp_path: Pa
     with page.expect_download() as fhir:
         page.click("#save-fhir")
     fhir.value.save_as(tmp_path / "draft.json")
-    told = facts_of_fhir(json.loads((tmp_path / "draft.json").read_text(encoding="utf-8")))
-    assert told["findings"] == f"{kept} No pleural effusion."
-    assert told["warnings"][-1]["code"] == "edited"
+    facts = facts_of_fhir(json.loads((tmp_path / "draft.json").read_text(encoding="utf-8")))
+    assert facts["findings"] == f"{kept} No pleural effusion."
+    assert facts["warnings"][-1]["code"] == "edited"
     page.click("#edit")
     page.click("#edit-undo")
     assert texts(page, "button.sentence .words") == [part["text"] for part in REPORT_EXAMPLE["sentences"]]
@@ -127,9 +127,9 @@ def test_failed_draft_keeps_the_edit(page: Page) -> None:
 
 
 def test_new_draft_asks_before_replacing_an_edit(page: Page, tmp_path: Path) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
     answered(page, REPORT_EXAMPLE)
-    page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
+    page.on("request", lambda request: requests.append(request.url.rpartition("/")[2]))
     edit(page, "No pleural effusion.")
     page.click("#draft")
     assert page.evaluate("document.activeElement.value") == "keep"
@@ -137,7 +137,7 @@ def test_new_draft_asks_before_replacing_an_edit(page: Page, tmp_path: Path) -> 
     page.click("#draft")
     page.click("#replace [value=keep]")
     assert texts(page, "button.sentence .words") == ["No pleural effusion."]
-    assert "report" not in asked
+    assert "report" not in requests
     page.click("#draft")
     page.click("#replace [value=replace]")
     page.wait_for_selector("#edited-note", state="hidden")
@@ -187,11 +187,11 @@ def test_text_written_during_a_save_stays_unsaved(page: Page) -> None:
 def test_key_prompt_during_export_keeps_the_edit(page: Page) -> None:
     answered(page, REPORT_EXAMPLE)
     edit(page, "No pleural effusion.")
-    asked: list[str | None] = []
+    requests: list[str | None] = []
 
     def guard(route: Route) -> None:
-        asked.append(route.request.headers.get("authorization"))
-        if asked[-1] is None:
+        requests.append(route.request.headers.get("authorization"))
+        if requests[-1] is None:
             problem = {"title": "A key is needed", "status": 401, "detail": "Send a key.", "code": "unauthorized"}
             route.fulfill(status=401, content_type="application/problem+json", body=json.dumps(problem))
         else:
@@ -204,7 +204,7 @@ def test_key_prompt_during_export_keeps_the_edit(page: Page) -> None:
     with page.expect_download() as text:
         page.keyboard.press("Enter")
     assert "No pleural effusion." in text.value.path().read_text(encoding="utf-8")
-    assert asked == [None, f"Bearer {KEY}"]
+    assert requests == [None, f"Bearer {KEY}"]
     assert texts(page, "button.sentence .words") == ["No pleural effusion."]
 
 
@@ -237,7 +237,7 @@ def test_escape_closes_only_the_shortcut_list(page: Page) -> None:
 
 
 def test_single_keys_can_be_turned_off(page: Page) -> None:
-    """WCAG 2.1.4: who speaks to the computer may send letters without meaning to."""
+    """WCAG 2.1.4: speech input may send letters unintentionally."""
     answered(page, REPORT_EXAMPLE)
     page.keyboard.press("?")
     page.uncheck("#single-keys")

@@ -51,7 +51,7 @@ def test_error_stays_until_a_draft_starts(page: Page, tmp_path: Path) -> None:
     page.click("#draft")
     page.click("#replace [value=keep]")
     page.wait_for_selector("#replace", state="hidden")
-    assert page.locator("#error-frontal").is_visible(), "nothing was asked for"
+    assert page.locator("#error-frontal").is_visible(), "no request was sent"
     page.click("details.options summary")
     page.focus("#top_k")
     page.keyboard.type("1e")

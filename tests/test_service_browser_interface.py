@@ -22,7 +22,7 @@ RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"
 
 
 def flaws(page: Page) -> list[str]:
-    """What axe-core finds wrong with the page as it stands: rule and place."""
+    """Violations that axe-core finds on the current page: rule and element."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs pip install axe-playwright-python")
     found = axe.Axe().run(page, options={"runOnly": {"type": "tag", "values": RULES}})
     return [f"{flaw['id']}: {node['target']} {node['failureSummary']}" for flaw in found.response["violations"]
@@ -56,14 +56,14 @@ def test_axe_reports_no_violation(page: Page, theme: Literal["dark", "light"]) -
 # --- modules by themselves ---
 
 
-SENTENCES = [  # of a case, of the draft, and whether they say the same
+SENTENCES = [  # of a case, of the draft, and whether they are similar
     ("No pleural effusion.", "There is no effusion of the pleural space. The lungs are clear.", True),
     ("No pleural effusion.", "No pleural effusions.", True),
     ("No pleural effusion.", "There is a pleural effusion.", False),
     ("The lungs are clear.", "Lungs clear.", True),
     ("Fracture of the left rib.", "The heart is enlarged.", False),
 ]
-UNUSUAL = {  # of an image, and as it is told: never rounded up to .99, from which there is a warning
+UNUSUAL = {  # percentile and its text: never rounded up to .99, the warning threshold
     0.31: "31%", 0.98: "98%", 0.9851: "98.5%", 0.9899: "98.9%", 0.99: "99.0%", 0.9949: "99.4%", 1.0: "100.0%",
 }  # fmt: skip
 STREAM = ': wait\n\nevent: cases\r\ndata: {"n":\r\ndata: 1}\r\n\r\nevent: report\ndata: "é"\n\n'
@@ -76,17 +76,17 @@ def of_module(page: Page, name: str, expression: str, argument: object = None) -
 
 def test_modules_work_without_the_page(page: Page) -> None:
     """One page for all of it: opening one takes longer than these."""
-    for said, draft_, alike in SENTENCES:
-        assert of_module(page, "compare.js", "m.compared(a[0], a[1])", [said, draft_]) == [[said, alike]]
+    for sentence, draft_, similar in SENTENCES:
+        assert of_module(page, "compare.js", "m.compared(a[0], a[1])", [sentence, draft_]) == [[sentence, similar]]
     for width in (1, 3, 1000):  # of the pieces in which a stream arrives
         pieces = [STREAM[start : start + width] for start in range(0, len(STREAM), width)]
         parse = "{ const parser = new m.EventParser(); return a.flatMap((piece) => parser.feed(piece)); }"
         events = of_module(page, "stream.js", parse, pieces)
         assert events == [{"event": "cases", "data": {"n": 1}}, {"event": "report", "data": "é"}], width
     grids = {f"{row},{column}": corner(row, column) for row in (0, 3, 6) for column in (0, 3, 6)}
-    places = of_module(page, "overlay.js", "m.describeLocation(a).map((part) => [part.location, part.share])", grids)
+    locations = of_module(page, "overlay.js", "m.describeLocation(a).map((part) => [part.location, part.share])", grids)
     names = [f"{row}.{column}" for row in ("upper", "middle", "lower") for column in ("left", "centre", "right")]
-    assert places == [[name, 0.5] for name in names]
+    assert locations == [[name, 0.5] for name in names]
     draw = """{ const list = document.createElement("ul"), checks = a.map((unusual) => ({frontal: 0.998, unusual}));
                 document.createElement("div").append(list);
                 m.drawChecks(list, checks, a.map(() => "frontal"));
@@ -120,10 +120,10 @@ def test_report_is_marked_as_english(page: Page) -> None:
     case = {**REPORT_EXAMPLE["reference_cases"][0], "images": {}}
     answered(page, {**REPORT_EXAMPLE, "reference_cases": [case]})
     page.select_option("#language", "zh-Hans")
-    for place in ("button.sentence .words", ".case-text"):
-        assert page.locator(place).first.evaluate("node => node.closest('[lang]').lang") == "en", place
-    for place in ("button.sentence .amount", "#cases .chip", ".case-text .unseen", ".case-text .redacted"):
-        assert page.locator(place).first.evaluate("node => node.closest('[lang]').lang") == "zh-Hans", place
+    for selector in ("button.sentence .words", ".case-text"):
+        assert page.locator(selector).first.evaluate("node => node.closest('[lang]').lang") == "en", selector
+    for selector in ("button.sentence .amount", "#cases .chip", ".case-text .unseen", ".case-text .redacted"):
+        assert page.locator(selector).first.evaluate("node => node.closest('[lang]').lang") == "zh-Hans", selector
     page.select_option("#language", "en")
 
 

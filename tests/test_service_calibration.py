@@ -1,4 +1,4 @@
-"""The checks of a calibrated bundle over HTTP: what a DICOM header says goes together with what the image shows."""
+"""Image checks of a calibrated bundle over HTTP, combined with DICOM headers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_view_check_corrects_the_view_and_the_header_counts(client: httpx.Client
     silent = post(client, frontal=dicom(ViewPosition=None)).json()
     assert codes(silent) == codes(agrees)
     oblique = post(client, frontal=dicom(ViewPosition="LAO")).json()
-    assert "view_mismatch" in codes(oblique)  # neither of the two: still to be told
+    assert "view_mismatch" in codes(oblique)  # neither view: the warning stays
 
 
 def test_two_images_of_one_view_get_one_warning(client: httpx.Client) -> None:
@@ -60,10 +60,12 @@ def test_two_images_of_one_view_get_one_warning(client: httpx.Client) -> None:
 
 
 def test_every_format_has_the_checks(client: httpx.Client) -> None:
-    told = post(client, frontal=png()).json()
+    report = post(client, frontal=png()).json()
     resource = facts_of_fhir(post(client, "application/fhir+json", frontal=png()).json())
-    assert resource["image_checks"] == told["image_checks"]
-    assert [sentence["supported"] for sentence in resource["sentences"]] == [s["supported"] for s in told["sentences"]]
+    assert resource["image_checks"] == report["image_checks"]
+    assert [sentence["supported"] for sentence in resource["sentences"]] == [
+        s["supported"] for s in report["sentences"]
+    ]
     text = post(client, "text/plain", frontal=png()).text
     assert "Image 1: read as lateral; frontal with probability 0.0%" in text
     assert "Warning (view_corrected): The image sent as frontal looks like a lateral and was read as one." in text

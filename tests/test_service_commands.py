@@ -47,17 +47,17 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 def test_json_equals_http_response(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, *images, "--bundle", str(bundle), "--device", "cpu", "--json", "--top-k", "4")
     assert status == 0
-    mine = ReportResponse.model_validate_json(out)
+    printed = ReportResponse.model_validate_json(out)
     with ready_client(bundle) as client:
         files = {
             name: ("f", Path(path).read_bytes()) for name, path in zip(("frontal", "lateral"), images, strict=True)
         }
-        theirs = ReportResponse.model_validate(client.post("/report", files=files, data={"top_k": "4"}).json())
-    assert mine.findings == theirs.findings
-    assert mine.labels == theirs.labels
-    assert mine.reference_cases == theirs.reference_cases
-    assert len(mine.reference_cases) == 4
-    assert mine.model == theirs.model
+        over_http = ReportResponse.model_validate(client.post("/report", files=files, data={"top_k": "4"}).json())
+    assert printed.findings == over_http.findings
+    assert printed.labels == over_http.labels
+    assert printed.reference_cases == over_http.reference_cases
+    assert len(printed.reference_cases) == 4
+    assert printed.model == over_http.model
 
 
 def test_prints_text_by_default(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,10 +73,10 @@ def test_prints_fhir_and_json(bundle: Path, images: tuple[str, str], capsys: pyt
     given = (*images, "--bundle", str(bundle), "--device", "cpu", "--format")
     status, out, _ = run(capsys, *given, "fhir")
     assert status == 0
-    told = facts_of_fhir(json.loads(out))
+    fhir_facts = facts_of_fhir(json.loads(out))
     status, out, _ = run(capsys, *given, "json")
     assert status == 0
-    assert {**facts(ReportResponse.model_validate_json(out)), "report_id": told["report_id"]} == told
+    assert {**facts(ReportResponse.model_validate_json(out)), "report_id": fhir_facts["report_id"]} == fhir_facts
     status, _, err = run(capsys, *given, "dicom")
     assert status == 2
     assert "'text'" in err
@@ -208,14 +208,14 @@ def test_stop_responds_to_clients_that_are_still_sending(bundle: Path, monkeypat
             until(lambda: httpx.get(health, timeout=WAIT_S).json()["queue"]["depth"] == 1)
             process.send_signal(signal.SIGTERM)
             began = time.monotonic()
-            told = answer(client)
+            response = answer(client)
             assert time.monotonic() - began < 4
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=START_S)
     assert process.returncode == 0
-    assert told.startswith(b"HTTP/1.1 503 ")
-    assert json.loads(told.partition(b"\r\n\r\n")[2])["code"] == "stopping"
+    assert response.startswith(b"HTTP/1.1 503 ")
+    assert json.loads(response.partition(b"\r\n\r\n")[2])["code"] == "stopping"
 
 
 def test_uvicorn_refuses_wrong_settings_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

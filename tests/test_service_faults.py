@@ -143,7 +143,7 @@ def test_reports_an_unusable_address_before_loading(tmp_path: Path, capsys: pyte
 def test_full_disk_during_hydration_leaves_no_partial_copy(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The one command beside training that writes; what was there stays, nothing half-written is left."""
+    """Existing files stay, and no partial file remains."""
     monkeypatch.chdir(tmp_path)
     reports = write_reports(tmp_path / "NLMCXR_reports.tgz", xml_files())
     out = tmp_path / "outs" / "tiny-hydrated"

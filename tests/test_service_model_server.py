@@ -75,8 +75,8 @@ def depth(client: httpx.Client) -> dict[str, int]:
 
 
 def test_batched_drafts_equal_single_drafts(bundle: Path, gates: list[Gate]) -> None:
-    places = {"max_concurrent_requests": 16, "max_batch_size": 8}
-    with gated(bundle, gates, **places) as (_, client, gate), ThreadPoolExecutor(len(STUDIES) + 1) as pool:
+    limits = {"max_concurrent_requests": 16, "max_batch_size": 8}
+    with gated(bundle, gates, **limits) as (_, client, gate), ThreadPoolExecutor(len(STUDIES) + 1) as pool:
         gate.go.set()
         alone = [post(client, study).json() for study in STUDIES]
         gate.go.clear()
@@ -96,8 +96,10 @@ def test_batched_drafts_equal_single_drafts(bundle: Path, gates: list[Gate]) -> 
         assert [case["case_id"] for case in other["reference_cases"]] == [
             case["case_id"] for case in one["reference_cases"]
         ]
-        for mine, theirs in zip(one["sentences"], other["sentences"], strict=True):
-            assert mine["confidence"] == pytest.approx(theirs["confidence"], abs=1e-4)  # answers round to four places
+        for single, batched in zip(one["sentences"], other["sentences"], strict=True):
+            assert single["confidence"] == pytest.approx(
+                batched["confidence"], abs=1e-4
+            )  # responses round to four decimals
 
 
 def test_batch_size_1_drafts_one_by_one(bundle: Path, gates: list[Gate]) -> None:

@@ -185,21 +185,26 @@ def test_replicas_respond_like_a_single_process(cluster: Cluster, bundle: Path) 
     with ready_client(bundle) as single, cluster.client() as scaled:
         for study in studies:
             files = {view: ("f", image) for view, image in study.items()}
-            mine, theirs = (c.post("/report", files=files, data={"top_k": "4"}).json() for c in (scaled, single))
+            scaled_result, single_result = (
+                c.post("/report", files=files, data={"top_k": "4"}).json() for c in (scaled, single)
+            )
             for name in ("findings", "labels", "warnings", "model", "disclaimer"):
-                assert mine[name] == theirs[name], name
-            assert [case["case_id"] for case in mine["reference_cases"]] == [
-                case["case_id"] for case in theirs["reference_cases"]
+                assert scaled_result[name] == single_result[name], name
+            assert [case["case_id"] for case in scaled_result["reference_cases"]] == [
+                case["case_id"] for case in single_result["reference_cases"]
             ]
-            assert {"upload", "images", "queue", "encode", "decode", "total"} <= set(mine["timings_ms"])
-        mine, theirs = scaled.get("/health").json(), single.get("/health").json()
-        assert mine.pop("queue") == {"depth": 0, "waiting": 0, "capacity": 32}
-        theirs.pop("queue")
-        assert mine == theirs
+            assert {"upload", "images", "queue", "encode", "decode", "total"} <= set(scaled_result["timings_ms"])
+        scaled_result, single_result = scaled.get("/health").json(), single.get("/health").json()
+        assert scaled_result.pop("queue") == {"depth": 0, "waiting": 0, "capacity": 32}
+        single_result.pop("queue")
+        assert scaled_result == single_result
         for wrong in (b"nonsense", png()[:200], b""):
-            mine, theirs = post(scaled, wrong), post(single, wrong)
-            assert (mine.status_code, mine.json()) == (theirs.status_code, theirs.json())
-            assert mine.headers["content-type"] == PROBLEM
+            scaled_result, single_result = post(scaled, wrong), post(single, wrong)
+            assert (scaled_result.status_code, scaled_result.json()) == (
+                single_result.status_code,
+                single_result.json(),
+            )
+            assert scaled_result.headers["content-type"] == PROBLEM
 
 
 @needs_ray
@@ -218,11 +223,11 @@ def test_stream_sends_all_events_at_the_end(cluster: Cluster) -> None:
 
 @needs_ray
 def test_requires_the_key_and_returns_one_request_id(cluster: Cluster) -> None:
-    mine = "0f8fad5bd9cb469fa16570867728950e"
+    request_id = "0f8fad5bd9cb469fa16570867728950e"
     with cluster.client(Authorization="Bearer of bad news") as client:
         assert post(client).status_code == 401
-    with cluster.client(**{"X-Request-ID": mine}) as client:
-        assert client.get("/livez").headers.get_list("x-request-id") == [mine]
+    with cluster.client(**{"X-Request-ID": request_id}) as client:
+        assert client.get("/livez").headers.get_list("x-request-id") == [request_id]
 
 
 @needs_ray

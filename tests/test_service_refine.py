@@ -1,4 +1,4 @@
-"""The refine hook against a real local server that speaks the protocol: what it is sent, how its faults end."""
+"""The refine hook against a local chat-completions server: prompts, faults, circuit breaker, limits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from service.schemas.examples import REPORT_EXAMPLE
 from service.schemas.models import ReportResponse
 from service.settings import Settings
 from service.web import logging as logs
-from tests.support.chat_server import Completions, completion, completions_server, says
+from tests.support.chat_server import Completions, completion, completions_server, respond_with
 from tests.support.formats import example
 from tests.support.service import png, ready_client, until
 
@@ -44,9 +44,9 @@ def model() -> Iterator[Completions]:
         yield model
 
 
-def sleeps(handler: BaseHTTPRequestHandler) -> None:
+def respond_late(handler: BaseHTTPRequestHandler) -> None:
     time.sleep(1.5)
-    says(completion("too late"))(handler)
+    respond_with(completion("too late"))(handler)
 
 
 @contextmanager
@@ -79,25 +79,25 @@ def codes(body: dict[str, Any]) -> set[str]:
 
 
 @pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No rest after failures: each fault is met by itself."""
+def no_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disable the circuit breaker."""
     monkeypatch.setattr(refine, "BREAKER_THRESHOLD", 1_000)
 
 
 def test_rewritten_text_is_kept_apart_from_the_draft(client: httpx.Client, model: Completions) -> None:
     plain = ask(client)
-    model.answer = says(completion("<think>Let me see.</think>\n The heart is normal. xxxx "))
+    model.answer = respond_with(completion("<think>Let me see.</think>\n The heart is normal. xxxx "))
     body = ask(client, refine="true")
     assert body["refined"] == {"text": "The heart is normal. [redacted]", "model": "local-llm"}
     for name in ("findings", "sentences", "labels", "reference_cases"):
         assert body[name] == plain[name]
     assert body["timings_ms"]["total"] >= body["timings_ms"]["refine"] > 0
     assert plain["refined"] is None
-    assert len(model.seen) == 1, "it is asked where the request asks for it, and only there"
+    assert len(model.seen) == 1, "only requests with refine=true call it"
 
 
 def test_prompt_has_only_the_draft_and_its_cases(client: httpx.Client, model: Completions) -> None:
-    model.answer = says(completion("Clear lungs."))
+    model.answer = respond_with(completion("Clear lungs."))
     model.seen.clear()
     body = ask(client, refine="true")
     ((path, headers, sent),) = model.seen
@@ -105,33 +105,33 @@ def test_prompt_has_only_the_draft_and_its_cases(client: httpx.Client, model: Co
     assert headers["authorization"] == f"Bearer {KEY}"
     assert (sent["model"], sent["temperature"], sent["stream"]) == ("local-llm", 0, False)
     assert [message["role"] for message in sent["messages"]] == ["system", "user"]
-    told = json.loads(sent["messages"][1]["content"])
-    assert set(told) == {"findings", "labels", "reference_cases"}
-    assert told["findings"] == body["findings"]
-    assert [case["findings"] for case in told["reference_cases"]] == [
+    prompt = json.loads(sent["messages"][1]["content"])
+    assert set(prompt) == {"findings", "labels", "reference_cases"}
+    assert prompt["findings"] == body["findings"]
+    assert [case["findings"] for case in prompt["reference_cases"]] == [
         case["findings"] for case in body["reference_cases"]
     ]
-    assert set(told["reference_cases"][0]) == {"similarity", "findings", "labels"}
+    assert set(prompt["reference_cases"][0]) == {"similarity", "findings", "labels"}
     assert CANARY not in json.dumps(model.seen)
 
 
-@pytest.mark.usefixtures("eager")
+@pytest.mark.usefixtures("no_breaker")
 @pytest.mark.parametrize(
     "answer",
     [
-        pytest.param(sleeps, id="slow"),
-        pytest.param(says(b"overloaded", 503), id="error"),
-        pytest.param(says(b"", 307, Location="/elsewhere"), id="redirect"),
-        pytest.param(says(b"<html>"), id="not JSON"),
-        pytest.param(says(b"[" * 100_000), id="nested"),
-        pytest.param(says(b'{"choices": []}'), id="no choice"),
-        pytest.param(says(completion(None)), id="no text"),
-        pytest.param(says(completion("   ")), id="blank"),
-        pytest.param(says(completion("a" * (MAX_CHARACTERS + 1))), id="long"),
-        pytest.param(says(completion("The heart is", "length")), id="cut short"),
-        pytest.param(says(completion("<think>There may be a pneumothorax")), id="a thought alone"),
-        pytest.param(says(gzip.compress(completion("Clear lungs.")), Content_Encoding="gzip"), id="compressed"),
-        pytest.param(says(b" " * (MAX_ANSWER_BYTES + 1)), id="huge"),
+        pytest.param(respond_late, id="slow"),
+        pytest.param(respond_with(b"overloaded", 503), id="error"),
+        pytest.param(respond_with(b"", 307, Location="/elsewhere"), id="redirect"),
+        pytest.param(respond_with(b"<html>"), id="not JSON"),
+        pytest.param(respond_with(b"[" * 100_000), id="nested"),
+        pytest.param(respond_with(b'{"choices": []}'), id="no choice"),
+        pytest.param(respond_with(completion(None)), id="no text"),
+        pytest.param(respond_with(completion("   ")), id="blank"),
+        pytest.param(respond_with(completion("a" * (MAX_CHARACTERS + 1))), id="long"),
+        pytest.param(respond_with(completion("The heart is", "length")), id="cut short"),
+        pytest.param(respond_with(completion("<think>There may be a pneumothorax")), id="unfinished reasoning"),
+        pytest.param(respond_with(gzip.compress(completion("Clear lungs.")), Content_Encoding="gzip"), id="compressed"),
+        pytest.param(respond_with(b" " * (MAX_ANSWER_BYTES + 1)), id="huge"),
         pytest.param(lambda handler: handler.connection.close(), id="hangs up"),
     ],
 )
@@ -149,7 +149,7 @@ def test_server_faults_become_warnings(client: httpx.Client, model: Completions,
 
 
 def test_added_finding_is_named(client: httpx.Client, model: Completions) -> None:
-    model.answer = says(completion("There is a large right pneumothorax."))
+    model.answer = respond_with(completion("There is a large right pneumothorax."))
     assert label_report("There is a large right pneumothorax.")["Pneumothorax"] == "present"
     body = ask(client, refine="true")
     assert body["labels"]["Pneumothorax"] != "present"
@@ -159,8 +159,13 @@ def test_added_finding_is_named(client: httpx.Client, model: Completions) -> Non
 
 def test_changed_findings_are_named() -> None:
     report = ReportResponse.model_validate(REPORT_EXAMPLE)
-    said = {"Pleural Effusion": "present", "Atelectasis": "uncertain", "Cardiomegaly": "absent", "Pneumothorax": None}
-    assert {name: report.labels[name] for name in said} == said
+    expected = {
+        "Pleural Effusion": "present",
+        "Atelectasis": "uncertain",
+        "Cardiomegaly": "absent",
+        "Pneumothorax": None,
+    }
+    assert {name: report.labels[name] for name in expected} == expected
     kept = "There is a pleural effusion with possible atelectasis."
     texts = {
         f"{kept} Possible pneumothorax.": {"refine_added": "Pneumothorax"},
@@ -178,7 +183,7 @@ def test_changed_findings_are_named() -> None:
 
 
 def test_unprintable_characters_are_removed(client: httpx.Client, model: Completions) -> None:
-    model.answer = says(completion("Clear \ud800lungs.\x00\n\n No\tedema."))
+    model.answer = respond_with(completion("Clear \ud800lungs.\x00\n\n No\tedema."))
     for accept in ("application/json", "application/fhir+json", "text/plain"):
         files = {"frontal": ("f", png())}
         answer = client.post("/report", files=files, data={"refine": "true"}, headers={"Accept": accept})
@@ -187,7 +192,7 @@ def test_unprintable_characters_are_removed(client: httpx.Client, model: Complet
 
 
 def test_stream_ends_with_the_rewritten_text(client: httpx.Client, model: Completions) -> None:
-    model.answer = says(completion("Clear lungs."))
+    model.answer = respond_with(completion("Clear lungs."))
     files = {"frontal": ("f", png())}
     events = client.post("/report", files=files, data={"refine": "true", "stream": "true"}).text.strip().split("\n\n")
     name, data = events[-1].splitlines()
@@ -196,7 +201,7 @@ def test_stream_ends_with_the_rewritten_text(client: httpx.Client, model: Comple
 
 
 def test_calls_share_no_state(client: httpx.Client, model: Completions) -> None:
-    model.answer = says(completion("Clear lungs."), Set_Cookie="session=1")
+    model.answer = respond_with(completion("Clear lungs."), Set_Cookie="session=1")
     model.seen.clear()
     ask(client, refine="true")
     ask(client, refine="true")
@@ -209,7 +214,7 @@ def test_circuit_breaker_opens_after_repeated_failures(
 ) -> None:
     monkeypatch.setattr(refine, "BREAKER_COOLDOWN_S", 1.0)
     with service(bundle, model, tmp_path / "key") as client:
-        model.answer = says(b"", 500)
+        model.answer = respond_with(b"", 500)
         for _ in range(refine.BREAKER_THRESHOLD + 2):
             assert "refine_failed" in codes(ask(client, refine="true"))
         assert len(model.seen) == refine.BREAKER_THRESHOLD
@@ -227,7 +232,7 @@ def test_waiting_for_the_language_model_uses_no_slot(bundle: Path, model: Comple
 
     def waits(handler: BaseHTTPRequestHandler) -> None:
         go.wait(10)
-        says(completion("Clear lungs."))(handler)
+        respond_with(completion("Clear lungs."))(handler)
 
     model.answer = waits
     with service(bundle, model, tmp_path / "key", max_concurrent_requests=1) as client:
@@ -256,7 +261,7 @@ def refiner(model: Completions, metrics: Metrics | None = None, **changes: Any) 
 def test_queued_calls_that_time_out_are_not_failures(model: Completions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refine, "MAX_CONCURRENCY", 1)
     monkeypatch.setattr(refine, "MAX_QUEUE", 1)
-    model.answer = sleeps
+    model.answer = respond_late
     metrics = Metrics()
     hook = refiner(model, metrics, refine_timeout_s=0.3)
 
@@ -273,7 +278,7 @@ def test_queued_calls_that_time_out_are_not_failures(model: Completions, monkeyp
 
 @pytest.mark.parametrize("within_s", [0.1, 0.0, -1.0])
 def test_request_deadline_limits_the_call(model: Completions, within_s: float) -> None:
-    model.answer = sleeps
+    model.answer = respond_late
     began = time.monotonic()
     answer = asyncio.run(refiner(model).refine(example(), within_s))
     assert time.monotonic() - began < 1
@@ -286,7 +291,7 @@ def test_logs_hold_neither_prompt_nor_response(
     model: Completions, caplog: pytest.LogCaptureFixture, tmp_path: Path, status: int
 ) -> None:
     (tmp_path / "key").write_text(KEY)
-    model.answer = says(completion(CANARY), status, words=CANARY, X_Note=CANARY, Set_Cookie=f"a={CANARY}")
+    model.answer = respond_with(completion(CANARY), status, reason=CANARY, X_Note=CANARY, Set_Cookie=f"a={CANARY}")
     streams = [io.StringIO(), io.StringIO()]
     root, handlers = logging.getLogger(), [logging.StreamHandler(stream) for stream in streams]
     for handler, form in zip(handlers, (logs.TextLines(), logs.JsonLines()), strict=True):
@@ -301,10 +306,10 @@ def test_logs_hold_neither_prompt_nor_response(
             root.removeHandler(handler)
     assert (answer.refined is not None) == (status == 200)
     for stream in streams:
-        told = stream.getvalue()
-        assert "httpcore" in told, "it did speak"
-        assert not [secret for secret in (CANARY, KEY, example().sentences[0].text) if secret in told]
-        assert ("status 500" in told) == (status == 500)
+        log = stream.getvalue()
+        assert "httpcore" in log, "the log has the exchange"
+        assert not [secret for secret in (CANARY, KEY, example().sentences[0].text) if secret in log]
+        assert ("status 500" in log) == (status == 500)
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, to make a certificate")
@@ -321,7 +326,7 @@ def test_certificates_are_verified_against_system_authorities(
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            says(completion("Clear lungs."))(self)
+            respond_with(completion("Clear lungs."))(self)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -349,7 +354,7 @@ def test_unconfigured_refine_adds_a_warning(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "expected"),
     [
         ({"refine_url": "ftp://host/v1", "refine_model": "m"}, "http://"),
         ({"refine_url": "http://user:pass@host/v1", "refine_model": "m"}, "REPORT_REFINE_KEY_FILE"),
@@ -360,8 +365,8 @@ def test_unconfigured_refine_adds_a_warning(bundle: Path) -> None:
         ({"refine_url": "http://host/v1", "refine_model": "m", "refine_key_file": "/nowhere"}, "cannot be read"),
     ],
 )
-def test_incomplete_configuration_is_refused_at_start(given: dict[str, str], said: str) -> None:
+def test_incomplete_configuration_is_refused_at_start(given: dict[str, str], expected: str) -> None:
     with pytest.raises(ValueError, match=r"REPORT_REFINE|http|read") as refusal:
         Settings(**given)  # type: ignore[arg-type]
-    assert said in str(refusal.value)
+    assert expected in str(refusal.value)
     assert "pass" not in str(refusal.value).replace("passed", "")

@@ -30,7 +30,7 @@ def test_defaults() -> None:
     settings = Settings()
     assert settings.max_upload_bytes == 32 * MIB
     assert settings.device == "auto"
-    assert settings.host == "127.0.0.1"  # nobody else's images without being asked
+    assert settings.host == "127.0.0.1"  # other machines cannot connect by default
     assert settings.port == 8000
     assert settings.bundle.parts[-2:] == ("bundles", "iu-xray")
 
@@ -39,7 +39,7 @@ def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPORT_BUNDLE", "somewhere/b")
     monkeypatch.setenv("REPORT_MAX_UPLOAD_BYTES", "5000000")
     monkeypatch.setenv("REPORT_DEVICE", "cuda:1")
-    monkeypatch.setenv("REPORT_DATA", "not-ours")  # the test suite's own variable
+    monkeypatch.setenv("REPORT_DATA", "ignored")  # a variable of the test suite
     settings = Settings()
     assert (settings.bundle, settings.max_upload_bytes, settings.device) == (Path("somewhere/b"), 5_000_000, "cuda:1")
 
@@ -141,7 +141,7 @@ def test_misspelt_variable_is_named_with_the_closest_setting() -> None:
         "REPORT_DATA": "the test suite's",
         "REPORT_PORT": "1",
         "report_log_level": "DEBUG",  # read whatever its case
-        "REPORTER": "not ours",
+        "REPORTER": "another program",
         "PATH": "/bin",
     }
     upload, service, key = unknown_variables(environment)

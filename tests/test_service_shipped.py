@@ -18,7 +18,7 @@ from PIL import Image
 from model.types import View
 from service.schemas.models import ReportResponse
 from tests.support.browser import DRAWN
-from tests.support.chat_server import Completions, completion, completions_server, says
+from tests.support.chat_server import Completions, completion, completions_server, respond_with
 from tests.support.dicom import dicom, png
 from tests.support.formats import facts, facts_of_fhir, facts_of_sr
 from tests.support.paths import REPOSITORY
@@ -34,7 +34,7 @@ Grey = npt.NDArray[np.uint8]
 @pytest.fixture(scope="module")
 def model() -> Iterator[Completions]:
     with completions_server() as model:
-        model.answer = says(completion(REWRITTEN))
+        model.answer = respond_with(completion(REWRITTEN))
         yield model
 
 
@@ -49,7 +49,7 @@ def client(model: Completions, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module")
 def answer(client: httpx.Client) -> dict[str, Any]:
-    """To the pair of DICOM files, with all that can be asked for; others are compared with it."""
+    """The report on a pair of DICOM files with all options; other formats are compared with it."""
     body: dict[str, Any] = ask(client, *PAIR, include="attention", refine="true").json()
     return body
 
@@ -81,8 +81,8 @@ def codes(body: dict[str, Any]) -> set[str]:
     return {warning["code"] for warning in body["warnings"]}
 
 
-def told(body: dict[str, Any]) -> dict[str, Any]:
-    """What each format tells of an answer, but for what is each answer's own, and for the rewritten draft."""
+def expected_facts(body: dict[str, Any]) -> dict[str, Any]:
+    """Facts that every format contains, without ids, times and the rewritten draft."""
     return comparable(facts(ReportResponse.model_validate(body)))
 
 
@@ -139,7 +139,7 @@ def test_text_has_findings_and_disclaimer(client: httpx.Client, answer: dict[str
 
 def test_fhir_is_valid_and_has_the_same_facts(client: httpx.Client, answer: dict[str, Any]) -> None:
     resource = ask(client, *PAIR, accept="application/fhir+json").json()
-    assert comparable(facts_of_fhir(resource)) == told(answer)
+    assert comparable(facts_of_fhir(resource)) == expected_facts(answer)
     r4 = pytest.importorskip("fhirclient.models.diagnosticreport", reason="needs pip install fhirclient")
     assert r4.DiagnosticReport(copy.deepcopy(resource)).as_json() == resource
     r4b = pytest.importorskip("fhir.resources.R4B.diagnosticreport", reason="needs pip install fhir.resources")
@@ -150,14 +150,14 @@ def test_structured_report_has_the_same_facts(client: httpx.Client, answer: dict
     highdicom = pytest.importorskip("highdicom", reason="needs pip install highdicom")
     report = highdicom.sr.srread(io.BytesIO(ask(client, *PAIR, accept="application/dicom").content))
     assert (report.StudyInstanceUID, report.PatientID, report.Modality) == ("1.2.3", "PID-471", "SR")
-    assert comparable(facts_of_sr(report)) == told(answer)
+    assert comparable(facts_of_sr(report)) == expected_facts(answer)
 
 
 # --- images that are not as they should be --------------------------------------------------------------------------
 
 
 def test_swapped_drawings_are_detected(client: httpx.Client, answer: dict[str, Any]) -> None:
-    """Both drawings look rather like laterals; only real radiographs are put right."""
+    """Both drawings look more like laterals; only real radiographs are corrected."""
     body = ask(client, *reversed(PAIR)).json()
     assert [(check["frontal"], check["unusual"]) for check in body["image_checks"]] == [
         (check["frontal"], check["unusual"]) for check in reversed(answer["image_checks"])

@@ -59,7 +59,7 @@ def draft(page: Page) -> None:
 
 
 def answered(page: Page, answer: dict[str, Any]) -> None:
-    """Let the next draft be a given answer: for what depends on how the page draws, not on what the model says."""
+    """Draft with a fixed response, for tests of how the page draws a report."""
 
     def fulfil(route: Route) -> None:
         route.fulfill(status=200, content_type="application/json", body=json.dumps(answer))
@@ -80,7 +80,7 @@ def corner(row: int, column: int) -> list[list[float]]:
 
 
 def edit(page: Page, findings: str) -> None:
-    """Put a reader's words in the place of the draft."""
+    """Replace the draft by edited findings."""
     page.click("#edit")
     page.fill("#edit-area", findings)
     page.click("#edit-done")

@@ -1,4 +1,4 @@
-"""A language model's server for tests: speaks OpenAI's chat completions on 127.0.0.1 and answers what it is told to."""
+"""A local server for OpenAI's chat completions, with configurable responses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass
 class Completions:
-    """A chat-completions server in a thread: `answer` is what it does with a request."""
+    """A chat-completions server in a thread: `answer` handles a request."""
 
     answer: Any = None
     seen: list[tuple[str, dict[str, str], dict[str, Any]]] = field(default_factory=list)
@@ -21,22 +21,22 @@ class Completions:
 
 
 def completion(text: object, reason: str = "stop") -> bytes:
-    """The body of an answer."""
+    """The body of a response."""
     message = {"role": "assistant", "content": text}
     return json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": reason}]}).encode()
 
 
 @contextmanager
 def completions_server() -> Iterator[Completions]:
-    """The server, as long as the block lasts."""
-    told = Completions()
+    """Run the server until the block ends."""
+    state = Completions()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            told.seen.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
-            with suppress(OSError):  # the service did not wait
-                told.answer(self)
+            state.seen.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+            with suppress(OSError):  # the service closed the connection
+                state.answer(self)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -45,17 +45,17 @@ def completions_server() -> Iterator[Completions]:
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    told.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    yield told
+    state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    yield state
     server.shutdown()
     server.server_close()
 
 
-def says(data: bytes, status: int = 200, words: str | None = None, **headers: str) -> Any:
-    """What answers so, as ``Completions.answer``."""
+def respond_with(data: bytes, status: int = 200, reason: str | None = None, **headers: str) -> Any:
+    """A handler for ``Completions.answer`` that sends ``data``."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status, words)
+        handler.send_response(status, reason)
         for name, value in headers.items():
             handler.send_header(name.replace("_", "-"), value)
         handler.send_header("Content-Length", str(len(data)))

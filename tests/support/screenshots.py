@@ -1,6 +1,6 @@
 """Pictures of the page for the documentation: ``python -m tests.support.screenshots [--out docs/images]``.
 
-The real service over the shipped bundle, asked with drawn phantoms. Reference cases with texts are invented ones, added
+The real service with the shipped bundle drafts drawn phantoms. Reference cases with texts are invented and added
 by ``POST /cases``: no radiograph and no text of the corpus is in any picture.
 """
 
@@ -60,7 +60,7 @@ def new_page(browser: Browser, url: str, size: tuple[int, int], theme: str, lang
 
 
 def keep_invented(page: Page) -> None:
-    """Show the invented cases alone: the others stand without texts."""
+    """Hide all cases but the invented ones, which have texts."""
     page.evaluate(
         """names => document.querySelectorAll('#cases > li').forEach((item) => {
              item.hidden = !names.includes(item.querySelector('code').textContent); })""",
@@ -69,7 +69,7 @@ def keep_invented(page: Page) -> None:
 
 
 def save(page: Page, path: Path, *, whole: bool = False) -> None:
-    """A picture with few colours, so that it stays small; of the ``whole`` page, its foot stands at the end."""
+    """Save a screenshot with few colours, to keep the file small; ``whole`` saves the full page."""
     if whole:
         page.evaluate("document.querySelector('.disclaimer').style.position = 'static'")
     picture = Image.open(io.BytesIO(page.screenshot(full_page=whole)))

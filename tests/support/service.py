@@ -41,7 +41,7 @@ def settings_for(bundle: Path, **changes: Any) -> Settings:
 
 
 def wait_until_ready(client: httpx.Client) -> None:
-    """Poll /health until it says 200."""
+    """Poll /health until it returns 200."""
     deadline = time.monotonic() + WAIT_S
     while (answer := client.get("/health")).status_code != 200:
         assert answer.json()["code"] == "loading", answer.json()
