@@ -7,7 +7,7 @@
     python -m benchmarks kernels            what each CPU kernel saves against plain PyTorch
     python -m benchmarks profile            the operators that take most of the time
 
-``--out FILE`` writes the table as Markdown. Run it on a quiet machine.
+The table is Markdown; ``--out FILE`` also writes it to a file. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from benchmarks import cider, decoding, growth, index, kernels, machine, profiles, serving, training_step
 from benchmarks.logging import configure_logging
 from benchmarks.machine import Machine
-from benchmarks.table import HEADER, Row, aligned, markdown
+from benchmarks.table import HEADER, Row, markdown
 from model.devices import choose_device
 from model.files import write_atomic
 
@@ -81,11 +81,10 @@ def _measure(arguments: argparse.Namespace, device: torch.device) -> int:
         return 0
     began = time.monotonic()
     described, rows = table(device, arguments.only or list(SECTIONS))
-    cells = [row.cells() for row in rows]
-    print(f"{described}\n\n{aligned(HEADER, cells)}")
+    text = f"{datetime.date.today()}, {described}.\n\n{markdown(HEADER, [row.cells() for row in rows])}\n"
+    print(text, end="")
     if arguments.out:
-        today = datetime.date.today().isoformat()
-        write_atomic(arguments.out, f"{today}, {described}.\n\n{markdown(HEADER, cells)}\n".encode())
+        write_atomic(arguments.out, text.encode())
     log.info("done in %.0f s", time.monotonic() - began)
     return int(any(row.met is False for row in rows))
 

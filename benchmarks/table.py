@@ -105,8 +105,3 @@ def show(value: float, unit: Unit) -> str:
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     return Table(header, list(rows), left=len(header)).markdown()
-
-
-def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in aligned columns, for a terminal."""
-    return Table(header, list(rows), left=len(header)).text()

@@ -22,7 +22,7 @@ from benchmarks.raw_http import study_request
 Edit = Callable[[st.DrawFn, bytes], bytes]
 Part = tuple[bytes, bytes]  # type of chunk or segment, content
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-_FORMATS = ("png", "png", "jpeg", "jpeg", "jpeg", "mpo", "gif", "tiff", "webp", "bmp", "dicom", "dicom", "dicom")
+_FORMATS = (*["png"] * 5, *["jpeg"] * 4, "mpo", "gif", "tiff", "webp", "bmp", *["dicom"] * 4)
 _EXTREMES = (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"\0\1\0\0", b"\xff\xff", b"\0\1")
 _BOMB = b"Comment\0\0" + zlib.compress(bytes(3 * 2**20), 9)  # a text that unpacks to megabytes
 _SEQUENCE = b"\x40\0\x75\xa3SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff"  # explicit VR, undefined lengths
@@ -135,9 +135,9 @@ def edit_parts(draw: st.DrawFn, data: bytes) -> bytes:
     parts = split(data) or [(b"", b"")]
     at, to = (draw(st.integers(0, len(parts) - 1)) for _ in range(2))
     kind, content = parts[at]
-    how = draw(st.sampled_from(["change", "change", "change", "drop", "repeat", "move", "rename", "add"]))
+    how = draw(st.sampled_from(["change", "change", "change", "drop", "repeat", "move", "rename", "add", "add"]))
     if how == "change":
-        parts[at] = kind, draw(st.sampled_from(ANY))(draw, content)
+        parts[at] = kind, draw(st.sampled_from((*ANY, write_extreme, write_extreme)))(draw, content)
     elif how == "drop":
         del parts[at]
     elif how in ("repeat", "move"):
@@ -145,8 +145,10 @@ def edit_parts(draw: st.DrawFn, data: bytes) -> bytes:
     elif how == "rename":
         parts[at] = _kind(draw, signature), content
     else:
-        added = draw(st.sampled_from([_exif(draw), _BOMB, draw(st.binary(max_size=64))]))
-        parts.insert(to, (_kind(draw, signature), added))
+        exif = (b"eXIf" if signature == PNG else b"\xff\xe1", _exif(draw))
+        bomb = (draw(st.sampled_from([b"zTXt", b"iCCP"])) if signature == PNG else b"\xff\xfe", _BOMB)
+        other = (_kind(draw, signature), draw(st.binary(max_size=64)))
+        parts.insert(to, draw(st.sampled_from([exif, bomb, other])))
     return join(parts, signature)
 
 
@@ -165,8 +167,11 @@ def _exif(draw: st.DrawFn) -> bytes:
     values = st.sampled_from([0, 1, 6, 8, 9, 2**31, 2**32 - 1])
     entries = draw(st.lists(st.tuples(tags, st.integers(0, 14), counts, values), max_size=5))
     count = draw(st.sampled_from([len(entries), 65_535]))
-    block = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", count) + b"".join(struct.pack("<HHII", *e) for e in entries)
-    return block + struct.pack("<I", draw(values))
+    order = draw(st.sampled_from([b"II*\0", b"II*\0", b"MM\0*", b"X\0*\0"]))
+    packed = [struct.pack("<HHII", *entry) for entry in entries]
+    return b"".join(
+        [b"Exif\0\0", order, b"\x08\0\0\0", struct.pack("<H", count), *packed, struct.pack("<I", draw(values))]
+    )
 
 
 def set_dicom_value(draw: st.DrawFn, data: bytes) -> bytes:
