@@ -1,11 +1,11 @@
-"""Fit the checks of a bundle: which view an image shows, how unusual it looks, how far each sentence can be believed.
+"""Fit the checks of a bundle: the view of an image, its out-of-distribution score, the confidence of a sentence.
 
     python -m training.calibrate --bundle B --root DIR (--out B2 | --in-place) --work DIR [--external DIR]
         [--strange DIR] [--report DIR]
 
-Training radiographs and validation studies are used, never the test split. Features and drafts are kept in ``--work``,
-so that a run that was stopped goes on. ``--external`` names a folder of frontal radiographs of another hospital and
-``--strange`` one of pictures that are no radiographs; both are for the figures alone.
+Uses training radiographs and validation studies, never the test split. Features and drafts are cached in ``--work``, so
+an interrupted run continues. ``--external`` names a folder of frontal radiographs of another hospital, ``--strange`` a
+folder of pictures that are no radiographs; both are only measured, not fitted.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from training.evaluation.inference import open_bundle
 
 log = logging.getLogger("training")
 
-TURNED_SHARE = 8  # one in so many training radiographs is shown to the fit turned
-STRANGE_SHARE = 4  # one in so many validation radiographs is turned for the figures
+TURNED_STRIDE = 8  # every 8th training radiograph is altered for the fit
+ALTERED_STRIDE = 4  # every 4th validation radiograph is altered for the metrics
 DRAWINGS = 24  # of each kind
-OUTSIDE = 500  # radiographs of another hospital, at most
+MAX_EXTERNAL = 500  # radiographs of another hospital
 SEED = 1
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """Turns images into features and studies into drafts, with one bundle on one device; ``work`` keeps them."""
+    """Computes features and drafts with one bundle on one device; ``work`` caches them."""
 
     bundle: Bundle
     index: ReportIndex | None
@@ -62,7 +62,7 @@ class FeatureExtractor:
 
     @property
     def size(self) -> int:
-        """S of the bundle's squares."""
+        """S, the image size of the bundle."""
         return self.bundle.config.preprocessing.image_size
 
     @property
@@ -77,10 +77,10 @@ class FeatureExtractor:
         )
 
     def radiographs(self, studies: Sequence[Study], cache: PixelCache, name: str) -> LabelledFeatures:
-        """Those of known view.
+        """The images of known view.
 
         Raises:
-            ValueError: there are not both frontals and laterals.
+            ValueError: one of the two views is missing.
         """
         known = [(ref, study) for study in studies for ref in study.ordered() if ref.view is not None]
         frontal = np.array([ref.view is View.FRONTAL for ref, _ in known], bool)
@@ -95,7 +95,7 @@ class FeatureExtractor:
 
     def strange(self, held: LabelledFeatures, folder: Path | None) -> dict[str, Group]:
         """Images that are no upright chest radiographs, by kind."""
-        some = held.pixels[::STRANGE_SHARE]
+        some = held.pixels[::ALTERED_STRIDE]
         found = {name: self.group(turned(some, how), f"val {name}", shown=True) for name, how in TURNED.items()}
         found |= {name: self.group(pixels, name) for name, pixels in drawn(self.size, DRAWINGS, SEED).items()}
         if folder is not None:
@@ -103,44 +103,44 @@ class FeatureExtractor:
         return found | {name: self.group(turned(some, how), f"val {name}") for name, how in ALTERED.items()}
 
     def identity(self) -> str:
-        """Digest of all that drafts depend on."""
+        """Digest of everything that drafts depend on."""
         files = self.bundle.manifest.files
         parts = [f"{name} {files[name].sha256}" for name in sorted(files) if name not in (CALIBRATION, METRICS)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Gather, fit, write the bundle and, where asked for, the report; returns the figures."""
+    """Compute features and drafts, fit, write the bundle and the report; returns the metrics."""
     out: Path = arguments.bundle if arguments.in_place else arguments.out
     if not arguments.in_place and out.exists():
-        raise ValueError(f"--out {out} already exists; name a new folder, or use --in-place")  # now, not after minutes
+        raise ValueError(f"--out {out} already exists; name a new folder, or use --in-place")  # before minutes of work
     source, device = open_source(arguments), choose_device(arguments.device)
     bundle, index = open_bundle(arguments.bundle, device)
-    gather = FeatureExtractor(bundle, index, arguments.work, device)
+    extractor = FeatureExtractor(bundle, index, arguments.work, device)
     studies = {split: source.split(split)[: arguments.limit] for split in ("train", "val")}
     if not all(studies.values()):
         raise ValueError("training and validation studies are both needed; check --root, or --annotation")
     resample = bundle.config.preprocessing.resample
     both = [*studies["train"], *studies["val"]]
-    cache = build_pixel_cache(source, both, gather.size, arguments.work / "pixels", resample=resample)
+    cache = build_pixel_cache(source, both, extractor.size, arguments.work / "pixels", resample=resample)
     train_studies, val_studies = (cache.readable(studies[split]) for split in ("train", "val"))
-    train = gather.radiographs(train_studies, cache, "train")
-    held = gather.radiographs(val_studies, cache, "val")
-    some = train.pixels[::TURNED_SHARE]
-    shown = {name: gather.pooled(turned(some, how), f"train {name}") for name, how in TURNED.items()}
+    train = extractor.radiographs(train_studies, cache, "train")
+    held = extractor.radiographs(val_studies, cache, "val")
+    some = train.pixels[::TURNED_STRIDE]
+    shown = {name: extractor.pooled(turned(some, how), f"train {name}") for name, how in TURNED.items()}
     records = draft_records(
-        bundle, index, val_studies, cache, arguments.work / "drafts.jsonl", identity=gather.identity(), device=device
+        bundle, index, val_studies, cache, arguments.work / "drafts.jsonl", identity=extractor.identity(), device=device
     )
     rows = SentenceTable.of(records)
-    if not len(rows.right):
+    if not len(rows.correct):
         raise ValueError("the model wrote no sentence for the validation studies; train it further")
     images = fit_images(train, held, shown, seed=SEED)
     counts: dict[str, JsonValue] = {
         "dataset": source.name, "train_images": len(train.study), "val_images": len(held.study),
-        "val_studies": len(records), "val_sentences": len(rows.right), "seed": SEED,
+        "val_studies": len(records), "val_sentences": len(rows.correct), "seed": SEED,
     }  # fmt: skip
     calibration = Calibration(
-        weights_sha256=gather.weights,
+        weights_sha256=extractor.weights,
         fitted_on=counts,
         features=images.features,
         view=images.view,
@@ -150,12 +150,12 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     outside = None
     if arguments.external is not None:
-        outside = gather.group(pictures(arguments.external, gather.size, most=OUTSIDE), "external")
-    unusual, scored = unusual_figures(calibration, held, outside, gather.strange(held, arguments.strange), seed=SEED)
+        outside = extractor.group(pictures(arguments.external, extractor.size, most=MAX_EXTERNAL), "external")
+    unusual, scored = unusual_figures(calibration, held, outside, extractor.strange(held, arguments.strange), seed=SEED)
     figures: dict[str, Any] = {
         "schema_version": 1,
         "bundle": bundle.config.name,
-        "weights_sha256": gather.weights,
+        "weights_sha256": extractor.weights,
         "fitted_on": counts,
         "view": view_figures(calibration, held),
         "unusual": unusual,
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         return 2
     except KeyboardInterrupt:
-        log.error("interrupted; the next run goes on from %s", arguments.work)
+        log.error("interrupted; the next run continues from %s", arguments.work)
         return 130
     print(json.dumps({name: figures[name] for name in ("view", "support")}, indent=1))
     return 0
@@ -193,8 +193,8 @@ def _parser() -> argparse.ArgumentParser:
     place.add_argument("--out", type=Path, help="a copy of the bundle with its calibration.json")
     place.add_argument("--in-place", action="store_true", help="put the calibration into the bundle itself")
     add_dataset_arguments(parser)
-    parser.add_argument("--external", type=Path, help="frontal radiographs of another hospital, for the figures")
-    parser.add_argument("--strange", type=Path, help="pictures that are no radiographs, for the figures")
+    parser.add_argument("--external", type=Path, help="frontal radiographs of another hospital, to measure on")
+    parser.add_argument("--strange", type=Path, help="pictures that are no radiographs, to measure on")
     parser.add_argument("--report", type=Path, help="folder for calibration.md, calibration.json and plots")
     parser.add_argument(
         "--work", type=Path, required=True, help="images, features and drafts, used again by a next run"

@@ -1,1 +1,1 @@
-"""What ``python -m training.calibrate`` is made of: what is gathered, what is fitted, what is reported."""
+"""Parts of ``python -m training.calibrate``: features and records, the fits, metrics, the report."""

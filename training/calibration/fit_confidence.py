@@ -1,4 +1,4 @@
-"""Fits the checks of sentences: the probability that one is right, and what the images must show to support one."""
+"""Fits the sentence checks: the probability that a sentence is right, and the support that the images give it."""
 
 from __future__ import annotations
 
@@ -17,70 +17,70 @@ from training.scoring.binary import Bools, Floats, Logistic, fit_logistic, folds
 
 RIDGE = 1.0
 FOLDS = 10
-SPECIFIC = 0.9  # share of studies without a finding whose images must not support it
-_FEWEST = 3  # studies with a finding, for a threshold of its own
+SPECIFICITY = 0.9  # share of studies without a finding whose images must not support it
+_MIN_STUDIES = 3  # with a finding, to fit its threshold
 
 
 @dataclass(frozen=True)
 class SentenceTable:
-    """Sentences of all studies, one after the other.
+    """Sentences of all studies, N rows.
 
     Attributes:
-        kind: what each states.
+        kind: of statement.
         values: (N, 3) of ``model.sentence_checks.features``.
-        words: (N,) geometric mean of the probabilities of its words.
-        right: (N,) whether it is.
-        study: of each.
+        words: (N,) geometric mean of the word probabilities.
+        correct: (N,) whether the report supports the sentence.
+        study: (N,) study id.
     """
 
     kind: npt.NDArray[np.str_]
     values: Floats
     words: Floats
-    right: Bools
+    correct: Bools
     study: Sequence[str]
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> SentenceTable:
-        """Those of drafted studies."""
+        """The sentences of drafted studies."""
         found = [(record, sentence) for record in records for sentence in record.sentences]
         return cls(
             np.array([kind_of(sentence.labels) for _, sentence in found]),
             np.array([features(one.words, one.labels, record.evidence) for record, one in found]).reshape(-1, 3),
             np.array([sentence.words for _, sentence in found]),
-            np.array([sentence.right for _, sentence in found], bool),
+            np.array([sentence.correct for _, sentence in found], bool),
             [record.study_id for record, _ in found],
         )
 
 
 def fit_confidence(rows: SentenceTable) -> Confidence:
-    """The weights of each kind of sentence."""
+    """The weights for each kind of sentence."""
     return Confidence(**{kind: _weights(_fit(rows, rows.kind == kind)) for kind in get_args(Kind)})
 
 
 def held_out_confidence(rows: SentenceTable, *, seed: int = 1) -> Floats:
-    """(N,) probability of each sentence by a fit that saw no sentence of its study."""
+    """(N,) probability of each sentence by a fit to other studies."""
     fold = folds(rows.study, FOLDS, seed)
-    found = np.zeros(len(rows.right))
+    found = np.zeros(len(rows.correct))
     for kind in get_args(Kind):
-        own = rows.kind == kind
-        found[own] = held_out(rows.values[own], rows.right[own], fold[own], ridge=RIDGE)
+        chosen = rows.kind == kind
+        found[chosen] = held_out(rows.values[chosen], rows.correct[chosen], fold[chosen], ridge=RIDGE)
     return found
 
 
 def held_out_rate(rows: SentenceTable, *, seed: int = 1) -> Floats:
-    """(N,) share of right sentences of the same kind in other studies: what one can say without looking."""
+    """(N,) share of correct sentences of the same kind in other studies: a baseline that ignores the sentence."""
     fold = folds(rows.study, FOLDS, seed)
-    found = np.zeros(len(rows.right))
+    found = np.zeros(len(rows.correct))
     for kind in get_args(Kind):
-        own = rows.kind == kind
-        found[own] = held_out(np.zeros((own.sum(), 0)), rows.right[own], fold[own])
+        chosen = rows.kind == kind
+        found[chosen] = held_out(np.zeros((chosen.sum(), 0)), rows.correct[chosen], fold[chosen])
     return found
 
 
-def _fit(rows: SentenceTable, own: Bools) -> Logistic:
-    if not own.any():  # no such sentence: what it says of itself must do
+def _fit(rows: SentenceTable, chosen: Bools) -> Logistic:
+    if not chosen.any():  # no such sentence: keep the probability of its words
         return Logistic(np.array([1.0, 0.0, 0.0]), 0.0)
-    return fit_logistic(rows.values[own], rows.right[own], ridge=RIDGE)
+    return fit_logistic(rows.values[chosen], rows.correct[chosen], ridge=RIDGE)
 
 
 def _weights(fitted: Logistic) -> SentenceWeights:
@@ -89,23 +89,23 @@ def _weights(fitted: Logistic) -> SentenceWeights:
 
 
 def fit_support(records: Sequence[Record]) -> Support:
-    """For each finding the probability that ``SPECIFIC`` of the studies without it stay below."""
+    """For each finding the probability below which ``SPECIFICITY`` of the studies without it lie."""
     thresholds = {}
     for name in FINDINGS:
         without = [r.evidence.images[name] for r in records if r.evidence.images and name not in r.positive]
         with_it = sum(name in record.positive for record in records)
-        if name != NO_FINDING and without and with_it >= _FEWEST:
-            thresholds[name] = round(float(np.quantile(without, SPECIFIC)), 5)
+        if name != NO_FINDING and without and with_it >= _MIN_STUDIES:
+            thresholds[name] = round(float(np.quantile(without, SPECIFICITY)), 5)
     return Support(thresholds=thresholds)
 
 
 def support_figures(support: Support, records: Sequence[Record]) -> dict[str, Mapping[str, float | int | None]]:
-    """Of sentences that call a finding present or possible: how many are supported, or not, and what share is right.
+    """Of sentences that call a finding present or possible: the count with and without support, and the share correct.
 
     ``images`` holds, by finding, the share of studies with it whose images support it.
     """
     marks = [
-        (supported(support, sentence.labels, record.evidence), sentence.right)
+        (supported(support, sentence.labels, record.evidence), sentence.correct)
         for record in records
         for sentence in record.sentences
     ]

@@ -1,7 +1,7 @@
-"""Fits the checks of images: the view, and how unusual an image looks.
+"""Fits the image checks: the view, and the out-of-distribution (OOD) score.
 
-Training radiographs say what is usual; radiographs that the model never saw (the validation split) say how unusual such
-ones look to it, and so from where a warning is given. Of strange images only ``strangers.TURNED`` are shown to the fit.
+Training radiographs define what is in distribution. Validation radiographs, which the model never saw, give the units
+of the score and the threshold of the warning. Of other images the fit uses only ``ood_examples.TURNED``.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from model.calibration.schema import (
 from model.types import Pixels
 from training.scoring.binary import Bools, fit_logistic, folds, held_out
 
-DIRECTIONS = 16  # in which radiographs differ most
+DIRECTIONS = 16  # principal directions of the radiographs
 QUANTILES = 201
 WARN_FROM = 0.99
 RIDGE = 100.0
 MAX_FALSE_FLIP_RATE = 0.001  # share of radiographs that the view check may contradict
-MIN_VIEW_CONFIDENCE = 0.95
-_UNIT_QUANTILE = 0.995  # quantile of a part that is 1 in its unit
+MIN_VIEW_CONFIDENCE = 0.95  # the view check never contradicts below this probability
+_UNIT_QUANTILE = 0.995  # this quantile of a component score is 1 in its unit
 _FOLDS = 5
-_FLOOR = 0.1  # of the median spread of a feature: one that hardly varies must not outweigh all others
+_FLOOR = 0.1  # of the median spread, for features that hardly vary
 _SHRINK = 1e-3  # of the covariance to its diagonal
 
 
@@ -50,7 +50,7 @@ class LabelledFeatures:
 
 @dataclass(frozen=True)
 class ImageFit:
-    """What ``fit_images`` found."""
+    """The result of ``fit_images``."""
 
     features: Features
     view: ViewCheck
@@ -63,9 +63,9 @@ def fit_images(
     """Fit both checks.
 
     Args:
-        train: what the model was trained on.
-        held: what it never saw; only the units and quantiles of the unusual, and the bar of the view, come from these.
-        turned: way to be wrong -> pooled features (N, D) of training radiographs made so.
+        train: images that the model was trained on.
+        held: images that it never saw; they give the units and quantiles of the OOD score and the view threshold.
+        turned: kind of alteration -> pooled features (N, D) of training radiographs altered so.
         seed: of the folds.
     """
     centre = PackedArray.of(train.pooled.mean(0), "float16")
@@ -78,7 +78,7 @@ def fit_images(
 
     upright = standard(train.pooled)
     view = fit_logistic(upright, train.frontal, ridge=RIDGE)
-    wrong = {
+    altered = {
         name: fit_logistic(
             np.concatenate([upright, standard(pooled)]),
             np.repeat([False, True], [len(upright), len(pooled)]),
@@ -86,14 +86,14 @@ def fit_images(
         )
         for name, pooled in turned.items()
     }
-    differ = np.linalg.eigh(upright.T @ upright)[1][:, : -1 - min(DIRECTIONS, upright.shape[1] - 6) : -1].T
-    learned = [view, *wrong.values()]
-    rows = np.stack([*(one.weights for one in learned), *differ])
-    longest = np.maximum(np.abs(rows).max(1), 1e-12)
-    features = Features(centre=centre, scale=scale, directions=PackedArray.of(rows / longest[:, None], "int8"))
-    lines = [LinearScore(slope=float(step), bias=one.bias) for one, step in zip(learned, longest, strict=False)]
+    principal = np.linalg.eigh(upright.T @ upright)[1][:, : -1 - min(DIRECTIONS, upright.shape[1] - 6) : -1].T
+    fits = [view, *altered.values()]
+    rows = np.stack([*(one.weights for one in fits), *principal])
+    largest = np.maximum(np.abs(rows).max(1), 1e-12)
+    features = Features(centre=centre, scale=scale, directions=PackedArray.of(rows / largest[:, None], "int8"))
+    lines = [LinearScore(slope=float(step), bias=one.bias) for one, step in zip(fits, largest, strict=False)]
     check = ViewCheck(line=lines[0], certain=_certain(upright, train, held, features, lines[0], seed))
-    heads = tuple(OodHead(name=name, line=line) for name, line in zip(wrong, lines[1:], strict=True))
+    heads = tuple(OodHead(name=name, line=line) for name, line in zip(altered, lines[1:], strict=True))
     return ImageFit(features, check, _unusual(features, heads, train, held))
 
 
@@ -119,21 +119,21 @@ def _unusual(
 ) -> OutOfDistribution:
     projections, residual = project(features, train.pooled)
     values = feature_vector(len(heads), projections, residual, statistics(train.pixels))
-    views = tuple(_gaussian(values[own]) for own in (train.frontal, ~train.frontal) if own.sum() > 1)
+    views = tuple(_gaussian(values[view]) for view in (train.frontal, ~train.frontal) if view.sum() > 1)
     return calibrated(heads, views, ood_inputs(features, held.pooled, held.pixels))
 
 
 OodInputs = tuple[Floats, Floats, Floats]
-"""Coordinates (N, R), what is beside them (N,), and statistics of the grey values (N, 8)."""
+"""Projections (N, R), residual (N,), and statistics of the grey values (N, 8)."""
 
 
 def ood_inputs(features: Features, pooled: Floats, pixels: Pixels) -> OodInputs:
-    """What the score of images is made of."""
+    """The inputs of the OOD score."""
     return *project(features, pooled), statistics(pixels)
 
 
 def calibrated(heads: tuple[OodHead, ...], views: tuple[Gaussian, ...], held: OodInputs) -> OutOfDistribution:
-    """Units and quantiles by radiographs that no fit saw."""
+    """Units and quantiles of the score, from radiographs that no fit used."""
     found = component_scores(heads, views, *held)
     middle, rare = np.quantile(found, [0.5, _UNIT_QUANTILE], axis=0)
     slopes = 1 / np.maximum(rare - middle, 1e-6)
@@ -144,13 +144,13 @@ def calibrated(heads: tuple[OodHead, ...], views: tuple[Gaussian, ...], held: Oo
 
 
 def cross_validated_percentiles(unusual: OutOfDistribution, held: OodInputs, fold: npt.NDArray[np.int64]) -> Floats:
-    """(N,) how unusual each of the radiographs of the calibration looks by units and quantiles of the other folds."""
+    """(N,) OOD percentile of each calibration radiograph, with units and quantiles of the other folds."""
     shares = np.zeros(len(fold), np.float32)
     for number in np.unique(fold):
-        own = fold == number
-        others, mine = (tuple(part[rows] for part in held) for rows in (~own, own))
+        inside = fold == number
+        others, tested = (tuple(part[rows] for part in held) for rows in (~inside, inside))
         again = calibrated(unusual.heads, unusual.views, (others[0], others[1], others[2]))
-        shares[own] = percentile(again, ood_scores(again, mine[0], mine[1], mine[2]))
+        shares[inside] = percentile(again, ood_scores(again, tested[0], tested[1], tested[2]))
     return shares
 
 

@@ -1,4 +1,4 @@
-"""What a calibration is worth, in numbers: on validation studies, strange images, radiographs of another hospital."""
+"""Metrics of a calibration on validation studies, on OOD images, and on radiographs of another hospital."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BOTH = (View.FRONTAL, View.LATERAL)
 
 @dataclass(frozen=True)
 class Group:
-    """Images of one kind: ``pooled`` (N, D) and ``pixels`` (N, S, S); whether the fit was shown others of the kind."""
+    """Images of one kind: ``pooled`` (N, D), ``pixels`` (N, S, S); ``shown``: the fit used other images of the kind."""
 
     pooled: Floats
     pixels: Pixels
@@ -33,7 +33,7 @@ class Group:
 
 
 def view_figures(calibration: Calibration, held: LabelledFeatures) -> dict[str, Any]:
-    """How often the check of views does what it should, and what it should not, on pairs and on single images."""
+    """How often the view check is right and wrong, on pairs and on single images."""
     frontal = np.array([reading.checks[0][0] for reading in _singles(calibration, held)])
     pairs = _pairs(held)
     right = [_read(calibration, held, pair) for pair in pairs]
@@ -61,7 +61,7 @@ def view_figures(calibration: Calibration, held: LabelledFeatures) -> dict[str, 
 
 
 def _pairs(held: LabelledFeatures) -> list[tuple[int, int]]:
-    """Rows of the frontal and the lateral of each study that has one of both."""
+    """Rows of the frontal and the lateral of each study that has both."""
     found: dict[str, dict[bool, int]] = {}
     for row, (study, frontal) in enumerate(zip(held.study, held.frontal, strict=True)):
         found.setdefault(study, {}).setdefault(bool(frontal), row)
@@ -69,9 +69,9 @@ def _pairs(held: LabelledFeatures) -> list[tuple[int, int]]:
 
 
 def _read(calibration: Calibration, held: LabelledFeatures, rows: tuple[int, int]) -> ViewAssessment:
-    """As the drafter reads two images, sent as frontal and lateral."""
-    places = list(rows)
-    return assess_views(calibration, _BOTH, held.pooled[places], held.pixels[places], correct=True)
+    """The assessment of two images that are sent as frontal and lateral."""
+    pair = list(rows)
+    return assess_views(calibration, _BOTH, held.pooled[pair], held.pixels[pair], correct=True)
 
 
 def _singles(calibration: Calibration, held: LabelledFeatures, *, wrong: bool = False) -> Iterator[ViewAssessment]:
@@ -89,7 +89,7 @@ def _having(readings: Sequence[ViewAssessment], code: str) -> int:
 
 @dataclass(frozen=True)
 class GroupScores:
-    """Scores of a group of images, for a plot."""
+    """OOD scores of a group of images, for a plot."""
 
     name: str
     worst: Floats
@@ -103,42 +103,42 @@ def unusual_figures(
     *,
     seed: int = 1,
 ) -> tuple[dict[str, Any], list[GroupScores]]:
-    """How many radiographs are warned of, of this collection and of another hospital, and how many strange images.
+    """How many radiographs of this set and of another hospital, and how many OOD images, get a warning.
 
-    Radiographs of the calibration are scored by units and quantiles of other studies than their own.
+    Validation radiographs are scored with units and quantiles of other validation studies.
     """
     unusual, features = calibration.unusual, calibration.features
     usual = ood_inputs(features, held.pooled, held.pixels)
     shares = cross_validated_percentiles(unusual, usual, folds(held.study, _FOLDS, seed))
-    worst = ood_scores(unusual, *usual)
-    scored = [GroupScores("radiographs (val)", worst)]
+    validation = ood_scores(unusual, *usual)
+    scored = [GroupScores("radiographs (val)", validation)]
     figures: dict[str, Any] = {
         "warn_from": unusual.warn_from,
         "threshold": float(np.interp(unusual.warn_from, np.linspace(0, 1, len(unusual.quantiles)), unusual.quantiles)),
-        "val": {"n": len(worst), "warned": float((shares >= unusual.warn_from).mean())},
+        "val": {"n": len(validation), "warned": float((shares >= unusual.warn_from).mean())},
         "external": None,
         "strange": {},
     }
     if outside is not None:
-        away = ood_scores(unusual, *ood_inputs(features, outside.pooled, outside.pixels))
-        scored.append(GroupScores("radiographs (another hospital)", away))
-        figures["external"] = _against(worst, away, percentile(unusual, away), unusual.warn_from)
+        external = ood_scores(unusual, *ood_inputs(features, outside.pooled, outside.pixels))
+        scored.append(GroupScores("radiographs (another hospital)", external))
+        figures["external"] = _against(validation, external, percentile(unusual, external), unusual.warn_from)
     for name, group in strange.items():
         found = ood_scores(unusual, *ood_inputs(features, group.pooled, group.pixels))
         scored.append(GroupScores(name, found))
-        entry = _against(worst, found, percentile(unusual, found), unusual.warn_from)
+        entry = _against(validation, found, percentile(unusual, found), unusual.warn_from)
         if outside is not None:
-            entry["auroc_against_external"] = _apart(away, found)
+            entry["auroc_against_external"] = _separation(external, found)
         figures["strange"][name] = {"shown_to_the_fit": group.shown, **entry}
     return figures, scored
 
 
 def _against(usual: Floats, found: Floats, shares: Floats, warn_from: float) -> dict[str, Any]:
-    return {"n": len(found), "warned": float((shares >= warn_from).mean()), "auroc": _apart(usual, found)}
+    return {"n": len(found), "warned": float((shares >= warn_from).mean()), "auroc": _separation(usual, found)}
 
 
-def _apart(usual: Floats, found: Floats) -> float | None:
-    """Chance that an image of the second group is more unusual than one of the first."""
+def _separation(usual: Floats, found: Floats) -> float | None:
+    """AUROC of telling the second group from the first by its scores."""
     every = np.concatenate([usual, found]).astype(np.float64)
     return auroc(every, np.repeat([False, True], [len(usual), len(found)]))
 
@@ -147,7 +147,7 @@ def _apart(usual: Floats, found: Floats) -> float | None:
 
 
 def confidence_figures(rows: SentenceTable, *, seed: int = 1) -> dict[str, Any]:
-    """Of each sentence by a fit to other studies, beside its words' probability and beside the rate of its kind."""
+    """Quality of the confidence (by a fit to other studies), of the word probability, and of the rate of the kind."""
     said = {
         "calibrated": held_out_confidence(rows, seed=seed),
         "words": rows.words,
@@ -155,21 +155,21 @@ def confidence_figures(rows: SentenceTable, *, seed: int = 1) -> dict[str, Any]:
     }
     kinds = {kind: rows.kind == kind for kind in get_args(Kind)}
     return {
-        "sentences": len(rows.right),
-        "right": float(rows.right.mean()),
-        "all": {name: _quality(values, rows.right) for name, values in said.items()},
+        "sentences": len(rows.correct),
+        "right": float(rows.correct.mean()),
+        "all": {name: _quality(values, rows.correct) for name, values in said.items()},
         **{
             kind: {
-                "sentences": int(own.sum()),
-                "right": float(rows.right[own].mean()),
-                **{name: _quality(values[own], rows.right[own]) for name, values in said.items()},
-                "rate_of_the_kind": {**_quality(said["rate_of_the_kind"][own], rows.right[own]), "auroc": None},
+                "sentences": int(chosen.sum()),
+                "right": float(rows.correct[chosen].mean()),
+                **{name: _quality(values[chosen], rows.correct[chosen]) for name, values in said.items()},
+                "rate_of_the_kind": {**_quality(said["rate_of_the_kind"][chosen], rows.correct[chosen]), "auroc": None},
             }
-            for kind, own in kinds.items()
-            if own.any()
+            for kind, chosen in kinds.items()
+            if chosen.any()
         },
         "reliability": {
-            name: [asdict(one) for one in reliability(said[name], rows.right)] for name in ("calibrated", "words")
+            name: [asdict(one) for one in reliability(said[name], rows.correct)] for name in ("calibrated", "words")
         },
     }
 

@@ -1,6 +1,6 @@
-"""Images that are no upright chest radiographs: radiographs turned or inverted, drawn things, pictures of a folder.
+"""Images that are no upright chest radiographs: altered radiographs, drawings, pictures of a folder.
 
-Only ``TURNED`` are shown to the fit; all others are kept for the figures, so that these tell of what was never seen.
+The fit uses only ``TURNED``. All other kinds serve the metrics alone, which thus measure unseen kinds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TURNED: Final[Mapping[str, Callable[[Pixels], Pixels]]] = {
     "on its right side": lambda image: np.rot90(image, 3),
     "negative": lambda image: 255 - image,
 }
-"""What a wrong export makes of a radiograph; (S, S) uint8 in and out."""
+"""Effects of a wrong export on a radiograph; (S, S) uint8 in and out."""
 
 ALTERED: Final[Mapping[str, Callable[[Pixels], Pixels]]] = {
     "mirrored": lambda image: image[:, ::-1],
@@ -33,16 +33,16 @@ ALTERED: Final[Mapping[str, Callable[[Pixels], Pixels]]] = {
     "a quarter of it": lambda image: _zoomed(image),
     "very dark": lambda image: (image // 8).astype(np.uint8),
 }
-"""Other things done to a radiograph, for the figures alone."""
+"""Other alterations of a radiograph, for the metrics alone."""
 
 
 def turned(images: Pixels, how: Callable[[Pixels], Pixels]) -> Pixels:
-    """Each of (N, S, S) images turned."""
+    """Each of (N, S, S) images, altered."""
     return np.stack([np.ascontiguousarray(how(image)) for image in images])
 
 
 def drawn(size: int, count: int, seed: int) -> dict[str, Pixels]:
-    """Drawn things by kind, ``count`` each: (count, S, S) uint8."""
+    """Drawings by kind: (count, S, S) uint8 each."""
     found = {}
     for number, (kind, draw) in enumerate(_DRAWINGS.items()):
         rng = np.random.default_rng((seed, 71, number))
@@ -51,14 +51,14 @@ def drawn(size: int, count: int, seed: int) -> dict[str, Pixels]:
 
 
 def pictures(folder: Path, size: int, *, most: int | None = None) -> Pixels:
-    """Every PNG and JPEG below a folder, or ``most`` of them evenly spaced, squashed as uploads are: (N, S, S) uint8.
+    """Every PNG and JPEG below a folder, or ``most`` of them evenly spaced, resized like uploads: (N, S, S) uint8.
 
     Raises:
-        ValueError: there is none that can be read.
+        ValueError: the folder has no readable image.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     if most is not None and most < len(paths):
-        paths = [paths[place * len(paths) // most] for place in range(most)]
+        paths = [paths[number * len(paths) // most] for number in range(most)]
     found = []
     for path in paths:
         try:
@@ -88,7 +88,7 @@ def _noise(rng: np.random.Generator, size: int) -> Pixels:
 
 
 def _clouds(rng: np.random.Generator, size: int) -> Pixels:
-    """Soft noise: as little texture as a radiograph, and no anatomy."""
+    """Smooth noise: as little texture as a radiograph, but no anatomy."""
     coarse = int(rng.integers(3, 16))
     small = Image.fromarray(rng.integers(0, 256, (coarse, coarse), np.uint8))
     return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
@@ -101,7 +101,7 @@ def _stripes(rng: np.random.Generator, size: int) -> Pixels:
 
 
 def _page(rng: np.random.Generator, size: int) -> Pixels:
-    """A page of text: dark words on white, or the other way round."""
+    """A page of text: dark words on white, or inverted."""
     image = Image.new("L", (size, size), 250)
     pen = ImageDraw.Draw(image)
     step = int(rng.integers(8, 14))

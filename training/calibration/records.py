@@ -24,22 +24,22 @@ from training.data.pixel_cache import PixelCache
 from training.data.studies import Study
 from training.evaluation.inference import study_views
 
-WORD_F1_THRESHOLD = 0.5  # F1 of words from which a sentence without a finding counts as said by the report
+WORD_F1_THRESHOLD = 0.5  # from this word F1 on, a report contains a sentence without findings
 POSITIVE = ("present", "uncertain")
 
 
 @dataclass(frozen=True)
 class ScoredSentence:
-    """A sentence: geometric mean of its words' probabilities, findings that it names, and whether it is right."""
+    """A sentence: geometric mean of its word probabilities, findings that it names, whether it is correct."""
 
     words: float
     labels: Mapping[str, Label]
-    right: bool
+    correct: bool
 
 
 @dataclass(frozen=True)
 class Record:
-    """A study: its sentences, the evidence for them, and the findings of its report that are present or uncertain."""
+    """A study: its sentences, their evidence, and the findings that its report calls present or uncertain."""
 
     study_id: str
     evidence: Evidence
@@ -48,19 +48,19 @@ class Record:
 
 
 def is_supported_by_report(text: str, labels: Mapping[str, Label], report: str) -> bool:
-    """Whether a report bears a sentence out.
+    """Whether a report supports a sentence.
 
-    A sentence that names findings does where each is in the report as it says: present or uncertain, or else neither
-    (a report that is silent on a finding did not see it). A sentence that names none does where some sentence of the
-    report has much the same words (F1 of ``WORD_F1_THRESHOLD`` or more).
+    It supports a sentence with findings if it agrees on each of them: present or uncertain, or else neither (a report
+    that does not mention a finding does not have it). It supports a sentence without findings if one of its own
+    sentences has a word F1 of ``WORD_F1_THRESHOLD`` or more.
     """
     if labels:
         truth = label_report(report)
         return all((truth[name] in POSITIVE) == (label in POSITIVE) for name, label in labels.items())
-    own = Counter(clean_report(text).split()) - Counter(".")
+    drafted = Counter(clean_report(text).split()) - Counter(".")
     words = clean_report(report).split()
     return any(
-        _overlap(own, Counter(words[start:end]) - Counter(".")) >= WORD_F1_THRESHOLD
+        _overlap(drafted, Counter(words[start:end]) - Counter(".")) >= WORD_F1_THRESHOLD
         for start, end in split_sentences(words)
     )
 
@@ -81,9 +81,9 @@ def draft_records(
     identity: str,
     device: torch.device,
 ) -> list[Record]:
-    """Draft each study as a service would, and keep what its sentences say in ``path``; no text is kept.
+    """Draft each study as a service would, and append a record without text to ``path``.
 
-    Studies that the file has already, by the same ``identity`` of what drafts, are not drafted again.
+    Studies with a record in the file are not drafted again, if the file has the same ``identity``.
     """
     drafter = Drafter(replace(bundle, calibration=None), index, device=device)
     done = dict(_read(path, identity))
@@ -118,26 +118,29 @@ def _record(drafter: Drafter, study: Study, cache: PixelCache) -> Record:
 
 
 def _packed(record: Record) -> dict[str, Any]:
+    """As JSON; the file keeps the key ``right`` of version 0.1."""
     content = asdict(record)
+    for sentence in content["sentences"]:
+        sentence["right"] = sentence.pop("correct")
     content["positive"] = sorted(record.positive)
     content["evidence"]["shown"] = sorted(record.evidence.shown)
     return content
 
 
 def _read(path: Path, identity: str) -> Iterator[tuple[str, Record]]:
-    """Records of an earlier run of the same identity, without a line that was cut off."""
+    """Records of an earlier run with the same identity; a truncated last line is skipped."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     found = [one for line in lines if (one := _parsed(line)) is not None]
     if not found or found[0] != {"drafted_by": identity}:
         return
     for one in found[1:]:
         evidence = Evidence(one["evidence"]["cases"], one["evidence"]["images"], frozenset(one["evidence"]["shown"]))
-        sentences = tuple(ScoredSentence(**sentence) for sentence in one["sentences"])
+        sentences = tuple(ScoredSentence(s["words"], s["labels"], s["right"]) for s in one["sentences"])
         yield one["study_id"], Record(one["study_id"], evidence, frozenset(one["positive"]), sentences)
 
 
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:  # cut off by the end of the run before
+    except ValueError:  # truncated when the earlier run ended
         return None
