@@ -279,7 +279,7 @@ def test_refuses_more_pixels_than_the_limit() -> None:
     assert refused(dicom(film(), stored=12), ImageLimits(max_pixels=7000)).code == "too_large"
 
 
-def test_nothing_touches_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_writes_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [
         dicom(film(), stored=12, syntax="1.2.840.10008.1.2.1.99"),
         *(

@@ -1,4 +1,4 @@
-"""What a DICOM header says beside the pixels: kind, view, part, orientation; and never a word about a patient."""
+"""Metadata of DICOM headers: kind, view, body part, orientation; messages never identify a patient."""
 
 from __future__ import annotations
 

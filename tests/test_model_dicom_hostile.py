@@ -1,4 +1,4 @@
-"""DICOM from a stranger: damage anywhere is an ImageError, and no small file costs much memory or time."""
+"""Damaged and malicious DICOM files: an ImageError, within bounds of memory and time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def outcome(data: bytes) -> str:
 
 
 def boundaries(data: bytes) -> Iterator[int]:
-    """Where the elements of a file begin, and a little beside."""
+    """Offsets of the elements of a file, and some near them."""
     for element in dcmread(DicomBytesIO(data)):
         place = element.file_tell
         yield from (place - 8, place - 3, place, place + 1)

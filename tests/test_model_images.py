@@ -166,7 +166,7 @@ def test_a_jpeg_cut_anywhere_is_truncated_and_never_half_grey(keep: int) -> None
     assert caught.value.code in {"truncated"}
 
 
-def test_the_error_names_the_value_and_the_limit() -> None:
+def test_the_error_names_value_and_limit() -> None:
     with pytest.raises(ImageError, match=r"96 x 80 pixels; at most 1,000"):
         load_pixels(png(GREY), S, limits=ImageLimits(max_pixels=1000))
 

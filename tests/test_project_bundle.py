@@ -1,4 +1,4 @@
-"""The bundle that ships: small, whole, without texts, and drafting reports that depend on the images."""
+"""The shipped bundle: small, complete, without report texts; its drafts depend on the images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def numbers(draft: Draft) -> list[float]:
     return confidences + [case.similarity for case in draft.reference_cases]
 
 
-def test_it_is_small_and_holds_no_report() -> None:
+def test_shipped_bundle_is_small_and_has_no_report_texts() -> None:
     files = [path for path in SHIPPED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 30 * 2**20
     lines = (SHIPPED / "index" / "cases.jsonl").read_text().splitlines()
@@ -45,7 +45,7 @@ def test_it_is_small_and_holds_no_report() -> None:
     assert all(json.loads(line)["findings"] is None for line in lines)
 
 
-def test_it_drafts_with_five_cases_and_says_that_texts_are_missing(drafter: Drafter) -> None:
+def test_drafts_have_five_cases_and_a_warning_about_missing_texts(drafter: Drafter) -> None:
     size = drafter.image_size
     normal, effusion = drafter.draft([example("normal", size), example("effusion", size)])
     for draft in (normal, effusion):
@@ -57,7 +57,7 @@ def test_it_drafts_with_five_cases_and_says_that_texts_are_missing(drafter: Draf
     assert normal.findings != effusion.findings
 
 
-def test_a_draft_does_not_depend_on_its_batch_mates(drafter: Drafter) -> None:
+def test_batched_drafts_equal_single_drafts(drafter: Drafter) -> None:
     studies = [example(name, drafter.image_size) for name in ("consolidation", "effusion", "normal", "effusion")]
     together = drafter.draft(studies)
     for study, mine in zip(studies[:2], together, strict=False):
@@ -68,7 +68,7 @@ def test_a_draft_does_not_depend_on_its_batch_mates(drafter: Drafter) -> None:
     assert together[1].sentences == together[3].sentences
 
 
-def test_its_figures_say_that_it_looks_at_the_images() -> None:
+def test_metrics_show_that_drafts_depend_on_the_images() -> None:
     figures = json.loads((SHIPPED / "metrics.json").read_text())["val"]
     assert figures["n"] == 296
     system, constant, nearest = figures["system"], figures["baselines"]["constant"], figures["baselines"]["nearest"]
@@ -84,7 +84,7 @@ def test_its_figures_say_that_it_looks_at_the_images() -> None:
     assert exchanged["label_f1_micro"] < 0.5 * system["label_f1_micro"]
 
 
-def test_the_readme_gives_the_figures_of_the_bundle() -> None:
+def test_the_readme_has_the_metrics_of_the_bundle() -> None:
     figures = json.loads((SHIPPED / "metrics.json").read_text())["val"]
     readme = (REPOSITORY / "README.md").read_text()
     rows = {"this bundle": figures["system"], "one constant report": figures["baselines"]["constant"],
@@ -104,7 +104,7 @@ def read(studies: Sequence[Study], root: Path, size: int) -> list[list[StudyView
     return [[StudyView(load_pixels(data, size), view) for data, view in study if data] for study in views]
 
 
-def test_a_val_study_gets_five_hydrated_cases_none_of_them_itself(real_data: Path, tmp_path: Path) -> None:
+def test_a_validation_study_gets_five_other_cases_with_texts(real_data: Path, tmp_path: Path) -> None:
     root = real_data / "openi"
     out = tmp_path / "hydrated"
     hydrate(SHIPPED, root / "NLMCXR_reports.tgz", out=out)

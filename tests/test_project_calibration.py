@@ -1,4 +1,4 @@
-"""The calibration that ships: on real radiographs, where they are, it does what docs/calibration.md says."""
+"""The shipped calibration, on real radiographs if they are available."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sent(study: Sequence[StudyView], *views: View) -> list[StudyView]:
     return [replace(image, view=view) for image, view in zip(study, views, strict=True)]
 
 
-def test_it_fits_the_weights_and_knows_every_finding_that_can_be_called_present(drafter: Drafter) -> None:
+def test_calibration_fits_the_weights_and_covers_every_finding(drafter: Drafter) -> None:
     calibration = drafter.bundle.calibration
     assert calibration is not None
     assert calibration.fitted_on["val_studies"] == 296
@@ -62,7 +62,7 @@ def test_it_fits_the_weights_and_knows_every_finding_that_can_be_called_present(
     assert {head.name for head in calibration.unusual.heads} == set(TURNED)
 
 
-def test_a_real_pair_is_read_as_it_was_sent_and_an_exchanged_one_put_right(
+def test_real_pairs_keep_their_views_and_exchanged_pairs_are_corrected(
     drafter: Drafter, study: list[StudyView]
 ) -> None:
     right, exchanged, alone = drafter.draft(
@@ -82,21 +82,21 @@ def test_a_real_pair_is_read_as_it_was_sent_and_an_exchanged_one_put_right(
     assert alone.image_checks[0].view is View.FRONTAL
 
 
-def test_a_turned_or_inverted_radiograph_is_warned_of(drafter: Drafter, study: list[StudyView]) -> None:
+def test_warns_about_rotated_and_inverted_radiographs(drafter: Drafter, study: list[StudyView]) -> None:
     strange = [
         [replace(study[0], pixels=np.ascontiguousarray(how(study[0].pixels))), study[1]] for how in TURNED.values()
     ]
     assert [codes(draft) for draft in drafter.draft(strange)] == [{"unusual_image"}] * len(TURNED)
 
 
-def test_what_is_no_radiograph_is_warned_of(drafter: Drafter) -> None:
+def test_warns_about_images_that_are_not_radiographs(drafter: Drafter) -> None:
     kinds = {name: pixels[0] for name, pixels in drawn(drafter.image_size, 1, seed=2).items() if name != "clouds"}
     drafts = drafter.draft([[StudyView(pixels, View.FRONTAL)] for pixels in kinds.values()])
     found = {name: codes(draft) for name, draft in zip(kinds, drafts, strict=True)}
     assert all(codes_of_kind == {"unusual_image"} for codes_of_kind in found.values()), found
 
 
-def test_sentences_that_call_a_finding_present_say_whether_anything_supports_it(drafter: Drafter) -> None:
+def test_sentences_with_a_present_finding_have_a_confidence(drafter: Drafter) -> None:
     names = ("effusion", "consolidation", "normal")
     files = [[(REPOSITORY / "docs" / "images" / f"{name}-{view.value}.png", view) for view in View] for name in names]
     size = drafter.image_size
@@ -108,7 +108,7 @@ def test_sentences_that_call_a_finding_present_say_whether_anything_supports_it(
         assert said == any(warning.code == "unsupported_sentence" for warning in draft.warnings)
 
 
-def test_the_guide_gives_the_figures() -> None:
+def test_the_guide_has_the_metrics() -> None:
     figures = json.loads(FIGURES.read_text())
     guide = (REPOSITORY / "docs" / "calibration.md").read_text()
     assert figures["weights_sha256"] == load_bundle(SHIPPED).manifest.files["model.safetensors"].sha256

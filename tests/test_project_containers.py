@@ -69,11 +69,11 @@ def test_compose_files_meet_the_specification(way: str) -> None:
     assert validate(load(*WAYS[way])) == ["hydrate", *(["proxy"] if TLS in WAYS[way] else []), "report"]
 
 
-def test_every_compose_file_is_part_of_a_way_that_is_tested() -> None:
+def test_every_compose_file_is_part_of_a_tested_combination() -> None:
     assert {name for names in WAYS.values() for name in names} == set(ALL)
 
 
-def test_the_validator_would_notice_a_mistake() -> None:
+def test_the_validator_rejects_mistakes() -> None:
     broken = load(BASE)
     broken["services"]["report"]["networks"] = ["elsewhere"]
     with pytest.raises(ValueError, match="elsewhere"):
@@ -110,13 +110,13 @@ def test_containers_are_locked_down(service: str) -> None:
     assert "./bundles:/app/bundles:ro" in definition["volumes"]
 
 
-def test_the_service_listens_on_this_machine_alone_unless_told_otherwise() -> None:
+def test_ports_are_published_on_localhost_by_default() -> None:
     assert load("docker-compose.yml")["services"]["report"]["ports"] == ["127.0.0.1:8000:8000"]
     opened = load("docker-compose.yml", environment={"BIND": "0.0.0.0", "PORT": "80"})
     assert opened["services"]["report"]["ports"] == ["0.0.0.0:80:8000"]
 
 
-def test_gpu_is_reserved_and_the_override_takes_the_reservation_back() -> None:
+def test_gpu_is_reserved_and_the_cpu_override_removes_the_reservation() -> None:
     gpu = load("docker-compose.yml")["services"]["report"]
     (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
@@ -129,7 +129,7 @@ def test_gpu_is_reserved_and_the_override_takes_the_reservation_back() -> None:
     assert cpu["environment"]["REPORT_BUNDLE"] == "/app/bundles/iu-xray"
 
 
-def test_a_reload_by_signal_does_not_cost_the_restart() -> None:
+def test_a_reload_by_signal_keeps_the_restart_policy() -> None:
     """Docker's restart policies after ``kill -s HUP``: moby/moby issues 11065 and 41302."""
     report = load(BASE)["services"]["report"]
     assert report["restart"] == "always"
@@ -159,12 +159,12 @@ def default(name: str) -> float:
 
 
 @pytest.mark.parametrize("name", [*ALL, "Dockerfile", "deploy/Caddyfile", "docs/deployment.md"])
-def test_every_setting_named_is_one(name: str) -> None:
+def test_files_name_only_existing_settings(name: str) -> None:
     named = set(re.findall(r"\bREPORT_(?!RAY_)[A-Z][A-Z_]*[A-Z]\b", (REPOSITORY / name).read_text()))
     assert named <= SETTINGS
 
 
-def test_a_stop_waits_for_the_drain_and_the_proxy_for_the_service() -> None:
+def test_stop_periods_cover_the_drain_of_service_and_proxy() -> None:
     services = load(BASE, TLS)["services"]
     drain = default("drain_timeout_s")
     grace = re.search(r"grace_period (\d+)s", caddyfile())
@@ -173,7 +173,7 @@ def test_a_stop_waits_for_the_drain_and_the_proxy_for_the_service() -> None:
     assert drain < int(grace[1]) < seconds(services["proxy"]["stop_grace_period"])
 
 
-def test_the_proxy_lets_through_what_the_service_takes_and_waits_as_long() -> None:
+def test_limits_of_the_proxy_cover_those_of_the_service() -> None:
     largest = 2 * int(default("max_upload_bytes")) + 64 * 1024
     assert int(variable("MAX_BODY_BYTES")) == largest
     assert load(BASE, TLS)["services"]["proxy"]["environment"]["MAX_BODY_BYTES"] == largest
@@ -185,7 +185,7 @@ def test_the_proxy_lets_through_what_the_service_takes_and_waits_as_long() -> No
     assert upload + request < write
 
 
-def test_the_proxy_alone_is_reached_from_outside() -> None:
+def test_only_the_proxy_publishes_ports() -> None:
     plain, compose = load(BASE)["services"]["report"], load(BASE, CPU, TLS, KEY)
     report, proxy = compose["services"]["report"], compose["services"]["proxy"]
     assert plain["ports"]
@@ -200,7 +200,7 @@ def test_the_proxy_alone_is_reached_from_outside() -> None:
     assert proxy["environment"]["UPSTREAM"] == variable("UPSTREAM") == "report:8000"
 
 
-def test_the_key_comes_as_a_file_that_git_and_image_never_hold() -> None:
+def test_the_key_file_is_outside_of_git_and_image() -> None:
     compose = load(BASE, KEY)
     report = compose["services"]["report"]
     assert report["secrets"] == ["report_api_key"]
@@ -263,7 +263,7 @@ def test_no_training_code_enters_the_image() -> None:
         assert context_files(REPOSITORY, source)
 
 
-def test_the_image_runs_as_nobody_in_particular_and_is_checked() -> None:
+def test_the_image_has_an_unprivileged_user_and_a_health_check() -> None:
     final = parse_dockerfile(dockerfile())[-1]
     assert final.last("USER").rest == load(BASE)["services"]["report"]["user"] == "10001:10001"
     check = final.last("HEALTHCHECK")

@@ -1,4 +1,4 @@
-"""The Makefile's promises, with a stand-in for Python that only notes what it was asked: nothing is installed."""
+"""The targets of the Makefile, with a script in place of Python that records its arguments; nothing is installed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_serve_installs_hydrates_and_serves_and_a_second_run_only_serves(clone: 
     assert second == ["-m service --bundle bundles/iu-xray --host 0.0.0.0 --port 9000 --device auto"]
 
 
-def test_serve_goes_on_without_texts_where_open_i_cannot_be_reached(clone: Clone) -> None:
+def test_serve_continues_without_texts_if_open_i_is_unreachable(clone: Clone) -> None:
     calls, printed = clone.make("serve", offline=True)
     assert "serving without them" in printed
     assert calls[-1].startswith("-m service")

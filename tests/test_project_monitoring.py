@@ -1,4 +1,4 @@
-"""The files for Prometheus: rules that fire on what they say, on metrics that the service has."""
+"""The alert rules for Prometheus: valid, tested, and based on existing metrics."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_promtool_agrees(command: str) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_the_rules_read_metrics_that_the_service_has() -> None:
+def test_rules_use_existing_metrics() -> None:
     metrics = pytest.importorskip("service.metrics", reason="this version of the service has no /metrics")
     families = {family.name for family in metrics.Metrics().registry.collect()}
     read = {name for rule in rules() for name in re.findall(r"\breport_[a-z_]+", rule["expr"])}
@@ -43,7 +43,7 @@ def test_the_rules_read_metrics_that_the_service_has() -> None:
     assert {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in read} <= families
 
 
-def test_every_rule_is_tried_and_described() -> None:
+def test_every_rule_is_tested_and_described() -> None:
     names = {rule["alert"] for rule in rules()}
     tried = set(re.findall(r"alertname: (\w+)", (DEPLOY / "alerts.test.yml").read_text()))
     described = (REPOSITORY / "docs" / "deployment.md").read_text()

@@ -1,4 +1,4 @@
-"""The proxy of docker-compose.tls.yml: the Caddyfile itself, run by Caddy before the real service on this machine."""
+"""The proxy of docker-compose.tls.yml: Caddy with the real Caddyfile in front of a real service."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[t
 
 
 @pytest.mark.parametrize("tls", ["internal", "/certificates/site.pem /certificates/site.key", "someone@example.org"])
-def test_the_caddyfile_is_understood_and_formatted(tls: str, tmp_path: Path) -> None:
+def test_the_caddyfile_is_valid_and_formatted(tls: str, tmp_path: Path) -> None:
     assert CADDY is not None
     command = [CADDY, "adapt", "--adapter", "caddyfile", "--config", str(CADDYFILE)]
     given = environment(tmp_path, TLS=tls, SITE="cxr.example.org")
@@ -115,7 +115,7 @@ def test_the_caddyfile_is_understood_and_formatted(tls: str, tmp_path: Path) -> 
     assert ("/certificates/site.key" in run.stdout) == ("site.key" in tls)
 
 
-def test_a_draft_through_tls_is_the_services_own(served: tuple[Proxy, httpx.Client]) -> None:
+def test_a_draft_through_tls_equals_that_of_the_service(served: tuple[Proxy, httpx.Client]) -> None:
     front, direct = served
     files, headers = {"frontal": ("f", png())}, {"X-Request-ID": "6f1d3c8e-0f57-4d0b-9d38-2f4f8d1f0a11"}
     with front.client() as client:
@@ -130,7 +130,7 @@ def test_a_draft_through_tls_is_the_services_own(served: tuple[Proxy, httpx.Clie
         assert through.headers[name] == plain.headers[name]
 
 
-def test_others_do_not_trust_the_internal_authority_and_plain_http_is_sent_on(
+def test_the_internal_authority_is_untrusted_and_plain_http_is_redirected(
     served: tuple[Proxy, httpx.Client],
 ) -> None:
     front, _ = served
@@ -144,7 +144,7 @@ def test_others_do_not_trust_the_internal_authority_and_plain_http_is_sent_on(
 @pytest.mark.parametrize(
     "path", ["/metrics", "/metrics/", "//metrics", "/METRICS", "/%6detrics", "/x/../metrics", "/reload"]
 )
-def test_what_is_for_inside_is_not_served_outside(served: tuple[Proxy, httpx.Client], path: str) -> None:
+def test_internal_paths_are_not_proxied(served: tuple[Proxy, httpx.Client], path: str) -> None:
     front, _ = served
     context = ssl.create_default_context(cafile=str(front.authority))
     for method in ("GET", "POST"):
@@ -158,7 +158,9 @@ def test_what_is_for_inside_is_not_served_outside(served: tuple[Proxy, httpx.Cli
         assert json.loads(body)["detail"] == "Not served to the outside."
 
 
-def test_the_services_refusal_comes_first_and_the_proxys_cap_after_it(served: tuple[Proxy, httpx.Client]) -> None:
+def test_large_bodies_are_refused_by_the_service_and_larger_ones_by_the_proxy(
+    served: tuple[Proxy, httpx.Client],
+) -> None:
     front, _ = served
     with front.client() as client:
         for size, whose in ((150_000, "100,000"), (400_000, "proxy")):
@@ -169,9 +171,9 @@ def test_the_services_refusal_comes_first_and_the_proxys_cap_after_it(served: tu
             assert whose in answer.json()["detail"]
 
 
-def test_a_service_that_is_away_is_a_problem_and_nothing_of_the_request_is_logged(tmp_path: Path) -> None:
-    (nobody,) = free_ports(1)
-    with proxy(tmp_path, nobody) as front, front.client() as client:
+def test_an_unreachable_service_gives_a_problem_and_logs_nothing_of_the_request(tmp_path: Path) -> None:
+    (closed,) = free_ports(1)
+    with proxy(tmp_path, closed) as front, front.client() as client:
         answer = client.post(
             f"/report?name={CANARY}", files={"frontal": (f"{CANARY}.png", png())},
             headers={"X-Patient": CANARY, "X-API-Key": CANARY, "Authorization": f"Bearer {CANARY}"},

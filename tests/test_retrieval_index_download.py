@@ -126,7 +126,7 @@ def test_a_second_run_asks_for_the_rest_only(server: Server, dest: Path) -> None
     assert_complete(dest)
 
 
-def test_a_broken_connection_is_taken_up_within_one_run(server: Server, dest: Path) -> None:
+def test_a_broken_connection_is_resumed_within_one_run(server: Server, dest: Path) -> None:
     server.break_after = [100_000, 0, 500_000]
     fetch(server, dest, attempts=3)
     assert server.asked == [None, "bytes=100000-", "bytes=100000-", "bytes=600000-"]
@@ -141,7 +141,7 @@ def test_last_modified_serves_where_there_is_no_strong_etag(server: Server, dest
     assert_complete(dest)
 
 
-def test_without_a_validator_the_download_begins_anew(server: Server, dest: Path) -> None:
+def test_without_a_validator_the_download_starts_again(server: Server, dest: Path) -> None:
     server.etag = None
     start_and_lose(server, dest, after=1000)
     fetch(server, dest)
@@ -221,7 +221,7 @@ def test_it_gives_up_after_so_many_failures_without_a_new_byte(server: Server, d
     assert len(server.asked) == 3
 
 
-def test_an_unreachable_server_is_said_at_once(dest: Path) -> None:
+def test_an_unreachable_server_fails_without_retries(dest: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]

@@ -57,12 +57,12 @@ def recall(index: ReportIndex, exact: ReportIndex, queries: Floats, k: int = 5) 
     [(0, "flat", 1), (2069, "flat", 32), (19_999, "flat", 512), (20_000, "ivf", 512), (10**5, "ivf", 1024),
      (3 * 10**5, "ivf", 2048), (10**6, "ivf", 4096)],
 )  # fmt: skip
-def test_the_kind_goes_by_size(count: int, kind: str, cells: int) -> None:
+def test_the_kind_depends_on_the_size(count: int, kind: str, cells: int) -> None:
     assert kinds.index_kind(count) == kind
     assert kinds.cell_count(count) == cells
 
 
-def test_what_is_built_is_of_the_kind_that_goes_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_uses_the_kind_for_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kinds, "FLAT_BELOW", 401)
     vectors = unit(np.random.default_rng(2), 401)
     assert ReportIndex.build(vectors[:400], cases(400)).kind == "flat"
@@ -70,7 +70,7 @@ def test_what_is_built_is_of_the_kind_that_goes_by_size(monkeypatch: pytest.Monk
     assert ReportIndex.build(vectors, cases(401), kind="flat").kind == "flat"
 
 
-def test_a_kind_that_does_not_exist_or_fit_is_refused(vectors: Floats) -> None:
+def test_rejects_unknown_and_impossible_kinds(vectors: Floats) -> None:
     with pytest.raises(ValueError, match="kind 'hnsw' is unknown; use auto, flat or ivf"):
         ReportIndex.build(vectors, cases(COUNT), kind="hnsw")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one vector"):
@@ -110,7 +110,7 @@ def test_batched_search_equals_single_search_bit_for_bit(index: ReportIndex, que
         assert alone[1].tobytes() == one_rows.tobytes()
 
 
-def test_more_cells_are_looked_into_until_k_are_found(index: ReportIndex, flat: ReportIndex, queries: Floats) -> None:
+def test_searches_more_cells_until_k_cases_are_found(index: ReportIndex, flat: ReportIndex, queries: Floats) -> None:
     structure(index).faiss_index.nprobe = 1
     biggest = max(structure(index).faiss_index.invlists.list_size(cell) for cell in range(128))
     rows = index.search(queries[:20], biggest + 1)[1]
@@ -120,7 +120,7 @@ def test_more_cells_are_looked_into_until_k_are_found(index: ReportIndex, flat: 
     assert index.search(queries[:3], COUNT + 2)[1][:, -2:].tolist() == [[-1, -1]] * 3
 
 
-def test_the_padding_of_faiss_is_no_case(vectors: Floats) -> None:
+def test_ignores_the_padding_of_faiss(vectors: Floats) -> None:
     """A cell that holds k cases, but fewer than are proposed; row -1 would be the last, most similar of all."""
     index = ReportIndex.build(vectors[:200], cases(200), kind="ivf")
     cells = structure(index).cells
@@ -172,7 +172,7 @@ def test_a_collection_of_one_text_is_one_cell(tmp_path: Path) -> None:
 # --- growth -------------------------------------------------------------------------------------------------------
 
 
-def test_new_cases_go_into_the_cells_there_are(index: ReportIndex, vectors: Floats, queries: Floats) -> None:
+def test_new_cases_go_into_existing_cells(index: ReportIndex, vectors: Floats, queries: Floats) -> None:
     centroids = structure(index).faiss_index.quantizer.reconstruct_n(0, 128)
     cells = structure(index).cells
     index.add(queries, cases(200, start=COUNT))
@@ -215,7 +215,7 @@ def test_a_growing_collection_changes_its_kind_and_its_cells(monkeypatch: pytest
     assert kinds.to_bytes(structure(index)) == kinds.to_bytes(structure(whole))
     index.add(vectors[401:], cases(2599, start=401))
     whole = ReportIndex.build(vectors, cases(3000))
-    assert kinds.to_bytes(structure(index)) == kinds.to_bytes(structure(whole))  # the cells were learned anew
+    assert kinds.to_bytes(structure(index)) == kinds.to_bytes(structure(whole))  # the cells were trained again
     fixed = ReportIndex.build(vectors[:400], cases(400), kind="flat")
     fixed.add(vectors[400:], cases(2600, start=400))
     assert fixed.kind == "flat"
@@ -269,7 +269,7 @@ def test_faiss_reads_the_file_itself(index: ReportIndex, queries: Floats, tmp_pa
     assert theirs.search(queries, 1)[1].tolist() == index.search(queries, 1)[1].tolist()
 
 
-def test_flat_files_are_what_they_were(vectors: Floats, flat: ReportIndex, tmp_path: Path) -> None:
+def test_flat_files_are_those_of_faiss(vectors: Floats, flat: ReportIndex, tmp_path: Path) -> None:
     flat.save(tmp_path)
     theirs = faiss.IndexFlatIP(DIM)
     theirs.add(vectors)

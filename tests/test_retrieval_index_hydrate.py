@@ -129,7 +129,7 @@ def test_a_damaged_or_older_copy_is_replaced(bundle: Path, reports: Path, tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"out", "bundles", "archive", "new.tgz"}
 
 
-def test_nothing_else_gives_way(bundle: Path, reports: Path, tmp_path: Path) -> None:
+def test_refuses_unsafe_targets(bundle: Path, reports: Path, tmp_path: Path) -> None:
     before = content(bundle)
     other = tmp_path / "other"
     other.mkdir()
@@ -248,7 +248,7 @@ def test_reports_come_from_a_url_once(bundle: Path, reports: Path, url: str, tmp
     assert hydrate(bundle, url, out=out).unchanged
 
 
-def test_a_damaged_archive_is_no_hydration(bundle: Path, reports: Path, tmp_path: Path) -> None:
+def test_a_damaged_archive_is_an_error(bundle: Path, reports: Path, tmp_path: Path) -> None:
     reports.write_bytes(reports.read_bytes()[:-20])
     with pytest.raises(ArchiveError, match="damaged"):
         hydrate(bundle, reports, out=tmp_path / "out")

@@ -115,7 +115,7 @@ def test_a_refused_addition_changes_nothing(index: ReportIndex, vectors: Floats)
     assert index.search(vectors[:1], 1, exclude=["fresh"])[1].shape == (1, 1)
 
 
-def test_removed_cases_are_found_no_more(index: ReportIndex, vectors: Floats) -> None:
+def test_removed_cases_are_not_found(index: ReportIndex, vectors: Floats) -> None:
     gone = [0, 7, 299]
     kept = np.delete(np.arange(300), gone)
     before = index.snapshot()
@@ -251,7 +251,7 @@ def test_files_that_do_not_belong_together_are_refused(index: ReportIndex, vecto
         ReportIndex.load(tmp_path)
 
 
-def test_damaged_bytes_never_load_nor_crash(index: ReportIndex, tmp_path: Path) -> None:
+def test_damaged_files_are_rejected_without_a_crash(index: ReportIndex, tmp_path: Path) -> None:
     index.save(tmp_path)
     whole = (tmp_path / VECTORS_FILE).read_bytes()
     for kept in (0, 3, 4, 8, 20, 37, 44, 45, 100, len(whole) - 1):

@@ -74,7 +74,7 @@ def test_broken_files_are_named_and_skipped(tmp_path: Path) -> None:
     assert "CXR1 is there already" in archive.broken[3]
 
 
-def test_a_place_without_reports_is_an_error_that_says_what_is_needed(tmp_path: Path) -> None:
+def test_a_folder_without_reports_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"holds no reports; needed is NLMCXR_reports\.tgz"):
         read_reports(tmp_path)
     with pytest.raises(ArchiveError, match="does not exist"):

@@ -1,4 +1,4 @@
-"""Added cases on disk: they outlive the process, whole or not at all, and nobody else's hands are in the directory."""
+"""The store of added cases: durable, atomic, private, and locked."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_cases_and_pictures_are_there_when_it_is_opened_again(tmp_path: Path) ->
         assert store.picture("two", "frontal") is store.picture("three", "frontal") is None
 
 
-def test_files_are_the_owners_alone_and_their_names_say_nothing(tmp_path: Path) -> None:
+def test_files_are_private_and_have_random_names(tmp_path: Path) -> None:
     folder = tmp_path / "cases"
     with opened(folder) as store:
         store.add(CASE, {"frontal": PICTURE})
@@ -76,7 +76,7 @@ def test_a_removed_case_leaves_nothing_behind(tmp_path: Path) -> None:
         assert len(pictures(tmp_path)) == 1
         with pytest.raises(KeyError):
             store.remove("one")
-        again = store.add(CASE, {})  # goes to the file that was written anew
+        again = store.add(CASE, {})  # goes to the rewritten file
     assert "heart" in (tmp_path / CASES_FILE).read_text()
     with opened(tmp_path) as store:
         assert [case.case_id for case in store.cases()] == ["two", "one"]
@@ -125,7 +125,7 @@ def test_on_a_full_disk_all_of_a_case_is_missing(tmp_path: Path, room: int) -> N
         assert [case.case_id for case in store.cases()] == ["two", "one"]
 
 
-def test_one_holder_at_a_time(tmp_path: Path) -> None:
+def test_only_one_process_can_open_the_directory(tmp_path: Path) -> None:
     with (
         opened(tmp_path),
         pytest.raises(UserCaseStoreError, match=r"another process holds the added cases in .*stop the other"),
@@ -175,7 +175,7 @@ def test_files_of_other_names_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "pictures" / "@eaDir").is_dir()
 
 
-def test_pictures_without_their_cases_are_kept_and_told(tmp_path: Path) -> None:
+def test_pictures_without_a_case_file_are_kept_and_reported(tmp_path: Path) -> None:
     picture = tmp_path / "pictures" / f"{'a' * 32}.jpg"
     picture.parent.mkdir()
     picture.write_bytes(b"of a lost case")

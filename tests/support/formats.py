@@ -1,4 +1,4 @@
-"""Answers to write in every format, and DICOM files to file them beside; readers that turn a format back into JSON."""
+"""Reports to export in every format, DICOM sources, and readers that turn a format back into JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.service import scene
 JSON_ONLY = {
     "timings_ms",  # how long it took
 }
-SENTENCE_TOLD = ("text", "confidence", "supported")  # its labels follow from the text, its attention is a picture
+SENTENCE_FIELDS = ("text", "confidence", "supported")  # its labels follow from the text, its attention is a picture
 MODEL_SHOWN = {"name", "digest", "licence"}  # the digest names the rest of the model's configuration
 
 
@@ -59,12 +59,12 @@ def answers() -> dict[str, ReportResponse]:
 
 def facts(report: ReportResponse) -> dict[str, Any]:
     """What every format must tell: the whole JSON but for what is JSON's alone."""
-    told = {name: value for name, value in report.model_dump().items() if name not in JSON_ONLY}
-    told["sentences"] = [{name: part[name] for name in SENTENCE_TOLD} for part in told["sentences"]]
-    for case in told["reference_cases"]:
+    expected = {name: value for name, value in report.model_dump().items() if name not in JSON_ONLY}
+    expected["sentences"] = [{name: part[name] for name in SENTENCE_FIELDS} for part in expected["sentences"]]
+    for case in expected["reference_cases"]:
         del case["images"]  # addresses of this service
-    told["model"] = {name: value for name, value in told["model"].items() if name in MODEL_SHOWN}
-    return told
+    expected["model"] = {name: value for name, value in expected["model"].items() if name in MODEL_SHOWN}
+    return expected
 
 
 def facts_of_fhir(resource: dict[str, Any]) -> dict[str, Any]:

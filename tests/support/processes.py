@@ -35,7 +35,7 @@ def fork(main: Callable[[list[str]], int], arguments: list[str], log: Path) -> B
 
 
 def kill_when(sign: Path, process: BaseProcess, log: Path) -> None:
-    """SIGKILL as soon as the file ``sign`` appears; its ``log`` is told where the process ends before."""
+    """SIGKILL as soon as the file ``sign`` appears; fails with its ``log`` if the process ends before."""
     deadline = time.monotonic() + 240
     while not sign.exists():
         assert process.is_alive(), log.read_text()[-3000:]
