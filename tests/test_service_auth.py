@@ -1,4 +1,4 @@
-"""API keys: who is let in, what is refused at start, and that no key is ever shown."""
+"""API keys: which requests are admitted, which settings are refused, and that no key is shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reference cases over HTTP: off by default, added without training, there after a restart, gone when deleted."""
+"""Reference cases over HTTP: off by default, added without training, kept over a restart, deleted."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def connected(live: Live) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def client(live: Live, connected: httpx.Client) -> Iterator[httpx.Client]:
-    """Of a server without added cases, which it is again afterwards."""
+    """A client of a server without added cases; added ones are deleted afterwards."""
     yield connected
     for case_id in list(ids(index_of(live)))[len(REPORTS) :]:
         assert connected.delete(f"/cases/{case_id}").status_code == 204

@@ -1,4 +1,4 @@
-"""CORS: off unless named, exact, for two addresses; the security headers stay."""
+"""CORS: off unless configured, exact origins, few paths; the security headers stay."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def client(bundle: Path) -> Iterator[httpx.Client]:
         yield client
 
 
-def preflight(client: httpx.Client, origin: str, path: str = "/report", **asked: str) -> httpx.Response:
-    wanted = {"Method": "POST", "Headers": "authorization, x-request-id", **asked}
+def preflight(client: httpx.Client, origin: str, path: str = "/report", **requested: str) -> httpx.Response:
+    wanted = {"Method": "POST", "Headers": "authorization, x-request-id", **requested}
     headers = {"Origin": origin} | {f"Access-Control-Request-{name}": value for name, value in wanted.items()}
     return client.options(path, headers=headers)
 
@@ -43,13 +43,13 @@ def test_cors_is_off_by_default(bundle: Path) -> None:
 
 @pytest.mark.parametrize("origin", [ORIGIN, "http://localhost:3000"])
 def test_configured_origin_may_request_and_read(client: httpx.Client, origin: str) -> None:
-    asked = preflight(client, origin)  # browsers send no key with it
-    assert asked.status_code == 200
-    assert shared(asked) == origin
-    assert "POST" in asked.headers["access-control-allow-methods"]
-    allowed = asked.headers["access-control-allow-headers"].lower()
+    answer = preflight(client, origin)  # browsers send no key with it
+    assert answer.status_code == 200
+    assert shared(answer) == origin
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    allowed = answer.headers["access-control-allow-headers"].lower()
     assert all(name in allowed for name in ("authorization", "x-api-key", "x-request-id"))
-    assert "access-control-allow-credentials" not in asked.headers
+    assert "access-control-allow-credentials" not in answer.headers
     bearer = {"Origin": origin, "Authorization": f"Bearer {KEY}"}
     answer = client.post("/report", files={"frontal": ("f", png())}, headers=bearer)
     assert answer.status_code == 200
@@ -117,9 +117,9 @@ def test_rejects_invalid_origins_at_start(monkeypatch: pytest.MonkeyPatch, value
     monkeypatch.setenv("REPORT_CORS_ORIGINS", value)
     with pytest.raises(ValidationError) as caught:
         Settings()
-    told = explain(caught.value)
-    assert told.startswith(f"REPORT_CORS_ORIGINS={value!r}: ")
-    assert words in told
+    message = explain(caught.value)
+    assert message.startswith(f"REPORT_CORS_ORIGINS={value!r}: ")
+    assert words in message
 
 
 def test_origins_are_split_at_commas(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""POST /export: an answer, edited or not, in another format; nothing of the model is claimed of a reader's words."""
+"""POST /export: a report, edited or not, in another format; edits are attributed to the reader."""
 
 from __future__ import annotations
 

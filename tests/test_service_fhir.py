@@ -1,4 +1,4 @@
-"""The FHIR DiagnosticReport: valid R4 and R4B, marked as a machine's draft, no other patient in its results."""
+"""The FHIR DiagnosticReport: valid R4 and R4B, AI asserted, no other patient in its results."""
 
 from __future__ import annotations
 

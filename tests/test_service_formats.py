@@ -1,4 +1,4 @@
-"""Formats of POST /report: Accept chooses, all of them tell the same, and a refusal says what is offered and why."""
+"""Formats of POST /report: content negotiation, equal facts in each, refusals with the reason."""
 
 from __future__ import annotations
 
@@ -95,16 +95,16 @@ def test_json_is_the_default(client: httpx.Client, accept: str | None) -> None:
 
 def test_every_format_over_http_holds_the_same_facts(client: httpx.Client) -> None:
     views = {"frontal": png(), "lateral": png(100, 80)}
-    told = facts(ReportResponse.model_validate(post(client, "application/json", **views).json()))
+    expected = facts(ReportResponse.model_validate(post(client, "application/json", **views).json()))
     resource = post(client, "application/fhir+json", **views)
     text = post(client, "text/plain", **views)
     assert resource.headers["content-type"] == "application/fhir+json; fhirVersion=4.0"
     assert text.headers["content-type"] == "text/plain; charset=utf-8"
     assert {answer.headers["vary"] for answer in (resource, text)} == {"Accept"}
     assert {answer.headers["cache-control"] for answer in (resource, text)} == {"no-store"}
-    assert {**facts_of_fhir(resource.json()), "report_id": told["report_id"]} == told
+    assert {**facts_of_fhir(resource.json()), "report_id": expected["report_id"]} == expected
     assert resource.json()["code"]["coding"][0]["code"] == "36643-5"
-    for sentence in told["sentences"]:
+    for sentence in expected["sentences"]:
         assert f"{sentence['confidence']:4.0%}  {sentence['text']}\n" in text.text
 
 
@@ -184,9 +184,9 @@ def as_text(path: tuple[str, ...], value: Any) -> str:
 @pytest.mark.parametrize("name", ANSWERS)
 def test_plain_text_holds_every_fact(name: str) -> None:
     text = plain_text(ANSWERS[name])
-    told = list(leaves(facts(ANSWERS[name])))
-    assert len(told) > 15
-    for path, value in told:
+    expected = list(leaves(facts(ANSWERS[name])))
+    assert len(expected) > 15
+    for path, value in expected:
         if value is not None:
             assert as_text(path, value) in text, path
         elif path[0] == "labels":
@@ -214,8 +214,8 @@ def test_structured_report_holds_every_fact(name: str) -> None:
     answer = respond(ANSWERS[name], study, offer)
     assert answer is not None
     assert answer.headers["content-type"] == "application/dicom"
-    told = facts(ANSWERS[name])
-    assert facts_of_sr(pydicom.dcmread(io.BytesIO(bytes(answer.body)))) == told
+    expected = facts(ANSWERS[name])
+    assert facts_of_sr(pydicom.dcmread(io.BytesIO(bytes(answer.body)))) == expected
 
 
 def test_shell_command_prints_the_plain_text_format() -> None:

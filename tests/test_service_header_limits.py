@@ -1,4 +1,4 @@
-"""Request heads that are too large or too slow, on raw connections to a real server."""
+"""Request headers that are too large or too slow, on raw connections to a real server."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def test_large_headers_are_answered_431(client: socket.socket) -> None:
     for _ in range(2):
         time.sleep(0.05)  # two pieces, which the server reads apart
         client.sendall(b"X-Large: " + b"a" * (MAX_HEADER_BYTES // 2) + b"\r\n")
-    told = answer(client)
-    assert told.startswith(b"HTTP/1.1 431 ")
-    assert b"connection: close" in told
+    response = answer(client)
+    assert response.startswith(b"HTTP/1.1 431 ")
+    assert b"connection: close" in response
     assert client.recv(1) == b""
 
 
@@ -100,7 +100,7 @@ def test_header_timeout_does_not_apply_to_bodies(client: socket.socket) -> None:
     assert answer(client).endswith(b"\r\n\r\n4")
     client.sendall(ASK + b"\r\n")
     assert answer(client).endswith(b"\r\n\r\n0")
-    assert client.recv(1) == b"", "an idle connection is hung up on"
+    assert client.recv(1) == b"", "an idle connection is closed"
 
 
 def test_rest_of_an_early_answered_body_is_not_counted_as_headers(client: socket.socket) -> None:

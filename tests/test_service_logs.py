@@ -1,4 +1,4 @@
-"""Log lines: text and JSON, with the request's id and the access line's fields; exceptions by type and place."""
+"""Log lines: text and JSON, request id, access fields; exceptions by type and code location."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CANARY = "Canary-Doe-Jane-1958"
 
 @contextmanager
 def fresh_logging() -> Iterator[logging.Logger]:
-    """Logging as in a fresh process, without pytest's handlers, and as it was afterwards; gives the root logger."""
+    """Logging as in a new process, restored afterwards; yields the root logger."""
     names = (None, "service", "uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
     loggers = [logging.getLogger(name) for name in names]
     kept = [(lo, lo.handlers, lo.filters, lo.propagate, lo.disabled, lo.level) for lo in loggers]
@@ -45,7 +45,7 @@ def fresh_logging() -> Iterator[logging.Logger]:
 
 @pytest.fixture
 def written(capsys: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
-    """Lines on standard error since it was last asked."""
+    """Lines on standard error since the last call."""
     return lambda: capsys.readouterr().err.splitlines()
 
 
@@ -112,8 +112,8 @@ def test_messages_of_upload_reading_libraries_are_withheld(formatter: logging.Fo
     text = stream.getvalue()
     assert CANARY not in text
     assert text.count("withheld") == 3
-    for told in ("/usr/lib/pydicom/valuerep.py:7: UserWarning", "cuda.py:8: UserWarning: old driver", "no AVX"):
-        assert told in text
+    for expected in ("/usr/lib/pydicom/valuerep.py:7: UserWarning", "cuda.py:8: UserWarning: old driver", "no AVX"):
+        assert expected in text
 
 
 def test_unretrieved_task_exception_is_not_quoted() -> None:

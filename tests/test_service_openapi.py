@@ -1,4 +1,4 @@
-"""OpenAPI: a valid document whose examples fit its schemas, and which says what the service does."""
+"""OpenAPI: a valid document whose examples fit its schemas and whose schemas fit the service."""
 
 from __future__ import annotations
 
@@ -135,9 +135,9 @@ def test_a_streams_events_are_described_with_an_example(document: dict[str, Any]
         for event in content["schema"]["oneOf"]
     }
     assert list(schemas) == ["cases", "sentence", "report", "problem"]
-    told = list(events(content["example"].split("\n")))
-    assert [name for name, _ in told] == ["cases", "sentence", "sentence", "report"]
-    for name, data in told:
+    sent = list(events(content["example"].split("\n")))
+    assert [name for name, _ in sent] == ["cases", "sentence", "sentence", "report"]
+    for name, data in sent:
         validator(document, schemas[name]).validate(data)
 
 

@@ -1,4 +1,4 @@
-"""The page: served whole from this machine, closed to everything foreign, the disclaimer always in it."""
+"""The page: all its files from this service, nothing foreign, always with the disclaimer."""
 
 from __future__ import annotations
 
@@ -112,9 +112,9 @@ def test_every_control_has_a_name() -> None:
 def test_every_element_that_scripts_use_exists() -> None:
     identifiers = {attributes.get("id") for _, attributes in page().elements}
     scripts = [path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")]
-    asked = {name for script in scripts for name in re.findall(r'(?:byId|getElementById)\("([^"]+)"\)', script)}
-    assert len(asked) > 15
-    assert asked <= identifiers
+    used = {name for script in scripts for name in re.findall(r'(?:byId|getElementById)\("([^"]+)"\)', script)}
+    assert len(used) > 15
+    assert used <= identifiers
 
 
 # --- the key ----------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_only_language_theme_and_shortcuts_outlast_the_tab() -> None:
 def test_page_uses_the_code_and_header_of_the_service(bundle: Path) -> None:
     key = "correct-horse-battery-staple"
     with ready_client(bundle, warm_up=False, api_key=key) as keyed:
-        for open_path in ("/", "/static/key.js"):  # else nobody could be asked
+        for open_path in ("/", "/static/key.js"):  # the page must load before a key is entered
             assert keyed.get(open_path).status_code == 200
         refused = keyed.post("/report", files={"frontal": ("f", png())})
         accepted = keyed.post("/report", files={"frontal": ("f", png())}, headers={"Authorization": f"Bearer {key}"})
@@ -204,25 +204,25 @@ def test_chinese_texts_use_chinese_punctuation() -> None:
 def test_every_used_dictionary_key_exists() -> None:
     english = dictionary("words.en.js")
     scripts = "".join(path.read_text(encoding="utf-8") for path in STATIC.glob("*.js"))
-    asked = set(re.findall(r"""\bt\("([^"$]+)\"""", scripts))
-    asked |= {f"{key}.{number}" for key in re.findall(r'\bcount\("(\w+)"', scripts) for number in ("one", "many")}
+    used = set(re.findall(r"""\bt\("([^"$]+)\"""", scripts))
+    used |= {f"{key}.{number}" for key in re.findall(r'\bcount\("(\w+)"', scripts) for number in ("one", "many")}
     marked = [
         (tag, name, value or "")
         for tag, attributes in page().elements
         for name, value in attributes.items()
         if name.startswith("data-i18n")
     ]
-    asked |= {key for _, _, key in marked}
-    assert len(asked) > 90
-    assert asked <= set(english), asked - set(english)
+    used |= {key for _, _, key in marked}
+    assert len(used) > 90
+    assert used <= set(english), used - set(english)
 
 
 def test_static_texts_equal_the_dictionary() -> None:
     html = (STATIC / "index.html").read_text(encoding="utf-8")
     english = dictionary("words.en.js")
-    told = re.findall(r'<\w+[^>]* data-i18n="([^"]+)"[^>]*>([^<]+)<', html)
-    assert len(told) > 40
-    for key, words in told:
+    static = re.findall(r'<\w+[^>]* data-i18n="([^"]+)"[^>]*>([^<]+)<', html)
+    assert len(static) > 40
+    for key, words in static:
         assert " ".join(words.split()) == english[key], key
     for attribute, name in (("aria-label", "data-i18n-label"), ("alt", "data-i18n-alt")):
         for _, attributes in page().elements:

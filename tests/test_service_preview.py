@@ -1,4 +1,4 @@
-"""``POST /preview``: what is drawn is what a draft would read, upright and with the right polarity; nothing is kept."""
+"""``POST /preview``: shows what a draft would read, upright, with the right polarity; stores nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No patient data in logs, errors and metrics: canaries planted wherever a request has room turn up nowhere."""
+"""No patient data in logs, errors and metrics: canaries in every part of a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""POST /report: honest images of every kind are drafted; each wrong request gets its own 4xx and harms nothing."""
+"""POST /report: drafts every supported image kind; each wrong request gets its own 4xx problem."""
 
 from __future__ import annotations
 

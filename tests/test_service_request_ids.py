@@ -1,4 +1,4 @@
-"""Request ids: on every response and in every line of the request; what a client made up is not repeated."""
+"""Request ids: on every response and log line; ids that a client invents are replaced."""
 
 from __future__ import annotations
 

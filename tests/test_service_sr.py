@@ -1,4 +1,4 @@
-"""The DICOM structured report: in the study of its images, preliminary, readable, and no identity anywhere else."""
+"""The DICOM structured report: in the study of its images, preliminary, no identity elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stream=true``: what is told early equals what is answered in the end, and every ending is said."""
+"""``stream=true``: the events equal the unstreamed report, and each failure has its event."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def files() -> dict[str, tuple[str, bytes]]:
 
 
 def events_of(answer: httpx.Response) -> Iterator[Event]:
-    """Events as they come."""
+    """Events as they arrive."""
     return events(answer.iter_lines())
 
 
@@ -127,7 +127,7 @@ def test_bundle_without_retrieval_streams_no_cases_first(tmp_path: Path) -> None
 def test_events_come_with_the_report_without_early_results(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, client: httpx.Client
 ) -> None:
-    """Replicas elsewhere answer whole drafts."""
+    """Replicas return whole drafts."""
     early = stream(client)
     draft = Engine.draft
 
@@ -193,7 +193,7 @@ def test_deadline_and_busy_before_the_first_event_are_problems(bundle: Path, gat
 
 @dataclass
 class Held:
-    """A drafter that waits in front of its decoding, when the cases have been told; and what it does then.
+    """A drafter that waits in front of its decoding, after the cases were sent; and what it does then.
 
     Attributes:
         error: raised once, by the decoding numbered `fails`, counted from 1.
@@ -227,12 +227,12 @@ def test_stream_holds_its_slot_and_sends_keep_alives(bundle: Path, held: Held, m
         ready_client(bundle, warm_up=False) as client,
         client.stream("POST", "/report", files=files(), data=STREAM) as answer,
     ):
-        told = events_of(answer)
-        assert next(told)[0] == "cases"
-        assert [next(told) for _ in range(2)] == [(":", ": keep-alive")] * 2
+        received = events_of(answer)
+        assert next(received)[0] == "cases"
+        assert [next(received) for _ in range(2)] == [(":", ": keep-alive")] * 2
         assert client.get("/health").json()["queue"]["depth"] == 1
         held.go.set()
-        assert [name for name, _ in told if name != ":"][-1] == "report"
+        assert [name for name, _ in received if name != ":"][-1] == "report"
         until(lambda: client.get("/health").json()["queue"]["depth"] == 0)
 
 
@@ -281,15 +281,15 @@ def test_shutdown_lets_a_stream_finish(bundle: Path, held: Held) -> None:
         live.client() as client,
         client.stream("POST", "/report", files=files(), data=STREAM) as answer,
     ):
-        told = events_of(answer)
-        assert next(told)[0] == "cases"
+        received = events_of(answer)
+        assert next(received)[0] == "cases"
         live.stop()
         held.go.set()
-        assert list(told)[-1][0] == "report"
+        assert list(received)[-1][0] == "report"
 
 
 def test_repeated_draft_sends_each_event_once(bundle: Path, held: Held) -> None:
-    """Its batch fails after the cases were told; alone it is drafted again."""
+    """Its batch fails after the cases were sent; then it is drafted alone."""
     held.error, held.fails = RuntimeError("unlucky"), 2
     with (
         ready_client(bundle, warm_up=False, max_batch_size=2) as client,
@@ -308,15 +308,15 @@ def test_repeated_draft_sends_each_event_once(bundle: Path, held: Held) -> None:
 
 
 def test_failing_listener_does_not_affect_the_draft(caplog: pytest.LogCaptureFixture) -> None:
-    heard: list[CasesFound] = []
+    received: list[CasesFound] = []
 
     async def main() -> None:
         def fail(news: CasesFound) -> None:
-            heard.append(news)
+            received.append(news)
             raise RuntimeError("Canary Patient")
 
         await asyncio.to_thread(threadsafe_listener(fail), CasesFound(()))
-        while not heard:
+        while not received:
             await asyncio.sleep(0.001)
 
     asyncio.run(main())
@@ -361,8 +361,8 @@ def test_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPat
 
 
 def test_attention_comes_with_the_report_on_request(client: httpx.Client) -> None:
-    asked = client.post("/report", files=files(), data={"include": "attention"}).json()
-    for sentence in asked["sentences"]:
+    attentive = client.post("/report", files=files(), data={"include": "attention"}).json()
+    for sentence in attentive["sentences"]:
         grids, cases = sentence["attention"]["patches"], sentence["attention"]["cases"]
         weights = [weight for grid in grids.values() for row in grid for weight in row] + cases
         assert list(grids) == ["frontal", "lateral"]
@@ -373,4 +373,4 @@ def test_attention_comes_with_the_report_on_request(client: httpx.Client) -> Non
     assert all(sentence["attention"] is None for sentence in plain["sentences"])
     *early, (_, report) = stream(client, {"include": "attention"})
     assert all(event["sentence"]["attention"] is None for name, event in early if name == "sentence")
-    assert report["sentences"] == asked["sentences"]
+    assert report["sentences"] == attentive["sentences"]

@@ -1,4 +1,4 @@
-"""Uploads against a real server: capped while they stream, never on disk, slow and broken ones let go."""
+"""Uploads to a real server: limited while they stream, never on disk, slow ones cancelled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def server(bundle: Path, request: pytest.FixtureRequest) -> Iterator[Live]:
 
 
 def drafts(live: Live) -> bool:
-    """Whether the server still answers."""
+    """Whether the server still drafts."""
     with live.client() as client:
         return client.post("/report", files={"frontal": ("f", png())}, data={"beam_size": "1"}).status_code == 200
 
@@ -106,7 +106,7 @@ def test_rejects_chunked_body_soon_after_the_limit(server: Live) -> None:
 
 
 def test_false_small_content_length_does_not_bypass_the_limit(server: Live) -> None:
-    """The server reads what was declared and no more; the rest is no request of ours."""
+    """The server reads what was declared; the rest is no valid request."""
     with connect(server, "Content-Length: 100") as connection:
         connection.sendall(OPEN + bytes(1000))
         assert connection.recv(65536).startswith(b"HTTP/1.1 400")
@@ -144,13 +144,13 @@ def test_trickling_upload_loses_its_slot_early(bundle: Path, monkeypatch: pytest
         connection.sendall(OPEN)
         began = time.monotonic()
         connection.setblocking(False)
-        told = b""
-        while not told and time.monotonic() - began < WAIT_S:
+        response = b""
+        while not response and time.monotonic() - began < WAIT_S:
             with suppress(BlockingIOError):
                 connection.send(b"x")
-                told = connection.recv(65536)
+                response = connection.recv(65536)
             time.sleep(0.02)
-        assert told.startswith(b"HTTP/1.1 408")
+        assert response.startswith(b"HTTP/1.1 408")
         assert 0.4 <= time.monotonic() - began < 10
         body = OPEN + b"x" * 400_000  # fifty seconds' worth
         with connect(live, f"Content-Length: {MIB}") as steady:
@@ -198,7 +198,7 @@ class Writes:
 
 @pytest.fixture(scope="module")
 def writes() -> Writes:
-    return Writes()  # an audit hook stays for good: one is enough
+    return Writes()  # an audit hook cannot be removed, so there is one
 
 
 @pytest.mark.parametrize("outcome", ["drafted", "refused", "too large"])
@@ -211,7 +211,7 @@ def test_uploads_never_touch_the_disk(
     data = {"drafted": encode(Image.fromarray(noise)), "refused": bytes(20 * MIB), "too large": bytes(40 * MIB)}[
         outcome
     ]
-    assert len(data) > 3 * MIB  # Starlette's parser would have rolled it to a file at 1 MB
+    assert len(data) > 3 * MIB  # Starlette's files roll over to disk at 1 MB
     with live_server(bundle) as live, live.client() as client:
         request = client.build_request("POST", "/report", files={"frontal": ("one.png", data)})
         writes.seen.clear()
@@ -226,7 +226,7 @@ def test_uploads_never_touch_the_disk(
 
 
 def test_write_watch_detects_spooled_files(writes: Writes) -> None:
-    """The test above means something: a spooled file that rolls over is seen by the same watch."""
+    """A control for the test above: the watch sees a spooled file that rolls over."""
     writes.seen.clear()
     writes.watching = True
     try:
@@ -272,7 +272,7 @@ def test_keeps_data_that_resembles_the_boundary(server: Live) -> None:
 @pytest.mark.parametrize("closing", ["Connection: close", "X: y"], ids=["closing", "staying"])
 @pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
 def test_early_refusal_reaches_a_client_that_still_sends(server: Live, closing: str, version: str) -> None:
-    """A close with bytes unread resets the connection, which destroys the answer on its way."""
+    """A close with unread bytes resets the connection, which can destroy the response."""
     body = OPEN + 8 * CHUNK
     head = f"POST /report?top_k=3 {version}\r\nHost: x\r\nContent-Type: {MULTIPART}\r\n{closing}\r\n"
     for _ in range(5):

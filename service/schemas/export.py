@@ -29,9 +29,7 @@ class ExportRequest(BaseModel):
     report: Annotated[ReportResponse, Field(description="The answer of POST /report.")]
     findings: Annotated[
         str | None,
-        Field(
-            max_length=MAX_FINDINGS, description="The findings as the reader edited them; left out where nobody did."
-        ),
+        Field(max_length=MAX_FINDINGS, description="The findings as the reader edited them; left out without an edit."),
     ] = None
     views: Annotated[
         tuple[Literal["frontal", "lateral"], ...],

@@ -38,20 +38,20 @@ def chromium(executable: str) -> Iterator[Browser]:
 
 
 def open_page(page: Page, url: str) -> None:
-    """Open the service's page and wait until it calls the service ready."""
+    """Open the page and wait until it shows that the service is ready."""
     page.set_default_timeout(WAIT_MS)
     page.goto(url)
     page.wait_for_selector("#service[data-state=ready]")
 
 
 def choose(page: Page, kind: str = "effusion") -> None:
-    """Put both views of a drawn study into their zones."""
+    """Choose both views of a drawn study."""
     for view in ("frontal", "lateral"):
         page.set_input_files(f"#file-{view}", DRAWN / f"{kind}-{view}.png")
 
 
 def draft(page: Page) -> None:
-    """Ask for a draft and wait for the whole of it."""
+    """Request a draft and wait until it is complete."""
     with page.expect_response("**/report") as response:  # an answer may be on show already
         page.click("#draft")
     response.value.finished()
@@ -87,7 +87,7 @@ def edit(page: Page, findings: str) -> None:
 
 
 def break_streams(page: Page) -> None:
-    """Let the next drafts begin and end early."""
+    """Cut the streams of the next drafts."""
     page.unroute("**/report")
     page.route("**/report", lambda route: route.fulfill(status=200, content_type="text/event-stream", body=CUT_STREAM))
 
