@@ -1,1 +1,1 @@
-"""Measured speed, as commands: ``python -m benchmarks`` prints one table. Not part of the installed package."""
+"""Speed, load and fuzzing as commands; ``python -m benchmarks`` prints one table. Not installed."""

@@ -1,4 +1,4 @@
-"""The reward of self-critical training: CIDEr-D with cached references against ``pycocoevalcap`` on the same pairs."""
+"""The reward of SCST: CIDEr-D with cached references against ``pycocoevalcap`` on the same pairs."""
 
 from __future__ import annotations
 

@@ -2,11 +2,12 @@
 
     python -m benchmarks.compare_servers [--bundle DIR] [--device auto] [--rounds 5] [--out runs/servers]
 
-All three are started with the same bundle, device and number of threads, this service with batches as large as
-LitServe's (``REPORT_MAX_BATCH_SIZE=8``). They are measured in turn, in another order each round; the others are
-suspended meanwhile, because LitServe's worker polls while it waits. Clients send their next study when they have the
-answer to the last one. All servers must give the same findings and reference cases for a study; a difference ends the
-run. Ratios are computed within a round; the table shows their median and range.
+All three are started with the same bundle, device and number of threads, this service with batches
+as large as LitServe's (``REPORT_MAX_BATCH_SIZE=8``). They are measured in turn, in another order
+each round; the others are suspended meanwhile, because LitServe's worker polls while it waits.
+Clients send their next study when they have the answer to the last one. All servers must give the
+same findings and reference cases for a study; a difference ends the run. Ratios are computed within
+a round; the table shows their median and range.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""Send a running service thousands of wrong and half-right requests, and hold every answer to the same rules.
+"""Send a running service thousands of wrong requests, and check every answer by the same rules.
 
     python -m benchmarks.fuzz --inputs 10000 [--seed N] [--bundle DIR | --url URL] [--out runs/fuzz]
     python -m benchmarks.fuzz --replay runs/fuzz/violations/0001.http [--url URL]
 
-Three kinds of input in turn: requests from the served OpenAPI description (schemathesis), multipart bodies (hypothesis)
-and mutated image files (hypothesis, on files of Pillow and pydicom). Each answer must be 2xx, 3xx or 4xx, or a 503 with
-the code ``busy`` and a Retry-After, after which the request is sent again; errors must be problem documents that match
-their schema; drafts must match theirs and contain no ``xxxx``. At the end the service must be healthy, its queue empty,
-its memory flat, its log free of errors, and a reference study must get the same findings as before. A request that
-breaks a rule is stored as the bytes sent, and the command exits 1.
+Three kinds of input in turn: requests from the served OpenAPI description (schemathesis), multipart
+bodies (hypothesis) and mutated image files (hypothesis, on files of Pillow and pydicom). Each
+answer must be 2xx, 3xx or 4xx, or a 503 with the code ``busy`` and a Retry-After, after which the
+request is sent again; errors must be problem documents that match their schema; drafts must match
+theirs and contain no ``xxxx``. At the end the service must be healthy, its queue empty, its memory
+flat, its log free of errors, and a reference study must get the same findings as before. A request
+that breaks a rule is stored as the bytes sent, and the command exits 1.
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ class Fuzz:
             wrong.append(f"the service does not answer any more: {error}")
         if self._server.log is not None:
             logged = self._server.log.read_text(errors="replace")
-            wrong += [f"the log of the service holds {word!r}" for word in (PATIENT, "Traceback") if word in logged]
+            wrong += [f"the log of the service holds {word!r}" for word in (PATIENT, " ERROR ") if word in logged]
         each = slope(outcome.memory)
         outcome.growth = None if each is None else each * 1000
         if outcome.growth is not None and outcome.inputs >= JUDGED_FROM and outcome.growth > FLAT:

@@ -1,7 +1,8 @@
 """The load generator: Locust users that send studies in an open or a closed loop.
 
-``benchmarks.load.generate`` starts this as a process: a plan (JSON) on standard input, one record (JSON) per line on
-standard output. In the open loop every arrival is a new Locust user on a connection of its own.
+``benchmarks.load.generate`` starts this as a process: a plan (JSON) on standard input, one record
+(JSON) per line on standard output. In the open loop every arrival is a new Locust user on a
+connection of its own.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""Search in the index of reference cases: the shipped one, a curve up to 10⁶ cases, and kinds of index side by side.
+"""Search in the index of reference cases: the shipped one, up to 10⁶ cases, and kinds of index.
 
     python -m benchmarks index --out DIR [--sizes 2069 10000 …] [--images DIR]
     python -m benchmarks kinds [--images DIR]
 
-The large collections are made from the shipped index: a report embedding, sampled with replacement, plus noise,
-normalised. The noise has the covariance of the differences between each embedding and its five nearest, scaled by
-``NOISE``, so that it varies along some forty directions, as real reports do. At ``NOISE`` = 0.75 the nearest of 2,000
-made cases is about as similar to a query as that of the real reports (median cosine .94, real .96; any two: .73, real
-.75). Queries are made in the same way from 200 embeddings that no case is made from. ``--images`` adds what the
-service searches with: embeddings of radiographs, which lie far from all reports (cosine .3 to the nearest).
+The large collections are made from the shipped index: a report embedding, sampled with replacement,
+plus noise, normalised. The noise has the covariance of the differences between each embedding and
+its five nearest, scaled by ``NOISE``, so that it varies along some forty directions, as real
+reports do. At ``NOISE`` = 0.75 the nearest of 2,000 made cases is about as similar to a query as
+that of the real reports (median cosine .94, real .96; any two: .73, real .75). Queries are made in
+the same way from 200 embeddings that no case is made from. ``--images`` adds what the service
+searches with: embeddings of radiographs, which lie far from all reports (cosine .3 to the nearest).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Load on the service: drawn studies with the answer each gets alone, and a record of every request.
+"""Load on the service: drawn studies with their expected answers, a record of every request.
 
-Requests are sent by Locust in a process of its own (``benchmarks.generator``), because Locust replaces parts of the
-standard library when it is imported.
+Requests are sent by Locust in a process of its own (``benchmarks.generator``), because Locust
+replaces parts of the standard library when it is imported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The simplest peer of the service: a FastAPI handler around the same bundle, one request at a time.
+"""The simplest peer of the service: a FastAPI handler around the same bundle, with a lock.
 
 python -m benchmarks.naive_server BUNDLE DEVICE PORT
 """

@@ -1,4 +1,4 @@
-"""Plots of the benchmarks: memory, latencies, throughput, growth of decoding, the index over its size."""
+"""Plots of the benchmarks: memory, latencies, throughput, growth of decoding, index size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model of the published size with the same random weights in both implementations, and studies for it."""
+"""A model of the published size with the same random weights in both implementations."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The service against the bare pipeline and a naive handler: time until ready, and the overhead of HTTP.
+"""The service against the bare pipeline and a naive handler: start, and the overhead of HTTP.
 
-Real servers as processes on the loopback address, with the shipped bundle and the drawn radiographs of the docs.
+Real servers as processes on the loopback address, with the shipped bundle and the drawn radiographs
+of the docs.
 """
 
 from __future__ import annotations

@@ -2,16 +2,18 @@
 
     python -m benchmarks.soak --minutes 10 [--overload 2.0] [--bundle DIR | --tiny] [--url URL] [--out runs/soak]
 
-First the capacity is measured with clients that wait for their answers (closed loop). Then requests arrive at
-``--overload`` times that rate whether or not the service keeps up (open loop): arrivals of a Poisson process, sent by
-Locust, with drawn radiographs of many sizes. Some clients leave in the middle of an upload or before their answer,
-upload slowly, or send garbage. Every request must end in one of three ways: the findings and reference cases that the
-study gets alone; a 503 problem with the code ``busy`` and a Retry-After; or by the client's own fault. The command
-exits 1 if a request is lost, gets another answer, or has no answer within ``--deadline`` seconds, and if the service
-is afterwards not healthy, not idle or answers differently.
+First the capacity is measured with clients that wait for their answers (closed loop). Then requests
+arrive at ``--overload`` times that rate whether or not the service keeps up (open loop): arrivals
+of a Poisson process, sent by Locust, with drawn radiographs of many sizes. Some clients leave in
+the middle of an upload or before their answer, upload slowly, or send garbage. Every request must
+end in one of three ways: the findings and reference cases that the study gets alone; a 503 problem
+with the code ``busy`` and a Retry-After; or by the client's own fault. The command exits 1 if a
+request is lost, gets another answer, or has no answer within ``--deadline`` seconds, and if the
+service is afterwards not healthy, not idle or answers differently.
 
-This process and the generator are the clients; the service runs in its own. Where both share the cores, the times
-include the clients' work; the JSON holds the number of cores and how late requests were sent.
+This process and the generator are the clients; the service runs in its own. Where both share the
+cores, the times include the clients' work; the JSON holds the number of cores and how late requests
+were sent.
 """
 
 from __future__ import annotations

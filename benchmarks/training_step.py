@@ -1,7 +1,7 @@
-"""One cross-entropy step of 16 studies at the published size, without the CNN: time and peak memory.
+"""A cross-entropy step of 16 studies at the published size, without the CNN: time and memory.
 
-Each implementation runs in a separate process, so that the peaks are separate:
-``python -m benchmarks.training_step plain|fp32|bf16`` prints seconds and bytes.
+Each implementation runs in a separate process, so that the peaks are separate: ``python -m
+benchmarks.training_step plain|fp32|bf16`` prints seconds and bytes.
 """
 
 from __future__ import annotations

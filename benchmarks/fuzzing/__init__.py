@@ -1,1 +1,1 @@
-"""Inputs that a service should survive, and what it must answer to them; ``python -m benchmarks.fuzz`` sends them."""
+"""Inputs that a service must survive, and the rules for its answers, for ``benchmarks.fuzz``."""

@@ -1,4 +1,4 @@
-"""Multipart bodies from the bytes up: fields missing, repeated, unknown or huge, odd boundaries, wrong lengths."""
+"""Multipart bodies: fields missing, repeated, unknown or huge, odd boundaries, wrong lengths."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Mutations of image files that reach deep into the decoders, as hypothesis strategies.
 
-A changed byte in a PNG is caught by its checksum, and in most JPEG headers by the first check. So PNG chunks and JPEG
-segments are also taken apart, changed, and joined with correct checksums and lengths; the pixels of a PNG are changed
-unpacked.
+A changed byte in a PNG is caught by its checksum, and in most JPEG headers by the first check. So
+PNG chunks and JPEG segments are also taken apart, changed, and joined with correct checksums and
+lengths; the pixels of a PNG are changed unpacked.
 """
 
 from __future__ import annotations

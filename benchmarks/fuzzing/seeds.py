@@ -1,4 +1,4 @@
-"""Valid image files that the mutations start from: written by Pillow, and the DICOM samples that pydicom ships."""
+"""Image files that the mutations start from: of Pillow, and the DICOM samples of pydicom."""
 
 from __future__ import annotations
 
