@@ -18,11 +18,11 @@ import numpy as np
 from model.calibration.schema import Calibration, Features, Floats, Gaussian, LinearScore, OodHead, OutOfDistribution
 from model.types import DraftWarning, Pixels, View
 
-WARNINGS: dict[str, str] = {  # code -> when; docs/api.md holds the same
-    "views_swapped": "the image sent as frontal is a lateral and the other way round; they were read right",
-    "view_corrected": "the only image is of the other view than it was sent as; it was read as what it is",
-    "same_view": "both images are of one view; they were read as they were sent",
-    "unusual_image": "an image looks unlike the radiographs that the checks were calibrated on",
+WARNINGS: dict[str, str] = {  # code -> meaning; tools.api_docs writes it into docs/api.md
+    "views_swapped": "the frontal and the lateral image were exchanged; each was read as its true view",
+    "view_corrected": "the only image is of the other view; it was read as its true view",
+    "same_view": "both images are of one view; they were read as sent",
+    "unusual_image": "an image is unlike the radiographs of the calibration",
 }
 
 

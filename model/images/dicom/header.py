@@ -21,12 +21,12 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-WARNINGS: dict[str, str] = {  # code -> when; docs/api.md holds the same
-    "view_mismatch": "the header says another view than the field the image came in",
-    "not_a_chest": "the header says another part of the body",
-    "unusual_orientation": "PatientOrientation says mirrored, turned or upside down; the pixels were left as they are",
+WARNINGS: dict[str, str] = {  # code -> meaning; tools.api_docs writes it into docs/api.md
+    "view_mismatch": "the header names another view than the form field",
+    "not_a_chest": "the header names another body part",
+    "unusual_orientation": "PatientOrientation is mirrored, turned or upside down; the pixels were not changed",
     "fluoroscopy": "a single frame of angiography or fluoroscopy",
-    "window_ignored": "the window shows nothing; the grey values were spread instead",
+    "window_ignored": "the window maps all values to one grey; it was ignored and the values were spread",
     "contradictory_polarity": "PhotometricInterpretation and PresentationLUTShape contradict each other",
 }
 
