@@ -32,28 +32,28 @@ Kind = Literal["flat", "ivf"]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
-FLAT_BELOW = 20_000  # vectors: one query is to take less than a millisecond
-PROBES = 64  # cells that a query looks into: recall@5 ≥ .99 from 30,000 to 10⁶ vectors, for image queries too
-_TRAINED_ON = 64  # vectors per cell that k-means sees, at most: with 256, recall at 10⁵ vectors is the same
-_WORTH_A_CELL = 39  # vectors that FAISS wants per cell for k-means to mean anything
+FLAT_BELOW = 20_000  # vectors; a query of a flat index then takes less than a millisecond
+PROBES = 64  # cells searched per query: recall@5 ≥ .99 from 30,000 to 10⁶ vectors, for image queries too
+_MAX_TRAINED_PER_CELL = 64  # vectors per cell for k-means; with 256, recall at 10⁵ vectors is the same
+_MIN_PER_CELL = 39  # vectors per cell below which FAISS warns that k-means is unreliable
 _ITERATIONS = 10
 _SEED = 1234
 _parsing = threading.Lock()
 
 
 def index_kind(count: int) -> Kind:
-    """The kind for so many vectors: exact while that surely takes less than a millisecond, cells beyond."""
+    """The kind for a number of vectors: `flat` below `FLAT_BELOW`, `ivf` from there on."""
     return "flat" if count < FLAT_BELOW else "ivf"
 
 
 def cell_count(count: int) -> int:
-    """Cells for so many vectors: the power of two nearest 4·√N (10⁶: 4,096), fewer where cells would be nearly empty.
+    """Cells for a number of vectors: the power of two nearest 4·√N (10⁶: 4,096), fewer if cells would be nearly empty.
 
-    Centroids and cells then cost about the same to compare, and k-means is run again only each time that the
-    collection has grown fourfold.
+    Comparing centroids and comparing vectors then cost about the same, and k-means runs again only after the collection
+    has grown fourfold.
     """
     cells: int = 2 ** round(math.log2(4 * math.sqrt(max(count, 1))))
-    while cells > 1 and cells * _WORTH_A_CELL > count:
+    while cells > 1 and cells * _MIN_PER_CELL > count:
         cells //= 2
     return cells
 
@@ -67,20 +67,20 @@ class Structure:
 
     @property
     def kind(self) -> Kind:
-        """Which of the two it is."""
+        """`flat` or `ivf`."""
         return "flat" if self.cells is None else "ivf"
 
     def propose(self, queries: Floats, count: int, widen: int = 1) -> tuple[Floats, Rows, bool]:
-        """The `count` candidates most similar to each query, by FAISS's rounded inner products.
+        """The `count` candidates most similar to each query, by FAISS's inner products, which are rounded.
 
         Args:
             queries: (B, D) float32, unit length.
-            count: candidates a query.
-            widen: how many times `PROBES` cells are looked into.
+            count: candidates per query.
+            widen: factor on the number of searched cells.
 
         Returns:
-            Inner products (B, count) and rows (B, count), best first, row -1 where the cells held fewer; and
-            whether every vector was looked at. Which cells a query gets does not depend on the others.
+            Inner products (B, count) and rows (B, count), best first, padded with row -1; and
+            whether every vector was compared. The cells of a query do not depend on the other queries.
         """
         index = self.faiss_index
         if self.cells is None:
@@ -90,7 +90,7 @@ class Structure:
         options.nprobe = min(index.nlist, index.nprobe * widen)
         products, rows = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
         with _one_thread():
-            for query in range(len(queries)):  # a batch would be rounded differently, and could get other cells
+            for query in range(len(queries)):  # a batch would be rounded differently and could select other cells
                 one = slice(query, query + 1)
                 index.search(queries[one], count, params=options, D=products[one], I=rows[one])
         return products, rows, options.nprobe == index.nlist
@@ -99,20 +99,20 @@ class Structure:
 def build(vectors: Floats, kind: Kind) -> Structure:
     """Index `vectors` (N, D), float32, unit length.
 
-    Equal vectors give an equal structure, whatever the number of cores: k-means is seeded and runs on one thread. (On
-    another kind of processor FAISS and its BLAS may round sums differently, and with them the centroids of `ivf`.)
+    Equal vectors give an equal structure for any number of cores: k-means is seeded and runs on one thread. On another
+    type of processor, FAISS may round sums differently and so give other centroids.
 
     Raises:
-        ValueError: `ivf` without a vector.
+        ValueError: `ivf` without vectors.
     """
     if kind == "flat":
         index = faiss.IndexFlatIP(vectors.shape[1])
         index.add(vectors)
         return Structure(index)
     if not len(vectors):
-        raise ValueError("an ivf index needs at least one vector to begin with; leave kind at auto")
+        raise ValueError("an ivf index needs at least one vector; leave kind at auto")
     wanted = cell_count(len(vectors))
-    options = {"niter": _ITERATIONS, "seed": _SEED, "max_points_per_centroid": _TRAINED_ON, "spherical": True}
+    options = {"niter": _ITERATIONS, "seed": _SEED, "max_points_per_centroid": _MAX_TRAINED_PER_CELL, "spherical": True}
     kmeans = faiss.Kmeans(vectors.shape[1], wanted, **options)
     with _one_thread():
         kmeans.train(vectors)
@@ -124,7 +124,7 @@ def build(vectors: Floats, kind: Kind) -> Structure:
 def with_added(old: Structure, vectors: Floats, kind: Kind) -> Structure:
     """The structure of all `vectors` (N, D), of which `old` holds the first.
 
-    Cells stay as they are, and new vectors go where they are nearest, until `cell_count` asks for others.
+    Cells stay, and each new vector goes to the nearest one, until `cell_count` gives another number.
     """
     if (cells := _cells_to_keep(old, len(vectors), kind)) is None:
         return build(vectors, kind)
@@ -196,7 +196,7 @@ def _ivf_rows(index: Any, name: str) -> tuple[Floats, Structure]:
 
 
 def _cells_to_keep(old: Structure, count: int, kind: Kind) -> Rows | None:
-    """The cells of `old`, where `count` vectors want as many; None where they want others or none."""
+    """The cells of `old` if `count` vectors need the same number; otherwise None."""
     if old.cells is None or kind == "flat" or cell_count(count) != cell_count(len(old.cells)):
         return None
     return old.cells
@@ -209,7 +209,7 @@ def _centroids(structure: Structure) -> Floats:
 
 
 def _nearest(centroids: Floats, vectors: Floats) -> Rows:
-    """The cell of each vector, (N,): that of the most similar centroid."""
+    """The cell of each vector, (N,): the index of the most similar centroid."""
     index = faiss.IndexFlatIP(centroids.shape[1])
     index.add(centroids)
     with _one_thread():
@@ -218,14 +218,14 @@ def _nearest(centroids: Floats, vectors: Floats) -> Rows:
 
 
 def _build_ivf(vectors: Floats, centroids: Floats, cells: Rows, probes: int) -> Structure:
-    """The IndexIVFFlat whose cell `cells[i]` holds row i, rows in order."""
+    """The IndexIVFFlat in which row i is in cell `cells[i]`; the rows of a cell are in order."""
     quantizer = faiss.IndexFlatIP(centroids.shape[1])
     quantizer.add(centroids)
     index = faiss.IndexIVFFlat(quantizer, centroids.shape[1], len(centroids), faiss.METRIC_INNER_PRODUCT)
     lists: Any = index.invlists
     order = np.argsort(cells, kind="stable")
     bounds = np.searchsorted(cells, np.arange(1, len(centroids)), sorter=order)
-    for cell, rows in enumerate(np.split(order, bounds)):  # cell by cell: lists that grow take twice the memory
+    for cell, rows in enumerate(np.split(order, bounds)):  # cell by cell, because growing lists take twice the memory
         if len(rows):
             codes = np.ascontiguousarray(vectors[rows]).view(np.uint8)
             lists.add_entries(cell, len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(codes))
@@ -236,10 +236,7 @@ def _build_ivf(vectors: Floats, centroids: Floats, cells: Rows, probes: int) -> 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """FAISS works on the calling thread alone; OpenMP keeps that number per thread, so others keep theirs.
-
-    Divided among threads, work this small waits for the slowest: milliseconds wherever something else computes too.
-    """
+    """FAISS uses the calling thread only. OpenMP keeps this number per thread, so other threads are not affected."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
