@@ -335,9 +335,7 @@ def test_resume_names_changed_inputs_and_accepts_manifests_of_0_1(
     assert (tmp_path / "work" / "run.json").read_text() == kept
     assert study.report not in kept
     older = {name: value for name, value in json.loads(kept).items() if name not in ("inputs", "precision")}
-    older["config"]["ce"]["visual_lr"] = older["config"]["ce"].pop("backbone_lr")  # the names of 0.1
-    mbr = older["config"]["decoding"]["consensus"]
-    mbr["finding_cost"] = mbr.pop("finding_threshold")
+    older["config"]["ce"]["visual_lr"] = older["config"]["ce"].pop("backbone_lr")  # as 0.1 wrote it
     (tmp_path / "work" / "run.json").write_text(json.dumps(older))
     again()
 
