@@ -212,7 +212,7 @@ def test_what_cannot_be_run_is_refused(
     assert "needs --external-labels FILE or --external-annotation FILE" in caplog.text
     assert main([*arguments(place, out), "--soft-scores", str(place / "gone.csv")]) == 2
     assert "gone.csv: no such file" in caplog.text
-    monkeypatch.setattr(work, "_PATIENCE", 0.0)
+    monkeypatch.setattr(work, "_LOCK_TIMEOUT_S", 0.0)
     with work.file_lock(out):
         assert main(arguments(place, out)) == 2
     assert "another ablation works in" in caplog.text

@@ -5,5 +5,5 @@
         --external-labels labels.csv --external-images DIR
 
 ``rows`` says what a row is, ``plan`` which cells there are, ``cell`` trains and scores one of them in a process of its
-own, ``work`` runs what is left, ``table``, ``report`` and ``plot`` make of it what a reader sees. docs/ablation.md.
+own, ``runner`` runs what is left, ``table``, ``report`` and ``plot`` write the results. docs/ablation.md.
 """

@@ -1,4 +1,4 @@
-"""What the external column is measured on: images with known findings, or images with reports."""
+"""The external column: images of another source with known findings, or with reports."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class External(Frozen):
 
 @dataclass(frozen=True)
 class EvalPaths:
-    """Where a cell scores: its device, a folder for decoded images, a file for the drafts of an annotation."""
+    """Device of a cell, folder of decoded images, file for the drafts of an annotation."""
 
     device: torch.device
     work_dir: Path

@@ -27,25 +27,25 @@ from training.ablation.table import Cell, read_cell, tabulate
 
 log = logging.getLogger("training")
 
-_PATIENCE = 15.0  # seconds for the cell of an ablation that was just killed to notice
+_LOCK_TIMEOUT_S = 15.0  # the cells of a killed ablation end within this time
 
 
 class BusyError(Exception):
-    """Another ablation works in this folder."""
+    """Another ablation uses this folder."""
 
 
 @contextmanager
 def file_lock(out: Path) -> Iterator[None]:
-    """Hold a folder for one ablation; its cells inherit the lock, so one that outlives its parent holds it, too.
+    """Lock a folder for one ablation. Its cells inherit the lock and keep it if they outlive their parent.
 
     Raises:
-        BusyError: another one has it.
+        BusyError: another ablation holds the lock.
     """
     out.mkdir(parents=True, exist_ok=True)
     handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     os.set_inheritable(handle, True)
     try:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _LOCK_TIMEOUT_S
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,15 +77,15 @@ def run_plan(plan: Plan) -> list[dict[str, Any]]:
     left = [cell for cell in plan.cells if not cell.finished]
     log.info("ablation: %d cells, %d of them done before", len(plan.cells), len(plan.cells) - len(left))
     write_table(plan)
-    for place, cell in enumerate(left):
-        log.info("cell %d of %d: %s, seed %d", len(plan.cells) - len(left) + place + 1, len(plan.cells), cell.row,
+    for number, cell in enumerate(left):
+        log.info("cell %d of %d: %s, seed %d", len(plan.cells) - len(left) + number + 1, len(plan.cells), cell.row,
                  cell.seed)  # fmt: skip
         began = time.monotonic()
         _run(cell)
         took = timedelta(seconds=round(time.monotonic() - began))
-        remain = remaining(plan, left[place + 1 :])
+        remain = remaining(plan, left[number + 1 :])
         log.info("%s, seed %d: %s after %s; %d cells left%s", cell.row, cell.seed,
-                 "done" if cell.finished else f"failed ({_reason(cell)})", took, len(left) - place - 1,
+                 "done" if cell.finished else f"failed ({_reason(cell)})", took, len(left) - number - 1,
                  f", about {timedelta(seconds=round(remain))}" if remain else "")  # fmt: skip
         write_table(plan)
     failed = failures(plan)

@@ -138,29 +138,31 @@ def _counterfactual(result: Mapping[str, Any]) -> Table | None:
         [
             ROWS[row],
             *(_with_interval(result, row, metric) for metric in ("BLEU_4", *MEASURES)),
-            _beside_random(result, row),
+            _against_random(result, row),
         ]
         for row in ("system", *rows)
     ]
-    if (dealt := result["by_chance"]) is not None:
-        means = (f"{number(entry['mean'])} ({_unbroken(interval(entry['interval_95']))})" for entry in dealt.values())
-        shown.append(["the bundle's drafts, dealt out anew", NO_VALUE, *means, ""])
+    if (permuted := result["by_chance"]) is not None:
+        means = (
+            f"{number(entry['mean'])} ({_unbroken(interval(entry['interval_95']))})" for entry in permuted.values()
+        )
+        shown.append(["the bundle's drafts, permuted", NO_VALUE, *means, ""])
     for row in made(result, ("random",)):
         shown.append([ROWS[row], *(_with_interval(result, row, metric) for metric in ("BLEU_4", *MEASURES)), ""])
-    head = ["reports", *map(title, ("BLEU_4", *MEASURES)), "beside the random row"]
+    head = ["reports", *map(title, ("BLEU_4", *MEASURES)), "against the random row"]
     return Table(head, shown)
 
 
-def _beside_random(result: Mapping[str, Any], row: str) -> str:
-    """Whether the figures that should fall with exchanged images lie within the random row's intervals, or above."""
+def _against_random(result: Mapping[str, Any], row: str) -> str:
+    """Whether the metrics that should fall with swapped images lie above, within or below the random row."""
     parts = []
     for metric in MEASURES:
         ends, found = ends_of(result, "random", metric), scores_of(result, row)
         if ends is None or found is None or found[metric] is None:
             return NO_VALUE
         value = found[metric] or 0.0
-        place = "above" if value > ends[1] else "below" if value < ends[0] else "within"
-        parts.append(f"{title(metric)} {place}")
+        position = "above" if value > ends[1] else "below" if value < ends[0] else "within"
+        parts.append(f"{title(metric)} {position}")
     return ", ".join(parts)
 
 
@@ -177,7 +179,7 @@ def _single_views(result: Mapping[str, Any]) -> Table | None:
 
 
 def _labels(result: Mapping[str, Any]) -> Table:
-    """Most frequent finding first; a dash where nobody named it on the side that a figure divides by."""
+    """Most frequent finding first; a dash for a division by zero."""
     rows = []
     for name, row in by_prevalence(result):
         reported, drafted = row["prevalence"], row["predicted"]
@@ -188,7 +190,7 @@ def _labels(result: Mapping[str, Any]) -> Table:
 
 
 def by_prevalence(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
-    """The findings with their figures, those that most reports name first."""
+    """The findings with their metrics, most frequent in the reports first."""
     return sorted(result["labels"]["system"].items(), key=lambda item: (-item[1]["prevalence"], item[0]))
 
 

@@ -1,4 +1,4 @@
-"""The plots of the page. Each is drawn once and leaves as SVG that takes the page's colours, and as PNG on white."""
+"""The plots of the page, each as SVG in the colours of the page and as PNG on white."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _WIDTH = 10.0  # inches
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot: ``svg`` to stand in HTML, ``png`` for everything else, ``says`` in words for who cannot see it."""
+    """One plot: ``svg`` to stand in HTML, ``png`` for everything else, ``says`` describes it for screen readers."""
 
     name: str
     says: str
@@ -55,10 +55,10 @@ def all_plots(result: Mapping[str, Any], drafted: EvaluatedSplit) -> dict[str, P
     }  # fmt: skip
     plots = {}
     for name, draw, says in (
-        ("intervals", _intervals, "figures of each row with their 95 % intervals"),
-        ("labels", _labels, "precision, recall and F1 of each finding beside how often reports name it"),
+        ("intervals", _intervals, "metrics of each row with their 95 % intervals"),
+        ("labels", _labels, "precision, recall and F1 of each finding and how often reports name it"),
         ("spread", _spread, "how CIDEr and length are spread over studies, and the share of different reports"),
-        ("key_words", _key_words, "F1 of key words by category, without sentences that deny something"),
+        ("key_words", _key_words, "F1 of key words by category, without negated sentences"),
     ):
         settings: Any = {**style, "svg.hashsalt": name}  # the stubs list every key as a literal
         with matplotlib.rc_context(settings):

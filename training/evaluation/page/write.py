@@ -1,4 +1,4 @@
-"""Writes the page: ``report.html`` stands alone, ``report.md`` has its pictures beside it."""
+"""Writes the page: ``report.html`` stands alone, ``report.md`` links to picture files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_page(folder: Path, result: Mapping[str, Any], drafted: EvaluatedSplit)
     Args:
         folder: gets ``report.html``, ``report.md``, ``plots/``, ``images/`` and a ``.gitignore``.
         result: content of the metrics file.
-        drafted: what was written, for the gallery and the distributions.
+        drafted: studies and drafts, for the gallery and the distributions.
 
     Raises:
         ValueError: as ``check_page_folder``.
@@ -66,7 +66,7 @@ def _html() -> Environment:
 
 
 def _markdown() -> Environment:
-    """Every value is escaped as it is written out, so none can be forgotten."""
+    """Escapes every value on output."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=False, finalize=_escaped, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
@@ -76,7 +76,7 @@ def _markdown() -> Environment:
 
 
 def _escaped(value: object) -> object:
-    """Strings as one line of plain text: no character of them is Markdown or HTML."""
+    """Strings as one line of plain text, without Markdown or HTML."""
     return _plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
