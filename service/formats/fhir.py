@@ -35,12 +35,12 @@ _NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 Resource = dict[str, Any]
 
 
-def diagnostic_report(report: ReportResponse, study: ExportContext, now: datetime | None = None) -> Resource:
+def diagnostic_report(report: ReportResponse, context: ExportContext, now: datetime | None = None) -> Resource:
     """The resource, ready for ``json.dumps``.
 
     Args:
         report: the response.
-        study: its views; nothing that identifies a patient is read from it.
+        context: its views; nothing that identifies a patient is read from it.
         now: time of issue, with a time zone; the current time by default.
     """
     issued = (now or datetime.now(UTC)).isoformat(timespec="milliseconds")
@@ -49,7 +49,7 @@ def diagnostic_report(report: ReportResponse, study: ExportContext, now: datetim
     edited = any(warning.code == EDITED for warning in report.warnings)
     labels = [_label(name, label, edited) for name, label in report.labels.items() if label is not None]
     observations = [*sentences, *labels]
-    code = study_code(len(study.views))
+    code = study_code(len(context.views))
     resource: Resource = _cleaned(
         {
             "resourceType": "DiagnosticReport",
