@@ -46,7 +46,7 @@ def drafter(tmp_path_factory: pytest.TempPathFactory) -> Drafter:
 # --- the weights ------------------------------------------------------------------------------------------------------
 
 
-def test_they_are_those_by_which_the_last_layer_reads() -> None:
+def test_weights_are_those_of_the_last_layer() -> None:
     """Values that are one token each give back the weights of PyTorch's own attention."""
     model = tiny_model(4)
     source = encoded(model)
@@ -71,7 +71,7 @@ def test_they_are_those_by_which_the_last_layer_reads() -> None:
     assert float(weights.std()) > 1e-4  # not all the same
 
 
-def test_a_word_looks_before_it_is_written(drafter: Drafter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_word_has_the_attention_of_the_position_before_it(drafter: Drafter, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first word's weights are those behind the beginning of the report, whatever the word is."""
     fed: list[Tensor] = []
     original = ReportModel.attention
@@ -90,7 +90,7 @@ def test_a_word_looks_before_it_is_written(drafter: Drafter, monkeypatch: pytest
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", ["greedy", "beam", "rerank", "consensus"])
-def test_each_sentence_has_its_share_of_one_and_its_words_stay(
+def test_weights_of_a_sentence_sum_to_one_and_the_text_is_unchanged(
     method: str, precision: Precision, tmp_path: Path
 ) -> None:
     drafter = drafter_of(tmp_path / "tiny", precision, method=method)
@@ -112,14 +112,14 @@ def test_each_sentence_has_its_share_of_one_and_its_words_stay(
     assert len(seen) > 2
 
 
-def test_only_the_cases_that_are_read_count(drafter: Drafter) -> None:
+def test_only_cases_that_the_model_reads_have_weights(drafter: Drafter) -> None:
     (draft,) = drafter.draft([study(1, View.FRONTAL)], DraftOptions(top_k=2, attention=True))
     assert all(sentence.attention and len(sentence.attention.cases) == 2 for sentence in draft.sentences)
     (draft,) = drafter.draft([study(1, View.FRONTAL)], DraftOptions(top_k=8, attention=True))
     assert all(sentence.attention and len(sentence.attention.cases) == 3 for sentence in draft.sentences)
 
 
-def test_a_bundle_without_cases_looks_at_images_alone(tmp_path: Path) -> None:
+def test_without_cases_all_weights_are_on_images(tmp_path: Path) -> None:
     drafter = Drafter(load_bundle(write_tiny_bundle(tmp_path / "plain", retrieval=False)), None)
     (draft,) = drafter.draft([study(1, View.FRONTAL)], ASKED)
     for sentence in draft.sentences:
@@ -132,7 +132,7 @@ def test_a_bundle_without_cases_looks_at_images_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("top", "left"), [(0, 0), (0, 6), (6, 0), (6, 6), (1, 5)])
-def test_tokens_run_by_rows_from_the_top_left(top: int, left: int) -> None:
+def test_patch_tokens_are_row_major_from_the_top_left(top: int, left: int) -> None:
     torch.manual_seed(0)
     backbone = Backbone("resnet18").eval()
     images = torch.full((2, 1, 224, 224), 0.4)
@@ -160,7 +160,7 @@ def test_a_sentence_has_the_mean_of_its_words_and_equal_views_are_numbered() -> 
     assert found.patches == {"frontal": ((0.75,),), "frontal-2": ((0.25,),)}
 
 
-def test_a_view_keeps_its_name_in_whatever_order_it_is_sent(drafter: Drafter) -> None:
+def test_a_view_keeps_its_name_in_any_order(drafter: Drafter) -> None:
     both = study(3, View.FRONTAL, View.LATERAL)
     (one,), (other,) = (drafter.draft([sent], ASKED) for sent in (both, both[::-1]))
     assert [sentence.attention for sentence in one.sentences] == [sentence.attention for sentence in other.sentences]

@@ -1,65 +1,28 @@
-"""Beams that branch by a mask, batches that shrink, words worked out ahead: all equal a slow search without them."""
+"""Beams that branch by a mask and batches that shrink equal an uncached search."""
 
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.config import DecodingConfig
-from model.decoding.generate import generate
-from model.decoding.search import Constraints, Generated, beam_search, greedy, sample
-from model.network import report_model
-from model.network.report_model import DecoderState, Encoded, Patches, ReportModel
-from tests.support.tiny import tiny_config, tiny_tokenizer
-
-TOKENIZER = tiny_tokenizer()
-BOS, EOS = TOKENIZER.bos_id, TOKENIZER.eos_id
-WIDTH, LIMIT, STUDIES = 24, 24, 10
-MODELS = ((2, 2.0), (5, 2.0), (7, 3.0))  # seed, and how much an end is favoured: reports end early, late and not at all
-PENALTY = 2 * 0.693
-
-
-class Features(nn.Module):
-    """Stands where the backbone stands; the tests begin behind it."""
-
-    width = WIDTH
-
-
-@cache
-def model_of(seed: int, ends: float, norm: str = "layer") -> ReportModel:
-    """An untrained model whose reports depend on the images and end at many lengths. Not to be changed by tests."""
-    torch.manual_seed(seed)
-    config = tiny_config(len(TOKENIZER), retrieval_k=0, max_length=LIMIT, feature_norm=False, norm=norm)
-    model = ReportModel(config, backbone=Features()).eval().requires_grad_(False)  # type: ignore[arg-type]
-    model.to_words.weight.mul_(2)
-    model.to_words.bias[EOS] += ends
-    model.memory.matrix.normal_()
-    for layer in model.decoder.layers:
-        layer.cross_attention.out.weight.mul_(4)  # type: ignore[operator, union-attr]
-    return model
-
-
-@torch.no_grad()
-def encoded_by(model: ReportModel, studies: int = STUDIES) -> Encoded:
-    """Random studies, the last one without its second view."""
-    tokens = 2 * torch.randn(studies, 2, 4, WIDTH, generator=torch.Generator().manual_seed(7))
-    mask = torch.ones(studies, 2, dtype=torch.bool)
-    mask[-1, 1] = False
-    views = torch.tensor([[0, 1]]).expand(studies, 2)
-    return model.encode(Patches(tokens, tokens.mean(2), views, mask))
-
-
-def constraints_of(**changes: object) -> Constraints:
-    return Constraints.of(DecodingConfig.model_validate({"min_length": 3, **changes}), TOKENIZER)
-
-
-def lengths(result: Generated) -> list[int]:
-    return (result.ids != 0).sum(1).tolist()
-
+from model.decoding.search import Constraints, Generated, beam_search, greedy
+from model.network.report_model import DecoderState, Encoded, ReportModel
+from tests.support.decoding import (
+    BOS,
+    EOS,
+    LIMIT,
+    MODELS,
+    PENALTY,
+    STUDIES,
+    TOKENIZER,
+    constraints_of,
+    encoded_by,
+    lengths,
+    model_of,
+)
 
 # --- the slow search --------------------------------------------------------------------------------------------------
 
@@ -147,7 +110,7 @@ RULES = {
 @pytest.mark.parametrize(
     ("name", "beams"), [*((name, 3) for name in RULES), ("own", 2), ("own", 5), ("published", 2), ("published", 5)]
 )
-def test_a_batch_equals_the_slow_search(seed: int, ends: float, name: str, beams: int) -> None:
+def test_batched_beam_search_equals_the_uncached_search(seed: int, ends: float, name: str, beams: int) -> None:
     changes, alpha, finished_beams_occupy_slots = RULES[name]
     model, rule = model_of(seed, ends), constraints_of(**changes)
     encoded = encoded_by(model)
@@ -160,7 +123,7 @@ def test_a_batch_equals_the_slow_search(seed: int, ends: float, name: str, beams
 
 
 @pytest.mark.parametrize("studies", [1, 2, 4])
-def test_other_batch_sizes_and_the_published_norm(studies: int) -> None:
+def test_beam_search_with_other_batch_sizes_and_the_published_norm(studies: int) -> None:
     model, rule = model_of(5, 2.0, "r2gen"), constraints_of()
     encoded = encoded_by(model, studies)
     result = beam_search(model, encoded, rule, BOS, 4, 0.0, finished_beams_occupy_slots=True)
@@ -168,7 +131,7 @@ def test_other_batch_sizes_and_the_published_norm(studies: int) -> None:
     assert [[i for i in row if i] for row in result.ids.tolist()] == [ids for ids, _ in expected]
 
 
-def test_the_two_rules_differ() -> None:
+def test_the_two_rules_for_finished_beams_differ() -> None:
     written = []
     for finished_beams_occupy_slots in (False, True):
         model = model_of(5, 2.0)
@@ -235,7 +198,7 @@ def test_hypotheses_that_do_not_branch_are_kept_one_by_one() -> None:
 
 @pytest.mark.parametrize(("seed", "ends"), [(2, 3.0), (7, 4.0), (9, 4.0)])  # of each some end early, some late
 @pytest.mark.parametrize("method", ["greedy", "own", "published"])
-def test_studies_that_leave_the_batch_change_nothing(
+def test_finished_studies_leave_the_batch_without_effect_on_the_others(
     seed: int, ends: float, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
@@ -266,7 +229,7 @@ def test_studies_that_leave_the_batch_change_nothing(
         torch.testing.assert_close(single.score[0], together.score[row], atol=1e-4, rtol=1e-4)
 
 
-def test_a_study_may_stand_anywhere_in_the_batch() -> None:
+def test_result_does_not_depend_on_the_position_in_the_batch() -> None:
     model = model_of(7, 3.0)
     encoded = encoded_by(model)
     order = torch.randperm(STUDIES, generator=torch.Generator().manual_seed(2))
@@ -279,7 +242,7 @@ def test_a_study_may_stand_anywhere_in_the_batch() -> None:
 # --- trigrams ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_repeated_trigram_is_penalised_each_time_that_it_stood() -> None:
+def test_penalises_each_earlier_occurrence_of_a_trigram() -> None:
     rule = constraints_of(trigram_penalty=0.5)
     a, b, c, d = range(5, 9)
     history = torch.tensor([
@@ -303,7 +266,7 @@ def test_a_repeated_trigram_is_penalised_each_time_that_it_stood() -> None:
 
 @pytest.mark.parametrize(("seed", "ends"), MODELS)
 @pytest.mark.parametrize("penalty", [0.2, PENALTY])
-def test_greedy_with_a_penalty_follows_the_rule_by_hand(seed: int, ends: float, penalty: float) -> None:
+def test_greedy_with_a_penalty_equals_the_rule_step_by_step(seed: int, ends: float, penalty: float) -> None:
     model, rule = model_of(seed, ends), constraints_of(trigram_penalty=penalty, suppress=())
     encoded = encoded_by(model)
     result = greedy(model, encoded, rule, BOS)
@@ -323,102 +286,3 @@ def test_greedy_with_a_penalty_follows_the_rule_by_hand(seed: int, ends: float, 
     if penalty == 0.2:
         assert most >= 2  # a trigram stood twice and was still considered
     assert not torch.equal(result.ids, greedy(model, encoded, constraints_of(suppress=()), BOS).ids)
-
-
-# --- words worked out ahead -------------------------------------------------------------------------------------------
-
-
-def fresh(seed: int = 2, ends: float = 2.0) -> ReportModel:
-    """A model that a test may change."""
-    original = model_of(seed, ends)
-    model = ReportModel(original.config, backbone=Features())  # type: ignore[arg-type]
-    model.load_state_dict(original.state_dict())
-    return model.eval()
-
-
-@torch.no_grad()
-def everything_written(model: ReportModel, encoded: Encoded) -> list[Generated]:
-    rule = constraints_of(trigram_penalty=PENALTY)
-    return [
-        greedy(model, encoded, rule, BOS),
-        beam_search(model, encoded, rule, BOS, 3, 0.0, finished_beams_occupy_slots=True),
-        beam_search(model, encoded, rule, BOS, 4, 1.0),
-        sample(model, encoded, rule, BOS, count=3, generator=torch.Generator().manual_seed(4)),
-        generate(model, encoded, TOKENIZER, DecodingConfig()),
-    ]
-
-
-@pytest.mark.parametrize(("seed", "ends"), MODELS)
-def test_prepare_changes_no_output(seed: int, ends: float) -> None:
-    model = fresh(seed, ends)
-    encoded = encoded_by(model)
-    ids = torch.randint(4, len(TOKENIZER), (STUDIES, LIMIT), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        expected, logits = everything_written(model, encoded), model(encoded, ids)
-    model.precompute_inference_tables()
-    assert model.word_table is not None
-    assert model.word_table.shape == (LIMIT, len(TOKENIZER), 32)
-    with torch.no_grad():
-        torch.testing.assert_close(model(encoded, ids), logits, atol=1e-5, rtol=1e-5)
-        for ours, theirs in zip(everything_written(model, encoded), expected, strict=True):
-            assert torch.equal(ours.ids, theirs.ids)
-            torch.testing.assert_close(ours.log_probs, theirs.log_probs, atol=1e-4, rtol=1e-4)
-
-
-def test_a_decoding_step_of_a_prepared_model_reads_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = fresh()
-    encoded = encoded_by(model)
-    model.precompute_inference_tables()
-    monkeypatch.setattr(model.memory, "forward", None)  # calling it would fail
-    assert len(set(lengths(generate(model, encoded, TOKENIZER, DecodingConfig())))) > 1
-
-
-@pytest.mark.parametrize("mode", [True, False])
-def test_train_drops_what_prepare_worked_out(mode: bool) -> None:
-    model = fresh()
-    model.precompute_inference_tables()
-    model.train(mode)
-    assert model.word_table is None
-
-
-def test_loading_other_weights_drops_what_prepare_worked_out() -> None:
-    model = fresh()
-    model.precompute_inference_tables()
-    other = fresh(5)
-    model.load_state_dict(other.state_dict())
-    assert model.word_table is None
-    encoded = encoded_by(other)
-    for ours, theirs in zip(everything_written(model, encoded), everything_written(other, encoded), strict=True):
-        assert torch.equal(ours.ids, theirs.ids)
-    model.precompute_inference_tables()
-    for ours, theirs in zip(everything_written(model, encoded), everything_written(other, encoded), strict=True):
-        assert torch.equal(ours.ids, theirs.ids)
-
-
-def test_gradients_flow_past_what_prepare_worked_out() -> None:
-    model = fresh()
-    encoded = encoded_by(model)
-    model.precompute_inference_tables()
-    model(encoded, torch.tensor([[BOS, 5, 6]]).expand(STUDIES, 3))[..., 7].sum().backward()
-    assert model.word_table is not None
-    for weight in (model.word_embedding.weight, model.memory.query.weight):
-        assert weight.grad is not None
-        assert float(weight.grad.abs().max()) > 0
-
-
-def test_what_prepare_worked_out_is_no_part_of_the_weights() -> None:
-    model = fresh()
-    keys = list(model.state_dict())
-    model.precompute_inference_tables()
-    assert list(model.state_dict()) == keys
-
-
-def test_prepare_leaves_out_a_table_that_would_be_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = fresh()
-    needed = 4 * LIMIT * len(TOKENIZER) * 32  # bytes
-    monkeypatch.setattr(report_model, "LARGEST_WORD_TABLE", needed - 1)
-    model.precompute_inference_tables()
-    assert model.word_table is None
-    monkeypatch.setattr(report_model, "LARGEST_WORD_TABLE", needed)
-    model.precompute_inference_tables()
-    assert model.word_table is not None

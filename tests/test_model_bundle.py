@@ -50,7 +50,7 @@ def test_round_trip_keeps_every_weight(bundle_path: Path) -> None:
     assert len(bundle.digest) == 64
 
 
-def test_figures_keep_six_digits(bundle_path: Path, tmp_path: Path) -> None:
+def test_metrics_keep_six_digits(bundle_path: Path, tmp_path: Path) -> None:
     plain, figures = load_bundle(bundle_path), {"val": {"CIDEr": 0.123456789, "n": 1234567, "ends": [1e-9 / 3, None]}}
     write_bundle(
         tmp_path / "B", config=plain.config, model=plain.model, tokenizer=plain.tokenizer,
@@ -77,7 +77,7 @@ def test_nothing_in_a_bundle_is_pickled(bundle_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "index/reports.faiss", "index/cases.jsonl"])
-def test_one_flipped_byte_is_noticed_and_the_file_named(bundle_path: Path, name: str) -> None:
+def test_rejects_a_flipped_byte_and_names_the_file(bundle_path: Path, name: str) -> None:
     data = bytearray((bundle_path / name).read_bytes())
     data[len(data) // 2] ^= 1
     (bundle_path / name).write_bytes(data)
@@ -86,7 +86,7 @@ def test_one_flipped_byte_is_noticed_and_the_file_named(bundle_path: Path, name:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-def test_missing_and_cut_files_are_named(bundle_path: Path, name: str) -> None:
+def test_rejects_missing_and_truncated_files_by_name(bundle_path: Path, name: str) -> None:
     content = (bundle_path / name).read_bytes()
     (bundle_path / name).write_bytes(content[:-1])
     with pytest.raises(BundleError, match=f"{name} has"):
@@ -96,7 +96,7 @@ def test_missing_and_cut_files_are_named(bundle_path: Path, name: str) -> None:
         verify_bundle(bundle_path)
 
 
-def test_a_manifest_cannot_point_outside(bundle_path: Path) -> None:
+def test_rejects_a_manifest_with_a_path_outside_the_bundle(bundle_path: Path) -> None:
     manifest = json.loads((bundle_path / "MANIFEST.json").read_text())
     manifest["files"]["../secret"] = {"sha256": "0" * 64, "size": 1}
     (bundle_path / "MANIFEST.json").write_text(json.dumps(manifest))
@@ -104,19 +104,19 @@ def test_a_manifest_cannot_point_outside(bundle_path: Path) -> None:
         load_bundle(bundle_path)
 
 
-def test_no_bundle_there(tmp_path: Path) -> None:
+def test_rejects_a_directory_without_a_manifest(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"MANIFEST\.json"):
         load_bundle(tmp_path)
 
 
-def test_an_existing_bundle_is_kept_unless_replacing_is_asked_for(bundle_path: Path) -> None:
+def test_keeps_an_existing_bundle_without_replace(bundle_path: Path) -> None:
     before = load_bundle(bundle_path)
     with pytest.raises(BundleError, match="already exists"):
         write_bundle(bundle_path, config=before.config, model=before.model, tokenizer=before.tokenizer)
     assert load_bundle(bundle_path).digest == before.digest
 
 
-def test_a_failed_write_leaves_the_old_bundle_and_nothing_beside_it(bundle_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_bundle_and_no_other_file(bundle_path: Path) -> None:
     before = load_bundle(bundle_path)
     with pytest.raises(FileNotFoundError):
         write_bundle(bundle_path, config=before.config, model=before.model, tokenizer=before.tokenizer,
@@ -155,7 +155,7 @@ def test_drafts_do_not_depend_on_batch_mates_or_view_order(bundle_path: Path) ->
     assert len({draft.findings for draft in together}) > 1
 
 
-def test_options(bundle_path: Path) -> None:
+def test_rejects_options_out_of_range_and_applies_top_k(bundle_path: Path) -> None:
     d = drafter(bundle_path)
     assert len(d.draft([study(1)], DraftOptions(top_k=1))[0].reference_cases) == 1
     assert len(d.draft([study(1)], DraftOptions(top_k=8))[0].reference_cases) == 8
@@ -166,25 +166,25 @@ def test_options(bundle_path: Path) -> None:
             DraftOptions(**wrong)
 
 
-def test_a_missing_view_is_said(bundle_path: Path) -> None:
+def test_warns_about_a_missing_view(bundle_path: Path) -> None:
     draft = drafter(bundle_path).draft([study(1, (View.LATERAL,))])[0]
     assert [(w.code, "frontal" in w.message) for w in draft.warnings] == [("missing_view", True)]
 
 
-def test_a_bundle_without_texts_says_so(tmp_path: Path) -> None:
+def test_warns_about_a_bundle_without_texts(tmp_path: Path) -> None:
     draft = drafter(write_tiny_bundle(tmp_path / "b", texts=False)).draft([study(1)])[0]
     assert [w.code for w in draft.warnings] == ["texts_not_available"]
     assert all(case.findings is None and case.labels for case in draft.reference_cases)
 
 
-def test_a_bundle_without_retrieval_says_so(tmp_path: Path) -> None:
+def test_warns_about_a_bundle_without_retrieval(tmp_path: Path) -> None:
     draft = drafter(write_tiny_bundle(tmp_path / "b", retrieval=False)).draft([study(1)])[0]
     assert draft.reference_cases == ()
     assert [w.code for w in draft.warnings] == ["no_retrieval"]
     assert draft.findings
 
 
-def test_a_config_that_cannot_work_is_refused() -> None:
+def test_rejects_contradictory_configurations() -> None:
     model = tiny_model(0, retrieval_k=0).config
     with pytest.raises(ValueError, match="no retrieval; use 'beam'"):
         BundleConfig(name="x", model=model, decoding=DecodingConfig(method="rerank"))
@@ -192,7 +192,7 @@ def test_a_config_that_cannot_work_is_refused() -> None:
         BundleConfig(name="x", model=model, retrieval=RetrievalConfig(k=3, dim=16, cases=4))
 
 
-def test_wrong_input_is_refused(bundle_path: Path) -> None:
+def test_rejects_wrong_input(bundle_path: Path) -> None:
     d = drafter(bundle_path)
     with pytest.raises(ValueError, match="has no image"):
         d.draft([[]])

@@ -80,7 +80,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_calibration_is_refused_with_the_place_and_the_remedy(name: str, tiny: Path, tmp_path: Path) -> None:
+def test_rejects_a_damaged_calibration_and_names_the_key(name: str, tiny: Path, tmp_path: Path) -> None:
     damage, said = DAMAGES[name]
     content = json.loads(plain_calibration().model_dump_json())
     damage(content)
@@ -114,7 +114,7 @@ def test_a_bundle_with_a_damaged_calibration_does_not_load(tiny: Path, tmp_path:
         load_bundle(rewritten(tiny, tmp_path / "width", plain_calibration(weights_sha256=digest).model_dump_json()))
 
 
-def test_a_calibration_goes_along_with_its_bundle(tiny: Path, tmp_path: Path) -> None:
+def test_a_calibration_is_copied_with_its_bundle(tiny: Path, tmp_path: Path) -> None:
     calibration = load_bundle(tiny).calibration
     assert calibration is not None
     write_bundle_of(tiny, tmp_path / "written")
@@ -122,7 +122,7 @@ def test_a_calibration_goes_along_with_its_bundle(tiny: Path, tmp_path: Path) ->
     assert load_bundle(write_tiny_bundle(tmp_path / "bare")).calibration is None
 
 
-def test_an_added_calibration_leaves_all_else_as_it_was(tiny: Path, tmp_path: Path) -> None:
+def test_adding_a_calibration_changes_no_other_file(tiny: Path, tmp_path: Path) -> None:
     before = load_bundle(tiny)
     assert before.calibration is not None
     add_calibration(tiny, before.calibration, tmp_path / "copy")
@@ -158,26 +158,26 @@ def read(sent: list[View], logits: list[float], unusual: float = 0.0, correct: b
         ([FRONTAL, FRONTAL], [9, -9], [FRONTAL, FRONTAL], []),  # a data set's own word
     ],
 )
-def test_a_view_is_put_right_where_it_is_certain(
+def test_corrects_a_view_where_the_check_is_certain(
     sent: list[View], logits: list[float], views: list[View], codes: list[str]
 ) -> None:
     assert read(sent, logits) == (views, codes)
     assert read(sent, logits, correct=False) == (sent, [])
 
 
-def test_of_an_unusual_image_no_view_is_put_right() -> None:
+def test_corrects_no_view_of_an_ood_image() -> None:
     assert read([FRONTAL, LATERAL], [-9, 9], unusual=1.0) == ([FRONTAL, LATERAL], ["unusual_image"] * 2)
     assert read([FRONTAL], [-9], unusual=0.98) == ([LATERAL], ["view_corrected"])
 
 
-def test_warnings_name_the_field_that_the_image_came_in() -> None:
+def test_warnings_name_the_field_of_the_image() -> None:
     pooled = np.array([[-9, 0, 0]], np.float32)
     reading = assess_views(plain_calibration(), [FRONTAL], pooled, np.zeros((1, 32, 32), np.uint8), correct=True)
     assert reading.warnings[0].message == "The image sent as frontal looks like a lateral and was read as one."
     assert reading.checks[0] == pytest.approx((1 / (1 + np.exp(9)), 0.0), abs=1e-6)
 
 
-def test_the_rest_is_what_no_direction_holds() -> None:
+def test_the_residual_is_orthogonal_to_all_directions() -> None:
     features = plain_calibration(width=5).features
     projections, residual = project(features, np.array([[1, 2, 3, 4, 0], [1, 2, 3, 0, 0]], np.float32))
     assert projections == pytest.approx(np.array([[1, 2, 3], [1, 2, 3]]))
@@ -205,7 +205,7 @@ NORMAL, LARGE = {"No Finding": "present", "Cardiomegaly": "absent"}, {"Cardiomeg
 HEAD = np.full(14, 0.25, np.float32)
 
 
-def test_evidence_counts_the_nearest_cases_and_those_beside_the_draft() -> None:
+def test_evidence_counts_the_nearest_and_the_shown_cases() -> None:
     evidence = Evidence.of([NORMAL, NORMAL, LARGE, LARGE], 2, HEAD)
     assert evidence.cases["Cardiomegaly"] == evidence.cases["Edema"] == evidence.cases["No Finding"] == 0.5
     assert evidence.cases["Fracture"] == 0
@@ -214,7 +214,7 @@ def test_evidence_counts_the_nearest_cases_and_those_beside_the_draft() -> None:
     assert Evidence.of([], 2, None) == Evidence({}, {}, frozenset())
 
 
-def test_a_sentence_that_names_nothing_names_no_finding_of_its_own() -> None:
+def test_no_finding_is_never_a_named_finding() -> None:
     assert named_findings("the lungs are clear .").get("No Finding") is None
     assert named_findings("there is no pneumothorax .") == {"Pneumothorax": "absent"}
     assert [kind_of(labels) for labels in ({}, {"Edema": "absent"}, {"Edema": "uncertain"})] == [
@@ -222,7 +222,7 @@ def test_a_sentence_that_names_nothing_names_no_finding_of_its_own() -> None:
     ]  # fmt: skip
 
 
-def test_confidence_rises_with_what_speaks_for_a_sentence() -> None:
+def test_confidence_rises_with_the_evidence_for_a_sentence() -> None:
     fitted = plain_calibration().confidence
     few, many = Evidence.of([NORMAL, NORMAL, LARGE], 3, HEAD), Evidence.of([LARGE, LARGE, NORMAL], 3, HEAD)
     large: dict[str, Label] = {"Cardiomegaly": "present"}
@@ -233,7 +233,7 @@ def test_confidence_rises_with_what_speaks_for_a_sentence() -> None:
     assert confidence(fitted, 0.9, {}, few) == pytest.approx(0.9)
 
 
-def test_support_is_a_case_beside_the_draft_or_the_images() -> None:
+def test_support_comes_from_a_shown_case_or_the_images() -> None:
     fitted = plain_calibration().support
     seen = np.full(14, 0.6, np.float32)
     alone, beside = Evidence.of([NORMAL], 1, HEAD), Evidence.of([LARGE], 1, HEAD)

@@ -63,7 +63,7 @@ def check(layer: Linear, x: Tensor) -> None:
         torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_keys_and_initial_weights_are_those_of_its_base() -> None:
+def test_linear_has_the_keys_and_initial_weights_of_nn_linear() -> None:
     ours, theirs = pair()
     assert list(ours.state_dict()) == list(theirs.state_dict()) == ["weight", "bias"]
     assert torch.equal(ours.weight, theirs.weight)
@@ -73,7 +73,7 @@ def test_keys_and_initial_weights_are_those_of_its_base() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_and_gradients(shape: tuple[int, ...]) -> None:
+def test_linear_values_and_gradients_equal_pytorch(shape: tuple[int, ...]) -> None:
     check(pair()[0], torch.randn(shape, generator=torch.Generator().manual_seed(1)))
 
 
@@ -108,7 +108,7 @@ def test_a_gradient_of_stride_zero() -> None:
 
 
 @pytest.mark.parametrize("frozen", ["weight", "bias", "x"])
-def test_only_what_wants_a_gradient_gets_one(frozen: str) -> None:
+def test_frozen_tensors_get_no_gradient(frozen: str) -> None:
     layer, x = pair()[0], torch.randn(3, 7, requires_grad=True)
     leaves = {"weight": layer.weight, "bias": layer.bias, "x": x}
     leaves[frozen].requires_grad_(False)
@@ -197,7 +197,7 @@ def test_packed_weights_follow_every_change(change: Callable[[Linear], None]) ->
     torch.testing.assert_close(after.double(), exact(x, layer), atol=1e-5, rtol=1e-5)
 
 
-def test_weights_made_in_inference_mode_are_never_stale() -> None:
+def test_weights_of_inference_mode_are_packed_at_every_call() -> None:
     with torch.inference_mode():
         layer, x = Linear(7, 4), torch.randn(3, 7)
         layer(x)
@@ -214,7 +214,7 @@ def test_no_rows() -> None:
         assert layer(x).shape == (0, 4)
 
 
-def test_another_type_and_back() -> None:
+def test_packed_weights_follow_a_change_of_type() -> None:
     layer, x = pair()[0], torch.randn(3, 7)
     with torch.no_grad():
         expected = exact(x, layer)
@@ -226,7 +226,7 @@ def test_another_type_and_back() -> None:
 
 
 @needs_onednn
-def test_weights_are_packed_once_where_no_gradient_is_wanted_and_dropped_by_train() -> None:
+def test_weights_are_packed_once_and_dropped_by_train() -> None:
     layer, x = pair()[0], torch.randn(3, 7)
     layer(x)
     assert packed(layer) is None
@@ -244,7 +244,7 @@ def test_weights_are_packed_once_where_no_gradient_is_wanted_and_dropped_by_trai
 
 
 @pytest.mark.parametrize("grad", [False, True])
-def test_joint_layers_follow_each_of_their_members(grad: bool) -> None:
+def test_packed_group_follows_each_of_its_layers(grad: bool) -> None:
     layers, joint, x = (
         [pair(7, width, seed)[0] for seed, width in enumerate((4, 1, 9))],
         PackedLinearGroup(),
@@ -265,7 +265,7 @@ def test_joint_layers_follow_each_of_their_members(grad: bool) -> None:
         torch.testing.assert_close(joint(x, layers)[-1].double(), exact(x, layers[-1]), atol=1e-5, rtol=1e-5)
 
 
-def test_projections_of_an_attention_follow_its_layers() -> None:
+def test_attention_projections_follow_their_layers() -> None:
     torch.manual_seed(0)
     attention, x = Attention(16, 4, 0.0).eval(), torch.randn(2, 5, 16)
     layers = (attention.query, attention.key, attention.value)
@@ -279,7 +279,7 @@ def test_projections_of_an_attention_follow_its_layers() -> None:
 
 
 @needs_onednn
-def test_copies_and_pickles_of_a_model_leave_packed_weights_behind() -> None:
+def test_copies_and_pickles_hold_no_packed_weights() -> None:
     model, tokenizer = tiny_model(4, retrieval_k=0), tiny_tokenizer()
     tokens = torch.randn(2, 1, 4, model.backbone.width)
     patches = Patches(tokens, tokens.mean(2), torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1, dtype=torch.bool))
@@ -323,7 +323,7 @@ def test_with_onednn_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64])
-def test_types_that_onednn_does_not_take(dtype: torch.dtype) -> None:
+def test_types_without_onednn_support_use_pytorch(dtype: torch.dtype) -> None:
     layer = pair()[0].to(dtype)
     assert not runs_on_onednn(torch.zeros(1, dtype=dtype), layer.weight)
     check(layer, torch.randn(3, 7, dtype=dtype))
@@ -349,7 +349,7 @@ def test_under_autocast_it_returns_bfloat16(grad: bool) -> None:
 
 
 @needs_onednn
-def test_products_in_bfloat16_keep_the_type_of_their_input_and_end_with_their_context() -> None:
+def test_matmul_dtype_keeps_the_type_of_the_input_and_ends_with_its_context() -> None:
     layer, x = pair()[0], torch.randn(64, 7)
     with torch.no_grad():
         plain = layer(x)
@@ -366,7 +366,7 @@ def test_products_in_bfloat16_keep_the_type_of_their_input_and_end_with_their_co
 
 
 @needs_onednn
-def test_products_in_bfloat16_end_with_an_error_too() -> None:
+def test_matmul_dtype_ends_after_an_error() -> None:
     layer, x = pair()[0], torch.randn(3, 7)
     with pytest.raises(RuntimeError, match="left early"), matmul_dtype(torch.bfloat16):
         raise RuntimeError("left early")

@@ -80,7 +80,7 @@ def test_batched_equals_single(model: ReportModel, source: Encoded, beams: int, 
 
 
 @pytest.mark.parametrize("beams", [1, 4])
-def test_reported_log_probs_are_the_models_own(model: ReportModel, source: Encoded, beams: int) -> None:
+def test_reported_log_probs_are_those_of_the_model(model: ReportModel, source: Encoded, beams: int) -> None:
     result = generate(model, source, TOKENIZER, DecodingConfig(suppress=(), min_length=0), beam_size=beams)
     ids = torch.cat([torch.full((4, 1), TOKENIZER.bos_id), result.ids[:, :-1]], dim=1)
     with torch.no_grad():
@@ -178,7 +178,7 @@ def study_embeddings(count: int = 4) -> Tensor:
     return torch.nn.functional.normalize(torch.randn(count, 16, generator=torch.Generator().manual_seed(8)), dim=-1)
 
 
-def test_reranking_takes_the_best_by_probability_and_likeness(model: ReportModel, source: Encoded) -> None:
+def test_reranking_takes_the_best_by_probability_and_similarity(model: ReportModel, source: Encoded) -> None:
     study = study_embeddings()
     chosen = generate(model, source, TOKENIZER, RERANK, study=study)
     beam = generate(model, source, TOKENIZER, RERANK.model_copy(update={"method": "beam"}))

@@ -56,7 +56,7 @@ def embeddings(count: int = 4) -> Tensor:
     return torch.nn.functional.normalize(torch.randn(count, 16, generator=torch.Generator().manual_seed(8)), dim=-1)
 
 
-def test_a_composed_report_is_made_of_the_candidates_sentences(
+def test_mbr_report_consists_of_sentences_of_the_candidates(
     model: ReportModel, source: Encoded, table: MbrTable
 ) -> None:
     written = generate(model, source, TOKENIZER, DECODING, study=embeddings(), consensus=table)
@@ -90,7 +90,7 @@ def test_a_study_decodes_alone_as_in_a_batch(model: ReportModel, source: Encoded
         assert torch.equal(alone.ids[0], together.ids[row])
 
 
-def test_without_a_finished_sentence_the_beams_report_stays(table: MbrTable) -> None:
+def test_without_a_complete_sentence_the_beam_report_stays(table: MbrTable) -> None:
     ids = torch.tensor([[[5, 6, 7, 0, 0], [8, 9, 5, 6, 0]]])
     chosen, _ = mbr_search(TOKENIZER, DECODING, embeddings(1), None, table, ids)
     assert torch.equal(chosen, ids[:, 0])
@@ -116,7 +116,7 @@ def test_the_finding_head_is_the_mean_logit_of_the_views(model: ReportModel) -> 
     assert tiny_model(3).findings(patches) is None
 
 
-def test_what_consensus_needs_is_asked_for(model: ReportModel, source: Encoded, table: MbrTable) -> None:
+def test_rejects_mbr_decoding_without_its_inputs(model: ReportModel, source: Encoded, table: MbrTable) -> None:
     with pytest.raises(ValueError, match="use 'beam'"):
         generate(model, source, TOKENIZER, DECODING, consensus=table)
     with pytest.raises(ValueError, match="use 'rerank'"):
@@ -146,7 +146,7 @@ def test_a_bundle_that_decodes_by_consensus_carries_its_table(tmp_path: Path, ta
         load_bundle(bundle.path)
 
 
-def test_probabilities_of_the_head_decide_what_is_named(model: ReportModel, source: Encoded, table: MbrTable) -> None:
+def test_classifier_decides_which_findings_are_named(model: ReportModel, source: Encoded, table: MbrTable) -> None:
     constraints = Constraints.of(DECODING, TOKENIZER)
     words = ["there", "is", "a", "small", "left", "pleural", "effusion", ".", "the", "lungs", "are", "clear", "."]
     ids = torch.zeros(1, 2, 24, dtype=torch.int64)

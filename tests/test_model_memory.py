@@ -32,7 +32,7 @@ def assert_is_top(scores: Tensor, k: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("shape", "k"), SHAPES)
-def test_the_slots_are_those_of_topk(shape: tuple[int, ...], k: int) -> None:
+def test_top_slots_equal_topk(shape: tuple[int, ...], k: int) -> None:
     generator = torch.Generator().manual_seed(0)
     count = math.prod(shape)
     scores = torch.randperm(count, generator=generator).view(shape).float() - count / 2  # no two alike
@@ -40,7 +40,7 @@ def test_the_slots_are_those_of_topk(shape: tuple[int, ...], k: int) -> None:
 
 
 @pytest.mark.parametrize(("shape", "k"), SHAPES)
-def test_ties_are_allowed(shape: tuple[int, ...], k: int) -> None:
+def test_top_slots_with_ties(shape: tuple[int, ...], k: int) -> None:
     generator = torch.Generator().manual_seed(0)
     assert_is_top(torch.randint(-2, 3, shape, generator=generator).float(), k)
     assert_is_top(torch.zeros(shape), k)

@@ -77,7 +77,7 @@ def test_constant_rows_have_a_finite_result() -> None:
         torch.testing.assert_close(module(torch.zeros(2, 32)), module.bias.expand(2, -1))
 
 
-def test_a_layer_norm_cannot_take_its_place() -> None:
+def test_differs_from_a_layer_norm() -> None:
     """Folded into ``nn.LayerNorm`` it holds on ordinary rows; on near-constant ones no epsilon makes it hold."""
     width, module = 64, trained(64)
     ordinary, flat = torch.randn(50, width), near_constant(width)
@@ -95,7 +95,7 @@ def test_a_layer_norm_cannot_take_its_place() -> None:
     assert min(far) > 0.1
 
 
-def test_the_kinds_have_their_names() -> None:
+def test_norm_returns_the_named_kind() -> None:
     assert type(norm("r2gen", 8)) is R2GenNorm
     assert type(norm("layer", 8)) is nn.LayerNorm
     assert list(norm("r2gen", 8).state_dict()) == list(norm("layer", 8).state_dict()) == ["weight", "bias"]

@@ -37,7 +37,7 @@ def test_sequence_has_the_shapes_of_the_design(backbone: str, width: int) -> Non
         assert model.embed_study(both).norm() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_default_dimensions_are_those_of_the_paper() -> None:
+def test_default_dimensions_equal_the_paper() -> None:
     config = ModelConfig(vocab_size=800)
     assert (config.memory_slots, config.memory_dim, config.memory_heads, config.memory_top_k) == (2048, 512, 8, 32)
     assert (config.encoder_layers, config.decoder_layers, config.d_model, config.max_length) == (3, 3, 512, 60)
@@ -49,7 +49,7 @@ def test_default_dimensions_are_those_of_the_paper() -> None:
     [({"d_model": 30}, "not divisible"), ({"memory_top_k": 65}, "exceeds"), ({"vocab_size": 2}, "vocab_size"),
      ({"colour": 3}, "colour")],
 )  # fmt: skip
-def test_config_refuses_what_cannot_be_built(changes: dict[str, int], message: str) -> None:
+def test_config_rejects_impossible_dimensions(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_config(30, **changes)
 
@@ -72,7 +72,7 @@ def test_memory_response_is_the_softmax_over_the_best_slots_of_each_head(length:
             torch.testing.assert_close(result[b, t], memory.out(torch.cat(read)), atol=1e-5, rtol=1e-5)
 
 
-def test_a_missing_view_leaves_no_trace() -> None:
+def test_a_missing_view_has_no_effect() -> None:
     model = tiny_model()
     images = torch.rand(1, 2, 1, IMAGE_SIZE, IMAGE_SIZE)
     other = torch.cat([images[:, :1], torch.rand(1, 1, 1, IMAGE_SIZE, IMAGE_SIZE)], dim=1)
@@ -85,7 +85,7 @@ def test_a_missing_view_leaves_no_trace() -> None:
     torch.testing.assert_close(padded[0], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_a_missing_case_leaves_no_trace() -> None:
+def test_a_missing_case_has_no_effect() -> None:
     model = tiny_model()
     patches = model.encode_images(
         torch.rand(1, 1, 1, IMAGE_SIZE, IMAGE_SIZE),
@@ -106,7 +106,7 @@ def test_a_missing_case_leaves_no_trace() -> None:
     assert not torch.allclose(results[0], moved, atol=1e-3)
 
 
-def test_views_are_told_apart() -> None:
+def test_views_have_different_embeddings() -> None:
     model = tiny_model()
     with torch.no_grad():
         model.view_embedding.weight.normal_()
@@ -119,7 +119,7 @@ def test_views_are_told_apart() -> None:
     assert not torch.allclose(frontal, lateral, atol=1e-3)
 
 
-def test_backbone_refuses_an_unknown_name_and_a_missing_file() -> None:
+def test_backbone_rejects_an_unknown_name_and_a_missing_file() -> None:
     with pytest.raises(ValueError, match="no torchvision model"):
         Backbone("densenet999")
     with pytest.raises(ValueError, match="no such file"):
@@ -159,7 +159,7 @@ def test_four_pairs_can_be_overfitted() -> None:
     assert len(set(expected)) == 4
 
 
-def test_what_was_prepared_follows_the_weights() -> None:
+def test_inference_tables_follow_the_weights() -> None:
     model = tiny_model(retrieval_k=0)
     tokens = torch.randn(2, 1, 4, model.backbone.width)
     patches = Patches(tokens, tokens.mean(2), torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1, dtype=torch.bool))

@@ -73,7 +73,7 @@ def no_findings(_: Sentence) -> tuple[frozenset[int], frozenset[int]]:
     return frozenset(), frozenset()
 
 
-def test_phrases_are_those_of_the_words() -> None:
+def test_ngram_counts_equal_counts_of_words() -> None:
     texts = ["a b a b", "b b", "a b a b c", "a"]
     tokens = np.array([[1, 2, 1, 2, 0], [2, 2, 0, 0, 0], [1, 2, 1, 2, 3], [1, 0, 0, 0, 0]])
     phrases = NgramCounts.of(tokens)
@@ -110,7 +110,7 @@ def test_expected_cider_is_the_mean_over_the_cases(table: MbrTable) -> None:
         assert value == pytest.approx(float(weights @ each), rel=0.12)
 
 
-def test_phrase_probabilities_are_shares_of_the_cases(table: MbrTable) -> None:
+def test_ngram_probabilities_are_shares_of_the_cases(table: MbrTable) -> None:
     study = unit(1, seed=6)[0]
     expectation = table.expect(study, 0.5)
     logits = table._vectors @ study / 0.5
@@ -124,7 +124,7 @@ def test_phrase_probabilities_are_shares_of_the_cases(table: MbrTable) -> None:
     assert expectation.findings[FINDINGS.index("Pleural Effusion")] == pytest.approx(effusion, abs=1e-3)
 
 
-def test_few_directions_still_tell_reports_apart() -> None:
+def test_few_directions_still_separate_reports() -> None:
     full, few = (
         build_consensus(studies(), unit(len(REPORTS)), TOKENIZER, directions=count, max_length=60, seed=1)
         for count in (999, 4)
@@ -147,7 +147,7 @@ def test_the_search_finds_the_best_report_there_is(table: MbrTable) -> None:
     assert still.compose(candidates, 59)[0] in [tuple(candidate) for candidate in candidates]
 
 
-def test_a_finding_is_named_from_its_cost_on(table: MbrTable) -> None:
+def test_a_finding_is_named_from_the_threshold_on(table: MbrTable) -> None:
     expectation = table.expect(unit(1, seed=7)[0], 1.0)
     effusion = FINDINGS.index("Pleural Effusion")
 
@@ -215,7 +215,7 @@ def _words(ids: np.ndarray) -> str:
     return " ".join(map(str, ids[ids > 0].tolist()))
 
 
-def test_likeness_to_the_candidates_can_decide(table: MbrTable) -> None:
+def test_rouge_with_the_candidates_can_decide(table: MbrTable) -> None:
     expectation = table.expect(unit(1, seed=9)[0], 5.0)
     config = ConsensusConfig(cider=0.001, bleu4=0, finding=0, rouge=1.0)
     candidates = [sentences(report) for report in (REPORTS[0], REPORTS[0] + " " + SENTENCES[4], SENTENCES[3])]
@@ -223,7 +223,7 @@ def test_likeness_to_the_candidates_can_decide(table: MbrTable) -> None:
     assert report in (sentences(REPORTS[0]), sentences(REPORTS[2]))
 
 
-def test_nothing_is_said_twice_in_other_words(table: MbrTable) -> None:
+def test_no_fact_is_repeated_in_other_words(table: MbrTable) -> None:
     expectation = table.expect(table._vectors[1], 0.02)  # "… enlarged . … effusion ."
     candidates = [sentences(sentence) for sentence in SENTENCES]
     config = ConsensusConfig(bleu4=0, finding=0)
@@ -242,7 +242,7 @@ def test_nothing_is_said_twice_in_other_words(table: MbrTable) -> None:
     )  # the less says nothing new
 
 
-def test_what_a_candidate_says_twice_or_denies_itself_is_dropped(table: MbrTable) -> None:
+def test_drops_repeated_and_contradictory_sentences_of_a_candidate(table: MbrTable) -> None:
     def reading(sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
         text = TOKENIZER.decode(sentence)
         named = frozenset({5}) if "pleural" in text else frozenset()
