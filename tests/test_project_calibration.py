@@ -18,11 +18,11 @@ from model.types import Draft, DraftOptions, StudyView, View
 from retrieval_index.index import ReportIndex
 from tests.support.paths import REPOSITORY
 from training.calibration.ood_examples import TURNED, drawn
-from training.calibration.report import confidence_table, support_table, unusual_table, view_table
+from training.calibration.report import confidence_table, ood_table, support_table, view_table
 from training.data.openi import open_openi
 
 SHIPPED = REPOSITORY / "bundles" / "iu-xray"
-FIGURES = REPOSITORY / "docs" / "calibration.json"
+METRICS = REPOSITORY / "docs" / "calibration.json"
 
 
 @pytest.fixture(scope="module")
@@ -109,17 +109,17 @@ def test_sentences_with_a_present_finding_have_a_confidence(drafter: Drafter) ->
 
 
 def test_the_guide_has_the_metrics() -> None:
-    figures = json.loads(FIGURES.read_text())
+    metrics = json.loads(METRICS.read_text())
     guide = (REPOSITORY / "docs" / "calibration.md").read_text()
-    assert figures["weights_sha256"] == load_bundle(SHIPPED).manifest.files["model.safetensors"].sha256
-    printed = {row for table in (view_table, unusual_table, confidence_table, support_table)
-               for row in table(figures).splitlines()}  # fmt: skip
+    assert metrics["weights_sha256"] == load_bundle(SHIPPED).manifest.files["model.safetensors"].sha256
+    printed = {row for table in (view_table, ood_table, confidence_table, support_table)
+               for row in table(metrics).splitlines()}  # fmt: skip
     rows = [line for line in guide.splitlines() if line.startswith("|")]
     assert len(rows) > 20
     assert set(rows) <= printed
-    view, confidence = figures["view"], figures["confidence"]["all"]
+    view, confidence = metrics["view"], metrics["confidence"]["all"]
     assert view["pairs_wrongly_exchanged"] == 0
     assert view["exchanged_pairs_put_right"] >= 0.95 * view["pairs"]
-    assert figures["unusual"]["val"]["warned"] <= 0.02
+    assert metrics["unusual"]["val"]["warned"] <= 0.02
     assert confidence["calibrated"]["ece"] < 0.05 < confidence["words"]["ece"]
     assert confidence["calibrated"]["brier"] < confidence["rate_of_the_kind"]["brier"]

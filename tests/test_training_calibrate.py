@@ -69,14 +69,14 @@ def test_a_study_lies_in_one_fold_and_is_judged_by_the_others() -> None:
 
 
 def test_figures_of_probabilities() -> None:
-    said, truth = np.array([0.2, 0.2, 0.2, 0.2, 0.8, 0.8]), np.array([1, 0, 0, 0, 1, 1], bool)
-    low, high = reliability(said, truth, bins=2)
-    assert (low.said, low.came_true, low.count) == (pytest.approx(0.2), pytest.approx(1 / 3), 3)
-    assert (high.said, high.came_true, high.count) == (pytest.approx(0.6), pytest.approx(2 / 3), 3)
-    assert brier(said, truth) == pytest.approx((0.64 + 3 * 0.04 + 2 * 0.04) / 6)
-    assert calibration_error(said, truth) == pytest.approx((0.8 + 3 * 0.2 + 2 * 0.2) / 6)  # a bin each
-    assert auroc(said, truth) == pytest.approx((3 * 2 + 3 * 0.5) / 9)
-    assert auroc(said, np.ones(6, bool)) is None
+    values, truth = np.array([0.2, 0.2, 0.2, 0.2, 0.8, 0.8]), np.array([1, 0, 0, 0, 1, 1], bool)
+    low, high = reliability(values, truth, bins=2)
+    assert (low.mean, low.rate, low.count) == (pytest.approx(0.2), pytest.approx(1 / 3), 3)
+    assert (high.mean, high.rate, high.count) == (pytest.approx(0.6), pytest.approx(2 / 3), 3)
+    assert brier(values, truth) == pytest.approx((0.64 + 3 * 0.04 + 2 * 0.04) / 6)
+    assert calibration_error(values, truth) == pytest.approx((0.8 + 3 * 0.2 + 2 * 0.2) / 6)  # a bin each
+    assert auroc(values, truth) == pytest.approx((3 * 2 + 3 * 0.5) / 9)
+    assert auroc(values, np.ones(6, bool)) is None
     rng = np.random.default_rng(0)
     scores, positive = rng.integers(0, 12, 60).astype(float), rng.random(60) < 0.4  # with ties
     pairs = [(high > low) + (high == low) / 2 for high in scores[positive] for low in scores[~positive]]

@@ -1,4 +1,4 @@
-"""The yardstick of the finding labeler: its counts, its table reader, its command. All texts are invented."""
+"""Agreement of the finding labeler with a table: counts, table reader, command. All texts are invented."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from model.text.labeler import FINDINGS
 from model.types import Label
 from training.data.label_table import read_labels
-from training.evaluation.labeler_agreement import Tally, compare, main, read_texts
+from training.evaluation.labeler_agreement import FindingStudies, compare, main, read_texts
 
 TEXTS = {
     "CXR1": "Cardiomegaly with a broad effusion.",
@@ -34,45 +34,40 @@ TABLE: Mapping[str, Mapping[str, Label | None]] = {
 }
 
 
-def test_counts_by_finding_name_the_studies_that_differ() -> None:
+def test_compares_studies_by_finding_and_scores_them() -> None:
     agreement = compare(TEXTS, TABLE)
     assert agreement.studies == 4
-    assert agreement.tallies["Cardiomegaly"] == Tally(both=2, extra=0, missed=0)
-    assert agreement.tallies["Pleural Effusion"] == Tally(both=1, extra=1, missed=0)
-    assert agreement.tallies["Edema"] == Tally(both=0, extra=0, missed=1)
-    assert agreement.extra["Pleural Effusion"] == ("CXR1",)
-    assert agreement.missed["Edema"] == ("CXR3",)
-
-
-def test_the_micro_figure_leaves_no_finding_out() -> None:
-    agreement = compare(TEXTS, TABLE)
-    assert agreement.tallies["No Finding"] == Tally(both=1, extra=0, missed=0)
-    assert agreement.micro == Tally(both=3, extra=1, missed=1)
-    assert agreement.micro.precision == agreement.micro.recall == agreement.micro.f1 == 0.75
-    assert agreement.macro_f1 == pytest.approx((1 + 2 / 3 + 0) / 3)  # findings that the table has
-    low, high = agreement.interval
+    assert {name: found for name, found in agreement.findings.items() if any(found.counts)} == {
+        "Cardiomegaly": FindingStudies(("CXR1", "CXR2"), (), ()),
+        "Pleural Effusion": FindingStudies(("CXR3",), ("CXR1",), ()),
+        "Edema": FindingStudies((), (), ("CXR3",)),
+        "No Finding": FindingStudies(("CXR4",), (), ()),
+    }
+    assert agreement.scores.whole["label_f1_micro"] == 0.75  # 3 hits, 1 wrong, 1 missed; without No Finding
+    assert agreement.scores.whole["label_f1_macro"] == pytest.approx((1 + 2 / 3 + 0) / 3)  # findings of the table
+    low, high = agreement.scores.intervals()["label_f1_micro"]
     assert 0 <= low <= 0.75 <= high <= 1
 
 
-def test_uncertain_can_be_counted_instead() -> None:
+def test_uncertain_labels_can_be_counted() -> None:
     agreement = compare({"CXR2": "Possible effusion."}, TABLE, positive="uncertain")
-    assert agreement.micro == Tally(both=1, extra=0, missed=0)
+    assert agreement.findings["Pleural Effusion"].both == ("CXR2",)
+    assert agreement.scores.whole["label_f1_micro"] == 1
 
 
-def test_no_study_in_common_gives_no_figures_rather_than_an_error() -> None:
-    agreement = compare({"CXR77": "Cardiomegaly."}, TABLE)
-    assert agreement.studies == 0
-    assert agreement.micro.f1 != agreement.micro.f1  # NaN
+def test_rejects_texts_without_a_row() -> None:
+    with pytest.raises(ValueError, match="no study has both"):
+        compare({"CXR77": "Cardiomegaly."}, TABLE)
 
 
-def test_a_table_is_read_with_its_three_values(tmp_path: Path) -> None:
+def test_reads_the_three_values_of_a_table(tmp_path: Path) -> None:
     path = write_table(tmp_path, {"CXR1": {"Edema": "1", "Fracture": "-1"}, "CXR2": {"Edema": "1.0", "Fracture": ""}})
     table = read_labels(path)
     assert (table["CXR1"]["Edema"], table["CXR1"]["Fracture"]) == ("present", "uncertain")
     assert (table["CXR2"]["Edema"], table["CXR2"]["Fracture"], table["CXR2"]["Pneumonia"]) == ("present", None, None)
 
 
-def test_a_bad_table_is_refused_with_the_place(tmp_path: Path) -> None:
+def test_rejects_bad_tables_with_the_line(tmp_path: Path) -> None:
     path = write_table(tmp_path, {"CXR1": {"Edema": "yes"}})
     with pytest.raises(ValueError, match=r"chexbert_labels\.csv:2: cell 'yes'"):
         read_labels(path)
@@ -96,7 +91,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_texts_come_by_part_and_never_from_the_test_split(root: Path) -> None:
+def test_reads_texts_by_part_without_the_test_split(root: Path) -> None:
     texts = read_texts(root)
     assert texts == {
         "train": {"CXR1": TEXTS["CXR1"], "CXR2": TEXTS["CXR2"]},
@@ -107,7 +102,7 @@ def test_texts_come_by_part_and_never_from_the_test_split(root: Path) -> None:
     assert read_texts(root, "both")["val"] == {"CXR3": f"See below. . {TEXTS['CXR3']}"}
 
 
-def test_the_command_prints_a_row_a_finding_and_ids_but_no_text(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_findings_and_ids_but_no_text(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", str(root), "--split", "train", "--markdown"]) == 0
     printed = capsys.readouterr().out
     assert "| Cardiomegaly | 2 | 1.000 | 1.000 | 1.000 |" in printed
@@ -116,19 +111,13 @@ def test_the_command_prints_a_row_a_finding_and_ids_but_no_text(root: Path, caps
     assert not any(text in printed for text in TEXTS.values())
 
 
-def test_the_command_prints_train_and_val_apart(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_train_and_val_and_needs_a_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", str(root)]) == 0
     printed = capsys.readouterr().out
     assert "train, impression, present: 2 studies" in printed
     assert "val, impression, present: 1 studies" in printed
-
-
-def test_the_command_ends_with_a_sentence_where_there_is_no_table(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["--root", str(tmp_path)])
-    assert stop.value.code == 1
+    with pytest.raises(SystemExit, match="1"):
+        main(["--root", str(root / "images")])
     assert "chexbert_labels.csv" in capsys.readouterr().err
 
 

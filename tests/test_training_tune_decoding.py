@@ -26,7 +26,6 @@ from training.tune_decoding import (
     best_settings,
     draw,
     main,
-    reranked,
 )
 
 VAL = 4
@@ -103,7 +102,7 @@ def test_the_trials_are_what_the_methods_write(root: Path, bundle: Path, tmp_pat
     patches = cache_features(loaded.model.backbone, cache, kept, 1, context, tmp_path, view_dropout=0.0, name="again")
     for changes, ids in (
         ({"method": "beam", "length_penalty": 2.0}, candidates.beams[2.0]),
-        ({"method": "rerank", "similarity_weight": 4.0}, reranked(candidates, 4.0)),
+        ({"method": "rerank", "similarity_weight": 4.0}, candidates.reranked(4.0)),
     ):
         decoding = loaded.config.decoding.model_copy(update=changes)
         generator = ReportGenerator(loaded.model, loaded.tokenizer, patches, index, decoding)

@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,18 +26,17 @@ from pydantic import JsonValue
 from model.bundle import CALIBRATION, METRICS, WEIGHTS, Bundle, add_calibration
 from model.calibration.schema import Calibration, Floats
 from model.devices import choose_device
-from model.manifest import BundleError
 from model.types import Pixels, View
 from retrieval_index.index import ReportIndex
-from training.calibration.features import pooled_features
-from training.calibration.fit_confidence import SentenceTable, fit_confidence, fit_support, support_figures
+from training.calibration.fit_confidence import SentenceTable, fit_confidence, fit_support, support_metrics
 from training.calibration.fit_ood import LabelledFeatures, fit_images
-from training.calibration.metrics import Group, confidence_figures, unusual_figures, view_figures
+from training.calibration.metrics import Group, confidence_metrics, ood_metrics, view_metrics
 from training.calibration.ood_examples import ALTERED, TURNED, drawn, pictures, turned
 from training.calibration.records import draft_records
 from training.calibration.report import write_report
-from training.cli import add_dataset_arguments, add_device_argument, open_source, positive
+from training.cli import add_dataset_arguments, add_device_argument, open_source, positive, run_command
 from training.data.pixel_cache import PixelCache, build_pixel_cache
+from training.data.resumable_array import ResumableArray
 from training.data.studies import Study
 from training.evaluation.inference import open_bundle
 
@@ -49,6 +47,8 @@ ALTERED_STRIDE = 4  # every 4th validation radiograph is altered for the metrics
 DRAWINGS = 24  # of each kind
 MAX_EXTERNAL = 500  # radiographs of another hospital
 SEED = 1
+_BATCH = 8  # larger batches exceed the cache of a CPU core and take longer
+_SAVE_EVERY = 8
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,20 @@ class FeatureExtractor:
         return self.bundle.manifest.files[WEIGHTS].sha256
 
     def pooled(self, images: Pixels, name: str) -> Floats:
-        """(N, S, S) -> (N, D)."""
-        return pooled_features(
-            self.bundle.model.backbone, images, name, self.work, weights=self.weights, device=self.device
-        )
+        """Features (N, D) of images (N, S, S); ``name`` is that of their cache file and of the progress bar."""
+        content = hashlib.sha256(np.ascontiguousarray(images).data)
+        identity = hashlib.sha256(self.weights.encode() + content.digest()).hexdigest()
+        backbone = self.bundle.model.backbone
+        path = self.work / f"{name.replace(' ', '-')}.npy"
+        store = ResumableArray(path, identity, np.float32, (len(images), backbone.width))
+
+        @torch.inference_mode()
+        def compute(rows: slice) -> Floats:
+            part = torch.from_numpy(np.array(images[rows])).unsqueeze(1).to(self.device)
+            values: Floats = backbone(part.float() / 255.0)[1].float().cpu().numpy()
+            return values
+
+        return np.array(store.fill(compute, batch=_BATCH, save_every=_SAVE_EVERY, description=name))
 
     def radiographs(self, studies: Sequence[Study], cache: PixelCache, name: str) -> LabelledFeatures:
         """The images of known view.
@@ -148,50 +158,48 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
         confidence=fit_confidence(rows),
         support=fit_support(records),
     )
-    outside = None
+    external = None
     if arguments.external is not None:
-        outside = extractor.group(pictures(arguments.external, extractor.size, most=MAX_EXTERNAL), "external")
-    unusual, scored = unusual_figures(calibration, held, outside, extractor.strange(held, arguments.strange), seed=SEED)
-    figures: dict[str, Any] = {
+        external = extractor.group(pictures(arguments.external, extractor.size, most=MAX_EXTERNAL), "external")
+    strange = extractor.strange(held, arguments.strange)
+    ood, scores = ood_metrics(calibration, held, external, strange, seed=SEED)
+    metrics: dict[str, Any] = {
         "schema_version": 1,
         "bundle": bundle.config.name,
         "weights_sha256": extractor.weights,
         "fitted_on": counts,
-        "view": view_figures(calibration, held),
-        "unusual": unusual,
-        "confidence": confidence_figures(rows, seed=SEED),
-        "support": support_figures(calibration.support, records),
+        "view": view_metrics(calibration, held),
+        "unusual": ood,
+        "confidence": confidence_metrics(rows, seed=SEED),
+        "support": support_metrics(calibration.support, records),
     }
     add_calibration(arguments.bundle, calibration, out)
     log.info("wrote %s with %s", out, CALIBRATION)
     if arguments.report is not None:
-        write_report(arguments.report, figures, calibration, held, scored)
+        write_report(arguments.report, metrics, calibration, held, scores)
         log.info("wrote %s", arguments.report / "calibration.md")
-    return figures
+    return metrics
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.calibrate``; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    try:
-        figures = calibrate(arguments)
-    except (ValueError, BundleError, OSError) as error:
-        log.error("%s", error)
-        return 2
-    except KeyboardInterrupt:
-        log.error("interrupted; the next run continues from %s", arguments.work)
-        return 130
-    print(json.dumps({name: figures[name] for name in ("view", "support")}, indent=1))
+    interrupted = f"interrupted; the next run continues from {arguments.work}"
+    return run_command(lambda: _run(arguments), interrupted=interrupted)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    metrics = calibrate(arguments)
+    print(json.dumps({name: metrics[name] for name in ("view", "support")}, indent=1))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.calibrate", description="Fit the checks of a bundle.")
     parser.add_argument("--bundle", type=Path, required=True)
-    place = parser.add_mutually_exclusive_group(required=True)
-    place.add_argument("--out", type=Path, help="a copy of the bundle with its calibration.json")
-    place.add_argument("--in-place", action="store_true", help="put the calibration into the bundle itself")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--out", type=Path, help="a copy of the bundle with its calibration.json")
+    target.add_argument("--in-place", action="store_true", help="put the calibration into the bundle itself")
     add_dataset_arguments(parser)
     parser.add_argument("--external", type=Path, help="frontal radiographs of another hospital, to measure on")
     parser.add_argument("--strange", type=Path, help="pictures that are no radiographs, to measure on")

@@ -1,13 +1,35 @@
-"""Arguments that several commands of ``training`` share: data set, device, number types."""
+"""What several commands of ``training`` share: arguments for data set and device, number types, exit codes."""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from model.manifest import BundleError
 from training.data.openi import open_openi
 from training.data.r2gen import open_r2gen
 from training.data.studies import Source
+
+log = logging.getLogger("training")
+
+
+def run_command(run: Callable[[], int], *, interrupted: str) -> int:
+    """Run a command with its log on stderr and return the exit code.
+
+    The code is that of ``run``, 2 for unusable input (the error is logged), 130 when interrupted (``interrupted`` is).
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    try:
+        return run()
+    except (ValueError, BundleError, OSError) as error:
+        log.error("%s", error)
+        return 2
+    except KeyboardInterrupt:
+        log.error("%s", interrupted)
+        return 130
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser, *, download: bool = False) -> None:

@@ -14,7 +14,6 @@ import argparse
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,10 +25,16 @@ from model.bundle import Bundle
 from model.devices import choose_device
 from model.drafter import Drafter
 from model.files import write_atomic
-from model.manifest import BundleError
 from model.protocols import CaseIndex
 from model.types import DraftOptions, Precision
-from training.cli import add_dataset_arguments, add_device_argument, not_negative, open_source, positive
+from training.cli import (
+    add_dataset_arguments,
+    add_device_argument,
+    not_negative,
+    open_source,
+    positive,
+    run_command,
+)  # fmt: skip
 from training.data.label_table import read_present
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.studies import Source
@@ -197,20 +202,11 @@ def _provenance(
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.evaluate``; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    try:
-        result = _run(arguments)
-    except (ValueError, BundleError, OSError) as error:
-        log.error("%s", error)
-        return 2
-    except KeyboardInterrupt:
-        log.error("interrupted; files that the log does not name were not written")
-        return 130
-    print(format_table(result))
-    return 0
+    interrupted = "interrupted; files that the log does not name were not written"
+    return run_command(lambda: _run(arguments), interrupted=interrupted)
 
 
-def _run(arguments: argparse.Namespace) -> dict[str, Any]:
+def _run(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     outputs = Outputs(
         work_dir=arguments.work or out.with_name(f"{out.stem}.work"),
@@ -242,7 +238,8 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
         log.warning("%s", note)
     if arguments.report is not None:
         log.info("open %s (radiographs and report texts: do not share it)", arguments.report / "report.html")
-    return result
+    print(format_table(result))
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from model.devices import choose_device
 from training.ablation.external_eval import External, check_external
 from training.ablation.plan import Plan, make_plan
 from training.ablation.rows import ROWS, SCALES, parse_weights, read_scale
-from training.ablation.runner import BusyError, file_lock, run_plan
-from training.cli import add_dataset_arguments, add_device_argument, positive
+from training.ablation.runner import file_lock, run_plan
+from training.cli import add_dataset_arguments, add_device_argument, positive, run_command
 
 log = logging.getLogger("training")
 
@@ -22,21 +21,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.ablation``.
 
     Returns:
-        0 when every cell has its figures, 1 when some failed, 2 for unusable arguments, 130 when interrupted.
+        0 when every cell has its scores, 1 when some failed, 2 for unusable arguments, 130 when interrupted.
     """
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    try:
-        plan = _plan(arguments)
-        with file_lock(plan.out):
-            failed = run_plan(plan)
-    except (ValueError, BusyError, OSError) as error:
-        log.error("%s", error)
-        return 2
-    except KeyboardInterrupt:
-        log.error("interrupted; the same command goes on")
-        return 130
-    return 1 if failed else 0
+    return run_command(lambda: _run(arguments), interrupted="interrupted; the same command continues")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    plan = _plan(arguments)
+    with file_lock(plan.out):
+        return 1 if run_plan(plan) else 0
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:

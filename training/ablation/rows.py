@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from model.config import Count, Frozen
 from training.config import PretrainConfig, RunConfig
@@ -55,47 +55,10 @@ class Scale(Frozen):
     evaluate_limit: Count | None = None
 
 
-_SMALLER = {
-    "shape.d_model": 256, "shape.memory_slots": 512, "shape.memory_dim": 256, "shape.layers": 2,
-    "shape.text_layers": 1, "feature_variants": 2, "ce.patience": None, "scst.samples": 4,
-}  # fmt: skip
 SCALES: Mapping[str, Scale] = {
     scale.name: scale
-    for scale in (
-        Scale(name="full"),
-        Scale(
-            name="small",
-            overrides={**_SMALLER, "image_size": 160, "ce.epochs": 20, "scst.epochs": 5},
-        ),
-        Scale(
-            name="cpu",
-            overrides={
-                **_SMALLER, "image_size": 96, "ce.epochs": 4, "ce.validate_limit": 148, "retriever.epochs": 8,
-                "scst.epochs": 2, "scst.validate_limit": 148,
-            },
-            pretrain=PretrainConfig(epochs_by_size=((96, 3),)),
-        ),
-        Scale(
-            name="two-core",
-            overrides={
-                "image_size": 64, "shape.d_model": 128, "shape.d_ff": 256, "shape.memory_slots": 256,
-                "shape.memory_dim": 128, "shape.layers": 1, "shape.text_layers": 1, "feature_variants": 2,
-                "ce.epochs": 3, "ce.patience": None, "ce.validate_limit": 74, "retriever.epochs": 8, "scst.epochs": 1,
-                "scst.samples": 4, "scst.validate_limit": 74,
-            },
-            pretrain=PretrainConfig(epochs_by_size=((64, 3),), lr=6e-4),
-        ),
-        Scale(
-            name="smoke",
-            overrides={
-                "image_size": 64, "shape.d_model": 64, "shape.d_ff": 128, "shape.heads": 4, "shape.layers": 1,
-                "shape.memory_slots": 256, "shape.memory_dim": 64, "shape.memory_heads": 4, "shape.memory_top_k": 16,
-                "shape.embedding_dim": 64, "shape.text_layers": 1, "feature_variants": 1, "ce.epochs": 2,
-                "ce.patience": None, "retriever.epochs": 2, "scst.epochs": 1, "scst.samples": 3,
-            },
-        ),
-    )
-}  # fmt: skip
+    for scale in TypeAdapter(tuple[Scale, ...]).validate_json(Path(__file__).with_name("scales.json").read_bytes())
+}
 
 
 def read_scale(name: str) -> Scale:

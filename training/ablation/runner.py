@@ -30,7 +30,7 @@ log = logging.getLogger("training")
 _LOCK_TIMEOUT_S = 15.0  # the cells of a killed ablation end within this time
 
 
-class BusyError(Exception):
+class BusyError(OSError):
     """Another ablation uses this folder."""
 
 

@@ -99,7 +99,7 @@ def fit_support(records: Sequence[Record]) -> Support:
     return Support(thresholds=thresholds)
 
 
-def support_figures(support: Support, records: Sequence[Record]) -> dict[str, Mapping[str, float | int | None]]:
+def support_metrics(support: Support, records: Sequence[Record]) -> dict[str, Mapping[str, float | int | None]]:
     """Of sentences that call a finding present or possible: the count with and without support, and the share correct.
 
     ``images`` holds, by finding, the share of studies with it whose images support it.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -17,6 +17,7 @@ from training.calibration.fit_ood import LabelledFeatures, cross_validated_perce
 from training.scoring.binary import Bools, auroc, brier, calibration_error, folds, reliability
 
 _FOLDS = 5
+EXTERNAL_GROUP = "radiographs (another hospital)"
 _BOTH = (View.FRONTAL, View.LATERAL)
 
 
@@ -32,16 +33,24 @@ class Group:
 # --- views ------------------------------------------------------------------------------------------------------------
 
 
-def view_figures(calibration: Calibration, held: LabelledFeatures) -> dict[str, Any]:
+def view_metrics(calibration: Calibration, held: LabelledFeatures) -> dict[str, Any]:
     """How often the view check is right and wrong, on pairs and on single images."""
-    frontal = np.array([reading.checks[0][0] for reading in _singles(calibration, held)])
+
+    def assess(rows: Sequence[int], views: Sequence[View]) -> ViewAssessment:
+        chosen = list(rows)
+        return assess_views(calibration, views, held.pooled[chosen], held.pixels[chosen], correct=True)
+
     pairs = _pairs(held)
-    right = [_read(calibration, held, pair) for pair in pairs]
-    exchanged = [_read(calibration, held, pair[::-1]) for pair in pairs]
-    firsts, seconds = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    same = [_read(calibration, held, pair) for one in (firsts, seconds) for pair in pairwise(one)]
-    alone = list(_singles(calibration, held))
-    wrong = list(_singles(calibration, held, wrong=True))
+    right, exchanged = ([assess(pair[::order], _BOTH) for pair in pairs] for order in (1, -1))
+    same = [assess(pair, _BOTH) for side in zip(*pairs, strict=True) for pair in pairwise(side)]
+    single, wrong = (
+        [
+            assess([row], [View.FRONTAL if frontal == truth else View.LATERAL])
+            for row, frontal in enumerate(held.frontal)
+        ]
+        for truth in (True, False)
+    )
+    frontal = np.array([found.checks[0][0] for found in single])
     return {
         "certain": calibration.view.certain,
         "images": len(frontal),
@@ -54,8 +63,8 @@ def view_figures(calibration: Calibration, held: LabelledFeatures) -> dict[str, 
         "pairs_of_one_view": len(same),
         "pairs_of_one_view_found": _having(same, "same_view"),
         "pairs_of_one_view_wrongly_exchanged": _having(same, "views_swapped"),
-        "single_images": len(alone),
-        "single_images_wrongly_corrected": _having(alone, "view_corrected"),
+        "single_images": len(single),
+        "single_images_wrongly_corrected": _having(single, "view_corrected"),
         "single_images_sent_as_the_other_view_corrected": _having(wrong, "view_corrected"),
     }
 
@@ -68,112 +77,94 @@ def _pairs(held: LabelledFeatures) -> list[tuple[int, int]]:
     return [(rows[True], rows[False]) for rows in found.values() if len(rows) == 2]
 
 
-def _read(calibration: Calibration, held: LabelledFeatures, rows: tuple[int, int]) -> ViewAssessment:
-    """The assessment of two images that are sent as frontal and lateral."""
-    pair = list(rows)
-    return assess_views(calibration, _BOTH, held.pooled[pair], held.pixels[pair], correct=True)
+def _having(assessments: Sequence[ViewAssessment], code: str) -> int:
+    return sum(any(warning.code == code for warning in one.warnings) for one in assessments)
 
 
-def _singles(calibration: Calibration, held: LabelledFeatures, *, wrong: bool = False) -> Iterator[ViewAssessment]:
-    for row, frontal in enumerate(held.frontal):
-        sent = View.FRONTAL if frontal != wrong else View.LATERAL
-        yield assess_views(calibration, [sent], held.pooled[[row]], held.pixels[[row]], correct=True)
+# --- OOD images -------------------------------------------------------------------------------------------------------
 
 
-def _having(readings: Sequence[ViewAssessment], code: str) -> int:
-    return sum(any(warning.code == code for warning in reading.warnings) for reading in readings)
-
-
-# --- unusual images ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class GroupScores:
-    """OOD scores of a group of images, for a plot."""
-
-    name: str
-    worst: Floats
-
-
-def unusual_figures(
-    calibration: Calibration,
-    held: LabelledFeatures,
-    outside: Group | None,
-    strange: Mapping[str, Group],
-    *,
+def ood_metrics(
+    calibration: Calibration, held: LabelledFeatures, external: Group | None, strange: Mapping[str, Group], *,
     seed: int = 1,
-) -> tuple[dict[str, Any], list[GroupScores]]:
+) -> tuple[dict[str, Any], dict[str, Floats]]:  # fmt: skip
     """How many radiographs of this set and of another hospital, and how many OOD images, get a warning.
 
     Validation radiographs are scored with units and quantiles of other validation studies.
+
+    Returns:
+        The metrics, and the OOD scores of each group by its name, for a plot.
     """
-    unusual, features = calibration.unusual, calibration.features
-    usual = ood_inputs(features, held.pooled, held.pixels)
-    shares = cross_validated_percentiles(unusual, usual, folds(held.study, _FOLDS, seed))
-    validation = ood_scores(unusual, *usual)
-    scored = [GroupScores("radiographs (val)", validation)]
-    figures: dict[str, Any] = {
-        "warn_from": unusual.warn_from,
-        "threshold": float(np.interp(unusual.warn_from, np.linspace(0, 1, len(unusual.quantiles)), unusual.quantiles)),
-        "val": {"n": len(validation), "warned": float((shares >= unusual.warn_from).mean())},
-        "external": None,
+    head, features = calibration.unusual, calibration.features
+    inputs = ood_inputs(features, held.pooled, held.pixels)
+    percentiles = cross_validated_percentiles(head, inputs, folds(held.study, _FOLDS, seed))
+    validation = ood_scores(head, *inputs)
+    scores = {"radiographs (val)": validation}
+
+    def measure(group: Group, name: str) -> dict[str, Any]:
+        found = scores[name] = ood_scores(head, *ood_inputs(features, group.pooled, group.pixels))
+        warned = float((percentile(head, found) >= head.warn_from).mean())
+        return {"n": len(found), "warned": warned, "auroc": _separation(validation, found)}
+
+    metrics: dict[str, Any] = {
+        "warn_from": head.warn_from,
+        "threshold": float(np.interp(head.warn_from, np.linspace(0, 1, len(head.quantiles)), head.quantiles)),
+        "val": {"n": len(validation), "warned": float((percentiles >= head.warn_from).mean())},
+        "external": external and measure(external, EXTERNAL_GROUP),
         "strange": {},
     }
-    if outside is not None:
-        external = ood_scores(unusual, *ood_inputs(features, outside.pooled, outside.pixels))
-        scored.append(GroupScores("radiographs (another hospital)", external))
-        figures["external"] = _against(validation, external, percentile(unusual, external), unusual.warn_from)
     for name, group in strange.items():
-        found = ood_scores(unusual, *ood_inputs(features, group.pooled, group.pixels))
-        scored.append(GroupScores(name, found))
-        entry = _against(validation, found, percentile(unusual, found), unusual.warn_from)
-        if outside is not None:
-            entry["auroc_against_external"] = _separation(external, found)
-        figures["strange"][name] = {"shown_to_the_fit": group.shown, **entry}
-    return figures, scored
-
-
-def _against(usual: Floats, found: Floats, shares: Floats, warn_from: float) -> dict[str, Any]:
-    return {"n": len(found), "warned": float((shares >= warn_from).mean()), "auroc": _separation(usual, found)}
+        entry = metrics["strange"][name] = {"shown_to_the_fit": group.shown, **measure(group, name)}
+        if external is not None:
+            entry["auroc_against_external"] = _separation(scores[EXTERNAL_GROUP], scores[name])
+    return metrics, scores
 
 
 def _separation(usual: Floats, found: Floats) -> float | None:
-    """AUROC of telling the second group from the first by its scores."""
-    every = np.concatenate([usual, found]).astype(np.float64)
-    return auroc(every, np.repeat([False, True], [len(usual), len(found)]))
+    """AUROC of the scores for separating the second group from the first."""
+    scores = np.concatenate([usual, found]).astype(np.float64)
+    return auroc(scores, np.repeat([False, True], [len(usual), len(found)]))
 
 
 # --- confidence -------------------------------------------------------------------------------------------------------
 
 
-def confidence_figures(rows: SentenceTable, *, seed: int = 1) -> dict[str, Any]:
+def confidence_metrics(rows: SentenceTable, *, seed: int = 1) -> dict[str, Any]:
     """Quality of the confidence (by a fit to other studies), of the word probability, and of the rate of the kind."""
-    said = {
+    sources = {
         "calibrated": held_out_confidence(rows, seed=seed),
-        "words": rows.words,
+        "words": rows.words.astype(np.float64),
         "rate_of_the_kind": held_out_rate(rows, seed=seed),
     }
-    kinds = {kind: rows.kind == kind for kind in get_args(Kind)}
-    return {
+
+    def quality(chosen: Bools) -> dict[str, dict[str, float | None]]:
+        truth = rows.correct[chosen]
+        return {
+            name: {
+                "ece": calibration_error(values[chosen], truth),
+                "brier": brier(values[chosen], truth),
+                "auroc": auroc(values[chosen], truth),
+            }
+            for name, values in sources.items()
+        }
+
+    metrics: dict[str, Any] = {
         "sentences": len(rows.correct),
         "right": float(rows.correct.mean()),
-        "all": {name: _quality(values, rows.correct) for name, values in said.items()},
-        **{
-            kind: {
-                "sentences": int(chosen.sum()),
-                "right": float(rows.correct[chosen].mean()),
-                **{name: _quality(values[chosen], rows.correct[chosen]) for name, values in said.items()},
-                "rate_of_the_kind": {**_quality(said["rate_of_the_kind"][chosen], rows.correct[chosen]), "auroc": None},
-            }
-            for kind, chosen in kinds.items()
-            if chosen.any()
-        },
-        "reliability": {
-            name: [asdict(one) for one in reliability(said[name], rows.correct)] for name in ("calibrated", "words")
-        },
+        "all": quality(np.ones(len(rows.correct), bool)),
     }
-
-
-def _quality(said: Floats | np.ndarray[Any, np.dtype[np.float64]], truth: Bools) -> dict[str, float | None]:
-    values = said.astype(np.float64)
-    return {"ece": calibration_error(values, truth), "brier": brier(values, truth), "auroc": auroc(values, truth)}
+    for kind in get_args(Kind):
+        chosen = rows.kind == kind
+        if chosen.any():
+            by_source = quality(chosen)
+            by_source["rate_of_the_kind"]["auroc"] = None  # the rate is the same for all but the folds
+            right = float(rows.correct[chosen].mean())
+            metrics[kind] = {"sentences": int(chosen.sum()), "right": right, **by_source}
+    metrics["reliability"] = {
+        name: [
+            {"said": one.mean, "came_true": one.rate, "count": one.count}
+            for one in reliability(sources[name], rows.correct)
+        ]
+        for name in ("calibrated", "words")
+    }
+    return metrics

@@ -1,4 +1,4 @@
-"""The report of a calibration: ``calibration.json`` with the figures, ``calibration.md`` with tables, three plots."""
+"""The report of a calibration: ``calibration.json`` with the metrics, ``calibration.md`` with tables, three plots."""
 
 from __future__ import annotations
 
@@ -10,77 +10,68 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.calibration.ood import project
-from model.calibration.schema import Calibration
+from model.calibration.schema import Calibration, Floats
 from model.files import write_atomic
 from training.calibration.fit_ood import LabelledFeatures
-from training.calibration.metrics import GroupScores
+from training.calibration.metrics import EXTERNAL_GROUP
 from training.evaluation.tables import Table, percent
 from training.trainer.plots import save_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-VIEW_PLOT, UNUSUAL_PLOT, CONFIDENCE_PLOT = "view.png", "unusual.png", "confidence.png"
 _KINDS = {"all": "all sentences", "present": "a finding is there", "absent": "findings are absent", "other": "neither"}
-_SOURCES = {"calibrated": "confidence", "words": "words' probability", "rate_of_the_kind": "rate of the kind"}
+_SOURCES = {"calibrated": "confidence", "words": "mean word probability", "rate_of_the_kind": "rate of the kind"}
 _BLUE, _BROWN, _RED = "#1f6f8b", "#8a5a2b", "#b03030"
 
 
 def write_report(
-    folder: Path,
-    figures: Mapping[str, Any],
-    calibration: Calibration,
-    held: LabelledFeatures,
-    scored: Sequence[GroupScores],
-) -> None:
-    """Write figures, tables and plots into ``folder``; none of them holds an image or a text."""
+    folder: Path, metrics: Mapping[str, Any], calibration: Calibration, held: LabelledFeatures,
+    ood_scores: Mapping[str, Floats],
+) -> None:  # fmt: skip
+    """Write metrics, tables and plots into ``folder``; none of them holds an image or a text."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "calibration.json", (json.dumps(figures, indent=1) + "\n").encode())
-    write_atomic(folder / "calibration.md", markdown(figures).encode())
-    plot_view(calibration, held, folder / VIEW_PLOT)
-    plot_unusual(scored, figures["unusual"]["threshold"], folder / UNUSUAL_PLOT)
-    plot_confidence(figures["confidence"]["reliability"], folder / CONFIDENCE_PLOT)
+    write_atomic(folder / "calibration.json", (json.dumps(metrics, indent=1) + "\n").encode())
+    tables = [table(metrics) for table in (view_table, ood_table, confidence_table, support_table)]
+    write_atomic(folder / "calibration.md", ("\n\n".join(["# Calibration", *tables]) + "\n").encode())
+    _plot_view(calibration, held, folder / "view.png")
+    _plot_ood(ood_scores, metrics["unusual"]["threshold"], folder / "unusual.png")
+    _plot_confidence(metrics["confidence"]["reliability"], folder / "confidence.png")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def markdown(figures: Mapping[str, Any]) -> str:
-    """All tables."""
-    parts = [view_table, unusual_table, confidence_table, support_table]
-    return "\n\n".join(["# Calibration", *(part(figures) for part in parts)]) + "\n"
-
-
-def view_table(figures: Mapping[str, Any]) -> str:
+def view_table(metrics: Mapping[str, Any]) -> str:
     """Results of the view check on validation images."""
-    view = figures["view"]
+    view = metrics["view"]
     counts = {
         "pairs wrongly exchanged": ("pairs_wrongly_exchanged", "pairs"),
-        "pairs wrongly called two of one view": ("pairs_wrongly_called_same", "pairs"),
-        "pairs sent the wrong way round, put right": ("exchanged_pairs_put_right", "pairs"),
+        "pairs wrongly reported as two of one view": ("pairs_wrongly_called_same", "pairs"),
+        "exchanged pairs, corrected": ("exchanged_pairs_put_right", "pairs"),
         "pairs of one view, found": ("pairs_of_one_view_found", "pairs_of_one_view"),
         "pairs of one view, wrongly exchanged": ("pairs_of_one_view_wrongly_exchanged", "pairs_of_one_view"),
         "single images, wrongly read as the other view": ("single_images_wrongly_corrected", "single_images"),
-        "single images sent as the other view, put right": (
+        "single images sent as the other view, corrected": (
             "single_images_sent_as_the_other_view_corrected", "single_images",
         ),
     }  # fmt: skip
-    rows = [["images whose more probable view is theirs", f"{view['accuracy']:.4f}", str(view["images"])]]
+    rows = [["images whose true view is the more probable one", f"{view['accuracy']:.4f}", str(view["images"])]]
     rows += [[label, str(view[count]), str(view[total])] for label, (count, total) in counts.items()]
     note = f"A view is corrected from a probability of {view['certain']:.4f} on."
     return "\n\n".join(["## View", note, Table(("", "", "of"), rows, left=3).markdown()])
 
 
-def unusual_table(figures: Mapping[str, Any]) -> str:
+def ood_table(metrics: Mapping[str, Any]) -> str:
     """Radiographs and other images with a warning."""
-    unusual = figures["unusual"]
-    rows = [["radiographs (val)", str(unusual["val"]["n"]), percent(unusual["val"]["warned"]), "", ""]]
-    external = unusual["external"]
+    ood = metrics["unusual"]
+    rows = [["radiographs (val)", str(ood["val"]["n"]), percent(ood["val"]["warned"]), "", ""]]
+    external = ood["external"]
     if external is not None:
-        rows.append(["radiographs (another hospital)", *_warned(external)])
-    for name, entry in unusual["strange"].items():
+        rows.append([EXTERNAL_GROUP, *_warned(external)])
+    for name, entry in ood["strange"].items():
         rows.append([f"{name} *" if entry["shown_to_the_fit"] else name, *_warned(entry)])
-    head = ("images", "n", "warned of", "AUROC against val", "against another hospital")
+    head = ("images", "n", "with a warning", "AUROC against val", "against another hospital")
     note = "\\* the fit used training radiographs altered in this way; it used no image of the other kinds."
     return "\n\n".join(["## Unusual images", Table(head, rows, left=5).markdown(), note])
 
@@ -90,9 +81,9 @@ def _warned(entry: Mapping[str, Any]) -> list[str]:
     return [str(entry["n"]), percent(entry["warned"]), *map(_decimal, areas)]
 
 
-def confidence_table(figures: Mapping[str, Any]) -> str:
+def confidence_table(metrics: Mapping[str, Any]) -> str:
     """How good the probabilities of sentences are, by the kind of sentence."""
-    confidence = figures["confidence"]
+    confidence = metrics["confidence"]
     rows = []
     for kind, title in _KINDS.items():
         if kind not in confidence:
@@ -102,16 +93,16 @@ def confidence_table(figures: Mapping[str, Any]) -> str:
             quality = confidence[kind][name]
             cells = (_decimal(quality[one]) for one in ("ece", "brier", "auroc"))
             rows.append([title, str(whole["sentences"]), percent(whole["right"]), source, *cells])
-    head = ("sentence states", "n", "right", "said by", "ECE", "Brier", "AUROC")
+    head = ("sentence states", "n", "correct", "probability", "ECE", "Brier", "AUROC")
     return f"## Confidence\n\n{Table(head, rows, left=7).markdown()}"
 
 
-def support_table(figures: Mapping[str, Any]) -> str:
+def support_table(metrics: Mapping[str, Any]) -> str:
     """Sentences that name a finding, with and without support; findings that the images support."""
-    support = figures["support"]
+    support = metrics["support"]
     names = {"supported": "supported", "not_supported": "not supported"}
     rows = [[label, str(support[name]["sentences"]), percent(support[name]["right"])] for name, label in names.items()]
-    sentences = Table(("sentences that call a finding present or possible", "n", "right"), rows, left=3)
+    sentences = Table(("sentences that call a finding present or possible", "n", "correct"), rows, left=3)
     head = ("finding", "studies with it whose images support it")
     images = Table(head, [[name, percent(share)] for name, share in support["images"].items()], left=2)
     return "\n\n".join(["## Support", sentences.markdown(), images.markdown()])
@@ -124,45 +115,45 @@ def _decimal(value: float | None) -> str:
 # --- plots ------------------------------------------------------------------------------------------------------------
 
 
-def plot_view(calibration: Calibration, held: LabelledFeatures, path: Path) -> None:
-    """Logits of frontals and laterals, with the bars from which a view is put right."""
+def _plot_view(calibration: Calibration, held: LabelledFeatures, path: Path) -> None:
+    """Logits of frontals and laterals, with the thresholds from which a view is corrected."""
     line = calibration.view.line
     logits = line.slope * project(calibration.features, held.pooled)[0][:, 0] + line.bias
-    bar = float(np.log(calibration.view.certain / (1 - calibration.view.certain)))
+    threshold = float(np.log(calibration.view.certain / (1 - calibration.view.certain)))
 
     def draw(axis: Axes) -> None:
         edges = np.linspace(logits.min(), logits.max(), 60).tolist()
-        for own, name, colour in ((held.frontal, "frontals", _BLUE), (~held.frontal, "laterals", _BROWN)):
-            axis.hist(logits[own], edges, alpha=0.75, label=f"{name} ({own.sum()})", color=colour)
-        for place in (-bar, bar):
-            axis.axvline(place, color="0.3", linestyle="--", linewidth=1)
-        axis.set_xlabel("logit of a frontal; dashed: certain enough to put a view right")
+        for chosen, name, colour in ((held.frontal, "frontals", _BLUE), (~held.frontal, "laterals", _BROWN)):
+            axis.hist(logits[chosen], edges, alpha=0.75, label=f"{name} ({chosen.sum()})", color=colour)
+        for position in (-threshold, threshold):
+            axis.axvline(position, color="0.3", linestyle="--", linewidth=1)
+        axis.set_xlabel("logit of a frontal; dashed: certain enough to correct a view")
         axis.set_ylabel("validation images")
         axis.legend(frameon=False)
 
     save_plot(draw, path, size=(6.4, 3.2))
 
 
-def plot_unusual(scored: Sequence[GroupScores], threshold: float, path: Path) -> None:
-    """A strip of scores for each group, radiographs on top, with the score from which a warning is given."""
+def _plot_ood(scores: Mapping[str, Floats], threshold: float, path: Path) -> None:
+    """A strip of scores for each group, radiographs on top, with the threshold of the warning."""
     jitter = np.random.default_rng(0)
 
     def draw(axis: Axes) -> None:
-        for place, group in enumerate(scored):
-            colour = _BLUE if group.name.startswith("radiographs") else _BROWN
-            heights = place + jitter.uniform(-0.3, 0.3, len(group.worst))
-            axis.scatter(group.worst, heights, s=4, alpha=0.35, color=colour, linewidths=0)
+        for line, (name, values) in enumerate(scores.items()):
+            heights = line + jitter.uniform(-0.3, 0.3, len(values))
+            colour = _BLUE if name.startswith("radiographs") else _BROWN
+            axis.scatter(values, heights, s=4, alpha=0.35, color=colour, linewidths=0)
         axis.axvline(threshold, color=_RED, linewidth=1)
         axis.set_xscale("symlog", linthresh=2)
-        axis.set_yticks(range(len(scored)), [group.name for group in scored])
+        axis.set_yticks(range(len(scores)), list(scores))
         axis.invert_yaxis()
-        axis.set_xlabel("score, 0 ordinary, 1 rare; red: a warning is given from here on")
+        axis.set_xlabel("score, 0 ordinary, 1 rare; red: threshold of the warning")
 
-    save_plot(draw, path, size=(8, 0.32 * len(scored) + 1))
+    save_plot(draw, path, size=(8, 0.32 * len(scores) + 1))
 
 
-def plot_confidence(bins: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
-    """Reliability of the calibrated confidence and of the words' probability."""
+def _plot_confidence(bins: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
+    """Reliability of the calibrated confidence and of the word probability."""
 
     def draw(axis: Axes) -> None:
         axis.plot((0, 1), (0, 1), color="0.6", linewidth=1)
@@ -171,8 +162,8 @@ def plot_confidence(bins: Mapping[str, Sequence[Mapping[str, float]]], path: Pat
             axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, label=_SOURCES[name])
         axis.set_xlim(0, 1.02)
         axis.set_ylim(0, 1.02)
-        axis.set_xlabel("said: mean of a tenth of the sentences")
-        axis.set_ylabel("share that is right")
+        axis.set_xlabel("mean probability of a tenth of the sentences")
+        axis.set_ylabel("share that is correct")
         axis.legend(frameon=False, loc="lower right")
 
     save_plot(draw, path, size=(4.6, 4.2))

@@ -17,7 +17,7 @@ import numpy as np
 
 from model.text.tokenizer import END_OF_SENTENCE, clean_report_r2gen
 from training.scoring.cider import CiderD
-from training.scoring.metrics import Scores, mean_scores
+from training.scoring.metrics import Scores, mean_scores, merge_scores
 from training.scoring.ngrams import ORDERS
 from training.scoring.protocol import comparable_reference
 from training.scoring.study_statistics import CommonSubsequences, Ngram, bleu, ngrams
@@ -45,16 +45,7 @@ class TrivialRow:
 
     def merged(self, rows: Sequence[Scores]) -> Scores:
         """The scores of the row from those of its variants, in the same order."""
-        return mean_scores(rows) if self.merge == "mean" else best_scores(rows)
-
-
-def best_scores(rows: Sequence[Scores]) -> Scores:
-    """Maximum of each metric over rows; None if a row lacks the metric."""
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return {
-        name: max(known) if len(known := [v for v in values if v is not None]) == len(values) else None
-        for name, values in columns.items()
-    }
+        return mean_scores(rows) if self.merge == "mean" else merge_scores(rows, max)
 
 
 def trivial_rows(

@@ -75,10 +75,10 @@ def held_out(rows: Floats, truth: Bools, fold: Ints, *, ridge: float = 1.0) -> F
 
 @dataclass(frozen=True)
 class Bin:
-    """Neighbouring probabilities: their mean ``said``, the share that ``came_true``, and their ``count``."""
+    """Neighbouring probabilities: their ``mean``, the share of true cases (``rate``), and their ``count``."""
 
-    said: float
-    came_true: float
+    mean: float
+    rate: float
     count: int
 
 
@@ -91,7 +91,7 @@ def reliability(probabilities: Floats, truth: Bools, bins: int = BINS) -> list[B
 def calibration_error(probabilities: Floats, truth: Bools) -> float:
     """Expected calibration error (Naeini et al. 2015) over the bins of ``reliability``: 0 is best."""
     bins = reliability(probabilities, truth)
-    return float(sum(one.count * abs(one.said - one.came_true) for one in bins) / len(probabilities))
+    return float(sum(one.count * abs(one.mean - one.rate) for one in bins) / len(probabilities))
 
 
 def brier(probabilities: Floats, truth: Bools) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -105,13 +105,18 @@ def label_table(pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
     ``prevalence`` and ``predicted`` are the shares of references and of drafts that name it.
     """
     hits, wrong, missed = _count(*([present_findings(pair[side]) for pair in pairs] for side in (0, 1)))
-    return {
-        name: dict(
-            zip(("precision", "recall", "f1"), precision_recall_f1(hits[name], wrong[name], missed[name]), strict=True)
-        )
-        | {"prevalence": (hits[name] + missed[name]) / len(pairs), "predicted": (hits[name] + wrong[name]) / len(pairs)}
-        for name in FINDINGS
-    }
+    table = {}
+    for name in FINDINGS:
+        precision, recall, f1 = precision_recall_f1(hits[name], wrong[name], missed[name])
+        prevalence, predicted = ((hits[name] + others[name]) / len(pairs) for others in (missed, wrong))
+        table[name] = {
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
+            "prevalence": prevalence,
+            "predicted": predicted,
+        }
+    return table
 
 
 def precision_recall_f1(hits: int, wrong: int, missed: int) -> tuple[float, float, float]:
@@ -148,14 +153,15 @@ def validation_scores(pairs: Sequence[Pair]) -> dict[str, float]:
     return {name: value for name, value in score(pairs).items() if value is not None}
 
 
-def mean_scores(rows: Sequence[Mapping[str, float | None]]) -> Scores:
+def merge_scores(rows: Sequence[Scores], merge: Callable[[Sequence[float]], float]) -> Scores:
+    """``merge`` of each metric over rows; None if a row lacks the metric."""
+    columns = {name: [value for row in rows if (value := row[name]) is not None] for name in rows[0]}
+    return {name: merge(values) if len(values) == len(rows) else None for name, values in columns.items()}
+
+
+def mean_scores(rows: Sequence[Scores]) -> Scores:
     """Mean of each metric over rows; None if a row lacks the metric."""
-    return {name: _mean([row[name] for row in rows]) for name in rows[0]}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    return merge_scores(rows, lambda values: sum(values) / len(values))
 
 
 # --- METEOR: a Java program that stays open between rows -------------------------------------------------------------
