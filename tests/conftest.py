@@ -57,6 +57,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Async tests run on asyncio alone."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with ``openi/``; skips the test if it is absent."""
     if REAL_DATA is None:

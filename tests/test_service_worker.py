@@ -10,8 +10,17 @@ import pytest
 from model.types import Draft, DraftOptions, EventCallback, StudyView
 from service.inference import worker
 from service.inference.backend import ClosedError
-from service.inference.engine import Engine
-from tests.support.recorder import EXITS, FAILS, LOSES_THE_DEVICE, OPTIONS, Recorder, in_one_batch, study, texts
+from tests.support.recorder import (
+    EXITS,
+    FAILS,
+    LOSES_THE_DEVICE,
+    OPTIONS,
+    Recorder,
+    in_one_batch,
+    running,
+    study,
+    texts,
+)
 from tests.support.service import WAIT_S
 
 
@@ -21,11 +30,9 @@ def run(
     """Queue the jobs together; returns their results and the batches that ran."""
 
     async def main() -> tuple[list[str], list[list[int]]]:
-        recorder = Recorder()
-        recorder.max_batch = max_batch
-        engine = Engine([recorder], capacity=20, max_batch_size=max_batch_size)
-        results = await in_one_batch(recorder, engine, *jobs)
-        return texts(results), recorder.batches
+        async with running(max_batch_size=max_batch_size) as (engine, recorder):
+            recorder.max_batch = max_batch
+            return texts(await in_one_batch(recorder, engine, *jobs)), recorder.batches
 
     return asyncio.run(main())
 
@@ -81,20 +88,16 @@ def test_failure_in_a_half_is_isolated_per_study() -> None:
     assert answers == ["1", "2", "RuntimeError", "3"]
 
 
-def test_lost_device_closes_the_engine_and_fails_all_jobs() -> None:
-    async def main() -> tuple[list[str], list[str]]:
-        recorder, reasons = Recorder(), []
-        engine = Engine([recorder], capacity=8, max_batch_size=2, on_device_lost=reasons.append)
+@pytest.mark.anyio
+async def test_lost_device_closes_the_engine_and_fails_all_jobs() -> None:
+    reasons: list[str] = []
+    async with running(max_batch_size=2, on_device_lost=reasons.append) as (engine, recorder):
         jobs = [(study(number), OPTIONS) for number in (1, LOSES_THE_DEVICE, 2, 3)]
-        answers = texts(await in_one_batch(recorder, engine, *jobs))
+        assert texts(await in_one_batch(recorder, engine, *jobs)) == ["DeviceLostError"] * 4
         with pytest.raises(ClosedError, match="can no longer compute"):
             await engine.submit(study(4), OPTIONS)
-        return answers, reasons
-
-    answers, reasons = asyncio.run(main())
-    assert answers == ["DeviceLostError"] * 4
-    assert len(reasons) == 1
-    assert "AcceleratorError" in reasons[0]
+    (reason,) = reasons
+    assert "AcceleratorError" in reason
 
 
 class TooFew(Recorder):
@@ -110,47 +113,21 @@ class TooFew(Recorder):
         return super().draft(studies, options, callbacks=callbacks)[: -1 if len(studies) > 1 else None]
 
 
-def test_missing_drafts_fail_no_job_permanently() -> None:
-    async def main() -> list[str]:
-        recorder = TooFew()
-        return texts(
-            await in_one_batch(recorder, Engine([recorder], capacity=8), *((study(n), OPTIONS) for n in (1, 2)))
-        )
-
-    assert asyncio.run(main()) == ["1", "2"]
+@pytest.mark.anyio
+async def test_missing_drafts_fail_no_job_permanently() -> None:
+    async with running(TooFew()) as (engine, recorder):
+        assert texts(await in_one_batch(recorder, engine, *((study(n), OPTIONS) for n in (1, 2)))) == ["1", "2"]
 
 
-def test_two_devices_share_the_work() -> None:
-    async def main() -> tuple[list[int], list[int]]:
-        one, other = Recorder(), Recorder()
-        engine = Engine([one, other], capacity=4)
+@pytest.mark.anyio
+async def test_two_devices_share_the_work() -> None:
+    one, other = Recorder(), Recorder()
+    async with running(one, other) as (engine, _):
         tasks = [asyncio.create_task(engine.submit(study(number), OPTIONS)) for number in range(2)]
         assert await asyncio.to_thread(one.begun.wait, WAIT_S)
         assert await asyncio.to_thread(other.begun.wait, WAIT_S)
         one.go.set()
         other.go.set()
         await asyncio.gather(*tasks)
-        await asyncio.to_thread(engine.close)
-        return one.seen, other.seen
-
-    one, other = asyncio.run(main())
-    assert sorted(one + other) == [0, 1]
-    assert len(one) == len(other) == 1
-
-
-def test_stalled_batch_is_measured() -> None:
-    async def main() -> float:
-        recorder = Recorder()
-        engine = Engine([recorder], capacity=4)
-        assert engine.stalled_s == 0
-        running = asyncio.create_task(engine.submit(study(1), OPTIONS))
-        assert await asyncio.to_thread(recorder.begun.wait, WAIT_S)
-        await asyncio.sleep(0.02)
-        stalled = engine.stalled_s
-        recorder.go.set()
-        await running
-        await asyncio.to_thread(engine.close)
-        assert engine.stalled_s == 0
-        return stalled
-
-    assert 0.01 < asyncio.run(main()) < WAIT_S
+    assert sorted(one.seen + other.seen) == [0, 1]
+    assert len(one.seen) == len(other.seen) == 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +67,19 @@ def study(number: int, views: int = 1) -> list[StudyView]:
     return [StudyView(np.full((SIZE, SIZE), number, np.uint8), view) for view in list(View)[:views]]
 
 
+@asynccontextmanager
+async def running(*recorders: Recorder, capacity: int = 20, **options: Any) -> AsyncIterator[tuple[Engine, Recorder]]:
+    """An engine over the recorders (by default a new one), and the first of them; closed at the end."""
+    recorders = recorders or (Recorder(),)
+    engine = Engine(recorders, capacity=capacity, **options)
+    try:
+        yield engine, recorders[0]
+    finally:
+        for recorder in recorders:
+            recorder.go.set()
+        await asyncio.to_thread(engine.close)
+
+
 async def in_one_batch(
     recorder: Recorder, engine: Engine, *jobs: tuple[list[StudyView], DraftOptions]
 ) -> list[Draft | BaseException]:
@@ -75,12 +90,10 @@ async def in_one_batch(
     while engine.waiting < len(jobs):
         await asyncio.sleep(0.001)
     recorder.go.set()
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    await asyncio.gather(first, return_exceptions=True)
-    await asyncio.to_thread(engine.close)
+    results = await asyncio.gather(first, *tasks, return_exceptions=True)
     while recorder.batches and recorder.batches[0] == [99]:
         recorder.batches.pop(0)
-    return results
+    return results[1:]
 
 
 def texts(results: Sequence[Draft | BaseException]) -> list[str]:
