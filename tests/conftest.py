@@ -19,7 +19,7 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-    from tests.support.service import Live
+    from tests.support.service import Gate, Live
 
 from tests.support.paths import REPOSITORY
 
@@ -96,6 +96,23 @@ def client(bundle: Path) -> Iterator[httpx.Client]:
 
     with ready_client(bundle, warm_up=False) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def keyed(bundle: Path) -> Iterator[httpx.Client]:
+    """A client of such a service with the key `KEY`; send it with `AUTHORIZED`."""
+    from tests.support.service import KEY, ready_client
+
+    with ready_client(bundle, warm_up=False, api_key=KEY) as client:
+        yield client
+
+
+@pytest.fixture
+def gates(monkeypatch: pytest.MonkeyPatch) -> list[Gate]:
+    """The gates before the drafters that the service of this test loads."""
+    from tests.support.service import gate_drafters
+
+    return gate_drafters(monkeypatch)
 
 
 @pytest.fixture

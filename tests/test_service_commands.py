@@ -9,10 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 
 from service import __main__ as serve
 from service import report
@@ -21,7 +24,7 @@ from service.schemas.models import ReportResponse
 from tests.support.dicom import dicom, film
 from tests.support.formats import facts, facts_of_fhir
 from tests.support.paths import REPOSITORY
-from tests.support.service import WAIT_S, answer, free_port, png, ready_client, until
+from tests.support.service import WAIT_S, answer, free_port, png
 from tests.support.tiny import REPORTS
 
 START_S = 400.0  # a new process imports torch, which takes minutes where all cores are taken
@@ -44,20 +47,17 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return status, captured.out, captured.err
 
 
-def test_json_equals_http_response(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_equals_http_response(
+    client: httpx.Client, bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     status, out, _ = run(capsys, *images, "--bundle", str(bundle), "--device", "cpu", "--json", "--top-k", "4")
     assert status == 0
     printed = ReportResponse.model_validate_json(out)
-    with ready_client(bundle) as client:
-        files = {
-            name: ("f", Path(path).read_bytes()) for name, path in zip(("frontal", "lateral"), images, strict=True)
-        }
-        over_http = ReportResponse.model_validate(client.post("/report", files=files, data={"top_k": "4"}).json())
-    assert printed.findings == over_http.findings
-    assert printed.labels == over_http.labels
-    assert printed.reference_cases == over_http.reference_cases
+    files = {name: ("f", Path(path).read_bytes()) for name, path in zip(("frontal", "lateral"), images, strict=True)}
+    over_http = ReportResponse.model_validate(client.post("/report", files=files, data={"top_k": "4"}).json())
+    for name in ("findings", "labels", "reference_cases", "model"):
+        assert getattr(printed, name) == getattr(over_http, name), name
     assert len(printed.reference_cases) == 4
-    assert printed.model == over_http.model
 
 
 def test_prints_text_by_default(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,108 +130,72 @@ def test_errors_name_the_cause(
     assert "the limit is 1,024 bytes" in err
 
 
-def test_serve_refuses_wrong_settings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_serve_refuses_wrong_settings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert serve.main(["--port", "http"]) == 2
     assert "REPORT_PORT='http'" in capsys.readouterr().err
+    monkeypatch.setenv("REPORT_API_KEY", "hunter2")
+    with pytest.raises(SystemExit) as stop:
+        uvicorn.Config("service.app:create_app", factory=True, log_config=None).load()
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("REPORT_API_KEY: a key of 7 characters")
+    assert "hunter2" not in line
 
 
-def server(*arguments: str, command: tuple[str, ...] = ("service",)) -> subprocess.Popen[str]:
-    environment = {**os.environ, "REPORT_DEVICE": "cpu", "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(
-        [sys.executable, "-m", *command, *arguments], text=True, env=environment, stderr=subprocess.PIPE
-    )
-
-
-def wait_for_health(port: int) -> None:
+def wait_for(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
+    while True:
+        with suppress(httpx.TransportError):
+            if condition():
                 return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    pytest.fail("the service did not become ready")
-
-
-def wait_for_swap(port: int) -> None:
-    deadline = time.monotonic() + START_S
-    done = 'report_reloads_total{result="done"} 1.0'
-    while done not in httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text:
-        assert time.monotonic() < deadline, "the bundle was not swapped"
+        assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
 @pytest.mark.parametrize("how", ["python -m service", "uvicorn --factory"])
-def test_serves_with_module_and_with_uvicorn(bundle: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    port = free_port()
-    monkeypatch.setenv("REPORT_LOG_FORMAT", "json")
-    monkeypatch.setenv("REPORT_QUEUE_SIZES", "1")
-    if how == "python -m service":
-        process = server("--bundle", str(bundle), "--port", str(port))
-    else:
-        monkeypatch.setenv("REPORT_BUNDLE", str(bundle))
-        process = server("service.app:create_app", "--factory", "--port", str(port), command=("uvicorn",))
-    try:
-        wait_for_health(port)
-        answer = httpx.post(f"http://127.0.0.1:{port}/report?canary=1", files={"frontal": ("f", png())}, timeout=WAIT_S)
-        assert answer.status_code == 422
-        process.send_signal(signal.SIGHUP)
-        wait_for_swap(port)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=START_S)
-    stopped = {0} if how == "python -m service" else {0, -signal.SIGTERM, 128 + signal.SIGTERM}
-    assert process.returncode in stopped
-    assert "ready after" in log
-    assert "POST /report 422" in log
-    assert "canary" not in log
-    lines = [json.loads(line) for line in log.splitlines()]  # uvicorn's own, too
-    assert {"uvicorn.error", "service.access", "service.inference.runtime"} <= {line["logger"] for line in lines}
-    assert "REPORT_QUEUE_SIZE meant" in log
-    (access,) = [line for line in lines if line.get("route") == "/report"]
-    assert access["request_id"] == answer.headers["x-request-id"]
-
-
-def test_stop_responds_to_clients_that_are_still_sending(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REPORT_DRAIN_TIMEOUT_S", "4")
-    port = free_port()
-    process = server("--bundle", str(bundle), "--port", str(port))
-    try:
-        wait_for_health(port)
-        with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as client:
-            client.sendall(
-                b"POST /report HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n"
-                b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
-            )
-            health = f"http://127.0.0.1:{port}/health"
-            until(lambda: httpx.get(health, timeout=WAIT_S).json()["queue"]["depth"] == 1)
+def test_serves_with_module_and_with_uvicorn(bundle: Path, how: str) -> None:
+    """Swaps the bundle on SIGHUP; on SIGTERM the module also responds to a client that is still sending."""
+    module, port = how == "python -m service", free_port()
+    arguments = ["service"] if module else ["uvicorn", "service.app:create_app", "--factory"]
+    settings = {
+        "DEVICE": "cpu",
+        "LOG_FORMAT": "json",
+        "QUEUE_SIZES": "1",
+        "DRAIN_TIMEOUT_S": "4",
+        "BUNDLE": str(bundle),
+    }
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **{f"REPORT_{name}": v for name, v in settings.items()}}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments, "--port", str(port)], text=True, env=environment, stderr=subprocess.PIPE
+    )
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S) as client:
+        try:
+            wait_for(lambda: client.get("/health").status_code == 200)
+            answered = client.post("/report?canary=1", files={"frontal": ("f", png())})
+            assert answered.status_code == 422
+            process.send_signal(signal.SIGHUP)
+            wait_for(lambda: 'report_reloads_total{result="done"} 1.0' in client.get("/metrics").text)
+            if module:
+                with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as sending:
+                    sending.sendall(
+                        b"POST /report HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n"
+                        b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+                    )
+                    wait_for(lambda: client.get("/health").json()["queue"]["depth"] == 1)
+                    process.send_signal(signal.SIGTERM)
+                    began = time.monotonic()
+                    response = answer(sending)
+                    assert time.monotonic() - began < 4
+                assert response.startswith(b"HTTP/1.1 503 ")
+                assert json.loads(response.partition(b"\r\n\r\n")[2])["code"] == "stopping"
+        finally:
             process.send_signal(signal.SIGTERM)
-            began = time.monotonic()
-            response = answer(client)
-            assert time.monotonic() - began < 4
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=START_S)
-    assert process.returncode == 0
-    assert response.startswith(b"HTTP/1.1 503 ")
-    assert json.loads(response.partition(b"\r\n\r\n")[2])["code"] == "stopping"
-
-
-def test_uvicorn_refuses_wrong_settings_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REPORT_API_KEY", "hunter2")
-    process = server("service.app:create_app", "--factory", "--port", "0", command=("uvicorn",))
-    _, log = process.communicate(timeout=START_S)
-    assert process.returncode == 2
-    (line,) = log.splitlines()
-    assert line.startswith("REPORT_API_KEY: a key of 7 characters")
-    assert "hunter2" not in log
-
-
-def test_serve_exits_if_no_bundle_can_be_loaded(tmp_path: Path) -> None:
-    process = server("--bundle", str(tmp_path / "nowhere"), "--port", "0")
-    _, log = process.communicate(timeout=START_S)
-    assert process.returncode == 3
-    assert "cannot serve" in log
-    assert "nowhere" in log
-    assert "Traceback" not in log
+            _, log = process.communicate(timeout=START_S)
+    assert process.returncode in ({0} if module else {0, -signal.SIGTERM, 128 + signal.SIGTERM})
+    assert "ready after" in log
+    assert "canary" not in log
+    assert "REPORT_QUEUE_SIZE meant" in log
+    lines = [json.loads(line) for line in log.splitlines()]  # also those of uvicorn
+    assert {"uvicorn.error", "service.access"} <= {line["logger"] for line in lines}
+    (access,) = [line for line in lines if line["message"].startswith("POST /report 422")]
+    assert (access["route"], access["request_id"]) == ("/report", answered.headers["x-request-id"])

@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +25,6 @@ from tests.support.paths import REPOSITORY
 from tests.support.tiny import write_tiny_bundle
 
 START_S = 400.0  # a new process imports torch, which takes minutes where all cores are taken
-
-
-@pytest.fixture
-def bundle(bundle: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(bundle, tmp_path / "tiny"))
 
 
 def serve_from_the_shell(*arguments: str, **environment: str) -> tuple[int, str]:
@@ -58,41 +51,44 @@ def flip_a_byte(path: Path) -> None:
 # --- bundles ----------------------------------------------------------------------------------------------------------
 
 
-def test_rejects_a_flipped_byte_in_the_weights(bundle: Path) -> None:
-    flip_a_byte(bundle / WEIGHTS)
-    status, log = serve_from_the_shell("--bundle", str(bundle), "--port", "0")
+def test_rejects_a_flipped_byte_in_the_weights(bundle_copy: Path) -> None:
+    flip_a_byte(bundle_copy / WEIGHTS)
+    status, log = serve_from_the_shell("--bundle", str(bundle_copy), "--port", "0")
     assert status == serve.EXIT_BUNDLE == 3
     assert f"{WEIGHTS} was altered (SHA-256 differs); restore the bundle from its source" in log
-    assert str(bundle) in log
+    assert str(bundle_copy) in log
     assert "Traceback" not in log
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "index/reports.faiss", "index/cases.jsonl"])
-def test_rejects_a_flipped_byte_in_any_other_file(bundle: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    flip_a_byte(bundle / name)
-    status, log = serve_here(caplog, "--bundle", str(bundle), "--device", "cpu")
-    assert status == 3
-    assert f"{name} was altered" in log
+def test_rejects_a_flipped_byte_in_any_other_file(bundle_copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("config.json", "tokenizer.json", "index/reports.faiss", "index/cases.jsonl"):
+        flip_a_byte(bundle_copy / name)
+        status, log = serve_here(caplog, "--bundle", str(bundle_copy), "--device", "cpu")
+        assert (status, f"{name} was altered" in log) == (3, True), name
+        flip_a_byte(bundle_copy / name)
+        caplog.clear()
+    status, log = serve_here(caplog, "--bundle", str(bundle_copy / "nowhere"), "--device", "cpu")
+    assert (status, "cannot serve" in log, "nowhere" in log) == (3, True, True)
 
 
 def test_rejects_the_index_of_another_bundle_by_its_hash(
-    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    bundle_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = write_tiny_bundle(tmp_path / "other", seed=1, texts=False)
-    shutil.copytree(other / "index", bundle / "index", dirs_exist_ok=True)
-    status, log = serve_here(caplog, "--bundle", str(bundle), "--device", "cpu")
+    shutil.copytree(other / "index", bundle_copy / "index", dirs_exist_ok=True)
+    status, log = serve_here(caplog, "--bundle", str(bundle_copy), "--device", "cpu")
     assert status == 3
     assert "index/" in log
     assert "restore the bundle from its source" in log
 
 
 def test_rejects_an_index_of_wrong_width_with_a_rewritten_manifest(
-    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    bundle_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     vectors = np.eye(8, 24, dtype=np.float32)  # the model searches with 16 numbers
-    ReportIndex.build(vectors, [Case(f"CXR{row}", None, {}) for row in range(8)]).save(bundle / "index")
-    write_manifest(bundle)
-    status, log = serve_here(caplog, "--bundle", str(bundle), "--device", "cpu")
+    ReportIndex.build(vectors, [Case(f"CXR{row}", None, {}) for row in range(8)]).save(bundle_copy / "index")
+    write_manifest(bundle_copy)
+    status, log = serve_here(caplog, "--bundle", str(bundle_copy), "--device", "cpu")
     assert status == 3
     assert "24" in log
     assert "16" in log
@@ -104,44 +100,33 @@ def test_rejects_an_index_of_wrong_width_with_a_rewritten_manifest(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that must be missing")
 def test_reports_a_configured_gpu_that_is_missing(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("REPORT_DEVICE", "cuda")
-    status, log = serve_here(caplog, "--bundle", str(bundle))
+    status, log = serve_here(caplog, "--bundle", str(bundle_copy))
     assert status == 3
     assert "REPORT_DEVICE=cuda, but 0 CUDA devices are usable here" in log
     assert "use REPORT_DEVICE=cpu" in log
 
 
-@pytest.fixture
-def taken() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        yield int(other.getsockname()[1])
-
-
-def test_reports_a_port_in_use(bundle: Path, taken: int) -> None:
-    status, log = serve_from_the_shell("--bundle", str(bundle), "--port", str(taken))
-    assert status == serve.EXIT_ADDRESS == 4
-    assert f"cannot listen on 127.0.0.1 port {taken}: Address already in use" in log
-    assert "--port or REPORT_PORT" in log
-    assert "Traceback" not in log
-
-
 def test_reports_an_unusable_address_before_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for host, words in (
-        ("203.0.113.7", "cannot listen on 203.0.113.7 port 8123: Cannot assign requested address"),
-        ("no host", "REPORT_HOST='no host' is no address"),
-    ):
-        status = serve.main(["--bundle", str(tmp_path / "nowhere"), "--host", host, "--port", "8123"])
-        assert status == 4, host
-        assert words in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = str(other.getsockname()[1])
+        for host, port, words in (
+            ("127.0.0.1", taken, f"cannot listen on 127.0.0.1 port {taken}: Address already in use"),
+            ("203.0.113.7", "8123", "cannot listen on 203.0.113.7 port 8123: Cannot assign requested address"),
+            ("no host", "8123", "REPORT_HOST='no host' is no address"),
+        ):
+            status = serve.main(["--bundle", str(tmp_path / "nowhere"), "--host", host, "--port", port])
+            assert status == serve.EXIT_ADDRESS == 4, host
+            assert words in capsys.readouterr().err
 
 
 # --- the disk ---------------------------------------------------------------------------------------------------------
 
 
 def test_full_disk_during_hydration_leaves_no_partial_copy(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Existing files stay, and no partial file remains."""
     monkeypatch.chdir(tmp_path)
@@ -151,7 +136,7 @@ def test_full_disk_during_hydration_leaves_no_partial_copy(
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # no room for the weights
     try:
         with pytest.raises(SystemExit) as stop:
-            hydrate.main(["--bundle", str(bundle), "--reports", str(reports), "--out", str(out)])
+            hydrate.main(["--bundle", str(bundle_copy), "--reports", str(reports), "--out", str(out)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert stop.value.code == 1

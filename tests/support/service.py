@@ -32,6 +32,8 @@ from service.web.protocol import HeaderLimitedHttpProtocol
 
 PROBLEM = "application/problem+json"
 WAIT_S = 60.0
+KEY = "correct-horse-battery-staple"
+AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
 
 
 def settings_for(bundle: Path, **changes: Any) -> Settings:
