@@ -90,11 +90,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def client(bundle: Path) -> Iterator[httpx.Client]:
-    """A client of a running service over `bundle`, without a key; do not change its headers."""
-    from tests.support.service import ready_client
+def page_server(bundle: Path) -> Iterator[Live]:
+    """A server of `bundle` without a key."""
+    from tests.support.service import live_server
 
-    with ready_client(bundle, warm_up=False) as client:
+    with live_server(bundle, warm_up=False) as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
+def client(page_server: Live) -> Iterator[httpx.Client]:
+    """A client of that server; do not change its headers."""
+    with page_server.client() as client:
         yield client
 
 
@@ -119,15 +126,6 @@ def gates(monkeypatch: pytest.MonkeyPatch) -> list[Gate]:
 def bundle_copy(bundle: Path, tmp_path: Path) -> Path:
     """A copy of `bundle` that a test may change."""
     return Path(shutil.copytree(bundle, tmp_path / "tiny"))
-
-
-@pytest.fixture(scope="module")
-def page_server(bundle: Path) -> Iterator[Live]:
-    """A server of the page with the tiny bundle."""
-    from tests.support.service import live_server
-
-    with live_server(bundle, warm_up=False) as live:
-        yield live
 
 
 @pytest.fixture(scope="module")

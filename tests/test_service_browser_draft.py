@@ -20,9 +20,7 @@ from tests.support.service import live_server
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-KEY = "correct-horse-battery-staple"
 NAMES = ("Frontal", "Lateral")
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]  # of axe-core
 
 
 # --- a draft ---

@@ -10,13 +10,10 @@ from service.schemas.examples import REPORT_EXAMPLE
 from service.schemas.models import ReportResponse
 from tests.support.browser import answered, break_streams, choose, corner, draft, edit, texts, transform
 from tests.support.formats import facts_of_fhir
+from tests.support.service import KEY
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route
-
-KEY = "correct-horse-battery-staple"
-NAMES = ("Frontal", "Lateral")
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]  # of axe-core
 
 
 # --- by keyboard ---

@@ -9,14 +9,10 @@ import pytest
 
 from service.schemas.examples import REPORT_EXAMPLE
 from tests.support.browser import DRAWN, answered, break_streams, choose, draft, edit, open_page, texts
-from tests.support.service import live_server
+from tests.support.service import KEY, live_server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
-KEY = "correct-horse-battery-staple"
-NAMES = ("Frontal", "Lateral")
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]  # of axe-core
 
 
 def test_wrong_file_is_reported_at_its_view(page: Page, tmp_path: Path) -> None:

@@ -13,8 +13,6 @@ from tests.support.browser import answered, corner, texts
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-KEY = "correct-horse-battery-staple"
-NAMES = ("Frontal", "Lateral")
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]  # of axe-core
 
 
@@ -137,17 +135,6 @@ def test_errors_follow_the_current_language(page: Page, tmp_path: Path) -> None:
     assert page.locator("#error-frontal").inner_text().startswith("请改用 PNG")
     page.select_option("#language", "en")
     assert page.locator("#error").inner_text().startswith("Frontal image.")
-
-
-def test_status_is_repeated_in_a_new_language(page: Page) -> None:
-    answered(page, REPORT_EXAMPLE)
-    page.evaluate("document.getElementById('made-details').open = true")
-    page.select_option("#language", "zh-Hans")
-    assert page.locator("#status").inner_text().startswith("草稿已就绪")
-    assert "书写 402" in page.locator("#made").inner_text()
-    page.select_option("#language", "en")
-    assert page.locator("#status").inner_text().startswith("Draft ready")
-    assert "writing 402" in page.locator("#made").inner_text()
 
 
 def test_shown_report_follows_the_language_during_a_draft(page: Page) -> None:
