@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.network.cpu_kernels import Linear
+from model.network.cpu_kernels import Dropout, Linear
 from model.network.transformer import Encoder, sinusoidal_positions
 from model.text.tokenizer import Tokenizer
 
@@ -70,7 +70,7 @@ class StudyHead(nn.Module):
         self.view = nn.Embedding(2, 2 * embedding_dim)
         self.norm = FeatureNorm(width)
         self.hidden = Linear(width, 2 * embedding_dim)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.out = Linear(2 * embedding_dim, embedding_dim)
 
     def forward(self, pooled: Tensor, views: Tensor, view_mask: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class TextTower(nn.Module):
         self.embed = nn.Embedding(vocab_size, d_model, padding_idx=0)
         nn.init.normal_(self.embed.weight, std=d_model**-0.5)
         self.register_buffer("positions", sinusoidal_positions(max_length, d_model), persistent=False)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.encoder = Encoder(layers, d_model, d_ff, heads, dropout)
         self.out = Linear(d_model, embedding_dim)
         self.scale = d_model**0.5

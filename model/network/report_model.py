@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.network.backbone import Backbone
-from model.network.cpu_kernels import Linear, weight_version_key
+from model.network.cpu_kernels import Dropout, Linear, weight_version_key
 from model.network.dual_encoder import FeatureNorm, StudyHead, TextTower
 from model.network.memory import CrossModalMemory, MemoryBank
 from model.network.transformer import Decoder, DecoderCache, Encoder, sinusoidal_positions
@@ -114,13 +114,13 @@ class ReportModel(nn.Module):
         self.finding_head = nn.Linear(width, len(FINDINGS)) if c.finding_head else None
         self.view_embedding = nn.Embedding(2, width)
         nn.init.zeros_(self.view_embedding.weight)
-        self.to_model = nn.Sequential(Linear(width, c.d_model), nn.ReLU(), nn.Dropout(c.dropout))
+        self.to_model = nn.Sequential(Linear(width, c.d_model), nn.ReLU(), Dropout(c.dropout))
         self.memory = CrossModalMemory(c.d_model, c.memory_dim, c.memory_slots, c.memory_heads, c.memory_top_k)
         self.encoder = Encoder(c.encoder_layers, c.d_model, c.d_ff, c.heads, c.dropout, c.norm)
         self.decoder = Decoder(c.decoder_layers, c.d_model, c.d_ff, c.heads, c.dropout, c.norm)
         self.word_embedding = nn.Embedding(c.vocab_size, c.d_model, padding_idx=0)
         self.to_words = Linear(c.d_model, c.vocab_size)
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
         self.register_buffer("patch_positions", sinusoidal_positions(MAX_PATCHES, c.d_model), persistent=False)
         self.register_buffer("word_positions", sinusoidal_positions(c.max_length, c.d_model), persistent=False)
         self.register_buffer("word_table", None, persistent=False)
