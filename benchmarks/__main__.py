@@ -3,7 +3,7 @@
     python -m benchmarks                    the table, in under ten minutes on two cores
     python -m benchmarks growth --out DIR   how cost grows with words, beams, slots and batch: CSV and plot
     python -m benchmarks index --out DIR    the index up to a million vectors: CSV and plot (long)
-    python -m benchmarks kinds              kinds of index side by side at 100,000 vectors
+    python -m benchmarks kinds              kinds of index compared at 100,000 vectors
     python -m benchmarks kernels            what each CPU kernel saves against plain PyTorch
     python -m benchmarks profile            the operators that take most of the time
 
@@ -22,10 +22,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cider, decoding, growth, index, kernels, machine, profiles, serving, training_step
-from benchmarks.logging import configure_logging
-from benchmarks.machine import Machine
-from benchmarks.table import HEADER, Row, markdown
+from benchmarks import cider, decoding, index, kernels, serving, training_step
+from benchmarks.measure import HEADER, Machine, Row, markdown, read_machine
+from benchmarks.server import run_command
 from model.devices import choose_device
 from model.files import write_atomic
 
@@ -40,51 +39,37 @@ SECTIONS: dict[str, Callable[[Machine, torch.device], list[Row]]] = {
 }
 
 
-def table(device: torch.device, sections: Sequence[str]) -> tuple[str, list[Row]]:
-    """A line on the machine, and the rows of ``sections``."""
-    here = machine.read(device)
-    log.info("%s", here.describe())
+def measure(arguments: argparse.Namespace) -> int:
+    """Run the command; returns 1 if a goal of the table was missed."""
+    device, out = choose_device(arguments.device), arguments.out or Path("runs/benchmarks")
+    match arguments.what:
+        case "growth":
+            decoding.write_growth(decoding.growth(device), out)
+        case "index":
+            print(index.as_markdown(index.curve(out, arguments.sizes, images=arguments.images)))
+        case "kinds":
+            print(index.as_markdown(index.kinds(images=arguments.images)))
+        case "kernels":
+            print(kernels.as_markdown())
+        case "profile":
+            kernels.print_profiles(device)
+        case _:
+            return _table(device, arguments.only or list(SECTIONS), arguments.out)
+    return 0
+
+
+def _table(device: torch.device, sections: Sequence[str], out: Path | None) -> int:
+    began, machine = time.monotonic(), read_machine(device)
+    log.info("%s", machine.describe())
     rows: list[Row] = []
     for name in sections:
         log.info("measuring: %s", name)
-        rows += SECTIONS[name](here, device)
-    return here.describe(), rows
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``python -m benchmarks``; returns 1 if a goal was missed."""
-    arguments = _parser().parse_args(argv)
-    configure_logging()
-    try:
-        return _measure(arguments, choose_device(arguments.device))
-    except (OSError, ValueError) as error:
-        log.error("%s", error)
-        return 2
-
-
-def _measure(arguments: argparse.Namespace, device: torch.device) -> int:
-    if arguments.what == "growth":
-        growth.write(growth.measure(device), arguments.out or Path("runs/benchmarks"))
-        return 0
-    if arguments.what == "index":
-        points = index.curve(arguments.out or Path("runs/benchmarks"), arguments.sizes, images=arguments.images)
-        print(index.as_markdown(points))
-        return 0
-    if arguments.what == "kinds":
-        print(index.as_markdown(index.kinds(images=arguments.images)))
-        return 0
-    if arguments.what == "kernels":
-        print(kernels.as_markdown())
-        return 0
-    if arguments.what == "profile":
-        profiles.print_all(device)
-        return 0
-    began = time.monotonic()
-    described, rows = table(device, arguments.only or list(SECTIONS))
-    text = f"{datetime.date.today()}, {described}.\n\n{markdown(HEADER, [row.cells() for row in rows])}\n"
+        rows += SECTIONS[name](machine, device)
+    table = markdown(HEADER, [row.cells() for row in rows])
+    text = f"{datetime.date.today()}, {machine.describe()}.\n\n{table}\n"
     print(text, end="")
-    if arguments.out:
-        write_atomic(arguments.out, text.encode())
+    if out:
+        write_atomic(out, text.encode())
     log.info("done in %.0f s", time.monotonic() - began)
     return int(any(row.met is False for row in rows))
 
@@ -96,19 +81,19 @@ def _sections(text: str) -> list[str]:
     return names
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m benchmarks``; returns 1 if a goal was missed, 2 if nothing could be measured."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "what", nargs="?", choices=("table", "growth", "index", "kinds", "kernels", "profile"), default="table"
-    )
+    commands = ("table", "growth", "index", "kinds", "kernels", "profile")
+    parser.add_argument("what", nargs="?", choices=commands, default="table")
     parser.add_argument("--out", type=Path, help="table: Markdown file to write; growth, index: folder")
     parser.add_argument("--only", type=_sections, help=f"some of {','.join(SECTIONS)}")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--sizes", type=int, nargs="+", default=index.SIZES, help="index: numbers of vectors")
     parser.add_argument("--images", type=Path, help="index, kinds: a folder of radiographs as additional queries")
-    return parser
+    return run_command(measure, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import io
 import numpy as np
 from pycocoevalcap.cider.cider import Cider
 
-from benchmarks.table import Row, at_least, seconds
+from benchmarks.measure import Row, at_least, seconds
 from model.text.tokenizer import END_OF_SENTENCE, clean_report_r2gen
 from training.phantoms.report import compose_report
 from training.phantoms.study import PHANTOM_FINDINGS, chest_of

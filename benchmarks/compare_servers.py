@@ -25,14 +25,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 from tqdm import tqdm
 
 from benchmarks import plots
 from benchmarks.load import Load, Study, count_outcomes, drawn_studies, generate, percentiles, rate, with_answers
-from benchmarks.logging import configure_logging
-from benchmarks.server import Server, add_server_arguments, bundle_of, running, service
-from benchmarks.table import markdown
+from benchmarks.measure import markdown
+from benchmarks.server import Server, bundle_of, command_parser, run_command, running, service
 from model.devices import choose_device
 from model.files import write_atomic
 from training.cli import positive
@@ -61,19 +59,13 @@ class Comparison:
 @contextlib.contextmanager
 def servers(bundle: Path, device: str, threads: int) -> Iterator[dict[str, Server]]:
     """All three, ready."""
-    environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    os.environ.update(environment)  # the service takes them from here
-    with contextlib.ExitStack() as stack:
-        ours = service(bundle, device=device, max_concurrent_requests=4 * max(CLIENTS), max_batch_size=MAX_BATCH)
-        found = {SERVICE: stack.enter_context(ours)}
-        for name, module, health in (
-            (NAIVE, "benchmarks.naive_server", "/openapi.json"),
-            (LITSERVE, "benchmarks.litserve_server", "/health"),
-        ):
-            log.info("starting: %s", name)
-            command = ["-m", module, str(bundle), device, "{port}"]
-            found[name] = stack.enter_context(running(command, environment=environment, health=health))
-        yield found
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}  # the servers inherit them
+    with (
+        service(bundle, device=device, max_concurrent_requests=4 * max(CLIENTS), max_batch_size=MAX_BATCH) as ours,
+        running("benchmarks.naive_server", bundle, device, health="/openapi.json") as naive,
+        running("benchmarks.litserve_server", bundle, device) as litserve,
+    ):
+        yield {SERVICE: ours, NAIVE: naive, LITSERVE: litserve}
 
 
 def compare(
@@ -93,16 +85,13 @@ def compare(
     studies = _agreed(found, drawn or drawn_studies(STUDIES, sizes=(SIZE,), both_views=True))
     names = list(found)
     turns = [
-        (number, name)
-        for turn in range(rounds)
-        for number in clients
-        for name in names[turn % len(names) :] + names[: turn % len(names)]
-    ]
+        (number, names[(turn + offset) % len(names)])
+        for turn in range(rounds) for number in clients for offset in range(len(names))
+    ]  # fmt: skip
     for number, name in tqdm(turns, unit=" readings", disable=quiet):
         with contextlib.ExitStack() as others:
-            for other in names:
-                if other != name:
-                    others.enter_context(found[other].paused())
+            for other in found.keys() - {name}:
+                others.enter_context(found[other].paused())
             time.sleep(REST_S)
             load = Load(found[name].url, measured.seconds, clients=number, deadline_s=DEADLINE_S)
             records = generate(load, studies)
@@ -126,9 +115,6 @@ def _agreed(found: dict[str, Server], drawn: Sequence[Study]) -> list[Study]:
                 raise RuntimeError(f"study {number}: {name} answers {study.expected!r}, {SERVICE} {other.expected!r}")
         known = known or answered
     return known
-
-
-# --- the command --------------------------------------------------------------------------------------------------
 
 
 def ratios(upper: Sequence[float], lower: Sequence[float]) -> tuple[float, float, float]:
@@ -158,17 +144,12 @@ def as_markdown(measured: Comparison) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns 0, or 2 if the servers could not be measured or do not agree."""
-    arguments = _parser().parse_args(argv)
-    try:
-        device = str(choose_device(arguments.device))
-        with bundle_of(arguments) as bundle, servers(bundle, device, arguments.threads) as found:
-            measured = Comparison(bundle.name, device, arguments.threads, arguments.seconds)
-            compare(found, measured, rounds=arguments.rounds)
-    except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
-        log.error("%s", error)
-        return 2
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    device = str(choose_device(arguments.device))
+    with bundle_of(arguments) as bundle, servers(bundle, device, arguments.threads) as found:
+        measured = Comparison(bundle.name, device, arguments.threads, arguments.seconds)
+        compare(found, measured, rounds=arguments.rounds)
     write_atomic(arguments.out / "servers.json", json.dumps(dataclasses.asdict(measured), indent=1).encode())
     plots.side_by_side(measured.throughput, arguments.out / "servers.png", label="answers a second")
     print(as_markdown(measured))
@@ -176,19 +157,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compare_servers", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add_server_arguments(parser, url=False)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns 0, or 2 if the servers could not be measured or do not agree."""
+    parser = command_parser("compare_servers", __doc__, url=False)
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="of one reading (6)")
     parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="OpenMP threads of each server")
-    parser.add_argument("--out", type=Path, default=Path("runs/servers"))
-    return parser
+    parser.set_defaults(out=Path("runs/servers"))
+    return run_command(run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    configure_logging()
     sys.exit(main())

@@ -34,19 +34,18 @@ import psutil
 from tqdm import tqdm
 
 from benchmarks import plots
-from benchmarks.fuzzing import bodies, mutation, schema
-from benchmarks.fuzzing.inputs import Input
-from benchmarks.fuzzing.invariants import Judge, is_busy
-from benchmarks.fuzzing.seeds import PATIENT, png
-from benchmarks.logging import configure_logging
+from benchmarks.fuzzing.files import PATIENT, png
+from benchmarks.fuzzing.inputs import Input, inputs
+from benchmarks.fuzzing.rules import is_busy, rules_of
+from benchmarks.measure import markdown
 from benchmarks.memory import Sample, resident_bytes, rise, slope
 from benchmarks.raw_http import Answer, NoAnswerError, RawRequest, send, study_request
-from benchmarks.server import Server, idle, server_of
-from benchmarks.table import markdown
+from benchmarks.server import Server, command_parser, idle, run_command, server_of
 from model.files import write_atomic
 from training.cli import positive
 
 log = logging.getLogger("benchmarks.fuzz")
+KINDS = ("schema", "bodies", "files")
 CLIENTS, BATCH = 4, 60  # threads that send; inputs that are drawn together
 # Small limits, so that bodies beyond them are cheap to send; fewer slots than clients, so that `busy` occurs as well.
 SETTINGS = {
@@ -61,18 +60,6 @@ KEPT = 50  # files of violations
 
 
 @dataclass
-class Violation:
-    """A rule that an answer broke; ``file`` holds the bytes sent."""
-
-    kind: str
-    origin: str
-    faults: list[str]
-    framed: bool
-    whole: bool
-    file: str | None = None
-
-
-@dataclass
 class Outcome:
     """The result of a run."""
 
@@ -81,7 +68,7 @@ class Outcome:
     seconds: float = 0.0
     statuses: dict[str, dict[str, int]] = field(default_factory=dict)  # kind -> "200", "422 truncated", … -> count
     busy: int = 0
-    violations: list[Violation] = field(default_factory=list)
+    violations: list[dict[str, Any]] = field(default_factory=list)  # with ``file``, which holds the bytes sent
     in_the_end: list[str] = field(default_factory=list)  # what was wrong after all inputs
     memory: list[Sample] = field(default_factory=list)  # (inputs sent, bytes)
     growth: float | None = None  # bytes per 1,000 inputs, second half
@@ -98,30 +85,24 @@ class Fuzz:
     def __init__(self, server: Server, *, seed: int, out: Path | None) -> None:
         """``out`` is the folder for violations; None stores none."""
         self.outcome = Outcome(seed=seed)
-        self._server, self._seed, self._out = server, seed, out
+        self._server, self._out, self._lock = server, out, threading.Lock()
         self._document: dict[str, Any] = httpx.get(server.url + "/openapi.json", timeout=60).json()
-        self._judge = Judge(self._document)
-        self._lock = threading.Lock()
+        self._rules = rules_of(self._document)
 
-    def run(self, count: int, *, kinds: Sequence[str] = ("schema", "bodies", "files"), quiet: bool = False) -> Outcome:
+    def run(self, count: int, *, kinds: Sequence[str] = KINDS, quiet: bool = False) -> Outcome:
         """Send ``count`` inputs, the ``kinds`` in turn, and check the service afterwards."""
-        began = time.monotonic()
-        before = self._reference()
-        streams = {
-            "schema": lambda: schema.inputs(self._document, self._seed),
-            "bodies": lambda: bodies.inputs(self._seed),
-            "files": lambda: mutation.inputs(self._seed),
-        }
-        inputs = islice(chain.from_iterable(zip(*(streams[kind]() for kind in kinds), strict=True)), count)
+        began, before = time.monotonic(), self._reference()
+        streams = [inputs(kind, self._document, self.outcome.seed) for kind in kinds]
+        drawn = islice(chain.from_iterable(zip(*streams, strict=True)), count)
         try:
-            self._send_all(inputs, tqdm(total=count, unit=" inputs", disable=quiet, mininterval=1, smoothing=0.05))
+            self._send_all(drawn, tqdm(total=count, unit=" inputs", disable=quiet, mininterval=1, smoothing=0.05))
         except KeyboardInterrupt:
             self.outcome.in_the_end.append("interrupted")
         self._check_afterwards(before)
         self.outcome.seconds = time.monotonic() - began
         return self.outcome
 
-    def _send_all(self, inputs: Iterator[Input], progress: tqdm[Any]) -> None:
+    def _send_all(self, drawn: Iterator[Input], progress: tqdm[Any]) -> None:
         def one(one: Input) -> None:
             status, faults = self.judge(one)
             with self._lock:
@@ -129,7 +110,7 @@ class Fuzz:
                 self._count(one, status, faults)
 
         with progress, ThreadPoolExecutor(CLIENTS) as pool:
-            while batch := list(islice(inputs, BATCH)):
+            while batch := list(islice(drawn, BATCH)):
                 list(pool.map(one, batch))
 
     def _count(self, one: Input, status: str, faults: list[str]) -> None:
@@ -152,7 +133,7 @@ class Fuzz:
             except NoAnswerError as error:
                 client_left = not one.request.whole and str(error).startswith("closed")
                 return f"none: {error}", [] if client_left else [f"no answer: {error}"]
-            faults = self._judge.faults(one.request, answer) + (one.check(answer) if one.check else [])
+            faults = self._rules(one.request, answer) + (one.check(answer) if one.check else [])
             if not is_busy(answer) or faults:
                 return _short(answer), faults
             with self._lock:
@@ -162,14 +143,15 @@ class Fuzz:
 
     def _store(self, one: Input, faults: list[str]) -> None:
         number = len(self.outcome.violations) + 1
-        violation = Violation(one.kind, one.origin, faults, one.request.framed, one.request.whole)
-        self.outcome.violations.append(violation)
         log.error("violation %d: %s: %s", number, one.origin, "; ".join(faults)[:500])
+        violation = {"kind": one.kind, "origin": one.origin, "faults": faults, "file": None,
+                     "framed": one.request.framed, "whole": one.request.whole}  # fmt: skip
+        self.outcome.violations.append(violation)
         if self._out is not None and number <= KEPT:
             path = self._out / "violations" / f"{number:04d}.http"
-            violation.file = path.name
+            violation["file"] = path.name
             write_atomic(path, one.request.data)
-            write_atomic(path.with_suffix(".json"), json.dumps(asdict(violation), indent=1).encode())
+            write_atomic(path.with_suffix(".json"), json.dumps(violation, indent=1).encode())
 
     def _reference(self) -> list[str]:
         """Findings of two correct studies."""
@@ -185,8 +167,7 @@ class Fuzz:
         return found
 
     def _check_afterwards(self, before: list[str]) -> None:
-        outcome = self.outcome
-        wrong = outcome.in_the_end
+        outcome, wrong = self.outcome, self.outcome.in_the_end
         try:
             health = idle(self._server.url)
             if health["status_code"] != 200:
@@ -220,21 +201,29 @@ def _short(answer: Answer) -> str:
     return str(answer.status)
 
 
-# --- the command --------------------------------------------------------------------------------------------------
+def as_markdown(outcome: Outcome) -> str:
+    """One line per kind of input, and the checks at the end."""
+    broken = collections.Counter(violation["kind"] for violation in outcome.violations)
+    rows = []
+    for kind, counts in sorted(outcome.statuses.items()):
+        refused = sorted(((n, name) for name, n in counts.items() if name != "200"), reverse=True)
+        shown = ", ".join(f"{name} {n:,}" for n, name in refused)
+        rows.append([kind, f"{sum(counts.values()):,}", f"{counts.get('200', 0):,}", shown, str(broken[kind])])
+    growth = "not measured" if outcome.growth is None else f"{_mib(outcome.growth)} in 1,000 inputs"
+    return (
+        markdown(("inputs", "sent", "drafts", "refused, by code", "violations"), rows)
+        + f"\n\n{outcome.inputs:,} inputs, seed {outcome.seed}, {outcome.seconds:.0f} s; {outcome.busy:,} times busy, "
+        f"sent again; memory in the second half {growth} ({_mib(FLAT)} are allowed from {JUDGED_FROM:,} inputs on); "
+        f"in the end: {'; '.join(outcome.in_the_end) or 'healthy, queue empty, same findings, clean log'}."
+    )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns 0 if no rule was broken, 1 if one was, 2 if nothing could be measured."""
-    arguments = _parser().parse_args(argv)
-    arguments.tiny = arguments.bundle is None
-    try:
-        with server_of(arguments, **SETTINGS) as server:
-            if arguments.replay:
-                return _replay(server, arguments.replay)
-            outcome = Fuzz(server, seed=arguments.seed, out=arguments.out).run(arguments.inputs)
-    except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
-        log.error("%s", error)
-        return 2
+def fuzz(arguments: argparse.Namespace) -> int:
+    """Run the command; returns 1 if a rule was broken."""
+    with server_of(arguments, **SETTINGS) as server:
+        if arguments.replay:
+            return _replay(server, arguments.replay)
+        outcome = Fuzz(server, seed=arguments.seed, out=arguments.out).run(arguments.inputs)
     content = json.dumps({"passed": outcome.passed, **asdict(outcome)}, indent=1)
     write_atomic(arguments.out / "fuzz.json", content.encode())
     if outcome.memory:
@@ -254,38 +243,14 @@ def _replay(server: Server, path: Path) -> int:
     return int(bool(faults))
 
 
-def as_markdown(outcome: Outcome) -> str:
-    """One line per kind of input, and the checks at the end."""
-    broken = collections.Counter(violation.kind for violation in outcome.violations)
-    rows = []
-    for kind, counts in sorted(outcome.statuses.items()):
-        refused = sorted(((n, name) for name, n in counts.items() if name != "200"), reverse=True)
-        shown = ", ".join(f"{name} {n:,}" for n, name in refused)
-        rows.append([kind, f"{sum(counts.values()):,}", f"{counts.get('200', 0):,}", shown, str(broken[kind])])
-    growth = "not measured" if outcome.growth is None else f"{_mib(outcome.growth)} in 1,000 inputs"
-    return (
-        markdown(("inputs", "sent", "drafts", "refused, by code", "violations"), rows)
-        + f"\n\n{outcome.inputs:,} inputs, seed {outcome.seed}, {outcome.seconds:.0f} s; {outcome.busy:,} times busy, "
-        f"sent again; memory in the second half {growth} ({_mib(FLAT)} are allowed from {JUDGED_FROM:,} inputs on); "
-        f"in the end: {'; '.join(outcome.in_the_end) or 'healthy, queue empty, same findings, clean log'}."
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns 0 if no rule was broken, 1 if one was, 2 if nothing could be measured."""
+    parser = command_parser("fuzz", __doc__, bundle=None, device="cpu")
     parser.add_argument("--inputs", type=positive, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="same seed, same inputs (0)")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--url", help="a service that runs already; its memory and log are not checked")
-    where.add_argument("--bundle", type=Path, help="serve this one instead of the tiny untrained one")
-    parser.add_argument("--device", default="cpu", help="of the service: auto, cpu, cuda")
-    parser.add_argument("--out", type=Path, default=Path("runs/fuzz"))
     parser.add_argument("--replay", type=Path, metavar="FILE", help="send one stored request again")
-    return parser
+    return run_command(fuzz, parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    configure_logging()
     sys.exit(main())

@@ -64,7 +64,11 @@ class Client(locust.FastHttpUser):
         self.record, self.study = Record(self.elapsed()), next(self.following)
 
     def request(self, record: Record) -> None:
-        """A client that waits for its answer."""
+        """Send the study and set the outcome from its answer."""
+        if record.client != "normal":
+            assert self.host is not None
+            rng = np.random.default_rng([self.load.seed, len(self.records)])
+            return bad_clients.send(self.host, self.study, record, rng)
         headers = {"Content-Type": CONTENT_TYPE} | ({} if self.until else {"Connection": "close"})
         body: Any = self.study.body
         with self.client.post("/report", data=body, headers=headers, catch_response=True) as response:
@@ -81,21 +85,11 @@ class Client(locust.FastHttpUser):
         return time.perf_counter() - cls.began
 
 
-class BadClient(Client):
-    """Misbehaves in the way that its record names."""
-
-    def request(self, record: Record) -> None:
-        """See ``benchmarks.bad_clients``."""
-        assert self.host is not None
-        rng = np.random.default_rng([self.load.seed, len(self.records)])
-        bad_clients.ALL[record.client](self.host, self.study, record, rng)
-
-
 def closed_loop(spawn: Any, load: Load, studies: list[Study]) -> None:
     """Start all clients at once; each takes every n-th study."""
     for number in range(load.clients):
         following = itertools.islice(itertools.cycle(studies), number, None, load.clients)
-        spawn(Client, Record(0.0), next(following), following=following, until=load.seconds)
+        spawn(Record(0.0), next(following), following=following, until=load.seconds)
 
 
 def open_loop(spawn: Any, load: Load, studies: list[Study]) -> None:
@@ -107,8 +101,8 @@ def open_loop(spawn: Any, load: Load, studies: list[Study]) -> None:
     for number, at in enumerate(progress):
         gevent.sleep(max(0.0, at - Client.elapsed()))
         bad = rng.random() < load.misbehaving
-        client = sorted(bad_clients.ALL)[int(rng.integers(len(bad_clients.ALL)))] if bad else "normal"
-        spawn(BadClient if bad else Client, Record(at, client), studies[int(rng.integers(len(studies)))])
+        client = bad_clients.KINDS[int(rng.integers(len(bad_clients.KINDS)))] if bad else "normal"
+        spawn(Record(at, client), studies[int(rng.integers(len(studies)))])
         if number % 50 == 0:
             progress.set_postfix(count_outcomes(Client.records))
 
@@ -119,10 +113,10 @@ def main() -> None:
     load = Load(**plan["load"])
     studies = [Study(base64.b64decode(body), expected) for body, expected in plan["studies"]]
     Client.host, Client.load, Client.began = load.url, load, time.perf_counter()
-    runner = Environment(user_classes=[Client, BadClient]).create_local_runner()
+    runner = Environment(user_classes=[Client]).create_local_runner()
 
-    def spawn(kind: type[Client], record: Record, study: Study, **more: Any) -> None:
-        (user,) = runner.spawn_users({kind.__name__: 1})  # it runs at the next switch between greenlets
+    def spawn(record: Record, study: Study, **more: Any) -> None:
+        (user,) = runner.spawn_users({Client.__name__: 1})  # it runs at the next switch between greenlets
         user.__dict__.update(record=record, study=study, **more)
 
     (closed_loop if load.clients else open_loop)(spawn, load, studies)

@@ -20,7 +20,7 @@ import itertools
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -29,11 +29,14 @@ from typing import Any
 import faiss
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from benchmarks import plots
+from benchmarks.measure import Row, below, in_turn, markdown
 from benchmarks.server import BUNDLE
-from benchmarks.table import Row, below, markdown, times
+from model.bundle import load_bundle
 from model.files import write_atomic
+from model.images import load_pixels
 from retrieval_index.cases import Case
 from retrieval_index.faiss_backend import FLAT_BELOW, build, cell_count
 from retrieval_index.index import ReportIndex
@@ -66,6 +69,42 @@ class Point:
     recall_images: float | None
 
 
+class Comparison:
+    """Searches of index after index with the same queries; the exact neighbours come from ``exact``."""
+
+    def __init__(self, maker: Maker, images: Path | None) -> None:
+        """``images`` is a folder of radiographs, whose embeddings become additional queries.
+
+        Raises:
+            ValueError: the folder has no image.
+        """
+        self.queries = [maker.queries(_QUERIES)] + ([] if images is None else [embed_images(images)])
+        self.exact: list[Any] = []
+
+    def point(
+        self, kind: str, size: int, build_s: float, search: Search, load_s: float | None = None, *, exact: bool = False
+    ) -> Point:
+        """Measure one index; with ``exact`` its results become those that recall is computed from."""
+        found = [search(queries, K)[1] for queries in self.queries]
+        if exact:
+            self.exact = found
+        recalls = [
+            round(float(np.mean([len({*one} & {*best}) / K for one, best in zip(mine, wanted, strict=True)])), 4)
+            for mine, wanted in zip(found, self.exact, strict=True)
+        ]
+        middle, p95 = (np.percentile(search_times(search, self.queries[0]), [50, 95]).round(7) * 1e3).tolist()
+        recall_images = recalls[1] if recalls[1:] else None
+        point = Point(size, kind, round(build_s, 4), load_s, middle, p95, recalls[0], recall_images)
+        log.info("%s", point)
+        return point
+
+
+def search_times(search: Search, queries: Floats) -> list[float]:
+    """Seconds of searches with one query each."""
+    following = itertools.cycle(queries[:, None])
+    return in_turn([lambda: search(next(following), K)], rounds=_TIMED, warm_up=20)[0]
+
+
 def rows() -> list[Row]:
     """The row of the main table: one query against the shipped index."""
     index = ReportIndex.load(BUNDLE / "index")
@@ -78,22 +117,22 @@ def curve(out: Path, sizes: Sequence[int] = SIZES, *, images: Path | None = None
     """Search each size exactly and as ``retrieval_index`` chooses; write ``index-curve.csv`` and ``index-curve.png``.
 
     10⁶ cases take some minutes on two cores and about 5 GB of memory.
-
-    Args:
-        out: folder.
-        sizes: numbers of cases.
-        images: a folder of radiographs (PNG, JPEG); their embeddings become additional queries.
-
-    Raises:
-        ValueError: the folder has no image.
     """
-    maker, asked = _queries(images)
+    maker = Maker(ReportIndex.load(BUNDLE / "index"))
+    compared = Comparison(maker, images)
     exact: list[Point] = []
     chosen: list[Point] = []
     for size in sorted(sizes):
-        for points in zip((exact, chosen), _at_size(maker.cases(size), asked), strict=True):
-            points[0].append(points[1])
-            log.info("%s", points[1])
+        vectors, cases = maker.cases(size), [Case(f"case-{row}") for row in range(size)]
+        build_s, index = _timed(lambda: ReportIndex.build(vectors, cases, kind="flat"))  # noqa: B023  # called at once
+        exact.append(compared.point("exact", size, build_s, index.search, exact=True))
+        del index  # before the next one is built: at 10⁶ each takes 2 GB
+        build_s, index = _timed(lambda: ReportIndex.build(vectors, cases))  # noqa: B023
+        with tempfile.TemporaryDirectory() as folder:
+            index.save(Path(folder))
+            del index
+            load_s, index = _timed(lambda: ReportIndex.load(Path(folder)))
+        chosen.append(compared.point(index.kind, size, build_s, index.search, load_s))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(field.name for field in fields(Point))
@@ -103,53 +142,28 @@ def curve(out: Path, sizes: Sequence[int] = SIZES, *, images: Path | None = None
     return chosen
 
 
-def _at_size(vectors: Floats, asked: list[Floats]) -> Iterator[Point]:
-    """The exact index, then the chosen kind after a round trip to disk."""
-    cases = [Case(f"case-{row}") for row in range(len(vectors))]
-    build_s, index = _timed(lambda: ReportIndex.build(vectors, cases, kind="flat"))
-    exact = [index.search(queries, K)[1] for queries in asked]
-    yield _point("exact", len(vectors), build_s, index.search, asked, exact)
-    del index  # before the next one is built: at 10⁶ each takes 2 GB
-    build_s, index = _timed(lambda: ReportIndex.build(vectors, cases))
-    with tempfile.TemporaryDirectory() as folder:
-        index.save(Path(folder))
-        del index
-        load_s, index = _timed(lambda: ReportIndex.load(Path(folder)))
-    yield _point(index.kind, len(vectors), build_s, index.search, asked, exact, load_s)
-
-
 def kinds(size: int = KINDS_SIZE, *, images: Path | None = None) -> list[Point]:
-    """Kinds of index on one thread: why ``retrieval_index`` uses cells from 20,000 cases on, and not HNSW.
-
-    Raises:
-        ValueError: the folder ``images`` has no image.
-    """
+    """Kinds of index on one thread: why ``retrieval_index`` uses cells from 20,000 cases on, and not HNSW."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
-        maker, asked = _queries(images)
-        return _kinds(maker.cases(size), asked)
+        maker = Maker(ReportIndex.load(BUNDLE / "index"))
+        compared, vectors = Comparison(maker, images), maker.cases(size)
+        build_s, index = _timed(lambda: build(vectors, "flat").faiss_index)
+        points = [compared.point("flat", size, build_s, index.search, exact=True)]
+        build_s, index = _timed(lambda: build(vectors, "ivf").faiss_index)
+        for index.nprobe in PROBES:
+            name = f"ivf, {index.nprobe} of {cell_count(size):,} cells"
+            points.append(compared.point(name, size, build_s, index.search))
+        index = faiss.IndexHNSWFlat(vectors.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = EF_BUILD
+        build_s, _ = _timed(lambda: index.add(vectors))
+        for index.hnsw.efSearch in EF_SEARCH:
+            name = f"hnsw, M {LINKS}, efSearch {index.hnsw.efSearch}"
+            points.append(compared.point(name, size, build_s, index.search))
+        return points
     finally:
         faiss.omp_set_num_threads(threads)
-
-
-def _kinds(vectors: Floats, asked: list[Floats]) -> list[Point]:
-    size = len(vectors)
-    build_s, index = _timed(lambda: build(vectors, "flat").faiss_index)
-    exact = [index.search(queries, K)[1] for queries in asked]
-    points = [_point("flat", size, build_s, index.search, asked, exact)]
-    build_s, index = _timed(lambda: build(vectors, "ivf").faiss_index)
-    for probes in PROBES:
-        index.nprobe = probes
-        name = f"ivf, {probes} of {cell_count(size):,} cells"
-        points.append(_point(name, size, build_s, index.search, asked, exact))
-    index = faiss.IndexHNSWFlat(vectors.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = EF_BUILD
-    build_s, _ = _timed(lambda: index.add(vectors))
-    for searched in EF_SEARCH:
-        index.hnsw.efSearch = searched
-        points.append(_point(f"hnsw, M {LINKS}, efSearch {searched}", size, build_s, index.search, asked, exact))
-    return points
 
 
 def as_markdown(points: Sequence[Point]) -> str:
@@ -203,11 +217,6 @@ def embed_images(folder: Path) -> Floats:
     Raises:
         ValueError: the folder has no PNG or JPEG.
     """
-    import torch
-
-    from model.bundle import load_bundle
-    from model.images import load_pixels
-
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".png", ".jpg", ".jpeg"})
     if not files:
         raise ValueError(f"{folder} holds no .png, .jpg or .jpeg; name a folder of radiographs")
@@ -221,32 +230,6 @@ def embed_images(folder: Path) -> Floats:
             patches = bundle.model.encode_images(image, views, present)
             found.append(bundle.model.embed_study(patches).float().numpy())
     return np.concatenate(found)
-
-
-def search_times(search: Search, queries: Floats) -> list[float]:
-    """Seconds of searches with one query each."""
-    following: Iterator[Floats] = itertools.cycle(queries[:, None])
-    return times(lambda: search(next(following), K), repeats=_TIMED, warm_up=20)
-
-
-def _queries(images: Path | None) -> tuple[Maker, list[Floats]]:
-    maker = Maker(ReportIndex.load(BUNDLE / "index"))
-    return maker, [maker.queries(_QUERIES)] + ([] if images is None else [embed_images(images)])
-
-
-def _point(
-    kind: str, size: int, build_s: float, search: Search, asked: list[Floats], exact: list[Any],
-    load_s: float | None = None,
-) -> Point:  # fmt: skip
-    found = [search(queries, K)[1] for queries in asked]
-    recalls = [
-        round(float(np.mean([len({*one} & {*best}) / K for one, best in zip(mine, wanted, strict=True)])), 4)
-        for mine, wanted in zip(found, exact, strict=True)
-    ]
-    middle, p95 = np.percentile(search_times(search, asked[0]), [50, 95]).round(7).tolist()
-    return Point(
-        size, kind, round(build_s, 4), load_s, middle * 1e3, p95 * 1e3, recalls[0], recalls[1] if recalls[1:] else None
-    )
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:

@@ -1,41 +1,32 @@
-"""What each CPU kernel of ``model.network.cpu_kernels`` saves against plain PyTorch, figure by figure.
+"""What each CPU kernel of ``model.network.cpu_kernels`` saves against plain PyTorch, and the time by operator.
 
-Each figure runs in turn with the kernel and without it; the least processor time of each counts, which other
-processes disturb less than wall-clock time. A kernel stays in the project where it saves 1.25 × on one figure.
+Each workload runs in turn with the kernel and without it; the least processor time of each counts, which other
+processes disturb less than wall-clock time. A kernel stays in the project where it saves 1.25 × on one workload.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.decoding import report_writer
-from benchmarks.published_size import features, pair
+from benchmarks.decoding import writers
+from benchmarks.measure import in_turn, markdown
+from benchmarks.naive_server import load_drafter
+from benchmarks.published_size import pair
 from benchmarks.server import BUNDLE
-from benchmarks.table import markdown
 from benchmarks.training_step import our_step
-from model.bundle import INDEX_DIR, load_bundle
-from model.drafter import Drafter
 from model.network import cpu_kernels
 from model.types import StudyView, View
-from retrieval_index.index import ReportIndex
 
-ROUNDS = 4
-HEADER = ("kernel", "figure", "with", "plain PyTorch", "ratio")
-
-
-class _PlainRead:
-    """Top-k addressing by gathered rows and autograd, in place of the function with its own gradient."""
-
-    @staticmethod
-    def apply(queries: Tensor, keys: Tensor, values: Tensor, k: int) -> Tensor:
-        return plain_read(queries, keys, values, k)[0]
+ROUNDS, OPERATORS = 4, 14
+HEADER = ("kernel", "workload", "with", "plain PyTorch", "ratio")
 
 
 def plain_read(queries: Tensor, keys: Tensor, values: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,59 +37,69 @@ def plain_read(queries: Tensor, keys: Tensor, values: Tensor, k: int) -> tuple[T
     return (weights.to(values.dtype).unsqueeze(-1) * rows.view(*chosen.shape, -1)).sum(2), weights, chosen
 
 
-KERNELS: Mapping[str, Callable[[], list[AbstractContextManager[object]]]] = {
-    "linear layers on oneDNN": lambda: [patch.object(cpu_kernels, "_HAS_ONEDNN", False)],
-    "top-k addressing of the memory": lambda: [
-        patch.object(cpu_kernels, "_read", plain_read), patch.object(cpu_kernels, "_Read", _PlainRead),
-    ],
-}  # fmt: skip
+class _PlainRead:
+    """Top-k addressing by gathered rows and autograd, in place of the function with its own gradient."""
+
+    @staticmethod
+    def apply(queries: Tensor, keys: Tensor, values: Tensor, k: int) -> Tensor:
+        return plain_read(queries, keys, values, k)[0]
 
 
-@contextmanager
-def without(kernel: str) -> Iterator[None]:
-    """Replace a kernel by plain PyTorch."""
-    with ExitStack() as stack:
-        for replaced in KERNELS[kernel]():
-            stack.enter_context(replaced)
-        yield
+# What replaces each kernel by plain PyTorch: attributes of ``cpu_kernels``.
+KERNELS: dict[str, dict[str, object]] = {
+    "linear layers on oneDNN": {"_HAS_ONEDNN": False},
+    "top-k addressing of the memory": {"_read": plain_read, "_Read": _PlainRead},
+}
 
 
-def figures() -> dict[str, Callable[[], object]]:
-    """A call for each figure: a draft of the shipped bundle, and decoding and training at the published size."""
+def workloads() -> dict[str, Callable[[], object]]:
+    """A draft of the shipped bundle, and decoding and training at the published size."""
     device = torch.device("cpu")
-    both = pair(device)
-    both.ours.precompute_inference_tables()
-    calls: dict[str, Callable[[], object]] = {"draft of the shipped bundle": _shipped_draft()}
-    for name, batch, beams in (("beam 3, batch 1", 1, 3), ("beam 3, batch 16", 16, 3), ("greedy, batch 16", 16, 1)):
-        calls[name] = torch.inference_mode()(report_writer(both, features(batch, device), beams))
-    return {**calls, "training step of 16, float32": our_step(device, bf16=False)}
+    step = our_step(device, bf16=False)
+    return {
+        "draft of the shipped bundle": _shipped_draft(),
+        **writers(pair(device)),
+        "training step of 16, float32": step,
+    }
 
 
 def _shipped_draft() -> Callable[[], object]:
-    bundle = load_bundle(BUNDLE)
-    bundle.model.precompute_inference_tables()
-    drafter = Drafter(bundle, ReportIndex.load(BUNDLE / INDEX_DIR, expected_sha256=bundle.index_sha256()))
+    drafter = load_drafter(BUNDLE, "cpu")
     size, noise = drafter.image_size, np.random.default_rng(0)
     study = [StudyView(noise.integers(0, 255, (size, size), np.uint8), view) for view in View]
     return lambda: drafter.draft([study])
 
 
 def as_markdown() -> str:
-    """Measure every kernel on every figure: a table."""
+    """Measure every kernel on every workload: a table."""
     rows = []
-    for figure, call in figures().items():
-        for kernel in KERNELS:
-            taken: tuple[list[float], list[float]] = ([], [])
-            for _ in range(ROUNDS):
-                taken[0].append(_processor_seconds(call))
-                with without(kernel):
-                    taken[1].append(_processor_seconds(call))
-            ours, plain = min(taken[0]), min(taken[1])
-            rows.append((kernel, figure, f"{ours:.3f} s", f"{plain:.3f} s", f"{plain / ours:.2f} ×"))
+    for workload, call in workloads().items():
+        for kernel, replacements in KERNELS.items():
+
+            def plainly(call: Callable[[], object] = call, replacements: dict[str, object] = replacements) -> None:
+                with ExitStack() as stack:
+                    for name, replacement in replacements.items():
+                        stack.enter_context(patch.object(cpu_kernels, name, replacement))
+                    call()
+
+            ours, plain = map(min, in_turn([call, plainly], rounds=ROUNDS, warm_up=0, clock=time.process_time))
+            rows.append((kernel, workload, f"{ours:.3f} s", f"{plain:.3f} s", f"{plain / ours:.2f} ×"))
     return markdown(HEADER, rows)
 
 
-def _processor_seconds(call: Callable[[], object]) -> float:
-    began = time.process_time()
-    call()
-    return time.process_time() - began
+def print_profiles(device: torch.device) -> None:
+    """Print the operators that take most of the time, one table per workload of the published size."""
+    calls: dict[str, Callable[[], object]] = {f"decode, {name}": call for name, call in writers(pair(device)).items()}
+    for bf16 in (False, True):
+        calls[f"training step of 16, {'bfloat16' if bf16 else 'float32'}"] = our_step(device, bf16=bf16)
+    for title, call in calls.items():
+        call()
+        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
+        with profile(activities=activities) as seen:
+            call()
+        events = sorted(seen.key_averages(), key=lambda event: -event.self_cpu_time_total)
+        total = sum(event.self_cpu_time_total for event in events)
+        print(f"\n{title}: {total / 1e3:.0f} ms of operators")
+        for event in events[:OPERATORS]:
+            taken = event.self_cpu_time_total
+            print(f"  {taken / total:6.1%} {taken / 1e3:9.1f} ms {event.count:6} ×  {event.key}")

@@ -40,7 +40,7 @@ class Record:
 
     Attributes:
         due: when it should have been sent, seconds since the start.
-        client: ``normal``, or a key of ``benchmarks.bad_clients.ALL``.
+        client: ``normal``, or one of ``benchmarks.bad_clients.KINDS``.
         outcome: one of ``GOOD`` or ``BAD``.
         status: of the answer, 0 without one.
         code: of the problem document, if it was one.
@@ -61,11 +61,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Load:
-    """What the generator sends for ``seconds``.
+    """What the generator sends to ``url`` for ``seconds``.
 
     Attributes:
-        url: of the service.
-        seconds: duration.
         clients: closed loop: clients that send their next study when the answer to the last one has arrived.
         per_second: open loop: arrivals of a Poisson process at this rate, whether or not answers arrive.
         misbehaving: share of the arrivals that come from ``benchmarks.bad_clients``.
@@ -91,10 +89,8 @@ def generate(load: Load, studies: Sequence[Study]) -> list[Record]:
         RuntimeError: the generator failed.
     """
     bodies = [(base64.b64encode(study.body).decode(), study.expected) for study in studies]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.generator"],
-        input=json.dumps({"load": asdict(load), "studies": bodies}).encode(), stdout=subprocess.PIPE,
-    )  # fmt: skip
+    plan = json.dumps({"load": asdict(load), "studies": bodies}).encode()
+    done = subprocess.run([sys.executable, "-m", "benchmarks.generator"], input=plan, stdout=subprocess.PIPE)
     if done.returncode:
         raise RuntimeError(f"the load generator ended with status {done.returncode}; see its output above")
     return [Record(**json.loads(line)) for line in done.stdout.splitlines()]
@@ -105,21 +101,20 @@ def drawn_studies(count: int, *, seed: int = 0, sizes: Sequence[int] = SIZES, bo
     from training.phantoms import PHANTOM_FINDINGS, make_phantom  # not needed by the generator
 
     rng = np.random.default_rng([seed, 21])
-
-    def file(pixels: Any, kind: str) -> bytes:
-        out = io.BytesIO()
-        Image.fromarray(pixels).save(out, kind)
-        return out.getvalue()
-
     studies = []
     for number in range(count):
         findings = frozenset(name for name in PHANTOM_FINDINGS if rng.random() < 0.25)
         phantom = make_phantom(seed * 1000 + number, findings, size=sizes[number % len(sizes)])
         kind = "PNG" if both_views or rng.random() < 0.6 else "JPEG"
-        fields = {"frontal": file(phantom.frontal, kind)}
+        views = {"frontal": phantom.frontal}
         if both_views or rng.random() < 0.6:
-            fields["lateral"] = file(phantom.lateral, kind)
-        studies.append(Study(form(fields)))
+            views["lateral"] = phantom.lateral
+        files = []
+        for name, pixels in views.items():
+            out = io.BytesIO()
+            Image.fromarray(pixels).save(out, kind)
+            files.append((name, out.getvalue()))
+        studies.append(Study(form(files)))
     return studies
 
 
@@ -130,9 +125,9 @@ def with_answers(url: str, studies: Sequence[Study], *, timeout_s: float = 60.0)
         RuntimeError: one of them is not answered.
     """
     known = []
-    with httpx.Client(timeout=timeout_s) as client:
+    with httpx.Client(timeout=timeout_s, headers={"Content-Type": CONTENT_TYPE}) as client:
         for study in studies:
-            answer = client.post(url + "/report", content=study.body, headers={"Content-Type": CONTENT_TYPE})
+            answer = client.post(url + "/report", content=study.body)
             if answer.status_code != 200:
                 raise RuntimeError(
                     f"a drawn study is answered {answer.status_code}; is {url} ready? {answer.text[:200]}"
@@ -176,10 +171,9 @@ def rate(records: Sequence[Record]) -> float:
 
 def percentiles(seconds: Iterable[float]) -> dict[str, float] | None:
     """p50, p95, p99 and the largest, in seconds; None without values."""
-    values = np.array(list(seconds), dtype=np.float64)
-    if not len(values):
-        return None
-    return dict(zip(("p50", "p95", "p99", "max"), np.percentile(values, [50, 95, 99, 100]).tolist(), strict=True))
+    values = list(seconds)
+    shares = {"p50": 50, "p95": 95, "p99": 99, "max": 100}
+    return {name: float(np.percentile(values, share)) for name, share in shares.items()} if values else None
 
 
 def count_outcomes(records: Iterable[Record]) -> dict[str, int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -19,29 +20,26 @@ def resident_bytes(pid: int) -> int:
     return int(psutil.Process(pid).memory_info().rss)
 
 
-class MemoryWatch:
-    """Samples the resident set of a process twice a second inside ``with``; samples nothing where ``pid`` is None."""
+@contextmanager
+def memory_of(pid: int | None, *, every_s: float = 0.5) -> Iterator[list[Sample]]:
+    """A list that grows by a sample twice a second inside ``with``; it stays empty where ``pid`` is None."""
+    samples: list[Sample] = []
+    stop, began = threading.Event(), time.monotonic()
 
-    def __init__(self, pid: int | None, *, every_s: float = 0.5) -> None:
-        self.samples: list[Sample] = []
-        self._pid, self._every_s, self._stop = pid, every_s, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> MemoryWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        began = time.monotonic()
-        while self._pid is not None and not self._stop.wait(self._every_s):
+    def watch() -> None:
+        while pid is not None and not stop.wait(every_s):
             try:
-                self.samples.append((time.monotonic() - began, resident_bytes(self._pid)))
+                samples.append((time.monotonic() - began, resident_bytes(pid)))
             except psutil.NoSuchProcess:
                 return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
 
 
 def slope(samples: Sequence[Sample]) -> float | None:

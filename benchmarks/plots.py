@@ -13,84 +13,69 @@ import numpy as np
 from benchmarks.memory import Sample, slope
 from model.files import write_atomic
 
-WINDOW_S = 30.0  # of the percentiles
-LEAST = 100  # answers, below which no percentile is drawn
+WINDOW_S, WINDOW_FROM = 30.0, 100  # of the percentiles; answers, below which no percentile is drawn
 _BLUE, _ORANGE, _RED, _LIGHT = "#1f6f8b", "#c4703a", "#8a2b2b", "#9db8d6"
 
 
 @contextmanager
-def figure(path: Path, panels: int = 1, width: float = 8.0) -> Iterator[list[Any]]:
-    """The axes of ``panels`` plots side by side, which are written to a PNG afterwards."""
+def axes(path: Path, panels: int = 1, width: float = 8.0) -> Iterator[list[Any]]:
+    """The axes of ``panels`` plots in a row, which are written to a PNG afterwards."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    made, axes = plt.subplots(1, panels, figsize=(width, 3.4), layout="constrained", squeeze=False)
-    yield list(axes[0])
-    for axis in axes[0]:
+    drawn, row = plt.subplots(1, panels, figsize=(width, 3.4), layout="constrained", squeeze=False)
+    yield list(row[0])
+    for axis in row[0]:
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=9, markerscale=2)
     file = io.BytesIO()
-    made.savefig(file, format="png", dpi=120)
-    plt.close(made)
+    drawn.savefig(file, format="png", dpi=120)
+    plt.close(drawn)
     write_atomic(path, file.getvalue())
 
 
 def memory(samples: Sequence[Sample], path: Path, *, across: str, per: float) -> None:
-    """Resident memory and the line through its second half.
-
-    Args:
-        samples: (``across``, bytes).
-        path: PNG to write.
-        across: label of the first column.
-        per: units of it that the slope is given for.
-    """
-    x, y = np.array(samples, dtype=np.float64).T  # (N,), (N,)
-    y = y / 2**20
-    with figure(path) as (axis,):
+    """Resident memory over ``across``, and the line through its second half, its slope given for ``per`` units."""
+    x, y = np.array(samples, dtype=np.float64).T / [[1], [2**20]]  # (N,), (N,)
+    with axes(path) as (axis,):
         axis.plot(x, y, linewidth=1.2, color=_BLUE)
         if (each := slope(samples)) is not None:
-            each /= 2**20
-            late = x >= (x[0] + x[-1]) / 2
+            each, late = each / 2**20, x >= (x[0] + x[-1]) / 2
             label = f"second half: {each * per:+.3f} MiB per {per:,g} {across.split()[0]}"
-            start = np.median(y[late] - each * x[late])
-            axis.plot(x[late], start + each * x[late], "--", linewidth=1.5, color=_RED, label=label)
+            line = np.median(y[late] - each * x[late]) + each * x[late]
+            axis.plot(x[late], line, "--", linewidth=1.5, color=_RED, label=label)
         axis.set(ylim=(0, max(y) * 1.15), xlabel=across, ylabel="resident memory of the service, MiB")
 
 
 def latencies(answered: Sequence[tuple[float, float]], refused: Sequence[tuple[float, float]], path: Path) -> None:
     """Every answer and refusal over the time it was due, (seconds, seconds taken), on a logarithmic scale."""
-    with figure(path) as (axis,):
+    with axes(path) as (axis,):
         for points, colour, label in ((answered, _BLUE, "answered"), (refused, _ORANGE, "refused, 503 busy")):
-            if points:
-                x, y = np.array(points, dtype=np.float64).T
-                axis.scatter(x, y * 1e3, s=5, alpha=0.5, linewidths=0, color=colour, label=f"{label} ({len(points):,})")
-        if len(answered) >= LEAST:
+            x, y = np.array(points, dtype=np.float64).reshape(-1, 2).T
+            axis.scatter(x, y * 1e3, s=5, alpha=0.5, linewidths=0, color=colour, label=f"{label} ({len(points):,})")
+        if len(answered) >= WINDOW_FROM:
             due, taken = np.array(sorted(answered), dtype=np.float64).T
-            windows = [(due >= at) & (due < at + WINDOW_S) for at in np.arange(0, due.max(), WINDOW_S)]
+            windows = np.split(np.arange(len(due)), np.searchsorted(due, np.arange(WINDOW_S, due[-1], WINDOW_S)))
+            windows = [window for window in windows if len(window)]
             for share, style in ((50, "-"), (95, "--"), (99, ":")):
-                points = [
-                    (due[window].mean(), np.percentile(taken[window], share)) for window in windows if any(window)
-                ]
-                x, y = np.array(points).T
-                axis.plot(x, y * 1e3, style, linewidth=1.2, color="black", label=f"p{share} of {WINDOW_S:g} s")
+                line = [(due[window].mean(), np.percentile(taken[window], share) * 1e3) for window in windows]
+                label = f"p{share} of {WINDOW_S:g} s"
+                axis.plot(*zip(*line, strict=True), style, linewidth=1.2, color="black", label=label)
         axis.axhline(50, linestyle=":", linewidth=1, color="black")
         axis.set(yscale="log", xlabel="seconds since the start", ylabel="time to the answer, ms")
 
 
 def side_by_side(values: Mapping[str, Mapping[int, Sequence[float]]], path: Path, *, label: str) -> None:
     """Bars of the median with the range over the rounds: name -> clients -> one value per round."""
-    width = 0.8 / len(values)
-    clients = sorted({number for rounds in values.values() for number in rounds})
-    with figure(path) as (axis,):
+    width, clients = 0.8 / len(values), sorted(next(iter(values.values())))
+    with axes(path) as (axis,):
         for group, (name, rounds) in enumerate(values.items()):
-            medians = np.array([np.median(rounds[number]) for number in clients])
-            ranges = np.array([[np.min(rounds[number]), np.max(rounds[number])] for number in clients]).T
-            colour = (_BLUE, _LIGHT, _ORANGE)[group % 3]
-            axis.bar(np.arange(len(clients)) + group * width, medians, width, color=colour, label=name,
-                     yerr=np.abs(ranges - medians), capsize=3)  # fmt: skip
+            low, middle, high = np.array([np.percentile(rounds[number], (0, 50, 100)) for number in clients]).T
+            axis.bar(np.arange(len(clients)) + group * width, middle, width, color=(_BLUE, _LIGHT, _ORANGE)[group % 3],
+                     label=name, yerr=(middle - low, high - middle), capsize=3)  # fmt: skip
         axis.set_xticks(np.arange(len(clients)) + 0.4 - width / 2, [f"{number} clients" for number in clients])
         axis.set_ylabel(label)
 
@@ -98,13 +83,12 @@ def side_by_side(values: Mapping[str, Mapping[int, Sequence[float]]], path: Path
 def growth(points: Sequence[tuple[str, int, float, float]], path: Path) -> None:
     """Milliseconds per report over words, beams, slots and batch: (axis, value, ms before the first word, ms)."""
     titles = {"words": "words written", "beams": "beams", "slots": "memory slots", "batch": "studies in a batch"}
-    with figure(path, 4, 14) as panels:
+    with axes(path, 4, 14) as panels:
         for panel, (name, title) in zip(panels, titles.items(), strict=True):
-            mine = [point for point in points if point[0] == name]
-            positions = range(len(mine))
-            panel.bar(positions, [point[3] for point in mine], color=_LIGHT, label="whole report")
-            panel.bar(positions, [point[2] for point in mine], color=_BLUE, label="before its first word")
-            panel.set_xticks(positions, [f"{point[1]:,}" for point in mine])
+            values, before, whole = zip(*(point[1:] for point in points if point[0] == name), strict=True)
+            panel.bar(range(len(values)), whole, color=_LIGHT, label="whole report")
+            panel.bar(range(len(values)), before, color=_BLUE, label="before its first word")
+            panel.set_xticks(range(len(values)), [f"{value:,}" for value in values])
             panel.set(xlabel=title, ylabel="ms a report")
         panels[0].figure.suptitle("Beam search: 60 words, beam 3, 2,048 slots, one study, unless varied")
 
@@ -112,7 +96,7 @@ def growth(points: Sequence[tuple[str, int, float, float]], path: Path) -> None:
 def index_curve(exact: Sequence[Any], chosen: Sequence[Any], path: Path, *, exact_below: int) -> None:
     """Search time, recall and build time over the size of the index, from ``benchmarks.index.Point``."""
     sizes = [point.vectors for point in chosen]
-    with figure(path, 3, 15) as (speed, recall, cost):
+    with axes(path, 3, 15) as (speed, recall, cost):
         for points, name, colour in ((exact, "exact", "tab:gray"), (chosen, "chosen kind", "tab:blue")):
             for key, label, style in (("median_ms", "median", "o-"), ("p95_ms", "95th percentile", ":")):
                 speed.plot(sizes, [getattr(p, key) for p in points], style, color=colour, label=f"{name}, {label}")

@@ -43,26 +43,25 @@ class NoAnswerError(RuntimeError):
     """The connection was closed, or stayed silent, without an answer."""
 
 
-def post_report(body: bytes, content_type: str = CONTENT_TYPE) -> bytes:
+def post_report(body: bytes) -> bytes:
     """``POST /report`` with the right Content-Length."""
-    head = f"POST /report HTTP/1.1\r\nHost: service\r\nContent-Type: {content_type}\r\n"
-    return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode("latin-1", "replace") + body
+    head = f"POST /report HTTP/1.1\r\nHost: service\r\nContent-Type: {CONTENT_TYPE}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
 
 
-def form(fields: Mapping[str, bytes], *, boundary: str = "b0undary") -> bytes:
+def form(fields: Iterable[tuple[str, bytes]], *, boundary: str = "b0undary") -> bytes:
     """A correct multipart body, images as files and the rest as values."""
     body = b""
-    for name, value in fields.items():
+    for name, value in fields:
         file = f'; filename="{name}"\r\nContent-Type: image/png' if name in ("frontal", "lateral") else ""
-        body += (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + value + b"\r\n"
-        )
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'
+        body += head.encode() + value + b"\r\n"
     return body + f"--{boundary}--\r\n".encode()
 
 
 def study_request(fields: Mapping[str, bytes]) -> RawRequest:
     """A correct request with these fields."""
-    return RawRequest(post_report(form(fields)))
+    return RawRequest(post_report(form(fields.items())))
 
 
 def connect(url: str, timeout_s: float = ANSWER_WITHIN_S) -> socket.socket:

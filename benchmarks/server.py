@@ -1,4 +1,4 @@
-"""Start, pause and stop servers as processes of their own on the loopback address."""
+"""Servers as processes on the loopback address, and what the commands that load them share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,26 +41,27 @@ class Server:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Suspend all its processes, so that they use no core; does nothing if it was not started here."""
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGSTOP)
+        if self.pid is not None:
+            os.killpg(self.pid, signal.SIGSTOP)
         try:
             yield
         finally:
-            if self.process is not None:
-                os.killpg(self.process.pid, signal.SIGCONT)
+            if self.pid is not None:
+                os.killpg(self.pid, signal.SIGCONT)
 
 
 @contextmanager
 def running(
-    command: Sequence[str], *, environment: Mapping[str, str], health: str = "/health", log: Path | None = None
+    module: str, *arguments: object, health: str = "/health", log: Path | None = None, **settings: Any
 ) -> Iterator[Server]:
-    """``python COMMAND`` with a free port in place of ``{port}``; ready when yielded, stopped at the end.
+    """``python -m MODULE ARGUMENTS PORT`` with a free port; ready when yielded, stopped at the end.
 
     Args:
-        command: arguments of the interpreter, one of which holds ``{port}``.
-        environment: additional variables.
+        module: its last argument is the port.
+        arguments: those before the port.
         health: path that answers 200 once the server is ready.
         log: file for its output; None discards it.
+        settings: of ``service.settings``, passed as environment variables.
 
     Raises:
         RuntimeError: the process ended before it was ready.
@@ -71,12 +72,13 @@ def running(
         port = int(probe.getsockname()[1])
     with tempfile.TemporaryFile() if log is None else log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, *(argument.format(port=port) for argument in command)],
-            env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            [sys.executable, "-m", module, *map(str, arguments), str(port)], stdout=output, stderr=subprocess.STDOUT,
+            env=os.environ | {f"REPORT_{name.upper()}": str(value) for name, value in settings.items()},
+            start_new_session=True,
         )  # fmt: skip
         server = Server(f"http://127.0.0.1:{port}", process, log)
         try:
-            _wait_until_ready(server, health)
+            _wait_until_ready(server, process, health)
             yield server
         finally:
             process.terminate()
@@ -87,20 +89,68 @@ def running(
             process.wait()
 
 
+def _wait_until_ready(server: Server, process: subprocess.Popen[bytes], path: str) -> None:
+    deadline = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < deadline:
+        if (status := process.poll()) is not None:
+            raise RuntimeError(f"the server ended with status {status} before it was ready; run it by hand to see why")
+        with suppress(httpx.TransportError):
+            if httpx.get(server.url + path, timeout=5).status_code == 200:
+                return
+        time.sleep(0.02)
+    raise TimeoutError(f"{server.url}{path} did not answer 200 within {READY_WITHIN_S:.0f} s")
+
+
 @contextmanager
-def service(bundle: Path, *, device: str, log: Path | None = None, **settings: object) -> Iterator[Server]:
+def service(bundle: Path, *, device: str, log: Path | None = None, **settings: Any) -> Iterator[Server]:
     """``python -m service`` over ``bundle``; ``settings`` are those of ``service.settings``."""
-    environment = {"REPORT_PREFER_HYDRATED": "false", "REPORT_LOG_LEVEL": "WARNING"}
-    environment |= {f"REPORT_{name.upper()}": str(value) for name, value in settings.items()}
-    command = ["-m", "service", "--bundle", str(bundle), "--device", device, "--port", "{port}"]
-    with running(command, environment=environment, log=log) as server:
+    settings = {"prefer_hydrated": "false", "log_level": "WARNING", **settings}
+    with running("service", "--bundle", bundle, "--device", device, "--port", log=log, **settings) as server:
         yield server
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def command_parser(
+    name: str, description: str | None, *, bundle: Path | None = BUNDLE, url: bool = True, device: str = "auto"
+) -> argparse.ArgumentParser:
+    """A parser with the options that choose the service; without ``bundle`` the tiny one is the default."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}", description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    which = parser.add_mutually_exclusive_group()
+    if url:
+        which.add_argument("--url", help="a service that runs already; its memory is not measured")
+    which.add_argument("--bundle", type=Path, default=bundle, help=f"the bundle to serve ({bundle or 'a tiny one'})")
+    which.add_argument("--tiny", action="store_true", help="serve a tiny untrained bundle")
+    parser.add_argument("--device", default=device, help=f"of the service: auto, cpu, cuda ({device})")
+    parser.add_argument("--out", type=Path, default=Path("runs") / name)
+    return parser
+
+
+def configure_logging() -> None:
+    """Log the commands' own lines with the time, and libraries only where they fail."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for noisy in ("httpx", "PIL", "pydicom", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def run_command(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """The status of ``command``; 2 with the error in the log if nothing could be measured."""
+    configure_logging()
+    try:
+        return command(arguments)
+    except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
+        log.error("%s", error)
+        return 2
 
 
 @contextmanager
 def bundle_of(arguments: argparse.Namespace) -> Iterator[Path]:
-    """The bundle of ``--bundle``, or with ``--tiny`` a temporary untrained one: the one that the tests use."""
-    if not arguments.tiny:
+    """The bundle of ``--bundle``, or a temporary untrained one: the one that the tests use."""
+    if arguments.bundle is not None and not arguments.tiny:
         yield arguments.bundle
         return
     from tests.support.tiny import write_tiny_bundle
@@ -122,16 +172,6 @@ def server_of(arguments: argparse.Namespace, **settings: object) -> Iterator[Ser
             yield server
 
 
-def add_server_arguments(parser: argparse.ArgumentParser, *, url: bool = True, device: str = "auto") -> None:
-    """``--url``, ``--bundle``, ``--tiny`` and ``--device``."""
-    which = parser.add_mutually_exclusive_group()
-    if url:
-        which.add_argument("--url", help="a service that runs already; its memory is not measured")
-    which.add_argument("--bundle", type=Path, default=BUNDLE)
-    which.add_argument("--tiny", action="store_true", help="serve a tiny untrained bundle")
-    parser.add_argument("--device", default=device, help="of the service: auto, cpu, cuda")
-
-
 def idle(url: str, *, within_s: float = 30.0) -> dict[str, Any]:
     """The answer of ``/health``, with ``status_code``, once its queue is empty or ``within_s`` have passed.
 
@@ -145,15 +185,3 @@ def idle(url: str, *, within_s: float = 30.0) -> dict[str, Any]:
         if body.get("queue", {}).get("depth") == 0 or time.monotonic() > deadline:
             return body
         time.sleep(0.1)
-
-
-def _wait_until_ready(server: Server, path: str) -> None:
-    deadline = time.monotonic() + READY_WITHIN_S
-    while time.monotonic() < deadline:
-        if server.process is not None and (status := server.process.poll()) is not None:
-            raise RuntimeError(f"the server ended with status {status} before it was ready; run it by hand to see why")
-        with suppress(httpx.TransportError):
-            if httpx.get(server.url + path, timeout=5).status_code == 200:
-                return
-        time.sleep(0.02)
-    raise TimeoutError(f"{server.url}{path} did not answer 200 within {READY_WITHIN_S:.0f} s")

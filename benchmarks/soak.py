@@ -45,10 +45,9 @@ from benchmarks.load import (
     rate,
     with_answers,
 )
-from benchmarks.logging import configure_logging
-from benchmarks.memory import MemoryWatch, Sample, slope
-from benchmarks.server import Server, add_server_arguments, idle, server_of
-from benchmarks.table import markdown
+from benchmarks.measure import markdown
+from benchmarks.memory import Sample, memory_of, slope
+from benchmarks.server import Server, command_parser, idle, run_command, server_of
 from model.files import write_atomic
 
 log = logging.getLogger("benchmarks.soak")
@@ -116,9 +115,8 @@ def soak(
     load = dataclasses.replace(
         load, seconds=plan.minutes * 60, clients=0, per_second=result.offered, misbehaving=MISBEHAVING, quiet=quiet
     )
-    with MemoryWatch(server.pid) as watch:
+    with memory_of(server.pid) as result.memory:
         records = generate(load, known)
-    result.memory = watch.samples
     _account(result, measured, records)
     _check_afterwards(server, known, result)
     return result, records
@@ -157,25 +155,6 @@ def _check_afterwards(server: Server, known: Sequence[Study], result: Soak) -> N
         result.faults.append(f"afterwards the service does not answer: {error}")
 
 
-# --- the command --------------------------------------------------------------------------------------------------
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns 0 if all is accounted for, 1 if not, 2 if nothing could be measured."""
-    arguments = _parser().parse_args(argv)
-    plan = Plan(arguments.minutes, arguments.overload, arguments.deadline, arguments.seed)
-    try:
-        with server_of(arguments) as server:
-            result, records = soak(server, plan)
-    except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
-        log.error("%s", error)
-        return 2
-    write(result, records, arguments.out)
-    print(as_markdown(result))
-    log.info("written to %s", arguments.out)
-    return int(not result.passed)
-
-
 def write(result: Soak, records: Sequence[Record], out: Path) -> None:
     """``soak.json`` and the plots."""
     content = json.dumps({"passed": result.passed, **dataclasses.asdict(result)}, indent=1)
@@ -210,6 +189,17 @@ def as_markdown(result: Soak) -> str:
     ])  # fmt: skip
 
 
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; returns 1 if a request is not accounted for."""
+    plan = Plan(arguments.minutes, arguments.overload, arguments.deadline, arguments.seed)
+    with server_of(arguments) as server:
+        result, records = soak(server, plan)
+    write(result, records, arguments.out)
+    print(as_markdown(result))
+    log.info("written to %s", arguments.out)
+    return int(not result.passed)
+
+
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -217,19 +207,15 @@ def _positive(text: str) -> float:
     return value
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns 0 if all is accounted for, 1 if not, 2 if nothing could be measured."""
+    parser = command_parser("soak", __doc__)
     parser.add_argument("--minutes", type=_positive, default=10.0)
     parser.add_argument("--overload", type=_positive, default=2.0, help="times the measured capacity (2)")
     parser.add_argument("--deadline", type=_positive, default=60.0, help="seconds until a request counts as hung (60)")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals, studies and misbehaviour (0)")
-    add_server_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("runs/soak"))
-    return parser
+    return run_command(run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    configure_logging()
     sys.exit(main())

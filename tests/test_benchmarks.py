@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import growth, index
-from benchmarks.machine import REFERENCE, Machine
+from benchmarks import decoding, index
+from benchmarks.measure import HEADER, REFERENCE, Machine, Row, Unit, at_least, below, in_turn, markdown, show
 from benchmarks.memory import rise, slope
 from benchmarks.server import BUNDLE
-from benchmarks.table import HEADER, Row, Unit, at_least, below, markdown, show, times
 from retrieval_index.index import ReportIndex
 
 
@@ -50,21 +49,22 @@ def test_table_holds_every_cell() -> None:
 
 
 def test_the_faster_of_plain_and_scaled_reference_is_the_peer() -> None:
-    machine = Machine("processor", 2, 2, "2", "cpu", fp32=REFERENCE.gflops, bf16=1.0)
+    machine = Machine("cpu", fp32=REFERENCE.gflops, bf16=1.0)
     assert machine.peer(5.5, 6.0) == ("published equations, plainly", 5.5, "reference scaled: 6.00 s")
     assert machine.peer(9.0, 6.0) == ("reference, scaled", 6.0, "plainly here: 9.00 s")
 
 
 def test_the_reference_is_scaled_by_the_reading_of_the_same_product() -> None:
-    twice = Machine("processor", 2, 2, "2", "cpu", fp32=2 * REFERENCE.gflops, bf16=1.0)
+    twice = Machine("cpu", fp32=2 * REFERENCE.gflops, bf16=1.0)
     assert twice.scaled(REFERENCE.step) == pytest.approx(REFERENCE.step / 2)
     assert "262 GFLOP/s float32" in twice.describe()
 
 
 def test_warm_up_runs_are_not_timed() -> None:
-    calls: list[int] = []
-    assert len(times(lambda: calls.append(0), repeats=3, warm_up=2)) == 3
-    assert len(calls) == 5
+    calls: list[str] = []
+    taken = in_turn([lambda: calls.append("a"), lambda: calls.append("b")], rounds=3, warm_up=2)
+    assert [len(each) for each in taken] == [3, 3]
+    assert calls == ["a", "b"] * 5
 
 
 def test_unknown_sections_and_devices_are_named(
@@ -116,8 +116,8 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_growth_is_written_as_table_and_plot(tmp_path: Path) -> None:
-    points = [(axis, value, 10.0, 100.0 * value) for axis in growth.AXES for value in (1, 2)]
-    growth.write(points, tmp_path)
+    points = [(axis, value, 10.0, 100.0 * value) for axis in decoding.AXES for value in (1, 2)]
+    decoding.write_growth(points, tmp_path)
     lines = (tmp_path / "growth.csv").read_text().splitlines()
     assert lines[:2] == ["axis,value,encode_ms,report_ms", "words,1,10.00,100.00"]
     assert len(lines) == 1 + len(points)

@@ -14,11 +14,10 @@ import pytest
 from fastapi.sse import format_sse_event
 
 from benchmarks import fuzz
-from benchmarks.fuzzing import bodies, mutation
-from benchmarks.fuzzing.inputs import endlessly
-from benchmarks.fuzzing.invariants import Judge
-from benchmarks.fuzzing.seeds import PATIENT, png, seeds
-from benchmarks.raw_http import Answer, NoAnswerError, RawRequest, form, post_report, send, study_request
+from benchmarks.fuzzing.files import PATIENT, files, png, seeds, with_checksums
+from benchmarks.fuzzing.inputs import endlessly, inputs
+from benchmarks.fuzzing.rules import Rules, rules_of
+from benchmarks.raw_http import Answer, NoAnswerError, RawRequest, send, study_request
 from benchmarks.server import Server
 from model.images import ImageError, load_pixels
 from service.app import create_app
@@ -50,8 +49,9 @@ def test_no_input_breaks_a_rule(live: Live, kind: str, tmp_path: Path) -> None:
 
 
 def test_same_seed_draws_same_inputs() -> None:
-    for kind in (bodies, mutation):
-        first, again, other = ([one.request.data for one in islice(kind.inputs(seed), 20)] for seed in (3, 3, 4))
+    document = create_app().openapi()
+    for kind in ("bodies", "files"):  # those of "schema" differ in the boundary of the form
+        first, again, other = ([one.request.data for one in islice(inputs(kind, document, n), 20)] for n in (3, 3, 4))
         assert first == again
         assert first != other
 
@@ -60,8 +60,8 @@ def test_same_seed_draws_same_inputs() -> None:
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
-    return Judge(create_app().openapi())
+def rules() -> Rules:
+    return rules_of(create_app().openapi())
 
 
 REPORT = RawRequest(b"POST /report HTTP/1.1\r\n\r\n")
@@ -84,23 +84,23 @@ def stream_of(**changes: object) -> Answer:
     return Answer(200, {"content-type": "text/event-stream"}, b": keep-alive\n\n" + body)
 
 
-def test_accepts_correct_answers(judge: Judge) -> None:
+def test_accepts_correct_answers(rules: Rules) -> None:
     for right in (
         answer(200, REPORT_EXAMPLE, "application/json"),
         stream_of(),
         answer(422, PROBLEM_EXAMPLE),
         answer(503, problem(503, "busy"), **{"retry-after": "2"}),
     ):
-        assert judge.faults(REPORT, right) == []
-    assert judge.faults(RawRequest(b"GARBAGE", framed=False), Answer(400, {}, b"Invalid HTTP request received.")) == []
+        assert rules(REPORT, right) == []
+    assert rules(RawRequest(b"GARBAGE", framed=False), Answer(400, {}, b"Invalid HTTP request received.")) == []
 
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
         (answer(500, problem(500, "internal")), "status 500: 'internal'"),
-        (answer(503, problem(503, "busy")), "503 'busy' with Retry-After None"),
-        (answer(503, problem(503, "failed"), **{"retry-after": "2"}), "503 'failed'"),
+        (answer(503, problem(503, "busy")), "503: 'busy' with Retry-After ''"),
+        (answer(503, problem(503, "failed"), **{"retry-after": "2"}), "503: 'failed'"),
         (answer(422, {"detail": "no"}), "a problem against the schema"),
         (answer(415, PROBLEM_EXAMPLE), "the problem says 422"),
         (answer(422, PROBLEM_EXAMPLE, "application/json"), "not application/problem+json"),
@@ -116,8 +116,8 @@ def test_accepts_correct_answers(judge: Judge) -> None:
         (Answer(200, {"content-type": "text/event-stream"}, b""), "a stream of nothing"),
     ],
 )  # fmt: skip
-def test_names_the_broken_rule(judge: Judge, wrong: Answer, words: str) -> None:
-    assert words in " ".join(judge.faults(REPORT, wrong))
+def test_names_the_broken_rule(rules: Rules, wrong: Answer, words: str) -> None:
+    assert words in " ".join(rules(REPORT, wrong))
 
 
 class _Broken(http.server.BaseHTTPRequestHandler):
@@ -182,14 +182,10 @@ def test_no_connection_is_no_answer() -> None:
 # --- the mutations reach the decoders ---------------------------------------------------------------------------------
 
 
-def test_splitting_and_joining_keeps_the_file() -> None:
+def test_png_with_repaired_checksums_is_the_same_png() -> None:
     for name, data in seeds().items():
-        if name.startswith("jpeg"):
-            assert mutation.join(mutation.split(data), mutation.JPEG) == data, name
-        elif name.startswith("png"):  # pixels are compressed again
-            joined = mutation.join(mutation.split(data), mutation.PNG)
-            assert mutation.split(joined) == mutation.split(data), name
-            assert code(joined) == code(data), name
+        if name.startswith("png"):
+            assert with_checksums(data) == data, name
 
 
 def code(data: bytes) -> str:
@@ -205,7 +201,7 @@ def test_seeds_are_read_or_refused_by_their_format() -> None:
     found: dict[str, set[str]] = {}
     for name, data in seeds().items():
         found.setdefault(name.split()[0], set()).add(code(data))
-    assert found["png"] == {"read", "animated"}
+    assert found["png"] == {"read", "animated", "truncated"}  # the compressed comment is too large
     assert found["jpeg"] == found["mpo"] == {"read"}
     assert found["gif"] == found["tiff"] == found["webp"] == found["bmp"] == {"unsupported_format"}
     assert {"read", "animated", "truncated", "too_small", "unsupported_pixels", "not_a_radiograph"} <= found["dicom"]
@@ -214,10 +210,10 @@ def test_seeds_are_read_or_refused_by_their_format() -> None:
 def test_mutated_files_are_read_or_refused_and_many_reach_the_decoders() -> None:
     """With wrong checksums nearly all PNG files would fail in the same way."""
     counts: dict[str, int] = {}
-    for _, (_, data) in islice(endlessly(mutation.files(), 0), 500):
+    for _, (_, data) in islice(endlessly(files(), 0), 500):
         found = code(data)  # any other error than an ImageError fails here
         counts[found] = counts.get(found, 0) + 1
-    assert counts["read"] > 80
+    assert counts["read"] > 50
     assert counts["truncated"] > 80
     assert len(counts) > 6
 
@@ -232,7 +228,6 @@ def test_log_with_a_patient_name_or_an_error_is_noticed(live: Live, tmp_path: Pa
 
 
 def test_form_of_raw_http_is_accepted(live: Live) -> None:
-    body = form({"frontal": png(1), "top_k": b"2"})
-    found = send(live.url, RawRequest(post_report(body)))
+    found = send(live.url, study_request({"frontal": png(1), "top_k": b"2"}))
     assert found.status == 200
     assert len(json.loads(found.body)["reference_cases"]) == 2

@@ -44,14 +44,14 @@ def test_accounts_for_every_request_of_an_overload(live: Live, tmp_path: Path) -
     assert f"{len(records):,} requests in 0.06 minutes" in as_markdown(result)
 
 
-@pytest.mark.parametrize("how", sorted(bad_clients.ALL))
+@pytest.mark.parametrize("how", bad_clients.KINDS)
 def test_bad_clients_get_an_answer_or_end_by_their_own_fault(
     live: Live, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bad_clients, "SLOW_UPLOAD_S", (0.1, 0.2))
     (study,) = drawn_studies(1)
     record = Record(0.0, how)
-    bad_clients.ALL[how](live.url, study, record, np.random.default_rng(1))
+    bad_clients.send(live.url, study, record, np.random.default_rng(1))
     allowed = {"uploads slowly": ("answered",), "leaves while waiting": ("answered", "own fault")}
     assert record.outcome in allowed.get(how, ("own fault",)), record
 
@@ -128,8 +128,7 @@ def test_rates_and_percentiles() -> None:
 
 def test_compares_servers_in_turn(live: Live, bundle: Path, tmp_path: Path) -> None:
     measured = compare_servers.Comparison("tiny", "cpu", 1, 0.2)
-    naive = ("-m", "benchmarks.naive_server", str(bundle), "cpu", "{port}")
-    with running(naive, environment={}, health="/openapi.json") as peer:
+    with running("benchmarks.naive_server", bundle, "cpu", health="/openapi.json") as peer:
         found = {compare_servers.SERVICE: Server(live.url), compare_servers.NAIVE: Server(peer.url)}
         drawn = drawn_studies(2, sizes=(96,), both_views=True)
         compare_servers.compare(found, measured, rounds=2, clients=(2,), drawn=drawn, quiet=True)
