@@ -9,7 +9,6 @@ import resource
 import shutil
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,13 +29,11 @@ from service.inference.loader import LoadedBundle, load
 from service.settings import Settings
 from service.web import logging as logs
 from tests.support.dicom import dicom
-from tests.support.service import PROBLEM, WAIT_S, Live, encode, live_server, png, scene
+from tests.support.service import AUTHORIZED, KEY, PROBLEM, WAIT_S, Live, encode, live_server, png, scene, until
 from tests.support.tiny import REPORTS, tiny_model, tiny_tokenizer, write_tiny_bundle
 from training.data.studies import ImageRef, Study
 from training.stages.index import build_index
 
-KEY = "correct-horse-battery-staple"
-AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
 TEXT = "The heart is enlarged. XXXX small left pleural effusion. No pneumothorax."
 BUNDLES_OWN = "CXR9001_IM-0001"
 
@@ -134,18 +131,14 @@ def test_added_case_is_retrieved_with_text_and_pictures(live: Live, client: http
         name: value for name, value in case.items() if name != "added"
     }
     assert cases[BUNDLES_OWN]["images"] == {}
+    shipped = client.get(f"/cases/{BUNDLES_OWN}").json()
+    assert (shipped["findings"], shipped["images"], shipped["added"]) == (REPORTS[1], {}, False)
+    assert refusal(client.get(f"/cases/{BUNDLES_OWN}/frontal")) == (404, "no_such_case", None)
     picture = client.get(f"/{case['images']['frontal']}")
     assert picture.status_code == 200
     assert picture.headers["content-type"] == "image/jpeg"
     assert picture.headers["cache-control"] == "private, no-store"
     assert Image.open(io.BytesIO(picture.content)).size == (320, 256)
-
-
-def test_case_of_the_bundle_can_be_read(client: httpx.Client) -> None:
-    case = client.get(f"/cases/{BUNDLES_OWN}").json()
-    assert case["findings"] == REPORTS[1]
-    assert (case["images"], case["added"]) == ({}, False)
-    assert refusal(client.get(f"/cases/{BUNDLES_OWN}/frontal")) == (404, "no_such_case", None)
 
 
 def test_added_training_report_gets_the_same_vector(live: Live, client: httpx.Client, tmp_path: Path) -> None:
@@ -217,24 +210,12 @@ def test_rejects_wrong_case_images_and_stores_nothing(client: httpx.Client, fold
     assert list((folder / PICTURES).iterdir()) == []
 
 
-def test_rejects_existing_case_id(client: httpx.Client) -> None:
-    assert add(client, "c").status_code == 201
-    assert refusal(add(client, "c", "Clear.")) == (409, "case_exists", "case_id")
-
-
-def test_adding_cases_needs_a_directory_and_a_key(bundle: Path, tmp_path: Path) -> None:
-    with served(bundle, None) as (_, client):
-        for answer in (add(client, "c"), client.delete(f"/cases/{BUNDLES_OWN}")):
-            assert refusal(answer) == (403, "cases_off", None)
-            assert "REPORT_USER_CASES_DIR" in answer.json()["detail"]
-        assert client.get(f"/cases/{BUNDLES_OWN}").status_code == 200
-        del client.headers["Authorization"]
-        assert refusal(add(client, "c")) == (401, "unauthorized", None)
-        assert refusal(client.get(f"/cases/{BUNDLES_OWN}")) == (401, "unauthorized", None)
-    with served(bundle, tmp_path / "cases", api_key=None) as (_, client):
-        for answer in (add(client, "c"), client.delete("/cases/c")):
-            assert refusal(answer) == (403, "no_api_key", None)
-        assert client.get(f"/cases/{BUNDLES_OWN}").status_code == 200
+def test_adding_cases_needs_a_directory(keyed: httpx.Client) -> None:
+    for method, path in (("POST", "/cases"), ("DELETE", f"/cases/{BUNDLES_OWN}")):
+        answer = keyed.request(method, path, headers=AUTHORIZED)
+        assert refusal(answer) == (403, "cases_off", None)
+        assert "REPORT_USER_CASES_DIR" in answer.json()["detail"]
+    assert keyed.get(f"/cases/{BUNDLES_OWN}", headers=AUTHORIZED).status_code == 200
 
 
 def test_bundle_without_index_accepts_no_cases(tmp_path: Path) -> None:
@@ -345,23 +326,17 @@ def test_full_disk_stores_and_serves_no_case(live: Live, client: httpx.Client, f
     assert add(client, "c", frontal=png()).status_code == 201
 
 
-def failed(bundle: Path, folder: Path) -> str:
-    with live_server(bundle, wait=False, warm_up=False, user_cases_dir=folder) as second, second.client() as client:
-        while (answer := client.get("/health")).json()["code"] == "loading":
-            time.sleep(0.02)
-        assert answer.json()["code"] == "failed"
-        return str(answer.json()["detail"])
-
-
-def test_rejects_a_second_service_on_the_same_directory(live: Live, bundle: Path, folder: Path) -> None:
-    assert f"REPORT_USER_CASES_DIR: another process holds the added cases in {folder}" in failed(bundle, folder)
-
-
-def test_reports_an_unusable_cases_directory(bundle: Path, tmp_path: Path) -> None:
+def test_reports_a_cases_directory_that_is_in_use_or_unusable(
+    live: Live, bundle: Path, folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
-    assert f"REPORT_USER_CASES_DIR: the added cases in {tmp_path / 'file'} cannot be used" in failed(
-        bundle, tmp_path / "file"
-    )
+    for path, words in (
+        (folder, f"another process holds the added cases in {folder}"),
+        (tmp_path / "file", f"the added cases in {tmp_path / 'file'} cannot be used"),
+    ):
+        with live_server(bundle, wait=False, warm_up=False, user_cases_dir=path) as second, second.client() as client:
+            until(lambda client=client: client.get("/health").json()["code"] == "failed")
+            assert f"REPORT_USER_CASES_DIR: {words}" in client.get("/health").json()["detail"]
 
 
 def test_no_file_name_reaches_log_directory_or_picture(

@@ -10,14 +10,13 @@ import pytest
 from pydantic import ValidationError
 
 from service.settings import Settings, explain
-from tests.support.service import PROBLEM, png, ready_client
+from tests.support.service import AUTHORIZED, KEY, PROBLEM, png, ready_client
 
 ORIGIN, FOREIGN = "https://pacs.example.org", "https://pacs.example.org.evil.example"
-KEY = "correct-horse-battery-staple"
 
 
 @pytest.fixture(scope="module")
-def client(bundle: Path) -> Iterator[httpx.Client]:
+def sharing(bundle: Path) -> Iterator[httpx.Client]:
     origins = f"{ORIGIN}, http://localhost:3000"
     with ready_client(bundle, warm_up=False, cors_origins=origins, api_key=KEY) as client:
         yield client
@@ -33,33 +32,32 @@ def shared(answer: httpx.Response) -> str | None:
     return answer.headers.get("access-control-allow-origin")
 
 
-def test_cors_is_off_by_default(bundle: Path) -> None:
-    with ready_client(bundle, warm_up=False) as client:
-        answer = client.get("/health", headers={"Origin": ORIGIN})
-        assert answer.status_code == 200
-        assert not [name for name in answer.headers if name.startswith("access-control")]
-        assert preflight(client, ORIGIN).status_code == 405
+def test_cors_is_off_by_default(client: httpx.Client) -> None:
+    answer = client.get("/health", headers={"Origin": ORIGIN})
+    assert answer.status_code == 200
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    assert preflight(client, ORIGIN).status_code == 405
 
 
 @pytest.mark.parametrize("origin", [ORIGIN, "http://localhost:3000"])
-def test_configured_origin_may_request_and_read(client: httpx.Client, origin: str) -> None:
-    answer = preflight(client, origin)  # browsers send no key with it
+def test_configured_origin_may_request_and_read(sharing: httpx.Client, origin: str) -> None:
+    answer = preflight(sharing, origin)  # browsers send no key with it
     assert answer.status_code == 200
     assert shared(answer) == origin
     assert "POST" in answer.headers["access-control-allow-methods"]
     allowed = answer.headers["access-control-allow-headers"].lower()
     assert all(name in allowed for name in ("authorization", "x-api-key", "x-request-id"))
     assert "access-control-allow-credentials" not in answer.headers
-    bearer = {"Origin": origin, "Authorization": f"Bearer {KEY}"}
-    answer = client.post("/report", files={"frontal": ("f", png())}, headers=bearer)
+    bearer = {"Origin": origin, **AUTHORIZED}
+    answer = sharing.post("/report", files={"frontal": ("f", png())}, headers=bearer)
     assert answer.status_code == 200
     assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
-    exported = client.post("/export", json={"report": answer.json()}, headers=bearer)
+    exported = sharing.post("/export", json={"report": answer.json()}, headers=bearer)
     assert exported.status_code == 200
-    drawn = client.post("/preview", files={"image": ("i", png())}, headers=bearer)
+    drawn = sharing.post("/preview", files={"image": ("i", png())}, headers=bearer)
     assert drawn.status_code == 200
-    assert preflight(client, origin, "/export", Headers="authorization, content-type").status_code == 200
-    health, unauthorized = client.get("/health", headers=bearer), client.post("/report", headers={"Origin": origin})
+    assert preflight(sharing, origin, "/export", Headers="authorization, content-type").status_code == 200
+    health, unauthorized = sharing.get("/health", headers=bearer), sharing.post("/report", headers={"Origin": origin})
     assert (health.status_code, unauthorized.status_code) == (200, 401)
     for each in (answer, exported, drawn, health, unauthorized):
         assert shared(each) == origin
@@ -70,31 +68,30 @@ def test_configured_origin_may_request_and_read(client: httpx.Client, origin: st
 
 
 @pytest.mark.parametrize("origin", [FOREIGN, "http://pacs.example.org", f"{ORIGIN}:8443", "null", f"{ORIGIN}/"])
-def test_other_origins_are_refused(client: httpx.Client, origin: str) -> None:
-    refused = preflight(client, origin)
+def test_other_origins_are_refused(sharing: httpx.Client, origin: str) -> None:
+    refused = preflight(sharing, origin)
     assert refused.status_code == 400
     assert refused.headers["content-type"] == PROBLEM
     assert refused.json()["code"] == "cross_origin"
     assert origin not in refused.json()["detail"]
     assert shared(refused) is None
-    assert shared(client.get("/health", headers={"Origin": origin})) is None
+    assert shared(sharing.get("/health", headers={"Origin": origin})) is None
 
 
-def test_other_origins_may_read_cases_only(client: httpx.Client) -> None:
-    assert preflight(client, ORIGIN, "/cases/CXR9001_IM-0001", Method="GET").status_code == 200
-    headers = {"Origin": ORIGIN, "Authorization": f"Bearer {KEY}"}
-    answer = client.get("/cases/CXR9001_IM-0001", headers=headers)
+def test_other_origins_may_read_cases_only(sharing: httpx.Client) -> None:
+    assert preflight(sharing, ORIGIN, "/cases/CXR9001_IM-0001", Method="GET").status_code == 200
+    answer = sharing.get("/cases/CXR9001_IM-0001", headers={"Origin": ORIGIN, **AUTHORIZED})
     assert (answer.status_code, shared(answer)) == (200, ORIGIN)
-    assert preflight(client, ORIGIN, "/cases/CXR9001_IM-0001", Method="DELETE").status_code == 400
-    assert shared(preflight(client, ORIGIN, "/cases")) is None
+    assert preflight(sharing, ORIGIN, "/cases/CXR9001_IM-0001", Method="DELETE").status_code == 400
+    assert shared(preflight(sharing, ORIGIN, "/cases")) is None
 
 
-def test_other_methods_headers_and_paths_are_not_shared(client: httpx.Client) -> None:
-    assert preflight(client, ORIGIN, Method="DELETE").status_code == 400
-    assert preflight(client, ORIGIN, Headers="x-patient").status_code == 400
+def test_other_methods_headers_and_paths_are_not_shared(sharing: httpx.Client) -> None:
+    assert preflight(sharing, ORIGIN, Method="DELETE").status_code == 400
+    assert preflight(sharing, ORIGIN, Headers="x-patient").status_code == 400
     for path in ("/", "/openapi.json", "/static/page.js", "/nothing"):
-        assert shared(client.get(path, headers={"Origin": ORIGIN})) is None, path
-        assert shared(preflight(client, ORIGIN, path)) is None, path
+        assert shared(sharing.get(path, headers={"Origin": ORIGIN})) is None, path
+        assert shared(preflight(sharing, ORIGIN, path)) is None, path
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,16 @@ def test_json_lines_hold_the_access_fields(bundle: Path) -> None:
     sent = "5b0f1c52-6f0e-4c0b-9a52-0d3f5ad1c8f7"
     with stream_of(logs.JsonLines()) as stream, ready_client(bundle, log_format="json") as client:
         client.post("/report", files={"frontal": ("f", png())}, data={"beam_size": "1"}, headers={"X-Request-ID": sent})
-        client.get("/nothing")
+        client.get("/nothing?x=1")
+        client.get("/static/page.css?x=1")
+        client.get("/health")
     parsed: list[dict[str, Any]] = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert all({"time", "level", "logger", "message", "request_id"} <= set(line) for line in parsed)
     assert all(datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0) for line in parsed)
-    access = [line for line in parsed if line["logger"] == "service.access" and line["route"] != "/health"]
-    draft, nothing = access
+    access = [line for line in parsed if line["logger"] == "service.access"]
+    draft, nothing, static = [line for line in access if line["level"] == "INFO" and line["route"] != "/health"]
+    assert not [line for line in access if (line["route"], line["status"], line["level"]) == ("/health", 200, "INFO")]
+    assert static["route"] == "/static"
     assert {name: draft[name] for name in ("method", "route", "status", "request_id", "level")} == {
         "method": "POST", "route": "/report", "status": 200, "request_id": sent, "level": "INFO",
     }  # fmt: skip
@@ -142,6 +146,7 @@ def test_uvicorn_logs_use_the_same_handler(written: Callable[[], list[str]]) -> 
         logging.getLogger("uvicorn.error").info("Started server process [%d]", 7)
         logging.getLogger("uvicorn.error").info('%s - "WebSocket %s" 403', "10.0.0.1", f"/{CANARY}")
         logging.getLogger("uvicorn.access").info('%s - "GET %s"', "10.0.0.1", f"/{CANARY}")
+        logging.getLogger("uvicorn.asgi").info("headers: %s", CANARY)  # at TRACE it prints headers
         logging.getLogger("service.app").info("a line")
     assert [(line["logger"], line["message"]) for line in map(json.loads, written())] == [
         ("uvicorn.error", "Started server process [7]"),

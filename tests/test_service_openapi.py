@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 
@@ -21,7 +22,7 @@ from service.schemas.models import CaseResponse, HealthResponse, ReportResponse
 from service.settings import Settings
 from service.web.problems import CODES
 from tests.support.paths import REPOSITORY
-from tests.support.service import png, ready_client, settings_for
+from tests.support.service import png, settings_for
 
 
 @pytest.fixture(scope="module")
@@ -155,13 +156,12 @@ def test_example_labels_equal_the_labelers() -> None:
         assert case["labels"] == label_report(case["findings"])
 
 
-def test_real_responses_validate_against_the_document(document: dict[str, Any], bundle: Path) -> None:
+def test_real_responses_validate_against_the_document(document: dict[str, Any], client: httpx.Client) -> None:
     schemas = document["components"]["schemas"]
-    with ready_client(bundle) as client:
-        served = client.get("/openapi.json").json()
-        report = client.post("/report", files={"frontal": ("f", png())}).json()
-        health = client.get("/health").json()
-        problem = client.post("/report", files={"wrong": ("f", png())}).json()
+    served = client.get("/openapi.json").json()
+    report = client.post("/report", files={"frontal": ("f", png())}).json()
+    health = client.get("/health").json()
+    problem = client.post("/report", files={"wrong": ("f", png())}).json()
     assert served == document
     validator(document, schemas["ReportResponse"]).validate(report)
     validator(document, schemas["HealthResponse"]).validate(health)

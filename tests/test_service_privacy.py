@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from service.web import logging as logs
 from tests.support.dicom import dicom
-from tests.support.service import Live, encode, live_server, png, ready_client, scene
+from tests.support.service import KEY, Live, encode, live_server, png, scene
 from tests.support.tiny import REPORTS
 
 PLACES = (
@@ -26,7 +26,7 @@ PLACES = (
 )  # fmt: skip
 CANARY = {place: f"Doe{number:02d}Jane" for number, place in enumerate(PLACES)}
 HEADERS = {place: CANARY[place] for place in PLACES[PLACES.index("X-Request-ID") :]}
-# The contract quotes these back to whoever sent them: the name of an unknown field, and what is no number.
+# The contract quotes these back to the sender: the name of an unknown field, and what is no number.
 QUOTED = {CANARY["field"], CANARY["query name"], CANARY["value"]}
 
 
@@ -130,7 +130,7 @@ def found(text: str) -> list[str]:
 
 @contextmanager
 def all_lines(caplog: pytest.LogCaptureFixture) -> Iterator[dict[str, io.StringIO]]:
-    """What the service writes, in both formats, were every logger of the process let speak at DEBUG."""
+    """What the service writes, in both formats, were every logger of the process allowed to log at DEBUG."""
     streams = {"json": io.StringIO(), "text": io.StringIO()}
     root = logging.getLogger()
     handlers = []
@@ -149,13 +149,11 @@ def all_lines(caplog: pytest.LogCaptureFixture) -> Iterator[dict[str, io.StringI
             root.removeHandler(handler)
 
 
-@pytest.mark.parametrize("http", ["httptools", "h11"])
-@pytest.mark.parametrize("keyed", [False, True], ids=["open", "keyed"])
+@pytest.mark.parametrize(("http", "keyed"), [("httptools", True), ("h11", False)], ids=["keyed", "h11"])
 def test_no_upload_content_in_logs_errors_or_metrics(
     bundle: Path, caplog: pytest.LogCaptureFixture, http: str, keyed: bool
 ) -> None:
-    key = "correct-horse-battery-staple"
-    changes = {"api_key": key, "cors_origins": "https://pacs.example.org"} if keyed else {}
+    changes = {"api_key": KEY, "cors_origins": "https://pacs.example.org"} if keyed else {}
     with (
         all_lines(caplog) as streams,
         live_server(bundle, http=http, log_level="DEBUG", **changes) as live,  # type: ignore[arg-type]
@@ -166,7 +164,7 @@ def test_no_upload_content_in_logs_errors_or_metrics(
             refused = client.post("/report", files={"frontal": (f"{CANARY['file name']}.png", canary_png())})
             assert refused.status_code == 401
             assert not found(refused.text)
-            client.headers["X-API-Key"] = key
+            client.headers["X-API-Key"] = KEY
         good = [
             client.post("/report", files={"frontal": (f"{CANARY['file name']}.png", data)})
             for data in (canary_png(), canary_jpeg(), canary_dicom())
@@ -190,34 +188,9 @@ def test_no_upload_content_in_logs_errors_or_metrics(
         text = stream.getvalue()
         assert text.count("POST /report 422") >= 8, form
         assert not found(text), form
-        assert key not in text
+        assert KEY not in text
         for answer in good:
             for private in (answer.json()["findings"], *(part["text"] for part in answer.json()["sentences"])):
                 assert private
                 assert private not in text
         assert not any(report in text for report in REPORTS)
-
-
-def test_access_line_holds_method_route_status_time_and_size(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "service")
-    with ready_client(bundle) as client:
-        client.post("/report", files={"frontal": ("f", png())}, data={"beam_size": "1"})
-        client.get("/nothing?x=1")
-        client.get("/static/page.css?x=1")
-    lines = [record.getMessage() for record in caplog.records if record.name == "service.access"]
-    assert any(line.startswith("POST /report 200 ") and line.endswith(" bytes") for line in lines)
-    assert any(line.startswith("GET (no route) 404 ") for line in lines)
-    assert any(line.startswith("GET /static 200 ") for line in lines)
-    assert not any(line.startswith("GET /health 200") for line in lines)  # probes come often: only at DEBUG
-
-
-def test_uvicorn_access_and_trace_logs_are_disabled() -> None:
-    logs.configure("INFO")
-    assert logging.getLogger("uvicorn.access").disabled
-    assert logging.getLogger("uvicorn.asgi").disabled  # at TRACE it prints headers
-
-
-def test_report_response_is_not_cacheable(bundle: Path) -> None:
-    with ready_client(bundle) as client:
-        answers = [client.post("/report", files={"frontal": ("f", png())}), client.get("/health"), client.get("/no")]
-    assert [answer.headers["cache-control"] for answer in answers] == ["no-store"] * 3

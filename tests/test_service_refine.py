@@ -59,16 +59,15 @@ def service(bundle: Path, model: Completions, key_file: Path, **changes: Any) ->
 
 
 @pytest.fixture(scope="module")
-def client(bundle: Path, model: Completions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def refining(bundle: Path, model: Completions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     key_file = tmp_path_factory.mktemp("keys") / "key"
     with service(bundle, model, key_file, refine_timeout_s=0.6) as client:
         yield client
 
 
 def ask(client: httpx.Client, **fields: str) -> dict[str, Any]:
-    answer = client.post(
-        "/report", files={"frontal": (f"{CANARY}.png", png()), "lateral": (f"{CANARY}.png", png())}, data=fields
-    )
+    files = {view: (f"{CANARY}.png", png()) for view in ("frontal", "lateral")}
+    answer = client.post("/report", files=files, data=fields)
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
     return body
@@ -84,10 +83,10 @@ def no_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refine, "BREAKER_THRESHOLD", 1_000)
 
 
-def test_rewritten_text_is_kept_apart_from_the_draft(client: httpx.Client, model: Completions) -> None:
-    plain = ask(client)
+def test_rewritten_text_is_kept_apart_from_the_draft(refining: httpx.Client, model: Completions) -> None:
+    plain = ask(refining)
     model.answer = respond_with(completion("<think>Let me see.</think>\n The heart is normal. xxxx "))
-    body = ask(client, refine="true")
+    body = ask(refining, refine="true")
     assert body["refined"] == {"text": "The heart is normal. [redacted]", "model": "local-llm"}
     for name in ("findings", "sentences", "labels", "reference_cases"):
         assert body[name] == plain[name]
@@ -96,10 +95,10 @@ def test_rewritten_text_is_kept_apart_from_the_draft(client: httpx.Client, model
     assert len(model.seen) == 1, "only requests with refine=true call it"
 
 
-def test_prompt_has_only_the_draft_and_its_cases(client: httpx.Client, model: Completions) -> None:
-    model.answer = respond_with(completion("Clear lungs."))
+def test_prompt_has_only_the_draft_and_its_cases(refining: httpx.Client, model: Completions) -> None:
+    model.answer = respond_with(completion("Clear lungs."), Set_Cookie="session=1")
     model.seen.clear()
-    body = ask(client, refine="true")
+    body = ask(refining, refine="true")
     ((path, headers, sent),) = model.seen
     assert path == "/v1/chat/completions"
     assert headers["authorization"] == f"Bearer {KEY}"
@@ -113,6 +112,9 @@ def test_prompt_has_only_the_draft_and_its_cases(client: httpx.Client, model: Co
     ]
     assert set(prompt["reference_cases"][0]) == {"similarity", "findings", "labels"}
     assert CANARY not in json.dumps(model.seen)
+    ask(refining, refine="true")
+    assert len(model.seen) == 2
+    assert not any("cookie" in headers for _, headers, _ in model.seen), "calls share no state"
 
 
 @pytest.mark.usefixtures("no_breaker")
@@ -135,11 +137,11 @@ def test_prompt_has_only_the_draft_and_its_cases(client: httpx.Client, model: Co
         pytest.param(lambda handler: handler.connection.close(), id="hangs up"),
     ],
 )
-def test_server_faults_become_warnings(client: httpx.Client, model: Completions, answer: Any) -> None:
+def test_server_faults_become_warnings(refining: httpx.Client, model: Completions, answer: Any) -> None:
     model.answer = answer
     model.seen.clear()
     began = time.monotonic()
-    body = ask(client, refine="true")
+    body = ask(refining, refine="true")
     assert time.monotonic() - began < 1.4, "bounded by REPORT_REFINE_TIMEOUT_S"
     assert [path for path, _, _ in model.seen] == ["/v1/chat/completions"]
     assert body["refined"] is None
@@ -148,10 +150,10 @@ def test_server_faults_become_warnings(client: httpx.Client, model: Completions,
     assert "refine_failed" in codes(body)
 
 
-def test_added_finding_is_named(client: httpx.Client, model: Completions) -> None:
+def test_added_finding_is_named(refining: httpx.Client, model: Completions) -> None:
     model.answer = respond_with(completion("There is a large right pneumothorax."))
     assert label_report("There is a large right pneumothorax.")["Pneumothorax"] == "present"
-    body = ask(client, refine="true")
+    body = ask(refining, refine="true")
     assert body["labels"]["Pneumothorax"] != "present"
     (warning,) = [warning for warning in body["warnings"] if warning["code"] == "refine_added"]
     assert "Pneumothorax" in warning["message"]
@@ -182,31 +184,22 @@ def test_changed_findings_are_named() -> None:
         assert named == wanted, text
 
 
-def test_unprintable_characters_are_removed(client: httpx.Client, model: Completions) -> None:
+def test_unprintable_characters_are_removed(refining: httpx.Client, model: Completions) -> None:
     model.answer = respond_with(completion("Clear \ud800lungs.\x00\n\n No\tedema."))
     for accept in ("application/json", "application/fhir+json", "text/plain"):
         files = {"frontal": ("f", png())}
-        answer = client.post("/report", files=files, data={"refine": "true"}, headers={"Accept": accept})
+        answer = refining.post("/report", files=files, data={"refine": "true"}, headers={"Accept": accept})
         assert answer.status_code == 200
         assert "Clear lungs. No edema." in answer.text
 
 
-def test_stream_ends_with_the_rewritten_text(client: httpx.Client, model: Completions) -> None:
+def test_stream_ends_with_the_rewritten_text(refining: httpx.Client, model: Completions) -> None:
     model.answer = respond_with(completion("Clear lungs."))
     files = {"frontal": ("f", png())}
-    events = client.post("/report", files=files, data={"refine": "true", "stream": "true"}).text.strip().split("\n\n")
+    events = refining.post("/report", files=files, data={"refine": "true", "stream": "true"}).text.strip().split("\n\n")
     name, data = events[-1].splitlines()
     assert name == "event: report"
     assert json.loads(data.removeprefix("data: "))["refined"]["text"] == "Clear lungs."
-
-
-def test_calls_share_no_state(client: httpx.Client, model: Completions) -> None:
-    model.answer = respond_with(completion("Clear lungs."), Set_Cookie="session=1")
-    model.seen.clear()
-    ask(client, refine="true")
-    ask(client, refine="true")
-    assert len(model.seen) == 2
-    assert not any("cookie" in headers for _, headers, _ in model.seen)
 
 
 def test_circuit_breaker_opens_after_repeated_failures(
@@ -346,11 +339,10 @@ def test_certificates_are_verified_against_system_authorities(
         server.server_close()
 
 
-def test_unconfigured_refine_adds_a_warning(bundle: Path) -> None:
-    with ready_client(bundle, warm_up=False) as client:
-        body = ask(client, refine="true")
-        assert body["refined"] is None
-        assert "refine_off" in codes(body)
+def test_unconfigured_refine_adds_a_warning(client: httpx.Client) -> None:
+    body = ask(client, refine="true")
+    assert body["refined"] is None
+    assert "refine_off" in codes(body)
 
 
 @pytest.mark.parametrize(

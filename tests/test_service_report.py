@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,11 @@ from retrieval_index.index import ReportIndex
 from service.schemas.examples import DISCLAIMER
 from service.schemas.models import ReportResponse
 from service.settings import MIB
-from tests.support.dicom import DX, compressed, dataset, dicom, encapsulated
+from tests.support.dicom import compressed, dataset, dicom, encapsulated
 from tests.support.service import PROBLEM, encode, png, png_claiming, ready_client, scene
 from tests.support.tiny import IMAGE_SIZE, REPORTS, write_tiny_bundle
 
 File = tuple[str, bytes, str]
-
-
-@pytest.fixture(scope="module")
-def client(bundle: Path) -> Iterator[httpx.Client]:
-    with ready_client(bundle) as client:
-        yield client
 
 
 def upload(data: bytes, kind: str = "image/png") -> File:
@@ -88,79 +81,45 @@ def test_single_view_is_drafted_with_a_warning(client: httpx.Client, sent: str, 
     assert missing in got.warnings[0].message
 
 
-def test_top_k_and_beam_size_are_applied(client: httpx.Client) -> None:
-    files = {"frontal": upload(png())}
-    got = client.post("/report", files=files, data={"top_k": "5", "beam_size": " 1 "}).json()
-    assert [case["rank"] for case in got["reference_cases"]] == [1, 2, 3, 4, 5]
-    one = client.post("/report", files=files, data={"top_k": "1"}).json()
-    assert len(one["reference_cases"]) == 1
+@pytest.mark.parametrize(("sent", "cases"), [("1", 1), (" 5 ", 5), ("50", len(REPORTS))])
+def test_top_k_is_applied_up_to_the_size_of_the_index(client: httpx.Client, sent: str, cases: int) -> None:
+    fields = {"top_k": sent, "beam_size": " 1 "}
+    got = client.post("/report", files={"frontal": upload(png())}, data=fields).json()
+    assert [case["rank"] for case in got["reference_cases"]] == list(range(1, cases + 1))
 
 
-def test_top_k_above_the_index_size_returns_all_cases(client: httpx.Client) -> None:
-    got = client.post("/report", files={"frontal": upload(png())}, data={"top_k": "50"}).json()
-    assert len(got["reference_cases"]) == len(REPORTS)
-
-
-def test_bundle_without_retrieval_adds_a_warning(tmp_path: Path) -> None:
-    with ready_client(write_tiny_bundle(tmp_path / "plain", retrieval=False)) as client:
+@pytest.mark.parametrize(
+    ("missing", "code"), [({"retrieval": False}, "no_retrieval"), ({"texts": False}, "texts_not_available")]
+)
+def test_bundle_without_cases_or_texts_adds_a_warning(tmp_path: Path, missing: dict[str, bool], code: str) -> None:
+    with ready_client(write_tiny_bundle(tmp_path / "plain", **missing), warm_up=False) as client:
         got = draft(client, frontal=png(), lateral=png())
         health = client.get("/health").json()
-    assert got.reference_cases == []
-    assert [warning.code for warning in got.warnings] == ["no_retrieval"]
-    assert got.model.retrieval_k is None
-    assert health["cases"] is None
-
-
-def test_bundle_without_texts_adds_a_warning(tmp_path: Path) -> None:
-    with ready_client(write_tiny_bundle(tmp_path / "plain", texts=False)) as client:
-        got = draft(client, frontal=png(), lateral=png())
-        health = client.get("/health").json()
-    assert {case.findings for case in got.reference_cases} == {None}
-    assert [warning.code for warning in got.warnings] == ["texts_not_available"]
+    assert [warning.code for warning in got.warnings] == [code]
+    assert {case.findings for case in got.reference_cases} <= {None}
     assert health["texts"] is False
+    assert (got.model.retrieval_k is None) == (health["cases"] is None) == (got.reference_cases == [])
 
 
 # --- honest images of every kind --------------------------------------------------------------------------------
 
 
 def honest_images() -> dict[str, bytes]:
+    """One file of each kind; the tests of ``model.images`` read more of them."""
     grey = Image.fromarray(scene())
     wide = (scene().astype(np.uint16) - 40) * 21  # 0..4095: 12 bits in a 16-bit file
-    rgb = grey.convert("RGB")
-    alpha = grey.convert("LA")
-    turned = Image.fromarray(np.rot90(scene()).copy())  # EXIF 6 turns it back
-    exif = Image.Exif()
-    exif[0x0112] = 6
     return {
-        "grey 8-bit PNG": encode(grey),
-        "grey 12-bit in 16-bit PNG": encode(Image.fromarray(wide)),
-        "grey 16-bit PNG": encode(Image.fromarray(wide * 16)),
-        "bilevel PNG": encode(grey.convert("1")),
-        "palette PNG": encode(rgb.quantize(64)),
-        "RGB PNG": encode(rgb),
-        "grey and alpha PNG": encode(alpha),
+        "16-bit PNG": encode(Image.fromarray(wide * 16)),
         "RGBA PNG": encode(grey.convert("RGBA")),
-        "grey JPEG": encode(grey, "JPEG", quality=95),
-        "RGB JPEG": encode(rgb, "JPEG", quality=95),
         "progressive JPEG": encode(grey, "JPEG", quality=95, progressive=True),
-        "CMYK JPEG": encode(rgb.convert("CMYK"), "JPEG", quality=95),
-        "DICOM": dicom(scene()),
-        "DICOM of 12 bits": dicom(wide, stored=12),
         "inverted DICOM": dicom((4095 - wide).astype(np.uint16), stored=12, photometric="MONOCHROME1"),
         "run-length DICOM": compressed(dataset(wide, stored=12), "1.2.840.10008.1.2.5"),
-        "EXIF-turned JPEG": encode(turned, "JPEG", quality=95, exif=exif),
     }
 
 
 @pytest.mark.parametrize("kind", honest_images())
-def test_reads_every_supported_image_kind(client: httpx.Client, kind: str) -> None:
-    data = honest_images()[kind]
-    assert draft(client, frontal=data).findings
-    if kind == "bilevel PNG":
-        return
-    plain, read = load_pixels(png(), IMAGE_SIZE), load_pixels(data, IMAGE_SIZE)
-    correlation = np.corrcoef(plain.ravel(), read.ravel())[0, 1]
-    assert correlation > 0.99, f"{kind} does not show the same scene"
+def test_drafts_every_supported_image_kind(client: httpx.Client, kind: str) -> None:
+    assert draft(client, frontal=honest_images()[kind]).findings
 
 
 def test_warns_about_contradicting_dicom_headers(client: httpx.Client) -> None:
@@ -180,40 +139,18 @@ def test_warns_about_contradicting_dicom_headers(client: httpx.Client) -> None:
 # --- wrong requests ---------------------------------------------------------------------------------------------
 
 
-def animated(kind: str) -> bytes:
-    frames = [Image.fromarray(scene() + shade) for shade in (0, 10, 20)]
-    return encode(frames[0], kind, save_all=True, append_images=frames[1:])
-
-
 def wrong_images() -> dict[str, tuple[bytes, int, str]]:
+    """One file for each way of the HTTP answer; the tests of ``model.images`` have one for every code."""
+    video = encapsulated(dataset(scene()), "1.2.840.10008.1.2.4.100", b"x")
     return {
         "text": (b"this is a report, not a radiograph" * 10, 422, "not_an_image"),
-        "random bytes": (np.random.default_rng(0).bytes(5000), 422, "not_an_image"),
         "empty": (b"", 422, "empty"),
         "truncated PNG": (png(400, 400)[:1200], 422, "truncated"),
-        "truncated JPEG": (encode(Image.fromarray(scene(400, 400)), "JPEG")[:1500], 422, "truncated"),
-        "PNG signature alone": (b"\x89PNG\r\n\x1a\n", 422, "truncated"),
-        "animated PNG": (animated("PNG"), 422, "animated"),
-        "animated GIF": (animated("GIF"), 415, "unsupported_format"),
         "GIF": (encode(Image.fromarray(scene()), "GIF"), 415, "unsupported_format"),
-        "TIFF": (encode(Image.fromarray(scene()), "TIFF"), 415, "unsupported_format"),
-        "DICOM header of nothing": (bytes(128) + b"DICM" + bytes(300), 422, "truncated"),
         "DICOM of a CT": (dicom(scene(), sop_class="1.2.840.10008.5.1.4.1.1.2"), 422, "not_a_radiograph"),
-        "DICOM for processing": (dicom(scene(), sop_class=f"{DX}.1"), 422, "for_processing"),
-        "DICOM of two frames": (dicom(scene(), NumberOfFrames=2), 422, "animated"),
-        "DICOM without pixels": (dicom(scene())[:-10_812], 422, "no_pixels"),
-        "DICOM of 32 bits": (dicom(scene().astype(np.uint32)), 422, "unsupported_pixels"),
-        "DICOM cut short": (dicom(scene())[:-500], 422, "truncated"),
-        "DICOM video": (
-            encapsulated(dataset(scene()), "1.2.840.10008.1.2.4.100", b"x"),
-            415,
-            "unsupported_transfer_syntax",
-        ),
-        "PDF": (b"%PDF-1.7 " + bytes(300), 415, "unsupported_format"),
-        "1 x 1": (encode(Image.new("L", (1, 1))), 422, "too_small"),
+        "DICOM video": (video, 415, "unsupported_transfer_syntax"),
         "31 x 400": (png(31, 400), 422, "too_small"),
         "30,000 x 30,000 in the header": (png_claiming(30_000, 30_000), 422, "too_large"),
-        "9,000 x 9,000 in the header": (png_claiming(9_000, 9_000), 422, "too_large"),
     }
 
 
@@ -234,13 +171,13 @@ def problem(answer: httpx.Response, status: int, code: str, field: str | None) -
     return body
 
 
-@pytest.mark.parametrize("field", ["frontal", "lateral"])
 @pytest.mark.parametrize("kind", wrong_images())
-def test_rejects_wrong_image_naming_its_field(client: httpx.Client, kind: str, field: str) -> None:
+def test_rejects_wrong_image_naming_its_field(client: httpx.Client, kind: str) -> None:
     data, status, code = wrong_images()[kind]
-    good = {"frontal": upload(png()), "lateral": upload(png())}
-    body = problem(client.post("/report", files={**good, field: upload(data)}), status, code, field)
-    assert "image.png" not in body["detail"]
+    for field, other in (("frontal", png()), ("lateral", png()), ("frontal", b"no image")):
+        files = {"frontal": upload(other), "lateral": upload(other), field: upload(data)}
+        body = problem(client.post("/report", files=files), status, code, field)
+        assert "image.png" not in body["detail"]
     assert_unharmed(client)
 
 
@@ -248,8 +185,6 @@ def test_rejects_wrong_image_naming_its_field(client: httpx.Client, kind: str, f
     ("data", "code", "field"),
     [
         ({"top_k": "0"}, "out_of_range", "top_k"),
-        ({"top_k": "51"}, "out_of_range", "top_k"),
-        ({"top_k": "-3"}, "out_of_range", "top_k"),
         ({"top_k": "three"}, "not_a_number", "top_k"),
         ({"top_k": "2.5"}, "not_a_number", "top_k"),
         ({"top_k": "٣"}, "not_a_number", "top_k"),
@@ -257,8 +192,6 @@ def test_rejects_wrong_image_naming_its_field(client: httpx.Client, kind: str, f
         ({"top_k": "9" * 5000}, "not_a_number", "top_k"),
         ({"top_k": ""}, "empty", "top_k"),
         ({"beam_size": "9"}, "out_of_range", "beam_size"),
-        ({"beam_size": "nan"}, "not_a_number", "beam_size"),
-        ({"beam_size": ""}, "empty", "beam_size"),
         ({"side": "left"}, "unknown_field", "side"),
         ({"Frontal": "x"}, "unknown_field", "Frontal"),
     ],
@@ -280,12 +213,6 @@ def test_a_long_or_unprintable_field_name_is_quoted_short(client: httpx.Client) 
     assert answer.status_code == 422
     assert len(answer.json()["detail"]) < 200
     assert "\u202e" not in answer.json()["detail"]
-
-
-def test_rejects_form_without_an_image(client: httpx.Client) -> None:
-    boundary = b'--b\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n3\r\n--b--\r\n'
-    answer = client.post("/report", content=boundary, headers={"Content-Type": "multipart/form-data; boundary=b"})
-    problem(answer, 422, "missing_image", None)
 
 
 def test_rejects_duplicate_file_field(client: httpx.Client) -> None:
@@ -324,6 +251,7 @@ OPEN = b'--b\r\nContent-Disposition: form-data; name="frontal"; filename="f"\r\n
         (MULTIPART, b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--", 400, "malformed_multipart"),
         (MULTIPART, b"--b\r\n\r\nx\r\n--b--", 400, "malformed_multipart"),
         (MULTIPART, b"--b\r\nX: " + b"y" * 20_000 + b"\r\n\r\nx\r\n--b--", 400, "malformed_multipart"),
+        (MULTIPART, b'--b\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n3\r\n--b--\r\n', 422, "missing_image"),
         ({**MULTIPART, "Content-Encoding": "gzip"}, b"\x1f\x8b", 415, "unsupported_encoding"),
     ],
 )
@@ -353,8 +281,3 @@ def test_a_wrong_method_is_a_problem(client: httpx.Client, method: str, path: st
     answer = client.request(method, path)
     problem(answer, 405, "method_not_allowed", None)
     assert allowed in answer.headers["allow"]
-
-
-def test_reports_the_frontal_of_two_wrong_images(client: httpx.Client) -> None:
-    files = {"lateral": upload(b"no image" * 9), "frontal": upload(png(20, 20))}
-    problem(client.post("/report", files=files), 422, "too_small", "frontal")

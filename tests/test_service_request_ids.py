@@ -31,15 +31,9 @@ def test_every_response_has_a_request_id(client: httpx.Client, method: str, path
     fresh = client.request(method, path)
     assert fresh.status_code == status
     assert fresh.headers.get_list("x-request-id") == [str(uuid.UUID(fresh.headers["x-request-id"]))]
-    echoed = client.request(method, path, headers={"X-Request-ID": MINE})
-    assert echoed.headers.get_list("x-request-id") == [MINE]
-
-
-def test_accepts_32_hex_digits_as_request_id(client: httpx.Client) -> None:
-    sent = uuid.uuid4().hex
-    answer = client.post("/report", files={"frontal": ("f", png())}, headers={"X-Request-ID": sent})
-    assert answer.status_code == 200
-    assert answer.headers["x-request-id"] == sent
+    for sent in (MINE, uuid.uuid4().hex):
+        echoed = client.request(method, path, headers={"X-Request-ID": sent})
+        assert echoed.headers.get_list("x-request-id") == [sent]
 
 
 @pytest.mark.parametrize(
@@ -50,14 +44,10 @@ def test_accepts_32_hex_digits_as_request_id(client: httpx.Client) -> None:
     ],
 )  # fmt: skip
 def test_replaces_other_request_ids(client: httpx.Client, made_up: str) -> None:
-    given = client.get("/health", headers={"X-Request-ID": made_up}).headers["x-request-id"]
-    assert given != made_up
-    assert uuid.UUID(given).version == 4
-
-
-def test_replaces_two_request_ids(client: httpx.Client) -> None:
-    given = client.get("/health", headers=[("X-Request-ID", MINE), ("x-request-id", MINE)]).headers["x-request-id"]
-    assert given != MINE
+    for headers in ([("X-Request-ID", made_up)], [("X-Request-ID", MINE), ("x-request-id", made_up)]):
+        given = client.get("/health", headers=headers).headers["x-request-id"]
+        assert given not in (made_up, MINE)
+        assert uuid.UUID(given).version == 4
 
 
 def test_every_log_line_of_a_request_holds_its_id(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,9 +10,9 @@ import time
 import tracemalloc
 import warnings
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 pytest.importorskip("highdicom", reason="needs pip install highdicom")
@@ -36,7 +36,7 @@ from service.web.logging import JsonLines, TextLines
 from service.web.problems import Problem
 from tests.support.dicom import tiny_elements
 from tests.support.formats import dicom, example, header
-from tests.support.service import png, ready_client
+from tests.support.service import png
 
 NOW = datetime(2026, 3, 1, 9, 30)
 PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyInstanceUID",
@@ -229,13 +229,12 @@ def test_identity_is_read_only_on_request() -> None:
     assert [vars(found) for found in identified.sources] == [vars(source())]
 
 
-def test_dicom_upload_gets_a_report_in_its_study(bundle: Path) -> None:
+def test_dicom_upload_gets_a_report_in_its_study(client: httpx.Client) -> None:
     liked = {"Accept": "application/dicom"}
-    with ready_client(bundle) as client:
-        files = {"frontal": ("f", dicom()), "lateral": ("f", png())}
-        answer = client.post("/report", files=files, headers=liked)
-        broken = client.post("/report", files={"frontal": ("f", dicom()[:-5000])}, headers=liked)
-        text = client.post("/report", files=files, headers={"Accept": "text/plain"})
+    files = {"frontal": ("f", dicom()), "lateral": ("f", png())}
+    answer = client.post("/report", files=files, headers=liked)
+    broken = client.post("/report", files={"frontal": ("f", dicom()[:-5000])}, headers=liked)
+    text = client.post("/report", files=files, headers={"Accept": "text/plain"})
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "application/dicom"
     assert answer.headers["vary"] == "Accept"
