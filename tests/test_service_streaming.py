@@ -22,16 +22,8 @@ from model import drafter
 from model.config import DecodingConfig
 from model.decoding.generate import generate
 from model.decoding.search import Generated
-from model.types import (
-    CasesFound,
-    Draft,
-    DraftOptions,
-    EventCallback,
-    StudyView,
-    View,
-)
+from model.types import CasesFound, Draft, DraftOptions, EventCallback
 from service.inference.engine import Engine
-from service.inference.loader import load
 from service.inference.threads import threadsafe_listener
 from service.routes import streaming
 from service.schemas.events import CasesEvent
@@ -41,12 +33,9 @@ from tests.support.service import (
     PROBLEM,
     WAIT_S,
     Gate,
-    gate_drafters,
     live_server,
     png,
     ready_client,
-    scene,
-    settings_for,
     until,
 )
 from tests.support.tiny import IMAGE_SIZE, write_tiny_bundle
@@ -66,11 +55,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(bundle: Path) -> Iterator[httpx.Client]:
     with ready_client(bundle, warm_up=False) as client:
         yield client
-
-
-@pytest.fixture
-def gates(monkeypatch: pytest.MonkeyPatch) -> list[Gate]:
-    return gate_drafters(monkeypatch)
 
 
 def files() -> dict[str, tuple[str, bytes]]:
@@ -109,19 +93,6 @@ def test_streamed_sentences_equal_the_report(method: str, tmp_path: Path) -> Non
     assert report.pop("report_id") != whole.pop("report_id")
     assert report.pop("timings_ms").keys() == whole.pop("timings_ms").keys()
     assert report == whole
-
-
-def test_drafter_emits_the_retrieved_cases(bundle: Path) -> None:
-    writer = load(settings_for(bundle)).drafter
-    events: list[CasesFound] = []
-    study = [StudyView(scene(IMAGE_SIZE, IMAGE_SIZE), View.FRONTAL)]
-    draft, _ = writer.draft([study, study[::-1]], callbacks=[events.append, None])
-    assert events == [CasesFound(draft.reference_cases)]
-
-
-def test_bundle_without_retrieval_streams_no_cases_first(tmp_path: Path) -> None:
-    with ready_client(write_tiny_bundle(tmp_path / "plain", retrieval=False), warm_up=False) as client:
-        assert stream(client)[0] == ("cases", {"reference_cases": []})
 
 
 def test_events_come_with_the_report_without_early_results(
@@ -170,11 +141,9 @@ def test_stream_has_the_headers_of_every_response(client: httpx.Client) -> None:
     assert "content-security-policy" in answer.headers
 
 
-def test_an_error_before_the_first_event_is_an_ordinary_problem(client: httpx.Client) -> None:
+def test_error_before_the_first_event_is_an_ordinary_problem(client: httpx.Client) -> None:
     answer = client.post("/report", files={"frontal": ("f", b"no image")}, data=STREAM)
-    assert (answer.status_code, answer.headers["content-type"]) == (422, PROBLEM)
-    assert answer.json()["field"] == "frontal"
-    assert client.get("/health").json()["queue"]["depth"] == 0
+    assert (answer.status_code, answer.headers["content-type"], answer.json()["field"]) == (422, PROBLEM, "frontal")
 
 
 def test_deadline_and_busy_before_the_first_event_are_problems(bundle: Path, gates: list[Gate]) -> None:
@@ -221,19 +190,22 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Held:
     return held
 
 
-def test_stream_holds_its_slot_and_sends_keep_alives(bundle: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+def depth(client: httpx.Client) -> int:
+    return int(client.get("/health").json()["queue"]["depth"])
+
+
+def test_stream_holds_its_slot_and_sends_keep_alives(
+    client: httpx.Client, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.05)
-    with (
-        ready_client(bundle, warm_up=False) as client,
-        client.stream("POST", "/report", files=files(), data=STREAM) as answer,
-    ):
+    with client.stream("POST", "/report", files=files(), data=STREAM) as answer:
         received = events_of(answer)
         assert next(received)[0] == "cases"
         assert [next(received) for _ in range(2)] == [(":", ": keep-alive")] * 2
-        assert client.get("/health").json()["queue"]["depth"] == 1
+        assert depth(client) == 1
         held.go.set()
         assert [name for name, _ in received if name != ":"][-1] == "report"
-        until(lambda: client.get("/health").json()["queue"]["depth"] == 0)
+        until(lambda: depth(client) == 0)
 
 
 @pytest.mark.parametrize(
@@ -262,17 +234,16 @@ def test_deadline_after_the_first_event_sends_a_problem_event(bundle: Path, held
         (first, _), (last, problem) = stream(client)
         held.go.set()
         assert (first, last, problem["code"]) == ("cases", "problem", "deadline")
-        assert client.get("/health").json()["queue"]["depth"] == 0
+        assert depth(client) == 0
 
 
-def test_disconnect_frees_the_slot_of_a_stream(bundle: Path, held: Held) -> None:
-    with ready_client(bundle, warm_up=False) as client:
-        with client.stream("POST", "/report", files=files(), data=STREAM) as answer:
-            assert next(events_of(answer))[0] == "cases"
-        until(lambda: client.get("/health").json()["queue"]["depth"] == 0)
-        held.go.set()
-        until(lambda: "report_abandoned_total 1.0" in client.get("/metrics").text)
-        assert stream(client)[-1][0] == "report"
+def test_disconnect_frees_the_slot_of_a_stream(client: httpx.Client, held: Held) -> None:
+    with client.stream("POST", "/report", files=files(), data=STREAM) as answer:
+        assert next(events_of(answer))[0] == "cases"
+    until(lambda: depth(client) == 0)
+    held.go.set()
+    until(lambda: "report_abandoned_total 1.0" in client.get("/metrics").text)
+    assert stream(client)[-1][0] == "report"
 
 
 def test_shutdown_lets_a_stream_finish(bundle: Path, held: Held) -> None:
@@ -324,22 +295,17 @@ def test_failing_listener_does_not_affect_the_draft(caplog: pytest.LogCaptureFix
     assert "Canary" not in caplog.text
 
 
-def test_cases_are_sent_again_when_they_changed() -> None:
+def test_events_of_a_report_are_sent_once_and_in_order() -> None:
     report = ReportResponse.model_validate(REPORT_EXAMPLE)
     parts = streaming.EventSequence()
     assert [name for name, _ in parts.on_event(CasesFound(()))] == ["cases"]
     assert list(parts.on_event(CasesFound(()))) == []
-    (name, event), *rest = parts.on_report(report)
-    assert name == "cases"
-    assert event == CasesEvent(reference_cases=report.reference_cases)
+    (name, event), *rest = parts.on_report(report)  # the cases changed
+    assert (name, event) == ("cases", CasesEvent(reference_cases=report.reference_cases))
     assert [name for name, _ in rest] == ["sentence", "sentence", "report"]
-
-
-def test_sentences_are_sent_before_the_report_is_refined() -> None:
-    report = ReportResponse.model_validate(REPORT_EXAMPLE)
-    sequence = streaming.EventSequence()
-    assert [name for name, _ in sequence.on_event(report)] == ["cases", "sentence", "sentence"]
-    assert [name for name, _ in sequence.on_report(report)] == ["report"]
+    refined = streaming.EventSequence()
+    assert [name for name, _ in refined.on_event(report)] == ["cases", "sentence", "sentence"]
+    assert [name for name, _ in refined.on_report(report)] == ["report"]
 
 
 def test_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
