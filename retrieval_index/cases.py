@@ -15,21 +15,21 @@ FIELDS = ("case_id", "findings", "labels", "source_url")  # of a line
 
 
 class CaseFormatError(ValueError):
-    """A line of the case file is not a case; the message names the file and the line."""
+    """A line of the case file is not a valid case; the message names the file and the line."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One reference case: a training report, or the parts of it that may be redistributed."""
+    """One reference case: a training report, or its redistributable parts."""
 
     case_id: str  # the annotation's study id, "CXR2384_IM-0942"
-    findings: str | None = None  # None where texts are not redistributed; `hydrate` fills it
+    findings: str | None = None  # None if texts are not redistributed; `hydrate` adds it
     labels: dict[str, str | None] = field(default_factory=dict)  # finding -> present, absent, uncertain or None
     source_url: str | None = None  # the page that publishes the case
-    images: tuple[str, ...] = ()  # views of which a `UserCaseStore` has a thumbnail; not in case files
+    images: tuple[str, ...] = ()  # views with a thumbnail in a `UserCaseStore`; not in case files
 
     def __post_init__(self) -> None:
-        """Raises ValueError for an empty id, an unknown label state or a value of the wrong type."""
+        """Raise ValueError for an empty id, an unknown label state or a value of the wrong type."""
         values: dict[str, object] = vars(self)
         if not isinstance(values["case_id"], str) or not values["case_id"]:
             raise ValueError(f"case_id {self.case_id!r}: give a non-empty string")
@@ -46,7 +46,7 @@ class Case:
                 )
 
     def with_findings(self, findings: str) -> Case:
-        """The same case with its text."""
+        """The case with its text."""
         return replace(self, findings=findings)
 
 
@@ -90,7 +90,7 @@ def read_cases(path: Path) -> list[Case]:
 
 def _case(record: Any) -> Case:
     if not isinstance(record, dict):
-        raise ValueError(f"the line is a {type(record).__name__}; needed is an object with {', '.join(FIELDS)}")
+        raise ValueError(f"the line is a {type(record).__name__}; expected an object with {', '.join(FIELDS)}")
     if missing := [name for name in FIELDS if name not in record]:
         raise ValueError(f"the case lacks {', '.join(missing)}")
     if unknown := sorted(set(record) - set(FIELDS)):

@@ -1,8 +1,9 @@
 """Download of the official Open-i archives: resumed after an interruption, verified before it is renamed.
 
-The bytes are written to `<dest>.part` and their identity (URL, ETag, Last-Modified, length) to `<dest>.part.json`. A
-later call requests only the rest (HTTP Range with If-Range). If the file has changed on the server, or the server
-ignores ranges, the download starts from the beginning, so two files are never mixed.
+The bytes are written to `<dest>.part` and their identity (URL, ETag, Last-Modified, length) to
+`<dest>.part.json`. A later call requests only the rest (HTTP Range with If-Range). If the file has
+changed on the server, or the server ignores ranges, the download starts from the beginning, so that
+two versions are never mixed.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 
 class DownloadError(RuntimeError):
-    """A file could not be fetched or failed its checks; the message says whether the next call resumes."""
+    """A file could not be downloaded or is invalid; the message says whether the next call resumes."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The identity of a file on the server; equal fingerprints belong to the same bytes."""
+    """Identity of a file on the server; files with equal fingerprints have equal content."""
 
     url: str
     etag: str | None
@@ -46,7 +47,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, url: str, response: httpx.Response) -> Fingerprint:
-        """Of the whole file behind a 200 or 206 response."""
+        """Fingerprint of the whole file, from a 200 or 206 response."""
         length = response.headers.get("Content-Length", "")
         if response.status_code == 206:
             length = response.headers.get("Content-Range", "").rpartition("/")[2]
@@ -55,12 +56,12 @@ class Fingerprint:
 
     @property
     def validator(self) -> str | None:
-        """Value for If-Range: a strong ETag, or else the date; None: a partial file cannot be continued."""
+        """Value for If-Range: a strong ETag, else the date; None: a partial file cannot be resumed."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.last_modified
 
 
 class _InterruptedError(Exception):
-    """The transfer ended early and may be resumed; `connected`: whether the server answered."""
+    """The transfer ended early and may be resumed; `connected`: whether the server responded."""
 
     def __init__(self, reason: object, *, connected: bool = True) -> None:
         super().__init__(str(reason) or type(reason).__name__)
@@ -80,18 +81,20 @@ def download(
 
     Args:
         url: http or https.
-        dest: the file to make. An existing file is returned as it is: it was verified when it was downloaded.
+        dest: the file to create. An existing file is returned unchanged, because it was verified by
+            its download.
         progress: called after each chunk.
         timeout: seconds without a byte after which a connection counts as broken.
-        attempts: how often in a row a transfer may break off without a new byte.
+        attempts: maximum number of consecutive failures without a new byte.
         pause: seconds before the first retry, doubled for each further one.
 
     Raises:
-        DownloadError: not reachable, refused, broken off too often, of the wrong length, or damaged gzip data.
+        DownloadError: not reachable, refused, interrupted too often, of the wrong length, or
+            damaged gzip data.
         ValueError: the URL is neither http nor https.
     """
     if not url.startswith(("http://", "https://")):
-        raise ValueError(f"{url!r} is no http(s) URL")
+        raise ValueError(f"{url!r} is not an http(s) URL")
     if dest.exists():
         return dest
     dest.parent.mkdir(parents=True, exist_ok=True)
@@ -105,17 +108,17 @@ def download(
             connected = connected or interruption.connected
             if not connected:
                 raise DownloadError(
-                    f"{url} cannot be reached ({interruption}); check the network, or fetch the file by other means"
+                    f"{url} cannot be reached ({interruption}); check the network, or download the file by other means"
                 ) from interruption
             size = part.stat().st_size if part.exists() else 0
             failures = 1 if size > furthest else failures + 1
             furthest = max(furthest, size)
             if failures >= attempts:
                 raise DownloadError(
-                    f"{url} broke off {failures} times in a row, last after {size} bytes ({interruption}); they are "
-                    f"kept in {part}, and the same call resumes the download"
+                    f"{url} was interrupted {failures} times in a row, last after {size} bytes ({interruption}); "
+                    f"they are kept in {part}, and the same call resumes the download"
                 ) from interruption
-            logger.warning("%s broke off after %d bytes (%s); retrying", url, size, interruption)
+            logger.warning("%s was interrupted after %d bytes (%s); retrying", url, size, interruption)
             time.sleep(pause * 2 ** (failures - 1))
     _check_gzip(url, part, dest.name)
     os.replace(part, dest)
@@ -124,7 +127,7 @@ def download(
 
 
 def text_progress(label: str) -> Progress:
-    """A progress callback that rewrites one line on standard error: bytes, share and rate."""
+    """A progress callback that updates one line on standard error: bytes, share and rate."""
     start = shown = time.monotonic()
     first: int | None = None
 
@@ -144,7 +147,7 @@ def text_progress(label: str) -> Progress:
 
 
 def _transfer(url: str, part: Path, progress: Progress | None, timeout: float) -> None:
-    """One connection: append to `part` or write it from the start; returns when the file is complete."""
+    """One connection: append to `part` or write it from the start, until the file is complete."""
     known = _read_fingerprint(part, url)
     received = part.stat().st_size if part.exists() and known is not None and known.validator else 0
     headers = {"Accept-Encoding": "identity", "User-Agent": "cxr-report"}
@@ -177,11 +180,11 @@ def _transfer(url: str, part: Path, progress: Progress | None, timeout: float) -
         raise _InterruptedError(error) from error
     if found.size is not None and received != found.size:
         part.unlink()
-        raise DownloadError(f"{url} sent {received} bytes where it announced {found.size}; discarded, try again")
+        raise DownloadError(f"{url} sent {received} of {found.size} bytes; discarded, try again")
 
 
 def _check_status(url: str, part: Path, response: httpx.Response) -> None:
-    """Raise _InterruptedError for a status that may pass, DownloadError for one that will not."""
+    """Raise _InterruptedError for a temporary error status, DownloadError for a permanent one."""
     status = response.status_code
     if status == 416:
         part.unlink(missing_ok=True)
@@ -189,7 +192,7 @@ def _check_status(url: str, part: Path, response: httpx.Response) -> None:
     if status >= 500 or status in (408, 429):
         raise _InterruptedError(f"HTTP {status}")
     if status not in (200, 206):
-        raise DownloadError(f"{url} answered HTTP {status} {response.reason_phrase}; check the address")
+        raise DownloadError(f"{url} returned HTTP {status} {response.reason_phrase}; check the address")
 
 
 def _range_start(response: httpx.Response) -> int | None:
@@ -202,7 +205,7 @@ def _sidecar(part: Path) -> Path:
 
 
 def _read_fingerprint(part: Path, url: str) -> Fingerprint | None:
-    """The file that `part` belongs to; None: unknown, or of another URL."""
+    """The fingerprint for `part`; None if it is unknown or of another URL."""
     try:
         known = Fingerprint(**json.loads(_sidecar(part).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -221,4 +224,4 @@ def _check_gzip(url: str, part: Path, name: str) -> None:
     except (OSError, EOFError, zlib.error) as error:
         part.unlink()
         _sidecar(part).unlink(missing_ok=True)
-        raise DownloadError(f"{url} is no intact gzip file ({error}); it was discarded, try again") from error
+        raise DownloadError(f"{url} is a damaged gzip file ({error}); it was discarded, try again") from error

@@ -1,8 +1,8 @@
 """Restore the case texts of a bundle from the official report archive.
 
-Report texts are not redistributed with the project: the cases of a shipped bundle have no findings. This command writes
-a copy of the bundle whose cases have them, with its own manifest. The copy is made next to the target and then renamed;
-the source stays unchanged.
+Report texts are not redistributed with the project: the cases of a shipped bundle have no findings.
+This command writes a copy of the bundle with the texts and a new manifest. The copy is written next
+to the target and then renamed; the source is not changed.
 
     python -m retrieval_index.hydrate --bundle bundles/iu-xray [--reports NLMCXR_reports.tgz|DIR|URL] [--out DIR]
 """
@@ -31,7 +31,7 @@ HYDRATED_BUNDLES = Path(".bundles")  # default parent of hydrated copies, relati
 
 
 class HydrateError(RuntimeError):
-    """The bundle cannot be hydrated, or the target must not be replaced; the message gives the remedy."""
+    """The bundle cannot be hydrated, or the target cannot be replaced; the message gives the remedy."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Hydration:
     out: Path
     cases: int
     filled: int
-    kept: int  # had a text before
+    kept: int  # already had a text
     missing: tuple[str, ...]  # case ids without FINDINGS in the archive
     broken: tuple[str, ...]  # report files that could not be read
-    unchanged: bool  # the target was the same already and was not written
+    unchanged: bool  # the target already had the same content
 
     def summary(self) -> str:
         """One line with the counts and the missing cases."""
@@ -53,7 +53,7 @@ class Hydration:
         named = f" ({listed})" if self.missing else ""
         broken = f"; {len(self.broken)} broken report files skipped" if self.broken else ""
         return (
-            f"{self.out} {state}: {self.cases} cases, {self.filled} texts filled, {self.kept} there before, "
+            f"{self.out} {state}: {self.cases} cases, {self.filled} texts filled, {self.kept} present before, "
             f"{len(self.missing)} missing{named}{broken}"
         )
 
@@ -70,16 +70,17 @@ def hydrate(
 
     Args:
         bundle: a bundle with an index; each file is checked against its manifest.
-        reports: the archive `NLMCXR_reports.tgz`, its extracted folder, or an http(s) URL of it. A download is
-            kept in `downloads/` next to `out`, so that a second run needs no network.
-        out: the folder to make; default `default_out(bundle)`. An earlier hydrated bundle is replaced once the new one
-            is complete, or kept if it is the same; anything else is not overwritten.
+        reports: the archive `NLMCXR_reports.tgz`, its extracted folder, or an http(s) URL of it. A
+            download is kept in `downloads/` next to `out` for later runs.
+        out: the folder to create; default `default_out(bundle)`. Only a hydrated bundle is
+            replaced, and only once the new one is complete.
         progress: of the download.
 
     Raises:
-        HydrateError: a damaged bundle, one without an index, no case found in the archive, or `out` is in the way.
+        HydrateError: the bundle is damaged or has no index, the archive has none of its cases, or
+            `out` is occupied.
         ArchiveError: the reports cannot be read.
-        DownloadError: the URL cannot be fetched.
+        DownloadError: the URL cannot be downloaded.
     """
     out = default_out(bundle) if out is None else out
     manifest = _read_manifest(bundle)
@@ -113,7 +114,7 @@ def hydrate(
 
 
 def _fill(cases: Sequence[Case], findings: Mapping[str, str]) -> tuple[list[Case], int, tuple[str, ...]]:
-    """Add findings to the cases without: (cases, number filled, ids that were not found)."""
+    """Add findings to cases without text: (cases, number filled, ids that were not found)."""
     done = [
         case.with_findings(findings[case.case_id]) if case.findings is None and case.case_id in findings else case
         for case in cases
@@ -155,7 +156,9 @@ def _refuse_unsafe_target(bundle: Path, out: Path) -> None:
     """Allow only an absent, empty or hydrated target that is neither the source nor a folder around or inside it."""
     source, target = bundle.resolve(), out.resolve()
     if source == target or source in target.parents or target in source.parents:
-        raise HydrateError(f"--out {out} is, holds or lies in the bundle {bundle}; choose a folder next to it")
+        raise HydrateError(
+            f"--out {out} is the bundle {bundle}, contains it or is inside it; choose a folder next to it"
+        )
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise HydrateError(f"--out {out} is a file or a link; remove it or choose another folder")
     if out.is_dir() and any(out.iterdir()):
@@ -164,7 +167,7 @@ def _refuse_unsafe_target(bundle: Path, out: Path) -> None:
         except (OSError, ValueError):
             hydrated = False
         if not hydrated:
-            raise HydrateError(f"--out {out} holds something else than a hydrated bundle; remove it or choose another")
+            raise HydrateError(f"--out {out} is not a hydrated bundle; remove it or choose another")
 
 
 def _same(work: Path, out: Path) -> bool:
@@ -181,11 +184,11 @@ class _Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write a copy of a bundle whose reference cases carry their findings, and print the counts."""
+    """Write a copy of a bundle whose reference cases have their findings, and print the counts."""
     parser = argparse.ArgumentParser(prog="python -m retrieval_index.hydrate", description=main.__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="the bundle to copy")
     parser.add_argument("--reports", default=REPORTS_URL, help="archive, folder or URL (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="the folder to make (default: .bundles/<name>-hydrated)")
+    parser.add_argument("--out", type=Path, help="the folder to create (default: .bundles/<name>-hydrated)")
     arguments = _Arguments(**vars(parser.parse_args(argv)))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:

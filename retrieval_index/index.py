@@ -1,10 +1,11 @@
-"""The index of reference cases: embeddings of the training reports, searched with the embedding of a study's images.
+"""The index of reference cases: report embeddings, searched with the embedding of a study's images.
 
-It is a FAISS index by inner product. All vectors have unit length, so the inner product is the cosine similarity of an
-image embedding and a report embedding, which contrastive training maximises for matching pairs. Small collections are
-searched exactly, in less than a millisecond; large ones by cells (`retrieval_index.faiss_backend`).
+It is a FAISS index with inner product. All vectors have unit length, so the inner product is the
+cosine similarity of an image embedding and a report embedding, which contrastive training maximises
+for matching pairs. Small collections are searched exactly, in less than a millisecond; large ones
+in the nearest cells (`retrieval_index.faiss_backend`).
 
-Many reports are identical, so ties are frequent. They are resolved by row, independently of the batch.
+Many reports are identical, so ties are frequent; the lower row comes first.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from retrieval_index.faiss_backend import Floats, Kind, Rows, Structure, index_k
 
 VECTORS_FILE = "reports.faiss"
 CASES_FILE = "cases.jsonl"
-NORM_TOLERANCE = 1e-3  # how far a vector's length may be from 1
+NORM_TOLERANCE = 1e-3  # allowed deviation of a vector's length from 1
 _ROUNDING = 1e-5  # above the float32 error of an inner product of unit vectors
 _QUERIES_AT_ONCE = 256
 
 
 class IndexFormatError(ValueError):
-    """The files of an index are damaged or do not belong together; the message names the file and the problem."""
+    """The files of an index are damaged or inconsistent; the message names the file and the problem."""
 
 
 @dataclass(frozen=True)
 class _State:
-    """One immutable state of the index. A search uses one state from start to end."""
+    """One immutable state of the index. Each search uses one state."""
 
     structure: Structure
     vectors: Floats  # (N, D), unit length
@@ -58,7 +59,7 @@ class ReportIndex:
     def __init__(self, state: _State, *, kind: Kind | Literal["auto"] = "auto") -> None:
         self._state = state
         self._wanted = kind
-        self._changing = threading.Lock()
+        self._write_lock = threading.Lock()
 
     @classmethod
     def build(cls, vectors: Floats, cases: Sequence[Case], *, kind: Kind | Literal["auto"] = "auto") -> ReportIndex:
@@ -66,12 +67,12 @@ class ReportIndex:
 
         Args:
             vectors: float32, of the text tower.
-            cases: one a vector.
+            cases: one per vector.
             kind: `auto` chooses by N (`faiss_backend.index_kind`), again whenever cases are added.
 
         Raises:
-            ValueError: the numbers differ, an id repeats, the vectors are not finite and of unit length, an unknown
-                kind, or `ivf` without a vector.
+            ValueError: the numbers differ, an id repeats, a vector is not finite or not of unit
+                length, the kind is unknown, or `ivf` has no vector.
         """
         if kind not in ("auto", "flat", "ivf"):
             raise ValueError(f"kind {kind!r} is unknown; use auto, flat or ivf")
@@ -83,14 +84,15 @@ class ReportIndex:
     def add(self, vectors: Floats, cases: Sequence[Case]) -> None:
         """Append cases with their vectors (M, D) from the same text tower.
 
-        Existing rows keep their numbers. A call copies the index, so add many cases at once; if the collection
-        outgrows its kind or cells, the cells are trained again (seconds at 10⁵ vectors). Concurrent searches use the
-        previous state.
+        Existing rows keep their numbers. A call copies the index, so add many cases at once; if a
+        larger collection needs another kind or more cells, these are trained (seconds at 10⁵
+        vectors). Concurrent searches use the previous state.
 
         Raises:
-            ValueError: as for `build`, or a case id that the index has already. The index is then unchanged.
+            ValueError: as for `build`, or a case id is in the index already; the index is then
+                unchanged.
         """
-        with self._changing:
+        with self._write_lock:
             old = self._state
             vectors = _checked(vectors, self.dim, "vectors")
             if len(vectors) != len(cases):
@@ -101,19 +103,16 @@ class ReportIndex:
             self._state = _State(structure, vectors, cases, rows)
 
     def remove(self, case_ids: Collection[str]) -> None:
-        """Remove cases. Later rows move up, so use a `snapshot` to read several things of one state.
-
-        A call copies the index.
+        """Remove cases. Later rows get lower numbers: use a `snapshot` for several reads. A call copies the index.
 
         Raises:
-            ValueError: an unknown id, or an `ivf` index would become empty; the index is then unchanged.
+            ValueError: an id is unknown, or an `ivf` index would become empty; the index is then
+                unchanged.
         """
-        with self._changing:
+        with self._write_lock:
             old = self._state
             if missing := [case_id for case_id in case_ids if case_id not in old.rows]:
-                raise ValueError(
-                    f"{len(missing)} of the cases to remove are not in the index, {missing[0]!r} among them"
-                )
+                raise ValueError(f"{len(missing)} of the cases to remove are not in the index, such as {missing[0]!r}")
             gone = {old.rows[case_id] for case_id in case_ids}
             kept = np.array([row for row in range(len(old.cases)) if row not in gone], np.int64)
             vectors, cases = old.vectors[kept], tuple(old.cases[row] for row in kept)
@@ -121,7 +120,7 @@ class ReportIndex:
             self._state = _State(structure, vectors, cases, _rows(vectors, cases))
 
     def snapshot(self) -> ReportIndex:
-        """The index as it is now; later additions and removals do not change its rows. No data is copied."""
+        """An immutable view of the current index. No data is copied."""
         return ReportIndex(self._state, kind=self._wanted)
 
     def _kind_for(self, count: int) -> Kind:
@@ -141,25 +140,26 @@ class ReportIndex:
         return len(self._state.cases)
 
     def search(self, queries: Floats, k: int, *, exclude: Sequence[str | None] | None = None) -> tuple[Floats, Rows]:
-        """Find the k most similar cases of each query; ties go to the lower row. The batch has no influence.
+        """Find the k most similar cases of each query, independently of the other queries; ties go to the lower row.
 
-        A `flat` index is exact. An `ivf` index searches the 64 cells nearest to the query, more if they hold fewer
-        than k cases: similarities are exact, but a case in a more distant cell can be missed. Measured recall@5 is at
-        least .99 for 30,000 to 10⁶ cases, for held-out reports and image embeddings (`python -m benchmarks index`).
+        A `flat` index is exact. An `ivf` index searches the 64 cells nearest to the query, more if
+        they hold fewer than k cases: similarities are exact, but a case in a more distant cell can
+        be missed. Measured recall@5 is at least .99 for 30,000 to 10⁶ cases, for held-out reports
+        and image embeddings (`python -m benchmarks index`).
 
         Args:
             queries: (B, D) float32, L2-normalised.
-            k: how many cases, from 1.
-            exclude: per query the id of a case to leave out, or None: in training a study must not retrieve its
-                own report. The query still gets k others. An unknown id excludes nothing.
+            k: number of cases, at least 1.
+            exclude: per query the id of a case to exclude, or None: in training a study must not
+                retrieve its own report. An unknown id excludes nothing.
 
         Returns:
-            Cosine similarity (B, k) float32 and rows (B, k) int64, best first; padded with similarity 0 and row -1
-            if there are fewer than k cases.
+            Cosine similarity (B, k) float32 and rows (B, k) int64, best first; padded with
+            similarity 0 and row -1 if there are fewer than k cases.
 
         Raises:
-            ValueError: a wrong shape, a query that is not finite or not of unit length, k below 1, or another
-                number of excluded ids than of queries.
+            ValueError: a wrong shape, a query that is not finite or not of unit length, k below 1,
+                or the numbers of excluded ids and queries differ.
         """
         state = self._state
         queries = _checked(queries, state.vectors.shape[1], "queries")
@@ -178,10 +178,10 @@ class ReportIndex:
         return similarity, rows
 
     def vectors(self, rows: Rows) -> Floats:
-        """The stored vectors of `rows` (...), as (..., D) float32; zeros where a row is -1.
+        """The vectors of `rows` (...), as (..., D) float32; zeros where a row is -1.
 
         Raises:
-            IndexError: a row below -1 or beyond the index.
+            IndexError: a row is below -1 or beyond the index.
         """
         state = self._state
         rows = np.asarray(rows, np.int64)
@@ -195,7 +195,7 @@ class ReportIndex:
         """The case of a row.
 
         Raises:
-            IndexError: a negative row, such as the padding of a search, or one beyond the index.
+            IndexError: the row is negative, such as the padding of a search, or beyond the index.
         """
         cases = self._state.cases
         if not 0 <= row < len(cases):
@@ -203,14 +203,14 @@ class ReportIndex:
         return cases[row]
 
     def find(self, case_id: str) -> Case | None:
-        """The case of an id, or None."""
+        """The case with this id, or None."""
         state = self._state
         row = state.rows.get(case_id)
         return None if row is None else state.cases[row]
 
     @property
     def has_texts(self) -> bool:
-        """Whether any case holds its findings."""
+        """Whether any case has its findings."""
         return self._state.texts
 
     def save(self, folder: Path) -> None:
@@ -221,15 +221,15 @@ class ReportIndex:
 
     @classmethod
     def load(cls, folder: Path, *, expected_sha256: Mapping[str, str] | None = None) -> ReportIndex:
-        """Read what `save` wrote.
+        """Read the output of `save`.
 
         Args:
-            folder: holds `reports.faiss` and `cases.jsonl`.
-            expected_sha256: file name -> hex digest of both files; compared before FAISS parses anything.
+            folder: with `reports.faiss` and `cases.jsonl`.
+            expected_sha256: file name -> hex digest; compared before any file is parsed.
 
         Raises:
-            IndexFormatError: a file is missing or has another hash; FAISS cannot read it; it is another kind of index;
-                vectors are not finite or not of unit length; the numbers of vectors and cases differ.
+            IndexFormatError: a file is missing, has another hash or cannot be parsed; a vector is
+                not finite or not of unit length; the numbers of vectors and cases differ.
         """
         data = {name: _read(folder / name, expected_sha256) for name in (VECTORS_FILE, CASES_FILE)}
         try:
@@ -246,8 +246,9 @@ class ReportIndex:
 def _search_into(state: _State, queries: Floats, excluded: Rows, similarity: Floats, rows: Rows) -> None:
     """Fill `similarity` and `rows` (B, k) of one block of queries.
 
-    FAISS orders ties arbitrarily, and its rounding depends on the batch. It therefore only proposes candidates: k + 1
-    and more, until the last is clearly worse than the k-th. Their cosines are then computed one by one.
+    FAISS orders ties arbitrarily, and its rounding depends on the batch. It therefore only proposes
+    candidates, k + 1 or more, until the last is clearly worse than the k-th. Then their cosines are
+    computed in float64.
     """
     k, total = rows.shape[1], len(state.cases)
     pending = np.arange(len(queries))
@@ -270,24 +271,24 @@ def _search_into(state: _State, queries: Floats, excluded: Rows, similarity: Flo
 
 
 def _rows(vectors: Floats, cases: tuple[Case, ...]) -> dict[str, int]:
-    """The row of each case id; ValueError where one repeats or there are not as many vectors as cases."""
+    """The row of each case id; raises ValueError if one repeats or the numbers of vectors and cases differ."""
     if len(vectors) != len(cases):
         raise ValueError(f"{len(vectors)} vectors for {len(cases)} cases; give one vector per case")
     rows: dict[str, int] = {}
     for row, case in enumerate(cases):
         if (first := rows.setdefault(case.case_id, row)) != row:
-            raise ValueError(f"case {case.case_id} is in row {first} already; leave it out or give it another id")
+            raise ValueError(f"case {case.case_id} is in row {first} already; remove it or give it another id")
     return rows
 
 
 def _checked(vectors: Floats, dim: int | None, name: str, *, copy: bool = True) -> Floats:
-    """`vectors` as a contiguous float32 copy (N, D); ValueError unless finite and of unit length."""
+    """A contiguous float32 copy (N, D) of `vectors`; raises ValueError unless finite and of unit length."""
     array: Floats = np.array(vectors, np.float32, order="C", ndmin=1, copy=copy or None)
     if array.ndim != 2 or array.shape[1] == 0 or dim not in (None, array.shape[1]):
-        raise ValueError(f"{name} have the shape {array.shape}; needed is (N, {'D' if dim is None else dim})")
+        raise ValueError(f"{name} have the shape {array.shape}; expected (N, {'D' if dim is None else dim})")
     if bad := np.flatnonzero(~np.isfinite(array).all(1)).tolist():
         raise ValueError(f"{name}: row {bad[0]} is not finite ({len(bad)} such rows)")
-    lengths = np.sqrt(np.einsum("nd,nd->n", array, array))  # np.linalg.norm would take as much memory as the vectors
+    lengths = np.sqrt(np.einsum("nd,nd->n", array, array))  # np.linalg.norm would copy the vectors
     if bad := np.flatnonzero(np.abs(lengths - 1) > NORM_TOLERANCE).tolist():
         raise ValueError(
             f"{name}: row {bad[0]} has length {lengths[bad[0]]:.4g} ({len(bad)} such rows); divide each by its L2 norm"
@@ -305,5 +306,5 @@ def _read(path: Path, expected_sha256: Mapping[str, str] | None) -> bytes:
     if expected_sha256 is not None:
         expected, actual = expected_sha256.get(path.name), hashlib.sha256(data).hexdigest()
         if actual != expected:
-            raise IndexFormatError(f"{path} has SHA-256 {actual}, expected is {expected}; restore the file")
+            raise IndexFormatError(f"{path} has SHA-256 {actual}, expected {expected}; restore the file")
     return data

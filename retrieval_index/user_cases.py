@@ -1,11 +1,12 @@
 """Reference cases that a service's operator added, in a directory independent of any bundle.
 
-`cases.jsonl` has one line per case; `pictures/` has the thumbnails under random names. To add a case, its pictures are
-written atomically, then its line is appended; each step is flushed to the disk. A crash can therefore leave only an
-incomplete line or a picture without a line; both are removed when the directory is next opened. To remove a case, the
-other lines are rewritten, then its pictures are deleted. Vectors are not stored, because they depend on the bundle.
+`cases.jsonl` has one line per case; `pictures/` has the thumbnails under random names. To add a
+case, its pictures are written atomically, then its line is appended; each step is flushed to the
+disk. A crash can therefore leave only an incomplete line or a picture without a line; both are
+removed when the directory is next opened. To remove a case, the other lines are rewritten, then its
+pictures are deleted. Vectors are not stored, because they depend on the bundle.
 
-One process at a time may hold the directory. Only the owner may read its files.
+Only one process at a time can use the directory. Only the owner can read its files.
 """
 
 from __future__ import annotations
@@ -42,16 +43,17 @@ class _Entry:
 
 
 class UserCaseStore:
-    """The cases of one directory, locked until `close`. Thread-safe."""
+    """The cases of one directory, which is locked until `close`. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
-        """Create the directory if it is missing, lock it and read it.
+        """Create the directory if necessary, lock it and read it.
 
         Raises:
-            UserCaseStoreError: another process holds it, it is not writable, or a line is not a case.
+            UserCaseStoreError: another process uses it, it is not writable, or a line is not a
+                case.
         """
         self._folder, self._path = folder, folder / CASES_FILE
-        self._changing = threading.Lock()
+        self._write_lock = threading.Lock()
         try:
             folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
             (folder / PICTURES).mkdir(mode=_FOLDER_MODE, exist_ok=True)
@@ -75,7 +77,7 @@ class UserCaseStore:
         return case_id in self._entries
 
     def cases(self) -> tuple[Case, ...]:
-        """All cases, in the order in which they were added."""
+        """All cases, in the order of their addition."""
         return tuple(entry.case for entry in self._entries.values())
 
     def add(self, case: Case, pictures: Mapping[str, bytes]) -> Case:
@@ -90,11 +92,11 @@ class UserCaseStore:
 
         Raises:
             ValueError: the id exists already.
-            OSError: the disk is full or fails; nothing of the case is stored then.
+            OSError: the disk is full or fails; the case is then not stored.
         """
-        with self._changing:
+        with self._write_lock:
             if case.case_id in self._entries:
-                raise ValueError("a case of this id was added before")
+                raise ValueError("a case with this id exists already")
             files = {view: f"{secrets.token_hex(16)}.jpg" for view in pictures}
             entry = _Entry(replace(case, images=tuple(pictures)), files)
             try:
@@ -113,9 +115,9 @@ class UserCaseStore:
 
         Raises:
             KeyError: there is no such case.
-            OSError: the disk is full or fails; the case stays then.
+            OSError: the disk is full or fails; the case is then kept.
         """
-        with self._changing:
+        with self._write_lock:
             entries = dict(self._entries)
             entry = entries.pop(case_id)
             lines = b"".join(map(_encoded, entries.values()))
@@ -131,13 +133,13 @@ class UserCaseStore:
             return None
         try:
             return (self._folder / PICTURES / entry.files[view]).read_bytes()
-        except OSError as error:  # removed concurrently, or by hand
+        except OSError as error:  # removed concurrently or manually
             log.warning("a picture of an added case cannot be read: %s", error.strerror)
             return None
 
     def close(self) -> None:
         """Release the directory."""
-        with self._changing:
+        with self._write_lock:
             os.close(self._lock)
 
     # -- files -------------------------------------------------------------------------------------------------------
@@ -147,25 +149,25 @@ class UserCaseStore:
         if not self._path.exists():
             if any(_PICTURE.fullmatch(path.name) for path in (self._folder / PICTURES).iterdir()):
                 raise UserCaseStoreError(
-                    f"{self._folder / PICTURES} holds pictures, but there is no {self._path}; restore that file from "
+                    f"{self._folder / PICTURES} has pictures, but there is no {self._path}; restore that file from "
                     "a copy, or empty the folder of pictures"
                 )
             write_atomic(self._path, b"", mode=_FILE_MODE)
             sync(self._folder)
         data = self._path.read_bytes()
         end = data.rfind(b"\n") + 1
-        if torn := len(data) - end:
-            log.warning("%s: its last %d bytes are a case cut off while it was added; dropped", self._path, torn)
+        if incomplete_bytes := len(data) - end:
+            log.warning("%s: removed an incomplete last case (%d bytes)", self._path, incomplete_bytes)
             os.truncate(self._path, end)
         entries: dict[str, _Entry] = {}
         for number, line in enumerate(data[:end].splitlines(), start=1):
             try:
                 entry = _decoded(line)
                 if entry.case.case_id in entries:
-                    raise ValueError("its id stands in an earlier line")
+                    raise ValueError("its id occurs in an earlier line")
             except (ValueError, TypeError) as error:
                 raise UserCaseStoreError(
-                    f"{self._path}, line {number} is no added case; restore the file from a copy, or remove the line"
+                    f"{self._path}, line {number} is not a case; restore the file from a copy, or remove the line"
                 ) from error
             entries[entry.case.case_id] = entry
         return entries, end
@@ -173,7 +175,7 @@ class UserCaseStore:
     def _append(self, line: bytes) -> None:
         """Write and flush a whole line, or nothing."""
         with self._path.open("ab", buffering=0) as lines:
-            lines.truncate(self._size)  # if removing a failed line failed too
+            lines.truncate(self._size)  # in case the removal of a failed line failed
             try:
                 remaining = memoryview(line)
                 while remaining:
@@ -189,18 +191,18 @@ class UserCaseStore:
             (self._folder / PICTURES / name).unlink(missing_ok=True)
 
     def _tidy(self) -> None:
-        """Remove what an interrupted change left: pictures without a case and temporary files."""
+        """Remove files that an interrupted change left: pictures without a case and temporary files."""
         known = {name for entry in self._entries.values() for name in entry.files.values()}
         leftovers = [
             path
             for path in (self._folder / PICTURES).iterdir()
             if (_PICTURE.fullmatch(path.name) and path.name not in known) or _UNFINISHED.fullmatch(path.name)
-        ]  # other files stay
+        ]  # keep other files
         leftovers += self._folder.glob(f".{CASES_FILE}.*.tmp")
         for path in leftovers:
             path.unlink()
         if leftovers:
-            log.warning("%s: %d files that an interrupted change had left are removed", self._folder, len(leftovers))
+            log.warning("%s: removed %d files of an interrupted change", self._folder, len(leftovers))
 
 
 def _encoded(entry: _Entry) -> bytes:
@@ -209,18 +211,18 @@ def _encoded(entry: _Entry) -> bytes:
 
 
 def _decoded(line: bytes) -> _Entry:
-    """Raises ValueError or TypeError if the line is not a case."""
+    """Parse a line; raises ValueError or TypeError if it is not a case."""
     record: Any = json.loads(line)
     files: Any = record.pop("images") if isinstance(record, dict) and set(record) == {*FIELDS, "images"} else None
     if not isinstance(files, dict) or not all(
         isinstance(name, str) and _PICTURE.fullmatch(name) for name in files.values()
     ):
-        raise ValueError("not the members of an added case")
+        raise ValueError("not the fields of an added case")
     return _Entry(Case(**record, images=tuple(files)), files)
 
 
 def _lock_folder(folder: Path) -> int:
-    """The open lock file; the system releases the lock when the process ends in any way."""
+    """Lock the folder; the system releases the lock when the process ends."""
     import fcntl  # not on Windows
 
     lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, _FILE_MODE)
@@ -229,7 +231,7 @@ def _lock_folder(folder: Path) -> int:
     except BlockingIOError as error:
         os.close(lock)
         raise UserCaseStoreError(
-            f"another process holds the added cases in {folder}; give each service its own directory, "
+            f"another process uses the added cases in {folder}; give each service a separate directory, "
             "or stop the other one first"
         ) from error
     except OSError:

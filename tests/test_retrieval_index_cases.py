@@ -49,7 +49,7 @@ def _line(**changes: Any) -> bytes:
         (b"{", "line 2: "),
         (b"", "line 2: "),
         (b"\xff", "line 2: "),
-        (b"[]", "the line is a list; needed is an object"),
+        (b"[]", "the line is a list; expected an object"),
         (_line(case_id=""), "give a non-empty string"),
         (_line(case_id=3), "give a non-empty string"),
         (_line(findings=3), "findings of case c is a int"),

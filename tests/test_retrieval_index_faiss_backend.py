@@ -307,8 +307,8 @@ def _hnsw(vectors: Floats) -> faiss.IndexHNSWFlat:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda v: _ivf(v, faiss.METRIC_L2), "FAISS metric 1, inner product is 0"),
-        (_hnsw, "is an IndexHNSWFlat; needed is an IndexFlatIP or IndexIVFFlat"),
+        (lambda v: _ivf(v, faiss.METRIC_L2), "FAISS metric 1; expected inner product, 0"),
+        (_hnsw, "is an IndexHNSWFlat; expected an IndexFlatIP or IndexIVFFlat"),
         (lambda v: _ivf(v[:150]), "150 vectors for 200 cases"),
         (lambda v: _ivf(v * np.float32(1.01)), r"row 0 has length 1\.01"),
     ],

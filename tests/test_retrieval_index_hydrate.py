@@ -97,7 +97,7 @@ def test_missing_cases_are_counted_and_named(tmp_path: Path, reports: Path) -> N
     cases = [*CASES[:1], Case("CXR11_IM-0067"), Case("CXR77_IM-9999")]  # 11 has no FINDINGS, 77 is not there
     result = hydrate(make_bundle(tmp_path / "b", cases), reports, out=tmp_path / "out")
     assert (result.filled, result.missing) == (1, ("CXR11_IM-0067", "CXR77_IM-9999"))
-    assert "1 texts filled, 0 there before, 2 missing (CXR11_IM-0067, CXR77_IM-9999)" in result.summary()
+    assert "1 texts filled, 0 present before, 2 missing (CXR11_IM-0067, CXR77_IM-9999)" in result.summary()
     assert [case.findings is None for case in read_cases(tmp_path / "out" / "index" / "cases.jsonl")] == [
         False,
         True,
@@ -157,7 +157,7 @@ NO_PATH = '{"schema_version": 1, "files": {"%s": {"sha256": "", "size": 0}}}'
     [
         ("model.safetensors", "x", r"model\.safetensors is not the file that MANIFEST"),
         ("config.json", None, r"lacks config\.json"),
-        ("MANIFEST.json", None, "is no bundle"),
+        ("MANIFEST.json", None, "is not a bundle"),
         ("MANIFEST.json", "{", "is damaged"),
         ("MANIFEST.json", '{"schema_version": 2, "files": {}}', "version 2 is unknown"),
         ("MANIFEST.json", '{"schema_version": 1, "files": {"x": {}}}', "is damaged"),
@@ -216,12 +216,12 @@ def test_default_target_and_command_line(
     monkeypatch.chdir(tmp_path)
     assert default_out(bundle) == Path(".bundles/tiny-hydrated")
     assert main(["--bundle", "bundles/tiny", "--reports", str(reports.parent)]) == 0
-    assert "3 cases, 2 texts filled, 1 there before, 0 missing" in capsys.readouterr().out
+    assert "3 cases, 2 texts filled, 1 present before, 0 missing" in capsys.readouterr().out
     assert (tmp_path / ".bundles" / "tiny-hydrated" / "MANIFEST.json").is_file()
     with pytest.raises(SystemExit) as stop:
         main(["--bundle", "bundles/none", "--reports", str(reports)])
     assert stop.value.code == 1
-    assert "is no bundle" in capsys.readouterr().err
+    assert "is not a bundle" in capsys.readouterr().err
 
 
 @pytest.fixture

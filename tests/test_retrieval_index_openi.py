@@ -71,11 +71,11 @@ def test_broken_files_are_named_and_skipped(tmp_path: Path) -> None:
         f"ecgen-radiology/{n}.xml" for n in (3, 4, 5, 6, 7)
     ]
     assert "uId" in archive.broken[2]
-    assert "CXR1 is there already" in archive.broken[3]
+    assert "CXR1 occurs twice" in archive.broken[3]
 
 
 def test_a_folder_without_reports_is_an_error_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ArchiveError, match=r"holds no reports; needed is NLMCXR_reports\.tgz"):
+    with pytest.raises(ArchiveError, match=r"has no reports; expected NLMCXR_reports\.tgz"):
         read_reports(tmp_path)
     with pytest.raises(ArchiveError, match="does not exist"):
         read_reports(tmp_path / "nowhere")
@@ -93,5 +93,5 @@ def test_a_truncated_archive_is_an_error_never_a_shorter_list(tmp_path: Path, ke
 
 def test_an_archive_that_is_no_tar_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "page.tgz").write_text("<html>not found</html>")
-    with pytest.raises(ArchiveError, match="no tar archive"):
+    with pytest.raises(ArchiveError, match="not a tar archive"):
         read_reports(tmp_path / "page.tgz")

@@ -61,7 +61,7 @@ def test_files_are_private_and_have_random_names(tmp_path: Path) -> None:
 def test_an_id_is_added_once(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         store.add(CASE, {})
-        with pytest.raises(ValueError, match="added before"):
+        with pytest.raises(ValueError, match="exists already"):
             store.add(CASE, {"frontal": PICTURE})
         assert pictures(tmp_path) == []
 
@@ -96,8 +96,8 @@ def test_a_case_that_was_cut_off_is_dropped_and_the_others_stay(
     (tmp_path / f".{CASES_FILE}.x.tmp").write_bytes(b"half")
     with opened(tmp_path) as store:
         assert [case.case_id for case in store.cases()] == ["two"]
-        assert "last 40 bytes" in caplog.text
-        assert "3 files that an interrupted change had left" in caplog.text
+        assert "incomplete last case (40 bytes)" in caplog.text
+        assert "removed 3 files of an interrupted change" in caplog.text
         store.add(CASE, {})
     with opened(tmp_path) as store:
         assert [case.case_id for case in store.cases()] == ["two", "one"]
@@ -128,7 +128,7 @@ def test_on_a_full_disk_all_of_a_case_is_missing(tmp_path: Path, room: int) -> N
 def test_only_one_process_can_open_the_directory(tmp_path: Path) -> None:
     with (
         opened(tmp_path),
-        pytest.raises(UserCaseStoreError, match=r"another process holds the added cases in .*stop the other"),
+        pytest.raises(UserCaseStoreError, match=r"another process uses the added cases in .*stop the other"),
     ):
         UserCaseStore(tmp_path)
     with opened(tmp_path) as store:
@@ -162,7 +162,7 @@ def test_a_line_that_is_no_case_is_named_and_not_quoted(tmp_path: Path, change: 
     lines = (tmp_path / CASES_FILE).read_text().splitlines()
     lines[1] = json.dumps(json.loads(lines[1]) | change)
     (tmp_path / CASES_FILE).write_text("\n".join(lines) + "\n")
-    with pytest.raises(UserCaseStoreError, match="line 2 is no added case") as caught:
+    with pytest.raises(UserCaseStoreError, match="line 2 is not a case") as caught:
         UserCaseStore(tmp_path)
     assert "Secret" not in str(caught.value)
 

@@ -184,7 +184,7 @@ def test_command_fails_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert stop.value.code == 1
     assert "error: " in capsys.readouterr().err
     assert not (tmp_path / "a.json").exists()
-    with pytest.raises(ArchiveError, match="needed is"):
+    with pytest.raises(ArchiveError, match="expected"):
         open_openi(tmp_path)
 
 
