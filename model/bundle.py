@@ -1,8 +1,8 @@
-"""The bundle: a directory with everything that serving needs, written whole or not at all, verified before use.
+"""The bundle: a directory with everything that serving needs, written atomically, verified before use.
 
 ``config.json``, ``model.safetensors``, ``tokenizer.json``, ``metrics.json``, optionally ``index/``,
-``consensus.safetensors`` and ``calibration.json``, and ``MANIFEST.json`` with the SHA-256 and size of every other file.
-Nothing in it is pickled.
+``consensus.safetensors`` and ``calibration.json``, and ``MANIFEST.json`` with the SHA-256 and size
+of every other file. Nothing in it is pickled.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Bundle:
     manifest: Manifest
     digest: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    consensus: MbrTable | None = None
+    mbr_table: MbrTable | None = None
     calibration: Calibration | None = None
 
     def index_sha256(self) -> dict[str, str]:
-        """Expected digests of the files in ``index/``, by their names in there."""
+        """Expected digests of the files in ``index/``, by file name."""
         prefix = INDEX_DIR + "/"
         return {
             name.removeprefix(prefix): entry.sha256
@@ -65,7 +65,7 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
     """Verify and load a bundle; weights become float32 on ``device``, the model is in eval mode.
 
     Raises:
-        BundleError: see ``verify_bundle``; or config, vocabulary and weights do not fit each other.
+        BundleError: see ``verify_bundle``; or config, vocabulary and weights do not match.
     """
     path = Path(path)
     manifest = verify_bundle(path)
@@ -83,9 +83,9 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
     if config.retrieval is not None and not {"index/reports.faiss", "index/cases.jsonl"} <= set(manifest.files):
         raise BundleError(f"{path}: config.json sets retrieval, but the bundle has no index; restore it")
     if config.decoding.method == "consensus" and CONSENSUS not in manifest.files:
-        raise BundleError(f"{path}: config.json decodes by consensus, but the bundle has no {CONSENSUS}; restore it")
+        raise BundleError(f"{path}: config.json sets method 'consensus', but the bundle has no {CONSENSUS}; restore it")
     try:
-        consensus = MbrTable.load(path / CONSENSUS) if CONSENSUS in manifest.files else None
+        mbr_table = MbrTable.load(path / CONSENSUS) if CONSENSUS in manifest.files else None
     except ValueError as error:
         raise BundleError(f"{path}: {error}") from error
     try:
@@ -99,12 +99,12 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
     model.eval().requires_grad_(False).to(device)
     model.backbone.to(memory_format=torch.channels_last)
     return Bundle(
-        path, config, tokenizer, model, manifest, file_sha256(path / MANIFEST), metrics, consensus, calibration
+        path, config, tokenizer, model, manifest, file_sha256(path / MANIFEST), metrics, mbr_table, calibration
     )
 
 
 def _load_calibration(path: Path, manifest: Manifest, width: int) -> Calibration | None:
-    """``calibration.json`` where the manifest lists it; ``width`` is D, that of the backbone's features."""
+    """``calibration.json`` if the manifest lists it; ``width`` is D of the backbone's features."""
     if CALIBRATION not in manifest.files:
         return None
     remedy = "restore it, or fit it again: python -m training.calibrate"
@@ -113,12 +113,14 @@ def _load_calibration(path: Path, manifest: Manifest, width: int) -> Calibration
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise BundleError(f"{path}: {CALIBRATION} is no calibration ({where}: {first['msg']}); {remedy}") from error
+        raise BundleError(
+            f"{path}: {CALIBRATION} is not a valid calibration ({where}: {first['msg']}); {remedy}"
+        ) from error
     if calibration.weights_sha256 != manifest.files[WEIGHTS].sha256:
-        raise BundleError(f"{path}: {CALIBRATION} was fitted to other weights than these; {remedy}")
+        raise BundleError(f"{path}: {CALIBRATION} was fitted to the weights of another bundle; {remedy}")
     if calibration.features.width != width:
         raise BundleError(
-            f"{path}: {CALIBRATION} is for features of width {calibration.features.width}, these have {width}; {remedy}"
+            f"{path}: {CALIBRATION} is for features of width {calibration.features.width}, not {width}; {remedy}"
         )
     return calibration
 
@@ -130,7 +132,7 @@ def write_bundle(
     model: ReportModel,
     tokenizer: Tokenizer,
     index_dir: Path | None = None,
-    consensus: MbrTable | None = None,
+    mbr_table: MbrTable | None = None,
     calibration: Calibration | None = None,
     metrics: Mapping[str, Any] | None = None,
     weights_dtype: Literal["fp16", "fp32"] = "fp16",
@@ -139,28 +141,31 @@ def write_bundle(
     """Write a bundle to a temporary directory and rename it to ``path``, manifest last.
 
     Args:
-        path: the directory to make.
+        path: the directory to create.
         config: goes to ``config.json``.
-        model: its weights go to ``model.safetensors``; matrices in ``weights_dtype``, vectors (biases, normalisation
-            statistics) in float32.
+        model: its weights go to ``model.safetensors``; matrices in ``weights_dtype``, vectors
+            (biases, normalisation statistics) in float32.
         tokenizer: goes to ``tokenizer.json``.
-        index_dir: holds ``reports.faiss`` and ``cases.jsonl``; needed where ``config.retrieval`` is set.
-        consensus: goes to ``consensus.safetensors``; needed where ``config.decoding`` is by consensus.
+        index_dir: holds ``reports.faiss`` and ``cases.jsonl``; needed if ``config.retrieval`` is
+            set.
+        mbr_table: goes to ``consensus.safetensors``; needed if ``config.decoding.method`` is
+            ``consensus``.
         calibration: goes to ``calibration.json``; it must have been fitted to these weights.
         metrics: goes to ``metrics.json``, numbers rounded to ``DIGITS`` significant digits.
         weights_dtype: of the matrices.
         replace: replace an existing bundle.
 
     Raises:
-        BundleError: something is already there and ``replace`` is not set, or the index or the table is missing.
+        BundleError: ``path`` exists and ``replace`` is not set, or the index or the table is
+            missing.
     """
     path = Path(path)
     if path.exists() and not replace:
         raise BundleError(f"{path} already exists; choose another --out or remove it")
     if config.retrieval is not None and index_dir is None:
         raise BundleError("config.retrieval is set, but no index was given")
-    if config.decoding.method == "consensus" and consensus is None:
-        raise BundleError("config.decoding is by consensus, but no table was given")
+    if config.decoding.method == "consensus" and mbr_table is None:
+        raise BundleError("config.decoding.method is 'consensus', but no table was given")
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     for stale in path.parent.glob(f".{path.name}.partial-*"):  # left by a process that was killed while writing
         shutil.rmtree(stale, ignore_errors=True)
@@ -174,13 +179,13 @@ def write_bundle(
                  .contiguous().clone() for key, value in model.state_dict().items()}  # fmt: skip
         _save_weights(state, partial / WEIGHTS)
         (partial / WEIGHTS).chmod(0o644)  # safetensors makes it private; the service may run as another user
-        if consensus is not None:
-            consensus.save(partial / CONSENSUS)
+        if mbr_table is not None:
+            mbr_table.save(partial / CONSENSUS)
         if calibration is not None:
             _save_calibration(calibration, partial)
         if index_dir is not None:
             (partial / INDEX_DIR).mkdir()
-            for name in INDEX_FILES:  # only these: a killed write may have left report texts there
+            for name in INDEX_FILES:  # no other file: an interrupted write may have left report texts
                 shutil.copyfile(index_dir / name, partial / INDEX_DIR / name)
         write_manifest(partial)
         replace_folder(partial, path)
@@ -189,15 +194,15 @@ def write_bundle(
 
 
 def add_calibration(bundle: Path, calibration: Calibration, out: Path) -> None:
-    """Write a copy of a bundle with this calibration, whole or not at all; ``out`` may be the bundle itself.
+    """Write a copy of a bundle with this calibration atomically; ``out`` may be the bundle itself.
 
     Args:
-        bundle: the bundle that it was fitted to; its files are checked first.
+        bundle: the bundle that the calibration was fitted to; its files are verified first.
         calibration: replaces an existing one.
-        out: where the copy goes: ``bundle`` itself, or nothing yet.
+        out: ``bundle`` itself, or a path that does not exist.
 
     Raises:
-        BundleError: a damaged bundle, or something else lies at ``out``.
+        BundleError: the bundle is damaged, or ``out`` is another existing path.
     """
     in_place = out.resolve() == bundle.resolve()
     if out.exists() and not in_place:
@@ -233,4 +238,4 @@ def _save_weights(state: dict[str, torch.Tensor], path: Path) -> None:
     try:
         save_file(state, path)
     except SafetensorError as error:
-        raise BundleError(f"{path} cannot be written ({error}); free space there and start again") from error
+        raise BundleError(f"{path} cannot be written ({error}); free disk space and start again") from error

@@ -16,14 +16,15 @@ Norm = Literal["layer", "r2gen"]
 class Frozen(BaseModel):
     """Base of every configuration: immutable, no unknown keys, finite numbers.
 
-    A field that was renamed reads both names and writes the old one, so that older software reads new files.
+    A renamed field accepts both names and is written under the old one, so that older software
+    reads new files.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True)
 
 
 def _renamed(old: str, new: str) -> Any:
-    """Field information of ``new``, which is called ``old`` in files."""
+    """A field ``new`` that files call ``old``."""
     return Field(validation_alias=AliasChoices(old, new), serialization_alias=old)
 
 
@@ -41,17 +42,22 @@ class ModelConfig(Frozen):
         memory_slots: rows of the shared memory matrix.
         memory_dim: width of a memory row.
         memory_heads: heads of the memory addressing.
-        memory_top_k: slots each head reads for a token.
+        memory_top_k: slots that each head reads for a token.
         dropout: share of activations dropped in training.
         max_length: longest report in tokens, end token included.
         retrieval_k: report embeddings appended to the patch tokens; 0 for none.
-        embedding_dim: width of image and report embeddings (the index); needed where ``retrieval_k`` is not 0.
+        embedding_dim: width of image and report embeddings (the index); needed if ``retrieval_k``
+            is not 0.
         text_layers: layers of the text tower.
-        norm: ``layer``, or ``r2gen``, the normalisation of published R2Gen and R2GenCMN checkpoints.
-        patch_positions: patches are counted within each ``view``, or through the whole ``sequence`` (as published).
-        feature_norm: backbone features are standardised by running statistics (not so in published models).
-        finding_head: a linear layer that reads the labeler's 14 findings from the pooled features.
-        case_norm: a projected case is as long as a standardised patch token; without, patches drown it.
+        norm: ``layer``, or ``r2gen``, the normalisation of published R2Gen and R2GenCMN
+            checkpoints.
+        patch_positions: count patches within each ``view``, or through the whole ``sequence`` (as
+            published).
+        feature_norm: standardise backbone features by running statistics (published models do not).
+        finding_head: add a linear layer that predicts the labeler's 14 findings from the pooled
+            features.
+        case_norm: scale a projected case to the length of a standardised patch token; else patches
+            dominate.
     """
 
     backbone: str = "densenet121"
@@ -91,13 +97,13 @@ class ModelConfig(Frozen):
 
 
 class PreprocessingConfig(Frozen):
-    """Preparation of pixels: grey, squashed to ``image_size`` squared, normalised by buffers of the backbone.
+    """Preparation of pixels: grey, resized to a square of ``image_size``, normalised by buffers of the backbone.
 
     Attributes:
         image_size: S, side of the squares in pixels.
-        resample: filter of the squash; published R2Gen models saw ``bilinear``.
-        view_order: ``frontal_first``, whatever order the views come in; or ``as_given``, the order of the data set's
-            files, which published R2Gen models were trained with. A server gives the frontal first in both.
+        resample: resize filter; published R2Gen models were trained with ``bilinear``.
+        view_order: ``frontal_first``; or ``as_given``, the order of the data set's files, with
+            which published R2Gen models were trained. The service puts the frontal first in both.
     """
 
     image_size: Annotated[int, Field(ge=32, le=2048)] = 224
@@ -112,14 +118,16 @@ class ConsensusConfig(Frozen):
         temperature: of the softmax that weights the training cases by similarity.
         cider: weight of the expected CIDEr-D, 0 to 10.
         bleu4: weight of the expected BLEU-4, 0 to 1.
-        rouge: weight of the mean ROUGE-L with the candidates, 0 to 1, each candidate weighted by its expected CIDEr-D;
-            n-gram vectors ignore the order of sentences, ROUGE-L does not.
+        rouge: weight of the mean ROUGE-L with the candidates, 0 to 1, each candidate weighted by
+            its expected CIDEr-D; n-gram vectors ignore the order of sentences, ROUGE-L does not.
         finding: weight of a named finding: its probability less ``finding_threshold``.
-        finding_threshold: probability from which a finding is worth naming (``finding_cost`` in ``config.json``).
-        classifier_weight: share of the finding classifier in that probability; the rest is the share of the similar
-            cases (``head``).
-        sentence_pool: sentences that may be inserted, those of most candidates first (``pool``).
-        max_edits: most changes of one sentence (``moves``).
+        finding_threshold: probability above which naming a finding adds reward (``finding_cost`` in
+            ``config.json``).
+        classifier_weight: share of the finding classifier in that probability; the rest is the
+            share of the similar cases (``head``).
+        sentence_pool: maximum number of sentences that may be inserted, the most frequent first
+            (``pool``).
+        max_edits: maximum number of edits, each of one sentence (``moves``).
     """
 
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.05
@@ -137,22 +145,25 @@ class DecodingConfig(Frozen):
     """Defaults of report generation; a request may change ``beam_size``.
 
     Attributes:
-        method: ``beam``; ``greedy`` (``beam`` of size 1 is greedy); ``rerank``: the beam's report and ``candidates``
-            sampled ones, ranked by probability and similarity to the images; or ``consensus``, MBR decoding: the
-            report of the highest expected reward that the sentences of these candidates can form.
+        method: ``beam``; ``greedy`` (``beam`` of size 1 is greedy); ``rerank``: the beam's report
+            and ``candidates`` sampled ones, ranked by probability and similarity to the images; or
+            ``consensus``, MBR decoding: the report of the highest expected reward that the
+            sentences of these candidates can form.
         beam_size: live hypotheses.
-        length_penalty: alpha; finished hypotheses are ranked by log-probability / length**alpha. 0 ranks by the sum.
+        length_penalty: alpha; finished hypotheses are ranked by log-probability / length**alpha. 0
+            ranks by the sum.
         block_trigrams: never repeat a trigram.
-        trigram_penalty: subtracted from the log-probability of a word for each earlier occurrence of the trigram that
-            it would complete; the softer rule of published R2Gen models, 2 × 0.693.
-        finished_beams_occupy_slots: a hypothesis that ends takes one of the ``beam_size`` slots of its step (published
-            R2Gen); else the best ``beam_size`` unfinished ones stay live. ``ended_keep_place`` in ``config.json``.
+        trigram_penalty: subtracted from the log-probability of a word for each earlier occurrence
+            of the trigram that it would complete; published R2Gen models use 2 × 0.693.
+        finished_beams_occupy_slots: a finished hypothesis takes one of the ``beam_size`` slots of
+            its step (published R2Gen); else the best ``beam_size`` unfinished ones stay live.
+            ``ended_keep_place`` in ``config.json``.
         min_length: tokens before the end token is allowed.
         suppress: words that are never generated (the archive's redaction mark ``xxxx``, ``<unk>``).
         candidates: reports sampled for ``rerank`` and ``consensus``.
-        temperature: of their sampling.
-        similarity_weight: in ``rerank``, weight of the cosine between study and report embedding, added to the mean
-            log-probability of a word.
+        temperature: of this sampling.
+        similarity_weight: in ``rerank``, weight of the cosine between study and report embedding,
+            added to the mean log-probability of a word.
         consensus: reward and search of ``consensus``.
     """
 
@@ -204,7 +215,7 @@ class BundleConfig(Frozen):
     @model_validator(mode="after")
     def _retrieval_fits(self) -> Self:
         if self.retrieval is not None and self.model.retrieval_k == 0:
-            raise ValueError("retrieval is set, but model.retrieval_k is 0: the model reads no cases")
+            raise ValueError("retrieval is set, but model.retrieval_k is 0: the model takes no cases")
         if self.decoding.method in ("rerank", "consensus") and self.retrieval is None:
             method = self.decoding.method
             raise ValueError(f"decoding.method is {method!r}, but the bundle has no retrieval; use 'beam'")

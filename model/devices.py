@@ -1,4 +1,4 @@
-"""Names of devices to devices: one set of rules and messages for commands and service."""
+"""Parses device names, for the commands and the service."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def resolve_devices(names: str, *, option: str = "--device ") -> tuple[torch.dev
         each = [f"cuda:{number}" for number in range(count)] if names == "cuda:all" else names.split(",")
         devices = [torch.device(name) for name in each]
     except RuntimeError as error:
-        raise ValueError(f"{option}{names}: unknown kind of device; use auto, cpu, cuda or cuda:N") from error
+        raise ValueError(f"{option}{names}: unknown device; use auto, cpu, cuda or cuda:N") from error
     if not devices or any(device.type == "cuda" and (device.index or 0) >= count for device in devices):
         raise ValueError(
-            f"{option}{names}, but {count} CUDA devices are usable here. Check the driver "
+            f"{option}{names}, but {count} CUDA devices are usable. Check the driver "
             f"(and --gpus for a container), or use {option}cpu."
         )
     if len({(device.type, device.index or 0) for device in devices}) < len(devices):
-        raise ValueError(f"{option}{names} names a device twice; one worker serves each. Name each once.")
+        raise ValueError(f"{option}{names} names a device twice. Name each device once.")
     return tuple(devices)
 
 

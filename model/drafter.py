@@ -1,7 +1,8 @@
-"""The pipeline that service, command line and evaluation share: studies in, drafts with their evidence out.
+"""The pipeline of the service, the command line and the evaluation: studies in, drafts with their evidence out.
 
-One pass: pixels -> backbone once -> pooled embedding -> index -> K report embeddings next to the patch tokens ->
-memory, encoder, decoder -> sentences with confidence, labels, reference cases. No state is kept between calls.
+One pass: pixels -> backbone once -> pooled embedding -> index -> K report embeddings next to the
+patch tokens -> memory, encoder, decoder -> sentences with confidence, labels, reference cases. No
+state is kept between calls.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _DEFAULTS = DraftOptions()
 
 @dataclass(frozen=True)
 class _Images:
-    """Encoded images of a batch: ``studies`` in the order of encoding, their patches, the assessment of each study."""
+    """Encoded images of a batch: ``studies`` in the order of encoding, their patches and view assessments."""
 
     studies: Sequence[Study]
     patches: Patches
@@ -71,19 +72,20 @@ class _Retrieved:
 
 
 class Drafter:
-    """Writes drafts with one bundle on one device. Holds no state between calls."""
+    """Writes drafts with one bundle on one device. Keeps no state between calls."""
 
     def __init__(
         self, bundle: Bundle, index: CaseIndex | None, *, device: str | torch.device = "cpu",
         precision: Precision = "fp32",
     ) -> None:  # fmt: skip
-        """Join a loaded bundle and its index.
+        """Check that bundle and index belong together.
 
         Args:
             bundle: the model with its vocabulary and configuration.
-            index: of the bundle; None for one without retrieval.
+            index: of the bundle; None without retrieval.
             device: where the model runs.
-            precision: ``bf16`` computes convolutions and matrix products in bfloat16: faster, and a word may differ.
+            precision: ``bf16`` computes convolutions and matrix products in bfloat16: faster, but a
+                word may differ.
 
         Raises:
             ValueError: the index and the bundle do not belong together.
@@ -105,12 +107,12 @@ class Drafter:
 
     @property
     def image_size(self) -> int:
-        """S: side in pixels of the squares that ``draft`` takes."""
+        """S: side in pixels of the square images that ``draft`` takes."""
         return self.bundle.config.preprocessing.image_size
 
     @property
     def resample(self) -> Resample:
-        """Filter of the squash to those squares."""
+        """Resize filter of these images."""
         return self.bundle.config.preprocessing.resample
 
     @torch.inference_mode()
@@ -123,17 +125,18 @@ class Drafter:
         """Write a draft for each study.
 
         Args:
-            studies: views of each study, at least one each. In any order; for a bundle with ``view_order`` ``as_given``
-                (an imported one) in that of the data set's files.
-            options: the same for the whole batch.
-            counterfactual_patches: as many other studies, whose patch tokens replace those of ``studies``.
-            counterfactual_retrieval: as many other studies, by which reference cases are retrieved and candidate
-                reports are weighed.
-            callbacks: one per study or None. Each receives the reference cases once they are retrieved. Called on this
-                thread; must neither block nor raise.
+            studies: one or more views of each study, in any order; with ``view_order`` ``as_given``
+                (imported bundles) in the order of the data set's files.
+            options: for the whole batch.
+            counterfactual_patches: other studies (B), whose patch tokens replace those of
+                ``studies``.
+            counterfactual_retrieval: other studies (B), with which cases are retrieved and
+                candidates are scored.
+            callbacks: one per study or None, called on this thread with the retrieved cases; must
+                neither block nor raise.
 
         Raises:
-            ValueError: a study without views, or pixels of another shape than (S, S) uint8.
+            ValueError: a study has no views, or pixels are not (S, S) uint8.
         """
         if not studies:
             return []
@@ -148,12 +151,12 @@ class Drafter:
                 retrieved = self._retrieve(embeddings, len(studies), options)
             _emit_cases(callbacks, retrieved.references)
             with timed("decode"):
-                shown = images if counterfactual_patches is None else self._encode(counterfactual_patches)
-                findings = self._model.findings(shown.patches)
+                source = images if counterfactual_patches is None else self._encode(counterfactual_patches)
+                findings = self._model.findings(source.patches)
                 evidence: Sequence[Evidence | None] = [None] * len(studies)
                 if self.bundle.calibration is not None:
                     evidence = self._evidence(embeddings, findings, len(studies))
-                encoded = self._model.encode(shown.patches, retrieved.vectors, retrieved.mask)
+                encoded = self._model.encode(source.patches, retrieved.vectors, retrieved.mask)
                 generated = generate(
                     self._model,
                     encoded,
@@ -162,7 +165,7 @@ class Drafter:
                     beam_size=options.beam_size,
                     study=embeddings,
                     findings=findings,
-                    consensus=self.bundle.consensus,
+                    mbr_table=self.bundle.mbr_table,
                 )
                 ids, log_probs = generated.ids.tolist(), generated.log_probs.tolist()
             drafts = [
@@ -172,10 +175,10 @@ class Drafter:
             if options.attention:
                 with timed("attention"):
                     weights = attention_of(
-                        self._model, encoded, shown.patches, generated.ids, self.bundle.tokenizer.bos_id
+                        self._model, encoded, source.patches, generated.ids, self.bundle.tokenizer.bos_id
                     )
                     drafts = [
-                        replace(draft, sentences=self._with_attention(draft, weights, b, ids[b], shown))
+                        replace(draft, sentences=self._with_attention(draft, weights, b, ids[b], source))
                         for b, draft in enumerate(drafts)
                     ]
         return [replace(draft, timings_ms=dict(clock)) for draft in drafts]
@@ -189,7 +192,7 @@ class Drafter:
     # -- images ------------------------------------------------------------------------------------------------------
 
     def _encode(self, studies: Sequence[Study]) -> _Images:
-        """Patches of each study, and the view that each of its images was read as."""
+        """Run the backbone and the image checks."""
         ordered = [self._in_order(study) for study in studies]
         most, size = max(len(study) for study in ordered), self.image_size
         pixels = np.zeros((len(ordered), most, size, size), np.uint8)
@@ -202,7 +205,7 @@ class Drafter:
                 if image.pixels.shape != (size, size) or image.pixels.dtype != np.uint8:
                     raise ValueError(
                         f"study {row}: pixels are {image.pixels.shape} {image.pixels.dtype}, "
-                        f"need ({size}, {size}) uint8"
+                        f"expected ({size}, {size}) uint8"
                     )
                 pixels[row, column] = image.pixels
                 views[row, column], mask[row, column] = image.view.row, True
@@ -219,7 +222,7 @@ class Drafter:
         return sorted(study, key=lambda image: image.view.row)
 
     def _assess(self, studies: Sequence[Study], patches: Patches) -> _Images:
-        """Check the images and correct their views; the patches come back frontals first again."""
+        """Check the images and correct their views; the patches are returned with the frontals first."""
         sent = [tuple(image.view for image in study) for study in studies]
         calibration = self.bundle.calibration
         if calibration is None:
@@ -249,15 +252,15 @@ class Drafter:
         retrieval = self.bundle.config.retrieval
         if self.index is None or retrieval is None or embeddings is None:
             return _Retrieved(None, None, [()] * count)
-        shown = options.top_k or retrieval.k
-        index = self.index.snapshot()  # cases may be removed meanwhile
-        similarity, rows = index.search(embeddings.float().cpu().numpy(), shown)
+        top_k = options.top_k or retrieval.k
+        index = self.index.snapshot()  # cases may be removed concurrently
+        similarity, rows = index.search(embeddings.float().cpu().numpy(), top_k)
         used = rows[:, : retrieval.k]
         vectors = torch.from_numpy(index.vectors(used)).to(self.device)  # (B, K, E)
         references = [
             tuple(
                 _reference(rank, index.case(int(rows[b, rank])), float(similarity[b, rank]))
-                for rank in range(shown)
+                for rank in range(top_k)
                 if rows[b, rank] >= 0
             )
             for b in range(len(rows))
@@ -315,7 +318,7 @@ class Drafter:
     def _with_attention(
         self, draft: Draft, weights: WordAttention, row: int, ids: list[int], images: _Images
     ) -> tuple[Sentence, ...]:
-        """The draft's sentences with the attention over the images that the model read."""
+        """The draft's sentences with their attention over ``images``."""
         sent = tuple(image.view for image in images.studies[row])
         read = images.assessments[row].views
         order: Sequence[int] = range(len(sent))
@@ -338,17 +341,15 @@ class Drafter:
         yield from assessment.warnings
         for view in View:
             if view not in assessment.views:
-                yield DraftWarning(
-                    "missing_view", f"No {view.value} image was given; the draft leans on what is there."
-                )
+                yield DraftWarning("missing_view", f"No {view.value} image was given; the draft uses one view.")
         if self.index is None:
             yield DraftWarning(
-                "no_retrieval", "This bundle has no reference cases; the draft has no evidence beside it."
+                "no_retrieval", "This bundle has no reference cases; the draft is based on the images alone."
             )
         elif references and all(case.findings is None for case in references):
             yield DraftWarning(
                 "texts_not_available",
-                "The texts of the reference cases are not in this bundle; python -m retrieval_index.hydrate adds them.",
+                "This bundle has no texts of the reference cases; python -m retrieval_index.hydrate adds them.",
             )
         if doubtful := sum(sentence.supported is False for sentence in sentences):
             yield unsupported(doubtful)

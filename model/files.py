@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and their hashes."""
+"""Atomic writes of files and folders, and file hashes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_atomic(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> 
 
 
 def install_file(temporary: Path, path: Path, *, previous: Path | None = None) -> None:
-    """Flush a written file to disk and rename it to ``path``; a file there is kept as ``previous``, if given."""
+    """Flush a written file to disk and rename it to ``path``; an existing file is kept as ``previous``, if given."""
     sync(temporary)
     if previous is not None and path.exists():
         os.replace(path, previous)
@@ -32,7 +32,7 @@ def install_file(temporary: Path, path: Path, *, previous: Path | None = None) -
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Rename folder ``new`` to ``path``. A folder there is set aside first, restored on failure and removed last."""
+    """Rename folder ``new`` to ``path``. An existing one is restored on failure, else removed."""
     if not path.exists():
         os.rename(new, path)
         return
@@ -47,7 +47,7 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to disk: renames in a synced folder survive a power cut."""
+    """Flush a file, or the entries of a folder, to disk, so that a rename survives a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

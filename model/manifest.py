@@ -1,4 +1,4 @@
-"""``MANIFEST.json`` of a bundle: SHA-256 and size of every other file; written last, verified before use."""
+"""``MANIFEST.json`` of a bundle: SHA-256 and size of every other file, written last, verified before use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REQUIRED = ("config.json", "model.safetensors", "tokenizer.json")
 
 
 class BundleError(RuntimeError):
-    """A bundle that is missing, incomplete, altered or of another version; the message names it and the remedy."""
+    """A bundle is missing, incomplete, altered or of another version; the message names it and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Every file of the bundle but ``MANIFEST.json``, by posix path.
+    """Every file of the bundle except ``MANIFEST.json``, by POSIX path.
 
-    ``hydrated_from`` is the SHA-256 of the manifest that a copy with report texts was made from.
+    ``hydrated_from``, in a copy with report texts, is the SHA-256 of the manifest of the original.
     """
 
     files: Mapping[str, FileEntry]
@@ -46,11 +46,11 @@ def read_manifest(path: Path) -> Manifest:
     """Read ``MANIFEST.json`` of a bundle without checking the files.
 
     Raises:
-        BundleError: no bundle there, or a manifest that cannot be read.
+        BundleError: there is no bundle, or the manifest cannot be read.
     """
     if not (path / MANIFEST).is_file():
         raise BundleError(
-            f"{path} is no bundle: it has no {MANIFEST}. Name a directory that training.run wrote (--bundle DIR)."
+            f"{path} is not a bundle: it has no {MANIFEST}. Name a directory that training.run wrote (--bundle DIR)."
         )
     try:
         content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -89,7 +89,7 @@ def verify_bundle(path: Path) -> Manifest:
     """Check every file of a bundle against its manifest.
 
     Raises:
-        BundleError: see ``read_manifest`` and ``verify_files``; or a required file is not listed.
+        BundleError: see ``read_manifest`` and ``verify_files``, or a required file is not listed.
     """
     manifest = read_manifest(path)
     for required in REQUIRED:
@@ -100,7 +100,7 @@ def verify_bundle(path: Path) -> Manifest:
 
 
 def write_manifest(directory: Path, *, hydrated_from: str | None = None) -> None:
-    """Write ``MANIFEST.json`` over all files of ``directory``, after flushing them to disk."""
+    """Flush all files of ``directory`` to disk and list them in ``MANIFEST.json``."""
     files = {}
     for file in sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST):
         sync(file)

@@ -18,7 +18,7 @@ class Case(Protocol):
 
     @property
     def findings(self) -> str | None:
-        """Its findings text; None where texts may not be redistributed."""
+        """Findings text; None if texts may not be redistributed."""
 
     @property
     def labels(self) -> Mapping[str, str | None]:
@@ -26,11 +26,11 @@ class Case(Protocol):
 
     @property
     def source_url(self) -> str | None:
-        """Where the case was published."""
+        """Page that publishes the case."""
 
     @property
     def images(self) -> Sequence[str]:
-        """Views of which there is a small picture."""
+        """Views with a small picture."""
 
 
 class CaseIndex(Protocol):
@@ -43,12 +43,12 @@ class CaseIndex(Protocol):
     def __len__(self) -> int: ...
 
     def snapshot(self) -> CaseIndex:
-        """The index as it is now, whatever is added or removed: rows found in it stay what they are."""
+        """An immutable view of the index: its rows remain valid when cases are added or removed."""
 
     def search(
         self, queries: npt.NDArray[np.float32], k: int, *, exclude: Sequence[str | None] | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """(B, D) normalised queries -> similarity (B, k) and rows (B, k), best first, row -1 where there are fewer.
+        """(B, D) normalised queries -> similarity (B, k) and rows (B, k), best first, padded with row -1.
 
         ``exclude[b]`` is a case id that query b never gets (leave-one-out).
         """

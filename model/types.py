@@ -1,6 +1,6 @@
-"""What goes into a draft and what comes out: views, options, sentences, reference cases, warnings, events.
+"""Inputs and outputs of a draft: views, options, sentences, reference cases, warnings, events.
 
-Nothing here computes. Every other module of the package may import this one.
+Every other module of the package may import this one.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ class View(StrEnum):
 class DraftWarning:
     """A warning about a draft or an image. ``code`` is stable for programs, ``message`` is a sentence for people.
 
-    Codes: no_retrieval, missing_view, empty_draft, texts_not_available, unsupported_sentence; those of the image
-    checks, ``model.calibration.ood.WARNINGS``; and those of a DICOM header, ``model.images.dicom.header.WARNINGS``.
+    Codes: no_retrieval, missing_view, empty_draft, texts_not_available, unsupported_sentence; those
+    of the image checks, ``model.calibration.ood.WARNINGS``; and those of a DICOM header,
+    ``model.images.dicom.header.WARNINGS``.
     """
 
     code: str
@@ -55,8 +56,8 @@ class StudyView:
     Attributes:
         pixels: (S, S) uint8, 0 black to 255 white.
         view: the projection that the sender declared.
-        warnings: passed on to the reader of the draft.
-        header_view: the projection in the file's own header; None where the header has none.
+        warnings: about the image, copied to the draft.
+        header_view: the projection in the file's header; None if it has none.
     """
 
     pixels: Pixels
@@ -69,7 +70,7 @@ class StudyView:
 class DraftOptions:
     """Options of a request; None takes the default of the bundle.
 
-    ``top_k`` is the number of reference cases returned; the model reads the first min(top_k, K) of them.
+    ``top_k`` is the number of returned reference cases; the model reads the first min(top_k, K).
     ``attention`` adds each sentence's attention over the images and the cases.
 
     Raises:
@@ -91,11 +92,12 @@ class DraftOptions:
 
 @dataclass(frozen=True)
 class SentenceAttention:
-    """Cross-attention of the decoder while it wrote a sentence; all weights of a sentence add up to 1.
+    """Cross-attention of the decoder for a sentence; all weights of a sentence sum to 1.
 
     Attributes:
-        patches: view as it was sent -> weights of its grid of patches, rows from top to bottom, columns from left to
-            right as in that image. A second image of the same view is ``frontal-2``, and so on.
+        patches: view as sent -> weights of its grid of patches, rows from top to bottom, columns
+            from left to right as in that image. A second image of the same view is ``frontal-2``,
+            and so on.
         cases: weights of the reference cases that the model read, nearest first.
     """
 
@@ -108,12 +110,13 @@ class Sentence:
     """One sentence of a draft.
 
     Attributes:
-        text: as shown.
-        confidence: 0..1; the geometric mean of its words' probabilities, or the calibrated probability.
-        labels: the findings that it names.
-        supported: whether a reference case or the images support each finding that it calls present or possible; None
-            where it calls none so, or without a calibration.
-        attention: where the options ask for it.
+        text: for display.
+        confidence: 0..1; the geometric mean of its words' probabilities, or the calibrated
+            probability.
+        labels: findings that the sentence names.
+        supported: whether a reference case or the images support each of its present or possible
+            findings; None if it has none, or without a calibration.
+        attention: if requested.
     """
 
     text: str
@@ -128,9 +131,10 @@ class ImageCheck:
     """Result of the calibrated checks of one image.
 
     Attributes:
-        view: the view that the model read it as.
+        view: the view as which the model read the image.
         frontal: probability of a frontal against a lateral view, 0..1.
-        unusual: out-of-distribution percentile: share of the calibration radiographs with a lower score, 0..1.
+        unusual: out-of-distribution percentile: share of the calibration radiographs with a lower
+            score, 0..1.
     """
 
     view: View
@@ -142,7 +146,8 @@ class ImageCheck:
 class ReferenceCase:
     """A retrieved training or added case.
 
-    ``findings`` is None where texts are not redistributed; ``images`` names the views that have a small picture.
+    ``findings`` is None if texts are not redistributed; ``images`` names the views with a small
+    picture.
     """
 
     rank: int

@@ -188,7 +188,7 @@ def test_rejects_contradictory_configurations() -> None:
     model = tiny_model(0, retrieval_k=0).config
     with pytest.raises(ValueError, match="no retrieval; use 'beam'"):
         BundleConfig(name="x", model=model, decoding=DecodingConfig(method="rerank"))
-    with pytest.raises(ValueError, match="the model reads no cases"):
+    with pytest.raises(ValueError, match="the model takes no cases"):
         BundleConfig(name="x", model=model, retrieval=RetrievalConfig(k=3, dim=16, cases=4))
 
 
@@ -196,7 +196,7 @@ def test_rejects_wrong_input(bundle_path: Path) -> None:
     d = drafter(bundle_path)
     with pytest.raises(ValueError, match="has no image"):
         d.draft([[]])
-    with pytest.raises(ValueError, match=r"need \(64, 64\) uint8"):
+    with pytest.raises(ValueError, match=r"expected \(64, 64\) uint8"):
         d.draft([[StudyView(np.zeros((32, 32), np.uint8), View.FRONTAL)]])
     with pytest.raises(ValueError, match="needs its index"):
         Drafter(load_bundle(bundle_path), None)

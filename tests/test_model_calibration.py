@@ -55,13 +55,13 @@ DAMAGES = {
     "another version": (change("schema_version", 2), "schema_version"),
     "no digest": (change("weights_sha256", "x"), "weights_sha256"),
     "an unknown key": (change("extra", 1), "extra"),
-    "no base64": (change("features.centre.data", "!"), "no base64"),
+    "invalid base64": (change("features.centre.data", "!"), "not valid base64"),
     "too short": (change("features.directions.data", "AAAA"), "holds 3 bytes"),
-    "no number": (change("features.centre.data", "AHwAfAB8"), "no number"),
+    "infinite values": (change("features.centre.data", "AHwAfAB8"), "not finite"),
     "another width": (change("features.centre", PackedArray.of(np.zeros(2), "float16").model_dump()), "not \\(D,\\)"),
-    "a bar of a coin": (change("view.certain", 0.5), "view.certain"),
+    "a threshold of 0.5": (change("view.certain", 0.5), "view.certain"),
     "a unit too few": (change("unusual.units", []), "units"),
-    "falling quantiles": (change("unusual.quantiles", [1.0, 0.0]), "ascend"),
+    "falling quantiles": (change("unusual.quantiles", [1.0, 0.0]), "ascending"),
     "another finding": (change("support.thresholds", {"Baldness": 0.5}), "Baldness"),
     "an infinite weight": (change("confidence.other.bias", float("inf")), "confidence.other.bias"),
 }
@@ -105,9 +105,9 @@ def write_bundle_of(tiny: Path, folder: Path) -> None:
 
 
 def test_a_bundle_with_a_damaged_calibration_does_not_load(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"calibration.json is no calibration \(the file: .*training.calibrate"):
+    with pytest.raises(BundleError, match=r"calibration.json is not a valid calibration \(the file: .*training.calibrate"):
         load_bundle(rewritten(tiny, tmp_path / "cut", "{"))
-    with pytest.raises(BundleError, match="fitted to other weights"):
+    with pytest.raises(BundleError, match="fitted to the weights of another bundle"):
         load_bundle(rewritten(tiny, tmp_path / "other", plain_calibration().model_dump_json()))
     digest = load_bundle(tiny).manifest.files[WEIGHTS].sha256
     with pytest.raises(BundleError, match="features of width 3"):

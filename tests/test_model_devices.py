@@ -21,7 +21,7 @@ def test_resolves_available_devices() -> None:
         ("cuda:99", "REPORT_DEVICE=cuda:99, but"),
         ("cuda:0,cuda:99", "REPORT_DEVICE=cuda:0,cuda:99, but"),
         ("cpu,cpu", "REPORT_DEVICE=cpu,cpu names a device twice"),
-        ("abacus", "REPORT_DEVICE=abacus: unknown kind of device; use auto"),
+        ("abacus", "REPORT_DEVICE=abacus: unknown device; use auto"),
     ],
 )
 def test_rejects_unavailable_and_repeated_devices(names: str, message: str) -> None:
@@ -31,5 +31,5 @@ def test_rejects_unavailable_and_repeated_devices(names: str, message: str) -> N
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU only")
 def test_rejects_all_cuda_devices_where_there_are_none() -> None:
-    with pytest.raises(ValueError, match=r"--device cuda:all, but 0 CUDA devices are usable here.*use --device cpu"):
+    with pytest.raises(ValueError, match=r"--device cuda:all, but 0 CUDA devices are usable.*use --device cpu"):
         choose_device("cuda:all")

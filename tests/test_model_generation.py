@@ -59,7 +59,7 @@ def embeddings(count: int = 4) -> Tensor:
 def test_mbr_report_consists_of_sentences_of_the_candidates(
     model: ReportModel, source: Encoded, table: MbrTable
 ) -> None:
-    written = generate(model, source, TOKENIZER, DECODING, study=embeddings(), consensus=table)
+    written = generate(model, source, TOKENIZER, DECODING, study=embeddings(), mbr_table=table)
     constraints = Constraints.of(DECODING, TOKENIZER)
     beam = beam_search(model, source, constraints, TOKENIZER.bos_id, 3, 1.0)
     ids = draw_candidates(model, source, constraints, TOKENIZER.bos_id, DECODING, beam)
@@ -82,11 +82,11 @@ def test_mbr_report_consists_of_sentences_of_the_candidates(
 
 def test_a_study_decodes_alone_as_in_a_batch(model: ReportModel, source: Encoded, table: MbrTable) -> None:
     study = embeddings()
-    together = generate(model, source, TOKENIZER, DECODING, study=study, consensus=table)
-    assert torch.equal(generate(model, source, TOKENIZER, DECODING, study=study, consensus=table).ids, together.ids)
+    together = generate(model, source, TOKENIZER, DECODING, study=study, mbr_table=table)
+    assert torch.equal(generate(model, source, TOKENIZER, DECODING, study=study, mbr_table=table).ids, together.ids)
     for row in range(4):
         one = source.select(torch.tensor([row]))
-        alone = generate(model, one, TOKENIZER, DECODING, study=study[row : row + 1], consensus=table)
+        alone = generate(model, one, TOKENIZER, DECODING, study=study[row : row + 1], mbr_table=table)
         assert torch.equal(alone.ids[0], together.ids[row])
 
 
@@ -98,7 +98,7 @@ def test_without_a_complete_sentence_the_beam_report_stays(table: MbrTable) -> N
 
 def test_the_report_follows_the_study(model: ReportModel, source: Encoded, table: MbrTable) -> None:
     one = source.select(torch.tensor([0] * 8))
-    written = generate(model, one, TOKENIZER, DECODING, study=embeddings(8), consensus=table).ids
+    written = generate(model, one, TOKENIZER, DECODING, study=embeddings(8), mbr_table=table).ids
     assert len({tuple(row) for row in written.tolist()}) > 2  # the same candidates, other neighbours
 
 
@@ -118,7 +118,7 @@ def test_the_finding_head_is_the_mean_logit_of_the_views(model: ReportModel) -> 
 
 def test_rejects_mbr_decoding_without_its_inputs(model: ReportModel, source: Encoded, table: MbrTable) -> None:
     with pytest.raises(ValueError, match="use 'beam'"):
-        generate(model, source, TOKENIZER, DECODING, consensus=table)
+        generate(model, source, TOKENIZER, DECODING, mbr_table=table)
     with pytest.raises(ValueError, match="use 'rerank'"):
         generate(model, source, TOKENIZER, DECODING, study=embeddings())
 
@@ -129,10 +129,10 @@ def test_a_bundle_that_decodes_by_consensus_carries_its_table(tmp_path: Path, ta
     parts = {"config": config, "model": plain.model, "tokenizer": plain.tokenizer, "index_dir": plain.path / "index"}
     with pytest.raises(BundleError, match="no table was given"):
         write_bundle(tmp_path / "B", **parts)  # type: ignore[arg-type]
-    write_bundle(tmp_path / "B", **parts, consensus=table)  # type: ignore[arg-type]
+    write_bundle(tmp_path / "B", **parts, mbr_table=table)  # type: ignore[arg-type]
     bundle = load_bundle(tmp_path / "B")
-    assert bundle.consensus is not None
-    assert np.array_equal(bundle.consensus.basis, table.basis)
+    assert bundle.mbr_table is not None
+    assert np.array_equal(bundle.mbr_table.basis, table.basis)
     drafter = Drafter(bundle, ReportIndex.load(bundle.path / "index"))
     pixels = np.random.default_rng(1).integers(0, 255, (IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     drafts = [drafter.draft([[StudyView(pixels, View.FRONTAL)]])[0] for _ in range(2)]

@@ -99,7 +99,7 @@ def test_ngram_counts_equal_counts_of_words() -> None:
 
 def test_expected_cider_is_the_mean_over_the_cases(table: MbrTable) -> None:
     study = unit(1, seed=5)[0]
-    expectation = table.expect(study, 0.3)
+    expectation = table.expected_statistics(study, 0.3)
     logits = table._vectors @ study / 0.3
     weights = np.exp(logits) / np.exp(logits).sum()
     drafts = [REPORTS[0], REPORTS[1], SENTENCES[0], " ".join(SENTENCES[:3])]
@@ -112,7 +112,7 @@ def test_expected_cider_is_the_mean_over_the_cases(table: MbrTable) -> None:
 
 def test_ngram_probabilities_are_shares_of_the_cases(table: MbrTable) -> None:
     study = unit(1, seed=6)[0]
-    expectation = table.expect(study, 0.5)
+    expectation = table.expected_statistics(study, 0.5)
     logits = table._vectors @ study / 0.5
     weights = np.exp(logits) / np.exp(logits).sum()
     for phrase in ("the heart is enlarged", "left pleural effusion .", "no pneumothorax"):
@@ -132,12 +132,12 @@ def test_few_directions_still_separate_reports() -> None:
     assert few.basis.shape[0] == 4 < full.basis.shape[0]
     assert np.allclose(few._basis @ few._basis.T, np.eye(4), atol=2e-2)
     near = few._vectors[1]  # a study whose images look like those of case 1
-    cider = few.expect(near, 0.02).scores(ids(REPORTS[1], REPORTS[0]))[0]
+    cider = few.expected_statistics(near, 0.02).scores(ids(REPORTS[1], REPORTS[0]))[0]
     assert cider[0] > 2 * cider[1]
 
 
 def test_the_search_finds_the_best_report_there_is(table: MbrTable) -> None:
-    expectation = table.expect(table._vectors[1], 0.02)  # "… enlarged . … effusion ."
+    expectation = table.expected_statistics(table._vectors[1], 0.02)  # "… enlarged . … effusion ."
     config = ConsensusConfig(bleu4=0, finding=0)
     search = MbrSearch(expectation, None, no_findings, config)
     candidates = [sentences(report) for report in (REPORTS[0], SENTENCES[3], SENTENCES[2])]
@@ -148,7 +148,7 @@ def test_the_search_finds_the_best_report_there_is(table: MbrTable) -> None:
 
 
 def test_a_finding_is_named_from_the_threshold_on(table: MbrTable) -> None:
-    expectation = table.expect(unit(1, seed=7)[0], 1.0)
+    expectation = table.expected_statistics(unit(1, seed=7)[0], 1.0)
     effusion = FINDINGS.index("Pleural Effusion")
 
     def reading(sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
@@ -171,10 +171,10 @@ def test_table_round_trip_and_damage(table: MbrTable, tmp_path: Path) -> None:
     again = MbrTable.load(path)
     study = unit(1, seed=3)[0]
     drafts = ids(*REPORTS[:5])
-    one, other = (t.expect(study, 0.1).scores(drafts) for t in (table, again))
+    one, other = (t.expected_statistics(study, 0.1).scores(drafts) for t in (table, again))
     np.testing.assert_allclose(one, other, rtol=1e-5)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"consensus\.safetensors is no table of MBR decoding"):
+    with pytest.raises(ValueError, match=r"consensus\.safetensors is not an MBR table"):
         MbrTable.load(path)
     with pytest.raises(OSError, match="cannot be written"):
         table.save(tmp_path / "gone" / "consensus.safetensors")
@@ -188,7 +188,7 @@ def test_the_table_holds_no_words(table: MbrTable, tmp_path: Path) -> None:
 
 
 def test_an_empty_report_scores_nothing(table: MbrTable) -> None:
-    expectation: Expectation = table.expect(unit(1)[0], 0.1)
+    expectation: Expectation = table.expected_statistics(unit(1)[0], 0.1)
     cider, bleu = expectation.scores(np.zeros((1, 1), np.int64))
     assert cider[0] == 0
     assert bleu[0] < 0.01
@@ -216,7 +216,7 @@ def _words(ids: np.ndarray) -> str:
 
 
 def test_rouge_with_the_candidates_can_decide(table: MbrTable) -> None:
-    expectation = table.expect(unit(1, seed=9)[0], 5.0)
+    expectation = table.expected_statistics(unit(1, seed=9)[0], 5.0)
     config = ConsensusConfig(cider=0.001, bleu4=0, finding=0, rouge=1.0)
     candidates = [sentences(report) for report in (REPORTS[0], REPORTS[0] + " " + SENTENCES[4], SENTENCES[3])]
     report = MbrSearch(expectation, None, no_findings, config).compose(candidates, 59)[0]
@@ -224,7 +224,7 @@ def test_rouge_with_the_candidates_can_decide(table: MbrTable) -> None:
 
 
 def test_no_fact_is_repeated_in_other_words(table: MbrTable) -> None:
-    expectation = table.expect(table._vectors[1], 0.02)  # "… enlarged . … effusion ."
+    expectation = table.expected_statistics(table._vectors[1], 0.02)  # "… enlarged . … effusion ."
     candidates = [sentences(sentence) for sentence in SENTENCES]
     config = ConsensusConfig(bleu4=0, finding=0)
     assert len(MbrSearch(expectation, None, no_findings, config).compose(candidates, 59)[0]) == 2
@@ -250,6 +250,6 @@ def test_drops_repeated_and_contradictory_sentences_of_a_candidate(table: MbrTab
 
     said = [sentences(SENTENCES[place])[0] for place in (1, 2, 1, 5, 0)]  # clear, effusion, clear, no effusion, heart
     config = ConsensusConfig(max_edits=0)
-    report, reward = MbrSearch(table.expect(unit(1)[0], 1.0), None, reading, config).compose([said], 59)
+    report, reward = MbrSearch(table.expected_statistics(unit(1)[0], 1.0), None, reading, config).compose([said], 59)
     assert report == (said[0], said[1], said[4])
     assert reward > 0

@@ -120,7 +120,7 @@ def test_views_have_different_embeddings() -> None:
 
 
 def test_backbone_rejects_an_unknown_name_and_a_missing_file() -> None:
-    with pytest.raises(ValueError, match="no torchvision model"):
+    with pytest.raises(ValueError, match="not a torchvision model"):
         Backbone("densenet999")
     with pytest.raises(ValueError, match="no such file"):
         Backbone("mobilenet_v3_small", weights="nowhere.pth")
@@ -134,7 +134,7 @@ def test_backbone_loads_its_own_weights_from_a_file(tmp_path) -> None:  # type: 
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     backbone = Backbone("resnet18", weights=str(tmp_path / "weights.pth"))
     assert torch.equal(backbone.features[0].weight, network.conv1.weight)
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="does not match"):
         Backbone("resnet34", weights=str(tmp_path / "weights.pth"))
 
 

@@ -90,7 +90,7 @@ def test_json_round_trip_and_refusals() -> None:
         Tokenizer.from_json('{"tokens": []}')
     with pytest.raises(ValueError, match="twice"):
         Tokenizer((*SPECIALS, "a", "a"))
-    with pytest.raises(ValueError, match="starts with"):
+    with pytest.raises(ValueError, match="must start with"):
         Tokenizer(("a", "b"))
 
 

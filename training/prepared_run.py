@@ -176,7 +176,7 @@ class PreparedRun:
             licence=LICENCE.format(texts=" but the reports of its cases" if keep_texts and retrieval else ""),
         )  # fmt: skip
         write_bundle(path, config=bundle_config, model=self.model, tokenizer=self.tokenizer, index_dir=index_dir,
-                     metrics=metrics, consensus=self.load_mbr_table(), weights_dtype=config.weights_dtype,
+                     metrics=metrics, mbr_table=self.load_mbr_table(), weights_dtype=config.weights_dtype,
                      replace=True)  # fmt: skip
 
     def _index_without_texts(self) -> Path:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from model.bundle import INDEX_DIR, Bundle, write_bundle
 from model.config import DecodingConfig
-from model.decoding.generate import draw_candidates, mbr_search, score_candidates, search
+from model.decoding.generate import beam_or_greedy, draw_candidates, mbr_search, score_candidates
 from model.decoding.search import Constraints
 from model.devices import choose_device
 from model.files import write_atomic
@@ -109,12 +109,12 @@ def draw(
         patches = features.patches(batch, None)
         cases, found = retrieve(model, index, patches, [study.study_id for study in batch])
         inputs = (model, model.encode(patches, cases, found), constraints, tokenizer.bos_id)
-        beams = {penalty: search(*inputs, decoding.model_copy(update={"length_penalty": penalty}))
+        beams = {penalty: beam_or_greedy(*inputs, decoding.model_copy(update={"length_penalty": penalty}))
                  for penalty in penalties}  # fmt: skip
         ids = draw_candidates(*inputs, decoding, beams[decoding.length_penalty])
         study, findings = model.embed_study(patches), model.findings(patches)
         _, likelihood, similarity = score_candidates(*inputs, study, ids)
-        greedy = search(*inputs, decoding, 1).ids
+        greedy = beam_or_greedy(*inputs, decoding, 1).ids
         parts.append(Candidates(ids, greedy, {key: beam.ids for key, beam in beams.items()}, likelihood, similarity,
                                 study, findings))  # fmt: skip
     return Candidates.joined(parts), kept

@@ -1,11 +1,13 @@
 """Image checks on the pooled features of the backbone: which view, and how far out of distribution (OOD).
 
-The OOD score is the largest of several components: the Mahalanobis distance from the training radiographs of the nearer
-view (Lee et al. 2018, "A Simple Unified Framework for Detecting Out-of-Distribution Samples"), over projections of the
-features, the length of their residual and statistics of the grey values; and one linear head per way in which an export
-goes wrong (turned, mirrored, negative).
+The OOD score is the largest of several components: the Mahalanobis distance from the training
+radiographs of the nearer view (Lee et al. 2018, "A Simple Unified Framework for Detecting
+Out-of-Distribution Samples"), over projections of the features, the length of their residual and
+statistics of the grey values; and one linear head per kind of export error (rotated, mirrored,
+negative).
 
-A view is corrected only where the view head is nearly certain and no image of the study is out of distribution.
+A view is corrected only where the view head is nearly certain and no image of the study is out of
+distribution.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from model.calibration.schema import Calibration, Features, Floats, Gaussian, Li
 from model.types import DraftWarning, Pixels, View
 
 WARNINGS: dict[str, str] = {  # code -> meaning; tools.api_docs writes it into docs/api.md
-    "views_swapped": "the frontal and the lateral image were exchanged; each was read as its true view",
+    "views_swapped": "the frontal and the lateral image were swapped; each was read as its true view",
     "view_corrected": "the only image is of the other view; it was read as its true view",
     "same_view": "both images are of one view; they were read as sent",
-    "unusual_image": "an image is unlike the radiographs of the calibration",
+    "unusual_image": "an image differs from the radiographs of the calibration",
 }
 
 
@@ -32,7 +34,8 @@ class ViewAssessment:
 
     Attributes:
         views: the view that each image is read as.
-        checks: probability of a frontal and OOD percentile of each image; empty without a calibration.
+        checks: probability of a frontal and OOD percentile of each image; empty without a
+            calibration.
         warnings: for the reader of the draft.
     """
 
@@ -59,7 +62,7 @@ def assess_views(
         correct: correct views; else they stay as sent.
     """
     projections, residual = project(calibration.features, pooled)
-    frontal = sigmoid(_on(calibration.view.line, projections[:, 0]))
+    frontal = sigmoid(_apply_linear(calibration.view.line, projections[:, 0]))
     unusual = percentile(
         calibration.unusual, ood_scores(calibration.unusual, projections, residual, statistics(pixels))
     )
@@ -92,8 +95,8 @@ def project(features: Features, pooled: Floats) -> tuple[Floats, Floats]:
 def statistics(pixels: Pixels) -> Floats:
     """Statistics of grey values: (N, S, S) uint8 -> (N, 8), each about -1 to 1.
 
-    Mean, standard deviation, shares of black and of white, correlation with the mirrored and with the flipped image,
-    roughness, and the mean of the centre minus the mean of the image.
+    Mean, standard deviation, shares of black and of white, correlation with the mirrored and with
+    the flipped image, roughness, and the mean of the centre minus the mean of the image.
     """
     grey = pixels.astype(np.float32) / 255
     size = pixels.shape[-1]
@@ -124,7 +127,7 @@ def _correlation(a: Floats, b: Floats) -> Floats:
 
 
 def feature_vector(heads: int, projections: Floats, residual: Floats, grey: Floats) -> Floats:
-    """What a view's ``Gaussian`` describes, without the direction of the view: (N, R - heads + 8)."""
+    """Input of a view's ``Gaussian``, without the direction of the view: (N, R - heads + 8)."""
     return np.column_stack([projections[:, 1 + heads :], residual, grey])
 
 
@@ -137,18 +140,18 @@ def distance(view: Gaussian, values: Floats) -> Floats:
 def component_scores(
     heads: Sequence[OodHead], views: Sequence[Gaussian], projections: Floats, residual: Floats, grey: Floats
 ) -> Floats:
-    """Distance from the nearer view and the logit of each head, without units: (N, 1 + H)."""
+    """Distance from the nearer view and the logit of each head, unscaled: (N, 1 + H)."""
     values = feature_vector(len(heads), projections, residual, grey)
     nearest = np.min([distance(view, values) for view in views], axis=0)
     return np.column_stack(
-        [nearest, *(_on(head.line, projections[:, 1 + number]) for number, head in enumerate(heads))]
+        [nearest, *(_apply_linear(head.line, projections[:, 1 + number]) for number, head in enumerate(heads))]
     )
 
 
 def ood_scores(unusual: OutOfDistribution, projections: Floats, residual: Floats, grey: Floats) -> Floats:
-    """Largest component of each image, in its unit: (N,)."""
+    """Largest scaled component of each image: (N,)."""
     found = component_scores(unusual.heads, unusual.views, projections, residual, grey)
-    worst: Floats = np.max([_on(unit, found[:, number]) for number, unit in enumerate(unusual.units)], axis=0)
+    worst: Floats = np.max([_apply_linear(unit, found[:, row]) for row, unit in enumerate(unusual.units)], axis=0)
     return worst
 
 
@@ -164,7 +167,7 @@ def sigmoid(logits: Floats) -> Floats:
     return found
 
 
-def _on(line: LinearScore, values: Floats) -> Floats:
+def _apply_linear(line: LinearScore, values: Floats) -> Floats:
     return line.slope * values + line.bias
 
 
@@ -188,7 +191,7 @@ def _other(view: View) -> View:
 
 _SWAPPED = DraftWarning(
     "views_swapped",
-    "The images look exchanged: the one sent as frontal is a lateral, the other a frontal. They were read that way.",
+    "The images seem to be swapped: the one sent as frontal is a lateral, the other a frontal. They were swapped back.",
 )
 
 
@@ -200,14 +203,13 @@ def _corrected(sent: View) -> DraftWarning:
 def _same(view: View) -> DraftWarning:
     return DraftWarning(
         "same_view",
-        f"Both images look like {view.value} views. They were read as they were sent; check that the right files were "
-        "chosen.",
+        f"Both images look like {view.value} views. They were read as sent; check that the right files were chosen.",
     )
 
 
 def _unusual(sent: View) -> DraftWarning:
     return DraftWarning(
         "unusual_image",
-        f"The {sent.value} image looks unlike the radiographs that this model knows: no chest, turned, or a negative? "
-        "The draft may mean nothing.",
+        f"The {sent.value} image differs from the training radiographs: it may show no chest, be rotated or be a "
+        "negative. The draft may be invalid.",
     )

@@ -1,7 +1,8 @@
 """``calibration.json`` of a bundle: view check, out-of-distribution (OOD) score and sentence confidence.
 
-It holds numbers only, no image and no text. ``python -m training.calibrate`` fits it on training and validation
-images; ``model.calibration.ood`` and ``model.calibration.sentence_confidence`` apply it.
+It holds numbers only, no image and no text. ``python -m training.calibrate`` fits it on training
+and validation images; ``model.calibration.ood`` and ``model.calibration.sentence_confidence`` apply
+it.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ class PackedArray(Frozen):
         try:
             content = base64.b64decode(self.data, validate=True)
         except binascii.Error as error:
-            raise ValueError("data is no base64") from error
+            raise ValueError("data is not valid base64") from error
         if len(content) != int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize:
             raise ValueError(f"data holds {len(content)} bytes, not an array of {self.dtype} {self.shape}")
         if not np.isfinite(self.array).all():
-            raise ValueError("data holds a value that is no number")
+            raise ValueError("data holds a value that is not finite")
         return self
 
     @property
@@ -88,8 +89,8 @@ class Features(Frozen):
     Attributes:
         centre: (D,) subtracted from the features.
         scale: (D,) multiplied with the difference.
-        directions: (R, D) to project on: the view, then each of ``OutOfDistribution.heads``, then the principal
-            components of radiographs.
+        directions: (R, D) to project on: the view, then each of ``OutOfDistribution.heads``, then
+            the principal components of radiographs.
     """
 
     centre: PackedArray
@@ -148,8 +149,9 @@ class OutOfDistribution(Frozen):
     """OOD score: the largest of several components, each in its unit.
 
     Attributes:
-        heads: kinds of faulty radiographs in the fit.
-        views: distributions of upright frontals and laterals; the distance from the nearer one counts.
+        heads: kinds of faulty radiographs.
+        views: distributions of upright frontals and laterals; the distance from the nearer one
+            counts.
         units: (1 + heads) scale of each component, the distance first: 0 is ordinary, 1 is rare.
         quantiles: of the score over radiographs outside the fit, evenly spaced from 0 to 1.
         warn_from: OOD percentile from which a warning is given.
@@ -165,7 +167,7 @@ class OutOfDistribution(Frozen):
     @classmethod
     def _ascend(cls, quantiles: tuple[float, ...]) -> tuple[float, ...]:
         if any(later < earlier for earlier, later in pairwise(quantiles)):
-            raise ValueError("quantiles do not ascend")
+            raise ValueError("quantiles are not in ascending order")
         return quantiles
 
 
@@ -179,7 +181,7 @@ class SentenceWeights(Frozen):
 
 
 class Confidence(Frozen):
-    """Confidence of a sentence by its kind: it states a finding, only absent findings, or none."""
+    """Weights by kind of sentence: it states a finding, only absent findings, or none."""
 
     present: SentenceWeights
     absent: SentenceWeights
@@ -187,7 +189,7 @@ class Confidence(Frozen):
 
 
 class Support(Frozen):
-    """Classifier probability from which the images support a finding; a finding that is left out has no support."""
+    """Classifier probability from which the images support a finding; findings without an entry have no support."""
 
     thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]]
 
@@ -204,7 +206,8 @@ class Calibration(Frozen):
 
     Attributes:
         schema_version: of this layout.
-        weights_sha256: digest of the ``model.safetensors`` that it was fitted to; valid for no other.
+        weights_sha256: digest of the ``model.safetensors`` that the calibration was fitted to; it
+            is valid for no other.
         fitted_on: counts of the data of the fit.
         features: of an image.
         view: check of its view.
@@ -226,10 +229,12 @@ class Calibration(Frozen):
     def _fits(self) -> Self:
         heads, directions = len(self.unusual.heads), self.features.directions.shape[0]
         if directions <= 1 + heads:
-            raise ValueError(f"{directions} directions are too few for a view, {heads} heads and a distance")
+            raise ValueError(f"{directions} directions are too few for the view, {heads} heads and the distance")
         if len(self.unusual.units) != 1 + heads:
-            raise ValueError(f"units are {len(self.unusual.units)}, not one for the distance and each of {heads} heads")
+            raise ValueError(
+                f"there are {len(self.unusual.units)} units; expected {1 + heads}, for the distance and {heads} heads"
+            )
         numbers = directions - heads + STATISTICS
         if any(view.mean.shape != (numbers,) for view in self.unusual.views):
-            raise ValueError(f"views are not of the {numbers} numbers that these directions and the pixels give")
+            raise ValueError(f"the views must have {numbers} numbers, as the directions and the pixel statistics give")
         return self

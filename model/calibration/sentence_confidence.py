@@ -1,7 +1,7 @@
 """Confidence and support of a sentence, from its words and from the evidence of its study.
 
-The labeler extracts the findings of a sentence. The evidence of a study is the share of the nearest training cases
-with a finding, and the probability of the finding by the classifier of the model.
+The labeler extracts the findings of a sentence. The evidence of a study is the share of the nearest
+training cases with a finding, and the probability of the finding by the classifier of the model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NEIGHBOURS: Final = 50
 """Nearest training cases whose labels count as evidence."""
 
 _POSITIVE: Final = ("present", "uncertain")
-_CERTAIN: Final = 0.02  # shares and probabilities nearer to 0 or 1 count as this near
+_CERTAIN: Final = 0.02  # shares and probabilities are clipped to this distance from 0 and 1
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,10 @@ class Evidence:
     """Evidence of a study's images for each finding.
 
     Attributes:
-        cases: finding -> share of the nearest cases that have it present or uncertain; empty without an index.
-        images: finding -> its probability by the finding classifier; empty without one.
-        shown: findings that one of the nearest K cases, those shown with the draft, has present or uncertain.
+        cases: finding -> share of the nearest cases where it is present or uncertain; empty without
+            an index.
+        images: finding -> probability by the finding classifier; empty without one.
+        shown: findings that are present or uncertain in one of the K cases shown with the draft.
     """
 
     cases: Mapping[str, float]
@@ -52,19 +53,19 @@ class Evidence:
             shown: how many of them are shown with the draft.
             classified: (14,) probabilities of the findings, or None.
         """
-        has = [frozenset(name for name, label in one.items() if label in _POSITIVE) for one in labels]
-        cases = {name: sum(name in one for one in has) / len(has) for name in FINDINGS} if has else {}
+        positive = [frozenset(name for name, label in one.items() if label in _POSITIVE) for one in labels]
+        cases = {name: sum(name in one for one in positive) / len(positive) for name in FINDINGS} if positive else {}
         images = {} if classified is None else dict(zip(FINDINGS, classified.tolist(), strict=True))
-        return cls(cases, images, frozenset().union(*has[:shown]))
+        return cls(cases, images, frozenset().union(*positive[:shown]))
 
 
 def named_findings(text: str) -> dict[str, Label]:
-    """Findings that a sentence names. No Finding is never one of them."""
+    """Findings that a sentence names, without No Finding."""
     return {name: label for name, label in label_report(text).items() if label is not None and name != NO_FINDING}
 
 
 def kind_of(labels: Mapping[str, Label]) -> Kind:
-    """``present``: a sentence calls a finding present or uncertain; ``absent``: it only denies; ``other``: neither."""
+    """``present``: a sentence has a present or uncertain finding; ``absent``: only absent ones; ``other``: none."""
     if not labels:
         return "other"
     return "present" if any(label in _POSITIVE for label in labels.values()) else "absent"
@@ -73,17 +74,18 @@ def kind_of(labels: Mapping[str, Label]) -> Kind:
 def features(words: float, labels: Mapping[str, Label], evidence: Evidence) -> tuple[float, float, float]:
     """Logits of three probabilities of a sentence: by its words, by the share of cases, by the classifier.
 
-    Of several findings the least supported one counts. 0 without such evidence, or where no finding is named.
+    Of several findings the least supported one counts. A logit is 0 without evidence or without a
+    named finding.
 
     Args:
         words: geometric mean of the probabilities of the sentence's words.
         labels: findings that it names.
         evidence: of the study.
     """
-    there = kind_of(labels) == "present"
-    stated = [name for name, label in labels.items() if (label in _POSITIVE) == there]
+    is_positive = kind_of(labels) == "present"
+    stated = [name for name, label in labels.items() if (label in _POSITIVE) == is_positive]
     cases, images = (
-        min((source[name] if there else 1 - source[name] for name in stated), default=0.5) if source else 0.5
+        min((source[name] if is_positive else 1 - source[name] for name in stated), default=0.5) if source else 0.5
         for source in (evidence.cases, evidence.images)
     )
     return _logit(words), _logit(cases), _logit(images)
@@ -100,7 +102,7 @@ def confidence(calibration: Confidence, words: float, labels: Mapping[str, Label
 def supported(calibration: Support, labels: Mapping[str, Label], evidence: Evidence) -> bool | None:
     """Whether a shown case or the images support every finding that a sentence calls present or possible.
 
-    None where it calls none so.
+    None if it calls no finding present or possible.
     """
     named = [name for name, label in labels.items() if label in _POSITIVE]
     if not named:
@@ -113,12 +115,12 @@ def supported(calibration: Support, labels: Mapping[str, Label], evidence: Evide
 
 
 def unsupported(count: int) -> DraftWarning:
-    """The warning that counts the sentences of a draft that nothing supports."""
-    what = "One sentence has" if count == 1 else f"{count} sentences have"
+    """The warning with the number of unsupported sentences of a draft."""
+    what, them = ("One sentence has", "it") if count == 1 else (f"{count} sentences have", "them")
     return DraftWarning(
         "unsupported_sentence",
-        f"{what} a finding, as present or possible, that neither a reference case nor the images bear out. "
-        "Doubt it first.",
+        f"{what} a present or possible finding that neither a reference case nor the images support. "
+        f"Check {them} first.",
     )
 
 

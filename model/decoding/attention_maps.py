@@ -1,8 +1,9 @@
 """Cross-attention of the decoder, by one teacher-forced pass over a finished report.
 
-The weights are those of the last layer, whose output becomes the word, mean over the heads. They are over encoded
-tokens, each of which has attended to all others in the encoder: a weight shows which token was read, not which pixels
-decided. Decoding keeps no weights; the extra pass runs on request only.
+The weights are those of the last layer, whose output becomes the word, mean over the heads. They
+are over encoded tokens, each of which has attended to all others in the encoder: a weight shows
+which token was read, not which pixels decided the word. Decoding does not store weights; the extra
+pass runs on request only.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ class WordAttention:
     """Attention of every word of a batch of reports.
 
     Attributes:
-        weights: (B, T, V*P + K) float32 over patch tokens, view by view, and cases; 0 where a token is none.
+        weights: (B, T, V*P + K) float32 over patch tokens, view by view, and cases; 0 where there
+            is no token.
         patches: V * P.
         grid: rows, and columns, of a view's patches: P = grid**2.
-        cases: (B,) cases that each study has.
+        cases: (B,) number of cases of each study.
     """
 
     weights: Tensor
@@ -35,7 +37,7 @@ class WordAttention:
     cases: tuple[int, ...]
 
     def of_sentence(self, study: int, start: int, end: int, views: Sequence[str]) -> SentenceAttention:
-        """Mean over the words ``start`` to ``end`` (excluded) of a study whose images show ``views`` in this order."""
+        """Mean over the words ``start`` to ``end`` (excluded) of a study with images of ``views``, in this order."""
         weights = self.weights[study, start:end].mean(dim=0)
         patches: dict[str, tuple[tuple[float, ...], ...]] = {}
         for position, view in enumerate(views):

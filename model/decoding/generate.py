@@ -1,7 +1,8 @@
 """From encoded studies to reports by the configured method: beam or greedy search, reranking, or MBR decoding.
 
-Reranking and MBR decoding start from candidates: the beam's report and sampled ones. Every study draws from the same
-seeded noise, so its result depends neither on batch mates nor on earlier calls.
+Reranking and MBR decoding start from candidates: the beam's report and sampled ones. Every study
+draws from the same seeded noise, so its result does not depend on other studies in the batch or on
+earlier calls.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def generate(
     beam_size: int | None = None,
     study: Tensor | None = None,
     findings: Tensor | None = None,
-    consensus: MbrTable | None = None,
+    mbr_table: MbrTable | None = None,
 ) -> Generated:
     """Decode a report for every study of ``encoded`` by the configured method.
 
@@ -44,15 +45,14 @@ def generate(
         beam_size: overrides the configured one.
         study: (B, E) study embeddings, unit length; ``rerank`` and ``consensus`` need them.
         findings: (B, 14) probabilities by the finding classifier, for ``consensus``, or None.
-        consensus: table of the training cases; ``consensus`` needs it.
+        mbr_table: of the training cases; ``consensus`` needs it.
 
     Raises:
         ValueError: ``rerank`` or ``consensus`` without their inputs.
     """
     constraints = Constraints.of(config, tokenizer)
-    needs_candidates = config.method in ("rerank", "consensus")
-    best = search(model, encoded, constraints, tokenizer.bos_id, config, beam_size)
-    if not needs_candidates:
+    best = beam_or_greedy(model, encoded, constraints, tokenizer.bos_id, config, beam_size)
+    if config.method not in ("rerank", "consensus"):
         return best
     if study is None:
         raise ValueError(
@@ -61,12 +61,12 @@ def generate(
     ids = draw_candidates(model, encoded, constraints, tokenizer.bos_id, config, best)
     if config.method == "rerank":
         return _rerank(model, encoded, constraints, tokenizer.bos_id, config, study, ids)
-    if consensus is None:
-        raise ValueError("decoding method 'consensus' needs the table of the training cases; use 'rerank' without")
-    return _mbr_decode(model, encoded, constraints, tokenizer, config, study, findings, consensus, ids)
+    if mbr_table is None:
+        raise ValueError("decoding method 'consensus' needs the table of the training cases; use 'rerank' without it")
+    return _mbr_decode(model, encoded, constraints, tokenizer, config, study, findings, mbr_table, ids)
 
 
-def search(
+def beam_or_greedy(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, config: DecodingConfig,
     beam_size: int | None = None,
 ) -> Generated:  # fmt: skip
@@ -85,7 +85,7 @@ def draw_candidates(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, config: DecodingConfig,
     best: Generated,
 ) -> Tensor:  # fmt: skip
-    """The report ``best`` of the search and sampled ones: (B, 1 + candidates, T)."""
+    """``best`` and the sampled reports: (B, 1 + candidates, T)."""
     noise = torch.Generator().manual_seed(CANDIDATE_SEED)
     drawn = autoregressive_decode(
         model, encoded, constraints, bos_id, config.candidates, noise, config.temperature, sampling=True, shared=True
@@ -111,19 +111,21 @@ def score_candidates(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Score candidates for reranking.
 
-    The similarity is the cosine that the retriever was trained for: study embedding against the text tower's embedding
-    of the candidate. A phrase that suits every patient is probable, but not similar to the images of this one.
+    The similarity is the cosine of the study embedding and the text tower's embedding of the
+    candidate, for which the retriever was trained. A phrase that fits every patient is probable,
+    but not similar to the study's images.
 
     Args:
         model: in eval mode.
         encoded: B studies.
-        constraints: under which the candidates were written.
-        bos_id: id that reports begin with.
+        constraints: with which the candidates were generated.
+        bos_id: of the tokenizer.
         study: (B, E) study embeddings, unit length.
         ids: (B, n, T) candidates.
 
     Returns:
-        Log-probability of each word (B, n, T), its mean over each candidate (B, n), and the similarity (B, n).
+        Log-probability of each word (B, n, T), its mean over each candidate (B, n), and the
+        similarity (B, n).
     """
     texts = inputs_of(ids, bos_id).flatten(0, 1)
     log_probs = _log_probs(model, encoded, constraints, texts, ids).view(ids.shape)
@@ -135,27 +137,27 @@ def score_candidates(
 @torch.no_grad()
 def _mbr_decode(
     model: ReportModel, encoded: Encoded, constraints: Constraints, tokenizer: Tokenizer, config: DecodingConfig,
-    study: Tensor, findings: Tensor | None, consensus: MbrTable, ids: Tensor,
+    study: Tensor, findings: Tensor | None, mbr_table: MbrTable, ids: Tensor,
 ) -> Generated:  # fmt: skip
     """The report of the highest expected reward that the sentences of the candidates (B, n, T) can form."""
-    chosen, rewards = mbr_search(tokenizer, config, study, findings, consensus, ids)
+    chosen, rewards = mbr_search(tokenizer, config, study, findings, mbr_table, ids)
     one = chosen.unsqueeze(1)
     log_probs = _log_probs(model, encoded, constraints, inputs_of(chosen, tokenizer.bos_id), one)
     return Generated(chosen, log_probs, rewards)
 
 
 def mbr_search(
-    tokenizer: Tokenizer, config: DecodingConfig, study: Tensor, findings: Tensor | None, consensus: MbrTable,
+    tokenizer: Tokenizer, config: DecodingConfig, study: Tensor, findings: Tensor | None, mbr_table: MbrTable,
     ids: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Search the report of the highest expected reward for each study.
+    """Find the report of the highest expected reward for each study.
 
     Args:
         tokenizer: of the model.
         config: ``consensus`` holds the weights and bounds of the search.
         study: (B, E) study embeddings, unit length.
         findings: (B, 14) probabilities by the finding classifier, or None.
-        consensus: table of the training cases.
+        mbr_table: of the training cases.
         ids: (B, n, T) candidates.
 
     Returns:
@@ -167,13 +169,13 @@ def mbr_search(
     rewards = []
     for row, candidates in enumerate(ids.tolist()):
         search = MbrSearch(
-            consensus.expect(embedded[row], config.consensus.temperature),
+            mbr_table.expected_statistics(embedded[row], config.consensus.temperature),
             None if classified is None else classified[row],
             lambda sentence: _extract_findings(tokenizer, sentence),
             config.consensus,
         )
         reports = [written for words in candidates if (written := _sentences(tokenizer, words))]
-        if not reports:  # no candidate has a complete sentence: keep the first as it is
+        if not reports:  # no candidate has a complete sentence: keep the first unchanged
             chosen[row] = ids[row, 0]
             rewards.append(0.0)
             continue

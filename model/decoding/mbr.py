@@ -1,14 +1,16 @@
 """Minimum Bayes risk (MBR) decoding, ``consensus`` in the configuration: the report with the highest expected reward.
 
-Of all reports that the sentences of the candidates can form, MBR decoding takes the one with the highest reward on
-average over the reports that the study may have (Kumar and Byrne 2004, "Minimum Bayes-Risk Decoding for Statistical
-Machine Translation"). The average runs over the training cases, weighted by a softmax over the cosines of their text
-embeddings with the study's image embedding. With equal weights for all studies, one constant report would be best for
-all of them; the images move the weights.
+Of all reports that the sentences of the candidates can form, MBR decoding takes the one with the
+highest reward on average over the reports that the study may have (Kumar and Byrne 2004, "Minimum
+Bayes-Risk Decoding for Statistical Machine Translation"). The average runs over the training cases,
+weighted by a softmax over the cosines of their text embeddings with the study's image embedding.
+The weights depend on the images: with equal weights for all studies, one constant report would be
+best for all of them.
 
-The reward is that of self-critical training: CIDEr-D, BLEU-4 and named findings. CIDEr-D is a mean of cosines, so its
-expectation is the CIDEr-D against the mean of the cases' normalised n-gram vectors, but for clipping. One mean per
-length class keeps the length penalty.
+The reward is that of self-critical training (CIDEr-D, BLEU-4 and named findings) and ROUGE-L with
+the candidates. CIDEr-D is a mean of cosines, so its expectation is, except for clipping, the
+CIDEr-D against the mean of the cases' normalised n-gram vectors. One mean per length class keeps
+the length penalty.
 """
 
 from __future__ import annotations
@@ -55,18 +57,19 @@ class MbrSearch:
     def compose(self, candidates: Sequence[Sequence[Sentence]], longest: int) -> tuple[tuple[Sentence, ...], float]:
         """Start from the best candidate and improve it one sentence at a time: remove, insert or replace.
 
-        Sentences come from the candidates alone. No sentence may contradict another (absent here, present there) or
-        repeat it (all its findings are named already): two wordings of one fact would raise an expectation over
-        wordings and help no reader. Candidates lose such sentences first.
+        All sentences come from the candidates. No sentence may contradict another (absent in one,
+        present in the other) or repeat it (all its findings are named already): two wordings of one
+        fact would raise the expectation, but add no information. Such sentences are first removed
+        from the candidates.
 
         Args:
             candidates: reports, one or more.
-            longest: most tokens of a report.
+            longest: maximum number of tokens of a report.
 
         Returns:
             The report and its reward.
         """
-        distinct = list(dict.fromkeys(self._consistent(candidate) for candidate in candidates))
+        distinct = list(dict.fromkeys(self._drop_inconsistent(candidate) for candidate in candidates))
         peers = self._peers(distinct)
         rewards = self._rewards(distinct, peers)
         best, reward = distinct[int(rewards.argmax())], float(rewards.max())
@@ -97,7 +100,7 @@ class MbrSearch:
             texts, weights = peers
             best = np.argsort(-rewards, kind="stable")[:_COMPARED]
             agreement = rouge_l(_padded([reports[row] for row in best]), texts) @ weights
-            bonus = np.zeros_like(rewards)  # none for the others, whose reward is lower anyway
+            bonus = np.zeros_like(rewards)  # 0 for the others, whose reward is lower anyway
             bonus[best] = self._config.rouge * agreement
             rewards = rewards + bonus
         return rewards
@@ -111,8 +114,8 @@ class MbrSearch:
         weights = np.exp(_SHARPNESS * (cider[best] - cider[best[0]]))
         return _padded([candidates[row] for row in best]), (weights / weights.sum()).astype(np.float32)
 
-    def _consistent(self, report: Sequence[Sentence]) -> tuple[Sentence, ...]:
-        """The report without the sentences that contradict or repeat one before them."""
+    def _drop_inconsistent(self, report: Sequence[Sentence]) -> tuple[Sentence, ...]:
+        """Remove the sentences that contradict or repeat an earlier one."""
         kept: tuple[Sentence, ...] = ()
         for sentence in dict.fromkeys(report):
             if self._is_consistent((*kept, sentence)):
@@ -131,7 +134,7 @@ class MbrSearch:
 
 
 def _repeats(extracted: Sequence[tuple[frozenset[int], frozenset[int]]]) -> bool:
-    """Whether a sentence that names findings, as present or absent, adds nothing to one other sentence."""
+    """Whether a sentence that names findings, as present or absent, adds none to another sentence."""
     return any(
         (present or absent) and row != other and present <= extracted[other][0] and absent <= extracted[other][1]
         for row, (present, absent) in enumerate(extracted)

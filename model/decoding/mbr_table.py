@@ -1,8 +1,9 @@
-"""The table of training cases that MBR decoding reads, and the report statistics expected from it.
+"""The table of training cases for MBR decoding, and the report statistics expected from it.
 
-No report text is needed. N-grams are stored as hashes, only those of several training reports, and the CIDEr vectors of
-the cases as coordinates in the few directions in which they differ most (latent semantic analysis: Deerwester et al.
-1990), which keeps what many reports share and drops what only one contains.
+It holds no report text. N-grams that occur in several training reports are stored as hashes; the
+CIDEr vectors of the cases are stored as coordinates in the few directions in which they differ most
+(latent semantic analysis: Deerwester et al. 1990), which keeps what many reports share and drops
+what only one contains.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _LEAST: Final = 1e-3  # replaces zero matches in the geometric mean of BLEU
 def ngram_keys(tokens: Ints) -> npt.NDArray[np.int64]:
     """Hashes of the n-grams that begin at each position of texts: (N, T) ids padded with 0 -> (4, N, T).
 
-    0 where the text ends before the n-gram does.
+    0 where the n-gram would exceed the text.
     """
     keys = np.zeros((ORDERS, *tokens.shape), np.int64)
     words = tokens.astype(np.uint64)
@@ -81,7 +82,7 @@ class MbrTable:
     Attributes:
         keys: (G,) sorted hashes of the n-grams.
         order: (G,) n - 1 of each.
-        idf: (G + 1,) log inverse document frequency; the last is that of any other n-gram.
+        idf: (G + 1,) log inverse document frequency; the last is for any other n-gram.
         basis: (R, G) orthonormal directions, quantised.
         vectors: (N, E) text embeddings of the cases, unit length, quantised.
         coordinates: (N, R) their normalised CIDEr vectors in the basis, quantised.
@@ -90,8 +91,8 @@ class MbrTable:
         norms: (N, 4) lengths of those vectors before normalising, by order.
         lengths: (N,) words.
         findings: (N, F) 1 where the report names the finding as present.
-        frequent: (C,) indices of n-grams that many reports contain. Their weight in a CIDEr vector is close to 0, so
-            the vectors do not show which reports contain them.
+        frequent: (C,) indices of n-grams that many reports contain. Their weight in a CIDEr vector
+            is close to 0, so the vectors do not show which reports contain them.
         holds: (N, C) 1 where the report contains it.
     """
 
@@ -110,7 +111,7 @@ class MbrTable:
     holds: npt.NDArray[np.uint8]
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file, whole or not at all.
+        """Write a safetensors file atomically.
 
         Raises:
             OSError: it cannot be written.
@@ -121,7 +122,7 @@ class MbrTable:
                 {field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}, temporary
             )
         except SafetensorError as error:
-            raise OSError(f"{path} cannot be written ({error}); free space there and start again") from error
+            raise OSError(f"{path} cannot be written ({error}); free disk space and start again") from error
         temporary.chmod(0o644)
         install_file(temporary, path)
 
@@ -130,23 +131,21 @@ class MbrTable:
         """Read what ``save`` wrote.
 
         Raises:
-            ValueError: not such a file.
+            ValueError: the file is not an MBR table.
         """
         try:
             content = load_file(path)
             return cls(**{field.name: content[field.name] for field in fields(cls)})
         except (SafetensorError, KeyError, OSError) as error:
-            raise ValueError(
-                f"{path.name} is no table of MBR decoding ({error}); restore it from its source"
-            ) from error
+            raise ValueError(f"{path.name} is not an MBR table ({error}); restore it from its source") from error
 
     def find(self, keys: npt.NDArray[np.int64]) -> Ints:
-        """Indices of n-grams in the table; G for one that it lacks."""
+        """Indices of n-grams in the table; G for an unknown one."""
         indices = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[indices] == keys, indices, len(self.keys))
 
-    def expect(self, study: Floats, temperature: float) -> Expectation:
-        """Expected report of a study: ``study`` (E,) unit image embedding, ``temperature`` of the softmax."""
+    def expected_statistics(self, study: Floats, temperature: float) -> Expectation:
+        """Statistics of a study's report: ``study`` (E,) unit image embedding, ``temperature`` of the softmax."""
         logits = self._vectors @ study / temperature
         weights = np.exp(logits - logits.max())
         weights /= weights.sum()
@@ -189,11 +188,12 @@ class MbrTable:
 
 @dataclass(frozen=True)
 class Expectation:
-    """Statistics of the report that one study may have.
+    """Expected statistics of the report of one study.
 
     Attributes:
         table: of the training cases.
-        cosine: (G + 1, L) expected component of each n-gram in a normalised CIDEr vector, by length class.
+        cosine: (G + 1, L) expected component of each n-gram in a normalised CIDEr vector, by length
+            class.
         share: (G + 1,) probability of each n-gram.
         length: expected length in words.
         findings: (F,) probability of each finding.

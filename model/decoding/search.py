@@ -1,7 +1,7 @@
 """Greedy, sampling and batched beam search over cached decoder steps.
 
-All studies of a batch advance together; a study's hypotheses share its encoded images. A study's result does not
-depend on its batch mates beyond rounding.
+All studies of a batch advance together; a study's hypotheses share its encoded images. A study's
+result does not depend on other studies in the batch, except for rounding.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Generated:
     """Reports of a batch.
 
     Attributes:
-        ids: (B, T) int64 without bos, with eos where one was written, padded with 0.
-        log_probs: (B, T) natural log-probability of each id under the model, 0 behind the end.
+        ids: (B, T) int64 without bos, with eos if one was generated, padded with 0.
+        log_probs: (B, T) natural log-probability of each id under the model, 0 after the end.
         score: (B,) by which hypotheses were ranked.
     """
 
@@ -36,7 +36,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class Constraints:
-    """Which tokens a report may not contain, as ids, and how repetition is penalised."""
+    """Ids of the tokens that a report must not contain, and the penalties of repetition."""
 
     suppress: tuple[int, ...]
     eos_id: int
@@ -46,7 +46,7 @@ class Constraints:
 
     @classmethod
     def of(cls, config: DecodingConfig, tokenizer: Tokenizer) -> Constraints:
-        """Ids of the suppressed words; bos and pad are never written."""
+        """Constraints of a configuration; bos and pad are suppressed too."""
         words = {tokenizer.id_of(word) for word in config.suppress if word in tokenizer.tokens}
         return cls(
             tuple(sorted(words | {tokenizer.pad_id, tokenizer.bos_id})),
@@ -66,10 +66,10 @@ class Constraints:
         return scores
 
     def penalise(self, log_probs: Tensor, history: Tensor, length: int) -> Tensor:
-        """Log-probabilities (N, vocabulary) by which continuations of ``history`` (N, >= length) are chosen.
+        """Subtract ``trigram_penalty`` for each trigram of ``history`` (N, >= length) that a continuation repeats.
 
-        Less ``trigram_penalty`` for each time that a continuation would repeat a trigram (published R2Gen,
-        ``block_trigrams``).
+        The published R2Gen code calls it ``block_trigrams``. Returns log-probabilities (N,
+        vocabulary).
         """
         if not self.trigram_penalty or length < 3:
             return log_probs
@@ -79,7 +79,7 @@ class Constraints:
 
 
 def _repeating(history: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Rows, and the words that would repeat a trigram of the row; a trigram that occurs twice is listed twice."""
+    """Rows, and the words that would repeat a trigram of the row, once per earlier occurrence."""
     pairs = history[:, : length - 2], history[:, 1 : length - 1]
     same = (pairs[0] == history[:, length - 2, None]) & (pairs[1] == history[:, length - 1, None])
     rows, positions = same.nonzero(as_tuple=True)
@@ -104,13 +104,14 @@ def sample(
     temperature: float = 1.0,
     rng_slice: tuple[int, int] | None = None,
 ) -> Generated:
-    """``count`` samples a study from one encoding, study by study: ids (B*count, T).
+    """``count`` samples per study, in the order of the studies: ids (B*count, T).
 
-    ``rng_slice`` (first, batch): the studies are those from ``first`` on of a batch of ``batch``. Noise is drawn for
-    the whole batch, so that each study gets the samples it would get there.
+    ``rng_slice`` (first, batch): the studies are part of a larger batch of ``batch`` studies, from
+    index ``first``. Noise is drawn for the whole batch, so that each study gets the samples that it
+    would get there.
 
-    ``log_probs`` are those of the distribution that was sampled from (constraints and temperature included), so they
-    match the policy.
+    ``log_probs`` are those of the sampled distribution (constraints and temperature included): the
+    policy.
     """
     if temperature <= 0:
         raise ValueError(f"temperature={temperature} must be above 0; use greedy for the most probable token")
@@ -125,9 +126,9 @@ def autoregressive_decode(
     generator: torch.Generator | None, temperature: float, *, sampling: bool = False, shared: bool = False,
     rng_slice: tuple[int, int] | None = None,
 ) -> Generated:  # fmt: skip
-    """Greedy or sampled continuation of ``count`` hypotheses a study, without reordering: ids (B * count, T).
+    """Greedy or sampled continuation of ``count`` hypotheses per study, without reordering: ids (B * count, T).
 
-    ``shared`` draws one set of (count, vocabulary) Gumbel noise a step, the same for every study.
+    ``shared`` uses the same Gumbel noise (count, vocabulary) of each step for every study.
     """
     limit, device, studies = model.config.max_length, encoded.source.device, encoded.source.shape[0]
     state = model.start(encoded, count)
@@ -145,7 +146,7 @@ def autoregressive_decode(
             gumbel = -torch.log(-torch.log(uniform)).to(device)
             chosen = (step_log_probs + gumbel.repeat(len(rows) // count, 1)).argmax(-1)
         elif sampling:
-            chosen = _drawn(step_log_probs.exp(), generator, rng_slice)
+            chosen = _sampled(step_log_probs.exp(), generator, rng_slice)
         else:
             chosen = constraints.penalise(step_log_probs, history, position).argmax(-1)
         last = chosen.masked_fill(ended, 0)
@@ -163,8 +164,8 @@ def autoregressive_decode(
     return Generated(ids, log_probs, log_probs.sum(1))
 
 
-def _drawn(probabilities: Tensor, generator: torch.Generator | None, rng_slice: tuple[int, int] | None) -> Tensor:
-    """One index a row, (N,), as ``torch.multinomial`` draws it: the first to arrive of as many Poisson processes."""
+def _sampled(probabilities: Tensor, generator: torch.Generator | None, rng_slice: tuple[int, int] | None) -> Tensor:
+    """One index per row, (N,), by exponential-race sampling, as in ``torch.multinomial``."""
     if rng_slice is None:
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
     first, rows = rng_slice
@@ -177,25 +178,25 @@ def beam_search(
     model: ReportModel, encoded: Encoded, constraints: Constraints, bos_id: int, beams: int, length_penalty: float,
     *, finished_beams_occupy_slots: bool = False,
 ) -> Generated:  # fmt: skip
-    """The best finished hypothesis of ``beams`` live ones a study.
+    """The best finished hypothesis of each study, with ``beams`` live ones.
 
-    Each step takes the 2*beams best continuations: those that end are candidates for the result, scored by
-    log-probability / length**length_penalty; the best ``beams`` of the others stay live. With
-    ``finished_beams_occupy_slots`` a step takes the ``beams`` best only, and fewer stay live where some of them end
-    (the published R2Gen rule). A study is done, and leaves the batch, when no live hypothesis can still beat its best
-    finished one.
+    Each step takes the 2*beams best continuations: those that end are candidates for the result,
+    scored by log-probability / length**length_penalty; the best ``beams`` of the others stay live.
+    With ``finished_beams_occupy_slots`` a step takes only the ``beams`` best, and those that end
+    leave fewer live ones (the published R2Gen rule). A study is removed from the batch when no live
+    hypothesis can exceed its best finished one.
     """
     limit, device, studies = model.config.max_length, encoded.source.device, encoded.source.shape[0]
     state = model.start(encoded, beams, branching=True)
     ids = torch.zeros(studies, beams, limit, dtype=torch.int64, device=device)
     token_log_probs = torch.zeros(studies, beams, limit, device=device)
     live = torch.full((studies, beams), NEVER, device=device)
-    live[:, 0] = 0.0  # all beams start equal: let one of them branch
+    live[:, 0] = 0.0  # all beams start equal: only one may branch
     best_ids, best_log_probs = ids[:, 0].clone(), token_log_probs[:, 0].clone()
     best_score = torch.full((studies,), NEVER, device=device)
     last = torch.full((studies * beams,), bos_id, device=device)
     study = torch.arange(studies, device=device)  # of each row that is still in the batch
-    shrinks = (limit - 1 if length_penalty > 0 else 1) ** length_penalty  # most that length can soften a score by
+    max_length_divisor = (limit - 1 if length_penalty > 0 else 1) ** length_penalty
     for position in range(limit - 1):
         scores = constraints.apply(model.step(state, last).float(), ids.flatten(0, 1), position)
         step_log_probs = scores.log_softmax(-1)  # (N, vocabulary)
@@ -223,7 +224,7 @@ def beam_search(
         if not finished_beams_occupy_slots:
             live, kept = live.topk(beams, dim=1)  # (B, k)
             parent, token, gained = parent.gather(1, kept), token.gather(1, kept), gained.gather(1, kept)
-        can_win = live / shrinks > best_score[study].unsqueeze(1)
+        can_win = live / max_length_divisor > best_score[study].unsqueeze(1)
         undone = can_win.any(dim=1).nonzero().squeeze(1)
         if not len(undone):
             break

@@ -1,4 +1,4 @@
-"""The error of a refused image, and the bounds that are checked before decoding."""
+"""The error of a refused image, and the limits that are checked before decoding."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 class ImageError(ValueError):
     """An image that cannot be read. ``code`` is stable for programs, the message is for people.
 
-    Codes of any image: ``empty``, ``not_an_image``, ``unsupported_format``, ``truncated``, ``animated``, ``too_small``,
-    ``too_large``. Further codes of DICOM: ``unsupported_transfer_syntax``, ``not_a_radiograph``, ``for_processing``,
-    ``no_pixels``, ``unsupported_pixels``. The message contains no file name and no free text of the file.
+    Codes of any image: ``empty``, ``not_an_image``, ``unsupported_format``, ``truncated``,
+    ``animated``, ``too_small``, ``too_large``. Further codes of DICOM:
+    ``unsupported_transfer_syntax``, ``not_a_radiograph``, ``for_processing``, ``no_pixels``,
+    ``unsupported_pixels``. The message contains no file name and no free text of the file.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -20,11 +21,11 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Bounds checked on the header before decoding.
+    """Limits checked on the header before decoding.
 
     Attributes:
         min_side: shortest side accepted, in pixels.
-        max_pixels: width x height accepted. 64 million covers a 4,300 x 3,500 detector four times over.
+        max_pixels: width x height accepted. 64 million is four times a 4,300 x 3,500 detector.
     """
 
     min_side: int = 32

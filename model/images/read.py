@@ -1,8 +1,9 @@
 """Image bytes to pixels, for training and serving.
 
-``read_image`` reads PNG, JPEG and DICOM into one 8-bit grey square. Grey values of more than 8 bits without a DICOM
-window are scaled from the minimum and maximum of the image. They are never divided by 65,535, because 12-bit data in
-16-bit files would become black. The image is resized without a crop, which would lose costophrenic angles.
+``read_image`` reads PNG, JPEG and DICOM into one 8-bit grey square. Grey values of more than 8 bits
+without a DICOM window are scaled by the minimum and maximum of the image, not by 65,535: 12-bit
+data in 16-bit files would become black. The image is not cropped, because a crop could remove
+costophrenic angles.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Radiograph:
         return self.metadata.view if self.metadata else None
 
     def warnings(self, sent_as: View) -> tuple[DraftWarning, ...]:
-        """Warnings about the image, which was sent as a view."""
+        """Warnings about the image, which was sent as ``sent_as``."""
         return tuple(self.metadata.warnings(sent_as)) if self.metadata else ()
 
 
@@ -72,7 +73,7 @@ def read_image(
 
 
 def thumbnail(data: bytes, longest: int, *, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
-    """A small grey JPEG file of a radiograph with its aspect ratio. It contains pixels only, no metadata.
+    """A small grey JPEG of a radiograph, in its aspect ratio and without metadata.
 
     Args:
         data: as for ``read_image``.
@@ -131,7 +132,7 @@ def _not_an_image(data: bytes) -> ImageError:
     kinds = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"RIFF": "WebP"}
     for magic, kind in kinds.items():
         if data.startswith(magic):
-            return ImageError("unsupported_format", f"{kind} files are not read. Send a PNG, JPEG or DICOM file.")
+            return ImageError("unsupported_format", f"{kind} files are not supported. Send a PNG, JPEG or DICOM file.")
     return ImageError("not_an_image", f"These {len(data):,} bytes are not an image. Send a PNG, JPEG or DICOM file.")
 
 
@@ -160,7 +161,8 @@ def _min_max(values: npt.NDArray[np.float32]) -> Image.Image:
 def _resize_to_square(image: Image.Image, size: int, resample: Resample) -> Pixels:
     """Resize with antialiasing to ``(size, size)``, ignoring the aspect ratio.
 
-    Bilinear is bit-equal to torchvision's ``Resize((size, size))`` of a PIL image; bicubic may shrink in two steps.
+    Bilinear is bit-equal to torchvision's ``Resize((size, size))`` of a PIL image; bicubic may
+    shrink in two steps.
     """
     return _resized(image, (size, size), Image.Resampling[resample.upper()])
 

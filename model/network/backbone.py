@@ -1,8 +1,8 @@
-"""Visual extractor: a torchvision CNN cut before its pooling, read as patch tokens.
+"""Visual extractor: the last feature map of a torchvision CNN, as patch tokens.
 
-DenseNet-121 gives D = 1,024 channels, ResNet-101 D = 2,048; at S = 224 both give a 7 x 7 grid, 49 patch tokens.
-Any torchvision classifier whose features are one spatial map (densenet*, resnet*, efficientnet*, convnext*, ...)
-works by name.
+DenseNet-121 gives D = 1,024 channels, ResNet-101 D = 2,048; at S = 224 both give a 7 x 7 grid, 49
+patch tokens. Any torchvision classifier whose features are one spatial map works by name:
+densenet*, resnet*, efficientnet*, convnext* and others.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 @contextmanager
 def _without_compiler() -> Iterator[None]:
-    """Let torchvision import one function of PyTorch's compiler without importing the compiler: 2 s and 140 MB.
+    """Let torchvision import one function of PyTorch's compiler without the compiler, which costs 2 s and 140 MB.
 
-    The function imports it when it is called. Any other name that the block imports from the module does so at once.
+    A call of the function, or the import of any other name of the module, imports the compiler.
     """
     name = "torch._dynamo.utils"
     if name in sys.modules:
@@ -57,7 +57,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """Grey pixels in, patch tokens out. Normalisation travels with the weights as buffers."""
+    """Grey pixels in, patch tokens out. The normalisation constants are buffers."""
 
     mean: Tensor
     std: Tensor
@@ -67,15 +67,17 @@ class Backbone(nn.Module):
 
         Args:
             name: a torchvision model name, e.g. ``densenet121`` or ``resnet101``.
-            weights: ``none``; ``imagenet`` (downloaded by torchvision); or a path to a state dict of that model
-                (.pth read with weights_only, or .safetensors), classifier keys ignored.
+            weights: ``none``; ``imagenet`` (downloaded by torchvision); or a path to a state dict
+                of that model (.pth read with weights_only, or .safetensors), classifier keys
+                ignored.
 
         Raises:
-            ValueError: unknown model, or weights that cannot be had or do not fit; the message names the remedy.
+            ValueError: the model is unknown, or the weights cannot be loaded or do not match; names
+                the remedy.
         """
         super().__init__()
         if name not in models.list_models(module=models):
-            raise ValueError(f"backbone {name!r} is no torchvision model; try 'densenet121' or 'resnet101'")
+            raise ValueError(f"backbone {name!r} is not a torchvision model; try 'densenet121' or 'resnet101'")
         network = _build(name, weights)
         self.name = name
         self.features = _headless(network)
@@ -104,7 +106,8 @@ class Backbone(nn.Module):
             images: (N, 1, S, S) float, 0 black to 1 white.
 
         Returns:
-            Patch tokens (N, P, D), row-major from the top left, P = (S/32)**2, and pooled features (N, D), their mean.
+            Patch tokens (N, P, D), row-major from the top left, P = (S/32)**2, and pooled features
+            (N, D), their mean.
         """
         tokens = self.feature_map(images).flatten(2).transpose(1, 2)  # (N, P, D)
         return tokens, tokens.mean(dim=1)
@@ -130,7 +133,7 @@ def _build(name: str, weights: str) -> nn.Module:
     missing = [key for key in missing if not _is_classifier(key)]
     if missing or unexpected:
         raise ValueError(
-            f"{path.name} does not fit {name}: {len(missing)} keys missing (first {missing[:1]}), "
+            f"{path.name} does not match {name}: {len(missing)} keys missing (first {missing[:1]}), "
             f"{len(unexpected)} unknown (first {unexpected[:1]})"
         )
     return network
@@ -164,7 +167,7 @@ def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _headless(network: nn.Module) -> nn.Module:
-    """The part of a torchvision classifier that ends in its last spatial map."""
+    """The part of a torchvision classifier up to its last spatial map."""
     features = getattr(network, "features", None)  # densenet, efficientnet, convnext, mobilenet, vgg
     if isinstance(features, nn.Module):
         return features

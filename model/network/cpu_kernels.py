@@ -1,12 +1,14 @@
 """CPU kernels that are faster than plain PyTorch (``python -m benchmarks kernels`` measures them).
 
-- Linear layers on oneDNN. PyTorch sends float32 products to MKL, which is slower than oneDNN on some processors, and
-  reads a weight in the layout in which it is stored. oneDNN keeps a packed copy, made once and read at every step.
-- Top-k addressing of the memory, with a gradient that touches the chosen slots only.
-- Dropout masks from 16 random bits per element. They also repeat the training runs of 0.1 bit for bit.
+- Linear layers on oneDNN. PyTorch sends float32 products to MKL, which is slower than oneDNN on
+  some processors and uses weights in their stored layout. oneDNN reads a packed copy, which is made
+  once for all steps.
+- Top-k addressing of the memory, with a gradient for the chosen slots only.
+- Dropout masks from 16 random bits per element. They also repeat the training runs of 0.1 bit for
+  bit.
 
-On other devices, under autocast and with oneDNN switched off (``torch.backends.mkldnn.flags(enabled=False)``), the
-layers are plain ``nn.Linear``.
+On other devices, under autocast and with oneDNN switched off
+(``torch.backends.mkldnn.flags(enabled=False)``), the layers are plain ``nn.Linear``.
 """
 
 from __future__ import annotations
@@ -22,17 +24,17 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-_GROUPS = 256  # groups of a row of scores; those with the k largest maxima hold the k largest scores
+_GROUPS = 256  # groups of a row of scores; see top_slots
 _LEVELS = 1 << 16  # of the random numbers that decide a dropout mask
 _FEW = 128  # up to this many tokens, one batched product for all heads is faster than one per head
 Activation = Literal["none", "relu"]
 
-# Private operators of torch.compile's CPU code; without them the layers are only slower.
+# Private operators of torch.compile's CPU code; without them the layers are slower.
 _HAS_ONEDNN = torch._C._has_mkldnn and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
 )
 _PRODUCTS: ContextVar[torch.dtype | None] = ContextVar("products", default=None)
-_steps = 0  # of all optimizers of this process: fused ones do not count up the versions of weights
+_steps = 0  # of all optimizers of this process: fused ones do not increase the versions of weights
 _WIDEST_STEP = 48  # rows for which weights are packed: 16 studies of 3 beams
 
 
@@ -45,7 +47,7 @@ register_optimizer_step_post_hook(_count_step)
 
 
 def weight_version_key(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
-    """A key that changes whenever one of ``tensors`` is replaced, written to, or trained by an optimizer.
+    """A key that changes when one of ``tensors`` is replaced, written to, or trained by an optimizer.
 
     Writes through ``.data``, and into tensors made in inference mode, do not change it.
     """
@@ -54,7 +56,7 @@ def weight_version_key(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
 
 @contextmanager
 def matmul_dtype(dtype: torch.dtype | None) -> Iterator[None]:
-    """Compute the packed products of this context in ``dtype`` (bfloat16); None changes nothing."""
+    """Compute the packed products of this context in ``dtype`` (bfloat16); None keeps the type of the input."""
     token = _PRODUCTS.set(dtype)
     try:
         yield
@@ -106,7 +108,7 @@ class _Product(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear`` with its gradient, on oneDNN where it can: x (..., K), weight (N, K) -> (..., N)."""
+    """``F.linear`` with its gradient, on oneDNN if possible: x (..., K), weight (N, K) -> (..., N)."""
     if torch.is_autocast_enabled("cpu") or x.numel() == 0 or not runs_on_onednn(x, weight):
         return F.linear(x, weight, bias)
     out: Tensor = _Product.apply(x, weight, bias)
@@ -114,15 +116,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class PackedLinearGroup:
-    """Layers with one input, as one product of their packed weights where no gradient is wanted.
+    """Layers with one input, as one product of their packed weights if no gradient is needed.
 
-    Weights are packed at first use and again when the layers' weights change (``weight_version_key``). After a write
-    that leaves no trace, call ``train`` or ``eval``, which drop them. Weights made in inference mode count no writes
-    and are packed at every call. Copies and pickles of a module start without packed weights.
+    Weights are packed at first use and again when the layers' weights change
+    (``weight_version_key``). After an untracked write, call ``train`` or ``eval``, which drop them.
+    Weights made in inference mode have no version and are packed at every call. Copies and pickles
+    of a module have no packed weights.
     """
 
     def __init__(self) -> None:
-        # key, weight, bias, and the sources: holding them keeps their addresses from reuse
+        # key, weight, bias, and the sources, kept so that their addresses are not reused
         self._packed: tuple[tuple[Any, ...], Tensor, Tensor, list[Tensor]] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -132,14 +135,14 @@ class PackedLinearGroup:
         return type(self), ()
 
     def clear(self) -> None:
-        """Drop what was packed."""
+        """Drop the packed weights."""
         self._packed = None
 
     def __call__(self, x: Tensor, layers: Sequence[nn.Linear], activation: Activation = "none") -> tuple[Tensor, ...]:
         """x (..., K) -> the output of each of ``layers``, (..., N1), (..., N2), …; every layer has a bias."""
         inner, outer = _dtypes(x)
         if torch.is_grad_enabled() or x.numel() == 0 or not _takes(x, layers[0].weight, inner):
-            # one product per layer: a joint product saves no more than the copies of its parts cost
+            # one product per layer: copying the parts of a joint product costs what it saves
             x = x.to(outer)  # as autocast does for each layer
             outs = [linear(x, layer.weight, layer.bias) for layer in layers]
             return tuple(F.relu(out) if activation == "relu" else out for out in outs)
@@ -148,9 +151,9 @@ class PackedLinearGroup:
         return (out,) if len(layers) == 1 else torch.split(out, [layer.out_features for layer in layers], dim=-1)
 
     def freeze(self, layers: Sequence[nn.Linear], activation: Activation = "none") -> Callable[[Tensor], Tensor]:
-        """For many calls: x (..., K) -> (..., N1 + N2 + …) without a gradient.
+        """A function for many calls without a gradient: x (..., K) -> (..., N1 + N2 + …).
 
-        The function uses the weights and the context (autocast, ``matmul_dtype``) of this moment.
+        It keeps the current weights and context (autocast, ``matmul_dtype``).
         """
         first = layers[0].weight
         inner, outer = _dtypes(first)
@@ -158,11 +161,11 @@ class PackedLinearGroup:
             whole = [torch.cat([getattr(layer, part).detach() for layer in layers]) for part in ("weight", "bias")]
             joined = [part.to(outer) for part in whole]
 
-            def plainly(x: Tensor) -> Tensor:
+            def unpacked(x: Tensor) -> Tensor:
                 out = F.linear(x.to(outer), *joined)
                 return F.relu(out) if activation == "relu" else out
 
-            return plainly
+            return unpacked
         weight, bias = self._weights(layers, inner)
         operator = torch.ops.mkldnn._linear_pointwise.default
 
@@ -173,7 +176,7 @@ class PackedLinearGroup:
         return packed
 
     def _weights(self, layers: Sequence[nn.Linear], inner: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Packed weights and biases of the layers as they are now."""
+        """Current packed weights and biases of the layers."""
         key = (inner, *weight_version_key(part for layer in layers for part in (layer.weight, layer.bias)))
         packed = self._packed
         if packed is None or packed[0] != key or layers[0].weight.is_inference():
@@ -196,7 +199,7 @@ def _version(tensor: Tensor) -> int:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` on oneDNN: packed where no gradient is wanted. Keys and initial weights are those of its base."""
+    """``nn.Linear`` on oneDNN, packed if no gradient is needed; same keys and initial weights."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
@@ -207,11 +210,11 @@ class Linear(nn.Linear):
         return self.activated(x, "none")
 
     def activated(self, x: Tensor, activation: Activation) -> Tensor:
-        """``forward`` with a ReLU for ``activation`` "relu", in one operator without a gradient."""
+        """``forward`` and the activation, one operator if no gradient is needed."""
         return self._packed(x, [self], activation)[0]
 
     def freeze(self, activation: Activation = "none") -> Callable[[Tensor], Tensor]:
-        """A fast call without a gradient, with the weights of this moment."""
+        """A fast call without a gradient, with the current weights."""
         return self._packed.freeze([self], activation)
 
     def train(self, mode: bool = True) -> Self:
@@ -224,11 +227,11 @@ class Linear(nn.Linear):
 
 
 def top_slots(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, in no order: scores (..., M) -> values and indices (..., k), as ``Tensor.topk``.
+    """The k largest of each row, unsorted: scores (..., M) -> values and indices (..., k), as ``Tensor.topk``.
 
-    Group j of a long row holds columns j, j + G, j + 2G, …. A group with one of the k largest values has a maximum that
-    is among the k largest maxima, so only k groups need to be searched: two selections among few in place of one
-    among many.
+    Group j of a long row holds columns j, j + G, j + 2G, …. A group with one of the k largest
+    values has a maximum that is among the k largest maxima, so only k groups need to be searched:
+    two small selections instead of a large one.
     """
     size = scores.shape[-1]
     groups = max(_GROUPS, k)
@@ -253,11 +256,10 @@ def read_slots(queries: Tensor, keys: Tensor, values: Tensor, k: int) -> Tensor:
 
 
 class _Read(torch.autograd.Function):
-    """Top-k addressing with a gradient that touches the chosen slots only.
+    """``read_slots`` with a gradient for the chosen slots only.
 
-    Queries (H, N, d_h), already scaled, keys and values (H, M, d_h) -> (H, N, d_h). The gradient
-    keeps k slots and weights per token, not its M scores; the backward pass works head by head on one (M, N) table that
-    stays in cache. ``embedding_bag`` sums weighted rows without copying them.
+    It stores k slots and weights per token instead of M scores; the backward pass uses one (M, N)
+    table per head, which stays in cache. ``embedding_bag`` sums weighted rows without copying them.
     """
 
     @staticmethod
@@ -288,14 +290,14 @@ class _Read(torch.autograd.Function):
 
 
 def _read(queries: Tensor, keys: Tensor, values: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum, (H, N, d_h), and its weights and slots, (H, N, k) each."""
+    """The sum (H, N, d_h), its weights (H, N, k) and slots (H, N, k)."""
     best, slots = zip(*(top_slots(scores, k) for scores in _scores(queries, keys)), strict=True)
     weights, chosen = torch.cat(best).float().softmax(dim=-1), torch.cat(slots)
     return _weighted_rows(values, chosen, weights), weights, chosen
 
 
 def _scores(queries: Tensor, keys: Tensor) -> Iterator[Tensor]:
-    """Scores of all slots, (1, N, M) a head so that a head's scores stay in cache, or (H, N, M) for few tokens."""
+    """Scores of all slots: (1, N, M) per head, which stays in cache, or (H, N, M) for few tokens."""
     if queries.shape[1] <= _FEW or not runs_on_onednn(queries, keys):
         yield queries @ keys.transpose(1, 2)
     else:
@@ -315,7 +317,7 @@ def _weighted_rows(rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """``left @ right.T``, on oneDNN where it can."""
+    """``left @ right.T``, on oneDNN if possible."""
     return product(left, right) if runs_on_onednn(left, right) else left @ right.t()
 
 

@@ -1,7 +1,8 @@
-"""Two towers with one space: studies and reports as unit vectors whose inner product is their similarity.
+"""Two towers into one space: studies and reports as unit vectors whose inner product is their similarity.
 
-``StudyHead`` maps a study's pooled image features, ``TextTower`` a report's tokens. They are trained together by a
-symmetric contrastive loss (``training/stages/retriever.py``), and the index holds the text tower's vectors.
+``StudyHead`` maps a study's pooled image features, ``TextTower`` a report's tokens. They are
+trained together by a symmetric contrastive loss (``training/stages/retriever.py``); the index holds
+the vectors of the text tower.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ _EMBEDDED_AT_ONCE = 256
 class FeatureNorm(nn.BatchNorm1d):
     """Standardise each channel of backbone features over the real views of a batch; running statistics in eval mode.
 
-    Most of a feature is the same for every radiograph; patients differ by a small deviation. Standardised channels
-    emphasise that deviation.
+    Differences between patients are small in the raw features; standardised channels emphasise
+    them.
 
-    ``total``, if set, sums a tensor with its gradient over the processes that share a batch; the statistics are then
-    those of the whole batch.
+    ``total``, if set, sums a tensor with its gradient over the processes of one batch, for
+    statistics of the whole batch.
     """
 
     def __init__(self, width: int) -> None:
@@ -36,7 +37,7 @@ class FeatureNorm(nn.BatchNorm1d):
         self.total: Callable[[Tensor], Tensor] | None = None
 
     def of_views(self, features: Tensor, view_mask: Tensor) -> Tensor:
-        """(B, V, ..., D) features with mask (B, V); missing views become 0 and do not count."""
+        """(B, V, ..., D) features with mask (B, V); missing views become 0 and are ignored."""
         normed = torch.zeros_like(features)
         real = features[view_mask]  # (N, ..., D)
         rows = real.reshape(-1, real.shape[-1])
@@ -45,7 +46,7 @@ class FeatureNorm(nn.BatchNorm1d):
         return normed
 
     def _over_all(self, rows: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
-        """(N, D) rows standardised over those of all processes, which share a batch."""
+        """(N, D) rows standardised over the rows of all processes."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
@@ -124,7 +125,7 @@ def embed_reports(tower: TextTower, tokenizer: Tokenizer, reports: Sequence[str]
 
     Args:
         tower: in eval mode, on any device.
-        tokenizer: of the same model; cleans the texts as for training.
+        tokenizer: of the same model.
         reports: N texts.
     """
     longest, device = tower.positions.shape[0], tower.positions.device

@@ -1,7 +1,8 @@
-"""Cross-modal memory: one matrix of slots that patch tokens and report tokens both read.
+"""Cross-modal memory: one matrix of slots for both patch tokens and report tokens.
 
-Chen et al. 2021, "Cross-modal Memory Networks for Radiology Report Generation", equations 5 to 11: a token queries
-all slots, keeps the top k of each head, and receives the softmax-weighted sum of their values.
+Chen et al. 2021, "Cross-modal Memory Networks for Radiology Report Generation", equations 5 to 11:
+a token queries all slots, keeps the top k of each head, and receives the softmax-weighted sum of
+their values.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class CrossModalMemory(nn.Module):
         memory_dim: width of a slot.
         slots: M, rows of the memory.
         heads: H.
-        top_k: slots each head keeps for a token.
+        top_k: slots that each head keeps for a token.
     """
 
     def __init__(self, d_model: int, memory_dim: int, slots: int, heads: int, top_k: int) -> None:
@@ -43,7 +44,7 @@ class CrossModalMemory(nn.Module):
         self.out = Linear(d_model, d_model)
 
     def bank(self) -> MemoryBank:
-        """Project the slots to keys and values, (H, M, d_h) each. Once a pass serves every token in it."""
+        """Project the slots to keys and values, once per forward pass or decode."""
         return MemoryBank(self._heads_first(self.key(self.matrix)), self._heads_first(self.value(self.matrix)))
 
     def forward(self, tokens: Tensor, bank: MemoryBank) -> Tensor:

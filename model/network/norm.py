@@ -1,4 +1,4 @@
-"""Normalisation of token rows: PyTorch's LayerNorm, or the one of published R2Gen checkpoints."""
+"""Normalisation of token rows: LayerNorm, or the normalisation of published R2Gen checkpoints."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ _TINY = 1e-30  # least variance: the gradient of a constant row is finite
 class R2GenNorm(nn.Module):
     """``weight * (x - mean) / (std + 1e-6) + bias`` with the unbiased standard deviation, over the last dimension.
 
-    The norm of the published R2Gen and R2GenCMN code. It differs from ``nn.LayerNorm`` by a factor of
-    ``sqrt((d - 1) / d)`` and in the position of epsilon, which decides the result on near-constant rows.
+    From the published R2Gen and R2GenCMN code. It differs from ``nn.LayerNorm`` by a factor of
+    ``sqrt((d - 1) / d)`` and in the position of epsilon, which decides the result on near-constant
+    rows.
     """
 
     eps = 1e-6

@@ -7,7 +7,8 @@ Shapes in one pass (B studies, V views, K cases, D backbone width, E embedding w
     patch tokens, projected case vectors -> sequence (B, V*49 + K, D) -> d_model -> + memory response -> encoder
     encoder output (B, V*49 + K, d_model) -> decoder -> logits (B, T, vocabulary)
 
-The model keeps no state between calls; ``precompute_inference_tables`` computes ahead what no input changes.
+The model keeps no state between calls, except for the input-independent tables of
+``precompute_inference_tables``.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Patches(NamedTuple):
     view_mask: Tensor
 
     def with_views(self, views: Sequence[Sequence[View]]) -> Patches:
-        """The same images with other views, given per study and image; frontals come first again."""
+        """The same images with other views, given per study and image, reordered with the frontals first."""
         rows = self.views.clone()
         indices = torch.arange(rows.shape[1]).repeat(len(views), 1)  # (B, V)
         for study, read in enumerate(views):
@@ -56,7 +57,7 @@ class Patches(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What the decoder attends to: ``source`` (B, S, d_model), ``mask`` (B, S) True where real, and the memory bank."""
+    """Input of the decoder: ``source`` (B, S, d_model), ``mask`` (B, S) True where real, and the memory bank."""
 
     source: Tensor
     mask: Tensor
@@ -74,10 +75,7 @@ class Encoded(NamedTuple):
 
 @dataclass
 class DecoderState:
-    """A decode in progress: hypotheses are ordered study by study, N = B * hypotheses.
-
-    ``mask`` is that of the encoded images, None where all of them are real.
-    """
+    """A decode in progress, with N = B * hypotheses, ordered by study. ``mask`` is ``Encoded.masked``."""
 
     bank: MemoryBank
     mask: Tensor | None
@@ -90,14 +88,14 @@ class DecoderState:
         self.cache.branch(parents)
 
     def keep(self, studies: Tensor, hypotheses: Tensor) -> None:
-        """Keep some studies (B',) and all of their hypotheses (N',) only."""
+        """Keep only some studies (B',) and their hypotheses (N',)."""
         groups = hypotheses if self.cache.seen is None else studies
         self.cache = self.cache.of(groups, studies, self.position)
         self.mask = None if self.mask is None else self.mask[studies]
 
 
 class ReportModel(nn.Module):
-    """Cross-modal memory network with retrieved cases. Built from a ``ModelConfig`` alone."""
+    """Cross-modal memory network with retrieved cases, built from a ``ModelConfig``."""
 
     patch_positions: Tensor
     word_positions: Tensor
@@ -142,12 +140,12 @@ class ReportModel(nn.Module):
     # -- encoding --------------------------------------------------------------------------------------------------
 
     def encode_images(self, images: Tensor, views: Tensor, view_mask: Tensor) -> Patches:
-        """Run the backbone once over every view that is there.
+        """Run the backbone once on every view.
 
         Args:
-            images: (B, V, 1, S, S) float in 0..1; missing views may hold anything.
+            images: (B, V, 1, S, S) float in 0..1; missing views are ignored.
             views: (B, V) int64, 0 frontal, 1 lateral.
-            view_mask: (B, V) bool, False where a view is missing. Every study has at least one.
+            view_mask: (B, V) bool, False where a view is missing; each study has at least one view.
         """
         batch, count = view_mask.shape
         real = view_mask.flatten()
@@ -178,7 +176,8 @@ class ReportModel(nn.Module):
         Args:
             patches: the backbone's output.
             cases: (B, K, E) report embeddings of the retrieved cases, or None.
-            case_mask: (B, K) bool, False where fewer than K were found, or None for all.
+            case_mask: (B, K) bool, False for padding if fewer than K cases were found; None: all
+                are real.
 
         Returns:
             (B, V*P + K, D) and its mask (B, V*P + K), True where a token is real.
@@ -196,13 +195,13 @@ class ReportModel(nn.Module):
             )
             projected = self.case_projection(cases.to(sequence.dtype))
             if self.config.case_norm:
-                projected = F.layer_norm(projected, projected.shape[-1:])  # as long as a standardised patch token
+                projected = F.layer_norm(projected, projected.shape[-1:])  # to the length of a standardised patch token
             sequence = torch.cat([sequence, projected], dim=1)  # (B, V*P + K, D)
             mask = torch.cat([mask, found], dim=1)
         return sequence, mask
 
     def encode(self, patches: Patches, cases: Tensor | None = None, case_mask: Tensor | None = None) -> Encoded:
-        """Everything before the decoder, memory bank included."""
+        """Run everything before the decoder."""
         sequence, mask = self.sequence(patches, cases, case_mask)
         self._drop_stale_tables()
         prepared = None if torch.is_grad_enabled() else self.memory_bank_table
@@ -213,7 +212,7 @@ class ReportModel(nn.Module):
         patch_positions = torch.arange(views * grid, device=x.device)
         if self.config.patch_positions == "view":
             patch_positions = patch_positions % grid  # each view counts from 0
-        case_positions = torch.arange(x.shape[1] - views * grid, device=x.device) + _FIRST_CASE  # ranks of the cases
+        case_positions = torch.arange(x.shape[1] - views * grid, device=x.device) + _FIRST_CASE  # by rank
         positions = torch.cat([patch_positions, case_positions])
         x = self.drop(x + self.patch_positions[positions])
         return Encoded(self.encoder(x, None if bool(mask.all()) else mask), mask, bank)
@@ -221,7 +220,7 @@ class ReportModel(nn.Module):
     # -- decoding -------------------------------------------------------------------------------------------------
 
     def forward(self, encoded: Encoded, ids: Tensor) -> Tensor:
-        """Teacher-forced logits: ids (B, T), the first being bos -> (B, T, vocabulary)."""
+        """Teacher-forced logits: ids (B, T), bos first -> (B, T, vocabulary)."""
         x = self._words(ids, 0, encoded.bank)
         logits: Tensor = self.to_words(self.decoder(x, encoded.source, encoded.masked))
         return logits
@@ -256,12 +255,12 @@ class ReportModel(nn.Module):
 
     @torch.inference_mode()
     def precompute_inference_tables(self) -> None:
-        """Compute what no image changes: keys and values of the memory, and every word at every position with its
-        memory response, (T, vocabulary, d_model). Decoding steps then need no memory.
+        """Compute keys and values of the memory, and each word at each position with its memory response.
 
-        The table of words is skipped where it would exceed ``LARGEST_WORD_TABLE``. Both are dropped when the model
-        enters training mode or loads other weights, and at the next call after its memory or word embeddings changed
-        (``model.network.cpu_kernels.weight_version_key``) or moved.
+        Decoding steps then do not read the memory. The word table (T, vocabulary, d_model) is not
+        made if it would exceed ``LARGEST_WORD_TABLE``. Both tables are dropped when the model
+        enters training mode or loads weights, and at the next call after the memory or the word
+        embeddings changed or moved (``weight_version_key``).
         """
         self.eval()
         length, vocabulary, width = self.config.max_length, self.config.vocab_size, self.config.d_model
@@ -294,7 +293,7 @@ class ReportModel(nn.Module):
 
 
 def inputs_of(ids: Tensor, bos_id: int) -> Tensor:
-    """Teacher-forcing inputs of reports: ids (..., T) without bos -> (..., T), the first being bos."""
+    """Teacher-forcing inputs of reports: ids (..., T) without bos -> (..., T), bos first."""
     return torch.cat([torch.full_like(ids[..., :1], bos_id), ids[..., :-1]], dim=-1)
 
 
@@ -304,7 +303,7 @@ def _clear(model: nn.Module, _: object) -> None:
 
 
 def _spread(values: Tensor, real: Tensor) -> Tensor:
-    """Rows of real views at their indices among all views, zeros elsewhere."""
+    """Rows of real views, at their indices among all views; zeros elsewhere."""
     spread = values.new_zeros((real.shape[0], *values.shape[1:]))
     spread[real] = values
     return spread

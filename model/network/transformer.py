@@ -1,8 +1,9 @@
 """Transformer encoder and decoder with cached keys and values (Vaswani et al. 2017, pre-norm).
 
-A decoding step works on all beams of a study at once: the beams form the query length. Encoded images are then never
-copied per beam in the cross-attention, nor are cached keys and values when beams branch in the self-attention: a mask
-selects the tokens that a beam descends from. Queries, keys and values of a step come from one product.
+A decoding step processes all beams of a study at once, as queries of one attention. Encoded images
+are therefore not copied per beam, and cached keys and values are not copied when beams branch: a
+mask selects the tokens that a beam descends from. One product computes queries, keys and values of
+a step.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Attention(nn.Module):
         return joined
 
     def weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
-        """Attention weights, arguments as of ``attend``: (B, H, T, S), rows sum to 1."""
+        """Attention weights, arguments as for ``attend``: (B, H, T, S), rows sum to 1."""
         scores = (queries / math.sqrt(queries.shape[-1])) @ keys.transpose(2, 3)  # (B, H, T, S)
         if causal:
             mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
@@ -146,16 +147,16 @@ class Encoder(nn.Module):
 
 @dataclass
 class DecoderCache:
-    """Keys and values of all decoder layers (L) for the N hypotheses of B studies, allocated once a decode.
+    """Keys and values of all decoder layers (L) for the N hypotheses of B studies, allocated once per decode.
 
-    Hypotheses that may branch from each other form a group: G groups of k, N = G * k.
+    Hypotheses that may branch from each other form a group: G groups of k, N = G * k. ``steps`` are
+    the layers with their weights at the start of the decode.
 
-    ``steps`` are the layers with their weights at the start of the decode.
-
-    ``past`` (L, 2, G, H, T*k, d_h) holds keys and values of the self-attention; step t fills positions t*k to
-    t*k + k - 1, one for each hypothesis. ``seen`` (G, k, T*k) is 0 where a hypothesis descends from the token at that
-    position and -inf elsewhere; None for groups of one. ``source`` holds keys and values of the cross-attention,
-    (B, H, S, d_h) each, shared by a study's hypotheses.
+    ``past`` (L, 2, G, H, T*k, d_h) holds keys and values of the self-attention; step t fills
+    positions t*k to t*k + k - 1, one for each hypothesis. ``seen`` (G, k, T*k) is 0 where a
+    hypothesis descends from the token at that position and -inf elsewhere; None for groups of one.
+    ``source`` holds keys and values of the cross-attention, (B, H, S, d_h) each, shared by a
+    study's hypotheses.
     """
 
     steps: list[_Step]
@@ -164,7 +165,7 @@ class DecoderCache:
     source: list[tuple[Tensor, Tensor]]
 
     def branch(self, parents: Tensor) -> None:
-        """Continue hypothesis j of each group from its hypothesis ``parents[:, j]`` (G, k). Copies no key or value."""
+        """Continue hypothesis j of each group from its hypothesis ``parents[:, j]`` (G, k), without copying."""
         assert self.seen is not None
         self.seen = self.seen.gather(1, parents.unsqueeze(2).expand_as(self.seen))
 
@@ -177,7 +178,7 @@ class DecoderCache:
         return self.seen[:, None, :, : (position + 1) * k]
 
     def of(self, groups: Tensor, studies: Tensor, position: int) -> DecoderCache:
-        """The cache of some groups (G',) and the studies (B',) that they belong to, filled before ``position``."""
+        """The cache of some groups (G',) and their studies (B',), filled before ``position``."""
         k = 1 if self.seen is None else self.seen.shape[1]
         filled = self.past[..., : position * k, :]
         past = self.past.new_empty((*self.past.shape[:2], len(groups), *self.past.shape[3:]))
@@ -206,27 +207,24 @@ class DecoderLayer(nn.Module):
         return out
 
     def self_attend_and_query(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The first half: x (B, T, d_model) with its self-attention, and queries (B, H, T, d_h) for the source."""
-        itself, cross = self.self_attention, self.cross_attention
-        x = x + self.drop(itself.attend(*itself.qkv(self.norm1(x)), None, causal=True))
+        """Self-attention of x (B, T, d_model), and cross-attention queries (B, H, T, d_h)."""
+        attention, cross = self.self_attention, self.cross_attention
+        x = x + self.drop(attention.attend(*attention.qkv(self.norm1(x)), None, causal=True))
         return x, cross.split(cross.query(self.norm2(x)))
 
 
 class _Step:
-    """A decoder layer as a decode runs it: packed and prepared once, then called at every position.
-
-    The weights are those of the moment at which it is made.
-    """
+    """A decoder layer for decoding: packed once, with its current weights, then called at every position."""
 
     def __init__(self, layer: DecoderLayer) -> None:
-        itself, cross, (first, _, _, last) = layer.self_attention, layer.cross_attention, layer.feed_forward
+        attention, cross, (first, _, _, last) = layer.self_attention, layer.cross_attention, layer.feed_forward
         assert isinstance(first, Linear)
         assert isinstance(last, Linear)
         self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
-        self.qkv, self.out1 = itself.freeze(), itself.out.freeze()
+        self.qkv, self.out1 = attention.freeze(), attention.out.freeze()
         self.query, self.out2 = cross.query.freeze(), cross.out.freeze()
         self.hidden, self.last = first.freeze("relu"), last.freeze()
-        self.heads = itself.heads
+        self.heads = attention.heads
 
     def __call__(
         self, x: Tensor, past: Tensor, seen: Tensor | None, source: tuple[Tensor, Tensor], start: int,
@@ -246,7 +244,8 @@ class _Step:
 def _read(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of few queries (B, H, q, d_h) over keys and values (B, H, S, d_h) -> (B*q, d_model).
 
-    ``mask`` broadcasts to (B, 1, q, S): added where it holds numbers, kept where it is True.
+    ``mask`` broadcasts to (B, 1, q, S): numbers are added to the scores; a boolean mask is True
+    where attended.
     """
     batch, heads, count, width = queries.shape
     if batch == 1 or queries.device.type != "cpu":
@@ -278,7 +277,7 @@ class Decoder(nn.Module):
         return out
 
     def attention(self, x: Tensor, source: Tensor, source_mask: Tensor | None) -> Tensor:
-        """The last layer's cross-attention, mean over its heads: arguments as of ``forward`` -> (B, T, S) float32."""
+        """The last layer's cross-attention, mean over its heads: arguments as for ``forward`` -> (B, T, S) float32."""
         mask = None if source_mask is None else source_mask[:, None, None, :]
         *before, last = self.layers
         assert isinstance(last, DecoderLayer)
@@ -289,7 +288,7 @@ class Decoder(nn.Module):
         return last.cross_attention.weights(queries.float(), keys.float(), mask).mean(dim=1)
 
     def cache(self, source: Tensor, hypotheses: int, max_length: int, *, branching: bool) -> DecoderCache:
-        """An empty cache for ``hypotheses`` per study; cross keys and values are projected here, once a decode."""
+        """A cache for ``hypotheses`` per study, with the projected keys and values of the source."""
         steps, pairs = [], []
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)

@@ -1,12 +1,12 @@
-"""The finding labeler: a report's text in, the 14 CheXpert findings out. Rules only: no network, no weights.
+"""The rule-based finding labeler: the 14 CheXpert findings of a report's text.
 
-A report is cut into sentences, a sentence into clauses. Each mention of a finding in a clause gets a label
-from the cues of negation and doubt around it, as far as their scope reaches; statements such as "X is normal"
-or "an enlarged X" are read as subject and predicate. Over a report the strongest label wins: present, then
-uncertain, then absent.
+A report is split into sentences, and these into clauses. Each mention of a finding in a clause gets
+a label from the cues of negation and doubt whose scope includes it; statements such as "X is
+normal" or "an enlarged X" are parsed as subject and predicate. The strongest label of a report
+counts: present, then uncertain, then absent.
 
-The classes and the rule for No Finding are those of CheXpert (Irvin et al., AAAI 2019); the phrases and cues
-are this project's own (`model.labeler_rules`), and docs/labeler.md says how well they do.
+The classes and the rule for No Finding are from CheXpert (Irvin et al., AAAI 2019); the phrases and
+cues are this project's (`model.text.labeler_rules`). docs/labeler.md has the evaluation.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _APOSTROPHES = re.compile("['’\"]")
 _PUNCTUATION = re.compile(r"[,()\[\]{}*:]")
 _SENTENCE_END = re.compile(r"(?<=[^\d\s])\.(?=[^\W\d])|\.(?=\s|$)|[;?!]")
 _SPACES = re.compile(r"\s+")
-_LONG = re.compile(r".{1,1000}(?: |$)|.{1000}")  # no sentence is longer; bounds the time a hostile text takes
+_LONG = re.compile(r".{1,1000}(?: |$)|.{1000}")  # maximum length of a sentence; bounds the time for a malicious text
 _WORD = re.compile(r"[a-z]")
 _NOT = re.compile(r"\b(?:not|no|without|nor)\b")
 _VERB = re.compile(r"\b(?:is|are|appears?)\b")
@@ -77,9 +77,9 @@ _STATEMENTS: Final = tuple(
 def label_report(text: str, *, use_cache: bool = True) -> dict[str, Label | None]:
     """Label one report: cased with punctuation, or lower-case tokens with " . " between the sentences.
 
-    Returns all 14 keys of `FINDINGS`: "present", "absent", "uncertain", or None where the report is silent.
-    No Finding is "present" where no other finding, Support Devices aside, is present or uncertain, else None;
-    None too for a text without words. Never raises on a string.
+    Returns all 14 keys of `FINDINGS`: "present", "absent", "uncertain", or None if not mentioned.
+    No Finding is "present" if no other finding except Support Devices is present or uncertain and
+    the text has words, else None.
     """
     read = _label_sentence if use_cache else _label_sentence.__wrapped__
     labels: dict[str, Label | None] = dict.fromkeys(FINDINGS)
@@ -97,7 +97,7 @@ def label_report(text: str, *, use_cache: bool = True) -> dict[str, Label | None
 
 @lru_cache(maxsize=1 << 15)
 def _label_sentence(sentence: str) -> tuple[tuple[str, Label], ...]:
-    """Label of every mention of a finding in one normalised sentence. Cached: sentences repeat across reports."""
+    """Label of every mention of a finding in one normalised sentence. Cached, because sentences repeat."""
     found: list[tuple[str, Label]] = []
     for clause in _BREAK.split(_NEUTRAL.sub("~", sentence)):
         found += _statements(clause)
@@ -106,7 +106,7 @@ def _label_sentence(sentence: str) -> tuple[tuple[str, Label], ...]:
 
 
 def _statements(clause: str) -> Iterator[tuple[str, Label]]:
-    """Subject and predicate: "the heart, again, is not enlarged", "an enlarged heart"."""
+    """Labels by subject and predicate: "the heart, again, is not enlarged", "an enlarged heart"."""
     for finding, subjects, predicates in _STATEMENTS:
         for subject in subjects.finditer(clause):
             label = _predicate(predicates, clause, subject.start(), subject.end())
@@ -148,7 +148,7 @@ class _Hit(NamedTuple):
 
 
 def _mentions(clause: str) -> Iterator[tuple[str, Label]]:
-    """Every phrase of every finding in the clause, with the label of the cues around it."""
+    """Label of every phrase of a finding in the clause, by the cues around it."""
     hits = sorted(
         _Hit(found.start(), found.end(), finding, weak)
         for patterns, weak in ((_MENTIONS, False), (_HINTS, True))
@@ -171,7 +171,7 @@ def _mentions(clause: str) -> Iterator[tuple[str, Label]]:
 
 
 class _Scope:
-    """The cues of one kind in one clause, and which mentions they reach."""
+    """The cues of one kind in one clause, and their scope."""
 
     def __init__(self, clause: str, before: re.Pattern[str], stop: re.Pattern[str], after: re.Pattern[str]) -> None:
         self._clause = clause
@@ -189,9 +189,9 @@ class _Scope:
 
 
 def _alternatives(clause: str, hits: list[_Hit]) -> set[_Hit]:
-    """The mentions on either side of "versus", and of "or" where the two sides name different findings.
+    """The mentions on either side of "versus", and of "or" if the two sides name different findings.
 
-    A lung opacity stays: what is seen is an opacity, whichever reading is right ("scarring or atelectasis").
+    A lung opacity is excluded, because both alternatives are opacities ("scarring or atelectasis").
     """
     doubted: set[_Hit] = set()
     for word in _ALTERNATIVES.finditer(clause):
@@ -205,5 +205,5 @@ def _alternatives(clause: str, hits: list[_Hit]) -> set[_Hit]:
 
 
 def _with_overlaps(hits: list[_Hit], nearest: list[_Hit]) -> set[_Hit]:
-    """The nearest mention and those that share words with it: "mediastinal mass" names two findings."""
+    """The nearest mentions and those that overlap with them: "mediastinal mass" names two findings."""
     return {hit for near in nearest for hit in hits if hit.start < near.end and hit.end > near.start}

@@ -1,8 +1,9 @@
-"""What the finding labeler knows: phrases per finding, cues of negation and doubt, and what ends their scope.
+"""Rules of the finding labeler: phrases per finding, cues of negation and doubt, and the ends of their scope.
 
-Regular expressions over one sentence as `model.labeler` normalises it: lower case, single spaces, no commas,
-brackets, quotes or apostrophes. Long stems carry no word boundary on purpose: the field's cleaning deletes
-slashes, so that "scarring/atelectasis" arrives as "scarringatelectasis". "xxxx" is the corpus's redaction.
+Regular expressions for one sentence as `model.text.labeler` normalises it: lower case, single
+spaces, no commas, brackets, quotes or apostrophes. Long stems have no word boundary, because
+R2Gen's cleaning deletes slashes: "scarring/atelectasis" becomes "scarringatelectasis". "xxxx" is
+the corpus's redaction mark.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ _WIDE: Final = r"(?:widen(?:ed|ing)|wide|enlarge(?:d|ment)|prominen(?:t|ce)|full
 _OUTLINE: Final = r"(?:silhouettes?|sizes?|shadow|contours?|outline)"
 _SIDE: Final = r"(?:left|right)(?: lower| upper| middle)?"
 
-# A mention: the sentence names the finding. Whether it is there is for the cues below to say.
+# A mention: the sentence names the finding. The cues below decide its label.
 PHRASES: Final[dict[str, tuple[str, ...]]] = {
     "Enlarged Cardiomediastinum": (
         r"\b" + _WIDE + r"(?: of)?(?: the)?(?: superior| upper)? (?:cardio[ -]?)?mediastin\w+",
@@ -87,7 +88,7 @@ PHRASES: Final[dict[str, tuple[str, ...]]] = {
     ),
 }
 
-# Signs that leave room: denied they count as absent, otherwise as uncertain, never as present.
+# Indirect signs: absent if negated, else uncertain, never present.
 HINTS: Final[dict[str, tuple[str, ...]]] = {
     "Edema": (
         r"\b(?:vascular|pulmonary|venous)(?: venous)? congesti(?:on|ve)\b",
@@ -115,20 +116,20 @@ _BORDERLINE: Final = (
 )
 _CLEAR: Final = r"\bclear(?:ed)?\b(?! of\b)"
 _SHARP: Final = r"\bclear\b(?! of\b)|\bsharp\b|\bnormal\b|\bunremarkable\b"
-# finding, subject, predicates by the label that they give (where two could start together, the first is read)
+# finding, subject, label -> predicates (of two that start at one position, the first applies)
 STATEMENTS: Final[tuple[tuple[str, str, dict[str, str]], ...]] = (
     ("Cardiomegaly", _HEART, {"uncertain": _BORDERLINE, "present": _ENLARGED, "absent": _NORMAL}),
     ("Enlarged Cardiomediastinum", _MEDIASTINUM, {"absent": _NORMAL}),
     ("Lung Opacity", _LUNGS, {"absent": _CLEAR}),
     ("Pleural Effusion", _PLEURA, {"absent": _SHARP}),
 )
-# What may not lie between a subject and its predicate.
+# Must not occur between a subject and its predicate.
 STATEMENT_STOP: Final = (
     r"\b(?:with|without|no|(?<!and )(?<!and the )lungs?|(?<!and )(?:stable|unchanged)(?! and)|"
     r"atrial|ventricular|spine|crowding|costophrenic|hemidiaphragm)\b"
 )
 
-# Read as if they said nothing about presence.
+# Ignored: no statement about presence.
 NEUTRAL: Final = (
     r"\b(?:no|without)"
     r"(?: (?:definite|significant|appreciable|gross|interval|substantial|obvious|major|overall))*"
@@ -138,7 +139,7 @@ NEUTRAL: Final = (
     r" (?:resolution|clearing)(?: of)?\b"
     r"|\bnot only\b|\bno prior\b|\bnot definit\w+ calcified\b|\bdifficult to differentiate\b|\bmay have\b"
 )
-# A new statement begins: cues before it say nothing about mentions after it, nor the other way round.
+# Starts a new statement: cues on one side do not apply to mentions on the other.
 BREAK: Final = (
     r"\b(?:but|however|although|though|yet|nevertheless|nonetheless|except(?: for)?|whereas|while|"
     r"(?:other|apart|aside) (?:than|from)|"
@@ -177,13 +178,13 @@ DOUBT_AFTER: Final = (
     r"(?:a|another) (?:possibility|consideration)|not well[- ](?:seen|visuali[sz]ed|evaluated)|"
     r"(?:may|might|could|should) (?:also )?(?:be (?:present|considered|excluded)|not be))\b"
 )
-# "edema versus pneumonia", "effusion or thickening": in doubt on both sides, the nearest mention each.
+# "edema versus pneumonia", "effusion or thickening": the nearest mention on either side is uncertain.
 ALTERNATIVES: Final = (
     r"\b(?:versus|vs|(?<!and[/ ])(?<!right )(?<!left )(?<!upper )(?<!lower )(?<!mild )(?<!small )(?<!acute )"
     r"(?<!more )or)\b"
 )
 
-# What ends the reach of a cue to its right ("no effusion with stable cardiomegaly") ...
+# Ends the scope of a cue to its right ("no effusion with stable cardiomegaly") ...
 _WITH: Final = r"(?<!consistent )(?<!compatible )(?<!associated )with(?! or\b)"
 NEGATION_STOP: Final = (
     r"\b(?:" + _WITH + r"|there (?:is|are)|is|are|was|were|has|have|remains?|due to|secondary to|"
@@ -192,7 +193,7 @@ NEGATION_STOP: Final = (
     r"(?:small|tiny|trace|large) (?:left|right|bilateral|residual)))\b"
 )
 DOUBT_STOP: Final = r"\b(?:" + _WITH + r"|there (?:is|are)|no|without|stable|unchanged|persistent|continued)\b"
-# ... and of either to its left.
+# ... and of any cue to its left.
 LEFT_STOP: Final = (
     r"\b(?:is|are|was|were|may|might|could|which|with|that|has|have|no|without|"
     r"represent\w*|reflect\w*|suggest\w*)\b"

@@ -1,7 +1,7 @@
 """Report text to token ids and back: word-level, built from training reports, stored as JSON in the bundle.
 
-There are two cleanings. ``clean_report`` is the project's. ``clean_report_r2gen`` is the rule of the published R2Gen
-code for IU X-Ray, quirks included, for rows that must be comparable with published tables.
+``clean_report`` is the project's cleaning. ``clean_report_r2gen`` is that of the published R2Gen
+code for IU X-Ray, quirks included, for comparison with published tables.
 """
 
 from __future__ import annotations
@@ -26,24 +26,21 @@ _WORD = re.compile(r"\d+(?:\.\d+)+|[a-z0-9]+(?:-[a-z0-9]+)*")
 
 
 def clean_report(report: str) -> str:
-    """Lower case, words and numbers only, sentences closed by `` . ``.
+    """Lower case, words and numbers only, sentences ended by `` . ``.
 
-    List numbering goes, decimals (``1.5``) and hyphens inside words stay, a slash separates words, empty sentences
-    vanish. ``clean_report(clean_report(x)) == clean_report(x)``.
+    Keeps decimals (``1.5``) and hyphens inside words, removes list numbers and empty sentences; a
+    slash separates words. ``clean_report(clean_report(x)) == clean_report(x)``.
     """
     text = _NUMBERING.sub("", " ".join(report.lower().replace("'", "").split()))
     sentences = (" ".join(_WORD.findall(part)) for part in _SENTENCE_END.split(text))
     return " ".join(f"{sentence} {END_OF_SENTENCE}" for sentence in sentences if sentence)
 
 
-_R2GEN_DROP = re.compile(r"[.,?;*!%^&_+():-\[\]{}]")  # ":-\[" is an accidental range: it spares the hyphen
+_R2GEN_DROP = re.compile(r"[.,?;*!%^&_+():-\[\]{}]")  # ":-\[" is an accidental range, which keeps the hyphen
 
 
 def clean_report_r2gen(report: str) -> str:
-    """The published IU X-Ray cleaning (R2Gen, ``modules/tokenizers.py``), reproduced with its quirks.
-
-    The character class holds an accidental range (``:`` to ``[``), so hyphens stay; empty sentences survive.
-    """
+    """The published IU X-Ray cleaning (R2Gen, ``modules/tokenizers.py``): keeps hyphens and empty sentences."""
     text = report.replace("..", ".").replace("..", ".").replace("..", ".").replace("1. ", "")
     for number in "2345":
         text = text.replace(f". {number}. ", ". ")
@@ -62,8 +59,8 @@ class Tokenizer:
 
     Attributes:
         tokens: by id.
-        cleaning: how ``encode`` prepares a report: ``own`` (``clean_report``), or ``r2gen`` (``clean_report_r2gen``),
-            the rule of published checkpoints.
+        cleaning: how ``encode`` prepares a report: ``own`` (``clean_report``), or ``r2gen``
+            (``clean_report_r2gen``), the rule of published checkpoints.
     """
 
     tokens: tuple[str, ...]
@@ -71,15 +68,15 @@ class Tokenizer:
 
     def __post_init__(self) -> None:
         if self.tokens[: len(SPECIALS)] != SPECIALS:
-            raise ValueError(f"a vocabulary starts with {SPECIALS}, this one with {self.tokens[: len(SPECIALS)]}")
+            raise ValueError(f"a vocabulary must start with {SPECIALS}, not {self.tokens[: len(SPECIALS)]}")
         if len(set(self.tokens)) != len(self.tokens):
             twice = [token for token, count in Counter(self.tokens).items() if count > 1]
-            raise ValueError(f"tokens stand twice in the vocabulary: {twice[:5]}")
+            raise ValueError(f"tokens occur twice in the vocabulary: {twice[:5]}")
         object.__setattr__(self, "_ids", {token: i for i, token in enumerate(self.tokens)})
 
     @classmethod
     def build(cls, reports: Iterable[str], *, min_count: int = 3) -> Tokenizer:
-        """Vocabulary of the words that cleaned training reports use at least ``min_count`` times."""
+        """Vocabulary of the words that occur at least ``min_count`` times in cleaned training reports."""
         counts = Counter(word for report in reports for word in clean_report(report).split())
         return cls((*SPECIALS, *sorted(word for word, count in counts.items() if count >= min_count)))
 
@@ -89,7 +86,7 @@ class Tokenizer:
         return len(self.tokens)
 
     def id_of(self, token: str) -> int:
-        """Id of a token, ``unk_id`` where it is not in the vocabulary."""
+        """Id of a token; ``unk_id`` if it is not in the vocabulary."""
         ids: dict[str, int] = self._ids  # type: ignore[attr-defined]
         return ids.get(token, self.unk_id)
 
@@ -99,7 +96,7 @@ class Tokenizer:
         return [self.bos_id, *words, self.eos_id][:max_length]
 
     def has_known_word(self, report: str) -> bool:
-        """Whether a report holds any word of the vocabulary; the archive's redaction mark is none."""
+        """Whether a report has a word of the vocabulary other than the archive's redaction mark."""
         return any(
             self.id_of(word) != self.unk_id and word != END_OF_SENTENCE and not _REDACTED.fullmatch(word)
             for word in self._words(report)
@@ -120,7 +117,7 @@ class Tokenizer:
         return " ".join(words)
 
     def to_json(self) -> str:
-        """The content of ``tokenizer.json``; a cleaning other than ``own`` is named."""
+        """The content of ``tokenizer.json``; the cleaning ``own`` is left out."""
         named = {} if self.cleaning == "own" else {"cleaning": self.cleaning}
         content = {"schema_version": 1, "kind": "word", **named, "tokens": self.tokens}
         return json.dumps(content, ensure_ascii=False, indent=0)
@@ -130,7 +127,7 @@ class Tokenizer:
         """Read ``tokenizer.json``.
 
         Raises:
-            ValueError: not such a file.
+            ValueError: the content is not a tokenizer.
         """
         content: Any = json.loads(text)
         if not isinstance(content, dict) or content.get("kind") != "word" or content.get("schema_version") != 1:
@@ -147,7 +144,7 @@ class Tokenizer:
 
 
 def split_sentences(tokens: Sequence[str]) -> list[tuple[int, int]]:
-    """Half-open token ranges of the sentences in a generated report, each with its closing `` . ``."""
+    """Half-open token ranges of the sentences in a generated report, each with its final `` . ``."""
     spans, start = [], 0
     for i, token in enumerate(tokens):
         if token == END_OF_SENTENCE:
@@ -160,7 +157,7 @@ def split_sentences(tokens: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def display_sentence(tokens: Sequence[str]) -> str:
-    """Words of one sentence as people write it: first letter upper case, a full stop at the end."""
+    """A sentence for display: first letter upper case, a full stop at the end."""
     words = [token for token in tokens if token != END_OF_SENTENCE]
     text = " ".join(words)
     return text[:1].upper() + text[1:] + "."

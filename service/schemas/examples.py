@@ -57,7 +57,7 @@ REPORT_EXAMPLE: dict[str, Any] = {
     "image_checks": [{"view": "frontal", "frontal": 0.998, "unusual": 0.31}],
     "refined": None,
     "warnings": [
-        {"code": "missing_view", "message": "No lateral image was given; the draft leans on what is there."}
+        {"code": "missing_view", "message": "No lateral image was given; the draft uses one view."}
     ],
     "model": _MODEL,
     "timings_ms": {
@@ -142,14 +142,14 @@ PROBLEM_EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, fiel
     ),
     "invalid_request": ("report is not as described: missing. See ExportRequest in /openapi.json.", "report"),
     "unsupported_format": (
-        "TIFF files are not read. Send a PNG, JPEG or DICOM file.", "frontal"
+        "TIFF files are not supported. Send a PNG, JPEG or DICOM file.", "frontal"
     ),
     "unsupported_transfer_syntax": (
-        "The transfer syntax is MPEG2 Main Profile / Main Level, which is not read here. "
+        "The transfer syntax is MPEG2 Main Profile / Main Level, which is not supported. "
         "Send it uncompressed (Explicit VR Little Endian).", "frontal"
     ),
     "not_a_radiograph": (
-        "The DICOM object is CT Image Storage, no radiograph. "
+        "The DICOM object is CT Image Storage, not a radiograph. "
         "Send a CR, DX or secondary capture image of the chest.", "frontal"
     ),
     "unknown_field": (

@@ -94,13 +94,13 @@ def write_tiny_bundle(
     decoding = decoding or DecodingConfig(min_length=min_length)
     with torch.no_grad():
         model.to_words.bias[tiny_tokenizer().id_of(".")] += full_stops
-    index_dir = consensus = None
+    index_dir = mbr_table = None
     if retrieval:
         index_dir = path.parent / f"{path.name}-index"
         index_dir.mkdir(parents=True, exist_ok=True)
         index = tiny_index(model, texts=texts)
         index.save(index_dir)
-        consensus = tiny_consensus(index) if decoding.method == "consensus" else None
+        mbr_table = tiny_consensus(index) if decoding.method == "consensus" else None
     config = BundleConfig(
         name=name,
         model=model.config,
@@ -111,7 +111,7 @@ def write_tiny_bundle(
         licence="none: random weights",
     )
     write_bundle(
-        path, config=config, model=model, tokenizer=tiny_tokenizer(), index_dir=index_dir, consensus=consensus,
+        path, config=config, model=model, tokenizer=tiny_tokenizer(), index_dir=index_dir, mbr_table=mbr_table,
         weights_dtype="fp32",
     )  # fmt: skip
     return path

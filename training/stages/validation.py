@@ -37,7 +37,7 @@ def write_reports(generator: ReportGenerator, studies: Sequence[Study], context:
             cases, case_mask = retrieve(model, generator.index, patches, [study.study_id for study in batch])
             embedded = model.embed_study(patches) if generator.index is not None else None
             generated = generate(model, model.encode(patches, cases, case_mask), tokenizer, generator.decoding,
-                                 study=embedded, findings=model.findings(patches), consensus=generator.mbr)  # fmt: skip
+                                 study=embedded, findings=model.findings(patches), mbr_table=generator.mbr)  # fmt: skip
         texts += [tokenizer.decode(row) for row in generated.ids.tolist()]
     return texts
 

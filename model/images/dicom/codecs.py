@@ -1,11 +1,11 @@
-"""Transfer syntaxes: which are read, by which decoder, and the check of a compressed frame's header.
+"""Transfer syntaxes and their decoders, and the check of a compressed frame's header.
 
-A decoder allocates what the frame header announces. That header must therefore agree with Rows x Columns of the
-DICOM header, which was checked against the limits, before any decoder reads the frame.
+A decoder allocates what the frame header declares. Before decoding, that header must therefore
+agree with Rows x Columns of the DICOM header, which were checked against the limits.
 
-JPEG Lossless, JPEG-LS and JPEG 2000 are decoded by imagecodecs (the extra ``dicom-codecs``), registered with pydicom
-as a decoding plugin. GDCM ends the process on damaged frames; the other codecs hold the interpreter lock while they
-decode, so that one upload would block the whole service.
+JPEG Lossless, JPEG-LS and JPEG 2000 are decoded by imagecodecs (the extra ``dicom-codecs``),
+registered with pydicom as a decoding plugin. GDCM crashes the process on damaged frames; the other
+codecs hold the interpreter lock during decoding, so that one upload would block the whole service.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ JPEG = (JPEG_EXTENDED, "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 201, 202, 203))
 IMAGECODECS = "imagecodecs"
-PLUGINS: dict[str, tuple[str, ...]] = {  # compressed transfer syntax -> pydicom's plugins for it, the preferred first
+PLUGINS: dict[str, tuple[str, ...]] = {  # compressed transfer syntax -> pydicom's plugins, preferred first
     RLE: ("pydicom",),
     JPEG_BASELINE: ("pillow",),
     **dict.fromkeys((*JPEG, *JPEG_LS, *JPEG_2000), (IMAGECODECS,)),
@@ -57,7 +57,7 @@ def decode_frame(frame: bytes, runner: DecodeRunner) -> bytes:
     syntax = runner.transfer_syntax
     if syntax in JPEG:
         if runner.samples_per_pixel > 1:
-            raise ValueError("colour is not read in this transfer syntax")
+            raise ValueError("colour is not supported in this transfer syntax")
         values: Any = imagecodecs.jpeg8_decode(frame)
     else:
         values = imagecodecs.jpegls_decode(frame) if syntax in JPEG_LS else imagecodecs.jpeg2k_decode(frame)
@@ -77,7 +77,7 @@ for _syntax in DECODER_DEPENDENCIES:
 
 @dataclass(frozen=True)
 class FrameHeader:
-    """Size, samples per pixel and bits per sample of a compressed frame, as its own header gives them."""
+    """Size, samples per pixel and bits per sample in the header of a compressed frame."""
 
     columns: int
     rows: int
@@ -95,7 +95,7 @@ def choose_decoder(syntax: UID, bits_stored: int) -> tuple[Decoder, str]:
         return get_decoder(syntax), ""
     if syntax not in PLUGINS:
         standard = syntax.name != syntax
-        problem = f"is {syntax.name}, which is not read here" if standard else "is none of the standard"
+        problem = f"is {syntax.name}, which is not supported" if standard else "is not a standard one"
         raise ImageError("unsupported_transfer_syntax", f"The transfer syntax {problem}. {_UNCOMPRESSED}.")
     decoder = get_decoder(syntax)
     pillow_reads = not (syntax == JPEG_EXTENDED and bits_stored > 8)  # it does not read 12-bit JPEG
@@ -104,13 +104,13 @@ def choose_decoder(syntax: UID, bits_stored: int) -> tuple[Decoder, str]:
             return decoder, plugin
     raise ImageError(
         "unsupported_transfer_syntax",
-        f"The transfer syntax is {syntax.name}, for which no codec is installed here. {_UNCOMPRESSED}, "
-        "or have the service installed with one (pip install 'cxr-report[dicom-codecs]').",
+        f"The transfer syntax is {syntax.name}, for which no codec is installed. {_UNCOMPRESSED}, "
+        "or install one in the service (pip install 'cxr-report[dicom-codecs]').",
     )
 
 
 def check_frame(frame: bytes, syntax: UID, rows: int, columns: int, samples: int, bits_allocated: int) -> int:
-    """Check that a compressed frame has the size that the DICOM header gives.
+    """Check that a compressed frame has the size in the DICOM header.
 
     Returns:
         Bits per sample of the frame; 0 for run-length frames, which do not contain it.
@@ -125,13 +125,13 @@ def check_frame(frame: bytes, syntax: UID, rows: int, columns: int, samples: int
     if header is None:
         raise ImageError(
             "truncated",
-            "The DICOM pixel data is no frame of its transfer syntax. Export the image again.",
+            "The DICOM pixel data is not a frame of its transfer syntax. Export the image again.",
         )
     if (header.columns, header.rows, header.samples) != (columns, rows, samples) or header.precision > bits_allocated:
         raise ImageError(
             "truncated",
             f"The compressed frame is {header.columns} x {header.rows} x {header.samples} of {header.precision} bits, "
-            f"its DICOM header says {columns} x {rows} x {samples} in {bits_allocated} bits. Export the image again.",
+            f"its DICOM header has {columns} x {rows} x {samples} of {bits_allocated} bits. Export the image again.",
         )
     return header.precision
 
@@ -172,7 +172,7 @@ def _check_rle(frame: bytes, pixels: int) -> None:
     starts = struct.unpack_from(f"<{min(count, 15)}L", frame.ljust(64, b"\0"), 4)
     for start, end in zip(starts, (*starts[1:], len(frame)), strict=True):
         if _expanded_length(frame, start, min(end, len(frame)), limit=pixels + 1024) > pixels + 1024:
-            raise ImageError("truncated", f"A run-length segment of the pixel data unfolds to over {pixels:,} bytes.")
+            raise ImageError("truncated", f"A run-length segment of the pixel data expands to over {pixels:,} bytes.")
 
 
 def _expanded_length(frame: bytes, offset: int, end: int, limit: int) -> int:

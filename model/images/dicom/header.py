@@ -1,7 +1,7 @@
 """Metadata of a DICOM header: kind of object, view, body part and orientation.
 
-Only coded elements with a closed vocabulary are read. Messages quote only values of that vocabulary, because anything
-else in a header may identify a patient.
+Only elements with a closed vocabulary are read, and messages quote only its values, because other
+header values may identify a patient.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def _words(text: str) -> frozenset[str]:
 
 
 WARNINGS: dict[str, str] = {  # code -> meaning; tools.api_docs writes it into docs/api.md
-    "view_mismatch": "the header names another view than the form field",
+    "view_mismatch": "the view in the header differs from the form field",
     "not_a_chest": "the header names another body part",
-    "unusual_orientation": "PatientOrientation is mirrored, turned or upside down; the pixels were not changed",
+    "unusual_orientation": "PatientOrientation is mirrored, rotated or upside down; the pixels were not changed",
     "fluoroscopy": "a single frame of angiography or fluoroscopy",
-    "window_ignored": "the window maps all values to one grey; it was ignored and the values were spread",
+    "window_ignored": "the window maps all values to one grey; it was ignored and the full range of values was used",
     "contradictory_polarity": "PhotometricInterpretation and PresentationLUTShape contradict each other",
 }
 
@@ -51,7 +51,7 @@ _VIEW_CODES = {  # CID 4010, SNOMED CT and its older SNOMED RT codes
     **dict.fromkeys(("399067008", "R-102CD", "399173006", "R-10236", "399198007", "R-10232"), View.LATERAL),
 }
 _SCHEMES = {"SCT", "SRT", "SNM3", "99SDM"}
-_CHEST_CODES = {  # CID 4031: chest, thorax, its cavity, lungs, mediastinum, and regions that take the chest in
+_CHEST_CODES = {  # CID 4031: chest, thorax, its cavity, lungs, mediastinum, and regions that include the chest
     *("51185008", "T-D3000", "43799004", "T-D3200", "816094009", "39607008", "T-28000", "86598002", "72410000"),
     *("416775004", "416550000", "417437006", "416319003", "416152001"),
 }
@@ -73,7 +73,8 @@ class DicomMetadata:
         view: by ViewPosition, or else by ViewCodeSequence; None if unknown.
         position: the term, or "other", of an image that is neither frontal nor lateral.
         body_part: a part other than the chest: a defined term, or "a region other than the chest".
-        orientation: PatientOrientation, the directions of rows and columns; None if missing or malformed.
+        orientation: PatientOrientation, the directions of rows and columns; None if missing or
+            malformed.
         fluoroscopy: whether it is a frame of angiography or fluoroscopy.
         pixel_warnings: warnings about the pixels.
     """
@@ -86,16 +87,16 @@ class DicomMetadata:
     pixel_warnings: tuple[DraftWarning, ...] = ()
 
     def warnings(self, sent_as: View) -> Iterator[DraftWarning]:
-        """Warnings about the image, which was sent as a view."""
+        """Warnings about the image, which was sent as ``sent_as``."""
         for code, words in self._problems(sent_as):
             yield DraftWarning(code, f"The {sent_as.value} image: {words}.")
 
     def _problems(self, sent_as: View) -> Iterator[tuple[str, str]]:
         view = self.view.value if self.view else "another projection" if self.position == "other" else self.position
         if view and view != sent_as.value:
-            yield "view_mismatch", f"its DICOM header says {view}. Check that the views were not exchanged"
+            yield "view_mismatch", f"its DICOM header says {view}. Check that the views were not swapped"
         if self.body_part:
-            yield "not_a_chest", f"its DICOM header says {self.body_part}; the model knows chests only"
+            yield "not_a_chest", f"its DICOM header says {self.body_part}; the model was trained on chests only"
         if self.orientation:
             row, column = self.orientation
             mirrored = row.startswith("R") and sent_as is View.FRONTAL
@@ -104,11 +105,14 @@ class DicomMetadata:
                     "unusual_orientation",
                     (
                         f"its DICOM header says that rows run to {row} and columns to {column}, so that it "
-                        f"{'is mirrored' if column.startswith('F') else 'does not stand upright'}; it was read as it is"
+                        f"{'is mirrored' if column.startswith('F') else 'is not upright'}; it was read unchanged"
                     ),
                 )
         if self.fluoroscopy:
-            yield "fluoroscopy", "it is a frame of angiography or fluoroscopy; the model knows radiographs only"
+            yield (
+                "fluoroscopy",
+                "it is a frame of angiography or fluoroscopy; the model was trained on radiographs only",
+            )
         for warning in self.pixel_warnings:
             yield warning.code, warning.message
 
@@ -129,16 +133,16 @@ def check_kind(header: Dataset) -> None:
         )
     remedy = "Send a CR, DX or secondary capture image of the chest."
     if uid and uid not in _RADIOGRAPHS | _CAPTURES | _FLUOROSCOPY:
-        name = uid.name if uid.name != uid else "an object of a class that is not of the standard"
-        raise ImageError("not_a_radiograph", f"The DICOM object is {name}, no radiograph. {remedy}")
+        name = uid.name if uid.name != uid else "an object of a non-standard class"
+        raise ImageError("not_a_radiograph", f"The DICOM object is {name}, not a radiograph. {remedy}")
     modality = _text(header, "Modality").upper()
     if modality in _OTHER_MODALITIES:
         name = uid.name if uid else "object"
-        raise ImageError("not_a_radiograph", f"The DICOM {name} shows modality {modality}, no radiograph. {remedy}")
+        raise ImageError("not_a_radiograph", f"The DICOM {name} has modality {modality}, not a radiograph. {remedy}")
 
 
 def read_metadata(header: Dataset, pixel_warnings: Sequence[DraftWarning] = ()) -> DicomMetadata:
-    """The metadata of a header; values outside of the vocabulary become None."""
+    """The metadata of a header; values outside the vocabulary become None."""
     term = _text(header, "ViewPosition").upper()
     codes = _codes(header, "ViewCodeSequence")
     view = _POSITIONS.get(term)

@@ -1,11 +1,12 @@
 """The grayscale pipeline (PS3.3 C.11): Modality LUT, then VOI LUT or window, then the polarity.
 
-It is a function of one stored value of at most 16 bits, so it is computed once for each possible value, in double
-precision, and looked up for each pixel.
+It is a function of one stored value of at most 16 bits, so it is computed once for each possible
+value, in double precision, and looked up for each pixel.
 
-pydicom's apply_modality_lut and apply_voi_lut give the same greys for regular headers (the tests compare them), but
-cannot be used here: they fail on Modality LUTs of 10 to 15 bits, on LUT entries of one byte each, on a rescale slope
-without an intercept and on unknown VOI LUT functions, and they truncate fractional values before a VOI LUT.
+pydicom's apply_modality_lut and apply_voi_lut give the same greys for regular headers (the tests
+compare them), but cannot be used here: they fail on Modality LUTs of 10 to 15 bits, on LUT entries
+of one byte each, on a rescale slope without an intercept and on unknown VOI LUT functions, and they
+truncate fractional values before a VOI LUT.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ def apply_grayscale_pipeline(
         table = None  # every pixel would have the same grey
     if table is None and (header.get("VOILUTSequence") or _window(header)):
         warnings.append(
-            DraftWarning("window_ignored", "its DICOM window shows nothing; the grey values were spread instead")
+            DraftWarning(
+                "window_ignored",
+                "its DICOM window maps all values to one grey; the full range of values was used instead",
+            )
         )
     if table is not None:
         table = 1.0 - table if inverted else table
@@ -120,7 +124,7 @@ def _modality(stored: Values, header: Dataset, fmt: PixelFormat, little_endian: 
     slope = (read_floats(header, "RescaleSlope") or [1.0])[0]
     intercept = (read_floats(header, "RescaleIntercept") or [0.0])[0]
     if slope == 0:
-        raise ImageError("unsupported_pixels", "RescaleSlope of the DICOM header is 0: every pixel would be the same.")
+        raise ImageError("unsupported_pixels", "RescaleSlope of the DICOM header is 0: all pixels would be equal.")
     return stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
 
 
@@ -154,7 +158,7 @@ def _lut(item: Dataset, signed: bool, little_endian: bool) -> tuple[Values, int,
     first = (first % 2**16 ^ 0x8000) - 0x8000 if signed else first
     data: Any = item.get_item("LUTData")
     if not 8 <= depth <= 16 or data is None or getattr(data, "length", 0) > 2**18:
-        raise ImageError("unsupported_pixels", f"A lookup table of {count:,} entries of {depth} bits is not read.")
+        raise ImageError("unsupported_pixels", f"A lookup table of {count:,} entries of {depth} bits is not supported.")
     if isinstance(data.value, bytes):
         narrow = len(data.value) < 2 * count
         kind = "u1" if narrow else "<u2" if little_endian else ">u2"
@@ -209,5 +213,7 @@ def read_floats(header: Dataset, name: str) -> list[float]:
     except (TypeError, ValueError, OverflowError):
         floats = [math.nan]
     if not all(math.isfinite(number) for number in floats):
-        raise ImageError("truncated", f"{name} of the DICOM header is no number. Export the image again and resend it.")
+        raise ImageError(
+            "truncated", f"{name} of the DICOM header is not a number. Export the image again and resend it."
+        )
     return floats

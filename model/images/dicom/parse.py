@@ -1,7 +1,7 @@
-"""Reads the needed elements of a DICOM file, with bounds on memory and work. Pixels are not decoded here.
+"""Reads the needed elements of a DICOM file with limits on memory and work; does not decode pixels.
 
-pydicom parses from a reader that counts: millions of tiny elements, deeply nested sequences and deflate bombs cost no
-more than a normal file. Other elements, such as names, are skipped.
+pydicom parses from a counting reader, so that millions of tiny elements, deeply nested sequences
+and deflate bombs cost no more than a normal file. Other elements, such as names, are skipped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pydicom.uid import (
 
 from model.images.errors import ImageError
 
-config.settings.reading_validation_mode = config.IGNORE  # its warnings would quote values, which may be names
+config.settings.reading_validation_mode = config.IGNORE  # its warnings quote values, which may be names
 
 PREAMBLE, MAGIC = 128, b"DICM"
 _UNDEFINED = 0xFFFFFFFF
@@ -107,7 +107,8 @@ class DicomFile:
         """The bytes of the pixels.
 
         Args:
-            expected: length in bytes of uncompressed pixels; a deflated file is inflated no further.
+            expected: length in bytes of uncompressed pixels; a deflated file is inflated no
+                further.
 
         Raises:
             ImageError: ``truncated``; exceptions of pydicom mean the same.
@@ -121,7 +122,7 @@ class DicomFile:
         found = _read(reader, self.syntax, ("PixelData",), lambda tag: tag > _PIXEL_DATA, like=self.header)
         if "PixelData" not in found:  # fragments without an end
             raise ImageError("truncated", "The DICOM pixel data is cut short. Export the image again and resend it.")
-        element: Any = found.get_item("PixelData")  # a raw one: it is no sequence
+        element: Any = found.get_item("PixelData")  # raw: not a sequence
         return PixelElement(element.value or b"", element.VR or "OW", element.length == _UNDEFINED)
 
     def _tag_at(self, offset: int) -> int:
@@ -132,7 +133,7 @@ class DicomFile:
 
 
 def read_elements(data: bytes, names: Sequence[str]) -> Dataset:
-    """The named elements of a file. It is read up to the last of them, within the bounds of a header.
+    """The named elements of a file, read up to the last one, within the limits of a header.
 
     Raises:
         ImageError: ``truncated``; exceptions of pydicom mean the same.
@@ -143,7 +144,7 @@ def read_elements(data: bytes, names: Sequence[str]) -> Dataset:
 
 
 class _ParsedPreamble:
-    """A file whose meta information was read; ``reader`` is at the start of the data set in ``body``."""
+    """A file with its meta information; ``reader`` is at the start of the data set in ``body``."""
 
     def __init__(self, data: bytes, most_inflated: int) -> None:
         self.body, self.inflater = data, None
@@ -166,8 +167,8 @@ def _read(
 ) -> Dataset:
     """The named elements from the reader's position to the first top-level tag for which `stop` is true.
 
-    pydicom guesses from the first element whether VRs are explicit, but the length of pixel data may look like a VR.
-    `like` is another part of the same file, for which this is known.
+    pydicom guesses from the first element whether VRs are explicit, but the length of pixel data
+    may look like a VR. `like` is another part of the same file, where the encoding is known.
     """
     implicit = syntax == ImplicitVRLittleEndian if like is None else bool(like.original_encoding[0])
 
@@ -189,15 +190,15 @@ def _read(
             at_top_level=like is None,
         )
     except RecursionError as error:
-        raise ImageError("truncated", "The DICOM header is nested too deep to be read.") from error
+        raise ImageError("truncated", "The DICOM header is nested too deeply.") from error
     except Exception as error:
         if reader.exhausted:
-            raise ImageError("truncated", "The DICOM header holds more than any image needs.") from error
+            raise ImageError("truncated", "The DICOM header is larger than any image needs.") from error
         raise
 
 
 class _Reader(io.BytesIO):
-    """Counts its reads, refuses values beyond a size, and records whether it ran out of bytes."""
+    """Counts its reads, refuses values beyond a size, and records whether the data ended early."""
 
     def __init__(self, data: bytes, most_value: int | None = None) -> None:
         super().__init__(data)
@@ -210,7 +211,7 @@ class _Reader(io.BytesIO):
         self.exhausted = self.exhausted or self._reads > _MOST_READS
         self.exhausted = self.exhausted or (self._most_value is not None and (size or 0) > self._most_value)
         if self.exhausted:
-            raise ValueError("a bound of the header was exceeded")
+            raise ValueError("a limit of the header was exceeded")
         data = super().read(size)
         if size is not None and len(data) < size and (data or size not in (2, 4, 8)):  # an element may begin there
             self.short = True

@@ -1,4 +1,4 @@
-"""Decodes the pixels of a DICOM file, after their description in the header was checked."""
+"""Checks the pixel format in a DICOM header and decodes the pixels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PixelFormat:
         shift: unused bits below the value, from HighBit.
         signed: whether values are in two's complement.
         photometric: PhotometricInterpretation.
-        planar: whether colours are stored plane by plane.
+        planar: whether each colour is stored as a separate plane.
     """
 
     rows: int
@@ -60,13 +60,14 @@ def read_pixel_format(file: DicomFile, limits: ImageLimits) -> PixelFormat:
     """The format of the pixels in the header.
 
     Raises:
-        ImageError: ``no_pixels``, ``truncated``, ``animated``, ``too_large``, ``too_small`` or ``unsupported_pixels``.
+        ImageError: ``no_pixels``, ``truncated``, ``animated``, ``too_large``, ``too_small`` or
+            ``unsupported_pixels``.
     """
     header = file.header
     if file.pixel_keyword is None:
-        raise ImageError("no_pixels", "The DICOM object holds no pixel data. Send the image object of the study.")
+        raise ImageError("no_pixels", "The DICOM object has no pixel data. Send the image object of the study.")
     if file.pixel_keyword != "PixelData":
-        raise ImageError("unsupported_pixels", f"The DICOM object holds {file.pixel_keyword}, which is not read.")
+        raise ImageError("unsupported_pixels", f"The DICOM object has {file.pixel_keyword}, which is not supported.")
     check_size((read_int(header, "Columns"), read_int(header, "Rows")), limits)
     frames = read_int(header, "NumberOfFrames", 1) or 1
     if frames != 1:
@@ -90,13 +91,13 @@ def read_pixel_format(file: DicomFile, limits: ImageLimits) -> PixelFormat:
 def _check(fmt: PixelFormat) -> None:
     if fmt.photometric not in (*GREY, PALETTE, *COLOUR):
         known = ", ".join((*GREY, PALETTE, *COLOUR))
-        raise ImageError("unsupported_pixels", f"The PhotometricInterpretation is missing or none of {known}.")
+        raise ImageError("unsupported_pixels", f"The PhotometricInterpretation is missing or not one of {known}.")
     if fmt.samples != (3 if fmt.photometric in COLOUR else 1):
         raise ImageError("unsupported_pixels", f"{fmt.samples} samples per pixel do not fit {fmt.photometric}.")
     if fmt.allocated not in ((8, 16) if fmt.samples == 3 else (1, 8, 16, 32)) or fmt.stored > 16:
         raise ImageError(
             "unsupported_pixels",
-            f"{fmt.allocated} bits allocated and {fmt.stored} stored are not read. Send 8 to 16 bits a sample.",
+            f"{fmt.allocated} bits allocated and {fmt.stored} stored are not supported. Send 8 to 16 bits per sample.",
         )
     if not 1 <= fmt.stored <= fmt.allocated or not 0 <= fmt.shift <= fmt.allocated - fmt.stored:
         raise ImageError(
@@ -119,7 +120,7 @@ def decode(file: DicomFile, fmt: PixelFormat) -> tuple[npt.NDArray[Any], int]:
     element = file.pixels(fmt.length)
     native = file.syntax in NATIVE
     if element.encapsulated == native:
-        raise ImageError("truncated", f"The DICOM pixel data does not fit its transfer syntax. {_DAMAGED}")
+        raise ImageError("truncated", f"The DICOM pixel data does not match its transfer syntax. {_DAMAGED}")
     source = element.value[: fmt.length + fmt.length % 2] if native else element.value
     if native and len(source) < fmt.length:
         raise ImageError(
@@ -172,7 +173,7 @@ def read_int(header: Dataset, name: str, default: int | None = None) -> int:
     """A non-negative integer of the header.
 
     Raises:
-        ImageError: ``truncated``: it is missing, has several values, or is not a non-negative integer.
+        ImageError: ``truncated``: the value is missing or is not one non-negative integer.
     """
     value = header.get(name)
     if value is None or value == "":
@@ -184,5 +185,5 @@ def read_int(header: Dataset, name: str, default: int | None = None) -> int:
     except (TypeError, ValueError, OverflowError):
         number = -1
     if number < 0:
-        raise ImageError("truncated", f"{name} of the DICOM header is no whole number. {_DAMAGED}")
+        raise ImageError("truncated", f"{name} of the DICOM header is not a whole number. {_DAMAGED}")
     return number

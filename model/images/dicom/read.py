@@ -1,7 +1,7 @@
 """A DICOM file to grey pixels and metadata, in memory.
 
-The steps: ``parse`` reads the elements, ``header`` checks the kind of object and reads the metadata, ``pixel_data`` and
-``codecs`` decode the stored values, ``lut`` maps them to greys.
+The steps: ``parse`` reads the elements, ``header`` checks the kind of object and reads the
+metadata, ``pixel_data`` and ``codecs`` decode the stored values, ``lut`` maps them to greys.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def _read(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomMetadata]
     fmt = read_pixel_format(file, limits)
     values, bits = decode(file, fmt)
     if fmt.photometric in GREY:
-        greys, doubts = apply_grayscale_pipeline(values, bits, file.header, fmt, little_endian=file.little_endian)
-        return Image.fromarray(greys), read_metadata(file.header, doubts)
+        greys, warnings = apply_grayscale_pipeline(values, bits, file.header, fmt, little_endian=file.little_endian)
+        return Image.fromarray(greys), read_metadata(file.header, warnings)
     if fmt.photometric == PALETTE:
         image = Image.fromarray(apply_table(_palette(file.header, bits), values))
     elif values.dtype == np.uint8 and bits == 8:
