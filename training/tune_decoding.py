@@ -143,7 +143,7 @@ class Trials:
 
     def run(self, name: str, decoding: DecodingConfig) -> float:
         """Score the reports that these settings choose."""
-        given, table = self._candidates, self._bundle.consensus
+        given, table = self._candidates, self._bundle.mbr_table
         if decoding.method == "beam":
             penalty = decoding.length_penalty
             return self.score(name, {"length_penalty": penalty}, given.beams[penalty])
@@ -206,7 +206,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if (path := arguments.write_bundle) is not None:  # its metrics would be those of the old settings
         write_bundle(
             path, config=bundle.config.model_copy(update={"decoding": best}), model=bundle.model,
-            tokenizer=bundle.tokenizer, index_dir=bundle.path / INDEX_DIR, consensus=bundle.consensus,
+            tokenizer=bundle.tokenizer, index_dir=bundle.path / INDEX_DIR, mbr_table=bundle.mbr_table,
             metrics={}, weights_dtype="fp16",
         )  # fmt: skip
         log.info("wrote %s; score it with python -m training.evaluate", path)
@@ -221,7 +221,7 @@ def choose(bundle: Bundle, trials: Trials) -> DecodingConfig:
         best_of(beam, "length_penalty", LENGTH_PENALTIES, trials.run),
         best_of(rerank, "similarity_weight", SIMILARITY_WEIGHTS, trials.run),
     ]
-    if bundle.consensus is not None:
+    if bundle.mbr_table is not None:
         consensus = decoding.model_copy(update={"method": "consensus"})
         unedited = consensus.consensus.model_copy(update={"max_edits": 0})
         trials.run("best candidate", consensus.model_copy(update={"consensus": unedited}))
