@@ -33,14 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--studies {options.studies}: at least 6, for a sixth each goes to val and to test")
     held_out = options.studies // 6
     try:
-        root = write_phantom_root(
-            options.out,
-            train=options.studies - 2 * held_out,
-            val=held_out,
-            test=held_out,
-            seed=options.seed,
-            size=options.size,
-        )
+        root = write_phantom_root(options.out, train=options.studies - 2 * held_out, val=held_out, test=held_out,
+                                  seed=options.seed, size=options.size)  # fmt: skip
     except ValueError as error:
         parser.error(str(error))
     print(f"{root}: {options.studies - 2 * held_out} train, {held_out} val and {held_out} test phantoms")

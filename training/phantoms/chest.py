@@ -6,17 +6,12 @@ as radiographs are hung. In the lateral view the patient looks to x < 0, the spi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from PIL import Image, ImageDraw
-
-from training.phantoms.shapes import Field, Point, blur, shrink
-
 Side = Literal["right", "left"]  # the patient's
 SIDES: tuple[Side, Side] = ("right", "left")
+SIGN = {"right": -1, "left": 1}  # of x in the frontal view
 
 
 @dataclass(frozen=True)
@@ -61,29 +56,3 @@ class Chest:
     def level(self, spot: Spot) -> float:
         """y of a spot."""
         return self.apex + 0.12 + spot.height * (self.dome(spot.side) - self.apex - 0.16)
-
-
-def vessels(size: int, rng: np.random.Generator, roots: Sequence[Point], reach: float, edema: float) -> Field:
-    """Branching bronchovascular markings that thin out towards the periphery."""
-    image = Image.new("L", (2 * size, 2 * size))
-    draw = ImageDraw.Draw(image)
-
-    def grow(at: Point, angle: float, length: float, width: float, level: int) -> None:
-        if level == 0:
-            return
-        bend = rng.normal(0, 0.25)
-        to = (at[0] + length * np.cos(angle + bend), at[1] + length * np.sin(angle + bend))
-        shade = int(255 * (0.45 + 0.55 * level / 5))
-        ends = [((px + 1) * size, (py + 1) * size) for px, py in (at, to)]
-        draw.line([c for end in ends for c in end], fill=shade, width=max(1, round(width * size)))
-        for spread in (-0.42, 0.36):
-            grow(to, angle + bend + spread * rng.uniform(0.6, 1.3), length * 0.78, width * 0.66, level - 1)
-
-    for root in roots:
-        outward = 0.0 if root[0] > 0 else np.pi
-        spokes = 6 if len(roots) > 1 else 9
-        fan = 2.3 if len(roots) > 1 else 5.0
-        for i in range(spokes):
-            angle = outward + fan * (i / (spokes - 1) - 0.5) + rng.normal(0, 0.1)
-            grow(root, angle, 0.21 * reach, 0.022 * (1 + 0.6 * edema), 5)
-    return blur(shrink(image, size), 0.006 * (1 + edema))

@@ -14,32 +14,15 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 from PIL import Image
 
-from training.phantoms.shapes import Pixels
-from training.phantoms.study import PHANTOM_FINDINGS, PhantomStudy, make_phantom
+from training.phantoms.study import MESH, PHANTOM_FINDINGS, PhantomStudy, make_phantom
 
 FIRST_STUDY = 900_001  # the collection's own numbers end at 3999
 LATERAL_FIRST = 0.1  # the share of studies that list the lateral first, as in the collection
-MESH = {
-    "cardiomegaly": "Cardiomegaly",
-    "right effusion": "Pleural Effusion/right",
-    "left effusion": "Pleural Effusion/left",
-    "right consolidation": "Consolidation/lung/right",
-    "left consolidation": "Consolidation/lung/left",
-    "nodule": "Nodule/lung",
-    "atelectasis": "Pulmonary Atelectasis/base",
-    "pneumothorax": "Pneumothorax",
-    "edema": "Pulmonary Edema",
-    "pacemaker": "Implanted Medical Device",
-    "central line": "Catheters, Indwelling",
-    "elevated diaphragm": "Diaphragm/elevated",
-}
 
 
 def write_phantom_root(root: Path, *, train: int, val: int, test: int = 0, seed: int = 0, size: int = 256) -> Path:
-    """Write phantom studies in the layout of the Open-i collection.
-
-    ``root`` gets ``NLMCXR_reports.tgz`` (``ecgen-radiology/<n>.xml``), ``images/<image id>.png``,
-    ``r2gen_split.csv`` and ``views.csv``. The same arguments write the same bytes.
+    """Write phantom studies as ``NLMCXR_reports.tgz`` (``ecgen-radiology/<n>.xml``),
+    ``images/<image id>.png``, ``r2gen_split.csv`` and ``views.csv``; the same arguments, the same bytes.
 
     Args:
         root: a new or empty folder; it appears complete or not at all.
@@ -47,17 +30,12 @@ def write_phantom_root(root: Path, *, train: int, val: int, test: int = 0, seed:
         seed: which phantoms.
         size: side of the images, pixels.
 
-    Returns:
-        ``root``.
-
     Raises:
-        ValueError: ``root`` holds files already, or there is no study to write.
+        ValueError: ``root`` holds files already.
     """
     if root.exists() and any(root.iterdir()):
         raise ValueError(f"{root} is not empty; phantoms are written to a new folder only")
     splits = ["train"] * train + ["val"] * val + ["test"] * test
-    if not splits:
-        raise ValueError("no study to write: train, val and test are all 0")
     partial = root.with_name(f"{root.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "images").mkdir(parents=True)
@@ -67,7 +45,7 @@ def write_phantom_root(root: Path, *, train: int, val: int, test: int = 0, seed:
         study = make_phantom(int(rng.integers(2**31)), sample_findings(rng), size=size)
         images = image_ids(number)
         for view, pixels in (("frontal", study.frontal), ("lateral", study.lateral)):
-            _save_png(partial / "images" / f"{images[view]}.png", pixels)
+            Image.fromarray(pixels).save(partial / "images" / f"{images[view]}.png", "PNG", compress_level=6)
             view_rows.append((images[view], view))
         order = ("lateral", "frontal") if rng.random() < LATERAL_FIRST else ("frontal", "lateral")
         reports[f"ecgen-radiology/{number}.xml"] = study_xml(number, study, [images[view] for view in order])
@@ -95,22 +73,18 @@ def image_ids(number: int) -> dict[str, str]:
 
 def study_xml(number: int, study: PhantomStudy, images: list[str]) -> bytes:
     """The report in the elements of the official XML."""
-    terms = [MESH[name] for name in PHANTOM_FINDINGS if name in study.findings] or ["normal"]
+    terms = [MESH[name] for name in MESH if name in study.findings] or ["normal"]
     sections = {
         "COMPARISON": "None, phantoms are drawn once.",
         "INDICATION": "Drawn for a test of the report pipeline.",
         "FINDINGS": study.report,
         "IMPRESSION": "Phantom chest: " + (", ".join(sorted(study.findings)) or "normal") + ".",
     }
-    texts = "\n".join(
-        f"        <AbstractText Label={quoteattr(label)}>{escape(text)}</AbstractText>"
-        for label, text in sections.items()
-    )
-    parents = "\n".join(
-        f"  <parentImage id={quoteattr(image)}>\n    <figureId>F{position}</figureId>\n"
-        f"    <caption>Drawn chest phantom</caption>\n  </parentImage>"
-        for position, image in enumerate(images, start=1)
-    )
+    texts = "\n".join(f"        <AbstractText Label={quoteattr(label)}>{escape(text)}</AbstractText>"
+                      for label, text in sections.items())  # fmt: skip
+    parents = "\n".join(f"  <parentImage id={quoteattr(image)}>\n    <figureId>F{position}</figureId>\n"
+                        f"    <caption>Drawn chest phantom</caption>\n  </parentImage>"
+                        for position, image in enumerate(images, start=1))  # fmt: skip
     majors = "\n".join(f"    <major>{escape(term)}</major>" for term in terms)
     return f"""<?xml version="1.0" encoding="utf-8"?>
 <eCitation>
@@ -133,10 +107,6 @@ def study_xml(number: int, study: PhantomStudy, images: list[str]) -> bytes:
 {parents}
 </eCitation>
 """.encode()
-
-
-def _save_png(path: Path, pixels: Pixels) -> None:
-    Image.fromarray(pixels).save(path, "PNG", compress_level=6)
 
 
 def _save_csv(path: Path, header: tuple[str, str], rows: list[tuple[str, str]]) -> None:

@@ -85,6 +85,32 @@ def smooth_curve(points: Sequence[Point]) -> list[Point]:
     return curve
 
 
+def vessels(size: int, rng: np.random.Generator, roots: Sequence[Point], reach: float, edema: float) -> Field:
+    """Branching bronchovascular markings that thin out towards the periphery."""
+    image = Image.new("L", (2 * size, 2 * size))
+    draw = ImageDraw.Draw(image)
+
+    def grow(at: Point, angle: float, length: float, width: float, level: int) -> None:
+        if level == 0:
+            return
+        bend = rng.normal(0, 0.25)
+        to = (at[0] + length * np.cos(angle + bend), at[1] + length * np.sin(angle + bend))
+        shade = int(255 * (0.45 + 0.55 * level / 5))
+        ends = [((px + 1) * size, (py + 1) * size) for px, py in (at, to)]
+        draw.line([c for end in ends for c in end], fill=shade, width=max(1, round(width * size)))
+        for spread in (-0.42, 0.36):
+            grow(to, angle + bend + spread * rng.uniform(0.6, 1.3), length * 0.78, width * 0.66, level - 1)
+
+    for root in roots:
+        outward = 0.0 if root[0] > 0 else np.pi
+        spokes = 6 if len(roots) > 1 else 9
+        fan = 2.3 if len(roots) > 1 else 5.0
+        for i in range(spokes):
+            angle = outward + fan * (i / (spokes - 1) - 0.5) + rng.normal(0, 0.1)
+            grow(root, angle, 0.21 * reach, 0.022 * (1 + 0.6 * edema), 5)
+    return blur(shrink(image, size), 0.006 * (1 + edema))
+
+
 def shrink(image: Image.Image, size: int) -> Field:
     return np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float64) / 255
 
@@ -96,8 +122,12 @@ def develop(picture: Field, metal: Field, degrees: float, rng: np.random.Generat
     shadow = 0.93 * shadow + 0.07 * blur(shadow, 0.12)
     shadow = shadow + metal * (1.35 - np.minimum(shadow, 1.35))
     exposure = rng.uniform(0.92, 1.08)
-    black, white = _response(np.array([0.02, 1.32]))
-    grey = (_response(shadow * exposure) - black) / (white - black)
+
+    def film(value: Field) -> Field:  # steep where lungs are seen, flat in air and in bone
+        return 1 / (1 + np.exp(-3.7 * (value - 0.60)))
+
+    black, white = film(np.array([0.02, 1.32]))
+    grey = (film(shadow * exposure) - black) / (white - black)
     grain = blur(rng.standard_normal((size, size)), 0.0025)
     grey = grey + rng.uniform(0.006, 0.014) * grain / max(float(grain.std()), 1e-9) * (1.2 - grey)
     image = Image.fromarray(np.clip(np.rint(grey * 245), 0, 255).astype(np.uint8))
@@ -108,8 +138,3 @@ def develop(picture: Field, metal: Field, degrees: float, rng: np.random.Generat
     label = ImageFont.load_default(size * 0.026)
     draw.text((0.02 * size, 0.95 * size), "PHANTOM", fill=190, font=label, stroke_width=1, stroke_fill=50)
     return np.asarray(image, dtype=np.uint8)
-
-
-def _response(shadow: Field) -> Field:
-    """The film's curve: steep where lungs are seen, flat in air and in bone."""
-    return 1 / (1 + np.exp(-3.7 * (shadow - 0.60)))

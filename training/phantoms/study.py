@@ -8,25 +8,25 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from training.phantoms.chest import SIDES, Chest, Side, Spot
-from training.phantoms.frontal import draw_frontal
-from training.phantoms.lateral import draw_lateral
+from training.phantoms.draw import draw_frontal, draw_lateral
 from training.phantoms.report import State, compose_report
 from training.phantoms.shapes import Pixels
 
-PHANTOM_FINDINGS: tuple[str, ...] = (
-    "cardiomegaly",
-    "right effusion",
-    "left effusion",
-    "right consolidation",
-    "left consolidation",
-    "nodule",
-    "atelectasis",
-    "pneumothorax",
-    "edema",
-    "pacemaker",
-    "central line",
-    "elevated diaphragm",
-)
+MESH = {  # finding -> MeSH heading, as the collection indexes it
+    "cardiomegaly": "Cardiomegaly",
+    "right effusion": "Pleural Effusion/right",
+    "left effusion": "Pleural Effusion/left",
+    "right consolidation": "Consolidation/lung/right",
+    "left consolidation": "Consolidation/lung/left",
+    "nodule": "Nodule/lung",
+    "atelectasis": "Pulmonary Atelectasis/base",
+    "pneumothorax": "Pneumothorax",
+    "edema": "Pulmonary Edema",
+    "pacemaker": "Implanted Medical Device",
+    "central line": "Catheters, Indwelling",
+    "elevated diaphragm": "Diaphragm/elevated",
+}
+PHANTOM_FINDINGS = tuple(MESH)
 
 
 @dataclass(frozen=True)
@@ -55,24 +55,18 @@ def make_phantom(seed: int, findings: frozenset[str], *, size: int = 256) -> Pha
     """
     chest = chest_of(seed, findings)
     report, labels = compose_report(chest, np.random.default_rng([seed, 101]))
-    frontal, lateral = draw_frontal(chest, size, seed), draw_lateral(chest, size, seed)
-    return PhantomStudy(findings, chest, frontal, lateral, report, labels)
+    return PhantomStudy(
+        findings, chest, draw_frontal(chest, size, seed), draw_lateral(chest, size, seed), report, labels
+    )
 
 
 def chest_of(seed: int, findings: frozenset[str]) -> Chest:
     """The numbers behind ``make_phantom``."""
     if unknown := sorted(findings - set(PHANTOM_FINDINGS)):
         raise ValueError(f"unknown phantom findings {unknown}; known are {', '.join(PHANTOM_FINDINGS)}")
-    chest = _normal(np.random.default_rng([seed, 102]))
-    for number, name in enumerate(PHANTOM_FINDINGS):
-        if name in findings:
-            chest = _add(chest, name, np.random.default_rng([seed, 103, number]))
-    return chest
-
-
-def _normal(rng: np.random.Generator) -> Chest:
+    rng = np.random.default_rng([seed, 102])
     dome_right = float(rng.uniform(0.36, 0.46))
-    return Chest(
+    chest = Chest(
         half_width=float(rng.uniform(0.70, 0.79)),
         apex=float(rng.uniform(-0.84, -0.77)),
         dome_right=dome_right,
@@ -83,6 +77,10 @@ def _normal(rng: np.random.Generator) -> Chest:
         breast=float(rng.choice([0.0, 0.0, 0.5, 0.9])),
         tilt_degrees=float(rng.normal(0, 1.0)),
     )
+    for number, name in enumerate(PHANTOM_FINDINGS):
+        if name in findings:
+            chest = _add(chest, name, np.random.default_rng([seed, 103, number]))
+    return chest
 
 
 def _add(chest: Chest, name: str, rng: np.random.Generator) -> Chest:
@@ -95,12 +93,10 @@ def _add(chest: Chest, name: str, rng: np.random.Generator) -> Chest:
         case "left effusion":
             return replace(chest, effusion_left=float(rng.uniform(0.06, 0.48)))
         case "right consolidation" | "left consolidation":
-            side: Side = "right" if name.startswith("right") else "left"
-            spot = _spot(chest, side, rng, depth=(0.25, 0.8), radius=(0.15, 0.23))
+            spot = _spot(chest, SIDES[name == "left consolidation"], rng, depth=(0.25, 0.8), radius=(0.15, 0.23))
             return replace(chest, consolidations=(*chest.consolidations, spot))
         case "nodule":
-            side = _calmer_side(chest, rng)
-            spot = _spot(chest, side, rng, depth=(0.3, 0.7), radius=(0.04, 0.07))
+            spot = _spot(chest, _calmer_side(chest, rng), rng, depth=(0.3, 0.7), radius=(0.04, 0.07))
             return replace(chest, nodules=(*chest.nodules, spot))
         case "atelectasis":
             return replace(chest, bands=_calmer_side(chest, rng))
@@ -128,12 +124,7 @@ def _calmer_side(chest: Chest, rng: np.random.Generator) -> Side:
 
 
 def _spot(
-    chest: Chest,
-    side: Side,
-    rng: np.random.Generator,
-    *,
-    depth: tuple[float, float],
-    radius: tuple[float, float],
+    chest: Chest, side: Side, rng: np.random.Generator, *, depth: tuple[float, float], radius: tuple[float, float]
 ) -> Spot:
     """A shadow somewhere above the fluid of its side."""
     height = rng.uniform(0.15, 0.9 - 0.9 * chest.effusion(side))
