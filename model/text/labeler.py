@@ -37,6 +37,7 @@ FINDINGS: Final[tuple[str, ...]] = (
 )
 
 NO_FINDING: Final = "No Finding"
+SCORED_FINDINGS: Final = tuple(name for name in FINDINGS if name != NO_FINDING)  # the 13 of the label F1
 _RANK: Final[dict[Label | None, int]] = {None: 0, "absent": 1, "uncertain": 2, "present": 3}
 _REACH_AFTER: Final = 90  # characters from a subject to its predicate: "the heart, … and … are normal"
 _REACH_BEFORE: Final = 45  # from a predicate to the subject after it: "normal size and contour of the heart"

@@ -1,13 +1,9 @@
-"""Radiographs of another source whose findings are known.
+"""Radiographs of another source whose findings are known; frontal ones only.
 
 The table is a CSV with a row an image: ``image_id``, a column of 1 and 0 for each finding, and
 maybe ``view_position``; or as NIH ChestX-ray14 is published: ``Image Index``, ``Finding Labels``
-(names joined by ``|``) and ``View Position``. Only frontal images are used, each as a study of one
-view.
-
-Names are those of CheXpert or of NIH. An NIH name stands for the finding that this project's
-labeler reads where a report uses the word, ``NIH_FINDINGS``; a name without such a finding is left
-out and listed.
+(names joined by ``|``) and ``View Position``. Names are those of CheXpert or of NIH. An NIH name
+stands for the finding that this project's labeler reads where a report uses the word.
 """
 
 from __future__ import annotations
@@ -17,14 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from model.text.labeler import NO_FINDING
+from model.text.labeler import NO_FINDING, SCORED_FINDINGS
 from model.types import View
 from training.data.image_store import ChainedImages, LooseImages, Prefixed, images_by_id
 from training.data.studies import ImageRef, Source, Study
 from training.data.targets import ExternalLabels
-from training.scoring.metrics import SCORED_FINDINGS
 
-NIH_FINDINGS: Mapping[str, str] = {
+NIH_FINDINGS: dict[str, str] = {
     "Atelectasis": "Atelectasis",
     "Cardiomegaly": "Cardiomegaly",
     "Consolidation": "Consolidation",
@@ -38,7 +33,7 @@ NIH_FINDINGS: Mapping[str, str] = {
     "Pneumonia": "Pneumonia",
     "Pneumothorax": "Pneumothorax",
 }
-_FINDINGS = {**{name: name for name in SCORED_FINDINGS}, **NIH_FINDINGS}
+_FINDINGS = {name: name for name in SCORED_FINDINGS} | NIH_FINDINGS
 _ID, _VIEW, _JOINED = ("image_id", "Image Index"), ("view_position", "View Position", "view"), "Finding Labels"
 _FRONTAL = ("PA", "AP", "FRONTAL")
 _OTHERS = "external/"  # before the ids of another set
@@ -67,12 +62,9 @@ class ExternalSet:
 
 
 def for_pretraining(source: Source, external: ExternalSet) -> tuple[Source, ExternalLabels]:
-    """A source with the images of another set among its studies for pretraining, and what is known
-    of these.
+    """The source with the images of another set among its ``extra`` studies, and their labels.
 
-    Args:
-        source: of the run.
-        external: its images get a prefix, so that no id is taken for one of ``source``.
+    The ids of those images get a prefix, so that none is taken for one of ``source``.
     """
     prefixed = [replace(study, study_id=_OTHERS + study.study_id, uid=_OTHERS + study.uid,
                    images=tuple(replace(ref, key=_OTHERS + ref.key) for ref in study.images))
@@ -95,12 +87,12 @@ def read_external(table: Path, images: Path, *, limit: int | None = None) -> Ext
         limit: at most so many images, evenly spaced over the table.
 
     Raises:
-        ValueError: no such file, a column is missing, no name in it stands for a finding, or no
-            image is left.
+        ValueError: no such file or folder, no known finding, or no image is left.
     """
-    for option, path, there in (("labels", table, table.is_file()), ("images", images, images.is_dir())):
-        if not there:
-            raise ValueError(f"--external-{option} {path}: no such {'file' if option == 'labels' else 'folder'}")
+    if not table.is_file():
+        raise ValueError(f"--external-labels {table}: no such file")
+    if not images.is_dir():
+        raise ValueError(f"--external-images {images}: no such folder")
     with table.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         columns = list(reader.fieldnames or ())
@@ -112,12 +104,12 @@ def read_external(table: Path, images: Path, *, limit: int | None = None) -> Ext
     names = _names(rows, [name for name in columns if name not in (key, view)])
     mapped = {name: _FINDINGS[name] for name in names if name in _FINDINGS}
     if not mapped:
-        raise ValueError(
-            f"{table} names no finding that is known here; use columns of 1 and 0 named like {', '.join(_FINDINGS)}"
-        )
+        known = ", ".join(_FINDINGS)
+        raise ValueError(f"{table} names no finding that is known here; use columns of 1 and 0 named like {known}")
     paths = images_by_id(images)
     frontal = [row for row in rows if view is None or row[view].strip().upper().startswith(_FRONTAL)]
     found = [row for row in frontal if Path(row[key]).stem in paths]
+    skipped = {"not frontal": len(rows) - len(frontal), "no file": len(frontal) - len(found)}
     if not found:
         raise ValueError(
             f"{images} holds no frontal image of {table}: {len(rows)} rows, {len(frontal)} frontal, none with a file "
@@ -125,20 +117,19 @@ def read_external(table: Path, images: Path, *, limit: int | None = None) -> Ext
         )
     if limit is not None and limit < len(found):
         found = [found[number * len(found) // limit] for number in range(limit)]
-    studies = tuple(_study(Path(row[key]).stem) for row in found)
+    ids = [Path(row[key]).stem for row in found]
     return ExternalSet(
         source=Source(table.name, (), (), LooseImages(paths, images), ()),
-        studies=studies,
+        studies=tuple(Study(image, image, None, "", (ImageRef(image, View.FRONTAL),)) for image in ids),
         truth=tuple(frozenset(mapped[name] for name in _present(row) if name in mapped) for row in found),
         mapped=mapped,
         unmapped=tuple(name for name in names if name not in mapped and name not in _NO_NAMES),
-        skipped={"not frontal": len(rows) - len(frontal), "no file": sum(
-            Path(row[key]).stem not in paths for row in frontal)},
-    )  # fmt: skip
+        skipped=skipped,
+    )
 
 
 def _names(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> list[str]:
-    """What the table calls findings: the names in its joined column, else its columns of numbers."""
+    """The names in the joined column, else those of the columns of numbers."""
     if _JOINED in columns:
         return sorted({name.strip() for row in rows for name in row[_JOINED].split("|")})
     numbers = {"", "0", "1", "-1", "0.0", "1.0", "-1.0"}
@@ -149,7 +140,3 @@ def _present(row: Mapping[str, str]) -> list[str]:
     if _JOINED in row:
         return [name.strip() for name in row[_JOINED].split("|")]
     return [name for name, value in row.items() if (value or "").strip() in ("1", "1.0")]
-
-
-def _study(image: str) -> Study:
-    return Study(image, image, None, "", (ImageRef(image, View.FRONTAL),))

@@ -17,7 +17,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
-from model.text.labeler import FINDINGS, NO_FINDING, label_report
+from model.text.labeler import FINDINGS, NO_FINDING, SCORED_FINDINGS, label_report
 from model.text.tokenizer import END_OF_SENTENCE
 from training.scoring.protocol import comparable_prediction, comparable_reference, comparable_vocabulary
 
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 Pair = tuple[str, str]  # reference, prediction
 Scores = dict[str, float | None]
 
-SCORED_FINDINGS = tuple(name for name in FINDINGS if name != NO_FINDING)  # the 13 of the label F1
 METRICS = (
     "BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr",
     "label_f1_micro", "label_f1_macro", "no_finding_f1", "distinct", "mean_length",

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.text.labeler import FINDINGS, NO_FINDING
+from model.text.labeler import FINDINGS, NO_FINDING, SCORED_FINDINGS
 from model.text.tokenizer import END_OF_SENTENCE
 from training.scoring.cider import CiderD
-from training.scoring.metrics import SCORED_FINDINGS, Pair, present_findings
+from training.scoring.metrics import Pair, present_findings
 from training.scoring.ngrams import ORDERS, Floats
 
 METRICS = (
