@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,8 @@ def test_openi_and_its_annotation_give_the_same_figures(
     bundle: Bundle, index: ReportIndex, source: Source, root: Path, work: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "annotation.json").write_text(json.dumps(annotation(source)))
-    other = open_r2gen(tmp_path / "annotation.json", root / "images", view_table=root / "views.csv")
+    shutil.copy(root / "views.csv", tmp_path)
+    other = open_r2gen(tmp_path / "annotation.json", root / "images")
     figures = [
         evaluate(bundle, index, data, EvaluationPlan(baselines=False), Outputs(where), QUIET)["system_full"]
         for data, where in ((source, work), (other, tmp_path))

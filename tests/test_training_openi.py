@@ -107,13 +107,7 @@ def test_images_are_loose_files_and_the_archive(root: Path) -> None:
     assert "to be read from the archive" in source.notes[-1]
 
 
-def test_given_tables_precede_those_of_the_root_and_built_in_ones(root: Path, tmp_path: Path) -> None:
-    split, views = tmp_path / "s.csv", tmp_path / "v.csv"
-    split.write_text("study_id,split\nCXR10,test\n")
-    views.write_text(f"image_id,view\n{IMAGES['CXR10'][0]},lateral\n")
-    source = open_openi(root, split_table=split, view_table=views)
-    assert [(study.uid, study.split) for study in source.studies] == [("CXR10", "test")]
-    assert [image.view for image in source.studies[0].images] == [View.LATERAL, None]
+def test_built_in_tables_are_used_where_the_root_has_none(root: Path) -> None:
     (root / "r2gen_split.csv").unlink()
     (root / "views.csv").unlink()
     own = open_openi(root)

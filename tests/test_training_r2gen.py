@@ -82,13 +82,12 @@ def test_published_annotation_takes_ids_and_views_from_built_in_tables(tmp_path:
     assert dict(source.images.iter(paths))[paths[1]] == b"CXR1_1_IM-0001-4001.png"
 
 
-@pytest.mark.parametrize("place", ["beside", "inside", "given"])
-def test_views_come_from_a_table_by_id_or_by_path(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("folder", [".", "images"])
+def test_views_come_from_a_table_by_id_or_by_path(tmp_path: Path, folder: str) -> None:
     images = put(tmp_path / "images", "s/a.png", "s/b.png")
     table = write(tmp_path / "a.json", val=[entry("s", ["s/a.png", "s/b.png"])])
-    views = {"beside": tmp_path / "views.csv", "inside": images / "views.csv", "given": tmp_path / "v.csv"}[place]
-    views.write_text("image_id,view\na,lateral\ns/b.png,frontal\n")
-    (study,) = open_r2gen(table, images, view_table=views if place == "given" else None).studies
+    (tmp_path / folder / "views.csv").write_text("image_id,view\na,lateral\ns/b.png,frontal\n")
+    (study,) = open_r2gen(table, images).studies
     assert [image.view for image in study.images] == [View.LATERAL, View.FRONTAL]
 
 

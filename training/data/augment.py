@@ -1,8 +1,7 @@
 """Augmentation of radiographs on the device, a batch at once.
 
 Small rotation, scale, shift, contrast and brightness; never a flip, which would swap left and
-right. Random numbers come from a generator that the caller seeds, so a resumed run draws
-the same ones.
+right.
 """
 
 from __future__ import annotations
@@ -17,19 +16,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Largest change of each kind; 0 everywhere leaves images as they are.
+    """Largest change of each kind, either way; 0 everywhere leaves images as they are."""
 
-    Attributes:
-        degrees: rotation, either way.
-        scale: relative zoom, either way.
-        shift: relative shift of the side, either way.
-        contrast: relative gain and gamma, either way.
-    """
-
-    degrees: float = 7.0
-    scale: float = 0.1
-    shift: float = 0.04
-    contrast: float = 0.2
+    degrees: float = 7.0  # rotation
+    scale: float = 0.1  # relative zoom
+    shift: float = 0.04  # share of the side
+    contrast: float = 0.2  # relative gain and gamma
 
 
 def to_float(pixels: Tensor, size: int | None = None) -> Tensor:
@@ -41,21 +33,12 @@ def to_float(pixels: Tensor, size: int | None = None) -> Tensor:
 
 
 def augment(images: Tensor, amount: Augmentation, generator: torch.Generator) -> Tensor:
-    """Randomly change a batch of images.
-
-    Args:
-        images: (N, 1, S, S) float in 0..1.
-        amount: bounds of the changes.
-        generator: CPU generator that supplies the randomness.
-
-    Returns:
-        (N, 1, S, S) float in 0..1; what moves in from outside is black.
-    """
+    """Randomly change (N, 1, S, S) images in 0..1; what moves in from outside is black."""
     return changed(images, amount, augmentation_draws(images.shape[0], generator))
 
 
 def augmentation_draws(count: int, generator: torch.Generator) -> Tensor:
-    """What decides the changes of ``count`` images: (count, 6) in -1..1, on the CPU."""
+    """Random numbers for ``changed``: (count, 6) in -1..1, on the CPU."""
     return torch.rand(count, 6, generator=generator).mul_(2).sub_(1)
 
 

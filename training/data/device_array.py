@@ -29,7 +29,9 @@ class DeviceRows:
 
     def __init__(self, array: npt.NDArray[Any], device: torch.device, placement: Placement = "auto") -> None:
         self._array, self._device = array, device
-        whole = placement == "yes" or (placement == "auto" and _fits(array.nbytes, device))
+        whole = placement == "yes"
+        if placement == "auto" and device.type == "cuda":
+            whole = array.nbytes <= _SHARE * torch.cuda.mem_get_info(device)[0]
         self._held = torch.from_numpy(np.array(array)).to(device) if whole else None
         if whole:
             log.info("keeping %d rows (%.2f GB) on %s", len(array), array.nbytes / 1e9, device)
@@ -40,10 +42,3 @@ class DeviceRows:
         if self._held is not None:
             return self._held[torch.from_numpy(numbers).to(self._device)]
         return torch.from_numpy(self._array[numbers]).to(self._device)
-
-
-def _fits(size: int, device: torch.device) -> bool:
-    if device.type != "cuda":
-        return False
-    free, _ = torch.cuda.mem_get_info(device)
-    return size <= _SHARE * free

@@ -1,8 +1,7 @@
 """Batches of studies as backbone output, for the stages that train what follows the backbone.
 
-``CachedFeatures`` reads precomputed features of a frozen backbone, with several augmented variants
-of each image; ``OnlineFeatures`` runs the backbone on augmented pixels. Both drop a view at random
-in training, so that the model also learns from one image, and put frontal views first.
+Both sources put frontal views first, and drop a view at random in training, so that the model also
+learns from one image.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class PatchSource(Protocol):
 
 
 class CachedFeatures:
-    """Features of a frozen backbone: ``tokens`` (N, variants, 49, D) float16, memory-mapped."""
+    """Precomputed features of a frozen backbone: ``tokens`` (N, variants, 49, D) float16."""
 
     def __init__(
         self, tokens: npt.NDArray[np.float16], rows: Mapping[str, int], device: torch.device, view_dropout: float,
@@ -90,7 +89,6 @@ class OnlineFeatures:
     ) -> None:  # fmt: skip
         self._model, self._rows, self._device, self._drop = model, cache.rows, device, view_dropout
         self._pixels = DeviceRows(cache.array, device, on_device)
-        self._amount = Augmentation()
 
     def patches(
         self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True, part: slice = WHOLE
@@ -102,7 +100,7 @@ class OnlineFeatures:
         pixels = self._pixels.take(rows.ravel()).masked_fill(~mask.flatten()[:, None, None], 0)
         images = to_float(pixels)  # (B*V, 1, S, S)
         if draws is not None:
-            images = changed(images, self._amount, draws.flatten(0, 1))
+            images = changed(images, Augmentation(), draws.flatten(0, 1))
         return self._model.encode_images(images.view(*rows.shape, *images.shape[1:]), views, mask)
 
 
@@ -110,8 +108,7 @@ def cache_features(
     backbone: Backbone, cache: PixelCache, studies: Sequence[Study], variants: int, context: RunContext,
     directory: Path, *, view_dropout: float, name: str,
 ) -> CachedFeatures:  # fmt: skip
-    """Compute the features of all images of ``studies``, or reuse and continue those in
-    ``directory``.
+    """Compute the features of all images of ``studies``, or reuse and continue those in ``directory``.
 
     Args:
         backbone: frozen; its weights are part of the cache's identity.
@@ -120,7 +117,7 @@ def cache_features(
         variants: copies of each image; copy 0 is unchanged, the others are augmented.
         context: device, seed and precision.
         directory: of ``features-NAME.npy`` and ``features-NAME.json``.
-        view_dropout: of the result.
+        view_dropout: rate at which ``patches`` drops a view.
         name: of this cache in the directory.
     """
     keys = sorted({ref.key for study in studies for ref in study.images if ref.key in cache})
@@ -151,8 +148,7 @@ def cache_features(
 def select_views(
     study: Study, rows: Mapping[str, int], drop: float, generator: torch.Generator | None
 ) -> list[tuple[int, int]]:
-    """(row, view index) of a study's readable images in the model's order; a view is dropped at
-    rate ``drop``.
+    """(row, view index) of a study's readable images; one is dropped at rate ``drop``.
 
     An image of unknown view counts as frontal where it comes first and as lateral after another.
     """

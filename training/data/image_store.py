@@ -24,52 +24,32 @@ class ImageStore(Protocol):
 
     def iter(self, keys: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
         """Yield each key once, in any order, with its bytes; None where missing or unreadable."""
-        ...
 
     def description(self) -> str:
-        """Name of the source, for log lines."""
-        ...
+        """Name of the source, for log lines and for the identity of caches."""
 
 
 class LooseImages:
-    """Image files on the disk, by key.
-
-    Args:
-        paths: key -> file.
-        where: the folder, for messages.
-    """
+    """Image files on the disk: key -> file, and the folder for messages."""
 
     def __init__(self, paths: Mapping[str, Path], where: Path) -> None:
-        self._paths = dict(paths)
-        self._where = where
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._paths
-
-    def __len__(self) -> int:
-        return len(self._paths)
+        self._paths, self._where = dict(paths), where
 
     def iter(self, keys: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
         for key in dict.fromkeys(keys):
-            path = self._paths.get(key)
             data: bytes | None = None
-            if path is not None:
-                try:
-                    data = path.read_bytes()
-                except OSError as error:
-                    logger.warning("image %s cannot be read: %s", key, error)
+            try:
+                data = self._paths[key].read_bytes() if key in self._paths else None
+            except OSError as error:
+                logger.warning("image %s cannot be read: %s", key, error)
             yield key, data
 
     def description(self) -> str:
-        return f"{len(self)} files in {self._where}"
+        return f"{len(self._paths)} files in {self._where}"
 
 
 class TarImages:
-    """Images inside a tar archive, by file name without its extension; read in one pass, never
-    extracted.
-
-    Args:
-        archive: `NLMCXR_png.tgz`, or any tar file, compressed or not.
+    """Images inside a tar file, compressed or not, by file name without extension; read in one pass.
 
     Raises:
         ValueError: the file does not begin like a tar archive.
@@ -80,9 +60,8 @@ class TarImages:
         try:
             tarfile.open(archive).close()
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-            raise ValueError(
-                f"{archive} is no readable tar archive ({type(error).__name__}); download it again"
-            ) from error
+            why = type(error).__name__
+            raise ValueError(f"{archive} is no readable tar archive ({why}); download it again") from error
 
     def iter(self, keys: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
         pending = dict.fromkeys(keys)
@@ -101,31 +80,22 @@ class TarImages:
                     yield key, data
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
             logger.warning("%s is damaged (%s): %d images are lost; fetch it again", self._archive, error, len(pending))
-        for key in pending:
-            yield key, None
+        yield from ((key, None) for key in pending)
 
     def description(self) -> str:
         return f"the archive {self._archive}"
 
 
 class Prefixed:
-    """A store whose keys get a prefix.
-
-    Args:
-        prefix: of each key; keys without it are missing.
-        store: has the keys without the prefix.
-    """
+    """A store whose keys get a prefix; keys without it are missing."""
 
     def __init__(self, prefix: str, store: ImageStore) -> None:
         self._prefix, self._store = prefix, store
 
     def iter(self, keys: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
-        keys_in_store = [key.removeprefix(self._prefix) for key in keys if key.startswith(self._prefix)]
-        for key, data in self._store.iter(keys_in_store):
-            yield self._prefix + key, data
-        for key in dict.fromkeys(keys):
-            if not key.startswith(self._prefix):
-                yield key, None
+        inside = [key.removeprefix(self._prefix) for key in keys if key.startswith(self._prefix)]
+        yield from ((self._prefix + key, data) for key, data in self._store.iter(inside))
+        yield from ((key, None) for key in dict.fromkeys(keys) if not key.startswith(self._prefix))
 
     def description(self) -> str:
         return self._store.description()
@@ -146,8 +116,7 @@ class ChainedImages:
                 if data is not None:
                     del pending[key]
                     yield key, data
-        for key in pending:
-            yield key, None
+        yield from ((key, None) for key in pending)
 
     def description(self) -> str:
         return ", then ".join(store.description() for store in self._stores) or "no images"

@@ -1,6 +1,4 @@
-"""Tables of findings by study, such as CheXbert's reading of the reports: CSV ``study_id, <the 14
-findings>``.
-"""
+"""Tables of findings by study, such as CheXbert's: CSV ``study_id, <the 14 findings>``."""
 
 from __future__ import annotations
 
@@ -37,12 +35,6 @@ def read_labels(path: Path) -> dict[str, Labels]:
 
 
 def read_present(path: Path) -> dict[str, frozenset[str]]:
-    """Study uid -> findings present.
-
-    Raises:
-        ValueError: as ``read_labels``.
-    """
-    return {
-        study: frozenset(name for name, label in labels.items() if label == "present")
-        for study, labels in read_labels(path).items()
-    }
+    """Study uid -> findings present; raises as ``read_labels``."""
+    return {study: frozenset(name for name, label in labels.items() if label == "present")
+            for study, labels in read_labels(path).items()}  # fmt: skip

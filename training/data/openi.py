@@ -1,15 +1,14 @@
-"""The Indiana University collection (Open-i) as a data set: the R2Gen studies, from the official
-archive.
+"""The R2Gen studies of the Indiana University collection (Open-i), from the official archive.
 
 A study belongs to the R2Gen set if it has at least two images and a non-empty FINDINGS section; its
 split comes from a table of study ids, and its images are the first two `parentImage`s of its XML
-file (157 studies of train and val have more). Studies that the split table does not name are
-`extra`, for pretraining. A study in the table is never `extra`, so no validation or test study
-reaches a training stage that way.
+file. Studies that the split table does not name are `extra`, for pretraining; so no validation or
+test study reaches a training stage that way.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -25,23 +24,14 @@ IMAGE_FOLDERS = ("images", "NLMCXR_png")
 IMAGES_PER_STUDY = 2  # R2Gen's choice for this collection
 
 
-def open_openi(
-    root: Path, *, download: bool = False, split_table: Path | None = None, view_table: Path | None = None
-) -> Source:
-    """Open a copy of the collection.
+def open_openi(root: Path, *, download: bool = False) -> Source:
+    """Open a copy of the collection; studies ascend by study number.
 
     Args:
         root: holds `NLMCXR_reports.tgz` or `ecgen-radiology/`; `images/`, `NLMCXR_png/` or
-            `NLMCXR_png.tgz`.
+            `NLMCXR_png.tgz`; and maybe `r2gen_split.csv` (`study_id,split`) and `views.csv`
+            (`image_id,view`), in place of the built-in tables.
         download: fetch the official archives that `root` lacks.
-        split_table: CSV `study_id,split`; default `<root>/r2gen_split.csv` if it exists, else the
-            built-in one.
-        view_table: CSV `image_id,view`; default `<root>/views.csv` if it exists, else the built-in
-            one.
-
-    Returns:
-        The source, studies ascending by study number. Its `notes` count what was found, missing and
-        skipped.
 
     Raises:
         ArchiveError: `root` holds no readable report archive.
@@ -51,8 +41,9 @@ def open_openi(
     if download:
         download_archives(root)
     archive = read_reports(root)
-    splits, split_origin = _split_table(root, split_table)
-    views, view_origin = _view_table(root, view_table)
+    split_table, view_table = root / "r2gen_split.csv", root / "views.csv"
+    splits = read_split(split_table) if split_table.exists() else builtin_split()
+    views = read_views(view_table) if view_table.exists() else builtin_views()
     studies: list[Study] = []
     extra: list[Study] = []
     unfit: list[str] = []
@@ -65,15 +56,15 @@ def open_openi(
             studies.append(_study(report, split, views))
         else:
             unfit.append(report.uid)
-    images, image_notes = _images(root, [image.key for study in (*studies, *extra) for image in study.images])
+    images, image_note = _images(root, [image.key for study in (*studies, *extra) for image in study.images])
     notes = (
         f"reports: {len(archive.reports)} read, {named(archive.broken, 'broken and skipped')}",
-        f"split table {split_origin}: {len(splits)} studies, {_found(splits, studies)}",
+        f"split table {_origin(split_table)}: {len(splits)} studies, {_found(splits, studies)}",
         f"in the table, but without two images and FINDINGS: {named(unfit, 'studies skipped')}",
         f"outside the table: {len(extra)} studies, for pretraining only",
-        f"view table {view_origin}: {len(views)} images",
+        f"view table {_origin(view_table)}: {len(views)} images",
         view_note(tuple(studies)),
-        *image_notes,
+        image_note,
     )
     return Source("openi", tuple(studies), tuple(extra), images, notes)
 
@@ -92,18 +83,12 @@ def _study(report: OpeniReport, split: Split | None, views: Mapping[str, View | 
     return Study(report.study_id, report.uid, split, report.findings, images, report.mesh)
 
 
-def _split_table(root: Path, given: Path | None) -> tuple[Mapping[str, Split], str]:
-    path = given or root / "r2gen_split.csv"
-    return (read_split(path), str(path)) if given or path.exists() else (builtin_split(), "(built in)")
+def _origin(table: Path) -> str:
+    return str(table) if table.exists() else "(built in)"
 
 
-def _view_table(root: Path, given: Path | None) -> tuple[Mapping[str, View | None], str]:
-    path = given or root / "views.csv"
-    return (read_views(path), str(path)) if given or path.exists() else (builtin_views(), "(built in)")
-
-
-def _images(root: Path, wanted: Sequence[str]) -> tuple[ImageStore, tuple[str, ...]]:
-    """The store over everything `root` has: loose files first, the archive for ids without one."""
+def _images(root: Path, wanted: Sequence[str]) -> tuple[ImageStore, str]:
+    """The store over everything `root` has, loose files before the archive, and its note."""
     stores: list[ImageStore] = []
     loose: dict[str, Path] = {}
     for folder in (root / name for name in IMAGE_FOLDERS):
@@ -117,16 +102,16 @@ def _images(root: Path, wanted: Sequence[str]) -> tuple[ImageStore, tuple[str, .
     store = stores[0] if len(stores) == 1 else ChainedImages(stores)
     absent = [key for key in wanted if key not in loose]
     rest = f"{len(absent)} to be read from the archive" if archive.exists() else named(absent, "missing")
-    return store, (f"images: {store.description()}; of {len(wanted)} images {rest}",)
+    return store, f"images: {store.description()}; of {len(wanted)} images {rest}"
 
 
 def _found(splits: Mapping[str, Split], studies: Collection[Study]) -> str:
     """`2365 found (train 2069, …), 590 missing (test 590)`; a withheld split is no error."""
     found = {study.uid for study in studies}
-    present = {split: sum(s == split and uid in found for uid, s in splits.items()) for split in SPLITS}
-    absent = {split: sum(s == split and uid not in found for uid, s in splits.items()) for split in SPLITS}
 
-    def counts(table: Mapping[Split, int]) -> str:
-        return f"({', '.join(f'{split} {n}' for split, n in table.items() if n) or 'none'})"
+    def count(there: bool) -> str:
+        counts = Counter(split for uid, split in splits.items() if (uid in found) == there)
+        return f"({', '.join(f'{split} {counts[split]}' for split in SPLITS if counts[split]) or 'none'})"
 
-    return f"{sum(present.values())} found {counts(present)}, {sum(absent.values())} missing {counts(absent)}"
+    present = sum(uid in found for uid in splits)
+    return f"{present} found {count(True)}, {len(splits) - present} missing {count(False)}"

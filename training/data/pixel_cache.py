@@ -1,8 +1,6 @@
-"""All images of a data set, decoded once with the decoder of the service into a memory-mapped
-array.
+"""All images of a data set, decoded once by the service's decoder into a memory-mapped array.
 
-Decoding a full-size radiograph takes about 100 ms. Broken and missing images are skipped and named
-here, so that no epoch meets one.
+Broken and missing images are skipped and named here.
 """
 
 from __future__ import annotations
@@ -45,9 +43,8 @@ class PixelCache:
 
     def usable(self, study: Study) -> Study | None:
         """The study with its readable images, views filled from DICOM; None without such images."""
-        images = tuple(
-            ImageRef(ref.key, ref.view or self.views.get(ref.key)) for ref in study.images if ref.key in self.rows
-        )
+        images = tuple(ImageRef(ref.key, ref.view or self.views.get(ref.key))
+                       for ref in study.images if ref.key in self.rows)  # fmt: skip
         return replace(study, images=images) if images else None
 
     def readable(self, studies: Sequence[Study]) -> list[Study]:
@@ -61,14 +58,8 @@ class PixelCache:
 def build_pixel_cache(
     source: Source, studies: Sequence[Study], size: int, directory: Path, *, resample: Resample = "bicubic"
 ) -> PixelCache:
-    """Decode all images of ``studies`` into ``directory``, or reuse and continue what is there.
-
-    Args:
-        source: of the images.
-        studies: whose images to decode.
-        size: S, side of the squares in pixels.
-        directory: of ``pixels-S.npy`` and ``pixels-S.json``.
-        resample: filter of the resize.
+    """Decode all images of ``studies`` to squares of ``size`` pixels into ``directory``, or reuse and
+    continue its ``pixels-SIZE.npy`` and ``pixels-SIZE.json``.
 
     Raises:
         ValueError: no image could be read.

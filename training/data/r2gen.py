@@ -6,8 +6,6 @@ published for IU X-ray and MIMIC-CXR. An image is searched in this order:
 1. at its `image_path` below the image folder, also with another extension (.png .jpg .jpeg .dcm);
 2. anywhere in the folder by its image id, where `<id>/<k>.png` means `image_ids[k]` of the entry.
    IU X-ray annotations without `image_ids` take them from the built-in table.
-
-Images that are not found are counted and named in the notes, and come back from the store as None.
 """
 
 from __future__ import annotations
@@ -15,35 +13,35 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model.types import View
 from training.data.image_store import EXTENSIONS, LooseImages, images_by_id
 from training.data.studies import SPLITS, ImageRef, Source, Split, Study, named, view_note
 from training.data.tables import builtin_images, builtin_views, read_views
 
 
-def open_r2gen(annotation: Path, images: Path, *, view_table: Path | None = None) -> Source:
+def open_r2gen(annotation: Path, images: Path) -> Source:
     """Open an annotation with its image folder; a study may have any number of images.
+
+    `views.csv` (`image_id,view`, by image id or by `image_path`), next to the annotation or in the
+    image folder, replaces the built-in table of the Indiana University collection.
 
     Args:
         annotation: the JSON file.
         images: the folder below which `image_path`, or files named by image id, lie.
-        view_table: CSV `image_id,view`, by image id or by `image_path`; default `views.csv` next to
-            the annotation or in the image folder, if it exists, else the built-in table of the
-            Indiana University collection.
 
     Raises:
         ValueError: the annotation is malformed, or one study id occurs twice (in two splits it
             would leak).
     """
     entries = read_annotation(annotation)
-    candidates = (annotation.parent / "views.csv", images / "views.csv")
-    table = view_table or next((path for path in candidates if path.exists()), None)
+    table = next(
+        (folder / "views.csv" for folder in (annotation.parent, images) if (folder / "views.csv").exists()), None
+    )
     views = builtin_views() if table is None else read_views(table)
-    finder = _Finder(images)
+    by_id = cache(lambda: images_by_id(images))  # walks the folder once, where a path does not exist
     studies: list[Study] = []
     paths: dict[str, Path] = {}
     missing: list[str] = []
@@ -53,16 +51,21 @@ def open_r2gen(annotation: Path, images: Path, *, view_table: Path | None = None
         if not report or not entry["image_path"]:
             empty.append(entry["id"])
             continue
-        uid = _uid(entry["id"])
+        collection_id = re.match(r"CXR\d+(?=_)", entry["id"])  # CXR2384 of CXR2384_IM-0942
+        uid = collection_id.group() if collection_id else entry["id"]
         refs: list[ImageRef] = []
         for key in entry["image_path"]:
             image_id = _image_id(entry, uid, key)
-            path = finder.find(key, image_id)
-            if path is None:
+            path = images / key
+            candidates = (path, *(path.with_suffix(extension) for extension in EXTENSIONS))
+            file = next((candidate for candidate in candidates if candidate.is_file()), None)
+            if file is None and image_id is not None:
+                file = by_id().get(image_id)
+            if file is None:
                 missing.append(key)
             else:
-                paths[key] = path
-            refs.append(ImageRef(key, _view(views, image_id, key)))
+                paths[key] = file
+            refs.append(ImageRef(key, (views.get(image_id) if image_id else None) or views.get(key)))
         studies.append(Study(entry["id"], uid, split, report, tuple(refs)))
     counts = ", ".join(f"{split} {sum(study.split == split for study in studies)}" for split in SPLITS)
     notes = (
@@ -72,24 +75,6 @@ def open_r2gen(annotation: Path, images: Path, *, view_table: Path | None = None
         f"images in {images}: {len(paths)} found, {named(missing, 'missing')}",
     )
     return Source("r2gen", tuple(studies), (), LooseImages(paths, images), notes)
-
-
-class _Finder:
-    """Finds image files; walks the folder only if a path does not exist."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    @cached_property
-    def _by_id(self) -> dict[str, Path]:
-        return images_by_id(self._folder)
-
-    def find(self, key: str, image_id: str | None) -> Path | None:
-        path = self._folder / key
-        for candidate in (path, *(path.with_suffix(extension) for extension in EXTENSIONS)):
-            if candidate.is_file():
-                return candidate
-        return None if image_id is None else self._by_id.get(image_id)
 
 
 def read_annotation(path: Path) -> list[tuple[Split, dict[str, Any]]]:
@@ -123,17 +108,10 @@ def _check_entry(entry: Any, where: str) -> None:
     for name in ("id", "report"):
         if not isinstance(entry.get(name), str):
             raise ValueError(f"{where}: {name} is {entry.get(name)!r}; give a string")
-    lists = ["image_path"] + (["image_ids"] if "image_ids" in entry else [])
-    for name in lists:
+    for name in ("image_path", *(["image_ids"] if "image_ids" in entry else [])):
         value = entry.get(name)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ValueError(f"{where} ({entry['id']}): {name} is {value!r}; give a list of strings")
-
-
-def _uid(study_id: str) -> str:
-    """`CXR2384` of `CXR2384_IM-0942`; any other id is its own uid."""
-    match = re.match(r"CXR\d+(?=_)", study_id)
-    return match.group() if match else study_id
 
 
 def _image_id(entry: Mapping[str, Any], uid: str, key: str) -> str | None:
@@ -142,9 +120,4 @@ def _image_id(entry: Mapping[str, Any], uid: str, key: str) -> str | None:
     ids: Sequence[str] = entry.get("image_ids") or builtin_images().get(uid, ())
     if stem in ids or not stem.isdecimal():
         return stem
-    k = int(stem)
-    return ids[k] if k < len(ids) else None
-
-
-def _view(views: Mapping[str, View | None], image_id: str | None, key: str) -> View | None:
-    return (views.get(image_id) if image_id else None) or views.get(key)
+    return ids[int(stem)] if int(stem) < len(ids) else None

@@ -26,7 +26,7 @@ class ResumableArray:
     """
 
     def __init__(self, path: Path, identity: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
-        """Open the files, or allocate them where they are missing or have a different identity.
+        """Open ``path``, or allocate it where it is missing or has a different identity.
 
         Args:
             path: of ``NAME.npy``.
@@ -100,10 +100,8 @@ class ResumableArray:
 
 
 def _allocate(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
-    """Create a file of zeros with all of its disk space reserved.
-
-    Writing to a sparse file through a memory map ends the process with SIGBUS when the disk is
-    full.
+    """Create a file of zeros with all of its disk space reserved: a full disk would end a write to a
+    sparse memory map by SIGBUS.
     """
     path.unlink(missing_ok=True)
     try:

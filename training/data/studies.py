@@ -33,15 +33,10 @@ class Study:
     mesh: tuple[str, ...] = ()  # major MeSH headings, where the source has them
 
     def ordered(self) -> tuple[ImageRef, ...]:
-        """The images as the model reads them: frontals, then unknown views, then laterals.
-
-        Images of one view, and images whose view is unknown, keep the file's order among
-        themselves.
-        """
-        return tuple(sorted(self.images, key=lambda image: _RANK[image.view]))
-
-
-_RANK: dict[View | None, int] = {View.FRONTAL: 0, None: 1, View.LATERAL: 2}
+        """The images as the model reads them: frontals, then unknown views, then laterals; each in
+        the file's order."""
+        rank = {View.FRONTAL: 0, None: 1, View.LATERAL: 2}
+        return tuple(sorted(self.images, key=lambda image: rank[image.view]))
 
 
 @dataclass(frozen=True)
@@ -65,10 +60,8 @@ def view_note(studies: tuple[Study, ...]) -> str:
     unknown = sum(any(image.view is None for image in study.images) for study in studies)
     known = [{image.view for image in study.images} for study in studies if len(study.images) > 1]
     same = sum(len(views) == 1 and None not in views for views in known)
-    return (
-        f"views: {reordered} of {len(studies)} studies reordered to frontal first; "
-        f"{same} show one view only; {unknown} have an image of unknown view (file order, or its DICOM header)"
-    )
+    return (f"views: {reordered} of {len(studies)} studies reordered to frontal first; {same} show one view only; "
+            f"{unknown} have an image of unknown view (file order, or its DICOM header)")  # fmt: skip
 
 
 def named(names: Sequence[str], what: str, limit: int = 60) -> str:

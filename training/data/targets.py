@@ -2,11 +2,12 @@
 
 The columns form groups, each with its own weight in the loss:
 
-    soft    probabilities of a network trained elsewhere, by image report  the labeler's 14
-    findings, by study mesh    MeSH terms of the archive ("Opacity/lung/base/left" gives opacity,
-    opacity/lung, … and itself), by study text    words and whole sentences of the report, by study
-    external  findings of images of another source that come with labels and without reports (NIH
-    ChestX-ray14)
+- ``soft``: probabilities of a network trained elsewhere, by image;
+- ``report``: the labeler's 14 findings, by study;
+- ``mesh``: MeSH terms of the archive, by study ("Opacity/lung/base/left" gives opacity,
+  opacity/lung, … and itself);
+- ``text``: words and whole sentences of the report, by study;
+- ``external``: findings of images of another source that come without reports.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,6 @@ from model.text.tokenizer import clean_report
 from training.data.studies import Study
 
 Floats = npt.NDArray[np.float32]
-Group = Literal["soft", "report", "mesh", "text", "external"]
 
 MIN_STUDIES = 12  # a term in fewer studies identifies those studies
 MAX_SHARE = 0.9  # a term in nearly all reports is no target either
@@ -34,17 +33,15 @@ MAX_SHARE = 0.9  # a term in nearly all reports is no target either
 
 @dataclass(frozen=True)
 class FindingTargets:
-    """Targets of a list of images: ``values`` (N, C) in 0..1, ``mask`` (N, C) 1 where known, C
-    column names.
-
-    A column is called ``group/name``; columns of one group stand together.
+    """Targets of N images: ``values`` (N, C) in 0..1, ``mask`` (N, C) 1 where known, and C columns
+    ``group/name``; those of one group stand together.
     """
 
     values: Floats
     mask: Floats
     columns: tuple[str, ...]
 
-    def group(self, name: Group) -> slice:
+    def group(self, name: str) -> slice:
         """The columns of a group; an empty slice where there is none."""
         columns = [number for number, column in enumerate(self.columns) if column.startswith(f"{name}/")]
         return slice(columns[0], columns[-1] + 1) if columns else slice(0, 0)
@@ -52,15 +49,10 @@ class FindingTargets:
 
 @dataclass(frozen=True)
 class ExternalLabels:
-    """Studies that have findings in place of a report.
+    """Studies that have findings in place of a report."""
 
-    Attributes:
-        findings: the ones that are known for each study.
-        present: study id -> findings present.
-    """
-
-    findings: tuple[str, ...]
-    present: Mapping[str, frozenset[str]]
+    findings: tuple[str, ...]  # known for each study
+    present: Mapping[str, frozenset[str]]  # study id -> findings present
 
 
 def read_soft_scores(path: Path) -> tuple[tuple[str, ...], dict[str, Floats]]:
@@ -83,12 +75,10 @@ def read_soft_scores(path: Path) -> tuple[tuple[str, ...], dict[str, Floats]]:
 
 def label_vector(report: str) -> tuple[Floats, Floats]:
     """(14,) present = 1, and (14,) mask: uncertain findings and empty reports are unknown."""
-    if not report.strip():
-        return np.zeros(len(FINDINGS), np.float32), np.zeros(len(FINDINGS), np.float32)
     labels = label_report(report)
     values = np.array([labels[name] == "present" for name in FINDINGS], np.float32)
     mask = np.array([labels[name] != "uncertain" for name in FINDINGS], np.float32)
-    return values, mask
+    return values, mask * bool(report.strip())
 
 
 def mesh_terms(study: Study) -> frozenset[str]:
@@ -114,10 +104,10 @@ def finding_targets(
     terms: bool = False,
     external: ExternalLabels | None = None,
 ) -> FindingTargets:
-    """Targets for (image key, its study) pairs.
+    """Targets for images.
 
     Args:
-        images: every image, with its study.
+        images: (image key, its study) pairs.
         soft: column names and image key -> probabilities; None for none.
         terms: add the groups ``mesh`` and ``text``, with the terms that enough of these studies
             have.
@@ -130,10 +120,9 @@ def finding_targets(
     values, mask = (np.stack([pair[part] for pair in labels]) for part in (0, 1))
     if terms:
         everyone = list(studies.values())
-        for group in (
-            _terms("mesh", everyone, mesh_terms, lambda study: bool(study.mesh)),
-            _terms("text", everyone, text_terms, lambda study: bool(study.report.strip())),
-        ):
+        indexed = [bool(study.mesh) for study in everyone]
+        written = [bool(study.report.strip()) for study in everyone]
+        for group in (_terms("mesh", everyone, mesh_terms, indexed), _terms("text", everyone, text_terms, written)):
             names += group.columns
             values, mask = np.hstack([values, group.values]), np.hstack([mask, group.mask])
     if external is not None:
@@ -155,16 +144,15 @@ def finding_targets(
 
 
 def _terms(
-    group: Group, studies: Sequence[Study], of: Callable[[Study], frozenset[str]], known: Callable[[Study], bool]
+    group: str, studies: Sequence[Study], of: Callable[[Study], frozenset[str]], known: Sequence[bool]
 ) -> FindingTargets:
     """(studies, terms) of one group, without terms of too few or nearly all studies."""
     found = [of(study) for study in studies]
-    has_target = [known(study) for study in studies]
     counts = Counter(term for terms in found for term in terms)
-    most = MAX_SHARE * sum(has_target)
+    most = MAX_SHARE * sum(known)
     columns = sorted(term for term, count in counts.items() if MIN_STUDIES <= count <= most)
     values = np.array([_marks(terms, columns) for terms in found], np.float32).reshape(len(studies), len(columns))
-    mask = np.repeat(np.array(has_target, np.float32)[:, None], len(columns), axis=1)
+    mask = np.repeat(np.array(known, np.float32)[:, None], len(columns), axis=1)
     return FindingTargets(values, mask, tuple(f"{group}/{column}" for column in columns))
 
 

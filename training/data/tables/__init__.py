@@ -1,8 +1,4 @@
-"""Built-in tables: the R2Gen split by study, the view by image.
-
-`split.txt` and `views.txt` describe themselves in their first lines. A root may bring its own
-tables as CSV (`study_id,split` and `image_id,view`), which this module reads as well.
-"""
+"""Tables of the R2Gen split by study and of the view by image: built in, or of a root as CSV."""
 
 from __future__ import annotations
 
@@ -14,8 +10,6 @@ from pathlib import Path
 
 from model.types import View
 from training.data.studies import SPLITS, Split
-
-_VIEW_LETTERS: dict[str, View | None] = {"F": View.FRONTAL, "L": View.LATERAL, "?": None}
 
 
 @cache
@@ -30,11 +24,12 @@ def builtin_split() -> dict[str, Split]:
 @cache
 def builtin_views() -> dict[str, View | None]:
     """Image id -> view, None where undetermined; images of a study in the order of its XML file."""
+    letters = {"F": View.FRONTAL, "L": View.LATERAL, "?": None}
     table: dict[str, View | None] = {}
     for number, *images in _lines("views.txt"):
         for image in images:
             name, _, letter = image.rpartition("=")
-            table[f"CXR{number}_{name}"] = _VIEW_LETTERS[letter]
+            table[f"CXR{number}_{name}"] = letters[letter]
     return table
 
 
@@ -52,8 +47,7 @@ def read_split(path: Path) -> dict[str, Split]:
     """Read a CSV table `study_id,split`.
 
     Raises:
-        ValueError: a column is missing, a split is not train, val or test, or a study is named
-            twice.
+        ValueError: a column is missing, a split is unknown, or a study is named twice.
     """
     table: dict[str, Split] = {}
     for line, study, split in _rows(path, "study_id", "split"):
@@ -79,10 +73,9 @@ def read_views(path: Path) -> dict[str, View | None]:
 
 
 def _split(name: str, where: str) -> Split:
-    for split in SPLITS:
-        if name == split:
-            return split
-    raise ValueError(f"{where}: split {name!r}; use one of {', '.join(SPLITS)}")
+    if name not in SPLITS:
+        raise ValueError(f"{where}: split {name!r}; use one of {', '.join(SPLITS)}")
+    return name
 
 
 def _lines(name: str) -> Iterator[list[str]]:
