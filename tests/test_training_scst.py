@@ -285,15 +285,6 @@ def test_backbone_text_tower_and_study_head_do_not_move(tmp_path: Path) -> None:
                      "case_projection"}  # fmt: skip
 
 
-def test_rejects_empty_training_split(tmp_path: Path) -> None:
-    model = tiny_model()
-    with pytest.raises(ValueError, match="no readable training study"):
-        train_scst(
-            ReportGenerator(model, tiny_tokenizer(), Drawn(model, []), None, DecodingConfig()), StudySplits([], []),
-            ScstConfig(), RunContext(torch.device("cpu"), 1, "fp32", tmp_path),
-        )  # fmt: skip
-
-
 def test_initial_weights_are_evaluated_once(tmp_path: Path) -> None:
     """A resumed stage selects against the same start."""
     layer = torch.nn.Linear(2, 2)

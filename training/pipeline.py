@@ -21,7 +21,7 @@ from training.evaluation.inference import open_bundle
 from training.evaluation.plan import EvaluationPlan, InferenceOptions, Outputs
 from training.prepared_run import PreparedRun
 from training.scoring.metrics import meteor_available
-from training.stage_results import StageResults
+from training.stage_results import StageResults, evaluation_file
 from training.stages.cross_entropy import train_cross_entropy
 from training.stages.index import build_index
 from training.stages.mbr_table import build_consensus
@@ -34,8 +34,7 @@ log = logging.getLogger("training")
 
 
 def run_pipeline(run: PreparedRun, stages: Sequence[str]) -> dict[str, Any]:
-    """Run ``stages`` in their order and return their metrics; stages that are done are loaded
-    instead.
+    """Run ``stages``, or load those that are done; returns their metrics.
 
     Raises:
         ValueError: a stage that is left out has no result, and a later one needs it.
@@ -82,8 +81,9 @@ def run_pipeline(run: PreparedRun, stages: Sequence[str]) -> dict[str, Any]:
         results.finish("evaluate", _evaluate(run))
 
     if results.begin("bundle"):
-        if "val" not in results.metrics and run.evaluation_file.exists():  # of an earlier command
-            results.metrics["val"] = json.loads(run.evaluation_file.read_text())
+        evaluated = evaluation_file(context.work)
+        if "val" not in results.metrics and evaluated.exists():  # by an earlier command
+            results.metrics["val"] = json.loads(evaluated.read_text())
         run.write_bundle(inputs.out, keep_texts=inputs.keep_texts, metrics=results.metrics)
         log.info("bundle written to %s: serve it with  python -m service --bundle %s", inputs.out, inputs.out)
         results.finish("bundle", {})
@@ -122,5 +122,5 @@ def _evaluate(run: PreparedRun) -> dict[str, Any]:
     options = InferenceOptions(device=run.context.device)
     result = evaluate(bundle, index, run.inputs.source, plan, outputs, options, cache=run.cache)
     result["predictions"] = None  # they stay in the work directory, because they hold report texts
-    write_atomic(run.evaluation_file, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(evaluation_file(run.context.work), (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
     return {"val": result}

@@ -24,7 +24,6 @@ from training.data.features import CachedFeatures, OnlineFeatures, PatchSource, 
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.studies import Source
 from training.data.targets import ExternalLabels
-from training.stage_results import evaluation_file
 from training.stages.common import ReportGenerator, StudySplits
 from training.trainer.context import RunContext
 
@@ -38,29 +37,16 @@ LICENCE = (
 
 @dataclass(frozen=True)
 class RunInputs:
-    """The data of a run, and where its results go.
-
-    Attributes:
-        source: the data set.
-        out: the bundle to write.
-        keep_texts: whether the bundle's cases hold the report texts.
-        soft_scores: CSV of another network's probabilities, for pretraining.
-        external_labels: findings of the studies of another source, for pretraining.
-        label_table: study uid -> findings present, additional reference labels in pretraining.
-        cache_dir: of pixels and features, default ``<work>/cache``; runs on one data set may share
-            it, one at a time.
-        evaluate_limit: number of val studies scored at the end; None: as many as validation uses
-            while training.
-    """
+    """The data of a run, and where its results go."""
 
     source: Source
-    out: Path
-    keep_texts: bool = True
-    soft_scores: Path | None = None
-    external_labels: ExternalLabels | None = None
-    label_table: Mapping[str, frozenset[str]] | None = None
-    cache_dir: Path | None = None
-    evaluate_limit: int | None = None
+    out: Path  # the bundle to write
+    keep_texts: bool = True  # whether the bundle's cases hold the report texts
+    soft_scores: Path | None = None  # CSV of another network's probabilities by image, for pretraining
+    external_labels: ExternalLabels | None = None  # of the images of another source, for pretraining
+    label_table: Mapping[str, frozenset[str]] | None = None  # study uid -> findings present, for AUROC in pretraining
+    cache_dir: Path | None = None  # default <work>/cache; runs on one data set may share it, one at a time
+    evaluate_limit: int | None = None  # val studies scored at the end; None: as many as validation uses
 
 
 @dataclass(frozen=True)
@@ -101,8 +87,6 @@ class PreparedRun:
                  len(studies.val), len(tokenizer), sum(p.numel() for p in model.parameters()) / 1e6)  # fmt: skip
         return cls(config, context, inputs, cache, studies, tokenizer, model)
 
-    # -- what the stages read --------------------------------------------------------------------------------------
-
     def frozen_features(self) -> CachedFeatures:
         """Cached features of the backbone as it is now."""
         with self.context.processes.main_process_first():
@@ -122,44 +106,38 @@ class PreparedRun:
     def generator(self, patches: PatchSource) -> ReportGenerator:
         """The report generator, with the index and the MBR table that the index stage wrote."""
         index = ReportIndex.load(self.index_dir) if self.config.retrieval_k else None
-        return ReportGenerator(self.model, self.tokenizer, patches, index, self.config.decoding, self.load_mbr_table())
+        return ReportGenerator(self.model, self.tokenizer, patches, index, self.config.decoding, self._mbr_table())
 
-    def load_mbr_table(self) -> MbrTable | None:
-        """What MBR decoding reads; None where another method decodes."""
+    def _mbr_table(self) -> MbrTable | None:
         return MbrTable.load(self.mbr_file) if self.config.decoding.method == "consensus" else None
-
-    # -- paths -----------------------------------------------------------------------------------------------------
 
     @property
     def cache_dir(self) -> Path:
-        """Of decoded images and features."""
+        """The folder of decoded images and features."""
         return _cache_dir(self.inputs, self.context)
 
     @property
     def index_dir(self) -> Path:
-        """Of the index that the index stage writes."""
+        """The folder of the index that the index stage writes."""
         return self.context.work / "index" / "files"
 
     @property
     def mbr_file(self) -> Path:
-        """Of the MBR table that the index stage writes."""
+        """The MBR table that the index stage writes."""
         return self.context.work / "index" / "consensus.safetensors"
-
-    @property
-    def evaluation_file(self) -> Path:
-        """Of the metrics of stage ``evaluate``."""
-        return evaluation_file(self.context.work)
-
-    # -- the bundle ------------------------------------------------------------------------------------------------
 
     def write_bundle(self, path: Path, *, keep_texts: bool, metrics: Mapping[str, Any]) -> None:
         """Write the model, with its index and MBR table, as a bundle; replaces one that exists."""
         config, inputs = self.config, self.inputs
         retrieval, index_dir = None, None
         if config.retrieval_k:
-            index_dir = self.index_dir if keep_texts else self._index_without_texts()
-            cases = len(read_cases(index_dir / CASES_FILE))
-            retrieval = RetrievalConfig(k=config.retrieval_k, dim=config.shape.embedding_dim, cases=cases)
+            index_dir, cases = self.index_dir, read_cases(self.index_dir / CASES_FILE)
+            if not keep_texts:
+                index_dir = self.context.work / "index-without-texts"
+                index_dir.mkdir(exist_ok=True)
+                write_cases(index_dir / CASES_FILE, [replace(case, findings=None) for case in cases])
+                shutil.copyfile(self.index_dir / VECTORS_FILE, index_dir / VECTORS_FILE)
+            retrieval = RetrievalConfig(k=config.retrieval_k, dim=config.shape.embedding_dim, cases=len(cases))
         bundle_config = BundleConfig(
             name=inputs.out.name,
             model=self.model.config,
@@ -176,16 +154,8 @@ class PreparedRun:
             licence=LICENCE.format(texts=" but the reports of its cases" if keep_texts and retrieval else ""),
         )  # fmt: skip
         write_bundle(path, config=bundle_config, model=self.model, tokenizer=self.tokenizer, index_dir=index_dir,
-                     metrics=metrics, mbr_table=self.load_mbr_table(), weights_dtype=config.weights_dtype,
+                     metrics=metrics, mbr_table=self._mbr_table(), weights_dtype=config.weights_dtype,
                      replace=True)  # fmt: skip
-
-    def _index_without_texts(self) -> Path:
-        directory = self.context.work / "index-without-texts"
-        directory.mkdir(exist_ok=True)
-        cases = read_cases(self.index_dir / CASES_FILE)
-        write_cases(directory / CASES_FILE, [replace(case, findings=None) for case in cases])
-        shutil.copyfile(self.index_dir / VECTORS_FILE, directory / VECTORS_FILE)
-        return directory
 
 
 def model_config(config: RunConfig, vocab_size: int) -> ModelConfig:

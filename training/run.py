@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         processes, device = join(arguments.device)
         context = RunContext(
-            device, arguments.seed, arguments.precision, arguments.work or _default_work(arguments.out), processes,
+            device, arguments.seed, arguments.precision,
+            arguments.work or arguments.out.with_name(arguments.out.name + ".work"), processes,
             arguments.images_on_device, arguments.checkpoint_seconds,
         )  # fmt: skip
         config = _config(arguments)
@@ -102,18 +103,8 @@ def _open_inputs(arguments: argparse.Namespace, config: RunConfig, context: RunC
                 write_run_manifest(context.work, manifest)
     for note in source.notes:
         log.info("%s", note)
-    return RunInputs(
-        source=source,
-        out=arguments.out,
-        keep_texts=not arguments.without_texts,
-        soft_scores=soft_scores,
-        external_labels=external_labels,
-        label_table=read_present(labels) if labels else None,
-    )
-
-
-def _default_work(out: Path) -> Path:
-    return out.with_name(out.name + ".work")
+    return RunInputs(source, arguments.out, not arguments.without_texts, soft_scores, external_labels,
+                     label_table=read_present(labels) if labels else None)  # fmt: skip
 
 
 def _with_external(
@@ -126,9 +117,8 @@ def _with_external(
     if labels is None or images is None:
         raise ValueError("--external-labels and --external-images need each other; give both, or neither")
     if config.pretrain is None:
-        raise ValueError(
-            f"preset {config.preset} has no pretraining, and --external-labels is for pretraining only; leave it out"
-        )
+        raise ValueError(f"preset {config.preset} has no pretraining, and --external-labels is for pretraining only; "
+                         "leave it out")  # fmt: skip
     return for_pretraining(source, read_external(labels, images))
 
 
@@ -162,21 +152,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stages", type=_stages, default=STAGES, help=f"some of {','.join(STAGES)}")
     add_device_argument(parser)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument(
-        "--images-on-device",
-        choices=("auto", "yes", "no"),
-        default="auto",
-        help="keep decoded images and features on the device; auto: where a GPU has room for them",
-    )
-    parser.add_argument(
-        "--checkpoint-seconds", type=float, default=120.0, help="longest time between two checkpoints within an epoch"
-    )
+    parser.add_argument("--images-on-device", choices=("auto", "yes", "no"), default="auto",
+                        help="keep decoded images and features on the device; auto: where they fit")  # fmt: skip
+    parser.add_argument("--checkpoint-seconds", type=float, default=120.0, help="longest time between two checkpoints")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--backbone-weights", help="imagenet, none, or a file; overrides the preset")
     parser.add_argument("--soft-scores", type=Path, help="CSV image_id,finding,… for pretraining")
-    parser.add_argument(
-        "--reference-labels", type=Path, help="CSV study_id,<finding>,…: reference labels in pretraining"
-    )
+    parser.add_argument("--reference-labels", type=Path, help="CSV study_id,<finding>,…: labels in pretraining")
     parser.add_argument("--external-labels", type=Path, help="CSV of findings by image: pretraining targets")
     parser.add_argument("--external-images", type=Path, help="folder of those images")
     parser.add_argument("--without-texts", action="store_true", help="leave report texts out of the bundle's cases")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 
 from model.files import file_sha256, write_atomic
 from training.config import RunConfig
-from training.data.studies import Source, Study
+from training.data.studies import Source
 
 log = logging.getLogger("training")
 
@@ -36,15 +35,17 @@ def run_manifest(
 ) -> dict[str, Any]:  # fmt: skip
     """The content of ``run.json``: digests of files and reports, no text of them."""
     splits = {split: source.split(split) for split in ("train", "val")}
+    digest = hashlib.sha256()  # of ids and reports in their order, which decides the batches
+    for study in (study for studies in splits.values() for study in studies):
+        digest.update(json.dumps([study.split, study.study_id, study.report]).encode())
+    files = {"soft_scores": soft_scores, "label_table": label_table, "external_labels": external_labels}
     return {
         "config": config.model_dump(mode="json"),
         "dataset": source.name,
         "studies": {split: len(studies) for split, studies in splits.items()},
         "inputs": {
-            "soft_scores": file_sha256(soft_scores) if soft_scores else None,
-            "label_table": file_sha256(label_table) if label_table else None,
-            "external_labels": file_sha256(external_labels) if external_labels else None,
-            "reports": _digest(study for studies in splits.values() for study in studies),
+            **{name: file_sha256(path) if path else None for name, path in files.items()},
+            "reports": digest.hexdigest(),
         },
         "precision": precision,
     }
@@ -57,19 +58,13 @@ def write_run_manifest(work: Path, content: dict[str, Any]) -> None:
 
 
 def check_resume_compatible(work: Path, content: dict[str, Any], *, resume: bool) -> None:
-    """Compare a run with the one in ``work``, if there is one.
+    """Compare ``content`` of ``run_manifest`` with the run in ``work``, if there is one.
 
     A different precision is allowed with a warning: it is the advice after a NaN. A manifest
     without digests (of an older version) is accepted.
 
-    Args:
-        work: the run's work directory.
-        content: as ``run_manifest`` returns it.
-        resume: whether ``work`` may hold a run.
-
     Raises:
-        ValueError: the run in ``work`` must not be resumed, differs from this one, or its manifest
-            cannot be read.
+        ValueError: there is a run without ``resume``, it differs, or its manifest cannot be read.
     """
     path = work / MANIFEST_FILE
     if not path.exists():
@@ -80,19 +75,16 @@ def check_resume_compatible(work: Path, content: dict[str, Any], *, resume: bool
         before = {"inputs": content["inputs"], "precision": content["precision"], **json.loads(path.read_text())}
         before["config"] = _current_names(before["config"])
     except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}); remove it to continue the stages in {work} with the options given here"
-        ) from error
+        raise ValueError(f"{path} cannot be read ({error}); remove it to continue the stages in {work} with the "
+                         "options given here") from error  # fmt: skip
     if (began := before.pop("precision")) != content["precision"]:
         log.warning("this run began in %s and continues in %s: its weights will differ from those of an uninterrupted "
                     "run", began, content["precision"])  # fmt: skip
     now = {name: value for name, value in content.items() if name != "precision"}
     changed = [_INPUTS.get(name, f"{name} ({old} -> {new})") for name, old, new in differences(before, now)]
     if changed:
-        raise ValueError(
-            f"this run differs from the one in {work} in {', '.join(changed)}; resume it with the same options and "
-            "files, or choose another --work to start again"
-        )
+        raise ValueError(f"this run differs from the one in {work} in {', '.join(changed)}; resume it with the same "
+                         "options and files, or choose another --work to start again")  # fmt: skip
 
 
 def _current_names(config: dict[str, Any]) -> dict[str, Any]:
@@ -109,11 +101,3 @@ def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, A
         keys = sorted({*before, *now})
         return [d for key in keys for d in differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))]
     return [] if before == now else [(name, before, now)]
-
-
-def _digest(studies: Iterable[Study]) -> str:
-    """SHA-256 over ids and reports, in their order, which decides the batches."""
-    digest = hashlib.sha256()
-    for study in studies:
-        digest.update(json.dumps([study.split, study.study_id, study.report]).encode())
-    return digest.hexdigest()

@@ -22,16 +22,9 @@ SHARED = STAGES[:5]  # all processes take part in these; the others run on proce
 
 
 class StageResults:
-    """Starts and ends the stages of a run; loads the results of those that are done.
+    """Starts and ends the stages of a run; loads the weights and metrics of those that are done.
 
-    Args:
-        config: of the run.
-        context: of the run; its work directory holds the results.
-        model: gets the weights of each stage that was done before.
-        selected: stages to run.
-
-    Attributes:
-        metrics: of all stages so far.
+    ``metrics`` has those of all stages so far.
 
     Raises:
         ValueError: a stage that is not selected has no result, and a selected one needs it.
@@ -42,17 +35,11 @@ class StageResults:
         self.metrics: dict[str, Any] = {}
         self._done = context.processes.from_main(lambda: {name for name in SHARED if self._file(name).exists()})
         for name, user in missing_prerequisites(config, selected, self._done):
-            raise ValueError(
-                f"stage {name} was left out and has no result in {context.work / name}, and stage {user} needs it; add "
-                "it to --stages"
-            )
+            raise ValueError(f"stage {name} was left out and has no result in {context.work / name}, and stage {user} "
+                             "needs it; add it to --stages")  # fmt: skip
 
     def begin(self, name: str) -> bool:
-        """Whether this process has to run a stage now.
-
-        A stage that is done is loaded; one that the preset does not have ends here, with the
-        weights before it.
-        """
+        """Whether this process has to run a stage now; loads one that is done."""
         if name in self._done:
             self._load(name)
             log.info("%s: done before", name)
@@ -90,10 +77,8 @@ class StageResults:
             self._model.load_state_dict(content["model"])
             self.metrics |= json.loads(content["metrics"])
         except Exception as error:
-            raise ValueError(
-                f"{path} cannot be used ({first_line(error)}). Remove it to repeat stage {name} from its last "
-                "checkpoint, or resume with the version that wrote it."
-            ) from error
+            raise ValueError(f"{path} cannot be used ({first_line(error)}). Remove it to repeat stage {name} from its "
+                             "last checkpoint, or resume with the version that wrote it.") from error  # fmt: skip
 
     def _file(self, name: str) -> Path:
         return self._context.work / name / "result.pt"

@@ -45,10 +45,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types here
         lines = [line for line in str(error).splitlines() if "WeightsUnpickler error" in line] or [str(error)]
-        raise ValueError(
-            f"--checkpoint {path} cannot be read as weights ({type(error).__name__}: {lines[0].strip()[:200]}); "
-            "give the .pth file that the published trainer saved"
-        ) from error
+        why = f"{type(error).__name__}: {lines[0].strip()[:200]}"
+        raise ValueError(f"--checkpoint {path} cannot be read as weights ({why}); give the .pth file that the "
+                         "published trainer saved") from error  # fmt: skip
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__

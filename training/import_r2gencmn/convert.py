@@ -32,17 +32,11 @@ _VISUAL, _WRITER = "visual_extractor.model.", "encoder_decoder."
 
 @dataclass(frozen=True)
 class Published:
-    """Facts about a published model that its state dict does not contain.
+    """Facts about a published model that its state dict does not contain."""
 
-    Attributes:
-        heads: of attention and memory (``--num_heads``).
-        top_k: memory slots a head keeps (``--topk``).
-        max_length: words of the longest report written (``--max_seq_length``).
-    """
-
-    heads: int = 8
-    top_k: int = 32
-    max_length: int = 60
+    heads: int = 8  # of attention and memory (``--num_heads``)
+    top_k: int = 32  # memory slots a head keeps (``--topk``)
+    max_length: int = 60  # words of the longest report written (``--max_seq_length``)
 
 
 def import_model(
@@ -58,8 +52,8 @@ def import_model(
             ``width``.
 
     Raises:
-        ValueError: a key is missing, unknown or of another shape, a copy differs from its original,
-            or the vocabulary has another size; names it.
+        ValueError: names a key that is missing, unknown, of another shape or no copy of its original,
+            or another size of the vocabulary.
     """
     visual = {key.removeprefix(_VISUAL): value for key, value in state.items() if key.startswith(_VISUAL)}
     rest = {key: value for key, value in state.items() if not key.startswith(_VISUAL)}
@@ -96,8 +90,6 @@ def import_model(
     model.load_state_dict(target)
     return model.eval()
 
-
-# --- names
 
 _PARTS = ("query", "key", "value", "out")  # linears.0 to linears.3
 
@@ -136,24 +128,17 @@ def _same_keys(writer: Mapping[str, Tensor], wanted: set[str]) -> None:
     if missing:
         raise ValueError(f"key {_WRITER + missing[0]!r} is missing ({len(missing)} such); is the checkpoint complete?")
     if unknown:
-        raise ValueError(
-            f"unknown key {_WRITER + unknown[0]!r} ({len(unknown)} such); this importer knows the published R2GenCMN "
-            "without batch normalisation (--use_bn 0)"
-        )
+        raise ValueError(f"unknown key {_WRITER + unknown[0]!r} ({len(unknown)} such); this importer knows the "
+                         "published R2GenCMN without batch normalisation (--use_bn 0)")  # fmt: skip
 
 
 def _layers(writer: Mapping[str, Tensor]) -> int:
     found = {int(match[1]) for key in writer if (match := re.match(r"model\.(?:en|de)coder\.layers\.(\d+)\.", key))}
     if not found:
-        raise ValueError(
-            f"key '{_WRITER}model.encoder.layers.0…' is missing; this is no R2GenCMN checkpoint (of BaseCMNModel)"
-        )
+        raise ValueError(f"key '{_WRITER}model.encoder.layers.0…' is missing; this is no R2GenCMN checkpoint")
     if missing := sorted(set(range(len(found))) - found):
         raise ValueError(f"layer {missing[0]} is missing before layer {max(found)}; is the checkpoint complete?")
     return len(found)
-
-
-# --- parts
 
 
 def _model_config(writer: Mapping[str, Tensor], layers: int, words: int, published: Published) -> ModelConfig:
@@ -165,10 +150,8 @@ def _model_config(writer: Mapping[str, Tensor], layers: int, words: int, publish
         shapes[key] = tuple(writer[key].shape)
     (slots, memory_dim), (d_model, _), (d_ff, _), (rows, _) = shapes.values()
     if rows != words + 1:
-        raise ValueError(
-            f"the checkpoint has {rows - 1} words, the annotation gives {words}; give the annotation (and --min-count) "
-            "that it was trained with"
-        )
+        raise ValueError(f"the checkpoint has {rows - 1} words, the annotation gives {words}; give the annotation "
+                         "(and --min-count) that it was trained with")  # fmt: skip
     try:
         return ModelConfig(
             backbone="resnet101", vocab_size=words - 1 + len(SPECIALS), d_model=d_model, d_ff=d_ff,
@@ -187,20 +170,18 @@ def _backbone_of(visual: Mapping[str, Tensor]) -> str:
     if not visual:
         raise ValueError(f"key '{_VISUAL}0.weight' is missing; the checkpoint has no visual extractor")
     shapes = {key: tuple(value.shape) for key, value in visual.items()}
-    closest: tuple[int, str, str] | None = None
+    differing: dict[str, list[str]] = {}  # backbone -> keys that differ
     for name in _BACKBONES:
         with torch.device("meta"):
             children = list(models.get_model(name, weights=None).children())[:-2]
         wanted = {key: tuple(value.shape) for key, value in nn.Sequential(*children).state_dict().items()}
         if wanted == shapes:
             return name
-        differ = sorted(key for key in {*wanted, *shapes} if wanted.get(key) != shapes.get(key))
-        first = differ[0]
-        why = f"{_VISUAL}{first} is {shapes.get(first, 'missing')}, {name} has {wanted.get(first, 'no such key')}"
-        if closest is None or len(differ) < closest[0]:
-            closest = len(differ), name, why
-    assert closest is not None
-    raise ValueError(f"the visual extractor is none of {', '.join(_BACKBONES)}; closest is {closest[1]}: {closest[2]}")
+        differing[name] = sorted(key for key in {*wanted, *shapes} if wanted.get(key) != shapes.get(key))
+    closest, keys = min(differing.items(), key=lambda item: len(item[1]))
+    raise ValueError(
+        f"the visual extractor is none of {', '.join(_BACKBONES)}; {closest} has another {_VISUAL}{keys[0]}"
+    )
 
 
 def _check_positions(name: str, table: Tensor, d_model: int) -> None:

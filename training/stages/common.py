@@ -34,23 +34,14 @@ class StudySplits:
 
 @dataclass(frozen=True)
 class ReportGenerator:
-    """Everything that turns the images of a study into a report, as in serving.
-
-    Attributes:
-        model: the report model.
-        tokenizer: of the model.
-        patches: backbone output of studies.
-        index: None for a model without retrieval.
-        decoding: how reports are decoded.
-        mbr: the table for ``consensus`` decoding; None where another method decodes.
-    """
+    """Everything that turns the images of a study into a report, as in serving."""
 
     model: ReportModel
     tokenizer: Tokenizer
     patches: PatchSource
-    index: ReportIndex | None
+    index: ReportIndex | None  # None for a model without retrieval
     decoding: DecodingConfig
-    mbr: MbrTable | None = None
+    mbr: MbrTable | None = None  # for ``consensus`` decoding
 
 
 def shuffled_batches(count: int, steps: int, *seed: int) -> Batches:
@@ -65,15 +56,11 @@ def shuffled_batches(count: int, steps: int, *seed: int) -> Batches:
 def retrieve(
     model: ReportModel, index: ReportIndex | None, patches: Patches, exclude: Sequence[str] | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Report embeddings (B, K, E) and mask (B, K) of the cases nearest to a batch of studies; None
-    without an index.
+    """Report embeddings (B, K, E) and mask (B, K) of the cases nearest to the studies of ``patches``;
+    None without an index.
 
-    Args:
-        model: embeds the studies; K is its ``retrieval_k``.
-        index: None for a model without retrieval.
-        patches: backbone output of the studies.
-        exclude: ids of the studies, each left out of its own result; None where none of them is in
-            the index.
+    ``exclude`` has the ids of the studies, each left out of its own result; None where none of them
+    is in the index.
 
     Raises:
         FloatingPointError: a study's embedding is not finite.
@@ -93,9 +80,6 @@ def retrieve(
     return torch.from_numpy(index.vectors(rows)).to(device), torch.from_numpy(rows >= 0).to(device)
 
 
-# --- targets ----------------------------------------------------------------------------------------------------------
-
-
 def encode_reports(studies: Sequence[Study], tokenizer: Tokenizer, length: int) -> Tensor:
     """(N, T) word ids of the studies' reports, cut at ``length``."""
     return pad_ids([tokenizer.encode(study.report, length) for study in studies], length)
@@ -110,34 +94,38 @@ def mask_suppressed_targets(ids: Tensor, decoding: DecodingConfig, tokenizer: To
     return targets
 
 
-def count_targets(targets: Tensor) -> int:
-    """Number of words that a batch (B, T) trains on; the first of each row is bos."""
-    return int((targets[:, 1:] != 0).sum())
+class TrainingReports:
+    """The inputs and targets of a generator's training studies, by rows of ``train``."""
 
+    def __init__(self, generator: ReportGenerator, train: Sequence[Study]) -> None:
+        self._generator, self._train = generator, train
+        self.names = [study.study_id for study in train]
+        self.reports = [study.report for study in train]
+        self._ids = encode_reports(train, generator.tokenizer, generator.model.config.max_length)
+        self._targets = mask_suppressed_targets(self._ids, generator.decoding, generator.tokenizer)
 
-def teacher_forced(
-    model: ReportModel, encoded: Encoded, ids: Tensor, targets: Tensor, *, words: int, label_smoothing: float = 0.0
-) -> Tensor:
-    """Negative log-likelihood of reports, summed over words and divided by ``words``.
+    def inputs(
+        self, batch: Rows, local: slice, random: torch.Generator
+    ) -> tuple[Patches, Tensor | None, Tensor | None]:
+        """Patches, retrieved cases and their mask of the ``local`` rows of ``batch``; see ``retrieve``."""
+        generator = self._generator
+        patches = generator.patches.patches([self._train[i] for i in batch], random, part=local)
+        names = [self.names[i] for i in batch[local]]
+        return patches, *retrieve(generator.model, generator.index, patches, names)
 
-    Args:
-        model: the report model.
-        encoded: images and cases of B studies.
-        ids: (B, T) from bos on.
-        targets: (B, T), 0 where a word is not trained on.
-        words: number of targets of the whole batch, over all processes.
-        label_smoothing: share of the target spread over all words.
-    """
-    width = max(2, int((ids != 0).sum(1).max()))
-    device = encoded.source.device
-    logits = model(encoded, ids[:, : width - 1].to(device))
-    expected = targets[:, 1:width].to(device)
-    summed = F.cross_entropy(logits.float().flatten(0, 1), expected.flatten(), ignore_index=0,
-                             label_smoothing=label_smoothing, reduction="sum")  # fmt: skip
-    return summed / max(words, 1)
+    def nll(self, encoded: Encoded, batch: Rows, local: slice, label_smoothing: float = 0.0) -> Tensor:
+        """Teacher-forced negative log-likelihood, summed over the words of the ``local`` reports and
+        divided by the number of words of all reports of ``batch``.
 
-
-# --- what moves -------------------------------------------------------------------------------------------------------
+        ``label_smoothing`` is the share of the target spread over all words.
+        """
+        ids, targets, device = self._ids[batch[local]], self._targets[batch[local]], encoded.source.device
+        width = max(2, int((ids != 0).sum(1).max()))
+        logits = self._generator.model(encoded, ids[:, : width - 1].to(device))
+        summed = F.cross_entropy(logits.float().flatten(0, 1), targets[:, 1:width].to(device).flatten(), ignore_index=0,
+                                 label_smoothing=label_smoothing, reduction="sum")  # fmt: skip
+        words = int((self._targets[batch][:, 1:] != 0).sum())  # the first of each row is bos
+        return summed / max(words, 1)
 
 
 class FrozenPartsModule(nn.Module):

@@ -23,8 +23,7 @@ def contrastive_loss(similarity: Tensor, agreement: Tensor, scale: Tensor | floa
     """Symmetric cross-entropy with softened targets.
 
     Args:
-        similarity: (B, B) inner products, study i against report j; the diagonal holds the true
-            pairs.
+        similarity: (B, B) inner products, study i against report j; true pairs on the diagonal.
         agreement: (B, B), 0 or more, of reports i and j.
         scale: inverse temperature.
         label_weight: share of the target spread by agreement (the pair itself included).
@@ -44,10 +43,8 @@ def label_vectors(studies: Sequence[Study]) -> Tensor:
 
 
 def label_overlap(labels: Tensor) -> Tensor:
-    """(B, 14) rows of ``label_vectors`` -> (B, B) agreement: the fourth power of the cosine, 1 on
-    the diagonal.
-
-    The power separates reports that share one finding of many.
+    """(B, 14) rows of ``label_vectors`` -> (B, B) agreement: the fourth power of the cosine, which
+    separates reports that share one finding of many; 1 on the diagonal.
     """
     overlap = (labels @ labels.t()).clamp(0, 1).pow(4)
     return overlap.fill_diagonal_(1.0)

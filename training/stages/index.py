@@ -21,14 +21,9 @@ log = logging.getLogger(__name__)
 def build_index(
     model: ReportModel, train: Sequence[Study], tokenizer: Tokenizer, directory: Path, *, public: bool
 ) -> ReportIndex:
-    """Embed the reports of ``train`` and save the index; only training studies enter it.
+    """Embed the reports of ``train`` and save the index as ``reports.faiss`` and ``cases.jsonl``.
 
-    Args:
-        model: its text tower embeds.
-        train: the cases; a case's id is the study's id.
-        tokenizer: of the model.
-        directory: where ``reports.faiss`` and ``cases.jsonl`` go.
-        public: whether the studies are Open-i's, whose pages can be linked.
+    ``public`` links each case to its page of Open-i.
 
     Raises:
         ValueError: a study of another split.
@@ -37,14 +32,10 @@ def build_index(
     if foreign:
         raise ValueError(f"only training studies may enter the index; found {foreign[:3]} of other splits")
     cases = [
-        Case(
-            case_id=study.study_id,
-            findings=study.report,
-            labels=dict(label_report(study.report)),
-            source_url=page_url(study.images[0].key) if public else None,
-        )
+        Case(case_id=study.study_id, findings=study.report, labels=dict(label_report(study.report)),
+             source_url=page_url(study.images[0].key) if public else None)
         for study in train
-    ]
+    ]  # fmt: skip
     model.eval()
     vectors = embed_reports(model.text_tower, tokenizer, [study.report for study in train])
     index = ReportIndex.build(vectors, cases)

@@ -1,5 +1,4 @@
-"""Stage ``pretrain``: the backbone learns findings, so that its patch tokens are informative before
-CE begins.
+"""Stage ``pretrain``: the backbone learns findings before cross-entropy begins.
 
 Multi-label binary cross-entropy on the targets of ``training.data.targets`` for both views, at
 growing resolution, with averaged weights. Studies of the val and test splits take no part; val
@@ -27,7 +26,7 @@ from training.data.augment import Augmentation, augmentation_draws, changed, to_
 from training.data.device_array import DeviceRows
 from training.data.pixel_cache import PixelCache
 from training.data.studies import Source, Study
-from training.data.targets import ExternalLabels, FindingTargets, Floats, Group, finding_targets, read_soft_scores
+from training.data.targets import ExternalLabels, FindingTargets, Floats, finding_targets, read_soft_scores
 from training.scoring.binary import auroc
 from training.stages.common import Rows, shuffled_batches
 from training.trainer.context import RunContext
@@ -55,19 +54,9 @@ class FindingNet(nn.Module):
 
 @dataclass(frozen=True)
 class PretrainData:
-    """What the backbone is pretrained on.
+    """What the backbone is pretrained on; see ``training.prepared_run.RunInputs``."""
 
-    Attributes:
-        source: its training split and ``extra`` studies teach, its val split is scored.
-        cache: decoded images of all of them.
-        soft_scores: CSV ``image_id,<finding>,…`` of another network's probabilities.
-        label_table: study uid -> findings present, additional reference labels for the AUROC on
-            val.
-        external_labels: findings of those studies of ``source.extra`` that have labels in place of
-            a report.
-    """
-
-    source: Source
+    source: Source  # its training split and ``extra`` studies teach, its val split is scored
     cache: PixelCache
     soft_scores: Path | None = None
     label_table: Mapping[str, frozenset[str]] | None = None
@@ -82,12 +71,10 @@ def pretrain(
     ``finding_head`` (14, D), where given, receives the weights of the labeler's 14 findings.
 
     Raises:
-        ValueError: no training image, unreadable soft targets, or no target with a weight above 0.
+        ValueError: unreadable soft targets, or no target with a weight above 0.
     """
     cache, processes, device = data.cache, context.processes, context.device
     images = _images([*data.source.split("train"), *data.source.extra], cache)
-    if not images:
-        raise ValueError("pretraining found no readable training image; check --root")
     soft = read_soft_scores(data.soft_scores) if data.soft_scores else None
     targets = finding_targets(images, soft, terms=True, external=data.external_labels)
     values, mask = torch.from_numpy(targets.values), torch.from_numpy(targets.mask)
@@ -112,10 +99,11 @@ def pretrain(
         local_ids = batch[local]
         x = changed(to_float(pixels.take(rows[local_ids]), size), Augmentation(), draws)
         logits, y, known = net(x).float(), values[local_ids].to(device), mask[local_ids].to(device)
-        losses: dict[str, Tensor] = {
-            name: _bce(logits, y, known, columns) / mask[batch][:, columns].sum().clamp(min=1).to(device)
-            for name, (columns, _) in groups.items()
-        }  # divided by the known targets of the whole batch
+        losses: dict[str, Tensor] = {}
+        for name, (columns, _) in groups.items():
+            summed = F.binary_cross_entropy_with_logits(logits[:, columns], y[:, columns], weight=known[:, columns],
+                                                        reduction="sum")  # fmt: skip
+            losses[name] = summed / mask[batch][:, columns].sum().clamp(min=1).to(device)  # known in the whole batch
         total = torch.stack([weight * losses[name] for name, (_, weight) in groups.items()]).sum()
         return {"loss": total, **losses}
 
@@ -136,14 +124,9 @@ def pretrain(
     return history.selected_row()
 
 
-def _weighted_groups(targets: FindingTargets, config: PretrainConfig) -> dict[Group, tuple[slice, float]]:
+def _weighted_groups(targets: FindingTargets, config: PretrainConfig) -> dict[str, tuple[slice, float]]:
     """Group -> (its columns, its weight in the loss), without empty groups and those of weight 0."""
-    weights = config.weights
-    named: Sequence[tuple[Group, float]] = (
-        ("soft", weights.soft), ("report", weights.report), ("mesh", weights.mesh), ("text", weights.text),
-        ("external", weights.external),
-    )  # fmt: skip
-    groups = {name: (targets.group(name), weight) for name, weight in named if weight}
+    groups = {name: (targets.group(name), weight) for name, weight in config.weights if weight}
     groups = {name: (columns, weight) for name, (columns, weight) in groups.items() if columns.stop}
     if not groups:
         raise ValueError("every group of pretraining targets is empty or has weight 0; raise one of pretrain.weights")
@@ -152,21 +135,13 @@ def _weighted_groups(targets: FindingTargets, config: PretrainConfig) -> dict[Gr
     return groups
 
 
-def _bce(logits: Tensor, values: Tensor, mask: Tensor, columns: slice) -> Tensor:
-    """Binary cross-entropy over the known targets of a group's columns, summed."""
-    return F.binary_cross_entropy_with_logits(
-        logits[:, columns], values[:, columns], weight=mask[:, columns], reduction="sum"
-    )
-
-
 def _images(studies: Sequence[Study], cache: PixelCache, *, frontal_only: bool = False) -> list[tuple[str, Study]]:
-    pairs = []
-    for study in studies:
-        usable = cache.usable(study)
-        for ref in usable.images if usable else ():
-            if not frontal_only or ref.view is View.FRONTAL:
-                pairs.append((ref.key, study))
-    return pairs
+    """(image key, its study) of the readable images."""
+    return [
+        (ref.key, study)
+        for study in studies if (usable := cache.usable(study))
+        for ref in usable.images if not frontal_only or ref.view is View.FRONTAL
+    ]  # fmt: skip
 
 
 def _finding_scores(

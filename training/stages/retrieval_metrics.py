@@ -42,10 +42,7 @@ def study_report_similarity(
 
 def recall(similarity: Tensor) -> dict[str, float]:
     """Share of studies whose report ranks among the best 1, 5 and 10, and the mean reciprocal rank
-    ``mrr``.
-
-    ``similarity`` (N, N): study i against report j. Reports as similar as the study's report do not
-    lower its rank.
+    ``mrr``; ``similarity`` (N, N) is of study i to report j. Ties do not lower a rank.
     """
     rank = (similarity > similarity.diagonal()[:, None]).sum(1)
     metrics = {f"recall_{k}": float((rank < k).float().mean()) for k in (1, 5, 10)}
@@ -68,8 +65,6 @@ def retrieval_scores(
     model: ReportModel, index: ReportIndex, patches: PatchSource, studies: Sequence[Study], k: int, seed: int
 ) -> dict[str, float]:
     """Label agreement of the top-k cases of ``studies``, and that of random cases."""
-    if not studies:
-        return {}
     model.eval()
     queries = embed_studies(model, patches, studies)
     _, rows = index.search(queries, k, exclude=[study.study_id for study in studies])
@@ -79,7 +74,5 @@ def retrieval_scores(
         [[index.case(int(row)).findings or "" for row in row_set if row >= 0] for row_set in table]
         for table in (rows, drawn)
     )
-    return {
-        f"label_agreement_top{k}": label_agreement(found, reports),
-        "label_agreement_random": label_agreement(random, reports),
-    }
+    return {f"label_agreement_top{k}": label_agreement(found, reports),
+            "label_agreement_random": label_agreement(random, reports)}  # fmt: skip

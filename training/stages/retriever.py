@@ -1,5 +1,4 @@
-"""Stage ``retriever``: study head and text tower learn one embedding space, in which images find
-reports.
+"""Stage ``retriever``: study head and text tower learn one embedding space.
 
 The loss is contrastive (``training.stages.contrastive``). The backbone is frozen, so the vectors in
 the index stay valid while later stages train.
@@ -41,12 +40,10 @@ def train_retriever(
     model: ReportModel, tokenizer: Tokenizer, features: PatchSource, studies: StudySplits, config: RetrieverConfig,
     context: RunContext,
 ) -> Mapping[str, float]:  # fmt: skip
-    """Train ``model.study_head`` and ``model.text_tower`` in place; returns the selected row of the
-    log.
+    """Train ``model.study_head`` and ``model.text_tower`` in place; returns the selected row of the log.
 
-    The epoch with the best mean reciprocal rank on val is kept: of each val study's report among
-    all val reports. (The val loss rises with the model's confidence long before the ranking stops
-    improving.)
+    The epoch with the best mean reciprocal rank on val is kept, not the one of the lowest loss, which
+    rises with the model's confidence long before the ranking stops improving.
     """
     train, val, processes, device = studies.train, studies.val, context.processes, context.device
     encoders = DualEncoderTrainingModule(model, config.temperature).to(device)

@@ -32,19 +32,8 @@ from torch import Tensor, nn
 from model.decoding.search import Constraints, Generated, greedy, sample
 from model.network.report_model import Encoded, ReportModel
 from training.config import ScstConfig, SelectionConstraints
-from training.stages.common import (
-    FrozenPartsModule,
-    ReportGenerator,
-    Rows,
-    StudySplits,
-    build_optimizer,
-    count_targets,
-    encode_reports,
-    mask_suppressed_targets,
-    retrieve,
-    shuffled_batches,
-    teacher_forced,
-)
+from training.stages import common
+from training.stages.common import ReportGenerator, Rows, StudySplits
 from training.stages.scst_reward import Reward
 from training.stages.validation import validate_generation
 from training.trainer.context import RunContext
@@ -67,22 +56,14 @@ def train_scst(
     (of the samples) and ``greedy_reward`` (of the greedy reports: of all studies where they are the
     baseline, else of a quarter).
 
-    Returns:
-        The selected epoch's row of the log; ``epoch`` 0 stands for the initial weights.
-
-    Raises:
-        ValueError: no training study.
+    Returns the selected epoch's row of the log; ``epoch`` 0 stands for the initial weights.
     """
     model, tokenizer, train = generator.model, generator.tokenizer, studies.train
-    if not train:
-        raise ValueError("self-critical training found no readable training study; check --root or --images")
     processes, device = context.processes, context.device
-    names, reports = [study.study_id for study in train], [study.report for study in train]
-    ids = encode_reports(train, tokenizer, model.config.max_length)
-    targets = mask_suppressed_targets(ids, generator.decoding, tokenizer)
+    reports = common.TrainingReports(generator, train)
     policy_decoding = generator.decoding.model_copy(update={"block_trigrams": False, "trigram_penalty": 0.0})
     constraints = Constraints.of(policy_decoding, tokenizer)
-    reward = Reward(reports, config.reward)
+    reward = Reward(reports.reports, config.reward)
     greedy_every = 1 if config.baseline == "greedy" else GREEDY_EVERY
 
     def score(drafts: Generated, rows: Sequence[int]) -> dict[str, Tensor]:
@@ -93,9 +74,7 @@ def train_scst(
     def train_step(batch: Rows, random: torch.Generator) -> dict[str, Tensor]:
         local = processes.rows(len(batch))
         local_ids = batch[local]
-        patches = generator.patches.patches([train[i] for i in batch], random, part=local)
-        cases, case_mask = retrieve(model, generator.index, patches, [names[i] for i in local_ids])
-        encoded = model.encode(patches, cases, case_mask)
+        encoded = model.encode(*reports.inputs(batch, local, random))
         with torch.no_grad():
             samples = sample(model, encoded, constraints, tokenizer.bos_id, count=config.samples,
                              generator=_on(device, random), temperature=config.temperature,
@@ -111,18 +90,15 @@ def train_scst(
                 greedy_rewards = score(drafts, local_ids[greedy_rows].tolist())["reward"]
             baseline = greedy_rewards if config.baseline == "greedy" else config.baseline
             advantage = advantages(rewards, baseline).flatten().to(device, torch.float32)
-        log_probs = policy_log_probs(
-            model, encoded, samples, constraints, tokenizer.bos_id, config.samples, config.temperature
-        )
+        log_probs = policy_log_probs(model, encoded, samples, constraints, tokenizer.bos_id, config.samples,
+                                     config.temperature)  # fmt: skip
         words = processes.total((samples.ids != 0).sum())
         policy = -(advantage.unsqueeze(1) * log_probs).sum() / words
         means = {name: values.sum() / (len(batch) * config.samples) for name, values in scores.items()}
         greedy_mean = greedy_rewards.sum() / -(-len(batch) // greedy_every)
         losses = {"loss": policy, "policy": policy, **means, "greedy_reward": greedy_mean}
         if config.nll_weight:
-            nll = teacher_forced(
-                model, encoded, ids[local_ids], targets[local_ids], words=count_targets(targets[batch])
-            )
+            nll = reports.nll(encoded, batch, local)
             losses |= {"loss": (1 - config.nll_weight) * policy + config.nll_weight * nll, "nll": nll}
         return losses
 
@@ -130,23 +106,20 @@ def train_scst(
     start: dict[str, float] = {}
 
     def validate() -> Mapping[str, float]:
-        scores, texts = validate_generation(generator, chosen, reports, context)
+        scores, texts = validate_generation(generator, chosen, reports.reports, context)
         row = {**scores, "redacted": sum(_REDACTED in text.split() for text in texts) / len(texts)}
         return {**row, "guards": float(not violated_constraints(row, start, config.guards))}
 
     module = _EvalModeModule(model)
-    optimizer = build_optimizer(model, backbone_lr=0.0, head_lr=config.lr, weight_decay=0.0)
-    loop = Loop(
-        LoopConfig("scst", select="selection" if chosen else None, eligible="guards" if chosen else None,
-                   patience=config.patience if chosen else None),
-        context, module, optimizer,
-    )  # fmt: skip
+    optimizer = common.build_optimizer(model, backbone_lr=0.0, head_lr=config.lr, weight_decay=0.0)
+    selection = LoopConfig("scst", select="selection", eligible="guards", patience=config.patience)
+    loop = Loop(selection if chosen else LoopConfig("scst"), context, module, optimizer)
     before = loop.evaluate_initial(validate) if chosen else {}
     start.update({name.removeprefix("val_"): value for name, value in before.items()})
     if chosen:
         _warn_of_weak_start(start, config.guards)
     steps = -(-len(train) // config.batch_size)
-    history = loop.fit(shuffled_batches(len(train), steps, context.seed, 31), epochs=config.epochs, steps=steps,
+    history = loop.fit(common.shuffled_batches(len(train), steps, context.seed, 31), epochs=config.epochs, steps=steps,
                        train_step=train_step, validate=validate if chosen else None)  # fmt: skip
     if chosen and history.best_epoch < 0:
         log.warning("scst: no epoch within the selection constraints beat the initial weights; they are kept")
@@ -157,11 +130,9 @@ def train_scst(
 def advantages(rewards: Tensor, baseline: Tensor | Literal["leave_one_out", "best_other"]) -> Tensor:
     """How far each sample's reward lies above its baseline: rewards (B, n) -> (B, n).
 
-    Args:
-        rewards: of n samples a study.
-        baseline: (B,) rewards of the greedy reports; or, with two samples or more, the mean of the
-            other samples (``leave_one_out``), or the best of them (``best_other``), where only the
-            best sample has an advantage.
+    ``baseline`` is (B,) rewards of the greedy reports; or, of two samples or more, the mean of the
+    others (``leave_one_out``), or the best of them (``best_other``), where only the best sample has
+    an advantage.
     """
     if isinstance(baseline, Tensor):
         return rewards - baseline.unsqueeze(1)
@@ -198,13 +169,8 @@ def policy_log_probs(
 def violated_constraints(
     row: Mapping[str, float], start: Mapping[str, float], limits: SelectionConstraints
 ) -> list[str]:
-    """Names of the constraints that a validation row violates.
-
-    Args:
-        row: of an epoch.
-        start: the row of the initial weights; empty where ``row`` is that row, which violates
-            nothing.
-        limits: of the configuration.
+    """Names of the constraints that a validation row violates; ``start`` is the row of the initial
+    weights, which itself violates nothing (``start`` is then empty).
     """
     if not start:
         return []
@@ -229,7 +195,7 @@ def _warn_of_weak_start(start: Mapping[str, float], limits: SelectionConstraints
                     "effect")  # fmt: skip
 
 
-class _EvalModeModule(FrozenPartsModule):
+class _EvalModeModule(common.FrozenPartsModule):
     """The model in eval mode throughout: no dropout, normalisation statistics unchanged."""
 
     def __init__(self, model: ReportModel) -> None:

@@ -45,12 +45,8 @@ def write_reports(generator: ReportGenerator, studies: Sequence[Study], context:
 def validate_generation(
     generator: ReportGenerator, studies: Sequence[Study], train_reports: Sequence[str], context: RunContext
 ) -> tuple[dict[str, float], list[str]]:
-    """Scores of written reports, and the reports.
-
-    The scores include ``chance_CIDEr`` and ``chance_label_f1``, the expectation under permutation,
-    and ``selection``. Reports are decoded greedily, or by MBR where ``generator.decoding`` is
-    ``consensus``: an MBR report combines what the samples contain, which the greedy report does not
-    show.
+    """Scores of written reports (with ``chance_…``, expected under permutation, and ``selection``),
+    and the reports, decoded by MBR where the bundle decodes so, else greedily.
     """
     method = "greedy" if generator.mbr is None else "consensus"
     decoding = generator.decoding.model_copy(update={"method": method})

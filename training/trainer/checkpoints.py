@@ -15,12 +15,8 @@ log = logging.getLogger(__name__)
 
 
 def save_atomically(content: object, path: Path, *, previous: Path | None = None) -> None:
-    """``torch.save`` to a temporary file, flush it to disk, rename it to ``path``.
-
-    Args:
-        content: what to save.
-        path: of the file.
-        previous: where an existing file at ``path`` is moved.
+    """``torch.save`` to a temporary file, flush it to disk, rename it to ``path``; an existing file
+    moves to ``previous``.
 
     Raises:
         OSError: the file cannot be written; an existing file at ``path`` is unchanged.

@@ -17,25 +17,15 @@ Placement = Literal["auto", "yes", "no"]
 
 @dataclass(frozen=True)
 class RunContext:
-    """Device, seed, precision, work directory and processes of a run.
+    """Device, seed, precision, work directory and processes of a run."""
 
-    Attributes:
-        device: of this process.
-        seed: of the run.
-        precision: ``bf16`` (autocast) or ``fp32``.
-        work: directory of caches and checkpoints, shared by all processes.
-        processes: that train together.
-        on_device: whether decoded images and cached features are copied to the device as a whole.
-        checkpoint_seconds: longest time between two checkpoints within an epoch.
-    """
-
-    device: torch.device
+    device: torch.device  # of this process
     seed: int
-    precision: Literal["bf16", "fp32"]
-    work: Path
+    precision: Literal["bf16", "fp32"]  # bf16: autocast
+    work: Path  # caches and checkpoints, shared by all processes
     processes: ProcessGroup = SINGLE_PROCESS
-    on_device: Placement = "auto"
-    checkpoint_seconds: float = 120.0
+    on_device: Placement = "auto"  # whether decoded images and cached features are copied to the device as a whole
+    checkpoint_seconds: float = 120.0  # longest time between two checkpoints within an epoch
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

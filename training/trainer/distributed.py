@@ -53,14 +53,12 @@ class ProcessGroup:
             ValueError: a process would have none.
         """
         if batch < self.count:
-            raise ValueError(
-                f"a batch of {batch} cannot be shared by {self.count} processes; start fewer (torchrun "
-                f"--nproc-per-node), or train on more studies"
-            )
+            raise ValueError(f"a batch of {batch} cannot be shared by {self.count} processes; start fewer (torchrun "
+                             "--nproc-per-node), or train on more studies")  # fmt: skip
         return slice(batch * self.rank // self.count, batch * (self.rank + 1) // self.count)
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over the processes, without gradient; the same on each of them."""
+        """The sum over the processes, without gradient."""
         if self._fabric is None:
             return values.detach()
         summed = self._fabric.all_reduce(values.detach().clone(), reduce_op="sum")
@@ -68,10 +66,7 @@ class ProcessGroup:
         return summed
 
     def gather(self, part: Tensor, batch: int) -> Tensor:
-        """The rows of all processes, in the batch's order: (rows, D) -> (batch, D).
-
-        Gradients flow back to the process that a row came from.
-        """
+        """The rows of all processes in the batch's order, with gradient: (rows, D) -> (batch, D)."""
         if self._fabric is None:
             return part
         most = -(-batch // self.count)
@@ -82,8 +77,7 @@ class ProcessGroup:
         return torch.cat([rows[:size] for rows, size in zip(parts, sizes, strict=True)])
 
     def sharing(self, module: nn.Module, step: Step) -> Step:
-        """``step``, after whose ``backward`` each weight of ``module`` has the mean gradient of all
-        processes.
+        """``step``, whose ``backward`` averages the gradients of ``module`` over the processes.
 
         The others first receive the weights and buffers of process 0, and its buffers at each step.
         """
@@ -93,7 +87,7 @@ class ProcessGroup:
         return lambda batch, generator: shared(batch, generator)
 
     def from_main(self, compute: Callable[[], T]) -> T:
-        """The result of ``compute`` on process 0, which alone calls it, for all processes."""
+        """The result of ``compute``, which process 0 alone calls, for all processes."""
         if self._fabric is None:
             return compute()
         return self._fabric.broadcast(compute() if self.main else None)  # type: ignore[return-value]
@@ -114,16 +108,11 @@ class ProcessGroup:
 
     def synchronise_features(self, module: nn.Module) -> None:
         """Make the feature norms in ``module`` take their statistics over the whole batch."""
-        if self._fabric is not None:
+        fabric = self._fabric
+        if fabric is not None:
             for part in module.modules():
                 if isinstance(part, FeatureNorm):
-                    part.total = self._summed
-
-    def _summed(self, values: Tensor) -> Tensor:
-        assert self._fabric is not None
-        gathered = self._fabric.all_gather(values, sync_grads=True)
-        assert isinstance(gathered, Tensor)  # (count, ...)
-        return gathered.sum(0)
+                    part.total = lambda values: fabric.all_gather(values, sync_grads=True).sum(0)  # type: ignore[union-attr]
 
     def synchronise_backbone(self, module: nn.Module) -> None:
         """Make batch normalisation in ``module`` use the whole batch on CUDA.
@@ -167,10 +156,8 @@ def process_rank() -> int:
 
 
 def join(device: str) -> tuple[ProcessGroup, torch.device]:
-    """Join the processes of ``torchrun``, if there are any, and choose this one's device.
-
-    Args:
-        device: ``auto``, ``cpu`` or ``cuda``; for one process also ``cuda:N``.
+    """Join the processes of ``torchrun``, if there are any, and choose this one's device: ``auto``,
+    ``cpu`` or ``cuda``; for one process also ``cuda:N``.
 
     Raises:
         ValueError: the device is not available, or Lightning Fabric is not installed.
@@ -178,11 +165,12 @@ def join(device: str) -> tuple[ProcessGroup, torch.device]:
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return SINGLE_PROCESS, choose_device(device)
-    kind, here = _kind(device), int(os.environ.get("LOCAL_WORLD_SIZE", count))
-    if kind == "cuda" and torch.cuda.device_count() < here:
-        raise ValueError(
-            f"{here} processes share {torch.cuda.device_count()} GPUs; start one a GPU (torchrun --nproc-per-node)"
-        )
+    if ":" in device:
+        raise ValueError(f"--device {device} names one GPU; several processes take one each: use cuda or auto")
+    kind = "cuda" if choose_device(device).type == "cuda" else "cpu"
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", count)), torch.cuda.device_count()
+    if kind == "cuda" and gpus < here:
+        raise ValueError(f"{here} processes share {gpus} GPUs; start one a GPU (torchrun --nproc-per-node)")
     try:
         from lightning_fabric import Fabric
         from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
@@ -195,10 +183,3 @@ def join(device: str) -> tuple[ProcessGroup, torch.device]:
     )  # fmt: skip
     fabric.launch()
     return ProcessGroup(fabric), fabric.device
-
-
-def _kind(device: str) -> str:
-    if ":" in device:
-        raise ValueError(f"--device {device} names one GPU; several processes take one each: use cuda or auto")
-    chosen = choose_device(device).type
-    return chosen if chosen == "cuda" else "cpu"

@@ -30,6 +30,10 @@ class History:
         """The row of the best epoch, of the last one where none was selected; empty without epochs."""
         return self.rows[self.best_epoch] if self.rows else {}
 
+    def all_rows(self) -> list[dict[str, float]]:
+        """The rows from ``start`` on."""
+        return [row for row in (self.start, *self.rows) if row]
+
 
 class HistoryWriter:
     """Writes ``log.csv``, ``curves.png`` and ``tensorboard/`` of a stage."""
@@ -59,17 +63,12 @@ class HistoryWriter:
             self._draw(history)
 
     def _write_table(self, history: History) -> None:
-        rows = _with_start(history)
-        text = io.StringIO()
+        rows, text = history.all_rows(), io.StringIO()
         table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
         table.writeheader()
         table.writerows(rows)
         write_atomic(self._directory / "log.csv", text.getvalue().encode())
 
     def _draw(self, history: History) -> None:
-        plot_history(_with_start(history), self._directory / "curves.png", title=self._stage)
+        plot_history(history.all_rows(), self._directory / "curves.png", title=self._stage)
         self._drawn = time.monotonic()
-
-
-def _with_start(history: History) -> list[dict[str, float]]:
-    return [row for row in (history.start, *history.rows) if row]

@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,29 +35,16 @@ Validate = Callable[[], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How a stage trains.
+    """How a stage trains; ``select`` and ``eligible`` are metrics of ``validate``."""
 
-    Attributes:
-        stage: name; part of every seed, and of the directory.
-        warmup: share of all steps in which the learning rate rises from 0; it then falls as a
-            cosine.
-        floor: learning rate at the end, relative to the peak.
-        clip: largest gradient norm.
-        ema: decay of the averaged weights; 0 keeps none.
-        select: metric of ``validate`` whose best epoch is kept; None keeps the last.
-        eligible: metric of ``validate`` that is 0 where an epoch must not be kept; None: all epochs
-            may be.
-        patience: epochs without a better ``select`` after which the stage ends.
-    """
-
-    stage: str
-    warmup: float = 0.05
-    floor: float = 0.05
-    clip: float = 1.0
-    ema: float = 0.0
-    select: str | None = None
-    eligible: str | None = None
-    patience: int | None = None
+    stage: str  # part of every seed, and of the directory
+    warmup: float = 0.05  # share of all steps in which the learning rate rises from 0, before it falls as a cosine
+    floor: float = 0.05  # learning rate at the end, relative to the peak
+    clip: float = 1.0  # largest gradient norm
+    ema: float = 0.0  # decay of the averaged weights; 0 keeps none
+    select: str | None = None  # its best epoch is kept; None keeps the last
+    eligible: str | None = None  # 0 where an epoch must not be kept
+    patience: int | None = None  # epochs without a better ``select`` after which the stage ends
 
 
 def step_seed(seed: int, stage: str, step: int) -> int:
@@ -80,14 +66,10 @@ class Loop:
         self._best: Weights | None = None
         self._sums: dict[str, float] = {}  # of the losses of the current epoch
         self._loaded = False
+        self.directory = context.work / config.stage  # of checkpoints, log and curves
         self.directory.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def directory(self) -> Path:
-        """Of the stage's checkpoints, log and curves."""
-        return self.context.work / self.config.stage
-
-    # -- training --------------------------------------------------------------------------------------------------
+        self.checkpoint = self.directory / "checkpoint.pt"
+        self.previous = self.directory / "checkpoint.previous.pt"
 
     def evaluate_initial(self, validate: Validate) -> dict[str, float]:
         """Make the current weights candidate 0 of the selection; returns their row."""
@@ -117,11 +99,10 @@ class Loop:
         self.load()
         processes = self.context.processes
         train_step = processes.sharing(self.module, train_step)
-        writer = None
-        if processes.main:
-            writer = HistoryWriter(self.config.stage, self.directory, len(self.history.rows))
+        done = len(self.history.rows)
+        writer = HistoryWriter(self.config.stage, self.directory, done) if processes.main else None
         began = time.monotonic()
-        for epoch in range(len(self.history.rows), epochs):
+        for epoch in range(done, epochs):
             if self._out_of_patience():
                 log.info("%s: no better %s for %s epochs, stopping at epoch %d", self.config.stage,
                          self.config.select, self.config.patience, epoch)  # fmt: skip
@@ -181,8 +162,7 @@ class Loop:
             raise FloatingPointError(
                 f"{self.config.stage}: the {what} is {value} at step {self.step}. The last good checkpoint is kept in "
                 f"{self.directory}. Continue with --resume and --precision fp32; if that does not help, look for "
-                "values that are not finite in the data and its caches, or lower the learning rate."
-            )
+                "values that are not finite in the data and its caches, or lower the learning rate.")  # fmt: skip
 
     def _finish_epoch(self, epoch: int, steps: int, validate: Validate | None, seconds: float) -> None:
         row = {"epoch": float(epoch + 1), "lr": float(self.optimizer.param_groups[-1]["lr"])}
@@ -197,8 +177,6 @@ class Loop:
         self.save()
         log.info("%s epoch %d: %s", self.config.stage, epoch + 1,
                  ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"))  # fmt: skip
-
-    # -- selection -------------------------------------------------------------------------------------------------
 
     def _validated(self, validate: Validate) -> dict[str, float]:
         self.module.eval()
@@ -231,45 +209,24 @@ class Loop:
         finally:
             self.module.load_state_dict(raw)
 
-    # -- checkpoints -----------------------------------------------------------------------------------------------
-
-    @property
-    def checkpoint(self) -> Path:
-        """The stage's last checkpoint."""
-        return self.directory / "checkpoint.pt"
-
-    @property
-    def previous(self) -> Path:
-        """The checkpoint before that."""
-        return self.directory / "checkpoint.previous.pt"
-
     def save(self) -> None:
         """Write the checkpoint on process 0; the one before is kept as ``previous``."""
         if not self.context.processes.main:
             return
         content = {
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self._average,
-            "best": self._best,
-            "step": self.step,
-            "sums": self._sums,
-            "rows": self.history.rows,
-            "best_epoch": self.history.best_epoch,
-            "best_value": self.history.best_value,
-            "start": self.history.start,
-        }
+            "module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self._average,
+            "best": self._best, "step": self.step, "sums": self._sums, **vars(self.history),
+        }  # fmt: skip
         save_atomically(content, self.checkpoint, previous=self.previous)
 
-    def load(self) -> bool:
-        """Continue from the checkpoint, or from the one before where it is damaged; False where
-        there is none.
+    def load(self) -> None:
+        """Continue from the checkpoint, or from the one before where it is damaged, if there is one.
 
         Raises:
             ValueError: both are damaged, or the checkpoint belongs to a different model.
         """
         if self._loaded or not (self.checkpoint.exists() or self.previous.exists()):
-            return False
+            return
         content, path = read_newest((self.checkpoint, self.previous), self.context.device)
         try:
             self.module.load_state_dict(content["module"])
@@ -281,16 +238,12 @@ class Loop:
             ) from error
         self._average, self._best = content["average"], content["best"]
         self.step, self._sums = content["step"], content["sums"]
-        self.history = History(
-            content["rows"], content["best_epoch"], content["best_value"], content.get("start") or {}
-        )
+        self.history = History(content["rows"], content["best_epoch"], content["best_value"], content.get("start", {}))
         self._loaded = True
         log.info("%s: resumed at step %d", self.config.stage, self.step)
         self.context.processes.wait()  # all must read before one writes
         if path == self.previous and self.context.processes.main:
-            # otherwise the next save would discard the good file and keep the damaged one
-            os.replace(path, self.checkpoint)
-        return True
+            os.replace(path, self.checkpoint)  # else the next save would replace the good file by the damaged one
 
 
 def learning_rate_factor(progress: float, warmup: float, floor: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,17 +18,13 @@ PANEL, HEAD = (4.2, 2.8), 0.4
 
 def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) -> None:
     """Draw one small panel for each logged metric over epochs into ``path``."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
     names = [n for n in dict.fromkeys(k for row in rows for k in row) if n not in {"epoch", "seconds"}]
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     width, height = PANEL[0] * columns, PANEL[1] * lines + HEAD
-    figure = plt.figure(figsize=(width, height))
+    figure = _pyplot().figure(figsize=(width, height))
     for number, name in enumerate(names):
         line, column = divmod(number, columns)
         left, bottom = PANEL[0] * column + 0.65, PANEL[1] * (lines - 1 - line) + 0.55
@@ -47,12 +43,7 @@ def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) ->
 
 def save_plot(draw: Callable[[Axes], None], path: Path, *, size: tuple[float, float]) -> None:
     """Let ``draw`` fill one panel of ``size`` inches; write it to ``path``."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    figure, axis = _pyplot().subplots(figsize=size, layout="constrained")
     draw(axis)
     axis.grid(alpha=0.3)
     for side in ("top", "right"):
@@ -60,10 +51,17 @@ def save_plot(draw: Callable[[Axes], None], path: Path, *, size: tuple[float, fl
     _save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    from matplotlib import pyplot as plt
+def _pyplot() -> Any:
+    import matplotlib
 
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Figure, path: Path) -> None:
     partial = path.with_suffix(".tmp.png")
     figure.savefig(partial, dpi=110)
-    plt.close(figure)
+    _pyplot().close(figure)
     os.replace(partial, path)
