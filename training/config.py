@@ -9,79 +9,59 @@ from pydantic import Field, model_validator
 from model.config import Count, DecodingConfig, Frozen, Share
 
 Rate = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
 Epochs = Annotated[int, Field(ge=0)]
+Patience = Annotated[int, Field(ge=1)] | None  # epochs without a better selection metric after which the stage ends
 
 
 class TargetWeights(Frozen):
-    """Weights of the groups of pretraining targets."""
+    """Weights in the loss of the groups of targets (``training.data.targets``)."""
 
-    soft: Annotated[float, Field(ge=0)] = 1.0
-    report: Annotated[float, Field(ge=0)] = 1.0
-    mesh: Annotated[float, Field(ge=0)] = 1.0
-    text: Annotated[float, Field(ge=0)] = 2.0
-    external: Annotated[float, Field(ge=0)] = 1.0
+    soft: Weight = 1.0
+    report: Weight = 1.0
+    mesh: Weight = 1.0
+    text: Weight = 2.0
+    external: Weight = 1.0
 
 
 class PretrainConfig(Frozen):
-    """Stage ``pretrain``: the backbone on finding targets.
+    """Stage ``pretrain``: the backbone on finding targets."""
 
-    Attributes:
-        epochs_by_size: (pixels, epochs) in order.
-        ema: decay of the averaged weights.
-        weights: of the groups of targets (``training.data.targets``) in the loss, each the mean
-            over its columns.
-    """
-
-    epochs_by_size: tuple[tuple[Count, Epochs], ...] = ((112, 6), (224, 1))
+    epochs_by_size: tuple[tuple[Count, Epochs], ...] = ((112, 6), (224, 1))  # (pixels, epochs) in order
     batch_size: Count = 32
     lr: Rate = 3e-4
     weight_decay: Rate = 1e-4
-    ema: Share = 0.995
+    ema: Share = 0.995  # decay of the averaged weights
     weights: TargetWeights = TargetWeights()
 
 
 class RetrieverConfig(Frozen):
-    """Stage ``retriever``: study head and text tower, contrastive.
-
-    Attributes:
-        label_weight: share of the target spread over reports with the same findings or phrases.
-        phrase_weight: of the phrases in that share.
-        dropout: of the study head.
-    """
+    """Stage ``retriever``: study head and text tower, contrastive."""
 
     epochs: Epochs = 14
     batch_size: Count = 256
     lr: Rate = 1e-3
     weight_decay: Rate = 1e-2
     temperature: Annotated[float, Field(gt=0, le=1)] = 0.07
-    label_weight: Share = 0.6
-    phrase_weight: Share = 0.5
-    dropout: Share = 0.3
+    label_weight: Share = 0.6  # share of the target spread over reports with the same findings or phrases
+    phrase_weight: Share = 0.5  # of the phrases in that share
+    dropout: Share = 0.3  # of the study head
 
 
 class CEConfig(Frozen):
-    """Stage ``ce``: cross-entropy.
-
-    Attributes:
-        backbone_lr: 0 freezes the backbone, and its features are cached.
-        view_dropout: share of training studies that lose a view.
-        case_dropout: share of training studies that lose their retrieved cases.
-        contrastive_weight: of the contrastive loss where the backbone moves.
-        patience: epochs without a better selection metric after which the stage ends.
-        validate_limit: number of val studies that validation uses; None: all.
-    """
+    """Stage ``ce``: cross-entropy."""
 
     epochs: Epochs = 30
     batch_size: Count = 16
-    backbone_lr: Rate = 2.5e-5
+    backbone_lr: Rate = 2.5e-5  # 0 freezes the backbone, and its features are cached
     transformer_lr: Rate = 5e-4
     weight_decay: Rate = 5e-5
     label_smoothing: Share = 0.0
-    view_dropout: Share = 0.15
-    case_dropout: Share = 0.1
-    contrastive_weight: Annotated[float, Field(ge=0)] = 0.1
-    patience: Annotated[int, Field(ge=1)] | None = 10
-    validate_limit: Count | None = None
+    view_dropout: Share = 0.15  # share of training studies that lose a view
+    case_dropout: Share = 0.1  # share of training studies that lose their retrieved cases
+    contrastive_weight: Weight = 0.1  # where the backbone moves
+    patience: Patience = 10
+    validate_limit: Count | None = None  # val studies that validation uses; None: all
 
     @model_validator(mode="before")
     @classmethod
@@ -93,17 +73,11 @@ class CEConfig(Frozen):
 
 
 class RewardConfig(Frozen):
-    """Weights of the parts of the SCST reward.
+    """Weights of the parts of the SCST reward."""
 
-    Attributes:
-        cider: of CIDEr-D, 0 to 10.
-        bleu4: of sentence BLEU-4, 0 to 1.
-        label_f1: of what the findings add to micro-F1, -0.2 to 0.8 a finding.
-    """
-
-    cider: Annotated[float, Field(ge=0)] = 1.0
-    bleu4: Annotated[float, Field(ge=0)] = 0.0
-    label_f1: Annotated[float, Field(ge=0)] = 0.0
+    cider: Weight = 1.0  # of CIDEr-D, 0 to 10
+    bleu4: Weight = 0.0  # of sentence BLEU-4, 0 to 1
+    label_f1: Weight = 0.0  # of what the findings add to micro-F1, -0.2 to 0.8 a finding
 
     @model_validator(mode="after")
     def _has_a_weight(self) -> Self:
@@ -113,46 +87,28 @@ class RewardConfig(Frozen):
 
 
 class SelectionConstraints(Frozen):
-    """What an epoch's validation drafts must meet to be selected, relative to the initial weights.
+    """What an epoch's validation drafts must meet to be selected, relative to the initial weights."""
 
-    Attributes:
-        distinct: smallest share of the initial share of distinct drafts.
-        least_distinct: smallest share of distinct drafts, whatever the initial one: a model that
-            writes one report for all studies has no variety to lose.
-        label_f1: smallest share of the initial label F1.
-        length: largest relative change of the mean length.
-        redacted: largest rise of the share of drafts with the redaction mark, which is 0 where
-            decoding suppresses that mark (``DecodingConfig.suppress``, the default).
-    """
-
-    distinct: Share = 0.8
-    least_distinct: Share = 0.02
-    label_f1: Share = 0.9
-    length: Annotated[float, Field(gt=0)] = 0.4
-    redacted: Share = 0.01
+    distinct: Share = 0.8  # smallest share of the initial share of distinct drafts
+    least_distinct: Share = 0.02  # of all drafts: a model that writes one report for all has no variety to lose
+    label_f1: Share = 0.9  # smallest share of the initial label F1
+    length: Annotated[float, Field(gt=0)] = 0.4  # largest relative change of the mean length
+    redacted: Share = 0.01  # largest rise of the share of drafts with the redaction mark, which decoding may suppress
 
 
 class ScstConfig(Frozen):
-    """Stage ``scst``: self-critical sequence training on a frozen backbone.
-
-    Attributes:
-        samples: drafts sampled for each study.
-        baseline: the reward of the greedy report, the mean of the study's other samples, or the
-            best of them.
-        nll_weight: share of cross-entropy in the loss.
-        guards: the selection constraints.
-    """
+    """Stage ``scst``: self-critical sequence training on a frozen backbone."""
 
     epochs: Epochs = 10
     batch_size: Count = 16
-    samples: Count = 5
+    samples: Count = 5  # drafts sampled for each study
     lr: Rate = 2e-5
     temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
-    baseline: Literal["leave_one_out", "greedy", "best_other"] = "leave_one_out"
-    nll_weight: Share = 0.1
+    baseline: Literal["leave_one_out", "greedy", "best_other"] = "leave_one_out"  # see ``training.stages.scst``
+    nll_weight: Share = 0.1  # share of cross-entropy in the loss
     reward: RewardConfig = RewardConfig()
     guards: SelectionConstraints = SelectionConstraints()
-    patience: Annotated[int, Field(ge=1)] | None = 3
+    patience: Patience = 3
     validate_limit: Count | None = None
 
     @model_validator(mode="after")
@@ -182,24 +138,16 @@ class ModelShape(Frozen):
 
 
 class RunConfig(Frozen):
-    """Everything that decides the weights of a run, except the data.
-
-    Attributes:
-        backbone_weights: ``imagenet``, ``none`` or a file.
-        retrieval_k: retrieved cases a study; 0 trains without retrieval.
-        feature_variants: copies of each image in the feature cache of a frozen backbone; copy 0 is
-            unchanged, the others are augmented.
-        consensus_directions: R of ``model.decoding.mbr``, for ``consensus`` decoding.
-    """
+    """Everything that decides the weights of a run, except the data."""
 
     preset: str
     seed: int = 1
     image_size: Count = 224
     shape: ModelShape = ModelShape()
-    backbone_weights: str = "none"
-    retrieval_k: Annotated[int, Field(ge=0)] = 5
-    feature_variants: Count = 4
-    consensus_directions: Count = 256
+    backbone_weights: str = "none"  # imagenet, none or a file
+    retrieval_k: Annotated[int, Field(ge=0)] = 5  # retrieved cases a study; 0 trains without retrieval
+    feature_variants: Count = 4  # copies of each image in the feature cache; all but copy 0 are augmented
+    consensus_directions: Count = 256  # R of ``model.decoding.mbr_table``, for ``consensus`` decoding
     pretrain: PretrainConfig | None = PretrainConfig()
     retriever: RetrieverConfig | None = RetrieverConfig()
     ce: CEConfig = CEConfig()

@@ -93,7 +93,7 @@ class OnlineFeatures:
     def patches(
         self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True, part: slice = WHOLE
     ) -> Patches:
-        """Encode the studies' images: (B, V, 49, D); V is the largest number of views among them."""
+        """(B, V, 49, D) tokens; V is the most views of a study."""
         rows, views, mask = _batch_of_views(studies, self._rows, self._drop, generator)
         draws = None if generator is None else augmentation_draws(mask.numel(), generator).view(*mask.shape, -1)[part]
         rows, views, mask = rows[part], views[part].to(self._device), mask[part].to(self._device)

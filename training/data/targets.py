@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,47 +113,42 @@ def finding_targets(
             have.
         external: add the group ``external``, unknown for all other studies.
     """
-    studies = {study.study_id: study for _, study in images}
-    row_of = {study_id: row for row, study_id in enumerate(studies)}
-    labels = [label_vector(study.report) for study in studies.values()]
-    names = [f"report/{name}" for name in FINDINGS]
-    values, mask = (np.stack([pair[part] for pair in labels]) for part in (0, 1))
+    studies = list({study.study_id: study for _, study in images}.values())
+    labels = [label_vector(study.report) for study in studies]
+    groups = [_group("report", FINDINGS, [values for values, _ in labels], np.stack([mask for _, mask in labels]))]
     if terms:
-        everyone = list(studies.values())
-        indexed = [bool(study.mesh) for study in everyone]
-        written = [bool(study.report.strip()) for study in everyone]
-        for group in (_terms("mesh", everyone, mesh_terms, indexed), _terms("text", everyone, text_terms, written)):
-            names += group.columns
-            values, mask = np.hstack([values, group.values]), np.hstack([mask, group.mask])
+        groups.append(_terms("mesh", [mesh_terms(study) for study in studies], [bool(s.mesh) for s in studies]))
+        written = [bool(study.report.strip()) for study in studies]
+        groups.append(_terms("text", [text_terms(study) for study in studies], written))
     if external is not None:
-        names += [f"external/{name}" for name in external.findings]
-        known = [study_id in external.present for study_id in studies]
-        there = [_marks(external.present.get(study_id, ()), external.findings) for study_id in studies]
-        values = np.hstack([values, np.array(there, np.float32)])
-        mask = np.hstack([mask, np.repeat(np.array(known, np.float32)[:, None], len(external.findings), axis=1)])
+        present = [external.present.get(study.study_id) for study in studies]
+        marks = [_marks(found or (), external.findings) for found in present]
+        groups.append(_group("external", external.findings, marks, [found is not None for found in present]))
+    row_of = {study.study_id: row for row, study in enumerate(studies)}
     rows = np.array([row_of[study.study_id] for _, study in images])
-    values, mask = values[rows], mask[rows]
+    groups = [FindingTargets(group.values[rows], group.mask[rows], group.columns) for group in groups]
     if soft is not None:
         columns, scores = soft
         absent = np.zeros(len(columns), np.float32)
-        names = [f"soft/{name}" for name in columns] + names
-        values = np.hstack([np.stack([scores.get(key, absent) for key, _ in images]), values])
-        scored = np.array([[key in scores] for key, _ in images], np.float32)
-        mask = np.hstack([np.repeat(scored, len(columns), axis=1), mask])
-    return FindingTargets(values, mask, tuple(names))
+        scored = [scores.get(key, absent) for key, _ in images]
+        groups.insert(0, _group("soft", columns, scored, [key in scores for key, _ in images]))
+    return FindingTargets(np.hstack([group.values for group in groups]), np.hstack([group.mask for group in groups]),
+                          tuple(column for group in groups for column in group.columns))  # fmt: skip
 
 
-def _terms(
-    group: str, studies: Sequence[Study], of: Callable[[Study], frozenset[str]], known: Sequence[bool]
-) -> FindingTargets:
+def _terms(group: str, found: Sequence[frozenset[str]], known: Sequence[bool]) -> FindingTargets:
     """(studies, terms) of one group, without terms of too few or nearly all studies."""
-    found = [of(study) for study in studies]
     counts = Counter(term for terms in found for term in terms)
-    most = MAX_SHARE * sum(known)
-    columns = sorted(term for term, count in counts.items() if MIN_STUDIES <= count <= most)
-    values = np.array([_marks(terms, columns) for terms in found], np.float32).reshape(len(studies), len(columns))
-    mask = np.repeat(np.array(known, np.float32)[:, None], len(columns), axis=1)
-    return FindingTargets(values, mask, tuple(f"{group}/{column}" for column in columns))
+    columns = sorted(term for term, count in counts.items() if MIN_STUDIES <= count <= MAX_SHARE * sum(known))
+    return _group(group, columns, [_marks(terms, columns) for terms in found], known)
+
+
+def _group(name: str, columns: Sequence[str], values: Sequence[npt.ArrayLike], known: npt.ArrayLike) -> FindingTargets:
+    """N rows of ``values``, all of a row known or not where ``known`` is (N,)."""
+    shape = len(values), len(columns)
+    mask = np.asarray(known, np.float32)
+    mask = mask if mask.ndim == 2 else np.repeat(mask[:, None], len(columns), axis=1)
+    return FindingTargets(np.array(values, np.float32).reshape(shape), mask, tuple(f"{name}/{c}" for c in columns))
 
 
 def _marks(terms: Iterable[str], columns: Sequence[str]) -> list[float]:

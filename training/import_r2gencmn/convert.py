@@ -68,15 +68,17 @@ def import_model(
     _same_keys(writer, {*names.values(), *copies, *tables, *rows})
     config = _model_config(writer, layers, len(words), published)
     if backbone is None:
-        name = _backbone_of(visual)
-        config = config.model_copy(update={"backbone": name})
-        backbone = Backbone(name)
+        config = config.model_copy(update={"backbone": _backbone_of(visual)})
+        backbone = Backbone(config.backbone)
     model = ReportModel(config, backbone=backbone)  # type: ignore[arg-type]
     for copy, original in copies.items():
         if not torch.equal(writer[copy], writer[original]):
             raise ValueError(f"{_WRITER}{copy} differs from {_WRITER}{original}; a published model has one memory")
-    for table in sorted(tables):
-        _check_positions(table, writer[table], config.d_model)
+    for name in sorted(tables):
+        table = writer[name].float().cpu()
+        expected = sinusoidal_positions(table.shape[1] if table.dim() == 3 else 1, config.d_model)[None]
+        if table.shape != expected.shape or not torch.allclose(table, expected, atol=1e-3):
+            raise ValueError(f"{_WRITER}{name} is not the sinusoidal table of published models")
 
     target = {key: writer[published_key] for key, published_key in names.items()}
     target |= {f"backbone.features.{key}": value for key, value in visual.items()}
@@ -182,13 +184,6 @@ def _backbone_of(visual: Mapping[str, Tensor]) -> str:
     raise ValueError(
         f"the visual extractor is none of {', '.join(_BACKBONES)}; {closest} has another {_VISUAL}{keys[0]}"
     )
-
-
-def _check_positions(name: str, table: Tensor, d_model: int) -> None:
-    if table.dim() != 3 or table.shape[0] != 1 or table.shape[2] != d_model:
-        raise ValueError(f"{_WRITER}{name} has the shape {tuple(table.shape)}, needed is (1, length, {d_model})")
-    if not torch.allclose(table[0].float().cpu(), sinusoidal_positions(table.shape[1], d_model), atol=1e-3):
-        raise ValueError(f"{_WRITER}{name} is not the sinusoidal table of published models")
 
 
 def _word_rows(writer: Mapping[str, Tensor], words: Sequence[str]) -> dict[str, Tensor]:

@@ -26,17 +26,13 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Analysis:
-    """Phrases of N reports, and the reports as vectors in R directions; see
-    ``model.decoding.mbr.MbrTable``.
-
-    ``coordinates`` (N, R) has rows of length 2 at most: one for each number of words in a phrase.
-    """
+    """The fields of ``MbrTable`` that come from the words of N reports, not yet quantised."""
 
     keys: npt.NDArray[np.int64]
     order: npt.NDArray[np.int8]
     idf: Floats
     basis: Floats
-    coordinates: Floats
+    coordinates: Floats  # (N, R), rows of length 2 at most
     norms: Floats
     frequent: npt.NDArray[np.int32]
     holds: npt.NDArray[np.uint8]
@@ -50,13 +46,9 @@ def report_tokens(studies: Sequence[Study], tokenizer: Tokenizer, max_length: in
 
 
 def analyse(tokens: Ints, directions: int, seed: int) -> Analysis:
-    """Latent semantic analysis of the CIDEr vectors of reports.
+    """Latent semantic analysis of the CIDEr vectors of reports, (N, T) tokens.
 
-    Args:
-        tokens: (N, T) of the reports.
-        directions: R, of the singular value decomposition; no more than there are reports or
-            phrases.
-        seed: of the decomposition.
+    ``directions`` is R of the singular value decomposition, at most the number of reports or phrases.
     """
     count = len(tokens)
     phrases = NgramCounts.of(tokens)
@@ -109,15 +101,10 @@ def in_steps(values: Floats, axis: int) -> tuple[npt.NDArray[np.int8], Floats]:
 def build_consensus(
     studies: Sequence[Study], vectors: Floats, tokenizer: Tokenizer, *, directions: int, max_length: int, seed: int
 ) -> MbrTable:
-    """Build the table that ``model.decoding.mbr`` reads.
+    """Build the table that ``model.decoding.mbr`` reads from N training studies.
 
-    Args:
-        studies: training studies, N.
-        vectors: (N, E) text embeddings of their reports, unit length.
-        tokenizer: of the model.
-        directions: of the analysis.
-        max_length: tokens at which reports are cut, as in training.
-        seed: of the analysis.
+    ``vectors`` (N, E) are text embeddings of their reports, of unit length; ``max_length`` is the
+    number of tokens at which reports are cut, as in training.
     """
     tokens = report_tokens(studies, tokenizer, max_length)
     found = analyse(tokens, directions, seed)

@@ -1,5 +1,4 @@
-"""Stage ``scst``: self-critical sequence training of the report generator with a reward on whole
-reports.
+"""Stage ``scst``: self-critical sequence training with a reward on whole reports.
 
 Rennie et al. 2017, "Self-critical Sequence Training for Image Captioning": reports are sampled from
 the model, and the log-probability of a sample rises by how far its reward
@@ -14,9 +13,8 @@ the model, and the log-probability of a sample rises by how far its reward
   (Walder and Karkhanis 2025, "Pass@K Policy Optimization").
 
 CIDEr alone is raised by phrases that suit every patient. Three things counter this: the reward's
-clinical term, a share of cross-entropy in the loss, and selection constraints. An epoch whose
-drafts fall below a floor of variety, findings or length, relative to the model before this stage,
-cannot be selected. The selection metric is that of the ``ce`` stage.
+clinical term, a share of cross-entropy in the loss, and constraints on variety, findings and length
+that an epoch must meet to be selected. The selection metric is that of the ``ce`` stage.
 """
 
 from __future__ import annotations
@@ -48,13 +46,12 @@ GREEDY_EVERY = 4  # studies; one of them gets a greedy reward for the log where 
 def train_scst(
     generator: ReportGenerator, studies: StudySplits, config: ScstConfig, context: RunContext
 ) -> Mapping[str, float]:
-    """Train the generator's model in place; keep the best epoch that meets the constraints, or the
-    initial weights.
+    """Train the generator's model in place, to the best epoch that meets the constraints.
 
     Dropout is off, so the sampled and the differentiated policy are the same. The backbone, and
     with it the index, does not change. The log has ``policy`` (the self-critical loss), ``reward``
-    (of the samples) and ``greedy_reward`` (of the greedy reports: of all studies where they are the
-    baseline, else of a quarter).
+    of the samples and ``greedy_reward`` of the greedy reports (of a quarter of the studies where
+    they are not the baseline).
 
     Returns the selected epoch's row of the log; ``epoch`` 0 stands for the initial weights.
     """

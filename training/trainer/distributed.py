@@ -37,7 +37,7 @@ class ProcessGroup:
     """
 
     def __init__(self, fabric: Fabric | None = None) -> None:
-        self._fabric = fabric
+        self._fabric: Any = fabric
         self.rank: int = fabric.global_rank if fabric else 0
         self.count: int = fabric.world_size if fabric else 1
 
@@ -61,8 +61,7 @@ class ProcessGroup:
         """The sum over the processes, without gradient."""
         if self._fabric is None:
             return values.detach()
-        summed = self._fabric.all_reduce(values.detach().clone(), reduce_op="sum")
-        assert isinstance(summed, Tensor)
+        summed: Tensor = self._fabric.all_reduce(values.detach().clone(), reduce_op="sum")
         return summed
 
     def gather(self, part: Tensor, batch: int) -> Tensor:
@@ -71,8 +70,7 @@ class ProcessGroup:
             return part
         most = -(-batch // self.count)
         padded = torch.cat([part, part.new_zeros(most - len(part), *part.shape[1:])])
-        parts = self._fabric.all_gather(padded, sync_grads=True)
-        assert isinstance(parts, Tensor)  # (count, most, D)
+        parts = self._fabric.all_gather(padded, sync_grads=True)  # (count, most, D)
         sizes = [batch * (rank + 1) // self.count - batch * rank // self.count for rank in range(self.count)]
         return torch.cat([rows[:size] for rows, size in zip(parts, sizes, strict=True)])
 
@@ -90,7 +88,8 @@ class ProcessGroup:
         """The result of ``compute``, which process 0 alone calls, for all processes."""
         if self._fabric is None:
             return compute()
-        return self._fabric.broadcast(compute() if self.main else None)  # type: ignore[return-value]
+        result: T = self._fabric.broadcast(compute() if self.main else None)
+        return result
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
@@ -112,7 +111,7 @@ class ProcessGroup:
         if fabric is not None:
             for part in module.modules():
                 if isinstance(part, FeatureNorm):
-                    part.total = lambda values: fabric.all_gather(values, sync_grads=True).sum(0)  # type: ignore[union-attr]
+                    part.total = lambda values: fabric.all_gather(values, sync_grads=True).sum(0)
 
     def synchronise_backbone(self, module: nn.Module) -> None:
         """Make batch normalisation in ``module`` use the whole batch on CUDA.
