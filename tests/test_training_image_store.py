@@ -29,12 +29,8 @@ def test_finds_images_by_id_in_subfolders(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode())
     found = images_by_id(tmp_path)
-    assert {key: path.relative_to(tmp_path).as_posix() for key, path in found.items()} == {
-        "a": "a.png",
-        "b": "sub/b.JPEG",
-        "c": "sub/deep/c.dcm",
-        "d": "d.png",  # before .jpg
-    }
+    names = {key: path.relative_to(tmp_path).as_posix() for key, path in found.items()}
+    assert names == {"a": "a.png", "b": "sub/b.JPEG", "c": "sub/deep/c.dcm", "d": "d.png"}  # .png before .jpg
 
 
 def test_loose_images_are_yielded_once_and_missing_ones_as_none(tmp_path: Path) -> None:
@@ -85,11 +81,6 @@ def test_chained_stores_fill_each_others_gaps(tmp_path: Path) -> None:
     (tmp_path / "loose.png").write_bytes(b"loose")
     loose = LooseImages({IDS[0]: tmp_path / "loose.png", IDS[1]: tmp_path / "gone.png"}, tmp_path)
     chained = ChainedImages([loose, TarImages(write_tgz(tmp_path / "x.tgz", MEMBERS))])
-    assert list(chained.iter([*IDS, "never", *IDS])) == [
-        (IDS[0], b"loose"),
-        (IDS[1], b"one"),
-        (IDS[2], b"two" * 1000),
-        ("never", None),
-    ]
+    assert list(chained.iter([*IDS, "never", *IDS])) == [*(EXPECTED | {IDS[0]: b"loose"}).items(), ("never", None)]
     assert ChainedImages([]).description() == "no images"
     assert list(ChainedImages([]).iter(["a"])) == [("a", None)]

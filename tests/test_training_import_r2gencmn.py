@@ -15,28 +15,15 @@ from torch import Tensor, nn
 from model.decoding.generate import generate
 from model.network.report_model import Patches, ReportModel
 from model.text.tokenizer import UNK, Tokenizer, clean_report_r2gen
-from tests.support.plain_cmn import (
-    END,
-    PUBLISHED_TRIGRAM_PENALTY,
-    GivenFeatures,
-    PlainCMN,
-    made_up_words,
-    published_state,
-)
+from tests.support import plain_cmn
+from tests.support.plain_cmn import END, GivenFeatures, PlainCMN, made_up_words, published_state
 from tests.support.tiny import REPORTS
-from training.import_r2gencmn import (
-    PUBLISHED_DECODING,
-    Published,
-    bundle_tokenizer,
-    import_model,
-    published_vocabulary,
-)
+from training.import_r2gencmn import PUBLISHED_DECODING, Published, bundle_tokenizer, import_model, published_vocabulary
 from training.import_r2gencmn.convert import _names
 
 State = dict[str, Tensor]
-TINY = {"d_model": 64, "d_ff": 96, "layers": 2, "slots": 40}
-FLAGS = ("--heads", "4", "--top-k", "8", "--max-length", "20")
-DECODINGS = [(beams, penalty) for beams in (1, 2, 3, 5) for penalty in (0.0, PUBLISHED_TRIGRAM_PENALTY)]  # 1: greedy
+PENALTY = plain_cmn.PUBLISHED_TRIGRAM_PENALTY
+DECODINGS = [(beams, penalty) for beams in (1, 2, 3, 5) for penalty in (0.0, PENALTY)]  # 1: greedy
 
 
 @dataclass(frozen=True)
@@ -103,49 +90,48 @@ def patches(features: Tensor) -> Patches:
 # --- the fixtures -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Fixture:
-    both: Both
-    io: dict[str, Tensor]
-
-
 @pytest.fixture(scope="module")
-def fixture(published_fixtures: Path) -> Fixture:
+def fixture(published_fixtures: Path) -> tuple[Both, dict[str, Tensor]]:
+    """The published tiny model, and its inputs and outputs."""
     facts = json.loads((published_fixtures / "r2gencmn_tiny.json").read_text())
     sizes, names = facts["args"], facts["idx2token"]
     words = tuple(names[str(number)] for number in range(1, len(names) + 1))
     state = load_file(published_fixtures / "r2gencmn_tiny_weights.safetensors")
     published = Published(sizes["num_heads"], sizes["topk"], sizes["max_seq_length"])
-    return Fixture(Both.of(state, words, published), load_file(published_fixtures / "r2gencmn_tiny_io.safetensors"))
+    return Both.of(state, words, published), load_file(published_fixtures / "r2gencmn_tiny_io.safetensors")
 
 
 @pytest.mark.parametrize("prepared", [False, True], ids=["", "prepared"])
 @pytest.mark.parametrize(("beams", "name"), [(1, "greedy_ids"), (3, "beam3_ids")])
-def test_fixture_outputs_are_equal(fixture: Fixture, beams: int, name: str, prepared: bool) -> None:
-    fixture.both.ours.train().eval()  # drops what an earlier test prepared
+def test_fixture_outputs_are_equal(
+    fixture: tuple[Both, dict[str, Tensor]], beams: int, name: str, prepared: bool
+) -> None:
+    both, io = fixture
+    both.ours.train().eval()  # drops what an earlier test prepared
     if prepared:
-        fixture.both.ours.precompute_inference_tables()
-    assert torch.equal(fixture.both.write(fixture.io["att_feats"], beams, 0.0), fixture.io[name].long())
+        both.ours.precompute_inference_tables()
+    assert torch.equal(both.write(io["att_feats"], beams, 0.0), io[name].long())
 
 
-def test_fixture_log_probabilities_agree(fixture: Fixture) -> None:
-    """At every position that has a word or the end to predict; behind the end there is nothing to learn or write."""
-    ids, expected = fixture.io["report_ids"].long(), fixture.io["forward_log_probs"]
-    ids = ids[:, : expected.shape[1]]
+def test_fixture_log_probabilities_agree(fixture: tuple[Both, dict[str, Tensor]]) -> None:
+    """At every position that has a word or the end to predict."""
+    both, io = fixture
+    expected = io["forward_log_probs"]
+    ids = io["report_ids"].long()[:, : expected.shape[1]]
     meant = torch.cat([torch.ones_like(ids[:, :1], dtype=torch.bool), ids[:, 1:] > 0], dim=1)
     assert int(meant.sum()) > 30
-    found = fixture.both.log_probs(fixture.io["att_feats"], ids)
+    found = both.log_probs(io["att_feats"], ids)
     torch.testing.assert_close(found[meant], expected[meant], atol=1e-4, rtol=0)
 
 
-def test_oracle_equals_the_published_code(fixture: Fixture) -> None:
-    """What every other test and every speed figure is compared with."""
-    plain, io = fixture.both.plain, fixture.io
+def test_oracle_equals_the_published_code(fixture: tuple[Both, dict[str, Tensor]]) -> None:
+    """The other tests compare with the oracle."""
+    both, io = fixture
     ids = io["report_ids"].long()[:, : io["forward_log_probs"].shape[1]]
-    encoded = plain.encode(io["att_feats"])
-    torch.testing.assert_close(plain.log_probs(encoded, ids), io["forward_log_probs"], atol=1e-5, rtol=0)
-    assert torch.equal(fixture.both.write_plainly(io["att_feats"], 1, 0.0), io["greedy_ids"].long())
-    assert torch.equal(fixture.both.write_plainly(io["att_feats"], 3, 0.0), io["beam3_ids"].long())
+    found = both.plain.log_probs(both.plain.encode(io["att_feats"]), ids)
+    torch.testing.assert_close(found, io["forward_log_probs"], atol=1e-5, rtol=0)
+    assert torch.equal(both.write_plainly(io["att_feats"], 1, 0.0), io["greedy_ids"].long())
+    assert torch.equal(both.write_plainly(io["att_feats"], 3, 0.0), io["beam3_ids"].long())
 
 
 # --- any size ---------------------------------------------------------------------------------------------------------
@@ -170,14 +156,18 @@ def both(request: pytest.FixtureRequest) -> Both:
     return Both.of(state, made_up_words(words), Published(heads, top_k, longest))
 
 
-def drawn_features(both: Both, studies: int = 5, tokens: int = 14) -> Tensor:
-    return torch.randn(studies, tokens, both.plain.feature_width, generator=torch.Generator().manual_seed(3)).relu()
+def drawn_features(both: Both) -> Tensor:
+    return torch.randn(5, 14, both.plain.feature_width, generator=torch.Generator().manual_seed(3)).relu()
+
+
+def drawn_ids(both: Both) -> Tensor:
+    ids = torch.randint(1, len(both.words) + 1, (5, both.plain.max_length), generator=torch.Generator().manual_seed(4))
+    ids[:, 0] = 0
+    return ids
 
 
 def test_any_size_gives_the_log_probabilities_of_the_published_equations(both: Both) -> None:
-    features = drawn_features(both)
-    ids = torch.randint(1, len(both.words) + 1, (5, both.plain.max_length), generator=torch.Generator().manual_seed(4))
-    ids[:, 0] = 0
+    features, ids = drawn_features(both), drawn_ids(both)
     with torch.no_grad():
         expected = both.plain.log_probs(both.plain.encode(features), ids)
     torch.testing.assert_close(both.log_probs(features, ids), expected, atol=1e-4, rtol=0)
@@ -186,9 +176,7 @@ def test_any_size_gives_the_log_probabilities_of_the_published_equations(both: B
 def test_any_size_has_the_gradients_of_the_published_equations(both: Both) -> None:
     """Memory, norms and products have gradients written by hand; the oracle has autograd's."""
     both = copy.deepcopy(both)  # gradients stay out of the other tests
-    features = drawn_features(both)
-    ids = torch.randint(1, len(both.words) + 1, (5, both.plain.max_length), generator=torch.Generator().manual_seed(4))
-    ids[:, 0] = 0
+    features, ids = drawn_features(both), drawn_ids(both)
     theirs = both.plain.train()
     both.plain.loss(features, ids).backward()  # type: ignore[no-untyped-call]
     inputs = both.to_ours(ids, both.tokenizer.pad_id)
@@ -200,9 +188,7 @@ def test_any_size_has_the_gradients_of_the_published_equations(both: Both) -> No
         expected = theirs[published].grad
         assert gradients[ours] is not None
         assert expected is not None
-        torch.testing.assert_close(
-            gradients[ours], expected, atol=1e-5, rtol=1e-3, msg=lambda text, at=ours: f"{at}: {text}"
-        )
+        torch.testing.assert_close(gradients[ours], expected, atol=1e-5, rtol=1e-3, msg=ours)
 
 
 @pytest.mark.parametrize(("beams", "penalty"), DECODINGS)
@@ -218,7 +204,7 @@ def test_the_trigram_penalty_acts_in_greedy_and_beam_search(beams: int) -> None:
     both = Both.of(state, made_up_words(9), Published(heads=4, top_k=5, max_length=40))
     features = drawn_features(both)
     assert _repeats(both.write(features, beams, 0.0)) > 0
-    for penalty in (PUBLISHED_TRIGRAM_PENALTY, 100.0):
+    for penalty in (PENALTY, 100.0):
         assert torch.equal(both.write(features, beams, penalty), both.write_plainly(features, beams, penalty))
     assert _repeats(both.write(features, beams, 100.0)) == 0
 

@@ -75,21 +75,21 @@ def test_views_come_from_the_table_and_order_the_images(root: Path) -> None:
 @pytest.mark.parametrize(
     ("views", "order"),
     [
-        ("LF", [1, 0]),
-        ("FL", [0, 1]),
-        ("FF", [0, 1]),
-        ("??", [0, 1]),
-        ("L?", [1, 0]),
-        ("?F", [1, 0]),
-        ("?L", [0, 1]),
-        ("L?F?F", [2, 4, 1, 3, 0]),
+        ("LF", "10"),
+        ("FL", "01"),
+        ("FF", "01"),
+        ("??", "01"),
+        ("L?", "10"),
+        ("?F", "10"),
+        ("?L", "01"),
+        ("L?F?F", "24130"),
     ],
 )
-def test_frontals_first_then_unknown_then_laterals(views: str, order: list[int]) -> None:
+def test_frontals_first_then_unknown_then_laterals(views: str, order: str) -> None:
     meaning = {"F": View.FRONTAL, "L": View.LATERAL, "?": None}
     images = tuple(ImageRef(str(k), meaning[letter]) for k, letter in enumerate(views))
     study = Study("s", "s", "train", "Clear.", images)
-    assert [int(image.key) for image in study.ordered()] == order
+    assert "".join(image.key for image in study.ordered()) == order
 
 
 def test_images_are_loose_files_and_the_archive(root: Path) -> None:
@@ -111,19 +111,13 @@ def test_built_in_tables_are_used_where_the_root_has_none(root: Path) -> None:
     (root / "r2gen_split.csv").unlink()
     (root / "views.csv").unlink()
     own = open_openi(root)
-    assert {study.uid: study.split for study in own.studies} == {
-        uid: builtin_split()[uid] for uid in ("CXR1", "CXR2", "CXR10") if uid in builtin_split()
-    }
+    assert {study.uid: study.split for study in own.studies}.items() <= builtin_split().items()
     assert "(built in): 2955 studies" in own.notes[1]
 
 
 def test_built_in_tables() -> None:
     split = builtin_split()
-    assert {name: list(split.values()).count(name) for name in ("train", "val", "test")} == {
-        "train": 2069,
-        "val": 296,
-        "test": 590,
-    }
+    assert [list(split.values()).count(name) for name in ("train", "val", "test")] == [2069, 296, 590]
     views = builtin_views()
     assert len(views) == 6247
     assert [list(views.values()).count(view) for view in (View.FRONTAL, View.LATERAL, None)] == [3203, 3040, 4]

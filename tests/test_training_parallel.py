@@ -101,9 +101,7 @@ def test_command_runs_under_torchrun_and_a_refusal_ends_all_processes(root: Path
     assert time.monotonic() - began < 300
 
 
-def test_rejects_small_batches_and_one_named_gpu_for_two_processes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_rejects_small_batches_and_one_named_gpu_for_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     both = ProcessGroup()
     both.count = 2
     assert [both.rows(5)] == [slice(0, 2)]
@@ -125,9 +123,8 @@ def test_samples_of_a_batch_part_equal_those_of_the_batch() -> None:
     def drawn(part: slice, of: tuple[int, int] | None) -> torch.Tensor:
         rows = torch.arange(5)[part]
         generator = torch.Generator().manual_seed(7)
-        return sample(
-            model, encoded.select(rows), constraints, tokenizer.bos_id, count=3, generator=generator, rng_slice=of
-        ).ids
+        return sample(model, encoded.select(rows), constraints, tokenizer.bos_id, count=3, generator=generator,
+                      rng_slice=of).ids  # fmt: skip
 
     whole = drawn(slice(None), None)
     assert torch.equal(whole, torch.cat([drawn(slice(0, 2), (0, 5)), drawn(slice(2, 5), (2, 5))]))

@@ -35,14 +35,6 @@ def change(seed: int, finding: str, view: str = "frontal") -> np.ndarray:
     return getattr(draw(seed, frozenset({finding})), view).astype(float) - getattr(draw(seed, NORMAL), view)
 
 
-def test_seed_determines_the_phantom() -> None:
-    first, again, other = (make_phantom(seed, NORMAL) for seed in (3, 3, 4))
-    assert np.array_equal(first.frontal, again.frontal)
-    assert np.array_equal(first.lateral, again.lateral)
-    assert first.report == again.report
-    assert np.abs(first.frontal.astype(int) - other.frontal).mean() > 2
-
-
 def test_pictures_have_the_size_dark_lungs_and_bright_bone() -> None:
     study = make_phantom(0, NORMAL, size=160)
     for picture in (study.frontal, study.lateral):
@@ -111,23 +103,15 @@ def test_labeler_reads_the_drawn_findings_from_the_report() -> None:
             assert unsaid <= {"No Finding"}, written  # an elevated diaphragm is none of the 14
 
 
-@pytest.mark.parametrize(
-    ("finding", "label"),
-    [
-        ("cardiomegaly", "Cardiomegaly"),
-        ("left effusion", "Pleural Effusion"),
-        ("right consolidation", "Consolidation"),
-        ("nodule", "Lung Lesion"),
-        ("atelectasis", "Atelectasis"),
-        ("pneumothorax", "Pneumothorax"),
-        ("edema", "Edema"),
-        ("pacemaker", "Support Devices"),
-        ("central line", "Support Devices"),
-    ],
-)
-def test_labels_follow_the_findings(finding: str, label: str) -> None:
-    assert draw(7, frozenset({finding})).labels[label] == "present"
-    assert draw(7, NORMAL).labels.get(label, "absent") == "absent"
+def test_labels_follow_the_findings() -> None:
+    expected = {
+        "cardiomegaly": "Cardiomegaly", "left effusion": "Pleural Effusion", "right consolidation": "Consolidation",
+        "nodule": "Lung Lesion", "atelectasis": "Atelectasis", "pneumothorax": "Pneumothorax", "edema": "Edema",
+        "pacemaker": "Support Devices", "central line": "Support Devices",
+    }  # fmt: skip
+    for finding, label in expected.items():
+        assert draw(7, frozenset({finding})).labels[label] == "present"
+        assert draw(7, NORMAL).labels.get(label, "absent") == "absent"
 
 
 def test_rejects_unknown_finding() -> None:
@@ -162,18 +146,6 @@ def test_rejects_root_with_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not empty"):
         write_phantom_root(tmp_path, train=1, val=0)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def test_words_recur_often_enough_for_a_vocabulary() -> None:
-    """The published rule keeps training words seen three times; 60 studies must leave a language to learn."""
-    rng = np.random.default_rng(0)
-    words: Counter[str] = Counter()
-    for seed in range(60):
-        chest = chest_of(seed, sample_findings(rng))
-        text, _ = report_module.compose_report(chest, np.random.default_rng(seed))
-        words.update(re.findall(r"[a-z]+", text.lower()))
-    kept = sum(count for count in words.values() if count >= 3)
-    assert kept > 0.96 * words.total()
 
 
 def test_command_line_writes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

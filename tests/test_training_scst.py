@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from model.config import DecodingConfig
-from model.decoding.search import Constraints, sample
-from model.network.report_model import Patches, ReportModel
+from model.decoding.search import Constraints, Generated, sample
+from model.network.report_model import Encoded, Patches, ReportModel
 from model.text.tokenizer import clean_report
 from model.types import View
 from tests.support.tiny import REPORTS, tiny_index, tiny_model, tiny_tokenizer
@@ -54,8 +55,20 @@ def studies(split: Split, reports: Sequence[str] = REPORTS) -> list[Study]:
     ]
 
 
-def encoded(model: ReportModel) -> object:
+def encoded(model: ReportModel) -> Encoded:
     return model.encode(Drawn(model, studies("train")).patches(studies("train")[:3], None))
+
+
+def assert_equal_log_probs(
+    model: ReportModel, constraints: Constraints, count: int, seed: int, temperature: float = 1.0
+) -> tuple[Tensor, Generated]:
+    """The policy's log-probabilities of sampled drafts equal those that sampling returned; returns both."""
+    seen, bos = encoded(model), tiny_tokenizer().bos_id
+    drafts = sample(model, seen, constraints, bos, count=count, temperature=temperature,
+                    generator=torch.Generator().manual_seed(seed))  # fmt: skip
+    found = policy_log_probs(model, seen, drafts, constraints, bos, count, temperature)
+    torch.testing.assert_close(found, drafts.log_probs[:, : found.shape[1]], atol=1e-4, rtol=1e-4)
+    return found, drafts
 
 
 # --- the policy -------------------------------------------------------------------------------------------------------
@@ -64,16 +77,10 @@ def encoded(model: ReportModel) -> object:
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("min_length", [0, 5])
 def test_policy_log_probs_equal_those_of_sampling(temperature: float, min_length: int) -> None:
-    model, tokenizer = tiny_model(), tiny_tokenizer()
-    constraints = Constraints.of(DecodingConfig(min_length=min_length, suppress=("heart", "<unk>")), tokenizer)
-    seen = encoded(model)
-    drafts = sample(
-        model, seen, constraints, tokenizer.bos_id, count=4, temperature=temperature,  # type: ignore[arg-type]
-        generator=torch.Generator().manual_seed(1),
-    )  # fmt: skip
-    found = policy_log_probs(model, seen, drafts, constraints, tokenizer.bos_id, 4, temperature)  # type: ignore[arg-type]
+    decoding = DecodingConfig(min_length=min_length, suppress=("heart", "<unk>"))
+    constraints = Constraints.of(decoding, tiny_tokenizer())
+    found, drafts = assert_equal_log_probs(tiny_model(), constraints, 4, 1, temperature)
     assert found.requires_grad
-    torch.testing.assert_close(found, drafts.log_probs[:, : found.shape[1]], atol=1e-4, rtol=1e-4)
     assert not bool(drafts.log_probs[:, found.shape[1] :].any())
     lengths = (drafts.ids != 0).sum(1)
     assert lengths.unique().numel() > 1  # ended and cut ones
@@ -81,17 +88,11 @@ def test_policy_log_probs_equal_those_of_sampling(temperature: float, min_length
 
 def test_policy_log_probs_equal_those_of_sampling_after_optimizer_steps() -> None:
     """Sampling reads packed weights, which fused steps change without a trace in the weights' versions."""
-    model, tokenizer = tiny_model(), tiny_tokenizer()
-    constraints = Constraints.of(DecodingConfig(min_length=0), tokenizer)
+    model = tiny_model()
+    constraints = Constraints.of(DecodingConfig(min_length=0), tiny_tokenizer())
     optimizer = build_optimizer(model, backbone_lr=0.0, head_lr=1e-2, weight_decay=0.0)
     for step in range(3):
-        seen = encoded(model)
-        drafts = sample(
-            model, seen, constraints, tokenizer.bos_id, count=2,  # type: ignore[arg-type]
-            generator=torch.Generator().manual_seed(step),
-        )  # fmt: skip
-        found = policy_log_probs(model, seen, drafts, constraints, tokenizer.bos_id, 2)  # type: ignore[arg-type]
-        torch.testing.assert_close(found, drafts.log_probs[:, : found.shape[1]], atol=1e-4, rtol=1e-4)
+        found, _ = assert_equal_log_probs(model, constraints, 2, step)
         optimizer.zero_grad()
         found.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -194,17 +195,8 @@ def test_constant_report_violates_the_absolute_floor() -> None:
     assert violated_constraints({**start, "distinct": 6 / 296}, start, SelectionConstraints()) == []
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"samples": 1},
-        {"samples": 1, "baseline": "best_other"},
-        {"reward": {"cider": 0.0}},
-        {"reward": {"cider": -1.0}},
-        {"baseline": "mean"},
-        {"temperature": 0},
-    ],
-)
+@pytest.mark.parametrize("wrong", [{"samples": 1}, {"samples": 1, "baseline": "best_other"}, {"reward": {"cider": 0.0}},
+                                   {"reward": {"cider": -1.0}}, {"baseline": "mean"}, {"temperature": 0}])  # fmt: skip
 def test_rejects_unusable_scst_settings(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         ScstConfig.model_validate(wrong)
