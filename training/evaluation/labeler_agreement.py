@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from model.text.labeler import FINDINGS, NO_FINDING, label_report
+from model.text.labeler import FINDINGS, NO_FINDING, SCORED_FINDINGS, label_report
 from model.types import Label
 from retrieval_index.openi import read_reports
 from training.data.label_table import Labels, read_labels
 from training.data.tables import builtin_split, read_split
 from training.evaluation.tables import Table, interval, number
 from training.scoring.bootstrap import Bootstrap, Resampled
-from training.scoring.metrics import SCORED_FINDINGS, precision_recall_f1
+from training.scoring.metrics import precision_recall_f1
 from training.scoring.study_statistics import PerStudyStatistics
 
 TABLE = "chexbert_labels.csv"
