@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from pydantic import ValidationError
 from model.bundle import write_bundle
 from model.config import BundleConfig, PreprocessingConfig
 from model.files import file_sha256
-from model.manifest import BundleError
+from training.cli import run_command
 from training.data.r2gen import read_annotation
 from training.import_r2gencmn.checkpoint import bundle_tokenizer, published_vocabulary, read_checkpoint
 from training.import_r2gencmn.convert import PUBLISHED_DECODING, TRIGRAM_PENALTY, Published, import_model
@@ -29,16 +28,10 @@ LICENCE = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.import_r2gencmn``; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    try:
-        _import(arguments)
-    except (ValueError, BundleError, OSError) as error:
-        log.error("%s", error)
-        return 2
-    return 0
+    return run_command(lambda: _import(arguments), interrupted="interrupted; no bundle was written")
 
 
-def _import(arguments: argparse.Namespace) -> None:
+def _import(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     if out.exists() and not arguments.replace:
         raise ValueError(f"--out {out} already exists; choose another, or add --replace")
@@ -71,6 +64,7 @@ def _import(arguments: argparse.Namespace) -> None:
         "%s: %s, %d words, %d layers, %d slots; serve it with  python -m service --bundle %s",
         out, model.config.backbone, len(words), model.config.encoder_layers, model.config.memory_slots, out,
     )  # fmt: skip
+    return 0
 
 
 def _not_negative(text: str) -> float:
