@@ -145,8 +145,8 @@ def test_a_row_is_the_mean_of_its_seeds_and_its_interval_that_of_the_mean_on_the
     seeds = {1: scored(4), 2: scored(10)}
     found = summary(seeds)
     cider = found["CIDEr"]
-    assert cider["mean"] == pytest.approx((seeds[1].figures["CIDEr"] + seeds[2].figures["CIDEr"]) / 2)
-    assert cider["values"] == {seed: one.figures["CIDEr"] for seed, one in seeds.items()}
+    assert cider["mean"] == pytest.approx((seeds[1].metrics["CIDEr"] + seeds[2].metrics["CIDEr"]) / 2)
+    assert cider["values"] == {seed: one.metrics["CIDEr"] for seed, one in seeds.items()}
     drawn = (seeds[1].drawn.drawn["CIDEr"] + seeds[2].drawn.drawn["CIDEr"]) / 2
     assert cider["studies_95"] == pytest.approx(list(np.percentile(drawn, (2.5, 97.5))))
     assert found["METEOR"] == {"mean": 0.7, "values": {1: 0.4, 2: 1.0}, "studies_95": None,
@@ -162,7 +162,7 @@ def test_a_step_is_the_paired_difference_on_common_seeds() -> None:
     assert found is not None
     assert found["seeds"] == [2]
     f1 = found["figures"]["label_f1_micro"]
-    assert f1["difference"] == pytest.approx(now[2].figures["label_f1_micro"] - before[2].figures["label_f1_micro"])
+    assert f1["difference"] == pytest.approx(now[2].metrics["label_f1_micro"] - before[2].metrics["label_f1_micro"])
     low, high = f1["studies_95"]
     assert 0 < low < f1["difference"] < high
     assert f1["p"] < 0.01

@@ -193,10 +193,7 @@ def test_a_cell_whose_process_is_ended_is_named(out: Path, place: Path, monkeypa
     elsewhere = place / "ended"
     assert main(arguments(place, elsewhere, rows="retrieval")) == 1
     (failed,) = json.loads((elsewhere / "ablation.json").read_text())["cells_failed"]
-    assert (
-        failed["reason"]
-        == "its process was ended by SIGKILL (perhaps for want of memory); see retrieval-seed1/cell.log"
-    )
+    assert failed["reason"] == "its process was ended by SIGKILL (perhaps out of memory); see retrieval-seed1/cell.log"
     assert not (elsewhere / "ablation.png").exists()
 
 
@@ -205,7 +202,7 @@ def test_what_cannot_be_run_is_refused(
 ) -> None:
     (place / "other.json").write_text(json.dumps({**SCALE, "train_limit": 11}))
     assert main([*arguments(place, out), "--scale", str(place / "other.json")]) == 2
-    assert "retrieval-seed1 was made otherwise: train_limit (12 -> 11)" in caplog.text
+    assert "retrieval-seed1 has other settings: train_limit (12 -> 11)" in caplog.text
     assert main([*arguments(place, out), "--external-labels", "x.csv"]) == 2
     assert "need --external-images DIR" in caplog.text
     assert main([*arguments(place, out), *outside(place)[:2]]) == 2

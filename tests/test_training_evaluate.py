@@ -212,7 +212,7 @@ def test_studies_with_any_number_of_images_and_rows_from_the_bundle(
     assert result["counts"] == {"in_split": 3, "scored": 3, "skipped": 0, "images": 6, "images_skipped": 0}
     assert result["notes"][0].startswith("3 studies have an image of unknown view")
     assert result["vocabulary"]["from"] == f"reference cases of the bundle, {len(REPORTS)} reports"
-    assert result["constant_chosen_on"] == f"{len(REPORTS)} training reports, there being no val split"
+    assert result["constant_chosen_on"] == f"{len(REPORTS)} training reports; there is no val split"
     assert all(result["baselines"].values())
 
 

@@ -1,9 +1,9 @@
 """One cell of the ablation: one row at one seed, trained, scored on val, and on the external images if there are any.
 
-A cell is a folder: ``job.json`` (what to do), the stages of ``training.run`` with their logs, ``bundle`` (can be
-served), ``result.json`` and ``draws.npz`` once it is scored, ``external.json`` and ``external.npz``, or
-``failed.json`` with the reason. ``python -m training.ablation.cell FOLDER`` does what is left to do there; the ablation
-starts it as a process of its own, so that no cell can take the others with it.
+A cell is a folder: ``job.json``, the stages of ``training.run`` with their logs, ``bundle``, ``result.json`` and
+``draws.npz`` once it is scored, ``external.json`` and ``external.npz``, or ``failed.json`` with the reason. The
+ablation runs ``python -m training.ablation.cell FOLDER`` in a separate process, so that a crash affects no other cell.
+The command continues where an earlier run of the cell stopped.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Reuse(Frozen):
 
 
 class Job(Frozen):
-    """Everything that a cell needs to know. Paths, device, ``external`` and ``reuse`` do not decide its figures."""
+    """The work of a cell. Paths, device, ``external`` and ``reuse`` do not change its scores."""
 
     row: str
     config: RunConfig
@@ -70,7 +70,7 @@ class Job(Frozen):
     reuse: Reuse | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What a folder's cell must have in common with this one to go on with it."""
+        """The fields that must equal those of the cell in a folder to continue it."""
         fields = {"row", "config", "precision", "train_limit", "evaluate_limit", "studies"}
         soft = self.soft_scores.name if self.soft_scores and self.config.pretrain else None
         return {**self.model_dump(mode="json", include=fields), "soft_scores": soft}
@@ -83,12 +83,12 @@ def open_data(job: Job) -> Source:
     train, limit = source.split("train"), job.train_limit
     if limit is None or limit >= len(train):
         return source
-    kept = {train[place * len(train) // limit].study_id for place in range(limit)}
+    kept = {train[number * len(train) // limit].study_id for number in range(limit)}
     return replace(source, studies=tuple(s for s in source.studies if s.split != "train" or s.study_id in kept))
 
 
 def run_cell(job: Job, folder: Path) -> None:
-    """Do what is left to do of a cell. What the stages raise is not caught."""
+    """Do the remaining work of a cell; errors of the stages are raised."""
     device = choose_device(job.device)
     torch.set_float32_matmul_precision("high")
     source = open_data(job)
@@ -128,25 +128,25 @@ def _train(job: Job, source: Source, folder: Path, device: torch.device) -> None
     }
     _write_json(folder / "result.json", content)
     for checkpoint in folder.glob("*/checkpoint.pt"):
-        checkpoint.unlink()  # a finished stage goes on from its result
+        checkpoint.unlink()  # a finished stage is resumed from its result
 
 
 def take_over(reuse: Reuse, folder: Path) -> tuple[str, ...]:
-    """Link finished stages of another cell into this one, up to the first that it has not finished; their names.
+    """Link the finished stages of another cell into this one, up to its first unfinished stage; returns their names.
 
-    Result files are only ever replaced, never written into, so both cells can hold the same ones.
+    Both cells can hold the same files, because result files are replaced and never changed in place.
     """
     taken = []
     for stage in reuse.stages:
-        done, own = reuse.folder / stage, folder / stage
-        if not (done / "result.pt").exists():
+        finished, target = reuse.folder / stage, folder / stage
+        if not (finished / "result.pt").exists():
             break
-        if not (own / "result.pt").exists():
-            partial = own.with_name(f"{stage}.partial")
-            for old in (partial, own):
+        if not (target / "result.pt").exists():
+            partial = target.with_name(f"{stage}.partial")
+            for old in (partial, target):
                 shutil.rmtree(old, ignore_errors=True)
-            shutil.copytree(done, partial, copy_function=_link, ignore=shutil.ignore_patterns("checkpoint.pt"))
-            partial.rename(own)
+            shutil.copytree(finished, partial, copy_function=_link, ignore=shutil.ignore_patterns("checkpoint.pt"))
+            partial.rename(target)
         taken.append(stage)
     return tuple(taken)
 
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_cell(Job.model_validate_json((folder / "job.json").read_bytes()), folder)
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # whatever it is, the table names it and the other cells go on
+    except Exception as error:  # the table names it, and the other cells are run
         log.exception("the cell failed")
         write_failure(folder, f"{type(error).__name__}: {error}")
         return 1
@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_failure(folder: Path, reason: str) -> None:
-    """Record why a cell has no figures."""
+    """Record why a cell has no scores."""
     _write_json(folder / "failed.json", {"reason": reason})
 
 

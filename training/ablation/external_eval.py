@@ -76,13 +76,13 @@ def score_outside(
 
     Args:
         external: the set.
-        bundle, index: what writes.
+        bundle, index: the system.
         train: training studies of the ablation; their vocabulary cleans the references of an annotation, so that it is
             the same for all rows.
         paths: device and folders.
 
     Returns:
-        ``n``, ``figures`` and more, and the figures on each draw.
+        The content of ``external.json`` (``n``, ``figures`` and more), and the metrics on each draw.
     """
     options = InferenceOptions(device=paths.device)
     if external.labels is not None:

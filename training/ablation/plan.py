@@ -1,4 +1,4 @@
-"""Which cells there are, what each of them does, and where."""
+"""The cells of an ablation: their jobs and folders."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Planned:
 
     @property
     def trained(self) -> bool:
-        """Whether it has its figures on val."""
+        """Whether it has its scores on val."""
         return (self.folder / "result.json").exists()
 
     @property
@@ -69,7 +69,7 @@ def make_plan(
     data: Mapping[str, Any],
     external: External | None,
 ) -> Plan:
-    """Lay the cells out and compare them with what ``out`` holds.
+    """List the cells and compare them with the ones in ``out``.
 
     Args:
         out: folder of the table and the cells.
@@ -83,7 +83,7 @@ def make_plan(
 
     Raises:
         ValueError: the data cannot be opened or has no validation study, the weights do not suit the rows, or a cell
-            in ``out`` was made otherwise.
+            in ``out`` has other settings.
     """
     source = open_source(Namespace(**data))
     for note in source.notes:
@@ -138,16 +138,15 @@ def _check_before(cells: Sequence[Planned]) -> None:
         found = [f"{name} ({old} -> {new})" for name, old, new in differences(made, cell.job.identity())]
         if found:
             raise ValueError(
-                f"{cell.folder} was made otherwise: {', '.join(found)}. Run the ablation as it was, choose another "
-                "--out, or remove that folder"
+                f"{cell.folder} has other settings: {', '.join(found)}. Run the ablation with the old settings, choose "
+                "another --out, or remove that folder"
             )
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """The size of the ablation in words, for the table's first lines."""
-    config = plan.cells[-1].job.config
+    """The size of the ablation in words, for the first lines of the report."""
     job = plan.cells[-1].job
-    shape = config.shape
+    config, shape = job.config, job.config.shape
     epochs = [f"CE {config.ce.epochs}"]
     if config.pretrain is not None:
         epochs.insert(0, "pretrain " + ", ".join(f"{count} at {px} px" for px, count in config.pretrain.epochs_by_size))

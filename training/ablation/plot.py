@@ -1,25 +1,25 @@
-"""The table as a picture: one panel for each metric, one line for each row."""
+"""The plot of the table: one panel for each metric, one line for each row."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from training.ablation.report import EXTERNAL
 from training.evaluation.tables import title
+from training.trainer.plots import save_figure
 
 PANELS = ("BLEU_4", "METEOR", "ROUGE_L", "CIDEr", "label_f1_micro", "label_f1_macro", "distinct", "mean_length")
 _BAR, _SEED, _CONSTANT = "#1f6f8b", "#8a5a2b", "#9a9a9a"
 
 
 def plot_table(table: Mapping[str, Any], rows: Sequence[str], path: Path) -> None:
-    """Draw mean, single seeds and the interval over studies of each row into the PNG ``path``, written atomically.
+    """Draw mean, single seeds and the interval over studies of each row into the PNG ``path``.
 
     Args:
         table: of ``tabulate``, with at least one row.
-        rows: all planned rows, so that the picture keeps its layout while results come in.
+        rows: all planned rows, so that the layout stays the same while results come in.
         path: the PNG.
     """
     import matplotlib
@@ -57,22 +57,22 @@ def plot_table(table: Mapping[str, Any], rows: Sequence[str], path: Path) -> Non
         Line2D([], [], color=_CONSTANT, linestyle="--", linewidth=1.2, label="one constant report"),
     ]
     figure.legend(handles=keys, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
-    partial = path.with_suffix(".tmp.png")
-    figure.savefig(partial, dpi=120)
-    plt.close(figure)
-    os.replace(partial, path)
+    save_figure(figure, path)
 
 
 def _panels(table: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """(title, metric, row -> its summary) of the metrics that some row has."""
-    found = [(title(name), name, "figures") for name in PANELS]
-    found += [(f"external {title(name)}", name, "external") for name in EXTERNAL]
-    panels = []
-    for heading, name, where in found:
-        values = {row: entry[where][name] for row, entry in table["rows"].items() if name in (entry[where] or {})}
-        if values:
-            panels.append((heading, name, values))
-    return panels
+    panels = [(title(name), name, "figures") for name in PANELS]
+    panels += [(f"external {title(name)}", name, "external") for name in EXTERNAL]
+    found = [
+        (
+            heading,
+            name,
+            {row: entry[where][name] for row, entry in table["rows"].items() if name in (entry[where] or {})},
+        )
+        for heading, name, where in panels
+    ]
+    return [panel for panel in found if panel[2]]
 
 
 def _draw(axis: Any, line: int, one: Mapping[str, Any]) -> None:

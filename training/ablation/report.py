@@ -18,9 +18,8 @@ STEPS = ("BLEU_4", "ROUGE_L", "CIDEr", "label_f1_micro", "label_f1_macro", "dist
 SWAPPED = ("BLEU_4", "CIDEr", "label_f1_micro")
 HOW = (
     "Mean over the seeds. Below it the 95 % interval over **studies**: bootstrap of the validation studies, the same "
-    "draws for every seed and row (how far other patients would move the mean; METEOR and distinct are not drawn); and "
-    "the 95 % interval over **seeds**: Student's t on the single trainings (how far another training would move it). "
-    "Label F1 counts the 13 findings without No Finding."
+    "draws for every seed and row (METEOR and distinct are not drawn); and the 95 % interval over **seeds**: Student's "
+    "t on the single trainings. Label F1 counts the 13 findings without No Finding."
 )
 
 
@@ -100,7 +99,7 @@ def _swapped(table: Mapping[str, Any]) -> list[str]:
     for row, entry in table["rows"].items():
         pairs = ((entry["figures"][name]["mean"], entry["images_exchanged"].get(name)) for name in SWAPPED)
         rows.append([row, *(number(value) for pair in pairs for value in pair)])
-    note = "Each study gets the images of another: a model that uses its images loses here."
+    note = "Each study gets the images of another. The scores of a model that uses its images fall."
     head = ["row", *(f"{title(name)}, {images}" for name in SWAPPED for images in ("right images", "swapped"))]
     return ["## With images swapped between studies", note, Table(head, rows).markdown()]
 

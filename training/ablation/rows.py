@@ -1,4 +1,4 @@
-"""The rows of the ablation and what they share: presets, a budget that is the same for all of them, and reuse."""
+"""The rows of the ablation: presets, a common scale, and stages that rows share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHANGE = {
     "baseline": "ResNet-101",
     "densenet": "DenseNet-121 instead of ResNet-101",
     "densenet-lr": "a quarter of the visual learning rate",
-    "retrieval": "reports of nearest training cases beside the patch tokens",
+    "retrieval": "reports of the nearest training cases in addition to the patch tokens",
     "retrieval-scst": "self-critical sequence training from the checkpoint that cross-entropy selected",
 }
 
@@ -36,12 +36,12 @@ _ROWS_DECIDE = ("preset", "seed", "shape.backbone", "backbone_weights", "retriev
 
 
 class Scale(Frozen):
-    """What a smaller machine changes, in every row alike.
+    """Changes for a smaller machine, the same in every row.
 
     Attributes:
         name: for tables and logs.
         overrides: dotted names of the configuration, ``ce.epochs``, with their values; those of a stage that a row does
-            not have are passed over.
+            not have are ignored.
         pretrain: the stage of this name for every row, in place of ImageNet weights where none can be had; None leaves
             it out, as the presets do.
         train_limit: training studies, evenly spaced over the split; None takes all.
@@ -138,15 +138,15 @@ _NAMES = _names(preset("retrieval-scst"))  # the row that has every stage
 
 
 def changes(before: RunConfig, now: RunConfig) -> tuple[str, ...]:
-    """Dotted names of what differs between two rows, beside their names; a stage that one row lacks is one name."""
+    """Dotted names of the fields that differ between two rows; a stage that one row lacks is one name."""
     found = differences(before.model_dump(mode="json"), now.model_dump(mode="json"))
     return tuple(name for name, _, _ in found if name != "preset")
 
 
 def shared_stages(before: RunConfig, now: RunConfig) -> tuple[str, ...]:
-    """Stages whose results of ``before`` are those of ``now``: all before the first that reads something different.
+    """Stages with the same results in both rows: all before the first that reads a changed field.
 
-    None where no stage among them would do any work.
+    Empty if none of them would do any work.
     """
     fields = {name.partition(".")[0] for name in changes(before, now)}
     first = min((STAGES.index(_FIRST_READ_BY.get(name, STAGES[0])) for name in fields), default=len(STAGES))

@@ -1,4 +1,4 @@
-"""Runs the cells that are left, one process after another, and rewrites the table after each."""
+"""Runs the unfinished cells, one process after another, and rewrites the table after each."""
 
 from __future__ import annotations
 
@@ -60,20 +60,13 @@ def file_lock(out: Path) -> Iterator[None]:
 
 
 def run_cell_process(folder: Path) -> int:
-    """Run a cell as a process of its own; its exit code, negative for a signal."""
+    """Run a cell in a separate process; returns the exit code, negative for a signal."""
     command = [sys.executable, "-m", "training.ablation.cell", str(folder)]
     return subprocess.run(command, check=False, close_fds=False).returncode
 
 
 def run_plan(plan: Plan) -> list[dict[str, Any]]:
-    """Run all cells that are not finished, and write the table after each.
-
-    Args:
-        plan: the cells.
-
-    Returns:
-        The cells without figures: row, seed, reason.
-    """
+    """Run all cells that are not finished, and write the table after each; returns the ``failures``."""
     left = [cell for cell in plan.cells if not cell.finished]
     log.info("ablation: %d cells, %d of them done before", len(plan.cells), len(plan.cells) - len(left))
     write_table(plan)
@@ -89,7 +82,7 @@ def run_plan(plan: Plan) -> list[dict[str, Any]]:
                  f", about {timedelta(seconds=round(remain))}" if remain else "")  # fmt: skip
         write_table(plan)
     failed = failures(plan)
-    log.info("ablation: %d of %d cells have figures; %s", len(plan.cells) - len(failed), len(plan.cells),
+    log.info("ablation: %d of %d cells have scores; %s", len(plan.cells) - len(failed), len(plan.cells),
              plan.out / "ablation.md")  # fmt: skip
     return failed
 
@@ -103,7 +96,7 @@ def _run(cell: Planned) -> None:
         raise KeyboardInterrupt
     if not cell.finished and not (cell.folder / "failed.json").exists():
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        hint = " (perhaps for want of memory)" if code == -signal.SIGKILL else ""
+        hint = " (perhaps out of memory)" if code == -signal.SIGKILL else ""
         write_failure(cell.folder, f"its process {how}{hint}; see {cell.folder.name}/cell.log")
 
 
@@ -122,7 +115,7 @@ def failures(plan: Plan) -> list[dict[str, Any]]:
 
 
 def remaining(plan: Plan, left: Sequence[Planned]) -> float | None:
-    """Seconds that the cells left will take, by what their rows took at other seeds, or all rows on average."""
+    """Estimated seconds of the remaining cells, from their rows at other seeds, or from the mean of all rows."""
     took: dict[str, list[float]] = {}
     for cell in plan.cells:
         if cell.trained:
@@ -137,8 +130,7 @@ def remaining(plan: Plan, left: Sequence[Planned]) -> float | None:
 
 
 def write_table(plan: Plan) -> None:
-    """Write ``ablation.json``, ``.md``, ``.csv`` and ``.png`` of the cells that are trained, each whole or not at all;
-    nothing while there is none."""
+    """Write ``ablation.json``, ``.md``, ``.csv`` and ``.png`` of the trained cells, each atomically."""
     wanted = plan.external.identity() if plan.external else None
     cells = [read_cell(cell.folder, cell.row, cell.seed, wanted) for cell in plan.cells if cell.trained]
     result = collect(plan, cells)
@@ -177,7 +169,7 @@ def _brief(cell: Cell) -> dict[str, Any]:
     metrics = {name: value for name, value in cell.content["metrics"].items() if name != "val"}
     return {
         "row": cell.row, "seed": cell.seed, **{name: cell.content[name] for name in kept}, **metrics,
-        "figures": dict(cell.val.figures), "external": cell.outside,
+        "figures": dict(cell.val.metrics), "external": cell.outside,
     }  # fmt: skip
 
 
@@ -188,13 +180,13 @@ def _outside(cells: Sequence[Cell]) -> str | None:
         return None
     name, n = found["set"]["name"], found["n"]
     if found["set"]["kind"] == "annotation":
-        return f"External: reports of {n} studies of {name}, {found['split']} split; all figures are in ablation.csv."
+        return f"External: reports of {n} studies of {name}, {found['split']} split; all metrics are in ablation.csv."
     every = found["every_finding_named"]
     named = ", ".join(f"{one} → {finding}" for one, finding in found["map"].items())
     left = f" Without a counterpart: {', '.join(found['unmapped'])}." if found["unmapped"] else ""
     return (
-        f"External: findings that the drafts of {n} frontal images of {name} name, against the table's labels, over "
-        f"the {len(found['findings'])} findings that it speaks of ({named}).{left} Intervals over images drawn again. "
+        f"External: findings named by the drafts of {n} frontal images of {name}, compared with its table of "
+        f"labels for {len(found['findings'])} findings ({named}).{left} Intervals by bootstrap of the images. "
         f"Naming all of them for every image would score {every['label_f1_micro']:.3f} micro, "
         f"{every['label_f1_macro']:.3f} macro."
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
+from model.files import write_atomic
 from training.scoring.bootstrap import LEVEL, Bootstrap, Resampled
 from training.scoring.metrics import METRICS, Pair
 
@@ -24,9 +25,9 @@ TRIVIAL_ROWS = ("constant", "most_frequent", "random", "nearest")
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """Figures of one cell on one set: as they are, and on each draw where they can be drawn."""
+    """Metrics of one cell on one set, and those of them that the bootstrap draws."""
 
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     drawn: Resampled
 
 
@@ -54,8 +55,8 @@ def read_cell(folder: Path, row: str, seed: int, external: Mapping[str, Any] | N
     return Cell(row, seed, val, found, content, outside)
 
 
-def _known(figures: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: value for name, value in figures.items() if value is not None}
+def _known(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 # --- draws of a cell, kept as a file ----------------------------------------------------------------------------------
@@ -69,50 +70,46 @@ def draw_predictions(predictions: Path) -> Resampled:
 
 
 def save_draws(path: Path, resampled: Resampled) -> None:
-    """Write scores and draws to ``path`` atomically, as arrays: the table can then be made without any text."""
-    parts = (("whole", resampled.whole), ("drawn", resampled.drawn))
+    """Write scores and draws to ``path`` as arrays, atomically. The table needs no text then."""
+    parts = {"whole": resampled.whole, "drawn": resampled.drawn}
     arrays: dict[str, Any] = {
-        f"{kind}/{name}": np.asarray(value, np.float64) for kind, part in parts for name, value in part.items()
+        f"{part}/{name}": value for part, scores in parts.items() for name, value in scores.items()
     }
-    partial = path.with_name(f".{path.stem}.tmp.npz")
-    np.savez_compressed(partial, **arrays)
-    os.replace(partial, path)
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    write_atomic(path, file.getvalue())
 
 
 def read_draws(path: Path) -> Resampled:
     """Read the file of ``save_draws``."""
-    whole, drawn = {}, {}
     with np.load(path) as arrays:
-        for key in arrays.files:
-            kind, name = key.split("/", 1)
-            if kind == "whole":
-                whole[name] = float(arrays[key])
-            else:
-                drawn[name] = arrays[key]
-    return Resampled(whole, drawn)
+        whole, drawn = (
+            {key.removeprefix(part): arrays[key] for key in arrays.files if key.startswith(part)}
+            for part in ("whole/", "drawn/")
+        )
+    return Resampled({name: float(value) for name, value in whole.items()}, drawn)
 
 
 # --- over seeds -------------------------------------------------------------------------------------------------------
 
 
 def summary(scored: Mapping[int, ScoreSummary]) -> dict[str, dict[str, Any]]:
-    """Each figure over the seeds of a row.
+    """Each metric over the seeds of a row.
 
-    ``mean`` and the single ``values``; ``seeds_95``: Student's t on the values, how far another training would move the
-    mean, None for one seed; ``studies_95``: percentiles of the mean over draws of the studies, the same for all seeds,
-    how far other patients would move it, None for a figure that is not drawn.
+    ``mean`` and the single ``values``; ``seeds_95``: Student's t on the values, None for one seed; ``studies_95``:
+    percentiles of the mean over draws of the studies, None for a metric that is not drawn.
     """
-    names = [name for name in METRICS if all(name in one.figures for one in scored.values())]
     drawn = average([one.drawn for one in scored.values()]).intervals()
     result = {}
-    for name in names:
-        values = {seed: one.figures[name] for seed, one in scored.items()}
-        result[name] = {
-            "mean": mean(values.values()),
-            "values": values,
-            "seeds_95": seed_interval(list(values.values())),
-            "studies_95": drawn.get(name),
-        }
+    for name in METRICS:
+        values = {seed: one.metrics[name] for seed, one in scored.items() if name in one.metrics}
+        if len(values) == len(scored):
+            result[name] = {
+                "mean": mean(values.values()),
+                "values": values,
+                "seeds_95": seed_interval(list(values.values())),
+                "studies_95": drawn.get(name),
+            }
     return result
 
 
@@ -125,7 +122,7 @@ def seed_interval(values: Sequence[float]) -> Interval | None:
 
 
 def average(rows: Sequence[Resampled]) -> Resampled:
-    """The mean over seeds, draw by draw; seeds are scored on the same studies, so on the same draws."""
+    """The mean over seeds, draw by draw: seeds are scored on the same studies and the same draws."""
     names = [name for name in rows[0].drawn if all(name in row.drawn for row in rows)]
     return Resampled(
         {name: mean(row.whole[name] for row in rows) for name in names},
@@ -134,21 +131,22 @@ def average(rows: Sequence[Resampled]) -> Resampled:
 
 
 def step(before: Mapping[int, ScoreSummary], now: Mapping[int, ScoreSummary]) -> dict[str, Any] | None:
-    """What a row adds to the one before it: per figure the difference of means, its interval and p over draws of the
-    studies, and the interval over seeds of the differences; on the seeds that both have. None where there is none."""
+    """Difference of a row to the one before, on the seeds that both have; None without a common seed.
+
+    By metric the difference of means, its interval and p over draws of the studies, and the interval over seeds.
+    """
     seeds = [seed for seed in now if seed in before]
     if not seeds:
         return None
     drawn = average([now[s].drawn for s in seeds]).minus(average([before[s].drawn for s in seeds]))
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for name in METRICS:
-        pairs = [(before[s].figures.get(name), now[s].figures.get(name)) for s in seeds]
-        values = [b - a for a, b in pairs if a is not None and b is not None]
-        if len(values) == len(seeds):
+        if all(name in one[s].metrics for s in seeds for one in (before, now)):
+            values = [now[s].metrics[name] - before[s].metrics[name] for s in seeds]
             one = drawn.get(name, {"confidence_95": None, "p": None})
-            figures[name] = {"difference": mean(values), "studies_95": one["confidence_95"], "p": one["p"],
+            metrics[name] = {"difference": mean(values), "studies_95": one["confidence_95"], "p": one["p"],
                              "seeds_95": seed_interval(values)}  # fmt: skip
-    return {"seeds": seeds, "figures": figures}
+    return {"seeds": seeds, "figures": metrics}
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------
@@ -173,15 +171,14 @@ def tabulate(rows: Sequence[str], cells: Sequence[Cell]) -> dict[str, Any]:
         }
     for before, now in pairwise(rows):
         if before in by_row and now in by_row:
-            own = step(val[before], val[now])
-            if own is not None:
-                table["steps"][now] = {"before": before, **own, "external": step(outside[before], outside[now])}
+            change = step(val[before], val[now])
+            if change is not None:
+                table["steps"][now] = {"before": before, **change, "external": step(outside[before], outside[now])}
     return table
 
 
 def _trivial(by_row: Mapping[str, Sequence[Cell]]) -> dict[str, Any]:
-    """Rows that write nothing, from the first cell that has them; they depend on the data alone, ``nearest`` on the
-    row's retriever."""
+    """Trivial rows of the first cell that has them. They depend on the data alone, ``nearest`` on the retriever."""
     result: dict[str, Any] = {}
     for name in TRIVIAL_ROWS:
         for row, cells in by_row.items():

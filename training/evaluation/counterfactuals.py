@@ -77,13 +77,12 @@ def swapped_row(write: Write, studies: Sequence[Study], swap: Swap, seed: int) -
         ValueError: there are fewer than two studies.
     """
     others = swap_images(studies, seed)
-    what = f"{swap} exchanged"
-    if swap == "images":
-        drafts = write(others, what=what)
-    elif swap == "cases":
-        drafts = write(studies, what=what, counterfactual_retrieval=others)
-    else:
-        drafts = write(studies, what=what, counterfactual_patches=others)
+    drafts = write(
+        others if swap == "images" else studies,
+        what=f"{swap} exchanged",
+        counterfactual_patches=others if swap == "patches" else None,
+        counterfactual_retrieval=others if swap == "cases" else None,
+    )
     return CounterfactualRow(range(len(studies)), [draft.findings for draft in drafts])
 
 

@@ -1,7 +1,7 @@
-"""RadGraph F1 and CheXbert F1, where their packages and weights are on this machine; nothing is fetched.
+"""RadGraph F1 and CheXbert F1, where their packages and weights are installed; nothing is downloaded.
 
-Both packages download what they miss when they are first used. Here they are asked only where their weights lie in
-their caches, and their hub client is told to stay offline.
+Both packages download missing weights on first use. They are used only if the weights are in their caches, and with
+their hub client offline.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 class NotRunError(Exception):
-    """A scorer that cannot run here, and why."""
+    """A scorer that cannot run here; the message is the reason."""
 
 
 def external_scores(
     references: ReferenceSet, findings: Sequence[str], rows: Mapping[str, TrivialRow]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Figures of the system and of each trivial row by scorer (on the strings of the full row); reasons for the others.
+    """Scores of the system and of each trivial row by scorer, on the strings of the full row.
 
     Returns:
-        ``{"RadGraph": {"system": {...}, "baselines": {...}} or None, "CheXbert": ...}`` and, for each that is None, why
-        it was not run.
+        ``{"RadGraph": {"system": {...}, "baselines": {...}} or None, "CheXbert": ...}`` and, for each that is None, the
+        reason.
     """
     tables: dict[str, Any] = {}
     reasons: dict[str, str] = {}
@@ -51,10 +51,9 @@ def external_scores(
                         for key, row in rows.items()
                     },
                 }
-        except NotRunError as reason:
-            tables[name], reasons[name] = None, str(reason)
-        except Exception as error:  # whatever a foreign package raises: the project's own figures do not hang on it
-            tables[name], reasons[name] = None, f"its package failed ({type(error).__name__}: {error})"
+        except Exception as error:  # foreign packages raise anything; the other metrics do not depend on them
+            failed = f"its package failed ({type(error).__name__}: {error})"
+            tables[name], reasons[name] = None, str(error) if isinstance(error, NotRunError) else failed
     return tables, reasons
 
 
@@ -67,7 +66,7 @@ def _radgraph() -> Scorer:
     scorer = package.F1RadGraph(reward_level="all", model_type=present[0])
 
     def score(pairs: Sequence[Pair]) -> Scores:
-        references, predictions = _columns(pairs)
+        references, predictions = map(list, zip(*pairs, strict=True))
         simple, partial, complete = scorer(refs=references, hyps=predictions)[0]
         return {f"simple ({present[0]})": float(simple), "partial": float(partial), "complete": float(complete)}
 
@@ -82,7 +81,7 @@ def _chexbert() -> Scorer:
     scorer = package.F1CheXbert(device="cpu")
 
     def score(pairs: Sequence[Pair]) -> Scores:
-        references, predictions = _columns(pairs)
+        references, predictions = map(list, zip(*pairs, strict=True))
         _, _, all_classes, five_classes = scorer(hyps=predictions, refs=references)
         return {
             f"{average} F1, {count} classes": float(table[f"{average} avg"]["f1-score"])
@@ -93,10 +92,6 @@ def _chexbert() -> Scorer:
     return score
 
 
-def _columns(pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
-    return [reference for reference, _ in pairs], [prediction for _, prediction in pairs]
-
-
 def _package(name: str) -> Any:
     if importlib.util.find_spec(name) is None:
         raise NotRunError(f"the package {name} is not installed")
@@ -104,7 +99,7 @@ def _package(name: str) -> Any:
 
 
 def _cache_folder(name: str) -> Path:
-    """Where both packages keep weights, as their own dependency says."""
+    """Where both packages keep weights, by their dependency ``appdirs``."""
     return Path(importlib.import_module("appdirs").user_cache_dir(name))
 
 

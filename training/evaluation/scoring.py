@@ -40,20 +40,20 @@ class ReferenceSet:
         self.full = [full_reference(report) for report in reports]
         self._reports, self._vocabulary, self._meteor = reports, vocabulary, meteor
 
-    def subset(self, places: Sequence[int]) -> ReferenceSet:
-        """A references of some of the reports alone; document frequencies are then theirs."""
-        return ReferenceSet([self._reports[place] for place in places], self._vocabulary, self._meteor)
+    def subset(self, rows: Sequence[int]) -> ReferenceSet:
+        """Some of the reports; CIDEr then takes document frequencies from these alone."""
+        return ReferenceSet([self._reports[row] for row in rows], self._vocabulary, self._meteor)
 
     def drafts(self, texts: Sequence[str]) -> tuple[Scores, Scores]:
-        """Comparable and full figures of drafts."""
+        """Comparable and full scores of drafts."""
         return self._score(*self.draft_pairs(texts))
 
     def reports(self, texts: Sequence[str]) -> tuple[Scores, Scores]:
-        """Comparable and full figures of training reports taken as drafts; ``<unk>`` may then meet ``<unk>``."""
+        """Comparable and full scores of training reports used as drafts; ``<unk>`` matches ``<unk>``."""
         return self._score(*self.report_pairs(texts))
 
     def copied(self, texts: Sequence[str], train: Iterable[str]) -> float | None:
-        """Share of drafts that equal some training report, rare words as they are or as ``<unk>``; None without any."""
+        """Share of drafts that equal a training report, its rare words kept or ``<unk>``; None without reports."""
         known = {
             text
             for report in train
@@ -62,11 +62,11 @@ class ReferenceSet:
         return sum(comparable_prediction(text) in known for text in texts) / len(texts) if known else None
 
     def draft_pairs(self, texts: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
-        """Comparable and full strings of drafts beside their references."""
+        """(reference, draft) pairs of comparable and of full strings."""
         return self._pairs([comparable_prediction(text) for text in texts], texts)
 
     def report_pairs(self, texts: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
-        """The same of training reports taken as drafts."""
+        """The same for training reports used as drafts."""
         return self._pairs([comparable_reference(text, self._vocabulary) for text in texts], texts)
 
     def _pairs(self, comparable: Sequence[str], texts: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
@@ -101,10 +101,10 @@ def known_texts(bundle: Bundle, index: CaseIndex | None, source: Source) -> Know
     if not choose:
         step = max(1, len(train) // CHOOSE_ON)
         choose = list(train.values())[::step][:CHOOSE_ON]
-        chosen_on = f"{len(choose)} training reports, there being no val split" if choose else None
+        chosen_on = f"{len(choose)} training reports; there is no val split" if choose else None
     vocabulary = comparable_vocabulary(train.values())
     if not train:
-        origin = "tokenizer of the bundle, no training report being known"
+        origin = "tokenizer of the bundle; no training report is known"
         vocabulary = frozenset(bundle.tokenizer.tokens)
     return KnownTexts(train, choose, origin, chosen_on, vocabulary)
 
@@ -130,16 +130,15 @@ def make_rows(texts: KnownTexts, drafts: Sequence[Draft], count: int) -> tuple[d
 
 
 def score_rows(references: ReferenceSet, rows: Mapping[str, TrivialRow], reasons: Mapping[str, str]) -> dict[str, Any]:
-    """What ``metrics.json`` says about the trivial rows: null, with a reason beside it, for a row that was not made."""
+    """The entries of ``metrics.json`` about the trivial rows: null, with a reason, for a row that was not made."""
     comparable: dict[str, Scores | None] = dict.fromkeys(TRIVIAL)
     full: dict[str, Scores | None] = dict.fromkeys(TRIVIAL)
     parts: dict[str, Scores] = {}
     for name, row in rows.items():
         scored = {variant: references.reports(texts) for variant, texts in row.variants.items()}
-        comparable[name] = row.merged([figures for figures, _ in scored.values()])
-        full[name] = row.merged([figures for _, figures in scored.values()])
+        comparable[name], full[name] = (row.merged(scores) for scores in zip(*scored.values(), strict=True))
         if name == "constant":
-            parts = {variant: figures for variant, (figures, _) in scored.items()}
+            parts = {variant: scores for variant, (scores, _) in scored.items()}
     return {
         "baselines": comparable,
         "baselines_full": full,
@@ -151,10 +150,10 @@ def score_rows(references: ReferenceSet, rows: Mapping[str, TrivialRow], reasons
 def certainty(
     references: ReferenceSet, findings: Sequence[str], rows: Mapping[str, TrivialRow], *, draws: int, seed: int
 ) -> dict[str, Any]:
-    """What ``metrics.json`` says about intervals and differences; one table of draws for all rows.
+    """Intervals and paired differences, on the same draws for all rows.
 
     Returns:
-        ``confidence_95`` with an interval of each figure of ``system``, ``system_full`` and the comparable trivial
+        ``confidence_95`` with an interval of each metric of ``system``, ``system_full`` and the comparable trivial
         rows, and ``system_minus`` with the differences to the trivial rows.
     """
     if not draws:
@@ -180,7 +179,7 @@ def certainty(
 
 
 def word_tables(references: ReferenceSet, findings: Sequence[str], rows: Mapping[str, TrivialRow]) -> dict[str, Any]:
-    """What ``metrics.json`` says about key words, on the strings of the full row, and about each of the findings."""
+    """F1 of key words, on the strings of the full row, and metrics of each finding."""
 
     def table(negated: bool) -> dict[str, Any]:
         found: dict[str, Any] = {"system": keyword_f1(references.draft_pairs(findings)[1], negated=negated)}

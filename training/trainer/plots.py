@@ -38,7 +38,7 @@ def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) ->
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
     figure.suptitle(title, fontsize=11, y=1 - HEAD / 2 / height)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_plot(draw: Callable[[Axes], None], path: Path, *, size: tuple[float, float]) -> None:
@@ -48,7 +48,7 @@ def save_plot(draw: Callable[[Axes], None], path: Path, *, size: tuple[float, fl
     axis.grid(alpha=0.3)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _pyplot() -> Any:
@@ -60,7 +60,8 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically, and close it."""
     partial = path.with_suffix(".tmp.png")
     figure.savefig(partial, dpi=110)
     _pyplot().close(figure)

@@ -1,4 +1,4 @@
-"""The best, median and worst studies by CIDEr, as the page shows them."""
+"""The best, median and worst studies by CIDEr."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from model.text.labeler import FINDINGS
 from model.types import Draft
 from training.data.pixel_cache import PixelCache
-from training.data.studies import ImageRef, Study
+from training.data.studies import Study
 from training.evaluation.scoring import ReferenceSet
 from training.scoring.metrics import present_findings
 from training.scoring.protocol import full_prediction
@@ -25,7 +25,7 @@ PER_GROUP = 4
 
 @dataclass(frozen=True)
 class EvaluatedSplit:
-    """The studies of a split with what was written about them; ``train_texts`` are training reports by study id."""
+    """The studies of a split with their drafts; ``train_texts`` are training reports by study id."""
 
     studies: Sequence[Study]
     drafts: Sequence[Draft]
@@ -40,7 +40,7 @@ class EvaluatedSplit:
         return rouge, cider
 
     def lengths(self) -> tuple[list[int], list[int]]:
-        """Words of each draft and of each report, whole, "." not counted."""
+        """Number of words of each whole draft and report, without "."."""
         drafts = [full_prediction(draft.findings) for draft in self.drafts]
         drafted, reported = (
             [len(t.replace(" .", "").split()) for t in texts] for texts in (drafts, self.references.full)
@@ -58,13 +58,13 @@ class Picture:
 
     @property
     def data_uri(self) -> str:
-        """For a page that stands alone."""
+        """The image for a self-contained page."""
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
 @dataclass(frozen=True)
 class ShownCase:
-    """A retrieved case; ``text`` None where it is not known here."""
+    """A retrieved case; ``text`` is None if unknown."""
 
     case_id: str
     similarity: float
@@ -73,7 +73,7 @@ class ShownCase:
 
 @dataclass(frozen=True)
 class ShownStudy:
-    """One study of the gallery; findings by whom they are named present."""
+    """One study of the gallery; ``both``, ``missed`` and ``added`` are the findings of report and draft."""
 
     study_id: str
     cider: float
@@ -88,7 +88,7 @@ class ShownStudy:
 
 
 def gallery(drafted: EvaluatedSplit, per_group: int = PER_GROUP) -> dict[str, list[ShownStudy]]:
-    """``best``, ``median`` and ``worst`` studies by CIDEr, no study twice; fewer in a small split, no empty group."""
+    """``best``, ``median`` and ``worst`` studies by CIDEr; no study twice, no empty group."""
     rouge, cider = drafted.study_scores()
     ranked = sorted(range(len(cider)), key=lambda row: (-cider[row], drafted.studies[row].study_id))
     size = min(per_group, max(1, len(ranked) // 3))
@@ -126,11 +126,7 @@ def _shown(drafted: EvaluatedSplit, row: int, rouge: float, cider: float) -> Sho
 
 def _pictures(study: Study, cache: PixelCache) -> Iterator[Picture]:
     for number, ref in enumerate(study.images):
+        file = io.BytesIO()
+        Image.fromarray(np.array(cache.array[cache.rows[ref.key]])).save(file, "PNG", optimize=True)
         name = f"{re.sub(r'[^A-Za-z0-9_-]', '_', study.study_id)}-{number}.png"
-        yield Picture(name, ref.view.value if ref.view else "unknown view", _png(ref, cache))
-
-
-def _png(ref: ImageRef, cache: PixelCache) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.array(cache.array[cache.rows[ref.key]])).save(file, "PNG", optimize=True)
-    return file.getvalue()
+        yield Picture(name, ref.view.value if ref.view else "unknown view", file.getvalue())

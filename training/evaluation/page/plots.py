@@ -10,7 +10,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from training.evaluation.metric_tables import (
@@ -37,10 +36,10 @@ _WIDTH = 10.0  # inches
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot: ``svg`` to stand in HTML, ``png`` for everything else, ``says`` describes it for screen readers."""
+    """One plot as ``svg`` for HTML and as ``png``; ``description`` is for screen readers."""
 
     name: str
-    says: str
+    description: str
     svg: str
     png: bytes
 
@@ -54,7 +53,7 @@ def all_plots(result: Mapping[str, Any], drafted: EvaluatedSplit) -> dict[str, P
         "axes.axisbelow": True, "legend.frameon": False, "text.parse_math": False, "font.family": "DejaVu Sans",
     }  # fmt: skip
     plots = {}
-    for name, draw, says in (
+    for name, draw, description in (
         ("intervals", _intervals, "metrics of each row with their 95 % intervals"),
         ("labels", _labels, "precision, recall and F1 of each finding and how often reports name it"),
         ("spread", _spread, "how CIDEr and length are spread over studies, and the share of different reports"),
@@ -63,7 +62,7 @@ def all_plots(result: Mapping[str, Any], drafted: EvaluatedSplit) -> dict[str, P
         settings: Any = {**style, "svg.hashsalt": name}  # the stubs list every key as a literal
         with matplotlib.rc_context(settings):
             drawn = draw(result, drafted)
-            plots[name] = Plot(name, says, _svg(drawn, says), _save(drawn, "png"))
+            plots[name] = Plot(name, description, _svg(drawn, description), _save(drawn, "png"))
     return plots
 
 
@@ -72,19 +71,19 @@ def _intervals(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
     drawn = Figure(figsize=(_WIDTH, 0.9 + 0.3 * len(rows)), layout="constrained")
     axes = drawn.subplots(1, len(TESTED), sharey=True)
     for axis, metric in zip(axes, TESTED, strict=True):
-        for place, row in enumerate(rows):
+        for line, row in enumerate(rows):
             value, ends = (scores_of(result, row) or {}).get(metric), ends_of(result, row, metric)
             colour = COLOURS["accent" if row == "system" else "beside" if row in result["n_beside"] else "trivial"]
             if ends is not None:
-                axis.plot(ends, (place, place), color=colour, linewidth=2, solid_capstyle="round")
-            axis.plot([value], [place], marker="o", markersize=6, color=colour)
-        if (own := ends_of(result, "system", metric)) is not None:
-            axis.axvspan(*own, color=COLOURS["accent"], alpha=0.08, linewidth=0)
+                axis.plot(ends, (line, line), color=colour, linewidth=2, solid_capstyle="round")
+            axis.plot([value], [line], marker="o", markersize=6, color=colour)
+        if (system := ends_of(result, "system", metric)) is not None:
+            axis.axvspan(*system, color=COLOURS["accent"], alpha=0.08, linewidth=0)
         axis.set_title(title(metric))
         axis.set_xlim(left=min(0.0, axis.get_xlim()[0]) if axis.get_xlim()[0] < 0.1 else None)
         axis.locator_params(axis="x", nbins=4)
         axis.grid(axis="x")
-        _bare(axis)
+        axis.tick_params(length=0)
     axes[0].set_yticks(range(len(rows)), [ROWS[row] for row in rows])
     axes[0].invert_yaxis()
     return drawn
@@ -95,15 +94,15 @@ def _labels(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
     names = list(table)
     drawn = Figure(figsize=(_WIDTH, 5.6), layout="constrained")
     bars, shares = drawn.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-    places = np.arange(len(names))
+    lines = np.arange(len(names))
     for shift, (key, colour) in enumerate((("f1", "one"), ("precision", "two"), ("recall", "three"))):
         values = [table[name][key] for name in names]
         label = "F1" if key == "f1" else key
-        bars.barh(places + (shift - 1) * 0.27, values, height=0.25, color=COLOURS[colour], label=label)
+        bars.barh(lines + (shift - 1) * 0.27, values, height=0.25, color=COLOURS[colour], label=label)
     for shift, (key, colour, label) in enumerate((("prevalence", "four", "reports"), ("predicted", "one", "drafts"))):
         values = [table[name][key] for name in names]
-        shares.barh(places + (shift - 0.5) * 0.38, values, height=0.36, color=COLOURS[colour], label=label)
-    bars.set_yticks(places, names)
+        shares.barh(lines + (shift - 0.5) * 0.38, values, height=0.36, color=COLOURS[colour], label=label)
+    bars.set_yticks(lines, names)
     bars.invert_yaxis()
     bars.set_xlim(0, 1)
     shares.set_xlim(left=0)
@@ -111,7 +110,7 @@ def _labels(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
     for axis in (bars, shares):
         axis.grid(axis="x")
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=9)
-        _bare(axis)
+        axis.tick_params(length=0)
     bars.set_xlabel("finding named present")
     shares.set_xlabel("share of studies")
     return drawn
@@ -134,15 +133,15 @@ def _spread(result: Mapping[str, Any], drafted: EvaluatedSplit) -> Figure:
     rows = made(result, ("system", *result["baselines"]))
     shares = [(scores_of(result, row) or {}).get("distinct") or 0.0 for row in rows]
     right.barh(range(len(rows)), shares, color=[COLOURS["one" if row == "system" else "four"] for row in rows])
-    for place, share in enumerate(shares):
-        right.text(share + 0.02, place, number(share), va="center", fontsize=9)
+    for line, share in enumerate(shares):
+        right.text(share + 0.02, line, number(share), va="center", fontsize=9)
     right.set_yticks(range(len(rows)), [ROWS[row] for row in rows])
     right.invert_yaxis()
     right.set_xlim(0, 1.15)
     right.set_xticks([0, 0.5, 1])
     right.set_title("share of different reports")
     for axis in (left, middle, right):
-        _bare(axis)
+        axis.tick_params(length=0)
     return drawn
 
 
@@ -152,24 +151,20 @@ def _key_words(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
     shown = [(name, colour) for name, colour in rows if table.get(name) or table["baselines"].get(name)]
     drawn = Figure(figsize=(_WIDTH, 2.8), layout="constrained")
     axis = drawn.subplots()
-    places = np.arange(len(KEY_WORDS))
+    positions = np.arange(len(KEY_WORDS))
     for shift, (name, colour) in enumerate(shown):
         row = table.get(name) or table["baselines"][name]
         values = [row[category]["f1"] for category in KEY_WORDS]
         offset = (shift - (len(shown) - 1) / 2) * 0.2
-        bars = axis.bar(places + offset, values, width=0.18, color=COLOURS[colour], label=ROWS[name])
+        bars = axis.bar(positions + offset, values, width=0.18, color=COLOURS[colour], label=ROWS[name])
         axis.bar_label(bars, [number(value, 2) for value in values], fontsize=8, color=COLOURS["soft"])
-    axis.set_xticks(places, list(KEY_WORDS))
+    axis.set_xticks(positions, list(KEY_WORDS))
     axis.set_ylabel("F1")
     axis.set_ylim(0, max(0.1, 1.08 * axis.get_ylim()[1]))
     axis.grid(axis="y")
     axis.legend(ncols=len(shown) or 1, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
-    _bare(axis)
-    return drawn
-
-
-def _bare(axis: Axes) -> None:
     axis.tick_params(length=0)
+    return drawn
 
 
 def _save(drawn: Figure, kind: str) -> bytes:
@@ -179,14 +174,14 @@ def _save(drawn: Figure, kind: str) -> bytes:
     return file.getvalue()
 
 
-def _svg(drawn: Figure, says: str) -> str:
-    """The SVG element alone, scaled by the page, its colours the page's variables."""
+def _svg(drawn: Figure, description: str) -> str:
+    """The SVG element alone, without a size, with the colour variables of the page."""
     text = _save(drawn, "svg").decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     head, rest = text.split(">", 1)
     head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
-    text = head.replace("<svg", f'<svg role="img" aria-label="{says}"') + ">" + rest
+    text = head.replace("<svg", f'<svg role="img" aria-label="{description}"') + ">" + rest
     for name, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{name})")
     return text

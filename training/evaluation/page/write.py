@@ -1,4 +1,4 @@
-"""Writes the page: ``report.html`` stands alone, ``report.md`` links to picture files."""
+"""Writes the page: ``report.html`` is self-contained, ``report.md`` links to image files."""
 
 from __future__ import annotations
 
@@ -52,26 +52,18 @@ def write_page(folder: Path, result: Mapping[str, Any], drafted: EvaluatedSplit)
         "image_size": drafted.cache.size,
         "css": Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
     }
-    write_atomic(folder / "report.md", _markdown().get_template("page.md").render(content).encode())
-    write_atomic(folder / "report.html", _html().get_template("page.html").render(content).encode())
+    for name, template, markdown in (("report.md", "page.md", True), ("report.html", "page.html", False)):
+        page = _environment(markdown=markdown).get_template(template).render(content)
+        write_atomic(folder / name, page.encode())
 
 
-def _html() -> Environment:
+def _environment(*, markdown: bool) -> Environment:
+    """Every value is escaped: by jinja2's autoescape in HTML, by ``_escaped`` in Markdown."""
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        loader=FileSystemLoader(_TEMPLATES), autoescape=not markdown, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=markdown, finalize=_escaped if markdown else None,
     )  # fmt: skip
-    environment.filters |= {"figure": number, "title_of": title, "safe_svg": Markup}
-    return environment
-
-
-def _markdown() -> Environment:
-    """Escapes every value on output."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=False, finalize=_escaped, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters |= {"figure": number, "title_of": title, "grid": _grid, "path": Markup}
+    environment.filters |= {"figure": number, "title_of": title, "safe_svg": Markup, "path": Markup, "grid": _grid}
     return environment
 
 
