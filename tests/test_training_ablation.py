@@ -1,4 +1,4 @@
-"""The ablation: rows that differ by one change, and the arithmetic of the table."""
+"""The ablation: rows that differ by one change, and the statistics of the table."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_each_row_is_one_change_from_the_row_before(scale: Scale) -> None:
     assert {config.seed for config in found} == {2}
 
 
-def test_a_second_change_is_seen() -> None:
+def test_second_change_is_found() -> None:
     before, now = configs(SCALES["full"])[1:3]
     others = {
         "seed": now.model_copy(update={"seed": 9}),
@@ -49,7 +49,7 @@ def test_a_second_change_is_seen() -> None:
         assert set(changes(before, other)) == {name, "ce.backbone_lr"}
 
 
-def test_the_rows_are_those_of_the_study() -> None:
+def test_rows_are_those_of_the_study() -> None:
     baseline, densenet, slower, retrieval, scst = configs(SCALES["full"])
     assert (baseline.shape.backbone, densenet.shape.backbone) == ("resnet101", "densenet121")
     assert (baseline.ce.backbone_lr, baseline.ce.transformer_lr) == (1e-4, 5e-4)
@@ -60,7 +60,7 @@ def test_the_rows_are_those_of_the_study() -> None:
 
 
 @pytest.mark.parametrize("name", ["small", "cpu", "two-core", "smoke"])
-def test_a_scale_changes_every_row_alike(name: str) -> None:
+def test_scale_changes_every_row_equally(name: str) -> None:
     scale = SCALES[name]
     for config in configs(scale):
         values = config.model_dump()
@@ -80,12 +80,12 @@ def test_a_scale_changes_every_row_alike(name: str) -> None:
         ({"ce.epochs": -1}, "does not fit row baseline"),
     ],
 )
-def test_a_scale_that_would_mix_changes_is_refused(override: dict[str, Any], message: str) -> None:
+def test_refuses_scales_that_mix_changes(override: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         configs(Scale(name="mine", overrides=override))
 
 
-def test_a_scale_can_be_a_file(tmp_path: Path) -> None:
+def test_reads_scales_from_files(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text('{"name": "mine", "overrides": {"ce.epochs": 3}, "train_limit": 7}')
     assert read_scale(str(path)) == Scale(name="mine", overrides={"ce.epochs": 3}, train_limit=7)
@@ -96,7 +96,7 @@ def test_a_scale_can_be_a_file(tmp_path: Path) -> None:
         read_scale("large")
 
 
-def test_backbones_may_start_from_different_files() -> None:
+def test_reads_weights_for_each_backbone() -> None:
     assert parse_weights(None) is None
     assert parse_weights(["imagenet"]) == "imagenet"
     weights = parse_weights(["resnet101=r.pth", "densenet121=d.pth"])
@@ -108,7 +108,7 @@ def test_backbones_may_start_from_different_files() -> None:
         parse_weights(["a.pth", "b.pth"])
 
 
-def test_only_stages_that_read_the_same_are_shared() -> None:
+def test_stages_with_equal_inputs_are_shared() -> None:
     baseline, densenet, slower, retrieval, scst = configs(SCALES["full"])
     assert shared_stages(retrieval, scst) == ("pretrain", "retriever", "index", "ce")
     assert shared_stages(baseline, densenet) == shared_stages(slower, retrieval) == ()
@@ -119,21 +119,21 @@ def test_only_stages_that_read_the_same_are_shared() -> None:
     assert shared_stages(retrieval, scst.model_copy(update={"decoding": beams})) == ("pretrain", "retriever", "index")
 
 
-# --- the table's arithmetic -------------------------------------------------------------------------------------------
+# --- statistics of the table ------------------------------------------------------------------------------------------
 
 
 def scored(wrong: int, *, count: int = 24) -> ScoreSummary:
     """Of a system that copies all references but the first ``wrong``, for which it names no finding."""
-    texts = [REPORTS[place % len(REPORTS)] for place in range(count)]
+    texts = [REPORTS[row % len(REPORTS)] for row in range(count)]
     pairs = [
-        (full_reference(text), full_prediction("The lungs are clear." if place < wrong else text))
-        for place, text in enumerate(texts)
+        (full_reference(text), full_prediction("The lungs are clear." if row < wrong else text))
+        for row, text in enumerate(texts)
     ]
-    figures = {name: value for name, value in score(pairs).items() if value is not None}
-    return ScoreSummary({**figures, "METEOR": wrong / 10}, Bootstrap(count).of(pairs))
+    metrics = {name: value for name, value in score(pairs).items() if value is not None}
+    return ScoreSummary({**metrics, "METEOR": wrong / 10}, Bootstrap(count).of(pairs))
 
 
-def test_seed_interval_is_students() -> None:
+def test_seed_interval_is_students_t() -> None:
     assert seed_interval([1.0, 2.0, 3.0]) == pytest.approx([2 - 2.4842, 2 + 2.4842], abs=1e-3)  # 4.303 / sqrt(3)
     values = np.linspace(0, 1, 31)
     half = 2.0423 * values.std(ddof=1) / 31**0.5  # t of 30 degrees of freedom
@@ -141,7 +141,7 @@ def test_seed_interval_is_students() -> None:
     assert seed_interval([4.0]) is None
 
 
-def test_a_row_is_the_mean_of_its_seeds_and_its_interval_that_of_the_mean_on_the_same_draws() -> None:
+def test_row_is_the_mean_of_its_seeds_on_the_same_draws() -> None:
     seeds = {1: scored(4), 2: scored(10)}
     found = summary(seeds)
     cider = found["CIDEr"]
@@ -156,7 +156,7 @@ def test_a_row_is_the_mean_of_its_seeds_and_its_interval_that_of_the_mean_on_the
     assert one["seeds_95"] is None
 
 
-def test_a_step_is_the_paired_difference_on_common_seeds() -> None:
+def test_step_is_the_paired_difference_on_common_seeds() -> None:
     before, now = {1: scored(12), 2: scored(14)}, {2: scored(4), 3: scored(0)}
     found = step(before, now)
     assert found is not None
@@ -175,7 +175,7 @@ def test_a_step_is_the_paired_difference_on_common_seeds() -> None:
     assert step(before, {3: scored(0)}) is None
 
 
-def test_steps_lead_from_row_to_row_and_never_over_one_that_is_missing() -> None:
+def test_steps_connect_neighbouring_rows_only() -> None:
     val = {"system_images_exchanged": {"CIDEr": 0.1}, "baselines": {"constant": {"CIDEr": 0.4}, "nearest": None},
            "confidence_95": {}, "system_minus": {}}  # fmt: skip
     cells = [

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from tests.support.processes import ENVIRONMENT, fork, kill_when
-from training.ablation import runner as work
+from training.ablation import runner
 from training.ablation.__main__ import main
 from training.ablation.cell import main as run_cell_here
 from training.ablation.rows import SCALES
@@ -37,31 +37,31 @@ SCALE = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with phantoms, outside images with a table, and a scale."""
-    place = tmp_path_factory.mktemp("ablation")
-    write_phantom_root(place / "root", train=16, val=VAL, test=2, seed=3, size=64)
-    (place / "outside").mkdir()
-    with (place / "outside.csv").open("w", newline="") as file:
+    base = tmp_path_factory.mktemp("ablation")
+    write_phantom_root(base / "root", train=16, val=VAL, test=2, seed=3, size=64)
+    (base / "outside").mkdir()
+    with (base / "outside.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["image_id", "view_position", "Cardiomegaly", "Hernia"])
         for number in range(4):
             large = number % 2
             chest = make_phantom(number, frozenset({"cardiomegaly"}) if large else frozenset(), size=64)
-            Image.fromarray(chest.frontal).save(place / "outside" / f"{number}.png")
+            Image.fromarray(chest.frontal).save(base / "outside" / f"{number}.png")
             rows.writerow([number, "AP", large, 0])
-    (place / "scale.json").write_text(json.dumps(SCALE))
-    return place
+    (base / "scale.json").write_text(json.dumps(SCALE))
+    return base
 
 
-def arguments(place: Path, out: Path, *more: str, rows: str = "retrieval,retrieval-scst") -> list[str]:
-    return ["--root", str(place / "root"), "--out", str(out), "--seeds", "1", "--presets", rows, "--device", "cpu",
-            "--precision", "fp32", "--scale", str(place / "scale.json"), "--backbone-weights", "none",
+def arguments(base: Path, out: Path, *more: str, rows: str = "retrieval,retrieval-scst") -> list[str]:
+    return ["--root", str(base / "root"), "--out", str(out), "--seeds", "1", "--presets", rows, "--device", "cpu",
+            "--precision", "fp32", "--scale", str(base / "scale.json"), "--backbone-weights", "none",
             *more]  # fmt: skip
 
 
-def outside(place: Path, *more: str) -> tuple[str, ...]:
-    return ("--external-images", str(place / "outside"), "--external-labels", str(place / "outside.csv"), *more)
+def outside(base: Path, *more: str) -> tuple[str, ...]:
+    return ("--external-images", str(base / "outside"), "--external-labels", str(base / "outside.csv"), *more)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,26 +78,26 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Runs cells in this process, which saves seconds each, and says which were run."""
+    """Runs cells in this process, which saves seconds each, and lists them."""
     names: list[str] = []
 
     def run(folder: Path) -> int:
         names.append(folder.name)
         return run_cell_here([str(folder)])
 
-    monkeypatch.setattr(work, "run_cell_process", run)
+    monkeypatch.setattr(runner, "run_cell_process", run)
     return names
 
 
 @pytest.fixture(scope="module")
-def out(place: Path) -> Path:
+def out(base: Path) -> Path:
     """An ablation that was killed in the middle of its first cell and run again."""
-    out = place / "out"
-    log = place / "log"
-    process = fork(main, arguments(place, out, *outside(place)), log)
+    out = base / "out"
+    log = base / "log"
+    process = fork(main, arguments(base, out, *outside(base)), log)
     kill_when(out / "cells" / "retrieval-seed1" / "retriever" / "result.pt", process, log)
     assert not (out / "ablation.json").exists()
-    assert main(arguments(place, out, *outside(place))) == 0
+    assert main(arguments(base, out, *outside(base))) == 0
     return out
 
 
@@ -105,7 +105,7 @@ def cell(out: Path, row: str) -> Path:
     return out / "cells" / f"{row}-seed1"
 
 
-def test_killed_and_run_again_it_has_every_cell(out: Path) -> None:
+def test_killed_ablation_finishes_every_cell_when_run_again(out: Path) -> None:
     result = json.loads((out / "ablation.json").read_text())
     assert [(one["row"], one["seed"]) for one in result["cells_done"]] == [("retrieval", 1), ("retrieval-scst", 1)]
     assert result["cells_failed"] == []
@@ -123,7 +123,7 @@ def test_killed_and_run_again_it_has_every_cell(out: Path) -> None:
     assert result["cells_done"][0]["external"]["n"] == 4
 
 
-def test_the_table_is_there_in_every_form(out: Path) -> None:
+def test_writes_markdown_csv_and_plot_without_report_texts(out: Path) -> None:
     text = (out / "ablation.md").read_text()
     for words in ("**retrieval-scst**", "95 %, studies", "*constant*", "(`scst`)", "As published (not measured here)",
                   "Without a counterpart: Hernia", ".1813"):  # fmt: skip
@@ -137,12 +137,14 @@ def test_the_table_is_there_in_every_form(out: Path) -> None:
     assert not any(report in written for report in reports)
 
 
-def test_shared_stages_give_what_training_them_again_gives(out: Path, place: Path, started: list[str]) -> None:
-    alone = place / "alone"
-    assert main(arguments(place, alone, rows="retrieval-scst")) == 0
-    shared, own = (json.loads((cell(where, "retrieval-scst") / "result.json").read_text()) for where in (out, alone))
+def test_shared_stages_equal_stages_trained_again(out: Path, base: Path, started: list[str]) -> None:
+    alone = base / "alone"
+    assert main(arguments(base, alone, rows="retrieval-scst")) == 0
+    shared, separate = (
+        json.loads((cell(where, "retrieval-scst") / "result.json").read_text()) for where in (out, alone)
+    )
     assert shared["reused"] == {"row": "retrieval", "stages": ["pretrain", "retriever", "index", "ce"]}
-    assert own["reused"] is None
+    assert separate["reused"] is None
     for name in ("model.safetensors", "index/reports.faiss"):
         files = [(cell(where, "retrieval-scst") / "bundle" / name).read_bytes() for where in (out, alone)]
         assert files[0] == files[1], name
@@ -150,30 +152,26 @@ def test_shared_stages_give_what_training_them_again_gives(out: Path, place: Pat
     assert np.array_equal(*drawn)
 
 
-def test_finished_cells_are_not_repeated_and_a_new_outside_set_is_scored_with_their_bundles(
-    out: Path, place: Path, started: list[str]
-) -> None:
+def test_finished_cells_are_only_scored_on_a_new_external_set(out: Path, base: Path, started: list[str]) -> None:
     results = [cell(out, row) / "result.json" for row in ("retrieval", "retrieval-scst")]
     before = [path.stat().st_mtime_ns for path in results]
-    assert main(arguments(place, out, *outside(place))) == 0
+    assert main(arguments(base, out, *outside(base))) == 0
     assert started == []
-    assert main(arguments(place, out, *outside(place, "--external-limit", "2"))) == 0
+    assert main(arguments(base, out, *outside(base, "--external-limit", "2"))) == 0
     assert started == ["retrieval-seed1", "retrieval-scst-seed1"]
     assert [path.stat().st_mtime_ns for path in results] == before
     result = json.loads((out / "ablation.json").read_text())
     assert [one["external"]["n"] for one in result["cells_done"]] == [2, 2]
 
 
-def test_a_failed_cell_is_named_the_others_go_on_and_a_repaired_one_is_run_again(
-    out: Path, place: Path, started: list[str]
-) -> None:
+def test_failed_cell_is_named_and_run_again_after_repair(out: Path, base: Path, started: list[str]) -> None:
     for row in ("retrieval", "retrieval-scst"):
         (cell(out, row) / "result.json").unlink()
     broken = cell(out, "retrieval") / "ce" / "result.pt"
     whole = broken.read_bytes()
     broken.unlink()  # the other cell holds a link to it
     broken.write_bytes(b"nothing")
-    assert main(arguments(place, out, *outside(place))) == 1
+    assert main(arguments(base, out, *outside(base))) == 1
     result = json.loads((out / "ablation.json").read_text())
     assert [one["row"] for one in result["cells_done"]] == ["retrieval-scst"]
     (failed,) = result["cells_failed"]
@@ -183,47 +181,47 @@ def test_a_failed_cell_is_named_the_others_go_on_and_a_repaired_one_is_run_again
     assert "**Partial: 1 of 2 cells are finished.**" in (out / "ablation.md").read_text()
     assert started == ["retrieval-seed1", "retrieval-scst-seed1"]
     broken.write_bytes(whole)
-    assert main(arguments(place, out, *outside(place))) == 0
+    assert main(arguments(base, out, *outside(base))) == 0
     assert started[2:] == ["retrieval-seed1"]
     assert json.loads((out / "ablation.json").read_text())["cells_failed"] == []
 
 
-def test_a_cell_whose_process_is_ended_is_named(out: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "run_cell_process", lambda folder: -signal.SIGKILL)
-    elsewhere = place / "ended"
-    assert main(arguments(place, elsewhere, rows="retrieval")) == 1
+def test_killed_cell_process_is_named(out: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "run_cell_process", lambda folder: -signal.SIGKILL)
+    elsewhere = base / "ended"
+    assert main(arguments(base, elsewhere, rows="retrieval")) == 1
     (failed,) = json.loads((elsewhere / "ablation.json").read_text())["cells_failed"]
     assert failed["reason"] == "its process was ended by SIGKILL (perhaps out of memory); see retrieval-seed1/cell.log"
     assert not (elsewhere / "ablation.png").exists()
 
 
-def test_what_cannot_be_run_is_refused(
-    out: Path, place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_refuses_unusable_arguments_and_a_locked_folder(
+    out: Path, base: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (place / "other.json").write_text(json.dumps({**SCALE, "train_limit": 11}))
-    assert main([*arguments(place, out), "--scale", str(place / "other.json")]) == 2
+    (base / "other.json").write_text(json.dumps({**SCALE, "train_limit": 11}))
+    assert main([*arguments(base, out), "--scale", str(base / "other.json")]) == 2
     assert "retrieval-seed1 has other settings: train_limit (12 -> 11)" in caplog.text
-    assert main([*arguments(place, out), "--external-labels", "x.csv"]) == 2
+    assert main([*arguments(base, out), "--external-labels", "x.csv"]) == 2
     assert "need --external-images DIR" in caplog.text
-    assert main([*arguments(place, out), *outside(place)[:2]]) == 2
+    assert main([*arguments(base, out), *outside(base)[:2]]) == 2
     assert "needs --external-labels FILE or --external-annotation FILE" in caplog.text
-    assert main([*arguments(place, out), "--soft-scores", str(place / "gone.csv")]) == 2
+    assert main([*arguments(base, out), "--soft-scores", str(base / "gone.csv")]) == 2
     assert "gone.csv: no such file" in caplog.text
-    monkeypatch.setattr(work, "_LOCK_TIMEOUT_S", 0.0)
-    with work.file_lock(out):
-        assert main(arguments(place, out)) == 2
+    monkeypatch.setattr(runner, "_LOCK_TIMEOUT_S", 0.0)
+    with runner.file_lock(out):
+        assert main(arguments(base, out)) == 2
     assert "another ablation works in" in caplog.text
-    one_file = [*arguments(place, place / "none", rows="baseline,densenet")[:-1], "x.pth"]
+    one_file = [*arguments(base, base / "none", rows="baseline,densenet")[:-1], "x.pth"]
     assert main(one_file) == 2
     assert "one file cannot fit densenet121 and resnet101" in caplog.text
 
 
-def test_reports_of_another_source_are_scored_like_any_others(out: Path, place: Path, started: list[str]) -> None:
-    table = place / "theirs.json"
-    write_phantom_root(place / "theirs", train=0, val=0, test=3, seed=8, size=64)
-    table.write_text(json.dumps(annotation(open_openi(place / "theirs"))))
-    more = ("--external-images", str(place / "theirs" / "images"), "--external-annotation", str(table))
-    assert main(arguments(place, out, *more)) == 0
+def test_reports_of_another_source_are_scored(out: Path, base: Path, started: list[str]) -> None:
+    table = base / "other-source.json"
+    write_phantom_root(base / "other-source", train=0, val=0, test=3, seed=8, size=64)
+    table.write_text(json.dumps(annotation(open_openi(base / "other-source"))))
+    more = ("--external-images", str(base / "other-source" / "images"), "--external-annotation", str(table))
+    assert main(arguments(base, out, *more)) == 0
     first = json.loads((cell(out, "retrieval") / "external.json").read_text())
     assert (first["n"], first["split"]) == (3, "test")
     rows = list(csv.DictReader((out / "ablation.csv").read_text().splitlines()))

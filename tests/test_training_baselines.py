@@ -1,4 +1,4 @@
-"""The trivial rows: the fast scorer equals pycocoevalcap, the search finds what is to be found."""
+"""The trivial rows: the fast scorer equals pycocoevalcap, the search finds the best constant."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_scorer_equals_pycocoevalcap(references: list[str], constant: str) -> No
     assert scorer.cider(words) == pytest.approx(expected["CIDEr"], abs=1e-9)
 
 
-def test_scorer_on_no_words_and_on_no_references() -> None:
+def test_scorer_without_words_is_zero_and_without_references_refused() -> None:
     scorer = ConstantScorer(["a b", "c"])
     assert scorer.bleu4([]) == scorer.rouge_l([]) == scorer.cider([]) == 0.0
     with pytest.raises(ValueError, match="needs references"):
@@ -66,7 +66,7 @@ def test_search_finds_the_best_of_all_arrangements() -> None:
     assert objective(found.split()) == pytest.approx(best)
 
 
-def test_search_may_replace_what_it_chose_first() -> None:
+def test_search_replaces_and_drops_sentences() -> None:
     values = {"a": 1.0, "a c": 1.5, "b c": 3.0}
     sentences = (("a",), ("b",), ("c",))
     assert choose_constant(sentences, lambda words: values.get(" ".join(words), 0.0)) == "b c"
@@ -100,10 +100,10 @@ def test_rows_have_a_text_for_each_study_and_are_deterministic() -> None:
     assert set(itertools.chain(*rows["random"].variants.values())) <= set(TRAIN)
 
 
-def test_constant_takes_the_better_figure_and_random_the_mean() -> None:
-    figures = [{"x": 1.0, "y": 4.0, "z": None}, {"x": 3.0, "y": 2.0, "z": None}]
-    assert TrivialRow({}, merge="best").merged(figures) == {"x": 3.0, "y": 4.0, "z": None}
-    assert TrivialRow({}).merged(figures) == {"x": 2.0, "y": 3.0, "z": None}
+def test_constant_takes_the_better_score_and_random_the_mean() -> None:
+    scores = [{"x": 1.0, "y": 4.0, "z": None}, {"x": 3.0, "y": 2.0, "z": None}]
+    assert TrivialRow({}, merge="best").merged(scores) == {"x": 3.0, "y": 4.0, "z": None}
+    assert TrivialRow({}).merged(scores) == {"x": 2.0, "y": 3.0, "z": None}
 
 
 def test_rows_need_reports() -> None:

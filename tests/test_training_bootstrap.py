@@ -1,4 +1,4 @@
-"""Intervals and paired differences: the figures themselves where nothing is resampled, and honest elsewhere."""
+"""Bootstrap intervals and paired differences; the metrics of a draw equal those of its studies."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def pairs(seed: int, *, right: float = 0.3, count: int = 40) -> list[Pair]:
     """References, and predictions of which a share ``right`` is the reference; one of them empty."""
     rng = np.random.default_rng(seed)
     truth = [REPORTS[i] for i in np.random.default_rng(0).integers(0, len(REPORTS), count)]
-    guess = [own if rng.random() < right else REPORTS[rng.integers(len(REPORTS))] for own in truth]
+    guess = [report if rng.random() < right else REPORTS[rng.integers(len(REPORTS))] for report in truth]
     guess[3] = ""
     return [(full_reference(one), full_prediction(other)) for one, other in zip(truth, guess, strict=True)]
 
 
-def test_whole_figures_are_those_of_the_scorers() -> None:
+def test_whole_metrics_equal_the_scorers() -> None:
     row = pairs(1)
     expected = score(row)
     assert dict(Bootstrap(len(row), draws=5).of(row).whole) == pytest.approx({name: expected[name] for name in METRICS})
 
 
-def test_a_draw_scores_as_the_studies_that_it_holds() -> None:
+def test_draw_scores_like_the_studies_that_it_holds() -> None:
     row = pairs(2)
     times = np.random.default_rng(5).multinomial(len(row), np.full(len(row), 1 / len(row)), size=3)
     found = PerStudyStatistics.of(row).metrics(times.astype(np.float64))
@@ -43,7 +43,7 @@ def test_a_draw_scores_as_the_studies_that_it_holds() -> None:
             assert found[name][draw] == pytest.approx(expected[name]), name
 
 
-def test_intervals_hold_the_figure_and_shrink_with_the_studies() -> None:
+def test_intervals_contain_the_metric_and_shrink_with_the_studies() -> None:
     small, large = pairs(3, count=20), pairs(3, count=320)
     widths = []
     for row in (small, large):
@@ -55,7 +55,7 @@ def test_intervals_hold_the_figure_and_shrink_with_the_studies() -> None:
     assert widths[1] < widths[0] / 2
 
 
-def test_a_row_does_not_differ_from_itself_and_a_better_one_does() -> None:
+def test_difference_to_the_same_row_is_zero_and_to_a_better_one_significant() -> None:
     bootstrap = Bootstrap(40, draws=400)
     worse, better = bootstrap.of(pairs(4, right=0.1)), bootstrap.of(pairs(5, right=0.8))
     same = worse.minus(worse)
@@ -69,8 +69,8 @@ def test_a_row_does_not_differ_from_itself_and_a_better_one_does() -> None:
     assert worse.minus(better)["CIDEr"]["p"] == gain["p"]
 
 
-def test_pairing_sees_what_two_intervals_do_not() -> None:
-    """Two rows that are alike but for one study in ten: their intervals overlap, the paired difference is above 0."""
+def test_paired_difference_is_significant_where_intervals_overlap() -> None:
+    """Two rows that differ in one study of ten: the intervals overlap, the paired difference is above 0."""
     row = pairs(6, right=0.2, count=100)
     better = [(ref, ref) if i % 10 == 0 else (ref, guess) for i, (ref, guess) in enumerate(row)]
     bootstrap = Bootstrap(len(row), draws=400)
@@ -90,7 +90,7 @@ def test_draws_are_decided_by_the_seed() -> None:
 
 
 @pytest.mark.parametrize(("merge", "expected"), [("best", max), ("mean", lambda values: sum(values) / len(values))])
-def test_variants_merge_as_the_figures_of_their_row(merge: str, expected: object) -> None:
+def test_variants_merge_like_the_metrics_of_their_row(merge: str, expected: object) -> None:
     variants = [pairs(8), pairs(9)]
     bootstrap = Bootstrap(40, draws=60)
     row = TrivialRow({"a": (), "b": ()}, merge)  # type: ignore[arg-type]

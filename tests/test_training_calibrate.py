@@ -1,4 +1,4 @@
-"""``python -m training.calibrate`` from end to end on phantoms, and what drafts make of the bundle that it writes."""
+"""``python -m training.calibrate`` end to end on phantoms, and drafts of the bundle that it writes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ VAL = 8
 UNSURE = ("views_swapped", "view_corrected", "same_view", "unusual_image")
 
 
-# --- the arithmetic ---------------------------------------------------------------------------------------------------
+# --- fits and their quality -------------------------------------------------------------------------------------------
 
 
-def test_logistic_regression_finds_the_weights_that_made_the_truth() -> None:
+def test_logistic_regression_recovers_the_true_weights() -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(20_000, 2))
     truth = rng.random(20_000) < 1 / (1 + np.exp(-(1.5 * rows[:, 0] - 0.5 * rows[:, 1] + 0.7)))
@@ -40,7 +40,7 @@ def test_logistic_regression_finds_the_weights_that_made_the_truth() -> None:
     assert fitted.probabilities(rows).mean() == pytest.approx(truth.mean(), abs=1e-6)  # the bias is free
 
 
-def test_the_fit_maximises_the_penalised_likelihood() -> None:
+def test_fit_maximises_the_penalised_likelihood() -> None:
     """At the maximum the slope of the log-likelihood equals the pull of the ridge, and the bias feels no ridge."""
     rng = np.random.default_rng(1)
     rows = rng.normal(size=(300, 40)) * rng.uniform(0.5, 2, 40)
@@ -59,7 +59,7 @@ def test_separable_classes_keep_finite_weights() -> None:
     assert certain.probabilities(rows) == pytest.approx(0.9)  # 4.5 of 5
 
 
-def test_a_study_lies_in_one_fold_and_is_judged_by_the_others() -> None:
+def test_folds_keep_studies_together() -> None:
     studies = [f"CXR{number // 2}" for number in range(40)]
     fold = folds(studies, 4, seed=1)
     assert all(len(set(fold[start : start + 2])) == 1 for start in range(0, 40, 2))
@@ -68,7 +68,7 @@ def test_a_study_lies_in_one_fold_and_is_judged_by_the_others() -> None:
     assert held_out(np.zeros((40, 0)), truth, fold)[truth] == pytest.approx(0.5 / 31)
 
 
-def test_figures_of_probabilities() -> None:
+def test_quality_of_probabilities_by_hand() -> None:
     values, truth = np.array([0.2, 0.2, 0.2, 0.2, 0.8, 0.8]), np.array([1, 0, 0, 0, 1, 1], bool)
     low, high = reliability(values, truth, bins=2)
     assert (low.mean, low.rate, low.count) == (pytest.approx(0.2), pytest.approx(1 / 3), 3)
@@ -84,7 +84,7 @@ def test_figures_of_probabilities() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "labels", "right"),
+    ("text", "labels", "correct"),
     [
         ("the heart is enlarged .", {"Cardiomegaly": "present"}, True),
         ("the heart is normal in size .", {"Cardiomegaly": "absent"}, False),
@@ -96,12 +96,12 @@ def test_figures_of_probabilities() -> None:
         ("osseous structures intact .", {}, False),
     ],
 )
-def test_a_sentence_is_right_where_the_report_bears_it_out(text: str, labels: dict[str, str], right: bool) -> None:
+def test_sentence_is_correct_if_the_report_supports_it(text: str, labels: dict[str, str], correct: bool) -> None:
     report = "The heart is enlarged. Small left pleural effusion. The thoracic aorta is tortuous."
-    assert is_supported_by_report(text, labels, report) is right  # type: ignore[arg-type]
+    assert is_supported_by_report(text, labels, report) is correct  # type: ignore[arg-type]
 
 
-# --- from end to end --------------------------------------------------------------------------------------------------
+# --- end to end -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def arguments(root: Path, folder: Path, *more: str) -> list[str]:
             *more]  # fmt: skip
 
 
-def test_the_bundle_holds_its_calibration_and_is_otherwise_the_same(made: Path) -> None:
+def test_bundle_changes_only_by_its_calibration(made: Path) -> None:
     plain, calibrated = load_bundle(made / "plain"), load_bundle(made / "calibrated")
     assert plain.calibration is None
     assert calibrated.calibration is not None
@@ -132,15 +132,15 @@ def test_the_bundle_holds_its_calibration_and_is_otherwise_the_same(made: Path) 
     assert dict(plain.manifest.files).items() <= dict(calibrated.manifest.files).items()
 
 
-def test_the_report_tells_the_figures_and_no_text(made: Path, root: Path) -> None:
-    figures = json.loads((made / "report" / "calibration.json").read_text())
-    assert figures["view"]["pairs"] == VAL
-    assert figures["view"]["accuracy"] > 0.9
-    assert figures["view"]["pairs_wrongly_exchanged"] == 0
-    assert figures["unusual"]["strange"]["noise"]["auroc"] > 0.9
-    assert figures["unusual"]["strange"]["negative"]["shown_to_the_fit"]
-    assert figures["unusual"]["external"]["n"] == 2 * (20 + VAL)
-    assert figures["confidence"]["sentences"] >= VAL
+def test_report_holds_metrics_and_no_text(made: Path, root: Path) -> None:
+    metrics = json.loads((made / "report" / "calibration.json").read_text())
+    assert metrics["view"]["pairs"] == VAL
+    assert metrics["view"]["accuracy"] > 0.9
+    assert metrics["view"]["pairs_wrongly_exchanged"] == 0
+    assert metrics["unusual"]["strange"]["noise"]["auroc"] > 0.9
+    assert metrics["unusual"]["strange"]["negative"]["shown_to_the_fit"]
+    assert metrics["unusual"]["external"]["n"] == 2 * (20 + VAL)
+    assert metrics["confidence"]["sentences"] >= VAL
     page = (made / "report" / "calibration.md").read_text()
     assert "| pairs wrongly exchanged | 0 | 8 |" in page
     assert "| upside down * | " in page
@@ -151,7 +151,7 @@ def test_the_report_tells_the_figures_and_no_text(made: Path, root: Path) -> Non
         assert (made / "report" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_second_run_goes_on_from_what_is_there_and_fits_the_same(made: Path, root: Path) -> None:
+def test_second_run_continues_and_fits_the_same(made: Path, root: Path) -> None:
     drafts = made / "work" / "drafts.jsonl"
     lines = drafts.read_text().splitlines()
     drafts.write_text("\n".join([*lines[:-1], lines[-1][: len(lines[-1]) // 2]]))  # stopped while it wrote the last
@@ -160,13 +160,13 @@ def test_a_second_run_goes_on_from_what_is_there_and_fits_the_same(made: Path, r
     assert [json.loads(line) for line in drafts.read_text().splitlines()] == [json.loads(line) for line in lines]
 
 
-def test_nothing_is_overwritten_unasked(made: Path, root: Path) -> None:
+def test_refuses_to_overwrite_a_bundle(made: Path, root: Path) -> None:
     digest = load_bundle(made / "calibrated").digest
     assert main(arguments(root, made, "--out", str(made / "calibrated"))) == 2
     assert load_bundle(made / "calibrated").digest == digest
 
 
-# --- what drafts make of it -------------------------------------------------------------------------------------------
+# --- drafts with the calibration --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def open_drafter(path: Path) -> Drafter:
 
 @pytest.fixture(scope="module")
 def studies(drafter: Drafter, root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[StudyView]]:
-    """Training studies that the checks find nothing strange about, frontals first."""
+    """Training studies without a warning of the checks, frontals first."""
     source = open_openi(root)
     chosen = source.split("train")
     cache = build_pixel_cache(source, chosen, drafter.image_size, tmp_path_factory.mktemp("pixels"))
@@ -199,14 +199,14 @@ def exchanged(study: Sequence[StudyView]) -> list[StudyView]:
     return [replace(frontal, view=View.LATERAL), replace(lateral, view=View.FRONTAL)]
 
 
-def test_exchanged_images_give_the_draft_of_the_right_ones(drafter: Drafter, studies: list[list[StudyView]]) -> None:
+def test_exchanged_images_give_the_draft_of_the_correct_order(drafter: Drafter, studies: list[list[StudyView]]) -> None:
     right = drafter.draft(studies)
     mixed = [exchanged(study) if number % 2 else study for number, study in enumerate(studies)]
-    put_right = drafter.draft(mixed)
-    swapped = [codes(draft) for draft in put_right]
+    corrected = drafter.draft(mixed)
+    swapped = [codes(draft) for draft in corrected]
     assert [found for found in swapped[::2] if found] == []
     assert sum(found == ["views_swapped"] for found in swapped[1::2]) >= len(swapped[1::2]) - 1
-    for one, other, found in zip(right, put_right, swapped, strict=True):
+    for one, other, found in zip(right, corrected, swapped, strict=True):
         if found == ["views_swapped"]:
             assert other.findings == one.findings
             assert [s.confidence for s in other.sentences] == pytest.approx([s.confidence for s in one.sentences])
@@ -216,12 +216,12 @@ def test_exchanged_images_give_the_draft_of_the_right_ones(drafter: Drafter, stu
 
 
 def certain(drafter: Drafter, studies: list[list[StudyView]]) -> list[StudyView]:
-    """The study whose exchanged images are put right."""
+    """A study whose exchanged images are corrected."""
     drafts = drafter.draft([exchanged(study) for study in studies])
     return next(study for study, draft in zip(studies, drafts, strict=True) if codes(draft) == ["views_swapped"])
 
 
-def test_one_image_is_read_as_what_it_is(drafter: Drafter, studies: list[list[StudyView]]) -> None:
+def test_single_image_of_the_other_view_is_corrected(drafter: Drafter, studies: list[list[StudyView]]) -> None:
     frontal, lateral = certain(drafter, studies)
     (right,) = drafter.draft([[lateral]])
     (corrected,) = drafter.draft([[replace(lateral, view=View.FRONTAL)]])
@@ -234,7 +234,7 @@ def test_one_image_is_read_as_what_it_is(drafter: Drafter, studies: list[list[St
     assert [check.view for check in same.image_checks] == list(View)
 
 
-def test_a_header_that_was_right_is_not_said_to_disagree(drafter: Drafter, studies: list[list[StudyView]]) -> None:
+def test_corrected_view_removes_the_header_warning(drafter: Drafter, studies: list[list[StudyView]]) -> None:
     _, lateral = certain(drafter, studies)
     doubt = (DraftWarning("view_mismatch", "header"), DraftWarning("not_a_chest", "header"))
     sent = replace(lateral, view=View.FRONTAL, warnings=doubt)
@@ -245,7 +245,7 @@ def test_a_header_that_was_right_is_not_said_to_disagree(drafter: Drafter, studi
     assert "view_mismatch" in [warning.code for warning in open_.warnings]
 
 
-def test_a_strange_image_is_warned_of_and_no_view_put_right(drafter: Drafter, studies: list[list[StudyView]]) -> None:
+def test_unusual_image_gets_a_warning_and_keeps_its_view(drafter: Drafter, studies: list[list[StudyView]]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (drafter.image_size,) * 2, np.uint8)
     strange = StudyView(noise, View.LATERAL)
     together = drafter.draft([studies[0], [strange], [studies[1][0], strange]])
@@ -254,24 +254,24 @@ def test_a_strange_image_is_warned_of_and_no_view_put_right(drafter: Drafter, st
     assert "lateral image" in next(w.message for w in together[1].warnings if w.code == "unusual_image")
 
 
-def test_counterfactuals_are_read_the_right_way_round_too(drafter: Drafter, studies: list[list[StudyView]]) -> None:
+def test_views_of_counterfactuals_are_corrected(drafter: Drafter, studies: list[list[StudyView]]) -> None:
     study, other = certain(drafter, studies), studies[-1]
     (right,) = drafter.draft([other], counterfactual_patches=[study], counterfactual_retrieval=[study])
-    (put_right,) = drafter.draft(
+    (corrected,) = drafter.draft(
         [other], counterfactual_patches=[exchanged(study)], counterfactual_retrieval=[exchanged(study)]
     )
-    assert put_right.findings == right.findings
-    assert codes(put_right) == []  # the warnings are those of the study itself
+    assert corrected.findings == right.findings
+    assert codes(corrected) == []  # the warnings are those of the study itself
 
 
-def test_without_a_calibration_nothing_is_checked(made: Path, studies: list[list[StudyView]]) -> None:
+def test_bundle_without_calibration_checks_nothing(made: Path, studies: list[list[StudyView]]) -> None:
     (plain,) = open_drafter(made / "plain").draft([exchanged(studies[0])])
     assert plain.image_checks == ()
     assert codes(plain) == []
     assert all(sentence.supported is None for sentence in plain.sentences)
 
 
-def test_a_bundle_that_takes_files_in_their_order_keeps_it(drafter: Drafter, studies: list[list[StudyView]]) -> None:
+def test_bundle_with_view_order_as_given_keeps_the_order(drafter: Drafter, studies: list[list[StudyView]]) -> None:
     bundle = drafter.bundle
     preprocessing = bundle.config.preprocessing.model_copy(update={"view_order": "as_given"})
     config = bundle.config.model_copy(update={"preprocessing": preprocessing})

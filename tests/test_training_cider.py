@@ -18,7 +18,7 @@ from model.text.tokenizer import clean_report_r2gen
 from training.phantoms.report import compose_report
 from training.phantoms.study import PHANTOM_FINDINGS, chest_of
 from training.scoring.cider import CiderD
-from training.scoring.ngrams import Floats, _displaced
+from training.scoring.ngrams import Floats
 
 REFERENCES = (
     "the heart is large . there is a left effusion .",
@@ -72,13 +72,12 @@ def phantom_reports(count: int) -> list[str]:
 
 
 def perturbed(text: str, rng: np.random.Generator) -> str:
-    """Some words dropped, doubled, or put in the place of others."""
+    """Some words dropped, doubled, or replaced."""
     words = text.split()
     for _ in range(int(rng.integers(1, 8))):
-        place = int(rng.integers(len(words)))
-        words[place : place + 1] = [[], [words[place]] * 2, ["zzz"], [words[int(rng.integers(len(words)))]]][
-            int(rng.integers(4))
-        ]
+        at = int(rng.integers(len(words)))
+        word, other = words[at], words[int(rng.integers(len(words)))]
+        words[at : at + 1] = [[], [word, word], ["zzz"], [other]][int(rng.integers(4))]
         words = words or ["."]
     return " ".join(words)
 
@@ -164,26 +163,6 @@ def test_document_frequencies_of_another_set_follow_the_definition(
     assert scorer.scores([draft], [0])[0] == pytest.approx(by_definition(draft, reference, documents), abs=1e-9)
 
 
-def test_documents_change_the_scores_of_whole_reports() -> None:
-    rng = np.random.default_rng(3)
-    reports = phantom_reports(60)
-    references, written = reports[45:], [perturbed(text, rng) for text in reports[45:]]
-    scores = CiderD(references, reports[:50]).scores(written, range(15))
-    expected = [
-        by_definition(text, reference, reports[:50]) for text, reference in zip(written, references, strict=True)
-    ]
-    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-9)
-    assert np.abs(scores - CiderD(references).scores(written, range(15))).max() > 0.01
-
-
-def test_unknown_words_lengthen_the_draft_and_differ_from_each_other() -> None:
-    scorer, reference = CiderD(REFERENCES), REFERENCES[2]
-    same, other = scorer.scores([f"{reference} x x", f"{reference} x y"], [2, 2])
-    for score, draft in ((same, f"{reference} x x"), (other, f"{reference} x y")):
-        assert score == pytest.approx(by_definition(draft, reference, REFERENCES), abs=1e-9)
-    assert same < other < scorer.scores([reference], [2])[0] == pytest.approx(10.0)
-
-
 def test_an_empty_draft_scores_zero() -> None:
     with warnings.catch_warnings(), np.errstate(all="raise"):
         warnings.simplefilter("error")
@@ -228,18 +207,21 @@ def test_batches_equal_single_texts_in_any_order_and_from_threads() -> None:
             assert again.tolist() == scores.tolist()
 
 
-# --- errors and tables ------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_refuses_texts_without_words() -> None:
-    with pytest.raises(ValueError, match="references is empty"):
-        CiderD([])
-    with pytest.raises(ValueError, match="documents is empty"):
-        CiderD(REFERENCES, [])
-    with pytest.raises(ValueError, match=r"references\[1\] is '', a text without words"):
-        CiderD(["a", ""])
-    with pytest.raises(ValueError, match=r"documents\[0\] is ' '"):
-        CiderD(["a"], [" "])
+@pytest.mark.parametrize(
+    ("references", "documents", "message"),
+    [
+        ([], None, "references is empty"),
+        (REFERENCES, [], "documents is empty"),
+        (["a", ""], None, r"references\[1\] is '', a text without words"),
+        (["a"], [" "], r"documents\[0\] is ' '"),
+    ],
+)
+def test_refuses_texts_without_words(references: list[str], documents: list[str] | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CiderD(references, documents)
 
 
 def test_refuses_rows_out_of_range() -> None:
@@ -252,15 +234,3 @@ def test_refuses_rows_out_of_range() -> None:
             scorer.scores(["a", "b"], [0, row])
     with pytest.raises(TypeError):
         scorer.scores(["a"], [0.5])  # type: ignore[list-item]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_displaced_rows_never_meet(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    table = rng.random((80, 300)) < rng.random((80, 1)) ** 6  # few full rows, many with one entry or none
-    rows, columns = np.nonzero(table)
-    slots = _displaced(rows, columns)
-    assert len(set(slots.tolist())) == rows.size
-    for row in range(80):
-        assert len(set((slots - columns)[rows == row].tolist())) <= 1
-    assert slots.max() < 6 * rows.size + 300

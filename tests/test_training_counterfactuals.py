@@ -1,4 +1,4 @@
-"""Counterfactuals exchange what they say and nothing else; single views keep to the studies that have them."""
+"""Counterfactuals swap only the evidence that they name; single views use the studies that have them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def source(folder: Path) -> Source:
 
 @pytest.fixture(scope="module")
 def drafter(folder: Path, bundle: Path) -> Drafter:
-    """An untrained bundle that tells images apart: its norms take the statistics of some, so features have a size."""
+    """An untrained bundle whose drafts depend on the image: its norms use the statistics of some images."""
     loaded = load_bundle(bundle)
     drafter = Drafter(loaded, ReportIndex.load(loaded.path / "index", expected_sha256=loaded.index_sha256()))
     backbone = loaded.model.backbone
@@ -70,36 +70,38 @@ def _radiographs(seed: int) -> list[StudyView]:
     ]
 
 
-def _said(drafts: Sequence[Draft]) -> list[tuple[str, tuple[str, ...]]]:
+def _outputs(drafts: Sequence[Draft]) -> list[tuple[str, tuple[str, ...]]]:
     return [(draft.findings, tuple(case.case_id for case in draft.reference_cases)) for draft in drafts]
 
 
-def test_evidence_of_the_study_itself_changes_nothing(drafter: Drafter) -> None:
+def test_evidence_of_the_same_study_changes_nothing(drafter: Drafter) -> None:
     studies = [_radiographs(seed) for seed in range(4)]
-    own = _said(drafter.draft(studies))
-    assert _said(drafter.draft(studies, counterfactual_patches=studies, counterfactual_retrieval=studies)) == own
+    unchanged = _outputs(drafter.draft(studies))
+    assert (
+        _outputs(drafter.draft(studies, counterfactual_patches=studies, counterfactual_retrieval=studies)) == unchanged
+    )
 
 
-def test_patches_and_cases_together_are_the_other_images(drafter: Drafter) -> None:
+def test_patches_and_cases_together_equal_the_other_images(drafter: Drafter) -> None:
     studies = [_radiographs(seed) for seed in range(4)]
     others = studies[1:] + studies[:1]
-    assert _said(drafter.draft(studies, counterfactual_patches=others, counterfactual_retrieval=others)) == _said(
+    assert _outputs(drafter.draft(studies, counterfactual_patches=others, counterfactual_retrieval=others)) == _outputs(
         drafter.draft(others)
     )
 
 
-def test_each_alone_exchanges_only_itself(drafter: Drafter) -> None:
+def test_each_swap_changes_only_its_evidence(drafter: Drafter) -> None:
     studies = [_radiographs(seed) for seed in range(6)]
     others = studies[1:] + studies[:1]
-    own, shifted = _said(drafter.draft(studies)), _said(drafter.draft(others))
+    unchanged, shifted = _outputs(drafter.draft(studies)), _outputs(drafter.draft(others))
     cases, patches = (
-        _said(drafter.draft(studies, **{name: others}))
+        _outputs(drafter.draft(studies, **{name: others}))
         for name in ("counterfactual_retrieval", "counterfactual_patches")
     )
     assert [case_ids for _, case_ids in cases] == [case_ids for _, case_ids in shifted]
-    assert [case_ids for _, case_ids in patches] == [case_ids for _, case_ids in own]
-    assert own != shifted
-    texts = [[text for text, _ in row] for row in (own, shifted, cases, patches)]
+    assert [case_ids for _, case_ids in patches] == [case_ids for _, case_ids in unchanged]
+    assert unchanged != shifted
+    texts = [[text for text, _ in row] for row in (unchanged, shifted, cases, patches)]
     assert len({tuple(row) for row in texts}) == 4  # both kinds of evidence decide what is written
 
 
@@ -122,7 +124,7 @@ def test_rows_are_drafts_on_exchanged_evidence(written: tuple[Write, list[Study]
         assert list(row.rows) == list(range(VAL))
 
 
-def test_single_views_keep_to_the_studies_that_have_them(written: tuple[Write, list[Study]]) -> None:
+def test_single_views_use_the_studies_that_have_them(written: tuple[Write, list[Study]]) -> None:
     write, studies = written
     frontal = tuple(ref for ref in studies[2].images if ref.view == View.FRONTAL)
     some = [*studies[:2], replace(studies[2], images=frontal), *studies[3:]]
@@ -140,7 +142,7 @@ def _never(*_: object, **__: object) -> list[Draft]:
     raise AssertionError("nothing should be written")
 
 
-def test_what_cannot_be_exchanged_is_named() -> None:
+def test_names_swaps_that_cannot_be_made() -> None:
     lone = [Study("A", "A", "val", "Text.", (ImageRef("a", View.FRONTAL),))]
     rows, reasons = make_counterfactual_rows(_never, lone, EvaluationPlan(swaps=SWAPS), retrieval=True)
     assert rows == {}
@@ -149,7 +151,7 @@ def test_what_cannot_be_exchanged_is_named() -> None:
     assert "has no reference cases" in reasons["system_cases_exchanged"]
 
 
-def test_figures_of_a_row_are_those_of_its_studies() -> None:
+def test_scores_of_a_row_are_those_of_its_studies() -> None:
     reports = ["The heart is large.", "No effusion. The lungs are clear.", "A small nodule.", "Rib fracture."]
     words = frozenset(word for report in reports for word in full_reference(report).split())
     board = ReferenceSet(reports, words, meteor=False)
@@ -158,17 +160,17 @@ def test_figures_of_a_row_are_those_of_its_studies() -> None:
     score_counterfactual_rows(
         result, {"system_lateral_only": CounterfactualRow([0, 2], alone)}, board, system, draws=50, seed=1
     )
-    pairs = [(full_reference(reports[place]), full_prediction(text)) for place, text in zip((0, 2), alone, strict=True)]
+    pairs = [(full_reference(reports[row]), full_prediction(text)) for row, text in zip((0, 2), alone, strict=True)]
     assert result["system_full_lateral_only"] == score(pairs)
     assert result["n_beside"] == {"system_lateral_only": 2}
-    own = score([(board.comparable[place], board.comparable[place]) for place in (0, 2)])
+    system_scores = score([(board.comparable[row], board.comparable[row]) for row in (0, 2)])
     minus = result["system_minus"]["system_lateral_only"]["ROUGE_L"]
-    assert minus["difference"] == pytest.approx(own["ROUGE_L"] - result["system_lateral_only"]["ROUGE_L"])
+    assert minus["difference"] == pytest.approx(system_scores["ROUGE_L"] - result["system_lateral_only"]["ROUGE_L"])
     assert result["forte"]["system_lateral_only"]["landmark"]["support"] == 1  # the heart
     low, high = result["confidence_95"]["system_lateral_only"]["ROUGE_L"]
     assert low <= result["system_lateral_only"]["ROUGE_L"] <= high
 
 
-def test_single_views_need_both() -> None:
+def test_single_views_need_both_views() -> None:
     with pytest.raises(ValueError, match="--views frontal"):
         EvaluationPlan(views="frontal", single_views=True)

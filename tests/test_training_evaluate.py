@@ -68,7 +68,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# --- the whole way ----------------------------------------------------------------------------------------------------
+# --- end to end -------------------------------------------------------------------------------------------------------
 
 
 def test_command_writes_metrics_and_predictions(bundle: Bundle, root: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_command_writes_metrics_and_predictions(bundle: Bundle, root: Path, tmp_
     assert 0 < minus["p"] <= 1
     assert result["decoding"]["beam_size"] == 2
     assert result["bundle"]["digest"] == bundle.digest
-    # the figures are those of the predictions file
+    # the metrics are those of the predictions file
     assert score([(line["reference"], line["prediction"]) for line in lines]) == result["system"]
     assert score([(line["reference_full"], line["prediction_full"]) for line in lines]) == result["system_full"]
     assert [len(line["retrieved"]) for line in lines] == [3] * VAL
@@ -109,7 +109,7 @@ def test_command_writes_metrics_and_predictions(bundle: Bundle, root: Path, tmp_
     said = out.read_text().lower()
     reports = [study.report for study in open_openi(root).studies] + [line["findings"] for line in lines]
     assert not any(words in said for report in reports for words in sentences_of(report))
-    # a second run decodes nothing and says the same
+    # a second run decodes nothing and gives the same result
     again = tmp_path / "again.json"
     arguments[arguments.index(str(out))] = str(again)
     assert main([*arguments, "--work", str(tmp_path / "val.work")]) == 0
@@ -230,7 +230,7 @@ def test_rows_whose_texts_are_unknown_are_null_with_a_reason(private: Path) -> N
     assert result["baseline_reasons"]["nearest"] == "this bundle retrieves no reference cases"
 
 
-def test_openi_and_its_annotation_give_the_same_figures(
+def test_openi_and_its_annotation_give_the_same_metrics(
     bundle: Bundle, index: ReportIndex, source: Source, root: Path, work: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "annotation.json").write_text(json.dumps(annotation(source)))
@@ -283,22 +283,19 @@ def test_views_are_ordered_and_chosen(source: Source, work: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 40])
-def test_exchange_gives_every_study_the_images_of_another(count: int) -> None:
+def test_swap_gives_every_study_the_images_of_another(count: int) -> None:
     studies = [Study(str(i), str(i), "val", f"report {i}", (ImageRef(str(i), None),)) for i in range(count)]
-    exchanged = swap_images(studies, seed=3)
-    assert [study.report for study in exchanged] == [study.report for study in studies]
-    given = [study.images[0].key for study in exchanged]
+    swapped = swap_images(studies, seed=3)
+    assert [study.report for study in swapped] == [study.report for study in studies]
+    given = [study.images[0].key for study in swapped]
     assert sorted(given) == sorted(study.study_id for study in studies)
     assert all(key != study.study_id for key, study in zip(given, studies, strict=True))
-    assert exchanged == swap_images(studies, seed=3)
-
-
-def test_exchange_needs_two_studies() -> None:
+    assert swapped == swap_images(studies, seed=3)
     with pytest.raises(ValueError, match="two studies or more"):
-        swap_images([Study("A", "A", "val", "Text.", ())], seed=1)
+        swap_images(studies[:1], seed=1)
 
 
-def test_drafts_are_written_from_the_exchanged_images(
+def test_swapped_rows_are_drafted_from_the_swapped_images(
     bundle: Bundle, index: ReportIndex, source: Source, work: Path, oracle: Callable[[Writer], None]
 ) -> None:
     reports = {study.images[0].key.rpartition("-")[0]: study.report for study in source.studies}
@@ -321,7 +318,7 @@ def test_empty_reports_are_left_out() -> None:
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_empty_split_is_refused_with_the_counts(
+def test_refuses_an_empty_split_with_the_counts(
     bundle: Bundle, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "test.json"
@@ -331,35 +328,24 @@ def test_an_empty_split_is_refused_with_the_counts(
     assert not out.exists()
 
 
-def test_the_train_split_cannot_be_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
+def test_refuses_the_train_split(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--bundle", "b", "--root", "r", "--split", "train", "--out", "o"])
     assert "invalid choice: 'train'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("inside", ["metrics.json", "deep/er/metrics.json"])
-def test_nothing_is_written_into_a_bundle(
-    bundle: Bundle, root: Path, inside: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("option", ["--out", "--report", "--predictions"])
+@pytest.mark.parametrize("path", ["tiny/metrics.json", "tiny/deep/er/metrics.json", "tiny.json"])
+def test_refuses_outputs_among_bundles_before_any_work(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, option: str, path: str
 ) -> None:
-    before = sorted(bundle.path.rglob("*"))
-    assert main(["--bundle", str(bundle.path), "--root", str(root), "--out", str(bundle.path / inside)]) == 2
+    bundles = tmp_path / "bundles"
+    write_tiny_bundle(bundles / "tiny")
+    before = sorted(bundles.rglob("*"))
+    arguments = ["--bundle", "no-such", "--root", "no-such", "--out", str(tmp_path / "val.json"), option]
+    assert main([*arguments, str(bundles / path)]) == 2
     assert "among bundles" in caplog.text
-    assert sorted(bundle.path.rglob("*")) == before
-
-
-def test_predictions_are_not_written_beside_bundles(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_tiny_bundle(tmp_path / "bundles" / "tiny")
-    assert main(["--bundle", "b", "--root", "r", "--out", str(tmp_path / "bundles" / "tiny.json")]) == 2
-    assert "among bundles" in caplog.text
-
-
-@pytest.mark.parametrize("flag", ["--report", "--predictions"])
-def test_that_is_said_before_any_work(tmp_path: Path, caplog: pytest.LogCaptureFixture, flag: str) -> None:
-    write_tiny_bundle(tmp_path / "bundles" / "tiny")
-    among = str(tmp_path / "bundles" / "page")
-    arguments = ["--bundle", "no-such", "--root", "no-such", "--out", str(tmp_path / "val.json"), flag, among]
-    assert main(arguments) == 2
-    assert "among bundles" in caplog.text
+    assert sorted(bundles.rglob("*")) == before
 
 
 def test_beam_size_is_checked_before_any_work(bundle: Bundle, index: ReportIndex, source: Source, work: Path) -> None:

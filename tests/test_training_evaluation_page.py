@@ -1,4 +1,4 @@
-"""The page of an evaluation: complete, escaped, self-contained, in a folder that nobody shares by accident."""
+"""The page of an evaluation: complete, escaped, self-contained, in a folder that git ignores."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_metrics_hold_every_row(folder: Path) -> None:
     assert set(result["not_run"]) == {name for name, table in result["clinical"].items() if table is None}
 
 
-def test_page_stands_alone_and_is_complete(folder: Path) -> None:
+def test_page_is_self_contained_and_complete(folder: Path) -> None:
     text = (folder / "report" / "report.html").read_text()
     page = Page(text)
     result = json.loads((folder / "val.json").read_text())
@@ -116,9 +116,7 @@ def test_page_compares_the_bundle_with_permutations(folder: Path) -> None:
         assert "scores above all or nearly all permutations" in said
 
 
-def test_a_page_that_cannot_be_written_leaves_the_figures_and_needs_no_draws(
-    folder: Path, bundle: Path, tmp_path: Path
-) -> None:
+def test_metrics_are_kept_if_the_page_fails_and_page_needs_no_draws(folder: Path, bundle: Path, tmp_path: Path) -> None:
     out, report = tmp_path / "val.json", tmp_path / "report"
     (report / "report.html").mkdir(parents=True)  # in the page's way
     (report / ".gitignore").write_text(GITIGNORE)
@@ -138,7 +136,7 @@ def test_a_page_that_cannot_be_written_leaves_the_figures_and_needs_no_draws(
         assert "Chance is shown" not in said
 
 
-def test_plots_take_the_pages_colours(folder: Path) -> None:
+def test_plots_use_the_colours_of_the_page(folder: Path) -> None:
     text = (folder / "report" / "report.html").read_text()
     drawn = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
     assert not [name for name, colour in COLOURS.items() if colour in drawn]
@@ -187,7 +185,7 @@ def test_gallery_shows_no_study_twice(count: int, sizes: list[int]) -> None:
     assert len({study.study_id for group in groups.values() for study in group}) == sum(sizes)
 
 
-def test_gallery_goes_by_cider() -> None:
+def test_gallery_ranks_by_cider() -> None:
     drafted = _drafted([f"finding{row} is here." for row in range(9)], [None] * 9)
     wrong = [*drafted.drafts[:6], *(Draft("other.", (), {}, (), (), {}) for _ in range(3))]
     groups = gallery(EvaluatedSplit(drafted.studies, wrong, drafted.cache, drafted.references, {}), per_group=3)
@@ -196,7 +194,7 @@ def test_gallery_goes_by_cider() -> None:
     assert min(study.cider for study in groups["best"] + groups["median"]) > 2
 
 
-def test_hostile_texts_stay_texts(folder: Path, tmp_path: Path) -> None:
+def test_hostile_texts_are_escaped(folder: Path, tmp_path: Path) -> None:
     result = json.loads((folder / "val.json").read_text())
     result["notes"] = [HOSTILE]
     result["bundle"]["name"] = HOSTILE
@@ -212,7 +210,7 @@ def test_hostile_texts_stay_texts(folder: Path, tmp_path: Path) -> None:
     assert "known from training" in text  # texts of cases that the bundle does not hold
 
 
-def test_a_second_page_replaces_the_first(folder: Path, tmp_path: Path) -> None:
+def test_second_page_replaces_the_first(folder: Path, tmp_path: Path) -> None:
     result = json.loads((folder / "val.json").read_text())
     for count in (9, 3):
         write_page(tmp_path / "report", result, _drafted(["Clear lungs."] * count, [None] * count))

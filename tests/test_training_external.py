@@ -22,7 +22,7 @@ from training.run import main
 from training.scoring.metrics import label_scores
 
 NIH = "Image Index,Finding Labels,Follow-up #,View Position"
-OURS = "image_id,view_position,Effusion,Nodule,Mass,Hernia"
+TABLE_HEAD = "image_id,view_position,Effusion,Nodule,Mass,Hernia"
 
 
 def write(folder: Path, table: Sequence[str], images: Sequence[str]) -> tuple[Path, Path]:
@@ -48,7 +48,7 @@ def test_unmapped_nih_names_have_no_finding_of_the_labeler(name: str) -> None:
 
 
 def test_reads_columns_of_numbers(tmp_path: Path) -> None:
-    table = [OURS, "a,PA,1,0,1,0", "b,AP,0,1,1,1", "c,LATERAL,1,1,1,1", "d,PA,0,0,0,-1", "e,PA,1,0,0,0"]
+    table = [TABLE_HEAD, "a,PA,1,0,1,0", "b,AP,0,1,1,1", "c,LATERAL,1,1,1,1", "d,PA,0,0,0,-1", "e,PA,1,0,0,0"]
     found = read_external(*write(tmp_path, table, ["a.png", "b.jpg", "c.png", "d.png"]))
     assert [study.study_id for study in found.studies] == ["a", "b", "d"]
     assert found.truth == (frozenset({"Pleural Effusion", "Lung Lesion"}), frozenset({"Lung Lesion"}), frozenset())
@@ -138,7 +138,7 @@ def test_a_bundle_is_scored_on_images(tmp_path: Path, bundle: Path) -> None:
 
 def test_labelled_images_take_part_in_pretraining(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_phantom_root(tmp_path / "root", train=8, val=2, test=1, seed=3, size=96)
-    table = [OURS, "a,PA,1,0,1,0", "CXR900001_IM-0001-1001,AP,0,1,1,1", "c,PA,0,0,0,0"]
+    table = [TABLE_HEAD, "a,PA,1,0,1,0", "CXR900001_IM-0001-1001,AP,0,1,1,1", "c,PA,0,0,0,0"]
     labels, images = write(tmp_path, table, ["a.png", "CXR900001_IM-0001-1001.png", "c.png"])
     own = open_openi(root)
     source, known = for_pretraining(own, read_external(labels, images))

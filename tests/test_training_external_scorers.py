@@ -56,21 +56,21 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("radgraph") is not None, reason="RadGraph is installed here")
-def test_what_is_not_installed_is_named(references: ReferenceSet) -> None:
+def test_names_packages_that_are_not_installed(references: ReferenceSet) -> None:
     tables, reasons = external_scores(references, REPORTS, ROWS)
     assert tables["RadGraph"] is None
     assert reasons["RadGraph"] == "the package radgraph is not installed"
     assert set(tables) == {"RadGraph", "CheXbert"}
 
 
-def test_without_weights_nothing_is_run(installed: Path, references: ReferenceSet) -> None:
+def test_scorers_without_weights_are_not_run(installed: Path, references: ReferenceSet) -> None:
     tables, reasons = external_scores(references, REPORTS, ROWS)
     assert tables == {"RadGraph": None, "CheXbert": None}
     assert "its weights are not in" in reasons["RadGraph"]
     assert str(installed / "radgraph" / "1.2") in reasons["RadGraph"]
 
 
-def test_with_weights_every_row_is_scored_offline(installed: Path, references: ReferenceSet) -> None:
+def test_scores_every_row_offline(installed: Path, references: ReferenceSet) -> None:
     weights = installed / "radgraph" / "1.2" / "radgraph" / "weights.th"
     weights.parent.mkdir(parents=True)
     weights.touch()
@@ -82,7 +82,7 @@ def test_with_weights_every_row_is_scored_offline(installed: Path, references: R
     assert dict(os.environ) == before
 
 
-def test_a_package_that_fails_does_not_end_the_evaluation(installed: Path, references: ReferenceSet) -> None:
+def test_failing_package_is_named(installed: Path, references: ReferenceSet) -> None:
     tables, reasons = external_scores(references, REPORTS, ROWS)
     assert tables["CheXbert"] is None
     assert reasons["CheXbert"] == "its package failed (RuntimeError: tokenizer is not cached)"

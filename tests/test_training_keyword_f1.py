@@ -1,4 +1,4 @@
-"""Key words by category: synonyms meet, denials can be left out, and the counts are those of a hand count."""
+"""Key words by category: synonyms count once, negated sentences can be left out, counts by hand."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def test_key_words_of_a_text(text: str, category: str, expected: set[str]) -> No
     assert key_words(text)[category] == expected
 
 
-def test_denied_sentences_can_be_left_out() -> None:
+def test_negated_sentences_can_be_left_out() -> None:
     text = "no pleural effusion or pneumothorax . there is a rib fracture . lungs are free of pneumonia ."
     assert key_words(text)["impression"] == {"pleural effusion", "pneumothorax", "fracture", "pneumonia"}
     assert key_words(text, negated=False)["impression"] == {"fracture"}
 
 
-def test_figures_are_pooled_over_studies() -> None:
+def test_counts_are_pooled_over_studies() -> None:
     pairs = [
         ("pleural effusion . pneumothorax .", "effusion ."),  # 1 right, 1 missed
         ("pneumonia .", "edema . emphysema . pneumonia ."),  # 1 right, 2 wrong
@@ -47,7 +47,7 @@ def test_figures_are_pooled_over_studies() -> None:
     assert row == pytest.approx({"precision": 2 / 4, "recall": 2 / 4, "f1": 2 / 4, "support": 4})
 
 
-def test_the_same_texts_score_one_and_the_average_is_that_of_the_categories() -> None:
+def test_equal_texts_score_one_and_average_is_over_categories() -> None:
     text = "mild right lower lobe opacity . pneumonia ."
     table = keyword_f1([(text, text)] * 3)
     assert all(row["f1"] == 1.0 for row in table.values())

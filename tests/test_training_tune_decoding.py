@@ -60,13 +60,13 @@ def test_trials_are_kept_and_the_best_is_written(root: Path, bundle: Path, tmp_p
         "rerank": {"similarity_weight": chosen.similarity_weight},
         "consensus": chosen.consensus.model_dump(),
     }[chosen.method]
-    mine = next(row for row in result["trials"] if row["settings"] == settings)
+    written = next(row for row in result["trials"] if row["settings"] == settings)
     best = max(row["objective"] for row in result["trials"] if row["trial"] not in ("greedy", "best candidate"))
-    assert mine["objective"] == pytest.approx(best)
+    assert written["objective"] == pytest.approx(best)
     assert load_bundle(tmp_path / "tuned").config.decoding == chosen
 
 
-def test_one_setting_after_the_other_is_moved_to_its_best_value() -> None:
+def test_settings_are_tuned_one_after_the_other() -> None:
     def value(_: str, decoding: DecodingConfig) -> float:
         settings = decoding.consensus
         return -abs(settings.temperature - 0.04) - abs(settings.finding - 4) - abs(settings.bleu4 - 1)
@@ -76,7 +76,7 @@ def test_one_setting_after_the_other_is_moved_to_its_best_value() -> None:
     assert best.finding_threshold == ConsensusConfig().finding_threshold  # nothing was gained by another
 
 
-def test_a_bundle_without_the_table_is_tuned_in_what_it_has(root: Path, tmp_path: Path) -> None:
+def test_bundle_without_consensus_table_is_tuned_in_other_methods(root: Path, tmp_path: Path) -> None:
     plain = write_tiny_bundle(tmp_path / "plain", decoding=DecodingConfig(candidates=3))
     out = tmp_path / "x.json"
     assert main(["--bundle", str(plain), "--root", str(root), "--out", str(out), "--device", "cpu"]) == 0
@@ -85,13 +85,13 @@ def test_a_bundle_without_the_table_is_tuned_in_what_it_has(root: Path, tmp_path
     assert result["chosen"]["method"] in ("beam", "rerank")
 
 
-def test_a_bundle_without_retrieval_is_refused(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_refuses_a_bundle_without_retrieval(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     plain = write_tiny_bundle(tmp_path / "plain", retrieval=False)
     assert main(["--bundle", str(plain), "--root", str(root), "--out", str(tmp_path / "x.json")]) == 2
     assert "has no retrieval" in caplog.text
 
 
-def test_the_trials_are_what_the_methods_write(root: Path, bundle: Path, tmp_path: Path) -> None:
+def test_trials_equal_the_drafts_of_the_methods(root: Path, bundle: Path, tmp_path: Path) -> None:
     """Beam search and reranking of ``generate`` itself, with the same settings, give the trials' reports."""
     loaded = load_bundle(bundle)
     index = ReportIndex.load(bundle / "index")

@@ -4,8 +4,8 @@
         [--strange DIR] [--report DIR]
 
 Uses training radiographs and validation studies, never the test split. Features and drafts are cached in ``--work``, so
-an interrupted run continues. ``--external`` names a folder of frontal radiographs of another hospital, ``--strange`` a
-folder of pictures that are no radiographs; both are only measured, not fitted.
+an interrupted run continues. ``--external`` is a folder of frontal radiographs of another hospital, ``--strange`` a
+folder of pictures that are no radiographs; both serve the metrics, not the fit.
 """
 
 from __future__ import annotations
@@ -199,10 +199,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", type=Path, required=True)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", type=Path, help="a copy of the bundle with its calibration.json")
-    target.add_argument("--in-place", action="store_true", help="put the calibration into the bundle itself")
+    target.add_argument("--in-place", action="store_true", help="add the calibration to the bundle")
     add_dataset_arguments(parser)
-    parser.add_argument("--external", type=Path, help="frontal radiographs of another hospital, to measure on")
-    parser.add_argument("--strange", type=Path, help="pictures that are no radiographs, to measure on")
+    parser.add_argument("--external", type=Path, help="frontal radiographs of another hospital, for the metrics only")
+    parser.add_argument("--strange", type=Path, help="pictures that are no radiographs, for the metrics only")
     parser.add_argument("--report", type=Path, help="folder for calibration.md, calibration.json and plots")
     parser.add_argument(
         "--work", type=Path, required=True, help="images, features and drafts, used again by a next run"

@@ -4,6 +4,6 @@
     python -m training.ablation --root DIR --out DIR --scale cpu --backbone-weights none --device cpu
         --external-labels labels.csv --external-images DIR
 
-``rows`` says what a row is, ``plan`` which cells there are, ``cell`` trains and scores one of them in a process of its
-own, ``runner`` runs what is left, ``table``, ``report`` and ``plot`` write the results. docs/ablation.md.
+``rows`` defines the rows, ``plan`` the cells; ``cell`` trains and scores one of them in a separate process, ``runner``
+runs the unfinished ones, ``table``, ``report`` and ``plot`` write the results. See docs/results.md.
 """

@@ -42,8 +42,8 @@ class Scale(Frozen):
         name: for tables and logs.
         overrides: dotted names of the configuration, ``ce.epochs``, with their values; those of a stage that a row does
             not have are ignored.
-        pretrain: the stage of this name for every row, in place of ImageNet weights where none can be had; None leaves
-            it out, as the presets do.
+        pretrain: the stage of this name for every row, instead of ImageNet weights where these are not available; None
+            leaves it out, as the presets do.
         train_limit: training studies, evenly spaced over the split; None takes all.
         evaluate_limit: validation studies that are scored in the end, the first ones; None takes all.
     """

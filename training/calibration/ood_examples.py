@@ -161,8 +161,8 @@ def _slice(rng: np.random.Generator, size: int) -> Pixels:
     for side in (-1, 1):
         values[inside(side * 0.42, -0.02, 0.3, 0.42)] = rng.uniform(15, 40)
         for _ in range(25):
-            place = rng.normal((side * 0.38, 0), (0.12, 0.18))
-            values[inside(*place, *rng.uniform(0.006, 0.025, 2))] = 170
+            centre = rng.normal((side * 0.38, 0), (0.12, 0.18))
+            values[inside(*centre, *rng.uniform(0.006, 0.025, 2))] = 170
     values[inside(0, 0.45, 0.12, 0.1)] = 240
     image = Image.fromarray(_grey(values)).filter(ImageFilter.GaussianBlur(size / 200))
     return _grey(np.asarray(image) + rng.normal(0, 6, (size, size)))

@@ -51,8 +51,8 @@ def is_supported_by_report(text: str, labels: Mapping[str, Label], report: str) 
     """Whether a report supports a sentence.
 
     It supports a sentence with findings if it agrees on each of them: present or uncertain, or else neither (a report
-    that does not mention a finding does not have it). It supports a sentence without findings if one of its own
-    sentences has a word F1 of ``WORD_F1_THRESHOLD`` or more.
+    that does not mention a finding does not have it). It supports a sentence without findings if one of the
+    report's sentences has a word F1 of ``WORD_F1_THRESHOLD`` or more.
     """
     if labels:
         truth = label_report(report)

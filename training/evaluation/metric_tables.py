@@ -92,11 +92,11 @@ def _scores(result: Mapping[str, Any], *, full: bool) -> Table:
     rows = []
     for row in ("system", *result["n_beside"], *result["baselines"]):
         if row in result["baselines"]:
-            figures = result["baselines_full" if full else "baselines"][row]
+            scores = result["baselines_full" if full else "baselines"][row]
         else:
-            figures = result[full_name(row) if full else row]
-        if figures is not None:
-            rows.append([_named(result, row), *(number(figures[metric]) for metric in METRICS)])
+            scores = result[full_name(row) if full else row]
+        if scores is not None:
+            rows.append([_named(result, row), *(number(scores[metric]) for metric in METRICS)])
     return Table(head, rows)
 
 
@@ -232,7 +232,7 @@ def _clinical(result: Mapping[str, Any]) -> Table | None:
         for name, row in {"system": table["system"], **table["baselines"]}.items()
         for measure, value in row.items()
     ]
-    return Table(["scorer", "reports", "measure", "figure"], rows) if rows else None
+    return Table(["scorer", "reports", "measure", "value"], rows) if rows else None
 
 
 def _setting(values: Mapping[str, Any]) -> Iterator[list[str]]:

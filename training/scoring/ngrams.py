@@ -31,7 +31,7 @@ _WINDOW = 64  # positions tried at once for a row of the trie
 class Texts:
     """B texts one after the other, each closed by a 0; P positions."""
 
-    words: Ints  # (P + 3,) numbers, each unknown word with its own; three more 0 at the end
+    words: Ints  # (P + 3,) numbers, a different one for each unknown word; three more 0 at the end
     text: Ints  # (P,)
     starts: Ints  # (B,)
     lengths: Ints  # (B,) words + 1; pycocoevalcap counts pairs of words, which gives the same differences
@@ -64,17 +64,17 @@ class NgramNumbers:
 
     @staticmethod
     def counts(flat: Texts) -> Floats:
-        """(4, P) how often the text holds the n-gram of each order that begins at each place.
+        """(4, P) how often the text holds the n-gram of each order that begins at each position.
 
-        An n-gram that stands twice begins with one that stands twice and ends with a word that does, so that each order
-        looks at few places. Equal ones come together by sorting.
+        A repeated n-gram begins with a repeated (n-1)-gram and ends with a repeated word, so each order reads only the
+        positions that the order before found repeated. Sorting groups equal n-grams.
         """
         times = np.ones((ORDERS, flat.text.size))
         keys = np.sort(pack(flat.words[: flat.text.size], np.arange(flat.text.size)))
         words, at = high(keys), low(keys)
-        again = np.zeros(at.size + 1, np.bool_)  # whether a place holds the same as that before it in ``at``
+        again = np.zeros(at.size + 1, np.bool_)  # whether a position equals the one before it in ``at``
         again[1:-1] = (words[1:] == words[:-1]) & (flat.text[at[1:]] == flat.text[at[:-1]])
-        group = np.zeros(flat.words.size, np.int64)  # of the words that stand twice, from 1
+        group = np.zeros(flat.words.size, np.int64)  # of repeated words, from 1
         for n in range(ORDERS):
             several = again[:-1] | again[1:]
             at, which = at[several], np.cumsum(~again[:-1][several], dtype=np.int64)
@@ -175,10 +175,10 @@ def _trie(flat: Texts, unknown: int) -> tuple[Ints, Ints]:
 
 
 def _displaced(rows: Ints, columns: Ints) -> Ints:
-    """(K,) places for the K entries of a sparse table, sorted by row: those of a row keep their distances, no two meet.
+    """(K,) slots of the K entries of a sparse table, sorted by row: a row keeps its distances, no slot is used twice.
 
-    Rows of many entries come first, each where it fits; those of one fill the gaps (Tarjan and Yao 1979, "Storing a
-    Sparse Table").
+    Rows of several entries are stored first, where they fit; rows of one entry fill the gaps (Tarjan and Yao 1979,
+    "Storing a Sparse Table").
     """
     first = np.flatnonzero(np.diff(rows, prepend=-1))
     sizes = np.diff(first, append=rows.size)

@@ -29,7 +29,7 @@ from training.scoring.keyword_f1 import KEY_WORDS
 # the light theme of page.css by the name of its variable; the SVG names the variable instead
 COLOURS = {
     "ink": "#172027", "soft": "#4c5a65", "line": "#d3dbe1", "accent": "#0a5f7e", "trivial": "#6b7a86",
-    "beside": "#a3560d", "one": "#0a5f7f", "two": "#5b9bb5", "three": "#b9743a", "four": "#8c97a1",
+    "counterfactual": "#a3560d", "one": "#0a5f7f", "two": "#5b9bb5", "three": "#b9743a", "four": "#8c97a1",
 }  # fmt: skip
 _WIDTH = 10.0  # inches
 
@@ -73,7 +73,9 @@ def _intervals(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
     for axis, metric in zip(axes, TESTED, strict=True):
         for line, row in enumerate(rows):
             value, ends = (scores_of(result, row) or {}).get(metric), ends_of(result, row, metric)
-            colour = COLOURS["accent" if row == "system" else "beside" if row in result["n_beside"] else "trivial"]
+            colour = COLOURS[
+                "accent" if row == "system" else "counterfactual" if row in result["n_beside"] else "trivial"
+            ]
             if ends is not None:
                 axis.plot(ends, (line, line), color=colour, linewidth=2, solid_capstyle="round")
             axis.plot([value], [line], marker="o", markersize=6, color=colour)

@@ -63,7 +63,7 @@ def _environment(*, markdown: bool) -> Environment:
         loader=FileSystemLoader(_TEMPLATES), autoescape=not markdown, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=markdown, finalize=_escaped if markdown else None,
     )  # fmt: skip
-    environment.filters |= {"figure": number, "title_of": title, "safe_svg": Markup, "path": Markup, "grid": _grid}
+    environment.filters |= {"number": number, "title_of": title, "safe_svg": Markup, "path": Markup, "grid": _grid}
     return environment
 
 
