@@ -13,7 +13,6 @@ from training.scoring.metrics import (
     comparable_pairs,
     label_scores,
     label_table,
-    mean_scores,
     present_findings,
     score,
     validation_scores,
@@ -128,10 +127,6 @@ def test_meteor_is_none_with_a_warning_without_a_working_java(
     metrics._meteor_process.cache_clear()
     assert score(PAIRS, meteor=True)["METEOR"] is None
     assert message in caplog.text
-
-
-def test_mean_of_rows() -> None:
-    assert mean_scores([{"a": 1.0, "b": None}, {"a": 3.0, "b": 2.0}]) == {"a": 2.0, "b": None}
 
 
 # --- strings of the comparable row ------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ import numpy as np
 from scipy.stats import t
 
 from model.files import write_atomic
+from training.evaluation.scoring import TRIVIAL
 from training.scoring.bootstrap import LEVEL, Bootstrap, Resampled
 from training.scoring.metrics import METRICS, Pair
 
 Interval = list[float]
-TRIVIAL_ROWS = ("constant", "most_frequent", "random", "nearest")
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def tabulate(rows: Sequence[str], cells: Sequence[Cell]) -> dict[str, Any]:
 def _trivial(by_row: Mapping[str, Sequence[Cell]]) -> dict[str, Any]:
     """Trivial rows of the first cell that has them. They depend on the data alone, ``nearest`` on the retriever."""
     result: dict[str, Any] = {}
-    for name in TRIVIAL_ROWS:
+    for name in TRIVIAL:
         for row, cells in by_row.items():
             val = cells[0].content["metrics"]["val"]
             if val["baselines"].get(name) is not None:

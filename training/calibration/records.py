@@ -128,19 +128,18 @@ def _packed(record: Record) -> dict[str, Any]:
 
 
 def _read(path: Path, identity: str) -> Iterator[tuple[str, Record]]:
-    """Records of an earlier run with the same identity; a truncated last line is skipped."""
+    """Records of an earlier run with the same identity, up to a line that its end truncated."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = [one for line in lines if (one := _parsed(line)) is not None]
-    if not found or found[0] != {"drafted_by": identity}:
-        return
-    for one in found[1:]:
-        evidence = Evidence(one["evidence"]["cases"], one["evidence"]["images"], frozenset(one["evidence"]["shown"]))
-        sentences = tuple(ScoredSentence(s["words"], s["labels"], s["right"]) for s in one["sentences"])
-        yield one["study_id"], Record(one["study_id"], evidence, frozenset(one["positive"]), sentences)
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:  # truncated when the earlier run ended
-        return None
+    for number, line in enumerate(lines):
+        try:
+            one = json.loads(line)
+        except ValueError:
+            return
+        if number:
+            evidence = Evidence(
+                one["evidence"]["cases"], one["evidence"]["images"], frozenset(one["evidence"]["shown"])
+            )
+            sentences = tuple(ScoredSentence(s["words"], s["labels"], s["right"]) for s in one["sentences"])
+            yield one["study_id"], Record(one["study_id"], evidence, frozenset(one["positive"]), sentences)
+        elif one != {"drafted_by": identity}:
+            return

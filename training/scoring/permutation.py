@@ -1,4 +1,4 @@
-"""Permutation test: do drafts describe their own studies better than the same drafts permuted across studies?
+"""Permutation test: do drafts describe their studies better than the same drafts permuted across studies?
 
 Fisher 1935, "The Design of Experiments"; Good 2005, "Permutation, Parametric and Bootstrap Tests of Hypotheses". A
 permutation keeps the style and length of the drafts and how often they name each finding. It breaks only the link
@@ -15,9 +15,9 @@ import numpy as np
 
 from training.scoring.bootstrap import interval
 from training.scoring.cider import CiderD
-from training.scoring.metrics import Pair
+from training.scoring.metrics import Pair, present_findings
 from training.scoring.ngrams import Floats
-from training.scoring.study_statistics import SCORED, finding_vector
+from training.scoring.study_statistics import SCORED, finding_vectors
 
 MEASURES = ("CIDEr", "label_f1_micro")  # these fall when a draft is not about the patient
 
@@ -83,7 +83,7 @@ def _cider(pairs: Sequence[Pair]) -> Floats:
 
 def _vectors(pairs: Sequence[Pair]) -> tuple[Floats, Floats]:
     """(N, 13) findings present in the references, and in the drafts: 0 or 1."""
-    truth, named = (np.array([finding_vector(pair[side]) for pair in pairs])[:, SCORED] for side in (0, 1))
+    truth, named = (finding_vectors([present_findings(pair[side]) for pair in pairs])[:, SCORED] for side in (0, 1))
     return truth, named
 
 

@@ -126,21 +126,17 @@ class PerStudyStatistics:
         rouge = [CommonSubsequences([reference.split()]).rouge_l(text.split())[0] for reference, text in pairs]
         cider = CiderD(references).scores(predictions, range(len(pairs)))
         words = [sum(word != END_OF_SENTENCE for word in text.split()) for text in predictions]
-        truth, guess = (np.array([finding_vector(text) for text in texts]) for texts in (references, predictions))
+        findings = ([present_findings(text) for text in texts] for texts in (references, predictions))
         return cls(
             np.array([bleu_counts(*pair) for pair in pairs], np.float64),
             np.stack([rouge, cider, np.array(words, np.float64)], axis=1),
-            np.stack([truth * guess, guess * (1 - truth), truth * (1 - guess)]),
+            _confusion(*findings),
         )
 
     @classmethod
     def of_findings(cls, truth: Sequence[frozenset[str]], guess: Sequence[frozenset[str]]) -> PerStudyStatistics:
         """Of findings alone, for sets without reference texts: only the label metrics are meaningful."""
-        there, named = (
-            np.array([[float(name in found) for name in FINDINGS] for found in sets]) for sets in (truth, guess)
-        )
-        blank = np.zeros((len(there), 2 + 2 * ORDERS)), np.zeros((len(there), 3))
-        return cls(*blank, np.stack([there * named, named * (1 - there), there * (1 - named)]))
+        return cls(np.zeros((len(truth), 2 + 2 * ORDERS)), np.zeros((len(truth), 3)), _confusion(truth, guess))
 
     def metrics(self, times: Floats) -> dict[str, Floats]:
         """Each of ``METRICS`` for D draws: times (D, N), how often a draw holds each study -> (D,)."""
@@ -158,10 +154,15 @@ class PerStudyStatistics:
         return {name: found[name] for name in METRICS}
 
 
-def finding_vector(text: str) -> list[float]:
-    """(14,) 1 for each of ``FINDINGS`` that a text names as present, else 0."""
-    present = present_findings(text)
-    return [float(name in present) for name in FINDINGS]
+def finding_vectors(present: Sequence[frozenset[str]]) -> Floats:
+    """(N, 14) 1 for each of ``FINDINGS`` that a set holds, else 0."""
+    return np.array([[float(name in found) for name in FINDINGS] for found in present])
+
+
+def _confusion(truth: Sequence[frozenset[str]], guess: Sequence[frozenset[str]]) -> Floats:
+    """(3, N, 14) findings named rightly, wrongly, and missed."""
+    there, named = finding_vectors(truth), finding_vectors(guess)
+    return np.stack([there * named, named * (1 - there), there * (1 - named)])
 
 
 def _f1(right: Floats, wrong: Floats, missed: Floats) -> Floats:
