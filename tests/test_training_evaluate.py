@@ -106,9 +106,9 @@ def test_command_writes_metrics_and_predictions(bundle: Bundle, root: Path, tmp_
     assert result["reference_labels"]["n"] == VAL
     assert set(result["reference_labels"]["baselines"]) == set(result["baselines"])
     # no sentence of a report, the constant's among them, leaves the predictions file
-    said = out.read_text().lower()
+    text = out.read_text().lower()
     reports = [study.report for study in open_openi(root).studies] + [line["findings"] for line in lines]
-    assert not any(words in said for report in reports for words in sentences_of(report))
+    assert not any(words in text for report in reports for words in sentences_of(report))
     # a second run decodes nothing and gives the same result
     again = tmp_path / "again.json"
     arguments[arguments.index(str(out))] = str(again)

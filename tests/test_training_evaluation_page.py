@@ -91,29 +91,29 @@ def test_page_is_self_contained_and_complete(folder: Path) -> None:
     assert all(link.removeprefix("#") in page.ids for link in page.links)
     assert page.tags.count("svg") == 4
     assert "Do not share this page." in text
-    said = " ".join(" ".join(page.words).split())
-    assert result["bundle"]["digest"] in said
-    shown = [study for study in open_openi(folder / "root").split("val") if study.study_id in said]
+    text = " ".join(" ".join(page.words).split())
+    assert result["bundle"]["digest"] in text
+    shown = [study for study in open_openi(folder / "root").split("val") if study.study_id in text]
     assert len(shown) == 6  # best, median, worst: two of each
     for study in shown:
-        assert " ".join(study.report.split()) in said
+        assert " ".join(study.report.split()) in text
     for row in ("images exchanged", "only cases exchanged", "only patch tokens exchanged", "frontal only",
                 "the bundle's drafts, permuted"):  # fmt: skip
-        assert row in said
+        assert row in text
     p = number(result["by_chance"]["CIDEr"]["p"])
-    assert f"Share of the permutations that score at least as high as the original order: CIDEr p {p}, label" in said
+    assert f"Share of the permutations that score at least as high as the original order: CIDEr p {p}, label" in text
     for name, why in result["not_run"].items():
-        assert f"{name} was not run: {why}." in said
+        assert f"{name} was not run: {why}." in text
 
 
 def test_page_compares_the_bundle_with_permutations(folder: Path) -> None:
     """Exchanged images are one permutation: no column may compare them with the interval of all permutations."""
     for name in ("report.html", "report.md"):
-        said = " ".join((folder / "report" / name).read_text().split())
-        assert "against the random row" in re.sub("</?span>", "", said)
-        assert "against permuted drafts" not in re.sub("</?span>", "", said)
-        assert "Exchanging all images is one such permutation" in said
-        assert "scores above all or nearly all permutations" in said
+        text = " ".join((folder / "report" / name).read_text().split())
+        assert "against the random row" in re.sub("</?span>", "", text)
+        assert "against permuted drafts" not in re.sub("</?span>", "", text)
+        assert "Exchanging all images is one such permutation" in text
+        assert "scores above all or nearly all permutations" in text
 
 
 def test_metrics_are_kept_if_the_page_fails_and_page_needs_no_draws(folder: Path, bundle: Path, tmp_path: Path) -> None:
@@ -131,9 +131,9 @@ def test_metrics_are_kept_if_the_page_fails_and_page_needs_no_draws(folder: Path
     (report / "report.html").rmdir()
     assert main(arguments) == 0
     for name in ("report.html", "report.md"):
-        said = (report / name).read_text()
-        assert "images exchanged" in said
-        assert "Chance is shown" not in said
+        text = (report / name).read_text()
+        assert "images exchanged" in text
+        assert "Chance is shown" not in text
 
 
 def test_plots_use_the_colours_of_the_page(folder: Path) -> None:

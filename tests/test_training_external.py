@@ -37,8 +37,8 @@ def write(folder: Path, table: Sequence[str], images: Sequence[str]) -> tuple[Pa
 
 @pytest.mark.parametrize(("name", "finding"), NIH_FINDINGS.items())
 def test_nih_names_map_to_findings_of_the_labeler(name: str, finding: str) -> None:
-    said = label_report(f"There is {name.replace('_', ' ').lower()}.")
-    assert [found for found, label in said.items() if label == "present"] == [finding]
+    sentences = label_report(f"There is {name.replace('_', ' ').lower()}.")
+    assert [found for found, label in sentences.items() if label == "present"] == [finding]
 
 
 @pytest.mark.parametrize("name", ["Emphysema", "Hernia"])
@@ -110,12 +110,12 @@ def test_agreement_counts_the_findings_of_the_table() -> None:
 
 def test_agreement_equals_the_label_scores() -> None:
     rng = np.random.default_rng(0)
-    said = {"Cardiomegaly": "The heart is enlarged.", "Edema": "There is pulmonary edema."}
+    sentences = {"Cardiomegaly": "The heart is enlarged.", "Edema": "There is pulmonary edema."}
     draws = rng.random((2, 40, 2)) < 0.4
-    truth, guess = ([frozenset(name for name, has in zip(said, row, strict=True) if has) for row in side]
+    truth, guess = ([frozenset(name for name, has in zip(sentences, row, strict=True) if has) for row in side]
                     for side in draws)  # fmt: skip
-    texts = [" ".join(said[name] for name in sorted(names)) or "Normal." for names in guess]
-    result, drawn = agreement(truth, texts, frozenset(said), draws=50, seed=1)
+    texts = [" ".join(sentences[name] for name in sorted(names)) or "Normal." for names in guess]
+    result, drawn = agreement(truth, texts, frozenset(sentences), draws=50, seed=1)
     expected = label_scores(truth, guess)
     for name in ("label_f1_micro", "label_f1_macro"):
         assert result["figures"][name] == drawn.whole[name] == pytest.approx(expected[name])
