@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cider, decoding, index, kernels, serving, training_step
+from benchmarks import cider, index, kernels, published_size, serving
 from benchmarks.measure import HEADER, Machine, Row, markdown, read_machine
 from benchmarks.server import run_command
 from model.devices import choose_device
@@ -31,8 +31,8 @@ from model.files import write_atomic
 log = logging.getLogger("benchmarks")
 
 SECTIONS: dict[str, Callable[[Machine, torch.device], list[Row]]] = {
-    "writing": decoding.rows,
-    "training": training_step.rows,
+    "writing": published_size.decoding_rows,
+    "training": published_size.training_rows,
     "serving": lambda _, device: serving.rows(device),
     "cider": lambda *_: cider.rows(),
     "index": lambda *_: index.rows(),
@@ -44,7 +44,7 @@ def measure(arguments: argparse.Namespace) -> int:
     device, out = choose_device(arguments.device), arguments.out or Path("runs/benchmarks")
     match arguments.what:
         case "growth":
-            decoding.write_growth(decoding.growth(device), out)
+            published_size.write_growth(published_size.growth(device), out)
         case "index":
             print(index.as_markdown(index.curve(out, arguments.sizes, images=arguments.images)))
         case "kinds":

@@ -15,8 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
-import logging
+import itertools
 import os
 import statistics
 import sys
@@ -28,14 +27,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks import plots
-from benchmarks.load import Load, Study, count_outcomes, drawn_studies, generate, percentiles, rate, with_answers
+from benchmarks.load import Load, Study, count_outcomes, drawn_studies, generate, rate, with_answers
 from benchmarks.measure import markdown
-from benchmarks.server import Server, bundle_of, command_parser, run_command, running, service
+from benchmarks.server import Server, bundle_of, command_parser, run_command, running, service, write_json
 from model.devices import choose_device
-from model.files import write_atomic
 from training.cli import positive
 
-log = logging.getLogger("benchmarks.compare_servers")
 SERVICE, NAIVE, LITSERVE = "this service", "naive FastAPI handler", "LitServe"
 CLIENTS = (1, 4, 16)
 STUDIES, SIZE = 12, 512  # pixels: below three times the model's input, where all three downscale in the same way
@@ -69,52 +66,36 @@ def servers(bundle: Path, device: str, threads: int) -> Iterator[dict[str, Serve
 
 
 def compare(
-    found: dict[str, Server],
-    measured: Comparison,
-    *,
-    rounds: int,
-    clients: Sequence[int] = CLIENTS,
-    drawn: Sequence[Study] | None = None,
-    quiet: bool = False,
-) -> None:
-    """Measure all servers in turn, with ``drawn`` or the usual drawn studies.
+    found: dict[str, Server], measured: Comparison, drawn: Sequence[Study], *, rounds: int,
+    clients: Sequence[int] = CLIENTS, quiet: bool = False,
+) -> None:  # fmt: skip
+    """Measure all servers in turn with the ``drawn`` studies.
 
     Raises:
         RuntimeError: a server does not answer, or its findings differ from the others'.
     """
-    studies = _agreed(found, drawn or drawn_studies(STUDIES, sizes=(SIZE,), both_views=True))
-    names = list(found)
-    turns = [
-        (number, names[(turn + offset) % len(names)])
-        for turn in range(rounds) for number in clients for offset in range(len(names))
-    ]  # fmt: skip
-    for number, name in tqdm(turns, unit=" readings", disable=quiet):
+    answered = {
+        name: with_answers(server.url, drawn, timeout_s=DEADLINE_S) for name, server in found.items()
+    }  # warm-up
+    names, studies = list(found), answered[SERVICE]
+    for name, number in itertools.product(names, range(len(studies))):
+        theirs, ours = answered[name][number].expected, studies[number].expected
+        if theirs != ours:
+            raise RuntimeError(f"study {number}: {name} answers {theirs!r}, {SERVICE} {ours!r}")
+    turns = itertools.product(range(rounds), clients, range(len(names)))
+    for turn, number, offset in tqdm(list(turns), unit=" readings", disable=quiet):
+        name = names[(turn + offset) % len(names)]
         with contextlib.ExitStack() as others:
             for other in found.keys() - {name}:
                 others.enter_context(found[other].paused())
             time.sleep(REST_S)
-            load = Load(found[name].url, measured.seconds, clients=number, deadline_s=DEADLINE_S)
-            records = generate(load, studies)
-        outcomes = count_outcomes(records)
-        if set(outcomes) != {"answered"}:
+            records = generate(Load(found[name].url, measured.seconds, number, deadline_s=DEADLINE_S), studies)
+        if set(outcomes := count_outcomes(records)) != {"answered"}:
             notes = [record.note for record in records if record.note]
             raise RuntimeError(f"{name}, {number} clients: {outcomes}; {notes[:1]}")
-        taken = percentiles(record.seconds for record in records)
-        assert taken is not None
+        p50 = statistics.median(record.seconds for record in records)
         measured.throughput.setdefault(name, {}).setdefault(number, []).append(rate(records))
-        measured.p50.setdefault(name, {}).setdefault(number, []).append(taken["p50"])
-
-
-def _agreed(found: dict[str, Server], drawn: Sequence[Study]) -> list[Study]:
-    """Studies with the answer that all servers give; this also warms the servers up."""
-    known: list[Study] = []
-    for name, server in found.items():
-        answered = with_answers(server.url, drawn, timeout_s=DEADLINE_S)
-        for number, (study, other) in enumerate(zip(answered, known or answered, strict=True)):
-            if study.expected != other.expected:
-                raise RuntimeError(f"study {number}: {name} answers {study.expected!r}, {SERVICE} {other.expected!r}")
-        known = known or answered
-    return known
+        measured.p50.setdefault(name, {}).setdefault(number, []).append(p50)
 
 
 def ratios(upper: Sequence[float], lower: Sequence[float]) -> tuple[float, float, float]:
@@ -149,11 +130,11 @@ def run(arguments: argparse.Namespace) -> int:
     device = str(choose_device(arguments.device))
     with bundle_of(arguments) as bundle, servers(bundle, device, arguments.threads) as found:
         measured = Comparison(bundle.name, device, arguments.threads, arguments.seconds)
-        compare(found, measured, rounds=arguments.rounds)
-    write_atomic(arguments.out / "servers.json", json.dumps(dataclasses.asdict(measured), indent=1).encode())
+        drawn = drawn_studies(STUDIES, sizes=(SIZE,), both_views=True)
+        compare(found, measured, drawn, rounds=arguments.rounds)
+    write_json(arguments.out / "servers.json", dataclasses.asdict(measured))
     plots.side_by_side(measured.throughput, arguments.out / "servers.png", label="answers a second")
     print(as_markdown(measured))
-    log.info("written to %s", arguments.out)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The load generator: Locust users that send studies in an open or a closed loop.
+"""The load generator: Locust users that send studies in an open or a closed loop, some misbehaving.
 
 ``benchmarks.load.generate`` starts this as a process: a plan (JSON) on standard input, one record
 (JSON) per line on standard output. In the open loop every arrival is a new Locust user on a
@@ -10,9 +10,13 @@ from __future__ import annotations
 import locust  # first: it replaces the blocking calls of the standard library  # isort: skip
 
 import base64
+import contextlib
 import http.client
 import itertools
 import json
+import select
+import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -24,9 +28,11 @@ import numpy as np
 from locust.env import Environment
 from tqdm import tqdm
 
-from benchmarks import bad_clients
-from benchmarks.load import Load, Record, Study, count_outcomes, judge
-from benchmarks.raw_http import CONTENT_TYPE
+from benchmarks.load import BAD_CLIENTS, Load, Record, Study, count_outcomes, judge
+from benchmarks.raw_http import CONTENT_TYPE, connect, post_report, receive
+
+SLOW_UPLOAD_S = (0.5, 4.0)
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection
 
 
 class DeadlineReached(BaseException):
@@ -52,7 +58,12 @@ class Client(locust.FastHttpUser):
         record.late = self.elapsed() - record.due
         try:
             with gevent.Timeout(self.load.deadline_s, DeadlineReached):
-                self.request(record)
+                if record.client == "normal":
+                    self.request(record)
+                else:
+                    misbehave(
+                        self.load.url, self.study, record, np.random.default_rng([self.load.seed, len(self.records)])
+                    )
         except DeadlineReached:
             record.outcome, record.note = "hung", f"no answer within {self.load.deadline_s:g} s"
         except (OSError, http.client.HTTPException) as error:
@@ -64,11 +75,7 @@ class Client(locust.FastHttpUser):
         self.record, self.study = Record(self.elapsed()), next(self.following)
 
     def request(self, record: Record) -> None:
-        """Send the study and set the outcome from its answer."""
-        if record.client != "normal":
-            assert self.host is not None
-            rng = np.random.default_rng([self.load.seed, len(self.records)])
-            return bad_clients.send(self.host, self.study, record, rng)
+        """Send the study and judge its answer."""
         headers = {"Content-Type": CONTENT_TYPE} | ({} if self.until else {"Connection": "close"})
         body: Any = self.study.body
         with self.client.post("/report", data=body, headers=headers, catch_response=True) as response:
@@ -85,6 +92,44 @@ class Client(locust.FastHttpUser):
         return time.perf_counter() - cls.began
 
 
+def misbehave(url: str, study: Study, record: Record, rng: np.random.Generator) -> None:
+    """Send the study in the way that ``record.client`` names, and set the outcome.
+
+    A slow upload must be answered, and garbage with a 4xx problem or busy; a client that leaves may get no answer.
+    """
+    body = study.body
+    if record.client == "sends garbage":
+        signatures = body.replace(b"PNG", b"GNP").replace(b"\xff\xd8\xff", b"\xff\x00\xff")
+        body = (rng.bytes(2000), body[: len(body) // 2], signatures)[int(rng.integers(3))]
+    data = post_report(body)
+    cuts = sorted(rng.integers(0, len(data), 20).tolist()) if record.client == "uploads slowly" else []
+    with connect(url) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        if record.client == "leaves while sending":
+            record.outcome = "own fault"
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(data[: int(rng.integers(100, len(data) - 10))])
+            return
+        for start, stop in itertools.pairwise([0, *cuts, len(data)]):
+            connection.sendall(data[start:stop])
+            if select.select([connection], [], [], 0)[0]:
+                break  # refused before all was sent
+            time.sleep(float(rng.uniform(*SLOW_UPLOAD_S)) / 21 if cuts else 0)
+        leaves = record.client == "leaves while waiting"
+        connection.settimeout(float(rng.uniform(0.01, 1.0)) if leaves else None)
+        try:
+            answer = receive(connection)
+        except TimeoutError:
+            record.outcome = "own fault"
+            return
+    judge(record, study, answer.status, answer.headers.get("retry-after", ""), answer.body)
+    if record.client == "sends garbage":
+        if record.outcome == "answered":
+            record.outcome, record.note = "wrong", "garbage was answered with a draft"
+        elif record.outcome == "unexpected" and 400 <= record.status < 500 and record.code:
+            record.outcome, record.note = "own fault", ""
+
+
 def closed_loop(spawn: Any, load: Load, studies: list[Study]) -> None:
     """Start all clients at once; each takes every n-th study."""
     for number in range(load.clients):
@@ -96,12 +141,10 @@ def open_loop(spawn: Any, load: Load, studies: list[Study]) -> None:
     """Start one client at each arrival of a Poisson process, however many still wait."""
     rng = np.random.default_rng([load.seed, 31])
     due = rng.exponential(1 / load.per_second, int(load.seconds * load.per_second * 1.5) + 50).cumsum()
-    due = due[due < load.seconds]
-    progress = tqdm(due.tolist(), unit=" requests", disable=load.quiet, mininterval=2, smoothing=0.05)
+    progress = tqdm(due[due < load.seconds].tolist(), unit=" requests", disable=load.quiet, mininterval=2)
     for number, at in enumerate(progress):
         gevent.sleep(max(0.0, at - Client.elapsed()))
-        bad = rng.random() < load.misbehaving
-        client = bad_clients.KINDS[int(rng.integers(len(bad_clients.KINDS)))] if bad else "normal"
+        client = str(rng.choice(BAD_CLIENTS)) if rng.random() < load.misbehaving else "normal"
         spawn(Record(at, client), studies[int(rng.integers(len(studies)))])
         if number % 50 == 0:
             progress.set_postfix(count_outcomes(Client.records))

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -124,15 +125,16 @@ def curve(out: Path, sizes: Sequence[int] = SIZES, *, images: Path | None = None
     chosen: list[Point] = []
     for size in sorted(sizes):
         vectors, cases = maker.cases(size), [Case(f"case-{row}") for row in range(size)]
-        build_s, index = _timed(lambda: ReportIndex.build(vectors, cases, kind="flat"))  # noqa: B023  # called at once
+        build_s, index = _timed(partial(ReportIndex.build, vectors, cases, kind="flat"))
         exact.append(compared.point("exact", size, build_s, index.search, exact=True))
         del index  # before the next one is built: at 10⁶ each takes 2 GB
-        build_s, index = _timed(lambda: ReportIndex.build(vectors, cases))  # noqa: B023
+        build_s, index = _timed(partial(ReportIndex.build, vectors, cases))
         with tempfile.TemporaryDirectory() as folder:
             index.save(Path(folder))
             del index
-            load_s, index = _timed(lambda: ReportIndex.load(Path(folder)))
+            load_s, index = _timed(partial(ReportIndex.load, Path(folder)))
         chosen.append(compared.point(index.kind, size, build_s, index.search, load_s))
+        del index, vectors
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(field.name for field in fields(Point))

@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.decoding import writers
 from benchmarks.measure import in_turn, markdown
 from benchmarks.naive_server import load_drafter
-from benchmarks.published_size import pair
+from benchmarks.published_size import our_step, pair, writers
 from benchmarks.server import BUNDLE
-from benchmarks.training_step import our_step
 from model.network import cpu_kernels
 from model.types import StudyView, View
 

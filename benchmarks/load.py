@@ -21,8 +21,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.raw_http import CONTENT_TYPE, form
+from benchmarks.server import idle
 
 SIZES = (96, 160, 256, 384, 512, 768)  # pixels a side
+BAD_CLIENTS = ("leaves while sending", "leaves while waiting", "sends garbage", "uploads slowly")
 GOOD, BAD = ("answered", "refused", "own fault"), ("wrong", "unexpected", "lost", "hung")
 
 
@@ -40,7 +42,7 @@ class Record:
 
     Attributes:
         due: when it should have been sent, seconds since the start.
-        client: ``normal``, or one of ``benchmarks.bad_clients.KINDS``.
+        client: ``normal``, or one of ``BAD_CLIENTS``.
         outcome: one of ``GOOD`` or ``BAD``.
         status: of the answer, 0 without one.
         code: of the problem document, if it was one.
@@ -66,7 +68,7 @@ class Load:
     Attributes:
         clients: closed loop: clients that send their next study when the answer to the last one has arrived.
         per_second: open loop: arrivals of a Poisson process at this rate, whether or not answers arrive.
-        misbehaving: share of the arrivals that come from ``benchmarks.bad_clients``.
+        misbehaving: share of the arrivals of ``BAD_CLIENTS``.
         deadline_s: after which a request counts as hung.
         seed: of arrivals, studies and misbehaviour.
         quiet: show no progress.
@@ -134,6 +136,21 @@ def with_answers(url: str, studies: Sequence[Study], *, timeout_s: float = 60.0)
                 )
             known.append(replace(study, expected=answer_key(answer.json())))
     return known
+
+
+def faults_afterwards(url: str, known: Sequence[Study]) -> list[str]:
+    """What is wrong after a run: the service must be healthy and idle, and must answer every study as before."""
+    faults = []
+    try:
+        health = idle(url)
+        if health["status_code"] != 200 or health["queue"]["depth"] != 0:
+            faults.append(f"afterwards /health answers {health['status_code']}, queue {health.get('queue')}")
+        for number, (study, before) in enumerate(zip(with_answers(url, known), known, strict=True)):
+            if study != before:
+                faults.append(f"afterwards study {number} gets {study.expected!r}, not {before.expected!r}")
+    except (httpx.HTTPError, RuntimeError) as error:
+        faults.append(f"afterwards the service does not answer: {error}")
+    return faults
 
 
 def answer_key(answer: Mapping[str, Any]) -> str:

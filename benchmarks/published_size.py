@@ -1,21 +1,56 @@
-"""A model of the published size with the same random weights in both implementations."""
+"""Decoding and training at the published size against the published equations, with the same random weights.
+
+Each implementation of the training step runs in a separate process, so that the peaks of memory are
+separate: ``python -m benchmarks.published_size plain|fp32|bf16 DEVICE`` prints seconds and bytes.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import plots
+from benchmarks.measure import REFERENCE, Machine, Row, at_least, seconds
+from model.decoding.generate import generate
+from model.decoding.search import Constraints, sample
+from model.files import write_atomic
+from model.network.cpu_kernels import matmul_dtype
 from model.network.report_model import Patches, ReportModel
 from model.text.tokenizer import UNK, Tokenizer
 from tests.support.plain_cmn import PlainCMN, published_state
 from training.import_r2gencmn import PUBLISHED_DECODING, Published, bundle_tokenizer, import_model
 
+log = logging.getLogger(__name__)
 VIEWS, GRID, WIDTH = 2, 49, 2048  # 98 patch tokens of ResNet-101
 VOCABULARY = 760  # words of the published IU X-Ray vocabulary
 LENGTH, HEADS, TOP_K = 60, 8, 32
 DECODING = PUBLISHED_DECODING.model_copy(update={"trigram_penalty": 0.0})  # as the fixtures were made
+Workload = tuple[str, int, int, float, float]
+WORKLOADS: tuple[Workload, ...] = (  # name, batch, beams, goal, seconds of the published code
+    ("beam 3, batch 1", 1, 3, 30.0, REFERENCE.beam3_batch1),
+    ("beam 3, batch 16", 16, 3, 60.0, REFERENCE.beam3_batch16),
+    ("greedy, batch 16", 16, 1, 40.0, REFERENCE.greedy_batch16),
+)
+USUAL = {"words": LENGTH, "beams": 3, "slots": 2048, "batch": 1}
+AXES = {
+    "words": (15, 30, 45, 60), "beams": (1, 2, 3, 4, 6, 8), "slots": (512, 1024, 2048, 4096, 8192),
+    "batch": (1, 2, 4, 8, 16, 32),
+}  # fmt: skip
+Point = tuple[str, int, float, float]  # axis, value, ms per report before the first word, ms per report
+BATCH = 16
+GFLOP = 132  # products of forward and backward pass; attention, selection and optimizer not counted
+SHARE = 0.6  # of the machine's matrix-product speed, the other form of the goal
 
 
 class _NoBackbone(nn.Module):
@@ -75,3 +110,187 @@ def draw_ids(batch: int, device: torch.device) -> Tensor:
     ids = torch.randint(1, VOCABULARY + 1, (batch, LENGTH), generator=torch.Generator().manual_seed(2))
     ids[:, 0] = 0
     return ids.to(device)
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def report_writer(both: Pair, drawn: Tensor, beams: int) -> Callable[[], Tensor]:
+    """A call that encodes studies and decodes their reports, to this model's ids (B, T)."""
+    seen = patches(drawn)
+
+    @torch.inference_mode()
+    def write() -> Tensor:
+        encoded = both.ours.encode(seen)
+        return generate(both.ours, encoded, both.tokenizer, DECODING, beam_size=beams).ids
+
+    return write
+
+
+def writers(both: Pair) -> dict[str, Callable[[], Tensor]]:
+    """``report_writer`` of each workload, by name."""
+    both.ours.precompute_inference_tables()
+    return {name: report_writer(both, features(batch, both.device), beams) for name, batch, beams, *_ in WORKLOADS}
+
+
+@torch.inference_mode()
+def decoding_rows(machine: Machine, device: torch.device) -> list[Row]:
+    """Beam search and greedy decoding in float32 and bfloat16, and sampling.
+
+    Raises:
+        AssertionError: the float32 output differs from that of the published equations.
+    """
+    both = pair(device)
+    compared = [
+        row
+        for workload, ours in zip(WORKLOADS, writers(both).values(), strict=True)
+        for row in _compared(both, machine, workload, ours)
+    ]
+    return [*compared, _sampling(both)]
+
+
+def _compared(both: Pair, machine: Machine, workload: Workload, ours: Callable[[], Tensor]) -> list[Row]:
+    name, batch, beams, goal, reference = workload
+    log.info("%s", name)
+    drawn = features(batch, both.device)
+    written: list[Tensor] = []
+
+    def plain() -> None:
+        written[:] = [both.plain.greedy(drawn) if beams == 1 else both.plain.beam(drawn, beams)]
+
+    taken = seconds(plain, repeats=3 if batch == 1 else 1, warm_up=0) / batch
+    assert torch.equal(both.published_ids(ours())[:, :LENGTH], written[0]), f"{name}: the outputs differ"
+    fp32 = seconds(ours, repeats=5) / batch
+    with matmul_dtype(torch.bfloat16):
+        bf16 = seconds(ours, repeats=5) / batch
+    peer, value, note = machine.peer(taken, reference)
+    return [
+        at_least(goal, Row(f"{name}, a report, float32", fp32, "s", peer, value, note=note)),
+        Row(f"{name}, a report, bfloat16 products", bf16, "s", "ours in float32", fp32, "beyond float32", bf16 < fp32),
+    ]
+
+
+def _sampling(both: Pair) -> Row:
+    """SCST draws five samples per image from one encoding."""
+    seen = patches(features(16, both.device))
+    constraints = Constraints.of(DECODING, both.tokenizer)
+
+    def drawn(count: int) -> Callable[[], object]:
+        return lambda: sample(both.ours, both.ours.encode(seen), constraints, both.tokenizer.bos_id, count=count)
+
+    one, five = seconds(drawn(1)), seconds(drawn(5))
+    return Row(
+        "SCST sampling, 5 samples of each of 16 studies", five, "s", "5 × one sample of each", 5 * one,
+        "well under 5 × one", five < 4 * one, f"{five / one:.1f} × one",
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def growth(device: torch.device) -> list[Point]:
+    """Milliseconds per report along each of ``AXES``; what is not varied stays ``USUAL``."""
+    points: list[Point] = []
+    for axis, values in AXES.items():
+        for value in values:
+            chosen = {**USUAL, axis: value}
+            both = pair(device, slots=chosen["slots"], length=chosen["words"])
+            both.ours.precompute_inference_tables()
+            drawn = features(chosen["batch"], device)
+            calls = (partial(both.ours.encode, patches(drawn)), report_writer(both, drawn, chosen["beams"]))
+            encoding, report = (seconds(call) / chosen["batch"] * 1e3 for call in calls)
+            points.append((axis, value, encoding, report))
+            log.info("%s %d: %.1f ms a report", *points[-1][:2], report)
+    return points
+
+
+def write_growth(points: Sequence[Point], out: Path) -> None:
+    """``growth.csv`` and ``growth.png`` in ``out``."""
+    lines = [f"{axis},{value},{before:.2f},{taken:.2f}" for axis, value, before, taken in points]
+    write_atomic(out / "growth.csv", "\n".join(["axis,value,encode_ms,report_ms", *lines, ""]).encode())
+    plots.growth(points, out / "growth.png")
+
+
+# --- a training step --------------------------------------------------------------------------------------------------
+
+
+def training_rows(machine: Machine, device: torch.device) -> list[Row]:
+    """Time in float32 and bfloat16, and memory."""
+    (plain, plain_bytes), (fp32, fp32_bytes), (bf16, bf16_bytes) = (
+        _measure(which, device) for which in ("plain", "fp32", "bf16")
+    )
+    peer, value, note = machine.peer(plain, REFERENCE.step)
+    found = []
+    for name, taken, speed, goal, more in (
+        ("float32", fp32, machine.fp32, 10, note),
+        ("bfloat16", bf16, machine.bf16, 25, f"{GFLOP / bf16 / machine.bf16:.0%} of the reading"),
+    ):
+        limit = GFLOP / (SHARE * speed)
+        goal_text, met = f"{goal} ×, or 60 % of the reading: {limit:.2f} s", value / taken >= goal or taken <= limit
+        found.append(Row(f"training step of {BATCH}, {name}", taken, "s", peer, value, goal_text, met, more))
+    return [*found, Row(
+        f"training step of {BATCH}, peak memory, float32", fp32_bytes, "bytes", "published equations, plainly",
+        plain_bytes, "4 ×", REFERENCE.step_bytes / fp32_bytes >= 4,
+        f"reference: {REFERENCE.step_bytes / 1e9:.1f} GB; bfloat16 {bf16_bytes / 1e9:.2f} GB",
+    )]  # fmt: skip
+
+
+def _measure(which: str, device: torch.device) -> tuple[float, float]:
+    command = [sys.executable, "-m", "benchmarks.published_size", which, str(device)]
+    out = subprocess.run(command, capture_output=True, text=True)
+    if out.returncode:
+        raise RuntimeError(f"the training step ({which}) failed:\n{out.stderr[-2000:]}")
+    taken, peak = json.loads(out.stdout)
+    return taken, peak
+
+
+def plain_step(device: torch.device) -> Callable[[], None]:
+    """A step of the published equations with PyTorch's Adam, as in the published trainer."""
+    both = pair(device, dropout=True)
+    weights = both.plain.train()
+    drawn, ids = features(BATCH, device), draw_ids(BATCH, device)
+    return _step(weights.values(), lambda: both.plain.loss(drawn, ids), fused=False)
+
+
+def our_step(device: torch.device, *, bf16: bool) -> Callable[[], None]:
+    """A step of this model with the optimizer of stage ``ce``."""
+    both = pair(device)
+    model = both.ours.requires_grad_().train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5 if module is model.to_model[2] else 0.1
+    seen = patches(features(BATCH, device))
+    ids = draw_ids(BATCH, device) + 2  # words of this vocabulary
+    ids[:, 0] = both.tokenizer.bos_id
+
+    def loss() -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            logits = model(model.encode(seen), ids[:, :-1])
+            return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+
+    return _step(model.parameters(), loss, fused=True)
+
+
+def _step(parameters: Iterable[Tensor], loss: Callable[[], Tensor], *, fused: bool) -> Callable[[], None]:
+    trained = list(parameters)
+    optimizer = torch.optim.Adam(trained, lr=1e-4, betas=(0.9, 0.98), weight_decay=5e-5, amsgrad=True, fused=fused)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def main() -> None:
+    """Measure one implementation."""
+    which, device = sys.argv[1], torch.device(sys.argv[2])
+    is_plain = which == "plain"
+    step = plain_step(device) if is_plain else our_step(device, bf16=which == "bf16")
+    taken = seconds(step, repeats=1 if is_plain else 5, warm_up=1 if is_plain else 2)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps([taken, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak]))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -11,13 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from model.files import write_atomic
 
 log = logging.getLogger(__name__)
 BUNDLE = Path("bundles/iu-xray")
@@ -145,6 +148,12 @@ def run_command(command: Callable[[argparse.Namespace], int], arguments: argpars
     except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
         log.error("%s", error)
         return 2
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write the results of a command."""
+    write_atomic(path, json.dumps(content, indent=1).encode())
+    log.info("written to %s", path.parent)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import decoding, index
+from benchmarks import index, published_size
 from benchmarks.measure import HEADER, REFERENCE, Machine, Row, Unit, at_least, below, in_turn, markdown, show
 from benchmarks.memory import rise, slope
 from benchmarks.server import BUNDLE
@@ -116,8 +116,8 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_growth_is_written_as_table_and_plot(tmp_path: Path) -> None:
-    points = [(axis, value, 10.0, 100.0 * value) for axis in decoding.AXES for value in (1, 2)]
-    decoding.write_growth(points, tmp_path)
+    points = [(axis, value, 10.0, 100.0 * value) for axis in published_size.AXES for value in (1, 2)]
+    published_size.write_growth(points, tmp_path)
     lines = (tmp_path / "growth.csv").read_text().splitlines()
     assert lines[:2] == ["axis,value,encode_ms,report_ms", "words,1,10.00,100.00"]
     assert len(lines) == 1 + len(points)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fastapi.sse import format_sse_event
 
-from benchmarks import fuzz
+from benchmarks import fuzz, load
 from benchmarks.fuzzing.files import PATIENT, files, png, seeds, with_checksums
 from benchmarks.fuzzing.inputs import endlessly, inputs
 from benchmarks.fuzzing.rules import Rules, rules_of
@@ -150,7 +150,7 @@ def test_stores_violations_and_replays_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _Broken.document, _Broken.answers = json.dumps(create_app().openapi()).encode(), 0
-    monkeypatch.setattr(fuzz, "idle", lambda url: {"status_code": 200, "queue": {"depth": 1}})  # without the wait
+    monkeypatch.setattr(load, "idle", lambda url: {"status_code": 200, "queue": {"depth": 1}})  # without the wait
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Broken)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
@@ -165,8 +165,8 @@ def test_stores_violations_and_replays_them(
     found = json.loads((tmp_path / "fuzz.json").read_text())
     assert found["passed"] is False
     assert len(kept) == len(found["violations"]) >= 4
-    assert any("queue still holds 1" in line for line in found["in_the_end"])
-    assert any("answers the reference study with 500" in line for line in found["in_the_end"])
+    assert any("queue {'depth': 1" in line for line in found["in_the_end"])
+    assert any("a drawn study is answered 500" in line for line in found["in_the_end"])
     said = json.loads(kept[0].with_suffix(".json").read_text())
     assert said["origin"]
     assert any("status 500" in fault for fault in said["faults"])
