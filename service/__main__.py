@@ -26,7 +26,7 @@ _BACKLOG = 2048  # uvicorn's default
 
 
 class _Server(uvicorn.Server):
-    """Exits when the model cannot be served, so that a supervisor notices it."""
+    """Exits if the model cannot be served, so that a supervisor restarts it."""
 
     def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -98,7 +98,7 @@ def listen(host: str, port: int) -> socket.socket:
 def _explain_bind_error(settings: Settings, error: OSError) -> str:
     where = f"{settings.host} port {settings.port}"
     if isinstance(error, socket.gaierror):
-        return f"REPORT_HOST={settings.host!r} is no address: {error.strerror}. Use 127.0.0.1, or 0.0.0.0 for all."
+        return f"REPORT_HOST={settings.host!r} is not an address: {error.strerror}. Use 127.0.0.1, or 0.0.0.0 for all."
     remedy = {
         errno.EADDRINUSE: "Another program listens there; stop it, or choose another port with --port or REPORT_PORT.",
         errno.EACCES: "Ports below 1024 need privileges; choose another with --port or REPORT_PORT.",

@@ -77,7 +77,7 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
 
 
 def _add_middleware(app: FastAPI, settings: Settings, runtime: Runtime) -> None:
-    """Stack the middleware; the one that is added last is the outermost."""
+    """Stack the middleware, innermost first."""
     app.add_middleware(UnhandledExceptionMiddleware)
     app.add_middleware(ShutdownMiddleware, deadline=runtime.shutdown_deadline)
     app.add_middleware(MetricsMiddleware, metrics=runtime.metrics)

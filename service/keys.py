@@ -1,4 +1,4 @@
-"""API keys: what they may look like, and their comparison in constant time."""
+"""API keys: their format, and their comparison in constant time."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _PRINTABLE = re.compile(r"[\x21-\x7e]+")  # characters that an HTTP header carri
 
 
 def check_key(key: str, *, min_length: int = MIN_KEY_LENGTH) -> None:
-    """Refuse a key that is shorter than ``min_length`` or that no HTTP header can carry.
+    """Refuse a key that is too short or that an HTTP header cannot contain.
 
     Raises:
-        ValueError: says what is wrong, without the key.
+        ValueError: the reason, without the key.
     """
     if len(key) < min_length:
         raise ValueError(
             f"a key of {len(key)} characters; at least {min_length} are needed. Make one with: openssl rand -hex 32"
         )
     if not _PRINTABLE.fullmatch(key):
-        raise ValueError("a key may hold letters, digits and punctuation of ASCII only, no blanks")
+        raise ValueError("a key may have only letters, digits and punctuation of ASCII, no blanks")
 
 
 class Keys:

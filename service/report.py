@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--format", choices=("text", "json", "fhir"), default="text", help="format of the report (default: text)"
     )
-    parser.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
+    parser.add_argument("--json", dest="format", action="store_const", const="json", help="short for --format json")
     options = parser.parse_args(arguments)
     given: dict[str, Any] = {k: getattr(options, k) for k in ("bundle", "device") if getattr(options, k) is not None}
     try:

@@ -189,7 +189,12 @@ def test_key_prompt_during_export_keeps_the_edit(page: Page) -> None:
     def guard(route: Route) -> None:
         requests.append(route.request.headers.get("authorization"))
         if requests[-1] is None:
-            problem = {"title": "A key is needed", "status": 401, "detail": "Send a key.", "code": "unauthorized"}
+            problem = {
+                "title": "An API key is required",
+                "status": 401,
+                "detail": "Send a key.",
+                "code": "unauthorized",
+            }
             route.fulfill(status=401, content_type="application/problem+json", body=json.dumps(problem))
         else:
             route.continue_()

@@ -331,7 +331,7 @@ def test_reports_a_cases_directory_that_is_in_use_or_unusable(
 ) -> None:
     (tmp_path / "file").write_text("")
     for path, words in (
-        (folder, f"another process holds the added cases in {folder}"),
+        (folder, f"another process uses the added cases in {folder}"),
         (tmp_path / "file", f"the added cases in {tmp_path / 'file'} cannot be used"),
     ):
         with live_server(bundle, wait=False, warm_up=False, user_cases_dir=path) as second, second.client() as client:

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import Response
 
 from service.formats.dicom_source import ExportContext
 from service.formats.fhir import diagnostic_report
@@ -124,7 +125,7 @@ def test_rejects_structured_report_without_dicom_images(client: httpx.Client) ->
     pytest.importorskip("highdicom")
     answer = post(client, "application/dicom", frontal=png())
     assert answer.status_code == 406
-    assert "no image came as a DICOM file" in answer.json()["detail"]
+    assert "no image was sent as a DICOM file" in answer.json()["detail"]
     assert "application/json, application/fhir+json or text/plain" in answer.json()["detail"]
     fallback = post(client, "application/dicom, application/json;q=0.5", frontal=png())
     assert fallback.headers["content-type"] == "application/json"
@@ -137,7 +138,7 @@ def test_refusals_are_counted_in_metrics(client: httpx.Client) -> None:
 
 def test_respond_returns_none_for_json() -> None:
     assert parse_accept(["application/json"]).choose(FRONTAL) is JSON
-    assert respond(example(), FRONTAL, JSON) is None
+    assert respond(report := example(), FRONTAL, JSON) is report
     with pytest.raises(Problem, match="not_acceptable"):
         parse_accept(["audio/*"])
 
@@ -212,7 +213,7 @@ def test_structured_report_holds_every_fact(name: str) -> None:
     study = ExportContext(("frontal",), (SourceImage.from_dataset(header(dicom())),))
     offer = parse_accept(["application/dicom"]).choose(study)
     answer = respond(ANSWERS[name], study, offer)
-    assert answer is not None
+    assert isinstance(answer, Response)
     assert answer.headers["content-type"] == "application/dicom"
     expected = facts(ANSWERS[name])
     assert facts_of_sr(pydicom.dcmread(io.BytesIO(bytes(answer.body)))) == expected
@@ -220,7 +221,7 @@ def test_structured_report_holds_every_fact(name: str) -> None:
 
 def test_shell_command_prints_the_plain_text_format() -> None:
     answer = respond(example(), FRONTAL, TEXT)
-    assert answer is not None
+    assert isinstance(answer, Response)
     assert bytes(answer.body).decode() == plain_text(example()) + "\n"  # print's
 
 

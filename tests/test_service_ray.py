@@ -127,7 +127,7 @@ def test_port_in_use_is_reported_at_once(capsys: pytest.CaptureFixture[str]) -> 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert ray_app.main(["--port", str(port)]) == ray_app.EXIT_ADDRESS
-    assert f"127.0.0.1:{port} cannot be listened on" in capsys.readouterr().err
+    assert f"127.0.0.1:{port} is not available" in capsys.readouterr().err
 
 
 @needs_ray

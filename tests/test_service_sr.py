@@ -171,7 +171,7 @@ def test_missing_uid_is_reported_by_its_keyword_only(keyword: str, value: str | 
         setattr(dataset, keyword, value)
     found = SourceImage.from_dataset(dataset)
     assert found.missing == [keyword]
-    assert unsupported_reason([found]) == f"a DICOM file holds no valid {keyword}"
+    assert unsupported_reason([found]) == f"a DICOM file has no valid {keyword}"
     with pytest.raises(Problem, match=f"not_acceptable.*no valid {keyword}"):
         parse_accept(["application/dicom"]).choose(ExportContext(("frontal",), (found,)))
 

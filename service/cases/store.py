@@ -48,7 +48,7 @@ class FoundCase:
     added: bool
 
 
-class _UserCaseOverlay:
+class _AddedCases:
     """The added cases in the index of one bundle. The caller holds the lock of ``ReferenceCaseStore``."""
 
     def __init__(self, bundle: Bundle, index: ReportIndex) -> None:
@@ -76,7 +76,7 @@ class _UserCaseOverlay:
         return case_id in self._added
 
     def sync(self, cases: Sequence[Case]) -> int:
-        """Make exactly these the added cases; returns how many have an id of a case of the bundle and were skipped."""
+        """Replace the added cases; returns the number of skipped cases, whose id is also in the bundle."""
         wanted = {case.case_id: case for case in cases}
         if stale := [case_id for case_id, case in self._added.items() if wanted.get(case_id) is not case]:
             self.remove(stale)
@@ -101,7 +101,7 @@ class ReferenceCaseStore:
         self._lock = threading.Lock()
         self._store: UserCaseStore | None = None
         self._index: ReportIndex | None = None
-        self._overlay: _UserCaseOverlay | None = None
+        self._added: _AddedCases | None = None
         self._serving = False
 
     def open(self) -> None:
@@ -116,19 +116,19 @@ class ReferenceCaseStore:
     def serve(self, bundle: Bundle, index: ReportIndex | None) -> None:
         """Switch to the cases of a bundle: embed all added cases and insert them into its index.
 
-        A case that is added or removed meanwhile changes both the previous index and this one.
+        Cases that are added or removed meanwhile change both the previous index and this one.
         """
         store = self._store  # another thread may close it
-        overlay = None
+        added = None
         if store is not None and index is not None:
-            overlay = _UserCaseOverlay(bundle, index)
-            overlay.sync(store.cases())  # slow, so not under the lock
+            added = _AddedCases(bundle, index)
+            added.sync(store.cases())  # slow, so not under the lock
         with self._lock:
-            if store is not None and overlay is not None and (hidden := overlay.sync(store.cases())):
+            if store is not None and added is not None and (hidden := added.sync(store.cases())):
                 log.warning("%d added cases are not served: cases of this bundle have the same ids", hidden)
-            elif store is not None and overlay is None and len(store):
+            elif store is not None and added is None and len(store):
                 log.warning("this bundle has no retrieval; %d added cases are not served", len(store))
-            self._index, self._overlay, self._serving = index, overlay, True
+            self._index, self._added, self._serving = index, added, True
 
     def find(self, case_id: str) -> FoundCase:
         """Return the case of an id.
@@ -137,11 +137,13 @@ class ReferenceCaseStore:
             Problem: ``no_such_case``; ``cases_off`` if replicas hold the cases.
         """
         if not self._serving:
-            raise Problem("cases_off", "Replicas hold the cases; this address cannot read them.")
+            raise Problem("cases_off", "Replicas hold the cases; this endpoint cannot read them.")
         case = self._index.find(case_id) if self._index is not None else None
         if case is None:
-            raise Problem("no_such_case", "No reference case of this id is served. Take ids from the answers.")
-        return FoundCase(case, self._overlay is not None and self._overlay.contains(case_id))
+            raise Problem(
+                "no_such_case", "There is no reference case with this id. Use an id from reference_cases of a response."
+            )
+        return FoundCase(case, self._added is not None and self._added.contains(case_id))
 
     def picture(self, case_id: str, view: str) -> bytes:
         """Return the small picture of a case, a JPEG file.
@@ -151,7 +153,7 @@ class ReferenceCaseStore:
         """
         picture = self._store.picture(case_id, view) if self.find(case_id).added and self._store is not None else None
         if picture is None:
-            raise Problem("no_such_case", "This case has no such picture. Its member images lists those it has.")
+            raise Problem("no_such_case", "This case has no such picture. Its field images lists the existing ones.")
         return picture
 
     def check_writable(self) -> None:
@@ -171,28 +173,28 @@ class ReferenceCaseStore:
         """
         pictures = {view: self._picture(data, view) for view, data in new.images.items()}
         with self._lock:
-            store, overlay = self._writable(), self._overlay
-            if overlay is None:
-                raise Problem("no_retrieval", "The bundle that is served has no index. Serve one made with retrieval.")
-            if new.case_id in store or overlay.index.find(new.case_id) is not None:
+            store, added = self._writable(), self._added
+            if added is None:
+                raise Problem("no_retrieval", "The served bundle has no index. Serve a bundle with retrieval.")
+            if new.case_id in store or added.index.find(new.case_id) is not None:
                 raise Problem(
                     "case_exists",
-                    "A case of this id is here already. Choose another, or DELETE it first.",
+                    "A case with this id exists already. Choose another id, or DELETE the case first.",
                     field="case_id",
                 )
-            if not overlay.has_known_word(new.findings):
+            if not added.has_known_word(new.findings):
                 raise Problem(
                     "no_known_word",
-                    "The model knows no word of the findings. Send the findings of a report, in the model's language.",
+                    "No word of the findings is in the vocabulary. Send a report in the model's language.",
                     field="findings",
                 )
             case = Case(new.case_id, new.findings, dict(label_report(new.findings, use_cache=False)), new.source_url)
-            vectors = overlay.embed([new.findings])
+            vectors = added.embed([new.findings])
             try:
                 case = store.add(case, pictures)
             except OSError as error:
                 raise _disk(error, "The case was not added") from error
-            overlay.insert([case], vectors)
+            added.insert([case], vectors)
         log.info("a case was added; %d are stored", len(store))
         return FoundCase(case, added=True)
 
@@ -206,17 +208,15 @@ class ReferenceCaseStore:
             store = self._writable()
             if case_id not in store:
                 self.find(case_id)
-                raise Problem(
-                    "case_of_bundle", "This case belongs to the bundle. Only cases that were added can be removed."
-                )
+                raise Problem("case_of_bundle", "This case belongs to the bundle. Only added cases can be removed.")
             try:
                 store.remove(case_id)
             except OSError as error:
                 if case_id in store:
                     raise _disk(error, "The case was not removed") from error
                 log.error("a case was removed, but its pictures may still be on the disk: %s", error.strerror)
-            if self._overlay is not None and self._overlay.contains(case_id):
-                self._overlay.remove([case_id])
+            if self._added is not None and self._added.contains(case_id):
+                self._added.remove([case_id])
         log.info("an added case was removed; %d are stored", len(store))
 
     def close(self) -> None:

@@ -1,12 +1,12 @@
-"""Codes of LOINC, SNOMED CT and HL7 that the formats share, with the source of each.
+"""Codes of LOINC, SNOMED CT and HL7 for all formats, with their sources.
 
 - LOINC 36643-5 and 36554-4: IHE Radiology's "Imaging Diagnostic Report" guide uses both in its
   chest X-ray examples, and Microsoft's list of LOINC procedure codes (Radiology Insights, appendix
-  A) has both with these names. They fit PA, AP and lateral; a code that names a projection would
+  A) has both with these names. They include PA, AP and lateral; a code for one projection would
   claim more than the upload shows.
 - SNOMED CT findings: pneumothorax, pleural effusion and pulmonary edema are in DICOM's
   dictionary (PS3.16), cardiomegaly, atelectasis and pneumonia in several published maps of chest
-  findings. Findings without a code here are written by name only; a wrong code is worse than none.
+  findings. Findings without a code are written by name only; a wrong code is worse than none.
   (pydicom 3.0's dictionary gives cardiomegaly as 287272002, which is the enlarged septal foramen of
   the heart.)
 - SNOMED CT present and absent: HL7's mCODE guide; uncertain: DICOM's dictionary.

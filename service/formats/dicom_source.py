@@ -1,6 +1,6 @@
-"""The study that a report is about: its views, and the identity of the images that came as DICOM.
+"""The study of a report: its views, and the identity of the images that were sent as DICOM.
 
-A ``SourceImage`` names a patient. It is read only when a DICOM structured report needs it, from the
+A ``SourceImage`` identifies a patient. It is read only when a DICOM structured report needs it, from the
 header alone and within the limits of the image reader. It is never logged, shown by ``repr`` or
 written in another format.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _DATE = re.compile(r"[0-9]{8}")
 _TIME = re.compile(r"[0-9]{2}([0-9]{2}([0-9]{2}(\.[0-9]{1,6})?)?)?")
-_NAME_LENGTH = 64  # characters of each of a person name's up to three forms
+_NAME_LENGTH = 64  # characters of each of the up to three forms of a person name
 _LENGTHS = {"patient_id": 64, "accession_number": 16, "study_id": 16}
 
 
@@ -58,7 +58,7 @@ class SourceImage:
 
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> Self:
-        """Read the identity from a DICOM header; values that break DICOM's rules are left out."""
+        """Read the identity from a DICOM header; invalid values are left out."""
         found = {entry.name: _text(dataset, KEYWORDS[entry.name]) for entry in fields(cls)}
         return cls(**{name: value if _usable(name, value) else "" for name, value in found.items()})
 
@@ -112,11 +112,11 @@ def _usable(name: str, value: str) -> bool:
 
 @dataclass(frozen=True)
 class ExportContext:
-    """The study that a report is about.
+    """The study of a report.
 
     Attributes:
-        views: fields that held an image, ``frontal`` or ``lateral``; at least one.
-        sources: identities of those images that came as DICOM; empty where none did.
+        views: fields with an image, ``frontal`` or ``lateral``; at least one.
+        sources: identities of the images that were sent as DICOM.
     """
 
     views: tuple[str, ...]
@@ -132,8 +132,7 @@ async def export_context(images: Mapping[str, bytes], *, identified: bool) -> Ex
             needs.
 
     Raises:
-        Problem: ``truncated``, 422; a header exceeds the limits of the reader. Drafting would
-            refuse it too.
+        Problem: ``truncated``, 422; a header exceeds the limits of the reader, as in drafting.
     """
     if not identified:
         return ExportContext(tuple(images))
@@ -152,7 +151,7 @@ def _sources(files: Mapping[str, bytes]) -> tuple[SourceImage, ...]:
 
 
 def source_image(data: bytes) -> SourceImage:
-    """The identity of a DICOM file; empty where its header is damaged.
+    """The identity of a DICOM file; empty if its header is damaged.
 
     Raises:
         ImageError: ``truncated``; the header exceeds the limits of the reader.
@@ -161,19 +160,19 @@ def source_image(data: bytes) -> SourceImage:
         return SourceImage.from_dataset(read_elements(data, ("SpecificCharacterSet", *KEYWORDS.values())))
     except ImageError:
         raise
-    except Exception:  # pydicom raises many kinds on damaged headers; drafting reports what is wrong
+    except Exception:  # pydicom raises many types for damaged headers; drafting reports the error
         return SourceImage()
 
 
 def unsupported_reason(sources: Sequence[SourceImage]) -> str | None:
-    """Why no structured report can refer to these images; None where one can. Quotes no value."""
+    """Why a structured report cannot refer to these images, without values; None if it can."""
     if importlib.util.find_spec("highdicom") is None:
         return "the service lacks highdicom (pip install 'cxr-report[sr]')"
     if not sources:
-        return "no image came as a DICOM file, so that there is no study to file it in"
+        return "no image was sent as a DICOM file, so that there is no study for it"
     for source in sources:
         if source.missing:
-            return f"a DICOM file holds no valid {', '.join(source.missing)}"
+            return f"a DICOM file has no valid {', '.join(source.missing)}"
     if len({(source.patient_id, source.study_instance_uid) for source in sources}) > 1:
         return "the two DICOM files belong to different patients or studies"
     return None

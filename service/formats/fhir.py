@@ -1,7 +1,7 @@
 """The report as a FHIR R4 ``DiagnosticReport``: preliminary, AI asserted, without a subject.
 
-The service knows no patient; the system that files the report adds ``subject`` to it and to its
-observations. The reference cases, which belong to other patients, are extensions and text, never
+The service receives no patient identity; the system that stores the report adds ``subject`` to it
+and to its observations. The reference cases, which belong to other patients, are extensions and text, never
 Observations, so that no system can assign them to this patient. docs/api.md, "Formats", describes
 every element.
 """
@@ -25,11 +25,11 @@ NAMESPACE = "urn:cxr-report:fhir:"  # of private extensions and codes
 DICOM = "http://dicom.nema.org/resources/ontology/DCM"
 TERMINOLOGY = "http://terminology.hl7.org/CodeSystem/"
 CONFIDENCE = "Confidence in the sentence, 0 to 1; not the chance of a finding"
-SUPPORTED = "Whether a reference case or the images bear out what the sentence calls present or possible"
+SUPPORTED = "Whether a reference case or the images support the present or possible findings of the sentence"
 _ASSERTED_BY_AI = ("AIAST", "Artificial Intelligence asserted")  # HL7's "AI Transparency on FHIR" guide
 _MODEL_ID = "model"
 READ_FROM_DRAFT, READ_FROM_EDIT = "Read from the draft's text by rules", "Read from the reader's text by rules"
-READER = "The reader who edited the draft; the service does not know the name"
+READER = "The reader who edited the draft, whose name the service does not receive"
 _NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 Resource = dict[str, Any]
@@ -40,7 +40,7 @@ def diagnostic_report(report: ReportResponse, context: ExportContext, now: datet
 
     Args:
         report: the response.
-        context: its views; nothing that identifies a patient is read from it.
+        context: only its views are used, no patient data.
         now: time of issue, with a time zone; the current time by default.
     """
     issued = (now or datetime.now(UTC)).isoformat(timespec="milliseconds")
@@ -136,7 +136,7 @@ def _device(model: ModelInfo) -> Resource:
 
 
 def _provenance(recorded: str, edited: bool) -> Resource:
-    """The authors of the report; ``performer`` and ``resultsInterpreter`` cannot name a device."""
+    """The authors; ``performer`` and ``resultsInterpreter`` cannot refer to a device."""
     author = {"coding": [_coding(TERMINOLOGY + "provenance-participant-type", "author", "Author")]}
     authors = [{"reference": f"#{_MODEL_ID}"}, *([{"display": READER}] if edited else [])]
     return {
@@ -201,7 +201,7 @@ def _narrative(text: str) -> str:
 
 
 def _cleaned(value: Any) -> Any:
-    """Without what FHIR forbids: empty lists, objects and strings, and control characters."""
+    """Remove what FHIR forbids: empty lists, objects and strings, and control characters."""
     if isinstance(value, dict):
         parts = {name: _cleaned(part) for name, part in value.items()}
         return {name: part for name, part in parts.items() if part not in ({}, [], "")}

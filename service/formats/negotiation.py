@@ -23,9 +23,8 @@ class Offer:
 
     Attributes:
         media_type: without parameters, lower case.
-        parameters: parameter name -> accepted values, both lower case. Parameters that are not
-            listed are ignored, such as ``odata=verbose``; another value of a listed one, such as a
-            version, is no match.
+        parameters: parameter name -> accepted values, both lower case. Other parameters, such as
+            ``odata=verbose``, are ignored; another value of a listed one is not a match.
     """
 
     media_type: str
@@ -59,33 +58,31 @@ class AcceptedFormats:
         return next((offer for offer in self.offers if offer is not EVENTS), None) is SR
 
     def check_stream(self) -> None:
-        """Check that the request accepts a stream, or the JSON that the events consist of.
+        """Check that the request accepts a stream, or JSON, the content of its events.
 
         Raises:
             Problem: ``not_acceptable``, 406.
         """
         if EVENTS not in self.offers and JSON not in self.offers:
             raise _not_acceptable(
-                "stream=true is answered as text/event-stream, which the Accept header does not take. "
+                "The response to stream=true is text/event-stream, which the Accept header does not accept. "
                 "Accept text/event-stream, application/json or */*, or leave stream out."
             )
 
     def choose(self, context: ExportContext, *, no_sr: str | None = None) -> Offer:
-        """The preferred format that can be written; `no_sr`: why none may be a structured report.
+        """The preferred format that can be written; `no_sr`: why it cannot be a structured report.
 
         Raises:
-            Problem: ``not_acceptable``, 406; only formats are accepted that cannot be written here.
+            Problem: ``not_acceptable``, 406; no accepted format can be written.
         """
         reason = (no_sr or unsupported_reason(context.sources)) if SR in self.offers else None
         for offer in self.offers:
             if offer is not EVENTS and (offer is not SR or reason is None):
                 return offer
         if reason is None:
-            raise _not_acceptable(
-                f"text/event-stream answers stream=true only. Send that too, or ask for {_listed(OFFERS)}."
-            )
+            raise _not_acceptable(f"text/event-stream needs stream=true. Send it, or accept {_listed(OFFERS)}.")
         others = _listed([offer for offer in OFFERS if offer is not SR])
-        raise _not_acceptable(f"No application/dicom can be answered: {reason}. Ask for {others} instead.")
+        raise _not_acceptable(f"application/dicom is not possible: {reason}. Accept {others} instead.")
 
 
 def parse_accept(accept: Sequence[str], *, streams: bool = True) -> AcceptedFormats:
@@ -96,14 +93,14 @@ def parse_accept(accept: Sequence[str], *, streams: bool = True) -> AcceptedForm
     """
     offers = rank(accept, (*OFFERS, EVENTS) if streams else OFFERS)
     if not offers:
-        raise _not_acceptable(f"The Accept header takes nothing that is offered. Ask for {_listed(OFFERS)}.")
+        raise _not_acceptable(f"The Accept header has no supported media type. Accept {_listed(OFFERS)}.")
     return AcceptedFormats(tuple(offers))
 
 
-def respond(report: ReportResponse, context: ExportContext, offer: Offer) -> Response | None:
-    """The response; None for JSON, which the route's response model writes."""
+def respond(report: ReportResponse, context: ExportContext, offer: Offer) -> Response | ReportResponse:
+    """The response; for JSON the report itself, which the route's response model writes."""
     if offer is JSON:
-        return None
+        return report
     return Response(_body(report, context, offer), headers={**VARY, "Content-Type": _CONTENT_TYPES[offer.media_type]})
 
 
@@ -170,7 +167,7 @@ def rank(accept: Sequence[str], offers: Sequence[Offer]) -> list[Offer]:
 
 
 def _parse_range(element: str, position: int) -> _Range | None:
-    """One element of the header; None where it is blank or its q-value is no number from 0 to 1."""
+    """One element of the header; None if it is blank or its q-value is not from 0 to 1."""
     kind, options = parse_options_header(element)
     parameters = {name.decode("latin-1").lower(): value.decode("latin-1").lower() for name, value in options.items()}
     try:

@@ -1,4 +1,4 @@
-"""How redacted and unknown words of a report are shown."""
+"""Readable marks for redacted and unknown words of a report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ _ARCHIVE_MARK = re.compile(r"x{4,}(?:\s+x{4,})*", re.IGNORECASE)
 def mark_redactions(text: str) -> str:
     """Replace the archive's redaction marks (``xxxx``, any case) and ``<unk>`` by readable words.
 
-    Without this, a redaction that the model has learnt would look like a mistake of the draft.
-    Imported models may write ``<unk>``.
+    A model learns the redaction marks of its training texts; imported models may write ``<unk>``.
     """
     return _ARCHIVE_MARK.sub(REDACTED, text).replace(UNK, UNKNOWN)

@@ -1,7 +1,7 @@
 """The report as a DICOM Structured Report: TID 2000 as an Enhanced SR, preliminary and unverified.
 
-PACS viewers render it as text: each sentence with its confidence (NUM) and the images that it was
-inferred from, then the labels (CODE). Reference cases are text and plain numbers, never coded
+PACS viewers render it as text: each sentence with its confidence (NUM) and source images, then the
+labels (CODE). Reference cases are text and plain numbers, never coded
 findings, so that no system can assign another patient's findings to this one. Needs highdicom:
 ``pip install 'cxr-report[sr]'``; import this module lazily.
 """
@@ -50,7 +50,7 @@ FINDING = CodedConcept("121071", "DCM", "Finding")  # CID 7002
 COMMENT = CodedConcept("121106", "DCM", "Comment")
 ENGLISH = CodedConcept("en", "RFC5646", "English")
 ABSENT = Code("272519000", "Absent")  # of DICOM's CID 240; SNOMED CT has two concepts of this name
-_LO = 64  # characters that DICOM's VR LO holds
+_LO = 64  # maximum length of DICOM's VR LO
 _SH = 16
 _DEVICES = uuid.UUID("0c0b6d4e-5c3a-4d0e-9a55-2f6f0a1f7c11")  # namespace of the device UIDs, generated once
 
@@ -62,9 +62,9 @@ def structured_report(
 
     Args:
         report: the response.
-        views: number of images that the draft was made from, DICOM or not.
-        sources: the images that came as DICOM.
-        now: local time of the content, as in DICOM; the machine's by default.
+        views: number of images of the draft, DICOM or not.
+        sources: the images that were sent as DICOM.
+        now: local time of the content; the current time by default.
 
     Raises:
         ValueError: ``unsupported_reason`` of the sources.
@@ -160,7 +160,7 @@ def _sentence(sentence: SentenceOut, sources: Sequence[SourceImage]) -> ContentI
     confidence = _private_code("confidence", "Confidence in the sentence, not the chance of a finding")
     children: list[ContentItem] = [_number(confidence, sentence.confidence, "HAS PROPERTIES")]
     if sentence.supported is not None:
-        supported = _private_code("supported", "Borne out by a reference case or the images")
+        supported = _private_code("supported", "Supported by a reference case or the images")
         answer = codes.SCT.Yes if sentence.supported else codes.SCT.No
         children.append(CodeContentItem(supported, answer, relationship_type="HAS PROPERTIES"))
     for source in sources:
@@ -238,5 +238,5 @@ def _concept(code: Code, scheme: str) -> CodedConcept:
 
 
 def _uid(identifier: uuid.UUID) -> str:
-    """A UID of a UUID, as PS3.5 B.2 derives it."""
+    """The UID of a UUID (PS3.5 B.2)."""
     return f"2.25.{identifier.int}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from service.schemas.models import ImageCheckOut, Labels, ReferenceCaseOut, ReportResponse, SentenceOut
 
 NOTHING_WRITTEN = "(nothing was written)"
-UNSUPPORTED = "[neither a reference case nor the images bear this out]"
+UNSUPPORTED = "[not supported by a reference case or the images]"
 
 
 def plain_text(report: ReportResponse) -> str:
@@ -26,7 +26,7 @@ def plain_text(report: ReportResponse) -> str:
 
 
 def rewritten_by(model: str) -> str:
-    """The heading of a rewritten draft, which keeps it apart from the model's draft."""
+    """The heading of a rewritten draft, which separates it from the model's draft."""
     return f"Rewritten by the language model {model}, not the draft"
 
 

@@ -15,7 +15,7 @@ from service.schemas.models import ModelInfo
 
 
 class OutOfMemoryError(RuntimeError):
-    """The device has too little memory for one study, even in a batch of its own."""
+    """The device has too little memory for a batch of one study."""
 
 
 class DeviceLostError(RuntimeError):
@@ -80,7 +80,7 @@ class Backend(Protocol):
         """Wait at most ``timeout_s`` until no slot is in use, then close."""
 
     def refuse_waiting(self, reason: str) -> int:
-        """Accept no more studies and fail the queued ones with ``ClosedError``; returns how many those were."""
+        """Accept no more studies and fail the queued ones with ``ClosedError``; returns their number."""
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Finish the queued studies, then stop; abandon what still runs after ``timeout_s``."""

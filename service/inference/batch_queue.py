@@ -113,7 +113,7 @@ class JobQueue:
             self._changed.notify_all()
 
     def refuse(self, error: Exception) -> int:
-        """Fail all queued jobs with ``error``; returns how many those were."""
+        """Fail all queued jobs with ``error``; returns their number."""
         with self._changed:
             queued, self._jobs = self._jobs, []
         refused = [job for job in queued if job.result.set_running_or_notify_cancel()]

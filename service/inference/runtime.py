@@ -25,7 +25,7 @@ from service.web.shutdown import ShutdownDeadline
 
 log = logging.getLogger(__name__)
 QUEUE_CUTOFF_S = 4.0  # before the end of the drain: queued requests get 503, running ones continue
-ABORT_CUTOFF_S = 2.5  # before the end of the drain: all others get 503; clients still need time to read it
+ABORT_CUTOFF_S = 2.5  # before the end of the drain: all others get 503; clients need time to read it
 _DEFAULT_BATCH_SIZE = {"cpu": 1, "cuda": 8}  # by device type; the setting max_batch_size says why
 
 
@@ -43,7 +43,7 @@ class CaseIndexInfo(Protocol):
 
 @dataclass(frozen=True)
 class ServingState:
-    """What answers requests now: a backend and the description of its bundle."""
+    """The current backend and the description of its bundle."""
 
     backend: Backend
     model: ModelInfo
@@ -60,7 +60,7 @@ class Runtime:
         device_lost: whether it failed after it had been ready.
         case_store: the reference cases.
         metrics: of the app.
-        end: deadline that cancels all in-flight requests at the end of the drain.
+        shutdown_deadline: cancels all in-flight requests at the end of the drain.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -86,7 +86,7 @@ class Runtime:
         self._drain_deadline: float | None = None  # time.monotonic; set when the drain starts
 
     def serving(self) -> ServingState:
-        """Return what answers requests now.
+        """Return the current backend.
 
         Raises:
             Problem: 503 while loading, or if loading failed or the device was lost.
@@ -135,7 +135,7 @@ class Runtime:
             raise
         except Exception as error:
             log.critical("loading failed with %s\n%s", type(error).__name__, format_traceback_locations(error))
-            raise LoadError(f"loading failed with {type(error).__name__}; the service log says where") from error
+            raise LoadError(f"loading failed with {type(error).__name__}; see the service log") from error
         engine = Engine(
             loaded.drafters,
             capacity=settings.max_concurrent_requests,

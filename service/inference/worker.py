@@ -28,7 +28,7 @@ GROW_AFTER = 50  # full batches in a row that fit, before a larger batch is trie
 
 
 class SupportsDraft(Protocol):
-    """What a worker needs of ``model.drafter.Drafter``."""
+    """The interface of ``model.drafter.Drafter`` that a worker uses."""
 
     @property
     def image_size(self) -> int:
@@ -160,10 +160,7 @@ class DeviceWorker:
             log.info("the batch size is limited to %d again", self.batch_limit)
 
     def _lose_device(self, jobs: Sequence[Job], error_name: str) -> None:
-        reason = (
-            f"The device can no longer compute ({error_name}); the service log says where. "
-            "The service must be restarted"
-        )
+        reason = f"The device can no longer compute ({error_name}); see the service log. The service must be restarted"
         log.critical(reason)
         self._queue.close(reason)
         _fail(jobs, DeviceLostError(reason))

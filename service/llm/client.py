@@ -1,4 +1,4 @@
-"""A client for OpenAI's chat completions, as served by llama.cpp, vLLM, Ollama and others.
+"""A client for the OpenAI chat completions API of llama.cpp, vLLM, Ollama and others.
 
 Requests contain text about a patient, and responses are untrusted. The client therefore ignores proxy variables,
 follows no redirect, keeps no cookie and no connection, verifies certificates, and limits the size of a response.

@@ -1,7 +1,7 @@
 """The refine hook: a language model behind an OpenAI-compatible address may rewrite a draft.
 
 - Off unless configured, and used only by requests with ``refine=true``.
-- Its text is kept apart from the model's own draft.
+- Its text is returned separately from the model's draft.
 - It receives the draft, its labels and the nearest reference cases: no image, no identity.
 - Calls are limited in time and number, and a circuit breaker stops them after repeated failures. Any failure leaves
   the draft unchanged and adds a warning.
@@ -28,8 +28,8 @@ from service.web.problems import format_traceback_locations
 log = logging.getLogger(__name__)
 MAX_CONCURRENCY, MAX_QUEUE = 4, 16  # calls that run; calls that wait
 BREAKER_THRESHOLD, BREAKER_COOLDOWN_S = 3, 30.0  # see CircuitBreaker
-MIN_BUDGET_FRACTION = 0.1  # of REPORT_REFINE_TIMEOUT_S: with less time left there is no call
-TIMEOUT_BLAME_FRACTION = 0.9  # of REPORT_REFINE_TIMEOUT_S: a timeout after less time is not counted as a failure
+MIN_BUDGET_FRACTION = 0.1  # of REPORT_REFINE_TIMEOUT_S: the least remaining time for a call
+TIMEOUT_FAILURE_FRACTION = 0.9  # of REPORT_REFINE_TIMEOUT_S: an earlier timeout does not count as a failure
 MAX_CONTEXT_CASES = 5  # nearest reference cases in the prompt; a model's context is bounded
 INSTRUCTION = """You edit drafts of the findings section of chest X-ray reports. Rewrite the draft in plain, correct \
 radiological English.
@@ -83,7 +83,7 @@ class Refiner:
         self._breaker = CircuitBreaker()
 
     async def refine(self, report: ReportResponse, within_s: float) -> ReportResponse:
-        """Return the report with ``refined`` set, or with a warning that says why it is not.
+        """Return the report with ``refined`` set, or with a warning that gives the reason.
 
         Args:
             report: with the model's draft.
@@ -119,7 +119,7 @@ class Refiner:
         except _UnrefinedError:
             raise
         except TimeoutError:
-            if call_started is None or time.monotonic() - call_started < TIMEOUT_BLAME_FRACTION * self._timeout_s:
+            if call_started is None or time.monotonic() - call_started < TIMEOUT_FAILURE_FRACTION * self._timeout_s:
                 raise _UnrefinedError("skipped") from None  # drafting or queueing used the time, not the server
             reason = f"it took longer than {within_s:.1f} s"
         except ChatError as error:
@@ -170,7 +170,7 @@ def _mentioned(labels: dict[str, Any]) -> dict[str, str]:
 
 
 def differences(report: ReportResponse, text: str) -> list[WarningOut]:
-    """Warnings that name the findings which the rewritten text states more, or less, strongly than the draft."""
+    """Warnings about findings that the rewritten text states more or less strongly than the draft."""
     labels = label_report(text, use_cache=False)
     change = {
         name: _STRENGTH[label] - _STRENGTH[report.labels[name]] for name, label in labels.items() if name != NO_FINDING
@@ -178,10 +178,8 @@ def differences(report: ReportResponse, text: str) -> list[WarningOut]:
     added = (name for name, difference in change.items() if difference > 0)
     dropped = (name for name, difference in change.items() if difference < 0)
     return [
-        *_warning("refine_added", "The rewritten text calls present, or possible, what the draft does not", added),
-        *_warning(
-            "refine_dropped", "The rewritten text no longer calls present, or possible, what the draft does", dropped
-        ),
+        *_warning("refine_added", "Present or possible in the rewritten text, but not in the draft", added),
+        *_warning("refine_dropped", "Present or possible in the draft, but not in the rewritten text", dropped),
     ]
 
 

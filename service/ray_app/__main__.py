@@ -1,6 +1,6 @@
 """``python -m service.ray_app``: the service over several replicas of the model, on Ray Serve (extra ``[ray]``).
 
-Ray's own commands use the factory ``service.ray_app:build`` instead: ``serve run service.ray_app:build replicas=2``,
+Ray's commands use the factory ``service.ray_app:build`` instead: ``serve run service.ray_app:build replicas=2``,
 or ``serve deploy`` with a configuration file. ``python -m service`` serves in one process and needs no Ray.
 """
 
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         import_ray()
         settings, scale = read_settings(given)
         if not _is_free(settings):
-            print(f"{settings.host}:{settings.port} cannot be listened on; choose another --port", file=sys.stderr)
+            print(f"{settings.host}:{settings.port} is not available; choose another --port", file=sys.stderr)
             return EXIT_ADDRESS
         if scale.address is None:
             read_manifest(settings.bundle)  # report a missing bundle before a cluster starts

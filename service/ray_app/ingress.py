@@ -39,7 +39,7 @@ class RayBackend:
     """A ``service.inference.backend.Backend`` that sends studies to replicas. Created and used on the event loop."""
 
     def __init__(self, replicas: Replicas, capacity: int, metrics: Metrics) -> None:
-        self.stalled_s = 0.0  # a replica watches its own device
+        self.stalled_s = 0.0  # replicas watch their devices
         self.waiting = 0  # in the queues of the replicas, at the last poll
         self.last_response = 0.0  # time.monotonic of the last response of a replica
         self._replicas, self._metrics = replicas, metrics
@@ -72,7 +72,7 @@ class RayBackend:
         await self.admission.wait_idle(time.monotonic() + timeout_s)
 
     def refuse_waiting(self, reason: str) -> int:
-        """Accept no more studies and fail those without a draft with ``ClosedError``; returns how many those were."""
+        """Accept no more studies and fail those without a draft with ``ClosedError``; returns their number."""
         if not self._refusal.done():
             self._refusal.set_result(reason)
         return self.admission.in_use
@@ -131,7 +131,7 @@ def _as_error(failure: Failure) -> Exception:
         case "busy":
             return BusyError(failure.detail)
         case _:
-            return RuntimeError(f"a replica failed with {failure.detail}; its log says where")
+            return RuntimeError(f"a replica failed with {failure.detail}; see its log")
 
 
 class RayRuntime(Runtime):

@@ -41,7 +41,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Description:
-    """What a replica serves, and how many studies are in its queue."""
+    """The bundle that a replica serves, and the number of studies in its queue."""
 
     model: ModelInfo
     device: str
@@ -96,7 +96,7 @@ class ModelReplica:
         return RemoteDraft(**vars(draft), model=serving.model)
 
     async def describe(self) -> Description | None:
-        """Describe what is served; None if the device is lost."""
+        """Describe the served bundle; None if the device is lost."""
         try:
             serving = self._runtime.serving()
         except Problem:

@@ -25,13 +25,16 @@ from service.schemas.models import CaseResponse
 from service.web.auth import require_api_key, require_api_key_if_configured
 from service.web.request_body import read_form
 
-CaseId = Annotated[str, Path(description="As in the answers.")]
+CaseId = Annotated[str, Path(description="An id from reference_cases.")]
 View = Annotated[
-    str, Path(description="One that the case's images name.", json_schema_extra={"enum": ["frontal", "lateral"]})
+    str,
+    Path(
+        description="A view with a picture, see images of the case.", json_schema_extra={"enum": ["frontal", "lateral"]}
+    ),
 ]
-_OFF = problem_responses(403, "No cases are added here, or the service has no key.", "cases_off", "no_api_key")
-_ELSEWHERE = problem_responses(403, "The cases are held by replicas in other processes.", "cases_off")
-_NO_SUCH_CASE = problem_responses(404, "No such case, or no such picture of it.", "no_such_case")
+_OFF = problem_responses(403, "Adding cases is disabled, or the service has no key.", "cases_off", "no_api_key")
+_ELSEWHERE = problem_responses(403, "Replicas in other processes hold the cases.", "cases_off")
+_NO_SUCH_CASE = problem_responses(404, "There is no such case or picture.", "no_such_case")
 _DISK = problem_responses(507, "The disk is full or fails.", "cases_disk")
 router = APIRouter()
 
@@ -45,15 +48,15 @@ router = APIRouter()
     openapi_extra=form_body(CaseForm, CASE_FORM_EXAMPLES, "Each field at most once; other fields are refused."),
     responses={
         201: {
-            "description": "The case, as it is kept.",
+            "description": "The stored case.",
             "headers": {"Location": {"description": "Of the case.", "schema": {"type": "string"}}},
         },
         **FORM_PROBLEMS,
         **_OFF,
-        **problem_responses(409, "There is such a case, or there is no index.", "case_exists", "no_retrieval"),
+        **problem_responses(409, "The case exists already, or there is no index.", "case_exists", "no_retrieval"),
         **problem_responses(
             422,
-            "A field is wrong; it is named.",
+            "A field is wrong; field names it.",
             *("unknown_field", "missing_field", "malformed_value", "no_known_word", "too_small", "not_a_radiograph"),
         ),
         **NOT_READY_OR_BUSY,
@@ -61,9 +64,9 @@ router = APIRouter()
     },
 )
 async def add_case(request: Request, response: Response) -> CaseResponse:
-    """Store a case, findings and perhaps images; from now on studies can retrieve it.
+    """Store a case with findings and optional images, for retrieval by later studies.
 
-    Nothing is trained. The case survives a restart and a swap of the bundle until it is deleted.
+    Nothing is trained. The case is kept until it is deleted, across restarts and bundle swaps.
     """
     runtime: Runtime = request.app.state.runtime
     settings, store = runtime.settings, runtime.case_store
@@ -118,13 +121,13 @@ async def get_picture(request: Request, case_id: CaseId, view: View) -> Response
         204: {"description": "Removed."},
         **_OFF,
         **_NO_SUCH_CASE,
-        **problem_responses(409, "The case is the bundle's.", "case_of_bundle"),
+        **problem_responses(409, "The case belongs to the bundle.", "case_of_bundle"),
         **NOT_READY,
         **_DISK,
     },
 )
 async def remove_case(request: Request, case_id: CaseId) -> None:
-    """Take an added case out of the index and, with its pictures, off the disk."""
+    """Delete an added case and its pictures from the index and the disk."""
     runtime: Runtime = request.app.state.runtime
     runtime.serving()
     await run_in_threadpool(runtime.case_store.remove, case_id)

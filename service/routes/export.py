@@ -26,7 +26,7 @@ from service.web.problems import Problem
 from service.web.request_body import receive, refuse_compressed
 
 MAX_BODY_BYTES = 1024 * 1024
-_NO_SR = "it refers to the DICOM images, so only POST /report, which is sent them, writes one"
+_NO_SR = "it refers to the DICOM images, which only POST /report receives"
 router = APIRouter()
 
 
@@ -47,11 +47,11 @@ router = APIRouter()
     },
 )
 async def export(request: Request, response: Response) -> ReportResponse | Response:
-    """Write an answer of `POST /report`, edited or not, in the format that `Accept` chooses.
+    """Write a response of `POST /report`, edited or not, in the format that `Accept` selects.
 
     Nothing is stored.
 
-    A DICOM structured report needs the images: ask `POST /report` for it.
+    For a DICOM structured report, which needs the images, use `POST /report`.
     """
     formats = parse_accept(request.headers.getlist("accept"), streams=False)
     settings: Settings = request.app.state.runtime.settings
@@ -61,15 +61,17 @@ async def export(request: Request, response: Response) -> ReportResponse | Respo
         offer = formats.choose(context, no_sr=_NO_SR)
         result = await run_in_threadpool(body.edited_report)
         response.headers.update(VARY)
-        return await run_in_threadpool(respond, result, context, offer) or result
+        return await run_in_threadpool(respond, result, context, offer)
 
 
 async def _read_body(request: Request, *, timeout_s: float) -> ExportRequest:
-    """Read and check the body; an error never quotes a value of it."""
+    """Read and check the body; errors quote no value."""
     refuse_compressed(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise Problem("not_json", "The Content-Type is not application/json. Send the answer of POST /report as JSON.")
+        raise Problem(
+            "not_json", "The Content-Type is not application/json. Send the response of POST /report as JSON."
+        )
     body = bytearray()
     remedy = "Leave out the attention of the sentences."
     async for chunk in receive(request, max_bytes=MAX_BODY_BYTES, timeout_s=timeout_s, remedy=remedy):
@@ -80,6 +82,6 @@ async def _read_body(request: Request, *, timeout_s: float) -> ExportRequest:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         # Only the first part of the location is a name of this API; others may be the client's.
         field = next((str(part) for part in first["loc"][:1] if part in ExportRequest.model_fields), None)
-        what = f"{field} is not as described: {first['type'].replace('_', ' ')}"
-        detail = f"{what if field else 'The body is not the JSON of an export'}. See ExportRequest in /openapi.json."
+        what = f"{field} does not match the schema: {first['type'].replace('_', ' ')}"
+        detail = f"{what if field else 'The body is not a valid export request'}. See ExportRequest in /openapi.json."
         raise Problem("invalid_request", detail, field=field) from None

@@ -51,7 +51,7 @@ def _body(media_type: str, content: dict[str, Any], description: str | None) -> 
 
 
 def _without_null(field: dict[str, Any]) -> dict[str, Any]:
-    """A form field as it is sent: left out instead of null."""
+    """Remove null from the schema: a form leaves out the field instead."""
     kept = {name: value for name, value in field.items() if name not in ("anyOf", "default", "title")}
     for kind in field.get("anyOf", []):
         if kind != {"type": "null"}:
@@ -75,9 +75,9 @@ def problem_responses(status: int, description: str, *codes: str) -> Responses:
 
 NOT_READY = problem_responses(503, "Not ready; detail says why.", "loading")
 NOT_READY_OR_BUSY = problem_responses(503, "Not ready, or busy (with Retry-After).", "loading", "busy")
-NO_KEY = problem_responses(403, "The service has no key, and this address answers only to one.", "no_api_key")
+NO_KEY = problem_responses(403, "The service has no API key, which this endpoint requires.", "no_api_key")
 NOT_ACCEPTABLE = problem_responses(
-    406, "No format that is offered is accepted, or no structured report can be written.", "not_acceptable"
+    406, "No supported media type is accepted, or no structured report can be written.", "not_acceptable"
 )
 INTERNAL = problem_responses(500, "The service failed on this request.", "internal")
 BODY_PROBLEMS: Responses = {
@@ -89,7 +89,7 @@ FORM_PROBLEMS: Responses = {
     **BODY_PROBLEMS,
     **problem_responses(
         415,
-        "The body or a file is of a kind that is not read.",
+        "The type of the body or of a file is not supported.",
         *("not_multipart", "unsupported_format", "unsupported_transfer_syntax"),
     ),
 }
@@ -127,8 +127,8 @@ def formats_response(*, drafts: bool) -> Responses:
         content[EVENTS.media_type] = {
             "schema": {  # of each event; itemSchema came with OpenAPI 3.2
                 "title": "Event",
-                "description": "An event of the answer to stream=true: `cases`, then a `sentence` each, then `report`; "
-                "or `problem`, where the draft fails after the first event. Comments keep the connection alive.",
+                "description": "An event of the response to stream=true: `cases`, each `sentence`, then `report`; "
+                "or `problem`, if the draft fails after the first event. Comments keep the connection alive.",
                 "oneOf": [_event(name, model.__name__) for name, model in EVENT_DATA.items()],
             },
             "example": b"".join(events).decode(),
@@ -137,12 +137,12 @@ def formats_response(*, drafts: bool) -> Responses:
             "schema": {
                 "type": "string",
                 "format": "binary",
-                "description": "DICOM Enhanced SR, TID 2000, where an image came as DICOM.",
+                "description": "DICOM Enhanced SR, TID 2000, if an image was sent as DICOM.",
             }
         }
     return {
         200: {
-            "description": "The draft, in the format that Accept chooses; application/json by default.",
+            "description": "The draft, in the format that Accept selects; application/json by default.",
             "headers": {"Vary": {"schema": {"type": "string", "const": "Accept"}}},
             "content": content,
         }
@@ -163,7 +163,7 @@ def _event(name: str, data: str) -> dict[str, Any]:
 
 
 def complete_openapi(app: FastAPI) -> None:
-    """Add the schemas that no handler names, and describe keys only where the service has one."""
+    """Add the schemas that no handler refers to; describe keys only if the service has one."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:

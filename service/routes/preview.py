@@ -33,7 +33,7 @@ router = APIRouter()
 @router.post(
     "/preview",
     response_class=Response,
-    summary="A radiograph as a picture that browsers draw",
+    summary="A radiograph as a picture for browsers",
     dependencies=[Depends(require_api_key_if_configured)],
     openapi_extra=form_body(PreviewForm, PREVIEW_FORM_EXAMPLES),
     responses={
@@ -47,10 +47,10 @@ router = APIRouter()
     },
 )
 async def preview(request: Request) -> Response:
-    """The grey values that the model reads, in the image's proportions, reduced to 1,536 pixels.
+    """The grey values for the model, in the image's aspect ratio, reduced to 1,536 pixels.
 
-    Mainly for DICOM, which browsers cannot display. The picture holds nothing of the header, and
-    nothing is stored.
+    Mainly for DICOM, which browsers cannot display. The picture has no data of the header and is
+    not stored.
     """
     runtime: Runtime = request.app.state.runtime
     settings = runtime.settings

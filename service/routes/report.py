@@ -61,7 +61,7 @@ router = APIRouter()
         **NOT_ACCEPTABLE,
         **problem_responses(
             422,
-            "A field is wrong; it is named.",
+            "A field is wrong; field names it.",
             *("unknown_field", "missing_image", "too_small", "not_a_radiograph", "out_of_range", "unknown_value"),
         ),
         **INTERNAL,
@@ -75,10 +75,10 @@ router = APIRouter()
 async def report(request: Request, response: Response) -> ReportResponse | Response:
     """Draft the findings of one or two radiographs, with the reference cases that the draft used.
 
-    `Accept` chooses the format: JSON by default, a FHIR DiagnosticReport, plain text, or a DICOM
-    structured report. With `stream=true` the answer is server-sent events: `cases` once retrieval
-    is done, a `sentence` event for each sentence, and `report`, which holds the unstreamed answer;
-    or `problem`, where the draft fails after the first event.
+    `Accept` selects the format: JSON by default, a FHIR DiagnosticReport, plain text, or a DICOM
+    structured report. With `stream=true` the response is server-sent events: `cases` after
+    retrieval, a `sentence` event for each sentence, and `report`, the response without streaming;
+    or `problem`, if the draft fails after the first event.
     """
     started = time.perf_counter()
     runtime: Runtime = request.app.state.runtime
@@ -99,7 +99,7 @@ async def report(request: Request, response: Response) -> ReportResponse | Respo
         offer = formats.choose(context)
         result = await cancel_on_disconnect(request, drafting.run())
     response.headers.update(VARY)
-    return await run_in_threadpool(respond, result, context, offer) or result
+    return await run_in_threadpool(respond, result, context, offer)
 
 
 class _Drafting:
@@ -122,45 +122,45 @@ class _Drafting:
         self._slot = slot
         self._started, self._uploaded = started, time.perf_counter()
 
-    async def run(self, callback: EarlyCallback | None = None) -> ReportResponse:
-        """Draft, and refine where the request asks for it.
+    async def run(self, on_event: EarlyCallback | None = None) -> ReportResponse:
+        """Draft, and refine if requested.
 
         Args:
-            callback: receives the retrieved cases, and the draft before it is refined.
+            on_event: receives the retrieved cases, and the draft before it is refined.
 
         Raises:
             Problem: the draft failed.
         """
         views = len(self.images)
-        draft = await self._draft(callback)
+        draft = await self._draft(on_event)
         now = time.perf_counter()
         timings = {"upload": (self._uploaded - self._started) * 1000, "total": (now - self._started) * 1000}
         model = draft.model if isinstance(draft, RemoteDraft) else self._serving.model
         result = to_response(draft, model, timings)
         if self._refine:
-            if callback is not None:
-                callback(result)
+            if on_event is not None:
+                on_event(result)
             self.images.clear()
-            self._slot.close()  # a request that waits for the language model needs no slot
+            self._slot.close()  # waiting for the language model needs no slot
             left_s = self._runtime.settings.request_timeout_s - (time.perf_counter() - self._uploaded)
             result = await self._refiner.refine(result, left_s)
         self._runtime.metrics.drafted(result.timings_ms)
         log.info("draft %s: %d views, %d cases", result.report_id, views, len(result.reference_cases))
         return result
 
-    async def _draft(self, listener: EventCallback | None) -> Draft:
+    async def _draft(self, on_event: EventCallback | None) -> Draft:
         """The backend's draft, with its errors as problems."""
         within_s = self._runtime.settings.request_timeout_s
         try:
             async with asyncio.timeout(within_s):
-                return await self._serving.backend.draft(self.images, self._options, listener)
+                return await self._serving.backend.draft(self.images, self._options, on_event)
         except TimeoutError as error:
             detail = f"The draft was not ready within {within_s:g} s (REPORT_REQUEST_TIMEOUT_S). Try again in a moment."
             raise Problem("deadline", detail, headers={"Retry-After": "5"}) from error
         except FieldError as error:
             raise Problem(error.code, str(error), field=error.field) from error
         except OutOfMemoryError as error:
-            detail = "The device has too little memory for this study just now. Try again in a moment."
+            detail = "The device has too little memory for this study. Try again in a moment."
             raise Problem("memory", detail, headers={"Retry-After": "5"}) from error
         except DeviceLostError as error:
             raise Problem("failed", f"{error}.") from error

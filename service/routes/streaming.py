@@ -1,6 +1,6 @@
 """``stream=true``: the response as server-sent events, each sent as soon as its data is final.
 
-``cases``, then one ``sentence`` event for each sentence, then ``report``; or ``problem`` where the
+``cases``, then one ``sentence`` event for each sentence, then ``report``; or ``problem`` if the
 draft fails. The response starts with its first event, so a failure before it is an ordinary problem
 response.
 """
@@ -26,7 +26,7 @@ from service.web.disconnect import cancel_on_disconnect
 from service.web.problems import PROBLEM_CODE_SCOPE_KEY, Problem, internal_error
 
 KEEP_ALIVE_S = 5.0  # seconds without an event after which a comment is sent
-SEND_TIMEOUT_S = 30.0  # a client that does not read for so long counts as disconnected
+SEND_TIMEOUT_S = 30.0  # a client that does not read during this time counts as disconnected
 KEEP_ALIVE = format_sse_event(comment="keep-alive")
 EarlyResult = CasesFound | ReportResponse  # the retrieved cases, or the report before it is refined
 EarlyCallback = Callable[[EarlyResult], None]
@@ -34,7 +34,7 @@ _HEADERS = {**VARY, "Content-Type": EVENTS.media_type, "X-Accel-Buffering": "no"
 
 
 class EventStream(Response):
-    """The events of one draft, which runs while they are sent."""
+    """Runs one draft and sends its events."""
 
     def __init__(
         self, request: Request, report: Callable[[EarlyCallback], Awaitable[ReportResponse]], held: ExitStack
@@ -43,7 +43,7 @@ class EventStream(Response):
 
         Args:
             request: its body was read; the draft is cancelled when its client disconnects.
-            report: drafts, calls the listener on this event loop, and returns the report.
+            report: drafts, calls its argument on this event loop, and returns the report.
             held: closed when the stream ends.
         """
         super().__init__()
@@ -79,7 +79,7 @@ class EventStream(Response):
         finally:
             drafting.cancel()
             await asyncio.gather(drafting, return_exceptions=True)
-        self._held.close()  # before the client sees the end, so that its next request finds the slot free
+        self._held.close()  # before the end is sent, so that the client's next request gets the slot
         await sender.end()
 
 
@@ -97,7 +97,7 @@ async def _next(events: asyncio.Queue[EarlyResult | None], sender: _Sender) -> E
 class EventSequence:
     """The events of a draft, each once, even if the draft runs twice.
 
-    ``cases`` is sent again where the second run found other cases.
+    ``cases`` is sent again if the second run found other cases.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class EventSequence:
         self._drafted = False
 
     def on_event(self, event: EarlyResult) -> Iterator[tuple[str, BaseModel]]:
-        """The events that an early result adds."""
+        """The events of an early result."""
         if isinstance(event, ReportResponse):
             yield from self._on_draft(event)
         elif self._cases is None:

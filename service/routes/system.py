@@ -25,12 +25,12 @@ router = APIRouter()
     dependencies=[Depends(require_api_key)],
     responses={
         **NO_KEY,
-        **problem_responses(409, "Not swapped; the present bundle goes on serving.", "reload_refused"),
+        **problem_responses(409, "Not swapped; the present bundle keeps serving.", "reload_refused"),
         **NOT_READY,
     },
 )
 async def reload(request: Request) -> HealthResponse:
-    """Load the bundle again and swap it in; requests in flight finish with the previous one."""
+    """Load the bundle again and serve it; requests in flight finish with the previous one."""
     runtime: Runtime = request.app.state.runtime
     return _health(await runtime.reload())
 
@@ -38,11 +38,11 @@ async def reload(request: Request) -> HealthResponse:
 @router.get(
     "/health",
     response_model=HealthResponse,
-    summary="Whether the service is ready, and with what",
+    summary="Whether the service is ready, and its bundle",
     responses={**NOT_READY},
 )
 async def health(request: Request) -> HealthResponse:
-    """200 when ready; 503 with the reason while the model is loaded, or where it could not be."""
+    """200 when ready; 503 with the reason while the model is loaded or if that failed."""
     runtime: Runtime = request.app.state.runtime
     return _health(runtime.serving())
 
@@ -60,15 +60,15 @@ def _health(serving: ServingState) -> HealthResponse:
     )
 
 
-@router.get("/livez", response_model=AliveResponse, summary="Whether the process answers")
+@router.get("/livez", response_model=AliveResponse, summary="Whether the process responds")
 async def livez() -> AliveResponse:
-    """200 as long as the process answers at all, whatever the model does."""
+    """200 while the process responds, independently of the model."""
     return AliveResponse(status="alive")
 
 
 @router.get("/metrics", include_in_schema=False)
 async def metrics(request: Request) -> Response:
-    """Metrics in Prometheus' text format."""
+    """Metrics in the Prometheus text format."""
     runtime: Runtime = request.app.state.runtime
     return runtime.metrics.response()
 

@@ -120,15 +120,15 @@ CASE_FORM_EXAMPLES: dict[str, Any] = {
 }
 EXPORT_EXAMPLES: dict[str, Any] = {
     "edited": {
-        "summary": "An answer whose findings the reader edited",
+        "summary": "A response whose findings the reader edited",
         "value": {"report": REPORT_EXAMPLE, "findings": "No effusion.", "views": ["frontal"]},
     }
 }
 PROBLEM_EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
-    "malformed_multipart": ("The body ends before its last boundary. Send it again, whole.", None),
+    "malformed_multipart": ("The body ends before its last boundary. Send the whole body again.", None),
     "not_acceptable": (
-        "No application/dicom can be answered: no image came as a DICOM file, so that there is no study to file it in. "
-        "Ask for application/json, application/fhir+json or text/plain instead.", None
+        "application/dicom is not possible: no image was sent as a DICOM file, so that there is no study for it. "
+        "Accept application/json, application/fhir+json or text/plain instead.", None
     ),
     "upload_timeout": ("The body did not arrive within 60 s. Check the connection and try again.", None),
     "upload_too_large": (
@@ -138,9 +138,9 @@ PROBLEM_EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, fiel
         "The Content-Type is 'application/json'. Send multipart/form-data, as curl -F does.", None
     ),
     "not_json": (
-        "The Content-Type is not application/json. Send the answer of POST /report as JSON.", None
+        "The Content-Type is not application/json. Send the response of POST /report as JSON.", None
     ),
-    "invalid_request": ("report is not as described: missing. See ExportRequest in /openapi.json.", "report"),
+    "invalid_request": ("report does not match the schema: missing. See ExportRequest in /openapi.json.", "report"),
     "unsupported_format": (
         "TIFF files are not supported. Send a PNG, JPEG or DICOM file.", "frontal"
     ),
@@ -164,37 +164,39 @@ PROBLEM_EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, fiel
     "out_of_range": ("beam_size is 9. Send a whole number from 1 to 8, or leave it out.", "beam_size"),
     "internal": (INTERNAL_DETAIL, None),
     "loading": ("The model is being loaded; try again in a few seconds.", None),
-    "unauthorized": ("This address asks for a key. Send it as Authorization: Bearer KEY or as X-API-Key: KEY.", None),
+    "unauthorized": (
+        "This endpoint requires an API key. Send it as Authorization: Bearer KEY or as X-API-Key: KEY.", None
+    ),
     "busy": ("Try again in a moment: all 16 slots are in use.", None),
     "deadline": (
         "The draft was not ready within 30 s (REPORT_REQUEST_TIMEOUT_S). Try again in a moment.", None
     ),
     "no_api_key": (
-        "This address changes the service and answers only to a key, and none is configured. "
+        "This endpoint changes the service and requires an API key, but none is configured. "
         "Set REPORT_API_KEY or REPORT_API_KEY_FILE and restart.", None
     ),
     "replica_lost": (
-        "The process that drafted this study was lost, and so was the one after it. Try again in a moment.", None
+        "The process that drafted this study was lost, and so was its replacement. Try again in a moment.", None
     ),
     "cases_off": (
         "No cases can be added to this service. Set REPORT_USER_CASES_DIR to a directory for them and restart.", None
     ),
-    "no_such_case": ("No reference case of this id is served. Take ids from the answers.", None),
-    "case_exists": ("A case of this id is here already. Choose another, or DELETE it first.", "case_id"),
-    "no_retrieval": ("The bundle that is served has no index. Serve one made with retrieval.", None),
-    "case_of_bundle": ("This case belongs to the bundle. Only cases that were added can be removed.", None),
+    "no_such_case": ("There is no reference case with this id. Use an id from reference_cases of a response.", None),
+    "case_exists": ("A case with this id exists already. Choose another id, or DELETE the case first.", "case_id"),
+    "no_retrieval": ("The served bundle has no index. Serve a bundle with retrieval.", None),
+    "case_of_bundle": ("This case belongs to the bundle. Only added cases can be removed.", None),
     "missing_field": ("The field findings is missing or empty. Send it.", "findings"),
     "malformed_value": (
-        "The source_url is no http or https address. Send one, or leave it out.", "source_url"
+        "The source_url is not an http or https address. Send one, or leave it out.", "source_url"
     ),
     "no_known_word": (
-        "The model knows no word of the findings. Send the findings of a report, in the model's language.", "findings"
+        "No word of the findings is in the vocabulary. Send a report in the model's language.", "findings"
     ),
     "cases_disk": (
         "The case was not added: No space left on device in REPORT_USER_CASES_DIR. Free disk space, or check the disk.",
         None,
     ),
     "reload_refused": (
-        "The present bundle goes on serving: model.safetensors was altered since the bundle was written.", None
+        "The previous bundle keeps serving: model.safetensors was altered since the bundle was written.", None
     ),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The body of ``POST /export``: a report, and its findings where a reader edited them."""
+"""The body of ``POST /export``: a report, and its findings if a reader edited them."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+")
 
 
 class ExportRequest(BaseModel):
-    """What to write: the answer as it came, and the findings where a reader edited them."""
+    """A response of ``POST /report``, and the findings if a reader edited them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    report: Annotated[ReportResponse, Field(description="The answer of POST /report.")]
+    report: Annotated[ReportResponse, Field(description="The response of POST /report.")]
     findings: Annotated[
         str | None,
-        Field(max_length=MAX_FINDINGS, description="The findings as the reader edited them; left out without an edit."),
+        Field(max_length=MAX_FINDINGS, description="The edited findings; left out without an edit."),
     ] = None
     views: Annotated[
         tuple[Literal["frontal", "lateral"], ...],
-        Field(min_length=1, max_length=2, description="Views that the answer was made from, each once."),
+        Field(min_length=1, max_length=2, description="Views of the study, each once."),
     ] = ("frontal", "lateral")
 
     @field_validator("report")
     @classmethod
     def _can_be_written(cls, report: ReportResponse) -> ReportResponse:
-        """Reject values that the other formats cannot hold."""
+        """Reject values that the other formats cannot represent."""
         if (fault := _fault(report)) is not None:
-            raise PydanticCustomError(fault, "not of an answer")
+            raise PydanticCustomError(fault, "not a response of the service")
         return report
 
     @field_validator("views")
@@ -52,10 +52,10 @@ class ExportRequest(BaseModel):
         return views
 
     def edited_report(self) -> ReportResponse:
-        """The report with the reader's findings in place of the draft.
+        """The report with the reader's findings instead of the draft.
 
         ``sentences`` keeps only sentences of the model, because their confidences are the model's.
-        Labels are read from the new text, and a warning holds the draft. The rewritten draft and
+        Labels are read from the new text, and a warning quotes the draft. The rewritten draft and
         warnings about the draft are removed.
         """
         report = self.report
@@ -69,10 +69,10 @@ class ExportRequest(BaseModel):
                 written[sentence.text] -= 1
                 kept.append(sentence)
         warnings = [warning for warning in report.warnings if warning.code not in _WARNINGS_OF_DRAFT]
-        if doubtful := sum(sentence.supported is False for sentence in kept):
-            doubt = unsupported(doubtful)
-            warnings.append(WarningOut(code=doubt.code, message=doubt.message))
-        message = f"The findings were edited by their reader. The model's draft was: {report.findings or 'empty'}"
+        if count := sum(sentence.supported is False for sentence in kept):
+            warning = unsupported(count)
+            warnings.append(WarningOut(code=warning.code, message=warning.message))
+        message = f"The reader edited the findings. The model's draft was: {report.findings or 'empty'}"
         return report.model_copy(
             update={
                 "findings": edited,
@@ -85,7 +85,7 @@ class ExportRequest(BaseModel):
 
 
 def _fault(report: ReportResponse) -> LiteralString | None:
-    """What the service never writes and this report holds; None where it holds nothing such."""
+    """The first value that the service never writes; None if there is none."""
     if not _is_uuid(report.report_id):
         return "report_id_is_no_uuid"
     named = set(report.labels).union(

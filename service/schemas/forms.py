@@ -27,7 +27,7 @@ _INVISIBLE = ("Cc", "Cf", "Cn", "Co")  # Unicode categories of control, format, 
 
 @dataclass(frozen=True)
 class FormPart:
-    """One part of a multipart body; its file name is never kept."""
+    """One part of a multipart body; its file name is not stored."""
 
     data: bytes = field(repr=False)
     has_filename: bool
@@ -35,7 +35,7 @@ class FormPart:
 
 @dataclass(frozen=True)
 class PartLimit:
-    """The most bytes of a field, and the code of the problem of a longer part."""
+    """Maximum size of a field in bytes, and the problem code of a larger one."""
 
     max_bytes: int
     code: str = "out_of_range"
@@ -46,13 +46,13 @@ class FileLimit:
 
 
 def quote(text: str) -> str:
-    """The text of a client as an error may quote it: printable and short."""
+    """A client's text for an error message: printable and short."""
     clean = "".join(character if character.isprintable() else "?" for character in text)
     return repr(clean if len(clean) <= 40 else clean[:40] + "…")
 
 
 def _file(part: FormPart, info: ValidationInfo) -> bytes:
-    """The bytes of a file; text without a file name is refused, as it is usually a path."""
+    """The bytes of a file; text without a file name is refused, because it is usually a path."""
     name = info.field_name
     if not part.data:
         raise PydanticCustomError(
@@ -124,18 +124,18 @@ def _check_case_id(text: str) -> str:
     if not re.fullmatch(CASE_ID, text):
         raise PydanticCustomError(
             "malformed_value",
-            "The case_id is of another form. Send 1 to 64 letters, digits, dots, hyphens and underscores, "
-            "a letter or digit first; nothing that names a patient.",
+            "The case_id is malformed. Send 1 to 64 letters, digits, dots, hyphens and underscores, "
+            "a letter or digit first; nothing that identifies a patient.",
         )
     return text
 
 
 def _check_findings(text: str) -> str:
-    """Join the lines to one; refuse control characters and invisible ones."""
+    """Join the lines; refuse control and invisible characters."""
     findings = " ".join(text.removeprefix("\ufeff").split())  # the byte order mark of Windows editors
     if any(unicodedata.category(character) in _INVISIBLE for character in findings):
         raise PydanticCustomError(
-            "malformed_value", "The findings hold control characters or invisible ones. Send plain text."
+            "malformed_value", "The findings have control or invisible characters. Send plain text."
         )
     return findings
 
@@ -148,7 +148,7 @@ def _check_source_url(text: str) -> str:
         usable = False
     if not usable or not re.fullmatch(r"[!-~]+", text):  # printable ASCII
         raise PydanticCustomError(
-            "malformed_value", "The source_url is no http or https address. Send one, or leave it out."
+            "malformed_value", "The source_url is not an http or https address. Send one, or leave it out."
         )
     return text
 
@@ -195,26 +195,26 @@ class ReportForm(_ViewsForm):
         Annotated[int, Field(ge=1, le=MAX_TOP_K)] | None,
         PartLimit(_SHORT, "not_a_number"),
         _whole_number(MAX_TOP_K),
-        Field(description="Reference cases returned; the bundle's own number if left out."),
+        Field(description="Number of reference cases; the bundle's default if left out."),
     ] = None
     beam_size: Annotated[
         Annotated[int, Field(ge=1, le=MAX_BEAM_SIZE)] | None,
         PartLimit(_SHORT, "not_a_number"),
         _whole_number(MAX_BEAM_SIZE),
-        Field(description="Hypotheses kept while writing; the bundle's if left out."),
+        Field(description="Beam size of decoding; the bundle's default if left out."),
     ] = None
     include: Annotated[
         Literal["attention"] | None,
         PartLimit(_SHORT, "unknown_value"),
         _one_of("attention"),
-        Field(description="attention: where the decoder looked, sentence by sentence."),
+        Field(description="attention: attention maps of each sentence."),
     ] = None
-    stream: Annotated[Switch, Field(description="true: server-sent events, see the description of this address.")] = (
+    stream: Annotated[Switch, Field(description="true: server-sent events, see the description of this endpoint.")] = (
         None
     )
-    refine: Annotated[Switch, Field(description="true: also a rewritten draft, where the operator configured one.")] = (
-        None
-    )
+    refine: Annotated[
+        Switch, Field(description="true: also a rewritten draft, if the operator configured a language model.")
+    ] = None
 
     @model_validator(mode="after")
     def _has_an_image(self) -> Self:
@@ -247,7 +247,7 @@ class CaseForm(_ViewsForm):
         Annotated[str, Field(pattern=f"^{CASE_ID}$")],
         PartLimit(64),
         _text(_check_case_id, required=True),
-        Field(description="Unlike all others; nothing that names a patient."),
+        Field(description="Unique; nothing that identifies a patient."),
     ]
     findings: Annotated[
         str,
@@ -266,7 +266,7 @@ class CaseForm(_ViewsForm):
         _text(_check_source_url, required=False),
         Field(
             json_schema_extra={"format": "uri", "maxLength": MAX_URL_BYTES},
-            description="http or https address where the case is shown.",
+            description="http or https address of the case.",
         ),
     ] = None
     frontal: Annotated[

@@ -34,8 +34,8 @@ class AttentionOut(ResponseModel):
     patches: Annotated[
         dict[str, list[list[float]]],
         Field(
-            description="Field that an image came in (frontal, lateral) -> grid of weights, rows from top to bottom, "
-            "columns from left to right as in that image, whatever view it turned out to be."
+            description="Form field of an image (frontal, lateral) -> grid of weights, rows from top to bottom, "
+            "columns from left to right as in that image, even if its view was corrected."
         ),
     ]
     cases: Annotated[list[float], Field(description="Weights of the cases that the model read, by rank.")]
@@ -50,7 +50,7 @@ class SentenceOut(ResponseModel):
         Field(
             ge=0,
             le=1,
-            description="Where the bundle has a calibration (image_checks is not empty): probability that the true "
+            description="If the bundle has a calibration (image_checks is not empty): probability that the true "
             "report supports the sentence, as measured on validation studies. Else the geometric mean of the words' "
             "probabilities. Not the chance of a finding.",
         ),
@@ -59,8 +59,8 @@ class SentenceOut(ResponseModel):
     supported: Annotated[
         bool | None,
         Field(
-            description="Whether a reference case or the images support each finding that it calls present "
-            "or possible; null where it calls none so, or where the bundle has no calibration."
+            description="Whether a reference case or the images support each of its present or possible findings; "
+            "null if it has none or if the bundle has no calibration."
         ),
     ] = None
     attention: Annotated[AttentionOut | None, Field(description="With include=attention; null otherwise.")] = None
@@ -75,8 +75,8 @@ class ReferenceCaseOut(ResponseModel):
     findings: Annotated[
         str | None,
         Field(
-            description="The case's findings; null where the bundle holds no texts. "
-            "Words that the archive redacted read [redacted]."
+            description="The case's findings; null if the bundle has no texts. "
+            "[redacted] replaces words that the archive redacted."
         ),
     ]
     labels: Labels
@@ -100,13 +100,15 @@ class CaseResponse(ResponseModel):
         dict[str, str],
         Field(description="View -> path of a small picture, relative to this service; empty where there is none."),
     ]
-    added: Annotated[bool, Field(description="Whether it came by POST /cases; otherwise it is the bundle's.")]
+    added: Annotated[
+        bool, Field(description="Whether it was added by POST /cases; otherwise it belongs to the bundle.")
+    ]
 
 
 class ImageCheckOut(ResponseModel):
     """Results of the calibrated checks of one image."""
 
-    view: Annotated[Literal["frontal", "lateral"], Field(description="The view as which it was read.")]
+    view: Annotated[Literal["frontal", "lateral"], Field(description="The view as which the model read it.")]
     frontal: Annotated[float, Field(ge=0, le=1, description="Probability that it is a frontal, not a lateral.")]
     unusual: Annotated[
         float,
@@ -120,10 +122,7 @@ class ImageCheckOut(ResponseModel):
 
 
 class RefinedOut(ResponseModel):
-    """The draft, rewritten by the language model that the operator configured.
-
-    Kept apart from the draft.
-    """
+    """The draft, rewritten by the configured language model."""
 
     text: str
     model: Annotated[str, Field(description="Its name, as configured.")]
@@ -137,12 +136,12 @@ class WarningOut(ResponseModel):
 
 
 class ModelInfo(ResponseModel):
-    """Which model wrote the draft; ``digest`` names its whole content."""
+    """The model of a draft; ``digest`` identifies its whole content."""
 
     name: str
     digest: Annotated[str, Field(description="SHA-256 of the bundle's MANIFEST.json, hex.")]
     backbone: str
-    image_size: Annotated[int, Field(description="Side in pixels of the square that the model sees.")]
+    image_size: Annotated[int, Field(description="Side in pixels of the model's square input.")]
     retrieval_k: Annotated[int | None, Field(description="Reference cases the model reads; null: no retrieval.")]
     beam_size: Annotated[int, Field(description="Default beam size.")]
     hydrated: Annotated[bool, Field(description="Whether this is a copy with restored report texts.")]
@@ -155,18 +154,18 @@ class ReportResponse(ResponseModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [REPORT_EXAMPLE]})
 
-    report_id: Annotated[str, Field(description="Random UUID of this response; nothing is stored under it.")]
+    report_id: Annotated[str, Field(description="Random UUID of this response, which is not stored.")]
     findings: Annotated[str, Field(description="The draft: the sentences, joined.")]
     sentences: list[SentenceOut]
     labels: Annotated[Labels, Field(description="14 CheXpert findings read from the draft; null: not mentioned.")]
     reference_cases: Annotated[list[ReferenceCaseOut], Field(description="Nearest first, top_k of them.")]
     image_checks: Annotated[
         list[ImageCheckOut],
-        Field(description="One for each image, frontal first; empty where the bundle has no calibration."),
+        Field(description="One for each image, frontal first; empty if the bundle has no calibration."),
     ]
-    refined: Annotated[
-        RefinedOut | None, Field(description="With refine=true, where it succeeded; null otherwise.")
-    ] = None
+    refined: Annotated[RefinedOut | None, Field(description="With refine=true, if it succeeded; null otherwise.")] = (
+        None
+    )
     warnings: list[WarningOut]
     model: ModelInfo
     timings_ms: Annotated[dict[str, float], Field(description="Milliseconds by stage; total is the whole request.")]
@@ -182,7 +181,7 @@ class BundleInfo(ResponseModel):
 
 
 class QueueInfo(ResponseModel):
-    """Requests in flight, those of them that wait for the model, and the limit of the first."""
+    """Requests in flight, requests that wait for the model, and the limit on requests in flight."""
 
     depth: Annotated[int, Field(ge=0)]
     waiting: Annotated[int, Field(ge=0)]
@@ -198,7 +197,7 @@ class HealthResponse(ResponseModel):
     device: str
     bundle: BundleInfo
     cases: Annotated[int | None, Field(description="Reference cases in the index; null: no retrieval.")]
-    texts: Annotated[bool, Field(description="Whether any reference case holds its text.")]
+    texts: Annotated[bool, Field(description="Whether any reference case has its text.")]
     queue: QueueInfo
     model: ModelInfo
 
@@ -210,7 +209,7 @@ class AliveResponse(ResponseModel):
 
 
 class ProblemDetails(ResponseModel):
-    """An error, RFC 9457. ``code`` is stable; ``detail`` names the fault and the remedy."""
+    """An error, RFC 9457. ``code`` is stable; ``detail`` gives the cause and the remedy."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [PROBLEM_EXAMPLE]})
 
@@ -219,4 +218,4 @@ class ProblemDetails(ResponseModel):
     status: Annotated[int, Field(ge=400, le=599)]
     detail: str
     code: str
-    field: Annotated[str | None, Field(description="The form field at fault, where there is one.")] = None
+    field: Annotated[str | None, Field(description="The wrong form field, if any.")] = None

@@ -23,7 +23,7 @@ Header = Annotated[str | None, Security(HEADER)]
 
 
 async def require_api_key_if_configured(request: Request, bearer: Bearer, header: Header) -> None:
-    """Refuse a request without one of the service's keys; a service without keys refuses none.
+    """Refuse a request without a valid key; a service without keys refuses none.
 
     Raises:
         Problem: ``unauthorized``, 401.
@@ -33,7 +33,7 @@ async def require_api_key_if_configured(request: Request, bearer: Bearer, header
         return
     offered = [key for key in (bearer.credentials if bearer else None, header) if key]
     if not keys.accept(offered):
-        was = "The key that was sent is not one of this service's." if offered else "This address asks for a key."
+        was = "The API key is not valid." if offered else "This endpoint requires an API key."
         raise Problem("unauthorized", f"{was} {_HOW}", headers={"WWW-Authenticate": "Bearer"})
 
 
@@ -46,7 +46,7 @@ async def require_api_key(request: Request, bearer: Bearer, header: Header) -> N
     if not request.app.state.keys:
         raise Problem(
             "no_api_key",
-            "This address changes the service and answers only to a key, and none is configured. "
+            "This endpoint changes the service and requires an API key, but none is configured. "
             "Set REPORT_API_KEY or REPORT_API_KEY_FILE and restart.",
         )
     await require_api_key_if_configured(request, bearer, header)

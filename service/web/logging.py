@@ -36,8 +36,8 @@ def current_request_id() -> str | None:
 def configure(level: str, form: Literal["json", "text"] = "text") -> None:
     """Send all log lines to standard error unless the process has configured logging itself.
 
-    Uvicorn's access log prints paths with their queries and its trace prints headers; both are
-    disabled, and ``AccessLogMiddleware`` writes its own line instead.
+    Uvicorn's access log prints paths with their queries, and its trace prints headers; both are
+    disabled. ``AccessLogMiddleware`` logs requests instead.
     """
     logging.getLogger("service").setLevel(level)
     for name in ("uvicorn.access", "uvicorn.asgi"):

@@ -129,10 +129,10 @@ def _connection_header(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 class RequestIdMiddleware(HttpMiddleware):
-    """Chooses the request's id, keeps it for the log and returns it in ``X-Request-ID``.
+    """Sets the request's id for the log and returns it in ``X-Request-ID``.
 
-    An id that a client invents may be an accession number or a patient's name. Only a UUID or 32
-    hex digits are accepted; any other value is discarded and replaced by a random UUID.
+    A client's id may be an accession number or a patient's name. Only a UUID or 32 hex digits are
+    accepted; any other value is replaced by a random UUID.
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,7 +152,7 @@ class RequestIdMiddleware(HttpMiddleware):
 
 
 class AccessLogMiddleware(HttpMiddleware):
-    """Logs one line a request: method, route, status, time and size of the received body."""
+    """Logs one line per request: method, route, status, time and size of the received body."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, received, watch = time.perf_counter(), 0, _StatusWatch(send)
@@ -190,7 +190,7 @@ class _StatusWatch:
 
 
 def route_template(scope: Scope) -> str:
-    """The template of the matched route; a path that a client invented is never repeated."""
+    """The template of the matched route; unmatched paths are never logged."""
     if scope["path"].startswith("/static/"):  # a mount, which leaves no route in the scope
         return "/static"
     path = getattr(scope.get("route"), "path", None)
@@ -213,7 +213,7 @@ class SecurityHeadersMiddleware(HttpMiddleware):
 
 
 class PathScopedCORSMiddleware(HttpMiddleware):
-    """Allows pages of exactly these `origins` to use ``_CORS_PATHS`` and read ``_CORS_PREFIX``."""
+    """Allows pages of these `origins` to use ``_CORS_PATHS`` and to read ``_CORS_PREFIX``."""
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
         super().__init__(app)
@@ -238,7 +238,7 @@ class _ProblemCORSMiddleware(CORSMiddleware):
         if response.status_code < 400:
             return response
         kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
-        detail = "Pages of this origin, or this method or header, are not let in. See REPORT_CORS_ORIGINS."
+        detail = "Pages of this origin, or this method or header, are not allowed. See REPORT_CORS_ORIGINS."
         return Problem("cross_origin", detail, headers=kept).response()
 
 
@@ -264,7 +264,7 @@ class MetricsMiddleware(HttpMiddleware):
 
 
 class ShutdownMiddleware(HttpMiddleware):
-    """Answers 503 ``stopping`` to requests that the shutdown deadline cancels; cuts streams."""
+    """Answers 503 ``stopping`` to requests that the shutdown deadline cancels; ends streams."""
 
     def __init__(self, app: ASGIApp, deadline: ShutdownDeadline) -> None:
         super().__init__(app)

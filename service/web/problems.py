@@ -30,21 +30,21 @@ log = logging.getLogger(__name__)
 # code -> (status, title)
 CODES: dict[str, tuple[int, str]] = {
     "malformed_multipart": (400, "The multipart body is malformed"),
-    "cross_origin": (400, "Pages of this origin are not let in"),
-    "unauthorized": (401, "A key is needed"),
-    "no_api_key": (403, "This address needs a service with a key"),
-    "cases_off": (403, "Reference cases are not open to this here"),
-    "not_found": (404, "There is nothing at this address"),
+    "cross_origin": (400, "This origin is not allowed"),
+    "unauthorized": (401, "An API key is required"),
+    "no_api_key": (403, "The service has no API key, which this endpoint requires"),
+    "cases_off": (403, "Access to the reference cases is disabled"),
+    "not_found": (404, "There is no such endpoint"),
     "no_such_case": (404, "There is no such reference case"),
-    "method_not_allowed": (405, "This address does not answer that method"),
-    "not_acceptable": (406, "No format that is offered is accepted"),
+    "method_not_allowed": (405, "This endpoint does not support the method"),
+    "not_acceptable": (406, "No supported media type is accepted"),
     "upload_timeout": (408, "The request took too long to arrive"),
     "upload_too_large": (413, "The upload is too large"),
     "not_json": (415, "The body is not JSON"),
     "not_multipart": (415, "The body is not multipart/form-data"),
     "unsupported_encoding": (415, "The body is compressed"),
-    "unsupported_format": (415, "This kind of image file is not read"),
-    "unsupported_transfer_syntax": (415, "This compression of DICOM is not read"),
+    "unsupported_format": (415, "This image format is not supported"),
+    "unsupported_transfer_syntax": (415, "This DICOM compression is not supported"),
     "unknown_field": (422, "Unknown field"),
     "duplicate_field": (422, "A field was sent twice"),
     "missing_image": (422, "No radiograph was sent"),
@@ -52,42 +52,42 @@ CODES: dict[str, tuple[int, str]] = {
     "empty": (422, "A field is empty"),
     "not_a_file": (422, "A field holds text instead of a file"),
     "not_a_number": (422, "A field is not a whole number"),
-    "unknown_value": (422, "A field holds another word than it may"),
+    "unknown_value": (422, "The value of a field is not allowed"),
     "out_of_range": (422, "A field is out of range"),
-    "malformed_value": (422, "A field is not of the form that it must have"),
-    "no_known_word": (422, "The model knows no word of the findings"),
+    "malformed_value": (422, "The value of a field is malformed"),
+    "no_known_word": (422, "No word of the findings is in the vocabulary"),
     "not_an_image": (422, "The file is not an image"),
     "truncated": (422, "The image file is damaged or cut short"),
     "animated": (422, "The image has more than one frame"),
-    "not_a_radiograph": (422, "The DICOM object is no radiograph"),
+    "not_a_radiograph": (422, "The DICOM object is not a radiograph"),
     "for_processing": (422, "The DICOM image is not for presentation"),
-    "no_pixels": (422, "The DICOM object holds no pixels"),
-    "unsupported_pixels": (422, "The pixels of this DICOM image are not read"),
+    "no_pixels": (422, "The DICOM object has no pixels"),
+    "unsupported_pixels": (422, "The pixels of this DICOM image are not supported"),
     "too_small": (422, "The image is too small"),
     "too_large": (422, "The image has too many pixels"),
     "reload_refused": (409, "The bundle was not swapped"),
     "no_retrieval": (409, "The bundle has no reference cases"),
-    "case_exists": (409, "A reference case of this id is here already"),
+    "case_exists": (409, "A reference case with this id exists already"),
     "case_of_bundle": (409, "This reference case belongs to the bundle"),
     "invalid_request": (422, "The request is not valid"),
     "internal": (500, "The service failed"),
     "loading": (503, "The model is still being loaded"),
     "failed": (503, "The model cannot be served"),
     "busy": (503, "The service is busy"),
-    "deadline": (503, "The answer took too long"),
+    "deadline": (503, "The response took too long"),
     "memory": (503, "The device has too little memory"),
     "replica_lost": (503, "The model's process was lost"),
     "stopping": (503, "The service is stopping"),
-    "cases_disk": (507, "The disk of the added cases cannot be written"),
+    "cases_disk": (507, "The added cases cannot be written to disk"),
 }
 
 
-class Problem(Exception):  # noqa: N818 - it is named for what it is in RFC 9457
-    """An error to answer a request with.
+class Problem(Exception):  # noqa: N818 - the term of RFC 9457
+    """An error response.
 
     Args:
         code: one of ``CODES``.
-        detail: what was wrong, with the value, and what to do; never a file name.
+        detail: the cause, with the value, and the remedy; never a file name.
         field: the form field at fault.
         headers: more response headers.
     """
@@ -154,7 +154,7 @@ def install(app: FastAPI) -> None:
             ).response()
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = headers.get("Allow", "")
-            detail = f"This address answers {allowed} only." if allowed else "Use another method."
+            detail = f"This endpoint supports {allowed} only." if allowed else "Use another method."
             return Problem("method_not_allowed", detail, headers=headers).response()
         title = HTTPStatus(error.status_code).phrase
         return _response(_details(error.status_code, f"http_{error.status_code}", title, str(error.detail)), headers)

@@ -15,7 +15,7 @@ HEADER_TIMEOUT_S = 15.0  # after the connection was made or the previous respons
 
 
 class HeaderLimitedHttpProtocol(HttpToolsProtocol):
-    """One connection: answers 431 to too large headers and 408 to too slow ones, then closes."""
+    """One connection: responds 431 to large headers and 408 to slow ones, then closes."""
 
     _reading_headers = False
     _header_bytes = 0  # bytes of incomplete headers

@@ -1,15 +1,15 @@
 """Request bodies, counted as they arrive, read into limited memory and checked part by part.
 
 Handlers call ``read_form`` themselves, after the API key was checked and a slot was acquired.
-FastAPI's ``Form()`` parameters cannot keep these promises:
+FastAPI's ``Form()`` parameters have these limitations:
 
 - the whole body is read before any dependency runs, without a limit on its size or time;
 - parts over 1 MB go to a temporary file;
 - of a repeated field only the last part is kept;
 - a body that ends before its last boundary is accepted.
 
-So the forms are pydantic models (``service.schemas.forms``), and the parser is Starlette's with
-restricted callbacks.
+The forms are therefore pydantic models (``service.schemas.forms``), and the parser is Starlette's
+with restricted callbacks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _QUOTABLE = {  # header values that an error may quote; others could be anything
     *("application/json", "application/x-www-form-urlencoded", "application/octet-stream", "application/dicom"),
     *("image/png", "image/jpeg", "text/plain", "multipart/mixed", "multipart/related"),
 }
-_MALFORMED = "Send the form as curl -F or a browser would: every part with a name, the last boundary closed with --."
+_MALFORMED = "Send the form as curl -F or a browser does: every part has a name, and the last boundary ends with --."
 
 Form = TypeVar("Form", bound=MultipartForm)
 
@@ -51,7 +51,7 @@ async def read_form(request: Request, form: type[Form], *, max_file_bytes: int, 
         timeout_s: seconds within which the whole body must arrive.
 
     Raises:
-        Problem: 4xx; what is wrong with the request.
+        Problem: 4xx; the request is wrong.
         ClientDisconnect: the client disconnected.
     """
     _check_multipart(request)
@@ -69,7 +69,7 @@ async def read_form(request: Request, form: type[Form], *, max_file_bytes: int, 
     except MultiPartException as error:
         raise Problem("malformed_multipart", _MALFORMED) from error
     if not parser.complete:
-        raise Problem("malformed_multipart", "The body ends before its last boundary. Send it again, whole.")
+        raise Problem("malformed_multipart", "The body ends before its last boundary. Send the whole body again.")
     try:
         return form.model_validate(parser.take_parts())
     except ValidationError as error:
@@ -128,7 +128,7 @@ def refuse_compressed(request: Request) -> None:
 
 
 def _quote_header(value: str) -> str:
-    return f"is {value!r}" if value in _QUOTABLE else "is one that is not read here"
+    return f"is {value!r}" if value in _QUOTABLE else "is not supported"
 
 
 def _check_multipart(request: Request) -> None:
@@ -138,12 +138,10 @@ def _check_multipart(request: Request) -> None:
         was = _quote_header(kind.decode("latin-1").lower()) if kind else "is missing"
         raise Problem("not_multipart", f"The Content-Type {was}. Send multipart/form-data, as curl -F does.")
     if not options.get(b"boundary"):
-        raise Problem(
-            "malformed_multipart", "The Content-Type names no boundary. Let the HTTP library set this header."
-        )
+        raise Problem("malformed_multipart", "The Content-Type has no boundary. Let the HTTP library set this header.")
     if request.query_params:
         name = quote(next(iter(request.query_params)))
-        raise Problem("unknown_field", f"{name} came in the address. Send it as a form field in the body.")
+        raise Problem("unknown_field", f"{name} is in the query string. Send it as a form field in the body.")
 
 
 _FILE_CODE = "upload_too_large"
@@ -158,7 +156,7 @@ def _limits(form: type[MultipartForm], max_file_bytes: int) -> dict[str, PartLim
 
 
 class _FormParser(MultiPartParser):
-    """Collects the known fields in memory and fails at the first byte of anything else."""
+    """Collects the known fields in memory and fails at the first byte of any other field."""
 
     def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], limits: Mapping[str, PartLimit]) -> None:
         super().__init__(headers, stream)
@@ -182,7 +180,7 @@ class _FormParser(MultiPartParser):
             detail = f"The field {quote(name)} is not known. Send {', '.join(self._limits)}."
             raise Problem("unknown_field", detail, field=name[:64])
         if name in self._values:
-            raise Problem("duplicate_field", f"The field {name} came twice. Send it once.", field=name)
+            raise Problem("duplicate_field", f"The field {name} was sent twice. Send it once.", field=name)
         if b"filename" in options:
             self._with_filename.add(name)
         self._name, self._values[name] = name, bytearray()
