@@ -8,15 +8,11 @@ import pytest
 import torch
 
 from model.config import DecodingConfig
-from model.network.report_model import ReportModel
-from model.text.tokenizer import Tokenizer
-from tests.support.tiny import IMAGE_SIZE, tiny_config
+from tests.support.parallel_worker import stage_inputs
 from training.config import CEConfig
 from training.data.features import OnlineFeatures
-from training.data.openi import open_openi
-from training.data.pixel_cache import build_pixel_cache
 from training.phantoms import write_phantom_root
-from training.stages.common import ReportGenerator, StudySplits
+from training.stages.common import ReportGenerator
 from training.stages.cross_entropy import train_cross_entropy
 from training.stages.index import build_index
 from training.trainer.context import RunContext
@@ -24,21 +20,15 @@ from training.trainer.context import RunContext
 
 @pytest.mark.parametrize("retrieval", [True, False])
 def test_moving_backbone_trains_and_text_tower_is_frozen(tmp_path: Path, retrieval: bool) -> None:
-    source = open_openi(write_phantom_root(tmp_path / "root", train=16, val=4, seed=5, size=64))
-    cache = build_pixel_cache(source, source.studies, IMAGE_SIZE, tmp_path / "cache")
-    train, val = cache.readable(source.split("train")), cache.readable(source.split("val"))
-    tokenizer = Tokenizer.build((study.report for study in train), min_count=1)
-    torch.manual_seed(0)
-    model = ReportModel(tiny_config(len(tokenizer), max_length=40, retrieval_k=3 if retrieval else 0))
+    root = write_phantom_root(tmp_path / "root", train=16, val=4, seed=5, size=64)
+    cache, studies, tokenizer, model = stage_inputs(root, tmp_path / "cache", retrieval_k=3 if retrieval else 0)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     context = RunContext(torch.device("cpu"), 1, "fp32", tmp_path)
-    index = None
-    if retrieval:
-        index = build_index(model, train, tokenizer, tmp_path / "index", public=False)
+    index = build_index(model, studies.train, tokenizer, tmp_path / "index", public=False) if retrieval else None
     patches = OnlineFeatures(model, cache, context.device, view_dropout=0.5)
     config = CEConfig(epochs=2, batch_size=4, backbone_lr=1e-4, transformer_lr=2e-3)
     generator = ReportGenerator(model, tokenizer, patches, index, DecodingConfig())
-    train_cross_entropy(generator, StudySplits(train, val), config, context)
+    train_cross_entropy(generator, studies, config, context)
     after = model.state_dict()
 
     def moved(prefix: str) -> set[bool]:

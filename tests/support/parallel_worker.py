@@ -20,7 +20,7 @@ from training.config import CEConfig, RetrieverConfig, ScstConfig
 from training.data.augment import to_float
 from training.data.features import OnlineFeatures, cache_features
 from training.data.openi import open_openi
-from training.data.pixel_cache import build_pixel_cache
+from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.stages.common import ReportGenerator, StudySplits
 from training.stages.contrastive import contrastive_loss
 from training.stages.cross_entropy import train_cross_entropy
@@ -65,24 +65,29 @@ def train_pair(processes: ProcessGroup, out: Path) -> None:
         torch.save(net.state_dict(), out / "pair.pt")
 
 
+def stage_inputs(root: Path, folder: Path, **changes: object) -> tuple[PixelCache, StudySplits, Tokenizer, ReportModel]:
+    """The decoded studies of a data set, and a tiny model for them."""
+    source = open_openi(root)
+    cache = build_pixel_cache(source, source.studies, IMAGE_SIZE, folder)
+    studies = StudySplits(cache.readable(source.split("train")), cache.readable(source.split("val")))
+    tokenizer = Tokenizer.build((study.report for study in studies.train), min_count=1)
+    torch.manual_seed(0)
+    return cache, studies, tokenizer, ReportModel(tiny_config(len(tokenizer), max_length=40, **changes))
+
+
 def train_stages(processes: ProcessGroup, root: Path, out: Path) -> None:
     """Retriever, cross-entropy with a moving backbone, self-critical training; dropout off."""
     context = RunContext(torch.device("cpu"), 1, "fp32", out, processes)
-    source = open_openi(root)
     with processes.main_process_first():
-        cache = build_pixel_cache(source, source.studies, IMAGE_SIZE, out / "cache")
-    train, val = cache.readable(source.split("train")), cache.readable(source.split("val"))
-    tokenizer = Tokenizer.build((study.report for study in train), min_count=1)
-    torch.manual_seed(0)
-    model = ReportModel(tiny_config(len(tokenizer), max_length=40, dropout=0.0))
+        cache, studies, tokenizer, model = stage_inputs(root, out / "cache", dropout=0.0)
     see(model.backbone, torch.from_numpy(np.array(cache.array)))
     with processes.main_process_first():
-        frozen = cache_features(model.backbone, cache, [*train, *val], 2, context, out / "cache", view_dropout=0.3,
-                                name="frozen")  # fmt: skip
-    studies, decoding = StudySplits(train, val), DecodingConfig()
+        frozen = cache_features(model.backbone, cache, [*studies.train, *studies.val], 2, context, out / "cache",
+                                view_dropout=0.3, name="frozen")  # fmt: skip
+    decoding = DecodingConfig()
     config = RetrieverConfig(epochs=2, batch_size=BATCH, dropout=0.0)
     train_retriever(model, tokenizer, frozen, studies, config, context)
-    index = build_index(model, train, tokenizer, out / f"index{processes.rank}", public=False)
+    index = build_index(model, studies.train, tokenizer, out / f"index{processes.rank}", public=False)
     live = OnlineFeatures(model, cache, context.device, view_dropout=0.3)
     train_cross_entropy(ReportGenerator(model, tokenizer, live, index, decoding), studies,
                         CEConfig(epochs=2, batch_size=BATCH, backbone_lr=1e-4), context)  # fmt: skip

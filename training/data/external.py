@@ -111,10 +111,8 @@ def read_external(table: Path, images: Path, *, limit: int | None = None) -> Ext
     found = [row for row in frontal if Path(row[key]).stem in paths]
     skipped = {"not frontal": len(rows) - len(frontal), "no file": len(frontal) - len(found)}
     if not found:
-        raise ValueError(
-            f"{images} holds no frontal image of {table}: {len(rows)} rows, {len(frontal)} frontal, none with a file "
-            "named by its id; check --external-images"
-        )
+        raise ValueError(f"{images} holds no frontal image of {table}: {len(rows)} rows, {len(frontal)} frontal, none "
+                         "with a file named by its id; check --external-images")  # fmt: skip
     if limit is not None and limit < len(found):
         found = [found[number * len(found) // limit] for number in range(limit)]
     ids = [Path(row[key]).stem for row in found]

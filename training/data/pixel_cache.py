@@ -72,10 +72,8 @@ def build_pixel_cache(
         _decode(source, keys, size, resample, store)
     rows, skipped = store.progress["done"], store.progress["skipped"]
     if not rows:
-        raise ValueError(
-            f"none of {len(keys)} images could be read from {source.images.description()}; "
-            "check --root or --images and that the files carry their image ids"
-        )
+        raise ValueError(f"none of {len(keys)} images could be read from {source.images.description()}; check --root "
+                         "or --images and that the files carry their image ids")  # fmt: skip
     if skipped:
         shown = ", ".join(f"{key} ({why})" for key, why in list(skipped.items())[:5])
         log.warning("%d of %d images skipped: %s%s", len(skipped), len(keys), shown, " …" if len(skipped) > 5 else "")

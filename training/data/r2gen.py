@@ -37,9 +37,8 @@ def open_r2gen(annotation: Path, images: Path) -> Source:
             would leak).
     """
     entries = read_annotation(annotation)
-    table = next(
-        (folder / "views.csv" for folder in (annotation.parent, images) if (folder / "views.csv").exists()), None
-    )
+    tables = [folder / "views.csv" for folder in (annotation.parent, images)]
+    table = next((path for path in tables if path.exists()), None)
     views = builtin_views() if table is None else read_views(table)
     by_id = cache(lambda: images_by_id(images))  # walks the folder once, where a path does not exist
     studies: list[Study] = []

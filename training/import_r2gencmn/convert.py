@@ -181,9 +181,8 @@ def _backbone_of(visual: Mapping[str, Tensor]) -> str:
             return name
         differing[name] = sorted(key for key in {*wanted, *shapes} if wanted.get(key) != shapes.get(key))
     closest, keys = min(differing.items(), key=lambda item: len(item[1]))
-    raise ValueError(
-        f"the visual extractor is none of {', '.join(_BACKBONES)}; {closest} has another {_VISUAL}{keys[0]}"
-    )
+    known = ", ".join(_BACKBONES)
+    raise ValueError(f"the visual extractor is none of {known}; {closest} has another {_VISUAL}{keys[0]}")
 
 
 def _word_rows(writer: Mapping[str, Tensor], words: Sequence[str]) -> dict[str, Tensor]:

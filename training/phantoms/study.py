@@ -55,9 +55,8 @@ def make_phantom(seed: int, findings: frozenset[str], *, size: int = 256) -> Pha
     """
     chest = chest_of(seed, findings)
     report, labels = compose_report(chest, np.random.default_rng([seed, 101]))
-    return PhantomStudy(
-        findings, chest, draw_frontal(chest, size, seed), draw_lateral(chest, size, seed), report, labels
-    )
+    frontal, lateral = draw_frontal(chest, size, seed), draw_lateral(chest, size, seed)
+    return PhantomStudy(findings, chest, frontal, lateral, report, labels)
 
 
 def chest_of(seed: int, findings: frozenset[str]) -> Chest:

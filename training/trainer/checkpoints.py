@@ -52,10 +52,8 @@ def read_newest(paths: Sequence[Path], device: torch.device) -> tuple[dict[str, 
         if damaged:
             log.warning("checkpoint %s cannot be read; continuing from the previous one", damaged[0])
         return content, path
-    raise ValueError(
-        f"checkpoint {' and '.join(damaged)} cannot be resumed. Remove {paths[0].parent} to start this stage again; "
-        "the stages before it are kept."
-    )
+    raise ValueError(f"checkpoint {' and '.join(damaged)} cannot be resumed. Remove {paths[0].parent} to start this "
+                     "stage again; the stages before it are kept.")  # fmt: skip
 
 
 def first_line(error: Exception) -> str:
