@@ -24,7 +24,7 @@ _BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 
 
 class Metrics:
-    """The metrics of one app, in their own registry."""
+    """The metrics of one app, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()

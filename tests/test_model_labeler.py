@@ -244,7 +244,7 @@ def test_case_and_the_projects_cleaning_change_nothing(text: str) -> None:
     assert label_report(text.upper()) == label_report(text)
 
 
-def test_generated_text_is_read_like_the_sentence_it_stands_for() -> None:
+def test_generated_text_gets_the_labels_of_the_original_sentence() -> None:
     generated = "heart size again normal . no pneumothorax or new effusion today . scarringatelectasis at the base ."
     assert said(generated) == {CM: "absent", PX: "absent", PE: "absent", LO: "present", AT: "present"}
 

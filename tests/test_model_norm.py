@@ -43,7 +43,7 @@ def test_ordinary_rows_follow_the_published_formula(width: int) -> None:
         torch.testing.assert_close(module(x), published(x, module.weight, module.bias), atol=1e-6, rtol=1e-5)
 
 
-def test_a_row_worked_out_by_hand() -> None:
+def test_normalises_a_row_as_computed_by_hand() -> None:
     module = R2GenNorm(3)
     with torch.no_grad():
         module.weight.copy_(torch.tensor([1.0, 2.0, -1.0]))

@@ -24,7 +24,7 @@ from model.decoding.generate import generate
 from model.decoding.search import Generated
 from model.types import CasesFound, Draft, DraftOptions, EventCallback
 from service.inference.engine import Engine
-from service.inference.threads import threadsafe_listener
+from service.inference.threads import threadsafe_callback
 from service.routes import streaming
 from service.schemas.events import CasesEvent
 from service.schemas.examples import REPORT_EXAMPLE
@@ -286,7 +286,7 @@ def test_failing_listener_does_not_affect_the_draft(caplog: pytest.LogCaptureFix
             received.append(news)
             raise RuntimeError("Canary Patient")
 
-        await asyncio.to_thread(threadsafe_listener(fail), CasesFound(()))
+        await asyncio.to_thread(threadsafe_callback(fail), CasesFound(()))
         while not received:
             await asyncio.sleep(0.001)
 

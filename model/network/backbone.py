@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def _without_compiler() -> Iterator[None]:
-    """Let torchvision import one function of PyTorch's compiler without the compiler, which costs 2 s and 140 MB.
+    """Allow torchvision to import one function of PyTorch's compiler without the compiler, which costs 2 s and 140 MB.
 
     A call of the function, or the import of any other name of the module, imports the compiler.
     """

@@ -23,7 +23,7 @@ class DeviceLostError(RuntimeError):
 
 
 class ClosedError(RuntimeError):
-    """The backend accepts no more studies; the message says why."""
+    """The backend accepts no more studies; the message gives the reason."""
 
 
 class FieldError(ValueError):

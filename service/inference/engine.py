@@ -18,7 +18,7 @@ from model.types import Draft, DraftOptions, EventCallback, StudyView, View
 from service.inference.admission import AdmissionLimiter
 from service.inference.backend import ClosedError, FieldError
 from service.inference.batch_queue import Job, JobQueue
-from service.inference.threads import threadsafe_listener
+from service.inference.threads import threadsafe_callback
 from service.inference.worker import DeviceWorker, SupportsDraft
 from service.metrics import Metrics
 
@@ -108,7 +108,7 @@ class Engine:
         self, study: Sequence[StudyView], options: DraftOptions, on_event: EventCallback | None = None
     ) -> Draft:
         """Draft one decoded study; raises as ``draft``. Cancellation removes the study from the queue."""
-        job = Job(study, options, None if on_event is None else threadsafe_listener(on_event))
+        job = Job(study, options, None if on_event is None else threadsafe_callback(on_event))
         self._queue.put(job)
         self._submitted += 1
         try:

@@ -26,7 +26,7 @@ from service.web.shutdown import ShutdownDeadline
 log = logging.getLogger(__name__)
 QUEUE_CUTOFF_S = 4.0  # before the end of the drain: queued requests get 503, running ones continue
 ABORT_CUTOFF_S = 2.5  # before the end of the drain: all others get 503; clients need time to read it
-_DEFAULT_BATCH_SIZE = {"cpu": 1, "cuda": 8}  # by device type; the setting max_batch_size says why
+_DEFAULT_BATCH_SIZE = {"cpu": 1, "cuda": 8}  # by device type; see Settings.max_batch_size
 
 
 class CaseIndexInfo(Protocol):

@@ -29,7 +29,7 @@ async def run_in_temporary_thread(call: Callable[[], T]) -> T:
         executor.shutdown(wait=False)  # waiting would block the event loop
 
 
-def threadsafe_listener(on_event: EventCallback) -> EventCallback:
+def threadsafe_callback(on_event: EventCallback) -> EventCallback:
     """Wrap ``on_event`` so that any thread may call it; it runs on the current event loop.
 
     Its exceptions are logged and not raised. Calls after the loop was closed are dropped.

@@ -60,7 +60,7 @@ class ModelReplica:
             settings: of the service; ``max_concurrent_requests`` bounds the requests in this replica.
 
         Raises:
-            RuntimeError: the bundle cannot be served; the message says why.
+            RuntimeError: the bundle cannot be served; the message gives the reason.
         """
         logs.configure(settings.log_level, settings.log_format)
         self._runtime = Runtime(settings)

@@ -73,7 +73,7 @@ def problem_responses(status: int, description: str, *codes: str) -> Responses:
     return {status: {"description": description, "content": content}}
 
 
-NOT_READY = problem_responses(503, "Not ready; detail says why.", "loading")
+NOT_READY = problem_responses(503, "Not ready; detail gives the reason.", "loading")
 NOT_READY_OR_BUSY = problem_responses(503, "Not ready, or busy (with Retry-After).", "loading", "busy")
 NO_KEY = problem_responses(403, "The service has no API key, which this endpoint requires.", "no_api_key")
 NOT_ACCEPTABLE = problem_responses(

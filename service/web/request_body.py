@@ -123,7 +123,7 @@ def refuse_compressed(request: Request) -> None:
     if encoding not in ("", "identity"):
         raise Problem(
             "unsupported_encoding",
-            f"The Content-Encoding {_quote_header(encoding)}. Send the body as it is, not compressed.",
+            f"The Content-Encoding {_quote_header(encoding)}. Send the body uncompressed.",
         )
 
 
