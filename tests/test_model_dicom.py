@@ -11,7 +11,6 @@ from pydicom.uid import UID
 
 from model.images import ImageLimits, load_pixels, read_image
 from model.images.dicom import codecs as dicom_codecs
-from model.types import View
 from tests.support.dicom import (
     CR,
     HTJ2K,
@@ -22,6 +21,8 @@ from tests.support.dicom import (
     JPEG_LOSSLESS,
     JPEG_PROCESS_14,
     SC,
+    S,
+    codes,
     compressed,
     dataset,
     dicom,
@@ -34,14 +35,6 @@ from tests.support.dicom import (
     png,
     refused,
 )
-
-S = 64
-ALL_VALUES = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # every 12-bit value once
-
-
-def codes(data: bytes) -> list[str]:
-    return [warning.code for warning in read_image(data, S).warnings(View.FRONTAL)]
-
 
 # --- transfer syntaxes ----------------------------------------------------------------------------------------------
 

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
-from model.images import load_pixels, read_image
-from model.types import View
+from model.images import load_pixels
 from tests.support.dicom import (
+    ALL_VALUES,
     SC,
+    S,
+    codes,
     dataset,
     dicom,
     encode,
@@ -24,14 +26,6 @@ from tests.support.dicom import (
     png,
     refused,
 )
-
-S = 64
-ALL_VALUES = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # every 12-bit value once
-
-
-def codes(data: bytes) -> list[str]:
-    return [warning.code for warning in read_image(data, S).warnings(View.FRONTAL)]
-
 
 # --- VOI: PS3.3 C.11.2.1.2 and C.11.2.1.3, written out as the standard has them ------------------------------------
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import pytest
 
-from model.types import Draft, DraftOptions, EventCallback, StudyView
+from model.types import Draft, DraftOptions, StudyView
 from service.inference import worker
 from service.inference.backend import ClosedError
 from tests.support.recorder import (
@@ -15,7 +14,9 @@ from tests.support.recorder import (
     FAILS,
     LOSES_THE_DEVICE,
     OPTIONS,
+    Callbacks,
     Recorder,
+    Studies,
     in_one_batch,
     running,
     study,
@@ -103,13 +104,7 @@ async def test_lost_device_closes_the_engine_and_fails_all_jobs() -> None:
 class TooFew(Recorder):
     """A drafter that loses a draft."""
 
-    def draft(
-        self,
-        studies: Sequence[Sequence[StudyView]],
-        options: DraftOptions,
-        *,
-        callbacks: Sequence[EventCallback | None],
-    ) -> list[Draft]:
+    def draft(self, studies: Studies, options: DraftOptions, *, callbacks: Callbacks) -> list[Draft]:
         return super().draft(studies, options, callbacks=callbacks)[: -1 if len(studies) > 1 else None]
 
 

@@ -17,6 +17,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from model.images import DEFAULT_LIMITS, ImageError, ImageLimits, read_image
 from model.images.dicom.read import read_dicom
+from model.types import View
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
@@ -31,6 +32,14 @@ ENCODERS = {
 JPEG_EXTENDED, JPEG_PROCESS_14 = "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57"
 HTJ2K, HTJ2K_RPCL, HTJ2K_LOSSY = (f"1.2.840.10008.1.2.4.{number}" for number in (201, 202, 203))
 JPEG_BASELINE, JPEG_LOSSLESS = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.70"
+
+S = 64
+ALL_VALUES = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # every 12-bit value once
+
+
+def codes(data: bytes) -> list[str]:
+    """Codes of the warnings about an image."""
+    return [warning.code for warning in read_image(data, S).warnings(View.FRONTAL)]
 
 
 def film(width: int = 96, height: int = 80, bits: int = 12) -> npt.NDArray[Any]:

@@ -17,6 +17,8 @@ from tests.support.service import WAIT_S
 
 SIZE = 48
 OPTIONS = DraftOptions()
+Studies = Sequence[Sequence[StudyView]]
+Callbacks = Sequence[EventCallback | None]
 
 
 class Recorder:
@@ -34,13 +36,7 @@ class Recorder:
         """Studies in the order in which they ran."""
         return [number for batch in self.batches for number in batch]
 
-    def draft(
-        self,
-        studies: Sequence[Sequence[StudyView]],
-        options: DraftOptions,
-        *,
-        callbacks: Sequence[EventCallback | None],
-    ) -> list[Draft]:
+    def draft(self, studies: Studies, options: DraftOptions, *, callbacks: Callbacks) -> list[Draft]:
         """Draft, or fail as ``FAILURES`` and ``max_batch`` define."""
         self.begun.set()
         assert self.go.wait(WAIT_S)
