@@ -8,7 +8,7 @@ from typing import Any
 
 from training.ablation.report import EXTERNAL
 from training.evaluation.tables import title
-from training.trainer.plots import save_figure
+from training.trainer.plots import pyplot, save_figure
 
 PANELS = ("BLEU_4", "METEOR", "ROUGE_L", "CIDEr", "label_f1_micro", "label_f1_macro", "distinct", "mean_length")
 _BAR, _SEED, _CONSTANT = "#1f6f8b", "#8a5a2b", "#9a9a9a"
@@ -22,17 +22,13 @@ def plot_table(table: Mapping[str, Any], rows: Sequence[str], path: Path) -> Non
         rows: all planned rows, so that the layout stays the same while results come in.
         path: the PNG.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
     panels = _panels(table)
     columns = min(5 if len(panels) > 8 else 4, len(panels))
     lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         lines, columns, figsize=(3.1 * columns + 1.2, 0.36 * lines * len(rows) + 0.95 * lines + 0.6), squeeze=False,
         sharey=True, layout="constrained",
     )  # fmt: skip

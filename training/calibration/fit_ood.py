@@ -92,12 +92,12 @@ def fit_images(
     largest = np.maximum(np.abs(rows).max(1), 1e-12)
     features = Features(centre=centre, scale=scale, directions=PackedArray.of(rows / largest[:, None], "int8"))
     lines = [LinearScore(slope=float(step), bias=one.bias) for one, step in zip(fits, largest, strict=False)]
-    check = ViewCheck(line=lines[0], certain=_certain(upright, train, held, features, lines[0], seed))
+    check = ViewCheck(line=lines[0], certain=_view_threshold(upright, train, held, features, lines[0], seed))
     heads = tuple(OodHead(name=name, line=line) for name, line in zip(altered, lines[1:], strict=True))
-    return ImageFit(features, check, _unusual(features, heads, train, held))
+    return ImageFit(features, check, _fit_ood(features, heads, train, held))
 
 
-def _certain(
+def _view_threshold(
     upright: npt.NDArray[np.float64],
     train: LabelledFeatures,
     held: LabelledFeatures,
@@ -105,7 +105,7 @@ def _certain(
     line: LinearScore,
     seed: int,
 ) -> float:
-    """The probability of the other view that all but ``MAX_FALSE_FLIP_RATE`` of unseen radiographs stay below."""
+    """The probability of the other view that at most ``MAX_FALSE_FLIP_RATE`` of unseen radiographs exceed."""
     fold = folds(train.study, _FOLDS, seed)
     trained = held_out(upright, train.frontal, fold, ridge=RIDGE)
     unseen = sigmoid(line.slope * project(features, held.pooled)[0][:, 0] + line.bias)
@@ -114,7 +114,7 @@ def _certain(
     return float(np.clip(np.quantile(other, 1 - MAX_FALSE_FLIP_RATE), MIN_VIEW_CONFIDENCE, 0.999))
 
 
-def _unusual(
+def _fit_ood(
     features: Features, heads: tuple[OodHead, ...], train: LabelledFeatures, held: LabelledFeatures
 ) -> OutOfDistribution:
     projections, residual = project(features, train.pooled)
@@ -143,15 +143,15 @@ def calibrated(heads: tuple[OodHead, ...], views: tuple[Gaussian, ...], held: Oo
     return unscaled.model_copy(update={"quantiles": tuple(float(f"{q:.5g}") for q in quantiles)})
 
 
-def cross_validated_percentiles(unusual: OutOfDistribution, held: OodInputs, fold: npt.NDArray[np.int64]) -> Floats:
+def cross_validated_percentiles(ood: OutOfDistribution, held: OodInputs, fold: npt.NDArray[np.int64]) -> Floats:
     """(N,) OOD percentile of each calibration radiograph, with units and quantiles of the other folds."""
-    shares = np.zeros(len(fold), np.float32)
+    percentiles = np.zeros(len(fold), np.float32)
     for number in np.unique(fold):
         inside = fold == number
         others, tested = (tuple(part[rows] for part in held) for rows in (~inside, inside))
-        again = calibrated(unusual.heads, unusual.views, (others[0], others[1], others[2]))
-        shares[inside] = percentile(again, ood_scores(again, tested[0], tested[1], tested[2]))
-    return shares
+        again = calibrated(ood.heads, ood.views, (others[0], others[1], others[2]))
+        percentiles[inside] = percentile(again, ood_scores(again, tested[0], tested[1], tested[2]))
+    return percentiles
 
 
 def _gaussian(values: Floats) -> Gaussian:

@@ -24,7 +24,7 @@ def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) ->
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     width, height = PANEL[0] * columns, PANEL[1] * lines + HEAD
-    figure = _pyplot().figure(figsize=(width, height))
+    figure = pyplot().figure(figsize=(width, height))
     for number, name in enumerate(names):
         line, column = divmod(number, columns)
         left, bottom = PANEL[0] * column + 0.65, PANEL[1] * (lines - 1 - line) + 0.55
@@ -43,7 +43,7 @@ def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) ->
 
 def save_plot(draw: Callable[[Axes], None], path: Path, *, size: tuple[float, float]) -> None:
     """Let ``draw`` fill one panel of ``size`` inches; write it to ``path``."""
-    figure, axis = _pyplot().subplots(figsize=size, layout="constrained")
+    figure, axis = pyplot().subplots(figsize=size, layout="constrained")
     draw(axis)
     axis.grid(alpha=0.3)
     for side in ("top", "right"):
@@ -51,18 +51,19 @@ def save_plot(draw: Callable[[Axes], None], path: Path, *, size: tuple[float, fl
     save_figure(figure, path)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Matplotlib without a display, imported on first use."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
-    return pyplot
+    return plt
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically, and close it."""
     partial = path.with_suffix(".tmp.png")
     figure.savefig(partial, dpi=110)
-    _pyplot().close(figure)
+    pyplot().close(figure)
     os.replace(partial, path)
