@@ -105,7 +105,7 @@ def test_reports_a_configured_gpu_that_is_missing(
     monkeypatch.setenv("REPORT_DEVICE", "cuda")
     status, log = serve_here(caplog, "--bundle", str(bundle_copy))
     assert status == 3
-    assert "REPORT_DEVICE=cuda, but 0 CUDA devices are usable here" in log
+    assert "REPORT_DEVICE=cuda, but 0 CUDA devices are usable" in log
     assert "use REPORT_DEVICE=cpu" in log
 
 
@@ -115,7 +115,7 @@ def test_reports_an_unusable_address_before_loading(tmp_path: Path, capsys: pyte
         for host, port, words in (
             ("127.0.0.1", taken, f"cannot listen on 127.0.0.1 port {taken}: Address already in use"),
             ("203.0.113.7", "8123", "cannot listen on 203.0.113.7 port 8123: Cannot assign requested address"),
-            ("no host", "8123", "REPORT_HOST='no host' is no address"),
+            ("no host", "8123", "REPORT_HOST='no host' is not an address"),
         ):
             status = serve.main(["--bundle", str(tmp_path / "nowhere"), "--host", host, "--port", port])
             assert status == serve.EXIT_ADDRESS == 4, host
