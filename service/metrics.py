@@ -6,6 +6,7 @@ Label values come from fixed sets (routes, statuses, problem codes, stages); no 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,64 +31,52 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self.requests = Counter(
-            "report_requests", "Responses, by route and status.", ("route", "status"), registry=registry
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        seconds = partial(Histogram, buckets=_SECONDS, registry=registry)
+        self.requests = counter("report_requests", "Responses, by route and status.", ("route", "status"))
+        self.refusals = counter("report_refusals", "Refused requests, by problem code.", ("cause",))
+        self.abandoned = counter("report_abandoned", "Requests whose client disconnected before the response.")
+        self.stage_seconds = seconds(
+            "report_stage_seconds", "Duration of each stage of POST /report, in seconds.", ("stage",)
         )
-        self.refusals = Counter("report_refusals", "Refused requests, by problem code.", ("cause",), registry=registry)
-        self.abandoned = Counter(
-            "report_abandoned", "Requests whose client disconnected before the response.", registry=registry
-        )
-        self.stage_seconds = Histogram(
-            "report_stage_seconds", "Duration of each stage of POST /report, in seconds.", ("stage",), buckets=_SECONDS,
-            registry=registry,
-        )  # fmt: skip
-        self.queue_seconds = Histogram(
-            "report_queue_seconds",
-            "Time that a study waited in the queue, in seconds.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
+        self.queue_seconds = seconds("report_queue_seconds", "Time that a study waited in the queue, in seconds.")
         self.batch_size = Histogram("report_batch_size", "Studies in a batch.", buckets=_BATCHES, registry=registry)
-        self.failed_batches = Counter(
-            "report_failed_batches", "Failed batches, by cause: error, memory, device.", ("cause",), registry=registry
+        self.failed_batches = counter(
+            "report_failed_batches", "Failed batches, by cause: error, memory, device.", ("cause",)
         )
-        self.retries = Counter(
-            "report_retries", "Drafts repeated on another replica because the first one was lost.", registry=registry
+        self.retries = counter("report_retries", "Drafts repeated on another replica because the first one was lost.")
+        self.reloads = counter("report_reloads", "Bundle swaps, by result: done, refused.", ("result",))
+        self.refined = counter(
+            "report_refined", "Requested rewrites, by result: done, failed, skipped, off.", ("result",)
         )
-        self.reloads = Counter(
-            "report_reloads", "Bundle swaps, by result: done, refused.", ("result",), registry=registry
-        )
-        self.refined = Counter(
-            "report_refined",
-            "Requested rewrites, by result: done, failed, skipped, off.",
-            ("result",),
-            registry=registry,
-        )
-        for result in ("done", "failed", "skipped", "off"):
-            self.refined.labels(result)
-        for result in ("done", "refused"):  # a series must exist before its first increase
-            self.reloads.labels(result)
-        for cause in ("error", "memory", "device"):
-            self.failed_batches.labels(cause)
-        self._ready = Gauge("report_ready", "1 if a model is loaded and warm.", registry=registry)
-        self._waiting = Gauge("report_queue_depth", "Studies in the queue.", registry=registry)
+        for series, values in (
+            (self.refined, ("done", "failed", "skipped", "off")),
+            (self.reloads, ("done", "refused")),
+            (self.failed_batches, ("error", "memory", "device")),
+        ):
+            for value in values:  # a series must exist before its first increase
+                series.labels(value)
+        self._ready = gauge("report_ready", "1 if a model is loaded and warm.")
+        self._waiting = gauge("report_queue_depth", "Studies in the queue.")
         self._slots_in_use = [
-            Gauge("report_slots_in_use", "In-flight requests of POST /report.", registry=registry),
-            Gauge("report_places_taken", "Deprecated name of report_slots_in_use.", registry=registry),
+            gauge("report_slots_in_use", "In-flight requests of POST /report."),
+            gauge("report_places_taken", "Deprecated name of report_slots_in_use."),
         ]
         self._slots = [
-            Gauge("report_slots", "Limit on in-flight requests of POST /report.", registry=registry),
-            Gauge("report_places", "Deprecated name of report_slots.", registry=registry),
+            gauge("report_slots", "Limit on in-flight requests of POST /report."),
+            gauge("report_places", "Deprecated name of report_slots."),
         ]
-        self._bundle = Gauge(
-            "report_bundle_info", "The served bundle; the value is always 1.", ("name", "digest", "device"),
-            registry=registry,
-        )  # fmt: skip
+        self._bundle = gauge(
+            "report_bundle_info", "The served bundle; the value is always 1.", ("name", "digest", "device")
+        )
 
     def watch(
-        self, *, ready: Callable[[], bool], waiting: Callable[[], int], in_use: Callable[[], int],
+        self,
+        ready: Callable[[], bool],
+        waiting: Callable[[], int],
+        in_use: Callable[[], int],
         capacity: Callable[[], int],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Read these states on every scrape."""
         for gauge, read in (
             (self._ready, ready),

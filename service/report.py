@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model.drafter import Drafter
-from model.images import ImageError, ImageLimits, read_image
-from model.types import DraftOptions, StudyView, View
+from model.images import ImageError, ImageLimits
+from model.types import DraftOptions, View
 from service.formats.dicom_source import ExportContext
 from service.formats.fhir import diagnostic_report
 from service.formats.text import plain_text
+from service.inference.engine import decode_view
 from service.inference.loader import LoadError, load
 from service.routes.responses import to_response
 from service.schemas.models import ReportResponse
@@ -65,7 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
         loaded = load(settings)
         loaded_at = time.perf_counter()
         limits = ImageLimits(max_pixels=settings.max_pixels)
-        study = [_decode(files[view], data, view, loaded.drafter, limits) for view, data in images.items()]
+        study = []
+        for view, data in images.items():
+            try:
+                study.append(decode_view(data, view, loaded.drafter, limits))
+            except ImageError as error:
+                raise _InputError(f"{files[view]}: {error}") from error
     except _InputError as error:
         print(error, file=sys.stderr)
         return EXIT_IMAGE
@@ -75,11 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     decoded_at = time.perf_counter()
     (draft,) = loaded.drafter.draft([study], draft_options)
     ended_at = time.perf_counter()
-    timings = {
-        "load": (loaded_at - started) * 1000,
-        "images": (decoded_at - loaded_at) * 1000,
-        "total": (ended_at - started) * 1000,
-    }
+    seconds = {"load": loaded_at - started, "images": decoded_at - loaded_at, "total": ended_at - started}
+    timings = {stage: 1000 * taken for stage, taken in seconds.items()}
     result = to_response(draft, loaded.model_info(), timings)
     print(_format(result, ExportContext(tuple(files)), options.format))
     return 0
@@ -99,14 +101,6 @@ def _read(path: Path, max_bytes: int) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise _InputError(f"{path}: {error.strerror}") from error
-
-
-def _decode(name: str, data: bytes, view: View, drafter: Drafter, limits: ImageLimits) -> StudyView:
-    try:
-        image = read_image(data, drafter.image_size, limits=limits, resample=drafter.resample)
-        return StudyView(image.pixels, view, image.warnings(view), image.view)
-    except ImageError as error:
-        raise _InputError(f"{name}: {error}") from error
 
 
 if __name__ == "__main__":

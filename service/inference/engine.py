@@ -25,6 +25,16 @@ from service.metrics import Metrics
 STOPPING = "the service is stopping"
 
 
+def decode_view(data: bytes, view: View, drafter: SupportsDraft, limits: ImageLimits) -> StudyView:
+    """Decode an image that was sent as ``view``.
+
+    Raises:
+        ImageError: see ``model.images.read_image``.
+    """
+    image = read_image(data, drafter.image_size, limits=limits, resample=drafter.resample)
+    return StudyView(image.pixels, view, image.warnings(view), image.view)
+
+
 class Engine:
     """Drafts the studies of many requests on one or more devices; a ``Backend``."""
 
@@ -60,7 +70,7 @@ class Engine:
         self.admission = AdmissionLimiter(capacity, self._retry_after_s)
         self._submitted = 0  # requests that are queued or running; changed on the event loop only
         self._limits = limits
-        self._image_size, self._resample = drafters[0].image_size, drafters[0].resample
+        self._drafter = drafters[0]
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._decoding: dict[object, float] = {}  # running image decodings -> start time
         self._queue = JobQueue(
@@ -139,11 +149,7 @@ class Engine:
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
     async def read_view(self, data: bytes, view: View) -> StudyView:
-        """Decode one image in the thread pool.
-
-        Raises:
-            ImageError: see ``model.images.read_image``.
-        """
+        """Run ``decode_view`` in the thread pool."""
         file = [data]  # the executor keeps queued arguments, so cancellation empties this list
         del data
         try:
@@ -155,9 +161,8 @@ class Engine:
     async def _decode_all(self, images: Mapping[str, bytes]) -> list[StudyView]:
         """Decode all images concurrently; the result is in the order of ``View``."""
         views = [view for view in View if view.value in images]
-        results = await asyncio.gather(
-            *(self.read_view(images[view.value], view) for view in views), return_exceptions=True
-        )
+        decodings = (self.read_view(images[view.value], view) for view in views)
+        results = await asyncio.gather(*decodings, return_exceptions=True)
         study = []
         for view, result in zip(views, results, strict=True):
             if isinstance(result, ImageError):
@@ -171,10 +176,9 @@ class Engine:
         token = object()
         self._decoding[token] = time.monotonic()
         try:
-            image = read_image(file.pop(), self._image_size, limits=self._limits, resample=self._resample)
+            return decode_view(file.pop(), view, self._drafter, self._limits)
         finally:
             del self._decoding[token]
-        return StudyView(image.pixels, view, image.warnings(view), image.view)
 
     def _retry_after_s(self) -> int:
         """Estimated seconds until a slot is free, 1 to 60."""

@@ -63,7 +63,8 @@ class Runtime:
         shutdown_deadline: cancels all in-flight requests at the end of the drain.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, capacity: int | None = None) -> None:
+        """Create a runtime that admits ``capacity`` requests, by default ``max_concurrent_requests``."""
         self.settings = settings
         self.state: Literal["loading", "ready", "failed"] = "loading"
         self.reason = "The model is being loaded; try again in a few seconds."
@@ -74,9 +75,9 @@ class Runtime:
         self.case_store = ReferenceCaseStore(settings.user_cases_dir, self._limits)
         self.metrics.watch(
             ready=lambda: self.state == "ready",
-            waiting=lambda: self._serving.backend.waiting if self._serving else 0,
-            in_use=lambda: self._serving.backend.admission.in_use if self._serving else 0,
-            capacity=lambda: settings.max_concurrent_requests,
+            waiting=lambda: backend.waiting if (backend := self._current_backend()) else 0,
+            in_use=lambda: backend.admission.in_use if (backend := self._current_backend()) else 0,
+            capacity=lambda: capacity or settings.max_concurrent_requests,
         )
         self._serving: ServingState | None = None
         self._retired: list[Backend] = []  # swapped out, but still with in-flight requests
@@ -218,7 +219,7 @@ class Runtime:
         limit_s = self.settings.stall_timeout_s
         while limit_s:
             await asyncio.sleep(min(limit_s / 4, 5.0))
-            if self._serving is not None and self._serving.backend.stalled_s > limit_s:
+            if (backend := self._current_backend()) is not None and backend.stalled_s > limit_s:
                 self._lose_device(
                     f"A batch, or the decoding of an image, has not ended for {limit_s:g} s "
                     "(REPORT_STALL_TIMEOUT_S); the service must be restarted"
@@ -228,8 +229,8 @@ class Runtime:
     def _lose_device(self, reason: str) -> None:
         self.device_lost = True
         self._fail(reason)
-        if self._serving is not None:
-            self._serving.backend.refuse_waiting(reason)
+        if (backend := self._current_backend()) is not None:
+            backend.refuse_waiting(reason)
 
     def _fail(self, reason: str) -> None:
         self.reason, self.state = reason, "failed"
@@ -269,8 +270,11 @@ class Runtime:
         await asyncio.to_thread(self.case_store.close)
         self._serving = None
 
+    def _current_backend(self) -> Backend | None:
+        return None if self._serving is None else self._serving.backend
+
     def _backends(self) -> list[Backend]:
-        return [*self._retired, *([self._serving.backend] if self._serving is not None else [])]
+        return [backend for backend in (*self._retired, self._current_backend()) if backend is not None]
 
     def _remaining_s(self) -> float:
         return max((self._drain_deadline or 0.0) - time.monotonic(), 0.5)

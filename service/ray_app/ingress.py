@@ -138,18 +138,12 @@ class RayRuntime(Runtime):
     """A runtime without a model: ready while at least one replica is."""
 
     def __init__(self, settings: Settings, replicas: Replicas, capacity: int) -> None:
-        super().__init__(settings)
+        super().__init__(settings, capacity)
         self.reason = NO_REPLICA_READY
         self._replicas, self._capacity = replicas, capacity
         self._backend: RayBackend | None = None
         self._last_description = 0.0
         self._last: tuple[Counter[str], str] | None = None
-        self.metrics.watch(
-            ready=lambda: self.state == "ready",
-            waiting=lambda: self._backend.waiting if self._backend else 0,
-            in_use=lambda: self._backend.admission.in_use if self._backend else 0,
-            capacity=lambda: capacity,
-        )
 
     def serving(self) -> ServingState:
         """See ``Runtime``.
@@ -190,6 +184,9 @@ class RayRuntime(Runtime):
         if count := self._backend.refuse_waiting(STOPPING):
             log.warning("stopping: %d requests without a draft were refused", count)
         await self._backend.drain(QUEUE_CUTOFF_S)
+
+    def _current_backend(self) -> RayBackend | None:
+        return self._backend
 
     async def _poll(self, backend: RayBackend) -> None:
         while True:
