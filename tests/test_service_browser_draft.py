@@ -50,9 +50,7 @@ def test_hovering_a_sentence_shows_its_attention_on_both_images(page: Page) -> N
         assert box is not None
         assert zone is not None
         width, height = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
-        scale = min(
-            zone["width"] / width, zone["height"] / height
-        )  # the image is fitted into its element, in the middle
+        scale = min(zone["width"] / width, zone["height"] / height)  # fitted into its element, in the middle
         shown = {"x": zone["x"] + (zone["width"] - scale * width) / 2, "width": scale * width,
                  "y": zone["y"] + (zone["height"] - scale * height) / 2, "height": scale * height}  # fmt: skip
         assert box == {side: pytest.approx(value, abs=1) for side, value in shown.items()}

@@ -53,19 +53,9 @@ def test_tab_reaches_every_control_with_visible_focus(page: Page) -> None:
     choose(page)
     draft(page)
     page.evaluate("document.activeElement.blur()")
-    wanted = {
-        "language",
-        "theme",
-        "keys",
-        "large",
-        "swap",
-        "clear",
-        "file-frontal",
-        "file-lateral",
-        "draft",
-        "edit",
-        "copy",
-    }
+    wanted = set(
+        ["language", "theme", "keys", "large", "swap", "clear", "file-frontal", "file-lateral", "draft", "edit", "copy"]
+    )
     wanted |= {"save-text", "save-fhir", "print"}
     reached: set[str] = set()
     for _ in range(60):

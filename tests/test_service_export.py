@@ -77,14 +77,6 @@ def test_unchanged_findings_stay_attributed_to_the_model(client: httpx.Client) -
     assert export(client, body).json() == export(client, {"report": REPORT_EXAMPLE}).json()
 
 
-def test_study_code_follows_the_number_of_views(client: httpx.Client) -> None:
-    codes = {
-        export(client, {"report": REPORT_EXAMPLE, "views": views}, FHIR).json()["code"]["coding"][0]["code"]
-        for views in (["frontal"], ["frontal", "lateral"])
-    }
-    assert len(codes) == 2
-
-
 def test_edit_removes_warnings_about_the_draft(client: httpx.Client) -> None:
     doubtful = {**REPORT_EXAMPLE["sentences"][1], "supported": False}
     warnings = [{"code": code, "message": "Of the draft."} for code in ("unsupported_sentence", "refine_added")]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -14,7 +12,7 @@ import pytest
 from service.inference import runtime
 from service.inference.loader import LoadedBundle, load
 from service.settings import Settings
-from tests.support.service import AUTHORIZED, KEY, PROBLEM, WAIT_S, Gate, live_server, png, wait_until_ready
+from tests.support.service import AUTHORIZED, KEY, PROBLEM, WAIT_S, Gate, live_server, png, until, wait_until_ready
 from tests.support.tiny import REPORTS
 
 CANARY = "Canary-Patient-4711"
@@ -61,21 +59,17 @@ def test_health_when_ready(client: httpx.Client) -> None:
     assert body["model"]["backbone"] == "mobilenet_v3_small"
 
 
-def failed(live_client: httpx.Client) -> dict[str, Any]:
-    deadline = time.monotonic() + WAIT_S
-    while (answer := live_client.get("/health")).json()["code"] == "loading":
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def failed(client: httpx.Client) -> str:
+    until(lambda: client.get("/health").json()["code"] == "failed")
+    answer = client.get("/health")
     assert answer.status_code == 503
-    assert post(live_client).json() == answer.json()
-    body: dict[str, Any] = answer.json()
-    assert body["code"] == "failed"
-    return body
+    assert post(client).json() == answer.json()
+    return str(answer.json()["detail"])
 
 
 def test_missing_bundle_is_named(tmp_path: Path) -> None:
     with live_server(tmp_path / "nowhere", wait=False) as live, live.client() as client:
-        assert "nowhere" in failed(client)["detail"]
+        assert "nowhere" in failed(client)
 
 
 def test_unexpected_load_error_is_not_quoted(
@@ -86,7 +80,7 @@ def test_unexpected_load_error_is_not_quoted(
 
     monkeypatch.setattr(runtime, "load", broken)
     with live_server(bundle, wait=False) as live, live.client() as client:
-        assert "KeyError" in failed(client)["detail"]
+        assert "KeyError" in failed(client)
     assert "test_service_lifecycle.py" in caplog.text  # the location in the code
     assert CANARY not in caplog.text
 

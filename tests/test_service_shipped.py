@@ -131,12 +131,6 @@ def test_stream_sends_the_same_report(client: httpx.Client, answer: dict[str, An
 # --- formats --------------------------------------------------------------------------------------------------------
 
 
-def test_text_has_findings_and_disclaimer(client: httpx.Client, answer: dict[str, Any]) -> None:
-    text = ask(client, *PAIR, accept="text/plain").text
-    assert text.startswith(answer["findings"] + "\n")
-    assert answer["disclaimer"] in text
-
-
 def test_fhir_is_valid_and_has_the_same_facts(client: httpx.Client, answer: dict[str, Any]) -> None:
     resource = ask(client, *PAIR, accept="application/fhir+json").json()
     assert comparable(facts_of_fhir(resource)) == expected_facts(answer)

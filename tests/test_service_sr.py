@@ -65,7 +65,7 @@ def test_highdicom_parses_the_report() -> None:
     assert data[128:132] == b"DICM"
 
 
-def test_report_is_a_new_series_in_the_study_of_the_image() -> None:
+def test_report_is_a_preliminary_new_series_in_the_study_of_the_image() -> None:
     image, report = header(dicom()), written()
     for keyword in PATIENT:
         assert report[keyword].value == image[keyword].value, keyword
@@ -75,14 +75,9 @@ def test_report_is_a_new_series_in_the_study_of_the_image() -> None:
     assert report.SeriesInstanceUID not in ("", image.SeriesInstanceUID)
     assert report.SOPInstanceUID == f"2.25.{int(example().report_id.replace('-', ''), 16)}"
     assert (report.ContentDate, report.ContentTime) == ("20260301", "093000")
-    assert "TimezoneOffsetFromUTC" not in report  # it would speak of the study's times as well
-
-
-def test_report_is_preliminary_partial_and_unverified() -> None:
-    report = written()
-    assert report.PreliminaryFlag == "PRELIMINARY"
-    assert report.CompletionFlag == "PARTIAL"
-    assert report.VerificationFlag == "UNVERIFIED"
+    assert "TimezoneOffsetFromUTC" not in report  # it would apply to the times of the study as well
+    flags = (report.PreliminaryFlag, report.CompletionFlag, report.VerificationFlag)
+    assert flags == ("PRELIMINARY", "PARTIAL", "UNVERIFIED")
     assert "VerifyingObserverSequence" not in report
 
 
@@ -275,14 +270,9 @@ def test_no_identity_in_any_log_line_or_repr(
         written(found)
     lines = [form.format(record) for record in caplog.records for form in (JsonLines(), TextLines())]
     assert any("highdicom" in line for line in lines)
-    said = [
-        *lines,
-        *(str(warning.message) for warning in recwarn),
-        repr(found),
-        repr(ExportContext(("frontal",), (found,))),
-    ]
+    shown = [*lines, *(str(w.message) for w in recwarn), repr(found), repr(ExportContext(("frontal",), (found,)))]
     image = header(dicom())
     for keyword in (*PATIENT, "SOPInstanceUID", "SeriesInstanceUID"):
         value = str(image[keyword].value)
         if len(value) > 2:
-            assert not [line for line in said if value in line], keyword
+            assert not [line for line in shown if value in line], keyword

@@ -59,15 +59,12 @@ def test_failure_is_isolated_per_study() -> None:
 
 
 def test_out_of_memory_retries_in_halves_and_limits_later_batches() -> None:
-    answers, batches = run(*((study(number), OPTIONS) for number in range(10)), max_batch=4)
-    assert answers == [str(number) for number in range(10)]
-    assert batches == [[*range(8)], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-
-
-def test_halves_are_split_again_until_they_fit() -> None:
     answers, batches = run(*((study(number), OPTIONS) for number in range(6)), max_batch=1, max_batch_size=4)
     assert answers == [str(number) for number in range(6)]
     assert batches == [[0, 1, 2, 3], [0, 1], [0], [1], [2, 3], [2], [3], [4], [5]]
+    answers, batches = run(*((study(number), OPTIONS) for number in range(10)), max_batch=4)
+    assert answers == [str(number) for number in range(10)]
+    assert batches == [[*range(8)], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 def test_single_study_is_retried_once_after_out_of_memory() -> None:

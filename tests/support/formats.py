@@ -7,13 +7,14 @@ import re
 from typing import Any
 
 import pydicom
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from model.text.labeler import FINDINGS
 from service.formats.codes import FINDING_CODES
 from service.schemas.examples import REPORT_EXAMPLE
 from service.schemas.models import ReportResponse
+from tests.support import dicom as drawn
 from tests.support.service import scene
 
 JSON_ONLY = {
@@ -58,7 +59,7 @@ def answers() -> dict[str, ReportResponse]:
 
 
 def facts(report: ReportResponse) -> dict[str, Any]:
-    """What every format must tell: the whole JSON but for what is JSON's alone."""
+    """What every format must contain: the whole JSON without the parts that only JSON has."""
     expected = {name: value for name, value in report.model_dump().items() if name not in JSON_ONLY}
     expected["sentences"] = [{name: part[name] for name in SENTENCE_FIELDS} for part in expected["sentences"]]
     for case in expected["reference_cases"]:
@@ -76,18 +77,13 @@ def facts_of_fhir(resource: dict[str, Any]) -> dict[str, Any]:
         extensions.setdefault(extension["url"].removeprefix("urn:cxr-report:fhir:"), []).append(extension)
     (disclaimer,) = (extension["valueString"] for extension in extensions["disclaimer"])
     device = by_id["model"]
+    coded = (result for result in results if "valueCodeableConcept" in result)
+    labels = {result["code"]["text"]: result["valueCodeableConcept"]["text"] for result in coded}
     return {
         "report_id": resource["identifier"][0]["value"].removeprefix("urn:uuid:"),
         "findings": resource["conclusion"].removesuffix(disclaimer).removesuffix("\n\n"),
         "sentences": [_fhir_sentence(result) for result in results if "valueString" in result],
-        "labels": {
-            **dict.fromkeys(FINDINGS),
-            **{
-                result["code"]["text"]: result["valueCodeableConcept"]["text"]
-                for result in results
-                if "valueCodeableConcept" in result
-            },
-        },
+        "labels": dict.fromkeys(FINDINGS) | labels,
         "reference_cases": [_fhir_case(extension) for extension in extensions.get("reference-case", [])],
         "image_checks": [
             {part["url"]: part.get("valueCode", part.get("valueDecimal")) for part in extension["extension"]}
@@ -217,12 +213,8 @@ def _uuid(uid: str) -> str:
 
 def dicom(syntax: UID = ExplicitVRLittleEndian, **tags: Any) -> bytes:
     """A DX file of a patient, its tags changed; None leaves one out."""
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = syntax
     values: dict[str, Any] = {
         "SpecificCharacterSet": "ISO_IR 100",
-        "SOPClassUID": DigitalXRayImageStorageForPresentation,
         "SOPInstanceUID": generate_uid(entropy_srcs=["instance"]),
         "SeriesInstanceUID": generate_uid(entropy_srcs=["series"]),
         "StudyInstanceUID": generate_uid(entropy_srcs=["study"]),
@@ -239,18 +231,11 @@ def dicom(syntax: UID = ExplicitVRLittleEndian, **tags: Any) -> bytes:
         "ViewPosition": "PA",
         **tags,
     }
-    for keyword, value in values.items():
-        if value is not None:
-            setattr(data, keyword, value)
-    data.Rows, data.Columns = scene().shape
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
-    data.PixelData = scene().tobytes()
-    data.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
-    data.file_meta.MediaStorageSOPInstanceUID = values["SOPInstanceUID"] or generate_uid()
-    file = io.BytesIO()
-    pydicom.dcmwrite(file, data, enforce_file_format=True)
-    return file.getvalue()
+    made = drawn.dataset(scene(), syntax=syntax, **{name: value for name, value in values.items() if value is not None})
+    for keyword in (name for name, value in values.items() if value is None and name in made):
+        del made[keyword]
+    made.file_meta.MediaStorageSOPInstanceUID = values["SOPInstanceUID"] or generate_uid()
+    return drawn.encode(made)
 
 
 def header(data: bytes) -> Dataset:
