@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import in_turn, markdown
 from benchmarks.naive_server import load_drafter
-from benchmarks.published_size import our_step, pair, writers
+from benchmarks.published_size import our_step, ready_pair, writers
 from benchmarks.server import BUNDLE
 from model.network import cpu_kernels
 from model.types import StudyView, View
@@ -56,7 +56,7 @@ def workloads() -> dict[str, Callable[[], object]]:
     step = our_step(device, bf16=False)
     return {
         "draft of the shipped bundle": _shipped_draft(),
-        **writers(pair(device)),
+        **writers(ready_pair(device)),
         "training step of 16, float32": step,
     }
 
@@ -87,7 +87,9 @@ def as_markdown() -> str:
 
 def print_profiles(device: torch.device) -> None:
     """Print the operators that take most of the time, one table per workload of the published size."""
-    calls: dict[str, Callable[[], object]] = {f"decode, {name}": call for name, call in writers(pair(device)).items()}
+    calls: dict[str, Callable[[], object]] = {
+        f"decode, {name}": call for name, call in writers(ready_pair(device)).items()
+    }
     for bf16 in (False, True):
         calls[f"training step of 16, {'bfloat16' if bf16 else 'float32'}"] = our_step(device, bf16=bf16)
     for title, call in calls.items():

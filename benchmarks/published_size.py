@@ -91,6 +91,13 @@ def pair(device: torch.device, *, slots: int = 2048, dropout: bool = False, leng
     return Pair(plain, ours.to(device), bundle_tokenizer(words), device)
 
 
+def ready_pair(device: torch.device, slots: int = 2048, length: int = LENGTH) -> Pair:
+    """``pair`` with the inference tables computed."""
+    both = pair(device, slots=slots, length=length)
+    both.ours.precompute_inference_tables()
+    return both
+
+
 def features(batch: int, device: torch.device, seed: int = 1) -> Tensor:
     """Patch features of ``batch`` studies, (B, 98, 2048), not negative, as those of a ResNet."""
     drawn = torch.randn(batch, VIEWS * GRID, WIDTH, generator=torch.Generator().manual_seed(seed))
@@ -129,7 +136,6 @@ def report_writer(both: Pair, drawn: Tensor, beams: int) -> Callable[[], Tensor]
 
 def writers(both: Pair) -> dict[str, Callable[[], Tensor]]:
     """``report_writer`` of each workload, by name."""
-    both.ours.precompute_inference_tables()
     return {name: report_writer(both, features(batch, both.device), beams) for name, batch, beams, *_ in WORKLOADS}
 
 
@@ -140,7 +146,7 @@ def decoding_rows(machine: Machine, device: torch.device) -> list[Row]:
     Raises:
         AssertionError: the float32 output differs from that of the published equations.
     """
-    both = pair(device)
+    both = ready_pair(device)
     compared = [
         row
         for workload, ours in zip(WORKLOADS, writers(both).values(), strict=True)
@@ -188,12 +194,14 @@ def _sampling(both: Pair) -> Row:
 @torch.inference_mode()
 def growth(device: torch.device) -> list[Point]:
     """Milliseconds per report along each of ``AXES``; what is not varied stays ``USUAL``."""
+    usual_size = (USUAL["slots"], USUAL["words"])
+    usual = ready_pair(device, *usual_size)
     points: list[Point] = []
     for axis, values in AXES.items():
         for value in values:
             chosen = {**USUAL, axis: value}
-            both = pair(device, slots=chosen["slots"], length=chosen["words"])
-            both.ours.precompute_inference_tables()
+            size = (chosen["slots"], chosen["words"])
+            both = usual if size == usual_size else ready_pair(device, *size)
             drawn = features(chosen["batch"], device)
             calls = (partial(both.ours.encode, patches(drawn)), report_writer(both, drawn, chosen["beams"]))
             encoding, report = (seconds(call) / chosen["batch"] * 1e3 for call in calls)
