@@ -26,12 +26,14 @@ CANARY = "Canary-Doe-Jane-1958"
 @contextmanager
 def fresh_logging() -> Iterator[logging.Logger]:
     """Logging as in a new process, restored afterwards; yields the root logger."""
-    names = (None, "service", "uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
+    names = (None, "service", "uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "pydicom", "PIL")
     loggers = [logging.getLogger(name) for name in names]
     kept = [(lo, lo.handlers, lo.filters, lo.propagate, lo.disabled, lo.level) for lo in loggers]
     show_warning = warnings.showwarning
     for logger in loggers:
         logger.handlers, logger.filters = [], []
+    for logger in loggers[1:]:
+        logger.setLevel(logging.NOTSET)
     try:
         yield loggers[0]
     finally:
