@@ -13,14 +13,14 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import in_turn, markdown
 from benchmarks.naive_server import load_drafter
 from benchmarks.published_size import our_step, ready_pair, writers
 from benchmarks.server import BUNDLE
-from model.network import cpu_kernels
+from model.network import cpu_kernels, norm
 from model.types import StudyView, View
 
 ROUNDS, OPERATORS = 4, 14
@@ -43,10 +43,17 @@ class _PlainRead:
         return plain_read(queries, keys, values, k)[0]
 
 
-# What replaces each kernel by plain PyTorch: attributes of ``cpu_kernels``.
-KERNELS: dict[str, dict[str, object]] = {
-    "linear layers on oneDNN": {"_HAS_ONEDNN": False},
-    "top-k addressing of the memory": {"_read": plain_read, "_Read": _PlainRead},
+def plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """The published norm: x (..., d) -> (..., d)."""
+    return weight * (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + eps) + bias
+
+
+# What replaces each kernel by plain PyTorch: object, attribute, replacement.
+KERNELS: dict[str, list[tuple[object, str, object]]] = {
+    "linear layers on oneDNN": [(cpu_kernels, "_HAS_ONEDNN", False)],
+    "top-k addressing of the memory": [(cpu_kernels, "_read", plain_read), (cpu_kernels, "_Read", _PlainRead)],
+    "norm of published checkpoints": [(norm, "normalise", plain_norm)],
+    "dropout masks": [(cpu_kernels.Dropout, "forward", nn.Dropout.forward)],
 }
 
 
@@ -74,10 +81,12 @@ def as_markdown() -> str:
     for workload, call in workloads().items():
         for kernel, replacements in KERNELS.items():
 
-            def plainly(call: Callable[[], object] = call, replacements: dict[str, object] = replacements) -> None:
+            def plainly(
+                call: Callable[[], object] = call, replacements: list[tuple[object, str, object]] = replacements
+            ) -> None:
                 with ExitStack() as stack:
-                    for name, replacement in replacements.items():
-                        stack.enter_context(patch.object(cpu_kernels, name, replacement))
+                    for target, name, replacement in replacements:
+                        stack.enter_context(patch.object(target, name, replacement))
                     call()
 
             ours, plain = map(min, in_turn([call, plainly], rounds=ROUNDS, warm_up=0, clock=time.process_time))

@@ -4,6 +4,7 @@
   some processors and uses weights in their stored layout. oneDNN reads a packed copy, which is made
   once for all steps.
 - Top-k addressing of the memory, with a gradient for the chosen slots only.
+- The norm of published R2Gen checkpoints, over PyTorch's LayerNorm kernel, with a gradient in few passes.
 - Dropout masks from 16 random bits per element. They also repeat the training runs of 0.1 bit for
   bit.
 
@@ -13,6 +14,7 @@ On other devices, under autocast and with oneDNN switched off
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,6 +27,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 _GROUPS = 256  # groups of a row of scores; see top_slots
+_TINY = 1e-30  # stands for the deviation of a constant row, whose gradient is 0
+_SMALL_MEAN = 4  # deviations; for larger means the LayerNorm kernel rounds otherwise
 _LEVELS = 1 << 16  # of the random numbers that decide a dropout mask
 _FEW = 128  # up to this many tokens, one batched product for all heads is faster than one per head
 Activation = Literal["none", "relu"]
@@ -340,3 +344,66 @@ class Dropout(nn.Dropout):
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - _LEVELS // 2
         return (x * kept) * (_LEVELS / (_LEVELS - dropped))
+
+
+# --- norm ----------------------------------------------------------------------------------------------------------
+
+
+def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """``weight * (x - mean) / (std + eps) + bias`` with the unbiased std of a row: x (..., d) float32 -> (..., d)."""
+    if torch.is_grad_enabled():
+        out: Tensor = _Normalise.apply(x, weight, bias, eps)
+        return out
+    return _normalised(x, eps)[0].mul_(weight).add_(bias)
+
+
+class _Normalise(torch.autograd.Function):
+    """``normalise`` with a gradient in few passes over the rows."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        normed, deviation = _normalised(x, eps)
+        ctx.save_for_backward(normed, deviation, weight)
+        ctx.eps = eps  # type: ignore[attr-defined]
+        return torch.addcmul(bias, normed, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        normed, deviation, weight = ctx.saved_tensors
+        width = weight.shape[0]
+        product = grad * normed
+        through_deviation = (product @ weight).unsqueeze(-1) / ((width - 1) * deviation.clamp_min(_TINY))
+        through_mean = (grad @ weight).unsqueeze(-1) / width
+        grad_x = (grad * weight).sub_(through_mean).div_(deviation + ctx.eps)
+        grad_x.addcmul_(normed, through_deviation, value=-1)
+        return grad_x, product.flatten(0, -2).sum(0), grad.flatten(0, -2).sum(0), None
+
+
+def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(x - mean) / (std + eps), (..., d), and the unbiased std of each row, (..., 1).
+
+    PyTorch's LayerNorm kernel computes it where no mean is so large that the kernel rounds otherwise;
+    on other devices that comparison would wait for the device.
+    """
+    ratio = math.sqrt(x.shape[-1] / (x.shape[-1] - 1))  # of the unbiased to the biased deviation
+    if x.device.type == "cpu":
+        normed, mean, inverse = torch.native_layer_norm(x, (x.shape[-1],), None, None, _TINY)
+        if torch.linalg.vector_norm(mean * inverse, float("inf")).item() < _SMALL_MEAN:
+            normed.div_((inverse * eps).add_(ratio))  # exchange the biased deviation for std + eps
+            return normed, inverse.reciprocal_().mul_(ratio)
+    return _normalised_near_constant(x, eps)
+
+
+def _normalised_near_constant(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``_normalised`` for rows whose mean is large against their deviation.
+
+    The rounding error of the mean is removed from the deviation (Chan et al. 1983, "Algorithms for
+    computing the sample variance", equation 1.7).
+    """
+    width = x.shape[-1]
+    centred = x - x.mean(dim=-1, keepdim=True)
+    length = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+    rounded = centred.sum(dim=-1, keepdim=True).square_().div_(width)
+    deviation = length.square_().sub_(rounded).clamp_min_(0.0).div_(width - 1).sqrt_()
+    return centred.div_(deviation + eps), deviation

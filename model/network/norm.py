@@ -1,4 +1,4 @@
-"""Normalisation of token rows: LayerNorm, or the normalisation of published R2Gen checkpoints."""
+"""Normalisation of token rows: PyTorch's LayerNorm, or the one of published R2Gen checkpoints."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from model.config import Norm
-
-_TINY = 1e-30  # least variance: the gradient of a constant row is finite
+from model.network.cpu_kernels import normalise
 
 
 class R2GenNorm(nn.Module):
     """``weight * (x - mean) / (std + 1e-6) + bias`` with the unbiased standard deviation, over the last dimension.
 
-    From the published R2Gen and R2GenCMN code. It differs from ``nn.LayerNorm`` by a factor of
-    ``sqrt((d - 1) / d)`` and in the position of epsilon, which decides the result on near-constant
-    rows.
+    The norm of the published R2Gen and R2GenCMN code. It differs from ``nn.LayerNorm`` by a factor of
+    ``sqrt((d - 1) / d)`` and in the position of epsilon, which decides the result on near-constant rows.
     """
 
     eps = 1e-6
@@ -27,10 +25,7 @@ class R2GenNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., d) float32."""
-        x = x.float()
-        deviation = x.var(dim=-1, keepdim=True).clamp_min(_TINY).sqrt()
-        normed = (x - x.mean(dim=-1, keepdim=True)) / (deviation + self.eps)
-        return torch.addcmul(self.bias, normed, self.weight)
+        return normalise(x.float(), self.weight, self.bias, self.eps)
 
 
 def norm(kind: Norm, width: int) -> nn.Module:

@@ -220,7 +220,7 @@ class _Step:
         attention, cross, (first, _, _, last) = layer.self_attention, layer.cross_attention, layer.feed_forward
         assert isinstance(first, Linear)
         assert isinstance(last, Linear)
-        self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
+        self.norm1, self.norm2, self.norm3 = layer.norm1.forward, layer.norm2.forward, layer.norm3.forward
         self.qkv, self.out1 = attention.freeze(), attention.out.freeze()
         self.query, self.out2 = cross.query.freeze(), cross.out.freeze()
         self.hidden, self.last = first.freeze("relu"), last.freeze()
