@@ -25,11 +25,11 @@ NAMESPACE = "urn:cxr-report:fhir:"  # of private extensions and codes
 DICOM = "http://dicom.nema.org/resources/ontology/DCM"
 TERMINOLOGY = "http://terminology.hl7.org/CodeSystem/"
 CONFIDENCE = "Confidence in the sentence, 0 to 1; not the chance of a finding"
-SUPPORTED = "Whether a reference case or the images support the present or possible findings of the sentence"
+SUPPORTED = "Whether a reference case or the images bear out what the sentence calls present or possible"
 _ASSERTED_BY_AI = ("AIAST", "Artificial Intelligence asserted")  # HL7's "AI Transparency on FHIR" guide
 _MODEL_ID = "model"
 READ_FROM_DRAFT, READ_FROM_EDIT = "Read from the draft's text by rules", "Read from the reader's text by rules"
-READER = "The reader who edited the draft, whose name the service does not receive"
+READER = "The reader who edited the draft; the service does not know the name"
 _NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 Resource = dict[str, Any]

@@ -160,7 +160,7 @@ def _sentence(sentence: SentenceOut, sources: Sequence[SourceImage]) -> ContentI
     confidence = _private_code("confidence", "Confidence in the sentence, not the chance of a finding")
     children: list[ContentItem] = [_number(confidence, sentence.confidence, "HAS PROPERTIES")]
     if sentence.supported is not None:
-        supported = _private_code("supported", "Supported by a reference case or the images")
+        supported = _private_code("supported", "Borne out by a reference case or the images")
         answer = codes.SCT.Yes if sentence.supported else codes.SCT.No
         children.append(CodeContentItem(supported, answer, relationship_type="HAS PROPERTIES"))
     for source in sources:

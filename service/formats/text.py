@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from service.schemas.models import ImageCheckOut, Labels, ReferenceCaseOut, ReportResponse, SentenceOut
 
 NOTHING_WRITTEN = "(nothing was written)"
-UNSUPPORTED = "[not supported by a reference case or the images]"
+UNSUPPORTED = "[neither a reference case nor the images bear this out]"
 
 
 def plain_text(report: ReportResponse) -> str:
