@@ -57,7 +57,8 @@ router = APIRouter()
         **problem_responses(
             422,
             "A field is wrong; field names it.",
-            *("unknown_field", "missing_field", "malformed_value", "no_known_word", "too_small", "not_a_radiograph"),
+            *("unknown_field", "missing_field", "malformed_value", "no_known_word"),
+            *("too_small", "too_complex", "not_a_radiograph"),
         ),
         **NOT_READY_OR_BUSY,
         **_DISK,

@@ -40,7 +40,9 @@ router = APIRouter()
         **PICTURE,
         **FORM_PROBLEMS,
         **problem_responses(
-            422, "The image is missing or wrong.", "unknown_field", "missing_image", "too_small", "not_a_radiograph"
+            422,
+            "The image is missing or wrong.",
+            *("unknown_field", "missing_image", "too_small", "too_complex", "not_a_radiograph"),
         ),
         **INTERNAL,
         **NOT_READY_OR_BUSY,

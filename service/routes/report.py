@@ -62,7 +62,15 @@ router = APIRouter()
         **problem_responses(
             422,
             "A field is wrong; field names it.",
-            *("unknown_field", "missing_image", "too_small", "not_a_radiograph", "out_of_range", "unknown_value"),
+            *(
+                "unknown_field",
+                "missing_image",
+                "too_small",
+                "too_complex",
+                "not_a_radiograph",
+                "out_of_range",
+                "unknown_value",
+            ),
         ),
         **INTERNAL,
         **problem_responses(

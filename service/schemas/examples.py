@@ -160,6 +160,9 @@ PROBLEM_EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, fiel
         "The image is 1 x 1 pixels; at least 32 on each side are needed. "
         "Send the radiograph itself, not an icon or thumbnail.", "lateral"
     ),
+    "too_complex": (
+        "The JPEG has more than 100 scans. Save the image again, without metadata, and resend it.", "frontal"
+    ),
     "unknown_value": ("stream is 'yes'. Send true or false, or leave it out.", "stream"),
     "out_of_range": ("beam_size is 9. Send a whole number from 1 to 8, or leave it out.", "beam_size"),
     "internal": (INTERNAL_DETAIL, None),

@@ -65,6 +65,7 @@ CODES: dict[str, tuple[int, str]] = {
     "unsupported_pixels": (422, "The pixels of this DICOM image are not supported"),
     "too_small": (422, "The image is too small"),
     "too_large": (422, "The image has too many pixels"),
+    "too_complex": (422, "The image takes too much work to decode"),
     "reload_refused": (409, "The bundle was not swapped"),
     "no_retrieval": (409, "The bundle has no reference cases"),
     "case_exists": (409, "A reference case with this id exists already"),
