@@ -354,7 +354,9 @@ def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     if torch.is_grad_enabled():
         out: Tensor = _Normalise.apply(x, weight, bias, eps)
         return out
-    return _normalised(x, eps)[0].mul_(weight).add_(bias)
+    fused = _fused_norm(x, eps)
+    normed = _normalised_near_constant(x, eps)[0] if fused is None else fused[0]
+    return normed.mul_(weight).add_(bias)
 
 
 class _Normalise(torch.autograd.Function):
@@ -381,18 +383,32 @@ class _Normalise(torch.autograd.Function):
 
 
 def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(x - mean) / (std + eps), (..., d), and the unbiased std of each row, (..., 1).
+    """(x - mean) / (std + eps), (..., d), and the unbiased std of each row, (..., 1)."""
+    fused = _fused_norm(x, eps)
+    if fused is None:
+        return _normalised_near_constant(x, eps)
+    normed, inverse = fused
+    return normed, inverse.reciprocal_().mul_(_std_ratio(x.shape[-1]))
 
-    PyTorch's LayerNorm kernel computes it where no mean is so large that the kernel rounds otherwise;
-    on other devices that comparison would wait for the device.
+
+def _fused_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor] | None:
+    """(x - mean) / (std + eps) by PyTorch's LayerNorm kernel, and the inverse of the biased std.
+
+    None where a mean is so large that the kernel rounds otherwise; and on other devices, where that
+    comparison would wait for the device.
     """
-    ratio = math.sqrt(x.shape[-1] / (x.shape[-1] - 1))  # of the unbiased to the biased deviation
-    if x.device.type == "cpu":
-        normed, mean, inverse = torch.native_layer_norm(x, (x.shape[-1],), None, None, _TINY)
-        if torch.linalg.vector_norm(mean * inverse, float("inf")).item() < _SMALL_MEAN:
-            normed.div_((inverse * eps).add_(ratio))  # exchange the biased deviation for std + eps
-            return normed, inverse.reciprocal_().mul_(ratio)
-    return _normalised_near_constant(x, eps)
+    if x.device.type != "cpu":
+        return None
+    normed, mean, inverse = torch.native_layer_norm(x, (x.shape[-1],), None, None, _TINY)
+    if not torch.linalg.vector_norm(mean * inverse, float("inf")).item() < _SMALL_MEAN:
+        return None
+    # exchange the biased deviation for std + eps
+    return normed.div_((inverse * eps).add_(_std_ratio(x.shape[-1]))), inverse
+
+
+def _std_ratio(width: int) -> float:
+    """Ratio of the unbiased to the biased deviation."""
+    return math.sqrt(width / (width - 1))
 
 
 def _normalised_near_constant(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

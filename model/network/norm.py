@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,17 @@ class R2GenNorm(nn.Module):
         """(..., d) -> (..., d) float32."""
         return normalise(x.float(), self.weight, self.bias, self.eps)
 
+    def freeze(self) -> Callable[[Tensor], Tensor]:
+        """``forward`` for many calls without a gradient, with the current weights."""
+        weight, bias, eps = self.weight.detach(), self.bias.detach(), self.eps
+        return lambda x: normalise(x.float(), weight, bias, eps)
+
 
 def norm(kind: Norm, width: int) -> nn.Module:
     """The normalisation called ``kind`` for rows of ``width``."""
     return R2GenNorm(width) if kind == "r2gen" else nn.LayerNorm(width)
+
+
+def freeze_norm(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A norm for many calls without a gradient, with its current weights."""
+    return module.freeze() if isinstance(module, R2GenNorm) else module.forward

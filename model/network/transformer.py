@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from model.config import Norm
 from model.network.cpu_kernels import Dropout, Linear, PackedLinearGroup
-from model.network.norm import norm
+from model.network.norm import freeze_norm, norm
 
 
 def sinusoidal_positions(length: int, width: int) -> Tensor:
@@ -220,7 +220,7 @@ class _Step:
         attention, cross, (first, _, _, last) = layer.self_attention, layer.cross_attention, layer.feed_forward
         assert isinstance(first, Linear)
         assert isinstance(last, Linear)
-        self.norm1, self.norm2, self.norm3 = layer.norm1.forward, layer.norm2.forward, layer.norm3.forward
+        self.norm1, self.norm2, self.norm3 = map(freeze_norm, (layer.norm1, layer.norm2, layer.norm3))
         self.qkv, self.out1 = attention.freeze(), attention.out.freeze()
         self.query, self.out2 = cross.query.freeze(), cross.out.freeze()
         self.hidden, self.last = first.freeze("relu"), last.freeze()
