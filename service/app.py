@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
@@ -11,7 +10,6 @@ from importlib import metadata
 
 from fastapi import FastAPI
 
-from service.inference.admission import AdmissionLimiter
 from service.inference.runtime import Runtime
 from service.llm.refine import Refiner
 from service.routes import cases, export, preview, report, system
@@ -64,8 +62,6 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     )
     app.state.runtime = runtime
     app.state.refiner = Refiner(settings, runtime.metrics)
-    app.state.auxiliary_limiter = AdmissionLimiter(settings.max_concurrent_requests)  # previews and exports
-    app.state.preview_lock = asyncio.Lock()
     app.state.keys = settings.keys()
     for module in (report, export, system, cases, preview):
         app.include_router(module.router)

@@ -11,12 +11,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model.images import ImageError, ImageLimits
-from model.types import DraftOptions, View
+from model.images import ImageError, ImageLimits, read_image
+from model.types import DraftOptions, StudyView, View
 from service.formats.dicom_source import ExportContext
 from service.formats.fhir import diagnostic_report
 from service.formats.text import plain_text
-from service.inference.engine import decode_view
 from service.inference.loader import LoadError, load
 from service.routes.responses import to_response
 from service.schemas.models import ReportResponse
@@ -64,13 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
         images = {view: _read(Path(name), settings.max_upload_bytes) for view, name in files.items()}
         loaded = load(settings)
         loaded_at = time.perf_counter()
-        limits = ImageLimits(max_pixels=settings.max_pixels)
+        limits, drafter = ImageLimits(max_pixels=settings.max_pixels), loaded.drafter
         study = []
         for view, data in images.items():
             try:
-                study.append(decode_view(data, view, loaded.drafter, limits))
+                image = read_image(data, drafter.image_size, limits=limits, resample=drafter.resample)
             except ImageError as error:
                 raise _InputError(f"{files[view]}: {error}") from error
+            study.append(StudyView(image.pixels, view, image.warnings(view), image.view))
     except _InputError as error:
         print(error, file=sys.stderr)
         return EXIT_IMAGE

@@ -22,6 +22,7 @@ DEPRECATED_NAMES = {  # old name -> name; both are read from the environment
     "queue_size": "max_concurrent_requests",
     "max_wait_ms": "batch_max_wait_ms",
     "cases_dir": "user_cases_dir",
+    "decode_threads": "decode_workers",
 }
 _SHIPPED = Path("bundles/iu-xray")
 _IGNORED_VARIABLES = {"REPORT_DATA"}  # of the test suite
@@ -151,7 +152,10 @@ class Settings(BaseSettings):
         request_timeout_s: seconds from the end of the upload to the response; later requests get 503.
         drain_timeout_s: seconds after SIGTERM within which all in-flight requests get a response.
         stall_timeout_s: seconds after which a running batch counts as a lost device; 0 disables this check.
-        decode_threads: threads that decode images.
+        decode_workers: processes that decode images, one image each. ``REPORT_DECODE_THREADS`` is a deprecated name.
+        decode_memory_bytes: memory of one of these processes; an image that needs more is refused. The memory of all
+            decoding is at most ``decode_workers`` times this value.
+        decode_cpu_s: seconds of processor time of one image; an image that needs more is refused.
         warm_up: draft blank images before the service reports ready.
         log_level: lowest level of log lines; ``DEBUG`` also logs health checks.
         log_format: ``json`` writes one JSON object per line, ``text`` readable lines.
@@ -192,7 +196,9 @@ class Settings(BaseSettings):
     request_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
     drain_timeout_s: Annotated[float, Field(ge=1, le=3600)] = 25.0
     stall_timeout_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0
-    decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
+    decode_workers: Annotated[int, Field(ge=1, le=64, validation_alias=_env_names("decode_workers"))] = 2
+    decode_memory_bytes: Annotated[int, Field(ge=64 * MIB, le=64 * 1024 * MIB)] = 2048 * MIB
+    decode_cpu_s: Annotated[float, Field(gt=0, le=600)] = 10.0
     warm_up: bool = True
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "text"] = "text"

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import io
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
+import os
+import signal
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from service.routes import preview
 from service.routes.preview import PREVIEW_SIDE
 from tests.support.dicom import dicom
-from tests.support.service import PROBLEM, WAIT_S, encode, live_server, png, ready_client, scene, until
+from tests.support.service import PROBLEM, encode, live_server, png, scene, until
 
 
 def previewed(client: httpx.Client, data: bytes) -> Image.Image:
@@ -68,49 +65,25 @@ def test_rejects_preview_without_an_image(client: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["code"]) == (422, "missing_image")
 
 
-def test_renders_one_preview_at_a_time(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawing, most, lock, draw = 0, 0, threading.Lock(), preview.thumbnail
-
-    def watched(*args: Any, **options: Any) -> bytes:
-        nonlocal drawing, most
-        with lock:
-            drawing += 1
-            most = max(most, drawing)
-        time.sleep(0.02)
-        picture = draw(*args, **options)
-        with lock:
-            drawing -= 1
-        return picture
-
-    monkeypatch.setattr(preview, "thumbnail", watched)
-    with ThreadPoolExecutor(4) as clients:
-        sizes = list(clients.map(lambda _: previewed(client, png()).size, range(8)))
-    assert sizes == [(90, 120)] * 8
-    assert most == 1
+def test_hanging_decoder_ends_at_the_deadline(bundle: Path) -> None:
+    with live_server(bundle, warm_up=False, decode_workers=1, request_timeout_s=1) as live, live.client() as service:
+        assert previewed(service, png()).size == (90, 120)
+        (pid,) = live.app.state.runtime.decoder.pids
+        os.kill(pid, signal.SIGSTOP)
+        answer = service.post("/preview", files={"image": ("i", png())})
+        assert (answer.status_code, answer.json()["code"]) == (503, "deadline")
+        assert previewed(service, png()).size == (90, 120)
+        assert pid not in live.app.state.runtime.decoder.pids
 
 
-def test_slow_previews_do_not_block_drafts(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    go, draw = threading.Event(), preview.thumbnail
-
-    def slow(*args: Any, **options: Any) -> bytes:
-        assert go.wait(WAIT_S)
-        return draw(*args, **options)
-
-    monkeypatch.setattr(preview, "thumbnail", slow)
-    with (
-        live_server(bundle, warm_up=False, max_concurrent_requests=2) as live,
-        live.client() as service,
-        ThreadPoolExecutor(2) as pool,
-    ):
-        pending = [pool.submit(previewed, service, png()) for _ in range(2)]
-        try:
-            until(lambda: live.app.state.auxiliary_limiter.in_use == 2)
-            assert service.post("/preview", files={"image": ("i", png())}).json()["code"] == "busy"
-            assert service.post("/report", files={"frontal": ("f", png())}).status_code == 200
-        finally:
-            go.set()
-        assert [picture.result(WAIT_S).size for picture in pending] == [(90, 120)] * 2
-    go.clear()
-    with ready_client(bundle, warm_up=False, request_timeout_s=0.3) as service:
-        assert service.post("/preview", files={"image": ("i", png())}).json()["code"] == "deadline"
-        go.set()
+def test_preview_ends_when_its_client_leaves(bundle: Path) -> None:
+    with live_server(bundle, warm_up=False, decode_workers=1) as live, live.client() as service:
+        runtime = live.app.state.runtime
+        assert previewed(service, png()).size == (90, 120)
+        (pid,) = runtime.decoder.pids
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(httpx.ReadTimeout):
+            service.post("/preview", files={"image": ("i", png())}, timeout=0.5)
+        until(lambda: runtime.admission.in_use == 0)
+        assert previewed(service, png()).size == (90, 120)
+        assert pid not in runtime.decoder.pids

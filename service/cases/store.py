@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from model.bundle import Bundle
-from model.images import ImageError, ImageLimits, thumbnail
 from model.network.dual_encoder import embed_reports
 from model.text.labeler import label_report
 from retrieval_index.cases import Case
@@ -26,18 +25,17 @@ from retrieval_index.index import ReportIndex
 from retrieval_index.user_cases import UserCaseStore
 from service.web.problems import Problem
 
-PICTURE_SIDE = 320  # pixels, longer side of a stored picture
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class NewCase:
-    """A case to add; ``images`` maps view -> file content and is stored as small pictures."""
+    """A case to add; ``pictures`` maps view -> small JPEG."""
 
     case_id: str
     findings: str = field(repr=False)
     source_url: str | None = None
-    images: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    pictures: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -90,14 +88,9 @@ class _AddedCases:
 class ReferenceCaseStore:
     """Finds, adds and removes cases, across swaps of the bundle. Thread-safe."""
 
-    def __init__(self, folder: Path | None, limits: ImageLimits) -> None:
-        """Create a closed store.
-
-        Args:
-            folder: directory of the added cases; None disables adding.
-            limits: bounds on the size of an image.
-        """
-        self._folder, self._limits = folder, limits
+    def __init__(self, folder: Path | None) -> None:
+        """Create a closed store; ``folder`` None disables adding."""
+        self._folder = folder
         self._lock = threading.Lock()
         self._store: UserCaseStore | None = None
         self._index: ReportIndex | None = None
@@ -168,10 +161,8 @@ class ReferenceCaseStore:
         """Store a case and insert it into the index: both or neither.
 
         Raises:
-            Problem: ``cases_off``, ``no_retrieval``, ``case_exists``, ``no_known_word``, ``cases_disk``, or the code of
-                an image error.
+            Problem: ``cases_off``, ``no_retrieval``, ``case_exists``, ``no_known_word`` or ``cases_disk``.
         """
-        pictures = {view: self._picture(data, view) for view, data in new.images.items()}
         with self._lock:
             store, added = self._writable(), self._added
             if added is None:
@@ -191,7 +182,7 @@ class ReferenceCaseStore:
             case = Case(new.case_id, new.findings, dict(label_report(new.findings, use_cache=False)), new.source_url)
             vectors = added.embed([new.findings])
             try:
-                case = store.add(case, pictures)
+                case = store.add(case, new.pictures)
             except OSError as error:
                 raise _disk(error, "The case was not added") from error
             added.insert([case], vectors)
@@ -233,12 +224,6 @@ class ReferenceCaseStore:
                 "No cases can be added to this service. Set REPORT_USER_CASES_DIR to a directory for them and restart.",
             )
         return self._store
-
-    def _picture(self, data: bytes, view: str) -> bytes:
-        try:
-            return thumbnail(data, PICTURE_SIDE, limits=self._limits)
-        except ImageError as error:
-            raise Problem(error.code, str(error), field=view) from error
 
 
 def _disk(error: OSError, outcome: str) -> Problem:

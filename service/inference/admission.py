@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import contextlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,14 +22,21 @@ class BusyError(Problem):
 class AdmissionLimiter:
     """Limits the number of concurrent requests.
 
-    Used on the event loop only; ``in_use`` may be read from any thread.
+    One limiter serves all routes that cost time or memory. Used on the event loop only; ``in_use``
+    may be read from any thread.
     """
 
-    def __init__(self, capacity: int, retry_after_s: Callable[[], int] = lambda: 1) -> None:
-        """Create ``capacity`` free slots; ``retry_after_s`` returns the ``Retry-After`` value of a refusal."""
+    def __init__(self, capacity: int, seconds_per_request: Callable[[], float] = lambda: 0.0) -> None:
+        """Create ``capacity`` free slots.
+
+        Args:
+            capacity: number of slots.
+            seconds_per_request: returns the mean time between two responses under load; the
+                ``Retry-After`` header of a refusal follows from it.
+        """
         self.capacity = capacity
         self.in_use = 0
-        self._retry_after_s = retry_after_s
+        self._seconds_per_request = seconds_per_request
 
     @contextmanager
     def acquire_slot(self) -> Iterator[None]:
@@ -38,14 +46,17 @@ class AdmissionLimiter:
             BusyError: all slots are in use.
         """
         if self.in_use >= self.capacity:
-            raise BusyError(f"all {self.capacity} slots are in use", self._retry_after_s())
+            wait_s = math.ceil(self._seconds_per_request() * self.in_use / 2)
+            raise BusyError(f"all {self.capacity} slots are in use", min(max(wait_s, 1), 60))
         self.in_use += 1
         try:
             yield
         finally:
             self.in_use -= 1
 
-    async def wait_idle(self, deadline: float) -> None:
-        """Return when no slot is in use, or at ``deadline`` (``time.monotonic``)."""
-        while self.in_use and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
+    async def wait_idle(self, timeout_s: float) -> None:
+        """Return when no slot is in use, or after ``timeout_s``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.in_use:
+                    await asyncio.sleep(0.05)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from model.types import Draft, DraftOptions, EventCallback
-from service.inference.admission import AdmissionLimiter
 from service.schemas.models import ModelInfo
 
 
@@ -48,16 +47,16 @@ class Backend(Protocol):
     """Drafts studies. All methods but ``close`` are called on the event loop only."""
 
     @property
-    def admission(self) -> AdmissionLimiter:
-        """Limits concurrent requests. A request holds a slot from before its body is read until its response."""
-
-    @property
     def waiting(self) -> int:
         """Studies in the queue."""
 
     @property
     def stalled_s(self) -> float:
-        """Age in seconds of the oldest running batch or image decoding; 0 if none runs in this process."""
+        """Age in seconds of the oldest running batch; 0 if none runs in this process."""
+
+    @property
+    def seconds_per_study(self) -> float:
+        """Mean time between two drafts under load; 0 if not measured."""
 
     async def draft(
         self, images: dict[str, bytes], options: DraftOptions, on_event: EventCallback | None = None
@@ -77,7 +76,7 @@ class Backend(Protocol):
         """
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait at most ``timeout_s`` until no slot is in use, then close."""
+        """Wait at most ``timeout_s`` until no call of ``draft`` is running, then close."""
 
     def refuse_waiting(self, reason: str) -> int:
         """Accept no more studies and fail the queued ones with ``ClosedError``; returns their number."""

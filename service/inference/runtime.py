@@ -13,7 +13,9 @@ from typing import Literal, Protocol
 from model.images import ImageLimits
 from retrieval_index.user_cases import UserCaseStoreError
 from service.cases.store import ReferenceCaseStore
+from service.inference.admission import AdmissionLimiter
 from service.inference.backend import Backend
+from service.inference.decode_pool import DecodeError, DecodePool
 from service.inference.engine import Engine
 from service.inference.loader import LoadedBundle, LoadError, load
 from service.inference.threads import run_in_temporary_thread
@@ -58,6 +60,8 @@ class Runtime:
         state: ``loading``, then ``ready``; ``failed`` for ``reason`` if no bundle could be loaded or the device was
             lost.
         device_lost: whether it failed after it had been ready.
+        admission: limits the concurrent requests of all routes.
+        decoder: decodes all images; its processes start with the bundle.
         case_store: the reference cases.
         metrics: of the app.
         shutdown_deadline: cancels all in-flight requests at the end of the drain.
@@ -71,13 +75,22 @@ class Runtime:
         self.device_lost = False
         self.metrics = Metrics()
         self.shutdown_deadline = ShutdownDeadline()
-        self._limits = ImageLimits(max_pixels=settings.max_pixels)
-        self.case_store = ReferenceCaseStore(settings.user_cases_dir, self._limits)
+        self.admission = AdmissionLimiter(
+            capacity or settings.max_concurrent_requests,
+            lambda: backend.seconds_per_study if (backend := self._current_backend()) else 0.0,
+        )
+        self.decoder = DecodePool(
+            settings.decode_workers,
+            memory_bytes=settings.decode_memory_bytes,
+            cpu_s=settings.decode_cpu_s,
+            limits=ImageLimits(max_pixels=settings.max_pixels),
+        )
+        self.case_store = ReferenceCaseStore(settings.user_cases_dir)
         self.metrics.watch(
             ready=lambda: self.state == "ready",
             waiting=lambda: backend.waiting if (backend := self._current_backend()) else 0,
-            in_use=lambda: backend.admission.in_use if (backend := self._current_backend()) else 0,
-            capacity=lambda: capacity or settings.max_concurrent_requests,
+            in_use=lambda: self.admission.in_use,
+            capacity=lambda: self.admission.capacity,
         )
         self._serving: ServingState | None = None
         self._retired: list[Backend] = []  # swapped out, but still with in-flight requests
@@ -85,6 +98,14 @@ class Runtime:
         self._loading: asyncio.Task[None] | None = None
         self._swapping = asyncio.Lock()
         self._drain_deadline: float | None = None  # time.monotonic; set when the drain starts
+
+    def check_accepting(self) -> None:
+        """Check that a new request can be served.
+
+        Raises:
+            Problem: as ``serving``.
+        """
+        self.serving()
 
     def serving(self) -> ServingState:
         """Return the current backend.
@@ -132,18 +153,21 @@ class Runtime:
 
         try:
             loaded = await run_in_temporary_thread(self._load_and_warm_up)
+            if settings.warm_up:
+                await self.decoder.start()
         except LoadError:
             raise
+        except DecodeError as error:
+            raise LoadError(str(error)) from error
         except Exception as error:
             log.critical("loading failed with %s\n%s", type(error).__name__, format_traceback_locations(error))
             raise LoadError(f"loading failed with {type(error).__name__}; see the service log") from error
         engine = Engine(
             loaded.drafters,
-            capacity=settings.max_concurrent_requests,
+            self.decoder,
+            self.admission,
             max_batch_size=settings.max_batch_size or _DEFAULT_BATCH_SIZE[loaded.drafter.device.type],
             max_wait_ms=settings.batch_max_wait_ms,
-            decode_threads=settings.decode_threads,
-            limits=self._limits,
             metrics=self.metrics,
             on_device_lost=on_device_lost,
         )
@@ -215,14 +239,13 @@ class Runtime:
     # -- failure -----------------------------------------------------------------------------------------------------
 
     async def _watch_for_stalls(self) -> None:
-        """Treat the device as lost if a batch, or the decoding of an image, runs too long."""
+        """Treat the device as lost if a batch runs too long."""
         limit_s = self.settings.stall_timeout_s
         while limit_s:
             await asyncio.sleep(min(limit_s / 4, 5.0))
             if (backend := self._current_backend()) is not None and backend.stalled_s > limit_s:
                 self._lose_device(
-                    f"A batch, or the decoding of an image, has not ended for {limit_s:g} s "
-                    "(REPORT_STALL_TIMEOUT_S); the service must be restarted"
+                    f"A batch has not ended for {limit_s:g} s (REPORT_STALL_TIMEOUT_S); the service must be restarted"
                 )
                 return
 
@@ -267,6 +290,7 @@ class Runtime:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for backend in self._backends():
             await asyncio.to_thread(backend.close, self._remaining_s())
+        await self.decoder.close()
         await asyncio.to_thread(self.case_store.close)
         self._serving = None
 

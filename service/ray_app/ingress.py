@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.types import Draft, DraftOptions, EventCallback
 from service.app import create_app
-from service.inference.admission import AdmissionLimiter, BusyError
+from service.inference.admission import BusyError
 from service.inference.backend import ClosedError, FieldError, OutOfMemoryError, RemoteDraft
 from service.inference.runtime import QUEUE_CUTOFF_S, Runtime, ServingState
 from service.metrics import Metrics
@@ -38,12 +38,12 @@ Replicas = DeploymentHandle[ModelReplica]
 class RayBackend:
     """A ``service.inference.backend.Backend`` that sends studies to replicas. Created and used on the event loop."""
 
-    def __init__(self, replicas: Replicas, capacity: int, metrics: Metrics) -> None:
-        self.stalled_s = 0.0  # replicas watch their devices
+    def __init__(self, replicas: Replicas, metrics: Metrics) -> None:
+        self.stalled_s = self.seconds_per_study = 0.0  # replicas watch and measure their devices
         self.waiting = 0  # in the queues of the replicas, at the last poll
         self.last_response = 0.0  # time.monotonic of the last response of a replica
         self._replicas, self._metrics = replicas, metrics
-        self.admission = AdmissionLimiter(capacity)
+        self._drafting = 0  # running calls of draft
         self._refusal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def draft(
@@ -58,6 +58,7 @@ class RayBackend:
         if self._refusal.done():
             raise ClosedError(self._refusal.result())
         request = asyncio.ensure_future(self._draft_with_retry(images, options))
+        self._drafting += 1
         try:
             either: set[asyncio.Future[Any]] = {request, self._refusal}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -65,17 +66,17 @@ class RayBackend:
                 raise ClosedError(self._refusal.result())
             return request.result()
         finally:
+            self._drafting -= 1
             request.cancel()
 
     async def drain(self, timeout_s: float) -> None:
-        """See ``Backend``."""
-        await self.admission.wait_idle(time.monotonic() + timeout_s)
+        """Do nothing: the backend is never swapped."""
 
     def refuse_waiting(self, reason: str) -> int:
         """Accept no more studies and fail those without a draft with ``ClosedError``; returns their number."""
         if not self._refusal.done():
             self._refusal.set_result(reason)
-        return self.admission.in_use
+        return self._drafting
 
     def close(self, timeout_s: float = 0.0) -> None:
         """Do nothing: Ray stops the replicas."""
@@ -140,12 +141,12 @@ class RayRuntime(Runtime):
     def __init__(self, settings: Settings, replicas: Replicas, capacity: int) -> None:
         super().__init__(settings, capacity)
         self.reason = NO_REPLICA_READY
-        self._replicas, self._capacity = replicas, capacity
+        self._replicas = replicas
         self._backend: RayBackend | None = None
         self._last_description = 0.0
         self._last: tuple[Counter[str], str] | None = None
 
-    def serving(self) -> ServingState:
+    def check_accepting(self) -> None:
         """See ``Runtime``.
 
         Raises:
@@ -153,11 +154,11 @@ class RayRuntime(Runtime):
         """
         if self._drain_deadline is not None:
             raise stopping()
-        return super().serving()
+        super().check_accepting()
 
     def start(self) -> None:
         """Start to poll the replicas; returns at once."""
-        self._backend = RayBackend(self._replicas, self._capacity, self.metrics)
+        self._backend = RayBackend(self._replicas, self.metrics)
         self._spawn_background_task(self._poll(self._backend), "poll-replicas")
 
     async def reload(self) -> ServingState:
@@ -180,10 +181,11 @@ class RayRuntime(Runtime):
         if self._backend is None:
             return
         timeout_s = self.settings.drain_timeout_s
-        await self._backend.drain(max(timeout_s - QUEUE_CUTOFF_S, timeout_s / 2))
+        await self.admission.wait_idle(max(timeout_s - QUEUE_CUTOFF_S, timeout_s / 2))
         if count := self._backend.refuse_waiting(STOPPING):
             log.warning("stopping: %d requests without a draft were refused", count)
-        await self._backend.drain(QUEUE_CUTOFF_S)
+        await self.admission.wait_idle(QUEUE_CUTOFF_S)
+        await self.decoder.close()
 
     def _current_backend(self) -> RayBackend | None:
         return self._backend

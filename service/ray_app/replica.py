@@ -78,7 +78,7 @@ class ModelReplica:
         """
         try:
             serving = self._runtime.serving()
-            with serving.backend.admission.acquire_slot():
+            with self._runtime.admission.acquire_slot():
                 draft = await serving.backend.draft(images, options)
         except FieldError as error:
             return Failure("image", str(error), error.field, error.code)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from model.images import ImageError
 from service.cases.store import NewCase
+from service.inference.decode_pool import DecodePool
 from service.inference.runtime import Runtime
 from service.inference.threads import run_in_temporary_thread
 from service.routes.openapi import (
@@ -23,8 +26,11 @@ from service.schemas.examples import CASE_FORM_EXAMPLES
 from service.schemas.forms import CaseForm
 from service.schemas.models import CaseResponse
 from service.web.auth import require_api_key, require_api_key_if_configured
+from service.web.disconnect import cancel_on_disconnect
+from service.web.problems import Problem, deadline
 from service.web.request_body import read_form
 
+PICTURE_SIDE = 320  # pixels, longer side of a stored picture
 CaseId = Annotated[str, Path(description="An id from reference_cases.")]
 View = Annotated[
     str,
@@ -71,16 +77,29 @@ async def add_case(request: Request, response: Response) -> CaseResponse:
     """
     runtime: Runtime = request.app.state.runtime
     settings, store = runtime.settings, runtime.case_store
-    serving = runtime.serving()
+    runtime.check_accepting()
     store.check_writable()
-    with serving.backend.admission.acquire_slot():
+    with runtime.admission.acquire_slot():
         form = await read_form(
             request, CaseForm, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s
         )
-        new = NewCase(form.case_id, form.findings, form.source_url, form.take_images())
+        async with deadline(settings.request_timeout_s, "The case"):
+            pictures = await cancel_on_disconnect(request, _shrink(runtime.decoder, form.take_images()))
+        new = NewCase(form.case_id, form.findings, form.source_url, pictures)
         found = await run_in_temporary_thread(lambda: store.add(new))
     response.headers["Location"] = f"cases/{found.case.case_id}"
     return case_response(found)
+
+
+async def _shrink(decoder: DecodePool, images: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The small picture of each view."""
+    pictures = {}
+    for view, data in images.items():
+        try:
+            pictures[view] = await decoder.thumbnail(data, PICTURE_SIDE)
+        except ImageError as error:
+            raise Problem(error.code, str(error), field=view) from error
+    return pictures
 
 
 @router.get(

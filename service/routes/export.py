@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from service.formats.dicom_source import ExportContext
 from service.formats.negotiation import VARY, parse_accept, respond
+from service.inference.runtime import Runtime
 from service.routes.openapi import (
     BODY_PROBLEMS,
     INTERNAL,
@@ -20,7 +21,6 @@ from service.routes.openapi import (
 from service.schemas.examples import EXPORT_EXAMPLES
 from service.schemas.export import ExportRequest
 from service.schemas.models import ReportResponse
-from service.settings import Settings
 from service.web.auth import require_api_key_if_configured
 from service.web.problems import Problem
 from service.web.request_body import receive, refuse_compressed
@@ -54,9 +54,9 @@ async def export(request: Request, response: Response) -> ReportResponse | Respo
     For a DICOM structured report, which needs the images, use `POST /report`.
     """
     formats = parse_accept(request.headers.getlist("accept"), streams=False)
-    settings: Settings = request.app.state.runtime.settings
-    with request.app.state.auxiliary_limiter.acquire_slot():
-        body = await _read_body(request, timeout_s=settings.upload_timeout_s)
+    runtime: Runtime = request.app.state.runtime
+    with runtime.admission.acquire_slot():
+        body = await _read_body(request, timeout_s=runtime.settings.upload_timeout_s)
         context = ExportContext(body.views)
         offer = formats.choose(context, no_sr=_NO_SR)
         result = await run_in_threadpool(body.edited_report)

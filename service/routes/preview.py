@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from functools import partial
-
 from fastapi import APIRouter, Depends, Request, Response
 
-from model.images import ImageError, ImageLimits, thumbnail
+from model.images import ImageError
 from service.inference.runtime import Runtime
-from service.inference.threads import run_in_temporary_thread
 from service.routes.openapi import (
     FORM_PROBLEMS,
     INTERNAL,
@@ -23,7 +18,7 @@ from service.schemas.examples import PREVIEW_FORM_EXAMPLES
 from service.schemas.forms import PreviewForm
 from service.web.auth import require_api_key_if_configured
 from service.web.disconnect import cancel_on_disconnect
-from service.web.problems import Problem
+from service.web.problems import Problem, deadline
 from service.web.request_body import read_form
 
 PREVIEW_SIDE = 1536  # pixels of the longer side
@@ -56,40 +51,14 @@ async def preview(request: Request) -> Response:
     """
     runtime: Runtime = request.app.state.runtime
     settings = runtime.settings
-    runtime.serving()
-    with request.app.state.auxiliary_limiter.acquire_slot():
+    runtime.check_accepting()
+    with runtime.admission.acquire_slot():
         form = await read_form(
             request, PreviewForm, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s
         )
-        render = partial(_render, form.image, ImageLimits(max_pixels=settings.max_pixels))
         try:
-            async with asyncio.timeout(settings.request_timeout_s):
-                picture = await cancel_on_disconnect(request, _one_at_a_time(request.app.state.preview_lock, render))
-        except TimeoutError as error:
-            detail = f"The picture was not ready within {settings.request_timeout_s:g} s. Try again in a moment."
-            raise Problem("deadline", detail, headers={"Retry-After": "5"}) from error
+            async with deadline(settings.request_timeout_s, "The picture"):
+                picture = await cancel_on_disconnect(request, runtime.decoder.thumbnail(form.image, PREVIEW_SIDE))
+        except ImageError as error:
+            raise Problem(error.code, str(error), field="image") from error
     return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, no-store"})
-
-
-async def _one_at_a_time(lock: asyncio.Lock, render: Callable[[], bytes]) -> bytes:
-    """Render under the lock, because a large image needs a gigabyte.
-
-    The lock is held until the thread ends, even if the client disconnects before.
-    """
-    await lock.acquire()
-    rendering = asyncio.ensure_future(run_in_temporary_thread(render))
-
-    def finished(_: object) -> None:
-        lock.release()
-        if not rendering.cancelled():
-            rendering.exception()  # mark it as retrieved: after a disconnect no caller awaits it
-
-    rendering.add_done_callback(finished)
-    return await asyncio.shield(rendering)
-
-
-def _render(data: bytes, limits: ImageLimits) -> bytes:
-    try:
-        return thumbnail(data, PREVIEW_SIDE, limits=limits)
-    except ImageError as error:
-        raise Problem(error.code, str(error), field="image") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from contextlib import ExitStack
@@ -15,13 +14,14 @@ from model.types import Draft, DraftOptions, EventCallback
 from service.formats.dicom_source import export_context
 from service.formats.negotiation import VARY, parse_accept, respond
 from service.inference.backend import (
+    Backend,
     ClosedError,
     DeviceLostError,
     FieldError,
     OutOfMemoryError,
     RemoteDraft,
 )
-from service.inference.runtime import Runtime, ServingState
+from service.inference.runtime import Runtime
 from service.llm.refine import Refiner
 from service.routes.openapi import (
     FORM_PROBLEMS,
@@ -38,7 +38,7 @@ from service.schemas.forms import ReportForm
 from service.schemas.models import ReportResponse
 from service.web.auth import require_api_key_if_configured
 from service.web.disconnect import cancel_on_disconnect
-from service.web.problems import Problem, stopping
+from service.web.problems import Problem, deadline, stopping
 from service.web.request_body import read_form
 
 log = logging.getLogger(__name__)
@@ -92,14 +92,14 @@ async def report(request: Request, response: Response) -> ReportResponse | Respo
     runtime: Runtime = request.app.state.runtime
     settings = runtime.settings
     formats = parse_accept(request.headers.getlist("accept"))
-    serving = runtime.serving()
+    runtime.check_accepting()
     with ExitStack() as stack:
         slot = stack.enter_context(ExitStack())
-        slot.enter_context(serving.backend.admission.acquire_slot())
+        slot.enter_context(runtime.admission.acquire_slot())
         form = await read_form(
             request, ReportForm, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s
         )
-        drafting = _Drafting(runtime, request.app.state.refiner, serving, form, slot, started)
+        drafting = _Drafting(runtime, request.app.state.refiner, form, slot, started)
         if form.stream == "true":
             formats.check_stream()
             return EventStream(request, drafting.run, stack.pop_all())
@@ -113,18 +113,10 @@ async def report(request: Request, response: Response) -> ReportResponse | Respo
 class _Drafting:
     """One request from its form to the response."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        refiner: Refiner,
-        serving: ServingState,
-        form: ReportForm,
-        slot: ExitStack,
-        started: float,
-    ) -> None:
+    def __init__(self, runtime: Runtime, refiner: Refiner, form: ReportForm, slot: ExitStack, started: float) -> None:
         """Take the images of the form; ``started``: ``time.perf_counter`` when the request came."""
         self.images = form.take_images()
-        self._runtime, self._refiner, self._serving = runtime, refiner, serving
+        self._runtime, self._refiner = runtime, refiner
         self._options = DraftOptions(form.top_k, form.beam_size, form.include == "attention")
         self._refine = form.refine == "true"
         self._slot = slot
@@ -140,10 +132,11 @@ class _Drafting:
             Problem: the draft failed.
         """
         views = len(self.images)
-        draft = await self._draft(on_event)
+        serving = self._runtime.serving()
+        draft = await self._draft(serving.backend, on_event)
         now = time.perf_counter()
         timings = {"upload": (self._uploaded - self._started) * 1000, "total": (now - self._started) * 1000}
-        model = draft.model if isinstance(draft, RemoteDraft) else self._serving.model
+        model = draft.model if isinstance(draft, RemoteDraft) else serving.model
         result = to_response(draft, model, timings)
         if self._refine:
             if on_event is not None:
@@ -156,15 +149,11 @@ class _Drafting:
         log.info("draft %s: %d views, %d cases", result.report_id, views, len(result.reference_cases))
         return result
 
-    async def _draft(self, on_event: EventCallback | None) -> Draft:
+    async def _draft(self, backend: Backend, on_event: EventCallback | None) -> Draft:
         """The backend's draft, with its errors as problems."""
-        within_s = self._runtime.settings.request_timeout_s
         try:
-            async with asyncio.timeout(within_s):
-                return await self._serving.backend.draft(self.images, self._options, on_event)
-        except TimeoutError as error:
-            detail = f"The draft was not ready within {within_s:g} s (REPORT_REQUEST_TIMEOUT_S). Try again in a moment."
-            raise Problem("deadline", detail, headers={"Retry-After": "5"}) from error
+            async with deadline(self._runtime.settings.request_timeout_s, "The draft"):
+                return await backend.draft(self.images, self._options, on_event)
         except FieldError as error:
             raise Problem(error.code, str(error), field=error.field) from error
         except OutOfMemoryError as error:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from service.inference.admission import AdmissionLimiter
 from service.inference.runtime import Runtime, ServingState
 from service.routes.openapi import NO_KEY, NOT_READY, problem_responses
 from service.schemas.models import AliveResponse, BundleInfo, HealthResponse, QueueInfo
@@ -32,7 +33,7 @@ router = APIRouter()
 async def reload(request: Request) -> HealthResponse:
     """Load the bundle again and serve it; requests in flight finish with the previous one."""
     runtime: Runtime = request.app.state.runtime
-    return _health(await runtime.reload())
+    return _health(await runtime.reload(), runtime.admission)
 
 
 @router.get(
@@ -44,18 +45,18 @@ async def reload(request: Request) -> HealthResponse:
 async def health(request: Request) -> HealthResponse:
     """200 when ready; 503 with the reason while the model is loaded or if that failed."""
     runtime: Runtime = request.app.state.runtime
-    return _health(runtime.serving())
+    return _health(runtime.serving(), runtime.admission)
 
 
-def _health(serving: ServingState) -> HealthResponse:
-    model, backend = serving.model, serving.backend
+def _health(serving: ServingState, admission: AdmissionLimiter) -> HealthResponse:
+    model = serving.model
     return HealthResponse(
         status="ready",
         device=serving.device,
         bundle=BundleInfo(name=model.name, digest=model.digest, hydrated=model.hydrated),
         cases=serving.case_index.cases,
         texts=serving.case_index.texts,
-        queue=QueueInfo(depth=backend.admission.in_use, waiting=backend.waiting, capacity=backend.admission.capacity),
+        queue=QueueInfo(depth=admission.in_use, waiting=serving.backend.waiting, capacity=admission.capacity),
         model=model,
     )
 

@@ -7,9 +7,11 @@ message, which might quote a report.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -126,6 +128,21 @@ def _response(body: ProblemDetails, headers: Mapping[str, str]) -> Response:
 def stopping() -> Problem:
     """The problem of a request that the shutdown cancels, or that arrives after it."""
     return Problem("stopping", STOPPING, headers={"Retry-After": "5", "Connection": "close"})
+
+
+@asynccontextmanager
+async def deadline(seconds: float, what: str) -> AsyncIterator[None]:
+    """Cancel the work of the context after ``seconds``.
+
+    Raises:
+        Problem: ``deadline``, 503; the detail begins with ``what``, which was not ready.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        detail = f"{what} was not ready within {seconds:g} s (REPORT_REQUEST_TIMEOUT_S). Try again in a moment."
+        raise Problem("deadline", detail, headers={"Retry-After": "5"}) from error
 
 
 def internal_error(error: BaseException) -> Problem:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from model.types import Draft, DraftOptions, EventCallback, StudyView, View
+from service.inference.admission import AdmissionLimiter
+from service.inference.decode_pool import DecodePool
 from service.inference.engine import Engine
 from tests.support.service import WAIT_S
 
@@ -64,16 +66,20 @@ def study(number: int, views: int = 1) -> list[StudyView]:
 
 
 @asynccontextmanager
-async def running(*recorders: Recorder, capacity: int = 20, **options: Any) -> AsyncIterator[tuple[Engine, Recorder]]:
+async def running(
+    *recorders: Recorder, admission: AdmissionLimiter | None = None, **options: Any
+) -> AsyncIterator[tuple[Engine, Recorder]]:
     """An engine over the recorders (by default a new one), and the first of them; closed at the end."""
     recorders = recorders or (Recorder(),)
-    engine = Engine(recorders, capacity=capacity, **options)
+    decoder = DecodePool(1, memory_bytes=2**30, cpu_s=10)
+    engine = Engine(recorders, decoder, admission or AdmissionLimiter(20), **options)
     try:
         yield engine, recorders[0]
     finally:
         for recorder in recorders:
             recorder.go.set()
         await asyncio.to_thread(engine.close)
+        await decoder.close()
 
 
 async def in_one_batch(

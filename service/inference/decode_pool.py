@@ -1,0 +1,229 @@
+"""Decodes images in worker processes, so that no file can stop, slow down or crash the service.
+
+Each worker decodes one image at a time. A worker is killed when its request is cancelled (deadline,
+disconnected client, shutdown), and the system kills it when an image takes too much processor time;
+the next request gets a new one. The memory of all decoding is at most the number of workers times
+the limit of one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from model.images import DEFAULT_LIMITS, ImageError, ImageLimits
+from model.types import DraftWarning, Resample, StudyView, View
+from service.inference.decode_worker import LENGTHS, READ, THUMBNAIL
+
+START_TIMEOUT_S = 60.0
+_MODULE = "service.inference.decode_worker"
+_MAX_HEADER, _MAX_RESULT = 64 * 1024, 64 * 1024 * 1024  # bytes of a response
+log = logging.getLogger(__name__)
+
+
+class DecodeError(RuntimeError):
+    """The decoder failed unexpectedly, or no worker could be started; the log has the cause."""
+
+
+class _WorkerLostError(Exception):
+    """The worker ended before its response."""
+
+
+class DecodePool:
+    """The worker processes of one service. Used on one event loop; workers start when they are needed."""
+
+    def __init__(self, workers: int, *, memory_bytes: int, cpu_s: float, limits: ImageLimits = DEFAULT_LIMITS) -> None:
+        """Create a pool without processes.
+
+        Args:
+            workers: largest number of processes, and of images that are decoded at a time.
+            memory_bytes: memory of one process, in addition to its libraries.
+            cpu_s: processor time of one image, in seconds.
+            limits: bounds on the size of an image.
+        """
+        self._memory_bytes, self._cpu_s = memory_bytes, cpu_s
+        self._limits = dataclasses.asdict(limits)
+        self._slots = asyncio.Semaphore(workers)
+        self._workers = workers
+        self._idle: list[_Worker] = []
+        self._all: set[_Worker] = set()
+        self._closed = False
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.process.pid for worker in self._all]
+
+    async def start(self) -> None:
+        """Start all workers, so that the first requests need not wait for them.
+
+        Raises:
+            DecodeError: a worker does not start.
+        """
+        missing = self._workers - len(self._all)
+        self._idle += await asyncio.gather(*(self._start() for _ in range(missing)))
+
+    async def read(self, data: bytes, view: View, size: int, resample: Resample) -> StudyView:
+        """Decode an image that was sent as ``view`` to (``size``, ``size``).
+
+        Raises:
+            ImageError: see ``model.images.read_image``; ``too_complex`` if it takes too much memory or time.
+            DecodeError: the decoder failed.
+        """
+        answer, pixels = await self._call({"operation": READ, "view": view, "size": size, "resample": resample}, data)
+        warnings = tuple(DraftWarning(code, message) for code, message in answer["warnings"])
+        header_view = None if answer["view"] is None else View(answer["view"])
+        return StudyView(np.frombuffer(pixels, np.uint8).reshape(size, size), view, warnings, header_view)
+
+    async def thumbnail(self, data: bytes, longest: int) -> bytes:
+        """A small JPEG of an image; ``longest`` and errors as of ``model.images.thumbnail`` and ``read``."""
+        return (await self._call({"operation": THUMBNAIL, "longest": longest}, data))[1]
+
+    async def close(self) -> None:
+        """Kill all workers; requests that wait for one fail with ``DecodeError``."""
+        self._closed = True
+        for worker in self._all.copy():
+            await self._kill(worker)
+
+    async def _call(self, header: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+        header = {**header, "limits": self._limits}
+        async with self._slots:
+            for _ in range(2):  # an earlier image, or the system, may have harmed the first worker
+                worker = await self._take()
+                try:
+                    answer, result = await worker.call(header, data)
+                except _WorkerLostError:
+                    await self._kill(worker)
+                    if worker.process.returncode == -signal.SIGPROF:
+                        raise self._too_complex(f"{self._cpu_s:g} s of processor time") from None
+                    log.warning("a decode worker ended with status %s", worker.process.returncode)
+                    failure = ImageError("truncated", "The image file is damaged: its decoder crashed. Send another.")
+                except BaseException:  # cancelled: the worker is still decoding
+                    await self._kill(worker)
+                    raise
+                else:
+                    if "memory" not in answer:
+                        self._idle.append(worker)
+                        return _checked(answer), result
+                    await self._kill(worker)
+                    failure = self._too_complex(f"{self._memory_bytes:,} bytes of memory")
+                    if worker.calls == 1:
+                        break
+        raise failure
+
+    async def _take(self) -> _Worker:
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.process.poll() is None:
+                return worker
+            await self._kill(worker)
+        return await self._start()
+
+    async def _start(self) -> _Worker:
+        if self._closed:
+            raise DecodeError("the service is stopping")
+        worker = await _Worker.start(self._memory_bytes, self._cpu_s)
+        self._all.add(worker)
+        return worker
+
+    async def _kill(self, worker: _Worker) -> None:
+        self._all.discard(worker)
+        await asyncio.shield(worker.kill())
+
+    def _too_complex(self, limit: str) -> ImageError:
+        return ImageError(
+            "too_complex", f"Decoding the image takes more than {limit}. Send it uncompressed or smaller."
+        )
+
+
+class _Worker:
+    """One process and the connection to it."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.process, self._reader, self._writer = process, reader, writer
+        self.calls = 0
+
+    @classmethod
+    async def start(cls, memory_bytes: int, cpu_s: float) -> _Worker:
+        """Start a process and wait until it is ready.
+
+        Raises:
+            DecodeError: it ended, or was not ready in time.
+        """
+        here, there = socket.socketpair()
+        with there:
+            reader, writer = await asyncio.open_connection(sock=here)
+            command = [sys.executable, "-m", _MODULE, str(there.fileno()), str(memory_bytes), str(cpu_s)]
+            process = subprocess.Popen(command, pass_fds=[there.fileno()], env=_environment())
+        worker = cls(process, reader, writer)
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await worker._receive()
+        except BaseException as error:
+            await asyncio.shield(worker.kill())
+            if not isinstance(error, TimeoutError | _WorkerLostError):
+                raise
+            message = f"a decode worker did not start (status {process.returncode}); its output is in the log"
+            raise DecodeError(message) from error
+        return worker
+
+    async def call(self, header: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+        """Send a request and receive its response.
+
+        Raises:
+            _WorkerLostError: the process ended.
+        """
+        self.calls += 1
+        encoded = json.dumps(header).encode()
+        with contextlib.suppress(ConnectionError):  # then the response is missing too
+            self._writer.write(LENGTHS.pack(len(encoded), len(data)) + encoded)
+            self._writer.write(data)
+            await self._writer.drain()
+        return await self._receive()
+
+    async def _receive(self) -> tuple[dict[str, Any], bytes]:
+        try:
+            header_length, length = LENGTHS.unpack(await self._reader.readexactly(LENGTHS.size))
+            if header_length > _MAX_HEADER or length > _MAX_RESULT:
+                raise _WorkerLostError
+            header = await self._reader.readexactly(header_length)
+            return json.loads(header or b"{}"), await self._reader.readexactly(length)
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise _WorkerLostError from error
+
+    async def kill(self) -> None:
+        """End the process, whatever it does."""
+        self._writer.transport.abort()
+        self.process.kill()
+        await asyncio.to_thread(self.process.wait)
+
+
+def _environment() -> dict[str, str]:
+    """Of a worker: one thread per library, this interpreter's modules, and no setting, as some are secret."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("REPORT_")}
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {**kept, **one_thread, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def _checked(answer: dict[str, Any]) -> dict[str, Any]:
+    if "error" in answer:
+        raise ImageError(*answer["error"])
+    if "failure" in answer:
+        name, locations = answer["failure"]
+        log.error("a decoder failed with %s\n%s", name, "\n".join(f"  {location}" for location in locations))
+        raise DecodeError(f"a decoder failed with {name}")
+    return answer

@@ -1,0 +1,143 @@
+"""The decode pool: same pixels as in the process, and no image harms the service or the next image."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.images import ImageError, ImageLimits, read_image
+from model.types import View
+from service.inference.decode_pool import DecodeError, DecodePool
+from tests.support.dicom import dicom
+from tests.support.service import WAIT_S, encode, png, scene
+
+pytestmark = pytest.mark.anyio
+SIZE = 64
+HEAVY = encode(Image.new("RGBA", (6000, 6000)))  # 140 kB; its decoding takes 700 MB and most of a second
+
+
+@asynccontextmanager
+async def opened(workers: int = 1, memory_mib: int = 1024, cpu_s: float = 20.0) -> AsyncIterator[DecodePool]:
+    pool = DecodePool(workers, memory_bytes=memory_mib * 2**20, cpu_s=cpu_s, limits=ImageLimits(min_side=40))
+    try:
+        yield pool
+    finally:
+        await pool.close()
+        assert pool.pids == []
+
+
+async def readable(pool: DecodePool) -> bool:
+    """Whether the pool decodes an ordinary image to the same pixels as this process."""
+    view = await pool.read(png(), View.FRONTAL, SIZE, "bicubic")
+    return bool((view.pixels == read_image(png(), SIZE).pixels).all())
+
+
+async def killed_while_decoding(pool: DecodePool, number: signal.Signals, times: int) -> bytes:
+    """Decode an image whose first ``times`` workers get a signal."""
+    task = asyncio.create_task(pool.thumbnail(HEAVY, 100))
+    for _ in range(times):
+        async with asyncio.timeout(WAIT_S):
+            while not pool.pids:
+                await asyncio.sleep(0.01)
+        (pid,) = pool.pids
+        os.kill(pid, number)
+        async with asyncio.timeout(WAIT_S):
+            while pid in pool.pids:
+                await asyncio.sleep(0.01)
+    return await task
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
+async def test_view_equals_that_of_the_process(resample: str) -> None:
+    files = [
+        encode(Image.fromarray(scene())), encode(Image.fromarray(scene()), "JPEG"), png(),
+        dicom(scene(), ViewPosition="LL"), dicom(scene().astype(np.uint16) * 16, stored=12, ViewPosition="PA"),
+    ]  # fmt: skip
+    async with opened(workers=2) as pool:
+        await pool.start()
+        assert len(pool.pids) == 2
+        views = await asyncio.gather(*(pool.read(file, View.FRONTAL, SIZE, resample) for file in files))
+        assert len(pool.pids) == 2
+    for file, view in zip(files, views, strict=True):
+        image = read_image(file, SIZE, resample=resample)
+        assert (view.pixels == image.pixels).all()
+        assert (view.view, view.header_view) == (View.FRONTAL, image.view)
+        assert view.warnings == image.warnings(View.FRONTAL)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"), [(b"", "empty"), (b"no image", "not_an_image"), (encode(Image.new("L", (39, 99))), "too_small")]
+)
+async def test_error_of_an_image_keeps_its_code(data: bytes, code: str) -> None:
+    async with opened() as pool:
+        with pytest.raises(ImageError) as caught:
+            await pool.read(data, View.LATERAL, SIZE, "bicubic")
+        (pid,) = pool.pids
+        assert await readable(pool)
+        assert pool.pids == [pid], "an unreadable image costs no process"
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(("memory_mib", "cpu_s", "limit"), [(128, 20.0, "bytes of memory"), (1024, 0.1, "0.1 s")])
+async def test_refuses_image_that_takes_too_much(memory_mib: int, cpu_s: float, limit: str) -> None:
+    async with opened(1, memory_mib, cpu_s) as pool:
+        assert await readable(pool)
+        with pytest.raises(ImageError, match=limit) as caught:
+            await pool.read(HEAVY, View.FRONTAL, SIZE, "bicubic")
+        assert caught.value.code == "too_complex"
+        assert await readable(pool)
+
+
+async def test_cancelled_decoding_is_killed() -> None:
+    async with opened() as pool:
+        assert await readable(pool)
+        (pid,) = pool.pids
+        os.kill(pid, signal.SIGSTOP)  # a decoder that never ends
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await pool.read(png(), View.FRONTAL, SIZE, "bicubic")
+        assert not Path(f"/proc/{pid}").exists()
+        assert await readable(pool)
+
+
+async def test_worker_that_ended_is_replaced() -> None:
+    async with opened() as pool:
+        assert await readable(pool)
+        (pid,) = pool.pids
+        os.kill(pid, signal.SIGKILL)
+        assert await readable(pool)
+        assert pool.pids != [pid]
+
+
+async def test_image_whose_worker_ends_is_decoded_once_more() -> None:
+    async with opened() as pool:
+        assert (await killed_while_decoding(pool, signal.SIGKILL, 1)).startswith(b"\xff\xd8")
+        with pytest.raises(ImageError, match="its decoder crashed"):
+            await killed_while_decoding(pool, signal.SIGSEGV, 2)
+        assert await readable(pool)
+
+
+async def test_worker_has_no_settings_no_output_and_no_right_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPORT_API_KEY", "a-secret-of-the-service")
+    async with opened() as pool:
+        assert await readable(pool)
+        process = Path(f"/proc/{pool.pids[0]}")
+        assert b"REPORT_" not in process.joinpath("environ").read_bytes()
+        assert {os.readlink(process / "fd" / number) for number in "012"} == {"/dev/null"}
+        limits = process.joinpath("limits").read_text()
+        assert [line.split()[3] for line in limits.splitlines() if line.startswith("Max file size")] == ["0"]
+
+
+async def test_closed_pool_starts_no_worker() -> None:
+    async with opened() as pool:
+        await pool.close()
+        with pytest.raises(DecodeError, match="stopping"):
+            await readable(pool)
