@@ -45,6 +45,7 @@ async def reload(request: Request) -> HealthResponse:
 async def health(request: Request) -> HealthResponse:
     """200 when ready; 503 with the reason while the model is loaded or if that failed."""
     runtime: Runtime = request.app.state.runtime
+    runtime.check_accepting()
     return _health(runtime.serving(), runtime.admission)
 
 
