@@ -153,9 +153,8 @@ class Settings(BaseSettings):
         drain_timeout_s: seconds after SIGTERM within which all in-flight requests get a response.
         stall_timeout_s: seconds after which a running batch counts as a lost device; 0 disables this check.
         decode_workers: processes that decode images, one image each. ``REPORT_DECODE_THREADS`` is a deprecated name.
-        decode_memory_bytes: memory of one of these processes; an image that needs more is refused. The memory of all
-            decoding is at most ``decode_workers`` times this value.
-        decode_cpu_s: seconds of processor time of one image; an image that needs more is refused.
+        decode_memory_bytes: memory of one such process; an image that needs more is refused.
+        decode_cpu_s: seconds of processor time for one image; as above.
         warm_up: draft blank images before the service reports ready.
         log_level: lowest level of log lines; ``DEBUG`` also logs health checks.
         log_format: ``json`` writes one JSON object per line, ``text`` readable lines.
