@@ -178,7 +178,7 @@ def test_no_pickle(package: str) -> None:
 
 @pytest.mark.parametrize("package", sorted(SERVING))
 def test_serving_imports_no_training_extra(package: str) -> None:
-    """Serving modules import no package of the extras for training; imagecodecs is optional there."""
+    """Serving modules import no package of the extras for training."""
     for path in modules(package):
         extra = imported(path) & {
             "tqdm",
