@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -9,7 +10,7 @@ class ImageError(ValueError):
     """An image that cannot be read. ``code`` is stable for programs, the message is for people.
 
     Codes of any image: ``empty``, ``not_an_image``, ``unsupported_format``, ``truncated``,
-    ``animated``, ``too_small``, ``too_large``. Further codes of DICOM:
+    ``animated``, ``too_small``, ``too_large``, ``too_complex``. Further codes of DICOM:
     ``unsupported_transfer_syntax``, ``not_a_radiograph``, ``for_processing``, ``no_pixels``,
     ``unsupported_pixels``. The message contains no file name and no free text of the file.
     """
@@ -21,15 +22,41 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Limits checked on the header before decoding.
+    """Limits checked before decoding.
 
     Attributes:
         min_side: shortest side accepted, in pixels.
         max_pixels: width x height accepted. 64 million is four times a 4,300 x 3,500 detector.
+        segments: segments of a JPEG; chunks of a PNG without those of its pixels.
+        metadata_bytes: bytes of comments and application data in a JPEG, of all chunks but the
+            pixels in a PNG.
+        tiff_entries: entries of an EXIF block.
+        png_chunks: all chunks of a PNG. 32 MiB in pieces of 8 KiB have 4,096.
+        png_compressed_chunks: compressed texts and colour profiles, each of up to 1 MiB inflated.
+        jpeg_scans: scans of a JPEG. An ordinary progressive one has 10.
+        jpeg_blocks: blocks of 8 x 8 samples in all scans together; libjpeg decodes 10 million in
+            about 1 s. 64 million pixels in 10 scans have 14 million.
+        jpeg_table_bytes: bytes of tables and headers in a JPEG.
+        jpeg_fill_bytes: bytes between the segments before the first scan.
+        offset_table_bytes: basic offset table of compressed DICOM pixels; one frame needs 4 bytes.
+        jpeg_2000_segments: segments and tile-parts of a JPEG 2000 codestream.
+        jpeg_2000_blocks: packets and code-blocks of a JPEG 2000 codestream.
     """
 
     min_side: int = 32
     max_pixels: int = 64_000_000
+    segments: int = 1_000
+    metadata_bytes: int = 8 * 2**20
+    tiff_entries: int = 1_000
+    png_chunks: int = 65_536
+    png_compressed_chunks: int = 64
+    jpeg_scans: int = 100
+    jpeg_blocks: int = 32_000_000
+    jpeg_table_bytes: int = 2**18
+    jpeg_fill_bytes: int = 2**16
+    offset_table_bytes: int = 1_024
+    jpeg_2000_segments: int = 20_000
+    jpeg_2000_blocks: int = 1_000_000
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -59,3 +86,17 @@ def too_large(limits: ImageLimits, size: tuple[int, int] | None = None) -> Image
         "too_large",
         f"The image {what}; at most {limits.max_pixels:,} pixels are read. Send it at a lower resolution.",
     )
+
+
+def check_counts(kind: str, counts: Mapping[str, int], most: Mapping[str, int]) -> None:
+    """Check that the parts of a file, such as scans, are not too many.
+
+    Raises:
+        ImageError: ``too_complex``.
+    """
+    for what, limit in most.items():
+        if counts[what] > limit:
+            raise ImageError(
+                "too_complex",
+                f"The {kind} has more than {limit:,} {what}. Save the image again, without metadata, and resend it.",
+            )

@@ -19,10 +19,12 @@ from PIL import Image, ImageOps
 from model.images.dicom.header import DicomMetadata
 from model.images.dicom.read import is_dicom, read_dicom
 from model.images.errors import DEFAULT_LIMITS, ImageError, ImageLimits, check_size, too_large
+from model.images.structure import JPEG_MAGIC, PNG_MAGIC, check_jpeg, check_png
 from model.types import DraftWarning, Pixels, Resample, View
 
 _FORMATS = ("PNG", "JPEG")
 _THUMBNAIL_QUALITY = 85
+_BAND = 256  # rows
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # ImageLimits has a stricter bound
 
 
@@ -101,6 +103,12 @@ def _decoded(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomMetada
 
 def _read_raster(data: bytes, limits: ImageLimits) -> Image.Image:
     """Decode PNG or JPEG to mode ``L`` (8-bit) or ``F`` (wider grey, scaled to 0..255)."""
+    if data.startswith(PNG_MAGIC):
+        check_png(data, limits)
+    elif data.startswith(JPEG_MAGIC):
+        check_jpeg(data, limits)
+    else:
+        raise _not_an_image(data)
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
@@ -117,7 +125,8 @@ def _read_raster(data: bytes, limits: ImageLimits) -> Image.Image:
             if image.format != "MPO" and frames > 1:
                 raise ImageError("animated", f"The image has {frames} frames. Send a single still image.")
             image.load()
-            return _to_grey(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_grey(image)
         except (ImageError, MemoryError):
             raise
         except Exception as error:
@@ -127,7 +136,7 @@ def _read_raster(data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def _not_an_image(data: bytes) -> ImageError:
-    if data[:8] == b"\x89PNG\r\n\x1a\n" or data[:3] == b"\xff\xd8\xff":
+    if data.startswith((PNG_MAGIC, JPEG_MAGIC)):
         return ImageError("truncated", "The image file is cut short or damaged. Export it again and resend it.")
     kinds = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"RIFF": "WebP"}
     for magic, kind in kinds.items():
@@ -139,23 +148,32 @@ def _not_an_image(data: bytes) -> ImageError:
 def _to_grey(image: Image.Image) -> Image.Image:
     """Any Pillow mode to ``L``, or ``F`` scaled to 0..255 for grey of more than 8 bits."""
     if image.mode.startswith("I") or image.mode == "F":
-        return _min_max(np.asarray(image, dtype=np.float32))
-    if image.mode == "P" or (image.mode in ("L", "LA", "RGB") and "transparency" in image.info):
-        image = image.convert("RGBA")  # keeps the transparency of a palette
-    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA"):  # transparent pixels become black
-        rgba = image.convert("RGBA")
-        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, rgba)
-    if image.mode == "CMYK":
+        return _min_max(np.array(image, dtype=np.float32))
+    if image.mode in ("1", "L", "RGB") and "transparency" not in image.info:
+        return image.convert("L")
+    grey = Image.new("L", image.size)
+    for top in range(0, image.height, _BAND):  # by bands, because RGBA has 4 bytes per pixel
+        band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
+        grey.paste(_band_to_grey(band), (0, top))
+    return grey
+
+
+def _band_to_grey(image: Image.Image) -> Image.Image:
+    """Colours, palettes and transparency to ``L``; transparent pixels become black."""
+    if image.mode in ("P", "L", "LA", "La", "RGB", "RGBA", "RGBa", "PA"):
+        rgba = image.convert("RGBA")  # keeps the transparency of a palette
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+    elif image.mode == "CMYK":
         image = image.convert("RGB")
     return image.convert("L")
 
 
 def _min_max(values: npt.NDArray[np.float32]) -> Image.Image:
-    """Scale grey values to 0..255; a constant image becomes black."""
+    """Scale grey values to 0..255, in place; a constant image becomes black."""
     low, high = float(values.min()), float(values.max())
-    scale = 255.0 / (high - low) if high > low else 0.0
-    return Image.fromarray((values - low) * np.float32(scale))
+    values -= low
+    values *= np.float32(255.0 / (high - low) if high > low else 0.0)
+    return Image.fromarray(values)
 
 
 def _resize_to_square(image: Image.Image, size: int, resample: Resample) -> Pixels:

@@ -3,22 +3,24 @@
 A decoder allocates what the frame header declares. Before decoding, that header must therefore
 agree with Rows x Columns of the DICOM header, which were checked against the limits.
 
-JPEG Lossless, JPEG-LS and JPEG 2000 are decoded by imagecodecs (the extra ``dicom-codecs``),
-registered with pydicom as a decoding plugin. GDCM crashes the process on damaged frames; the other
-codecs hold the interpreter lock during decoding, so that one upload would block the whole service.
+Pillow decodes 8-bit lossy JPEG; imagecodecs, registered with pydicom as a decoding plugin, all
+other compressed syntaxes. GDCM crashes the process on damaged frames; the other codecs hold the
+interpreter lock during decoding, so that one upload would block the whole process.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import struct
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from pydicom.pixels.decoders.base import Decoder, DecodeRunner, get_decoder
 from pydicom.uid import UID
 
-from model.images.errors import ImageError
+from model.images.dicom.jpeg_2000 import check_jpeg_2000
+from model.images.errors import ImageError, ImageLimits
+from model.images.structure import JPEG_MAGIC, check_jpeg
 
 NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"})
 RLE = "1.2.840.10008.1.2.5"
@@ -28,15 +30,14 @@ JPEG = (JPEG_EXTENDED, "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 201, 202, 203))
 IMAGECODECS = "imagecodecs"
-PLUGINS: dict[str, tuple[str, ...]] = {  # compressed transfer syntax -> pydicom's plugins, preferred first
-    RLE: ("pydicom",),
-    JPEG_BASELINE: ("pillow",),
-    **dict.fromkeys((*JPEG, *JPEG_LS, *JPEG_2000), (IMAGECODECS,)),
-    **dict.fromkeys((JPEG_EXTENDED, *JPEG_2000[:2]), (IMAGECODECS, "pillow")),
+PLUGINS: dict[str, str] = {  # compressed transfer syntax -> pydicom's plugin
+    JPEG_BASELINE: "pillow",
+    **dict.fromkeys((RLE, *JPEG, *JPEG_LS, *JPEG_2000), IMAGECODECS),
 }
 DECODER_DEPENDENCIES = {  # pydicom reads it from the module of a plugin
-    syntax: ("imagecodecs>=2025.3",) for syntax in (*JPEG, *JPEG_LS, *JPEG_2000)
+    syntax: ("imagecodecs>=2025.3",) for syntax, plugin in PLUGINS.items() if plugin == IMAGECODECS
 }
+_MOST_PADDING = 1_024  # bytes of a run-length segment beyond its pixels
 _UNCOMPRESSED = "Send it uncompressed (Explicit VR Little Endian)"
 
 
@@ -55,6 +56,8 @@ def decode_frame(frame: bytes, runner: DecodeRunner) -> bytes:
     import imagecodecs
 
     syntax = runner.transfer_syntax
+    if syntax == RLE:
+        return _decode_run_lengths(frame, runner)
     if syntax in JPEG:
         if runner.samples_per_pixel > 1:
             raise ValueError("colour is not supported in this transfer syntax")
@@ -70,19 +73,25 @@ def decode_frame(frame: bytes, runner: DecodeRunner) -> bytes:
     return data
 
 
+def _decode_run_lengths(frame: bytes, runner: DecodeRunner) -> bytes:
+    """Planes of little-endian samples; each segment holds one byte of each, the highest first (PS3.5 annex G)."""
+    import imagecodecs
+
+    pixels, width = runner.rows * runner.columns, runner.bits_allocated // 8
+    count, *starts = struct.unpack("<16L", frame[:64])
+    if count != runner.samples_per_pixel * width:
+        raise ValueError("the number of segments does not fit the samples")
+    planes = np.empty((runner.samples_per_pixel, pixels, width), np.uint8)
+    for index, (start, end) in enumerate(zip(starts[:count], [*starts[1:count], len(frame)], strict=True)):
+        segment = imagecodecs.packbits_decode(frame[start:end], out=pixels + _MOST_PADDING)
+        planes[index // width, :, width - 1 - index % width] = np.frombuffer(segment, np.uint8, pixels)
+    runner.set_option("planar_configuration", 1)
+    return planes.tobytes()
+
+
 for _syntax in DECODER_DEPENDENCIES:
     if IMAGECODECS not in get_decoder(_syntax).available_plugins and is_available(_syntax):
         get_decoder(_syntax).add_plugin(IMAGECODECS, (__name__, decode_frame.__name__))
-
-
-@dataclass(frozen=True)
-class FrameHeader:
-    """Size, samples per pixel and bits per sample in the header of a compressed frame."""
-
-    columns: int
-    rows: int
-    samples: int
-    precision: int
 
 
 def choose_decoder(syntax: UID, bits_stored: int) -> tuple[Decoder, str]:
@@ -98,30 +107,33 @@ def choose_decoder(syntax: UID, bits_stored: int) -> tuple[Decoder, str]:
         problem = f"is {syntax.name}, which is not supported" if standard else "is not a standard one"
         raise ImageError("unsupported_transfer_syntax", f"The transfer syntax {problem}. {_UNCOMPRESSED}.")
     decoder = get_decoder(syntax)
-    pillow_reads = not (syntax == JPEG_EXTENDED and bits_stored > 8)  # it does not read 12-bit JPEG
-    for plugin in PLUGINS[syntax]:
-        if plugin in decoder.available_plugins and (pillow_reads or plugin != "pillow"):
-            return decoder, plugin
-    raise ImageError(
-        "unsupported_transfer_syntax",
-        f"The transfer syntax is {syntax.name}, for which no codec is installed. {_UNCOMPRESSED}, "
-        "or install one in the service (pip install 'cxr-report[dicom-codecs]').",
-    )
+    plugin = "pillow" if syntax == JPEG_EXTENDED and bits_stored == 8 else PLUGINS[syntax]
+    if plugin not in decoder.available_plugins:
+        raise ImageError(
+            "unsupported_transfer_syntax",
+            f"The transfer syntax is {syntax.name}, for which no codec is installed. {_UNCOMPRESSED}, "
+            "or install one in the service (pip install 'cxr-report[dicom-codecs]').",
+        )
+    return decoder, plugin
 
 
-def check_frame(frame: bytes, syntax: UID, rows: int, columns: int, samples: int, bits_allocated: int) -> int:
-    """Check that a compressed frame has the size in the DICOM header.
+def check_frame(
+    frame: bytes, syntax: UID, rows: int, columns: int, samples: int, bits_allocated: int, limits: ImageLimits
+) -> int:
+    """Check the structure of a compressed frame, and that it has the size in the DICOM header.
 
     Returns:
         Bits per sample of the frame; 0 for run-length frames, which do not contain it.
 
     Raises:
-        ImageError: ``truncated``.
+        ImageError: ``truncated`` or ``too_complex``.
     """
     if syntax == RLE:
-        _check_rle(frame, rows * columns)
         return 0
-    header = _jpeg_2000_header(frame) if syntax in JPEG_2000 else _jpeg_header(frame)
+    if syntax in JPEG_2000:
+        header = check_jpeg_2000(frame, limits)
+    else:
+        header = check_jpeg(frame, limits, jpeg_ls=syntax in JPEG_LS) if _pydicom_finds_scan(frame, limits) else None
     if header is None:
         raise ImageError(
             "truncated",
@@ -136,54 +148,11 @@ def check_frame(frame: bytes, syntax: UID, rows: int, columns: int, samples: int
     return header.precision
 
 
-def _jpeg_header(frame: bytes) -> FrameHeader | None:
-    """The frame header (SOF) of JPEG or JPEG-LS."""
-    if frame[:2] != b"\xff\xd8":
-        return None
-    offset = 2
-    while offset + 4 <= len(frame):
-        fill, marker, length = struct.unpack_from(">BBH", frame, offset)
-        if fill != 0xFF:
-            return None
-        if marker == 0xFF:  # padding before a marker
-            offset += 1
-        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            if offset + 10 > len(frame):
-                return None
-            precision, rows, columns, samples = struct.unpack_from(">BHHB", frame, offset + 4)
-            return FrameHeader(columns, rows, samples, precision)
-        else:
-            offset += 2 + length
-    return None
-
-
-def _jpeg_2000_header(frame: bytes) -> FrameHeader | None:
-    """The SIZ marker of a JPEG 2000 codestream; None unless the frame has exactly one."""
-    offset = frame.find(b"\xff\x4f\xff\x51")
-    if offset < 0 or frame.count(b"\xff\x4f\xff\x51") > 1 or offset + 43 > len(frame):
-        return None
-    _, right, bottom, left, top, _, _, _, _, samples = struct.unpack_from(">H8IH", frame, offset + 6)
-    return FrameHeader(right - left, bottom - top, samples, (frame[offset + 42] & 0x7F) + 1)
-
-
-def _check_rle(frame: bytes, pixels: int) -> None:
-    """Check that no run-length segment expands to much more than one plane; two bytes can become 128."""
-    count = struct.unpack_from("<L", frame.ljust(64, b"\0"))[0]
-    starts = struct.unpack_from(f"<{min(count, 15)}L", frame.ljust(64, b"\0"), 4)
-    for start, end in zip(starts, (*starts[1:], len(frame)), strict=True):
-        if _expanded_length(frame, start, min(end, len(frame)), limit=pixels + 1024) > pixels + 1024:
-            raise ImageError("truncated", f"A run-length segment of the pixel data expands to over {pixels:,} bytes.")
-
-
-def _expanded_length(frame: bytes, offset: int, end: int, limit: int) -> int:
-    """Bytes that a run-length segment expands to; counting stops above `limit`."""
-    length = 0
-    while offset < end and length <= limit:
-        control = frame[offset]
-        if control < 128:
-            length += control + 1
-            offset += control + 2
-        else:
-            length += 257 - control if control > 128 else 0
-            offset += 2 if control > 128 else 1
-    return length
+def _pydicom_finds_scan(frame: bytes, limits: ImageLimits) -> bool:
+    """Whether pydicom finds the first scan or the end within a few steps; it may misread fill bytes as lengths."""
+    at = 2
+    for _ in range(limits.segments):
+        if frame[at : at + 2] == b"\xff\xda" or at >= len(frame):
+            return frame.startswith(JPEG_MAGIC)
+        at += 2 + int.from_bytes(frame[at + 2 : at + 4])
+    return False

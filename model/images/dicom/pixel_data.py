@@ -13,7 +13,7 @@ from pydicom.uid import UID
 
 from model.images.dicom.codecs import NATIVE, RLE, check_frame, choose_decoder
 from model.images.dicom.parse import DicomFile
-from model.images.errors import ImageError, ImageLimits, check_size
+from model.images.errors import ImageError, ImageLimits, check_counts, check_size
 
 StoredValues = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # (H, W), the stored bits as unsigned numbers
 
@@ -107,14 +107,14 @@ def _check(fmt: PixelFormat) -> None:
         )
 
 
-def decode(file: DicomFile, fmt: PixelFormat) -> tuple[npt.NDArray[Any], int]:
+def decode(file: DicomFile, fmt: PixelFormat, limits: ImageLimits) -> tuple[npt.NDArray[Any], int]:
     """Decode the frame.
 
     Returns:
         (H, W) ``StoredValues`` or (H, W, 3) unsigned RGB, and the bits of a value.
 
     Raises:
-        ImageError: ``truncated`` or ``unsupported_transfer_syntax``.
+        ImageError: ``truncated``, ``too_complex`` or ``unsupported_transfer_syntax``.
     """
     decoder, plugin = choose_decoder(file.syntax, fmt.stored)
     element = file.pixels(fmt.length)
@@ -128,7 +128,7 @@ def decode(file: DicomFile, fmt: PixelFormat) -> tuple[npt.NDArray[Any], int]:
             f"The DICOM pixel data holds {len(source):,} bytes; {fmt.columns} x {fmt.rows} pixels need "
             f"{fmt.length:,}. {_DAMAGED}",
         )
-    bits = fmt.stored if native else _check_compressed(source, file.syntax, fmt)
+    bits = fmt.stored if native else _check_compressed(source, file.syntax, fmt, limits)
     options: Any = {
         "rows": fmt.rows, "columns": fmt.columns, "number_of_frames": 1, "samples_per_pixel": fmt.samples,
         "bits_allocated": fmt.allocated, "bits_stored": fmt.stored, "pixel_representation": int(fmt.signed),
@@ -148,13 +148,15 @@ def decode(file: DicomFile, fmt: PixelFormat) -> tuple[npt.NDArray[Any], int]:
     return _stored_values(values, shift, bits), bits
 
 
-def _check_compressed(source: bytes, syntax: UID, fmt: PixelFormat) -> int:
+def _check_compressed(source: bytes, syntax: UID, fmt: PixelFormat, limits: ImageLimits) -> int:
     """Bits per value of a compressed frame whose header agrees with the DICOM header."""
+    table = "bytes in its offset table"
+    check_counts("DICOM image", {table: int.from_bytes(source[4:8], "little")}, {table: limits.offset_table_bytes})
     try:
         frame = get_frame(source, 0, number_of_frames=1)
     except Exception as error:  # pydicom raises several types
         raise ImageError("truncated", f"The fragments of the DICOM pixel data are damaged. {_DAMAGED}") from error
-    precision = check_frame(frame, syntax, fmt.rows, fmt.columns, fmt.samples, fmt.allocated)
+    precision = check_frame(frame, syntax, fmt.rows, fmt.columns, fmt.samples, fmt.allocated, limits)
     return max(fmt.stored, min(precision, 16))
 
 

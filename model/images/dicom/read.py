@@ -57,7 +57,7 @@ def _read(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomMetadata]
         raise ImageError("truncated", "The DICOM file is cut short within its header. Export it again and resend it.")
     check_kind(file.header)
     fmt = read_pixel_format(file, limits)
-    values, bits = decode(file, fmt)
+    values, bits = decode(file, fmt, limits)
     if fmt.photometric in GREY:
         greys, warnings = apply_grayscale_pipeline(values, bits, file.header, fmt, little_endian=file.little_endian)
         return Image.fromarray(greys), read_metadata(file.header, warnings)
