@@ -1,4 +1,4 @@
-"""Where the decoder looked: right weights, right way up, and nothing else changed by asking."""
+"""Attention maps: the weights of the last layer, in image orientation; drafts do not change."""
 
 from __future__ import annotations
 
@@ -11,31 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.bundle import load_bundle
 from model.config import DecodingConfig
 from model.decoding.attention_maps import WordAttention
 from model.drafter import Drafter
 from model.network.backbone import Backbone
 from model.network.report_model import ReportModel
 from model.network.transformer import DecoderLayer
-from model.types import DraftOptions, Precision, StudyView, View
-from retrieval_index.index import ReportIndex
-from tests.support.tiny import IMAGE_SIZE, tiny_model, write_tiny_bundle
+from model.types import DraftOptions, Precision, View
+from tests.support.tiny import IMAGE_SIZE, noise_study, open_drafter, tiny_model, write_tiny_bundle
 from tests.test_model_decoding import encoded
 
-ASKED = DraftOptions(attention=True)
+WITH_ATTENTION = DraftOptions(attention=True)
 SIDE = IMAGE_SIZE // 32
-
-
-def study(seed: int, *views: View) -> list[StudyView]:
-    rng = np.random.default_rng(seed)
-    return [StudyView(rng.integers(0, 255, (IMAGE_SIZE, IMAGE_SIZE), np.uint8), view) for view in views]
 
 
 def drafter_of(path: Path, precision: Precision = "fp32", **changes: object) -> Drafter:
     decoding = DecodingConfig.model_validate({"candidates": 4, "min_length": 14, "block_trigrams": True, **changes})
-    bundle = load_bundle(write_tiny_bundle(path, decoding=decoding, full_stops=5.0))
-    return Drafter(bundle, ReportIndex.load(bundle.path / "index"), precision=precision)
+    return open_drafter(write_tiny_bundle(path, decoding=decoding, full_stops=5.0), precision=precision)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +63,8 @@ def test_weights_are_those_of_the_last_layer() -> None:
     assert float(weights.std()) > 1e-4  # not all the same
 
 
-def test_a_word_has_the_attention_of_the_position_before_it(drafter: Drafter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first word's weights are those behind the beginning of the report, whatever the word is."""
+def test_word_weights_come_from_the_position_before_the_word(drafter: Drafter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attention pass starts with the begin token, not with the first word."""
     fed: list[Tensor] = []
     original = ReportModel.attention
 
@@ -81,7 +73,7 @@ def test_a_word_has_the_attention_of_the_position_before_it(drafter: Drafter, mo
         return original(model, source, ids)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ReportModel, "attention", attention)
-    (draft,) = drafter.draft([study(1, View.FRONTAL)], ASKED)
+    (draft,) = drafter.draft([noise_study(1, View.FRONTAL)], WITH_ATTENTION)
     tokenizer = drafter.bundle.tokenizer
     assert int(fed[0][0, 0]) == tokenizer.bos_id
     words = " ".join(sentence.text for sentence in draft.sentences).lower().replace(".", " .")
@@ -94,8 +86,8 @@ def test_weights_of_a_sentence_sum_to_one_and_the_text_is_unchanged(
     method: str, precision: Precision, tmp_path: Path
 ) -> None:
     drafter = drafter_of(tmp_path / "tiny", precision, method=method)
-    studies = [study(1, View.FRONTAL, View.LATERAL), study(2, View.LATERAL)]
-    plain, drafts = drafter.draft(studies), drafter.draft(studies, ASKED)
+    studies = [noise_study(1, View.FRONTAL, View.LATERAL), noise_study(2, View.LATERAL)]
+    plain, drafts = drafter.draft(studies), drafter.draft(studies, WITH_ATTENTION)
     seen = set()
     for before, draft, views in zip(plain, drafts, (["frontal", "lateral"], ["lateral"]), strict=True):
         assert [dataclasses.replace(sentence, attention=None) for sentence in draft.sentences] == list(before.sentences)
@@ -112,23 +104,22 @@ def test_weights_of_a_sentence_sum_to_one_and_the_text_is_unchanged(
     assert len(seen) > 2
 
 
-def test_only_cases_that_the_model_reads_have_weights(drafter: Drafter) -> None:
-    (draft,) = drafter.draft([study(1, View.FRONTAL)], DraftOptions(top_k=2, attention=True))
-    assert all(sentence.attention and len(sentence.attention.cases) == 2 for sentence in draft.sentences)
-    (draft,) = drafter.draft([study(1, View.FRONTAL)], DraftOptions(top_k=8, attention=True))
-    assert all(sentence.attention and len(sentence.attention.cases) == 3 for sentence in draft.sentences)
+def test_only_the_cases_in_the_model_input_have_weights(drafter: Drafter) -> None:
+    for top_k, read in ((2, 2), (8, 3)):
+        (draft,) = drafter.draft([noise_study(1, View.FRONTAL)], DraftOptions(top_k=top_k, attention=True))
+        assert all(sentence.attention and len(sentence.attention.cases) == read for sentence in draft.sentences)
 
 
-def test_without_cases_all_weights_are_on_images(tmp_path: Path) -> None:
-    drafter = Drafter(load_bundle(write_tiny_bundle(tmp_path / "plain", retrieval=False)), None)
-    (draft,) = drafter.draft([study(1, View.FRONTAL)], ASKED)
+def test_bundle_without_retrieval_has_weights_on_images_only(tmp_path: Path) -> None:
+    drafter = open_drafter(write_tiny_bundle(tmp_path / "plain", retrieval=False))
+    (draft,) = drafter.draft([noise_study(1, View.FRONTAL)], WITH_ATTENTION)
     for sentence in draft.sentences:
         assert sentence.attention is not None
         assert sentence.attention.cases == ()
         assert np.sum(sentence.attention.patches["frontal"]) == pytest.approx(1, abs=1e-5)
 
 
-# --- the right way up -------------------------------------------------------------------------------------------------
+# --- orientation ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("top", "left"), [(0, 0), (0, 6), (6, 0), (6, 6), (1, 5)])
@@ -147,22 +138,22 @@ def test_patch_tokens_are_row_major_from_the_top_left(top: int, left: int) -> No
 
 def test_grids_follow_the_tokens() -> None:
     weights = torch.arange(2 * 9 + 4).float().expand(1, 3, -1)
-    looked = WordAttention(weights, patches=18, grid=3, cases=(2,)).of_sentence(0, 0, 3, ["frontal", "lateral"])
-    assert looked.patches["frontal"] == ((0, 1, 2), (3, 4, 5), (6, 7, 8))
-    assert looked.patches["lateral"][2] == (15, 16, 17)
-    assert looked.cases == (18, 19)
+    attention = WordAttention(weights, patches=18, grid=3, cases=(2,)).of_sentence(0, 0, 3, ["frontal", "lateral"])
+    assert attention.patches["frontal"] == ((0, 1, 2), (3, 4, 5), (6, 7, 8))
+    assert attention.patches["lateral"][2] == (15, 16, 17)
+    assert attention.cases == (18, 19)
 
 
-def test_a_sentence_has_the_mean_of_its_words_and_equal_views_are_numbered() -> None:
+def test_sentence_weights_are_the_mean_of_its_words_and_equal_views_are_numbered() -> None:
     weights = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]]])
-    looked = WordAttention(weights, patches=2, grid=1, cases=(0,))
-    found = looked.of_sentence(0, 1, 3, ["frontal", "frontal"])
+    attention = WordAttention(weights, patches=2, grid=1, cases=(0,))
+    found = attention.of_sentence(0, 1, 3, ["frontal", "frontal"])
     assert found.patches == {"frontal": ((0.75,),), "frontal-2": ((0.25,),)}
 
 
-def test_a_view_keeps_its_name_in_any_order(drafter: Drafter) -> None:
-    both = study(3, View.FRONTAL, View.LATERAL)
-    (one,), (other,) = (drafter.draft([sent], ASKED) for sent in (both, both[::-1]))
+def test_attention_does_not_depend_on_the_order_of_views(drafter: Drafter) -> None:
+    both = noise_study(3, View.FRONTAL, View.LATERAL)
+    (one,), (other,) = (drafter.draft([sent], WITH_ATTENTION) for sent in (both, both[::-1]))
     assert [sentence.attention for sentence in one.sentences] == [sentence.attention for sentence in other.sentences]
     assert one.sentences[0].attention is not None
     assert one.sentences[0].attention.patches["frontal"] != one.sentences[0].attention.patches["lateral"]

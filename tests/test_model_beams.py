@@ -1,4 +1,4 @@
-"""Beams that branch by a mask and batches that shrink equal an uncached search."""
+"""Beam search on masked caches and shrinking batches equals an uncached search."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def repeats(words: list[int]) -> dict[int, int]:
 
 @torch.no_grad()
 def next_log_probs(model: ReportModel, encoded: Encoded, rows: list[int], prefixes: list[list[int]]) -> Tensor:
-    """Logits behind whole prefixes by the teacher-forced pass: of study ``rows[i]`` behind ``prefixes[i]``."""
+    """Logits after whole prefixes by the teacher-forced pass: of study ``rows[i]`` after ``prefixes[i]``."""
     ids = torch.tensor([[BOS, *words] for words in prefixes])
     return model(encoded.select(torch.tensor(rows)), ids)[:, -1]
 
 
 def constrained(logits: Tensor, words: list[int], rule: Constraints) -> tuple[list[float], list[float]]:
-    """Log-probabilities of what may be written behind ``words``, and those less the penalty, by which it is chosen."""
+    """Log-probabilities of the next words, and those minus the penalty, which decide the choice."""
     logits = logits.clone()
     logits[list(rule.suppress)] = -math.inf
     if len(words) < rule.min_length:
@@ -66,7 +66,7 @@ def slow_beams(
     model: ReportModel, encoded: Encoded, rule: Constraints, beams: int, alpha: float,
     finished_beams_occupy_slots: bool,
 ) -> list[tuple[list[int], float]]:  # fmt: skip
-    """Ids (to the end, eos with them) and score of each study: nothing cached, nothing stopped early, plain lists."""
+    """Ids (with eos) and score of each study, without a cache and without early stopping."""
     studies = range(len(encoded.source))
     live: list[Hypotheses] = [[(0.0, [])] for _ in studies]
     best: list[tuple[list[int], float]] = [([], -math.inf)] * len(studies)
@@ -95,11 +95,11 @@ def slow_beams(
     return best
 
 
-RULES = {
-    "own": ({}, 1.0, False),
-    "own by sum": ({}, 0.0, False),
-    "own without trigrams": ({"block_trigrams": True}, 0.7, False),
-    "own with penalty": ({"trigram_penalty": 0.4}, 1.0, False),
+RULES = {  # finished beams free their slots, or occupy them as in the published code: constraints, alpha, occupy
+    "free": ({}, 1.0, False),
+    "free by sum": ({}, 0.0, False),
+    "free without repeated trigrams": ({"block_trigrams": True}, 0.7, False),
+    "free with penalty": ({"trigram_penalty": 0.4}, 1.0, False),
     "published": ({}, 0.0, True),
     "published with penalty": ({"trigram_penalty": PENALTY, "suppress": ()}, 0.0, True),
     "published by length": ({}, 1.0, True),
@@ -108,7 +108,7 @@ RULES = {
 
 @pytest.mark.parametrize(("seed", "ends"), MODELS)
 @pytest.mark.parametrize(
-    ("name", "beams"), [*((name, 3) for name in RULES), ("own", 2), ("own", 5), ("published", 2), ("published", 5)]
+    ("name", "beams"), [*((name, 3) for name in RULES), ("free", 2), ("free", 5), ("published", 2), ("published", 5)]
 )
 def test_batched_beam_search_equals_the_uncached_search(seed: int, ends: float, name: str, beams: int) -> None:
     changes, alpha, finished_beams_occupy_slots = RULES[name]
@@ -132,27 +132,19 @@ def test_beam_search_with_other_batch_sizes_and_the_published_norm(studies: int)
 
 
 def test_the_two_rules_for_finished_beams_differ() -> None:
-    written = []
-    for finished_beams_occupy_slots in (False, True):
-        model = model_of(5, 2.0)
-        result = beam_search(
-            model,
-            encoded_by(model),
-            constraints_of(),
-            BOS,
-            3,
-            0.0,
-            finished_beams_occupy_slots=finished_beams_occupy_slots,
-        )
-        written.append(result.ids)
-    assert not torch.equal(*written)
+    model = model_of(5, 2.0)
+    kept, freed = (
+        beam_search(model, encoded_by(model), constraints_of(), BOS, 3, 0.0, finished_beams_occupy_slots=occupy).ids
+        for occupy in (True, False)
+    )
+    assert not torch.equal(kept, freed)
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 
 def test_steps_of_branching_hypotheses_equal_whole_prefixes() -> None:
-    """Random ancestry, words and departures: a step sees the words that its hypothesis descends from, and no other."""
+    """Random parents, words and finished studies: a step reads the words of its ancestors and no others."""
     model, beams = model_of(2, 2.0), 4
     encoded, draw = encoded_by(model), torch.Generator().manual_seed(3)
     state = model.start(encoded, beams, branching=True)
@@ -175,7 +167,7 @@ def test_steps_of_branching_hypotheses_equal_whole_prefixes() -> None:
     assert len(study) == 3
 
 
-def test_hypotheses_that_do_not_branch_are_kept_one_by_one() -> None:
+def test_steps_of_single_hypotheses_equal_whole_prefixes_in_a_shrinking_batch() -> None:
     model, count = model_of(2, 2.0), 3
     encoded = encoded_by(model)
     state = model.start(encoded, count)
@@ -197,8 +189,8 @@ def test_hypotheses_that_do_not_branch_are_kept_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(("seed", "ends"), [(2, 3.0), (7, 4.0), (9, 4.0)])  # of each some end early, some late
-@pytest.mark.parametrize("method", ["greedy", "own", "published"])
-def test_finished_studies_leave_the_batch_without_effect_on_the_others(
+@pytest.mark.parametrize("method", ["greedy", "free", "published"])
+def test_removing_finished_studies_from_the_batch_changes_no_other_study(
     seed: int, ends: float, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
@@ -229,16 +221,6 @@ def test_finished_studies_leave_the_batch_without_effect_on_the_others(
         torch.testing.assert_close(single.score[0], together.score[row], atol=1e-4, rtol=1e-4)
 
 
-def test_result_does_not_depend_on_the_position_in_the_batch() -> None:
-    model = model_of(7, 3.0)
-    encoded = encoded_by(model)
-    order = torch.randperm(STUDIES, generator=torch.Generator().manual_seed(2))
-    straight, mixed = (
-        beam_search(model, source, constraints_of(), BOS, 3, 1.0) for source in (encoded, encoded.select(order))
-    )
-    assert torch.equal(straight.ids[order], mixed.ids)
-
-
 # --- trigrams ---------------------------------------------------------------------------------------------------------
 
 
@@ -246,27 +228,27 @@ def test_penalises_each_earlier_occurrence_of_a_trigram() -> None:
     rule = constraints_of(trigram_penalty=0.5)
     a, b, c, d = range(5, 9)
     history = torch.tensor([
-        [a, b, c, a, b, c, a, b, 0],  # c stood behind (a, b) twice
+        [a, b, c, a, b, c, a, b, 0],  # c followed (a, b) twice
         [a, b, c, a, b, d, a, b, 0],  # c once, d once
-        [a, a, a, a, a, a, a, a, 0],  # (a, a, a) stands at six places
+        [a, a, a, a, a, a, a, a, 0],  # (a, a, a) occurs six times
         [a, b, c, d, b, c, a, c, 0],  # (a, c) is new
     ])  # fmt: skip
     before = torch.randn(4, len(TOKENIZER))
-    lost = before - rule.penalise(before, history, 8)
+    deducted = before - rule.penalise(before, history, 8)
     expected = torch.zeros(4, len(TOKENIZER))
     expected[0, c], expected[1, c], expected[1, d], expected[2, a] = 1.0, 0.5, 0.5, 3.0
-    torch.testing.assert_close(lost, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(deducted, expected, atol=1e-5, rtol=0)
     assert [dict(repeats(row[:8])) for row in history.tolist()] == [{c: 2}, {c: 1, d: 1}, {a: 6}, {}]
     for length in (0, 1, 2):
         assert torch.equal(rule.penalise(before, history, length), before)
     assert torch.equal(constraints_of().penalise(before, history, 8), before)
-    # what lies behind the length is not read
+    # words after the length are not read
     assert torch.equal(rule.penalise(before, history, 5), rule.penalise(before, history[:, :5], 5))
 
 
 @pytest.mark.parametrize(("seed", "ends"), MODELS)
-@pytest.mark.parametrize("penalty", [0.2, PENALTY])
-def test_greedy_with_a_penalty_equals_the_rule_step_by_step(seed: int, ends: float, penalty: float) -> None:
+@pytest.mark.parametrize("penalty", [0.0, 0.2, PENALTY])
+def test_greedy_equals_the_uncached_search_with_each_trigram_penalty(seed: int, ends: float, penalty: float) -> None:
     model, rule = model_of(seed, ends), constraints_of(trigram_penalty=penalty, suppress=())
     encoded = encoded_by(model)
     result = greedy(model, encoded, rule, BOS)
@@ -281,8 +263,9 @@ def test_greedy_with_a_penalty_equals_the_rule_step_by_step(seed: int, ends: flo
             words.append(max(range(len(TOKENIZER)), key=lambda token: chosen_by[token]))
             gained.append(log_probs[words[-1]])
         assert [i for i in result.ids[study].tolist() if i] == words
-        assert result.log_probs[study, : len(words)].tolist() == pytest.approx(gained, abs=1e-4)  # the model's own
+        assert result.log_probs[study, : len(words)].tolist() == pytest.approx(gained, abs=1e-4)  # without the penalty
         assert float(result.score[study]) == pytest.approx(sum(gained), abs=1e-3)
     if penalty == 0.2:
         assert most >= 2  # a trigram stood twice and was still considered
-    assert not torch.equal(result.ids, greedy(model, encoded, constraints_of(suppress=()), BOS).ids)
+    without = greedy(model, encoded, constraints_of(suppress=()), BOS).ids
+    assert torch.equal(result.ids, without) == (penalty == 0)

@@ -1,4 +1,4 @@
-"""The bundle: written whole or not at all, verified before use, answers the same after a round trip."""
+"""Bundles are written atomically, verified before use, and unchanged by a round trip; their drafter."""
 
 from __future__ import annotations
 
@@ -13,26 +13,14 @@ from model.config import BundleConfig, DecodingConfig, RetrievalConfig
 from model.drafter import Drafter
 from model.manifest import BundleError, verify_bundle
 from model.types import Draft, DraftOptions, StudyView, View
-from retrieval_index.index import ReportIndex
-from tests.support.tiny import IMAGE_SIZE, REPORTS, tiny_model, tiny_tokenizer, write_tiny_bundle
+from tests.support.tiny import REPORTS, noise_study, open_drafter, tiny_model, tiny_tokenizer, write_tiny_bundle
+
+BOTH = (View.FRONTAL, View.LATERAL)
 
 
 @pytest.fixture
 def bundle_path(tmp_path: Path) -> Path:
     return write_tiny_bundle(tmp_path / "tiny")
-
-
-def drafter(path: Path) -> Drafter:
-    bundle = load_bundle(path)
-    index = None
-    if bundle.config.retrieval is not None:
-        index = ReportIndex.load(path / "index", expected_sha256=bundle.index_sha256())
-    return Drafter(bundle, index)
-
-
-def study(seed: int, views: tuple[View, ...] = (View.FRONTAL, View.LATERAL)) -> list[StudyView]:
-    rng = np.random.default_rng(seed)
-    return [StudyView(rng.integers(0, 255, (IMAGE_SIZE, IMAGE_SIZE), np.uint8), view) for view in views]
 
 
 def same(one: Draft, other: Draft) -> bool:
@@ -51,17 +39,17 @@ def test_round_trip_keeps_every_weight(bundle_path: Path) -> None:
 
 
 def test_metrics_keep_six_digits(bundle_path: Path, tmp_path: Path) -> None:
-    plain, figures = load_bundle(bundle_path), {"val": {"CIDEr": 0.123456789, "n": 1234567, "ends": [1e-9 / 3, None]}}
+    plain, metrics = load_bundle(bundle_path), {"val": {"CIDEr": 0.123456789, "n": 1234567, "ends": [1e-9 / 3, None]}}
     write_bundle(
         tmp_path / "B", config=plain.config, model=plain.model, tokenizer=plain.tokenizer,
-        index_dir=bundle_path / "index", metrics=figures,
+        index_dir=bundle_path / "index", metrics=metrics,
     )  # fmt: skip
     assert load_bundle(tmp_path / "B").metrics == {
         "val": {"CIDEr": 0.123457, "n": 1234567, "ends": [3.33333e-10, None]}
     }
 
 
-def test_only_the_files_of_an_index_enter_a_bundle(bundle_path: Path, tmp_path: Path) -> None:
+def test_copies_only_index_files_into_a_bundle(bundle_path: Path, tmp_path: Path) -> None:
     plain, index = load_bundle(bundle_path), bundle_path.parent / "tiny-index"
     stray = index / ".cases.jsonl.killed.tmp"  # what a killed `write_atomic` leaves
     stray.write_bytes((index / "cases.jsonl").read_bytes())
@@ -69,7 +57,7 @@ def test_only_the_files_of_an_index_enter_a_bundle(bundle_path: Path, tmp_path: 
     assert {path.name for path in (tmp_path / "B" / "index").iterdir()} == {"reports.faiss", "cases.jsonl"}
 
 
-def test_nothing_in_a_bundle_is_pickled(bundle_path: Path) -> None:
+def test_bundle_holds_exactly_the_documented_files(bundle_path: Path) -> None:
     names = {p.relative_to(bundle_path).as_posix() for p in bundle_path.rglob("*") if p.is_file()}
     assert names == {"MANIFEST.json", "config.json", "model.safetensors", "tokenizer.json", "metrics.json",
                      "index/reports.faiss", "index/cases.jsonl"}  # fmt: skip
@@ -116,7 +104,7 @@ def test_keeps_an_existing_bundle_without_replace(bundle_path: Path) -> None:
     assert load_bundle(bundle_path).digest == before.digest
 
 
-def test_a_failed_write_leaves_the_old_bundle_and_no_other_file(bundle_path: Path) -> None:
+def test_failed_write_keeps_the_old_bundle_and_leaves_no_other_file(bundle_path: Path) -> None:
     before = load_bundle(bundle_path)
     with pytest.raises(FileNotFoundError):
         write_bundle(bundle_path, config=before.config, model=before.model, tokenizer=before.tokenizer,
@@ -128,8 +116,8 @@ def test_a_failed_write_leaves_the_old_bundle_and_no_other_file(bundle_path: Pat
 # --- the drafter ------------------------------------------------------------------------------------------------------
 
 
-def test_a_draft_shows_its_evidence(bundle_path: Path) -> None:
-    draft = drafter(bundle_path).draft([study(1)])[0]
+def test_draft_holds_sentences_confidences_and_ranked_cases(bundle_path: Path) -> None:
+    draft = open_drafter(bundle_path).draft([noise_study(1, *BOTH)])[0]
     assert draft.findings == " ".join(sentence.text for sentence in draft.sentences)
     assert len(draft.sentences) >= 1
     assert all(0 <= sentence.confidence <= 1 for sentence in draft.sentences)
@@ -141,13 +129,13 @@ def test_a_draft_shows_its_evidence(bundle_path: Path) -> None:
     assert draft.warnings == ()
 
 
-def test_drafts_do_not_depend_on_batch_mates_or_view_order(bundle_path: Path) -> None:
-    d = drafter(bundle_path)
+def test_drafts_do_not_depend_on_the_batch_or_on_view_order(bundle_path: Path) -> None:
+    d = open_drafter(bundle_path)
     studies = [
-        study(1),
-        study(2, (View.LATERAL,)),
-        study(3, (View.LATERAL, View.FRONTAL)),
-        study(4, (View.FRONTAL,) * 3),
+        noise_study(1, *BOTH),
+        noise_study(2, View.LATERAL),
+        noise_study(3, *reversed(BOTH)),
+        noise_study(4, *[View.FRONTAL] * 3),
     ]
     together = d.draft(studies)
     assert all(same(d.draft([s])[0], draft) for s, draft in zip(studies, together, strict=True))
@@ -156,29 +144,29 @@ def test_drafts_do_not_depend_on_batch_mates_or_view_order(bundle_path: Path) ->
 
 
 def test_rejects_options_out_of_range_and_applies_top_k(bundle_path: Path) -> None:
-    d = drafter(bundle_path)
-    assert len(d.draft([study(1)], DraftOptions(top_k=1))[0].reference_cases) == 1
-    assert len(d.draft([study(1)], DraftOptions(top_k=8))[0].reference_cases) == 8
-    more, default = d.draft([study(1)], DraftOptions(top_k=8))[0], d.draft([study(1)])[0]
-    assert more.findings == default.findings  # the model leans on its K cases, the others are only shown
+    d = open_drafter(bundle_path)
+    assert len(d.draft([noise_study(1, *BOTH)], DraftOptions(top_k=1))[0].reference_cases) == 1
+    assert len(d.draft([noise_study(1, *BOTH)], DraftOptions(top_k=8))[0].reference_cases) == 8
+    more, default = d.draft([noise_study(1, *BOTH)], DraftOptions(top_k=8))[0], d.draft([noise_study(1, *BOTH)])[0]
+    assert more.findings == default.findings  # the model reads its K cases; the others are only shown
     for wrong in ({"top_k": 0}, {"top_k": 51}, {"beam_size": 0}, {"beam_size": 9}):
         with pytest.raises(ValueError, match="must lie between"):
             DraftOptions(**wrong)
 
 
 def test_warns_about_a_missing_view(bundle_path: Path) -> None:
-    draft = drafter(bundle_path).draft([study(1, (View.LATERAL,))])[0]
+    draft = open_drafter(bundle_path).draft([noise_study(1, View.LATERAL)])[0]
     assert [(w.code, "frontal" in w.message) for w in draft.warnings] == [("missing_view", True)]
 
 
 def test_warns_about_a_bundle_without_texts(tmp_path: Path) -> None:
-    draft = drafter(write_tiny_bundle(tmp_path / "b", texts=False)).draft([study(1)])[0]
+    draft = open_drafter(write_tiny_bundle(tmp_path / "b", texts=False)).draft([noise_study(1, *BOTH)])[0]
     assert [w.code for w in draft.warnings] == ["texts_not_available"]
     assert all(case.findings is None and case.labels for case in draft.reference_cases)
 
 
 def test_warns_about_a_bundle_without_retrieval(tmp_path: Path) -> None:
-    draft = drafter(write_tiny_bundle(tmp_path / "b", retrieval=False)).draft([study(1)])[0]
+    draft = open_drafter(write_tiny_bundle(tmp_path / "b", retrieval=False)).draft([noise_study(1, *BOTH)])[0]
     assert draft.reference_cases == ()
     assert [w.code for w in draft.warnings] == ["no_retrieval"]
     assert draft.findings
@@ -193,7 +181,7 @@ def test_rejects_contradictory_configurations() -> None:
 
 
 def test_rejects_wrong_input(bundle_path: Path) -> None:
-    d = drafter(bundle_path)
+    d = open_drafter(bundle_path)
     with pytest.raises(ValueError, match="has no image"):
         d.draft([[]])
     with pytest.raises(ValueError, match=r"expected \(64, 64\) uint8"):

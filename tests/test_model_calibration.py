@@ -1,4 +1,4 @@
-"""``calibration.json``: strict when read, applied to images and to sentences as it says."""
+"""``calibration.json``: strict validation, view and OOD checks of images, confidence and support of sentences."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FRONTAL, LATERAL = View.FRONTAL, View.LATERAL
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float16"])
-def test_a_packed_array_comes_back_within_half_a_step(dtype: Any) -> None:
+def test_packed_array_round_trips_within_half_a_step(dtype: Any) -> None:
     values = np.random.default_rng(0).normal(scale=1e-7, size=(5, 7))
     packed = PackedArray.model_validate_json(PackedArray.of(values, dtype).model_dump_json())
     assert packed.array.shape == (5, 7)
@@ -36,7 +36,7 @@ def test_a_packed_array_comes_back_within_half_a_step(dtype: Any) -> None:
     assert not PackedArray.of(np.zeros(4), dtype).array.any()
 
 
-def test_a_calibration_comes_back_from_its_json() -> None:
+def test_calibration_round_trips_through_json() -> None:
     calibration = plain_calibration()
     assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration
 
@@ -80,11 +80,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_rejects_a_damaged_calibration_and_names_the_key(name: str, tiny: Path, tmp_path: Path) -> None:
-    damage, said = DAMAGES[name]
+def test_rejects_a_damaged_calibration_and_names_the_key(name: str) -> None:
+    damage, message = DAMAGES[name]
     content = json.loads(plain_calibration().model_dump_json())
     damage(content)
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(ValidationError, match=message):
         Calibration.model_validate_json(json.dumps(content))
 
 
@@ -149,7 +149,7 @@ def read(sent: list[View], logits: list[float], unusual: float = 0.0, correct: b
     [
         ([FRONTAL, LATERAL], [9, -9], [FRONTAL, LATERAL], []),
         ([FRONTAL, LATERAL], [-9, 9], [LATERAL, FRONTAL], ["views_swapped"]),
-        ([FRONTAL, LATERAL], [-9, 1], [LATERAL, FRONTAL], ["views_swapped"]),  # one is certain, the other fits
+        ([FRONTAL, LATERAL], [-9, 1], [LATERAL, FRONTAL], ["views_swapped"]),  # one is certain, the other agrees
         ([FRONTAL, LATERAL], [-3, 3], [FRONTAL, LATERAL], []),  # neither is certain
         ([FRONTAL, LATERAL], [9, 9], [FRONTAL, LATERAL], ["same_view"]),
         ([FRONTAL, LATERAL], [-9, -9], [FRONTAL, LATERAL], ["same_view"]),
@@ -157,7 +157,7 @@ def read(sent: list[View], logits: list[float], unusual: float = 0.0, correct: b
         ([FRONTAL], [-3], [FRONTAL], []),
         ([FRONTAL], [-9], [LATERAL], ["view_corrected"]),
         ([LATERAL], [9], [FRONTAL], ["view_corrected"]),
-        ([FRONTAL, FRONTAL], [9, -9], [FRONTAL, FRONTAL], []),  # a data set's own word
+        ([FRONTAL, FRONTAL], [9, -9], [FRONTAL, FRONTAL], []),  # a data set names its views
     ],
 )
 def test_corrects_a_view_where_the_check_is_certain(
@@ -235,14 +235,14 @@ def test_confidence_rises_with_the_evidence_for_a_sentence() -> None:
     assert confidence(fitted, 0.9, {}, few) == pytest.approx(0.9)
 
 
-def test_support_comes_from_a_shown_case_or_the_images() -> None:
+def test_support_needs_a_shown_case_or_the_images() -> None:
     fitted = plain_calibration().support
     seen = np.full(14, 0.6, np.float32)
-    alone, beside = Evidence.of([NORMAL], 1, HEAD), Evidence.of([LARGE], 1, HEAD)
+    alone, shown = Evidence.of([NORMAL], 1, HEAD), Evidence.of([LARGE], 1, HEAD)
     assert supported(fitted, {"Cardiomegaly": "present"}, alone) is False
-    assert supported(fitted, {"Cardiomegaly": "present"}, beside) is True
+    assert supported(fitted, {"Cardiomegaly": "present"}, shown) is True
     assert supported(fitted, {"Cardiomegaly": "present"}, Evidence.of([NORMAL], 1, seen)) is True
     assert supported(fitted, {"Cardiomegaly": "present", "Fracture": "present"}, Evidence.of([LARGE], 1, seen)) is False
-    assert supported(fitted, {"Cardiomegaly": "uncertain"}, alone) is False, "possible, and nothing speaks for it"
-    assert supported(fitted, {"Cardiomegaly": "uncertain", "Edema": "absent"}, beside) is True
-    assert supported(fitted, {"Edema": "absent"}, beside) is None
+    assert supported(fitted, {"Cardiomegaly": "uncertain"}, alone) is False, "uncertain, without evidence"
+    assert supported(fitted, {"Cardiomegaly": "uncertain", "Edema": "absent"}, shown) is True
+    assert supported(fitted, {"Edema": "absent"}, shown) is None

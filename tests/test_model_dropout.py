@@ -1,4 +1,4 @@
-"""Dropout from 16 random bits an element: how much is dropped, what is left, and where the gradient goes."""
+"""Dropout with 16 random bits an element: dropped share, scale, independence and gradient."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STEP = 1 / 65_536
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.25, 0.5, 0.9])
-def test_the_share_that_is_dropped_and_the_scale_of_the_others(p: float) -> None:
+def test_drops_the_configured_share_and_scales_the_rest(p: float) -> None:
     torch.manual_seed(0)
     x = torch.full((400, 1000), 3.0)
     out = Dropout(p).train()(x)
@@ -26,7 +26,7 @@ def test_the_share_that_is_dropped_and_the_scale_of_the_others(p: float) -> None
     assert float(out.double().mean()) == pytest.approx(3.0, rel=0.02)
 
 
-def test_neighbours_are_dropped_independently() -> None:
+def test_drops_neighbours_independently() -> None:
     """Four neighbours share one random word."""
     torch.manual_seed(1)
     p, count = 0.3, 100_000
@@ -38,7 +38,7 @@ def test_neighbours_are_dropped_independently() -> None:
     torch.testing.assert_close(rows.mean(0), torch.full((8,), p * p, dtype=torch.float64), atol=0.006, rtol=0)
 
 
-def test_the_seed_decides_the_mask() -> None:
+def test_mask_depends_on_the_seed_and_changes_with_each_call() -> None:
     drop, x = Dropout(0.4).train(), torch.randn(33, 7)
     results = []
     for seed in (3, 3, 4):
@@ -49,7 +49,7 @@ def test_the_seed_decides_the_mask() -> None:
     assert not torch.equal(results[0][0], results[0][1])  # two calls, two masks
 
 
-def test_identity_in_eval_mode_and_without_a_share() -> None:
+def test_is_the_identity_in_eval_mode_and_at_rate_0() -> None:
     x = torch.randn(5, 3)
     state = torch.get_rng_state()
     assert torch.equal(Dropout(0.5).eval()(x), x)
@@ -58,7 +58,7 @@ def test_identity_in_eval_mode_and_without_a_share() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (5,), (4, 7), (2, 3, 5), (1, 1, 1, 9), (0,), (3, 0)])
-def test_odd_sizes(shape: tuple[int, ...]) -> None:
+def test_every_element_of_odd_sizes_is_dropped_and_kept(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     x, drop = torch.ones(shape), Dropout(0.5).train()
     seen = torch.stack([drop(x) for _ in range(40)])
@@ -68,7 +68,7 @@ def test_odd_sizes(shape: tuple[int, ...]) -> None:
     assert bool((seen != 0).any(0).all())
 
 
-def test_views_with_strides() -> None:
+def test_accepts_strided_views() -> None:
     torch.manual_seed(0)
     x = torch.arange(1.0, 61.0).view(6, 10).t()[::2]
     out = Dropout(0.5).train()(x)
@@ -78,7 +78,7 @@ def test_views_with_strides() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_the_type_stays(dtype: torch.dtype) -> None:
+def test_keeps_the_dtype(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x = torch.randn(64, 9).to(dtype)
     out = Dropout(0.5).train()(x)
@@ -87,7 +87,7 @@ def test_the_type_stays(dtype: torch.dtype) -> None:
     assert 0.3 < float((out == 0).double().mean()) < 0.7
 
 
-def test_the_gradient_is_zero_just_where_something_was_dropped() -> None:
+def test_gradient_is_zero_where_elements_were_dropped() -> None:
     torch.manual_seed(0)
     x = torch.rand(50, 11).add(0.5).requires_grad_()
     out = Dropout(0.25).train()(x)
@@ -97,7 +97,7 @@ def test_the_gradient_is_zero_just_where_something_was_dropped() -> None:
     torch.testing.assert_close(gradient, torch.where(out == 0, 0.0, weights / 0.75), atol=1e-4, rtol=1e-4)
 
 
-def test_it_is_pytorchs_to_all_others() -> None:
+def test_is_an_nn_dropout_without_state_and_refuses_rates_above_1() -> None:
     assert isinstance(Dropout(0.1), nn.Dropout)
     assert not Dropout(0.1).state_dict()
     with pytest.raises(ValueError, match="between 0 and 1"):
@@ -105,6 +105,6 @@ def test_it_is_pytorchs_to_all_others() -> None:
 
 
 @pytest.mark.parametrize("p", [1.0, 0.999999])
-def test_everything_may_be_dropped(p: float) -> None:
+def test_drops_everything_at_rate_1(p: float) -> None:
     torch.manual_seed(0)
     assert torch.equal(Dropout(p).train()(torch.ones(4, 5)), torch.zeros(4, 5))

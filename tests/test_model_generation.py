@@ -1,4 +1,4 @@
-"""From candidates to a report: choice by consensus of similar cases, alone and in a batch, and what it needs."""
+"""MBR decoding in ``generate``: reports from candidate sentences, alone and in a batch, and its bundle file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ from model.config import BundleConfig, ConsensusConfig, DecodingConfig
 from model.decoding.generate import draw_candidates, generate, mbr_search
 from model.decoding.mbr_table import MbrTable
 from model.decoding.search import Constraints, beam_search
-from model.drafter import Drafter
 from model.manifest import BundleError
 from model.network.report_model import Encoded, ReportModel
-from model.types import StudyView, View
-from retrieval_index.index import ReportIndex
-from tests.support.tiny import IMAGE_SIZE, REPORTS, tiny_index, tiny_model, tiny_tokenizer, write_tiny_bundle
+from model.types import View
+from tests.support.tiny import (
+    IMAGE_SIZE,
+    REPORTS,
+    noise_study,
+    open_drafter,
+    tiny_index,
+    tiny_model,
+    tiny_tokenizer,
+    write_tiny_bundle,
+)
 from tests.test_model_decoding import encoded
 from training.data.studies import Study
 from training.stages.mbr_table import build_consensus
@@ -35,7 +42,7 @@ DECODING = DecodingConfig(
 def model() -> ReportModel:
     model = tiny_model(3, finding_head=True)
     with torch.no_grad():
-        model.to_words.bias[TOKENIZER.id_of(".")] += 6  # so that a random model ends sentences
+        model.to_words.bias[TOKENIZER.id_of(".")] += 6  # a random model then ends sentences
     return model
 
 
@@ -80,7 +87,7 @@ def test_mbr_report_consists_of_sentences_of_the_candidates(
     assert (written.score > plain + 1e-3).any()  # putting sentences together gained something
 
 
-def test_a_study_decodes_alone_as_in_a_batch(model: ReportModel, source: Encoded, table: MbrTable) -> None:
+def test_batched_equals_single(model: ReportModel, source: Encoded, table: MbrTable) -> None:
     study = embeddings()
     together = generate(model, source, TOKENIZER, DECODING, study=study, mbr_table=table)
     assert torch.equal(generate(model, source, TOKENIZER, DECODING, study=study, mbr_table=table).ids, together.ids)
@@ -90,13 +97,13 @@ def test_a_study_decodes_alone_as_in_a_batch(model: ReportModel, source: Encoded
         assert torch.equal(alone.ids[0], together.ids[row])
 
 
-def test_without_a_complete_sentence_the_beam_report_stays(table: MbrTable) -> None:
+def test_keeps_the_beam_report_without_a_complete_sentence(table: MbrTable) -> None:
     ids = torch.tensor([[[5, 6, 7, 0, 0], [8, 9, 5, 6, 0]]])
     chosen, _ = mbr_search(TOKENIZER, DECODING, embeddings(1), None, table, ids)
     assert torch.equal(chosen, ids[:, 0])
 
 
-def test_the_report_follows_the_study(model: ReportModel, source: Encoded, table: MbrTable) -> None:
+def test_reports_follow_the_study_embedding(model: ReportModel, source: Encoded, table: MbrTable) -> None:
     one = source.select(torch.tensor([0] * 8))
     written = generate(model, one, TOKENIZER, DECODING, study=embeddings(8), mbr_table=table).ids
     assert len({tuple(row) for row in written.tolist()}) > 2  # the same candidates, other neighbours
@@ -123,7 +130,7 @@ def test_rejects_mbr_decoding_without_its_inputs(model: ReportModel, source: Enc
         generate(model, source, TOKENIZER, DECODING, study=embeddings())
 
 
-def test_a_bundle_that_decodes_by_consensus_carries_its_table(tmp_path: Path, table: MbrTable) -> None:
+def test_bundle_with_consensus_decoding_holds_its_table(tmp_path: Path, table: MbrTable) -> None:
     plain = load_bundle(write_tiny_bundle(tmp_path / "plain"))
     config: BundleConfig = plain.config.model_copy(update={"decoding": DECODING})
     parts = {"config": config, "model": plain.model, "tokenizer": plain.tokenizer, "index_dir": plain.path / "index"}
@@ -133,9 +140,8 @@ def test_a_bundle_that_decodes_by_consensus_carries_its_table(tmp_path: Path, ta
     bundle = load_bundle(tmp_path / "B")
     assert bundle.mbr_table is not None
     assert np.array_equal(bundle.mbr_table.basis, table.basis)
-    drafter = Drafter(bundle, ReportIndex.load(bundle.path / "index"))
-    pixels = np.random.default_rng(1).integers(0, 255, (IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-    drafts = [drafter.draft([[StudyView(pixels, View.FRONTAL)]])[0] for _ in range(2)]
+    drafter = open_drafter(bundle.path)
+    drafts = [drafter.draft([noise_study(1, View.FRONTAL)])[0] for _ in range(2)]
     assert drafts[0].findings == drafts[1].findings
     assert all(0 <= sentence.confidence <= 1 for sentence in drafts[0].sentences)
 

@@ -1,4 +1,4 @@
-"""Tables that are precomputed for inference change no output and never outlive their weights."""
+"""Precomputed inference tables change no output and are cleared when weights change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fresh(seed: int = 2, ends: float = 2.0) -> ReportModel:
 
 
 @torch.no_grad()
-def everything_written(model: ReportModel, encoded: Encoded) -> list[Generated]:
+def all_decodings(model: ReportModel, encoded: Encoded) -> list[Generated]:
     rule = constraints_of(trigram_penalty=PENALTY)
     return [
         greedy(model, encoded, rule, BOS),
@@ -51,15 +51,15 @@ def test_inference_tables_change_no_output(seed: int, ends: float) -> None:
     encoded = encoded_by(model)
     ids = torch.randint(4, len(TOKENIZER), (STUDIES, LIMIT), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        expected, logits = everything_written(model, encoded), model(encoded, ids)
+        expected, logits = all_decodings(model, encoded), model(encoded, ids)
     model.precompute_inference_tables()
     assert model.word_table is not None
     assert model.word_table.shape == (LIMIT, len(TOKENIZER), 32)
     with torch.no_grad():
         torch.testing.assert_close(model(encoded, ids), logits, atol=1e-5, rtol=1e-5)
-        for ours, theirs in zip(everything_written(model, encoded), expected, strict=True):
-            assert torch.equal(ours.ids, theirs.ids)
-            torch.testing.assert_close(ours.log_probs, theirs.log_probs, atol=1e-4, rtol=1e-4)
+        for found, wanted in zip(all_decodings(model, encoded), expected, strict=True):
+            assert torch.equal(found.ids, wanted.ids)
+            torch.testing.assert_close(found.log_probs, wanted.log_probs, atol=1e-4, rtol=1e-4)
 
 
 def test_a_decoding_step_with_inference_tables_reads_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,11 +85,10 @@ def test_loading_weights_clears_inference_tables() -> None:
     model.load_state_dict(other.state_dict())
     assert model.word_table is None
     encoded = encoded_by(other)
-    for ours, theirs in zip(everything_written(model, encoded), everything_written(other, encoded), strict=True):
-        assert torch.equal(ours.ids, theirs.ids)
-    model.precompute_inference_tables()
-    for ours, theirs in zip(everything_written(model, encoded), everything_written(other, encoded), strict=True):
-        assert torch.equal(ours.ids, theirs.ids)
+    expected = [result.ids for result in all_decodings(other, encoded)]
+    for _ in range(2):
+        assert all(map(torch.equal, (result.ids for result in all_decodings(model, encoded)), expected))
+        model.precompute_inference_tables()
 
 
 def test_gradients_do_not_use_inference_tables() -> None:

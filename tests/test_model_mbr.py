@@ -1,4 +1,4 @@
-"""Consensus decoding: expected rewards against those counted out case by case, and the search for the best report."""
+"""MBR decoding: expected rewards equal sums over all cases, and the search finds the best report."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SENTENCES = (
 )
 REPORTS = (
     tuple(
-        " ".join(SENTENCES[place] for place in places)
-        for places in ((0, 1), (3, 2), (0, 1, 4), (3, 5), (0, 5), (1, 4), (0, 1), (3, 2), (4, 1), (2, 4))
+        " ".join(SENTENCES[row] for row in rows)
+        for rows in ((0, 1), (3, 2), (0, 1, 4), (3, 5), (0, 5), (1, 4), (0, 1), (3, 2), (4, 1), (2, 4))
     )
     * 4
 )
@@ -73,6 +73,16 @@ def no_findings(_: Sentence) -> tuple[frozenset[int], frozenset[int]]:
     return frozenset(), frozenset()
 
 
+EFFUSION = FINDINGS.index("Pleural Effusion")
+
+
+def effusions(sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
+    """Reads an effusion, present or absent, and no other finding."""
+    text = TOKENIZER.decode(sentence)
+    named = frozenset({EFFUSION}) if "pleural" in text else frozenset()
+    return (frozenset(), named) if " no " in text else (named, frozenset())
+
+
 def test_ngram_counts_equal_counts_of_words() -> None:
     texts = ["a b a b", "b b", "a b a b c", "a"]
     tokens = np.array([[1, 2, 1, 2, 0], [2, 2, 0, 0, 0], [1, 2, 1, 2, 3], [1, 0, 0, 0, 0]])
@@ -82,19 +92,20 @@ def test_ngram_counts_equal_counts_of_words() -> None:
         words = text.split()
         keys = ngram_keys(tokens)[:, row]
         for n in range(4):
-            for place in range(len(words) - n):
-                name = " ".join(words[place : place + n + 1])
-                assert names.setdefault(int(keys[n, place]), name) == name
+            for start in range(len(words) - n):
+                name = " ".join(words[start : start + n + 1])
+                assert names.setdefault(int(keys[n, start]), name) == name
             assert not keys[n, max(len(words) - n, 0) :].any()
     assert len(set(names.values())) == len(names)
     for row, text in enumerate(texts):
         words = text.split()
-        own = phrases.text == row
-        counted = {names[key]: count for key, count in zip(phrases.key[own].tolist(), phrases.count[own], strict=True)}
+        of_text = phrases.text == row
+        pairs = zip(phrases.key[of_text].tolist(), phrases.count[of_text], strict=True)
+        counted = {names[key]: count for key, count in pairs}
         grams = [" ".join(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1)]
         assert counted == {gram: grams.count(gram) for gram in set(grams)}
-        lengths = [len(names[key].split()) for key in phrases.key[own].tolist()]
-        assert lengths == (phrases.order[own] + 1).tolist()
+        lengths = [len(names[key].split()) for key in phrases.key[of_text].tolist()]
+        assert lengths == (phrases.order[of_text] + 1).tolist()
 
 
 def test_expected_cider_is_the_mean_over_the_cases(table: MbrTable) -> None:
@@ -110,7 +121,7 @@ def test_expected_cider_is_the_mean_over_the_cases(table: MbrTable) -> None:
         assert value == pytest.approx(float(weights @ each), rel=0.12)
 
 
-def test_ngram_probabilities_are_shares_of_the_cases(table: MbrTable) -> None:
+def test_ngram_probabilities_are_weighted_shares_of_cases(table: MbrTable) -> None:
     study = unit(1, seed=6)[0]
     expectation = table.expected_statistics(study, 0.5)
     logits = table._vectors @ study / 0.5
@@ -124,7 +135,7 @@ def test_ngram_probabilities_are_shares_of_the_cases(table: MbrTable) -> None:
     assert expectation.findings[FINDINGS.index("Pleural Effusion")] == pytest.approx(effusion, abs=1e-3)
 
 
-def test_few_directions_still_separate_reports() -> None:
+def test_four_directions_still_separate_reports() -> None:
     full, few = (
         build_consensus(studies(), unit(len(REPORTS)), TOKENIZER, directions=count, max_length=60, seed=1)
         for count in (999, 4)
@@ -136,7 +147,7 @@ def test_few_directions_still_separate_reports() -> None:
     assert cider[0] > 2 * cider[1]
 
 
-def test_the_search_finds_the_best_report_there_is(table: MbrTable) -> None:
+def test_search_finds_the_best_report(table: MbrTable) -> None:
     expectation = table.expected_statistics(table._vectors[1], 0.02)  # "… enlarged . … effusion ."
     config = ConsensusConfig(bleu4=0, finding=0)
     search = MbrSearch(expectation, None, no_findings, config)
@@ -147,25 +158,18 @@ def test_the_search_finds_the_best_report_there_is(table: MbrTable) -> None:
     assert still.compose(candidates, 59)[0] in [tuple(candidate) for candidate in candidates]
 
 
-def test_a_finding_is_named_from_the_threshold_on(table: MbrTable) -> None:
+def test_names_a_finding_above_the_classifier_threshold(table: MbrTable) -> None:
     expectation = table.expected_statistics(unit(1, seed=7)[0], 1.0)
-    effusion = FINDINGS.index("Pleural Effusion")
-
-    def reading(sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
-        text = TOKENIZER.decode(sentence)
-        named = frozenset({effusion}) if "pleural" in text else frozenset()
-        return (frozenset(), named) if " no " in text else (named, frozenset())
-
     config = ConsensusConfig(cider=0.01, bleu4=0, finding=10, finding_threshold=0.3, classifier_weight=1.0)
     candidates = [sentences(report) for report in REPORTS[:6]]
     for probability, expected in ((0.5, True), (0.1, False)):
         chances = np.full(len(FINDINGS), probability, np.float32)
-        report = MbrSearch(expectation, chances, reading, config).compose(candidates, 59)[0]
+        report = MbrSearch(expectation, chances, effusions, config).compose(candidates, 59)[0]
         assert (sentences(SENTENCES[2])[0] in report) is expected
-        assert not {sentences(SENTENCES[2])[0], sentences(SENTENCES[5])[0]} <= set(report)  # never said and denied
+        assert not {sentences(SENTENCES[2])[0], sentences(SENTENCES[5])[0]} <= set(report)  # not both
 
 
-def test_table_round_trip_and_damage(table: MbrTable, tmp_path: Path) -> None:
+def test_table_round_trips_and_damage_is_rejected(table: MbrTable, tmp_path: Path) -> None:
     path = tmp_path / "consensus.safetensors"
     table.save(path)
     again = MbrTable.load(path)
@@ -180,14 +184,14 @@ def test_table_round_trip_and_damage(table: MbrTable, tmp_path: Path) -> None:
         table.save(tmp_path / "gone" / "consensus.safetensors")
 
 
-def test_the_table_holds_no_words(table: MbrTable, tmp_path: Path) -> None:
+def test_table_file_holds_no_words(table: MbrTable, tmp_path: Path) -> None:
     path = tmp_path / "consensus.safetensors"
     table.save(path)
     content = path.read_bytes()
     assert not any(word.encode() in content for word in ("heart", "effusion", "pneumothorax"))
 
 
-def test_an_empty_report_scores_nothing(table: MbrTable) -> None:
+def test_empty_report_has_score_zero(table: MbrTable) -> None:
     expectation: Expectation = table.expected_statistics(unit(1)[0], 0.1)
     cider, bleu = expectation.scores(np.zeros((1, 1), np.int64))
     assert cider[0] == 0
@@ -195,27 +199,16 @@ def test_an_empty_report_scores_nothing(table: MbrTable) -> None:
     assert len(LENGTHS) == expectation.cosine.shape[1]
 
 
-def test_rouge_is_that_of_the_scorer() -> None:
+def test_rouge_equals_the_scorer() -> None:
     rng = np.random.default_rng(4)
-    texts, references = (np.where(rng.random((6, 9)) < 0.9, rng.integers(1, 5, (6, 9)), 0) for _ in range(2))
-    texts, references = _closed(texts), _closed(references)
-    scorer = Rouge()
-    expected = [[scorer.calc_score([_words(text)], [_words(reference)]) for reference in references] for text in texts]
-    np.testing.assert_allclose(rouge_l(texts, references), expected, atol=1e-6)
+    texts, references = ([rng.integers(1, 5, rng.integers(1, 10)) for _ in range(6)] for _ in range(2))
+    padded = [np.stack([np.pad(row, (0, 9 - len(row))) for row in rows]) for rows in (texts, references)]
+    words = [[" ".join(map(str, row)) for row in rows] for rows in (texts, references)]
+    expected = [[Rouge().calc_score([text], [reference]) for reference in words[1]] for text in words[0]]
+    np.testing.assert_allclose(rouge_l(*padded), expected, atol=1e-6)
 
 
-def _closed(rows: np.ndarray) -> np.ndarray:
-    closed = np.zeros_like(rows)
-    for row, words in enumerate(rows):
-        closed[row, : (words > 0).sum()] = words[words > 0]
-    return closed
-
-
-def _words(ids: np.ndarray) -> str:
-    return " ".join(map(str, ids[ids > 0].tolist()))
-
-
-def test_rouge_with_the_candidates_can_decide(table: MbrTable) -> None:
+def test_rouge_between_candidates_can_decide(table: MbrTable) -> None:
     expectation = table.expected_statistics(unit(1, seed=9)[0], 5.0)
     config = ConsensusConfig(cider=0.001, bleu4=0, finding=0, rouge=1.0)
     candidates = [sentences(report) for report in (REPORTS[0], REPORTS[0] + " " + SENTENCES[4], SENTENCES[3])]
@@ -223,33 +216,27 @@ def test_rouge_with_the_candidates_can_decide(table: MbrTable) -> None:
     assert report in (sentences(REPORTS[0]), sentences(REPORTS[2]))
 
 
-def test_no_fact_is_repeated_in_other_words(table: MbrTable) -> None:
+def test_adds_no_sentence_without_new_facts(table: MbrTable) -> None:
     expectation = table.expected_statistics(table._vectors[1], 0.02)  # "… enlarged . … effusion ."
     candidates = [sentences(sentence) for sentence in SENTENCES]
     config = ConsensusConfig(bleu4=0, finding=0)
     assert len(MbrSearch(expectation, None, no_findings, config).compose(candidates, 59)[0]) == 2
 
-    def the_same(_: Sentence) -> tuple[frozenset[int], frozenset[int]]:
+    def equal_facts(_: Sentence) -> tuple[frozenset[int], frozenset[int]]:
         return frozenset(), frozenset({3})
 
-    assert len(MbrSearch(expectation, None, the_same, config).compose(candidates, 59)[0]) == 1
-
-    def one_more(sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
+    def subset_of_facts(sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
         return frozenset(), frozenset({3, 4} if "effusion" in TOKENIZER.decode(sentence) else {3})
 
-    assert (
-        len(MbrSearch(expectation, None, one_more, config).compose(candidates, 59)[0]) == 1
-    )  # the less says nothing new
+    for reading in (equal_facts, subset_of_facts):
+        assert len(MbrSearch(expectation, None, reading, config).compose(candidates, 59)[0]) == 1
 
 
 def test_drops_repeated_and_contradictory_sentences_of_a_candidate(table: MbrTable) -> None:
-    def reading(sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
-        text = TOKENIZER.decode(sentence)
-        named = frozenset({5}) if "pleural" in text else frozenset()
-        return (frozenset(), named) if " no " in text else (named, frozenset())
-
-    said = [sentences(SENTENCES[place])[0] for place in (1, 2, 1, 5, 0)]  # clear, effusion, clear, no effusion, heart
+    rows = (1, 2, 1, 5, 0)  # clear, effusion, clear, no effusion, heart
+    candidate = [sentences(SENTENCES[row])[0] for row in rows]
     config = ConsensusConfig(max_edits=0)
-    report, reward = MbrSearch(table.expected_statistics(unit(1)[0], 1.0), None, reading, config).compose([said], 59)
-    assert report == (said[0], said[1], said[4])
+    search = MbrSearch(table.expected_statistics(unit(1)[0], 1.0), None, effusions, config)
+    report, reward = search.compose([candidate], 59)
+    assert report == (candidate[0], candidate[1], candidate[4])
     assert reward > 0

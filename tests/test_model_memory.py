@@ -1,4 +1,4 @@
-"""The memory's own selection, reading and gradient, against the dense computation that they stand for."""
+"""The memory's slot selection, response and gradients equal the dense computation."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_top_slots_equal_topk(shape: tuple[int, ...], k: int) -> None:
 
 
 @pytest.mark.parametrize(("shape", "k"), SHAPES)
-def test_top_slots_with_ties(shape: tuple[int, ...], k: int) -> None:
+def test_top_slots_equal_topk_with_ties(shape: tuple[int, ...], k: int) -> None:
     generator = torch.Generator().manual_seed(0)
     assert_is_top(torch.randint(-2, 3, shape, generator=generator).float(), k)
     assert_is_top(torch.zeros(shape), k)
 
 
 @pytest.mark.parametrize("first", [0, 3])
-def test_the_best_may_lie_in_one_group_or_in_neighbouring_columns(first: int) -> None:
+def test_top_slots_finds_the_best_in_one_group_or_in_neighbouring_columns(first: int) -> None:
     for columns in (torch.arange(first, 2048, 256), torch.arange(first, first + 32), torch.arange(2016, 2048)):
         scores = torch.zeros(1, 2048)
         scores[0, columns] = torch.arange(1.0, len(columns) + 1)
@@ -98,7 +98,7 @@ IDS = [f"{slots} slots, {tokens[0]}x{tokens[1]} tokens" for *_, slots, _, tokens
 
 
 @pytest.mark.parametrize(("heads", "d_model", "memory_dim", "slots", "top_k", "shape"), CASES, ids=IDS)
-def test_response_and_gradients_are_those_of_the_dense_computation(
+def test_response_and_gradients_equal_the_dense_computation(
     heads: int, d_model: int, memory_dim: int, slots: int, top_k: int, shape: tuple[int, int]
 ) -> None:
     memory = build(heads, d_model, memory_dim, slots, top_k)
@@ -115,13 +115,13 @@ def test_response_and_gradients_are_those_of_the_dense_computation(
 
     torch.testing.assert_close(response.double(), expected, atol=1e-5, rtol=1e-5)
     names = ["tokens", *(name for name, _ in memory.named_parameters())]
-    for name, ours, theirs in zip(names, gradients, wanted, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+    found = {name: value.double() for name, value in zip(names, gradients, strict=True)}
+    torch.testing.assert_close(found, dict(zip(names, wanted, strict=True)), atol=1e-5, rtol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(memory(tokens, memory.bank()).double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_slots_that_no_token_chose_get_no_gradient_through_their_values() -> None:
+def test_only_selected_slots_get_gradients() -> None:
     memory = build(2, 16, 12, 64, 4)
     tokens = torch.randn(1, 3, 16)
     bank = memory.bank()
@@ -135,7 +135,7 @@ def test_slots_that_no_token_chose_get_no_gradient_through_their_values() -> Non
             assert set(gradient[head].abs().sum(-1).nonzero().flatten().tolist()) == chosen
 
 
-def test_one_bank_serves_many_tokens() -> None:
+def test_response_does_not_depend_on_the_batching_of_tokens() -> None:
     memory, tokens = build(4, 32, 24, 512, 8), torch.randn(3, 60, 32)
     with torch.no_grad():
         bank = memory.bank()
@@ -147,7 +147,7 @@ def test_one_bank_serves_many_tokens() -> None:
 
 
 @pytest.mark.parametrize("length", [4, 200])
-def test_without_onednn(length: int) -> None:
+def test_response_and_gradients_are_equal_without_onednn(length: int) -> None:
     memory, tokens = build(4, 32, 24, 512, 8), torch.randn(1, length, 32)
     leaves = [memory.matrix, memory.query.weight, memory.value.weight]
     expected = memory(tokens, memory.bank())
@@ -155,12 +155,11 @@ def test_without_onednn(length: int) -> None:
     with torch.backends.mkldnn.flags(enabled=False):
         response = memory(tokens, memory.bank())
         gradients = torch.autograd.grad(response.square().mean(), leaves)
-    for ours, theirs in zip([response, *gradients], [expected, *wanted], strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close([response, *gradients], [expected, *wanted], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("length", [4, 200])
-def test_autocast_reads_about_the_same_and_learns(length: int) -> None:
+def test_autocast_response_and_gradients_are_close_to_float32(length: int) -> None:
     memory, tokens = build(4, 32, 24, 512, 8), torch.randn(1, length, 32)
     expected = memory(tokens, memory.bank())
     (wanted,) = torch.autograd.grad(expected.square().mean(), memory.matrix)

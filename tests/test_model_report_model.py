@@ -1,20 +1,20 @@
-"""The report model: shapes of the design, masks, memory addressing, and that it can learn."""
+"""The report model: shapes, masks, overfitting of four pairs, inference tables that follow the weights."""
 
 from __future__ import annotations
 
-import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision import models
 
 from model.config import DecodingConfig, ModelConfig
 from model.decoding.generate import generate
 from model.network.backbone import Backbone
 from model.network.dual_encoder import pad_ids
-from model.network.memory import CrossModalMemory
 from model.network.report_model import Patches, ReportModel
-from tests.support.tiny import IMAGE_SIZE, REPORTS, tiny_config, tiny_model, tiny_tokenizer
+from tests.support.tiny import IMAGE_SIZE, REPORTS, random_patches, tiny_config, tiny_model, tiny_tokenizer
 
 
 @pytest.mark.parametrize(("backbone", "width"), [("densenet121", 1024), ("resnet101", 2048)])
@@ -54,24 +54,6 @@ def test_config_rejects_impossible_dimensions(changes: dict[str, int], message: 
         tiny_config(30, **changes)
 
 
-@pytest.mark.parametrize("length", [1, 40])  # one token gathers its slots, many scatter their weights
-def test_memory_response_is_the_softmax_over_the_best_slots_of_each_head(length: int) -> None:
-    torch.manual_seed(0)
-    memory = CrossModalMemory(d_model=24, memory_dim=10, slots=50, heads=3, top_k=4)
-    tokens = torch.randn(2, length, 24)
-    result = memory(tokens, memory.bank())
-    query, key, value = memory.query(tokens), memory.key(memory.matrix), memory.value(memory.matrix)
-    for b in range(2):
-        for t in range(length):
-            read = []
-            for head in range(3):
-                part = slice(8 * head, 8 * head + 8)
-                scores = key[:, part] @ query[b, t, part] / math.sqrt(8)
-                best = scores.argsort(descending=True)[:4]
-                read.append(scores[best].softmax(0) @ value[best][:, part])
-            torch.testing.assert_close(result[b, t], memory.out(torch.cat(read)), atol=1e-5, rtol=1e-5)
-
-
 def test_a_missing_view_has_no_effect() -> None:
     model = tiny_model()
     images = torch.rand(1, 2, 1, IMAGE_SIZE, IMAGE_SIZE)
@@ -87,12 +69,7 @@ def test_a_missing_view_has_no_effect() -> None:
 
 def test_a_missing_case_has_no_effect() -> None:
     model = tiny_model()
-    patches = model.encode_images(
-        torch.rand(1, 1, 1, IMAGE_SIZE, IMAGE_SIZE),
-        torch.zeros(1, 1, dtype=torch.int64),
-        torch.ones(1, 1, dtype=torch.bool),
-    )
-    cases = torch.randn(1, 3, 16)
+    patches, cases = random_patches(model, 1), torch.randn(1, 3, 16)
     found = torch.tensor([[True, True, False]])
     ids = torch.arange(5).unsqueeze(0)
     changed = cases.clone()
@@ -126,9 +103,7 @@ def test_backbone_rejects_an_unknown_name_and_a_missing_file() -> None:
         Backbone("mobilenet_v3_small", weights="nowhere.pth")
 
 
-def test_backbone_loads_its_own_weights_from_a_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from torchvision import models
-
+def test_backbone_loads_torchvision_weights_from_a_file(tmp_path: Path) -> None:
     torch.manual_seed(4)
     network = models.get_model("resnet18", weights=None)
     torch.save(network.state_dict(), tmp_path / "weights.pth")
@@ -142,7 +117,7 @@ def test_four_pairs_can_be_overfitted() -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_model(0, dropout=0.0, retrieval_k=0)
     generator = torch.Generator().manual_seed(2)
-    tokens = torch.randn(4, 2, 4, model.backbone.width, generator=generator)  # what a trained backbone would tell apart
+    tokens = torch.randn(4, 2, 4, model.backbone.width, generator=generator)  # as a trained backbone separates studies
     mask = torch.ones(4, 2, dtype=torch.bool)
     patches = Patches(tokens, tokens.mean(2), torch.tensor([[0, 1]]).expand(4, 2), mask)
     ids = pad_ids([tokenizer.encode(report, 24) for report in REPORTS[:4]], 24)
@@ -161,9 +136,7 @@ def test_four_pairs_can_be_overfitted() -> None:
 
 def test_inference_tables_follow_the_weights() -> None:
     model = tiny_model(retrieval_k=0)
-    tokens = torch.randn(2, 1, 4, model.backbone.width)
-    patches = Patches(tokens, tokens.mean(2), torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1, dtype=torch.bool))
-    ids = torch.full((2,), 7)
+    patches, ids = random_patches(model, 2), torch.full((2,), 7)
 
     def written() -> tuple[torch.Tensor, torch.Tensor]:
         encoded = model.encode(patches)

@@ -1,4 +1,4 @@
-"""Cleaning, vocabulary and the way back to text."""
+"""Report cleaning, the vocabulary, encoding and decoding."""
 
 from __future__ import annotations
 
@@ -53,20 +53,20 @@ def test_cleaning_twice_changes_nothing(report: str) -> None:
         ("View [AP]: x=3 <y>", "view ap x3 y ."),
     ],
 )
-def test_published_cleaning_keeps_its_quirks(report: str, expected: str) -> None:
+def test_r2gen_cleaning_equals_the_published_rules(report: str, expected: str) -> None:
     assert clean_report_r2gen(report) == expected
 
 
 REPORTS = ["No effusion. Heart normal.", "No effusion. Lungs clear.", "No nodule. Heart normal.", "Heart normal."]
 
 
-def test_vocabulary_keeps_words_seen_often_enough_in_sorted_order() -> None:
+def test_vocabulary_holds_frequent_words_in_sorted_order() -> None:
     tokenizer = Tokenizer.build(REPORTS, min_count=3)
     assert tokenizer.tokens == (*SPECIALS, ".", "heart", "no", "normal")
     assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id) == (0, 1, 2, 3)
 
 
-def test_encode_and_decode() -> None:
+def test_decode_inverts_encode() -> None:
     tokenizer = Tokenizer.build(REPORTS, min_count=1)
     ids = tokenizer.encode("Heart normal. No widget.", 60)
     assert ids[0] == tokenizer.bos_id
@@ -75,7 +75,7 @@ def test_encode_and_decode() -> None:
     assert tokenizer.encode("Heart normal. No widget.", 4) == ids[:4]
 
 
-def test_known_words_are_told_from_marks_and_strangers() -> None:
+def test_finds_known_words_among_marks_and_unknown_words() -> None:
     tokenizer = Tokenizer.build([*REPORTS, "Compared with XXXX."], min_count=1)
     assert tokenizer.id_of("xxxx") != tokenizer.unk_id
     assert tokenizer.has_known_word("Zzyzx HEART?")
@@ -83,7 +83,7 @@ def test_known_words_are_told_from_marks_and_strangers() -> None:
         assert not tokenizer.has_known_word(text), text
 
 
-def test_json_round_trip_and_refusals() -> None:
+def test_round_trips_through_json_and_rejects_invalid_vocabularies() -> None:
     tokenizer = Tokenizer.build(REPORTS, min_count=1)
     assert Tokenizer.from_json(tokenizer.to_json()) == tokenizer
     with pytest.raises(ValueError, match="schema_version"):
@@ -94,7 +94,7 @@ def test_json_round_trip_and_refusals() -> None:
         Tokenizer(("a", "b"))
 
 
-def test_sentences() -> None:
+def test_splits_and_displays_sentences() -> None:
     words = ["heart", "normal", ".", ".", "no", "effusion", ".", "stable"]
     spans = split_sentences(words)
     assert [display_sentence(words[a:b]) for a, b in spans] == ["Heart normal.", "No effusion.", "Stable."]

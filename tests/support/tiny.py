@@ -1,4 +1,4 @@
-"""Small real parts for tests: an untrained model of a few thousand words' size, and bundles made of it."""
+"""Small real parts for tests: an untrained model, its bundle and drafter, and random inputs for them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.bundle import write_bundle
+from model.bundle import load_bundle, write_bundle
 from model.config import BundleConfig, DecodingConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
 from model.decoding.mbr_table import MbrTable
-from model.network.report_model import ReportModel
+from model.drafter import Drafter
+from model.network.report_model import Patches, ReportModel
 from model.text.labeler import label_report
 from model.text.tokenizer import Tokenizer
+from model.types import Precision, StudyView, View
 from retrieval_index.cases import Case
 from retrieval_index.index import ReportIndex
 from training.data.studies import Study
@@ -76,7 +78,7 @@ def tiny_index(model: ReportModel, reports: Sequence[str] = REPORTS, *, texts: b
 
 
 def tiny_consensus(index: ReportIndex) -> MbrTable:
-    """What cases like ``REPORTS`` say, three of each."""
+    """The MBR table of ``REPORTS``, three studies of each."""
     studies = [Study(f"CXR{row}", f"CXR{row}", "train", report, ()) for row, report in enumerate(REPORTS)]
     vectors = np.tile(index.vectors(np.arange(len(index))[None])[0], (3, 1))
     return build_consensus(studies * 3, vectors, tiny_tokenizer(), directions=16, max_length=24, seed=1)
@@ -88,7 +90,9 @@ def write_tiny_bundle(
 ) -> Path:  # fmt: skip
     """Write a real, untrained bundle and return its path.
 
-    ``decoding`` goes before ``min_length``; ``full_stops`` is how much likelier, as a logit, a sentence's end is made.
+    Args:
+        decoding: replaces ``min_length``.
+        full_stops: added to the logit of the full stop, so that sentences end.
     """
     model = tiny_model(seed) if retrieval else tiny_model(seed, retrieval_k=0)
     decoding = decoding or DecodingConfig(min_length=min_length)
@@ -115,6 +119,27 @@ def write_tiny_bundle(
         weights_dtype="fp32",
     )  # fmt: skip
     return path
+
+
+def open_drafter(path: Path, *, precision: Precision = "fp32") -> Drafter:
+    """The drafter of a bundle on the CPU; its index is verified."""
+    bundle = load_bundle(path)
+    index = ReportIndex.load(path / "index", expected_sha256=bundle.index_sha256()) if bundle.config.retrieval else None
+    return Drafter(bundle, index, precision=precision)
+
+
+def noise_study(seed: int, *views: View) -> list[StudyView]:
+    """A study of random pixels."""
+    rng = np.random.default_rng(seed)
+    return [StudyView(rng.integers(0, 255, (IMAGE_SIZE, IMAGE_SIZE), np.uint8), view) for view in views]
+
+
+def random_patches(model: ReportModel, studies: int, *, seed: int | None = None) -> Patches:
+    """Backbone output of studies with one frontal view: normal values, four patches a view."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    tokens = torch.randn(studies, 1, 4, model.backbone.width, generator=generator)
+    views = torch.zeros(studies, 1, dtype=torch.int64)
+    return Patches(tokens, tokens.mean(2), views, torch.ones_like(views, dtype=torch.bool))
 
 
 @contextmanager
