@@ -1,4 +1,4 @@
-"""The case store."""
+"""`cases.jsonl`: round trip, equal bytes for equal cases, malformed lines."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def test_cases_round_trip_and_keep_their_order(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["cases.jsonl"]
 
 
-def test_equal_cases_give_equal_bytes_whatever_the_order_of_their_labels() -> None:
+def test_bytes_do_not_depend_on_the_order_of_labels() -> None:
     turned = Case("a", labels={"Edema": None, "Fracture": "absent"})
     assert encode_cases([turned]) == encode_cases([Case("a", labels={"Fracture": "absent", "Edema": None})])
 
 
-def test_a_case_file_holds_no_pictures() -> None:
-    pictured = replace(CASES[0], images=("frontal",))
-    assert encode_cases([pictured]) == encode_cases(CASES[:1])
+def test_case_file_holds_no_images() -> None:
+    with_image = replace(CASES[0], images=("frontal",))
+    assert encode_cases([with_image]) == encode_cases(CASES[:1])
 
 
 def _line(**changes: Any) -> bytes:
@@ -61,7 +61,7 @@ def _line(**changes: Any) -> bytes:
         (_line(case_id="first"), "line 2: case first is on line 1 already"),
     ],
 )
-def test_a_bad_line_is_named(line: bytes, message: str) -> None:
+def test_rejects_malformed_line_with_its_number(line: bytes, message: str) -> None:
     with pytest.raises(CaseFormatError, match=message) as error:
         decode_cases(_line(case_id="first") + b"\n" + line + b"\n", "cases.jsonl")
     assert "cases.jsonl, line 2" in str(error.value)

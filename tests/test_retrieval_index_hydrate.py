@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.manifest import write_manifest
 from retrieval_index.cases import Case, read_cases, write_cases
 from retrieval_index.hydrate import HydrateError, default_out, hydrate, main
 from retrieval_index.index import ReportIndex
@@ -25,19 +26,6 @@ CASES = [
     Case("CXR10_IM-0002-1001", "It had a text."),
 ]
 FILLED = ["Left base opacity. Small fluid level.", "Cardiac silhouette normal. No fluid.", "It had a text."]
-
-
-def write_manifest(bundle: Path) -> None:
-    names = sorted(path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file())
-    entries = {
-        name: {
-            "sha256": hashlib.sha256((bundle / name).read_bytes()).hexdigest(),
-            "size": (bundle / name).stat().st_size,
-        }
-        for name in names
-        if name != "MANIFEST.json"
-    }
-    (bundle / "MANIFEST.json").write_text(json.dumps({"schema_version": 1, "files": entries}))
 
 
 def make_bundle(bundle: Path, cases: list[Case] = CASES) -> Path:
@@ -62,9 +50,7 @@ def reports(tmp_path: Path) -> Path:
     return write_reports(tmp_path / "archive" / "NLMCXR_reports.tgz")
 
 
-def test_the_copy_has_the_texts_a_manifest_and_nothing_else_changed(
-    bundle: Path, reports: Path, tmp_path: Path
-) -> None:
+def test_copy_differs_by_texts_and_manifest_only(bundle: Path, reports: Path, tmp_path: Path) -> None:
     before, out = content(bundle), tmp_path / "out" / "tiny"
     result = hydrate(bundle, reports, out=out)
     assert (result.cases, result.filled, result.kept, result.missing, result.unchanged) == (3, 2, 1, (), False)
@@ -79,7 +65,7 @@ def test_the_copy_has_the_texts_a_manifest_and_nothing_else_changed(
     assert out.stat().st_mode & 0o777 == 0o755
 
 
-def test_the_new_manifest_is_true_and_names_its_source(bundle: Path, reports: Path, tmp_path: Path) -> None:
+def test_new_manifest_is_correct_and_names_its_source(bundle: Path, reports: Path, tmp_path: Path) -> None:
     out = hydrate(bundle, reports, out=tmp_path / "out").out
     manifest = json.loads((out / "MANIFEST.json").read_text())
     assert manifest["hydrated_from"] == hashlib.sha256((bundle / "MANIFEST.json").read_bytes()).hexdigest()
@@ -98,14 +84,11 @@ def test_missing_cases_are_counted_and_named(tmp_path: Path, reports: Path) -> N
     result = hydrate(make_bundle(tmp_path / "b", cases), reports, out=tmp_path / "out")
     assert (result.filled, result.missing) == (1, ("CXR11_IM-0067", "CXR77_IM-9999"))
     assert "1 texts filled, 0 present before, 2 missing (CXR11_IM-0067, CXR77_IM-9999)" in result.summary()
-    assert [case.findings is None for case in read_cases(tmp_path / "out" / "index" / "cases.jsonl")] == [
-        False,
-        True,
-        True,
-    ]
+    texts = [case.findings for case in read_cases(tmp_path / "out" / "index" / "cases.jsonl")]
+    assert texts == [FILLED[0], None, None]
 
 
-def test_a_second_run_leaves_an_equal_copy_alone(bundle: Path, reports: Path, tmp_path: Path) -> None:
+def test_second_run_keeps_an_equal_copy(bundle: Path, reports: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     hydrate(bundle, reports, out=out)
     inode = out.stat().st_ino
@@ -115,7 +98,7 @@ def test_a_second_run_leaves_an_equal_copy_alone(bundle: Path, reports: Path, tm
     assert out.stat().st_ino == inode
 
 
-def test_a_damaged_or_older_copy_is_replaced(bundle: Path, reports: Path, tmp_path: Path) -> None:
+def test_replaces_damaged_and_older_copies(bundle: Path, reports: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     hydrate(bundle, reports, out=out)
     whole = content(out)
@@ -149,7 +132,7 @@ def test_refuses_unsafe_targets(bundle: Path, reports: Path, tmp_path: Path) -> 
     assert hydrate(bundle, reports, out=empty).filled == 2
 
 
-NO_PATH = '{"schema_version": 1, "files": {"%s": {"sha256": "", "size": 0}}}'
+WRONG_PATH = '{"schema_version": 1, "files": {"%s": {"sha256": "", "size": 0}}}'
 
 
 @pytest.mark.parametrize(
@@ -162,11 +145,11 @@ NO_PATH = '{"schema_version": 1, "files": {"%s": {"sha256": "", "size": 0}}}'
         ("MANIFEST.json", '{"schema_version": 2, "files": {}}', "version 2 is unknown"),
         ("MANIFEST.json", '{"schema_version": 1, "files": {"x": {}}}', "is damaged"),
         ("MANIFEST.json", '{"schema_version": 1, "files": {}}', "has no index/cases"),
-        ("MANIFEST.json", NO_PATH % "../x", r"outside the bundle: '\.\./x'"),
-        ("MANIFEST.json", NO_PATH % "/x", "outside the bundle: '/x'"),
+        ("MANIFEST.json", WRONG_PATH % "../x", r"outside the bundle: '\.\./x'"),
+        ("MANIFEST.json", WRONG_PATH % "/x", "outside the bundle: '/x'"),
     ],
 )
-def test_a_damaged_bundle_is_refused_and_leaves_no_trace(
+def test_rejects_damaged_bundle_and_leaves_no_file(
     bundle: Path, reports: Path, tmp_path: Path, name: str, content: str | None, message: str
 ) -> None:
     (bundle / name).unlink()
@@ -177,7 +160,7 @@ def test_a_damaged_bundle_is_refused_and_leaves_no_trace(
     assert not (tmp_path / "outs").exists() or list((tmp_path / "outs").iterdir()) == []
 
 
-def test_cases_of_another_form_or_another_archive_are_refused(bundle: Path, reports: Path, tmp_path: Path) -> None:
+def test_rejects_malformed_cases_and_cases_of_another_archive(bundle: Path, reports: Path, tmp_path: Path) -> None:
     write_cases(bundle / "index" / "cases.jsonl", [Case("a")])
     write_manifest(bundle)
     with pytest.raises(HydrateError, match="none of the 1 cases without text, such as a, is among the 4 reports"):
@@ -189,7 +172,7 @@ def test_cases_of_another_form_or_another_archive_are_refused(bundle: Path, repo
     assert list((tmp_path / "outs").iterdir()) == []
 
 
-def test_an_interrupted_run_leaves_the_earlier_copy(
+def test_failed_run_keeps_the_earlier_copy(
     bundle: Path, reports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "outs" / "out"
@@ -240,15 +223,15 @@ def url(reports: Path) -> Iterator[str]:
     thread.join()
 
 
-def test_reports_come_from_a_url_once(bundle: Path, reports: Path, url: str, tmp_path: Path) -> None:
+def test_downloads_reports_once(bundle: Path, reports: Path, url: str, tmp_path: Path) -> None:
     out = tmp_path / "outs" / "out"
     assert hydrate(bundle, url, out=out).filled == 2
     assert {path.name for path in out.parent.iterdir()} == {"downloads", "out"}
-    reports.unlink()  # the server has it no more
+    reports.unlink()  # a second request would fail
     assert hydrate(bundle, url, out=out).unchanged
 
 
-def test_a_damaged_archive_is_an_error(bundle: Path, reports: Path, tmp_path: Path) -> None:
+def test_rejects_damaged_archive(bundle: Path, reports: Path, tmp_path: Path) -> None:
     reports.write_bytes(reports.read_bytes()[:-20])
     with pytest.raises(ArchiveError, match="damaged"):
         hydrate(bundle, reports, out=tmp_path / "out")

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from retrieval_index.openi import ArchiveError, fold, parse_report, read_reports
+from retrieval_index.openi import ArchiveError, parse_report, read_reports
 from tests.support.archives import FINDINGS, IMAGES, report_xml, write_reports, xml_files
 
 
-def test_a_report_is_read_completely() -> None:
-    report = parse_report(report_xml("CXR7", "Fluid at the base.", IMAGES["CXR2"], mesh=("Pleural Effusion/left", "x")))
+def test_reads_all_fields_of_a_report() -> None:
+    findings = "  Fluid at\n    the\tbase.  \r\n\n Two  blanks.\n"
+    report = parse_report(report_xml("CXR7", findings, IMAGES["CXR2"], mesh=("Pleural Effusion/left", "x")))
     assert report.uid == "CXR7"
-    assert report.findings == "Fluid at the base."
+    assert report.findings == "Fluid at the base. Two  blanks."  # blanks within a line are kept
     assert report.impression == "An invented impression."
     assert report.indication == "Invented indication"
     assert report.image_ids == IMAGES["CXR2"]
@@ -30,32 +31,23 @@ def test_a_report_is_read_completely() -> None:
         ([], "CXR9"),
     ],
 )
-def test_study_id_is_that_of_the_annotation(images: list[str], study_id: str) -> None:
+def test_study_id_equals_that_of_the_r2gen_annotation(images: list[str], study_id: str) -> None:
     assert parse_report(report_xml("CXR9", "Clear.", images)).study_id == study_id
 
 
-def test_fold_joins_lines_and_keeps_blanks_within_them() -> None:
-    assert fold("  one\n    two\tthree  four \r\n\n five\n") == "one two three  four five"
-
-
-def test_archive_folder_and_root_give_the_same_reports_by_number(tmp_path: Path) -> None:
+def test_archive_and_folders_give_the_same_reports_in_order(tmp_path: Path) -> None:
     archive = write_reports(tmp_path / "root" / "NLMCXR_reports.tgz")
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path / "extracted", filter="data")
-    places = (
-        archive,
-        tmp_path / "root",
-        tmp_path / "extracted",
-        tmp_path / "extracted" / "ecgen-radiology",
-    )
-    read = [read_reports(place) for place in places]
+    extracted = tmp_path / "extracted"
+    read = [read_reports(path) for path in (archive, tmp_path / "root", extracted, extracted / "ecgen-radiology")]
     assert [report.uid for report in read[0].reports] == ["CXR1", "CXR2", "CXR10", "CXR11", "CXR12"]
     assert read[0].reports[1].findings == "Left base opacity. Small fluid level."
     assert read[0].reports[2].findings == FINDINGS["CXR10"]
     assert all(archive == read[0] for archive in read)
 
 
-def test_broken_files_are_named_and_skipped(tmp_path: Path) -> None:
+def test_skips_broken_files_and_names_them(tmp_path: Path) -> None:
     bomb = b'<!DOCTYPE x [<!ENTITY a "aaaa">]><eCitation><uId id="CXR3"/>&a;</eCitation>'
     files = xml_files() | {
         "3.xml": bomb,
@@ -74,24 +66,21 @@ def test_broken_files_are_named_and_skipped(tmp_path: Path) -> None:
     assert "CXR1 occurs twice" in archive.broken[3]
 
 
-def test_a_folder_without_reports_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+def test_rejects_sources_without_reports(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"has no reports; expected NLMCXR_reports\.tgz"):
         read_reports(tmp_path)
     with pytest.raises(ArchiveError, match="does not exist"):
         read_reports(tmp_path / "nowhere")
     with pytest.raises(ArchiveError, match="no readable report"):
         read_reports(write_reports(tmp_path / "empty.tgz", {}))
+    (tmp_path / "page.tgz").write_text("<html>not found</html>")
+    with pytest.raises(ArchiveError, match="not a tar archive"):
+        read_reports(tmp_path / "page.tgz")
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 500, -100, -1])
-def test_a_truncated_archive_is_an_error_never_a_shorter_list(tmp_path: Path, kept: int) -> None:
+def test_rejects_truncated_archive(tmp_path: Path, kept: int) -> None:
     whole = write_reports(tmp_path / "whole.tgz").read_bytes()
     (tmp_path / "cut.tgz").write_bytes(whole[:kept])
     with pytest.raises(ArchiveError, match="download it again"):
         read_reports(tmp_path / "cut.tgz")
-
-
-def test_an_archive_that_is_no_tar_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "page.tgz").write_text("<html>not found</html>")
-    with pytest.raises(ArchiveError, match="not a tar archive"):
-        read_reports(tmp_path / "page.tgz")

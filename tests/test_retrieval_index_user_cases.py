@@ -1,4 +1,4 @@
-"""The store of added cases: durable, atomic, private, and locked."""
+"""The store of added cases: durable, atomic, private, locked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pictures(folder: Path) -> list[Path]:
     return sorted((folder / PICTURES).iterdir())
 
 
-def test_cases_and_pictures_are_there_when_it_is_opened_again(tmp_path: Path) -> None:
+def test_cases_and_images_are_kept_when_the_store_is_opened_again(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "cases"
     with opened(folder) as store:
         kept = store.add(CASE, {"frontal": PICTURE, "lateral": PICTURE[:-1]})
@@ -58,7 +58,7 @@ def test_files_are_private_and_have_random_names(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {CASES_FILE, LOCK_FILE, PICTURES}
 
 
-def test_an_id_is_added_once(tmp_path: Path) -> None:
+def test_rejects_a_second_case_with_the_same_id(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         store.add(CASE, {})
         with pytest.raises(ValueError, match="exists already"):
@@ -66,7 +66,7 @@ def test_an_id_is_added_once(tmp_path: Path) -> None:
         assert pictures(tmp_path) == []
 
 
-def test_a_removed_case_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_removed_case_leaves_no_data(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         store.add(CASE, {"frontal": PICTURE})
         store.add(Case("two", "Clear."), {"frontal": PICTURE})
@@ -83,14 +83,12 @@ def test_a_removed_case_leaves_nothing_behind(tmp_path: Path) -> None:
         assert store.cases()[1] == again
 
 
-def test_a_case_that_was_cut_off_is_dropped_and_the_others_stay(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_drops_an_incomplete_last_case_and_keeps_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with opened(tmp_path) as store:
         store.add(Case("two", "Clear."), {})
         size = (tmp_path / CASES_FILE).stat().st_size
         store.add(CASE, {"frontal": PICTURE})
-    with (tmp_path / CASES_FILE).open("rb+") as file:  # as a power cut leaves it
+    with (tmp_path / CASES_FILE).open("rb+") as file:  # a power cut
         file.truncate(size + 40)
     (tmp_path / PICTURES / ".x.tmp").write_bytes(b"half")
     (tmp_path / f".{CASES_FILE}.x.tmp").write_bytes(b"half")
@@ -105,7 +103,7 @@ def test_a_case_that_was_cut_off_is_dropped_and_the_others_stay(
 
 
 @pytest.mark.parametrize("room", [10, 700])  # no room for the picture; for it, and for half of the line
-def test_on_a_full_disk_all_of_a_case_is_missing(tmp_path: Path, room: int) -> None:
+def test_full_disk_leaves_no_part_of_a_case(tmp_path: Path, room: int) -> None:
     picture, text = PICTURE[:600], "The lungs are clear. " * 60
     with opened(tmp_path) as store:
         store.add(Case("two", "Clear."), {})
@@ -135,7 +133,7 @@ def test_only_one_process_can_open_the_directory(tmp_path: Path) -> None:
         assert len(store) == 0
 
 
-def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_rejects_unusable_directory_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(
         UserCaseStoreError, match=r"file cannot be used: (File exists|Not a directory)\. Name a directory"
@@ -155,7 +153,7 @@ def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         {"more": 1},
     ],
 )
-def test_a_line_that_is_no_case_is_named_and_not_quoted(tmp_path: Path, change: dict[str, object]) -> None:
+def test_rejects_malformed_line_without_quoting_it(tmp_path: Path, change: dict[str, object]) -> None:
     with opened(tmp_path) as store:
         store.add(Case("two", "Clear."), {})
         store.add(Case("one", "Secret."), {})
@@ -167,15 +165,15 @@ def test_a_line_that_is_no_case_is_named_and_not_quoted(tmp_path: Path, change: 
     assert "Secret" not in str(caught.value)
 
 
-def test_files_of_other_names_are_left_alone(tmp_path: Path) -> None:
+def test_leaves_other_files_alone(tmp_path: Path) -> None:
     (tmp_path / "pictures" / "@eaDir").mkdir(parents=True)
-    (tmp_path / "pictures" / "holiday.jpg").write_bytes(b"not ours")
+    (tmp_path / "pictures" / "holiday.jpg").write_bytes(b"another file")
     UserCaseStore(tmp_path).close()
-    assert (tmp_path / "pictures" / "holiday.jpg").read_bytes() == b"not ours"
+    assert (tmp_path / "pictures" / "holiday.jpg").read_bytes() == b"another file"
     assert (tmp_path / "pictures" / "@eaDir").is_dir()
 
 
-def test_pictures_without_a_case_file_are_kept_and_reported(tmp_path: Path) -> None:
+def test_keeps_images_without_a_case_file_and_reports_them(tmp_path: Path) -> None:
     picture = tmp_path / "pictures" / f"{'a' * 32}.jpg"
     picture.parent.mkdir()
     picture.write_bytes(b"of a lost case")
