@@ -13,23 +13,15 @@ from model.drafter import Drafter
 from model.images import load_pixels
 from model.types import Draft, StudyView, View
 from retrieval_index.hydrate import hydrate
-from retrieval_index.index import ReportIndex
-from tests.support.paths import REPOSITORY
+from tests.support.paths import REPOSITORY, SHIPPED
+from tests.support.tiny import drawn_study, open_drafter
 from training.data.openi import open_openi
 from training.data.studies import Study
-
-SHIPPED = REPOSITORY / "bundles" / "iu-xray"
 
 
 @pytest.fixture(scope="module")
 def drafter() -> Drafter:
-    bundle = load_bundle(SHIPPED)
-    return Drafter(bundle, ReportIndex.load(SHIPPED / "index", expected_sha256=bundle.index_sha256()))
-
-
-def example(name: str, size: int) -> list[StudyView]:
-    files = [(REPOSITORY / "docs" / "images" / f"{name}-{view.value}.png", view) for view in View]
-    return [StudyView(load_pixels(path.read_bytes(), size), view) for path, view in files]
+    return open_drafter(SHIPPED)
 
 
 def numbers(draft: Draft) -> list[float]:
@@ -47,48 +39,48 @@ def test_shipped_bundle_is_small_and_has_no_report_texts() -> None:
 
 def test_drafts_have_five_cases_and_a_warning_about_missing_texts(drafter: Drafter) -> None:
     size = drafter.image_size
-    normal, effusion = drafter.draft([example("normal", size), example("effusion", size)])
+    normal, effusion = drafter.draft([drawn_study("normal", size), drawn_study("effusion", size)])
     for draft in (normal, effusion):
         assert draft.findings
         assert "xxxx" not in draft.findings.lower()
         assert len(draft.reference_cases) == 5
-        odd = any(check.unusual >= 0.99 for check in draft.image_checks)  # which a drawing may be
+        odd = any(check.unusual >= 0.99 for check in draft.image_checks)  # a phantom may be out of distribution
         assert [warning.code for warning in draft.warnings] == ["unusual_image"] * odd + ["texts_not_available"]
     assert normal.findings != effusion.findings
 
 
 def test_batched_drafts_equal_single_drafts(drafter: Drafter) -> None:
-    studies = [example(name, drafter.image_size) for name in ("consolidation", "effusion", "normal", "effusion")]
+    studies = [drawn_study(name, drafter.image_size) for name in ("consolidation", "effusion", "normal", "effusion")]
     together = drafter.draft(studies)
-    for study, mine in zip(studies[:2], together, strict=False):
+    for study, batched in zip(studies[:2], together, strict=False):
         (alone,) = drafter.draft([study])
-        assert mine.findings == alone.findings
-        assert [case.case_id for case in mine.reference_cases] == [case.case_id for case in alone.reference_cases]
-        assert numbers(mine) == pytest.approx(numbers(alone), abs=1e-5)
+        assert batched.findings == alone.findings
+        assert [case.case_id for case in batched.reference_cases] == [case.case_id for case in alone.reference_cases]
+        assert numbers(batched) == pytest.approx(numbers(alone), abs=1e-5)
     assert together[1].sentences == together[3].sentences
 
 
 def test_metrics_show_that_drafts_depend_on_the_images() -> None:
-    figures = json.loads((SHIPPED / "metrics.json").read_text())["val"]
-    assert figures["n"] == 296
-    system, constant, nearest = figures["system"], figures["baselines"]["constant"], figures["baselines"]["nearest"]
+    metrics = json.loads((SHIPPED / "metrics.json").read_text())["val"]
+    assert metrics["n"] == 296
+    system, constant, nearest = metrics["system"], metrics["baselines"]["constant"], metrics["baselines"]["nearest"]
     assert system["CIDEr"] >= constant["CIDEr"] + 0.10
     assert system["CIDEr"] > nearest["CIDEr"]
     assert system["label_f1_micro"] >= max(0.30, nearest["label_f1_micro"])
     assert system["BLEU_4"] >= 0.175
     assert system["ROUGE_L"] >= 0.38
     assert system["distinct"] >= 0.25
-    assert figures["copied"] <= 0.5
-    exchanged = figures["system_images_exchanged"]
+    assert metrics["copied"] <= 0.5
+    exchanged = metrics["system_images_exchanged"]
     assert exchanged["CIDEr"] < 0.7 * system["CIDEr"]
     assert exchanged["label_f1_micro"] < 0.5 * system["label_f1_micro"]
 
 
 def test_the_readme_has_the_metrics_of_the_bundle() -> None:
-    figures = json.loads((SHIPPED / "metrics.json").read_text())["val"]
+    metrics = json.loads((SHIPPED / "metrics.json").read_text())["val"]
     readme = (REPOSITORY / "README.md").read_text()
-    rows = {"this bundle": figures["system"], "one constant report": figures["baselines"]["constant"],
-            "this bundle, images exchanged between studies": figures["system_images_exchanged"]}  # fmt: skip
+    rows = {"this bundle": metrics["system"], "one constant report": metrics["baselines"]["constant"],
+            "this bundle, images exchanged between studies": metrics["system_images_exchanged"]}  # fmt: skip
     names = ("BLEU_1", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr", "label_f1_micro", "label_f1_macro", "distinct")
     for label, row in rows.items():
         cells = [f"{row[name]:.3f}".lstrip("0") for name in names]
@@ -108,9 +100,8 @@ def test_a_validation_study_gets_five_other_cases_with_texts(real_data: Path, tm
     root = real_data / "openi"
     out = tmp_path / "hydrated"
     hydrate(SHIPPED, root / "NLMCXR_reports.tgz", out=out)
-    bundle = load_bundle(out)
-    assert bundle.calibration == load_bundle(SHIPPED).calibration is not None
-    drafter = Drafter(bundle, ReportIndex.load(out / "index", expected_sha256=bundle.index_sha256()))
+    assert load_bundle(out).calibration == load_bundle(SHIPPED).calibration is not None
+    drafter = open_drafter(out)
     studies = open_openi(root).split("val")[:16]
     drafts: list[Draft] = drafter.draft(read(studies, root, drafter.image_size))
     val_ids = {study.study_id for study in open_openi(root).split("val")}

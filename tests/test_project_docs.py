@@ -16,7 +16,7 @@ from tools import api_docs, settings_docs
 
 DOCS = REPOSITORY / "docs"
 GUIDES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
-CURRENT = [path for path in GUIDES if path.name != "CHANGELOG.md"]  # the changelog may name what is gone
+CURRENT = [path for path in GUIDES if path.name != "CHANGELOG.md"]  # the changelog may name removed files
 PACKAGES = ("benchmarks", "deploy", "model", "retrieval_index", "service", "tests", "tools", "training")
 IDS = {"ids": lambda path: path.name}
 
@@ -70,8 +70,15 @@ def test_every_file_and_module_that_is_named_exists(path: Path) -> None:
     modules = set(re.findall(r"-m ((?:benchmarks|retrieval_index|service|tests|tools|training)(?:\.\w+)*)", text))
     modules |= set(re.findall(r"`((?:benchmarks|training|service|retrieval_index)\.[a-z_]+)[`: ]", text))
     for module in modules - {"service.access"}:  # a logger
-        place = REPOSITORY / module.replace(".", "/")
-        assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), module
+        file = REPOSITORY / module.replace(".", "/")
+        assert file.with_suffix(".py").is_file() or (file / "__main__.py").is_file(), module
+
+
+def test_the_readme_names_targets_of_the_makefile() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    targets = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    assert {"serve", "test"} <= set(re.findall(r"make ([\w-]+)", readme))
+    assert set(re.findall(r"`make ([\w-]+)", readme)) <= targets
 
 
 def test_every_image_is_shown() -> None:

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "service": {"service", "model", "retrieval_index"},
 }
 SERVING = {"model", "retrieval_index", "service"}
+EXTRAS = {"tqdm", "matplotlib", "tensorboard", "pycocoevalcap", "jinja2", "markupsafe", "fhir", "pytest"}
 TEXT = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".json", ".html", ".css", ".js", ".csv", ".cfg", ""}
 
 
@@ -180,16 +181,7 @@ def test_no_pickle(package: str) -> None:
 def test_serving_imports_no_training_extra(package: str) -> None:
     """Serving modules import no package of the extras for training."""
     for path in modules(package):
-        extra = imported(path) & {
-            "tqdm",
-            "matplotlib",
-            "tensorboard",
-            "pycocoevalcap",
-            "jinja2",
-            "markupsafe",
-            "fhir",
-            "pytest",
-        }
+        extra = imported(path) & EXTRAS
         assert not extra, f"{path.relative_to(REPOSITORY)} imports {sorted(extra)}"
 
 
@@ -221,12 +213,6 @@ def test_no_radiograph_and_no_large_file_is_tracked() -> None:
         assert path.stat().st_size <= 30 * 2**20, name
 
 
-def test_every_package_is_typed_and_has_a_docstring() -> None:
-    for package in MAY_IMPORT:
-        assert (REPOSITORY / package / "py.typed").is_file()
-        assert ast.get_docstring(ast.parse((REPOSITORY / package / "__init__.py").read_text()))
-
-
 def test_constraints_pin_every_dependency_without_hosts() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
@@ -241,21 +227,11 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_the_wheel_contains_data_files() -> None:
+def test_packages_are_typed_and_documented_and_the_wheel_contains_data_files() -> None:
+    for package in MAY_IMPORT:
+        assert (REPOSITORY / package / "py.typed").is_file()
+        assert ast.get_docstring(ast.parse((REPOSITORY / package / "__init__.py").read_text()))
     data = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert "static/**" in data["service"]
     assert "data/tables/**" in data["training"]
     assert all("py.typed" in data[package] for package in MAY_IMPORT)
-
-
-def test_the_readme_names_commands_that_exist() -> None:
-    readme = (REPOSITORY / "README.md").read_text()
-    makefile = (REPOSITORY / "Makefile").read_text()
-    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
-    assert {"serve", "test"} <= set(re.findall(r"make ([\w-]+)", readme))
-    assert set(re.findall(r"`make ([\w-]+)", readme)) <= targets
-    for module in set(re.findall(r"python -m ((?:training|service|retrieval_index|benchmarks)[\w.]*)", readme)):
-        path = REPOSITORY / module.replace(".", "/")
-        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
-    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", readme):
-        assert (REPOSITORY / link).exists(), f"README links to {link}"

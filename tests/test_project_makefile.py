@@ -1,4 +1,4 @@
-"""The targets of the Makefile, with a script in place of Python that records its arguments; nothing is installed."""
+"""The targets of the Makefile; a script that records its arguments replaces Python, nothing is installed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Clone:
         return path
 
     def make(self, *arguments: str, offline: bool = False) -> tuple[list[str], str]:
-        """Run make; what Python was asked to do, and what was printed."""
+        """Run make; returns the arguments of each call of Python, and the output."""
         calls = self.write("calls", "")
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
         environment |= {"CALLS": str(calls), "OFFLINE": "1" if offline else ""}
@@ -110,13 +110,13 @@ def test_a_changed_dependency_is_installed(clone: Clone) -> None:
     assert any("pip install" in call for call in clone.make("test")[0])
 
 
-def test_train_smoke_draws_its_data_or_takes_yours(clone: Clone) -> None:
+def test_train_smoke_draws_phantoms_or_reads_a_given_root(clone: Clone) -> None:
     drawn, _ = clone.make("train-smoke")
     assert "-m training.phantoms --out runs/phantoms --studies 60" in drawn
     assert drawn[-1].startswith("-m training.run --dataset openi --root runs/phantoms --preset smoke --out runs/smoke")
-    own, _ = clone.make("train-smoke", "ROOT=elsewhere", "OUT=runs/own", "DEVICE=cpu")
-    assert not any("training.phantoms" in call for call in own)
-    assert "--root elsewhere --preset smoke --out runs/own --device cpu" in own[-1]
+    given, _ = clone.make("train-smoke", "ROOT=elsewhere", "OUT=runs/mine", "DEVICE=cpu")
+    assert not any("training.phantoms" in call for call in given)
+    assert "--root elsewhere --preset smoke --out runs/mine --device cpu" in given[-1]
 
 
 def test_help_lists_the_commands(clone: Clone) -> None:

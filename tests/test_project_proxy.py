@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import time
@@ -19,7 +18,7 @@ import httpx
 import pytest
 
 from tests.support.paths import REPOSITORY
-from tests.support.service import PROBLEM, WAIT_S, live_server, png
+from tests.support.service import PROBLEM, WAIT_S, free_port, live_server, png
 
 CADDY = shutil.which("caddy", path=f"{os.environ.get('CADDY_DIR', '')}:{os.environ['PATH']}")
 CADDYFILE = REPOSITORY / "deploy" / "Caddyfile"
@@ -28,16 +27,6 @@ pytestmark = pytest.mark.skipif(
     CADDY is None,
     reason="no caddy on this machine (Debian: apt install caddy; or CADDY_DIR names the folder of the binary)",
 )
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @dataclass(frozen=True)
@@ -56,15 +45,15 @@ class Proxy:
 
 
 def environment(data: Path, **variables: str) -> dict[str, str]:
-    own = {"XDG_DATA_HOME": str(data), "XDG_CONFIG_HOME": str(data), "HOME": str(data), "CADDY_ADMIN": "off"}
-    return {"PATH": os.environ["PATH"], **own, **variables}
+    folders = dict.fromkeys(("XDG_DATA_HOME", "XDG_CONFIG_HOME", "HOME"), str(data))
+    return {"PATH": os.environ["PATH"], "CADDY_ADMIN": "off", **folders, **variables}
 
 
 @contextmanager
 def proxy(data: Path, upstream: int, **variables: str) -> Iterator[Proxy]:
     """Caddy with the project's Caddyfile, its ports and its upstream on this machine."""
     assert CADDY is not None
-    https, http = free_ports(2)
+    https, http = free_port(), free_port()
     given = environment(data, UPSTREAM=f"127.0.0.1:{upstream}", HTTPS_PORT=str(https), HTTP_PORT=str(http), **variables)
     log = data / "caddy.log"
     authority = data / "caddy" / "pki" / "authorities" / "local" / "root.crt"
@@ -149,7 +138,7 @@ def test_internal_paths_are_not_proxied(served: tuple[Proxy, httpx.Client], path
     context = ssl.create_default_context(cafile=str(front.authority))
     for method in ("GET", "POST"):
         connection = HTTPSConnection(front.https.removeprefix("https://"), context=context, timeout=WAIT_S)
-        connection.request(method, path)  # the path as it stands, which httpx would tidy up
+        connection.request(method, path)  # httpx would normalise the path
         answer = connection.getresponse()
         body = answer.read()
         connection.close()
@@ -171,8 +160,7 @@ def test_large_bodies_get_the_problem_of_the_service_or_of_the_proxy(served: tup
 
 
 def test_an_unreachable_service_gives_a_problem_and_logs_nothing_of_the_request(tmp_path: Path) -> None:
-    (closed,) = free_ports(1)
-    with proxy(tmp_path, closed) as front, front.client() as client:
+    with proxy(tmp_path, free_port()) as front, front.client() as client:
         answer = client.post(
             f"/report?name={CANARY}", files={"frontal": (f"{CANARY}.png", png())},
             headers={"X-Patient": CANARY, "X-API-Key": CANARY, "Authorization": f"Bearer {CANARY}"},

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.dockerfile import context_files, dockerignore, parse_dockerfile
-from tests.support.paths import REPOSITORY
+from tests.support.dockerfile import context_files
 from tests.support.replay_image import (
     NEEDED_BYTES,
     Image,
     Replay,
     ReplayError,
     check_contents,
-    image_paths,
     main,
     serve_and_draft,
 )
@@ -34,7 +32,7 @@ RUN mkdir -p /opt/x \\
 FROM ${BASE}
 RUN useradd --uid 10001 report && install -d -o report -g report /app
 COPY --from=build /opt/x /opt/x
-ENV KEPT=/opt/x PATH=/opt/x/bin:$PATH
+ENV KEPT=/opt/x URL=http://host/opt/x PATH=/opt/x/bin:$PATH
 WORKDIR /app
 HEALTHCHECK --interval=5s CMD true
 CMD ["cat", "/opt/x/made.txt"]
@@ -53,38 +51,6 @@ def context(tmp_path: Path) -> Path:
     return folder
 
 
-def test_reads_stages_flags_and_continued_lines() -> None:
-    build, final = parse_dockerfile(DOCKERFILE)
-    assert (build.name, final.name) == ("build", "1")
-    assert build.last("RUN").rest == "mkdir -p /opt/x && cp -r . /opt/x/"
-    assert final.last("COPY").flags == {"from": "build"}
-    assert final.last("HEALTHCHECK").flags == {"interval": "5s"}
-    assert final.last("CMD").words() == ["cat", "/opt/x/made.txt"]
-
-
-@pytest.mark.parametrize(
-    ("path", "kept"),
-    [
-        ("other.txt", False),
-        ("model/a.py", True),
-        ("model/deep/a.pyc", False),
-        ("model/deep/__pycache__/x", False),
-        ("models/a.py", False),
-    ],
-)
-def test_the_last_matching_rule_of_dockerignore_wins(tmp_path: Path, path: str, kept: bool) -> None:
-    (tmp_path / ".dockerignore").write_text("# comment\n*\n!model/\n**/__pycache__\n**/*.pyc\n")
-    assert dockerignore(tmp_path).match_file(path) is not kept
-
-
-def test_moves_paths_of_the_image_and_no_others() -> None:
-    pattern = image_paths(parse_dockerfile(DOCKERFILE))
-    text = "PATH=/opt/x/bin:/usr/bin cp /src/a /tmp/b; curl http://host/opt/x ./opt/y; '/health' /optional"
-    assert pattern.sub(lambda match: f"R{match[0]}", text) == (
-        "PATH=R/opt/x/bin:/usr/bin cp R/src/a R/tmp/b; curl http://host/opt/x ./opt/y; '/health' /optional"
-    )
-
-
 def test_replays_all_stages_and_keeps_the_last(context: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     replay = Replay(context, work, Path(sys.executable))
@@ -95,6 +61,8 @@ def test_replays_all_stages_and_keeps_the_last(context: Path, tmp_path: Path) ->
     assert (image.root / "app").is_dir()  # by the stand-in of install, which ignores the owner
     assert not (work / "build").exists()
     assert image.env["KEPT"] == str(made)
+    assert image.env["URL"] == "http://host/opt/x"
+    assert image.stage.last("CMD").words() == ["cat", "/opt/x/made.txt"]
     assert image.env["PATH"].startswith(f"{made}/bin:")
     assert "stand-ins" not in image.env["PATH"]
 
@@ -112,11 +80,11 @@ def test_a_source_that_dockerignore_excludes_ends_the_replay(context: Path, tmp_
         Replay(context, tmp_path / "work", Path(sys.executable)).build()
 
 
-@pytest.mark.parametrize("what", ["training/run.py", "tests/test_a.py", "service/weights.safetensors"])
-def test_finds_training_code_tests_and_weights_in_the_image(what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["training/run.py", "tests/test_a.py", "service/weights.safetensors"])
+def test_finds_training_code_tests_and_weights_in_the_image(name: str, tmp_path: Path) -> None:
     packages = tmp_path / "image" / "opt" / "lib" / "python3" / "site-packages"
-    (packages / what).parent.mkdir(parents=True)
-    (packages / what).write_text("")
+    (packages / name).parent.mkdir(parents=True)
+    (packages / name).write_text("")
     with pytest.raises(ReplayError, match="must not"):
         check_contents(Image(tmp_path / "image", {}))
 
@@ -139,7 +107,3 @@ def test_refuses_to_start_on_a_full_disk(
     assert "8.0 GB free" in (printed := capsys.readouterr().err)
     assert "--work" in printed
     assert not list(tmp_path.iterdir())
-
-
-def test_the_makefile_names_this_command() -> None:
-    assert "-m tests.support.replay_image" in (REPOSITORY / "Makefile").read_text()

@@ -7,14 +7,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tests.support.paths import DRAWN
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-DRAWN = Path(__file__).resolve().parents[2] / "docs" / "images"  # phantoms, no patient's
 WAIT_MS = 60_000
 CUT_STREAM = 'event: cases\ndata: {"reference_cases": []}\n\n'  # a stream that ends after its cases
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import httpx
 from PIL import Image
 
-from tests.support.browser import DRAWN, choose, chromium, draft, find_chromium, open_page
+from tests.support.browser import choose, chromium, draft, find_chromium, open_page
+from tests.support.paths import DRAWN
 from tests.support.service import live_server
 
 if TYPE_CHECKING:

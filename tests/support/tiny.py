@@ -14,12 +14,14 @@ from model.bundle import load_bundle, write_bundle
 from model.config import BundleConfig, DecodingConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
 from model.decoding.mbr_table import MbrTable
 from model.drafter import Drafter
+from model.images import load_pixels
 from model.network.report_model import Patches, ReportModel
 from model.text.labeler import label_report
 from model.text.tokenizer import Tokenizer
 from model.types import Precision, StudyView, View
 from retrieval_index.cases import Case
 from retrieval_index.index import ReportIndex
+from tests.support.paths import DRAWN
 from training.data.studies import Study
 from training.stages.mbr_table import build_consensus
 
@@ -132,6 +134,11 @@ def noise_study(seed: int, *views: View) -> list[StudyView]:
     """A study of random pixels."""
     rng = np.random.default_rng(seed)
     return [StudyView(rng.integers(0, 255, (IMAGE_SIZE, IMAGE_SIZE), np.uint8), view) for view in views]
+
+
+def drawn_study(name: str, size: int) -> list[StudyView]:
+    """A phantom of the documentation, frontal and lateral."""
+    return [StudyView(load_pixels((DRAWN / f"{name}-{view.value}.png").read_bytes(), size), view) for view in View]
 
 
 def random_patches(model: ReportModel, studies: int, *, seed: int | None = None) -> Patches:
