@@ -1,4 +1,4 @@
-"""A small ablation from the command line: killed, broken, resumed, and scored on other images."""
+"""A small ablation from the command line: killed, resumed, with a failed cell, scored on external images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.paths import REPOSITORY
 from tests.support.processes import ENVIRONMENT, fork, kill_when
 from training.ablation import runner
 from training.ablation.__main__ import main
@@ -24,7 +25,6 @@ from training.openi import annotation
 from training.phantoms import make_phantom, write_phantom_root
 from training.scoring.metrics import METRICS, score
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 VAL = 5
 
 SCALE = {
@@ -66,7 +66,7 @@ def outside(base: Path, *more: str) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """In every process that trains, sums are added in one order, and METEOR is left out."""
+    """One thread fixes the order of sums in every training process; METEOR is left out."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

@@ -13,8 +13,7 @@ import pytest
 from model.bundle import load_bundle
 from model.drafter import Drafter
 from model.types import Draft, DraftWarning, StudyView, View
-from retrieval_index.index import ReportIndex
-from tests.support.tiny import write_tiny_bundle
+from tests.support.tiny import open_drafter, write_tiny_bundle
 from training.calibrate import main
 from training.calibration.records import is_supported_by_report
 from training.data.openi import open_openi
@@ -64,7 +63,7 @@ def test_folds_keep_studies_together() -> None:
     fold = folds(studies, 4, seed=1)
     assert all(len(set(fold[start : start + 2])) == 1 for start in range(0, 40, 2))
     assert np.bincount(fold).tolist() == [10] * 4
-    truth = fold == 0  # all that is known of fold 0 is that the others are false
+    truth = fold == 0  # the other folds hold negatives only
     assert held_out(np.zeros((40, 0)), truth, fold)[truth] == pytest.approx(0.5 / 31)
 
 
@@ -154,7 +153,7 @@ def test_report_holds_metrics_and_no_text(made: Path, root: Path) -> None:
 def test_second_run_continues_and_fits_the_same(made: Path, root: Path) -> None:
     drafts = made / "work" / "drafts.jsonl"
     lines = drafts.read_text().splitlines()
-    drafts.write_text("\n".join([*lines[:-1], lines[-1][: len(lines[-1]) // 2]]))  # stopped while it wrote the last
+    drafts.write_text("\n".join([*lines[:-1], lines[-1][: len(lines[-1]) // 2]]))  # a run that stopped in its last line
     assert main(arguments(root, made, "--out", str(made / "again"))) == 0
     assert (made / "again" / "calibration.json").read_bytes() == (made / "calibrated" / "calibration.json").read_bytes()
     assert [json.loads(line) for line in drafts.read_text().splitlines()] == [json.loads(line) for line in lines]
@@ -172,10 +171,6 @@ def test_refuses_to_overwrite_a_bundle(made: Path, root: Path) -> None:
 @pytest.fixture(scope="module")
 def drafter(made: Path) -> Drafter:
     return open_drafter(made / "calibrated")
-
-
-def open_drafter(path: Path) -> Drafter:
-    return Drafter(load_bundle(path), ReportIndex.load(path / "index"))
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 from torch import nn
 
-from model.bundle import load_bundle
 from model.drafter import Drafter
 from model.types import Draft, DraftOptions, StudyView, View
-from retrieval_index.index import ReportIndex
-from tests.support.tiny import IMAGE_SIZE
+from tests.support.tiny import IMAGE_SIZE, open_drafter
 from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
 from training.data.studies import ImageRef, Source, Study
@@ -50,12 +48,11 @@ def source(folder: Path) -> Source:
 @pytest.fixture(scope="module")
 def drafter(folder: Path, bundle: Path) -> Drafter:
     """An untrained bundle whose drafts depend on the image: its norms use the statistics of some images."""
-    loaded = load_bundle(bundle)
-    drafter = Drafter(loaded, ReportIndex.load(loaded.path / "index", expected_sha256=loaded.index_sha256()))
-    backbone = loaded.model.backbone
+    drafter = open_drafter(bundle)
+    backbone = drafter.bundle.model.backbone
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the plain mean over what is seen
+            module.momentum = None  # the mean over all batches
     backbone.train()
     drafter.draft([_radiographs(seed) for seed in range(20, 36)])
     backbone.eval()

@@ -1,4 +1,4 @@
-"""A whole evaluation of a small untrained bundle on drawn phantoms, and what it refuses."""
+"""Evaluation of a tiny bundle on phantoms: metrics, baselines, skipped studies, rejected arguments."""
 
 from __future__ import annotations
 
@@ -126,14 +126,14 @@ Writer = Callable[[Study], str]
 
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> Callable[[Writer], None]:
-    """Makes every draft what a function says about the study; the first retrieved case names an effusion."""
+    """Replaces every draft by a text of the study; the first retrieved case names an effusion."""
 
-    def install(say: Writer) -> None:
+    def install(text_of: Writer) -> None:
         def write(
             drafter: object, options: object, cache: object, studies: Sequence[Study], **_: object
         ) -> list[Draft]:
             case = ReferenceCase(1, "CXR900001_IM-0001", 1.0, REPORTS[1], {}, None)
-            return [Draft(say(study), (), {}, (case,), (), {}) for study in studies]
+            return [Draft(text_of(study), (), {}, (case,), (), {}) for study in studies]
 
         monkeypatch.setattr(inference, "write_drafts", write)
 
@@ -165,8 +165,8 @@ def test_copies_of_training_reports_are_counted(
     bundle: Bundle, index: ReportIndex, source: Source, work: Path, oracle: Callable[[Writer], None]
 ) -> None:
     first = source.split("val")[0].study_id
-    copy, own = source.split("train")[0].report, "The heart reminds of a pear."
-    oracle(lambda study: own if study.study_id == first else copy)
+    copy, other = source.split("train")[0].report, "The heart reminds of a pear."
+    oracle(lambda study: other if study.study_id == first else copy)
     result = evaluate(bundle, index, source, EvaluationPlan(baselines=False, draws=0), Outputs(work), QUIET)
     assert result["copied"] == pytest.approx(1 - 1 / VAL)
     assert f"drafts that equal a training report: {1 - 1 / VAL:.3f}" in format_table(result)
@@ -236,11 +236,11 @@ def test_openi_and_its_annotation_give_the_same_metrics(
     (tmp_path / "annotation.json").write_text(json.dumps(annotation(source)))
     shutil.copy(root / "views.csv", tmp_path)
     other = open_r2gen(tmp_path / "annotation.json", root / "images")
-    figures = [
+    metrics = [
         evaluate(bundle, index, data, EvaluationPlan(baselines=False), Outputs(where), QUIET)["system_full"]
         for data, where in ((source, work), (other, tmp_path))
     ]
-    assert figures[0] == figures[1]
+    assert metrics[0] == metrics[1]
 
 
 # --- studies ----------------------------------------------------------------------------------------------------------

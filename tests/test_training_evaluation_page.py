@@ -1,4 +1,4 @@
-"""The page of an evaluation: complete, escaped, self-contained, in a folder that git ignores."""
+"""The page of an evaluation: complete, self-contained, escaped, ignored by git."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOSTILE = "<script>alert(1)</script> & *bold* `code` [link](http://x) | # \"quot
 
 
 class Page(HTMLParser):
-    """Tags that stand open, ids, and whatever would be fetched."""
+    """Tags, ids, links, and addresses that a browser would fetch."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -60,8 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
     """The whole command on drawn phantoms: ``val.json`` and ``report/``."""
     where = tmp_path_factory.mktemp("page")
     root = write_phantom_root(where / "root", train=10, val=VAL, size=64)
-    own = shutil.copytree(bundle, where / "tiny")
-    arguments = ["--bundle", str(own), "--root", str(root), "--out", str(where / "val.json"), "--device", "cpu",
+    copy = shutil.copytree(bundle, where / "tiny")
+    arguments = ["--bundle", str(copy), "--root", str(root), "--out", str(where / "val.json"), "--device", "cpu",
                  "--beam-size", "2", "--no-meteor", "--draws", "60", "--counterfactuals", "--single-views",
                  "--report", str(where / "report")]  # fmt: skip
     assert main(arguments) == 0
@@ -70,13 +70,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
 
 def test_metrics_hold_every_row(folder: Path) -> None:
     result = json.loads((folder / "val.json").read_text())
-    beside = {f"system_{name}" for name in ("images_exchanged", "cases_exchanged", "patches_exchanged", "frontal_only",
+    rows = {f"system_{name}" for name in ("images_exchanged", "cases_exchanged", "patches_exchanged", "frontal_only",
                                             "lateral_only")}  # fmt: skip
-    assert set(result["n_beside"]) == beside
-    assert beside < set(result["confidence_95"])
-    assert beside < set(result["system_minus"])
+    assert set(result["n_beside"]) == rows
+    assert rows < set(result["confidence_95"])
+    assert rows < set(result["system_minus"])
     for key in ("forte", "forte_without_negated"):
-        assert set(result[key]) == {"system", "baselines", *beside}
+        assert set(result[key]) == {"system", "baselines", *rows}
         assert set(result[key]["baselines"]) == set(result["baselines"])
     assert result["labels"]["system"]["No Finding"]["prevalence"] > 0
     assert set(result["not_run"]) == {name for name, table in result["clinical"].items() if table is None}
@@ -118,7 +118,7 @@ def test_page_compares_the_bundle_with_permutations(folder: Path) -> None:
 
 def test_metrics_are_kept_if_the_page_fails_and_page_needs_no_draws(folder: Path, bundle: Path, tmp_path: Path) -> None:
     out, report = tmp_path / "val.json", tmp_path / "report"
-    (report / "report.html").mkdir(parents=True)  # in the page's way
+    (report / "report.html").mkdir(parents=True)  # blocks the page's file
     (report / ".gitignore").write_text(GITIGNORE)
     predictions = tmp_path / "texts" / "p.jsonl"
     arguments = ["--bundle", str(bundle), "--root", str(folder / "root"), "--out", str(out), "--draws", "0",

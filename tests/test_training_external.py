@@ -1,4 +1,4 @@
-"""Images of another source with known findings: the table is read as published, and agreement is counted right."""
+"""External images with known findings: tables of labels, agreement, pretraining."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where image bytes come from: loose files, the archive, and one after the other."""
+"""Image stores: loose files, the archive, and both chained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published R2GenCMN weights give the published outputs: fixtures, oracle equations of any size, vocabulary."""
+"""Imported R2GenCMN weights give the published outputs: fixtures, oracles of several sizes, vocabulary."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Both:
     """One state dict in both implementations."""
 
     plain: PlainCMN
-    ours: ReportModel
+    model: ReportModel
     words: tuple[str, ...]
     layers: int
 
@@ -39,20 +39,20 @@ class Both:
     def of(cls, state: State, words: tuple[str, ...], published: Published) -> Both:
         width = state["encoder_decoder.att_embed.0.weight"].shape[1]
         plain = PlainCMN(state, heads=published.heads, top_k=published.top_k, max_length=published.max_length)
-        ours = import_model(state, words, published, backbone=GivenFeatures(width))
-        return cls(plain, ours, words, ours.config.encoder_layers)
+        model = import_model(state, words, published, backbone=GivenFeatures(width))
+        return cls(plain, model, words, model.config.encoder_layers)
 
     @property
     def tokenizer(self) -> Tokenizer:
         return bundle_tokenizer(self.words)
 
-    def to_ours(self, ids: Tensor, first: int) -> Tensor:
-        """Published ids as ours; 0 becomes ``first``."""
+    def to_model(self, ids: Tensor, first: int) -> Tensor:
+        """Ids of the model for published ids; 0 becomes ``first``."""
         table = torch.tensor([first, *(self.tokenizer.id_of(word) for word in self.words)])
         return table[ids]
 
     def to_published(self, ids: Tensor, length: int) -> Tensor:
-        """Our ids (B, T) as published ones (B, length); whatever is no word is 0."""
+        """Published ids (B, length) for ids of the model (B, T); 0 for special tokens."""
         numbers = {word: number for number, word in enumerate(self.words, 1)}
         table = torch.tensor([numbers.get(token, END) for token in self.tokenizer.tokens])
         return nn.functional.pad(table[ids], (0, max(0, length - ids.shape[1])))[:, :length]
@@ -60,19 +60,21 @@ class Both:
     @torch.no_grad()
     def log_probs(self, features: Tensor, ids: Tensor) -> Tensor:
         """Teacher-forced, over published ids: (B, T), the first 0 -> (B, T, words + 1)."""
-        inputs = self.to_ours(ids, self.tokenizer.pad_id)
+        inputs = self.to_model(ids, self.tokenizer.pad_id)
         inputs[:, 0] = self.tokenizer.bos_id
-        order = self.to_ours(torch.arange(len(self.words) + 1), self.tokenizer.eos_id)
-        return self.ours(self.ours.encode(patches(features)), inputs).log_softmax(-1)[..., order]
+        order = self.to_model(torch.arange(len(self.words) + 1), self.tokenizer.eos_id)
+        return self.model(self.model.encode(patches(features)), inputs).log_softmax(-1)[..., order]
 
     def write(self, features: Tensor, beams: int, penalty: float) -> Tensor:
         """Published ids (B, max_length), decoded as an imported bundle is."""
         decoding = PUBLISHED_DECODING.model_copy(update={"trigram_penalty": penalty})
         with torch.inference_mode():
-            found = generate(self.ours, self.ours.encode(patches(features)), self.tokenizer, decoding, beam_size=beams)
+            found = generate(
+                self.model, self.model.encode(patches(features)), self.tokenizer, decoding, beam_size=beams
+            )
         return self.to_published(found.ids, self.plain.max_length)
 
-    def write_plainly(self, features: Tensor, beams: int, penalty: float) -> Tensor:
+    def write_by_oracle(self, features: Tensor, beams: int, penalty: float) -> Tensor:
         """The same by the oracle."""
         with torch.inference_mode():
             if beams == 1:
@@ -107,31 +109,31 @@ def test_fixture_outputs_are_equal(
     fixture: tuple[Both, dict[str, Tensor]], beams: int, name: str, prepared: bool
 ) -> None:
     both, io = fixture
-    both.ours.train().eval()  # drops what an earlier test prepared
+    both.model.train().eval()  # clears the tables of an earlier test
     if prepared:
-        both.ours.precompute_inference_tables()
+        both.model.precompute_inference_tables()
     assert torch.equal(both.write(io["att_feats"], beams, 0.0), io[name].long())
 
 
 def test_fixture_log_probabilities_agree(fixture: tuple[Both, dict[str, Tensor]]) -> None:
-    """At every position that has a word or the end to predict."""
+    """At every position whose target is a word or the end."""
     both, io = fixture
     expected = io["forward_log_probs"]
     ids = io["report_ids"].long()[:, : expected.shape[1]]
-    meant = torch.cat([torch.ones_like(ids[:, :1], dtype=torch.bool), ids[:, 1:] > 0], dim=1)
-    assert int(meant.sum()) > 30
+    predicted = torch.cat([torch.ones_like(ids[:, :1], dtype=torch.bool), ids[:, 1:] > 0], dim=1)
+    assert int(predicted.sum()) > 30
     found = both.log_probs(io["att_feats"], ids)
-    torch.testing.assert_close(found[meant], expected[meant], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[predicted], expected[predicted], atol=1e-4, rtol=0)
 
 
 def test_oracle_equals_the_published_code(fixture: tuple[Both, dict[str, Tensor]]) -> None:
-    """The other tests compare with the oracle."""
+    """The other tests use the oracle as reference."""
     both, io = fixture
     ids = io["report_ids"].long()[:, : io["forward_log_probs"].shape[1]]
     found = both.plain.log_probs(both.plain.encode(io["att_feats"]), ids)
     torch.testing.assert_close(found, io["forward_log_probs"], atol=1e-5, rtol=0)
-    assert torch.equal(both.write_plainly(io["att_feats"], 1, 0.0), io["greedy_ids"].long())
-    assert torch.equal(both.write_plainly(io["att_feats"], 3, 0.0), io["beam3_ids"].long())
+    assert torch.equal(both.write_by_oracle(io["att_feats"], 1, 0.0), io["greedy_ids"].long())
+    assert torch.equal(both.write_by_oracle(io["att_feats"], 3, 0.0), io["beam3_ids"].long())
 
 
 # --- any size ---------------------------------------------------------------------------------------------------------
@@ -177,24 +179,24 @@ def test_any_size_has_the_gradients_of_the_published_equations(both: Both) -> No
     """Memory, norms and products have gradients written by hand; the oracle has autograd's."""
     both = copy.deepcopy(both)  # gradients stay out of the other tests
     features, ids = drawn_features(both), drawn_ids(both)
-    theirs = both.plain.train()
+    published_weights = both.plain.train()
     both.plain.loss(features, ids).backward()  # type: ignore[no-untyped-call]
-    inputs = both.to_ours(ids, both.tokenizer.pad_id)
+    inputs = both.to_model(ids, both.tokenizer.pad_id)
     inputs[:, 0] = both.tokenizer.bos_id
-    logits = both.ours(both.ours.encode(patches(features)), inputs[:, :-1])
+    logits = both.model(both.model.encode(patches(features)), inputs[:, :-1])
     nn.functional.cross_entropy(logits.flatten(0, 1), inputs[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
-    gradients = {name: parameter.grad for name, parameter in both.ours.named_parameters()}
-    for ours, published in _names(both.layers).items():
-        expected = theirs[published].grad
-        assert gradients[ours] is not None
+    gradients = {name: parameter.grad for name, parameter in both.model.named_parameters()}
+    for name, published in _names(both.layers).items():
+        expected = published_weights[published].grad
+        assert gradients[name] is not None
         assert expected is not None
-        torch.testing.assert_close(gradients[ours], expected, atol=1e-5, rtol=1e-3, msg=ours)
+        torch.testing.assert_close(gradients[name], expected, atol=1e-5, rtol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize(("beams", "penalty"), DECODINGS)
 def test_any_size_writes_what_the_published_equations_write(both: Both, beams: int, penalty: float) -> None:
     features = drawn_features(both)
-    assert torch.equal(both.write(features, beams, penalty), both.write_plainly(features, beams, penalty))
+    assert torch.equal(both.write(features, beams, penalty), both.write_by_oracle(features, beams, penalty))
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -205,12 +207,12 @@ def test_the_trigram_penalty_acts_in_greedy_and_beam_search(beams: int) -> None:
     features = drawn_features(both)
     assert _repeats(both.write(features, beams, 0.0)) > 0
     for penalty in (PENALTY, 100.0):
-        assert torch.equal(both.write(features, beams, penalty), both.write_plainly(features, beams, penalty))
+        assert torch.equal(both.write(features, beams, penalty), both.write_by_oracle(features, beams, penalty))
     assert _repeats(both.write(features, beams, 100.0)) == 0
 
 
 def _repeats(ids: Tensor) -> int:
-    """Trigrams that stand twice in a report."""
+    """Repeated trigrams in a report."""
     count = 0
     for row in ids.tolist():
         words = row[: row.index(END)] if END in row else row
@@ -226,17 +228,10 @@ def test_the_published_vocabulary_rule() -> None:
     reports = ["Zebra lungs. heart-size", "zebra, LUNGS; heart-size", "Zebra / lungs [x] heart-size twice", "twice"]
     assert published_vocabulary(reports) == (".", UNK, "heart-size", "lungs", "zebra")
     assert published_vocabulary(reports, min_count=2) == (".", UNK, "heart-size", "lungs", "twice", "zebra")
-    assert "<unk>" in published_vocabulary(["<unk> <unk> <unk>"])  # nothing to count, and it is there
+    assert "<unk>" in published_vocabulary(["<unk> <unk> <unk>"])  # counted or not
 
 
-def test_quirks_of_the_published_cleaning() -> None:
-    assert clean_report_r2gen("No well-defined mass.") == "no well-defined mass ."  # the hyphen stays
-    assert clean_report_r2gen("A: [B] <C> = D") == "a b c  d ."  # the range from : to [ takes < = > and capitals
-    assert clean_report_r2gen("Clear. . Normal.") == "clear .  . normal ."  # an empty sentence survives
-    assert clean_report_r2gen("1. Heart. 2. Lungs.") == "heart . lungs ."
-
-
-def test_imported_vocabulary_has_our_special_tokens_then_the_published_words() -> None:
+def test_imported_vocabulary_has_special_tokens_then_the_published_words() -> None:
     words = published_vocabulary(REPORTS, min_count=1)
     tokenizer = bundle_tokenizer(words)
     assert tokenizer.tokens[4:] == tuple(word for word in words if word != UNK)

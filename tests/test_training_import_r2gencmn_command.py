@@ -37,12 +37,12 @@ TINY = {"d_model": 64, "d_ff": 96, "layers": 2, "slots": 40}
 FLAGS = ("--heads", "4", "--top-k", "8", "--max-length", "20")
 
 
-# --- a checkpoint file, the whole way ---------------------------------------------------------------------------------
+# --- from a checkpoint file to a report -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A checkpoint with a real ResNet-101, the data it was "trained" on, and the bundle made of it."""
+    """A checkpoint with a ResNet-101, its data set, and the imported bundle."""
 
     checkpoint: Path
     annotation: Path
@@ -162,7 +162,7 @@ def test_imported_bundle_is_evaluated_and_drafts_as_the_published_model(imported
         assert line["retrieved"] == []
         expected = imported.written_plainly([imported.image(key, entry) for key in entry["image_path"]])
         assert line["prediction"].replace(" .", "").split() == [word for word in expected.split() if word != "."]
-    assert len({line["prediction"] for line in lines}) > 1  # it looks at the images
+    assert len({line["prediction"] for line in lines}) > 1  # drafts depend on the images
 
 
 def test_imported_bundle_is_served(imported: Imported) -> None:
@@ -257,7 +257,7 @@ def test_rejects_other_visual_extractor(state: State) -> None:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[Callable[..., int]]:
-    """The command on an annotation of a few reports; its bundle must not appear."""
+    """The command on an annotation of a few reports; it must not write a bundle."""
     entries = [{"id": f"s{i}", "report": report, "image_path": ["a.png"]} for i, report in enumerate(REPORTS)]
     (tmp_path / "annotation.json").write_text(json.dumps({"train": entries}))
 
@@ -348,7 +348,7 @@ def test_accepts_any_type_of_best_metric(state: State, tmp_path: Path, value: An
 
 
 def test_accepts_scalars_of_numpy_1(state: State, tmp_path: Path) -> None:
-    """Its maker had another name when the published checkpoints were saved."""
+    """NumPy 1 pickled scalars under another module name."""
     path = save(tmp_path / "model.pth", state)
     old = tmp_path / "old.pth"
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(old, "w") as target:

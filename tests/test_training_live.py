@@ -1,4 +1,4 @@
-"""Cross-entropy with a moving backbone, as the presets of the study train: every step runs the whole data flow."""
+"""The cross-entropy stage with a trainable backbone: which weights move."""
 
 from __future__ import annotations
 

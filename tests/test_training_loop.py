@@ -1,4 +1,4 @@
-"""The training loop: a run broken anywhere and resumed takes the same steps as an unbroken one."""
+"""The training loop: resumed equals unbroken, selection, early stopping, damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_resume_restores_a_log_row_lost_after_its_checkpoint(tmp_path: Path) -> 
     train(tmp_path)
     log = tmp_path / "toy" / "log.csv"
     whole = log.read_bytes()
-    log.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))  # as it lies when the kill comes between the two
+    log.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))  # a kill between the checkpoint and its log row
     train(tmp_path)
     assert log.read_bytes() == whole
 

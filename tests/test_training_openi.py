@@ -110,9 +110,9 @@ def test_images_are_loose_files_and_the_archive(root: Path) -> None:
 def test_built_in_tables_are_used_where_the_root_has_none(root: Path) -> None:
     (root / "r2gen_split.csv").unlink()
     (root / "views.csv").unlink()
-    own = open_openi(root)
-    assert {study.uid: study.split for study in own.studies}.items() <= builtin_split().items()
-    assert "(built in): 2955 studies" in own.notes[1]
+    source = open_openi(root)
+    assert {study.uid: study.split for study in source.studies}.items() <= builtin_split().items()
+    assert "(built in): 2955 studies" in source.notes[1]
 
 
 def test_built_in_tables() -> None:

@@ -1,4 +1,4 @@
-"""Several processes train as one does: the same batches, the same losses, one set of files."""
+"""Training in two processes equals training in one: batches, losses, gradients; one set of files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import torch
 from model.bundle import load_bundle
 from model.config import DecodingConfig
 from model.decoding.search import Constraints, sample
-from model.network.report_model import Patches
 from tests.support import parallel_worker
+from tests.support.paths import REPOSITORY
 from tests.support.processes import ENVIRONMENT
-from tests.support.tiny import tiny_index, tiny_model, tiny_tokenizer
+from tests.support.tiny import random_patches, tiny_index, tiny_model, tiny_tokenizer
 from training.data.device_array import DeviceRows
 from training.data.features import OnlineFeatures, PatchSource, cache_features
 from training.data.openi import open_openi
@@ -28,7 +28,6 @@ from training.phantoms import write_phantom_root
 from training.trainer.context import RunContext
 from training.trainer.distributed import ProcessGroup, join
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN = 15
 
 
@@ -47,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """What one process left, and what two did."""
+    """The output folders of one process and of two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     parallel_worker.main(root, one)
     done = torchrun("tests.support.parallel_worker", str(root), str(two))
@@ -115,10 +114,8 @@ def test_rejects_small_batches_and_one_named_gpu_for_two_processes(monkeypatch: 
 def test_samples_of_a_batch_part_equal_those_of_the_batch() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     constraints = Constraints.of(DecodingConfig(min_length=3), tokenizer)
-    tokens = torch.randn(5, 1, 4, model.backbone.width, generator=torch.Generator().manual_seed(0))
-    seen = Patches(tokens, tokens.mean(2), torch.zeros(5, 1, dtype=torch.int64), torch.ones(5, 1, dtype=torch.bool))
     vectors = torch.from_numpy(tiny_index(model).vectors(np.arange(3)[None].repeat(5, 0)))
-    encoded = model.encode(seen, vectors, torch.ones(5, 3, dtype=torch.bool))
+    encoded = model.encode(random_patches(model, 5, seed=0), vectors, torch.ones(5, 3, dtype=torch.bool))
 
     def drawn(part: slice, of: tuple[int, int] | None) -> torch.Tensor:
         rows = torch.arange(5)[part]

@@ -36,13 +36,13 @@ def test_random_permutations_agree_with_all_permutations() -> None:
 
 def test_correct_drafts_are_significant_and_a_constant_is_not() -> None:
     reports = [f"{REPORTS[number % 4]} view {number} of the chest ." for number in range(24)]
-    own = permutation_test([(report, report) for report in reports], draws=200, seed=1)
+    correct = permutation_test([(report, report) for report in reports], draws=200, seed=1)
     constant = permutation_test([(report, REPORTS[0]) for report in reports], draws=200, seed=1)
-    assert own is not None
+    assert correct is not None
     assert constant is not None
-    for name in own:
-        assert own[name]["p"] == pytest.approx(1 / 201), name
-        assert own[name]["interval_95"][1] < (10 if name == "CIDEr" else 1)
+    for name in correct:
+        assert correct[name]["p"] == pytest.approx(1 / 201), name
+        assert correct[name]["interval_95"][1] < (10 if name == "CIDEr" else 1)
         assert constant[name]["p"] == 1, name
         low, high = constant[name]["interval_95"]
         assert low == pytest.approx(high), "the same for every permutation"
@@ -57,8 +57,8 @@ def test_expectation_is_the_mean_over_all_permutations() -> None:
     for name in MEASURES:
         assert found[name] > 0
         assert found[name] == pytest.approx(np.mean([scores[name] for scores in every]), abs=1e-12), name
-    own = validation_scores(pairs)
-    assert lift_over_permutation(own, found) == pytest.approx(sum(own[name] - found[name] for name in MEASURES))
+    scores = validation_scores(pairs)
+    assert lift_over_permutation(scores, found) == pytest.approx(sum(scores[name] - found[name] for name in MEASURES))
 
 
 def test_constant_has_no_lift_over_its_permutations() -> None:

@@ -1,4 +1,4 @@
-"""Chest phantoms: pixels show findings, reports say them, a written root reads like the collection."""
+"""Chest phantoms: findings are visible in pixels and named in reports; a written root reads like Open-i."""
 
 from __future__ import annotations
 
@@ -49,15 +49,17 @@ def test_pictures_have_the_size_dark_lungs_and_bright_bone() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_large_heart_covers_more_of_the_chest(seed: int) -> None:
     added = change(seed, "cardiomegaly")
-    assert added[75:90, 85:100].max() > 50  # beside the left border
+    assert added[75:90, 85:100].max() > 50  # next to the left border
     assert np.abs(added[:45]).mean() < 1  # the upper chest stays as it is
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("finding", "own", "other"), [("left effusion", LEFT, RIGHT), ("right effusion", RIGHT, LEFT)])
-def test_fluid_whitens_the_costophrenic_angle_of_its_side(seed: int, finding: str, own: slice, other: slice) -> None:
-    added = change(seed, finding)
-    assert added[BASE, own].max() > 60
+@pytest.mark.parametrize(
+    ("finding", "side", "other"), [("left effusion", LEFT, RIGHT), ("right effusion", RIGHT, LEFT)]
+)
+def test_fluid_whitens_the_costophrenic_angle_of_its_side(seed: int, name: str, side: slice, other: slice) -> None:
+    added = change(seed, name)
+    assert added[BASE, side].max() > 60
     assert np.abs(added[BASE, other]).mean() < 1.5
 
 
@@ -77,7 +79,7 @@ def test_more_fluid_is_called_larger_and_whitens_more() -> None:
 @pytest.mark.parametrize("finding", [f for f in PHANTOM_FINDINGS if f != "atelectasis"])
 def test_every_finding_shows_in_both_views(seed: int, finding: str) -> None:
     assert np.abs(change(seed, finding)).max() > 25
-    if finding != "pneumothorax":  # hardly seen from the side, as in life
+    if finding != "pneumothorax":  # hardly visible in a lateral image
         assert np.abs(change(seed, finding, "lateral")).max() > 12
 
 
@@ -99,8 +101,8 @@ def test_labeler_reads_the_drawn_findings_from_the_report() -> None:
             read = label_report(written)
             wrong = {name: (read[name], state) for name, state in truth.items() if read[name] != state}
             assert not wrong, written
-            unsaid = {name for name, state in read.items() if state == "present"} - set(truth)
-            assert unsaid <= {"No Finding"}, written  # an elevated diaphragm is none of the 14
+            unexpected = {name for name, state in read.items() if state == "present"} - set(truth)
+            assert unexpected <= {"No Finding"}, written  # an elevated diaphragm is none of the 14
 
 
 def test_labels_follow_the_findings() -> None:
@@ -164,15 +166,15 @@ def test_no_template_is_a_sentence_of_the_collection(real_data: Path) -> None:
             text = io.TextIOWrapper(file, "utf-8").read() if file else ""
             for section in re.findall(r'Label="(?:FINDINGS|IMPRESSION)">([^<]*)', text):
                 corpus.update(normalised(sentence) for sentence in section.split("."))
-    mine = set()
+    filled_templates = set()
     for templates in vars(report_module).values():
         if isinstance(templates, tuple) and all(isinstance(text, str) for text in templates):
             for text in templates:
                 for filled in every_filling(text):
-                    mine.add(normalised(filled))
+                    filled_templates.add(normalised(filled))
     assert len(corpus) > 5000
-    assert len(mine) > 50
-    assert sorted(mine & corpus) == []  # only the shared sentences are shown, never the corpus
+    assert len(filled_templates) > 50
+    assert sorted(filled_templates & corpus) == []  # only the shared sentences are shown, never the corpus
 
 
 def normalised(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The cache of decoded images: DICOM as the service reads it, its view taken over, other kinds skipped by name."""
+"""The cache of decoded images reads DICOM like the service, takes its views and skips other kinds."""
 
 from __future__ import annotations
 

@@ -126,6 +126,6 @@ def test_the_real_annotation_gives_the_same_studies_as_the_archive(real_data: Pa
         assert [image.view for image in study.images] == [image.view for image in other.images]
     for study in source.split("val")[:20]:
         other = expected[study.study_id]
-        ours = dict(source.images.iter([image.key for image in study.images]))
-        theirs = dict(archive.images.iter([image.key for image in other.images]))
-        assert list(ours.values()) == list(theirs.values())
+        found = dict(source.images.iter([image.key for image in study.images]))
+        expected_images = dict(archive.images.iter([image.key for image in other.images]))
+        assert list(found.values()) == list(expected_images.values())

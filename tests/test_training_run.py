@@ -1,4 +1,4 @@
-"""``python -m training.run`` as a user runs it: phantoms in, killed, resumed, a bundle that drafts out."""
+"""``python -m training.run`` on phantoms: killed in every stage, resumed, refused; its bundle drafts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from model.bundle import load_bundle
-from model.drafter import Drafter
 from model.images import load_pixels
 from model.types import StudyView, View
 from retrieval_index.index import ReportIndex
+from tests.support.paths import REPOSITORY
 from tests.support.processes import ENVIRONMENT, fork, kill_when
-from tests.support.tiny import largest_file
+from tests.support.tiny import largest_file, open_drafter
 from training.data.openi import open_openi
 from training.data.studies import Source
 from training.phantoms import write_phantom_root
@@ -30,14 +30,13 @@ from training.run import main
 from training.run_manifest import check_resume_compatible, run_manifest, write_run_manifest
 from training.stage_results import STAGES, missing_prerequisites
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN, VAL = 24, 6
-KILLS = {  # stage -> what appears in its midst
+KILLS = {  # stage -> a file that appears while it runs
     "pretrain": "pretrain/checkpoint.pt",
     "retriever": "retriever/checkpoint.pt",
     "index": "index/files",
     "ce": "ce/checkpoint.pt",
-    "scst": "scst/checkpoint.previous.pt",  # the first checkpoint is of the model as it came in
+    "scst": "scst/checkpoint.previous.pt",  # the first checkpoint holds the initial model
     "evaluate": "bundle",
 }
 
@@ -53,13 +52,13 @@ def command(root: Path, out: Path, *more: str) -> list[str]:
 
 
 def finish(process: subprocess.Popen[bytes], log: Path) -> str:
-    """What a process wrote that ended well."""
+    """Waits for success; returns the log."""
     assert process.wait(300) == 0, log.read_text()[-3000:]
     return log.read_text()
 
 
 def start(arguments: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
-    """A command as a user starts it, on one thread: sums are added in one order."""
+    """Starts a command on one thread, which fixes the order of sums."""
     with log.open("wb") as file:
         return subprocess.Popen(arguments, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=file,
                                 env={**os.environ, "OMP_NUM_THREADS": "1", **environment})  # fmt: skip
@@ -67,7 +66,7 @@ def start(arguments: list[str], log: Path, **environment: str) -> subprocess.Pop
 
 @pytest.fixture(scope="module")
 def both(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The bundles of a run that was left alone and of one that was killed again and again, run side by side."""
+    """The bundles of an unbroken run and of a run that was killed in every stage; they run in parallel."""
     alone, broken = (tmp_path_factory.mktemp(name) / "B" for name in ("unbroken", "broken"))
     log = alone.with_name("log")
     with start(command(root, alone), log) as process:
@@ -87,7 +86,7 @@ def bundle_path(both: tuple[Path, Path]) -> Path:
 
 
 def killed_amid_each_stage(root: Path, out: Path) -> None:
-    """Kill a run in every stage, go on each time, and let it end."""
+    """Kill a run in every stage, resume it each time, and let it end."""
     work, log = out.with_name("B.work"), out.with_name("log")
     more = ["--checkpoint-seconds", "0"]
     for stage, sign in KILLS.items():
@@ -115,7 +114,7 @@ def test_killed_and_resumed_equals_unbroken(unbroken: Path, bundle_path: Path) -
 
 @pytest.fixture
 def amid_ce(unbroken: Path, tmp_path: Path) -> Iterator[Path]:
-    """A bundle's place whose run stands after the first epoch of stage ``ce``, to be resumed in this process."""
+    """The bundle path of a run that stopped after the first epoch of stage ``ce``."""
     work = tmp_path / "B.work"
     shutil.copytree(unbroken.with_name("B.work"), work)
     shutil.rmtree(work / "scst")
@@ -170,7 +169,7 @@ def test_failures_within_a_stage_name_the_remedy_and_keep_the_checkpoint(
     checkpoint.with_name("checkpoint.previous.pt").write_bytes(good)
     assert resume() == 0
     assert "continuing from the previous one" in caplog.text
-    assert not (work / "evaluate" / "metrics.json").exists(), "figures of weights that were trained again"
+    assert not (work / "evaluate" / "metrics.json").exists(), "metrics of replaced weights"
     assert same_weights(work / "ce" / "result.pt", unbroken.with_name("B.work") / "ce" / "result.pt")
 
 
@@ -200,21 +199,20 @@ def test_index_holds_training_studies_only_and_metrics_hold_the_baselines(root: 
     assert metrics["baselines"]["constant"]["BLEU_4"] > 0
     assert {"system", "system_full", "system_images_exchanged"} <= metrics.keys()
     val_reports = [study.report for study in source.split("val")]
-    for figures in (bundle_path, bundle_path.with_name("B.work") / "evaluate"):
-        assert not any(report in (figures / "metrics.json").read_text() for report in val_reports)
+    for folder in (bundle_path, bundle_path.with_name("B.work") / "evaluate"):
+        assert not any(report in (folder / "metrics.json").read_text() for report in val_reports)
     assert 0 <= json.loads((bundle_path / "metrics.json").read_text())["pretrain"]["auroc_mean"] <= 1
 
 
 def test_meteor_is_computed_where_java_is_installed(unbroken: Path) -> None:
     java = shutil.which("java")
     runs = java is not None and subprocess.run([java, "-version"], capture_output=True, check=False).returncode == 0
-    figures = json.loads((unbroken / "metrics.json").read_text())["val"]["system"]
-    assert (figures["METEOR"] is not None) == runs
+    metrics = json.loads((unbroken / "metrics.json").read_text())["val"]["system"]
+    assert (metrics["METEOR"] is not None) == runs
 
 
 def test_bundle_drafts_a_val_study_from_other_cases(root: Path, bundle_path: Path) -> None:
-    bundle = load_bundle(bundle_path)
-    drafter = Drafter(bundle, ReportIndex.load(bundle_path / "index"))
+    drafter = open_drafter(bundle_path)
     source = open_openi(root)
     study = source.split("val")[0]
     images = dict(source.images.iter([ref.key for ref in study.images]))
@@ -306,7 +304,7 @@ def test_resume_names_changed_inputs_and_accepts_manifests_of_0_1(
     kept = (tmp_path / "work" / "run.json").read_text()
     again()
     assert not caplog.messages
-    again(precision="fp32")  # the advice where a loss is no number
+    again(precision="fp32")  # the remedy for a loss that is not finite
     assert "began in bf16 and continues in fp32" in caplog.text
     with pytest.raises(ValueError, match=r"in the content of --reference-labels \(or chexbert_labels.csv in --root\);"):
         again(table=None)
@@ -328,13 +326,13 @@ def test_resume_names_changed_inputs_and_accepts_manifests_of_0_1(
 def test_bundle_without_texts_holds_no_report(root: Path, bundle_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "public"
     files = bundle_path.with_name("B.work") / "index" / "files"
-    shutil.copy(files / "cases.jsonl", files / ".cases.jsonl.killed.tmp")  # as a kill amid its writing leaves it
+    shutil.copy(files / "cases.jsonl", files / ".cases.jsonl.killed.tmp")  # a kill during its writing leaves it
     work = ["--work", str(bundle_path.with_name("B.work")), "--resume", "--without-texts", "--stages", "bundle"]
     assert main(command(root, out, *work)[3:]) == 0
     index = ReportIndex.load(out / "index")
     assert {index.case(row).findings for row in range(len(index))} == {None}
-    kept, figures = (json.loads((path / "metrics.json").read_text()) for path in (bundle_path, out))
-    assert figures["val"]["n"] == VAL  # of the evaluation before
-    assert figures == kept
+    kept, written = (json.loads((path / "metrics.json").read_text()) for path in (bundle_path, out))
+    assert written["val"]["n"] == VAL  # of the evaluation before
+    assert written == kept
     content = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
     assert not any(study.report.encode() in content for study in open_openi(root).split("train"))

@@ -1,4 +1,4 @@
-"""Self-critical sequence training: rewards, baselines, the policy's log-probabilities, guards, and that it learns."""
+"""Self-critical sequence training: policy log-probabilities, advantages, rewards, constraints, the stage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MANY = tuple(REPORTS) * 3  # words must be seen three times to be scored
 
 
 class Drawn:
-    """Backbone output of studies, drawn once: a vector a study, the same for all of its patches, and a little noise."""
+    """Backbone output of studies: one random vector a study plus noise for each patch."""
 
     def __init__(self, model: ReportModel, studies: Sequence[Study]) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -87,7 +87,7 @@ def test_policy_log_probs_equal_those_of_sampling(temperature: float, min_length
 
 
 def test_policy_log_probs_equal_those_of_sampling_after_optimizer_steps() -> None:
-    """Sampling reads packed weights, which fused steps change without a trace in the weights' versions."""
+    """Fused steps change weights without a new version; sampling must not use stale packed weights."""
     model = tiny_model()
     constraints = Constraints.of(DecodingConfig(min_length=0), tiny_tokenizer())
     optimizer = build_optimizer(model, backbone_lr=0.0, head_lr=1e-2, weight_decay=0.0)
@@ -110,7 +110,7 @@ def test_advantages_by_hand() -> None:
 
 
 def test_best_other_advantage_is_the_gradient_of_the_best_reward() -> None:
-    """Over all triples that a policy of four reports can sample, weighed by how likely each is."""
+    """Over all triples that a policy of four reports can sample, weighted by probability."""
     scores = torch.tensor([0.3, -0.2, 0.9, 0.1], dtype=torch.float64, requires_grad=True)
     worth = torch.tensor([1.0, 3.0, 0.5, 2.0], dtype=torch.float64)
     triples = torch.cartesian_prod(*[torch.arange(4)] * 3)
@@ -130,13 +130,13 @@ def rewarded(text: str, ended: bool, row: int, **weights: float) -> float:
 
 
 def test_reference_report_has_the_largest_reward_and_the_end_counts() -> None:
-    own = clean_report(REPORTS[1])
-    assert rewarded(own, True, 1) == pytest.approx(10.0)
-    assert rewarded(own, False, 1) < 9.9  # it was cut, and would go on
+    reference = clean_report(REPORTS[1])
+    assert rewarded(reference, True, 1) == pytest.approx(10.0)
+    assert rewarded(reference, False, 1) < 9.9  # it was cut, and would go on
     assert rewarded(clean_report(REPORTS[3]), True, 1) < 3
     assert rewarded("", True, 1) == pytest.approx(0.0, abs=0.5)
-    half = own.split(" . ")[0]
-    assert rewarded(half, True, 1) < rewarded(own, True, 1) / 2
+    half = reference.split(" . ")[0]
+    assert rewarded(half, True, 1) < rewarded(reference, True, 1) / 2
 
 
 def test_words_of_all_reports_add_little_reward() -> None:
@@ -189,7 +189,7 @@ def test_names_violated_constraints(change: dict[str, float], broken: list[str])
 
 
 def test_constant_report_violates_the_absolute_floor() -> None:
-    """Four fifths of nothing are nothing: a model of one report would pass every relative floor."""
+    """Relative floors of a model that writes one report are 0."""
     start = {**START, "distinct": 1 / 296, "label_f1_micro": 0.0}
     assert violated_constraints(start, start, SelectionConstraints()) == ["distinct"]
     assert violated_constraints({**start, "distinct": 6 / 296}, start, SelectionConstraints()) == []
@@ -232,7 +232,7 @@ def test_rewards_rise(tmp_path: Path, baseline: str) -> None:
 
 
 def test_greedy_reward_of_a_quarter_is_a_mean(tmp_path: Path) -> None:
-    """Nine times one study, in batches of five and four: whoever is asked says the same, an effusion that is there."""
+    """One study nine times, in batches of five and four; every draft names its effusion."""
     model = tiny_model()
     torch.nn.init.constant_(model.to_words.bias[tiny_tokenizer().id_of("effusion")], 20.0)
     for baseline in ("leave_one_out", "greedy"):
@@ -246,7 +246,7 @@ def test_epochs_that_violate_constraints_are_not_kept(tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     row, rows = trained(model, tmp_path, studies("val"), epochs=3, lr=5e-3, guards={"length": 1e-9})
     assert [epoch["val_guards"] for epoch in rows] == [0.0] * 3
-    for epoch in rows:  # what is selected by is not raised by filler
+    for epoch in rows:  # the selection value excludes what any text would gain
         above = epoch["val_CIDEr"] - epoch["val_chance_CIDEr"] + epoch["val_label_f1_micro"]
         assert epoch["val_selection"] == pytest.approx(above - epoch["val_chance_label_f1"])
     assert any(epoch["val_chance_CIDEr"] for epoch in rows)

@@ -1,8 +1,7 @@
-"""Parts of the stages: augmentation, targets, losses, leave-one-out, rates, presets."""
+"""Parts of the stages: augmentation, targets, losses, leave-one-out, learning rates, presets."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import pytest
 import torch
 
 from model.config import DecodingConfig
-from model.network.report_model import Patches
 from model.text.labeler import FINDINGS
 from model.types import View
-from tests.support.tiny import REPORTS, tiny_index, tiny_model, tiny_tokenizer
+from tests.support.tiny import REPORTS, random_patches, tiny_index, tiny_model, tiny_tokenizer
 from training.data.augment import Augmentation, augment, to_float
 from training.data.features import select_views
 from training.data.studies import ImageRef, Study
@@ -66,7 +64,7 @@ def test_targets_concatenate_soft_scores_and_report_labels(tmp_path: Path) -> No
     assert targets.mask[:, :2].tolist() == [[1, 1], [0, 0], [0, 0]]
     column = 2 + FINDINGS.index("Pleural Effusion")
     assert targets.values[:2, column].tolist() == [1, 1]
-    assert targets.mask[2].sum() == 0  # a report without words says nothing
+    assert targets.mask[2].sum() == 0  # a report without words has no labels
 
 
 def test_mesh_and_text_targets_need_enough_studies() -> None:
@@ -78,13 +76,13 @@ def test_mesh_and_text_targets_need_enough_studies() -> None:
     targets = finding_targets(pairs, None, terms=True)
     assert targets.columns[targets.group("report")] == tuple(f"report/{name}" for name in FINDINGS)
     mesh, text = targets.group("mesh"), targets.group("text")
-    # what every indexed study has tells nothing apart: only the second heading's terms are left
+    # terms of all indexed studies separate nothing: only those of the second heading are left
     assert targets.columns[mesh] == ("mesh/cardiomegaly", "mesh/cardiomegaly/mild")
     assert targets.values[:4, mesh].tolist() == [[0, 0], [1, 1], [0, 0], [1, 1]]
     assert targets.mask[:, mesh].sum() == 2 * 30  # ten studies were not indexed
     words = {column.removeprefix("text/") for column in targets.columns[text]}
     assert {"enlarged", "the heart is enlarged"} <= words
-    assert "the" not in words  # every report holds it
+    assert "the" not in words  # it is in every report
     assert targets.values[:2, targets.columns.index("text/enlarged")].tolist() == [0, 1]
     assert targets.group("soft") == slice(0, 0)
 
@@ -118,14 +116,14 @@ def test_contrastive_loss_tolerates_reports_with_equal_findings() -> None:
 
 def test_recall_and_mrr_by_hand() -> None:
     similarity = torch.eye(12)
-    similarity[0, 1] = 2.0  # own report second
-    similarity[3, 4:10] = 2.0  # own report seventh
+    similarity[0, 1] = 2.0  # its report is second
+    similarity[3, 4:10] = 2.0  # its report is seventh
     expected = {"recall_1": 10 / 12, "recall_5": 11 / 12, "recall_10": 1.0, "mrr": (10 + 1 / 2 + 1 / 7) / 12}
     assert recall(similarity) == pytest.approx(expected)
 
 
 def test_report_agreement_mixes_findings_and_phrases() -> None:
-    studies = [study(row, REPORTS[place]) for row, place in enumerate((1, 1, 0, 7) * 3)]
+    studies = [study(row, REPORTS[number]) for row, number in enumerate((1, 1, 0, 7) * 3)]
     vectors = torch.from_numpy(analyse(report_tokens(studies, tiny_tokenizer(), 40), 16, 1).coordinates[:4])
     phrases = phrase_overlap(vectors)
     assert phrases[0, 1] == pytest.approx(1, abs=1e-3)
@@ -138,8 +136,7 @@ def test_report_agreement_mixes_findings_and_phrases() -> None:
 
 
 def test_overlap_and_agreement_follow_the_findings() -> None:
-    reports = [REPORTS[1], "A left pleural effusion is small. Enlarged heart.", REPORTS[0], "x"]
-    reports.append("Left pleural effusion.")
+    reports = [REPORTS[1], "A left pleural effusion is small. Enlarged heart.", REPORTS[0], "x", "Left effusion."]
     overlap = label_overlap(label_vectors([study(i, report) for i, report in enumerate(reports)]))
     assert overlap[0, 1] == pytest.approx(1.0)
     assert overlap[0, 2] == overlap[2, 4] == 0
@@ -161,16 +158,15 @@ def test_frontal_view_comes_first_and_one_view_may_be_dropped() -> None:
     assert len(select_views(study(1, "x", View.LATERAL), known, 1.0, torch.Generator().manual_seed(0))) == 1
 
 
-def test_a_study_never_retrieves_itself_while_training() -> None:
+def test_study_never_retrieves_itself_in_training() -> None:
     model = tiny_model()
     index = tiny_index(model)
-    tokens = torch.randn(8, 1, 4, model.backbone.width)
-    patches = Patches(tokens, tokens.mean(2), torch.zeros(8, 1, dtype=torch.int64), torch.ones(8, 1, dtype=torch.bool))
+    patches = random_patches(model, 8)
     queries = model.embed_study(patches).detach().numpy()
     _, rows = index.search(queries, 1)
-    own = [index.case(int(row)).case_id for row in rows[:, 0]]  # as if the nearest case were the study itself
+    nearest_ids = [index.case(int(row)).case_id for row in rows[:, 0]]  # each study takes the id of its nearest case
     with_self, _ = retrieve(model, index, patches, None)
-    without, found = retrieve(model, index, patches, own)
+    without, found = retrieve(model, index, patches, nearest_ids)
     assert with_self is not None
     assert without is not None
     assert found is not None
@@ -217,30 +213,6 @@ def test_optimizer_has_two_rates_and_leaves_out_frozen_parts() -> None:
 
 
 # --- presets ----------------------------------------------------------------------------------------------------------
-
-
-def changed(before: str, after: str) -> set[str]:
-    """Top-level and nested keys in which two presets differ."""
-
-    def flat(value: object, name: str = "") -> dict[str, object]:
-        if isinstance(value, dict):
-            return {k: v for key, inner in value.items() for k, v in flat(inner, f"{name}.{key}".strip(".")).items()}
-        return {name: value}
-
-    one, two = flat(preset(before).model_dump()), flat(preset(after).model_dump())
-    return {key.split(".")[0] if key != "shape.backbone" else key for key in one.keys() | two.keys()
-            if one.get(key) != two.get(key)} - {"preset"}  # fmt: skip
-
-
-def test_each_preset_is_one_change_from_the_one_before() -> None:
-    assert changed("baseline", "densenet") == {"shape.backbone"}
-    assert changed("densenet", "densenet-lr") == {"ce"}
-    assert changed("densenet-lr", "retrieval") == {"retrieval_k", "retriever"}
-    assert changed("retrieval", "retrieval-scst") == {"scst"}
-    ce = preset("densenet-lr").ce
-    assert ce.backbone_lr <= ce.transformer_lr / 20
-    assert preset("baseline").ce.backbone_lr == 1e-4
-    assert math.isclose(preset("baseline").ce.transformer_lr, 5e-4)
 
 
 def test_all_presets_are_valid_and_unknown_names_are_rejected() -> None:

@@ -1,4 +1,4 @@
-"""A calibration that can be read by eye: the view and the unusual are features of their own."""
+"""A calibration with simple weights: one feature is the view logit, one the OOD percentile."""
 
 from __future__ import annotations
 

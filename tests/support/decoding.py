@@ -15,19 +15,19 @@ from tests.support.tiny import tiny_config, tiny_tokenizer
 TOKENIZER = tiny_tokenizer()
 BOS, EOS = TOKENIZER.bos_id, TOKENIZER.eos_id
 WIDTH, LIMIT, STUDIES = 24, 24, 10
-MODELS = ((2, 2.0), (5, 2.0), (7, 3.0))  # seed, and how much an end is favoured: reports end early, late and not at all
+MODELS = ((2, 2.0), (5, 2.0), (7, 3.0))  # seed and bias of the end token: reports end early, late and not at all
 PENALTY = 2 * 0.693
 
 
 class Features(nn.Module):
-    """In place of a backbone: the tests start from its features."""
+    """Replaces a backbone; the tests start from features."""
 
     width = WIDTH
 
 
 @cache
 def model_of(seed: int, ends: float, norm: str = "layer") -> ReportModel:
-    """An untrained model whose reports depend on the images and end at many lengths. Not to be changed by tests."""
+    """An untrained model whose reports depend on the images and end at many lengths; tests must not change it."""
     torch.manual_seed(seed)
     config = tiny_config(len(TOKENIZER), retrieval_k=0, max_length=LIMIT, feature_norm=False, norm=norm)
     model = ReportModel(config, backbone=Features()).eval().requires_grad_(False)  # type: ignore[arg-type]

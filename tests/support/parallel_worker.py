@@ -1,4 +1,4 @@
-"""What ``test_training_parallel`` runs in one process and in several: small stages on phantoms.
+"""Small training stages on phantoms, which ``test_training_parallel`` runs in one process and in two.
 
 torchrun --nproc-per-node 2 -m tests.support.parallel_worker ROOT OUT
 """
@@ -35,7 +35,7 @@ BATCH = 5  # shared by two processes: 2 rows and 3
 
 
 class Pair(nn.Module):
-    """Two encoders and the temperature of their similarities, small enough to follow."""
+    """Two encoders and the temperature of their similarities."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,15 +45,15 @@ class Pair(nn.Module):
 
 
 def train_pair(processes: ProcessGroup, out: Path) -> None:
-    """Plain gradient descent, which does not forgive a wrong scale of the gradient as Adam would."""
+    """Trained with SGD: unlike Adam it depends on the scale of gradients."""
     torch.manual_seed(4)
     net, x = Pair(), torch.randn(15, 2, 6)
 
     def step(batch: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
         noisy = x[batch] + 0.1 * torch.randn(len(batch), 2, 6, generator=generator)
-        own = noisy[processes.rows(len(batch))]
+        part = noisy[processes.rows(len(batch))]
         left, right = (processes.gather(tower(rows), len(batch)) for tower, rows in
-                       ((net.left, own[:, 0]), (net.right, own[:, 1])))  # fmt: skip
+                       ((net.left, part[:, 0]), (net.right, part[:, 1])))  # fmt: skip
         loss = contrastive_loss(left @ right.t(), torch.eye(len(batch)), net.scale, 0.5)
         return {"loss": loss / processes.count}
 
@@ -80,7 +80,7 @@ def train_stages(processes: ProcessGroup, root: Path, out: Path) -> None:
     context = RunContext(torch.device("cpu"), 1, "fp32", out, processes)
     with processes.main_process_first():
         cache, studies, tokenizer, model = stage_inputs(root, out / "cache", dropout=0.0)
-    see(model.backbone, torch.from_numpy(np.array(cache.array)))
+    fit_statistics(model.backbone, torch.from_numpy(np.array(cache.array)))
     with processes.main_process_first():
         frozen = cache_features(model.backbone, cache, [*studies.train, *studies.val], 2, context, out / "cache",
                                 view_dropout=0.3, name="frozen")  # fmt: skip
@@ -95,8 +95,8 @@ def train_stages(processes: ProcessGroup, root: Path, out: Path) -> None:
                ScstConfig(epochs=1, batch_size=BATCH, samples=3, lr=1e-3), context)  # fmt: skip
 
 
-def see(backbone: nn.Module, pixels: Tensor) -> None:
-    """Set the statistics of an untrained backbone, whose features would else all be alike."""
+def fit_statistics(backbone: nn.Module, pixels: Tensor) -> None:
+    """Set the statistics of an untrained backbone; with the initial ones all features are nearly equal."""
     for part in backbone.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = 1.0
@@ -106,7 +106,7 @@ def see(backbone: nn.Module, pixels: Tensor) -> None:
 
 
 def main(root: Path, out: Path) -> None:
-    """Train all of it, in one process or among several."""
+    """Train everything, in one process or several."""
     processes, _ = join("cpu")
     train_pair(processes, out)
     train_stages(processes, root, out)

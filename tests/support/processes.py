@@ -1,4 +1,4 @@
-"""Processes that run training's commands, with what their tests can do without left out: imports and Java."""
+"""Runs training commands in processes that import nothing again and use no Java."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pathlib import Path
 
 import pytest
 
-# One thread adds sums in one order. Without Java on the path METEOR is left out, which takes seconds of each process.
+# One thread fixes the order of sums. Without Java on the path METEOR is left out, which takes seconds a process.
 ENVIRONMENT: Mapping[str, str] = {"OMP_NUM_THREADS": "1", "PATH": str(Path(sys.executable).parent)}
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["training.run", "training.ablation.__main__"])
 
 
 def fork(main: Callable[[list[str]], int], arguments: list[str], log: Path) -> BaseProcess:
-    """Run a command's ``main`` in a process of its own, forked from one that has imported it.
+    """Run a command's ``main`` in a new process, forked from one that has imported it.
 
     Args:
         main: as the module of the command names it.
         arguments: of its command line.
-        log: file that takes what it writes to the standard error.
+        log: file for the standard error.
     """
     process = _FORKS.Process(target=_run, args=(main, arguments, log))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)  # where this process is the first and starts the one that forks
+            patch.setenv(name, value)  # for the first call, which starts the fork server
         process.start()
     return process
 
