@@ -6,17 +6,16 @@ import gzip
 import hashlib
 import random
 import re
-import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from retrieval_index.download import DownloadError, download
+from tests.support.http import Request, http_server
+from tests.support.service import free_port
 
 CONTENT = gzip.compress(random.Random(0).randbytes(3 << 20), compresslevel=1, mtime=0)
 OTHER = gzip.compress(random.Random(1).randbytes(3 << 20), compresslevel=1, mtime=0)
@@ -42,50 +41,41 @@ class Server:
 def server() -> Iterator[Server]:
     state = Server()
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            requested = self.headers.get("Range")
-            state.requested.append(requested)
-            if state.answer:
-                self.send_error(state.answer.pop(0))
+    def respond(request: Request) -> None:
+        asked = request.headers.get("Range")
+        state.requested.append(asked)
+        if state.answer:
+            request.send_error(state.answer.pop(0))
+            return
+        content, start = state.content, 0
+        if_range = request.headers.get("If-Range")
+        fresh = not state.check_if_range or if_range in (None, state.etag, state.modified)
+        if asked and state.ranges and fresh:
+            match = re.fullmatch(r"bytes=(\d+)-", asked)
+            assert match
+            start = int(match.group(1))
+            if start >= len(content):
+                request.send_error(416)
                 return
-            content, start = state.content, 0
-            if_range = self.headers.get("If-Range")
-            fresh = not state.check_if_range or if_range in (None, state.etag, state.modified)
-            if requested and state.ranges and fresh:
-                match = re.fullmatch(r"bytes=(\d+)-", requested)
-                assert match
-                start = int(match.group(1))
-                if start >= len(content):
-                    self.send_error(416)
-                    return
-                self.send_response(206)
-                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-            else:
-                self.send_response(200)
-            if state.announce_length:
-                self.send_header("Content-Length", str(len(content) - start))
-            if state.etag:
-                self.send_header("ETag", state.etag)
-            if state.modified:
-                self.send_header("Last-Modified", state.modified)
-            self.end_headers()
-            body = content[start:]
-            if state.break_after:
-                body = body[: state.break_after.pop(0)]
-            self.wfile.write(body)
+            request.send_response(206)
+            request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            request.send_response(200)
+        if state.announce_length:
+            request.send_header("Content-Length", str(len(content) - start))
+        if state.etag:
+            request.send_header("ETag", state.etag)
+        if state.modified:
+            request.send_header("Last-Modified", state.modified)
+        request.end_headers()
+        body = content[start:]
+        if state.break_after:
+            body = body[: state.break_after.pop(0)]
+        request.wfile.write(body)
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    state.url = f"http://127.0.0.1:{http.server_port}/NLMCXR_reports.tgz"
-    yield state
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    with http_server(respond) as url:
+        state.url = f"{url}/NLMCXR_reports.tgz"
+        yield state
 
 
 @pytest.fixture
@@ -208,11 +198,8 @@ def test_gives_up_after_failures_without_new_bytes(server: Server, dest: Path) -
 
 
 def test_unreachable_server_fails_without_retries(dest: Path) -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
     with pytest.raises(DownloadError, match=r"cannot be reached .*check the network"):
-        download(f"http://127.0.0.1:{port}/x.tgz", dest, pause=60.0)
+        download(f"http://127.0.0.1:{free_port()}/x.tgz", dest, pause=60.0)
 
 
 def test_rejects_other_schemes(dest: Path) -> None:

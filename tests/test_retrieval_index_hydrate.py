@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from retrieval_index.hydrate import HydrateError, default_out, hydrate, main
 from retrieval_index.index import ReportIndex
 from retrieval_index.openi import ArchiveError
 from tests.support.archives import report_xml, write_reports, xml_files
+from tests.support.http import http_server, respond_with
 
 CASES = [
     Case("CXR2_IM-0652", None, {"Lung Opacity": "present"}, "https://x.example/2"),
@@ -209,18 +207,8 @@ def test_default_target_and_command_line(
 
 @pytest.fixture
 def url(reports: Path) -> Iterator[str]:
-    class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    handler = functools.partial(Handler, directory=str(reports.parent))
-    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield f"http://127.0.0.1:{http.server_port}/NLMCXR_reports.tgz"
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    with http_server(respond_with(reports.read_bytes())) as url:
+        yield f"{url}/NLMCXR_reports.tgz"
 
 
 def test_downloads_reports_once(bundle: Path, reports: Path, url: str, tmp_path: Path) -> None:

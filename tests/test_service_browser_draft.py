@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from service.schemas.examples import REPORT_EXAMPLE
-from tests.support.browser import DRAWN, answered, choose, corner, draft, open_page, texts, transform
+from tests.support.browser import answered, choose, corner, draft, open_page, texts, transform
 from tests.support.dicom import dicom
 from tests.support.formats import facts_of_fhir
-from tests.support.paths import REPOSITORY
+from tests.support.paths import DRAWN, SHIPPED
 from tests.support.service import live_server
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def test_weight_in_a_corner_lights_that_corner(page: Page) -> None:
 
 
 def check_corners(page: Page, row: int, column: int) -> None:
-    """The overlay of the frontal is lit in one corner alone, that of the lateral in the opposite one."""
+    """The overlay of the frontal is lit in one corner only, that of the lateral in the opposite one."""
     for index, (y, x) in enumerate([(row, column), (6 - row, 6 - column)]):
         alpha = (
             page.locator("canvas.heat")
@@ -168,7 +168,7 @@ def test_zoom_pan_and_reset_move_image_and_overlay(page: Page) -> None:
     assert transform(page, 0) == [1, 0, 0]
     zone.dblclick(position={"x": 5, "y": 5})
     assert transform(page, 0)[0] == 2.5
-    assert min(transform(page, 0)[1:]) > 0, "towards the corner that was pointed at"
+    assert min(transform(page, 0)[1:]) > 0, "towards the pointer"
 
 
 def test_wheel_zooms_in_proportion(page: Page) -> None:
@@ -246,7 +246,7 @@ def test_dicom_preview_equals_the_read_image(page: Page, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("kind", "spread"), [("png", True), ("dcm", False)])
 def test_contrast_is_stretched_only_for_dark_images(page: Page, tmp_path: Path, kind: str, spread: bool) -> None:
-    """16 bits that hold 12 are dark in a browser; a picture by the service is as it is to be shown."""
+    """Browsers show 12-bit data in a 16-bit file almost black; previews of the service need no stretch."""
     path = tmp_path / f"film.{kind}"
     if kind == "png":
         Image.fromarray(np.tile(np.linspace(0, 56, 96).astype(np.uint8), (96, 1))).save(path)
@@ -278,7 +278,7 @@ def test_shipped_bundle_drafts_dicom_with_evidence(browser: Browser, tmp_path: P
         pixels = np.asarray(Image.open(DRAWN / f"effusion-{view}.png").convert("L")).astype(np.uint16) * 16
         film = dicom(4095 - pixels, stored=12, photometric="MONOCHROME1", ViewPosition=position, Modality="DX")
         (tmp_path / f"{view}.dcm").write_bytes(film)
-    with live_server(REPOSITORY / "bundles" / "iu-xray", warm_up=False, prefer_hydrated=False) as live:
+    with live_server(SHIPPED, warm_up=False, prefer_hydrated=False) as live:
         page = browser.new_page()
         open_page(page, live.url)
         for view in ("frontal", "lateral"):

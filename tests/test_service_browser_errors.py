@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.schemas.examples import REPORT_EXAMPLE
-from tests.support.browser import DRAWN, answered, break_streams, choose, draft, edit, open_page, texts
+from tests.support.browser import answered, break_streams, choose, draft, edit, open_page, texts
+from tests.support.paths import DRAWN
 from tests.support.service import KEY, live_server
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def test_unconfirmed_edit_is_exported(page: Page, tmp_path: Path) -> None:
 def test_key_is_requested_and_used(browser: Browser, bundle: Path, tmp_path: Path) -> None:
     with live_server(bundle, warm_up=False, api_key=KEY, user_cases_dir=tmp_path / "cases") as live:
         with live.client() as client:
-            words = {"case_id": (None, "own-1"), "findings": (None, "The heart is normal. No effusion.")}
+            words = {"case_id": (None, "added-1"), "findings": (None, "The heart is normal. No effusion.")}
             picture = {"frontal": ("f", (DRAWN / "normal-frontal.png").read_bytes())}
             added = client.post("/cases", files={**words, **picture}, headers={"X-API-Key": KEY})
             assert added.status_code == 201
@@ -132,5 +133,5 @@ def test_key_is_requested_and_used(browser: Browser, bundle: Path, tmp_path: Pat
         image = page.locator(".case-images img")
         image.wait_for()
         page.wait_for_function("() => document.querySelector('.case-images img').naturalWidth > 0")
-        assert "own-1" in (image.get_attribute("alt") or "")
+        assert "added-1" in (image.get_attribute("alt") or "")
         page.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import resource
 import shutil
 import socket
 import threading
@@ -30,12 +29,12 @@ from service.settings import Settings
 from service.web import logging as logs
 from tests.support.dicom import dicom
 from tests.support.service import AUTHORIZED, KEY, PROBLEM, WAIT_S, Live, encode, live_server, png, scene, until
-from tests.support.tiny import REPORTS, tiny_model, tiny_tokenizer, write_tiny_bundle
+from tests.support.tiny import REPORTS, largest_file, tiny_model, tiny_tokenizer, write_tiny_bundle
 from training.data.studies import ImageRef, Study
 from training.stages.index import build_index
 
 TEXT = "The heart is enlarged. XXXX small left pleural effusion. No pneumothorax."
-BUNDLES_OWN = "CXR9001_IM-0001"
+BUNDLE_CASE = "CXR9001_IM-0001"
 
 
 @contextmanager
@@ -130,10 +129,10 @@ def test_added_case_is_retrieved_with_text_and_pictures(live: Live, client: http
     assert {name: cases["teaching-42"][name] for name in case if name != "added"} == {
         name: value for name, value in case.items() if name != "added"
     }
-    assert cases[BUNDLES_OWN]["images"] == {}
-    shipped = client.get(f"/cases/{BUNDLES_OWN}").json()
+    assert cases[BUNDLE_CASE]["images"] == {}
+    shipped = client.get(f"/cases/{BUNDLE_CASE}").json()
     assert (shipped["findings"], shipped["images"], shipped["added"]) == (REPORTS[1], {}, False)
-    assert refusal(client.get(f"/cases/{BUNDLES_OWN}/frontal")) == (404, "no_such_case", None)
+    assert refusal(client.get(f"/cases/{BUNDLE_CASE}/frontal")) == (404, "no_such_case", None)
     picture = client.get(f"/{case['images']['frontal']}")
     assert picture.status_code == 200
     assert picture.headers["content-type"] == "image/jpeg"
@@ -192,7 +191,7 @@ def test_paths_as_case_ids_are_not_found(live: Live, path: str) -> None:
         ({"source_url": "https://user@example.org"}, (422, "malformed_value", "source_url")),
         ({"source_url": "https://example.org/a b"}, (422, "malformed_value", "source_url")),
         ({"labels": "{}"}, (422, "unknown_field", "labels")),
-        ({"case_id": BUNDLES_OWN}, (409, "case_exists", "case_id")),
+        ({"case_id": BUNDLE_CASE}, (409, "case_exists", "case_id")),
     ],
 )
 def test_rejects_wrong_case_fields_naming_them(
@@ -211,11 +210,11 @@ def test_rejects_wrong_case_images_and_stores_nothing(client: httpx.Client, fold
 
 
 def test_adding_cases_needs_a_directory(keyed: httpx.Client) -> None:
-    for method, path in (("POST", "/cases"), ("DELETE", f"/cases/{BUNDLES_OWN}")):
+    for method, path in (("POST", "/cases"), ("DELETE", f"/cases/{BUNDLE_CASE}")):
         answer = keyed.request(method, path, headers=AUTHORIZED)
         assert refusal(answer) == (403, "cases_off", None)
         assert "REPORT_USER_CASES_DIR" in answer.json()["detail"]
-    assert keyed.get(f"/cases/{BUNDLES_OWN}", headers=AUTHORIZED).status_code == 200
+    assert keyed.get(f"/cases/{BUNDLE_CASE}", headers=AUTHORIZED).status_code == 200
 
 
 def test_bundle_without_index_accepts_no_cases(tmp_path: Path) -> None:
@@ -249,14 +248,14 @@ def test_deleted_case_is_gone_at_once(client: httpx.Client, folder: Path) -> Non
     assert {"one", "two"} & set(retrieved(client)) == {"two"}
     for answer in (client.get("/cases/one"), client.get("/cases/one/frontal"), client.delete("/cases/one")):
         assert refusal(answer) == (404, "no_such_case", None)
-    assert refusal(client.delete(f"/cases/{BUNDLES_OWN}")) == (409, "case_of_bundle", None)
+    assert refusal(client.delete(f"/cases/{BUNDLE_CASE}")) == (409, "case_of_bundle", None)
     assert client.get("/health").json()["cases"] == len(REPORTS) + 1
     assert len(list((folder / PICTURES).iterdir())) == 1
     assert b"one" not in (folder / CASES_FILE).read_bytes()
 
 
 def test_reloaded_bundle_embeds_added_cases_again(tmp_path: Path) -> None:
-    path = write_tiny_bundle(tmp_path / "own")
+    path = write_tiny_bundle(tmp_path / "tiny")
     with served(path, tmp_path / "cases") as (live, client):
         add(client, "kept")
         before = vector(live, "kept")
@@ -301,22 +300,18 @@ def test_case_of_the_bundle_hides_an_added_case_of_the_same_id(
     folder = tmp_path / "cases"
     with served(bundle, folder) as (_, client):
         add(client, "later")
-    lines = (folder / CASES_FILE).read_text().replace("later", BUNDLES_OWN)
+    lines = (folder / CASES_FILE).read_text().replace("later", BUNDLE_CASE)
     (folder / CASES_FILE).write_text(lines)
     with caplog.at_level(logging.WARNING, "service"), served(bundle, folder) as (_, client):
-        assert client.get(f"/cases/{BUNDLES_OWN}").json()["added"] is False
-        assert client.delete(f"/cases/{BUNDLES_OWN}").status_code == 204  # the hidden one
-        assert client.get(f"/cases/{BUNDLES_OWN}").status_code == 200
+        assert client.get(f"/cases/{BUNDLE_CASE}").json()["added"] is False
+        assert client.delete(f"/cases/{BUNDLE_CASE}").status_code == 204  # the hidden one
+        assert client.get(f"/cases/{BUNDLE_CASE}").status_code == 200
     assert "1 added cases are not served: cases of this bundle have the same ids" in caplog.text
 
 
 def test_full_disk_stores_and_serves_no_case(live: Live, client: httpx.Client, folder: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
-    try:
+    with largest_file(20):
         answers = [add(client, "c", frontal=png()), add(client, "d")]
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     for answer in answers:
         assert refusal(answer) == (507, "cases_disk", None)
         assert "File too large in REPORT_USER_CASES_DIR" in answer.json()["detail"]

@@ -1,4 +1,4 @@
-"""The engine: slots, image decoding, queue, cancellation, shutdown."""
+"""The engine: image decoding, stalls, waiting for uploads, Retry-After; test_service_model_server has the rest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.inference.admission import AdmissionLimiter, BusyError
 from service.inference.backend import FieldError
 from service.inference.decode_pool import DecodePool
 from service.inference.engine import Engine
-from tests.support.recorder import OPTIONS, running, study, texts
+from tests.support.recorder import OPTIONS, running, study
 from tests.support.service import WAIT_S, png
 
 pytestmark = pytest.mark.anyio
@@ -66,20 +66,6 @@ async def test_unreadable_image_names_the_first_wrong_field() -> None:
     assert (again.field, again.code, str(again)) == (error.field, error.code, str(error))
 
 
-async def test_cancelled_job_never_runs() -> None:
-    async with running() as (engine, recorder):
-        first = asyncio.create_task(engine.submit(study(1), OPTIONS))
-        await asyncio.to_thread(recorder.begun.wait, WAIT_S)
-        left = asyncio.create_task(engine.submit(study(2), OPTIONS))
-        stays = asyncio.create_task(engine.submit(study(3), OPTIONS))
-        await asyncio.sleep(0)
-        left.cancel()
-        await asyncio.sleep(0)
-        recorder.go.set()
-        await asyncio.gather(first, stays)
-        assert recorder.seen == [1, 3]
-
-
 async def test_slots_are_limited_and_released() -> None:
     limiter = AdmissionLimiter(2)
     with limiter.acquire_slot():
@@ -104,29 +90,6 @@ async def test_draining_engine_waits_for_its_own_drafts() -> None:
         recorder.go.set()
         assert (await drafting).findings
         await draining
-
-
-async def test_close_finishes_queued_jobs() -> None:
-    async with running() as (engine, recorder):
-        tasks = [asyncio.create_task(engine.submit(study(number), OPTIONS)) for number in range(3)]
-        await asyncio.to_thread(recorder.begun.wait, WAIT_S)
-        closing = asyncio.create_task(asyncio.to_thread(engine.close))
-        recorder.go.set()
-        assert texts(await asyncio.gather(*tasks)) == ["0", "1", "2"]
-        await closing
-
-
-async def test_refuse_waiting_fails_queued_jobs_and_finishes_running_ones() -> None:
-    async with running() as (engine, recorder):
-        first = asyncio.create_task(engine.submit(study(1), OPTIONS))
-        assert await asyncio.to_thread(recorder.begun.wait, WAIT_S)
-        waiting = [asyncio.create_task(engine.submit(study(number), OPTIONS)) for number in (2, 3)]
-        while engine.waiting < 2:
-            await asyncio.sleep(0.001)
-        assert engine.refuse_waiting("enough") == 2
-        refused = await asyncio.gather(*waiting, return_exceptions=True)
-        recorder.go.set()
-        assert texts([await first, *refused]) == ["1", "ClosedError", "ClosedError"]
 
 
 async def test_retry_after_follows_the_measured_speed() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import socket
 import subprocess
@@ -22,7 +21,7 @@ from retrieval_index.index import ReportIndex
 from service import __main__ as serve
 from tests.support.archives import write_reports, xml_files
 from tests.support.paths import REPOSITORY
-from tests.support.tiny import write_tiny_bundle
+from tests.support.tiny import largest_file, write_tiny_bundle
 
 START_S = 400.0  # a new process imports torch, which takes minutes where all cores are taken
 
@@ -37,7 +36,7 @@ def serve_from_the_shell(*arguments: str, **environment: str) -> tuple[int, str]
 
 
 def serve_here(caplog: pytest.LogCaptureFixture, *arguments: str) -> tuple[int, str]:
-    """The same in this process, which spares the imports."""
+    """The same in this process, without new imports."""
     status = serve.main([*arguments, "--port", "0"])
     return status, caplog.text
 
@@ -85,7 +84,7 @@ def test_rejects_the_index_of_another_bundle_by_its_hash(
 def test_rejects_an_index_of_wrong_width_with_a_rewritten_manifest(
     bundle_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    vectors = np.eye(8, 24, dtype=np.float32)  # the model searches with 16 numbers
+    vectors = np.eye(8, 24, dtype=np.float32)  # the model's embeddings have 16
     ReportIndex.build(vectors, [Case(f"CXR{row}", None, {}) for row in range(8)]).save(bundle_copy / "index")
     write_manifest(bundle_copy)
     status, log = serve_here(caplog, "--bundle", str(bundle_copy), "--device", "cpu")
@@ -128,17 +127,11 @@ def test_reports_an_unusable_address_before_loading(tmp_path: Path, capsys: pyte
 def test_full_disk_during_hydration_leaves_no_partial_copy(
     bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Existing files stay, and no partial file remains."""
     monkeypatch.chdir(tmp_path)
     reports = write_reports(tmp_path / "NLMCXR_reports.tgz", xml_files())
     out = tmp_path / "outs" / "tiny-hydrated"
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # no room for the weights
-    try:
-        with pytest.raises(SystemExit) as stop:
-            hydrate.main(["--bundle", str(bundle_copy), "--reports", str(reports), "--out", str(out)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with largest_file(50_000), pytest.raises(SystemExit) as stop:  # no room for the weights
+        hydrate.main(["--bundle", str(bundle_copy), "--reports", str(reports), "--out", str(out)])
     assert stop.value.code == 1
     assert "error: " in capsys.readouterr().err
     assert [path.name for path in out.parent.iterdir()] == []

@@ -1,10 +1,8 @@
-"""The fuzzing of `python -m benchmarks.fuzz`, 150 inputs of each kind, and that it notices broken rules."""
+"""`python -m benchmarks.fuzz` with 150 inputs of each kind: no rule is broken; broken rules are detected."""
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -24,6 +22,7 @@ from service.app import create_app
 from service.routes.streaming import EventSequence
 from service.schemas.examples import PROBLEM_EXAMPLE, REPORT_EXAMPLE
 from service.schemas.models import ReportResponse
+from tests.support.http import Request, http_server, respond_with
 from tests.support.service import PROBLEM, Live, live_server
 
 INPUTS = 150
@@ -120,57 +119,40 @@ def test_names_the_broken_rule(rules: Rules, wrong: Answer, words: str) -> None:
     assert words in " ".join(rules(REPORT, wrong))
 
 
-class _Broken(http.server.BaseHTTPRequestHandler):
-    """Answers /openapi.json and /health like the service, the first two studies alike, and then 500."""
+class Broken:
+    """Responds to /openapi.json and /health like the service, to the first two studies, and then with 500."""
 
-    answers = 0
-    document = b""
+    def __init__(self) -> None:
+        self.document = json.dumps(create_app().openapi()).encode()
+        self.answers = 0
 
-    def do_GET(self) -> None:
-        health = json.dumps({"queue": {"depth": 1 if type(self).answers > 2 else 0, "capacity": 3}}).encode()
-        self._respond(200, self.document if self.path == "/openapi.json" else health)
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        type(self).answers += 1
-        report = json.dumps({**REPORT_EXAMPLE, "findings": f"Text {type(self).answers}."}).encode()
-        self._respond(*((200, report) if type(self).answers <= 2 else (500, b"oops")))
-
-    def _respond(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+    def __call__(self, request: Request) -> None:
+        status, body = 200, json.dumps({"queue": {"depth": int(self.answers > 2), "capacity": 3}}).encode()
+        if request.command == "POST":
+            self.answers += 1
+            report = json.dumps({**REPORT_EXAMPLE, "findings": f"Text {self.answers}."}).encode()
+            status, body = (200, report) if self.answers <= 2 else (500, b"oops")
+        elif request.path == "/openapi.json":
+            body = self.document
+        respond_with(body, status)(request)
 
 
 def test_stores_violations_and_replays_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _Broken.document, _Broken.answers = json.dumps(create_app().openapi()).encode(), 0
     monkeypatch.setattr(load, "idle", lambda url: {"status_code": 200, "queue": {"depth": 1}})  # without the wait
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Broken)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    try:
-        status = fuzz.main(["--inputs", "6", "--url", url, "--out", str(tmp_path)])
-        assert status == 1
+    with http_server(Broken()) as url:
+        assert fuzz.main(["--inputs", "6", "--url", url, "--out", str(tmp_path)]) == 1
         kept = sorted((tmp_path / "violations").glob("*.http"))
-        replayed = fuzz.main(["--replay", str(kept[0]), "--url", url, "--out", str(tmp_path)])
-    finally:
-        server.shutdown()
-        server.server_close()
+        assert fuzz.main(["--replay", str(kept[0]), "--url", url, "--out", str(tmp_path)]) == 1
     found = json.loads((tmp_path / "fuzz.json").read_text())
     assert found["passed"] is False
     assert len(kept) == len(found["violations"]) >= 4
     assert any("queue {'depth': 1" in line for line in found["in_the_end"])
     assert any("a drawn study is answered 500" in line for line in found["in_the_end"])
-    said = json.loads(kept[0].with_suffix(".json").read_text())
-    assert said["origin"]
-    assert any("status 500" in fault for fault in said["faults"])
-    assert replayed == 1
+    violation = json.loads(kept[0].with_suffix(".json").read_text())
+    assert violation["origin"]
+    assert any("status 500" in fault for fault in violation["faults"])
     assert "status 500" in capsys.readouterr().out
 
 

@@ -19,7 +19,7 @@ WITHIN_S = 0.5
 ASK = b"GET / HTTP/1.1\r\nHost: x\r\n"
 
 
-async def says_how_much(scope: Scope, receive: Receive, send: Send) -> None:
+async def count_body(scope: Scope, receive: Receive, send: Send) -> None:
     """Answers with the number of bytes of the body, at once for /early."""
     size, more = 0, scope["path"] != "/early"
     while more:
@@ -33,7 +33,7 @@ async def says_how_much(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    config = uvicorn.Config(says_how_much, http=HeaderLimitedHttpProtocol, lifespan="off", log_config=None, ws="none")
+    config = uvicorn.Config(count_body, http=HeaderLimitedHttpProtocol, lifespan="off", log_config=None, ws="none")
     server = uvicorn.Server(config)
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
         patch.setattr(protocol, "HEADER_TIMEOUT_S", WITHIN_S)
@@ -83,14 +83,14 @@ def test_slow_headers_are_answered_408_and_silent_connections_closed(client: soc
 
 
 def test_blank_lines_do_not_keep_a_connection_open(client: socket.socket) -> None:
-    def hung_up_on() -> bool:
+    def closed() -> bool:
         try:
             client.sendall(b"\r\n")
         except OSError:
             return True
         return False
 
-    until(hung_up_on)
+    until(closed)
 
 
 def test_header_timeout_does_not_apply_to_bodies(client: socket.socket) -> None:

@@ -125,7 +125,7 @@ def test_every_format_is_described_with_an_example(document: dict[str, Any]) -> 
         validator(document, content[media_type]["schema"]).validate(content[media_type]["example"])
 
 
-def test_a_streams_events_are_described_with_an_example(document: dict[str, Any]) -> None:
+def test_stream_events_are_described_with_an_example(document: dict[str, Any]) -> None:
     content = document["paths"]["/report"]["post"]["responses"]["200"]["content"]["text/event-stream"]
     schemas = {
         event["properties"]["event"]["const"]: event["properties"]["data"]["contentSchema"]
@@ -145,7 +145,7 @@ def test_examples_validate_against_the_models() -> None:
     assert REPORT_EXAMPLE["findings"] == " ".join(sentence["text"] for sentence in REPORT_EXAMPLE["sentences"])
 
 
-def test_example_labels_equal_the_labelers() -> None:
+def test_labels_of_examples_equal_the_labeler() -> None:
     assert tuple(REPORT_EXAMPLE["labels"]) == FINDINGS
     assert REPORT_EXAMPLE["labels"] == label_report(REPORT_EXAMPLE["findings"])
     for case in (*REPORT_EXAMPLE["reference_cases"], CASE_EXAMPLE):

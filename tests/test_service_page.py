@@ -1,4 +1,4 @@
-"""The page: all its files from this service, nothing foreign, always with the disclaimer."""
+"""The page: all files from this service, no other origin, with the disclaimer, in two languages."""
 
 from __future__ import annotations
 
@@ -155,22 +155,22 @@ def dictionary(name: str) -> dict[str, str]:
     """Key -> words, as the script holds them."""
     entries = re.findall(r'^  (?:"([^"]+)"|(\w+)):\s+"((?:[^"\\]|\\.)*)",$', (STATIC / name).read_text("utf-8"), re.M)
     found = [(quoted or bare, words) for quoted, bare, words in entries]
-    assert len(found) == len(dict(found)), "a key stands twice"
+    assert len(found) == len(dict(found)), "a key occurs twice"
     return dict(found)
 
 
-SERVERS = ("finding.", "warning.", "problem.", "remedy.")  # what the service says in English
+SERVICE_KEYS = ("finding.", "warning.", "problem.", "remedy.")  # translations of the service's English texts
 
 
 def test_both_dictionaries_have_the_same_keys() -> None:
     english, chinese = dictionary("words.en.js"), dictionary("words.zh.js")
-    own = {key: words for key, words in chinese.items() if not key.startswith(SERVERS)}
-    assert list(own) == list(english)
+    shared = {key: words for key, words in chinese.items() if not key.startswith(SERVICE_KEYS)}
+    assert list(shared) == list(english)
     assert len(english) > 100
     for key, words in english.items():
-        assert sorted(re.findall(r"\{\w+\}", words)) == sorted(re.findall(r"\{\w+\}", own[key])), key
+        assert sorted(re.findall(r"\{\w+\}", words)) == sorted(re.findall(r"\{\w+\}", shared[key])), key
         assert words.strip(), key
-        assert own[key].strip(), key
+        assert shared[key].strip(), key
 
 
 def test_chinese_dictionary_covers_findings_and_warnings() -> None:

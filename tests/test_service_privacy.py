@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image, PngImagePlugin
 
-from service.web import logging as logs
 from tests.support.dicom import dicom
+from tests.support.logs import all_log_lines
 from tests.support.service import KEY, Live, encode, live_server, png, scene
 from tests.support.tiny import REPORTS
 
-PLACES = (
+PARTS = (
     "file name", "png text", "exif", "dicom", "field", "value", "query name", "query", "path", "static path", "method",
     "boundary", "body", "content type", "encoding", "part header", "part type", "websocket", "garbage",
     "X-Request-ID", "X-Patient", "User-Agent", "Authorization", "X-API-Key", "X-Forwarded-For", "Forwarded", "Cookie",
     "traceparent", "tracestate", "baggage", "Referer", "Origin", "Accept-Language", "If-None-Match",
 )  # fmt: skip
-CANARY = {place: f"Doe{number:02d}Jane" for number, place in enumerate(PLACES)}
-HEADERS = {place: CANARY[place] for place in PLACES[PLACES.index("X-Request-ID") :]}
-# The contract quotes these back to the sender: the name of an unknown field, and what is no number.
+CANARY = {part: f"Doe{number:02d}Jane" for number, part in enumerate(PARTS)}
+HEADERS = {part: CANARY[part] for part in PARTS[PARTS.index("X-Request-ID") :]}
+# The contract quotes these to the sender: the name of an unknown field, and a value that is not a number.
 QUOTED = {CANARY["field"], CANARY["query name"], CANARY["value"]}
 
 
@@ -49,14 +45,14 @@ def canary_jpeg() -> bytes:
 
 
 def canary_dicom() -> bytes:
-    """One that reads, with names wherever text may stand."""
+    """A valid file with the canary in every text element."""
     texts = ("PatientID", "AccessionNumber", "InstitutionName", "StudyDescription", "PatientComments")
     coded = ("BodyPartExamined", "PresentationLUTShape", "PatientOrientation", "ViewPosition")
     return dicom(scene(), PatientName=f"{CANARY['dicom']}^A", **dict.fromkeys((*texts, *coded), CANARY["dicom"]))
 
 
 def wrong_dicoms() -> list[bytes]:
-    """And some that do not, a name in the way of each."""
+    """Invalid files with the canary in the invalid part."""
     canary = CANARY["dicom"]
     return [
         canary_dicom()[:-500],
@@ -73,7 +69,7 @@ def multipart(part: str, boundary: str = "b") -> dict[str, object]:
 
 
 def wrong_requests(client: httpx.Client) -> list[httpx.Response]:
-    """Answers to requests that are wrong in every way this service knows, a canary in each."""
+    """Answers to one invalid request for each check of the service, each with a canary."""
     name, good = f"{CANARY['file name']}.png", {"frontal": ("f", png())}
     form = 'Content-Disposition: form-data; name="frontal"'
     posts: list[dict[str, object]] = [
@@ -109,7 +105,7 @@ def wrong_requests(client: httpx.Client) -> list[httpx.Response]:
 
 
 def raw_requests(live: Live) -> None:
-    """What no HTTP library would send: a WebSocket at a made-up address, and no HTTP at all."""
+    """A WebSocket request and bytes that are not HTTP."""
     path = f"/{CANARY['websocket']}?{CANARY['query name']}={CANARY['query']}"
     upgrade = (
         f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -125,28 +121,7 @@ def raw_requests(live: Live) -> None:
 
 
 def found(text: str) -> list[str]:
-    return [place for place, canary in CANARY.items() if canary in text]
-
-
-@contextmanager
-def all_lines(caplog: pytest.LogCaptureFixture) -> Iterator[dict[str, io.StringIO]]:
-    """What the service writes, in both formats, were every logger of the process allowed to log at DEBUG."""
-    streams = {"json": io.StringIO(), "text": io.StringIO()}
-    root = logging.getLogger()
-    handlers = []
-    for form, formatter in (("json", logs.JsonLines()), ("text", logs.TextLines())):
-        handler = logging.StreamHandler(streams[form])
-        handler.setFormatter(formatter)
-        handler.addFilter(lambda record: not record.name.startswith(("httpx", "httpcore")))  # the test's own client
-        handlers.append(handler)
-        root.addHandler(handler)
-    for name in (None, "service", "uvicorn", "uvicorn.error", "PIL", "python_multipart", "asyncio"):
-        caplog.set_level(logging.DEBUG, name)
-    try:
-        yield streams
-    finally:
-        for handler in handlers:
-            root.removeHandler(handler)
+    return [part for part, canary in CANARY.items() if canary in text]
 
 
 @pytest.mark.parametrize(("http", "keyed"), [("httptools", True), ("h11", False)], ids=["keyed", "h11"])
@@ -155,7 +130,7 @@ def test_no_upload_content_in_logs_errors_or_metrics(
 ) -> None:
     changes = {"api_key": KEY, "cors_origins": "https://pacs.example.org"} if keyed else {}
     with (
-        all_lines(caplog) as streams,
+        all_log_lines(caplog, keep=lambda record: not record.name.startswith(("httpx", "httpcore"))) as streams,
         live_server(bundle, http=http, log_level="DEBUG", **changes) as live,  # type: ignore[arg-type]
         live.client() as client,
     ):
@@ -179,7 +154,7 @@ def test_no_upload_content_in_logs_errors_or_metrics(
         *(404, 404, 404, 405 if http == "h11" else 400, 405, 400 if keyed else 405),
     ]  # fmt: skip
     for answer in (*good, *wrong):
-        assert {CANARY[place] for place in found(answer.text)} <= QUOTED, answer.text
+        assert {CANARY[part] for part in found(answer.text)} <= QUOTED, answer.text
         assert not found(str(answer.headers))
     if metrics.status_code != 404:
         assert metrics.status_code == 200

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import io
 import json
-import logging
 import shutil
 import ssl
 import subprocess
@@ -14,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +26,10 @@ from service.metrics import Metrics
 from service.schemas.examples import REPORT_EXAMPLE
 from service.schemas.models import ReportResponse
 from service.settings import Settings
-from service.web import logging as logs
-from tests.support.chat_server import Completions, completion, completions_server, respond_with
+from tests.support.chat_server import Completions, completion, completions_server
 from tests.support.formats import example
+from tests.support.http import Request, http_server, respond_with
+from tests.support.logs import all_log_lines
 from tests.support.service import png, ready_client, until
 
 KEY = "local-key"
@@ -44,9 +42,9 @@ def model() -> Iterator[Completions]:
         yield model
 
 
-def respond_late(handler: BaseHTTPRequestHandler) -> None:
+def respond_late(request: Request) -> None:
     time.sleep(1.5)
-    respond_with(completion("too late"))(handler)
+    respond_with(completion("too late"))(request)
 
 
 @contextmanager
@@ -134,7 +132,7 @@ def test_prompt_has_only_the_draft_and_its_cases(refining: httpx.Client, model: 
         pytest.param(respond_with(completion("<think>There may be a pneumothorax")), id="unfinished reasoning"),
         pytest.param(respond_with(gzip.compress(completion("Clear lungs.")), Content_Encoding="gzip"), id="compressed"),
         pytest.param(respond_with(b" " * (MAX_ANSWER_BYTES + 1)), id="huge"),
-        pytest.param(lambda handler: handler.connection.close(), id="hangs up"),
+        pytest.param(lambda request: request.connection.close(), id="hangs up"),
     ],
 )
 def test_server_faults_become_warnings(refining: httpx.Client, model: Completions, answer: Any) -> None:
@@ -161,13 +159,8 @@ def test_added_finding_is_named(refining: httpx.Client, model: Completions) -> N
 
 def test_changed_findings_are_named() -> None:
     report = ReportResponse.model_validate(REPORT_EXAMPLE)
-    expected = {
-        "Pleural Effusion": "present",
-        "Atelectasis": "uncertain",
-        "Cardiomegaly": "absent",
-        "Pneumothorax": None,
-    }
-    assert {name: report.labels[name] for name in expected} == expected
+    labels = {name: report.labels[name] for name in ("Pleural Effusion", "Atelectasis", "Cardiomegaly", "Pneumothorax")}
+    assert list(labels.values()) == ["present", "uncertain", "absent", None]
     kept = "There is a pleural effusion with possible atelectasis."
     texts = {
         f"{kept} Possible pneumothorax.": {"refine_added": "Pneumothorax"},
@@ -179,9 +172,9 @@ def test_changed_findings_are_named() -> None:
         "Possible pleural effusion and atelectasis.": {"refine_dropped": "Pleural Effusion"},
         "The heart is normal in size.": {"refine_dropped": "Atelectasis, Pleural Effusion"},
     }
-    for text, wanted in texts.items():
+    for text, expected in texts.items():
         named = {one.code: one.message.rpartition(": ")[2].rstrip(".") for one in refine.differences(report, text)}
-        assert named == wanted, text
+        assert named == expected, text
 
 
 def test_unprintable_characters_are_removed(refining: httpx.Client, model: Completions) -> None:
@@ -215,7 +208,7 @@ def test_circuit_breaker_opens_after_repeated_failures(
         assert f'report_refined_total{{result="failed"}} {refine.BREAKER_THRESHOLD}.0' in metrics
         assert 'report_refined_total{result="skipped"} 2.0' in metrics
         time.sleep(refine.BREAKER_COOLDOWN_S)
-        for _ in range(2):  # one more failure is enough then
+        for _ in range(2):  # one more failure opens it again
             ask(client, refine="true")
         assert len(model.seen) == refine.BREAKER_THRESHOLD + 1
 
@@ -223,9 +216,9 @@ def test_circuit_breaker_opens_after_repeated_failures(
 def test_waiting_for_the_language_model_uses_no_slot(bundle: Path, model: Completions, tmp_path: Path) -> None:
     go = threading.Event()
 
-    def waits(handler: BaseHTTPRequestHandler) -> None:
+    def waits(request: Request) -> None:
         go.wait(10)
-        respond_with(completion("Clear lungs."))(handler)
+        respond_with(completion("Clear lungs."))(request)
 
     model.answer = waits
     with service(bundle, model, tmp_path / "key", max_concurrent_requests=1) as client:
@@ -235,7 +228,7 @@ def test_waiting_for_the_language_model_uses_no_slot(bundle: Path, model: Comple
         until(lambda: model.seen)
         assert client.get("/health").json()["queue"]["depth"] == 0
         ask(client)
-        with pytest.raises(httpx.ReadTimeout):  # a client that leaves meanwhile is let go at once
+        with pytest.raises(httpx.ReadTimeout):  # the client disconnects
             client.post("/report", files={"frontal": ("f", png())}, data={"refine": "true"}, timeout=0.5)
         until(lambda: "report_abandoned_total 1.0" in client.get("/metrics").text)
         assert not late
@@ -285,20 +278,10 @@ def test_logs_hold_neither_prompt_nor_response(
 ) -> None:
     (tmp_path / "key").write_text(KEY)
     model.answer = respond_with(completion(CANARY), status, reason=CANARY, X_Note=CANARY, Set_Cookie=f"a={CANARY}")
-    streams = [io.StringIO(), io.StringIO()]
-    root, handlers = logging.getLogger(), [logging.StreamHandler(stream) for stream in streams]
-    for handler, form in zip(handlers, (logs.TextLines(), logs.JsonLines()), strict=True):
-        handler.setFormatter(form)
-        root.addHandler(handler)
-    for name in (None, "service", "httpx", "httpcore", "asyncio"):
-        caplog.set_level(logging.DEBUG, name)
-    try:
+    with all_log_lines(caplog) as streams:
         answer = asyncio.run(refiner(model, refine_key_file=tmp_path / "key").refine(example(), 5))
-    finally:
-        for handler in handlers:
-            root.removeHandler(handler)
     assert (answer.refined is not None) == (status == 200)
-    for stream in streams:
+    for stream in streams.values():
         log = stream.getvalue()
         assert "httpcore" in log, "the log has the exchange"
         assert not [secret for secret in (CANARY, KEY, example().sentences[0].text) if secret in log]
@@ -316,27 +299,11 @@ def test_certificates_are_verified_against_system_authorities(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            respond_with(completion("Clear lungs."))(self)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    url = f"https://127.0.0.1:{server.server_address[1]}/v1"
-    try:
+    with http_server(respond_with(completion("Clear lungs.")), tls=context) as url:
         with pytest.raises(ChatError, match="ConnectError"):
-            asyncio.run(Chat(url, "m").ask("", ""))
+            asyncio.run(Chat(f"{url}/v1", "m").ask("", ""))
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        assert asyncio.run(Chat(url, "m").ask("", "")) == "Clear lungs."
-    finally:
-        server.shutdown()
-        server.server_close()
+        assert asyncio.run(Chat(f"{url}/v1", "m").ask("", "")) == "Clear lungs."
 
 
 def test_unconfigured_refine_adds_a_warning(client: httpx.Client) -> None:
@@ -357,7 +324,7 @@ def test_unconfigured_refine_adds_a_warning(client: httpx.Client) -> None:
         ({"refine_url": "http://host/v1", "refine_model": "m", "refine_key_file": "/nowhere"}, "cannot be read"),
     ],
 )
-def test_incomplete_configuration_is_refused_at_start(given: dict[str, str], expected: str) -> None:
+def test_rejects_incomplete_configuration_at_start(given: dict[str, str], expected: str) -> None:
     with pytest.raises(ValueError, match=r"REPORT_REFINE|http|read") as refusal:
         Settings(**given)  # type: ignore[arg-type]
     assert expected in str(refusal.value)

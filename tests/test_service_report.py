@@ -10,18 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.bundle import load_bundle
-from model.drafter import Drafter
 from model.images import load_pixels
 from model.text.labeler import FINDINGS
 from model.types import DraftOptions, StudyView, View
-from retrieval_index.index import ReportIndex
 from service.schemas.examples import DISCLAIMER
 from service.schemas.models import ReportResponse
 from service.settings import MIB
 from tests.support.dicom import compressed, dataset, dicom, encapsulated
 from tests.support.service import PROBLEM, encode, png, png_claiming, ready_client, scene
-from tests.support.tiny import IMAGE_SIZE, REPORTS, write_tiny_bundle
+from tests.support.tiny import IMAGE_SIZE, REPORTS, open_drafter, write_tiny_bundle
 
 File = tuple[str, bytes, str]
 
@@ -36,13 +33,12 @@ def draft(client: httpx.Client, **files: bytes) -> ReportResponse:
     return ReportResponse.model_validate(answer.json())
 
 
-# --- answers ----------------------------------------------------------------------------------------------------
+# --- reports ----------------------------------------------------------------------------------------------------
 
 
 def test_report_returns_the_draft_of_the_drafter(client: httpx.Client, bundle: Path) -> None:
     frontal, lateral = png(90, 120), png(100, 80)
-    loaded = load_bundle(bundle)
-    drafter = Drafter(loaded, ReportIndex.load(bundle / "index"))
+    drafter = open_drafter(bundle)
     study = [
         StudyView(load_pixels(frontal, IMAGE_SIZE), View.FRONTAL),
         StudyView(load_pixels(lateral, IMAGE_SIZE), View.LATERAL),
@@ -61,12 +57,12 @@ def test_report_returns_the_draft_of_the_drafter(client: httpx.Client, bundle: P
     assert all(case.findings in REPORTS for case in got.reference_cases)
     assert got.warnings == []
     assert got.disclaimer == DISCLAIMER
-    assert (got.model.name, got.model.digest) == ("tiny", loaded.digest)
+    assert (got.model.name, got.model.digest) == ("tiny", drafter.bundle.digest)
     assert list(got.timings_ms) == ["upload", "images", "queue", "encode", "retrieve", "decode", "total"]
     assert sum(list(got.timings_ms.values())[:-1]) <= got.timings_ms["total"] + 1
 
 
-def test_the_order_of_the_fields_does_not_matter(client: httpx.Client) -> None:
+def test_sentences_do_not_depend_on_the_order_of_fields(client: httpx.Client) -> None:
     one, other = png(90, 120), png(100, 80)
     first = client.post("/report", files=[("frontal", upload(one)), ("lateral", upload(other))]).json()
     second = client.post("/report", files=[("lateral", upload(other)), ("frontal", upload(one))]).json()
@@ -101,10 +97,10 @@ def test_bundle_without_cases_or_texts_adds_a_warning(tmp_path: Path, missing: d
     assert (got.model.retrieval_k is None) == (health["cases"] is None) == (got.reference_cases == [])
 
 
-# --- honest images of every kind --------------------------------------------------------------------------------
+# --- images of every kind ---------------------------------------------------------------------------------------
 
 
-def honest_images() -> dict[str, bytes]:
+def valid_images() -> dict[str, bytes]:
     """One file of each kind; the tests of ``model.images`` read more of them."""
     grey = Image.fromarray(scene())
     wide = (scene().astype(np.uint16) - 40) * 21  # 0..4095: 12 bits in a 16-bit file
@@ -117,9 +113,9 @@ def honest_images() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("kind", honest_images())
+@pytest.mark.parametrize("kind", valid_images())
 def test_drafts_every_supported_image_kind(client: httpx.Client, kind: str) -> None:
-    assert draft(client, frontal=honest_images()[kind]).findings
+    assert draft(client, frontal=valid_images()[kind]).findings
 
 
 def test_warns_about_contradicting_dicom_headers(client: httpx.Client) -> None:
@@ -140,7 +136,7 @@ def test_warns_about_contradicting_dicom_headers(client: httpx.Client) -> None:
 
 
 def wrong_images() -> dict[str, tuple[bytes, int, str]]:
-    """One file for each way of the HTTP answer; the tests of ``model.images`` have one for every code."""
+    """One file for each status of the response; the tests of ``model.images`` have one for every code."""
     video = encapsulated(dataset(scene()), "1.2.840.10008.1.2.4.100", b"x")
     return {
         "text": (b"this is a report, not a radiograph" * 10, 422, "not_an_image"),
@@ -154,7 +150,7 @@ def wrong_images() -> dict[str, tuple[bytes, int, str]]:
     }
 
 
-def assert_unharmed(client: httpx.Client) -> None:
+def assert_still_drafts(client: httpx.Client) -> None:
     assert client.post("/report", files={"frontal": upload(png())}, data={"beam_size": "1"}).status_code == 200
 
 
@@ -178,7 +174,7 @@ def test_rejects_wrong_image_naming_its_field(client: httpx.Client, kind: str) -
         files = {"frontal": upload(other), "lateral": upload(other), field: upload(data)}
         body = problem(client.post("/report", files=files), status, code, field)
         assert "image.png" not in body["detail"]
-    assert_unharmed(client)
+    assert_still_drafts(client)
 
 
 @pytest.mark.parametrize(
@@ -208,19 +204,16 @@ def test_rejects_unknown_file_field(client: httpx.Client) -> None:
     assert "frontal, lateral, top_k, beam_size, include, stream, refine" in body["detail"]
 
 
-def test_a_long_or_unprintable_field_name_is_quoted_short(client: httpx.Client) -> None:
+def test_quotes_long_and_unprintable_field_names_shortened(client: httpx.Client) -> None:
     answer = client.post("/report", files={"a\u202e" + "b" * 500: upload(png())})
     assert answer.status_code == 422
     assert len(answer.json()["detail"]) < 200
     assert "\u202e" not in answer.json()["detail"]
 
 
-def test_rejects_duplicate_file_field(client: httpx.Client) -> None:
+def test_rejects_duplicate_file_field_and_a_path_instead_of_a_file(client: httpx.Client) -> None:
     answer = client.post("/report", files=[("frontal", upload(png())), ("frontal", upload(png()))])
     problem(answer, 422, "duplicate_field", "frontal")
-
-
-def test_rejects_a_path_instead_of_a_file(client: httpx.Client) -> None:
     answer = client.post("/report", files={"lateral": upload(png())}, data={"frontal": "scans/one.png"})
     body = problem(answer, 422, "not_a_file", "frontal")
     assert "@" in body["detail"]
@@ -259,7 +252,7 @@ def test_rejects_malformed_bodies(
     client: httpx.Client, headers: dict[str, str], body: bytes, status: int, code: str
 ) -> None:
     problem(client.post("/report", content=body, headers=headers), status, code, None)
-    assert_unharmed(client)
+    assert_still_drafts(client)
 
 
 def test_rejects_files_and_bodies_above_the_limit(bundle: Path) -> None:
@@ -272,12 +265,12 @@ def test_rejects_files_and_bodies_above_the_limit(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/static/nothing.js", "/static/../app.py", "/docs", "/reports"])
-def test_an_unknown_address_is_a_problem(client: httpx.Client, path: str) -> None:
+def test_rejects_unknown_path(client: httpx.Client, path: str) -> None:
     problem(client.get(path), 404, "not_found", None)
 
 
 @pytest.mark.parametrize(("method", "path", "allowed"), [("GET", "/report", "POST"), ("POST", "/health", "GET")])
-def test_a_wrong_method_is_a_problem(client: httpx.Client, method: str, path: str, allowed: str) -> None:
+def test_rejects_wrong_method(client: httpx.Client, method: str, path: str, allowed: str) -> None:
     answer = client.request(method, path)
     problem(answer, 405, "method_not_allowed", None)
     assert allowed in answer.headers["allow"]

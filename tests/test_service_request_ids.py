@@ -1,4 +1,4 @@
-"""Request ids: on every response and log line; ids that a client invents are replaced."""
+"""Request ids: on every response and log line; ids that are not UUIDs are replaced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from service.web.logging import current_request_id
 from tests.support.service import png
 
-MINE = "0190a5e2-7d1c-7b3e-9f00-5A5B6C7D8E9F"
+VALID = "0190a5e2-7d1c-7b3e-9f00-5A5B6C7D8E9F"
 
 
 @pytest.mark.parametrize(
@@ -31,27 +31,27 @@ def test_every_response_has_a_request_id(client: httpx.Client, method: str, path
     fresh = client.request(method, path)
     assert fresh.status_code == status
     assert fresh.headers.get_list("x-request-id") == [str(uuid.UUID(fresh.headers["x-request-id"]))]
-    for sent in (MINE, uuid.uuid4().hex):
+    for sent in (VALID, uuid.uuid4().hex):
         echoed = client.request(method, path, headers={"X-Request-ID": sent})
         assert echoed.headers.get_list("x-request-id") == [sent]
 
 
 @pytest.mark.parametrize(
-    "made_up",
+    "invalid",
     [
-        "ACC-2024-0001", "1234567", "", MINE + "0", MINE.replace("-", "", 1), f"{{{MINE}}}", f"urn:uuid:{MINE}",
-        "g" * 32, "a" * 31, f"{MINE}, {MINE}", "1.2.840.113619.2.55.3.604688119", "-" * 36,
+        "ACC-2024-0001", "1234567", "", VALID + "0", VALID.replace("-", "", 1), f"{{{VALID}}}", f"urn:uuid:{VALID}",
+        "g" * 32, "a" * 31, f"{VALID}, {VALID}", "1.2.840.113619.2.55.3.604688119", "-" * 36,
     ],
 )  # fmt: skip
-def test_replaces_other_request_ids(client: httpx.Client, made_up: str) -> None:
-    for headers in ([("X-Request-ID", made_up)], [("X-Request-ID", MINE), ("x-request-id", made_up)]):
+def test_replaces_other_request_ids(client: httpx.Client, invalid: str) -> None:
+    for headers in ([("X-Request-ID", invalid)], [("X-Request-ID", VALID), ("x-request-id", invalid)]):
         given = client.get("/health", headers=headers).headers["x-request-id"]
-        assert given not in (made_up, MINE)
+        assert given not in (invalid, VALID)
         assert uuid.UUID(given).version == 4
 
 
 def test_every_log_line_of_a_request_holds_its_id(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
-    """Also where many requests are answered at once: no line carries a neighbour's id."""
+    """With concurrent requests too."""
     seen: list[tuple[str | None, str]] = []
     handler = logging.Handler()
     handler.emit = lambda record: seen.append((current_request_id(), record.getMessage()))  # type: ignore[method-assign]

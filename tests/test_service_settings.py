@@ -1,4 +1,4 @@
-"""Settings: from the environment, typed, refused at start where wrong."""
+"""Settings: read from the environment, typed, rejected at start if invalid."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("HOST", ""),
     ],
 )
-def test_wrong_values_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_rejects_invalid_values_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"REPORT_{name}", value)
     with pytest.raises(ValidationError) as caught:
         Settings()
@@ -79,7 +79,7 @@ def test_wrong_values_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, name:
         ("cases_dir", "user_cases_dir", "here", Path("here")),
     ],
 )
-def test_deprecated_variables_are_read_and_the_current_ones_win(
+def test_deprecated_variables_are_read_unless_the_current_one_is_set(
     monkeypatch: pytest.MonkeyPatch, old: str, new: str, value: str, parsed: object
 ) -> None:
     for name in (old, new):
@@ -93,7 +93,7 @@ def test_deprecated_variables_are_read_and_the_current_ones_win(
     assert getattr(Settings(), new) == parsed
 
 
-def test_unknown_or_changed_setting_is_refused() -> None:
+def test_rejects_unknown_settings_and_assignment() -> None:
     with pytest.raises(ValidationError):
         Settings(max_upload=1)  # type: ignore[call-arg]
     with pytest.raises(ValidationError):
@@ -146,7 +146,7 @@ def test_misspelt_variable_is_named_with_the_closest_setting() -> None:
     assert unknown_variables({"REPORT_XYZZYXYZZY": "1"}) == ["REPORT_XYZZYXYZZY is no setting and is ignored"]
 
 
-def test_app_warns_about_it_without_the_value(
+def test_app_warns_about_unknown_variables_without_the_value(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("REPORT_APIKEY", "a-secret-a-secret")

@@ -1,4 +1,4 @@
-"""The service with the bundle that ships, over HTTP: every input and output of the field, on drawn chests."""
+"""The service with the shipped bundle over HTTP: DICOM pairs in, every format out, on phantoms."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ from PIL import Image
 
 from model.types import View
 from service.schemas.models import ReportResponse
-from tests.support.browser import DRAWN
-from tests.support.chat_server import Completions, completion, completions_server, respond_with
+from tests.support.chat_server import Completions, completion, completions_server
 from tests.support.dicom import dicom, png
 from tests.support.formats import facts, facts_of_fhir, facts_of_sr
-from tests.support.paths import REPOSITORY
-from tests.support.service import ready_client
+from tests.support.http import respond_with
+from tests.support.paths import DRAWN, SHIPPED
+from tests.support.service import KEY, ready_client
 from training.data.openi import open_openi
 
-SHIPPED = REPOSITORY / "bundles" / "iu-xray"
-KEY = "correct-horse-battery-staple"
 REWRITTEN = "The heart is normal in size."
 Grey = npt.NDArray[np.uint8]
 
@@ -59,7 +57,7 @@ def grey(name: str) -> Grey:
 
 
 def film(view: str, position: str) -> bytes:
-    """A drawn chest as the detectors of the field send it."""
+    """A drawn chest as a digital detector sends it: 12 bits, inverted."""
     values = 4095 - grey(f"effusion-{view}").astype(np.uint16) * 16
     tags = {"PatientID": "PID-471", "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "Modality": "DX"}
     tags |= {"SOPInstanceUID": f"1.2.3.4.{view == 'lateral':d}", "ViewPosition": position}
@@ -87,12 +85,11 @@ def expected_facts(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def comparable(found: dict[str, Any]) -> dict[str, Any]:
-    own = ("report_id", "refined")
     warnings = [one for one in found["warnings"] if not one["code"].startswith("refine_")]
-    return {**{name: value for name, value in found.items() if name not in own}, "warnings": warnings}
+    return {**{name: found[name] for name in found.keys() - {"report_id", "refined"}}, "warnings": warnings}
 
 
-# --- what is answered -----------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------------------------
 
 
 def test_draft_has_sentences_labels_cases_and_checks(answer: dict[str, Any]) -> None:
@@ -147,7 +144,7 @@ def test_structured_report_has_the_same_facts(client: httpx.Client, answer: dict
     assert comparable(facts_of_sr(report)) == expected_facts(answer)
 
 
-# --- images that are not as they should be --------------------------------------------------------------------------
+# --- wrong images ---------------------------------------------------------------------------------------------------
 
 
 def test_swapped_drawings_are_detected(client: httpx.Client, answer: dict[str, Any]) -> None:
@@ -181,11 +178,11 @@ def test_upside_down_radiograph_gets_a_warning(client: httpx.Client, answer: dic
 
 def test_added_case_is_retrieved_for_a_similar_study(client: httpx.Client, answer: dict[str, Any]) -> None:
     """Last in this module: the index holds the case from then on."""
-    fields = {"case_id": (None, "own-1"), "findings": (None, answer["findings"]), "frontal": ("f", PAIR[0])}
+    fields = {"case_id": (None, "added-1"), "findings": (None, answer["findings"]), "frontal": ("f", PAIR[0])}
     added = client.post("/cases", files=fields)
     assert added.status_code == 201, added.text
-    assert client.get("/cases/own-1").json() == added.json()
+    assert client.get("/cases/added-1").json() == added.json()
     found = {case["case_id"]: case for case in ask(client, *PAIR, top_k="50").json()["reference_cases"]}
-    assert found["own-1"]["findings"] == answer["findings"]
-    assert found["own-1"]["images"] == {"frontal": "cases/own-1/frontal"}
-    assert client.get("/cases/own-1/frontal").headers["content-type"] == "image/jpeg"
+    assert found["added-1"]["findings"] == answer["findings"]
+    assert found["added-1"]["images"] == {"frontal": "cases/added-1/frontal"}
+    assert client.get("/cases/added-1/frontal").headers["content-type"] == "image/jpeg"

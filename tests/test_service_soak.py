@@ -1,4 +1,4 @@
-"""The soak of `python -m benchmarks.soak` in seconds, and that it notices a request that is lost, wrong or hung."""
+"""`python -m benchmarks.soak` for seconds: every request is accounted for; lost, wrong and hung ones are detected."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_accounts_for_every_request_of_an_overload(live: Live, tmp_path: Path) -
     assert f"{len(records):,} requests in 0.06 minutes" in as_markdown(result)
 
 
-def test_bad_clients_get_an_answer_or_end_by_their_own_fault(live: Live) -> None:
+def test_misbehaving_clients_get_an_answer_or_fail_by_their_own_fault(live: Live) -> None:
     load = Load(live.url, 4.0, per_second=5, misbehaving=1.0, quiet=True)
     outcomes: dict[str, set[str]] = {}
     for record in generate(load, drawn_studies(1)):
@@ -65,7 +65,7 @@ def test_bad_clients_get_an_answer_or_end_by_their_own_fault(live: Live) -> None
     assert set.union(*outcomes.values()) <= {"own fault", "refused"}
 
 
-# --- what it would notice ---------------------------------------------------------------------------------------------
+# --- detection --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

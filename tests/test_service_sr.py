@@ -1,4 +1,4 @@
-"""The DICOM structured report: in the study of its images, preliminary, no identity elsewhere."""
+"""The DICOM structured report: in the study of its images, preliminary; no other output identifies the patient."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_rejects_header_beyond_the_reader_limits() -> None:
     began = time.perf_counter()
     with pytest.raises(Problem) as refused:
         asyncio.run(export_context({"lateral": data}, identified=True))
-    assert time.perf_counter() - began < 2, "a fifth of a second; half a million elements take several"
+    assert time.perf_counter() - began < 2, "half a million elements must not be read"
     assert (refused.value.code, refused.value.field) == (drafting.value.code, "lateral")
     assert refused.value.detail == str(drafting.value)
 
@@ -225,10 +225,10 @@ def test_identity_is_read_only_on_request() -> None:
 
 
 def test_dicom_upload_gets_a_report_in_its_study(client: httpx.Client) -> None:
-    liked = {"Accept": "application/dicom"}
+    accept = {"Accept": "application/dicom"}
     files = {"frontal": ("f", dicom()), "lateral": ("f", png())}
-    answer = client.post("/report", files=files, headers=liked)
-    broken = client.post("/report", files={"frontal": ("f", dicom()[:-5000])}, headers=liked)
+    answer = client.post("/report", files=files, headers=accept)
+    broken = client.post("/report", files={"frontal": ("f", dicom()[:-5000])}, headers=accept)
     text = client.post("/report", files=files, headers={"Accept": "text/plain"})
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "application/dicom"
@@ -252,7 +252,7 @@ def test_prefer_sr_follows_the_accept_header(accept: str, needed: bool) -> None:
 
 
 def test_missing_highdicom_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "highdicom", None)  # as where it is not installed
+    monkeypatch.setitem(sys.modules, "highdicom", None)  # as if it were not installed
     study = ExportContext(("frontal",), (source(),))
     with pytest.raises(Problem, match=r"pip install 'cxr-report\[sr\]'"):
         parse_accept(["application/dicom"]).choose(study)

@@ -102,10 +102,12 @@ def test_events_come_with_the_report_without_early_results(
     early = stream(client)
     draft = Engine.draft
 
-    async def deaf(self: Engine, images: dict[str, bytes], options: DraftOptions, listener: object = None) -> Draft:
+    async def no_events(
+        self: Engine, images: dict[str, bytes], options: DraftOptions, listener: object = None
+    ) -> Draft:
         return await draft(self, images, options)
 
-    monkeypatch.setattr(Engine, "draft", deaf)
+    monkeypatch.setattr(Engine, "draft", no_events)
     late = stream(client)
     assert late[:-1] == early[:-1]
     assert late[-1][1]["sentences"] == early[-1][1]["sentences"]
@@ -162,10 +164,10 @@ def test_deadline_and_busy_before_the_first_event_are_problems(bundle: Path, gat
 
 @dataclass
 class Held:
-    """A drafter that waits in front of its decoding, after the cases were sent; and what it does then.
+    """Replaces the decoding of a drafter: waits for `go` after the cases were sent.
 
     Attributes:
-        error: raised once, by the decoding numbered `fails`, counted from 1.
+        error: raised by decoding number `fails`, counted from 1.
     """
 
     begun: threading.Event = field(default_factory=threading.Event)
@@ -275,7 +277,7 @@ def test_repeated_draft_sends_each_event_once(bundle: Path, held: Held) -> None:
         assert [[name for name, _ in other.result(WAIT_S)] for other in others] == [names] * 2
         assert 'report_failed_batches_total{cause="error"} 1.0' in client.get("/metrics").text
     assert names.count("cases") == 1
-    assert held.count == 4, "one alone, the two together in vain, each of them alone"
+    assert held.count == 4, "the first alone, the failed batch of two, each of them alone"
 
 
 def test_failing_listener_does_not_affect_the_draft(caplog: pytest.LogCaptureFixture) -> None:
