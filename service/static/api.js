@@ -63,7 +63,7 @@ async function post(address, body, headers = {}) {
 export function requestDraft(files, options, { onUpload, onEvent, signal }) {
   const form = new FormData();
   for (const [name, file] of Object.entries(files)) {
-    if (file) form.append(name, file, name); // the file name is not sent: it may contain a patient's name
+    if (file) form.append(name, file, name); // the file name may contain a patient's name and is not sent
   }
   for (const [name, value] of Object.entries(options)) {
     if (value !== "") form.append(name, value);

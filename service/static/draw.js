@@ -4,14 +4,14 @@ import { fetchPicture } from "./api.js";
 import { compared, findingsCompared } from "./compare.js";
 import { finding, stage, t, warningWords } from "./i18n.js";
 
-const LOW_CONFIDENCE = { words: 0.5, calibrated: 0.25 }; // below this a sentence is marked as doubtful
+const LOW_CONFIDENCE = { words: 0.5, calibrated: 0.25 }; // a sentence with less is marked as doubtful
 const MIN_CASE_SHARE = 0.005; // of the attention; smaller shares are not shown
 const HIGH_CASE_SHARE = 0.05;
 const LABEL_ORDER = ["present", "uncertain", "absent"];
 const REDACTED = "[redacted]";
 const interfaceLanguage = () => document.documentElement.lang; // for labels inside English report text
 export const percent = (share) => `${Math.round(100 * share)}%`;
-/** One decimal near the warning threshold, rounded down so that it never shows the threshold itself. */
+/** One decimal near the warning threshold, rounded down: a value below the threshold is never shown as the threshold. */
 const unusualShare = (share) => (share > 0.98 ? `${(Math.floor(1000 * share + 1e-6) / 10).toFixed(1)}%` : percent(share));
 
 /** An element with properties and children; strings become text. */

@@ -46,7 +46,7 @@ export class Editor {
 
   begin() {
     if (this.open) {
-      this.area.focus(); // keep what was typed
+      this.area.focus(); // keep typed text
       return;
     }
     this.area.value = this.findings;

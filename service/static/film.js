@@ -11,7 +11,7 @@ export class Film {
   #scale = 1;
   #shift = [0, 0]; // of the film's centre from the zone's centre, in pixels
 
-  /** `film` fills `zone`; keys work while an element of the zone has the focus. */
+  /** `film` fills `zone`; keys work when an element of the zone has the focus. */
   constructor(zone, film) {
     this.zone = zone;
     this.film = film;

@@ -25,20 +25,20 @@ const replace = byId("replace");
 const singleKeys = byId("single-keys");
 const NUMBERS = ["top_k", "beam_size"];
 const POLL_MS = 30_000; // interval of health checks while the service is ready
-const RETRY_MS = 2_000; // and while it is not
+const RETRY_MS = 2_000; // interval while it is not
 
 let ready = null; // last answer of /health; null while the service is not ready
 let running = null; // AbortController of the running request
 let current = null; // the report that is shown
-let sentViews = []; // views that it was made from
-let imagesChanged = false; // since that report
+let sentViews = []; // views of the images of that report
+let imagesChanged = false; // whether the images changed since that report
 let currentProblem = null; // the problem that is shown
 let statusText = () => ""; // returns the status in the current language
 
 const views = new Views(document, () => {
   imagesChanged = true;
   if (current) setStale(true);
-  hideError(); // the error of a view stays at the view
+  hideError(); // the error of a view stays visible at the view
   refresh();
 });
 const keyForm = new KeyForm(document);
@@ -329,9 +329,9 @@ function refresh() {
 }
 
 async function copy() {
-  if (editor.open) editor.finish(); // include what was typed
+  if (editor.open) editor.finish(); // include typed text
   const button = byId("copy");
-  const words = editor.findings; // the text may change meanwhile
+  const words = editor.findings; // the text may change during the request
   const copied = await toClipboard(words);
   if (copied) editor.markExported(words);
   button.textContent = t(copied ? "copied" : "copy.failed");
@@ -339,8 +339,8 @@ async function copy() {
 }
 
 async function saveAs(kind) {
-  if (editor.open) editor.finish(); // include what was typed
-  const words = editor.findings; // the text may change meanwhile
+  if (editor.open) editor.finish(); // include typed text
+  const words = editor.findings; // the text may change during the request
   try {
     await save(kind, current, editor.edited ? words : null, sentViews);
     editor.markExported(words);

@@ -1,4 +1,4 @@
-// Language, theme and shortcuts: the only values that outlast the tab. No study, answer or key is stored.
+// Language, theme and shortcuts: the only values that are kept when the tab is closed. No study, answer or key is stored.
 
 const memoryFallback = {}; // for a browser without localStorage
 

@@ -1,4 +1,4 @@
-// English. Keys in the order of the page. words.zh.js has the same keys, and translations of the service's own texts.
+// English. Keys in the order of the page. words.zh.js has the same keys and translations of the service's texts.
 
 export const words = {
   title: "Chest X-ray report drafting",

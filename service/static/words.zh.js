@@ -1,5 +1,5 @@
-// 简体中文. The same keys as words.en.js, and translations of the service's own texts: finding.*, warning.*, problem.*;
-// remedy.* says what to do about a problem.
+// 简体中文. The same keys as words.en.js, and translations of the service's texts: finding.*, warning.*, problem.*;
+// remedy.* is the remedy of a problem.
 
 export const words = {
   title: "胸部 X 线报告草稿",
