@@ -199,28 +199,6 @@ def test_any_size_writes_what_the_published_equations_write(both: Both, beams: i
     assert torch.equal(both.write(features, beams, penalty), both.write_by_oracle(features, beams, penalty))
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_the_trigram_penalty_acts_in_greedy_and_beam_search(beams: int) -> None:
-    state = published_state(words=9, features=24, d_model=32, d_ff=32, layers=1, slots=20)
-    state["encoder_decoder.logit.bias"][END] = -1e4  # reports of full length, which repeat themselves
-    both = Both.of(state, made_up_words(9), Published(heads=4, top_k=5, max_length=40))
-    features = drawn_features(both)
-    assert _repeats(both.write(features, beams, 0.0)) > 0
-    for penalty in (PENALTY, 100.0):
-        assert torch.equal(both.write(features, beams, penalty), both.write_by_oracle(features, beams, penalty))
-    assert _repeats(both.write(features, beams, 100.0)) == 0
-
-
-def _repeats(ids: Tensor) -> int:
-    """Repeated trigrams in a report."""
-    count = 0
-    for row in ids.tolist():
-        words = row[: row.index(END)] if END in row else row
-        trigrams = list(zip(words, words[1:], words[2:], strict=False))
-        count += len(trigrams) - len(set(trigrams))
-    return count
-
-
 # --- the vocabulary ---------------------------------------------------------------------------------------------------
 
 
