@@ -41,7 +41,7 @@ FIXTURES = _FIXTURES if (_FIXTURES / "r2gencmn_tiny.json").is_file() else None
 
 
 def pytest_report_header() -> list[str]:
-    where = "where REPORT_DATA says" if os.environ.get("REPORT_DATA") else "at ../shared"
+    where = "in REPORT_DATA" if os.environ.get("REPORT_DATA") else "at ../shared"
     return [
         f"{name}: found {where}, its tests run" if found else f"{name}: not found, its tests are skipped ({missing})"
         for name, found, missing in (

@@ -39,7 +39,7 @@ def drafter(tmp_path_factory: pytest.TempPathFactory) -> Drafter:
 
 
 def test_weights_are_those_of_the_last_layer() -> None:
-    """Values that are one token each give back the weights of PyTorch's own attention."""
+    """PyTorch's attention over one-hot values returns its weights."""
     model = tiny_model(4)
     source = encoded(model)
     assert not bool(source.mask.all())  # a view is missing

@@ -246,7 +246,7 @@ def test_hostile_texts_take_less_than_5_seconds(piece: str) -> None:
 
 
 def test_labels_1000_reports_a_second() -> None:
-    # every sentence is new to the cache; best of three by the processor's own time, as the machine may be busy
+    # no sentence is in the cache; the best of three processor times, because the machine may be busy
     parts = ["No {} or effusion seen.", "Heart size near {} normal.", "Opacity at {} may be atelectasis.", "A {} film."]
     seconds = []
     for run in "abc":
@@ -262,7 +262,7 @@ def test_labels_1000_reports_a_second() -> None:
 def test_labels_of_real_reports_agree_with_chexbert(real_data: Path, part: Part, studies: int) -> None:
     table = real_data / "openi" / TABLE
     if not table.exists():
-        pytest.skip(f"needs {TABLE} beside the reports")
+        pytest.skip(f"needs {TABLE} next to the reports")
     agreement = compare(_real_texts(real_data, "impression")[part], read_labels(table))
     assert agreement.studies == studies
     assert agreement.scores.whole["label_f1_micro"] >= MIN_MICRO_F1

@@ -35,7 +35,7 @@ def assert_is_top(scores: Tensor, k: int) -> Tensor:
 def test_top_slots_equal_topk(shape: tuple[int, ...], k: int) -> None:
     generator = torch.Generator().manual_seed(0)
     count = math.prod(shape)
-    scores = torch.randperm(count, generator=generator).view(shape).float() - count / 2  # no two alike
+    scores = torch.randperm(count, generator=generator).view(shape).float() - count / 2  # all different
     assert torch.equal(assert_is_top(scores, k), scores.topk(k, dim=-1).indices.sort(dim=-1).values)
 
 
@@ -168,6 +168,6 @@ def test_autocast_response_and_gradients_are_close_to_float32(length: int) -> No
         loss = response.float().square().mean()
     (gradient,) = torch.autograd.grad(loss, memory.matrix)
     assert response.dtype == torch.bfloat16
-    alike = torch.cosine_similarity(response.detach().float().flatten(), expected.detach().flatten(), dim=0)
-    assert float(alike) > 0.99
+    similarity = torch.cosine_similarity(response.detach().float().flatten(), expected.detach().flatten(), dim=0)
+    assert float(similarity) > 0.99
     assert float(torch.cosine_similarity(gradient.flatten(), wanted.flatten(), dim=0)) > 0.95

@@ -46,7 +46,7 @@ def post(client: httpx.Client, **headers: str) -> httpx.Response:
         {"Authorization": f"Bearer {KEY}"},
         {"Authorization": f"bearer {OTHER}"},
         {"X-API-Key": KEY},
-        {"X-API-Key": OTHER, "Authorization": "Basic bm90Om1pbmU="},  # a proxy's login beside it
+        {"X-API-Key": OTHER, "Authorization": "Basic bm90Om1pbmU="},  # with the login of a proxy
     ],
 )
 def test_accepts_each_configured_key(keyed: httpx.Client, headers: dict[str, str]) -> None:
@@ -141,9 +141,9 @@ def test_every_key_is_compared_even_after_a_match(monkeypatch: pytest.MonkeyPatc
     compared: list[bytes] = []
     real = hmac.compare_digest
 
-    def watched(offered: bytes, mine: bytes) -> bool:
-        compared.append(mine)
-        return real(offered, mine)
+    def watched(offered: bytes, configured: bytes) -> bool:
+        compared.append(configured)
+        return real(offered, configured)
 
     monkeypatch.setattr(hmac, "compare_digest", watched)
     assert Keys([KEY, OTHER]).accept([KEY])

@@ -1,4 +1,4 @@
-"""Which bundle is served: the hydrated copy of this very bundle where it is whole, the plain one otherwise."""
+"""Which bundle is served: its hydrated copy if that is complete and current, else the plain bundle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT = "XXXX-sided fluid, told to Dr. xxxx  XXXX by telephone. Heart of ordinary
 
 @pytest.fixture
 def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bundle without texts at bundles/tiny, in a working directory of its own."""
+    """A bundle without texts at bundles/tiny, in a new working directory."""
     monkeypatch.chdir(tmp_path)
     return write_tiny_bundle(Path("bundles") / "tiny", texts=False)
 
@@ -49,11 +49,11 @@ def test_prefers_the_hydrated_copy(plain: Path, caplog: pytest.LogCaptureFixture
     assert "serving the hydrated bundle" in caplog.text
 
 
-@pytest.mark.parametrize("place", [".bundles/tiny-hydrated", "bundles/tiny-hydrated"])
+@pytest.mark.parametrize("path", [".bundles/tiny-hydrated", "bundles/tiny-hydrated"])
 def test_finds_a_copy_next_to_the_bundle_from_another_directory(
-    plain: Path, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Path, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = hydrated(plain, Path(place)).resolve()
+    copy = hydrated(plain, Path(path)).resolve()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

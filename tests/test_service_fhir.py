@@ -47,7 +47,7 @@ def test_resource_is_valid_r4(name: str) -> None:
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_resource_is_valid_r4b(name: str) -> None:
-    """fhir.resources has no R4; what is used here did not change from R4 to R4B."""
+    """fhir.resources has no R4; the elements in use did not change from R4 to R4B."""
     pytest.importorskip("fhir.resources", reason="needs pip install fhir.resources")
     from fhir.resources.R4B.diagnosticreport import DiagnosticReport
     from pydantic import ValidationError
@@ -62,13 +62,13 @@ def test_resource_is_valid_r4b(name: str) -> None:
 
 
 def wrong_reports(resource: dict[str, Any]) -> list[dict[str, Any]]:
-    """Reports that no validator may let pass."""
+    """Reports that every validator must reject."""
     without_code = {name: value for name, value in resource.items() if name != "code"}
     return [without_code, {**resource, "patient": "x"}, {**resource, "result": [{"reference": 3}]}]
 
 
 def test_required_value_sets_hold_every_code() -> None:
-    """Which neither library checks by itself, though fhir.resources knows the sets."""
+    """Neither library checks the value sets, which fhir.resources contains."""
     pytest.importorskip("fhir.resources", reason="needs pip install fhir.resources")
     from fhir.resources.R4B.diagnosticreport import DiagnosticReport
 

@@ -141,7 +141,7 @@ def test_unretrieved_task_exception_is_not_quoted() -> None:
 
 
 def test_uvicorn_logs_use_the_same_handler(written: Callable[[], list[str]]) -> None:
-    """As under `uvicorn --factory`, which sets up its own handlers before it makes the app."""
+    """`uvicorn --factory` installs handlers before it creates the app."""
     with fresh_logging():
         logging.config.dictConfig(uvicorn.config.LOGGING_CONFIG)
         logs.configure("INFO", "json")

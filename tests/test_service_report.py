@@ -1,4 +1,4 @@
-"""POST /report: drafts every supported image kind; each wrong request gets its own 4xx problem."""
+"""POST /report: drafts every supported image kind; each wrong request gets a specific 4xx problem."""
 
 from __future__ import annotations
 

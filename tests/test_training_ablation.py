@@ -82,14 +82,14 @@ def test_scale_changes_every_row_equally(name: str) -> None:
 )
 def test_refuses_scales_that_mix_changes(override: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        configs(Scale(name="mine", overrides=override))
+        configs(Scale(name="custom", overrides=override))
 
 
 def test_reads_scales_from_files(tmp_path: Path) -> None:
-    path = tmp_path / "mine.json"
-    path.write_text('{"name": "mine", "overrides": {"ce.epochs": 3}, "train_limit": 7}')
-    assert read_scale(str(path)) == Scale(name="mine", overrides={"ce.epochs": 3}, train_limit=7)
-    path.write_text('{"name": "mine", "epochs": 3}')
+    path = tmp_path / "custom.json"
+    path.write_text('{"name": "custom", "overrides": {"ce.epochs": 3}, "train_limit": 7}')
+    assert read_scale(str(path)) == Scale(name="custom", overrides={"ce.epochs": 3}, train_limit=7)
+    path.write_text('{"name": "custom", "epochs": 3}')
     with pytest.raises(ValueError, match="epochs"):
         read_scale(str(path))
     with pytest.raises(ValueError, match=r"no such scale or file; use one of full, small, cpu, two-core, smoke"):

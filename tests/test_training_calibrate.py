@@ -231,8 +231,8 @@ def test_single_image_of_the_other_view_is_corrected(drafter: Drafter, studies: 
 
 def test_corrected_view_removes_the_header_warning(drafter: Drafter, studies: list[list[StudyView]]) -> None:
     _, lateral = certain(drafter, studies)
-    doubt = (DraftWarning("view_mismatch", "header"), DraftWarning("not_a_chest", "header"))
-    sent = replace(lateral, view=View.FRONTAL, warnings=doubt)
+    header_warnings = (DraftWarning("view_mismatch", "header"), DraftWarning("not_a_chest", "header"))
+    sent = replace(lateral, view=View.FRONTAL, warnings=header_warnings)
     (resolved,) = drafter.draft([[replace(sent, header_view=View.LATERAL)]])
     (open_,) = drafter.draft([[sent]])
     assert "view_mismatch" not in [warning.code for warning in resolved.warnings]

@@ -299,7 +299,7 @@ def test_swapped_rows_are_drafted_from_the_swapped_images(
     bundle: Bundle, index: ReportIndex, source: Source, work: Path, oracle: Callable[[Writer], None]
 ) -> None:
     reports = {study.images[0].key.rpartition("-")[0]: study.report for study in source.studies}
-    oracle(lambda study: reports[study.images[0].key.rpartition("-")[0]])  # says what the images are of
+    oracle(lambda study: reports[study.images[0].key.rpartition("-")[0]])  # the report of the images' study
     plan = EvaluationPlan(swaps=("images",), baselines=False)
     result = evaluate(bundle, index, source, plan, Outputs(work), QUIET)
     assert result["system_full"]["BLEU_4"] == pytest.approx(1.0)

@@ -221,19 +221,19 @@ def test_second_page_replaces_the_first(folder: Path, tmp_path: Path) -> None:
 def test_refuses_folders_with_other_files(
     tmp_path: Path, folder: Path, bundle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("kept")
     with pytest.raises(ValueError, match="holds other files"):
-        check_page_folder(tmp_path / "mine")
+        check_page_folder(tmp_path / "other")
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
         check_page_folder(tmp_path / "file")
     with pytest.raises(ValueError, match="among bundles"):
         check_page_folder(bundle)
     arguments = ["--bundle", str(bundle), "--root", str(folder / "root"), "--out", str(tmp_path / "o.json")]
-    assert main([*arguments, "--device", "cpu", "--report", str(tmp_path / "mine")]) == 2
+    assert main([*arguments, "--device", "cpu", "--report", str(tmp_path / "other")]) == 2
     assert "holds other files" in caplog.text
-    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["notes.txt"]
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["notes.txt"]
 
 
 @pytest.mark.parametrize(

@@ -140,22 +140,22 @@ def test_labelled_images_take_part_in_pretraining(tmp_path: Path, caplog: pytest
     root = write_phantom_root(tmp_path / "root", train=8, val=2, test=1, seed=3, size=96)
     table = [TABLE_HEAD, "a,PA,1,0,1,0", "CXR900001_IM-0001-1001,AP,0,1,1,1", "c,PA,0,0,0,0"]
     labels, images = write(tmp_path, table, ["a.png", "CXR900001_IM-0001-1001.png", "c.png"])
-    own = open_openi(root)
-    source, known = for_pretraining(own, read_external(labels, images))
-    assert source.studies == own.studies
-    assert [study.study_id for study in source.extra[len(own.extra) :]] == [
+    openi = open_openi(root)
+    source, known = for_pretraining(openi, read_external(labels, images))
+    assert source.studies == openi.studies
+    assert [study.study_id for study in source.extra[len(openi.extra) :]] == [
         "external/a", "external/CXR900001_IM-0001-1001", "external/c",
     ]  # fmt: skip
-    pairs = [(study.images[0].key, study) for study in (own.split("train")[0], *source.extra[len(own.extra) :])]
+    pairs = [(study.images[0].key, study) for study in (openi.split("train")[0], *source.extra[len(openi.extra) :])]
     stored = dict(source.images.iter([key for key, _ in pairs]))
     assert stored[pairs[2][0]] == (images / "CXR900001_IM-0001-1001.png").read_bytes(), "not the archive's of this id"
     assert stored[pairs[0][0]] not in (None, stored[pairs[2][0]])
     targets = finding_targets(pairs, None, terms=True, external=known)
-    mine = targets.group("external")
-    assert targets.columns[mine] == ("external/Lung Lesion", "external/Pleural Effusion")
-    assert targets.values[:, mine].tolist() == [[0, 0], [1, 1], [1, 0], [0, 0]]
-    assert targets.mask[:, mine].tolist() == [[0, 0], [1, 1], [1, 1], [1, 1]]
-    assert not targets.mask[1:, : mine.start].any(), "nothing else is known of them"
+    external = targets.group("external")
+    assert targets.columns[external] == ("external/Lung Lesion", "external/Pleural Effusion")
+    assert targets.values[:, external].tolist() == [[0, 0], [1, 1], [1, 0], [0, 0]]
+    assert targets.mask[:, external].tolist() == [[0, 0], [1, 1], [1, 1], [1, 1]]
+    assert not targets.mask[1:, : external.start].any(), "external images have no other targets"
     arguments = ["--root", str(root), "--preset", "smoke", "--out", str(tmp_path / "B"), "--device", "cpu",
                  "--stages", "pretrain", "--external-labels", str(labels)]  # fmt: skip
     assert main(arguments) == 2

@@ -221,7 +221,7 @@ def another_table(state: State) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (widen("encoder_decoder.model.tgt_embed.0.lut.weight"), "the checkpoint has 31 words, the annotation gives 30"),
         (widen("encoder_decoder.model.encoder.layers.1.self_attn.linears.3.weight"),
@@ -235,9 +235,9 @@ def another_table(state: State) -> None:
          "layer 2 is missing before layer 99999999999"),
     ],
 )  # fmt: skip
-def test_rejects_wrong_tensors(state: State, change: Callable[[State], None], says: str) -> None:
+def test_rejects_wrong_tensors(state: State, change: Callable[[State], None], message: str) -> None:
     change(state)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         tried(state)
 
 
@@ -295,7 +295,7 @@ def test_checkpoint_with_code_is_not_executed(
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "cannot be read as weights"),
         (b"not a checkpoint at all", "cannot be read as weights"),
@@ -307,7 +307,7 @@ def test_checkpoint_with_code_is_not_executed(
     ],
 )
 def test_rejects_other_files(
-    command: Callable[..., int], tmp_path: Path, content: Any, says: str, caplog: pytest.LogCaptureFixture
+    command: Callable[..., int], tmp_path: Path, content: Any, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoint = tmp_path / "other.pth"
     if isinstance(content, bytes):
@@ -315,7 +315,7 @@ def test_rejects_other_files(
     else:
         torch.save(content, checkpoint)
     assert command(checkpoint) == 2
-    assert says in caplog.text
+    assert message in caplog.text
 
 
 def test_command_rejects_bad_arguments(

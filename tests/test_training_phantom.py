@@ -144,10 +144,10 @@ def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_rejects_root_with_files(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("precious")
+    (tmp_path / "notes.txt").write_text("kept")
     with pytest.raises(ValueError, match="not empty"):
         write_phantom_root(tmp_path, train=1, val=0)
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_command_line_writes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

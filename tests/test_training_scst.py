@@ -142,7 +142,7 @@ def test_reference_report_has_the_largest_reward_and_the_end_counts() -> None:
 def test_words_of_all_reports_add_little_reward() -> None:
     """Document frequencies are those of the training reports."""
     common, rare = "the lungs are clear .", "there is a fracture of a left rib ."
-    assert rewarded(common, True, 5) < rewarded(rare, True, 5) / 3  # its report says both
+    assert rewarded(common, True, 5) < rewarded(rare, True, 5) / 3  # both are in its report
 
 
 def test_reward_sums_its_weighted_parts() -> None:

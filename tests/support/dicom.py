@@ -1,4 +1,4 @@
-"""DICOM files for tests, made by pydicom from drawn images; a JPEG Lossless encoder that no decoder's library wrote."""
+"""DICOM files for tests, made by pydicom from drawn images; an independent JPEG Lossless encoder."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def lut(entries: npt.NDArray[Any], first: int, bits: int) -> Dataset:
 
 def tiny_elements(data: bytes) -> bytes:
     """A file of explicit VR with half a million private elements of 8 bytes before its first group."""
-    start = min(place for tag in (b"\x08\x00\x05\x00CS", b"\x08\x00\x16\x00UI") if (place := data.find(tag)) > 0)
+    start = min(at for tag in (b"\x08\x00\x05\x00CS", b"\x08\x00\x16\x00UI") if (at := data.find(tag)) > 0)
     many = b"".join(struct.pack("<HH2sH", 0x0009, number, b"LO", 0) for number in range(2**16)) * 8
     return data[:start] + many + data[start:]
 

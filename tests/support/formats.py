@@ -18,14 +18,14 @@ from tests.support import dicom as drawn
 from tests.support.service import scene
 
 JSON_ONLY = {
-    "timings_ms",  # how long it took
+    "timings_ms",  # durations
 }
-SENTENCE_FIELDS = ("text", "confidence", "supported")  # its labels follow from the text, its attention is a picture
+SENTENCE_FIELDS = ("text", "confidence", "supported")  # the labels follow from the text; the attention is in JSON only
 MODEL_SHOWN = {"name", "digest", "licence"}  # the digest names the rest of the model's configuration
 
 
 def example(**changes: Any) -> ReportResponse:
-    """The answer of the OpenAPI description, changed."""
+    """The example of the OpenAPI document with changes."""
     return ReportResponse.model_validate({**REPORT_EXAMPLE, **changes})
 
 
@@ -59,7 +59,7 @@ def answers() -> dict[str, ReportResponse]:
 
 
 def facts(report: ReportResponse) -> dict[str, Any]:
-    """What every format must contain: the whole JSON without the parts that only JSON has."""
+    """The facts that every format must contain: the JSON without parts that only JSON has."""
     expected = {name: value for name, value in report.model_dump().items() if name not in JSON_ONLY}
     expected["sentences"] = [{name: part[name] for name in SENTENCE_FIELDS} for part in expected["sentences"]]
     for case in expected["reference_cases"]:
@@ -69,7 +69,7 @@ def facts(report: ReportResponse) -> dict[str, Any]:
 
 
 def facts_of_fhir(resource: dict[str, Any]) -> dict[str, Any]:
-    """The same, read back from a DiagnosticReport."""
+    """The facts of a DiagnosticReport."""
     by_id = {contained["id"]: contained for contained in resource["contained"]}
     results = [by_id[reference["reference"].removeprefix("#")] for reference in resource.get("result", [])]
     extensions: dict[str, list[dict[str, Any]]] = {}
@@ -130,7 +130,7 @@ def _fhir_case(extension: dict[str, Any]) -> dict[str, Any]:
 
 
 def facts_of_sr(dataset: Dataset) -> dict[str, Any]:
-    """The same, read back from a structured report."""
+    """The facts of a structured report."""
     root = {_code(item): item for item in dataset.ContentSequence}
     shown = {_code(item): item for item in dataset.ContentSequence if item.RelationshipType == "HAS OBS CONTEXT"}
     names = {code.value: name for name, code in FINDING_CODES.items()}
@@ -212,7 +212,7 @@ def _uuid(uid: str) -> str:
 
 
 def dicom(syntax: UID = ExplicitVRLittleEndian, **tags: Any) -> bytes:
-    """A DX file of a patient, its tags changed; None leaves one out."""
+    """A DX file of a patient with changed tags; None removes a tag."""
     values: dict[str, Any] = {
         "SpecificCharacterSet": "ISO_IR 100",
         "SOPInstanceUID": generate_uid(entropy_srcs=["instance"]),
@@ -239,5 +239,5 @@ def dicom(syntax: UID = ExplicitVRLittleEndian, **tags: Any) -> bytes:
 
 
 def header(data: bytes) -> Dataset:
-    """A DICOM file's header, as a reader of uploads has it."""
+    """The header of a DICOM file, without pixels."""
     return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)

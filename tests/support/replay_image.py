@@ -159,8 +159,8 @@ def check_contents(image: Image) -> None:
         ReplayError: naming what it holds, or what `pip check` reports.
     """
     (packages,) = image.root.rglob("site-packages")
-    ours = [packages, *(packages / name for name in ("model", "retrieval_index", "service")), image.root / "app"]
-    found = [path for folder in ours for name in UNWANTED for path in folder.glob(name)]
+    folders = [packages, *(packages / name for name in ("model", "retrieval_index", "service")), image.root / "app"]
+    found = [path for folder in folders for name in UNWANTED for path in folder.glob(name)]
     if contents := [str(path) for path in found if path.is_file() or any(path.iterdir())]:
         raise ReplayError(f"the image holds what it must not: {contents}")
     pip = [str(packages.parents[2] / "bin" / "python"), "-m", "pip", "check"]
@@ -280,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             subprocess.run(["chmod", "-R", "u+w", str(work)], check=False)
             shutil.rmtree(work, ignore_errors=True)
-    print("the image builds, serves and stops as its Dockerfile says")
+    print("the image builds, serves and stops as its Dockerfile defines")
     return 0
 
 
