@@ -12,20 +12,7 @@ from hypothesis import strategies as st
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
 from model.images import load_pixels
-from tests.support.dicom import (
-    ALL_VALUES,
-    SC,
-    S,
-    codes,
-    dataset,
-    dicom,
-    encode,
-    film,
-    greys,
-    lut,
-    png,
-    refused,
-)
+from tests.support.dicom import ALL_VALUES, SC, S, codes, dataset, dicom, encode, film, greys, lut, png, refused
 
 # --- VOI: PS3.3 C.11.2.1.2 and C.11.2.1.3, written out as the standard has them ------------------------------------
 

@@ -119,9 +119,7 @@ def test_a_draft_through_tls_equals_that_of_the_service(served: tuple[Proxy, htt
         assert through.headers[name] == plain.headers[name]
 
 
-def test_the_internal_authority_is_untrusted_and_plain_http_is_redirected(
-    served: tuple[Proxy, httpx.Client],
-) -> None:
+def test_the_internal_authority_is_untrusted_and_plain_http_is_redirected(served: tuple[Proxy, httpx.Client]) -> None:
     front, _ = served
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(f"{front.https}/health", trust_env=False)

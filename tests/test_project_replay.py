@@ -9,15 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.dockerfile import context_files
-from tests.support.replay_image import (
-    NEEDED_BYTES,
-    Image,
-    Replay,
-    ReplayError,
-    check_contents,
-    main,
-    serve_and_draft,
-)
+from tests.support.replay_image import NEEDED_BYTES, Image, Replay, ReplayError, check_contents, main, serve_and_draft
 
 DOCKERFILE = """\
 # a comment

@@ -14,18 +14,7 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.service import (
-    AUTHORIZED,
-    KEY,
-    PROBLEM,
-    WAIT_S,
-    Gate,
-    Live,
-    live_server,
-    png,
-    ready_client,
-    until,
-)
+from tests.support.service import AUTHORIZED, KEY, PROBLEM, WAIT_S, Gate, Live, live_server, png, ready_client, until
 from tests.support.tiny import write_tiny_bundle
 
 STUDIES = [png(60 + 7 * number, 80 + 5 * number) for number in range(8)]

@@ -29,15 +29,7 @@ from service.routes import streaming
 from service.schemas.events import CasesEvent
 from service.schemas.examples import REPORT_EXAMPLE
 from service.schemas.models import ProblemDetails, ReportResponse
-from tests.support.service import (
-    PROBLEM,
-    WAIT_S,
-    Gate,
-    live_server,
-    png,
-    ready_client,
-    until,
-)
+from tests.support.service import PROBLEM, WAIT_S, Gate, live_server, png, ready_client, until
 from tests.support.tiny import IMAGE_SIZE, write_tiny_bundle
 
 STREAM = {"stream": "true"}
@@ -264,10 +256,7 @@ def test_shutdown_lets_a_stream_finish(bundle: Path, held: Held) -> None:
 def test_repeated_draft_sends_each_event_once(bundle: Path, held: Held) -> None:
     """Its batch fails after the cases were sent; then it is drafted alone."""
     held.error, held.fails = RuntimeError("unlucky"), 2
-    with (
-        ready_client(bundle, warm_up=False, max_batch_size=2) as client,
-        ThreadPoolExecutor(3) as pool,
-    ):
+    with ready_client(bundle, warm_up=False, max_batch_size=2) as client, ThreadPoolExecutor(3) as pool:
         first = pool.submit(stream, client)
         assert held.begun.wait(WAIT_S)
         others = [pool.submit(stream, client) for _ in range(2)]

@@ -19,14 +19,7 @@ from training.phantoms import write_phantom_root
 from training.stages.common import ReportGenerator
 from training.stages.validation import write_reports
 from training.trainer.context import RunContext
-from training.tune_decoding import (
-    GRID,
-    LENGTH_PENALTIES,
-    SIMILARITY_WEIGHTS,
-    best_settings,
-    draw,
-    main,
-)
+from training.tune_decoding import GRID, LENGTH_PENALTIES, SIMILARITY_WEIGHTS, best_settings, draw, main
 
 VAL = 4
 
