@@ -19,6 +19,7 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+    from model.drafter import Drafter
     from tests.support.service import Gate, Live
 
 from tests.support.paths import REPOSITORY
@@ -76,6 +77,15 @@ def published_fixtures() -> Path:
     if FIXTURES is None:
         pytest.skip(NO_FIXTURES)
     return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def shipped_drafter() -> Drafter:
+    """The drafter of the shipped bundle."""
+    from tests.support.paths import SHIPPED
+    from tests.support.tiny import open_drafter
+
+    return open_drafter(SHIPPED)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from model.calibration.sentence_confidence import Evidence, confidence, kind_of,
 from model.manifest import BundleError, write_manifest
 from model.types import Label, View
 from retrieval_index.index import ReportIndex
-from tests.support.calibration import plain_calibration
+from tests.support.calibration import add_plain_calibration, plain_calibration
 from tests.support.tiny import write_tiny_bundle
 
 FRONTAL, LATERAL = View.FRONTAL, View.LATERAL
@@ -70,13 +70,7 @@ DAMAGES = {
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with a calibration."""
-    path = write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
-    bundle = load_bundle(path)
-    calibration = plain_calibration(
-        width=bundle.model.backbone.width, weights_sha256=bundle.manifest.files[WEIGHTS].sha256
-    )
-    add_calibration(path, calibration, path)
-    return path
+    return add_plain_calibration(write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny"))
 
 
 @pytest.mark.parametrize("name", DAMAGES)

@@ -16,7 +16,6 @@ from model.config import DecodingConfig
 from model.decoding.generate import generate
 from model.network import cpu_kernels
 from model.network.cpu_kernels import Linear, PackedLinearGroup, matmul_dtype, runs_on_onednn
-from model.network.transformer import Attention
 from tests.support.tiny import random_patches, tiny_model, tiny_tokenizer
 
 needs_onednn = pytest.mark.skipif(
@@ -231,19 +230,6 @@ def test_packed_group_follows_each_of_its_layers(grad: bool) -> None:
             layer.bias.mul_(2)
     with torch.set_grad_enabled(grad):
         torch.testing.assert_close(joint(x, layers)[-1].double(), exact(x, layers[-1]), atol=1e-5, rtol=1e-5)
-
-
-def test_attention_projections_follow_their_layers() -> None:
-    torch.manual_seed(0)
-    attention, x = Attention(16, 4, 0.0).eval(), torch.randn(2, 5, 16)
-    layers = (attention.query, attention.key, attention.value)
-    for layer in layers:
-        with torch.no_grad():
-            layer.weight.add_(0.1)
-            for part, member in zip(attention.qkv(x), layers, strict=True):
-                torch.testing.assert_close(part, attention.split(F.linear(x, member.weight, member.bias)))
-            for part, member in zip(attention.keys_values(x), layers[1:], strict=True):
-                torch.testing.assert_close(part, attention.split(F.linear(x, member.weight, member.bias)))
 
 
 @needs_onednn

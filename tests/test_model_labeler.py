@@ -5,7 +5,6 @@ All sentences are invented for these tests.
 
 from __future__ import annotations
 
-import random
 import time
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,6 @@ from model.text.tokenizer import clean_report, clean_report_r2gen
 from model.types import Label
 from training.data.label_table import read_labels
 from training.evaluation.labeler_agreement import TABLE, Part, compare, read_texts
-from training.phantoms import PHANTOM_FINDINGS, make_phantom
 
 ECM, CM, LO, LL, ED, CO, PN, AT, PX, PE, PO, FX, SD, NF = FINDINGS
 MIN_MICRO_F1 = 0.85
@@ -220,15 +218,6 @@ INVENTED = (
 def test_labels_do_not_depend_on_case_and_cleaning(text: str) -> None:
     assert label_report(clean_report(text)) == label_report(text)
     assert label_report(text.upper()) == label_report(text)
-
-
-def test_labels_of_phantom_reports_equal_their_findings() -> None:
-    chance = random.Random(0)
-    for seed in range(16):
-        findings = frozenset(name for name in PHANTOM_FINDINGS if chance.random() < 0.25)
-        phantom = make_phantom(seed, findings, size=32)
-        labels = label_report(phantom.report)
-        assert {name: labels[name] for name in phantom.labels} == dict(phantom.labels), phantom.report
 
 
 @given(st.text())

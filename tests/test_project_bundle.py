@@ -19,11 +19,6 @@ from training.data.openi import open_openi
 from training.data.studies import Study
 
 
-@pytest.fixture(scope="module")
-def drafter() -> Drafter:
-    return open_drafter(SHIPPED)
-
-
 def numbers(draft: Draft) -> list[float]:
     confidences = [sentence.confidence for sentence in draft.sentences]
     return confidences + [case.similarity for case in draft.reference_cases]
@@ -37,9 +32,9 @@ def test_shipped_bundle_is_small_and_has_no_report_texts() -> None:
     assert all(json.loads(line)["findings"] is None for line in lines)
 
 
-def test_drafts_have_five_cases_and_a_warning_about_missing_texts(drafter: Drafter) -> None:
-    size = drafter.image_size
-    normal, effusion = drafter.draft([drawn_study("normal", size), drawn_study("effusion", size)])
+def test_drafts_have_five_cases_and_a_warning_about_missing_texts(shipped_drafter: Drafter) -> None:
+    size = shipped_drafter.image_size
+    normal, effusion = shipped_drafter.draft([drawn_study("normal", size), drawn_study("effusion", size)])
     for draft in (normal, effusion):
         assert draft.findings
         assert "xxxx" not in draft.findings.lower()
@@ -49,11 +44,13 @@ def test_drafts_have_five_cases_and_a_warning_about_missing_texts(drafter: Draft
     assert normal.findings != effusion.findings
 
 
-def test_batched_drafts_equal_single_drafts(drafter: Drafter) -> None:
-    studies = [drawn_study(name, drafter.image_size) for name in ("consolidation", "effusion", "normal", "effusion")]
-    together = drafter.draft(studies)
+def test_batched_drafts_equal_single_drafts(shipped_drafter: Drafter) -> None:
+    studies = [
+        drawn_study(name, shipped_drafter.image_size) for name in ("consolidation", "effusion", "normal", "effusion")
+    ]
+    together = shipped_drafter.draft(studies)
     for study, batched in zip(studies[:2], together, strict=False):
-        (alone,) = drafter.draft([study])
+        (alone,) = shipped_drafter.draft([study])
         assert batched.findings == alone.findings
         assert [case.case_id for case in batched.reference_cases] == [case.case_id for case in alone.reference_cases]
         assert numbers(batched) == pytest.approx(numbers(alone), abs=1e-5)

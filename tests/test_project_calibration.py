@@ -16,7 +16,7 @@ from model.images import load_pixels
 from model.text.labeler import FINDINGS, NO_FINDING
 from model.types import Draft, DraftOptions, StudyView, View
 from tests.support.paths import REPOSITORY, SHIPPED
-from tests.support.tiny import drawn_study, open_drafter
+from tests.support.tiny import drawn_study
 from training.calibration.ood_examples import TURNED, drawn
 from training.calibration.report import confidence_table, ood_table, support_table, view_table
 from training.data.openi import open_openi
@@ -25,18 +25,13 @@ METRICS = REPOSITORY / "docs" / "calibration.json"
 
 
 @pytest.fixture(scope="module")
-def drafter() -> Drafter:
-    return open_drafter(SHIPPED)
-
-
-@pytest.fixture(scope="module")
-def study(drafter: Drafter, real_data: Path) -> list[StudyView]:
+def study(shipped_drafter: Drafter, real_data: Path) -> list[StudyView]:
     """A validation study, frontal and lateral."""
     source = open_openi(real_data / "openi")
     chosen = next(one for one in source.split("val") if [ref.view for ref in one.ordered()] == list(View))
     data = dict(source.images.iter([ref.key for ref in chosen.images]))
     files = [(data[ref.key], view) for ref, view in zip(chosen.ordered(), View, strict=True)]
-    return [StudyView(load_pixels(content or b"", drafter.image_size), view) for content, view in files]
+    return [StudyView(load_pixels(content or b"", shipped_drafter.image_size), view) for content, view in files]
 
 
 def codes(draft: Draft) -> set[str]:
@@ -48,8 +43,8 @@ def sent(study: Sequence[StudyView], *views: View) -> list[StudyView]:
     return [replace(image, view=view) for image, view in zip(study, views, strict=True)]
 
 
-def test_calibration_fits_the_weights_and_covers_every_finding(drafter: Drafter) -> None:
-    calibration = drafter.bundle.calibration
+def test_calibration_fits_the_weights_and_covers_every_finding(shipped_drafter: Drafter) -> None:
+    calibration = shipped_drafter.bundle.calibration
     assert calibration is not None
     assert calibration.fitted_on["val_studies"] == 296
     assert set(calibration.support.thresholds) <= set(FINDINGS) - {NO_FINDING}
@@ -58,9 +53,9 @@ def test_calibration_fits_the_weights_and_covers_every_finding(drafter: Drafter)
 
 
 def test_real_pairs_keep_their_views_and_exchanged_pairs_are_corrected(
-    drafter: Drafter, study: list[StudyView]
+    shipped_drafter: Drafter, study: list[StudyView]
 ) -> None:
-    right, exchanged, alone = drafter.draft(
+    right, exchanged, alone = shipped_drafter.draft(
         [study, sent(study, View.LATERAL, View.FRONTAL), sent(study[:1], View.LATERAL)], DraftOptions(attention=True)
     )
     assert codes(right) == set()
@@ -77,23 +72,25 @@ def test_real_pairs_keep_their_views_and_exchanged_pairs_are_corrected(
     assert alone.image_checks[0].view is View.FRONTAL
 
 
-def test_warns_about_rotated_and_inverted_radiographs(drafter: Drafter, study: list[StudyView]) -> None:
+def test_warns_about_rotated_and_inverted_radiographs(shipped_drafter: Drafter, study: list[StudyView]) -> None:
     strange = [
         [replace(study[0], pixels=np.ascontiguousarray(how(study[0].pixels))), study[1]] for how in TURNED.values()
     ]
-    assert [codes(draft) for draft in drafter.draft(strange)] == [{"unusual_image"}] * len(TURNED)
+    assert [codes(draft) for draft in shipped_drafter.draft(strange)] == [{"unusual_image"}] * len(TURNED)
 
 
-def test_warns_about_images_that_are_not_radiographs(drafter: Drafter) -> None:
-    kinds = {name: pixels[0] for name, pixels in drawn(drafter.image_size, 1, seed=2).items() if name != "clouds"}
-    drafts = drafter.draft([[StudyView(pixels, View.FRONTAL)] for pixels in kinds.values()])
+def test_warns_about_images_that_are_not_radiographs(shipped_drafter: Drafter) -> None:
+    kinds = {
+        name: pixels[0] for name, pixels in drawn(shipped_drafter.image_size, 1, seed=2).items() if name != "clouds"
+    }
+    drafts = shipped_drafter.draft([[StudyView(pixels, View.FRONTAL)] for pixels in kinds.values()])
     found = {name: codes(draft) for name, draft in zip(kinds, drafts, strict=True)}
     assert found == {name: {"unusual_image"} for name in kinds}
 
 
-def test_sentences_with_a_present_finding_have_a_confidence(drafter: Drafter) -> None:
-    studies = [drawn_study(name, drafter.image_size) for name in ("effusion", "consolidation", "normal")]
-    for draft in drafter.draft(studies):
+def test_sentences_with_a_present_finding_have_a_confidence(shipped_drafter: Drafter) -> None:
+    studies = [drawn_study(name, shipped_drafter.image_size) for name in ("effusion", "consolidation", "normal")]
+    for draft in shipped_drafter.draft(studies):
         for sentence in draft.sentences:
             assert (sentence.supported is None) == ("present" not in sentence.labels.values())
         unsupported = any(sentence.supported is False for sentence in draft.sentences)

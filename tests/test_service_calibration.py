@@ -8,9 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from model.bundle import WEIGHTS, add_calibration, load_bundle
 from model.calibration.schema import LinearScore, ViewCheck
-from tests.support.calibration import plain_calibration
+from tests.support.calibration import add_plain_calibration
 from tests.support.formats import dicom, facts_of_fhir
 from tests.support.service import png, ready_client
 from tests.support.tiny import write_tiny_bundle
@@ -20,13 +19,8 @@ from tests.support.tiny import write_tiny_bundle
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """Of a service whose bundle takes every image for a lateral."""
     path = write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
-    bundle = load_bundle(path)
-    calibration = plain_calibration(
-        width=bundle.model.backbone.width, weights_sha256=bundle.manifest.files[WEIGHTS].sha256
-    )
     lateral = ViewCheck(line=LinearScore(slope=0.0, bias=-9.0), certain=0.99)
-    add_calibration(path, calibration.model_copy(update={"view": lateral}), path)
-    with ready_client(path) as client:
+    with ready_client(add_plain_calibration(path, view=lateral)) as client:
         yield client
 
 

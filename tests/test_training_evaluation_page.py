@@ -19,7 +19,6 @@ from training.data.studies import ImageRef, Study
 from training.evaluate import main
 from training.evaluation.page import EvaluatedSplit, write_page
 from training.evaluation.page.gallery import gallery
-from training.evaluation.page.plots import COLOURS
 from training.evaluation.privacy import GITIGNORE, check_page_folder
 from training.evaluation.scoring import ReferenceSet
 from training.evaluation.tables import number
@@ -106,16 +105,6 @@ def test_page_is_self_contained_and_complete(folder: Path) -> None:
         assert f"{name} was not run: {why}." in text
 
 
-def test_page_compares_the_bundle_with_permutations(folder: Path) -> None:
-    """Exchanged images are one permutation: no column may compare them with the interval of all permutations."""
-    for name in ("report.html", "report.md"):
-        text = " ".join((folder / "report" / name).read_text().split())
-        assert "against the random row" in re.sub("</?span>", "", text)
-        assert "against permuted drafts" not in re.sub("</?span>", "", text)
-        assert "Exchanging all images is one such permutation" in text
-        assert "scores above all or nearly all permutations" in text
-
-
 def test_metrics_are_kept_if_the_page_fails_and_page_needs_no_draws(folder: Path, bundle: Path, tmp_path: Path) -> None:
     out, report = tmp_path / "val.json", tmp_path / "report"
     (report / "report.html").mkdir(parents=True)  # blocks the page's file
@@ -134,17 +123,6 @@ def test_metrics_are_kept_if_the_page_fails_and_page_needs_no_draws(folder: Path
         text = (report / name).read_text()
         assert "images exchanged" in text
         assert "Chance is shown" not in text
-
-
-def test_plots_use_the_colours_of_the_page(folder: Path) -> None:
-    text = (folder / "report" / "report.html").read_text()
-    drawn = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
-    assert not [name for name, colour in COLOURS.items() if colour in drawn]
-    style = text[text.index("<style>") : text.index("</style>")]
-    used = set(re.findall(r"var\(--(\w+)\)", drawn))
-    assert used
-    for theme in style.split("@media screen")[:2]:
-        assert all(f"--{name}: #" in theme for name in used)
 
 
 def test_markdown_shows_files_that_are_there(folder: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
+from model.bundle import WEIGHTS, add_calibration, load_bundle
 from model.calibration.schema import (
     Calibration,
     Confidence,
@@ -49,3 +53,12 @@ def plain_calibration(
         ),
         support=Support(thresholds={"Cardiomegaly": 0.5} if thresholds is None else thresholds),
     )
+
+
+def add_plain_calibration(path: Path, **changes: Any) -> Path:
+    """Add a calibration with `changes` to a bundle; returns its path."""
+    bundle = load_bundle(path)
+    weights = bundle.manifest.files[WEIGHTS].sha256
+    calibration = plain_calibration(width=bundle.model.backbone.width, weights_sha256=weights)
+    add_calibration(path, calibration.model_copy(update=changes), path)
+    return path
