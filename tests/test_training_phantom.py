@@ -54,9 +54,7 @@ def test_a_large_heart_covers_more_of_the_chest(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(
-    ("finding", "side", "other"), [("left effusion", LEFT, RIGHT), ("right effusion", RIGHT, LEFT)]
-)
+@pytest.mark.parametrize(("name", "side", "other"), [("left effusion", LEFT, RIGHT), ("right effusion", RIGHT, LEFT)])
 def test_fluid_whitens_the_costophrenic_angle_of_its_side(seed: int, name: str, side: slice, other: slice) -> None:
     added = change(seed, name)
     assert added[BASE, side].max() > 60
