@@ -15,6 +15,8 @@ from service.web.problems import CODES
 from tests.support.paths import REPOSITORY
 
 FILES = sorted(path for path in STATIC.rglob("*") if path.is_file())
+SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")}
+ALL_SCRIPTS = "".join(SCRIPTS.values())
 
 
 class Page(HTMLParser):
@@ -110,8 +112,7 @@ def test_every_control_has_a_name() -> None:
 
 def test_every_element_that_scripts_use_exists() -> None:
     identifiers = {attributes.get("id") for _, attributes in page().elements}
-    scripts = [path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")]
-    used = {name for script in scripts for name in re.findall(r'(?:byId|getElementById)\("([^"]+)"\)', script)}
+    used = set(re.findall(r'(?:byId|getElementById)\("([^"]+)"\)', ALL_SCRIPTS))
     assert len(used) > 15
     assert used <= identifiers
 
@@ -129,22 +130,19 @@ def test_key_field_is_a_labelled_password_field() -> None:
 
 
 def test_key_is_kept_in_the_tab_and_sent_in_one_header() -> None:
-    scripts = {path.name: path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")}
-    whole = "".join(scripts.values())
     for elsewhere in ("document.cookie", "indexedDB", "location.", "history.", "console."):
-        assert elsewhere not in whole, elsewhere
-    assert [name for name, script in scripts.items() if "sessionStorage" in script] == ["key.js"]
-    assert {name for name, script in scripts.items() if "storedKey()" in script} == {"key.js", "api.js"}
-    assert scripts["api.js"].count("storedKey()") == 1
-    assert "{ Authorization: `Bearer ${key}` }" in scripts["api.js"]
-    assert 'problem.code === "unauthorized"' in scripts["page.js"]
+        assert elsewhere not in ALL_SCRIPTS, elsewhere
+    assert [name for name, script in SCRIPTS.items() if "sessionStorage" in script] == ["key.js"]
+    assert {name for name, script in SCRIPTS.items() if "storedKey()" in script} == {"key.js", "api.js"}
+    assert SCRIPTS["api.js"].count("storedKey()") == 1
+    assert "{ Authorization: `Bearer ${key}` }" in SCRIPTS["api.js"]
+    assert 'problem.code === "unauthorized"' in SCRIPTS["page.js"]
     assert "unauthorized" in CODES
 
 
 def test_only_language_theme_and_shortcuts_outlast_the_tab() -> None:
-    scripts = {path.name: path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")}
-    assert [name for name, script in scripts.items() if "localStorage" in script] == ["preferences.js"]
-    kept = re.findall(r"""\bprefer\(["'](\w+)["']""", "".join(scripts.values()))
+    assert [name for name, script in SCRIPTS.items() if "localStorage" in script] == ["preferences.js"]
+    kept = re.findall(r"""\bprefer\(["'](\w+)["']""", ALL_SCRIPTS)
     assert sorted(kept) == ["keys", "language", "theme"]
 
 
@@ -193,9 +191,8 @@ def test_chinese_texts_use_chinese_punctuation() -> None:
 
 def test_every_used_dictionary_key_exists() -> None:
     english = dictionary("words.en.js")
-    scripts = "".join(path.read_text(encoding="utf-8") for path in STATIC.glob("*.js"))
-    used = set(re.findall(r"""\bt\("([^"$]+)\"""", scripts))
-    used |= {f"{key}.{number}" for key in re.findall(r'\bcount\("(\w+)"', scripts) for number in ("one", "many")}
+    used = set(re.findall(r"""\bt\("([^"$]+)\"""", ALL_SCRIPTS))
+    used |= {f"{key}.{number}" for key in re.findall(r'\bcount\("(\w+)"', ALL_SCRIPTS) for number in ("one", "many")}
     marked = [
         (tag, name, value or "")
         for tag, attributes in page().elements

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +15,7 @@ from PIL import Image
 from model.types import View
 from service.schemas.models import ReportResponse
 from tests.support.dicom import dicom, png
-from tests.support.formats import facts, facts_of_fhir, facts_of_sr
+from tests.support.formats import facts, facts_of_fhir, facts_of_sr, fhir_validators
 from tests.support.paths import DRAWN, SHIPPED
 from tests.support.service import ready_client
 
@@ -90,10 +89,8 @@ def test_draft_has_sentences_labels_cases_checks_and_attention(answer: dict[str,
 def test_fhir_is_valid_and_has_the_same_facts(client: httpx.Client, answer: dict[str, Any]) -> None:
     resource = ask(client, *PAIR, accept="application/fhir+json").json()
     assert comparable(facts_of_fhir(resource)) == expected_facts(answer)
-    r4 = pytest.importorskip("fhirclient.models.diagnosticreport", reason="needs pip install fhirclient")
-    assert r4.DiagnosticReport(copy.deepcopy(resource)).as_json() == resource
-    r4b = pytest.importorskip("fhir.resources.R4B.diagnosticreport", reason="needs pip install fhir.resources")
-    assert r4b.DiagnosticReport.model_validate(resource).status == "preliminary"
+    for validate in fhir_validators():
+        validate(resource)
 
 
 def test_structured_report_has_the_same_facts(client: httpx.Client, answer: dict[str, Any]) -> None:

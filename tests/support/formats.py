@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pydicom
+import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
@@ -101,6 +105,25 @@ def facts_of_fhir(resource: dict[str, Any]) -> dict[str, Any]:
         "refined": _fhir_refined(extensions.get("refined", [])),
         "disclaimer": disclaimer,
     }
+
+
+def fhir_validators() -> list[Callable[[dict[str, Any]], None]]:
+    """Checks of a DiagnosticReport by libraries for R4 and R4B; skips the test where one is not installed.
+
+    fhir.resources has no R4; the elements in use did not change from R4 to R4B.
+    """
+    r4 = pytest.importorskip("fhirclient.models.diagnosticreport", reason="needs pip install fhirclient")
+    r4b = pytest.importorskip("fhir.resources.R4B.diagnosticreport", reason="needs pip install fhir.resources")
+
+    def valid_r4(resource: dict[str, Any]) -> None:
+        assert r4.DiagnosticReport(copy.deepcopy(resource)).as_json() == resource
+
+    def valid_r4b(resource: dict[str, Any]) -> None:
+        read = json.loads(r4b.DiagnosticReport.model_validate(resource).model_dump_json())
+        assert read["status"] == "preliminary"
+        assert len(read["contained"]) == len(resource["contained"])
+
+    return [valid_r4, valid_r4b]
 
 
 def _fhir_sentence(observation: dict[str, Any]) -> dict[str, Any]:
