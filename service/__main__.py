@@ -9,35 +9,47 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import uvicorn
-from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service.app import create_app
 from service.inference.runtime import Runtime
 from service.settings import EXIT_SETTINGS, Settings, explain
-from service.web.protocol import HeaderLimitedHttpProtocol
+from service.web.protocol import LimitedHttpProtocol
+from service.web.shutdown import ExitWatchdog, end_process
 
 EXIT_BUNDLE, EXIT_ADDRESS, EXIT_DEVICE = 3, 4, 5
 _BACKLOG = 2048  # uvicorn's default
+_FAILED_TIMEOUT_S = 25.0  # from the failure of the model to the exit
+_EXIT_TIMEOUT_S = 5.0  # from the last response to the exit
 
 
 class _Server(uvicorn.Server):
-    """Exits if the model cannot be served, so that a supervisor restarts it."""
+    """Stops if the model cannot be served, so that a supervisor restarts it; ends within a deadline."""
 
-    def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
+    def __init__(self, runtime: Runtime, config: uvicorn.Config, watchdog: ExitWatchdog) -> None:
         super().__init__(config)
-        self._runtime = app.state.runtime
+        self._runtime, self._watchdog = runtime, watchdog
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # the signal handler
+        self._watchdog.end_within(self._runtime.settings.drain_timeout_s)
+        super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self._runtime.state == "failed"
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        drain_timeout_s = self._runtime.settings.drain_timeout_s
+        failed = self._runtime.state == "failed"
+        self._watchdog.end_within(min(drain_timeout_s, _FAILED_TIMEOUT_S) if failed else drain_timeout_s)
         self._runtime.drain()
         await super().shutdown(sockets)
+        self._watchdog.end_within(_EXIT_TIMEOUT_S)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,16 +84,20 @@ def main(arguments: list[str] | None = None) -> int:
         server_header=False,
         log_level="info",
         log_config=None,  # create_app configures logging
-        http=HeaderLimitedHttpProtocol,
+        http=LimitedHttpProtocol,
         ws="none",
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn re-raises the signal after its shutdown
-    _Server(app, config).run(sockets=[server_socket])
     runtime: Runtime = app.state.runtime
-    if runtime.device_lost:
-        return EXIT_DEVICE
-    return EXIT_BUNDLE if runtime.state == "failed" else 0
+
+    def status() -> int:
+        if runtime.device_lost:
+            return EXIT_DEVICE
+        return EXIT_BUNDLE if runtime.state == "failed" else 0
+
+    with ExitWatchdog(status) as watchdog:
+        _Server(runtime, config, watchdog).run(sockets=[server_socket])
+    return status()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -107,5 +123,19 @@ def _explain_bind_error(settings: Settings, error: OSError) -> str:
     return f"cannot listen on {where}: {os.strerror(error.errno or 0)}. {remedy}"
 
 
+def main_and_exit() -> NoReturn:
+    """Run ``main`` and end the process with its status, whatever its threads do."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))  # uvicorn raises the signal again after its shutdown
+    status = 1
+    try:
+        status = main()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    end_process(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main_and_exit()

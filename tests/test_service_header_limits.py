@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from service.web import protocol
-from service.web.protocol import MAX_HEADER_BYTES, HeaderLimitedHttpProtocol
+from service.web.protocol import MAX_HEADER_BYTES, LimitedHttpProtocol
 from tests.support.service import WAIT_S, answer, until
 
 WITHIN_S = 0.5
@@ -33,7 +33,7 @@ async def count_body(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    config = uvicorn.Config(count_body, http=HeaderLimitedHttpProtocol, lifespan="off", log_config=None, ws="none")
+    config = uvicorn.Config(count_body, http=LimitedHttpProtocol, lifespan="off", log_config=None, ws="none")
     server = uvicorn.Server(config)
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
         patch.setattr(protocol, "HEADER_TIMEOUT_S", WITHIN_S)

@@ -178,15 +178,15 @@ class AccessLogMiddleware(HttpMiddleware):
 
 
 class _StatusWatch:
-    """Passes messages on and keeps the status of the response; 0 until it has started."""
+    """Passes messages on and keeps the status of the response; 0 until its start was sent."""
 
     def __init__(self, send: Send) -> None:
         self.status, self._send = 0, send
 
     async def __call__(self, message: Message) -> None:
+        await self._send(message)
         if message["type"] == "http.response.start":
             self.status = message["status"]
-        await self._send(message)
 
 
 def route_template(scope: Scope) -> str:

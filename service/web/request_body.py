@@ -30,6 +30,7 @@ from service.web.problems import Problem
 MULTIPART_OVERHEAD = 64 * 1024  # bytes allowed for boundaries, part headers and all fields but files
 GRACE_S = 10.0  # seconds before the minimum rate applies
 MIN_BYTES_PER_S = 8 * 1024  # a slower body must not hold a slot
+MAX_PAUSE_S = 15.0  # between two parts of a body, and of trailers
 _QUOTABLE = {  # header values that an error may quote; others could be anything
     *("gzip", "x-gzip", "deflate", "br", "zstd", "compress"),
     *("application/json", "application/x-www-form-urlencoded", "application/octet-stream", "application/dicom"),
@@ -83,7 +84,7 @@ async def receive(request: Request, *, max_bytes: int, timeout_s: float, remedy:
         request: its body must not have been read.
         max_bytes: largest body.
         timeout_s: seconds within which the whole body must arrive, at ``MIN_BYTES_PER_S`` or
-            faster.
+            faster, and without a pause of ``MAX_PAUSE_S``.
         remedy: what to do about a body that is too large.
 
     Raises:
@@ -96,14 +97,15 @@ async def receive(request: Request, *, max_bytes: int, timeout_s: float, remedy:
         raise too_large
     stream, received, started = request.stream(), 0, asyncio.get_running_loop().time()
     while True:
+        deadline = started + min(timeout_s, GRACE_S + received / MIN_BYTES_PER_S)
         try:
-            async with asyncio.timeout_at(started + min(timeout_s, GRACE_S + received / MIN_BYTES_PER_S)):
+            async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + MAX_PAUSE_S)):
                 chunk = await anext(stream, None)
         except TimeoutError as error:
             raise Problem(
                 "upload_timeout",
-                f"The body did not arrive within {timeout_s:g} s, or came at less than {MIN_BYTES_PER_S // 1024} "
-                "KiB/s. Check the connection and try again.",
+                f"The body did not arrive within {timeout_s:g} s, came at less than {MIN_BYTES_PER_S // 1024} KiB/s, "
+                f"or paused for {MAX_PAUSE_S:g} s. Check the connection and try again.",
             ) from error
         if chunk is None:
             return

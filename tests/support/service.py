@@ -28,7 +28,7 @@ from service.app import create_app
 from service.inference import runtime
 from service.inference.loader import LoadedBundle, load
 from service.settings import Settings
-from service.web.protocol import HeaderLimitedHttpProtocol
+from service.web.protocol import LimitedHttpProtocol
 
 PROBLEM = "application/problem+json"
 WAIT_S = 60.0
@@ -62,7 +62,9 @@ def answer(client: socket.socket) -> bytes:
     """The next answer on a raw connection; it must have a length."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
-        head += client.recv(1)
+        byte = client.recv(1)
+        assert byte, f"the server closed after {head!r}"
+        head += byte
     length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
     return head + b"".join(client.recv(1) for _ in range(length))
 
@@ -99,7 +101,7 @@ def live_server(
 ) -> Iterator[Live]:
     """The app behind a real uvicorn on 127.0.0.1; ready, unless not to `wait`."""
     app = create_app(settings_for(bundle, **changes))
-    protocol = HeaderLimitedHttpProtocol if http == "httptools" else http  # as python -m service has it
+    protocol = LimitedHttpProtocol if http == "httptools" else http  # as python -m service has it
     config = uvicorn.Config(app, host="127.0.0.1", port=0, http=protocol, access_log=False, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
