@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from model.text.labeler import FINDINGS, label_report
 from model.text.tokenizer import clean_report, clean_report_r2gen
 from model.types import Label
-from training.data.label_table import read_labels
+from training.data.tables import read_labels
 from training.evaluation.labeler_agreement import TABLE, Part, compare, read_texts
 
 ECM, CM, LO, LL, ED, CO, PN, AT, PX, PE, PO, FX, SD, NF = FINDINGS

@@ -9,7 +9,7 @@ import pytest
 
 from model.text.labeler import FINDINGS
 from model.types import Label
-from training.data.label_table import read_labels
+from training.data.tables import read_labels
 from training.evaluation.labeler_agreement import FindingStudies, compare, main, read_texts
 
 TEXTS = {
@@ -37,7 +37,7 @@ TABLE: Mapping[str, Mapping[str, Label | None]] = {
 def test_compares_studies_by_finding_and_scores_them() -> None:
     agreement = compare(TEXTS, TABLE)
     assert agreement.studies == 4
-    assert {name: found for name, found in agreement.findings.items() if any(found.counts)} == {
+    assert {name: found for name, found in agreement.findings.items() if any(found)} == {
         "Cardiomegaly": FindingStudies(("CXR1", "CXR2"), (), ()),
         "Pleural Effusion": FindingStudies(("CXR3",), ("CXR1",), ()),
         "Edema": FindingStudies((), (), ("CXR3",)),

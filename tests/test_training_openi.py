@@ -129,7 +129,7 @@ def test_built_in_tables() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("study,split\n", r"columns \['study', 'split'\]; it needs 'study_id'"),
+        ("study,split\n", r"lacks the columns study_id; it has study, split"),
         ("study_id,split\nCXR1,training\n", "2: split 'training'; use one of train, val, test"),
         ("study_id,split\nCXR1,train\nCXR1,val\n", "3: study 'CXR1' is named twice"),
     ],

@@ -98,15 +98,15 @@ def test_studies_without_report_or_image_are_named_and_skipped(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not JSON"),
-        ("[]", r"holds list; an R2Gen annotation is an object with train, val, test"),
-        ('{"valid": []}', r"holds \['valid'\]"),
-        ('{"train": [3]}', r"train\[0\] is a int; it needs id"),
-        ('{"train": [{"id": "a", "image_path": []}]}', r"train\[0\]: report is None; give a string"),
-        ('{"train": [{"id": "a", "report": "r", "image_path": "x"}]}', r"\(a\): image_path is 'x'; give a list"),
-        ('{"val": [{"id": "a", "report": "", "image_path": [], "image_ids": [1]}]}', r"\(a\): image_ids is \[1\]"),
+        ("{", "Invalid JSON"),
+        ("[]", r"the file is of type list: .* An R2Gen annotation has train, val, test"),
+        ('{"valid": []}', r"valid.*: Input should be 'train', 'val' or 'test'"),
+        ('{"train": [3]}', r"train\.0 is of type int: .* lists of id, report, image_path"),
+        ('{"train": [{"id": "a", "image_path": []}]}', r"train\.0\.report .*Field required"),
+        ('{"train": [{"id": "a", "report": "r", "image_path": "x"}]}', r"image_path is of type str: .* valid array"),
+        ('{"val": [{"id": "a", "report": "", "image_path": [], "image_ids": [1]}]}', r"image_ids.0 is of type int"),
         (json.dumps({split: [entry("a", [])] for split in ("train", "val")}),
-         r"val\[0\]: study a is at .*train\[0\] already; a study has one split"),
+         r"study a of val is in train already; an id occurs once"),
     ],
 )  # fmt: skip
 def test_rejects_malformed_annotation_with_its_entry(tmp_path: Path, text: str, message: str) -> None:

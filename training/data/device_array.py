@@ -18,13 +18,10 @@ _SHARE = 0.25  # of a GPU's free memory that one array may take
 
 
 class DeviceRows:
-    """Rows of ``array`` (N, ...) as tensors on a device, of the array's type.
+    """Rows of ``array`` (N, ...), usually memory-mapped, as tensors on a device.
 
-    Args:
-        array: usually memory-mapped.
-        device: of the tensors.
-        placement: ``yes`` copies the whole array to the device once; ``no`` copies the rows of each
-            batch; ``auto`` is ``yes`` on a GPU with enough free memory, else ``no``.
+    ``placement``: ``yes`` copies the whole array to the device once; ``no`` copies the rows of each batch; ``auto`` is
+    ``yes`` on a GPU with enough free memory, else ``no``.
     """
 
     def __init__(self, array: npt.NDArray[Any], device: torch.device, placement: Placement = "auto") -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from model.text.labeler import NO_FINDING, SCORED_FINDINGS
 from model.types import View
-from training.data.image_store import ChainedImages, LooseImages, Prefixed, images_by_id
+from training.data.image_store import ChainedImages, LooseImages, images_by_id
 from training.data.studies import ImageRef, Source, Study
 from training.data.targets import ExternalLabels
 
@@ -42,23 +42,16 @@ _NO_NAMES = {NO_FINDING, "No_Finding", ""}
 
 @dataclass(frozen=True)
 class ExternalSet:
-    """Images with known findings, each a study of one frontal view.
+    """Images with known findings, each a study of one frontal view."""
 
-    Attributes:
-        source: holds the images.
-        studies: one an image, the table's order.
-        truth: findings present in each, among ``SCORED_FINDINGS``.
-        mapped: name in the table -> finding.
-        unmapped: names in the table that stand for no finding.
-        skipped: images left out: lateral ones, and those without a file.
-    """
-
-    source: Source
-    studies: tuple[Study, ...]
-    truth: tuple[frozenset[str], ...]
-    mapped: Mapping[str, str]
-    unmapped: tuple[str, ...]
-    skipped: Mapping[str, int]
+    source: Source  # of the images
+    studies: tuple[Study, ...]  # one an image, in the table's order
+    truth: tuple[frozenset[str], ...]  # findings present in each, among ``SCORED_FINDINGS``
+    mapped: Mapping[str, str]  # name in the table -> finding
+    unmapped: tuple[str, ...]  # names in the table that stand for no finding
+    skipped: Mapping[str, int]  # images left out: lateral ones, and those without a file
+    paths: Mapping[str, Path]  # image id -> file, for all files below ``folder``
+    folder: Path
 
 
 def for_pretraining(source: Source, external: ExternalSet) -> tuple[Source, ExternalLabels]:
@@ -73,18 +66,16 @@ def for_pretraining(source: Source, external: ExternalSet) -> tuple[Source, Exte
         tuple(sorted(set(external.mapped.values()))),
         {study.study_id: truth for study, truth in zip(prefixed, external.truth, strict=True)},
     )
-    images = ChainedImages((source.images, Prefixed(_OTHERS, external.source.images)))
+    paths = {_OTHERS + key: path for key, path in external.paths.items()}
+    images = ChainedImages((source.images, LooseImages(paths, external.folder)))
     note = f"{external.source.name}: {len(prefixed)} images for pretraining, labels {', '.join(known.findings)}"
     return replace(source, extra=(*source.extra, *prefixed), images=images, notes=(*source.notes, note)), known
 
 
 def read_external(table: Path, images: Path, *, limit: int | None = None) -> ExternalSet:
-    """Read a table of findings and find its images by file name.
+    """Read a table of findings and find its images by file name anywhere below the folder ``images``.
 
-    Args:
-        table: the CSV.
-        images: the folder; files of ``training.data.image_store.EXTENSIONS`` anywhere below it.
-        limit: at most so many images, evenly spaced over the table.
+    ``limit`` takes at most so many images, evenly spaced over the table.
 
     Raises:
         ValueError: no such file or folder, no known finding, or no image is left.
@@ -123,6 +114,8 @@ def read_external(table: Path, images: Path, *, limit: int | None = None) -> Ext
         mapped=mapped,
         unmapped=tuple(name for name in names if name not in mapped and name not in _NO_NAMES),
         skipped=skipped,
+        paths=paths,
+        folder=images,
     )
 
 

@@ -42,10 +42,9 @@ class PatchSource(Protocol):
         Args:
             studies: each with at least one readable image.
             generator: of augmentation and dropped views; None: nothing random, as in serving.
-            tokens: False where only the pooled features are needed; the patch tokens may then be
-                left out.
-            part: the studies to return. Randomness is drawn for the whole batch, so the result for
-                a study does not depend on how processes share the batch.
+            tokens: False where only the pooled features are needed; the patch tokens may then be left out.
+            part: the studies to return. Randomness is drawn for the whole batch, so the result for a study does not
+                depend on how processes share the batch.
         """
 
 
@@ -110,15 +109,8 @@ def cache_features(
 ) -> CachedFeatures:  # fmt: skip
     """Compute the features of all images of ``studies``, or reuse and continue those in ``directory``.
 
-    Args:
-        backbone: frozen; its weights are part of the cache's identity.
-        cache: of the pixels.
-        studies: whose images to encode.
-        variants: copies of each image; copy 0 is unchanged, the others are augmented.
-        context: device, seed and precision.
-        directory: of ``features-NAME.npy`` and ``features-NAME.json``.
-        view_dropout: rate at which ``patches`` drops a view.
-        name: of this cache in the directory.
+    Of the ``variants`` copies of each image copy 0 is unchanged, the others are augmented. The weights of ``backbone``,
+    which is frozen, are part of the cache's identity; ``name`` is part of its file names.
     """
     keys = sorted({ref.key for study in studies for ref in study.images if ref.key in cache})
     shape = (len(keys), variants, (cache.size // 32) ** 2, backbone.width)

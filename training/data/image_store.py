@@ -86,21 +86,6 @@ class TarImages:
         return f"the archive {self._archive}"
 
 
-class Prefixed:
-    """A store whose keys get a prefix; keys without it are missing."""
-
-    def __init__(self, prefix: str, store: ImageStore) -> None:
-        self._prefix, self._store = prefix, store
-
-    def iter(self, keys: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
-        inside = [key.removeprefix(self._prefix) for key in keys if key.startswith(self._prefix)]
-        yield from ((self._prefix + key, data) for key, data in self._store.iter(inside))
-        yield from ((key, None) for key in dict.fromkeys(keys) if not key.startswith(self._prefix))
-
-    def description(self) -> str:
-        return self._store.description()
-
-
 class ChainedImages:
     """Several stores as one: a key missing in the first is searched in the next."""
 

@@ -99,7 +99,7 @@ def _images(root: Path, wanted: Sequence[str]) -> tuple[ImageStore, str]:
     archive = root / IMAGES_ARCHIVE
     if archive.exists():
         stores.append(TarImages(archive))
-    store = stores[0] if len(stores) == 1 else ChainedImages(stores)
+    store = ChainedImages(stores)
     absent = [key for key in wanted if key not in loose]
     rest = f"{len(absent)} to be read from the archive" if archive.exists() else named(absent, "missing")
     return store, f"images: {store.description()}; of {len(wanted)} images {rest}"

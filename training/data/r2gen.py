@@ -10,31 +10,38 @@ published for IU X-ray and MIMIC-CXR. An image is searched in this order:
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from training.data.image_store import EXTENSIONS, LooseImages, images_by_id
 from training.data.studies import SPLITS, ImageRef, Source, Split, Study, named, view_note
 from training.data.tables import builtin_images, builtin_views, read_views
 
 
+class Entry(BaseModel, strict=True):
+    """A study of an annotation."""
+
+    id: str
+    report: str
+    image_path: list[str]
+    image_ids: list[str] = []
+
+
+_ANNOTATION = TypeAdapter(dict[Split, list[Entry]])
+
+
 def open_r2gen(annotation: Path, images: Path) -> Source:
     """Open an annotation with its image folder; a study may have any number of images.
 
-    `views.csv` (`image_id,view`, by image id or by `image_path`), next to the annotation or in the
-    image folder, replaces the built-in table of the Indiana University collection.
-
-    Args:
-        annotation: the JSON file.
-        images: the folder below which `image_path`, or files named by image id, lie.
+    `views.csv` (`image_id,view`, by image id or by `image_path`), next to the annotation or in the image folder,
+    replaces the built-in table of the Indiana University collection.
 
     Raises:
-        ValueError: the annotation is malformed, or one study id occurs twice (in two splits it
-            would leak).
+        ValueError: the annotation is malformed, or one study id occurs twice (in two splits it would leak).
     """
     entries = read_annotation(annotation)
     tables = [folder / "views.csv" for folder in (annotation.parent, images)]
@@ -46,14 +53,14 @@ def open_r2gen(annotation: Path, images: Path) -> Source:
     missing: list[str] = []
     empty: list[str] = []
     for split, entry in entries:
-        report = entry["report"].strip()
-        if not report or not entry["image_path"]:
-            empty.append(entry["id"])
+        report = entry.report.strip()
+        if not report or not entry.image_path:
+            empty.append(entry.id)
             continue
-        collection_id = re.match(r"CXR\d+(?=_)", entry["id"])  # CXR2384 of CXR2384_IM-0942
-        uid = collection_id.group() if collection_id else entry["id"]
+        collection_id = re.match(r"CXR\d+(?=_)", entry.id)  # CXR2384 of CXR2384_IM-0942
+        uid = collection_id.group() if collection_id else entry.id
         refs: list[ImageRef] = []
-        for key in entry["image_path"]:
+        for key in entry.image_path:
             image_id = _image_id(entry, uid, key)
             path = images / key
             candidates = (path, *(path.with_suffix(extension) for extension in EXTENSIONS))
@@ -65,7 +72,7 @@ def open_r2gen(annotation: Path, images: Path) -> Source:
             else:
                 paths[key] = file
             refs.append(ImageRef(key, (views.get(image_id) if image_id else None) or views.get(key)))
-        studies.append(Study(entry["id"], uid, split, report, tuple(refs)))
+        studies.append(Study(entry.id, uid, split, report, tuple(refs)))
     counts = ", ".join(f"{split} {sum(study.split == split for study in studies)}" for split in SPLITS)
     notes = (
         f"annotation {annotation}: {len(studies)} studies ({counts}), {named(empty, 'without report or image')}",
@@ -76,47 +83,32 @@ def open_r2gen(annotation: Path, images: Path) -> Source:
     return Source("r2gen", tuple(studies), (), LooseImages(paths, images), notes)
 
 
-def read_annotation(path: Path) -> list[tuple[Split, dict[str, Any]]]:
+def read_annotation(path: Path) -> list[tuple[Split, Entry]]:
     """The entries with their splits, each checked.
 
     Raises:
         ValueError: the file is malformed; names the entry.
     """
     try:
-        data = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict) or not set(data) <= set(SPLITS):
-        found = sorted(data) if isinstance(data, dict) else type(data).__name__
-        raise ValueError(f"{path} holds {found}; an R2Gen annotation is an object with {', '.join(SPLITS)}")
-    entries: list[tuple[Split, dict[str, Any]]] = []
-    seen: dict[str, str] = {}
-    for split in SPLITS:
-        for number, entry in enumerate(data.get(split, [])):
-            where = f"{path}, {split}[{number}]"
-            _check_entry(entry, where)
-            if (first := seen.setdefault(entry["id"], where)) != where:
-                raise ValueError(f"{where}: study {entry['id']} is at {first} already; a study has one split")
-            entries.append((split, entry))
+        content = _ANNOTATION.validate_json(path.read_bytes())
+    except ValidationError as error:
+        problem = error.errors()[0]  # without its input, which may hold a report
+        where = ".".join(map(str, problem["loc"])) or "the file"
+        raise ValueError(f"{path}: {where} is of type {type(problem['input']).__name__}: {problem['msg']}. An R2Gen "
+                         f"annotation has {', '.join(SPLITS)}, lists of id, report, image_path") from error  # fmt: skip
+    entries = [(split, entry) for split in SPLITS for entry in content.get(split, [])]
+    seen: dict[str, Split] = {}
+    for split, entry in entries:
+        if entry.id in seen:
+            raise ValueError(f"{path}: study {entry.id} of {split} is in {seen[entry.id]} already; an id occurs once")
+        seen[entry.id] = split
     return entries
 
 
-def _check_entry(entry: Any, where: str) -> None:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} is a {type(entry).__name__}; it needs id, report and image_path")
-    for name in ("id", "report"):
-        if not isinstance(entry.get(name), str):
-            raise ValueError(f"{where}: {name} is {entry.get(name)!r}; give a string")
-    for name in ("image_path", *(["image_ids"] if "image_ids" in entry else [])):
-        value = entry.get(name)
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{where} ({entry['id']}): {name} is {value!r}; give a list of strings")
-
-
-def _image_id(entry: Mapping[str, Any], uid: str, key: str) -> str | None:
+def _image_id(entry: Entry, uid: str, key: str) -> str | None:
     """The image id: the file's stem; for `<id>/<k>.png` the k-th id of the study."""
     stem = Path(key).stem
-    ids: Sequence[str] = entry.get("image_ids") or builtin_images().get(uid, ())
+    ids: Sequence[str] = entry.image_ids or builtin_images().get(uid, ())
     if stem in ids or not stem.isdecimal():
         return stem
     return ids[int(stem)] if int(stem) < len(ids) else None

@@ -19,31 +19,17 @@ log = logging.getLogger(__name__)
 
 
 class ResumableArray:
-    """``NAME.npy`` and ``NAME.json``, which holds an identity and the progress saved last.
-
-    Attributes:
-        progress: the values given to ``save`` last; empty for a new array.
-    """
+    """``NAME.npy`` and ``NAME.json``, which holds an identity and the progress saved last."""
 
     def __init__(self, path: Path, identity: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
-        """Open ``path``, or allocate it where it is missing or has a different identity.
-
-        Args:
-            path: of ``NAME.npy``.
-            identity: digest of everything that decides the content.
-            dtype: of the array.
-            shape: (N, ...).
-
-        Raises:
-            OSError: the disk is full.
-        """
+        """Open ``path``, or allocate it where it is missing or has a different identity."""
         self._path, self._state_path, self._identity = path, path.with_suffix(".json"), identity
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = self._read_progress() if path.exists() else None
         if stored is None:
             self._state_path.unlink(missing_ok=True)
             _allocate(path, dtype, shape)
-        self.progress: dict[str, Any] = stored or {}
+        self.progress: dict[str, Any] = stored or {}  # given to ``save`` last
 
     def read(self) -> npt.NDArray[Any]:
         """The array, memory-mapped, read-only."""
@@ -66,12 +52,8 @@ class ResumableArray:
     ) -> npt.NDArray[Any]:
         """Fill the rows that are missing, in order, and return the complete array.
 
-        Args:
-            compute: rows ``slice(start, stop)`` -> their values (stop - start, ...). ``start`` is a
-                multiple of ``batch``, so a resumed array sees the same slices.
-            batch: rows a call.
-            save_every: batches between two calls of ``save``.
-            description: of the progress bar.
+        ``compute`` gets ``slice(start, stop)`` and returns (stop - start, ...). ``start`` is a multiple of ``batch``,
+        so a resumed array sees the same slices. ``save`` is called every ``save_every`` batches.
         """
         done, count = self.progress.get("done", 0), len(self.read())
         if done < count:

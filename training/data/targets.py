@@ -104,13 +104,11 @@ def finding_targets(
     terms: bool = False,
     external: ExternalLabels | None = None,
 ) -> FindingTargets:
-    """Targets for images.
+    """Targets for (image key, its study) pairs.
 
     Args:
-        images: (image key, its study) pairs.
         soft: column names and image key -> probabilities; None for none.
-        terms: add the groups ``mesh`` and ``text``, with the terms that enough of these studies
-            have.
+        terms: add the groups ``mesh`` and ``text``, with the terms that enough of these studies have.
         external: add the group ``external``, unknown for all other studies.
     """
     studies = list({study.study_id: study for _, study in images}.values())

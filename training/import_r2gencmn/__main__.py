@@ -25,18 +25,12 @@ LICENCE = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``python -m training.import_r2gencmn``; returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    return run_command(lambda: _import(arguments), interrupted="interrupted; no bundle was written")
-
-
 def _import(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     if out.exists() and not arguments.replace:
         raise ValueError(f"--out {out} already exists; choose another, or add --replace")
     state, facts = read_checkpoint(arguments.checkpoint)
-    train = [entry["report"] for split, entry in read_annotation(arguments.annotation) if split == "train"]
+    train = [entry.report for split, entry in read_annotation(arguments.annotation) if split == "train"]
     if not train:
         raise ValueError(f"--annotation {arguments.annotation} has no train split; the vocabulary is built from it")
     words = published_vocabulary(train, min_count=arguments.min_count)
@@ -74,7 +68,8 @@ def _not_negative(text: str) -> float:
     return value
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m training.import_r2gencmn``; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m training.import_r2gencmn", description="Turn a published R2GenCMN checkpoint into a bundle."
     )
@@ -91,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         help="taken from repeated trigrams in greedy and beam search (default 1.386). The published beam search "
         "ignores its own switch: 0 gives its output word for word",
     )  # fmt: skip
-    return parser
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: _import(arguments), interrupted="interrupted; no bundle was written")
 
 
 if __name__ == "__main__":

@@ -44,12 +44,8 @@ def import_model(
 ) -> ReportModel:
     """A report model with the weights of a published state dict, in eval mode.
 
-    Args:
-        state: under the published names.
-        words: tokens of ids 1, 2, … (``published_vocabulary``).
-        published: facts that the state dict does not contain.
-        backbone: in place of the visual extractor in ``state``, which may then be absent; has a
-            ``width``.
+    ``words`` are the tokens of ids 1, 2, … (``published_vocabulary``). ``backbone``, which has a ``width``, replaces
+    the visual extractor in ``state``, which may then be absent.
 
     Raises:
         ValueError: names a key that is missing, unknown, of another shape or no copy of its original,
