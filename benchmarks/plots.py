@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.memory import Sample, slope
-from model.files import write_atomic
+from training.trainer.plots import panels
 
 WINDOW_S, WINDOW_FROM = 30.0, 100  # of the percentiles; answers, below which no percentile is drawn
+SIZE = (8.0, 3.4)  # inches of a single plot
 _BLUE, _ORANGE, _RED, _LIGHT = "#1f6f8b", "#c4703a", "#8a2b2b", "#9db8d6"
-
-
-@contextmanager
-def axes(path: Path, panels: int = 1, width: float = 8.0) -> Iterator[list[Any]]:
-    """The axes of ``panels`` plots in a row, which are written to a PNG afterwards."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    drawn, row = plt.subplots(1, panels, figsize=(width, 3.4), layout="constrained", squeeze=False)
-    yield list(row[0])
-    for axis in row[0]:
-        axis.spines[["top", "right"]].set_visible(False)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize=9, markerscale=2)
-    file = io.BytesIO()
-    drawn.savefig(file, format="png", dpi=120)
-    plt.close(drawn)
-    write_atomic(path, file.getvalue())
 
 
 def memory(samples: Sequence[Sample], path: Path, *, across: str, per: float) -> None:
     """Resident memory over ``across``, and the line through its second half, its slope given for ``per`` units."""
     x, y = np.array(samples, dtype=np.float64).T / [[1], [2**20]]  # (N,), (N,)
-    with axes(path) as (axis,):
+    with panels(path, size=SIZE) as (axis,):
         axis.plot(x, y, linewidth=1.2, color=_BLUE)
         if (each := slope(samples)) is not None:
             each, late = each / 2**20, x >= (x[0] + x[-1]) / 2
@@ -52,7 +31,7 @@ def memory(samples: Sequence[Sample], path: Path, *, across: str, per: float) ->
 
 def latencies(answered: Sequence[tuple[float, float]], refused: Sequence[tuple[float, float]], path: Path) -> None:
     """Every answer and refusal over the time it was due, (seconds, seconds taken), on a logarithmic scale."""
-    with axes(path) as (axis,):
+    with panels(path, size=SIZE) as (axis,):
         for points, colour, label in ((answered, _BLUE, "answered"), (refused, _ORANGE, "refused, 503 busy")):
             x, y = np.array(points, dtype=np.float64).reshape(-1, 2).T
             axis.scatter(x, y * 1e3, s=5, alpha=0.5, linewidths=0, color=colour, label=f"{label} ({len(points):,})")
@@ -71,7 +50,7 @@ def latencies(answered: Sequence[tuple[float, float]], refused: Sequence[tuple[f
 def side_by_side(values: Mapping[str, Mapping[int, Sequence[float]]], path: Path, *, label: str) -> None:
     """Bars of the median with the range over the rounds: name -> clients -> one value per round."""
     width, clients = 0.8 / len(values), sorted(next(iter(values.values())))
-    with axes(path) as (axis,):
+    with panels(path, size=SIZE) as (axis,):
         for group, (name, rounds) in enumerate(values.items()):
             low, middle, high = np.array([np.percentile(rounds[number], (0, 50, 100)) for number in clients]).T
             axis.bar(np.arange(len(clients)) + group * width, middle, width, color=(_BLUE, _LIGHT, _ORANGE)[group % 3],
@@ -83,20 +62,20 @@ def side_by_side(values: Mapping[str, Mapping[int, Sequence[float]]], path: Path
 def growth(points: Sequence[tuple[str, int, float, float]], path: Path) -> None:
     """Milliseconds per report over words, beams, slots and batch: (axis, value, ms before the first word, ms)."""
     titles = {"words": "words written", "beams": "beams", "slots": "memory slots", "batch": "studies in a batch"}
-    with axes(path, 4, 14) as panels:
-        for panel, (name, title) in zip(panels, titles.items(), strict=True):
+    with panels(path, size=(14, 3.4), columns=4) as row:
+        for panel, (name, title) in zip(row, titles.items(), strict=True):
             values, before, whole = zip(*(point[1:] for point in points if point[0] == name), strict=True)
             panel.bar(range(len(values)), whole, color=_LIGHT, label="whole report")
             panel.bar(range(len(values)), before, color=_BLUE, label="before its first word")
             panel.set_xticks(range(len(values)), [f"{value:,}" for value in values])
             panel.set(xlabel=title, ylabel="ms a report")
-        panels[0].figure.suptitle("Beam search: 60 words, beam 3, 2,048 slots, one study, unless varied")
+        row[0].figure.suptitle("Beam search: 60 words, beam 3, 2,048 slots, one study, unless varied")
 
 
 def index_curve(exact: Sequence[Any], chosen: Sequence[Any], path: Path, *, exact_below: int) -> None:
     """Search time, recall and build time over the size of the index, from ``benchmarks.index.Point``."""
     sizes = [point.vectors for point in chosen]
-    with axes(path, 3, 15) as (speed, recall, cost):
+    with panels(path, size=(15, 3.4), columns=3) as (speed, recall, cost):
         for points, name, colour in ((exact, "exact", "tab:gray"), (chosen, "chosen kind", "tab:blue")):
             for key, label, style in (("median_ms", "median", "o-"), ("p95_ms", "95th percentile", ":")):
                 speed.plot(sizes, [getattr(p, key) for p in points], style, color=colour, label=f"{name}, {label}")

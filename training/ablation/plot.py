@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
 from training.ablation.report import EXTERNAL
 from training.evaluation.tables import title
-from training.trainer.plots import pyplot, save_figure
+from training.trainer.plots import save_figure
 
 PANELS = ("BLEU_4", "METEOR", "ROUGE_L", "CIDEr", "label_f1_micro", "label_f1_macro", "distinct", "mean_length")
 _BAR, _SEED, _CONSTANT = "#1f6f8b", "#8a5a2b", "#9a9a9a"
@@ -17,21 +21,15 @@ _BAR, _SEED, _CONSTANT = "#1f6f8b", "#8a5a2b", "#9a9a9a"
 def plot_table(table: Mapping[str, Any], rows: Sequence[str], path: Path) -> None:
     """Draw mean, single seeds and the interval over studies of each row into the PNG ``path``.
 
-    Args:
-        table: of ``tabulate``, with at least one row.
-        rows: all planned rows, so that the layout stays the same while results come in.
-        path: the PNG.
+    ``table`` is that of ``tabulate``, with at least one row; ``rows`` are all planned rows, so that the layout stays
+    the same while results come in.
     """
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator
-
     panels = _panels(table)
     columns = min(5 if len(panels) > 8 else 4, len(panels))
     lines = -(-len(panels) // columns)
-    figure, axes = pyplot().subplots(
-        lines, columns, figsize=(3.1 * columns + 1.2, 0.36 * lines * len(rows) + 0.95 * lines + 0.6), squeeze=False,
-        sharey=True, layout="constrained",
-    )  # fmt: skip
+    size = (3.1 * columns + 1.2, 0.36 * lines * len(rows) + 0.95 * lines + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for axis, (heading, name, values) in zip(axes.flat, panels, strict=False):
         constant = table["trivial"].get("constant") if not heading.startswith("external") else None
         if constant and name in constant["figures"]:
@@ -60,14 +58,9 @@ def _panels(table: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """(title, metric, row -> its summary) of the metrics that some row has."""
     panels = [(title(name), name, "figures") for name in PANELS]
     panels += [(f"external {title(name)}", name, "external") for name in EXTERNAL]
-    found = [
-        (
-            heading,
-            name,
-            {row: entry[where][name] for row, entry in table["rows"].items() if name in (entry[where] or {})},
-        )
-        for heading, name, where in panels
-    ]
+    rows = table["rows"].items()
+    found = [(head, name, {row: e[where][name] for row, e in rows if name in (e[where] or {})})
+             for head, name, where in panels]  # fmt: skip
     return [panel for panel in found if panel[2]]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +15,7 @@ from model.files import write_atomic
 from training.calibration.fit_ood import LabelledFeatures
 from training.calibration.metrics import EXTERNAL_GROUP
 from training.evaluation.tables import Table, percent
-from training.trainer.plots import save_plot
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from training.trainer.plots import panels
 
 _KINDS = {"all": "all sentences", "present": "a finding is there", "absent": "findings are absent", "other": "neither"}
 _SOURCES = {"calibrated": "confidence", "words": "mean word probability", "rate_of_the_kind": "rate of the kind"}
@@ -120,25 +117,19 @@ def _plot_view(calibration: Calibration, held: LabelledFeatures, path: Path) -> 
     line = calibration.view.line
     logits = line.slope * project(calibration.features, held.pooled)[0][:, 0] + line.bias
     threshold = float(np.log(calibration.view.certain / (1 - calibration.view.certain)))
-
-    def draw(axis: Axes) -> None:
-        edges = np.linspace(logits.min(), logits.max(), 60).tolist()
+    edges = np.linspace(logits.min(), logits.max(), 60).tolist()
+    with panels(path, size=(6.4, 3.2)) as (axis,):
         for chosen, name, colour in ((held.frontal, "frontals", _BLUE), (~held.frontal, "laterals", _BROWN)):
             axis.hist(logits[chosen], edges, alpha=0.75, label=f"{name} ({chosen.sum()})", color=colour)
         for position in (-threshold, threshold):
             axis.axvline(position, color="0.3", linestyle="--", linewidth=1)
-        axis.set_xlabel("logit of a frontal; dashed: certain enough to correct a view")
-        axis.set_ylabel("validation images")
-        axis.legend(frameon=False)
-
-    save_plot(draw, path, size=(6.4, 3.2))
+        axis.set(xlabel="logit of a frontal; dashed: certain enough to correct a view", ylabel="validation images")
 
 
 def _plot_ood(scores: Mapping[str, Floats], threshold: float, path: Path) -> None:
     """A strip of scores for each group, radiographs on top, with the threshold of the warning."""
     jitter = np.random.default_rng(0)
-
-    def draw(axis: Axes) -> None:
+    with panels(path, size=(8, 0.32 * len(scores) + 1)) as (axis,):
         for line, (name, values) in enumerate(scores.items()):
             heights = line + jitter.uniform(-0.3, 0.3, len(values))
             colour = _BLUE if name.startswith("radiographs") else _BROWN
@@ -149,21 +140,13 @@ def _plot_ood(scores: Mapping[str, Floats], threshold: float, path: Path) -> Non
         axis.invert_yaxis()
         axis.set_xlabel("score, 0 ordinary, 1 rare; red: threshold of the warning")
 
-    save_plot(draw, path, size=(8, 0.32 * len(scores) + 1))
-
 
 def _plot_confidence(bins: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
     """Reliability of the calibrated confidence and of the word probability."""
-
-    def draw(axis: Axes) -> None:
+    with panels(path, size=(4.6, 4.2)) as (axis,):
         axis.plot((0, 1), (0, 1), color="0.6", linewidth=1)
         for name, colour, marker in (("words", _BROWN, "s"), ("calibrated", _BLUE, "o")):
             points = [(one["said"], one["came_true"]) for one in bins[name]]
             axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, label=_SOURCES[name])
-        axis.set_xlim(0, 1.02)
-        axis.set_ylim(0, 1.02)
-        axis.set_xlabel("mean probability of a tenth of the sentences")
-        axis.set_ylabel("share that is correct")
-        axis.legend(frameon=False, loc="lower right")
-
-    save_plot(draw, path, size=(4.6, 4.2))
+        axis.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="mean probability of a tenth of the sentences",
+                 ylabel="share that is correct")  # fmt: skip

@@ -29,12 +29,7 @@ _PATIENCE = timedelta(hours=24)  # others wait while process 0 decodes or valida
 
 
 class ProcessGroup:
-    """This process among those that train together.
-
-    Attributes:
-        rank: 0 to count - 1; process 0 alone writes files.
-        count: number of processes.
-    """
+    """This process among those that train together. Process 0 alone writes files."""
 
     def __init__(self, fabric: Fabric | None = None) -> None:
         self._fabric: Any = fabric
@@ -74,7 +69,7 @@ class ProcessGroup:
         sizes = [batch * (rank + 1) // self.count - batch * rank // self.count for rank in range(self.count)]
         return torch.cat([rows[:size] for rows, size in zip(parts, sizes, strict=True)])
 
-    def sharing(self, module: nn.Module, step: Step) -> Step:
+    def with_gradient_averaging(self, module: nn.Module, step: Step) -> Step:
         """``step``, whose ``backward`` averages the gradients of ``module`` over the processes.
 
         The others first receive the weights and buffers of process 0, and its buffers at each step.

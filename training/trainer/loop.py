@@ -89,16 +89,13 @@ class Loop:
 
         Args:
             batches: epoch -> its ``steps`` batches; depends on the epoch alone.
-            epochs: number of epochs.
-            steps: number of batches an epoch.
-            train_step: batch, generator -> losses of this process's rows of the batch, whose sums
-                over the processes are those of the batch; ``loss`` is differentiated, the others
-                are logged.
+            train_step: batch, generator -> losses of this process's rows of the batch, whose sums over the
+                processes are those of the batch; ``loss`` is differentiated, the others are logged.
             validate: called after each epoch with the averaged weights in place, in eval mode.
         """
         self.load()
         processes = self.context.processes
-        train_step = processes.sharing(self.module, train_step)
+        train_step = processes.with_gradient_averaging(self.module, train_step)
         done = len(self.history.rows)
         writer = HistoryWriter(self.config.stage, self.directory, done) if processes.main else None
         began = time.monotonic()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from model.files import write_atomic
 
 # Inches of a panel of curves and of the title. Fixed, because measuring the panels takes 1 s, longer
 # than an epoch of a small model.
@@ -18,13 +20,11 @@ PANEL, HEAD = (4.2, 2.8), 0.4
 
 def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) -> None:
     """Draw one small panel for each logged metric over epochs into ``path``."""
-    from matplotlib.ticker import MaxNLocator
-
     names = [n for n in dict.fromkeys(k for row in rows for k in row) if n not in {"epoch", "seconds"}]
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     width, height = PANEL[0] * columns, PANEL[1] * lines + HEAD
-    figure = pyplot().figure(figsize=(width, height))
+    figure = Figure(figsize=(width, height))
     for number, name in enumerate(names):
         line, column = divmod(number, columns)
         left, bottom = PANEL[0] * column + 0.65, PANEL[1] * (lines - 1 - line) + 0.55
@@ -41,29 +41,21 @@ def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) ->
     save_figure(figure, path)
 
 
-def save_plot(draw: Callable[[Axes], None], path: Path, *, size: tuple[float, float]) -> None:
-    """Let ``draw`` fill one panel of ``size`` inches; write it to ``path``."""
-    figure, axis = pyplot().subplots(figsize=size, layout="constrained")
-    draw(axis)
-    axis.grid(alpha=0.3)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+@contextmanager
+def panels(path: Path, *, size: tuple[float, float], columns: int = 1) -> Iterator[list[Axes]]:
+    """The axes of ``columns`` plots in a row of ``size`` inches, which are written to ``path`` afterwards."""
+    figure = Figure(figsize=size, layout="constrained")
+    row: list[Axes] = figure.subplots(1, columns, squeeze=False)[0].tolist()
+    yield row
+    for axis in row:
+        axis.spines[["top", "right"]].set_visible(False)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=9, markerscale=2)
     save_figure(figure, path)
 
 
-def pyplot() -> Any:
-    """Matplotlib without a display, imported on first use."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, atomically, and close it."""
-    partial = path.with_suffix(".tmp.png")
-    figure.savefig(partial, dpi=110)
-    pyplot().close(figure)
-    os.replace(partial, path)
+    """Write a figure as PNG, atomically."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    write_atomic(path, file.getvalue())
