@@ -65,15 +65,11 @@ class FeatureExtractor:
         """S, the image size of the bundle."""
         return self.bundle.config.preprocessing.image_size
 
-    @property
-    def weights(self) -> str:
-        """Digest of the weights."""
-        return self.bundle.manifest.files[WEIGHTS].sha256
-
     def pooled(self, images: Pixels, name: str) -> Floats:
         """Features (N, D) of images (N, S, S); ``name`` is that of their cache file and of the progress bar."""
         content = hashlib.sha256(np.ascontiguousarray(images).data)
-        identity = hashlib.sha256(self.weights.encode() + content.digest()).hexdigest()
+        weights = self.bundle.manifest.files[WEIGHTS].sha256
+        identity = hashlib.sha256(weights.encode() + content.digest()).hexdigest()
         backbone = self.bundle.model.backbone
         path = self.work / f"{name.replace(' ', '-')}.npy"
         store = ResumableArray(path, identity, np.float32, (len(images), backbone.width))
@@ -87,11 +83,7 @@ class FeatureExtractor:
         return np.array(store.fill(compute, batch=_BATCH, save_every=_SAVE_EVERY, description=name))
 
     def radiographs(self, studies: Sequence[Study], cache: PixelCache, name: str) -> LabelledFeatures:
-        """The images of known view.
-
-        Raises:
-            ValueError: one of the two views is missing.
-        """
+        """The images of known view; raises ValueError where one of the two views is missing."""
         known = [(ref, study) for study in studies for ref in study.ordered() if ref.view is not None]
         frontal = np.array([ref.view is View.FRONTAL for ref, _ in known], bool)
         if frontal.all() or not frontal.any():
@@ -99,18 +91,18 @@ class FeatureExtractor:
         pixels = cache.array[[cache.rows[ref.key] for ref, _ in known]]
         return LabelledFeatures(self.pooled(pixels, name), pixels, frontal, [study.uid for _, study in known])
 
-    def group(self, pixels: Pixels, name: str, *, shown: bool = False) -> Group:
-        """Images of one kind."""
-        return Group(self.pooled(pixels, name), pixels, shown)
-
     def strange(self, held: LabelledFeatures, folder: Path | None) -> dict[str, Group]:
         """Images that are no upright chest radiographs, by kind."""
         some = held.pixels[::ALTERED_STRIDE]
-        found = {name: self.group(turned(some, how), f"val {name}", shown=True) for name, how in TURNED.items()}
-        found |= {name: self.group(pixels, name) for name, pixels in drawn(self.size, DRAWINGS, SEED).items()}
+        kinds = {name: (f"val {name}", turned(some, how)) for name, how in TURNED.items()}
+        kinds |= {name: (name, pixels) for name, pixels in drawn(self.size, DRAWINGS, SEED).items()}
         if folder is not None:
-            found["pictures"] = self.group(pictures(folder, self.size), "pictures")
-        return found | {name: self.group(turned(some, how), f"val {name}") for name, how in ALTERED.items()}
+            kinds["pictures"] = ("pictures", pictures(folder, self.size))
+        kinds |= {name: (f"val {name}", turned(some, how)) for name, how in ALTERED.items()}
+        return {
+            name: Group(self.pooled(pixels, cached), pixels, shown=name in TURNED)
+            for name, (cached, pixels) in kinds.items()
+        }
 
     def identity(self) -> str:
         """Digest of everything that drafts depend on."""
@@ -119,8 +111,8 @@ class FeatureExtractor:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Compute features and drafts, fit, write the bundle and the report; returns the metrics."""
+def calibrate(arguments: argparse.Namespace) -> int:
+    """Compute features and drafts, fit, write the bundle and the report."""
     out: Path = arguments.bundle if arguments.in_place else arguments.out
     if not arguments.in_place and out.exists():
         raise ValueError(f"--out {out} already exists; name a new folder, or use --in-place")  # before minutes of work
@@ -144,29 +136,26 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = SentenceTable.of(records)
     if not len(rows.correct):
         raise ValueError("the model wrote no sentence for the validation studies; train it further")
-    images = fit_images(train, held, shown, seed=SEED)
+    features, view, unusual = fit_images(train, held, shown, seed=SEED)
+    weights = bundle.manifest.files[WEIGHTS].sha256
     counts: dict[str, JsonValue] = {
         "dataset": source.name, "train_images": len(train.study), "val_images": len(held.study),
         "val_studies": len(records), "val_sentences": len(rows.correct), "seed": SEED,
     }  # fmt: skip
     calibration = Calibration(
-        weights_sha256=extractor.weights,
-        fitted_on=counts,
-        features=images.features,
-        view=images.view,
-        unusual=images.unusual,
-        confidence=fit_confidence(rows),
-        support=fit_support(records),
-    )
+        weights_sha256=weights, fitted_on=counts, features=features, view=view, unusual=unusual,
+        confidence=fit_confidence(rows), support=fit_support(records),
+    )  # fmt: skip
     external = None
     if arguments.external is not None:
-        external = extractor.group(pictures(arguments.external, extractor.size, most=MAX_EXTERNAL), "external")
+        pixels = pictures(arguments.external, extractor.size, most=MAX_EXTERNAL)
+        external = Group(extractor.pooled(pixels, "external"), pixels)
     strange = extractor.strange(held, arguments.strange)
     ood, scores = ood_metrics(calibration, held, external, strange, seed=SEED)
     metrics: dict[str, Any] = {
         "schema_version": 1,
         "bundle": bundle.config.name,
-        "weights_sha256": extractor.weights,
+        "weights_sha256": weights,
         "fitted_on": counts,
         "view": view_metrics(calibration, held),
         "unusual": ood,
@@ -178,23 +167,12 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.report is not None:
         write_report(arguments.report, metrics, calibration, held, scores)
         log.info("wrote %s", arguments.report / "calibration.md")
-    return metrics
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``python -m training.calibrate``; returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    interrupted = f"interrupted; the next run continues from {arguments.work}"
-    return run_command(lambda: _run(arguments), interrupted=interrupted)
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    metrics = calibrate(arguments)
     print(json.dumps({name: metrics[name] for name in ("view", "support")}, indent=1))
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m training.calibrate``; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.calibrate", description="Fit the checks of a bundle.")
     parser.add_argument("--bundle", type=Path, required=True)
     target = parser.add_mutually_exclusive_group(required=True)
@@ -209,7 +187,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--limit", type=positive, help="only the first N studies of each split")
     add_device_argument(parser)
-    return parser
+    arguments = parser.parse_args(argv)
+    interrupted = f"interrupted; the next run continues from {arguments.work}"
+    return run_command(lambda: calibrate(arguments), interrupted=interrupted)
 
 
 if __name__ == "__main__":

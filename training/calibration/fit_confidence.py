@@ -23,21 +23,13 @@ _MIN_STUDIES = 3  # with a finding, to fit its threshold
 
 @dataclass(frozen=True)
 class SentenceTable:
-    """Sentences of all studies, N rows.
-
-    Attributes:
-        kind: of statement.
-        values: (N, 3) of ``model.sentence_checks.features``.
-        words: (N,) geometric mean of the word probabilities.
-        correct: (N,) whether the report supports the sentence.
-        study: (N,) study id.
-    """
+    """Sentences of all studies, N rows."""
 
     kind: npt.NDArray[np.str_]
-    values: Floats
-    words: Floats
-    correct: Bools
-    study: Sequence[str]
+    values: Floats  # (N, 3) of ``model.calibration.sentence_confidence.features``
+    words: Floats  # geometric mean of the word probabilities
+    correct: Bools  # whether the report supports the sentence
+    study: Sequence[str]  # its id
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> SentenceTable:
@@ -54,36 +46,26 @@ class SentenceTable:
 
 def fit_confidence(rows: SentenceTable) -> Confidence:
     """The weights for each kind of sentence."""
-    return Confidence(**{kind: _weights(_fit(rows, rows.kind == kind)) for kind in get_args(Kind)})
+    return Confidence(**{kind: _weights(rows, rows.kind == kind) for kind in get_args(Kind)})
 
 
-def held_out_confidence(rows: SentenceTable, *, seed: int = 1) -> Floats:
-    """(N,) probability of each sentence by a fit to other studies."""
+def held_out_by_kind(rows: SentenceTable, values: Floats, *, seed: int) -> Floats:
+    """(N,) probability of each sentence by fits of each kind to ``values`` (N, F) of other studies.
+
+    Without features, F = 0, it is the rate of the kind in other studies: a baseline that ignores the sentence.
+    """
     fold = folds(rows.study, FOLDS, seed)
     found = np.zeros(len(rows.correct))
     for kind in get_args(Kind):
         chosen = rows.kind == kind
-        found[chosen] = held_out(rows.values[chosen], rows.correct[chosen], fold[chosen], ridge=RIDGE)
+        found[chosen] = held_out(values[chosen], rows.correct[chosen], fold[chosen], ridge=RIDGE)
     return found
 
 
-def held_out_rate(rows: SentenceTable, *, seed: int = 1) -> Floats:
-    """(N,) share of correct sentences of the same kind in other studies: a baseline that ignores the sentence."""
-    fold = folds(rows.study, FOLDS, seed)
-    found = np.zeros(len(rows.correct))
-    for kind in get_args(Kind):
-        chosen = rows.kind == kind
-        found[chosen] = held_out(np.zeros((chosen.sum(), 0)), rows.correct[chosen], fold[chosen])
-    return found
-
-
-def _fit(rows: SentenceTable, chosen: Bools) -> Logistic:
-    if not chosen.any():  # no such sentence: keep the probability of its words
-        return Logistic(np.array([1.0, 0.0, 0.0]), 0.0)
-    return fit_logistic(rows.values[chosen], rows.correct[chosen], ridge=RIDGE)
-
-
-def _weights(fitted: Logistic) -> SentenceWeights:
+def _weights(rows: SentenceTable, chosen: Bools) -> SentenceWeights:
+    fitted = Logistic(np.array([1.0, 0.0, 0.0]), 0.0)  # without such a sentence: the probability of its words
+    if chosen.any():
+        fitted = fit_logistic(rows.values[chosen], rows.correct[chosen], ridge=RIDGE)
     words, cases, images = (round(float(weight), 5) for weight in fitted.weights)
     return SentenceWeights(bias=round(fitted.bias, 5), words=words, cases=cases, images=images)
 

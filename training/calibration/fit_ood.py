@@ -22,7 +22,7 @@ from model.calibration.schema import (
     OutOfDistribution,
     PackedArray,
     ViewCheck,
-)
+)  # fmt: skip
 from model.types import Pixels
 from training.scoring.binary import Bools, fit_logistic, folds, held_out
 
@@ -48,25 +48,13 @@ class LabelledFeatures:
     study: Sequence[str]
 
 
-@dataclass(frozen=True)
-class ImageFit:
-    """The result of ``fit_images``."""
-
-    features: Features
-    view: ViewCheck
-    unusual: OutOfDistribution
-
-
 def fit_images(
     train: LabelledFeatures, held: LabelledFeatures, turned: Mapping[str, Floats], *, seed: int = 1
-) -> ImageFit:
-    """Fit both checks.
+) -> tuple[Features, ViewCheck, OutOfDistribution]:
+    """Fit both checks to the radiographs ``train``, on which the model was trained.
 
-    Args:
-        train: images that the model was trained on.
-        held: images that it never saw; they give the units and quantiles of the OOD score and the view threshold.
-        turned: kind of alteration -> pooled features (N, D) of training radiographs altered so.
-        seed: of the folds.
+    ``held`` are radiographs that it never saw: they give the units and quantiles of the OOD score and the view
+    threshold. ``turned`` has the pooled features (N, D) of altered training radiographs by kind of alteration.
     """
     centre = PackedArray.of(train.pooled.mean(0), "float16")
     spread = train.pooled.std(0)
@@ -79,13 +67,10 @@ def fit_images(
     upright = standard(train.pooled)
     view = fit_logistic(upright, train.frontal, ridge=RIDGE)
     altered = {
-        name: fit_logistic(
-            np.concatenate([upright, standard(pooled)]),
-            np.repeat([False, True], [len(upright), len(pooled)]),
-            ridge=RIDGE,
-        )
+        name: fit_logistic(np.concatenate([upright, standard(pooled)]),
+                           np.repeat([False, True], [len(upright), len(pooled)]), ridge=RIDGE)
         for name, pooled in turned.items()
-    }
+    }  # fmt: skip
     principal = np.linalg.eigh(upright.T @ upright)[1][:, : -1 - min(DIRECTIONS, upright.shape[1] - 6) : -1].T
     fits = [view, *altered.values()]
     rows = np.stack([*(one.weights for one in fits), *principal])
@@ -94,17 +79,13 @@ def fit_images(
     lines = [LinearScore(slope=float(step), bias=one.bias) for one, step in zip(fits, largest, strict=False)]
     check = ViewCheck(line=lines[0], certain=_view_threshold(upright, train, held, features, lines[0], seed))
     heads = tuple(OodHead(name=name, line=line) for name, line in zip(altered, lines[1:], strict=True))
-    return ImageFit(features, check, _fit_ood(features, heads, train, held))
+    return features, check, _fit_ood(features, heads, train, held)
 
 
 def _view_threshold(
-    upright: npt.NDArray[np.float64],
-    train: LabelledFeatures,
-    held: LabelledFeatures,
-    features: Features,
-    line: LinearScore,
-    seed: int,
-) -> float:
+    upright: npt.NDArray[np.float64], train: LabelledFeatures, held: LabelledFeatures, features: Features,
+    line: LinearScore, seed: int,
+) -> float:  # fmt: skip
     """The probability of the other view that at most ``MAX_FALSE_FLIP_RATE`` of unseen radiographs exceed."""
     fold = folds(train.study, _FOLDS, seed)
     trained = held_out(upright, train.frontal, fold, ridge=RIDGE)

@@ -12,7 +12,7 @@ import numpy as np
 from model.calibration.ood import ViewAssessment, assess_views, ood_scores, percentile
 from model.calibration.schema import Calibration, Floats, Kind
 from model.types import Pixels, View
-from training.calibration.fit_confidence import SentenceTable, held_out_confidence, held_out_rate
+from training.calibration.fit_confidence import SentenceTable, held_out_by_kind
 from training.calibration.fit_ood import LabelledFeatures, cross_validated_percentiles, ood_inputs
 from training.scoring.binary import Bools, auroc, brier, calibration_error, folds, reliability
 
@@ -44,10 +44,7 @@ def view_metrics(calibration: Calibration, held: LabelledFeatures) -> dict[str, 
     right, exchanged = ([assess(pair[::order], _BOTH) for pair in pairs] for order in (1, -1))
     same = [assess(pair, _BOTH) for side in zip(*pairs, strict=True) for pair in pairwise(side)]
     single, wrong = (
-        [
-            assess([row], [View.FRONTAL if frontal == truth else View.LATERAL])
-            for row, frontal in enumerate(held.frontal)
-        ]
+        [assess([row], [_BOTH[int(frontal != truth)]]) for row, frontal in enumerate(held.frontal)]
         for truth in (True, False)
     )
     frontal = np.array([found.checks[0][0] for found in single])
@@ -132,19 +129,15 @@ def _separation(usual: Floats, found: Floats) -> float | None:
 def confidence_metrics(rows: SentenceTable, *, seed: int = 1) -> dict[str, Any]:
     """Quality of the confidence (by a fit to other studies), of the word probability, and of the rate of the kind."""
     sources = {
-        "calibrated": held_out_confidence(rows, seed=seed),
+        "calibrated": held_out_by_kind(rows, rows.values, seed=seed),
         "words": rows.words.astype(np.float64),
-        "rate_of_the_kind": held_out_rate(rows, seed=seed),
+        "rate_of_the_kind": held_out_by_kind(rows, rows.values[:, :0], seed=seed),
     }
 
     def quality(chosen: Bools) -> dict[str, dict[str, float | None]]:
-        truth = rows.correct[chosen]
+        measures = {"ece": calibration_error, "brier": brier, "auroc": auroc}
         return {
-            name: {
-                "ece": calibration_error(values[chosen], truth),
-                "brier": brier(values[chosen], truth),
-                "auroc": auroc(values[chosen], truth),
-            }
+            name: {measure: of(values[chosen], rows.correct[chosen]) for measure, of in measures.items()}
             for name, values in sources.items()
         }
 

@@ -25,7 +25,7 @@ TURNED: Final[Mapping[str, Callable[[Pixels], Pixels]]] = {
     "on its right side": lambda image: np.rot90(image, 3),
     "negative": lambda image: 255 - image,
 }
-"""Effects of a wrong export on a radiograph; (S, S) uint8 in and out."""
+"""Effects of an export error on a radiograph; (S, S) uint8 in and out."""
 
 ALTERED: Final[Mapping[str, Callable[[Pixels], Pixels]]] = {
     "mirrored": lambda image: image[:, ::-1],
@@ -73,18 +73,10 @@ def pictures(folder: Path, size: int, *, most: int | None = None) -> Pixels:
 # --- drawings ---------------------------------------------------------------------------------------------------------
 
 
-def _blank(rng: np.random.Generator, size: int) -> Pixels:
-    return np.full((size, size), rng.integers(256), np.uint8)
-
-
 def _gradient(rng: np.random.Generator, size: int) -> Pixels:
     y, x = np.mgrid[0:size, 0:size] / size - 0.5
     angle = rng.uniform(0, 2 * np.pi)
     return _grey(128 + rng.uniform(60, 240) * (np.cos(angle) * x + np.sin(angle) * y))
-
-
-def _noise(rng: np.random.Generator, size: int) -> Pixels:
-    return rng.integers(0, 256, (size, size), np.uint8)
 
 
 def _clouds(rng: np.random.Generator, size: int) -> Pixels:
@@ -181,9 +173,9 @@ def _grey(values: npt.NDArray[np.floating]) -> Pixels:
 
 
 _DRAWINGS: Final[Mapping[str, Drawing]] = {
-    "blank": _blank,
+    "blank": lambda rng, size: np.full((size, size), rng.integers(256), np.uint8),
     "gradient": _gradient,
-    "noise": _noise,
+    "noise": lambda rng, size: rng.integers(0, 256, (size, size), np.uint8),
     "clouds": _clouds,
     "stripes": _stripes,
     "page of text": _page,

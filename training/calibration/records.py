@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from model.bundle import Bundle
@@ -34,7 +35,7 @@ class ScoredSentence:
 
     words: float
     labels: Mapping[str, Label]
-    correct: bool
+    correct: Annotated[bool, Field(alias="right")]  # in the file it has the name of version 0.1
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Record:
     evidence: Evidence
     positive: frozenset[str]
     sentences: tuple[ScoredSentence, ...]
+
+
+_RECORD = TypeAdapter(Record)
 
 
 def is_supported_by_report(text: str, labels: Mapping[str, Label], report: str) -> bool:
@@ -72,27 +76,20 @@ def _overlap(a: Counter[str], b: Counter[str]) -> float:
 
 @torch.inference_mode()
 def draft_records(
-    bundle: Bundle,
-    index: CaseIndex | None,
-    studies: Sequence[Study],
-    cache: PixelCache,
-    path: Path,
-    *,
-    identity: str,
+    bundle: Bundle, index: CaseIndex | None, studies: Sequence[Study], cache: PixelCache, path: Path, *, identity: str,
     device: torch.device,
-) -> list[Record]:
+) -> list[Record]:  # fmt: skip
     """Draft each study as a service would, and append a record without text to ``path``.
 
     Studies with a record in the file are not drafted again, if the file has the same ``identity``.
     """
     drafter = Drafter(replace(bundle, calibration=None), index, device=device)
-    done = dict(_read(path, identity))
-    kept = [{"drafted_by": identity}, *map(_packed, done.values())]
-    write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-    with path.open("a", encoding="utf-8") as file:
+    done = {record.study_id: record for record in _read(path, identity)}
+    write_atomic(path, b"".join([_head(identity), *map(_line, done.values())]))
+    with path.open("ab") as file:
         for study in tqdm([one for one in studies if one.study_id not in done], desc="draft val", unit="study"):
             done[study.study_id] = record = _record(drafter, study, cache)
-            file.write(json.dumps(_packed(record)) + "\n")
+            file.write(_line(record))
             file.flush()
     return [done[study.study_id] for study in studies]
 
@@ -102,44 +99,29 @@ def _record(drafter: Drafter, study: Study, cache: PixelCache) -> Record:
     (draft,) = drafter.draft([views])
     (evidence,) = drafter.evidence([views])
     truth = label_report(study.report)
-    return Record(
-        study.study_id,
-        evidence,
-        frozenset(name for name, label in truth.items() if label in POSITIVE),
-        tuple(
-            ScoredSentence(
-                sentence.confidence,
-                sentence.labels,
-                is_supported_by_report(sentence.text, sentence.labels, study.report),
-            )
-            for sentence in draft.sentences
-        ),
+    positive = frozenset(name for name, label in truth.items() if label in POSITIVE)
+    sentences = tuple(
+        ScoredSentence(one.confidence, one.labels, is_supported_by_report(one.text, one.labels, study.report))
+        for one in draft.sentences
     )
+    return Record(study.study_id, evidence, positive, sentences)
 
 
-def _packed(record: Record) -> dict[str, Any]:
-    """As JSON; the file keeps the key ``right`` of version 0.1."""
-    content = asdict(record)
-    for sentence in content["sentences"]:
-        sentence["right"] = sentence.pop("correct")
-    content["positive"] = sorted(record.positive)
-    content["evidence"]["shown"] = sorted(record.evidence.shown)
-    return content
-
-
-def _read(path: Path, identity: str) -> Iterator[tuple[str, Record]]:
+def _read(path: Path, identity: str) -> Iterator[Record]:
     """Records of an earlier run with the same identity, up to a line that its end truncated."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for number, line in enumerate(lines):
+    head, *lines = path.read_bytes().splitlines(keepends=True) if path.exists() else [b""]
+    if head != _head(identity):
+        return
+    for line in lines:
         try:
-            one = json.loads(line)
-        except ValueError:
+            yield _RECORD.validate_json(line)
+        except ValidationError:
             return
-        if number:
-            evidence = Evidence(
-                one["evidence"]["cases"], one["evidence"]["images"], frozenset(one["evidence"]["shown"])
-            )
-            sentences = tuple(ScoredSentence(s["words"], s["labels"], s["right"]) for s in one["sentences"])
-            yield one["study_id"], Record(one["study_id"], evidence, frozenset(one["positive"]), sentences)
-        elif one != {"drafted_by": identity}:
-            return
+
+
+def _head(identity: str) -> bytes:
+    return json.dumps({"drafted_by": identity}).encode() + b"\n"
+
+
+def _line(record: Record) -> bytes:
+    return json.dumps(_RECORD.dump_python(record, by_alias=True), default=sorted).encode() + b"\n"  # sets are sorted
