@@ -19,9 +19,8 @@ from training.data.targets import finding_targets, read_soft_scores
 from training.presets import PRESETS, preset
 from training.stages.common import FrozenPartsModule, build_optimizer, mask_suppressed_targets, retrieve
 from training.stages.contrastive import contrastive_loss, label_overlap, label_vectors, phrase_overlap, report_agreement
-from training.stages.index import build_index
+from training.stages.index import build_index, label_agreement, recall
 from training.stages.mbr_table import analyse, report_tokens
-from training.stages.retrieval_metrics import label_agreement, recall
 
 
 def study(number: int, report: str, *views: View | None, split: str = "train") -> Study:

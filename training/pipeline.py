@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from model.files import write_atomic
 from retrieval_index.index import ReportIndex
+from training.cli import write_json
 from training.data.features import PatchSource
 from training.evaluate import evaluate
 from training.evaluation.inference import open_bundle
@@ -23,10 +23,9 @@ from training.prepared_run import PreparedRun
 from training.scoring.metrics import meteor_available
 from training.stage_results import StageResults, evaluation_file
 from training.stages.cross_entropy import train_cross_entropy
-from training.stages.index import build_index
+from training.stages.index import build_index, embed_studies, recall, report_similarity, retrieval_scores
 from training.stages.mbr_table import build_consensus
 from training.stages.pretrain import PretrainData, pretrain
-from training.stages.retrieval_metrics import recall, retrieval_scores, study_report_similarity
 from training.stages.retriever import train_retriever
 from training.stages.scst import train_scst
 
@@ -60,7 +59,10 @@ def run_pipeline(run: PreparedRun, stages: Sequence[str]) -> dict[str, Any]:
         if context.processes.main:
             index = build_index(model, studies.train, tokenizer, run.index_dir, public=inputs.source.name == "openi")
             if config.decoding.method == "consensus":
-                _build_mbr_table(run, index)
+                build_consensus(
+                    studies.train, index.vectors(np.arange(len(index))[None])[0], tokenizer, seed=config.seed,
+                    directions=config.consensus_directions, max_length=config.shape.max_length,
+                ).save(run.mbr_file)  # fmt: skip
             metrics["retrieval"] = _retrieval_metrics(run, index, features)
         results.finish("index", metrics)
 
@@ -91,19 +93,13 @@ def run_pipeline(run: PreparedRun, stages: Sequence[str]) -> dict[str, Any]:
     return results.metrics
 
 
-def _build_mbr_table(run: PreparedRun, index: ReportIndex) -> None:
-    vectors = index.vectors(np.arange(len(index))[None])[0]
-    table = build_consensus(run.studies.train, vectors, run.tokenizer, directions=run.config.consensus_directions,
-                            max_length=run.config.shape.max_length, seed=run.config.seed)  # fmt: skip
-    table.save(run.mbr_file)
-
-
 def _retrieval_metrics(run: PreparedRun, index: ReportIndex, patches: PatchSource) -> dict[str, float]:
     val = run.studies.val
     if not val:
         return {}
-    metrics = recall(study_report_similarity(run.model, patches, val, run.tokenizer))
-    metrics |= retrieval_scores(run.model, index, patches, val, run.config.retrieval_k, run.config.seed)
+    queries = embed_studies(run.model, patches, val)
+    metrics = recall(report_similarity(run.model, queries, val, run.tokenizer))
+    metrics |= retrieval_scores(index, queries, val, run.config.retrieval_k, run.config.seed)
     log.info("retrieval on val: %s", ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     return metrics
 
@@ -122,5 +118,5 @@ def _evaluate(run: PreparedRun) -> dict[str, Any]:
     options = InferenceOptions(device=run.context.device)
     result = evaluate(bundle, index, run.inputs.source, plan, outputs, options, cache=run.cache)
     result["predictions"] = None  # they stay in the work directory, because they hold report texts
-    write_atomic(evaluation_file(run.context.work), (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(evaluation_file(run.context.work), result)
     return {"val": result}

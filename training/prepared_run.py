@@ -60,6 +60,7 @@ class PreparedRun:
     studies: StudySplits
     tokenizer: Tokenizer
     model: ReportModel
+    cache_dir: Path  # of decoded images and features
 
     @classmethod
     def prepare(cls, config: RunConfig, inputs: RunInputs, context: RunContext) -> PreparedRun:
@@ -72,8 +73,9 @@ class PreparedRun:
         wanted = [*source.split("train"), *source.split("val")]
         if config.pretrain is not None:
             wanted += source.extra
+        cache_dir = inputs.cache_dir or context.work / "cache"
         with context.processes.main_process_first():
-            cache = build_pixel_cache(source, wanted, config.image_size, _cache_dir(inputs, context))
+            cache = build_pixel_cache(source, wanted, config.image_size, cache_dir)
         studies = StudySplits(cache.readable(source.split("train")), cache.readable(source.split("val")))
         if not studies.train:
             raise ValueError("no training study has a readable image; check --root, or --annotation and --images")
@@ -85,7 +87,7 @@ class PreparedRun:
         model.backbone.to(memory_format=torch.channels_last)
         log.info("%d training and %d validation studies, %d words, %.1f million weights", len(studies.train),
                  len(studies.val), len(tokenizer), sum(p.numel() for p in model.parameters()) / 1e6)  # fmt: skip
-        return cls(config, context, inputs, cache, studies, tokenizer, model)
+        return cls(config, context, inputs, cache, studies, tokenizer, model, cache_dir)
 
     def frozen_features(self) -> CachedFeatures:
         """Cached features of the backbone as it is now."""
@@ -110,11 +112,6 @@ class PreparedRun:
 
     def _mbr_table(self) -> MbrTable | None:
         return MbrTable.load(self.mbr_file) if self.config.decoding.method == "consensus" else None
-
-    @property
-    def cache_dir(self) -> Path:
-        """The folder of decoded images and features."""
-        return _cache_dir(self.inputs, self.context)
 
     @property
     def index_dir(self) -> Path:
@@ -166,7 +163,3 @@ def model_config(config: RunConfig, vocab_size: int) -> ModelConfig:
         **shape, vocab_size=vocab_size, encoder_layers=layers, decoder_layers=layers, retrieval_k=config.retrieval_k,
         finding_head=config.pretrain is not None,
     )  # fmt: skip
-
-
-def _cache_dir(inputs: RunInputs, context: RunContext) -> Path:
-    return inputs.cache_dir or context.work / "cache"

@@ -1,10 +1,15 @@
-"""Stage ``index``: embed the training reports with the text tower and store them with their cases."""
+"""Stage ``index``: embed the training reports, store them with their cases, measure how well images retrieve them."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from model.network.dual_encoder import embed_reports
 from model.network.report_model import ReportModel
@@ -13,9 +18,12 @@ from model.text.tokenizer import Tokenizer
 from retrieval_index.cases import Case
 from retrieval_index.index import ReportIndex
 from retrieval_index.openi import page_url
+from training.data.features import PatchSource
 from training.data.studies import Study
+from training.data.targets import label_vector
 
 log = logging.getLogger(__name__)
+_BATCH = 64
 
 
 def build_index(
@@ -43,3 +51,60 @@ def build_index(
     index.save(directory)
     log.info("index: %d cases of width %d", len(index), index.dim)
     return index
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def embed_studies(model: ReportModel, patches: PatchSource, studies: Sequence[Study]) -> npt.NDArray[np.float32]:
+    """Embed studies by their images, as in serving: (N, E) float32, L2-normalised."""
+    model.eval()
+    batches = (studies[i : i + _BATCH] for i in range(0, len(studies), _BATCH))
+    return np.concatenate(
+        [model.embed_study(patches.patches(batch, None, tokens=False)).float().cpu().numpy() for batch in batches]
+    )
+
+
+def report_similarity(
+    model: ReportModel, queries: npt.NDArray[np.float32], studies: Sequence[Study], tokenizer: Tokenizer
+) -> Tensor:
+    """(N, N) similarity, on the CPU, of ``embed_studies`` (rows) to the report of each study (columns)."""
+    reports = embed_reports(model.text_tower, tokenizer, [study.report for study in studies])
+    return torch.from_numpy(queries) @ torch.from_numpy(reports).t()
+
+
+def recall(similarity: Tensor) -> dict[str, float]:
+    """Share of studies whose report ranks among the best 1, 5 and 10, and the mean reciprocal rank
+    ``mrr``; ``similarity`` (N, N) is of study i to report j. Ties do not lower a rank.
+    """
+    rank = (similarity > similarity.diagonal()[:, None]).sum(1)
+    metrics = {f"recall_{k}": float((rank < k).float().mean()) for k in (1, 5, 10)}
+    return {**metrics, "mrr": float((1 / (rank + 1)).mean())}
+
+
+def label_agreement(retrieved: Sequence[Sequence[str]], reports: Sequence[str]) -> float:
+    """Mean Jaccard overlap of the present findings of reports and of those retrieved for them."""
+    total = []
+    for report, others in zip(reports, retrieved, strict=True):
+        expected = label_vector(report)[0] > 0
+        for other in others:
+            found = label_vector(other)[0] > 0
+            union = (expected | found).sum()
+            total.append(float((expected & found).sum() / union) if union else 1.0)
+    return float(np.mean(total)) if total else 0.0
+
+
+def retrieval_scores(
+    index: ReportIndex, queries: npt.NDArray[np.float32], studies: Sequence[Study], k: int, seed: int
+) -> dict[str, float]:
+    """Label agreement of the top-k cases for the embeddings of ``studies``, and that of random cases."""
+    _, rows = index.search(queries, k, exclude=[study.study_id for study in studies])
+    reports = [study.report for study in studies]
+    drawn = np.random.default_rng(seed).integers(0, len(index), rows.shape)
+    found, random = (
+        [[index.case(int(row)).findings or "" for row in row_set if row >= 0] for row_set in table]
+        for table in (rows, drawn)
+    )
+    return {f"label_agreement_top{k}": label_agreement(found, reports),
+            "label_agreement_random": label_agreement(random, reports)}  # fmt: skip

@@ -111,17 +111,10 @@ def build_consensus(
     basis, basis_step = in_steps(found.basis, 1)
     coordinates, coordinate_step = in_steps(found.coordinates, 0)
     return MbrTable(
-        keys=found.keys,
-        order=found.order,
-        idf=found.idf,
-        basis=basis,
+        **{**vars(found), "basis": basis, "coordinates": coordinates},
         basis_step=basis_step,
-        vectors=in_steps(vectors, 1)[0],
-        coordinates=coordinates,
         coordinate_step=coordinate_step,
-        norms=found.norms,
+        vectors=in_steps(vectors, 1)[0],
         lengths=(tokens > 0).sum(1).astype(np.int16),
         findings=np.stack([label_vector(study.report)[0] for study in studies]).astype(np.uint8),
-        frequent=found.frequent,
-        holds=found.holds,
     )

@@ -18,8 +18,8 @@ from training.config import RetrieverConfig
 from training.data.features import PatchSource
 from training.stages.common import Rows, StudySplits, encode_reports, shuffled_batches
 from training.stages.contrastive import contrastive_loss, label_overlap, label_vectors, report_agreement
+from training.stages.index import embed_studies, recall, report_similarity
 from training.stages.mbr_table import analyse, report_tokens
-from training.stages.retrieval_metrics import recall, study_report_similarity
 from training.trainer.context import RunContext
 from training.trainer.loop import Loop, LoopConfig
 
@@ -69,7 +69,7 @@ def train_retriever(
         return {"loss": contrastive_loss(similarity, agreement, scale, config.label_weight) / processes.count}
 
     def validate() -> dict[str, float]:
-        similarity = study_report_similarity(model, features, val, tokenizer)
+        similarity = report_similarity(model, embed_studies(model, features, val), val, tokenizer)
         agreement = label_overlap(labels[len(train) :])
         loss = contrastive_loss(similarity, agreement, float(encoders.log_scale.exp()), config.label_weight)
         return {"loss": float(loss), **recall(similarity)}

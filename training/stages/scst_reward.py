@@ -28,12 +28,7 @@ FINDING_COST = 0.2  # about half of the label F1 that can be reached
 
 
 class Reward:
-    """Rewards of drafts of training studies.
-
-    Args:
-        reports: of the training studies, as the source holds them.
-        weights: of the parts.
-    """
+    """Rewards of drafts of training studies against their ``reports``, as the source holds them."""
 
     def __init__(self, reports: Sequence[str], weights: RewardConfig) -> None:
         vocabulary = comparable_vocabulary(reports)
@@ -42,16 +37,13 @@ class Reward:
         self._weights = weights
 
     def __call__(self, drafts: Sequence[str], ended: Sequence[bool], rows: Sequence[int]) -> dict[str, Floats]:
-        """Score B drafts against their studies' reports.
+        """Score B drafts, tokens joined by spaces, against the report of the study in each of ``rows``.
 
-        Args:
-            drafts: tokens joined by spaces.
-            ended: whether each draft has its end token.
-            rows: number of each draft's study in ``reports``.
+        ``ended``: whether each draft has its end token.
 
         Returns:
-            ``reward`` and its parts before weighting, (B,) each: ``cider`` 0 to 10, ``bleu4`` 0 to
-            1, ``label_f1`` as ``finding_gain``. Parts of weight 0 are left out.
+            ``reward`` and its parts before weighting, (B,) each: ``cider`` 0 to 10, ``bleu4`` 0 to 1, ``label_f1`` as
+            ``finding_gain``. Parts of weight 0 are left out.
         """
         texts = [comparable_prediction(draft) for draft in drafts]
         closed = [f"{text} {EOS}" if end else text for text, end in zip(texts, ended, strict=True)]
