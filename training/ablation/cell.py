@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +26,9 @@ from pydantic import Field
 
 from model.config import Count, Frozen
 from model.devices import choose_device
-from model.files import write_atomic
-from training.ablation.external_eval import EvalPaths, External, score_outside
+from training.ablation.external_eval import External, score_outside
 from training.ablation.table import draw_predictions, save_draws
-from training.cli import open_source
+from training.cli import open_source, write_json
 from training.config import RunConfig
 from training.data.studies import Source
 from training.evaluation.inference import open_bundle
@@ -95,7 +94,13 @@ def run_cell(job: Job, folder: Path) -> None:
     if not (folder / "result.json").exists():
         _train(job, source, folder, device)
     if job.external is not None and external_missing(job.external, folder):
-        _score_external(job.external, source, job.cache / "external", folder, device)
+        bundle, index = open_bundle(folder / "bundle", device)
+        result, drawn = score_outside(
+            job.external, bundle, index, source.split("train"), device=device, work_dir=job.cache / "external",
+            predictions=folder / "evaluate" / "external.jsonl",
+        )  # fmt: skip
+        save_draws(folder / "external.npz", drawn)
+        write_json(folder / "external.json", {"set": job.external.identity(), **result})
 
 
 def external_missing(external: External, folder: Path) -> bool:
@@ -126,7 +131,7 @@ def _train(job: Job, source: Source, folder: Path, device: torch.device) -> None
         "skipped_images": len(run.cache.skipped),
         "metrics": metrics,
     }
-    _write_json(folder / "result.json", content)
+    write_json(folder / "result.json", content)
     for checkpoint in folder.glob("*/checkpoint.pt"):
         checkpoint.unlink()  # a finished stage is resumed from its result
 
@@ -158,18 +163,6 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _score_external(external: External, source: Source, work: Path, folder: Path, device: torch.device) -> None:
-    bundle, index = open_bundle(folder / "bundle", device)
-    paths = EvalPaths(device, work, folder / "evaluate" / "external.jsonl")
-    result, drawn = score_outside(external, bundle, index, source.split("train"), paths)
-    save_draws(folder / "external.npz", drawn)
-    _write_json(folder / "external.json", {"set": external.identity(), **result})
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
 # --- as a process -----------------------------------------------------------------------------------------------------
 
 
@@ -194,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write_failure(folder: Path, reason: str) -> None:
     """Record why a cell has no scores."""
-    _write_json(folder / "failed.json", {"reason": reason})
+    write_json(folder / "failed.json", {"reason": reason})
 
 
 def end_with_parent() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,6 @@ class External(Frozen):
         return {"kind": kind, "name": table.name, "digest": file_sha256(table), "limit": self.limit}
 
 
-@dataclass(frozen=True)
-class EvalPaths:
-    """Device of a cell, folder of decoded images, file for the drafts of an annotation."""
-
-    device: torch.device
-    work_dir: Path
-    predictions: Path
-
-
 def check_external(external: External) -> str:
     """Open the set once, before anything is trained, and describe it in a line.
 
@@ -70,31 +61,27 @@ def check_external(external: External) -> str:
 
 
 def score_outside(
-    external: External, bundle: Bundle, index: CaseIndex | None, train: Sequence[Study], paths: EvalPaths
-) -> tuple[dict[str, Any], Resampled]:
-    """Score a bundle on the external images.
+    external: External, bundle: Bundle, index: CaseIndex | None, train: Sequence[Study], *, device: torch.device,
+    work_dir: Path, predictions: Path,
+) -> tuple[dict[str, Any], Resampled]:  # fmt: skip
+    """Score a bundle on the external images; the drafts for an annotation are written to ``predictions``.
 
-    Args:
-        external: the set.
-        bundle, index: the system.
-        train: training studies of the ablation; their vocabulary cleans the references of an annotation, so that it is
-            the same for all rows.
-        paths: device and folders.
+    ``train`` are the training studies of the ablation. Their vocabulary cleans the references of an annotation, so that
+    it is the same for all rows.
 
     Returns:
         The content of ``external.json`` (``n``, ``figures`` and more), and the metrics on each draw.
     """
-    options = InferenceOptions(device=paths.device)
+    options = InferenceOptions(device=device)
     if external.labels is not None:
         found = read_external(external.labels, external.images, limit=external.limit)
-        return score_external(bundle, index, found, work_dir=paths.work_dir, options=options)
+        return score_external(bundle, index, found, work_dir=work_dir, options=options)
     source, split = _annotated(external)
     source = replace(source, studies=(*source.split(split), *train))
     plan = EvaluationPlan(split, limit=external.limit, baselines=False, meteor=meteor_available(), draws=0)
-    outputs = Outputs(paths.work_dir, predictions=paths.predictions)
-    result = evaluate(bundle, index, source, plan, outputs, options)
-    drawn = draw_predictions(paths.predictions)
-    return {"n": result["n"], "figures": result["system"], "split": split, "notes": result["notes"]}, drawn
+    result = evaluate(bundle, index, source, plan, Outputs(work_dir, predictions=predictions), options)
+    content = {"n": result["n"], "figures": result["system"], "split": split, "notes": result["notes"]}
+    return content, draw_predictions(predictions)
 
 
 def _annotated(external: External) -> tuple[Source, SplitName]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from training.ablation.cell import Job, Reuse, external_missing
-from training.ablation.external_eval import External
-from training.ablation.rows import Scale, changes, resolve, shared_stages
+from training.ablation.external_eval import External, check_external
+from training.ablation.rows import ROWS, Scale, changes, parse_weights, read_scale, resolve, shared_stages
 from training.cli import open_source
 from training.run_manifest import differences
 
@@ -57,35 +57,19 @@ class Plan:
         return {now: changes(first[before], first[now]) for before, now in pairwise(self.rows)}
 
 
-def make_plan(
-    *,
-    out: Path,
-    rows: Sequence[str],
-    seeds: int,
-    scale: Scale,
-    weights: Mapping[str, str] | str | None,
-    precision: str,
-    device: str,
-    data: Mapping[str, Any],
-    external: External | None,
-) -> Plan:
-    """List the cells and compare them with the ones in ``out``.
-
-    Args:
-        out: folder of the table and the cells.
-        rows: names, in the table's order.
-        seeds: 1 to this number.
-        scale: the budget of all rows.
-        weights: of the backbones, as ``training.ablation.rows.resolve`` takes them.
-        precision, device: of training.
-        data: ``dataset``, ``root``, ``annotation``, ``images``, ``soft_scores`` as ``training.run`` takes them.
-        external: what the external column is measured on.
+def make_plan(arguments: Namespace) -> Plan:
+    """List the cells that the command line asks for and compare them with the ones in ``--out``.
 
     Raises:
-        ValueError: the data cannot be opened or has no validation study, the weights do not suit the rows, or a cell
-            in ``out`` has other settings.
+        ValueError: an option or a file cannot be used, the data set has no training or no validation study, or a cell
+            in ``--out`` has other settings.
     """
-    source = open_source(Namespace(**data))
+    external, out, scale = _external(arguments), arguments.out, read_scale(arguments.scale)
+    if not (rows := tuple(row for row in ROWS if row in arguments.presets)):
+        raise ValueError(f"--presets names no row; choose from {','.join(ROWS)}")
+    weights = parse_weights(arguments.backbone_weights)
+    data = {name: getattr(arguments, name) for name in ("dataset", "root", "annotation", "images", "soft_scores")}
+    source = open_source(arguments)
     for note in source.notes:
         log.info("%s", note)
     studies = {split: len(source.split(split)) for split in ("train", "val")}
@@ -93,11 +77,11 @@ def make_plan(
         if not count:
             raise ValueError(f"the data set has no {split} study; an ablation trains on train and is scored on val")
     common = {
-        **data, "precision": precision, "device": device, "studies": studies, "external": external,
+        **data, "precision": arguments.precision, "device": arguments.device, "studies": studies, "external": external,
         "train_limit": scale.train_limit, "evaluate_limit": scale.evaluate_limit, "cache": out / "cache",
     }  # fmt: skip
     cells = []
-    for seed in range(1, seeds + 1):
+    for seed in range(1, arguments.seeds + 1):
         before: Planned | None = None
         for row in rows:
             config = resolve(row, seed=seed, scale=scale, weights=weights)
@@ -107,11 +91,25 @@ def make_plan(
             job = Job.model_validate({**common, "row": row, "config": config, "reuse": reuse})
             before = Planned(row, seed, out / "cells" / f"{row}-seed{seed}", job)
             cells.append(before)
-    if data["soft_scores"] is not None and not data["soft_scores"].is_file():
-        raise ValueError(f"--soft-scores {data['soft_scores']}: no such file")
+    if arguments.soft_scores is not None and not arguments.soft_scores.is_file():
+        raise ValueError(f"--soft-scores {arguments.soft_scores}: no such file")
     _check_weights(cells)
     _check_before(cells)
-    return Plan(out, tuple(rows), tuple(range(1, seeds + 1)), scale, external, tuple(cells))
+    return Plan(out, rows, tuple(range(1, arguments.seeds + 1)), scale, external, tuple(cells))
+
+
+def _external(arguments: Namespace) -> External | None:
+    images, labels, annotation = (
+        path and path.resolve()
+        for path in (arguments.external_images, arguments.external_labels, arguments.external_annotation)
+    )
+    if images is None:
+        if labels or annotation:
+            raise ValueError("--external-labels and --external-annotation need --external-images DIR")
+        return None
+    external = External(images=images, labels=labels, annotation=annotation, limit=arguments.external_limit)
+    log.info("%s", check_external(external))
+    return external
 
 
 def _check_weights(cells: Sequence[Planned]) -> None:

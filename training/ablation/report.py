@@ -34,7 +34,10 @@ def markdown(result: Mapping[str, Any]) -> str:
     parts += [_main(table, result["outside"] is not None).markdown(), HOW]
     if result["outside"] is not None:
         parts.append(result["outside"])
-    parts += [*_steps(table, result["changes"]), *_swapped(table), *_failed(result["cells_failed"])]
+    parts += [*_steps(table, result["changes"]), *_swapped(table)]
+    if failed := result["cells_failed"]:
+        reasons = (f"- {cell['row']}, seed {cell['seed']}: {cell['reason']}" for cell in failed)
+        parts += ["## Cells without scores", "\n".join(reasons)]
     return "\n\n".join([*parts, *published_markdown()]) + "\n"
 
 
@@ -45,26 +48,18 @@ def _main(table: Mapping[str, Any], external: bool) -> Table:
         scores, other = entry["figures"], entry["external"] or {}
         cells = [scores.get(name) for name in COLUMNS] + [other.get(name) for name in outside]
         rows.append([f"**{row}**", *(number(cell and cell["mean"]) for cell in cells)])
-        rows.append(["95 %, studies", *(_interval(cell and cell["studies_95"]) for cell in cells)])
+        rows.append(["95 %, studies", *(interval(cell and cell["studies_95"]) or NO_VALUE for cell in cells)])
         if (seeds := len(entry["seeds"])) > 1:
             rows.append([f"95 %, {seeds} seeds", *map(_half_width, cells)])
     for name, entry in table["trivial"].items():
         label = f"*{name.replace('_', ' ')}*" + (f" ({entry['of']})" if entry["of"] else "")
-        rows.append(
-            [label, *(number(entry["figures"].get(column)) for column in COLUMNS), *(NO_VALUE for _ in outside)]
-        )
+        rows.append([label, *(number(entry["figures"].get(name)) for name in COLUMNS), *(NO_VALUE for _ in outside)])
     return Table(["row", *map(title, COLUMNS), *(f"external {title(name)}" for name in outside)], rows)
-
-
-def _interval(ends: Sequence[float] | None) -> str:
-    return interval(ends) or NO_VALUE
 
 
 def _half_width(cell: Mapping[str, Any] | None) -> str:
     """Half of the interval over seeds, which is symmetric around the mean."""
-    if cell is None or cell["seeds_95"] is None:
-        return NO_VALUE
-    return f"± {number(cell['seeds_95'][1] - cell['mean'])}"
+    return NO_VALUE if cell is None or not cell["seeds_95"] else f"± {number(cell['seeds_95'][1] - cell['mean'])}"
 
 
 def _steps(table: Mapping[str, Any], changes: Mapping[str, Sequence[str]]) -> list[str]:
@@ -84,10 +79,8 @@ def _steps(table: Mapping[str, Any], changes: Mapping[str, Sequence[str]]) -> li
 
 
 def _gain(cell: Mapping[str, Any] | None) -> str:
-    if cell is None:
-        return NO_VALUE
-    text = number(cell["difference"], sign=True)
-    if cell["studies_95"] is None:
+    text = number(cell["difference"] if cell else None, sign=True)
+    if not cell or cell["studies_95"] is None:
         return text
     return f"{text} ({interval(cell['studies_95'], sign=True)}; p {number(cell['p'])})"
 
@@ -104,13 +97,6 @@ def _swapped(table: Mapping[str, Any]) -> list[str]:
     return ["## With images swapped between studies", note, Table(head, rows).markdown()]
 
 
-def _failed(failed: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not failed:
-        return []
-    lines = (f"- {cell['row']}, seed {cell['seed']}: {cell['reason']}" for cell in failed)
-    return ["## Cells without scores", "\n".join(lines)]
-
-
 def comma_separated(table: Mapping[str, Any]) -> str:
     """CSV with one line for each row, set and metric; ``values`` holds the single seeds, joined by spaces."""
     text = io.StringIO()
@@ -118,11 +104,10 @@ def comma_separated(table: Mapping[str, Any]) -> str:
     lines.writerow(["row", "set", "figure", "seeds", "mean", "studies_low", "studies_high", "seeds_low", "seeds_high",
                     "values"])  # fmt: skip
     for row, entry in table["rows"].items():
-        for where in ("figures", "external"):
+        for kind, where in (("val", "figures"), ("external", "external")):
             for name, one in (entry[where] or {}).items():
                 ends = [*(one["studies_95"] or ("", "")), *(one["seeds_95"] or ("", ""))]
                 values = " ".join(map(str, one["values"].values()))
-                kind = "val" if where == "figures" else where
                 lines.writerow([row, kind, name, len(one["values"]), one["mean"], *ends, values])
     for name, entry in table["trivial"].items():
         for metric in METRICS:

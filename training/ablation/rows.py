@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +36,14 @@ _ROWS_DECIDE = ("preset", "seed", "shape.backbone", "backbone_weights", "retriev
 
 
 class Scale(Frozen):
-    """Changes for a smaller machine, the same in every row.
-
-    Attributes:
-        name: for tables and logs.
-        overrides: dotted names of the configuration, ``ce.epochs``, with their values; those of a stage that a row does
-            not have are ignored.
-        pretrain: the stage of this name for every row, instead of ImageNet weights where these are not available; None
-            leaves it out, as the presets do.
-        train_limit: training studies, evenly spaced over the split; None takes all.
-        evaluate_limit: validation studies that are scored in the end, the first ones; None takes all.
-    """
+    """Changes for a smaller machine, the same in every row."""
 
     name: str
+    # values by dotted name, ``ce.epochs``; those of a stage that a row does not have are ignored
     overrides: dict[str, int | float | str | None] = Field(default_factory=dict)
-    pretrain: PretrainConfig | None = None
-    train_limit: Count | None = None
-    evaluate_limit: Count | None = None
+    pretrain: PretrainConfig | None = None  # of every row, where ImageNet weights are not available
+    train_limit: Count | None = None  # training studies, evenly spaced over the split; None takes all
+    evaluate_limit: Count | None = None  # the first validation studies, scored at the end; None takes all
 
 
 SCALES: Mapping[str, Scale] = {
@@ -81,12 +72,8 @@ def read_scale(name: str) -> Scale:
 def resolve(row: str, *, seed: int, scale: Scale, weights: Mapping[str, str] | str | None = None) -> RunConfig:
     """The configuration of one cell.
 
-    Args:
-        row: one of ``ROWS``.
-        seed: of the run.
-        scale: the budget.
-        weights: of the backbone: ``none``, ``imagenet`` or a file for every row, or a file by backbone name; None
-            keeps the preset's.
+    ``weights`` of the backbone: ``none``, ``imagenet`` or a file for every row, or a file by backbone name; None
+    keeps the preset's.
 
     Raises:
         ValueError: the scale names no field of the configuration, or one that makes the rows differ, or a value that
@@ -125,16 +112,13 @@ def _override(values: dict[str, Any], name: str, value: object, scale: str) -> N
     values[last] = value
 
 
-def _names(model: Any, prefix: str = "") -> set[str]:
-    """Dotted names of all plain fields below a configuration, those of its optional stages among them."""
-    values = model.model_dump()
-    found = {f"{prefix}{name}" for name, value in values.items() if not isinstance(value, dict)}
-    for name in values.keys() - {name.removeprefix(prefix) for name in found}:
-        found |= _names(getattr(model, name), f"{prefix}{name}.")
-    return found
+def _names(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all plain fields of a dumped configuration."""
+    for name, value in values.items():
+        yield from _names(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
 
 
-_NAMES = _names(preset("retrieval-scst"))  # the row that has every stage
+_NAMES = frozenset(_names(preset("retrieval-scst").model_dump()))  # the row that has every stage
 
 
 def changes(before: RunConfig, now: RunConfig) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from training.ablation.plan import Plan, Planned, describe
 from training.ablation.plot import plot_table
 from training.ablation.report import comma_separated, markdown
 from training.ablation.table import Cell, read_cell, tabulate
+from training.cli import write_json
 
 log = logging.getLogger("training")
 
@@ -68,22 +69,20 @@ def run_cell_process(folder: Path) -> int:
 def run_plan(plan: Plan) -> list[dict[str, Any]]:
     """Run all cells that are not finished, and write the table after each; returns the ``failures``."""
     left = [cell for cell in plan.cells if not cell.finished]
-    log.info("ablation: %d cells, %d of them done before", len(plan.cells), len(plan.cells) - len(left))
+    total, done = len(plan.cells), len(plan.cells) - len(left)
+    log.info("ablation: %d cells, %d of them done before", total, done)
     write_table(plan)
-    for number, cell in enumerate(left):
-        log.info("cell %d of %d: %s, seed %d", len(plan.cells) - len(left) + number + 1, len(plan.cells), cell.row,
-                 cell.seed)  # fmt: skip
+    for number, cell in enumerate(left, 1):
+        log.info("cell %d of %d: %s, seed %d", done + number, total, cell.row, cell.seed)
         began = time.monotonic()
         _run(cell)
-        took = timedelta(seconds=round(time.monotonic() - began))
-        remain = remaining(plan, left[number + 1 :])
+        took, remain = timedelta(seconds=round(time.monotonic() - began)), remaining(plan, left[number:])
         log.info("%s, seed %d: %s after %s; %d cells left%s", cell.row, cell.seed,
-                 "done" if cell.finished else f"failed ({_reason(cell)})", took, len(left) - number - 1,
+                 "done" if cell.finished else f"failed ({_reason(cell)})", took, len(left) - number,
                  f", about {timedelta(seconds=round(remain))}" if remain else "")  # fmt: skip
         write_table(plan)
     failed = failures(plan)
-    log.info("ablation: %d of %d cells have scores; %s", len(plan.cells) - len(failed), len(plan.cells),
-             plan.out / "ablation.md")  # fmt: skip
+    log.info("ablation: %d of %d cells have scores; %s", total - len(failed), total, plan.out / "ablation.md")
     return failed
 
 
@@ -107,11 +106,8 @@ def _reason(cell: Planned) -> str:
 
 def failures(plan: Plan) -> list[dict[str, Any]]:
     """The cells that failed: row, seed, reason."""
-    return [
-        {"row": cell.row, "seed": cell.seed, "reason": _reason(cell)}
-        for cell in plan.cells
-        if not cell.finished and (cell.folder / "failed.json").exists()
-    ]
+    failed = [cell for cell in plan.cells if not cell.finished and (cell.folder / "failed.json").exists()]
+    return [{"row": cell.row, "seed": cell.seed, "reason": _reason(cell)} for cell in failed]
 
 
 def remaining(plan: Plan, left: Sequence[Planned]) -> float | None:
@@ -136,7 +132,7 @@ def write_table(plan: Plan) -> None:
     result = collect(plan, cells)
     if not cells and not result["cells_failed"]:
         return
-    write_atomic(plan.out / "ablation.json", (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(plan.out / "ablation.json", result)
     write_atomic(plan.out / "ablation.md", markdown(result).encode())
     write_atomic(plan.out / "ablation.csv", comma_separated(result["table"]).encode())
     if cells:
