@@ -25,7 +25,7 @@ from training.evaluate import evaluate, main
 from training.evaluation import inference
 from training.evaluation.inference import swap_images, wanted_studies, with_images
 from training.evaluation.metric_tables import format_table
-from training.evaluation.plan import EvaluationPlan, InferenceOptions, Outputs
+from training.evaluation.plan import SWAPS, EvaluationPlan, InferenceOptions, Outputs
 from training.openi import annotation
 from training.phantoms import write_phantom_root
 from training.scoring.metrics import METRICS, score
@@ -76,7 +76,7 @@ def test_command_writes_metrics_and_predictions(bundle: Bundle, root: Path, tmp_
     table = tmp_path / "labels.csv"
     _write_labels(table, [study.uid for study in open_openi(root).split("val")])
     arguments = ["--bundle", str(bundle.path), "--dataset", "openi", "--root", str(root), "--split", "val",
-                 "--out", str(out), "--device", "cpu", "--beam-size", "2", "--no-meteor", "--exchange-images",
+                 "--out", str(out), "--device", "cpu", "--beam-size", "2", "--no-meteor", "--counterfactuals",
                  "--reference-labels", str(table)]  # fmt: skip
     assert main(arguments) == 0
     result = json.loads(out.read_text())
@@ -91,7 +91,8 @@ def test_command_writes_metrics_and_predictions(bundle: Bundle, root: Path, tmp_
         low, high = result["confidence_95"][row]["BLEU_1"]
         assert low <= result[row]["BLEU_1"] <= high
     assert set(result["confidence_95"]["baselines"]) == set(result["baselines"])
-    assert set(result["system_minus"]) == {*result["baselines"], "system_images_exchanged"}
+    swapped = {f"system_{swap}_exchanged" for swap in SWAPS}
+    assert set(result["system_minus"]) == {*result["baselines"], *swapped}
     minus = result["system_minus"]["constant"]["CIDEr"]
     difference = result["system"]["CIDEr"] - result["baselines"]["constant"]["CIDEr"]
     assert minus["difference"] == pytest.approx(difference)

@@ -112,7 +112,7 @@ def test_metrics_are_kept_if_the_page_fails_and_page_needs_no_draws(folder: Path
     predictions = tmp_path / "texts" / "p.jsonl"
     arguments = ["--bundle", str(bundle), "--root", str(folder / "root"), "--out", str(out), "--draws", "0",
                  "--work", str(folder / "val.work"), "--device", "cpu", "--beam-size", "2", "--no-meteor",
-                 "--exchange-images", "--report", str(report), "--predictions", str(predictions)]  # fmt: skip
+                 "--counterfactuals", "--report", str(report), "--predictions", str(predictions)]  # fmt: skip
     assert main(arguments) == 2
     result = json.loads(out.read_text())
     assert result["predictions"] == "texts/p.jsonl"
@@ -160,16 +160,16 @@ def test_gallery_shows_no_study_twice(count: int, sizes: list[int]) -> None:
     drafted = _drafted([f"word{row} is here." for row in range(count)], [None] * count)
     groups = gallery(drafted)
     assert [len(group) for group in groups.values()] == sizes
-    assert len({study.study_id for group in groups.values() for study in group}) == sum(sizes)
+    assert len({study["study_id"] for group in groups.values() for study in group}) == sum(sizes)
 
 
 def test_gallery_ranks_by_cider() -> None:
     drafted = _drafted([f"finding{row} is here." for row in range(9)], [None] * 9)
     wrong = [*drafted.drafts[:6], *(Draft("other.", (), {}, (), (), {}) for _ in range(3))]
     groups = gallery(EvaluatedSplit(drafted.studies, wrong, drafted.cache, drafted.references, {}), per_group=3)
-    assert [study.study_id for study in groups["worst"]] == ["s06", "s07", "s08"]
-    assert all(study.cider == 0.0 for study in groups["worst"])
-    assert min(study.cider for study in groups["best"] + groups["median"]) > 2
+    assert [study["study_id"] for study in groups["worst"]] == ["s06", "s07", "s08"]
+    assert all(study["cider"] == 0.0 for study in groups["worst"])
+    assert min(study["cider"] for study in groups["best"] + groups["median"]) > 2
 
 
 def test_hostile_texts_are_escaped(folder: Path, tmp_path: Path) -> None:

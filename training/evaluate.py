@@ -11,7 +11,6 @@ with the same metrics, plots and a gallery of studies.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -34,28 +33,18 @@ from training.cli import (
     open_source,
     positive,
     run_command,
+    write_json,
 )  # fmt: skip
-from training.data.label_table import read_present
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.studies import Source
-from training.evaluation import inference
+from training.data.tables import read_present
+from training.evaluation import inference, scoring
 from training.evaluation.counterfactuals import make_counterfactual_rows, score_counterfactual_rows
 from training.evaluation.external_scorers import external_scores
 from training.evaluation.metric_tables import format_table
 from training.evaluation.page import EvaluatedSplit, write_page
 from training.evaluation.plan import DEFAULT_OPTIONS, SWAPS, EvaluationPlan, InferenceOptions, Outputs, SplitName, Views
-from training.evaluation.predictions import prediction_lines
-from training.evaluation.scoring import (
-    TRIVIAL,
-    KnownTexts,
-    ReferenceSet,
-    against_table,
-    certainty,
-    known_texts,
-    make_rows,
-    score_rows,
-    word_tables,
-)
+from training.evaluation.scoring import KnownTexts, ReferenceSet
 from training.scoring.baselines import TrivialRow
 from training.scoring.bootstrap import DRAWS
 from training.scoring.metrics import meteor_available
@@ -66,27 +55,17 @@ log = logging.getLogger("training")
 
 
 def evaluate(
-    bundle: Bundle,
-    index: CaseIndex | None,
-    source: Source,
-    plan: EvaluationPlan,
-    outputs: Outputs,
-    options: InferenceOptions = DEFAULT_OPTIONS,
-    *,
-    cache: PixelCache | None = None,
-    notes: Sequence[str] = (),
-) -> dict[str, Any]:
+    bundle: Bundle, index: CaseIndex | None, source: Source, plan: EvaluationPlan, outputs: Outputs,
+    options: InferenceOptions = DEFAULT_OPTIONS, *, cache: PixelCache | None = None, notes: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
     """Draft each study of a split and score the drafts.
 
     Args:
-        bundle: the system.
-        index: its reference cases; None for a bundle without retrieval.
+        bundle, index: the system and its reference cases; None for a bundle without retrieval.
         source: the data set. Its train and val reports also give the vocabulary and the trivial rows.
-        plan: what is drafted and scored.
-        outputs: where results go. The metrics file is written before the page, so a failing page loses no drafts.
-        options: how drafts are computed.
+        plan, outputs, options: what is scored, where results go, how drafts are computed.
         cache: decoded images of the split where the caller has them; ``outputs.work_dir`` then stays untouched.
-        notes: of the caller, added to the notes of this evaluation.
+        notes: added to the notes of this evaluation.
 
     Returns:
         The content of ``metrics.json``: metrics and study ids, no text.
@@ -112,12 +91,12 @@ def evaluate(
     findings = [draft.findings for draft in drafts]
     counterfactuals, not_run = make_counterfactual_rows(write, studies, plan, retrieval=index is not None)
 
-    texts = known_texts(bundle, index, source)
+    texts = scoring.known_texts(bundle, index, source)
     references = ReferenceSet([study.report for study in studies], texts.vocabulary, plan.meteor)
     rows: dict[str, TrivialRow] = {}
-    reasons: dict[str, str] = dict.fromkeys(TRIVIAL, "not asked for")
+    reasons: dict[str, str] = dict.fromkeys(scoring.TRIVIAL, "not asked for")
     if plan.baselines:
-        rows, reasons = make_rows(texts, drafts, len(studies))
+        rows, reasons = scoring.make_rows(texts, drafts, len(studies))
     result = {
         **_system_scores(references, findings, texts, rows, reasons, plan),
         "predictions": None,
@@ -136,20 +115,20 @@ def evaluate(
     score_counterfactual_rows(result, counterfactuals, references, findings, draws=plan.draws, seed=plan.seed)
     if plan.reference_labels is not None:
         name = plan.reference_labels.name
-        result["reference_labels"] = against_table(name, label_table, studies, findings, rows, references)
+        result["reference_labels"] = scoring.against_table(name, label_table, studies, findings, rows, references)
     if plan.external_scorers:
         result["clinical"], skipped_scorers = external_scores(references, findings, rows)
         not_run |= skipped_scorers
 
     if outputs.predictions is not None:
-        write_atomic(outputs.predictions, prediction_lines(studies, drafts, references))
+        write_atomic(outputs.predictions, scoring.prediction_lines(studies, drafts, references))
         start = (outputs.metrics or outputs.predictions).parent
         result["predictions"] = Path(os.path.relpath(outputs.predictions, start)).as_posix()
         log.info("wrote %s (it holds report texts: do not share it)", outputs.predictions)
     if outputs.metrics is not None:
-        write_atomic(outputs.metrics, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+        write_json(outputs.metrics, result)
         log.info("wrote %s", outputs.metrics)
-    if outputs.report is not None:
+    if outputs.report is not None:  # after the metrics file, so that a failing page loses no drafts
         write_page(outputs.report, result, EvaluatedSplit(studies, drafts, cache, references, texts.train))
     return result
 
@@ -168,10 +147,10 @@ def _system_scores(
         "system": system,
         "system_full": system_full,
         "copied": references.copied(findings, texts.train.values()),
-        **score_rows(references, rows, reasons),
-        **certainty(references, findings, rows, draws=plan.draws, seed=plan.seed),
+        **scoring.score_rows(references, rows, reasons),
+        **scoring.intervals_and_differences(references, findings, rows, draws=plan.draws, seed=plan.seed),
         "by_chance": permutation_test(comparable, draws=plan.draws, seed=plan.seed),
-        **word_tables(references, findings, rows),
+        **scoring.word_tables(references, findings, rows),
     }
 
 
@@ -199,13 +178,6 @@ def _provenance(
 # --- command line -----------------------------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``python -m training.evaluate``; returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    interrupted = "interrupted; files that the log does not name were not written"
-    return run_command(lambda: _run(arguments), interrupted=interrupted)
-
-
 def _run(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     outputs = Outputs(
@@ -219,7 +191,7 @@ def _run(arguments: argparse.Namespace) -> int:
     plan = EvaluationPlan(
         **{name: getattr(arguments, name) for name in
            ("split", "limit", "views", "single_views", "reference_labels", "draws", "seed")},
-        swaps=SWAPS if arguments.counterfactuals else ("images",) if arguments.exchange_images else (),
+        swaps=SWAPS if arguments.counterfactuals else (),
         meteor=meteor,
         external_scorers=True,
     )  # fmt: skip
@@ -242,7 +214,8 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m training.evaluate``; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Score a bundle on a split.")
     parser.add_argument("--bundle", type=Path, required=True)
     add_dataset_arguments(parser)
@@ -254,11 +227,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--beam-size", type=positive, help="default: the bundle's")
     parser.add_argument("--top-k", type=positive, help="reference cases asked for; default: the bundle's")
     parser.add_argument("--views", choices=get_args(Views), default="both")
-    parser.add_argument("--exchange-images", action="store_true", help="score with exchanged images too")
-    parser.add_argument(
-        "--counterfactuals", action="store_true",
-        help="--exchange-images, and with only the reference cases, and only the patch tokens, exchanged",
-    )  # fmt: skip
+    parser.add_argument("--counterfactuals", action="store_true",
+                        help="score with images, only reference cases, or only patch tokens exchanged too")  # fmt: skip
     parser.add_argument("--single-views", action="store_true", help="score frontal and lateral images alone too")
     parser.add_argument("--report", type=Path, help="folder for report.html and report.md; holds texts and images")
     parser.add_argument("--reference-labels", type=Path, help="CSV study_id,finding,… : a second label F1")
@@ -268,7 +238,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="bf16: faster, rounds more")
     parser.add_argument("--draws", type=not_negative, default=DRAWS, help="bootstrap draws; 0: no intervals")
     parser.add_argument("--seed", type=int, default=1, help="of the exchange of images and of the draws")
-    return parser
+    arguments = parser.parse_args(argv)
+    interrupted = "interrupted; files that the log does not name were not written"
+    return run_command(lambda: _run(arguments), interrupted=interrupted)
 
 
 if __name__ == "__main__":

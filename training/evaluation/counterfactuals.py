@@ -6,9 +6,9 @@ its patch tokens. What remains of the scores does not depend on what was swapped
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from model.types import Draft, View
 from training.data.studies import Study
@@ -19,14 +19,8 @@ from training.evaluation.scoring import ReferenceSet
 from training.scoring.bootstrap import Bootstrap
 from training.scoring.keyword_f1 import keyword_f1
 
-
-class Write(Protocol):
-    """``inference.write_drafts`` with bundle, options and images filled in."""
-
-    def __call__(
-        self, studies: Sequence[Study], *, what: str = ..., counterfactual_patches: Sequence[Study] | None = ...,
-        counterfactual_retrieval: Sequence[Study] | None = ...,
-    ) -> list[Draft]: ...  # fmt: skip
+Write = Callable[..., list[Draft]]
+"""``inference.write_drafts`` with bundle, options and images filled in."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +36,7 @@ def make_counterfactual_rows(
 ) -> tuple[dict[str, CounterfactualRow], dict[str, str]]:
     """The rows of ``plan`` by name, and by name the reason for each row that cannot be made.
 
-    Args:
-        write: drafts studies.
-        studies: those of the system, every view decided.
-        plan: its ``swaps``, ``single_views`` and ``seed``.
-        retrieval: whether the bundle has reference cases.
+    ``studies`` are those of the system, every view decided; ``retrieval``: whether the bundle has reference cases.
     """
     rows: dict[str, CounterfactualRow] = {}
     reasons: dict[str, str] = {}
@@ -100,13 +90,8 @@ def score_counterfactual_rows(
 ) -> None:  # fmt: skip
     """Add scores, intervals, paired differences and key words of the rows to the content of a metrics file.
 
-    Args:
-        result: holds the system's scores.
-        counterfactuals: by name, ``system_images_exchanged``.
-        references: of the system.
-        findings: the system's drafts; a difference compares drafts of the same studies.
-        draws: bootstrap draws of studies; 0 leaves intervals and differences out.
-        seed: of the draws.
+    ``references`` and the drafts ``findings`` are the system's; a difference compares drafts of the same studies.
+    Without ``draws`` there are no intervals and differences.
     """
     result["n_beside"] = {name: len(row.rows) for name, row in counterfactuals.items()}
     for name, row in counterfactuals.items():

@@ -26,24 +26,10 @@ _F1 = ("label_f1_micro", "label_f1_macro")
 
 
 def score_external(
-    bundle: Bundle,
-    index: CaseIndex | None,
-    external: ExternalSet,
-    *,
-    work_dir: Path,
-    options: InferenceOptions = DEFAULT_OPTIONS,
-    draws: int = DRAWS,
-    seed: int = 1,
-) -> tuple[dict[str, Any], Resampled]:
-    """Draft each image and compare the findings of the drafts with those of the table.
-
-    Args:
-        bundle, index: the system.
-        external: the images.
-        work_dir: holds the decoded images.
-        options: how drafts are computed.
-        draws: of images with replacement, for the intervals.
-        seed: of the draws.
+    bundle: Bundle, index: CaseIndex | None, external: ExternalSet, *, work_dir: Path,
+    options: InferenceOptions = DEFAULT_OPTIONS, draws: int = DRAWS, seed: int = 1,
+) -> tuple[dict[str, Any], Resampled]:  # fmt: skip
+    """Draft each image and compare the findings of the drafts with those of the table, with intervals over images.
 
     Returns:
         The result of ``agreement`` with counts of images, and the scores on each draw.
@@ -66,13 +52,8 @@ def score_external(
 def agreement(
     truth: Sequence[frozenset[str]], texts: Sequence[str], names: frozenset[str], *, draws: int, seed: int
 ) -> tuple[dict[str, Any], Resampled]:
-    """How far the findings of drafts agree with those of a table.
-
-    Args:
-        truth: findings present in each image.
-        texts: drafts, in the same order.
-        names: the findings of the table; other findings of the drafts are not counted.
-        draws, seed: of the bootstrap.
+    """How far the findings of drafts agree with those of a table: ``truth`` holds the findings present in each image,
+    ``names`` those of the table; other findings of the drafts are not counted.
 
     Returns:
         ``figures``: label F1, pooled over ``names`` and averaged over those present in some image, share of different
@@ -84,6 +65,7 @@ def agreement(
     bootstrap = Bootstrap(len(texts), draws=draws, seed=seed)
     resampled = bootstrap.of_statistics(PerStudyStatistics.of_findings(truth, guess))
     intervals = resampled.intervals()
+    sides = {"images": truth, "named": guess, "both": [a & b for a, b in zip(truth, guess, strict=True)]}
     return {
         "n": len(texts),
         "figures": {
@@ -94,12 +76,7 @@ def agreement(
         "confidence_95": {name: intervals[name] for name in _F1},
         "every_finding_named": _f1(truth, [names] * len(truth)),
         "findings": {
-            name: {
-                "images": sum(name in found for found in truth),
-                "named": sum(name in found for found in guess),
-                "both": sum(name in a & b for a, b in zip(truth, guess, strict=True)),
-            }
-            for name in sorted(names)
+            name: {side: sum(name in found for found in sets) for side, sets in sides.items()} for name in sorted(names)
         },
     }, Resampled({name: resampled.whole[name] for name in _F1}, {name: resampled.drawn[name] for name in _F1})
 

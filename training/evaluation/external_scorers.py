@@ -10,10 +10,10 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from training.evaluation.scoring import ReferenceSet
 from training.scoring.baselines import TrivialRow
@@ -22,7 +22,7 @@ from training.scoring.metrics import Pair, Scores
 Scorer = Callable[[Sequence[Pair]], Scores]
 
 RADGRAPH_MODELS = ("radgraph-xl", "radgraph")  # the first whose weights are there
-_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 class NotRunError(Exception):
@@ -42,7 +42,7 @@ def external_scores(
     reasons: dict[str, str] = {}
     for name, load in (("RadGraph", _radgraph), ("CheXbert", _chexbert)):
         try:
-            with _offline():
+            with patch.dict(os.environ, _OFFLINE):
                 scorer = load()
                 tables[name] = {
                     "system": scorer(references.draft_pairs(findings)[1]),
@@ -106,17 +106,3 @@ def _cache_folder(name: str) -> Path:
 def _shown(path: Path) -> str:
     """A path without this user's home."""
     return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _OFFLINE}
-    os.environ.update(dict.fromkeys(_OFFLINE, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -53,13 +53,8 @@ def with_images(
     """Studies with their readable images of ``views``, in the model's order, every view decided; and notes.
 
     An image of unknown view counts as frontal in first position and as lateral after another image, as in training.
-
-    Args:
-        wanted: studies of one split.
-        cache: their decoded images.
-        views: which images to keep.
-        skipped: receives the studies that are left out, with the reason.
-        in_file_order: keep the order of the data set's files, as published R2Gen code does; else frontals come first.
+    ``skipped`` receives the studies that are left out, with the reason. ``in_file_order`` keeps the order of the data
+    set's files, as published R2Gen code does; else frontals come first.
 
     Raises:
         ValueError: no study is left.
@@ -103,17 +98,10 @@ def swap_images(studies: Sequence[Study], seed: int) -> list[Study]:
 
 
 def write_drafts(
-    drafter: Drafter,
-    options: DraftOptions,
-    cache: PixelCache,
-    studies: Sequence[Study],
-    batch_size: int,
-    progress: bool,
-    *,
-    counterfactual_patches: Sequence[Study] | None = None,
-    counterfactual_retrieval: Sequence[Study] | None = None,
-    what: str = "draft",
-) -> list[Draft]:
+    drafter: Drafter, options: DraftOptions, cache: PixelCache, studies: Sequence[Study], batch_size: int,
+    progress: bool, *, counterfactual_patches: Sequence[Study] | None = None,
+    counterfactual_retrieval: Sequence[Study] | None = None, what: str = "draft",
+) -> list[Draft]:  # fmt: skip
     """A draft for each study, ``batch_size`` studies at a time, with a progress bar named ``what``.
 
     ``counterfactual_patches`` and ``counterfactual_retrieval`` are those of ``Drafter.draft``.

@@ -13,13 +13,12 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from model.text.labeler import FINDINGS, NO_FINDING, SCORED_FINDINGS, label_report
 from model.types import Label
 from retrieval_index.openi import read_reports
-from training.data.label_table import Labels, read_labels
-from training.data.tables import builtin_split, read_split
+from training.data.tables import Labels, builtin_split, read_labels, read_split
 from training.evaluation.tables import Table, interval, number
 from training.scoring.bootstrap import Bootstrap, Resampled
 from training.scoring.metrics import precision_recall_f1
@@ -31,18 +30,12 @@ TEXTS = ("impression", "findings", "both")
 Part = Literal["train", "val", "extra"]  # extra: studies outside the R2Gen split
 
 
-@dataclass(frozen=True)
-class FindingStudies:
+class FindingStudies(NamedTuple):
     """Ids of the studies that have one finding, by the side that names it."""
 
-    both: tuple[str, ...]
-    labeler_only: tuple[str, ...]
-    table_only: tuple[str, ...]
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Number of studies on each side: hits, wrong and missed of the labeler."""
-        return len(self.both), len(self.labeler_only), len(self.table_only)
+    both: tuple[str, ...] = ()
+    labeler_only: tuple[str, ...] = ()
+    table_only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,12 +48,9 @@ class Agreement:
 
 
 def compare(texts: Mapping[str, str], table: Mapping[str, Labels], *, positive: Label = "present") -> Agreement:
-    """Label each text and compare with the row of the same study; studies without a row are left out.
+    """Label each text and compare with the row of the same study id; studies without a row are left out.
 
-    Args:
-        texts: study uid -> report text.
-        table: study uid -> label by finding, as ``read_labels`` returns it.
-        positive: the label that is counted, "present" or "uncertain".
+    ``positive`` is the label that is counted.
 
     Raises:
         ValueError: no study has both a text and a row.
@@ -74,23 +64,18 @@ def compare(texts: Mapping[str, str], table: Mapping[str, Labels], *, positive: 
 
     truth = [named(table[uid]) for uid in uids]
     guess = [named(label_report(texts[uid])) for uid in uids]
-
-    def having(name: str, *, labeler: bool, row: bool) -> tuple[str, ...]:
-        sides = zip(uids, guess, truth, strict=True)
-        return tuple(uid for uid, one, other in sides if (name in one, name in other) == (labeler, row))
-
-    return Agreement(
-        len(uids),
-        {
-            name: FindingStudies(
-                having(name, labeler=True, row=True),
-                having(name, labeler=True, row=False),
-                having(name, labeler=False, row=True),
+    sides = [(guess & truth, guess - truth, truth - guess) for guess, truth in zip(guess, truth, strict=True)]
+    findings = {
+        name: FindingStudies(
+            *(
+                tuple(uid for uid, found in zip(uids, side, strict=True) if name in found)
+                for side in zip(*sides, strict=True)
             )
-            for name in FINDINGS
-        },
-        Bootstrap(len(uids)).of_statistics(PerStudyStatistics.of_findings(truth, guess)),
-    )
+        )
+        for name in FINDINGS
+    }
+    scores = Bootstrap(len(uids)).of_statistics(PerStudyStatistics.of_findings(truth, guess))
+    return Agreement(len(uids), findings, scores)
 
 
 def read_texts(root: Path, text: str = "impression") -> dict[Part, dict[str, str]]:
@@ -109,26 +94,21 @@ def read_texts(root: Path, text: str = "impression") -> dict[Part, dict[str, str
 
 def _report(agreement: Agreement, title: str, *, markdown: bool) -> Iterator[str]:
     """The table and the list of disagreements, as paragraphs."""
-    counts = {name: agreement.findings[name].counts for name in SCORED_FINDINGS}
-    hits, wrong, missed = map(sum, zip(*counts.values(), strict=True))
-    rows = {**counts, "micro, 13 findings": (hits, wrong, missed), NO_FINDING: agreement.findings[NO_FINDING].counts}
-    table = Table(
-        ["finding", "support", "precision", "recall", "F1"], [_cells(name, *row) for name, row in rows.items()]
-    )
+    counts = {name: list(map(len, found)) for name, found in agreement.findings.items()}
+    rows = {name: counts[name] for name in SCORED_FINDINGS}
+    rows["micro, 13 findings"] = list(map(sum, zip(*rows.values(), strict=True)))
+    rows[NO_FINDING] = counts[NO_FINDING]
+    head = ["finding", "support", "precision", "recall", "F1"]
+    table = Table(head, [_cells(name, *row) for name, row in rows.items()])
     whole, ends = agreement.scores.whole, agreement.scores.intervals()["label_f1_micro"]
     yield f"{'### ' if markdown else ''}{title}: {agreement.studies} studies"
     yield table.markdown() if markdown else table.text()
-    yield (
-        f"micro F1 {number(whole['label_f1_micro'])} (95 %: {interval(ends)}), "
-        f"macro F1 {number(whole['label_f1_macro'])}"
-    )
+    micro, macro = number(whole["label_f1_micro"]), number(whole["label_f1_macro"])
+    yield f"micro F1 {micro} (95 %: {interval(ends)}), macro F1 {macro}"
     yield "\n".join(
         f"{'- ' if markdown else ''}{name}, {side}: {' '.join(uids)}"
         for name in SCORED_FINDINGS
-        for side, uids in (
-            ("labeler only", agreement.findings[name].labeler_only),
-            ("table only", agreement.findings[name].table_only),
-        )
+        for side, uids in zip(("labeler only", "table only"), agreement.findings[name][1:], strict=True)
         if uids
     )
 
@@ -136,12 +116,8 @@ def _report(agreement: Agreement, title: str, *, markdown: bool) -> Iterator[str
 def _cells(name: str, hits: int, wrong: int, missed: int) -> list[str]:
     """One row of the table; a dash for a division by zero."""
     precision, recall, f1 = precision_recall_f1(hits, wrong, missed)
-    shown = (
-        precision if hits + wrong else None,
-        recall if hits + missed else None,
-        f1 if hits + wrong + missed else None,
-    )
-    return [name, str(hits + missed), *map(number, shown)]
+    defined = zip((precision, recall, f1), (hits + wrong, hits + missed, hits + wrong + missed), strict=True)
+    return [name, str(hits + missed), *(number(value if count else None) for value, count in defined)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,15 +36,15 @@ def ends_of(result: Mapping[str, Any], row: str, metric: str) -> Sequence[float]
     return found
 
 
-def scores_of(result: Mapping[str, Any], row: str) -> Mapping[str, float | None] | None:
-    """Scores of a comparable row; None for a row that was not made."""
-    found: Mapping[str, float | None] | None = result[row] if row in result else result["baselines"].get(row)
+def scores_of(result: Mapping[str, Any], row: str) -> Mapping[str, float | None]:
+    """Scores of a comparable row; empty for a row that was not made."""
+    found: Mapping[str, float | None] = result.get(row) or result["baselines"].get(row) or {}
     return found
 
 
 def made(result: Mapping[str, Any], rows: Sequence[str]) -> list[str]:
     """The rows that were made, of those given."""
-    return [row for row in rows if scores_of(result, row) is not None]
+    return [row for row in rows if scores_of(result, row)]
 
 
 def tiles(result: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -124,43 +124,36 @@ def _unbroken(text: str) -> str:
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def _with_interval(result: Mapping[str, Any], row: str, metric: str) -> str:
-    found = scores_of(result, row)
-    ends = interval(ends_of(result, row, metric))
-    return number(found[metric] if found else None) + (f" ({_unbroken(ends)})" if ends else "")
+def _intervals(result: Mapping[str, Any], row: str, metrics: Sequence[str]) -> list[str]:
+    """The name of a row that was made, and its metrics with their intervals."""
+    scores = scores_of(result, row)
+    return [ROWS[row], *(_with_ends(scores.get(metric), ends_of(result, row, metric)) for metric in metrics)]
+
+
+def _with_ends(value: float | None, ends: Sequence[float] | None) -> str:
+    return number(value) + (f" ({_unbroken(interval(ends))})" if ends else "")
 
 
 def _counterfactual(result: Mapping[str, Any]) -> Table | None:
     rows = made(result, COUNTERFACTUAL)
     if not rows:
         return None
-    shown = [
-        [
-            ROWS[row],
-            *(_with_interval(result, row, metric) for metric in ("BLEU_4", *MEASURES)),
-            _against_random(result, row),
-        ]
-        for row in ("system", *rows)
-    ]
+    metrics = ("BLEU_4", *MEASURES)
+    shown = [[*_intervals(result, row, metrics), _against_random(result, row)] for row in ("system", *rows)]
     if (permuted := result["by_chance"]) is not None:
-        means = (
-            f"{number(entry['mean'])} ({_unbroken(interval(entry['interval_95']))})" for entry in permuted.values()
-        )
+        means = (_with_ends(entry["mean"], entry["interval_95"]) for entry in permuted.values())
         shown.append(["the bundle's drafts, permuted", NO_VALUE, *means, ""])
-    for row in made(result, ("random",)):
-        shown.append([ROWS[row], *(_with_interval(result, row, metric) for metric in ("BLEU_4", *MEASURES)), ""])
-    head = ["reports", *map(title, ("BLEU_4", *MEASURES)), "against the random row"]
-    return Table(head, shown)
+    shown += [[*_intervals(result, row, metrics), ""] for row in made(result, ("random",))]
+    return Table(["reports", *map(title, metrics), "against the random row"], shown)
 
 
 def _against_random(result: Mapping[str, Any], row: str) -> str:
     """Whether the metrics that should fall with swapped images lie above, within or below the random row."""
     parts = []
     for metric in MEASURES:
-        ends, found = ends_of(result, "random", metric), scores_of(result, row)
-        if ends is None or found is None or found[metric] is None:
+        ends, value = ends_of(result, "random", metric), scores_of(result, row).get(metric)
+        if ends is None or value is None:
             return NO_VALUE
-        value = found[metric] or 0.0
         position = "above" if value > ends[1] else "below" if value < ends[0] else "within"
         parts.append(f"{title(metric)} {position}")
     return ", ".join(parts)
@@ -170,11 +163,10 @@ def _single_views(result: Mapping[str, Any]) -> Table | None:
     rows = made(result, SINGLE_VIEW)
     if not rows:
         return None
-    shown = [
-        [ROWS[row], str(result["n_beside"].get(row, result["n"])),
-         *(_with_interval(result, row, metric) for metric in TESTED)]
-        for row in ("system", *rows)
-    ]  # fmt: skip
+    shown = []
+    for row in ("system", *rows):
+        name, *cells = _intervals(result, row, TESTED)
+        shown.append([name, str(result["n_beside"].get(row, result["n"])), *cells])
     return Table(["images", "studies", *map(title, TESTED)], shown)
 
 
@@ -262,7 +254,7 @@ _SHORT = {
 
 
 def format_table(result: Mapping[str, Any]) -> str:
-    """What ``training.evaluate`` prints: the comparable rows, their certainty, permutations, key words."""
+    """What ``training.evaluate`` prints: the comparable rows, intervals, permutations, key words."""
     tables = all_tables(result)
     comparable = tables["comparable"]
     assert comparable is not None

@@ -23,35 +23,21 @@ SWAPS: tuple[Swap, ...] = get_args(Swap)
 class EvaluationPlan:
     """Which studies are drafted, and which rows and scorers the result holds.
 
-    Attributes:
-        split: ``val``, or ``test`` for the final result. The index holds the training studies, so ``train`` is refused.
-        limit: only the first studies of the split; None takes all.
-        views: keep only these images, and only the studies that have them.
-        swaps: counterfactual rows. Each study gets the images, only the reference cases, or only the patch tokens of
-            another study, drawn by ``seed``.
-        single_views: two more rows, from the frontal and from the lateral images alone.
-        baselines: score the trivial rows.
-        meteor: compute METEOR, which needs Java.
-        external_scorers: run RadGraph and CheXbert where their packages and weights are installed.
-        reference_labels: CSV ``study_id,<finding>,…`` with 1 for present; adds a label F1 against this table.
-        draws: bootstrap draws of studies, and permutations of the drafts; 0 leaves both out.
-        seed: of the swaps, the draws and the permutations.
-
     Raises:
         ValueError: ``single_views`` with a choice of ``views``.
     """
 
-    split: SplitName = "val"
-    limit: int | None = None
-    views: Views = "both"
-    swaps: Sequence[Swap] = ()
-    single_views: bool = False
-    baselines: bool = True
-    meteor: bool = False
-    external_scorers: bool = False
-    reference_labels: Path | None = None
-    draws: int = DRAWS
-    seed: int = 1
+    split: SplitName = "val"  # ``test`` for the final result; the index holds ``train``
+    limit: int | None = None  # only the first studies of the split
+    views: Views = "both"  # keep only these images, and only the studies that have them
+    swaps: Sequence[Swap] = ()  # rows for which each study gets the images, cases or patch tokens of another one
+    single_views: bool = False  # two more rows, from the frontal and from the lateral images alone
+    baselines: bool = True  # score the trivial rows
+    meteor: bool = False  # needs Java
+    external_scorers: bool = False  # run RadGraph and CheXbert where their packages and weights are installed
+    reference_labels: Path | None = None  # CSV ``study_id,<finding>,…``; adds a label F1 against this table
+    draws: int = DRAWS  # bootstrap draws of studies, and permutations of the drafts; 0 leaves both out
+    seed: int = 1  # of the swaps, the draws and the permutations
 
     def __post_init__(self) -> None:
         if self.single_views and self.views != "both":
@@ -75,19 +61,12 @@ DEFAULT_OPTIONS: Final = InferenceOptions()
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where an evaluation writes.
+    """Where an evaluation writes."""
 
-    Attributes:
-        work_dir: decoded images, in one folder for each choice of studies.
-        metrics: the metrics file; it holds no text.
-        predictions: JSON lines with id, reference, prediction, retrieved cases. It holds report texts.
-        report: folder of the page (``training.evaluation.page``). It holds report texts and radiographs.
-    """
-
-    work_dir: Path
-    metrics: Path | None = None
-    predictions: Path | None = None
-    report: Path | None = None
+    work_dir: Path  # decoded images, in one folder for each choice of studies
+    metrics: Path | None = None  # a file that holds no text
+    predictions: Path | None = None  # JSON lines with id, reference, prediction, retrieved cases: report texts
+    report: Path | None = None  # folder of the page (``training.evaluation.page``): report texts and radiographs
 
     def check(self) -> None:
         """Refuse unusable paths before anything is computed.

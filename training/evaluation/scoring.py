@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,13 +28,7 @@ TRIVIAL = ("constant", "most_frequent", "random", "nearest")
 
 
 class ReferenceSet:
-    """Scores texts against the reports of a split, on both rows.
-
-    Args:
-        reports: as the source holds them.
-        vocabulary: of the comparable row.
-        meteor: compute METEOR.
-    """
+    """Scores texts against the reports of a split, on both rows; ``vocabulary`` is that of the comparable row."""
 
     def __init__(self, reports: Sequence[str], vocabulary: frozenset[str], meteor: bool) -> None:
         self.comparable = [comparable_reference(report, vocabulary) for report in reports]
@@ -147,7 +142,7 @@ def score_rows(references: ReferenceSet, rows: Mapping[str, TrivialRow], reasons
     }
 
 
-def certainty(
+def intervals_and_differences(
     references: ReferenceSet, findings: Sequence[str], rows: Mapping[str, TrivialRow], *, draws: int, seed: int
 ) -> dict[str, Any]:
     """Intervals and paired differences, on the same draws for all rows.
@@ -214,3 +209,24 @@ def against_table(
         "system": of(findings),
         "baselines": {key: row.merged([of(texts) for texts in row.variants.values()]) for key, row in rows.items()},
     }
+
+
+def prediction_lines(studies: Sequence[Study], drafts: Sequence[Draft], references: ReferenceSet) -> bytes:
+    """The file of predictions: JSON lines, one a study. It holds report texts: see ``training.evaluation.privacy``.
+
+    ``reference`` and ``prediction`` are the strings that ``system`` scores.
+    """
+    lines = (
+        {
+            "id": study.study_id,
+            "reference": comparable,
+            "prediction": comparable_prediction(draft.findings),
+            "retrieved": [case.case_id for case in draft.reference_cases],
+            "similarity": [round(case.similarity, 6) for case in draft.reference_cases],
+            "reference_full": full,
+            "prediction_full": full_prediction(draft.findings),
+            "findings": draft.findings,
+        }
+        for study, draft, comparable, full in zip(studies, drafts, references.comparable, references.full, strict=True)
+    )
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()

@@ -17,17 +17,11 @@ NO_VALUE = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """A table of strings. The page's HTML template reads ``head`` and ``rows``; the methods write the other forms.
+    """A table of strings. The page's HTML template reads ``head`` and ``rows``; the methods write the other forms."""
 
-    Attributes:
-        head: names of the columns; empty strings for a table without header.
-        rows: cells.
-        left: how many columns are aligned left, from the first one; the others hold numbers.
-    """
-
-    head: Sequence[str]
+    head: Sequence[str]  # empty strings for a table without header
     rows: Sequence[Sequence[str]]
-    left: int = 1
+    left: int = 1  # so many columns, from the first one, are aligned left; the others hold numbers
 
     def text(self) -> str:
         """Aligned columns, for a terminal."""

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -42,10 +43,8 @@ class EvaluatedSplit:
     def lengths(self) -> tuple[list[int], list[int]]:
         """Number of words of each whole draft and report, without "."."""
         drafts = [full_prediction(draft.findings) for draft in self.drafts]
-        drafted, reported = (
-            [len(t.replace(" .", "").split()) for t in texts] for texts in (drafts, self.references.full)
-        )
-        return drafted, reported
+        words = [[len(text.replace(" .", "").split()) for text in texts] for texts in (drafts, self.references.full)]
+        return words[0], words[1]
 
 
 @dataclass(frozen=True)
@@ -62,66 +61,37 @@ class Picture:
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
-@dataclass(frozen=True)
-class ShownCase:
-    """A retrieved case; ``text`` is None if unknown."""
-
-    case_id: str
-    similarity: float
-    text: str | None
-
-
-@dataclass(frozen=True)
-class ShownStudy:
-    """One study of the gallery; ``both``, ``missed`` and ``added`` are the findings of report and draft."""
-
-    study_id: str
-    cider: float
-    rouge: float
-    pictures: Sequence[Picture]
-    report: str
-    draft: str
-    both: Sequence[str]
-    missed: Sequence[str]
-    added: Sequence[str]
-    cases: Sequence[ShownCase]
-
-
-def gallery(drafted: EvaluatedSplit, per_group: int = PER_GROUP) -> dict[str, list[ShownStudy]]:
-    """``best``, ``median`` and ``worst`` studies by CIDEr; no study twice, no empty group."""
+def gallery(drafted: EvaluatedSplit, per_group: int = PER_GROUP) -> dict[str, list[dict[str, Any]]]:
+    """``best``, ``median`` and ``worst`` studies by CIDEr, for the templates; no study twice, no empty group."""
     rouge, cider = drafted.study_scores()
     ranked = sorted(range(len(cider)), key=lambda row: (-cider[row], drafted.studies[row].study_id))
     size = min(per_group, max(1, len(ranked) // 3))
     between = ranked[size:-size]
     start = max(0, (len(between) - size) // 2)
-    groups = {
-        "best": ranked[:size],
-        "median": between[start : start + size],
-        "worst": ranked[size:][-size:],
-    }
+    groups = {"best": ranked[:size], "median": between[start : start + size], "worst": ranked[size:][-size:]}
     return {
-        name: [_shown(drafted, row, rouge[row], cider[row]) for row in rows] for name, rows in groups.items() if rows
-    }
+        name: [{**_shown(drafted, row), "cider": cider[row], "rouge": rouge[row]} for row in rows]
+        for name, rows in groups.items() if rows
+    }  # fmt: skip
 
 
-def _shown(drafted: EvaluatedSplit, row: int, rouge: float, cider: float) -> ShownStudy:
+def _shown(drafted: EvaluatedSplit, row: int) -> dict[str, Any]:
     study, draft = drafted.studies[row], drafted.drafts[row]
     truth, guess = present_findings(study.report), present_findings(draft.findings)
-    return ShownStudy(
-        study_id=study.study_id,
-        cider=cider,
-        rouge=rouge,
-        pictures=list(_pictures(study, drafted.cache)),
-        report=study.report,
-        draft=draft.findings,
-        both=[name for name in FINDINGS if name in truth & guess],
-        missed=[name for name in FINDINGS if name in truth - guess],
-        added=[name for name in FINDINGS if name in guess - truth],
-        cases=[
-            ShownCase(case.case_id, case.similarity, case.findings or drafted.train_texts.get(case.case_id))
+    return {
+        "study_id": study.study_id,
+        "pictures": list(_pictures(study, drafted.cache)),
+        "report": study.report,
+        "draft": draft.findings,
+        "both": [name for name in FINDINGS if name in truth & guess],
+        "missed": [name for name in FINDINGS if name in truth - guess],
+        "added": [name for name in FINDINGS if name in guess - truth],
+        "cases": [
+            {"case_id": case.case_id, "similarity": case.similarity,
+             "text": case.findings or drafted.train_texts.get(case.case_id)}
             for case in draft.reference_cases
         ],
-    )
+    }  # fmt: skip
 
 
 def _pictures(study: Study, cache: PixelCache) -> Iterator[Picture]:

@@ -51,6 +51,7 @@ def all_plots(result: Mapping[str, Any], drafted: EvaluatedSplit) -> dict[str, P
         "axes.edgecolor": COLOURS["line"], "xtick.color": COLOURS["soft"], "ytick.color": COLOURS["soft"],
         "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "grid.color": COLOURS["line"],
         "axes.axisbelow": True, "legend.frameon": False, "text.parse_math": False, "font.family": "DejaVu Sans",
+        "xtick.major.size": 0, "ytick.major.size": 0,
     }  # fmt: skip
     plots = {}
     for name, draw, description in (
@@ -72,10 +73,9 @@ def _intervals(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
     axes = drawn.subplots(1, len(TESTED), sharey=True)
     for axis, metric in zip(axes, TESTED, strict=True):
         for line, row in enumerate(rows):
-            value, ends = (scores_of(result, row) or {}).get(metric), ends_of(result, row, metric)
-            colour = COLOURS[
-                "accent" if row == "system" else "counterfactual" if row in result["n_beside"] else "trivial"
-            ]
+            value, ends = scores_of(result, row).get(metric), ends_of(result, row, metric)
+            kind = "accent" if row == "system" else "counterfactual" if row in result["n_beside"] else "trivial"
+            colour = COLOURS[kind]
             if ends is not None:
                 axis.plot(ends, (line, line), color=colour, linewidth=2, solid_capstyle="round")
             axis.plot([value], [line], marker="o", markersize=6, color=colour)
@@ -85,7 +85,6 @@ def _intervals(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
         axis.set_xlim(left=min(0.0, axis.get_xlim()[0]) if axis.get_xlim()[0] < 0.1 else None)
         axis.locator_params(axis="x", nbins=4)
         axis.grid(axis="x")
-        axis.tick_params(length=0)
     axes[0].set_yticks(range(len(rows)), [ROWS[row] for row in rows])
     axes[0].invert_yaxis()
     return drawn
@@ -106,15 +105,12 @@ def _labels(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
         shares.barh(lines + (shift - 0.5) * 0.38, values, height=0.36, color=COLOURS[colour], label=label)
     bars.set_yticks(lines, names)
     bars.invert_yaxis()
-    bars.set_xlim(0, 1)
-    shares.set_xlim(left=0)
+    bars.set(xlim=(0, 1), xlabel="finding named present")
+    shares.set(xlabel="share of studies", xlim=(0, None))
     shares.locator_params(axis="x", nbins=4)
     for axis in (bars, shares):
         axis.grid(axis="x")
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=9)
-        axis.tick_params(length=0)
-    bars.set_xlabel("finding named present")
-    shares.set_xlabel("share of studies")
     return drawn
 
 
@@ -125,25 +121,20 @@ def _spread(result: Mapping[str, Any], drafted: EvaluatedSplit) -> Figure:
     left, middle, right = drawn.subplots(1, 3)
     left.hist(cider, bins=24, color=COLOURS["one"])
     left.axvline(float(np.mean(cider)), color=COLOURS["three"], linewidth=1.5)
-    left.set_title(f"CIDEr of a study; mean {number(float(np.mean(cider)))}")
-    left.set_ylabel("studies")
+    left.set(title=f"CIDEr of a study; mean {number(float(np.mean(cider)))}", ylabel="studies")
     edges = np.histogram_bin_edges([*drafts, *reports], bins=24)
     middle.hist(reports, bins=edges, color=COLOURS["four"], alpha=0.75, label="reports")
     middle.hist(drafts, bins=edges, color=COLOURS["one"], alpha=0.75, label="drafts")
     middle.set_title("words")
     middle.legend(fontsize=9)
     rows = made(result, ("system", *result["baselines"]))
-    shares = [(scores_of(result, row) or {}).get("distinct") or 0.0 for row in rows]
+    shares = [scores_of(result, row).get("distinct") or 0.0 for row in rows]
     right.barh(range(len(rows)), shares, color=[COLOURS["one" if row == "system" else "four"] for row in rows])
     for line, share in enumerate(shares):
         right.text(share + 0.02, line, number(share), va="center", fontsize=9)
     right.set_yticks(range(len(rows)), [ROWS[row] for row in rows])
     right.invert_yaxis()
-    right.set_xlim(0, 1.15)
-    right.set_xticks([0, 0.5, 1])
-    right.set_title("share of different reports")
-    for axis in (left, middle, right):
-        axis.tick_params(length=0)
+    right.set(xlim=(0, 1.15), xticks=[0, 0.5, 1], title="share of different reports")
     return drawn
 
 
@@ -161,11 +152,9 @@ def _key_words(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
         bars = axis.bar(positions + offset, values, width=0.18, color=COLOURS[colour], label=ROWS[name])
         axis.bar_label(bars, [number(value, 2) for value in values], fontsize=8, color=COLOURS["soft"])
     axis.set_xticks(positions, list(KEY_WORDS))
-    axis.set_ylabel("F1")
-    axis.set_ylim(0, max(0.1, 1.08 * axis.get_ylim()[1]))
+    axis.set(ylabel="F1", ylim=(0, max(0.1, 1.08 * axis.get_ylim()[1])))
     axis.grid(axis="y")
     axis.legend(ncols=len(shown) or 1, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
-    axis.tick_params(length=0)
     return drawn
 
 

@@ -22,22 +22,16 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~<>&])")
 
 
 def write_page(folder: Path, result: Mapping[str, Any], drafted: EvaluatedSplit) -> None:
-    """Write the page of an evaluation.
+    """Write ``report.html``, ``report.md``, ``plots/``, ``images/`` and a ``.gitignore`` into ``folder``.
 
-    Args:
-        folder: gets ``report.html``, ``report.md``, ``plots/``, ``images/`` and a ``.gitignore``.
-        result: content of the metrics file.
-        drafted: studies and drafts, for the gallery and the distributions.
-
-    Raises:
-        ValueError: as ``check_page_folder``.
+    ``result`` is the content of the metrics file. Raises as ``check_page_folder``.
     """
     check_page_folder(folder)
     write_atomic(folder / ".gitignore", GITIGNORE.encode())
     plots, groups = all_plots(result, drafted), gallery(drafted)
     pictures = {f"plots/{plot.name}.png": plot.png for plot in plots.values()}
     for shown in (study for studies in groups.values() for study in studies):
-        pictures |= {f"images/{picture.name}": picture.png for picture in shown.pictures}
+        pictures |= {f"images/{picture.name}": picture.png for picture in shown["pictures"]}
     for name, png in pictures.items():
         write_atomic(folder / name, png)
     for old in (*folder.glob("images/*.png"), *folder.glob("plots/*.png")):
