@@ -1,13 +1,15 @@
-"""What several commands of ``training`` share: arguments for data set and device, number types, exit codes."""
+"""What several commands of ``training`` share: arguments for data set and device, number types, results, exit codes."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
+from model.files import write_atomic
 from model.manifest import BundleError
 from training.data.openi import open_openi
 from training.data.r2gen import open_r2gen
@@ -61,6 +63,23 @@ def open_source(arguments: argparse.Namespace) -> Source:
     if arguments.annotation is None or arguments.images is None:
         raise ValueError("--dataset r2gen needs --annotation FILE and --images DIR")
     return open_r2gen(arguments.annotation, arguments.images)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a result atomically as indented JSON."""
+    write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def some_of(what: str, choices: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """Type of a command line option: some of ``choices``, separated by commas; ``what`` is their name in an error."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(part.strip() for part in text.split(",") if part.strip())
+        if unknown := [name for name in names if name not in choices]:
+            raise argparse.ArgumentTypeError(f"unknown {what} {unknown[0]!r}; choose from {','.join(choices)}")
+        return names
+
+    return parse
 
 
 def positive(text: str) -> int:

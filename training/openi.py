@@ -23,17 +23,13 @@ def annotation(source: Source) -> dict[str, list[dict[str, Any]]]:
     """The R2Gen layout: split -> entries `id, report, image_path, split, image_ids`."""
     entries = {
         split: [
-            {
-                "id": study.study_id,
-                "report": study.report,
-                "image_path": [f"{study.study_id}/{k}.png" for k in range(len(study.images))],
-                "split": split,
-                "image_ids": [image.key for image in study.images],
-            }
+            {"id": study.study_id, "report": study.report,
+             "image_path": [f"{study.study_id}/{k}.png" for k in range(len(study.images))], "split": split,
+             "image_ids": [image.key for image in study.images]}
             for study in source.split(split)
         ]
         for split in SPLITS
-    }
+    }  # fmt: skip
     return {split: studies for split, studies in entries.items() if studies}
 
 

@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 from model.manifest import BundleError
-from training.cli import add_dataset_arguments, add_device_argument, open_source
+from training.cli import add_dataset_arguments, add_device_argument, open_source, some_of
 from training.config import RunConfig
 from training.data.external import for_pretraining, read_external
-from training.data.label_table import read_present
 from training.data.studies import Source
+from training.data.tables import read_present
 from training.data.targets import ExternalLabels
 from training.pipeline import run_pipeline
 from training.prepared_run import PreparedRun, RunInputs
@@ -41,44 +41,6 @@ from training.trainer.distributed import is_peer_failure, join, process_rank
 log = logging.getLogger("training")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``python -m training.run``; returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    rank = process_rank()
-    logging.basicConfig(
-        level=logging.ERROR if rank else logging.INFO, datefmt="%H:%M:%S", stream=sys.stderr,
-        format="%(asctime)s " + (f"process {rank}: " if rank else "") + "%(message)s",
-    )  # fmt: skip
-    try:
-        processes, device = join(arguments.device)
-        context = RunContext(
-            device, arguments.seed, arguments.precision,
-            arguments.work or arguments.out.with_name(arguments.out.name + ".work"), processes,
-            arguments.images_on_device, arguments.checkpoint_seconds,
-        )  # fmt: skip
-        config = _config(arguments)
-        inputs = _open_inputs(arguments, config, context)
-        torch.set_float32_matmul_precision("high")
-        run_pipeline(PreparedRun.prepare(config, inputs, context), arguments.stages)
-        processes.leave()
-    except (ValueError, BundleError, FloatingPointError) as error:
-        log.error("%s", error)
-        return 2
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        log.error("%s.%s", error, " Free space there, then continue with --resume; the last checkpoint is kept" * full)
-        return 2
-    except RuntimeError as error:
-        if not is_peer_failure(error):
-            raise
-        log.error("another process has ended; see its message (%s)", first_line(error))
-        return 2
-    except KeyboardInterrupt:
-        log.error("interrupted; continue with --resume")
-        return 130
-    return 0
-
-
 def _config(arguments: argparse.Namespace) -> RunConfig:
     changes: dict[str, Any] = {"seed": arguments.seed}
     if arguments.backbone_weights:
@@ -88,14 +50,14 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
 
 def _open_inputs(arguments: argparse.Namespace, config: RunConfig, context: RunContext) -> RunInputs:
     """Open the data set and check it against the run in the work directory, if there is one."""
-    main = context.processes.main
-    if main and arguments.out.exists() and not arguments.resume and not arguments.replace:
+    is_main = context.processes.main
+    if is_main and arguments.out.exists() and not arguments.resume and not arguments.replace:
         raise ValueError(f"--out {arguments.out} already exists; choose another, or add --replace")
     soft_scores = _table(arguments, "soft_scores", "chexnet_scores.csv")
     labels = _table(arguments, "reference_labels", "chexbert_labels.csv")
     with context.processes.main_process_first():  # it may download
         source, external_labels = _with_external(open_source(arguments), config, arguments)
-        if main:
+        if is_main:
             manifest = run_manifest(config, source, arguments.precision, soft_scores=soft_scores, label_table=labels,
                                     external_labels=arguments.external_labels)  # fmt: skip
             check_resume_compatible(context.work, manifest, resume=arguments.resume)
@@ -133,15 +95,8 @@ def _table(arguments: argparse.Namespace, option: str, default_name: str) -> Pat
     return found if found is not None and found.is_file() else None
 
 
-def _stages(text: str) -> tuple[str, ...]:
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    unknown = [name for name in names if name not in STAGES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown stage {unknown[0]!r}; choose from {','.join(STAGES)}")
-    return names
-
-
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m training.run``; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.run", description="Train a bundle, resumably.")
     add_dataset_arguments(parser, download=True)
     parser.add_argument("--preset", choices=tuple(PRESETS), default="retrieval")
@@ -149,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, help="checkpoints, logs, caches (default OUT.work)")
     parser.add_argument("--resume", action="store_true", help="continue the run in the work directory")
     parser.add_argument("--replace", action="store_true", help="replace an existing bundle")
-    parser.add_argument("--stages", type=_stages, default=STAGES, help=f"some of {','.join(STAGES)}")
+    parser.add_argument("--stages", type=some_of("stage", STAGES), default=STAGES, help=f"some of {','.join(STAGES)}")
     add_device_argument(parser)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--images-on-device", choices=("auto", "yes", "no"), default="auto",
@@ -162,7 +117,39 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--external-labels", type=Path, help="CSV of findings by image: pretraining targets")
     parser.add_argument("--external-images", type=Path, help="folder of those images")
     parser.add_argument("--without-texts", action="store_true", help="leave report texts out of the bundle's cases")
-    return parser
+    arguments, rank = parser.parse_args(argv), process_rank()
+    logging.basicConfig(
+        level=logging.ERROR if rank else logging.INFO, datefmt="%H:%M:%S", stream=sys.stderr,
+        format="%(asctime)s " + (f"process {rank}: " if rank else "") + "%(message)s",
+    )  # fmt: skip
+    try:
+        processes, device = join(arguments.device)
+        context = RunContext(
+            device, arguments.seed, arguments.precision,
+            arguments.work or arguments.out.with_name(arguments.out.name + ".work"), processes,
+            arguments.images_on_device, arguments.checkpoint_seconds,
+        )  # fmt: skip
+        config = _config(arguments)
+        inputs = _open_inputs(arguments, config, context)
+        torch.set_float32_matmul_precision("high")
+        run_pipeline(PreparedRun.prepare(config, inputs, context), arguments.stages)
+        processes.leave()
+    except (ValueError, BundleError, FloatingPointError) as error:
+        log.error("%s", error)
+        return 2
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        log.error("%s.%s", error, " Free space there, then continue with --resume; the last checkpoint is kept" * full)
+        return 2
+    except RuntimeError as error:
+        if not is_peer_failure(error):
+            raise
+        log.error("another process has ended; see its message (%s)", first_line(error))
+        return 2
+    except KeyboardInterrupt:
+        log.error("interrupted; continue with --resume")
+        return 130
+    return 0
 
 
 if __name__ == "__main__":

@@ -11,12 +11,10 @@ before the next setting is tried. The scores of the chosen settings are slightly
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,9 +25,8 @@ from model.config import DecodingConfig
 from model.decoding.generate import beam_or_greedy, draw_candidates, mbr_search, score_candidates
 from model.decoding.search import Constraints
 from model.devices import choose_device
-from model.files import write_atomic
 from retrieval_index.index import ReportIndex
-from training.cli import add_dataset_arguments, add_device_argument, open_source, positive, run_command
+from training.cli import add_dataset_arguments, add_device_argument, open_source, positive, run_command, write_json
 from training.data.features import cache_features
 from training.data.pixel_cache import build_pixel_cache
 from training.data.studies import Source, Study
@@ -56,8 +53,7 @@ _BATCH = 16
 _SHOWN = ("BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr", "label_f1_micro", "label_f1_macro", "distinct", "mean_length")
 
 
-@dataclass(frozen=True)
-class Candidates:
+class Candidates(NamedTuple):
     """Reports of N studies that the trials choose from, as token ids.
 
     ``ids`` (N, n, T) beam and sampled reports, with ``likelihood`` and ``similarity`` (N, n) for reranking; ``greedy``
@@ -72,21 +68,17 @@ class Candidates:
     study: Tensor
     findings: Tensor | None
 
-    @classmethod
-    def joined(cls, parts: Sequence[Candidates]) -> Candidates:
-        """Several batches as one."""
-
-        def join(name: str) -> Tensor:
-            return torch.cat([getattr(part, name) for part in parts])
-
-        beams = {penalty: torch.cat([part.beams[penalty] for part in parts]) for penalty in parts[0].beams}
-        findings = None if parts[0].findings is None else join("findings")
-        return cls(join("ids"), join("greedy"), beams, join("likelihood"), join("similarity"), join("study"), findings)
-
     def reranked(self, weight: float) -> Tensor:
         """(N, T) the candidates with the highest likelihood + ``weight`` times similarity to the images."""
         winner = (self.likelihood + weight * self.similarity).argmax(dim=1)
         return self.ids[torch.arange(len(winner)), winner]
+
+
+def _joined(parts: tuple[Any, ...]) -> Any:
+    """One field of several batches."""
+    if isinstance(parts[0], dict):
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    return None if parts[0] is None else torch.cat(parts)
 
 
 @torch.inference_mode()
@@ -117,7 +109,7 @@ def draw(
         greedy = beam_or_greedy(*inputs, decoding, 1).ids
         parts.append(Candidates(ids, greedy, {key: beam.ids for key, beam in beams.items()}, likelihood, similarity,
                                 study, findings))  # fmt: skip
-    return Candidates.joined(parts), kept
+    return Candidates(*map(_joined, zip(*parts, strict=True))), kept
 
 
 class Trials:
@@ -180,12 +172,6 @@ def best_settings(start: DecodingConfig, score: Score) -> tuple[DecodingConfig, 
     return best, value
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``python -m training.tune_decoding``; returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    return run_command(lambda: _run(arguments), interrupted="interrupted; no file was written")
-
-
 def _run(arguments: argparse.Namespace) -> int:
     source, device = open_source(arguments), choose_device(arguments.device)
     bundle, index = open_bundle(arguments.bundle, device)
@@ -201,7 +187,7 @@ def _run(arguments: argparse.Namespace) -> int:
     best = choose(bundle, trials)
     content = {"bundle": bundle.config.name, "digest": bundle.digest, "n": len(kept), "split": "val",
                "chosen": best.model_dump(mode="json"), "trials": trials.rows}  # fmt: skip
-    write_atomic(arguments.out, (json.dumps(content, indent=2) + "\n").encode())
+    write_json(arguments.out, content)
     log.info("chosen: %s; wrote %s", best, arguments.out)
     if (path := arguments.write_bundle) is not None:  # its metrics would be those of the old settings
         write_bundle(
@@ -229,7 +215,8 @@ def choose(bundle: Bundle, trials: Trials) -> DecodingConfig:
     return max(reached, key=lambda one: one[1])[0]
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m training.tune_decoding``; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.tune_decoding", description="Tune decoding on val.")
     parser.add_argument("--bundle", type=Path, required=True)
     add_dataset_arguments(parser)
@@ -238,7 +225,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, help="decoded images and features (default OUT.work)")
     parser.add_argument("--limit", type=positive, help="only the first N studies")
     add_device_argument(parser)
-    return parser
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: _run(arguments), interrupted="interrupted; no file was written")
 
 
 if __name__ == "__main__":

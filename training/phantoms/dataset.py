@@ -21,14 +21,11 @@ LATERAL_FIRST = 0.1  # the share of studies that list the lateral first, as in t
 
 
 def write_phantom_root(root: Path, *, train: int, val: int, test: int = 0, seed: int = 0, size: int = 256) -> Path:
-    """Write phantom studies as ``NLMCXR_reports.tgz`` (``ecgen-radiology/<n>.xml``),
-    ``images/<image id>.png``, ``r2gen_split.csv`` and ``views.csv``; the same arguments, the same bytes.
+    """Write phantom studies as ``NLMCXR_reports.tgz`` (``ecgen-radiology/<n>.xml``), ``images/<image id>.png``,
+    ``r2gen_split.csv`` and ``views.csv``. The same arguments give the same bytes.
 
-    Args:
-        root: a new or empty folder; it appears complete or not at all.
-        train, val, test: studies per split.
-        seed: which phantoms.
-        size: side of the images, pixels.
+    ``root`` is a new or empty folder, which appears complete or not at all; ``train``, ``val`` and ``test`` are
+    numbers of studies; ``size`` is the side of the images in pixels.
 
     Raises:
         ValueError: ``root`` holds files already.

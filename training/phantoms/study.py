@@ -42,13 +42,10 @@ class PhantomStudy:
 
 
 def make_phantom(seed: int, findings: frozenset[str], *, size: int = 256) -> PhantomStudy:
-    """Draw a phantom and write its report.
+    """Draw a phantom with some of ``PHANTOM_FINDINGS`` on pictures of ``size`` x ``size`` pixels, and write its report.
 
-    Args:
-        seed: anatomy, exposure, position and degree of each finding, and the choice of sentences.
-            One seed with other findings is the same person.
-        findings: any of ``PHANTOM_FINDINGS``; empty for a normal chest.
-        size: H = W of the pictures, pixels.
+    ``seed`` decides anatomy, exposure, position and degree of each finding, and the choice of sentences. One seed with
+    other findings is the same person.
 
     Raises:
         ValueError: an unknown finding.

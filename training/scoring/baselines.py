@@ -51,16 +51,13 @@ class TrivialRow:
 def trivial_rows(
     train: Sequence[str], chosen_on: Sequence[str], count: int, vocabulary: frozenset[str]
 ) -> dict[str, TrivialRow]:
-    """The rows that need no image: ``constant``, ``most_frequent``, ``random``.
+    """The rows that need no image, for ``count`` studies: ``constant``, ``most_frequent``, ``random``.
 
-    Args:
-        train: training reports of the source.
-        chosen_on: reports on which the constant is chosen: those of the validation split, for every scored split.
-        count: number of studies.
-        vocabulary: of the comparable row.
+    ``chosen_on`` are the reports on which the constant is chosen: those of the validation split, for every scored
+    split.
 
     Raises:
-        ValueError: no reports.
+        ValueError: no training reports.
     """
     if not train:
         raise ValueError("trivial rows need training reports; none were given")
@@ -128,9 +125,6 @@ def _changes(chosen: Sentences, sentences: Sentences) -> Iterator[Sentences]:
 
 class ConstantScorer:
     """BLEU-4, ROUGE-L and CIDEr of one text against all references, as ``pycocoevalcap`` computes them, but fast.
-
-    Args:
-        references: prepared strings, split at spaces.
 
     Raises:
         ValueError: no references, or one without words.

@@ -35,14 +35,11 @@ class Logistic:
 
 
 def fit_logistic(rows: Floats, truth: Bools, *, ridge: float = 1.0) -> Logistic:
-    """The weights with the highest likelihood, less ``ridge`` / 2 times their squared length; the bias is free.
+    """The weights with the highest likelihood of ``truth`` (N,) for ``rows`` (N, F), columns of similar size.
 
-    Without features the bias is the logit of the rate. For a single class that rate is taken half a case off certain.
-
-    Args:
-        rows: (N, F), columns of similar size.
-        truth: (N,).
-        ridge: keeps weights finite for separable classes.
+    The likelihood is less ``ridge`` / 2 times their squared length, which keeps them finite for separable classes;
+    the bias is free. Without features the bias is the logit of the rate. For a single class that rate is taken half a
+    case off certain.
     """
     count, width = rows.shape
     single = truth.all() or not truth.any()

@@ -54,13 +54,7 @@ class Resampled:
 
 
 class Bootstrap:
-    """The same draws for every row of a table.
-
-    Args:
-        studies: N.
-        draws: D.
-        seed: decides them.
-    """
+    """The same ``draws`` of ``studies``, decided by ``seed``, for every row of a table."""
 
     def __init__(self, studies: int, *, draws: int = DRAWS, seed: int = 1) -> None:
         rng = np.random.default_rng((seed, 41))

@@ -23,9 +23,7 @@ _CHUNK = 128  # texts scored at once: their arrays fit the processor's cache
 class CiderD:
     """CIDEr-D against known references. Instances are immutable; threads may share them.
 
-    Args:
-        references: R texts, split at spaces.
-        documents: texts that give the document frequencies; by default the references, as in ``pycocoevalcap``.
+    ``documents`` give the document frequencies; by default the references do, as in ``pycocoevalcap``.
 
     Raises:
         ValueError: no texts, or a text without words.
@@ -67,14 +65,7 @@ class CiderD:
         return self._lengths.size
 
     def scores(self, texts: Sequence[str], rows: Sequence[int] | Ints) -> Floats:
-        """CIDEr-D of each text against one reference.
-
-        Args:
-            texts: B; an empty text scores 0.
-            rows: B, the reference of each; texts may share one.
-
-        Returns:
-            (B,) float64, 0 to 10.
+        """CIDEr-D of B texts, each against the reference of its row: (B,) float64, 0 to 10; 0 for an empty text.
 
         Raises:
             ValueError: not as many rows as texts, or a row that is no reference.

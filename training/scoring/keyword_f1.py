@@ -37,11 +37,9 @@ _NEGATION: Final = re.compile(
 
 
 def key_words(text: str, *, negated: bool = True) -> dict[str, frozenset[str]]:
-    """Category -> the key words that a text names.
+    """Category -> the key words that a text names; without ``negated`` sentences with a negation are left out.
 
-    Args:
-        text: lower case, sentences closed by `` . `` (``training.scoring.protocol``).
-        negated: also read sentences with a negation.
+    The text is in lower case, its sentences closed by `` . `` (``training.scoring.protocol``).
     """
     sentences = text.split(f" {END_OF_SENTENCE}")
     kept = [sentence for sentence in sentences if negated or not _NEGATION.search(sentence)]
@@ -61,12 +59,7 @@ def _of_sentence(sentence: str) -> dict[str, frozenset[str]]:
 def keyword_f1(pairs: Sequence[Pair], *, negated: bool = True) -> dict[str, Scores]:
     """Micro precision, recall and F1 of each category's key words, pooled over studies, and the mean of the four.
 
-    Args:
-        pairs: (reference, prediction), prepared.
-        negated: also count key words of sentences with a negation.
-
-    Returns:
-        Category -> ``precision``, ``recall``, ``f1`` and ``support``, the number of key words in the references.
+    Category -> ``precision``, ``recall``, ``f1`` and ``support``, the number of key words in the references.
     """
     read = [[key_words(text, negated=negated) for text in pair] for pair in pairs]
     table: dict[str, Scores] = {}

@@ -34,16 +34,10 @@ _NOTHING = "qqq"  # replaces an empty text for METEOR, which accepts none; it ma
 
 
 def score(pairs: Sequence[Pair], *, meteor: bool = False) -> Scores:
-    """Score predictions against references, one reference each.
+    """A value for each of ``METRICS``, from prepared pairs with one reference each.
 
-    An empty prediction counts in every mean and matches nothing.
-
-    Args:
-        pairs: (reference, prediction), prepared.
-        meteor: compute METEOR, which needs a Java runtime; None in the result, with a warning, if that fails.
-
-    Returns:
-        A value for each of ``METRICS``. CIDEr takes document frequencies from these references.
+    An empty prediction counts in every mean and matches nothing. CIDEr takes document frequencies from these
+    references. METEOR needs a Java runtime; it is None, with a warning, if that fails.
 
     Raises:
         ValueError: no pairs, or a reference without words.
@@ -75,14 +69,10 @@ def present_findings(text: str) -> frozenset[str]:
 
 
 def label_scores(reference: Iterable[frozenset[str]], predicted: Iterable[frozenset[str]]) -> dict[str, float]:
-    """F1 of findings named as present.
+    """F1 of findings named as present in each report and, in the same order, in each draft.
 
     ``label_f1_micro`` pools the 13 findings without No Finding; ``label_f1_macro`` is the mean over those of them that
     some reference names; ``no_finding_f1`` is that of No Finding. 0 if neither side names a finding.
-
-    Args:
-        reference: findings present in each report.
-        predicted: findings present in each draft, in the same order.
     """
     hits, wrong, missed = _count(reference, predicted)
 
@@ -108,13 +98,8 @@ def label_table(pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
     for name in FINDINGS:
         precision, recall, f1 = precision_recall_f1(hits[name], wrong[name], missed[name])
         prevalence, predicted = ((hits[name] + others[name]) / len(pairs) for others in (missed, wrong))
-        table[name] = {
-            "precision": precision,
-            "recall": recall,
-            "f1": f1,
-            "prevalence": prevalence,
-            "predicted": predicted,
-        }
+        table[name] = {"precision": precision, "recall": recall, "f1": f1, "prevalence": prevalence,
+                       "predicted": predicted}  # fmt: skip
     return table
 
 
@@ -137,11 +122,8 @@ def _count(
 
 
 def comparable_pairs(pairs: Iterable[Pair], train_reports: Iterable[str]) -> list[Pair]:
-    """The strings of the comparable row.
-
-    Args:
-        pairs: (report of the source, draft as tokens or text).
-        train_reports: give the vocabulary.
+    """The strings of the comparable row of (report of the source, draft as tokens or text); ``train_reports`` give the
+    vocabulary.
     """
     vocabulary = comparable_vocabulary(train_reports)
     return [(comparable_reference(report, vocabulary), comparable_prediction(draft)) for report, draft in pairs]

@@ -23,12 +23,7 @@ MEASURES = ("CIDEr", "label_f1_micro")  # these fall when a draft is not about t
 
 
 def permutation_test(pairs: Sequence[Pair], *, draws: int, seed: int) -> dict[str, dict[str, Any]] | None:
-    """Each of ``MEASURES`` over permutations of the drafts.
-
-    Args:
-        pairs: N (reference, prediction) strings, prepared as for ``training.scoring.metrics.score``.
-        draws: D, the number of permutations.
-        seed: of the permutations.
+    """Each of ``MEASURES`` over ``draws`` permutations of the drafts of N pairs, prepared as for ``metrics.score``.
 
     Returns:
         By measure its ``mean`` and ``interval_95`` over the permutations, and ``p``: the share of permutations, the
@@ -48,13 +43,10 @@ def permutation_test(pairs: Sequence[Pair], *, draws: int, seed: int) -> dict[st
 
 
 def expected_under_permutation(pairs: Sequence[Pair]) -> dict[str, float]:
-    """Expectation of each of ``MEASURES`` over all permutations, in closed form.
+    """Expectation of each of ``MEASURES`` over all permutations of the drafts of N >= 1 prepared pairs, in closed form.
 
     Every draft meets every study equally often. So CIDEr is the mean over all pairs of drafts and studies, and of the
     T_k studies with finding k and the G_k drafts that name it, T_k * G_k / N meet.
-
-    Args:
-        pairs: N >= 1 (reference, prediction) strings, prepared as for ``training.scoring.metrics.score``.
     """
     truth, named = _vectors(pairs)
     right = truth.sum(axis=0) @ named.sum(axis=0) / len(pairs)
@@ -63,13 +55,9 @@ def expected_under_permutation(pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def lift_over_permutation(scores: Mapping[str, float], by_chance: Mapping[str, float]) -> float:
-    """How far drafts score above their permutations: the sum of the differences in ``MEASURES``.
+    """How far drafts score above ``expected_under_permutation``: the sum of the differences in ``MEASURES``.
 
     0, up to rounding, for any constant report: it scores the same on every patient.
-
-    Args:
-        scores: of the drafts in their order, from ``training.scoring.metrics.score``.
-        by_chance: as ``expected_under_permutation`` gives it.
     """
     return sum(scores[name] - by_chance[name] for name in MEASURES)
 

@@ -31,13 +31,9 @@ def comparable_vocabulary(train_reports: Iterable[str]) -> frozenset[str]:
 
 
 def comparable_reference(report: str, vocabulary: frozenset[str]) -> str:
-    """A report as the published code scores against it.
+    """A report as the published code scores against it; words outside the vocabulary become ``<unk>``.
 
     ``[bos] + words + [eos]`` is cut to 60 ids and bos and eos are dropped: at most 59 words remain, "." counted.
-
-    Args:
-        report: of the source.
-        vocabulary: of ``comparable_vocabulary``; other words become ``<unk>``.
     """
     words = clean_report_r2gen(report).split()[:COMPARABLE_WORDS]
     return " ".join(word if word in vocabulary else UNK for word in words)
