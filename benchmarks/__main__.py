@@ -27,6 +27,7 @@ from benchmarks.measure import HEADER, Machine, Row, markdown, read_machine
 from benchmarks.server import run_command
 from model.devices import choose_device
 from model.files import write_atomic
+from training.cli import some_of
 
 log = logging.getLogger("benchmarks")
 
@@ -74,13 +75,6 @@ def _table(device: torch.device, sections: Sequence[str], out: Path | None) -> i
     return int(any(row.met is False for row in rows))
 
 
-def _sections(text: str) -> list[str]:
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if unknown := [name for name in names if name not in SECTIONS]:
-        raise argparse.ArgumentTypeError(f"unknown section {unknown[0]!r}; choose from {','.join(SECTIONS)}")
-    return names
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m benchmarks``; returns 1 if a goal was missed, 2 if nothing could be measured."""
     parser = argparse.ArgumentParser(
@@ -89,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = ("table", "growth", "index", "kinds", "kernels", "profile")
     parser.add_argument("what", nargs="?", choices=commands, default="table")
     parser.add_argument("--out", type=Path, help="table: Markdown file to write; growth, index: folder")
-    parser.add_argument("--only", type=_sections, help=f"some of {','.join(SECTIONS)}")
+    parser.add_argument("--only", type=some_of("section", SECTIONS), help=f"some of {','.join(SECTIONS)}")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--sizes", type=int, nargs="+", default=index.SIZES, help="index: numbers of vectors")
     parser.add_argument("--images", type=Path, help="index, kinds: a folder of radiographs as additional queries")

@@ -117,7 +117,7 @@ def as_markdown(measured: Comparison) -> str:
                 middle, low, high = ratios(upper, lower)
                 row.append("" if name == SERVICE else f"{middle:.2f} × ({low:.2f}–{high:.2f})")
             rows.append(row)
-    header = ("clients", "server", "answers/s", "p50", "ours answers, times as many", "our p50, times as short")
+    header = ("clients", "server", "answers/s", "p50", "throughput ratio", "p50 ratio")
     rounds_run = len(next(iter(ours.values())))
     return (
         f"{markdown(header, rows)}\n\nBundle {measured.bundle} on {measured.device}, {measured.threads} threads each, "

@@ -105,15 +105,15 @@ class Fuzz:
         return self.outcome
 
     def _send_all(self, drawn: Iterator[Input], progress: tqdm[Any]) -> None:
-        def one(one: Input) -> None:
-            status, faults = self.judge(one)
+        def check(item: Input) -> None:
+            status, faults = self.judge(item)
             with self._lock:
                 progress.update()
-                self._count(one, status, faults)
+                self._count(item, status, faults)
 
         with progress, ThreadPoolExecutor(CLIENTS) as pool:
             while batch := list(islice(drawn, BATCH)):
-                list(pool.map(one, batch))
+                list(pool.map(check, batch))
 
     def _count(self, one: Input, status: str, faults: list[str]) -> None:
         outcome = self.outcome

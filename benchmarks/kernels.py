@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
@@ -75,21 +76,21 @@ def _shipped_draft() -> Callable[[], object]:
     return lambda: drafter.draft([study])
 
 
+def plainly(call: Callable[[], object], replacements: list[tuple[object, str, object]]) -> None:
+    """Run ``call`` with plain PyTorch in place of a kernel."""
+    with ExitStack() as stack:
+        for target, name, replacement in replacements:
+            stack.enter_context(patch.object(target, name, replacement))
+        call()
+
+
 def as_markdown() -> str:
     """Measure every kernel on every workload: a table."""
     rows = []
     for workload, call in workloads().items():
         for kernel, replacements in KERNELS.items():
-
-            def plainly(
-                call: Callable[[], object] = call, replacements: list[tuple[object, str, object]] = replacements
-            ) -> None:
-                with ExitStack() as stack:
-                    for target, name, replacement in replacements:
-                        stack.enter_context(patch.object(target, name, replacement))
-                    call()
-
-            ours, plain = map(min, in_turn([call, plainly], rounds=ROUNDS, warm_up=0, clock=time.process_time))
+            calls: list[Callable[[], object]] = [call, partial(plainly, call, replacements)]
+            ours, plain = map(min, in_turn(calls, rounds=ROUNDS, warm_up=0, clock=time.process_time))
             rows.append((kernel, workload, f"{ours:.3f} s", f"{plain:.3f} s", f"{plain / ours:.2f} ×"))
     return markdown(HEADER, rows)
 
@@ -106,9 +107,4 @@ def print_profiles(device: torch.device) -> None:
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
         with profile(activities=activities) as seen:
             call()
-        events = sorted(seen.key_averages(), key=lambda event: -event.self_cpu_time_total)
-        total = sum(event.self_cpu_time_total for event in events)
-        print(f"\n{title}: {total / 1e3:.0f} ms of operators")
-        for event in events[:OPERATORS]:
-            taken = event.self_cpu_time_total
-            print(f"  {taken / total:6.1%} {taken / 1e3:9.1f} ms {event.count:6} ×  {event.key}")
+        print(f"\n{title}\n{seen.key_averages().table(sort_by='self_cpu_time_total', row_limit=OPERATORS)}")

@@ -38,50 +38,30 @@ class Study:
 
 @dataclass
 class Record:
-    """One request of a load.
+    """One request of a load."""
 
-    Attributes:
-        due: when it should have been sent, seconds since the start.
-        client: ``normal``, or one of ``BAD_CLIENTS``.
-        outcome: one of ``GOOD`` or ``BAD``.
-        status: of the answer, 0 without one.
-        code: of the problem document, if it was one.
-        late: seconds from ``due`` until it was sent.
-        seconds: from ``due`` to the end of the answer, so that a slow generator does not hide a wait.
-        note: what went wrong.
-    """
-
-    due: float
-    client: str = "normal"
-    outcome: str = ""
-    status: int = 0
-    code: str = ""
-    late: float = 0.0
-    seconds: float = 0.0
-    note: str = ""
+    due: float  # when it should have been sent, seconds since the start
+    client: str = "normal"  # or one of ``BAD_CLIENTS``
+    outcome: str = ""  # one of ``GOOD`` or ``BAD``
+    status: int = 0  # of the answer, 0 without one
+    code: str = ""  # of the problem document, if it was one
+    late: float = 0.0  # seconds from ``due`` until it was sent
+    seconds: float = 0.0  # from ``due`` to the end of the answer, so that a slow generator does not hide a wait
+    note: str = ""  # what went wrong
 
 
 @dataclass(frozen=True)
 class Load:
-    """What the generator sends to ``url`` for ``seconds``.
-
-    Attributes:
-        clients: closed loop: clients that send their next study when the answer to the last one has arrived.
-        per_second: open loop: arrivals of a Poisson process at this rate, whether or not answers arrive.
-        misbehaving: share of the arrivals of ``BAD_CLIENTS``.
-        deadline_s: after which a request counts as hung.
-        seed: of arrivals, studies and misbehaviour.
-        quiet: show no progress.
-    """
+    """What the generator sends to ``url`` for ``seconds``."""
 
     url: str
     seconds: float
-    clients: int = 0
-    per_second: float = 0.0
-    misbehaving: float = 0.0
-    deadline_s: float = 60.0
-    seed: int = 0
-    quiet: bool = False
+    clients: int = 0  # closed loop: they send their next study when the answer to the last one has arrived
+    per_second: float = 0.0  # open loop: arrivals of a Poisson process, whether or not answers arrive
+    misbehaving: float = 0.0  # share of the arrivals of ``BAD_CLIENTS``
+    deadline_s: float = 60.0  # after which a request counts as hung
+    seed: int = 0  # of arrivals, studies and misbehaviour
+    quiet: bool = False  # show no progress
 
 
 def generate(load: Load, studies: Sequence[Study]) -> list[Record]:
@@ -188,9 +168,8 @@ def rate(records: Sequence[Record]) -> float:
 
 def percentiles(seconds: Iterable[float]) -> dict[str, float] | None:
     """p50, p95, p99 and the largest, in seconds; None without values."""
-    values = list(seconds)
-    shares = {"p50": 50, "p95": 95, "p99": 99, "max": 100}
-    return {name: float(np.percentile(values, share)) for name, share in shares.items()} if values else None
+    values, names = list(seconds), ("p50", "p95", "p99", "max")
+    return dict(zip(names, np.percentile(values, (50, 95, 99, 100)).tolist(), strict=True)) if values else None
 
 
 def count_outcomes(records: Iterable[Record]) -> dict[str, int]:

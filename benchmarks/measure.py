@@ -76,12 +76,8 @@ def in_turn(
 ) -> list[list[float]]:  # fmt: skip
     """Seconds of each call in each round, without garbage collection; other load affects all calls alike.
 
-    Args:
-        calls: measured in turn.
-        rounds: measured ones.
-        warm_up: rounds before them.
-        rest_s: pause before each call, until the threads of the last one have stopped spinning.
-        clock: wall-clock time, or ``time.process_time``.
+    ``warm_up`` rounds are not measured. ``rest_s`` is the pause before each call, until the threads of the last one
+    have stopped spinning. ``clock`` measures wall-clock time, or is ``time.process_time``.
     """
     taken: list[list[float]] = [[] for _ in calls]
     gc.collect()
@@ -147,9 +143,7 @@ class Machine:
     def peer(self, plain: float, reference: float) -> tuple[str, float, str]:
         """Name and time of the peer, and a note: the plain implementation, or the scaled reference if it is faster.
 
-        Args:
-            plain: time of the plain implementation on this machine.
-            reference: time of the published code on its machine.
+        ``plain`` is the time of the plain implementation here, ``reference`` that of the published code on its machine.
         """
         scaled = self.scaled(reference)
         if abs(plain / scaled - 1) > NEAR:

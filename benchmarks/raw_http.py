@@ -17,17 +17,11 @@ CONTENT_TYPE = "multipart/form-data; boundary=b0undary"
 
 @dataclass(frozen=True)
 class RawRequest:
-    """One request: everything that is sent over one connection.
+    """One request: everything that is sent over one connection."""
 
-    Attributes:
-        data: the bytes, header and body.
-        framed: False where the bytes are not valid HTTP; uvicorn then answers 400 in plain text itself.
-        whole: False where the body is shorter than announced; the service may then close without an answer.
-    """
-
-    data: bytes = field(repr=False)
-    framed: bool = True
-    whole: bool = True
+    data: bytes = field(repr=False)  # header and body
+    framed: bool = True  # False where the bytes are not valid HTTP; uvicorn then answers 400 in plain text itself
+    whole: bool = True  # False where the body is shorter than declared; the service may then close without an answer
 
 
 @dataclass(frozen=True)

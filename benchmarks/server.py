@@ -59,12 +59,8 @@ def running(
 ) -> Iterator[Server]:
     """``python -m MODULE ARGUMENTS PORT`` with a free port; ready when yielded, stopped at the end.
 
-    Args:
-        module: its last argument is the port.
-        arguments: those before the port.
-        health: path that answers 200 once the server is ready.
-        log: file for its output; None discards it.
-        settings: of ``service.settings``, passed as environment variables.
+    It is ready once the path ``health`` answers 200. Its output goes to ``log``, or is discarded. ``settings`` are
+    those of ``service.settings``, passed as environment variables.
 
     Raises:
         RuntimeError: the process ended before it was ready.
@@ -133,16 +129,11 @@ def command_parser(
     return parser
 
 
-def configure_logging() -> None:
-    """Log the commands' own lines with the time, and libraries only where they fail."""
+def run_command(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """The status of ``command``; 2 with the error in the log if nothing could be measured."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for noisy in ("httpx", "PIL", "pydicom", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-
-
-def run_command(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    """The status of ``command``; 2 with the error in the log if nothing could be measured."""
-    configure_logging()
     try:
         return command(arguments)
     except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:

@@ -34,19 +34,12 @@ CHECKS: list[CheckFunction] = [
 
 @dataclass(frozen=True)
 class Input:
-    """A request and its origin.
+    """A request and its origin."""
 
-    Attributes:
-        kind: ``schema``, ``bodies`` or ``files``.
-        origin: what draws the same request again: seed and number of the example, and what was done.
-        request: the bytes to send.
-        check: further rules for the answer; returns what is wrong.
-    """
-
-    kind: str
-    origin: str
+    kind: str  # ``schema``, ``bodies`` or ``files``
+    origin: str  # what draws the same request again: seed and number of the example, and what was done
     request: RawRequest
-    check: Callable[[Answer], list[str]] | None = None
+    check: Callable[[Answer], list[str]] | None = None  # further rules for the answer; returns what is wrong
 
 
 def inputs(kind: str, document: dict[str, Any], seed: int) -> Iterator[Input]:

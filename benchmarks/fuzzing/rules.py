@@ -61,11 +61,8 @@ def rules_of(document: dict[str, Any]) -> Rules:
         if answer.headers.get("content-type") != PROBLEM:
             return [f"status {answer.status} as {answer.headers.get('content-type')!r}, not {PROBLEM}"]
         body = json.loads(answer.body)
-        found, code, retry_after = (
-            against_schema("problem", body),
-            body.get("code"),
-            answer.headers.get("retry-after", ""),
-        )
+        found, code = against_schema("problem", body), body.get("code")
+        retry_after = answer.headers.get("retry-after", "")
         if body.get("status") != answer.status:
             found.append(f"status {answer.status}, but the problem says {body.get('status')}")
         if answer.status >= 500 and not (is_busy(answer) and retry_after.isdecimal()):
