@@ -79,9 +79,9 @@ def compare(
     }  # warm-up
     names, studies = list(found), answered[SERVICE]
     for name, number in itertools.product(names, range(len(studies))):
-        theirs, ours = answered[name][number].expected, studies[number].expected
-        if theirs != ours:
-            raise RuntimeError(f"study {number}: {name} answers {theirs!r}, {SERVICE} {ours!r}")
+        answer, expected = answered[name][number].expected, studies[number].expected
+        if answer != expected:
+            raise RuntimeError(f"study {number}: {name} answers {answer!r}, {SERVICE} {expected!r}")
     turns = itertools.product(range(rounds), clients, range(len(names)))
     for turn, number, offset in tqdm(list(turns), unit=" readings", disable=quiet):
         name = names[(turn + offset) % len(names)]

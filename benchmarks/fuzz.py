@@ -7,7 +7,7 @@ Three kinds of input in turn: requests from the served OpenAPI description (sche
 bodies (hypothesis) and mutated image files (hypothesis, on files of Pillow and pydicom). Each
 answer must be 2xx, 3xx or 4xx, or a 503 with the code ``busy`` and a Retry-After, after which the
 request is sent again; errors must be problem documents that match their schema; drafts must match
-theirs and contain no ``xxxx``. At the end the service must be healthy, its queue empty, its memory
+their schema and contain no ``xxxx``. At the end the service must be healthy, its queue empty, its memory
 flat, its log free of errors, and a reference study must get the same findings as before. A request
 that breaks a rule is stored as the bytes sent, and the command exits 1.
 """

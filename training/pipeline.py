@@ -25,7 +25,7 @@ from training.stage_results import StageResults, evaluation_file
 from training.stages.cross_entropy import train_cross_entropy
 from training.stages.index import build_index, embed_studies, recall, report_similarity, retrieval_scores
 from training.stages.mbr_table import build_consensus
-from training.stages.pretrain import PretrainData, pretrain
+from training.stages.pretrain import pretrain
 from training.stages.retriever import train_retriever
 from training.stages.scst import train_scst
 
@@ -44,8 +44,7 @@ def run_pipeline(run: PreparedRun, stages: Sequence[str]) -> dict[str, Any]:
     results = StageResults(config, context, model, stages)
 
     if results.begin("pretrain") and config.pretrain is not None:
-        data = PretrainData(inputs.source, run.cache, inputs.soft_scores, inputs.label_table, inputs.external_labels)
-        row = pretrain(model.backbone, model.finding_head, data, config.pretrain, context)
+        row = pretrain(model.backbone, model.finding_head, inputs, run.cache, config.pretrain, context)
         aurocs = {name.removeprefix("val_"): value for name, value in row.items() if "auroc" in name}
         results.finish("pretrain", {"pretrain": aurocs})
 

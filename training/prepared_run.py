@@ -22,9 +22,7 @@ from retrieval_index.index import CASES_FILE, VECTORS_FILE, ReportIndex
 from training.config import RunConfig
 from training.data.features import CachedFeatures, OnlineFeatures, PatchSource, cache_features
 from training.data.pixel_cache import PixelCache, build_pixel_cache
-from training.data.studies import Source
-from training.data.targets import ExternalLabels
-from training.stages.common import ReportGenerator, StudySplits
+from training.stages.common import ReportGenerator, RunInputs, StudySplits
 from training.trainer.context import RunContext
 
 log = logging.getLogger("training")
@@ -33,20 +31,6 @@ LICENCE = (
     "Weights learned from the Indiana University chest X-ray collection (Open-i, CC BY-NC-ND 4.0, attribution: Indiana "
     "University). For research; not a medical device. No report text and no radiograph is part of this bundle{texts}."
 )
-
-
-@dataclass(frozen=True)
-class RunInputs:
-    """The data of a run, and where its results go."""
-
-    source: Source
-    out: Path  # the bundle to write
-    keep_texts: bool = True  # whether the bundle's cases hold the report texts
-    soft_scores: Path | None = None  # CSV of another network's probabilities by image, for pretraining
-    external_labels: ExternalLabels | None = None  # of the images of another source, for pretraining
-    label_table: Mapping[str, frozenset[str]] | None = None  # study uid -> findings present, for AUROC in pretraining
-    cache_dir: Path | None = None  # default <work>/cache; runs on one data set may share it, one at a time
-    evaluate_limit: int | None = None  # val studies scored at the end; None: as many as validation uses
 
 
 @dataclass(frozen=True)

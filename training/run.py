@@ -30,10 +30,11 @@ from training.data.studies import Source
 from training.data.tables import read_present
 from training.data.targets import ExternalLabels
 from training.pipeline import run_pipeline
-from training.prepared_run import PreparedRun, RunInputs
+from training.prepared_run import PreparedRun
 from training.presets import PRESETS, preset
 from training.run_manifest import MANIFEST_FILE, check_resume_compatible, run_manifest, write_run_manifest
 from training.stage_results import STAGES
+from training.stages.common import RunInputs
 from training.trainer.checkpoints import first_line
 from training.trainer.context import RunContext
 from training.trainer.distributed import is_peer_failure, join, process_rank

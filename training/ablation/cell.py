@@ -33,7 +33,8 @@ from training.config import RunConfig
 from training.data.studies import Source
 from training.evaluation.inference import open_bundle
 from training.pipeline import run_pipeline
-from training.prepared_run import PreparedRun, RunInputs
+from training.prepared_run import PreparedRun
+from training.stages.common import RunInputs
 from training.trainer.context import RunContext
 
 log = logging.getLogger("training")

@@ -126,7 +126,7 @@ def _same_keys(writer: Mapping[str, Tensor], wanted: set[str]) -> None:
     if missing:
         raise ValueError(f"key {_WRITER + missing[0]!r} is missing ({len(missing)} such); is the checkpoint complete?")
     if unknown:
-        raise ValueError(f"unknown key {_WRITER + unknown[0]!r} ({len(unknown)} such); this importer knows the "
+        raise ValueError(f"unknown key {_WRITER + unknown[0]!r} ({len(unknown)} such); this importer reads the "
                          "published R2GenCMN without batch normalisation (--use_bn 0)")  # fmt: skip
 
 

@@ -1,9 +1,10 @@
-"""What the stages that train the report generator share: retrieval, targets, optimizer."""
+"""What the stages share: inputs of a run, retrieval, targets, optimizer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,25 @@ from model.network.report_model import Encoded, Patches, ReportModel
 from model.text.tokenizer import Tokenizer
 from retrieval_index.index import ReportIndex
 from training.data.features import PatchSource
-from training.data.studies import Study
+from training.data.studies import Source, Study
+from training.data.targets import ExternalLabels
 from training.trainer.loop import Batches
 
 Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """The data of a run, and where its results go."""
+
+    source: Source
+    out: Path  # the bundle to write
+    keep_texts: bool = True  # whether the bundle's cases hold the report texts
+    soft_scores: Path | None = None  # CSV of another network's probabilities by image, for pretraining
+    external_labels: ExternalLabels | None = None  # of the images of another source, for pretraining
+    label_table: Mapping[str, frozenset[str]] | None = None  # study uid -> findings present, for AUROC in pretraining
+    cache_dir: Path | None = None  # default <work>/cache; runs on one data set may share it, one at a time
+    evaluate_limit: int | None = None  # val studies scored at the end; None: as many as validation uses
 
 
 @dataclass(frozen=True)

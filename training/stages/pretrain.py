@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,10 +23,10 @@ from training.config import PretrainConfig
 from training.data.augment import Augmentation, augmentation_draws, changed, to_float
 from training.data.device_array import DeviceRows
 from training.data.pixel_cache import PixelCache
-from training.data.studies import Source, Study
-from training.data.targets import ExternalLabels, FindingTargets, Floats, finding_targets, read_soft_scores
+from training.data.studies import Study
+from training.data.targets import FindingTargets, Floats, finding_targets, read_soft_scores
 from training.scoring.binary import auroc
-from training.stages.common import Rows, shuffled_batches
+from training.stages.common import Rows, RunInputs, shuffled_batches
 from training.trainer.context import RunContext
 from training.trainer.loop import Loop, LoopConfig
 
@@ -52,31 +50,21 @@ class FindingNet(nn.Module):
         return logits
 
 
-@dataclass(frozen=True)
-class PretrainData:
-    """What the backbone is pretrained on; see ``training.prepared_run.RunInputs``."""
-
-    source: Source  # its training split and ``extra`` studies teach, its val split is scored
-    cache: PixelCache
-    soft_scores: Path | None = None
-    label_table: Mapping[str, frozenset[str]] | None = None
-    external_labels: ExternalLabels | None = None
-
-
 def pretrain(
-    backbone: Backbone, finding_head: nn.Linear | None, data: PretrainData, config: PretrainConfig, context: RunContext
-) -> Mapping[str, float]:
-    """Train ``backbone`` in place; returns the last row of the log.
+    backbone: Backbone, finding_head: nn.Linear | None, inputs: RunInputs, cache: PixelCache, config: PretrainConfig,
+    context: RunContext,
+) -> Mapping[str, float]:  # fmt: skip
+    """Train ``backbone`` in place on the training split and the ``extra`` studies; returns the last row of the log.
 
     ``finding_head`` (14, D), where given, receives the weights of the labeler's 14 findings.
 
     Raises:
         ValueError: unreadable soft targets, or no target with a weight above 0.
     """
-    cache, processes, device = data.cache, context.processes, context.device
-    images = _images([*data.source.split("train"), *data.source.extra], cache)
-    soft = read_soft_scores(data.soft_scores) if data.soft_scores else None
-    targets = finding_targets(images, soft, terms=True, external=data.external_labels)
+    source, processes, device = inputs.source, context.processes, context.device
+    images = _images([*source.split("train"), *source.extra], cache)
+    soft = read_soft_scores(inputs.soft_scores) if inputs.soft_scores else None
+    targets = finding_targets(images, soft, terms=True, external=inputs.external_labels)
     values, mask = torch.from_numpy(targets.values), torch.from_numpy(targets.mask)
     groups = _weighted_groups(targets, config)
     rows = np.array([cache.rows[key] for key, _ in images])
@@ -107,11 +95,11 @@ def pretrain(
         total = torch.stack([weight * losses[name] for name, (_, weight) in groups.items()]).sum()
         return {"loss": total, **losses}
 
-    frontals = _images(data.source.split("val"), cache, frontal_only=True)
+    frontals = _images(source.split("val"), cache, frontal_only=True)
 
     def validate() -> dict[str, float]:
         scores = _finding_scores(net, frontals, cache, size, context)[:, targets.group("report")]
-        return _validation_aurocs(scores, frontals, data.label_table)
+        return _validation_aurocs(scores, frontals, inputs.label_table)
 
     loop = Loop(LoopConfig("pretrain", ema=config.ema, warmup=0.1), context, net, optimizer)
     history = loop.fit(batches, epochs=len(sizes), steps=-(-len(images) // config.batch_size), train_step=train_step,
