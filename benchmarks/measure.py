@@ -147,8 +147,8 @@ class Machine:
         """
         scaled = self.scaled(reference)
         if abs(plain / scaled - 1) > NEAR:
-            return "reference, scaled", scaled, f"plainly here: {plain:.2f} s"
-        return "published equations, plainly", plain, f"reference scaled: {scaled:.2f} s"
+            return "reference, scaled", scaled, f"unoptimised here: {plain:.2f} s"
+        return "published equations, unoptimised", plain, f"reference scaled: {scaled:.2f} s"
 
     def describe(self) -> str:
         """One line."""
