@@ -11,9 +11,9 @@ import pytest
 
 from tests.support.tiny import REPORTS
 from training.ablation.rows import ROWS, SCALES, Scale, changes, parse_weights, read_scale, resolve, shared_stages
-from training.ablation.table import Cell, ScoreSummary, average, seed_interval, step, summary, tabulate
+from training.ablation.table import Cell, average, seed_interval, step, summary, tabulate
 from training.config import RunConfig
-from training.scoring.bootstrap import Bootstrap
+from training.scoring.bootstrap import Bootstrap, Resampled
 from training.scoring.metrics import score
 from training.scoring.protocol import full_prediction, full_reference
 
@@ -122,7 +122,7 @@ def test_stages_with_equal_inputs_are_shared() -> None:
 # --- statistics of the table ------------------------------------------------------------------------------------------
 
 
-def scored(wrong: int, *, count: int = 24) -> ScoreSummary:
+def scored(wrong: int, *, count: int = 24) -> Resampled:
     """Of a system that copies all references but the first ``wrong``, for which it names no finding."""
     texts = [REPORTS[row % len(REPORTS)] for row in range(count)]
     pairs = [
@@ -130,7 +130,7 @@ def scored(wrong: int, *, count: int = 24) -> ScoreSummary:
         for row, text in enumerate(texts)
     ]
     metrics = {name: value for name, value in score(pairs).items() if value is not None}
-    return ScoreSummary({**metrics, "METEOR": wrong / 10}, Bootstrap(count).of(pairs))
+    return Resampled({**metrics, "METEOR": wrong / 10}, Bootstrap(count).of(pairs).drawn)
 
 
 def test_seed_interval_is_students_t() -> None:
@@ -145,14 +145,14 @@ def test_row_is_the_mean_of_its_seeds_on_the_same_draws() -> None:
     seeds = {1: scored(4), 2: scored(10)}
     found = summary(seeds)
     cider = found["CIDEr"]
-    assert cider["mean"] == pytest.approx((seeds[1].metrics["CIDEr"] + seeds[2].metrics["CIDEr"]) / 2)
-    assert cider["values"] == {seed: one.metrics["CIDEr"] for seed, one in seeds.items()}
-    drawn = (seeds[1].drawn.drawn["CIDEr"] + seeds[2].drawn.drawn["CIDEr"]) / 2
+    assert cider["mean"] == pytest.approx((seeds[1].whole["CIDEr"] + seeds[2].whole["CIDEr"]) / 2)
+    assert cider["values"] == {seed: one.whole["CIDEr"] for seed, one in seeds.items()}
+    drawn = (seeds[1].drawn["CIDEr"] + seeds[2].drawn["CIDEr"]) / 2
     assert cider["studies_95"] == pytest.approx(list(np.percentile(drawn, (2.5, 97.5))))
     assert found["METEOR"] == {"mean": 0.7, "values": {1: 0.4, 2: 1.0}, "studies_95": None,
                                "seeds_95": pytest.approx([0.7 - 12.7062 * 0.3, 0.7 + 12.7062 * 0.3])}  # fmt: skip
     one = summary({1: seeds[1]})["BLEU_4"]
-    assert one["studies_95"] == average([seeds[1].drawn]).intervals()["BLEU_4"]
+    assert one["studies_95"] == average([seeds[1]]).intervals()["BLEU_4"]
     assert one["seeds_95"] is None
 
 
@@ -162,7 +162,7 @@ def test_step_is_the_paired_difference_on_common_seeds() -> None:
     assert found is not None
     assert found["seeds"] == [2]
     f1 = found["figures"]["label_f1_micro"]
-    assert f1["difference"] == pytest.approx(now[2].metrics["label_f1_micro"] - before[2].metrics["label_f1_micro"])
+    assert f1["difference"] == pytest.approx(now[2].whole["label_f1_micro"] - before[2].whole["label_f1_micro"])
     low, high = f1["studies_95"]
     assert 0 < low < f1["difference"] < high
     assert f1["p"] < 0.01

@@ -148,7 +148,7 @@ def test_shared_stages_equal_stages_trained_again(out: Path, base: Path, started
     for name in ("model.safetensors", "index/reports.faiss"):
         files = [(cell(where, "retrieval-scst") / "bundle" / name).read_bytes() for where in (out, alone)]
         assert files[0] == files[1], name
-    drawn = [read_draws(cell(where, "retrieval-scst") / "draws.npz").drawn["CIDEr"] for where in (out, alone)]
+    drawn = [read_draws(cell(where, "retrieval-scst") / "draws.npz")["CIDEr"] for where in (out, alone)]
     assert np.array_equal(*drawn)
 
 

@@ -165,7 +165,7 @@ def _brief(cell: Cell) -> dict[str, Any]:
     metrics = {name: value for name, value in cell.content["metrics"].items() if name != "val"}
     return {
         "row": cell.row, "seed": cell.seed, **{name: cell.content[name] for name in kept}, **metrics,
-        "figures": dict(cell.val.metrics), "external": cell.outside,
+        "figures": dict(cell.val.whole), "external": cell.outside,
     }  # fmt: skip
 
 

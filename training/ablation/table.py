@@ -19,16 +19,9 @@ from model.files import write_atomic
 from training.evaluation.scoring import TRIVIAL
 from training.scoring.bootstrap import LEVEL, Bootstrap, Resampled
 from training.scoring.metrics import METRICS, Pair
+from training.scoring.ngrams import Floats
 
 Interval = list[float]
-
-
-@dataclass(frozen=True)
-class ScoreSummary:
-    """Metrics of one cell on one set, and those of them that the bootstrap draws."""
-
-    metrics: Mapping[str, float]
-    drawn: Resampled
 
 
 @dataclass(frozen=True)
@@ -37,8 +30,8 @@ class Cell:
 
     row: str
     seed: int
-    val: ScoreSummary
-    external: ScoreSummary | None
+    val: Resampled  # ``whole`` has all metrics, ``drawn`` those of them that the bootstrap draws
+    external: Resampled | None
     content: Mapping[str, Any]
     outside: Mapping[str, Any] | None
 
@@ -46,12 +39,12 @@ class Cell:
 def read_cell(folder: Path, row: str, seed: int, external: Mapping[str, Any] | None = None) -> Cell:
     """A finished cell from its folder; ``external`` is the set whose scores are wanted, others are left aside."""
     content = json.loads((folder / "result.json").read_text())
-    val = ScoreSummary(_known(content["metrics"]["val"]["system"]), read_draws(folder / "draws.npz"))
+    val = Resampled(_known(content["metrics"]["val"]["system"]), read_draws(folder / "draws.npz"))
     path = folder / "external.json"
     outside = json.loads(path.read_text()) if external is not None and path.exists() else None
     if outside is None or outside["set"] != external:
         return Cell(row, seed, val, None, content, None)
-    found = ScoreSummary(_known(outside["figures"]), read_draws(folder / "external.npz"))
+    found = Resampled(_known(outside["figures"]), read_draws(folder / "external.npz"))
     return Cell(row, seed, val, found, content, outside)
 
 
@@ -70,39 +63,32 @@ def draw_predictions(predictions: Path) -> Resampled:
 
 
 def save_draws(path: Path, resampled: Resampled) -> None:
-    """Write scores and draws to ``path`` as arrays, atomically. The table needs no text then."""
-    parts = {"whole": resampled.whole, "drawn": resampled.drawn}
-    arrays: dict[str, Any] = {
-        f"{part}/{name}": value for part, scores in parts.items() for name, value in scores.items()
-    }
+    """Write the draws to ``path`` as arrays, atomically. The table needs no text then."""
+    arrays: dict[str, Any] = {f"drawn/{name}": values for name, values in resampled.drawn.items()}
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     write_atomic(path, file.getvalue())
 
 
-def read_draws(path: Path) -> Resampled:
-    """Read the file of ``save_draws``."""
+def read_draws(path: Path) -> dict[str, Floats]:
+    """Read the file of ``save_draws``: metric -> values."""
     with np.load(path) as arrays:
-        whole, drawn = (
-            {key.removeprefix(part): arrays[key] for key in arrays.files if key.startswith(part)}
-            for part in ("whole/", "drawn/")
-        )
-    return Resampled({name: float(value) for name, value in whole.items()}, drawn)
+        return {key.removeprefix("drawn/"): arrays[key] for key in arrays.files if key.startswith("drawn/")}
 
 
 # --- over seeds -------------------------------------------------------------------------------------------------------
 
 
-def summary(scored: Mapping[int, ScoreSummary]) -> dict[str, dict[str, Any]]:
+def summary(scored: Mapping[int, Resampled]) -> dict[str, dict[str, Any]]:
     """Each metric over the seeds of a row.
 
     ``mean`` and the single ``values``; ``seeds_95``: Student's t on the values, None for one seed; ``studies_95``:
     percentiles of the mean over draws of the studies, None for a metric that is not drawn.
     """
-    drawn = average([one.drawn for one in scored.values()]).intervals()
+    drawn = average(list(scored.values())).intervals()
     result = {}
     for name in METRICS:
-        values = {seed: one.metrics[name] for seed, one in scored.items() if name in one.metrics}
+        values = {seed: one.whole[name] for seed, one in scored.items() if name in one.whole}
         if len(values) == len(scored):
             result[name] = {
                 "mean": mean(values.values()),
@@ -130,7 +116,7 @@ def average(rows: Sequence[Resampled]) -> Resampled:
     )
 
 
-def step(before: Mapping[int, ScoreSummary], now: Mapping[int, ScoreSummary]) -> dict[str, Any] | None:
+def step(before: Mapping[int, Resampled], now: Mapping[int, Resampled]) -> dict[str, Any] | None:
     """Difference of a row to the one before, on the seeds that both have; None without a common seed.
 
     By metric the difference of means, its interval and p over draws of the studies, and the interval over seeds.
@@ -138,11 +124,11 @@ def step(before: Mapping[int, ScoreSummary], now: Mapping[int, ScoreSummary]) ->
     seeds = [seed for seed in now if seed in before]
     if not seeds:
         return None
-    drawn = average([now[s].drawn for s in seeds]).minus(average([before[s].drawn for s in seeds]))
+    drawn = average([now[s] for s in seeds]).minus(average([before[s] for s in seeds]))
     metrics: dict[str, Any] = {}
     for name in METRICS:
-        if all(name in one[s].metrics for s in seeds for one in (before, now)):
-            values = [now[s].metrics[name] - before[s].metrics[name] for s in seeds]
+        if all(name in one[s].whole for s in seeds for one in (before, now)):
+            values = [now[s].whole[name] - before[s].whole[name] for s in seeds]
             one = drawn.get(name, {"confidence_95": None, "p": None})
             metrics[name] = {"difference": mean(values), "studies_95": one["confidence_95"], "p": one["p"],
                              "seeds_95": seed_interval(values)}  # fmt: skip

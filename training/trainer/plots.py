@@ -48,6 +48,8 @@ def panels(path: Path, *, size: tuple[float, float], columns: int = 1) -> Iterat
     row: list[Axes] = figure.subplots(1, columns, squeeze=False)[0].tolist()
     yield row
     for axis in row:
+        axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=9, markerscale=2)
