@@ -30,7 +30,7 @@ from training.ablation.external_eval import External, score_outside
 from training.ablation.table import draw_predictions, save_draws
 from training.cli import open_source, write_json
 from training.config import RunConfig
-from training.data.studies import Source
+from training.data.studies import Source, evenly
 from training.evaluation.inference import open_bundle
 from training.pipeline import run_pipeline
 from training.prepared_run import PreparedRun
@@ -80,10 +80,7 @@ def open_data(job: Job) -> Source:
     """The data set of a job, with no more than ``train_limit`` training studies, evenly spaced."""
     where = job.model_dump(include={"dataset", "root", "annotation", "images"})
     source = open_source(Namespace(**where))
-    train, limit = source.split("train"), job.train_limit
-    if limit is None or limit >= len(train):
-        return source
-    kept = {train[number * len(train) // limit].study_id for number in range(limit)}
+    kept = {study.study_id for study in evenly(source.split("train"), job.train_limit)}
     return replace(source, studies=tuple(s for s in source.studies if s.split != "train" or s.study_id in kept))
 
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from model.images import ImageError, load_pixels
 from model.types import Pixels
+from training.data.studies import evenly
 
 Drawing = Callable[[np.random.Generator, int], Pixels]
 
@@ -57,10 +58,8 @@ def pictures(folder: Path, size: int, *, most: int | None = None) -> Pixels:
         ValueError: the folder has no readable image.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    if most is not None and most < len(paths):
-        paths = [paths[number * len(paths) // most] for number in range(most)]
     found = []
-    for path in paths:
+    for path in evenly(paths, most):
         try:
             found.append(load_pixels(path.read_bytes(), size))
         except ImageError:

@@ -16,7 +16,7 @@ from pathlib import Path
 from model.text.labeler import NO_FINDING, SCORED_FINDINGS
 from model.types import View
 from training.data.image_store import ChainedImages, LooseImages, images_by_id
-from training.data.studies import ImageRef, Source, Study
+from training.data.studies import ImageRef, Source, Study, evenly
 from training.data.targets import ExternalLabels
 
 NIH_FINDINGS: dict[str, str] = {
@@ -104,13 +104,12 @@ def read_external(table: Path, images: Path, *, limit: int | None = None) -> Ext
     if not found:
         raise ValueError(f"{images} holds no frontal image of {table}: {len(rows)} rows, {len(frontal)} frontal, none "
                          "with a file named by its id; check --external-images")  # fmt: skip
-    if limit is not None and limit < len(found):
-        found = [found[number * len(found) // limit] for number in range(limit)]
-    ids = [Path(row[key]).stem for row in found]
+    chosen = evenly(found, limit)
+    ids = [Path(row[key]).stem for row in chosen]
     return ExternalSet(
         source=Source(table.name, (), (), LooseImages(paths, images), ()),
         studies=tuple(Study(image, image, None, "", (ImageRef(image, View.FRONTAL),)) for image in ids),
-        truth=tuple(frozenset(mapped[name] for name in _present(row) if name in mapped) for row in found),
+        truth=tuple(frozenset(mapped[name] for name in _present(row) if name in mapped) for row in chosen),
         mapped=mapped,
         unmapped=tuple(name for name in names if name not in mapped and name not in _NO_NAMES),
         skipped=skipped,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from model.types import View
 from training.data.image_store import ImageStore
 
+T = TypeVar("T")
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -62,6 +63,13 @@ def view_note(studies: tuple[Study, ...]) -> str:
     same = sum(len(views) == 1 and None not in views for views in known)
     return (f"views: {reordered} of {len(studies)} studies reordered to frontal first; {same} show one view only; "
             f"{unknown} have an image of unknown view (file order, or its DICOM header)")  # fmt: skip
+
+
+def evenly(items: Sequence[T], most: int | None) -> Sequence[T]:
+    """At most so many items, evenly spaced; None takes all."""
+    if most is None or most >= len(items):
+        return items
+    return [items[number * len(items) // most] for number in range(most)]
 
 
 def named(names: Sequence[str], what: str, limit: int = 60) -> str:
