@@ -34,7 +34,7 @@ from training.calibration.metrics import Group, confidence_metrics, ood_metrics,
 from training.calibration.ood_examples import ALTERED, TURNED, drawn, pictures, turned
 from training.calibration.records import draft_records
 from training.calibration.report import write_report
-from training.cli import add_dataset_arguments, add_device_argument, open_source, positive, run_command
+from training.cli import add_common_arguments, open_source, run_command
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.resumable_array import ResumableArray
 from training.data.studies import Study
@@ -174,19 +174,16 @@ def calibrate(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.calibrate``; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.calibrate", description="Fit the checks of a bundle.")
-    parser.add_argument("--bundle", type=Path, required=True)
+    add_common_arguments(parser, bundle=True)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", type=Path, help="a copy of the bundle with its calibration.json")
     target.add_argument("--in-place", action="store_true", help="add the calibration to the bundle")
-    add_dataset_arguments(parser)
     parser.add_argument("--external", type=Path, help="frontal radiographs of another hospital, for the metrics only")
     parser.add_argument("--strange", type=Path, help="pictures that are no radiographs, for the metrics only")
     parser.add_argument("--report", type=Path, help="folder for calibration.md, calibration.json and plots")
     parser.add_argument(
         "--work", type=Path, required=True, help="images, features and drafts, used again by a next run"
     )
-    parser.add_argument("--limit", type=positive, help="only the first N studies of each split")
-    add_device_argument(parser)
     arguments = parser.parse_args(argv)
     interrupted = f"interrupted; the next run continues from {arguments.work}"
     return run_command(lambda: calibrate(arguments), interrupted=interrupted)

@@ -34,23 +34,22 @@ def run_command(run: Callable[[], int], *, interrupted: str) -> int:
         return 130
 
 
-def add_dataset_arguments(parser: argparse.ArgumentParser, *, download: bool = False) -> None:
-    """Add the options that ``open_source`` reads; ``download`` adds ``--download``."""
+def add_common_arguments(parser: argparse.ArgumentParser, *, bundle: bool = False, download: bool = False) -> None:
+    """Add the options of data set and device, with ``bundle`` also ``--bundle`` and ``--limit``."""
+    if bundle:
+        parser.add_argument("--bundle", type=Path, required=True)
+        parser.add_argument("--limit", type=positive, help="only the first N studies of a split")
     parser.add_argument("--dataset", choices=("openi", "r2gen"), help="default: r2gen with --annotation, else openi")
     parser.add_argument("--root", type=Path, help="openi: NLMCXR_reports.tgz and images/ or NLMCXR_png.tgz")
     parser.add_argument("--annotation", type=Path, help="r2gen: annotation.json")
     parser.add_argument("--images", type=Path, help="r2gen: image folder")
     if download:
         parser.add_argument("--download", action="store_true", help="openi: fetch the official archives into --root")
-
-
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device``, which ``model.devices.choose_device`` reads."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
 
 def open_source(arguments: argparse.Namespace) -> Source:
-    """Open the data set of the options of ``add_dataset_arguments``.
+    """Open the data set of the options of ``add_common_arguments``.
 
     Raises:
         ValueError: a path that the data set needs is missing.

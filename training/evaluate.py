@@ -26,15 +26,7 @@ from model.drafter import Drafter
 from model.files import write_atomic
 from model.protocols import CaseIndex
 from model.types import DraftOptions, Precision
-from training.cli import (
-    add_dataset_arguments,
-    add_device_argument,
-    not_negative,
-    open_source,
-    positive,
-    run_command,
-    write_json,
-)  # fmt: skip
+from training.cli import add_common_arguments, not_negative, open_source, positive, run_command, write_json
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.studies import Source
 from training.data.tables import read_present
@@ -217,13 +209,11 @@ def _run(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.evaluate``; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Score a bundle on a split.")
-    parser.add_argument("--bundle", type=Path, required=True)
-    add_dataset_arguments(parser)
+    add_common_arguments(parser, bundle=True)
     parser.add_argument("--split", choices=get_args(SplitName), default="val", help="test: for the final result only")
     parser.add_argument("--out", type=Path, required=True, help="metrics file to write")
     parser.add_argument("--predictions", type=Path, help="default OUT.predictions.jsonl; holds report texts")
     parser.add_argument("--work", type=Path, help="decoded images, used again by the next run (default OUT.work)")
-    parser.add_argument("--limit", type=positive, help="only the first N studies")
     parser.add_argument("--beam-size", type=positive, help="default: the bundle's")
     parser.add_argument("--top-k", type=positive, help="reference cases asked for; default: the bundle's")
     parser.add_argument("--views", choices=get_args(Views), default="both")
@@ -234,7 +224,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--reference-labels", type=Path, help="CSV study_id,finding,… : a second label F1")
     parser.add_argument("--no-meteor", dest="meteor", action="store_false", help="leave METEOR out; it needs Java")
     parser.add_argument("--batch-size", type=positive, default=16)
-    add_device_argument(parser)
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="bf16: faster, rounds more")
     parser.add_argument("--draws", type=not_negative, default=DRAWS, help="bootstrap draws; 0: no intervals")
     parser.add_argument("--seed", type=int, default=1, help="of the exchange of images and of the draws")

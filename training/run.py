@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from model.manifest import BundleError
-from training.cli import add_dataset_arguments, add_device_argument, open_source, some_of
+from training.cli import add_common_arguments, open_source, some_of
 from training.config import RunConfig
 from training.data.external import for_pretraining, read_external
 from training.data.studies import Source
@@ -99,14 +99,13 @@ def _table(arguments: argparse.Namespace, option: str, default_name: str) -> Pat
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.run``; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.run", description="Train a bundle, resumably.")
-    add_dataset_arguments(parser, download=True)
+    add_common_arguments(parser, download=True)
     parser.add_argument("--preset", choices=tuple(PRESETS), default="retrieval")
     parser.add_argument("--out", type=Path, required=True, help="the bundle to write")
     parser.add_argument("--work", type=Path, help="checkpoints, logs, caches (default OUT.work)")
     parser.add_argument("--resume", action="store_true", help="continue the run in the work directory")
     parser.add_argument("--replace", action="store_true", help="replace an existing bundle")
     parser.add_argument("--stages", type=some_of("stage", STAGES), default=STAGES, help=f"some of {','.join(STAGES)}")
-    add_device_argument(parser)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--images-on-device", choices=("auto", "yes", "no"), default="auto",
                         help="keep decoded images and features on the device; auto: where they fit")  # fmt: skip

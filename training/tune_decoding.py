@@ -26,7 +26,7 @@ from model.decoding.generate import beam_or_greedy, draw_candidates, mbr_search,
 from model.decoding.search import Constraints
 from model.devices import choose_device
 from retrieval_index.index import ReportIndex
-from training.cli import add_dataset_arguments, add_device_argument, open_source, positive, run_command, write_json
+from training.cli import add_common_arguments, open_source, run_command, write_json
 from training.data.features import cache_features
 from training.data.pixel_cache import build_pixel_cache
 from training.data.studies import Source, Study
@@ -218,13 +218,10 @@ def choose(bundle: Bundle, trials: Trials) -> DecodingConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.tune_decoding``; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.tune_decoding", description="Tune decoding on val.")
-    parser.add_argument("--bundle", type=Path, required=True)
-    add_dataset_arguments(parser)
+    add_common_arguments(parser, bundle=True)
     parser.add_argument("--out", type=Path, required=True, help="JSON of all trials; it holds no text")
     parser.add_argument("--write-bundle", type=Path, help="also write the bundle with the chosen settings here")
     parser.add_argument("--work", type=Path, help="decoded images and features (default OUT.work)")
-    parser.add_argument("--limit", type=positive, help="only the first N studies")
-    add_device_argument(parser)
     arguments = parser.parse_args(argv)
     return run_command(lambda: _run(arguments), interrupted="interrupted; no file was written")
 

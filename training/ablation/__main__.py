@@ -10,7 +10,7 @@ from model.devices import choose_device
 from training.ablation.plan import make_plan
 from training.ablation.rows import ROWS, SCALES
 from training.ablation.runner import file_lock, run_plan
-from training.cli import add_dataset_arguments, add_device_argument, positive, run_command, some_of
+from training.cli import add_common_arguments, positive, run_command, some_of
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m training.ablation",
         description="Train and compare the rows of the study's table. Run again, it goes on where it stopped.",
     )
-    add_dataset_arguments(parser)
+    add_common_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the table and the cells")
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="seeds 1 to N (default %(default)s)")
     parser.add_argument("--presets", type=some_of("row", ROWS), default=ROWS, help=f"some of {','.join(ROWS)}")
@@ -38,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backbone-weights", action="append", metavar="W",
                         help="imagenet, none, or a file for every row; or BACKBONE=FILE, once a backbone")  # fmt: skip
     parser.add_argument("--soft-scores", type=Path, help="CSV image_id,finding,… for a scale that pretrains")
-    add_device_argument(parser)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--external-images", type=Path, help="folder of radiographs of another source")
     parser.add_argument("--external-labels", type=Path, help="their findings: CSV, as of NIH ChestX-ray14")
