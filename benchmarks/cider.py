@@ -22,11 +22,7 @@ AGREEMENT = 1e-6
 
 
 def rows() -> list[Row]:
-    """One row per size.
-
-    Raises:
-        RuntimeError: the scores differ.
-    """
+    """One row per size; raises RuntimeError where the scores differ."""
     rng = np.random.default_rng(0)
     reports = [made_up_report(seed) for seed in range(REPORTS)]
     return [_row(reports, images, samples, rng) for images, samples in SIZES]

@@ -69,11 +69,7 @@ def compare(
     found: dict[str, Server], measured: Comparison, drawn: Sequence[Study], *, rounds: int,
     clients: Sequence[int] = CLIENTS, quiet: bool = False,
 ) -> None:  # fmt: skip
-    """Measure all servers in turn with the ``drawn`` studies.
-
-    Raises:
-        RuntimeError: a server does not answer, or its findings differ from the others'.
-    """
+    """Measure all servers in turn with the ``drawn`` studies; raises RuntimeError where their findings differ."""
     answered = {
         name: with_answers(server.url, drawn, timeout_s=DEADLINE_S) for name, server in found.items()
     }  # warm-up

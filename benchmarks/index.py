@@ -74,11 +74,7 @@ class Comparison:
     """Searches of index after index with the same queries; the exact neighbours come from ``exact``."""
 
     def __init__(self, maker: Maker, images: Path | None) -> None:
-        """``images`` is a folder of radiographs, whose embeddings become additional queries.
-
-        Raises:
-            ValueError: the folder has no image.
-        """
+        """``images`` is a folder of radiographs, whose embeddings become additional queries."""
         self.queries = [maker.queries(_QUERIES)] + ([] if images is None else [embed_images(images)])
         self.exact: list[Any] = []
 
@@ -214,11 +210,7 @@ class Maker:
 
 
 def embed_images(folder: Path) -> Floats:
-    """Embeddings of up to 300 radiographs, each as a lone frontal: (Q, D) float32, unit length.
-
-    Raises:
-        ValueError: the folder has no PNG or JPEG.
-    """
+    """Embeddings of up to 300 radiographs, each as a lone frontal: (Q, D) float32, unit length."""
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".png", ".jpg", ".jpeg"})
     if not files:
         raise ValueError(f"{folder} holds no .png, .jpg or .jpeg; name a folder of radiographs")

@@ -65,11 +65,7 @@ class Load:
 
 
 def generate(load: Load, studies: Sequence[Study]) -> list[Record]:
-    """Send the load and return one record per request.
-
-    Raises:
-        RuntimeError: the generator failed.
-    """
+    """Send the load and return one record per request."""
     bodies = [(base64.b64encode(study.body).decode(), study.expected) for study in studies]
     plan = json.dumps({"load": asdict(load), "studies": bodies}).encode()
     done = subprocess.run([sys.executable, "-m", "benchmarks.generator"], input=plan, stdout=subprocess.PIPE)
@@ -101,11 +97,7 @@ def drawn_studies(count: int, *, seed: int = 0, sizes: Sequence[int] = SIZES, bo
 
 
 def with_answers(url: str, studies: Sequence[Study], *, timeout_s: float = 60.0) -> list[Study]:
-    """The same studies with the answer each gets while nothing else is sent.
-
-    Raises:
-        RuntimeError: one of them is not answered.
-    """
+    """The same studies with the answer each gets while nothing else is sent; raises RuntimeError without one."""
     known = []
     with httpx.Client(timeout=timeout_s, headers={"Content-Type": CONTENT_TYPE}) as client:
         for study in studies:

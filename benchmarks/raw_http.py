@@ -65,22 +65,14 @@ def connect(url: str, timeout_s: float = ANSWER_WITHIN_S) -> socket.socket:
 
 
 def receive(connection: socket.socket, method: str | None = None) -> Answer:
-    """Read one answer.
-
-    Raises:
-        OSError, http.client.HTTPException: it did not arrive, or not completely.
-    """
+    """Read one answer; raises OSError or HTTPException where it does not arrive completely."""
     response = http.client.HTTPResponse(connection, method=method)
     response.begin()
     return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
 
 
 def send(url: str, request: RawRequest, *, timeout_s: float = ANSWER_WITHIN_S) -> Answer:
-    """Send the request and read one answer.
-
-    Raises:
-        NoAnswerError: there was none.
-    """
+    """Send the request and read one answer; raises NoAnswerError where there is none."""
     try:
         connection = connect(url, timeout_s)
     except OSError as error:
@@ -99,11 +91,7 @@ def send(url: str, request: RawRequest, *, timeout_s: float = ANSWER_WITHIN_S) -
 
 
 def events(lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Server-sent events with JSON data, each as (name, data); a comment is named ``:``, its data the line.
-
-    Raises:
-        ValueError: data that is not JSON.
-    """
+    """Server-sent events with JSON data, each as (name, data); a comment is named ``:``, its data the line."""
     name, data = "message", ""
     for line in lines:
         kind, _, value = line.partition(":")

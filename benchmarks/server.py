@@ -173,11 +173,7 @@ def server_of(arguments: argparse.Namespace, **settings: object) -> Iterator[Ser
 
 
 def idle(url: str, *, within_s: float = 30.0) -> dict[str, Any]:
-    """The answer of ``/health``, with ``status_code``, once its queue is empty or ``within_s`` have passed.
-
-    Raises:
-        httpx.TransportError: there is no answer.
-    """
+    """The answer of ``/health``, with ``status_code``, once its queue is empty or ``within_s`` have passed."""
     deadline = time.monotonic() + within_s
     while True:
         answer = httpx.get(url + "/health", timeout=30)

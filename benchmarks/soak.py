@@ -79,11 +79,7 @@ class Soak:
 def soak(
     server: Server, plan: Plan, *, capacity_s: float = CAPACITY_S, studies: int = STUDIES, quiet: bool = False
 ) -> tuple[Soak, list[Record]]:
-    """Measure the capacity, overload the service, check it afterwards.
-
-    Raises:
-        RuntimeError: the service answers nothing even without load.
-    """
+    """Measure the capacity, overload the service, check it afterwards."""
     drawn = load.drawn_studies(studies, seed=plan.seed)
     known = load.with_answers(server.url, drawn, timeout_s=plan.deadline_s)
     log.info("capacity: %d clients for %.0f s", CAPACITY_CLIENTS, capacity_s)

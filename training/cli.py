@@ -49,11 +49,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, bundle: bool = Fals
 
 
 def open_source(arguments: argparse.Namespace) -> Source:
-    """Open the data set of the options of ``add_common_arguments``.
-
-    Raises:
-        ValueError: a path that the data set needs is missing.
-    """
+    """Open the data set of the options; raises ValueError where a path that it needs is missing."""
     dataset = arguments.dataset or ("r2gen" if arguments.annotation else "openi")
     if dataset == "openi":
         if arguments.root is None:

@@ -48,11 +48,7 @@ class PreparedRun:
 
     @classmethod
     def prepare(cls, config: RunConfig, inputs: RunInputs, context: RunContext) -> PreparedRun:
-        """Decode the images, build vocabulary and model.
-
-        Raises:
-            ValueError: no training image can be read.
-        """
+        """Decode the images, build vocabulary and model; raises ValueError without a readable training image."""
         source = inputs.source
         wanted = [*source.split("train"), *source.split("val")]
         if config.pretrain is not None:

@@ -66,11 +66,7 @@ PRESETS: Mapping[str, RunConfig] = {
 
 
 def preset(name: str) -> RunConfig:
-    """The configuration called ``name``.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The configuration called ``name``; raises ValueError for an unknown one."""
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -44,11 +44,7 @@ class External(Frozen):
 
 
 def check_external(external: External) -> str:
-    """Open the set once, before anything is trained, and describe it in a line.
-
-    Raises:
-        ValueError: it cannot be used; the message names option and remedy.
-    """
+    """Open the set once, before anything is trained, and describe it; raises ValueError with the option and remedy."""
     if (external.labels is None) == (external.annotation is None):
         raise ValueError("--external-images needs --external-labels FILE or --external-annotation FILE, one of them")
     if external.labels is not None:

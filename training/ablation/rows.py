@@ -53,11 +53,7 @@ SCALES: Mapping[str, Scale] = {
 
 
 def read_scale(name: str) -> Scale:
-    """A scale by name, or from a JSON file with the fields of ``Scale``.
-
-    Raises:
-        ValueError: neither is there, or the file is malformed.
-    """
+    """A scale by name, or from a JSON file with the fields of ``Scale``; raises ValueError without either."""
     if name in SCALES:
         return SCALES[name]
     path = Path(name)
@@ -139,11 +135,7 @@ def shared_stages(before: RunConfig, now: RunConfig) -> tuple[str, ...]:
 
 
 def parse_weights(given: Sequence[str] | None) -> Mapping[str, str] | str | None:
-    """``--backbone-weights`` as given: once for all rows, or as ``BACKBONE=FILE`` for each backbone.
-
-    Raises:
-        ValueError: both ways at once, or several files for all.
-    """
+    """``--backbone-weights``, once for all rows or as ``BACKBONE=FILE`` for each backbone; else ValueError."""
     if not given:
         return None
     pairs = dict(entry.split("=", 1) for entry in given if "=" in entry)

@@ -37,11 +37,7 @@ class BusyError(OSError):
 
 @contextmanager
 def file_lock(out: Path) -> Iterator[None]:
-    """Lock a folder for one ablation. Its cells inherit the lock and keep it if they outlive their parent.
-
-    Raises:
-        BusyError: another ablation holds the lock.
-    """
+    """Lock a folder for one ablation, or raise BusyError. Its cells inherit the lock and keep it if they outlive it."""
     out.mkdir(parents=True, exist_ok=True)
     handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     os.set_inheritable(handle, True)

@@ -51,8 +51,7 @@ class LooseImages:
 class TarImages:
     """Images inside a tar file, compressed or not, by file name without extension; read in one pass.
 
-    Raises:
-        ValueError: the file does not begin like a tar archive.
+    A file that does not begin like a tar archive raises ValueError.
     """
 
     def __init__(self, archive: Path) -> None:

@@ -84,11 +84,7 @@ def open_r2gen(annotation: Path, images: Path) -> Source:
 
 
 def read_annotation(path: Path) -> list[tuple[Split, Entry]]:
-    """The entries with their splits, each checked.
-
-    Raises:
-        ValueError: the file is malformed; names the entry.
-    """
+    """The entries with their splits; raises ValueError with the position of the first wrong entry."""
     try:
         content = _ANNOTATION.validate_json(path.read_bytes())
     except ValidationError as error:

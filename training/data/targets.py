@@ -56,11 +56,7 @@ class ExternalLabels:
 
 
 def read_soft_scores(path: Path) -> tuple[tuple[str, ...], dict[str, Floats]]:
-    """Read ``image_id, finding, finding, …`` probabilities.
-
-    Raises:
-        ValueError: no ``image_id`` column, or a value outside 0 to 1.
-    """
+    """Read ``image_id, finding, finding, …`` probabilities; raises ValueError for a value outside 0 to 1."""
     with path.open(newline="") as file:
         rows = csv.reader(file)
         header = next(rows, [])

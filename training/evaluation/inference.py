@@ -85,11 +85,7 @@ def with_images(
 
 
 def swap_images(studies: Sequence[Study], seed: int) -> list[Study]:
-    """Each study with the images of another: one cycle through all studies, drawn by ``seed``.
-
-    Raises:
-        ValueError: there are fewer than two studies.
-    """
+    """Each study with the images of another: one cycle through all studies (two or more), drawn by ``seed``."""
     if len(studies) < 2:
         raise ValueError("images can be exchanged between two studies or more; this split has one that can be read")
     cycle = np.random.default_rng(seed).permutation(len(studies))

@@ -21,11 +21,7 @@ SWAPS: tuple[Swap, ...] = get_args(Swap)
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """Which studies are drafted, and which rows and scorers the result holds.
-
-    Raises:
-        ValueError: ``single_views`` with a choice of ``views``.
-    """
+    """Which studies are drafted, and which rows and scorers the result holds."""
 
     split: SplitName = "val"  # ``test`` for the final result; the index holds ``train``
     limit: int | None = None  # only the first studies of the split
@@ -69,11 +65,7 @@ class Outputs:
     report: Path | None = None  # folder of the page (``training.evaluation.page``): report texts and radiographs
 
     def check(self) -> None:
-        """Refuse unusable paths before anything is computed.
-
-        Raises:
-            ValueError: a path lies among bundles, or ``report`` holds other files.
-        """
+        """Refuse paths among bundles and folders with other files, before anything is computed: ValueError."""
         for path in (self.metrics, self.predictions):
             if path is not None:
                 refuse_bundles(path)

@@ -10,11 +10,7 @@ GITIGNORE = "# radiographs and report texts of a data set: not to be shared\n*\n
 
 
 def refuse_bundles(path: Path) -> None:
-    """Refuse a file with report texts or images that would lie in a bundle or in a folder of bundles.
-
-    Raises:
-        ValueError: ``path`` would lie there.
-    """
+    """Raise ValueError for a file with report texts or images that would lie in a bundle or in a folder of bundles."""
     for folder in path.resolve().parents:
         if (folder / MANIFEST).exists() or (folder.name == "bundles" and any(folder.glob(f"*/{MANIFEST}"))):
             raise ValueError(
@@ -24,11 +20,7 @@ def refuse_bundles(path: Path) -> None:
 
 
 def check_page_folder(folder: Path) -> None:
-    """Refuse a folder that holds anything but an earlier page: git will ignore everything in it.
-
-    Raises:
-        ValueError: the folder lies among bundles, is a file, or holds other files.
-    """
+    """Raise ValueError for a folder among bundles or with other files than an earlier page: git ignores all of it."""
     refuse_bundles(folder / "report.html")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--report {folder} is a file; name a new folder")

@@ -124,11 +124,7 @@ def _changes(chosen: Sentences, sentences: Sentences) -> Iterator[Sentences]:
 
 
 class ConstantScorer:
-    """BLEU-4, ROUGE-L and CIDEr of one text against all references, as ``pycocoevalcap`` computes them, but fast.
-
-    Raises:
-        ValueError: no references, or one without words.
-    """
+    """BLEU-4, ROUGE-L and CIDEr of one text against all references, as ``pycocoevalcap`` computes them, but fast."""
 
     def __init__(self, references: Sequence[str]) -> None:
         split = [reference.split() for reference in references]

@@ -35,11 +35,7 @@ def save_atomically(content: object, path: Path, *, previous: Path | None = None
 
 
 def read_newest(paths: Sequence[Path], device: torch.device) -> tuple[dict[str, Any], Path]:
-    """Content and path of the first of ``paths`` that can be read; logs the damaged ones.
-
-    Raises:
-        ValueError: none can be read.
-    """
+    """Content and path of the first of ``paths`` that can be read, or ValueError; logs the damaged ones."""
     damaged = []
     for path in paths:
         try:

@@ -42,11 +42,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def rows(self, batch: int) -> slice:
-        """This process's rows of a batch of ``batch``; the parts differ by one row at most.
-
-        Raises:
-            ValueError: a process would have none.
-        """
+        """This process's rows of a batch of ``batch``, one or more; the parts differ by one row at most."""
         if batch < self.count:
             raise ValueError(f"a batch of {batch} cannot be shared by {self.count} processes; start fewer (torchrun "
                              "--nproc-per-node), or train on more studies")  # fmt: skip
