@@ -108,6 +108,17 @@ async def test_cancelled_decoding_is_killed() -> None:
         assert await readable(pool)
 
 
+async def test_cancelled_request_does_not_stop_the_start_of_its_worker() -> None:
+    async with opened() as pool:
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await pool.read(png(), View.FRONTAL, SIZE, "bicubic")
+        assert len(pool._starting) == 1
+        assert await readable(pool)
+        assert len(pool.pids) == 1
+
+
 async def test_worker_that_ended_is_replaced() -> None:
     async with opened() as pool:
         assert await readable(pool)

@@ -55,16 +55,17 @@ class DecodePool:
         """
         self._memory_bytes, self._cpu_s = memory_bytes, cpu_s
         self._limits = dataclasses.asdict(limits)
-        self._slots = asyncio.Semaphore(workers)
-        self._workers = workers
-        self._idle: list[_Worker] = []
-        self._all: set[_Worker] = set()
+        self._size = workers
+        self._workers: set[_Worker] = set()
+        self._starting: set[asyncio.Task[None]] = set()
+        self._idle: asyncio.Queue[_Worker | DecodeError] = asyncio.Queue()  # an error: of a failed start
+        self._waiting = 0  # calls that wait for a worker
         self._closed = False
 
     @property
     def pids(self) -> list[int]:
         """Process ids of the workers."""
-        return [worker.process.pid for worker in self._all]
+        return [worker.process.pid for worker in self._workers]
 
     async def start(self) -> None:
         """Start all workers, so that the first requests need not wait for them.
@@ -72,8 +73,14 @@ class DecodePool:
         Raises:
             DecodeError: a worker does not start.
         """
-        missing = self._workers - len(self._all)
-        self._idle += await asyncio.gather(*(self._start() for _ in range(missing)))
+        while self._spawn():
+            pass
+        await asyncio.gather(*self._starting)
+        workers = [self._idle.get_nowait() for _ in range(self._idle.qsize())]
+        for worker in workers:
+            if isinstance(worker, DecodeError):
+                raise worker
+            self._idle.put_nowait(worker)
 
     async def read(self, data: bytes, view: View, size: int, resample: Resample) -> StudyView:
         """Decode an image that was sent as ``view`` to (``size``, ``size``).
@@ -94,53 +101,84 @@ class DecodePool:
     async def close(self) -> None:
         """Kill all workers; requests that wait for one fail with ``DecodeError``."""
         self._closed = True
-        for worker in self._all.copy():
+        for _ in range(self._waiting):
+            self._idle.put_nowait(_stopping())
+        for task in self._starting:
+            task.cancel()
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        for worker in self._workers.copy():
             await self._kill(worker)
 
     async def _call(self, header: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         header = {**header, "limits": self._limits}
-        async with self._slots:
-            for _ in range(2):  # an earlier image, or the system, may have harmed the first worker
-                worker = await self._take()
-                try:
-                    answer, result = await worker.call(header, data)
-                except _WorkerLostError:
-                    await self._kill(worker)
-                    if worker.process.returncode == -signal.SIGPROF:
-                        raise self._too_complex(f"{self._cpu_s:g} s of processor time") from None
-                    log.warning("a decode worker ended with status %s", worker.process.returncode)
-                    failure = ImageError("truncated", "The image file is damaged: its decoder crashed. Send another.")
-                except BaseException:  # cancelled: the worker is still decoding
-                    await self._kill(worker)
-                    raise
-                else:
-                    if "memory" not in answer:
-                        self._idle.append(worker)
-                        return _checked(answer), result
-                    await self._kill(worker)
-                    failure = self._too_complex(f"{self._memory_bytes:,} bytes of memory")
-                    if worker.calls == 1:
-                        break
+        for _ in range(2):  # an earlier image, or the system, may have harmed the first worker
+            worker = await self._take()
+            try:
+                answer, result = await worker.call(header, data)
+            except _WorkerLostError:
+                await self._kill(worker)
+                if worker.process.returncode == -signal.SIGPROF:
+                    raise self._too_complex(f"{self._cpu_s:g} s of processor time") from None
+                log.warning("a decode worker ended with status %s", worker.process.returncode)
+                failure = ImageError("truncated", "The image file is damaged: its decoder crashed. Send another.")
+            except BaseException:  # cancelled: the worker is still decoding
+                await self._kill(worker)
+                raise
+            else:
+                if "memory" not in answer:
+                    self._idle.put_nowait(worker)
+                    return _checked(answer), result
+                await self._kill(worker)
+                failure = self._too_complex(f"{self._memory_bytes:,} bytes of memory")
+                if worker.calls == 1:
+                    break
         raise failure
 
     async def _take(self) -> _Worker:
-        while self._idle:
-            worker = self._idle.pop()
+        while True:
+            if self._closed:
+                raise _stopping()
+            if self._idle.empty():
+                self._spawn()
+            self._waiting += 1
+            try:
+                worker = await self._idle.get()
+            finally:
+                self._waiting -= 1
+            if isinstance(worker, DecodeError):
+                raise worker
             if worker.process.poll() is None:
                 return worker
             await self._kill(worker)
-        return await self._start()
 
-    async def _start(self) -> _Worker:
-        if self._closed:
-            raise DecodeError("the service is stopping")
-        worker = await _Worker.start(self._memory_bytes, self._cpu_s)
-        self._all.add(worker)
-        return worker
+    def _spawn(self) -> bool:
+        """Start a worker in the background, unless all exist; whoever waits first gets it."""
+        if self._closed or len(self._workers) + len(self._starting) >= self._size:
+            return False
+        task = asyncio.create_task(self._start())
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+        return True
+
+    async def _start(self) -> None:
+        try:
+            worker = await _Worker.start(self._memory_bytes, self._cpu_s)
+        except Exception as error:
+            log.error("a decode worker cannot be started: %s", error)
+            self._idle.put_nowait(DecodeError(str(error)))
+        else:
+            self._workers.add(worker)
+            self._idle.put_nowait(worker)
 
     async def _kill(self, worker: _Worker) -> None:
-        self._all.discard(worker)
-        await asyncio.shield(worker.kill())
+        """End a worker, also if the caller is cancelled, and start another."""
+
+        async def kill() -> None:
+            await worker.kill()
+            self._workers.discard(worker)
+            self._spawn()
+
+        await asyncio.shield(kill())
 
     def _too_complex(self, limit: str) -> ImageError:
         return ImageError(
@@ -217,6 +255,10 @@ def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REPORT_")}
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return {**kept, **one_thread, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def _stopping() -> DecodeError:
+    return DecodeError("the service is stopping")
 
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:
