@@ -14,7 +14,19 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.service import AUTHORIZED, KEY, PROBLEM, WAIT_S, Gate, Live, live_server, png, ready_client, until
+from tests.support.service import (
+    AUTHORIZED,
+    KEY,
+    PROBLEM,
+    WAIT_S,
+    Gate,
+    Live,
+    live_server,
+    png,
+    ready_client,
+    start_decoder,
+    until,
+)
 from tests.support.tiny import write_tiny_bundle
 
 STUDIES = [png(60 + 7 * number, 80 + 5 * number) for number in range(8)]
@@ -106,6 +118,7 @@ def test_overload_is_refused_at_once(bundle: Path, gates: list[Gate]) -> None:
 
 def test_request_gets_503_at_its_deadline(bundle: Path, gates: list[Gate]) -> None:
     with gated(bundle, gates, request_timeout_s=0.3) as (_, client, gate):
+        start_decoder(client)
         answers = [post(client), post(client)]  # the first one runs, the second one is queued
         for answer in answers:
             assert answer.status_code == 503

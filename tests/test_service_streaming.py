@@ -29,7 +29,7 @@ from service.routes import streaming
 from service.schemas.events import CasesEvent
 from service.schemas.examples import REPORT_EXAMPLE
 from service.schemas.models import ProblemDetails, ReportResponse
-from tests.support.service import PROBLEM, WAIT_S, Gate, live_server, png, ready_client, until
+from tests.support.service import PROBLEM, WAIT_S, Gate, live_server, png, ready_client, start_decoder, until
 from tests.support.tiny import IMAGE_SIZE, write_tiny_bundle
 
 STREAM = {"stream": "true"}
@@ -146,6 +146,7 @@ def test_deadline_and_busy_before_the_first_event_are_problems(bundle: Path, gat
         live.client() as client,
         ThreadPoolExecutor(1) as pool,
     ):
+        start_decoder(client)
         late = pool.submit(client.post, "/report", files=files(), data=STREAM)
         assert gates[0].begun.wait(WAIT_S)
         busy = client.post("/report", files=files(), data=STREAM)
@@ -225,6 +226,7 @@ def test_failure_after_the_first_event_sends_a_problem_event(
 
 def test_deadline_after_the_first_event_sends_a_problem_event(bundle: Path, held: Held) -> None:
     with ready_client(bundle, warm_up=False, request_timeout_s=0.5) as client:
+        start_decoder(client)
         (first, _), (last, problem) = stream(client)
         held.go.set()
         assert (first, last, problem["code"]) == ("cases", "problem", "deadline")

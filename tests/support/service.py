@@ -69,6 +69,11 @@ def answer(client: socket.socket) -> bytes:
     return head + b"".join(client.recv(1) for _ in range(length))
 
 
+def start_decoder(client: httpx.Client) -> None:
+    """Start a decode worker, which takes longer than the deadline of some tests."""
+    until(lambda: client.post("/preview", files={"image": ("i", png())}).status_code == 200)
+
+
 def until(condition: Callable[[], object]) -> None:
     """Poll until it holds."""
     deadline = time.monotonic() + WAIT_S
