@@ -1,4 +1,4 @@
-"""The grayscale pipeline of DICOM: greys are what the standard's formulas and pydicom give."""
+"""The greyscale pipeline of DICOM equals the formulas of the standard, and pydicom."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from model.images import load_pixels
 from tests.support.dicom import ALL_VALUES, SC, S, codes, dataset, dicom, encode, film, greys, lut, png, refused
 
-# --- VOI: PS3.3 C.11.2.1.2 and C.11.2.1.3, written out as the standard has them ------------------------------------
+# --- VOI: the formulas of PS3.3 C.11.2.1.2 and C.11.2.1.3 ---------------------------------------------------------
 
 
 def standard(function: str, x: float, c: float, w: float) -> float:
@@ -49,7 +49,7 @@ def test_windows_follow_the_standard(
         np.testing.assert_allclose(read.ravel(), expected, atol=1e-3)
 
 
-def test_of_several_windows_the_first_is_taken() -> None:
+def test_uses_the_first_of_several_windows() -> None:
     several = greys(dicom(film(), stored=12, WindowCenter=[1700, 100], WindowWidth=[3200, 50]))
     np.testing.assert_array_equal(several, greys(dicom(film(), stored=12, WindowCenter=1700, WindowWidth=3200)))
     assert np.abs(several - greys(dicom(film(), stored=12))).max() > 5
@@ -59,20 +59,20 @@ def test_of_several_windows_the_first_is_taken() -> None:
     ("center", "width", "function"),
     [(2000, 0.5, "LINEAR"), (2000, 0, "SIGMOID"), (2000, -3, "LINEAR_EXACT"), (9e4, 2, "")],
 )
-def test_warns_about_a_window_that_shows_nothing(center: float, width: float, function: str) -> None:
+def test_ignores_windows_that_show_nothing_with_a_warning(center: float, width: float, function: str) -> None:
     data = dicom(film(), stored=12, WindowCenter=center, WindowWidth=width, VOILUTFunction=function)
     np.testing.assert_array_equal(greys(data), greys(dicom(film(), stored=12)))
     assert codes(data) == ["window_ignored"]
 
 
-def test_ignores_a_window_without_a_center() -> None:
+def test_ignores_window_without_center() -> None:
     data = dicom(film(), stored=12, WindowWidth=200)
     np.testing.assert_array_equal(greys(data), greys(dicom(film(), stored=12)))
     assert codes(data) == []
 
 
 @pytest.mark.parametrize(("first", "bits"), [(0, 12), (500, 10), (-20, 8), (1000, 16)])
-def test_the_voi_lut_goes_before_the_window(first: int, bits: int) -> None:
+def test_voi_lut_replaces_the_window(first: int, bits: int) -> None:
     entries = np.sqrt(np.linspace(0, 1, 3000)) * (2**bits - 1)
     made = dataset(ALL_VALUES, stored=12, WindowCenter=10, WindowWidth=5, VOILUTSequence=[lut(entries, first, bits)])
     expected = [
@@ -81,7 +81,7 @@ def test_the_voi_lut_goes_before_the_window(first: int, bits: int) -> None:
     np.testing.assert_allclose(greys(encode(made)).ravel(), expected, atol=1e-3)
 
 
-def test_lut_entries_of_one_byte_each() -> None:
+def test_reads_lut_entries_of_one_byte() -> None:
     item = lut(np.zeros(1), 0, 8)
     item.LUTDescriptor = [4096, 0, 8]
     item.LUTData = (np.arange(4096) // 16).astype(np.uint8).tobytes()
@@ -89,7 +89,7 @@ def test_lut_entries_of_one_byte_each() -> None:
     np.testing.assert_allclose(read.ravel(), np.arange(4096) // 16, atol=1e-3)
 
 
-def test_the_modality_lut_goes_before_the_window() -> None:
+def test_applies_the_modality_lut_before_the_window() -> None:
     entries = np.arange(4096)[::-1] * 2
     made = dataset(
         ALL_VALUES, stored=12, WindowCenter=4000, WindowWidth=3000, ModalityLUTSequence=[lut(entries, 0, 13)]
@@ -98,13 +98,13 @@ def test_the_modality_lut_goes_before_the_window() -> None:
     np.testing.assert_allclose(greys(encode(made)).ravel(), expected, atol=1e-3)
 
 
-def test_refuses_a_lut_that_is_too_short() -> None:
+def test_rejects_lut_that_is_too_short() -> None:
     item = lut(np.arange(100), 0, 12)
     item.LUTDescriptor = [4096, 0, 12]
     assert refused(dicom(film(), stored=12, VOILUTSequence=[item])).code == "truncated"
 
 
-def test_refuses_a_rescale_slope_of_zero() -> None:
+def test_rejects_rescale_slope_of_zero() -> None:
     error = refused(dicom(film(), stored=12, RescaleSlope=0, RescaleIntercept=5))
     assert (error.code, "RescaleSlope" in str(error)) == ("unsupported_pixels", True)
 
@@ -149,7 +149,7 @@ def test_monochrome1_is_inverted_last() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 4000), st.integers(1, 4095), st.integers(0, 2**32 - 1))
-def test_a_negative_and_its_inverse_give_the_same_pixels(low: int, span: int, seed: int) -> None:
+def test_negative_and_its_inverse_give_equal_pixels(low: int, span: int, seed: int) -> None:
     high = min(low + span, 4095)
     values = np.random.default_rng(seed).integers(low, high + 1, (40, 36)).astype(np.uint16)
     negative = load_pixels(dicom(values, stored=12, photometric="MONOCHROME1"), S)
@@ -157,25 +157,25 @@ def test_a_negative_and_its_inverse_give_the_same_pixels(low: int, span: int, se
 
 
 @pytest.mark.parametrize(
-    ("photometric", "shape", "inverted", "doubt"),
+    ("photometric", "shape", "inverted", "warned"),
     [
         ("MONOCHROME2", "IDENTITY", False, []),
-        ("MONOCHROME1", "INVERSE", True, []),  # as DX demands: the same thing said twice, not done twice
+        ("MONOCHROME1", "INVERSE", True, []),  # as DX requires: inverted once
         ("MONOCHROME2", "INVERSE", True, ["contradictory_polarity"]),
         ("MONOCHROME1", "IDENTITY", True, ["contradictory_polarity"]),
         ("MONOCHROME1", "", True, []),
     ],
 )
-def test_presentation_lut_shape(photometric: str, shape: str, inverted: bool, doubt: list[str]) -> None:
+def test_presentation_lut_shape_inverts_once(photometric: str, shape: str, inverted: bool, warned: list[str]) -> None:
     data = dicom(ALL_VALUES, stored=12, photometric=photometric, PresentationLUTShape=shape)
     assert bool(greys(data)[0, 0] > 250) is inverted
-    assert codes(data) == doubt
+    assert codes(data) == warned
 
 
 # --- stored values --------------------------------------------------------------------------------------------------
 
 
-def test_without_a_window_it_reads_as_the_png_of_the_same_values() -> None:
+def test_without_window_equals_the_png_of_the_same_values() -> None:
     np.testing.assert_array_equal(load_pixels(dicom(film(), stored=12), S), load_pixels(png(film()), S))
     eight = film(bits=8)
     close = load_pixels(dicom(eight, sop_class=SC), S).astype(int) - load_pixels(png(eight), S)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,8 @@ from service.metrics import Metrics
 from service.schemas.examples import REPORT_EXAMPLE
 from service.schemas.models import ReportResponse
 from service.settings import Settings
-from tests.support.chat_server import Completions, completion, completions_server
 from tests.support.formats import example
-from tests.support.http import Request, http_server, respond_with
+from tests.support.http import Request, Respond, http_server, respond_with
 from tests.support.logs import all_log_lines
 from tests.support.service import png, ready_client, until
 
@@ -36,10 +36,34 @@ KEY = "local-key"
 CANARY = "Wilhelmine-Canary"
 
 
+@dataclass
+class Completions:
+    """A chat-completions server in a thread: `answer` handles a request."""
+
+    answer: Respond | None = None
+    seen: list[tuple[str, dict[str, str], dict[str, Any]]] = field(default_factory=list)
+    url: str = ""
+
+
+def completion(text: object, reason: str = "stop") -> bytes:
+    """The body of a response."""
+    message = {"role": "assistant", "content": text}
+    return json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": reason}]}).encode()
+
+
 @pytest.fixture(scope="module")
 def model() -> Iterator[Completions]:
-    with completions_server() as model:
-        yield model
+    state = Completions()
+
+    def respond(request: Request) -> None:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        state.seen.append((request.path, headers, json.loads(request.body)))
+        assert state.answer is not None
+        state.answer(request)
+
+    with http_server(respond) as url:
+        state.url = f"{url}/v1"
+        yield state
 
 
 def respond_late(request: Request) -> None:

@@ -1,4 +1,4 @@
-"""DICOM files for tests, made by pydicom from drawn images; an independent JPEG Lossless encoder."""
+"""DICOM files for tests, made by pydicom from drawn images."""
 
 from __future__ import annotations
 
@@ -129,30 +129,6 @@ def tiny_elements(data: bytes) -> bytes:
     start = min(at for tag in (b"\x08\x00\x05\x00CS", b"\x08\x00\x16\x00UI") if (at := data.find(tag)) > 0)
     many = b"".join(struct.pack("<HH2sH", 0x0009, number, b"LO", 0) for number in range(2**16)) * 8
     return data[:start] + many + data[start:]
-
-
-def jpeg_lossless(values: npt.NDArray[np.uint16]) -> bytes:
-    """JPEG Lossless, first-order prediction (ITU-T T.81 annex H), 16 bits; all Huffman codes are 5 bits long."""
-    rows, columns = values.shape
-    huffman = bytes([0, 0, 0, 0, 17, *[0] * 11, *range(17)])
-    wide = values.astype(np.int64)
-    before = np.roll(wide, 1, axis=1)
-    before[1:, 0], before[0, 0] = wide[:-1, 0], 2**15
-    difference = (wide - before + 2**15) % 2**16 - 2**15
-    bits = []
-    for d in (int(number) for number in difference.ravel()):
-        size = abs(d).bit_length()
-        bits.append(f"{size:05b}")
-        if 0 < size < 16:
-            bits.append(f"{d if d > 0 else d + 2**size - 1:0{size}b}")
-    text = "".join(bits)
-    text += "1" * (-len(text) % 8)
-    scan = int(text, 2).to_bytes(len(text) // 8, "big").replace(b"\xff", b"\xff\x00")
-    return b"".join((
-        b"\xff\xd8\xff\xc3", struct.pack(">HBHHB3B", 11, 16, rows, columns, 1, 1, 0x11, 0),
-        b"\xff\xc4", struct.pack(">HB", 2 + 1 + len(huffman), 0), huffman,
-        b"\xff\xda", struct.pack(">HB2B3B", 8, 1, 1, 0, 1, 0, 0), scan, b"\xff\xd9",
-    ))  # fmt: skip
 
 
 def greys(data: bytes) -> npt.NDArray[np.float64]:
