@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from service.schemas.examples import REPORT_EXAMPLE
-from tests.support.browser import answered, choose, corner, draft, open_page, texts, transform
+from tests.support.browser import answered, choose, choose_wrong_file, corner, draft, open_page, texts, transform
 from tests.support.dicom import dicom
 from tests.support.formats import facts_of_fhir
 from tests.support.paths import DRAWN, SHIPPED
@@ -263,8 +263,7 @@ def test_contrast_is_stretched_only_for_dark_images(page: Page, tmp_path: Path, 
 
 def test_unreadable_file_is_reported_before_a_draft(page: Page, tmp_path: Path) -> None:
     page.select_option("#language", "zh-Hans")
-    (tmp_path / "scan.dcm").write_bytes(b"neither image nor DICOM" * 9)
-    page.set_input_files("#file-lateral", tmp_path / "scan.dcm")
+    choose_wrong_file(page, tmp_path, "lateral")
     page.wait_for_selector("#error-lateral:not([hidden])")
     assert page.locator("#error-lateral").inner_text().startswith("请选择 PNG")
     page.select_option("#language", "en")

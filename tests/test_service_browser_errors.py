@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.schemas.examples import REPORT_EXAMPLE
-from tests.support.browser import answered, break_streams, choose, draft, edit, open_page, texts
+from tests.support.browser import answered, break_streams, choose, choose_wrong_file, draft, edit, open_page, texts
 from tests.support.paths import DRAWN
 from tests.support.service import KEY, live_server
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 
 def test_wrong_file_is_reported_at_its_view(page: Page, tmp_path: Path) -> None:
-    (tmp_path / "scan.gif").write_bytes(b"GIF89a" + bytes(100))
-    page.set_input_files("#file-frontal", tmp_path / "scan.gif")
+    choose_wrong_file(page, tmp_path, "frontal", "scan.gif")
     page.click("#draft")
     page.wait_for_selector("#error-frontal:not([hidden])")
     assert "GIF" in page.locator("#error-frontal").inner_text()
@@ -30,8 +29,7 @@ def test_wrong_file_is_reported_at_its_view(page: Page, tmp_path: Path) -> None:
 
 
 def test_error_stays_when_the_other_view_changes(page: Page, tmp_path: Path) -> None:
-    (tmp_path / "scan.dcm").write_bytes(b"neither image nor DICOM" * 9)
-    page.set_input_files("#file-frontal", tmp_path / "scan.dcm")
+    choose_wrong_file(page, tmp_path, "frontal")
     page.wait_for_selector("#error-frontal:not([hidden])")
     page.set_input_files("#file-lateral", DRAWN / "normal-lateral.png")
     assert page.locator("#error-frontal").is_visible()
@@ -42,8 +40,7 @@ def test_error_stays_when_the_other_view_changes(page: Page, tmp_path: Path) -> 
 def test_error_stays_until_a_draft_starts(page: Page, tmp_path: Path) -> None:
     answered(page, REPORT_EXAMPLE)
     edit(page, "No pleural effusion.")
-    (tmp_path / "scan.dcm").write_bytes(b"neither image nor DICOM" * 9)
-    page.set_input_files("#file-frontal", tmp_path / "scan.dcm")
+    choose_wrong_file(page, tmp_path, "frontal")
     page.wait_for_selector("#error-frontal:not([hidden])")
     page.click("#draft")
     page.click("#replace [value=keep]")

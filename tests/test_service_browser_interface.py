@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from service.schemas.examples import REPORT_EXAMPLE
-from tests.support.browser import answered, corner, texts
+from tests.support.browser import answered, choose_wrong_file, corner, texts
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -126,8 +126,7 @@ def test_report_is_marked_as_english(page: Page) -> None:
 
 
 def test_errors_follow_the_current_language(page: Page, tmp_path: Path) -> None:
-    (tmp_path / "scan.gif").write_bytes(b"GIF89a" + bytes(100))
-    page.set_input_files("#file-frontal", tmp_path / "scan.gif")
+    choose_wrong_file(page, tmp_path, "frontal", "scan.gif")
     page.click("#draft")
     page.wait_for_selector("#error:not([hidden])")
     page.select_option("#language", "zh-Hans")

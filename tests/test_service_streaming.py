@@ -53,16 +53,11 @@ def files() -> dict[str, tuple[str, bytes]]:
     return {"frontal": ("f", png()), "lateral": ("l", png(70, 70))}
 
 
-def events_of(answer: httpx.Response) -> Iterator[Event]:
-    """Events as they arrive."""
-    return events(answer.iter_lines())
-
-
 def stream(client: httpx.Client, data: dict[str, str] | None = None, **headers: str) -> list[Event]:
     with client.stream("POST", "/report", files=files(), data={**STREAM, **(data or {})}, headers=headers) as answer:
         assert answer.status_code == 200, answer.read()
         assert answer.headers["content-type"] == "text/event-stream"
-        return list(events_of(answer))
+        return list(events(answer.iter_lines()))
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "rerank", "consensus"])
@@ -194,7 +189,7 @@ def test_stream_holds_its_slot_and_sends_keep_alives(
 ) -> None:
     monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.05)
     with client.stream("POST", "/report", files=files(), data=STREAM) as answer:
-        received = events_of(answer)
+        received = events(answer.iter_lines())
         assert next(received)[0] == "cases"
         assert [next(received) for _ in range(2)] == [(":", ": keep-alive")] * 2
         assert depth(client) == 1
@@ -235,7 +230,7 @@ def test_deadline_after_the_first_event_sends_a_problem_event(bundle: Path, held
 
 def test_disconnect_frees_the_slot_of_a_stream(client: httpx.Client, held: Held) -> None:
     with client.stream("POST", "/report", files=files(), data=STREAM) as answer:
-        assert next(events_of(answer))[0] == "cases"
+        assert next(events(answer.iter_lines()))[0] == "cases"
     until(lambda: depth(client) == 0)
     held.go.set()
     until(lambda: "report_abandoned_total 1.0" in client.get("/metrics").text)
@@ -248,7 +243,7 @@ def test_shutdown_lets_a_stream_finish(bundle: Path, held: Held) -> None:
         live.client() as client,
         client.stream("POST", "/report", files=files(), data=STREAM) as answer,
     ):
-        received = events_of(answer)
+        received = events(answer.iter_lines())
         assert next(received)[0] == "cases"
         live.stop()
         held.go.set()

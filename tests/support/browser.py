@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.support.paths import DRAWN
@@ -48,6 +49,12 @@ def choose(page: Page, kind: str = "effusion") -> None:
     """Choose both views of a drawn study."""
     for view in ("frontal", "lateral"):
         page.set_input_files(f"#file-{view}", DRAWN / f"{kind}-{view}.png")
+
+
+def choose_wrong_file(page: Page, folder: Path, view: str, name: str = "scan.dcm") -> None:
+    """Choose a file that is not an image; a GIF by its name."""
+    (folder / name).write_bytes(b"GIF89a" + bytes(100) if name.endswith(".gif") else b"neither image nor DICOM" * 9)
+    page.set_input_files(f"#file-{view}", folder / name)
 
 
 def draft(page: Page) -> None:
