@@ -37,7 +37,7 @@ class BusyError(OSError):
 
 @contextmanager
 def file_lock(out: Path) -> Iterator[None]:
-    """Lock a folder for one ablation, or raise BusyError. Its cells inherit the lock and keep it if they outlive it."""
+    """Lock a folder for one ablation, or raise BusyError. Its cells inherit the lock and keep it until they end."""
     out.mkdir(parents=True, exist_ok=True)
     handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     os.set_inheritable(handle, True)

@@ -37,9 +37,8 @@ class Logistic:
 def fit_logistic(rows: Floats, truth: Bools, *, ridge: float = 1.0) -> Logistic:
     """The weights with the highest likelihood of ``truth`` (N,) for ``rows`` (N, F), columns of similar size.
 
-    The likelihood is less ``ridge`` / 2 times their squared length, which keeps them finite for separable classes;
-    the bias is free. Without features the bias is the logit of the rate. For a single class that rate is taken half a
-    case off certain.
+    ``ridge`` / 2 times their squared length is subtracted, which keeps them finite for separable classes. The bias is
+    free: without features it is the logit of the rate, for a single class that of (n + 0.5) / (N + 1).
     """
     count, width = rows.shape
     single = truth.all() or not truth.any()
