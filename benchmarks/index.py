@@ -165,7 +165,6 @@ def kinds(size: int = KINDS_SIZE, *, images: Path | None = None) -> list[Point]:
 
 
 def as_markdown(points: Sequence[Point]) -> str:
-    """The points as a Markdown table."""
     header = ("cases", "kind", "built in, s", "one query, ms", "recall@5, reports", "recall@5, radiographs")
     return markdown(header, [
         (f"{p.vectors:,}", p.kind, f"{p.build_s:.1f}", f"{p.median_ms:.2f}", f"{p.recall_reports:.4f}",
@@ -202,7 +201,6 @@ class Maker:
         return self._noisy(self._held_out, np.random.default_rng((_SEED, 2)))[:count]
 
     def _noisy(self, origins: Floats, rng: np.random.Generator) -> Floats:
-        """(_CHUNK, D)."""
         drawn = origins[rng.integers(0, len(origins), _CHUNK)]
         drawn += rng.standard_normal(drawn.shape, dtype=np.float32) @ self._noise
         drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)

@@ -29,7 +29,6 @@ class Reports(litserve.LitAPI):  # type: ignore[misc]  # no types are shipped
         self._bundle_dir = bundle_dir
 
     def setup(self, device: str) -> None:
-        """Load the bundle in the worker."""
         self._drafter = load_drafter(self._bundle_dir, device)
 
     def decode_request(self, request: Request) -> Study:
@@ -43,15 +42,12 @@ class Reports(litserve.LitAPI):  # type: ignore[misc]  # no types are shipped
         return list(inputs)
 
     def predict(self, x: list[Study]) -> list[Draft]:
-        """One draft per study."""
         return self._drafter.draft(x)
 
     def unbatch(self, output: list[Draft]) -> list[Draft]:
-        """Unchanged."""
         return output
 
     def encode_response(self, output: Draft) -> dict[str, Any]:
-        """The draft as JSON."""
         return dataclasses.asdict(output)
 
 

@@ -66,7 +66,6 @@ def show(value: float, unit: Unit) -> str:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
     return Table(header, list(rows), left=len(header)).markdown()
 
 
@@ -151,7 +150,6 @@ class Machine:
         return "published equations, unoptimised", plain, f"reference scaled: {scaled:.2f} s"
 
     def describe(self) -> str:
-        """One line."""
         info = Path("/proc/cpuinfo")
         lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -61,6 +61,5 @@ def rise(samples: Sequence[Sample]) -> float:
 
 
 def _second_half(samples: Sequence[Sample]) -> npt.NDArray[np.float64]:
-    """Rows of samples, (N, 2)."""
     rows = np.array(samples, dtype=np.float64).reshape(-1, 2)
     return rows[rows[:, 0] >= (rows[0, 0] + rows[-1, 0]) / 2] if len(rows) else rows

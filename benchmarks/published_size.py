@@ -287,7 +287,6 @@ def _step(parameters: Iterable[Tensor], loss: Callable[[], Tensor], *, fused: bo
 
 
 def main() -> None:
-    """Measure one implementation."""
     which, device = sys.argv[1], torch.device(sys.argv[2])
     is_plain = which == "plain"
     step = plain_step(device) if is_plain else our_step(device, bf16=which == "bf16")

@@ -38,7 +38,6 @@ class Server:
 
     @property
     def pid(self) -> int | None:
-        """Process id, if it was started here."""
         return None if self.process is None else self.process.pid
 
     @contextmanager
@@ -142,7 +141,6 @@ def run_command(command: Callable[[argparse.Namespace], int], arguments: argpars
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the results of a command."""
     write_atomic(path, json.dumps(content, indent=1).encode())
     log.info("written to %s", path.parent)
 

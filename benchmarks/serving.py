@@ -25,7 +25,6 @@ ROUNDS, WARM_UP, REST_S = 15, 2, 0.05
 
 
 def rows(device: torch.device) -> list[Row]:
-    """Start to ready, server overhead, and the whole request against a naive handler."""
     files = {name: path.read_bytes() for name, path in IMAGES.items()}
     drafter = load_drafter(BUNDLE, str(device))
 

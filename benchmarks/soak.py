@@ -67,12 +67,10 @@ class Soak:
 
     @property
     def offered(self) -> float:
-        """Requests a second."""
         return self.capacity * self.plan.overload
 
     @property
     def passed(self) -> bool:
-        """Whether every request is accounted for and the service is healthy."""
         return not self.faults
 
 
@@ -124,7 +122,6 @@ def _of_normal_clients(records: Sequence[Record], outcome: str) -> list[tuple[fl
 
 
 def as_markdown(result: Soak) -> str:
-    """Outcomes and times as tables, and a summary."""
     outcomes, plan = (*GOOD, *BAD), result.plan
     counts = [[client, *(f"{n.get(name, 0):,}" for name in outcomes)] for client, n in result.outcomes.items()]
     times = [
@@ -147,7 +144,6 @@ def as_markdown(result: Soak) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command: ``soak.json``, two plots and the tables; returns 1 if a request is not accounted for."""
     plan, out = Plan(arguments.minutes, arguments.overload, arguments.deadline, arguments.seed), arguments.out
     with server_of(arguments) as server:
         result, records = soak(server, plan)

@@ -52,7 +52,6 @@ def run_manifest(
 
 
 def write_run_manifest(work: Path, content: dict[str, Any]) -> None:
-    """Write ``run.json`` into the work directory."""
     work.mkdir(parents=True, exist_ok=True)
     write_atomic(work / MANIFEST_FILE, json.dumps(content, indent=2).encode())
 

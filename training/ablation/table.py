@@ -178,7 +178,6 @@ def _trivial(by_row: Mapping[str, Sequence[Cell]]) -> dict[str, Any]:
 
 
 def _minus_constant(cells: Sequence[Cell]) -> dict[str, list[float]]:
-    """p of the difference to the constant row, seed by seed."""
     found = [cell.content["metrics"]["val"]["system_minus"].get("constant", {}) for cell in cells]
     return {name: [one[name]["p"] for one in found] for name in found[0]} if all(found) else {}
 

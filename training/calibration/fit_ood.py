@@ -109,7 +109,6 @@ OodInputs = tuple[Floats, Floats, Floats]
 
 
 def ood_inputs(features: Features, pooled: Floats, pixels: Pixels) -> OodInputs:
-    """The inputs of the OOD score."""
     return *project(features, pooled), statistics(pixels)
 
 

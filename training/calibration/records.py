@@ -70,7 +70,6 @@ def is_supported_by_report(text: str, labels: Mapping[str, Label], report: str) 
 
 
 def _overlap(a: Counter[str], b: Counter[str]) -> float:
-    """F1 of two bags of words."""
     return 2 * (a & b).total() / max((a + b).total(), 1)
 
 

@@ -93,7 +93,6 @@ def read_texts(root: Path, text: str = "impression") -> dict[Part, dict[str, str
 
 
 def _report(agreement: Agreement, title: str, *, markdown: bool) -> Iterator[str]:
-    """The table and the list of disagreements, as paragraphs."""
     counts = {name: list(map(len, found)) for name, found in agreement.findings.items()}
     rows = {name: counts[name] for name in SCORED_FINDINGS}
     rows["micro, 13 findings"] = list(map(sum, zip(*rows.values(), strict=True)))

@@ -43,7 +43,6 @@ class Table:
 
 
 def title(metric: str) -> str:
-    """The printed name of a metric."""
     return TITLES.get(metric, metric)
 
 

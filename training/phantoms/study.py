@@ -57,7 +57,6 @@ def make_phantom(seed: int, findings: frozenset[str], *, size: int = 256) -> Pha
 
 
 def chest_of(seed: int, findings: frozenset[str]) -> Chest:
-    """The numbers behind ``make_phantom``."""
     if unknown := sorted(findings - set(PHANTOM_FINDINGS)):
         raise ValueError(f"unknown phantom findings {unknown}; known are {', '.join(PHANTOM_FINDINGS)}")
     rng = np.random.default_rng([seed, 102])

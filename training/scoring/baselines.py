@@ -44,7 +44,6 @@ class TrivialRow:
     merge: Literal["best", "mean"] = "mean"
 
     def merged(self, rows: Sequence[Scores]) -> Scores:
-        """The scores of the row from those of its variants, in the same order."""
         return mean_scores(rows) if self.merge == "mean" else merge_scores(rows, max)
 
 
@@ -139,7 +138,6 @@ class ConstantScorer:
         self._matches: dict[tuple[Ngram, int], int] = {}
 
     def bleu4(self, words: Words) -> float:
-        """Corpus BLEU-4."""
         matched = [0] * ORDERS
         for ngram, times in ngrams(words).items():
             matched[len(ngram) - 1] += self._matched(ngram, times)
@@ -147,7 +145,6 @@ class ConstantScorer:
         return float(bleu(np.array([self._count * len(words), self._total, *written, *matched], np.float64))[-1])
 
     def rouge_l(self, words: Words) -> float:
-        """Mean ROUGE-L."""
         return float(self._subsequences.rouge_l(words).mean())
 
     def cider(self, words: Words) -> float:

@@ -68,7 +68,6 @@ class Bootstrap:
         return self.of_statistics(PerStudyStatistics.of(pairs))
 
     def of_statistics(self, statistics: PerStudyStatistics) -> Resampled:
-        """A row of any statistics."""
         found = statistics.metrics(self._times)
         return Resampled(
             {name: float(values[0]) for name, values in found.items()},

@@ -61,7 +61,6 @@ class CiderD:
         self._posting_starts: Final = np.searchsorted(self._held[order], np.arange(self._ngrams.size + 1))
 
     def __len__(self) -> int:
-        """Number of references."""
         return self._lengths.size
 
     def scores(self, texts: Sequence[str], rows: Sequence[int] | Ints) -> Floats:

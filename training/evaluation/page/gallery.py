@@ -57,7 +57,6 @@ class Picture:
 
     @property
     def data_uri(self) -> str:
-        """The image for a self-contained page."""
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
