@@ -64,7 +64,7 @@ def rules_of(document: dict[str, Any]) -> Rules:
         found, code = against_schema("problem", body), body.get("code")
         retry_after = answer.headers.get("retry-after", "")
         if body.get("status") != answer.status:
-            found.append(f"status {answer.status}, but the problem has {body.get('status')}")
+            found.append(f"status {answer.status}, but the problem says {body.get('status')}")
         if answer.status >= 500 and not (is_busy(answer) and retry_after.isdecimal()):
             found.append(f"status {answer.status}: {code!r} with Retry-After {retry_after!r}")
         return found
