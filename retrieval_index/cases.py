@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from model.files import write_atomic
+from model.text.labeler import FINDINGS
 
+CASE_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # safe as a part of a path
+MAX_URL_BYTES = 2048
 STATES = ("present", "absent", "uncertain", None)
 FIELDS = ("case_id", "findings", "labels", "source_url")  # of a line
 
@@ -29,25 +34,58 @@ class Case:
     images: tuple[str, ...] = ()  # views with a thumbnail in a `UserCaseStore`; not in case files
 
     def __post_init__(self) -> None:
-        """Raise ValueError for an empty id, an unknown label state or a value of the wrong type."""
+        """Raise ValueError, which quotes no text of a report, for a value that `POST /cases` would not accept either.
+
+        Only the characters and the length of the findings are not limited here, because a bundle
+        holds its training reports unchanged.
+        """
         values: dict[str, object] = vars(self)
-        if not isinstance(values["case_id"], str) or not values["case_id"]:
-            raise ValueError(f"case_id {self.case_id!r}: give a non-empty string")
+        check_case_id(values["case_id"])
         for name in ("findings", "source_url"):
             value = values[name]
             if value is not None and not isinstance(value, str):
                 raise ValueError(f"{name} of case {self.case_id} is a {type(value).__name__}; give a string or null")
+        if self.findings is not None and not _is_unicode(self.findings):
+            raise ValueError(f"findings of case {self.case_id} have half of a surrogate pair; give Unicode text")
+        if self.source_url is not None and not is_web_address(self.source_url):
+            raise ValueError(
+                f"source_url of case {self.case_id} is {_short(self.source_url)}; give an http or https address or null"
+            )
         if not isinstance(values["labels"], dict):
             raise ValueError(f"labels of case {self.case_id} are a {type(self.labels).__name__}; give an object")
         for finding, state in self.labels.items():
+            if finding not in FINDINGS:
+                raise ValueError(
+                    f"label {_short(finding)} of case {self.case_id} is unknown; use {', '.join(FINDINGS)}"
+                )
             if state not in STATES:
                 raise ValueError(
-                    f"label {finding!r} of case {self.case_id} is {state!r}; use present, absent, uncertain or null"
+                    f"label {finding!r} of case {self.case_id} is {_short(state)}; "
+                    "use present, absent, uncertain or null"
                 )
 
     def with_findings(self, findings: str) -> Case:
         """The case with its text."""
         return replace(self, findings=findings)
+
+
+def check_case_id(value: object) -> None:
+    """Raise ValueError unless `value` can be a case id, which is a part of the path `/cases/{case_id}`."""
+    if not isinstance(value, str) or not re.fullmatch(CASE_ID, value):
+        raise ValueError(
+            f"case_id {_short(value)}: give 1 to 64 letters, digits, dots, hyphens and underscores, "
+            "a letter or digit first"
+        )
+
+
+def is_web_address(text: str) -> bool:
+    """Whether `text` is an http or https address of printable ASCII, without a user name."""
+    try:
+        url = urlsplit(text)
+        usable = url.scheme in ("http", "https") and url.hostname and url.username is None and url.port != 0
+    except ValueError:  # an invalid port or an unclosed bracket
+        return False
+    return bool(usable) and len(text) <= MAX_URL_BYTES and re.fullmatch(r"[!-~]+", text) is not None
 
 
 def encode_cases(cases: Iterable[Case]) -> bytes:
@@ -67,6 +105,8 @@ def decode_cases(data: bytes, name: str = "cases.jsonl") -> list[Case]:
     for number, line in enumerate(data.splitlines(), start=1):
         try:
             case = _case(json.loads(line))
+        except RecursionError as error:
+            raise CaseFormatError(f"{name}, line {number}: the JSON is nested too deeply") from error
         except ValueError as error:  # JSON and UTF-8 errors are ValueErrors too
             raise CaseFormatError(f"{name}, line {number}: {error}") from error
         if case.case_id in lines:
@@ -96,3 +136,17 @@ def _case(record: Any) -> Case:
     if unknown := sorted(set(record) - set(FIELDS)):
         raise ValueError(f"the case has the unknown fields {', '.join(unknown)}; known are {', '.join(FIELDS)}")
     return Case(**record)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _short(value: object) -> str:
+    """A value for an error message, cut after 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -6,30 +6,45 @@ disk. A crash can therefore leave only an incomplete line or a picture without a
 removed when the directory is next opened. To remove a case, the other lines are rewritten, then its
 pictures are deleted. Vectors are not stored, because they depend on the bundle.
 
-Only one process at a time can use the directory. Only the owner can read its files.
+Only one process at a time can use the directory. Only the owner can read its files. A file that
+was edited by hand is checked like a new case; links and special files are refused.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import re
 import secrets
+import stat
 import threading
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from model.files import sync, write_atomic
+from model.types import View
 from retrieval_index.cases import FIELDS, Case
 
 CASES_FILE, PICTURES, LOCK_FILE = "cases.jsonl", "pictures", "lock"
 _PICTURE = re.compile(r"[0-9a-f]{32}\.jpg")
 _UNFINISHED = re.compile(r"\..+\.tmp")
+_VIEWS = {view.value for view in View}
 _FOLDER_MODE, _FILE_MODE = 0o700, 0o600
+MAX_FINDINGS_BYTES = 8 * 1024
+_MAX_LINE_BYTES = 128 * 1024  # 8 KiB of findings and 2 KiB of URL, escaped as \u0000, and the labels
+_MAX_PICTURE_BYTES = 1024 * 1024
+_INVISIBLE = ("Cc", "Cf", "Cn", "Co")  # Unicode categories of control, format, unassigned and private characters
 log = logging.getLogger(__name__)
+
+
+def has_invisible(text: str) -> bool:
+    """Whether a text has control, format, unassigned or private characters."""
+    return any(unicodedata.category(character) in _INVISIBLE for character in text)
 
 
 class UserCaseStoreError(RuntimeError):
@@ -67,7 +82,7 @@ class UserCaseStore:
         except OSError as error:
             raise UserCaseStoreError(
                 f"the added cases in {folder} cannot be used: {error.strerror}. "
-                "Name a directory that this user may write to"
+                "Name a directory that this user may write to, without links in it"
             ) from error
 
     def __len__(self) -> int:
@@ -132,7 +147,10 @@ class UserCaseStore:
         if entry is None or view not in entry.files:
             return None
         try:
-            return (self._folder / PICTURES / entry.files[view]).read_bytes()
+            with _open_regular(self._folder / PICTURES / entry.files[view]) as file:
+                if len(data := file.read(_MAX_PICTURE_BYTES + 1)) > _MAX_PICTURE_BYTES:
+                    raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+                return data
         except OSError as error:  # removed concurrently or manually
             log.warning("a picture of an added case cannot be read: %s", error.strerror)
             return None
@@ -154,23 +172,34 @@ class UserCaseStore:
                 )
             write_atomic(self._path, b"", mode=_FILE_MODE)
             sync(self._folder)
-        data = self._path.read_bytes()
-        end = data.rfind(b"\n") + 1
-        if incomplete_bytes := len(data) - end:
-            log.warning("%s: removed an incomplete last case (%d bytes)", self._path, incomplete_bytes)
-            os.truncate(self._path, end)
         entries: dict[str, _Entry] = {}
-        for number, line in enumerate(data[:end].splitlines(), start=1):
-            try:
-                entry = _decoded(line)
+        size = number = 0
+        with _open_regular(self._path) as lines:
+            while (line := lines.readline(_MAX_LINE_BYTES)).endswith(b"\n"):
+                number, size = number + 1, size + len(line)
+                entry = self._decode(line, number)
                 if entry.case.case_id in entries:
-                    raise ValueError("its id occurs in an earlier line")
-            except (ValueError, TypeError) as error:
-                raise UserCaseStoreError(
-                    f"{self._path}, line {number} is not a case; restore the file from a copy, or remove the line"
-                ) from error
-            entries[entry.case.case_id] = entry
-        return entries, end
+                    raise self._not_a_case(number)
+                entries[entry.case.case_id] = entry
+        if len(line) == _MAX_LINE_BYTES:
+            raise self._not_a_case(number + 1)
+        if line:
+            log.warning("%s: removed an incomplete last case (%d bytes)", self._path, len(line))
+            os.truncate(self._path, size)
+        return entries, size
+
+    def _decode(self, line: bytes, number: int) -> _Entry:
+        try:
+            return _decoded(line)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise self._not_a_case(number) from error
+
+    def _not_a_case(self, number: int) -> UserCaseStoreError:
+        """The error of a line; it quotes nothing of the line."""
+        return UserCaseStoreError(
+            f"{self._path}, line {number} is not a case that POST /cases accepts and no earlier line has; "
+            "restore the file from a copy, or remove the line"
+        )
 
     def _append(self, line: bytes) -> None:
         """Write and flush a whole line, or nothing."""
@@ -215,17 +244,30 @@ def _decoded(line: bytes) -> _Entry:
     record: Any = json.loads(line)
     files: Any = record.pop("images") if isinstance(record, dict) and set(record) == {*FIELDS, "images"} else None
     if not isinstance(files, dict) or not all(
-        isinstance(name, str) and _PICTURE.fullmatch(name) for name in files.values()
+        view in _VIEWS and isinstance(name, str) and _PICTURE.fullmatch(name) for view, name in files.items()
     ):
         raise ValueError("not the fields of an added case")
-    return _Entry(Case(**record, images=tuple(files)), files)
+    entry = _Entry(Case(**record, images=tuple(files)), files)
+    findings = entry.case.findings
+    if not findings or len(findings.encode()) > MAX_FINDINGS_BYTES or has_invisible(findings):
+        raise ValueError("not the findings of an added case")
+    return entry
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; raises OSError for a link, a pipe or a device, without waiting for it."""
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "Not a regular file")
+    return os.fdopen(file, "rb")
 
 
 def _lock_folder(folder: Path) -> int:
     """Lock the folder; the system releases the lock when the process ends."""
     import fcntl  # not on Windows
 
-    lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, _FILE_MODE)
+    lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, _FILE_MODE)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +15,7 @@ import pytest
 
 from retrieval_index.cases import Case
 from retrieval_index.user_cases import CASES_FILE, LOCK_FILE, PICTURES, UserCaseStore, UserCaseStoreError
+from tests.support.paths import REPOSITORY
 from tests.support.tiny import largest_file
 
 CASE = Case(
@@ -149,7 +153,18 @@ def test_rejects_unusable_directory_by_name(tmp_path: Path) -> None:
         {"images": None},
         {"case_id": ""},
         {"case_id": "two"},
+        {"images": {"oblique": f"{'a' * 32}.jpg"}},
+        {"case_id": "../../x"},
+        {"case_id": "x" * 65},
+        {"findings": None},
+        {"findings": " "},
+        {"findings": "No ef\u200bfusion"},
+        {"findings": "\ud800"},
+        {"findings": "heart " * 1400},
+        {"source_url": "javascript:alert(1)"},
+        {"source_url": "https://x.example/" + "x" * 2048},
         {"labels": {"Edema": "perhaps"}},
+        {"labels": {"<img src=x onerror=alert(1)>": "present"}},
         {"more": 1},
     ],
 )
@@ -163,6 +178,79 @@ def test_rejects_malformed_line_without_quoting_it(tmp_path: Path, change: dict[
     with pytest.raises(UserCaseStoreError, match="line 2 is not a case") as caught:
         UserCaseStore(tmp_path)
     assert "Secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"labels":' * 10_000, b"\0" * 2**20, b"7" * 5_000])
+def test_rejects_a_line_that_is_nested_or_too_long(tmp_path: Path, line: bytes) -> None:
+    with opened(tmp_path) as store:
+        store.add(Case("two", "Clear."), {})
+    with (tmp_path / CASES_FILE).open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(UserCaseStoreError, match="line 2 is not a case"):
+        UserCaseStore(tmp_path)
+
+
+@pytest.mark.parametrize("name", [CASES_FILE, LOCK_FILE])
+def test_rejects_links_and_devices_in_the_directory(tmp_path: Path, name: str) -> None:
+    UserCaseStore(tmp_path).close()
+    for target in (tmp_path / "elsewhere", Path("/dev/zero")):
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to(target)
+        (tmp_path / "elsewhere").touch()
+        with pytest.raises(UserCaseStoreError, match=r"cannot be used: .*without links"):
+            UserCaseStore(tmp_path)
+    (tmp_path / CASES_FILE).unlink()
+    (tmp_path / LOCK_FILE).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / CASES_FILE)
+    with pytest.raises(UserCaseStoreError, match="Not a regular file"):
+        UserCaseStore(tmp_path)
+
+
+def test_pictures_are_regular_files_of_limited_size(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"not a picture")
+    with opened(tmp_path / "cases") as store:
+        store.add(CASE, {"frontal": PICTURE})
+        (path,) = pictures(tmp_path / "cases")
+        path.unlink()
+        path.symlink_to(secret)
+        assert store.picture("one", "frontal") is None
+        path.unlink()
+        os.mkfifo(path)
+        assert store.picture("one", "frontal") is None
+        path.unlink()
+        with path.open("wb") as file:
+            file.truncate(2**40)  # sparse
+        assert store.picture("one", "frontal") is None
+
+
+def test_keeps_every_acknowledged_case_after_kill_9(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from retrieval_index.cases import Case\n"
+        "from retrieval_index.user_cases import UserCaseStore\n"
+        "store = UserCaseStore(Path(sys.argv[1]))\n"
+        "for n in range(len(store), 10**6):\n"
+        "    store.add(Case(f'c{n}', 'Clear. ' * 800), {'frontal': bytes(50_000)})\n"
+        "    if n % 3 == 2: store.remove(f'c{n - 1}'); store.add(Case(f'c{n - 1}', 'Again.'), {})\n"
+        "    print(n, flush=True)\n"
+    )
+    acknowledged = 0
+    for added in range(1, 6):
+        run = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, cwd=REPOSITORY)
+        assert run.stdout is not None
+        for _ in range(7 * added):
+            acknowledged = int(run.stdout.readline())
+        run.kill()
+        run.wait()
+        run.stdout.close()
+        with opened(tmp_path) as store:
+            names = {case.case_id for case in store.cases()}
+            assert len({f"c{n}" for n in range(acknowledged + 1)} - names) <= 1  # one may be removed, not yet added
+            expected = sum(len(case.images) for case in store.cases())
+            assert len(pictures(tmp_path)) == expected
+            for n in range(len(names) + 1):
+                if f"c{n}" not in names and n <= acknowledged:
+                    store.add(Case(f"c{n}", "Again."), {})
 
 
 def test_leaves_other_files_alone(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from model.manifest import BundleError
+from retrieval_index.cases import check_case_id
 from training.cli import add_common_arguments, open_source, some_of
 from training.config import RunConfig
 from training.data.external import for_pretraining, read_external
@@ -58,6 +59,8 @@ def _open_inputs(arguments: argparse.Namespace, config: RunConfig, context: RunC
     labels = _table(arguments, "reference_labels", "chexbert_labels.csv")
     with context.processes.main_process_first():  # it may download
         source, external_labels = _with_external(open_source(arguments), config, arguments)
+        for study in source.split("train") if config.retrieval_k else ():
+            check_case_id(study.study_id)
         if is_main:
             manifest = run_manifest(config, source, arguments.precision, soft_scores=soft_scores, label_table=labels,
                                     external_labels=arguments.external_labels)  # fmt: skip

@@ -7,22 +7,18 @@ problem's detail.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from model.types import MAX_BEAM_SIZE, MAX_TOP_K
+from retrieval_index.cases import CASE_ID, MAX_URL_BYTES, check_case_id, is_web_address
+from retrieval_index.user_cases import MAX_FINDINGS_BYTES, has_invisible
 
-CASE_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-MAX_FINDINGS_BYTES = 8 * 1024
-MAX_URL_BYTES = 2048
 _MAX_PROSE_BYTES = 4096
-_INVISIBLE = ("Cc", "Cf", "Cn", "Co")  # Unicode categories of control, format, unassigned and private characters
 
 
 @dataclass(frozen=True)
@@ -121,19 +117,21 @@ def missing_field(name: str | None) -> PydanticCustomError:
 
 
 def _check_case_id(text: str) -> str:
-    if not re.fullmatch(CASE_ID, text):
+    try:
+        check_case_id(text)
+    except ValueError:
         raise PydanticCustomError(
             "malformed_value",
             "The case_id is malformed. Send 1 to 64 letters, digits, dots, hyphens and underscores, "
             "a letter or digit first; nothing that identifies a patient.",
-        )
+        ) from None
     return text
 
 
 def _check_findings(text: str) -> str:
     """Join the lines; refuse control and invisible characters."""
     findings = " ".join(text.removeprefix("\ufeff").split())  # the byte order mark of Windows editors
-    if any(unicodedata.category(character) in _INVISIBLE for character in findings):
+    if has_invisible(findings):
         raise PydanticCustomError(
             "malformed_value", "The findings have control or invisible characters. Send plain text."
         )
@@ -141,12 +139,7 @@ def _check_findings(text: str) -> str:
 
 
 def _check_source_url(text: str) -> str:
-    try:
-        url = urlsplit(text)
-        usable = url.scheme in ("http", "https") and url.hostname and url.username is None and url.port != 0
-    except ValueError:  # an invalid port or an unclosed bracket
-        usable = False
-    if not usable or not re.fullmatch(r"[!-~]+", text):  # printable ASCII
+    if not is_web_address(text):
         raise PydanticCustomError(
             "malformed_value", "The source_url is not an http or https address. Send one, or leave it out."
         )
