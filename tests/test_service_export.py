@@ -120,6 +120,37 @@ def test_rejects_wrong_body_without_quoting_it(client: httpx.Client, body: Any, 
     assert CANARY not in answer.text
 
 
+def _with(**changes: Any) -> dict[str, Any]:
+    return {"report": {**REPORT_EXAMPLE, **changes}}
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (
+            _with(warnings=[{"code": "a", "message": ""}] * 101),
+            "report.warnings does not match the schema: too long",
+        ),
+        (_with(sentences=[REPORT_EXAMPLE["sentences"][0]] * 1_025), "report.sentences does not match the schema"),
+        (_with(reference_cases=REPORT_EXAMPLE["reference_cases"][:1] * 51), "report.reference_cases does not match"),
+        (_with(image_checks=REPORT_EXAMPLE["image_checks"][:1] * 3), "report.image_checks does not match"),
+        (_with(labels={f"{CANARY}{n}": None for n in range(15)}), "report.labels does not match the schema"),
+        (_with(timings_ms={f"{CANARY}{n}": 1.0 for n in range(33)}), "report.timings_ms does not match the schema"),
+        (
+            _with(model={**REPORT_EXAMPLE["model"], "trained_on": {CANARY: [[]] * 10_000}}),
+            "The body has more than 10,000 lists",
+        ),
+        (json.dumps(_with()).replace('"licence"', f'"{CANARY}": {"[" * 1000}{"]" * 1000}, "licence"').encode(), "json"),
+        (json.dumps(_with()).encode().replace(b'"rank": 1', b'"rank": ' + b"1" * 4_000), "report.reference_cases"),
+    ],
+)
+def test_bounds_every_list_and_number(client: httpx.Client, body: Any, detail: str) -> None:
+    answer = export(client, body, FHIR)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert detail in answer.json()["detail"]
+    assert CANARY not in answer.text
+
+
 def test_rejects_other_bodies_and_unsupported_formats(client: httpx.Client) -> None:
     assert client.post("/export", data={"report": "x"}).json()["code"] == "not_json"
     refused = export(client, {"report": REPORT_EXAMPLE}, "application/dicom")

@@ -26,6 +26,7 @@ from service.web.problems import Problem
 from service.web.request_body import receive, refuse_compressed
 
 MAX_BODY_BYTES = 1024 * 1024
+MAX_CONTAINERS = 10_000  # lists and objects; pydantic needs seconds for a body of brackets
 _NO_SR = "it refers to the DICOM images, which only POST /report receives"
 router = APIRouter()
 
@@ -76,12 +77,15 @@ async def _read_body(request: Request, *, timeout_s: float) -> ExportRequest:
     remedy = "Leave out the attention of the sentences."
     async for chunk in receive(request, max_bytes=MAX_BODY_BYTES, timeout_s=timeout_s, remedy=remedy):
         body += chunk
+    if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:
+        raise Problem("invalid_request", f"The body has more than {MAX_CONTAINERS:,} lists and objects. {remedy}")
     try:
         return ExportRequest.model_validate_json(bytes(body), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        # Only the first part of the location is a name of this API; others may be the client's.
-        field = next((str(part) for part in first["loc"][:1] if part in ExportRequest.model_fields), None)
-        what = f"{field} does not match the schema: {first['type'].replace('_', ' ')}"
-        detail = f"{what if field else 'The body is not a valid export request'}. See ExportRequest in /openapi.json."
-        raise Problem("invalid_request", detail, field=field) from None
+        # Only these parts of the location are names of this API; others may be the client's.
+        schemas = zip(first["loc"], (ExportRequest, ReportResponse), strict=False)
+        names = [str(part) for part, schema in schemas if part in schema.model_fields]
+        what = f"{'.'.join(names)} does not match the schema: {first['type'].replace('_', ' ')}"
+        detail = f"{what if names else 'The body is not a valid export request'}. See ExportRequest in /openapi.json."
+        raise Problem("invalid_request", detail, field=names[0] if names else None) from None

@@ -8,10 +8,24 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from model.calibration.ood import WARNINGS as CHECK_WARNINGS
 from model.images.dicom.header import WARNINGS as DICOM_WARNINGS
-from model.types import Label
+from model.text.labeler import FINDINGS
+from model.types import MAX_TOP_K, Label
 from service.schemas.examples import CASE_EXAMPLE, HEALTH_EXAMPLE, PROBLEM_EXAMPLE, REPORT_EXAMPLE
 
-Labels = dict[str, Label | None]
+MAX_SENTENCES = 1024  # a draft has at most 1,024 tokens
+MAX_WARNINGS = 100
+_MAX_GRID = 256  # patches on a side, cases that the model read
+_MAX_STAGES = 32
+
+Labels = Annotated[dict[str, Label | None], Field(max_length=len(FINDINGS))]
+Pictures = Annotated[
+    dict[str, str],
+    Field(
+        max_length=2,
+        description="View -> path of a small picture, relative to this service; empty where there is none.",
+    ),
+]
+Row = Annotated[list[float], Field(max_length=_MAX_GRID)]
 
 EDITED = "edited"  # code of the warning that a reader changed the findings
 _WARNINGS = [
@@ -32,13 +46,16 @@ class AttentionOut(ResponseModel):
     """The decoder's attention for one sentence. All weights of a sentence sum to 1."""
 
     patches: Annotated[
-        dict[str, list[list[float]]],
+        dict[str, Annotated[list[Row], Field(max_length=_MAX_GRID)]],
         Field(
+            max_length=2,
             description="Form field of an image (frontal, lateral) -> grid of weights, rows from top to bottom, "
-            "columns from left to right as in that image, even if its view was corrected."
+            "columns from left to right as in that image, even if its view was corrected.",
         ),
     ]
-    cases: Annotated[list[float], Field(description="Weights of the cases that the model read, by rank.")]
+    cases: Annotated[
+        list[float], Field(max_length=_MAX_GRID, description="Weights of the cases that the model read, by rank.")
+    ]
 
 
 class SentenceOut(ResponseModel):
@@ -55,7 +72,10 @@ class SentenceOut(ResponseModel):
             "probabilities. Not the chance of a finding.",
         ),
     ]
-    labels: Annotated[dict[str, Label], Field(description="Findings that the sentence mentions, with their label.")]
+    labels: Annotated[
+        dict[str, Label],
+        Field(max_length=len(FINDINGS), description="Findings that the sentence mentions, with their label."),
+    ]
     supported: Annotated[
         bool | None,
         Field(
@@ -69,7 +89,7 @@ class SentenceOut(ResponseModel):
 class ReferenceCaseOut(ResponseModel):
     """A training case or an added case whose report embedding is near the image embedding."""
 
-    rank: Annotated[int, Field(ge=1)]
+    rank: Annotated[int, Field(ge=1, le=MAX_TOP_K)]
     case_id: str
     similarity: Annotated[float, Field(description="Cosine of image and report embedding, -1 to 1.")]
     findings: Annotated[
@@ -81,10 +101,7 @@ class ReferenceCaseOut(ResponseModel):
     ]
     labels: Labels
     source_url: str | None
-    images: Annotated[
-        dict[str, str],
-        Field(description="View -> path of a small picture, relative to this service; empty where there is none."),
-    ]
+    images: Pictures
 
 
 class CaseResponse(ResponseModel):
@@ -96,10 +113,7 @@ class CaseResponse(ResponseModel):
     findings: Annotated[str | None, Field(description="As in the reference cases of a draft.")]
     labels: Annotated[Labels, Field(description="14 CheXpert findings read from the text; null: not mentioned.")]
     source_url: str | None
-    images: Annotated[
-        dict[str, str],
-        Field(description="View -> path of a small picture, relative to this service; empty where there is none."),
-    ]
+    images: Pictures
     added: Annotated[
         bool, Field(description="Whether it was added by POST /cases; otherwise it belongs to the bundle.")
     ]
@@ -156,19 +170,24 @@ class ReportResponse(ResponseModel):
 
     report_id: Annotated[str, Field(description="Random UUID of this response, which is not stored.")]
     findings: Annotated[str, Field(description="The draft: the sentences, joined.")]
-    sentences: list[SentenceOut]
+    sentences: Annotated[list[SentenceOut], Field(max_length=MAX_SENTENCES)]
     labels: Annotated[Labels, Field(description="14 CheXpert findings read from the draft; null: not mentioned.")]
-    reference_cases: Annotated[list[ReferenceCaseOut], Field(description="Nearest first, top_k of them.")]
+    reference_cases: Annotated[
+        list[ReferenceCaseOut], Field(max_length=MAX_TOP_K, description="Nearest first, top_k of them.")
+    ]
     image_checks: Annotated[
         list[ImageCheckOut],
-        Field(description="One for each image, frontal first; empty if the bundle has no calibration."),
+        Field(max_length=2, description="One for each image, frontal first; empty if the bundle has no calibration."),
     ]
     refined: Annotated[RefinedOut | None, Field(description="With refine=true, if it succeeded; null otherwise.")] = (
         None
     )
-    warnings: list[WarningOut]
+    warnings: Annotated[list[WarningOut], Field(max_length=MAX_WARNINGS)]
     model: ModelInfo
-    timings_ms: Annotated[dict[str, float], Field(description="Milliseconds by stage; total is the whole request.")]
+    timings_ms: Annotated[
+        dict[str, float],
+        Field(max_length=_MAX_STAGES, description="Milliseconds by stage; total is the whole request."),
+    ]
     disclaimer: str
 
 
