@@ -123,8 +123,9 @@ function drawCase({ rank, case_id: id, similarity, findings, labels, source_url:
       ? element("p", { className: "case-text none" }, t("case.none"))
       : element("p", { className: "case-text", lang: "en" }, ...caseText(findings, draft));
   const foot = element("div", { className: "case-foot" }, ...caseFindings(labels, draft));
-  if (/^https?:/i.test(url ?? "")) {
-    const link = element("a", { href: url, target: "_blank", rel: "noopener noreferrer" }, t("source", { host: new URL(url).host }));
+  const source = webAddress(url);
+  if (source) {
+    const link = element("a", { href: url, target: "_blank", rel: "noopener noreferrer" }, t("source", { host: source.host }));
     link.append(element("span", { className: "unseen" }, t("source.tab")));
     foot.append(link);
   }
@@ -132,6 +133,16 @@ function drawCase({ rank, case_id: id, similarity, findings, labels, source_url:
   const views = Object.entries(images ?? {});
   if (views.length) body.prepend(element("div", { className: "case-images" }, ...views.map(([view, address]) => casePicture(id, view, address))));
   return element("li", {}, head, body);
+}
+
+/** The parsed http or https address; null for anything else, such as an invalid IPv4 address. */
+function webAddress(text) {
+  try {
+    const url = new URL(text);
+    return /^https?:$/.test(url.protocol) ? url : null;
+  } catch {
+    return null;
+  }
 }
 
 const pictures = new Map(); // address -> picture of a shown case

@@ -1,0 +1,62 @@
+"""The page in a real browser with added cases whose texts and addresses are hostile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.support.browser import choose, draft, open_page, texts
+from tests.support.service import AUTHORIZED, KEY, live_server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+MARKUP = (
+    'The heart is enlarged. <img src=x onerror="window.hacked=1"> <script>window.hacked=2</script> '
+    '</p><a href="javascript:window.hacked=3">x</a> &lt;b&gt; ${window.hacked=4} {{7*7}} xxxx <svg/onload=hacked=5>.'
+)
+ADDRESSES = {  # accepted by the service; a browser cannot parse the second
+    "quoted": 'https://x.example/"><img/src=x/onerror="window.hacked=6">',
+    "unparsable": "http://1.2.3.4.5/",
+}
+
+
+@pytest.fixture
+def hostile(browser: Browser, bundle: Path, tmp_path: Path) -> Iterator[Page]:
+    """The page of a service that retrieves all of these cases."""
+    with live_server(bundle, warm_up=False, api_key=KEY, user_cases_dir=tmp_path / "cases") as live:
+        with httpx.Client(base_url=live.url, headers=AUTHORIZED) as client:
+            for name, address in ADDRESSES.items():
+                form = {"case_id": name, "findings": MARKUP, "source_url": address}
+                assert (
+                    client.post("/cases", files={key: (None, value) for key, value in form.items()}).status_code == 201
+                )
+        page = browser.new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.set_extra_http_headers(AUTHORIZED)
+        open_page(page, live.url)
+        yield page
+        page.close()
+        assert errors == []
+
+
+def test_case_with_markup_is_shown_as_text(hostile: Page) -> None:
+    choose(hostile)
+    hostile.click("details.options summary")
+    hostile.fill("#top_k", "10")
+    draft(hostile)
+    for name in ADDRESSES:
+        case = hostile.locator("#cases > li", has=hostile.locator("code", has_text=name))
+        shown = case.locator(".case-text").inner_text()
+        assert '<img src=x onerror="window.hacked=1">' in shown
+        assert '</p><a href="javascript:window.hacked=3">x</a> &lt;b&gt; ${window.hacked=4} {{7*7}}' in shown
+        assert case.locator("img, script, svg").count() == 0
+    links = hostile.locator("#cases a").evaluate_all("links => links.map((link) => link.protocol)")
+    assert set(links) == {"https:"}
+    assert hostile.evaluate("window.hacked") is None
+    assert set(ADDRESSES) <= set(texts(hostile, "#cases code"))
