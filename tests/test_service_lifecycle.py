@@ -110,3 +110,13 @@ def test_stop_while_loading_logs_no_error(bundle: Path, caplog: pytest.LogCaptur
     with live_server(bundle, wait=False):
         pass
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_refuses_a_reload_during_the_drain(bundle: Path) -> None:
+    with live_server(bundle, warm_up=False, api_key=KEY) as live, live.client() as client:
+        service = live.app.state.runtime
+        service._loading.get_loop().call_soon_threadsafe(service.drain)
+        until(lambda: service._drain_deadline is not None)
+        answer = client.post("/reload", headers=AUTHORIZED)
+        assert (answer.status_code, answer.json()["code"]) == (409, "reload_refused")
+        assert "is stopping" in answer.json()["detail"]

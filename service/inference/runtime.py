@@ -206,6 +206,8 @@ class Runtime:
             Problem: 409 with the reason; 503 while the first bundle is loaded, or if it failed.
         """
         self.serving()
+        if self._drain_deadline is not None:
+            raise Problem("reload_refused", "The service is stopping; start it again with the new bundle.")
         if self._swapping.locked():
             raise Problem("reload_refused", "Another swap is in progress; wait until it is done.")
         async with self._swapping:
