@@ -20,7 +20,7 @@ END_OF_SENTENCE = "."
 Cleaning = Literal["own", "r2gen"]
 
 _NUMBERING = re.compile(r"(?:(?<=^)|(?<=[.:]\s))\d{1,2}[.)]\s+")
-_SENTENCE_END = re.compile(r"(?<!\d)[.?!;]+(?=\s|$)|(?<=\d)[.?!;]+(?=\s|$)|[?!;]+")
+_SENTENCE_END = re.compile(r"(?<![.?!;])[.?!;]++(?=\s|$)|[?!;]+")  # linear time: starts only where a run begins
 _REDACTED = re.compile(r"x{4,}")
 _WORD = re.compile(r"\d+(?:\.\d+)+|[a-z0-9]+(?:-[a-z0-9]+)*")
 
