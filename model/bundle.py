@@ -35,6 +35,7 @@ CONSENSUS = "consensus.safetensors"
 CALIBRATION = "calibration.json"
 INDEX_DIR, INDEX_FILES = "index", ("reports.faiss", "cases.jsonl")
 DIGITS = 6  # significant digits of a metric
+_MAX_BYTES = {CONFIG: 2**20, TOKENIZER: 2**26, METRICS: 2**26, CALIBRATION: 2**26}  # parsed JSON takes far more memory
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,17 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
     """
     path = Path(path)
     manifest = verify_bundle(path)
+    for name, most in _MAX_BYTES.items():
+        if name in manifest.files and manifest.files[name].size > most:
+            raise BundleError(f"{path}: {name} has {manifest.files[name].size} bytes, more than {most}; restore it")
     try:
         config = BundleConfig.model_validate_json((path / CONFIG).read_text(encoding="utf-8"))
         tokenizer = Tokenizer.load(path / TOKENIZER)
         metrics = json.loads((path / METRICS).read_text(encoding="utf-8")) if METRICS in manifest.files else {}
     except (ValidationError, ValueError) as error:
         raise BundleError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise BundleError(f"{path}: {TOKENIZER} or {METRICS} is nested too deeply; restore it") from error
     if len(tokenizer) != config.model.vocab_size:
         raise BundleError(
             f"{path}: the vocabulary has {len(tokenizer)} tokens, the model {config.model.vocab_size}; "
@@ -84,13 +90,19 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
         raise BundleError(f"{path}: config.json sets retrieval, but the bundle has no index; restore it")
     if config.decoding.method == "consensus" and CONSENSUS not in manifest.files:
         raise BundleError(f"{path}: config.json sets method 'consensus', but the bundle has no {CONSENSUS}; restore it")
+    if config.model.least_weights > manifest.files[WEIGHTS].size:  # a weight takes a byte or more
+        raise BundleError(f"{path}: {CONFIG} describes a larger model than {WEIGHTS} holds; restore both")
     try:
         mbr_table = MbrTable.load(path / CONSENSUS) if CONSENSUS in manifest.files else None
+        if mbr_table is not None and mbr_table.vectors.shape[1] != config.model.embedding_dim:
+            raise ValueError(f"{CONSENSUS} has vectors of another width than embedding_dim; restore it")
     except ValueError as error:
         raise BundleError(f"{path}: {error}") from error
     try:
         state = {key: value.float() if value.is_floating_point() else value
                  for key, value in load_file(path / WEIGHTS).items()}  # fmt: skip
+        if bad := [key for key, value in state.items() if not value.isfinite().all()]:
+            raise ValueError(f"{bad[0]} has values that are not finite ({len(bad)} such tensors)")
         model = ReportModel(config.model, backbone=Backbone(config.model.backbone))
         model.load_state_dict(state)
     except (SafetensorError, RuntimeError, ValueError) as error:

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, mode
 from model.types import Resample
 
 Count = Annotated[int, Field(ge=1)]
+Layers = Annotated[int, Field(ge=1, le=64)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Norm = Literal["layer", "r2gen"]
 
@@ -65,8 +66,8 @@ class ModelConfig(Frozen):
     d_model: Count = 512
     d_ff: Count = 512
     heads: Count = 8
-    encoder_layers: Count = 3
-    decoder_layers: Count = 3
+    encoder_layers: Layers = 3
+    decoder_layers: Layers = 3
     memory_slots: Count = 2048
     memory_dim: Count = 512
     memory_heads: Count = 8
@@ -75,7 +76,7 @@ class ModelConfig(Frozen):
     max_length: Annotated[int, Field(ge=2, le=1024)] = 60
     retrieval_k: Annotated[int, Field(ge=0, le=64)] = 5
     embedding_dim: Count = 256
-    text_layers: Count = 2
+    text_layers: Layers = 2
     norm: Norm = "layer"
     patch_positions: Literal["view", "sequence"] = "view"
     feature_norm: bool = True
@@ -94,6 +95,15 @@ class ModelConfig(Frozen):
         if self.memory_top_k > self.memory_slots:
             raise ValueError(f"memory_top_k={self.memory_top_k} exceeds memory_slots={self.memory_slots}")
         return self
+
+    @property
+    def least_weights(self) -> int:
+        """A lower bound of the number of weights, without building the model."""
+        layer = 4 * self.d_model**2 + 2 * self.d_model * self.d_ff
+        layers = self.encoder_layers + self.decoder_layers
+        words = 2 * self.vocab_size * self.d_model
+        memory = self.memory_slots * self.memory_dim + self.d_model * self.memory_dim
+        return layers * layer + words + memory + (self.embedding_dim if self.retrieval_k else 0)
 
 
 class PreprocessingConfig(Frozen):
@@ -184,7 +194,7 @@ class DecodingConfig(Frozen):
 class RetrievalConfig(Frozen):
     """The index of the bundle: ``cases`` vectors of width ``dim``, of which ``k`` condition the model."""
 
-    k: Count = 5
+    k: Annotated[int, Field(ge=1, le=64)] = 5
     dim: Count = 256
     cases: Count
 

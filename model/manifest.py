@@ -12,6 +12,7 @@ from model.files import file_sha256, sync, write_atomic
 
 MANIFEST = "MANIFEST.json"
 REQUIRED = ("config.json", "model.safetensors", "tokenizer.json")
+_MAX_BYTES = 1024 * 1024  # of the manifest itself
 
 
 class BundleError(RuntimeError):
@@ -53,12 +54,14 @@ def read_manifest(path: Path) -> Manifest:
             f"{path} is not a bundle: it has no {MANIFEST}. Name a directory that training.run wrote (--bundle DIR)."
         )
     try:
+        if (size := (path / MANIFEST).stat().st_size) > _MAX_BYTES:
+            raise ValueError(f"{size} bytes, more than {_MAX_BYTES}")
         content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if content["schema_version"] != 1:
             raise BundleError(f"{path}: manifest version {content['schema_version']} is unknown; update this software")
         files = {name: FileEntry(str(e["sha256"]), int(e["size"])) for name, e in content["files"].items()}
         hydrated_from = content.get("hydrated_from")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged ({error!r}); restore the bundle from its source") from error
     for name in files:
         if "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):  # "" begins an absolute path

@@ -172,11 +172,15 @@ def parse(data: bytes, name: str) -> tuple[Floats, Structure]:
         )
     if isinstance(index, faiss.IndexFlatIP):
         return index.reconstruct_n(0, index.ntotal), Structure(index)
+    quantizer = faiss.downcast_index(index.quantizer)
     consistent = (
         index.is_trained
+        and type(quantizer) is faiss.IndexFlatIP
+        and quantizer.d == index.d
         and index.nprobe >= 1
         and index.code_size == 4 * index.d
-        and index.quantizer.ntotal == index.nlist
+        and quantizer.ntotal == index.nlist
+        and np.isfinite(quantizer.reconstruct_n(0, index.nlist)).all()
         and index.invlists.compute_ntotal() == index.ntotal
     )
     if not consistent:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from model.files import install_file
+from model.text.labeler import FINDINGS
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -135,9 +136,40 @@ class MbrTable:
         """
         try:
             content = load_file(path)
-            return cls(**{field.name: content[field.name] for field in fields(cls)})
-        except (SafetensorError, KeyError, OSError) as error:
+            table = cls(**{field.name: content[field.name] for field in fields(cls)})
+            table._check()
+        except (SafetensorError, KeyError, OSError, TypeError, ValueError) as error:
             raise ValueError(f"{path.name} is not an MBR table ({error}); restore it from its source") from error
+        return table
+
+    def _check(self) -> None:
+        """Raise ValueError for an array of another type or shape, or a value out of range."""
+        (cases, width), directions, ngrams = self.vectors.shape, len(self.basis), len(self.keys)
+        expected = {
+            "keys": ("int64", (ngrams,)),
+            "order": ("int8", (ngrams,)),
+            "idf": ("float32", (ngrams + 1,)),
+            "basis": ("int8", (directions, ngrams)),
+            "vectors": ("int8", (cases, width)),
+            "coordinates": ("int8", (cases, directions)),
+            "basis_step": ("float32", (directions, 1)),
+            "coordinate_step": ("float32", (1, directions)),
+            "norms": ("float32", (cases, ORDERS)),
+            "lengths": ("int16", (cases,)),
+            "findings": ("uint8", (cases, len(FINDINGS))),
+            "frequent": ("int32", (len(self.frequent),)),
+            "holds": ("uint8", (cases, len(self.frequent))),
+        }
+        for name, wanted in expected.items():
+            array: npt.NDArray[np.generic] = getattr(self, name)
+            if (found := (str(array.dtype), array.shape)) != wanted:
+                raise ValueError(f"{name} is {found}, expected {wanted}")
+            if array.dtype == np.float32 and not np.isfinite(array).all():
+                raise ValueError(f"{name} has values that are not finite")
+        if not ngrams or not cases or not self.vectors.any(1).all():
+            raise ValueError("it is empty, or a vector is zero")
+        if not (np.isin(self.order, range(ORDERS)).all() and np.isin(self.frequent, range(ngrams)).all()):
+            raise ValueError("order or frequent is out of range")
 
     def find(self, keys: npt.NDArray[np.int64]) -> Ints:
         """Indices of n-grams in the table; G for an unknown one."""

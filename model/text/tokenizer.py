@@ -135,7 +135,10 @@ class Tokenizer:
         cleaning = content.get("cleaning", "own")
         if cleaning not in get_args(Cleaning):
             raise ValueError(f"tokenizer.json: cleaning {cleaning!r} is unknown; use one of {get_args(Cleaning)}")
-        return cls(tuple(content["tokens"]), cleaning)
+        tokens = content.get("tokens")
+        if not isinstance(tokens, list) or not all(isinstance(token, str) and token.isprintable() for token in tokens):
+            raise ValueError("tokenizer.json: tokens must be a list of printable strings")
+        return cls(tuple(tokens), cleaning)
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
