@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -35,6 +35,7 @@ CONSENSUS = "consensus.safetensors"
 CALIBRATION = "calibration.json"
 INDEX_DIR, INDEX_FILES = "index", ("reports.faiss", "cases.jsonl")
 DIGITS = 6  # significant digits of a metric
+T = TypeVar("T")
 _MAX_BYTES = {CONFIG: 2**20, TOKENIZER: 2**26, METRICS: 2**26, CALIBRATION: 2**26}  # parsed JSON takes far more memory
 
 
@@ -73,14 +74,9 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
     for name, most in _MAX_BYTES.items():
         if name in manifest.files and manifest.files[name].size > most:
             raise BundleError(f"{path}: {name} has {manifest.files[name].size} bytes, more than {most}; restore it")
-    try:
-        config = BundleConfig.model_validate_json((path / CONFIG).read_text(encoding="utf-8"))
-        tokenizer = Tokenizer.load(path / TOKENIZER)
-        metrics = json.loads((path / METRICS).read_text(encoding="utf-8")) if METRICS in manifest.files else {}
-    except (ValidationError, ValueError) as error:
-        raise BundleError(f"{path}: {error}") from error
-    except RecursionError as error:
-        raise BundleError(f"{path}: {TOKENIZER} or {METRICS} is nested too deeply; restore it") from error
+    config = _parsed(path / CONFIG, BundleConfig.model_validate_json)
+    tokenizer = _parsed(path / TOKENIZER, Tokenizer.from_json)
+    metrics = _parsed(path / METRICS, json.loads) if METRICS in manifest.files else {}
     if len(tokenizer) != config.model.vocab_size:
         raise BundleError(
             f"{path}: the vocabulary has {len(tokenizer)} tokens, the model {config.model.vocab_size}; "
@@ -113,6 +109,13 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
     return Bundle(
         path, config, tokenizer, model, manifest, file_sha256(path / MANIFEST), metrics, mbr_table, calibration
     )
+
+
+def _parsed(file: Path, parse: Callable[[str], T]) -> T:
+    try:
+        return parse(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # a ValidationError is a ValueError
+        raise BundleError(f"{file.parent}: {file.name}: {error}") from error
 
 
 def _load_calibration(path: Path, manifest: Manifest, width: int) -> Calibration | None:

@@ -248,8 +248,8 @@ def _decoded(line: bytes) -> _Entry:
     ):
         raise ValueError("not the fields of an added case")
     entry = _Entry(Case(**record, images=tuple(files)), files)
-    findings = entry.case.findings
-    if not findings or len(findings.encode()) > MAX_FINDINGS_BYTES or has_invisible(findings):
+    findings = entry.case.findings or ""
+    if not findings.strip() or len(findings.encode()) > MAX_FINDINGS_BYTES or has_invisible(findings):
         raise ValueError("not the findings of an added case")
     return entry
 

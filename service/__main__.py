@@ -75,6 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(_explain_bind_error(settings, error), file=sys.stderr)
         return EXIT_ADDRESS
+    _ignore_hangup()  # a reload makes sense only while the service runs; the default would end the process
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -98,6 +99,11 @@ def main(arguments: list[str] | None = None) -> int:
     with ExitWatchdog(status) as watchdog:
         _Server(runtime, config, watchdog).run(sockets=[server_socket])
     return status()
+
+
+def _ignore_hangup() -> None:
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def listen(host: str, port: int) -> socket.socket:

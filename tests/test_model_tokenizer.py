@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,3 +100,10 @@ def test_splits_and_displays_sentences() -> None:
     words = ["heart", "normal", ".", ".", "no", "effusion", ".", "stable"]
     spans = split_sentences(words)
     assert [display_sentence(words[a:b]) for a, b in spans] == ["Heart normal.", "No effusion.", "Stable."]
+
+
+def test_cleans_a_run_of_full_stops_in_linear_time() -> None:
+    started = time.process_time()
+    assert clean_report("." * 20_000 + "a") == "a ."
+    assert clean_report("?.;!" * 5_000 + "a?! b..") == "a . b ."
+    assert time.process_time() - started < 2

@@ -190,6 +190,9 @@ def test_serves_with_module_and_with_uvicorn(bundle: Path, how: str) -> None:
                 assert json.loads(response.partition(b"\r\n\r\n")[2])["code"] == "stopping"
         finally:
             process.send_signal(signal.SIGTERM)
+            while module and process.poll() is None:  # must not change the status
+                process.send_signal(signal.SIGHUP)
+                time.sleep(0.02)
             _, log = process.communicate(timeout=START_S)
     assert process.returncode in ({0} if module else {0, -signal.SIGTERM, 128 + signal.SIGTERM})
     assert "ready after" in log

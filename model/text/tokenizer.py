@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
@@ -139,11 +138,6 @@ class Tokenizer:
         if not isinstance(tokens, list) or not all(isinstance(token, str) and token.isprintable() for token in tokens):
             raise ValueError("tokenizer.json: tokens must be a list of printable strings")
         return cls(tuple(tokens), cleaning)
-
-    @classmethod
-    def load(cls, path: Path) -> Tokenizer:
-        """Read ``tokenizer.json`` from a file."""
-        return cls.from_json(path.read_text(encoding="utf-8"))
 
 
 def split_sentences(tokens: Sequence[str]) -> list[tuple[int, int]]:
