@@ -16,9 +16,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from model.bundle import load_bundle
+from model.bundle import WEIGHTS, load_bundle
+from model.manifest import write_manifest
 from model.network.dual_encoder import embed_reports
 from model.types import View
 from retrieval_index.index import ReportIndex
@@ -223,6 +226,18 @@ def test_bundle_without_index_accepts_no_cases(tmp_path: Path) -> None:
         assert refusal(add(client, "c")) == (409, "no_retrieval", None)
         assert refusal(client.get("/cases/c")) == (404, "no_such_case", None)
         assert client.get("/health").json()["cases"] is None
+
+
+def test_case_that_cannot_be_embedded_is_not_stored(bundle_copy: Path, tmp_path: Path) -> None:
+    weights = {
+        name: torch.zeros_like(tensor) if name.startswith("text_tower") else tensor
+        for name, tensor in load_file(bundle_copy / WEIGHTS).items()
+    }
+    save_file(weights, bundle_copy / WEIGHTS)
+    write_manifest(bundle_copy)
+    with served(bundle_copy, tmp_path / "cases") as (_, client):
+        assert refusal(add(client, "c", frontal=png())) == (500, "internal", None)
+        assert (tmp_path / "cases" / CASES_FILE).read_bytes() == b""
 
 
 def test_added_cases_survive_a_restart_unless_deleted(bundle: Path, tmp_path: Path) -> None:

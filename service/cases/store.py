@@ -21,7 +21,7 @@ from model.bundle import Bundle
 from model.network.dual_encoder import embed_reports
 from model.text.labeler import label_report
 from retrieval_index.cases import Case
-from retrieval_index.index import ReportIndex
+from retrieval_index.index import NORM_TOLERANCE, ReportIndex
 from retrieval_index.user_cases import UserCaseStore
 from service.web.problems import Problem
 
@@ -55,8 +55,15 @@ class _AddedCases:
         self._added: dict[str, Case] = {}
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embed texts: (N, E), unit length."""
-        return embed_reports(self._tower, self._tokenizer, texts)
+        """Embed texts: (N, E), unit length.
+
+        Raises:
+            ValueError: the index would refuse the vectors.
+        """
+        vectors = embed_reports(self._tower, self._tokenizer, texts)
+        if not np.allclose(np.linalg.norm(vectors, axis=1), 1, rtol=0, atol=NORM_TOLERANCE):  # NaN is not close
+            raise ValueError("the text tower gives vectors that are not of unit length; restore the bundle")
+        return vectors
 
     def has_known_word(self, text: str) -> bool:
         return self._tokenizer.has_known_word(text)
