@@ -18,7 +18,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from service.app import create_app
-from service.inference.runtime import Runtime
+from service.inference.runtime import Runtime, ignore_hangup
 from service.settings import EXIT_SETTINGS, Settings, explain
 from service.web.protocol import LimitedHttpProtocol
 from service.web.shutdown import ExitWatchdog, end_process
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(_explain_bind_error(settings, error), file=sys.stderr)
         return EXIT_ADDRESS
-    _ignore_hangup()  # a reload makes sense only while the service runs; the default would end the process
+    ignore_hangup()  # until the runtime starts
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -99,11 +99,6 @@ def main(arguments: list[str] | None = None) -> int:
     with ExitWatchdog(status) as watchdog:
         _Server(runtime, config, watchdog).run(sockets=[server_socket])
     return status()
-
-
-def _ignore_hangup() -> None:
-    if hasattr(signal, "SIGHUP"):  # not on Windows
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -136,6 +136,13 @@ def _hnsw(vectors: Floats) -> faiss.IndexHNSWFlat:
     return index
 
 
+def _with_centroids(vectors: Floats, width: int, value: float = 1.0) -> faiss.IndexIVFFlat:
+    index, centroids = _ivf(vectors), faiss.IndexFlatIP(width)
+    centroids.add(np.full((4, width), value, np.float32))
+    index.quantizer = centroids
+    return index
+
+
 def _with_nan(vectors: Floats) -> Floats:
     return np.where(np.arange(len(vectors))[:, None] == 4, np.nan, vectors)
 
@@ -151,6 +158,8 @@ def _with_nan(vectors: Floats) -> Floats:
         (lambda v: _flat(v * np.float32(1.01)), r"row 0 has length 1\.01"),
         (lambda v: _ivf(v * np.float32(1.01)), r"row 0 has length 1\.01"),
         (lambda v: _flat(_with_nan(v)), "row 4 is not finite"),
+        *((lambda v, w=width: _with_centroids(v, w), "width are inconsistent") for width in (2, 2 * DIM)),
+        *((lambda v, x=x: _with_centroids(v, DIM, x), "are inconsistent") for x in (np.nan, np.inf)),
         (lambda v: _ivf(v, wrong_row=-1), "has rows from -1"),
         (lambda v: _ivf(v, wrong_row=200), "to 200 of 200 vectors"),
         (lambda v: _ivf(v, wrong_row=8), "1 of 200 rows are in no cell"),

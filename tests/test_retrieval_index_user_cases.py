@@ -127,6 +127,19 @@ def test_full_disk_leaves_no_part_of_a_case(tmp_path: Path, room: int) -> None:
         assert [case.case_id for case in store.cases()] == ["two", "one"]
 
 
+def test_adds_nothing_to_a_file_that_another_program_changed(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        store.add(CASE, {})
+        (tmp_path / CASES_FILE).write_bytes(b"")
+        with pytest.raises(OSError, match="changed by another program"):
+            store.add(Case("two", "Clear."), {"frontal": PICTURE})
+        assert (tmp_path / CASES_FILE).read_bytes() == b""
+        (tmp_path / CASES_FILE).unlink()
+        with pytest.raises(FileNotFoundError):
+            store.add(Case("two", "Clear."), {"frontal": PICTURE})
+        assert pictures(tmp_path) == []
+
+
 def test_only_one_process_can_open_the_directory(tmp_path: Path) -> None:
     with (
         opened(tmp_path),

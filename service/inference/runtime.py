@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -29,6 +30,12 @@ log = logging.getLogger(__name__)
 QUEUE_CUTOFF_S = 4.0  # before the end of the drain: queued requests get 503, running ones continue
 ABORT_CUTOFF_S = 2.5  # before the end of the drain: all others get 503; clients need time to read it
 _DEFAULT_BATCH_SIZE = {"cpu": 1, "cuda": 8}  # by device type; see Settings.max_batch_size
+
+
+def ignore_hangup() -> None:
+    """Ignore SIGHUP while no bundle can be swapped, because its default action ends the process."""
+    with suppress(AttributeError, ValueError):  # not POSIX, or not the main thread
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 class CaseIndexInfo(Protocol):
@@ -284,6 +291,9 @@ class Runtime:
     async def stop(self) -> None:
         """Finish the running drafts and release the model, within the rest of ``drain_timeout_s``."""
         self._drain_deadline = self._drain_deadline or time.monotonic() + self.settings.drain_timeout_s
+        with suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)  # else the loop would restore the default
+        ignore_hangup()
         if self._loading is not None:
             await asyncio.wait({self._loading}, timeout=self._remaining_s())
             self._loading.cancel()  # its thread is abandoned
