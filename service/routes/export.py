@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -84,8 +84,9 @@ async def _read_body(request: Request, *, timeout_s: float) -> ExportRequest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         # Only these parts of the location are names of this API; others may be the client's.
-        schemas = zip(first["loc"], (ExportRequest, ReportResponse), strict=False)
-        names = [str(part) for part, schema in schemas if part in schema.model_fields]
+        schemas: tuple[type[BaseModel], ...] = (ExportRequest, ReportResponse)
+        named = zip(first["loc"], schemas, strict=False)
+        names = [str(part) for part, schema in named if part in schema.model_fields]
         what = f"{'.'.join(names)} does not match the schema: {first['type'].replace('_', ' ')}"
         detail = f"{what if names else 'The body is not a valid export request'}. See ExportRequest in /openapi.json."
         raise Problem("invalid_request", detail, field=names[0] if names else None) from None
