@@ -164,7 +164,7 @@ def _refuse_unsafe_target(bundle: Path, out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
         try:
             hydrated = "hydrated_from" in json.loads((out / MANIFEST).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             hydrated = False
         if not hydrated:
             raise HydrateError(f"--out {out} is not a hydrated bundle; remove it or choose another")

@@ -6,9 +6,12 @@ import logging
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from model.bundle import WEIGHTS
+from model.manifest import write_manifest
 from retrieval_index.hydrate import hydrate
-from service.inference.loader import find_hydrated, load
+from service.inference.loader import LoadError, find_hydrated, load
 from tests.support.archives import report_xml, write_reports
 from tests.support.service import png, ready_client, settings_for
 from tests.support.tiny import REPORTS, write_tiny_bundle
@@ -94,3 +97,13 @@ def test_redaction_marks_are_replaced(plain: Path) -> None:
     expected = "[redacted]-sided fluid, told to Dr. [redacted] by telephone. Heart of ordinary width."
     assert [case["findings"] for case in answer.json()["reference_cases"]] == [expected, expected]
     assert [warning["code"] for warning in answer.json()["warnings"]] == ["missing_view"]
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 1e30])
+def test_weights_with_which_no_draft_is_finite_are_refused(bundle_copy: Path, scale: float) -> None:
+    state = load_file(bundle_copy / WEIGHTS)
+    wrong = {name: tensor * scale if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    save_file(wrong, bundle_copy / WEIGHTS)
+    write_manifest(bundle_copy)
+    with pytest.raises(LoadError, match=r"cannot draft a blank image: .*; restore the bundle"):
+        load(settings_for(bundle_copy)).warm_up()

@@ -15,7 +15,7 @@ from model.devices import resolve_devices
 from model.drafter import Drafter
 from model.files import file_sha256
 from model.manifest import MANIFEST, BundleError, read_manifest
-from model.types import Precision, StudyView, View
+from model.types import Draft, Precision, StudyView, View
 from retrieval_index.index import IndexFormatError, ReportIndex
 from service.schemas.models import ModelInfo
 from service.settings import Settings
@@ -75,13 +75,30 @@ class LoadedBundle:
         )
 
     def warm_up(self) -> None:
-        """Precompute inference tables and draft blank images, so that the first request is not slower than others."""
+        """Precompute inference tables and draft blank images, so that the first request is not slower than others.
+
+        Raises:
+            LoadError: the drafts hold numbers that are not finite.
+        """
         for drafter in self.drafters:
             drafter.bundle.model.precompute_inference_tables()
             blank = np.zeros((drafter.image_size, drafter.image_size), np.uint8)  # (S, S)
             views = [StudyView(blank, view) for view in View]
-            drafter.draft([views[:1]])
-            drafter.draft([views])
+            try:
+                drafts = drafter.draft([views[:1]]) + drafter.draft([views])
+            except ValueError as error:  # a query of the index that is not finite
+                raise self._cannot_draft(str(error)) from error
+            if not all(map(_is_finite, drafts)):
+                raise self._cannot_draft("its numbers are not finite")
+
+    def _cannot_draft(self, reason: str) -> LoadError:
+        return LoadError(f"the bundle {self.bundle.path} cannot draft a blank image: {reason}; restore the bundle")
+
+
+def _is_finite(draft: Draft) -> bool:
+    numbers = [sentence.confidence for sentence in draft.sentences]
+    numbers += [number for check in draft.image_checks for number in (check.frontal, check.unusual)]
+    return bool(np.isfinite(numbers).all())
 
 
 def load(settings: Settings) -> LoadedBundle:
