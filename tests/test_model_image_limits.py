@@ -14,8 +14,9 @@ from PIL.PngImagePlugin import PngInfo
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.uid import UID
 
-from model.images import ImageError, ImageLimits, load_pixels
+from model.images import ImageError, ImageLimits, load_pixels, read_image
 from model.images.dicom.jpeg_2000 import check_jpeg_2000
+from service.formats.dicom_source import source_image
 from tests.support import hostile_images as hostile
 from tests.support.dicom import dataset, encapsulated, refused
 
@@ -106,6 +107,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: hostile.jpeg_2000_dicom(hostile.jpeg_2000(4_000, tile=2), 4_000),
         "packets and code-blocks",
     ),
+    "DICOM with a sequence of 100,000 items": (lambda: hostile.many_items(800_000), "1,000 items in a sequence"),
     "DICOM with an offset table of 100,000 frames": (
         lambda: hostile.fragmented_dicom(0, 100_000),
         "bytes in its offset table",
@@ -122,6 +124,15 @@ def test_refuses_file_that_takes_too_much_work(kind: str) -> None:
 
 def test_refuses_many_fragments() -> None:
     assert refused_quickly(hostile.fragmented_dicom(100_000)).code == "truncated"
+
+
+@pytest.mark.parametrize("make", [hostile.long_code, hostile.long_name])
+def test_refuses_dicom_texts_of_many_values(make: Callable[[int], bytes]) -> None:
+    data = make(2 * MIB)
+    began = time.thread_time()
+    with pytest.raises(ImageError, match="over"):
+        read_image(data, S) if make is hostile.long_code else source_image(data)
+    assert time.thread_time() - began < 1
 
 
 def test_refuses_declared_pixels_before_decoding() -> None:

@@ -63,7 +63,7 @@ def check_png(data: bytes, limits: ImageLimits) -> None:
         if kind != b"IDAT":
             count["chunks besides pixels"] += 1
             count["compressed texts and profiles"] += kind in (b"zTXt", b"iTXt", b"iCCP")
-            count["bytes of metadata"] += length
+            count["bytes of metadata"] += min(length, len(data) - at)
         check_counts("PNG", count, most)
         if kind == b"eXIf":
             _check_tiff(data[at + 8 : at + 8 + length], limits)

@@ -5,17 +5,14 @@ Each function makes one file; ``HOSTILE`` maps a name to the file at full size, 
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
-from PIL import Image
 from pydicom.dataset import Dataset
 
-from tests.support.dicom import JPEG_BASELINE, dataset, encapsulated, film, jpeg
+from tests.support.dicom import JPEG_BASELINE, dataset, dicom, encapsulated, film, jpeg
 
 MIB = 2**20
 RLE, JPEG_2000 = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.90"
@@ -127,6 +124,12 @@ PNG_FLOODS = {
 }
 
 
+def declared_png(side: int) -> bytes:
+    """A PNG that declares side x side grey pixels and has none."""
+    header = chunk(b"IHDR", struct.pack(">LLBBBBB", side, side, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND")
+
+
 def flooded_png(flood: bytes, size: int, *, after: bool = False) -> bytes:
     """A PNG of 64 x 64 pixels with ``size`` bytes of a flood before or after its pixels."""
     flood *= size // len(flood)
@@ -175,6 +178,40 @@ def fragmented_dicom(fragments: int, offsets: int = 0) -> bytes:
     return data[:start] + table + struct.pack("<HHL", 0xFFFE, 0xE000, 0) * fragments + data[start + 8 :]
 
 
+def element(group: int, number: int, vr: bytes, value: bytes) -> bytes:
+    """An element in explicit VR with a long length field."""
+    return struct.pack("<HH2sHL", group, number, vr, 0, len(value)) + value
+
+
+def many_items(size: int) -> bytes:
+    """A DICOM file with a VOI LUT sequence of empty items."""
+    items = struct.pack("<HHL", 0xFFFE, 0xE000, 0) * (size // 8)
+    return _before_pixels(element(0x0028, 0x3010, b"SQ", items))
+
+
+def long_code(size: int) -> bytes:
+    """A DICOM file whose view code consists of empty texts."""
+    code = element(0x0008, 0x0102, b"UC", b"SCT") + element(0x0008, 0x0100, b"UC", b"\\" * size)
+    parts = ((0xE000, 0xFFFFFFFF, code), (0xE00D, 0, b""), (0xE0DD, 0, b""))
+    sequence = struct.pack("<HH2sHL", 0x0054, 0x0220, b"SQ", 0, 0xFFFFFFFF)
+    for number, length, value in parts:
+        sequence += struct.pack("<HHL", 0xFFFE, number, length) + value
+    return _before_pixels(sequence)
+
+
+def long_name(size: int) -> bytes:
+    """A DICOM file whose patient name consists of empty names."""
+    data = dicom(film(64, 64, 8), syntax="1.2.840.10008.1.2", PatientName="A^B^")
+    at = data.index(b"\x10\x00\x10\x00\x04\0\0\0A^B^") + 4
+    return data[:at] + struct.pack("<L", size) + b"\\" * size + data[at + 8 :]
+
+
+def _before_pixels(elements: bytes) -> bytes:
+    data = dicom(film(64, 64, 8))
+    at = data.rindex(b"\xe0\x7f\x10\x00")
+    return data[:at] + elements + data[at:]
+
+
 def _header(side: int) -> Dataset:
     made = dataset(film(64, 64, 8))
     made.Rows = made.Columns = side
@@ -184,13 +221,6 @@ def _header(side: int) -> Dataset:
 # --- at full size ---------------------------------------------------------------------------------------------------
 
 
-def _noise_png(side: int) -> bytes:
-    out = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 256, (side, side), np.uint8)
-    Image.fromarray(pixels).save(out, "PNG", compress_level=1)
-    return out.getvalue()
-
-
 HOSTILE: dict[str, Callable[[], bytes]] = {
     "JPEG of 6,000 scans": partial(progressive_jpeg, 8_000, 6_000),
     **{f"JPEG, 32 MiB of {name}": partial(flooded_jpeg, flood, 32 * MIB) for name, flood in JPEG_FLOODS.items()},
@@ -198,7 +228,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     **{f"PNG, 32 MiB of {name}": partial(flooded_png, flood, 32 * MIB) for name, flood in PNG_FLOODS.items()},
     "PNG, 32 MiB of chunks after the pixels": partial(flooded_png, chunk(b"teSt"), 32 * MIB, after=True),
     "PNG, RGBA of 8,000 x 8,000": partial(png, 8_000),
-    "PNG of 30,000 x 30,000": lambda: png(64).replace(struct.pack(">LL", 64, 64), struct.pack(">LL", 30_000, 30_000)),
+    "PNG of 30,000 x 30,000": partial(declared_png, 30_000),
     "DICOM, JPEG of 6,000 scans": lambda: jpeg_dicom(progressive_jpeg(8_000, 6_000), 8_000),
     "DICOM, empty JPEG 2000": lambda: jpeg_2000_dicom(jpeg_2000(8_000), 8_000),
     "DICOM, JPEG 2000 of 1-pixel precincts": lambda: jpeg_2000_dicom(jpeg_2000(8_000, precinct=1), 8_000),
@@ -206,5 +236,8 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "DICOM, 32 MiB of run-length literals": partial(rle_dicom, 5_000, b"\0\0", 32 * MIB),
     "DICOM, 32 MiB of run-length runs": partial(rle_dicom, 8_000, b"\x81\0", 32 * MIB),
     "DICOM, 4 million fragments": partial(fragmented_dicom, 4_000_000),
+    "DICOM, 260,000 items": partial(many_items, 2 * MIB - 64),
+    "DICOM, code of 8 million texts": partial(long_code, 8 * MIB - 64),
+    "DICOM, 8 million patient names": partial(long_name, 8 * MIB - 64),
     "DICOM, 8 million offsets": partial(fragmented_dicom, 0, 8_000_000),
 }

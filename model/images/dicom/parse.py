@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from model.images.errors import ImageError
+from model.images.errors import ImageError, check_counts
 
 config.settings.reading_validation_mode = config.IGNORE  # its warnings quote values, which may be names
 
@@ -39,6 +39,8 @@ _MOST_READS = 50_000  # a normal header takes hundreds: one to three per element
 _MOST_VALUE = 8 * 2**20  # bytes of a value in a header
 _MOST_INFLATED = 16 * 2**20  # bytes of a deflated header
 _MOST_INFLATED_EARLY = 2**20  # bytes of a deflated header of which only the first groups are read
+_MOST_ITEMS = 1_000  # items of a sequence, nested ones included
+_ITEMS = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"  # the tag of an item in both byte orders
 _SLACK = 64 * 1024  # bytes of padding that may follow the pixels
 
 _SEQUENCES = ("ModalityLUTSequence", "VOILUTSequence", "ViewCodeSequence", "AnatomicRegionSequence")
@@ -56,10 +58,12 @@ _PLAIN = (
 )
 _META = ("TransferSyntaxUID", "MediaStorageSOPClassUID")
 _HEADER = (*_PLAIN, *_PALETTES, *_SEQUENCES)
-_MOST_BYTES: dict[int, int] = {
-    **{int(Tag(name)): 1024 for name in ("SpecificCharacterSet", *_META, *_PLAIN)},
+_MOST_BYTES: dict[int, int] = {  # of a needed element; of others 1,024, because pydicom splits texts slowly
     **{int(Tag(name)): 2**18 for name in _PALETTES},
-    **{int(Tag(name)): 2**21 for name in _SEQUENCES},
+    **{int(Tag(name)): 2**16 for name in _SEQUENCES},
+    int(Tag("ModalityLUTSequence")): 2**18,
+    int(Tag("VOILUTSequence")): 2**21,
+    _PIXEL_DATA: 2**32,
 }
 
 
@@ -171,22 +175,26 @@ def _read(
     may look like a VR. `like` is another part of the same file, where the encoding is known.
     """
     implicit = syntax == ImplicitVRLittleEndian if like is None else bool(like.original_encoding[0])
+    most = {tag: _MOST_BYTES.get(tag, 1024) for tag in (int(Tag(name)) for name in ("SpecificCharacterSet", *names))}
+
+    def check_length(tag: int, length: int) -> None:
+        if length > most.get(tag, length):
+            name = keyword_for_tag(tag)
+            raise ImageError("truncated", f"The DICOM element {name} has {length:,} bytes, over {most[tag]:,}.")
 
     def stop_when(of: BaseTag, vr: str | None, length: int) -> bool:
         tag = int(of)  # comparisons of pydicom's tags are slow
-        most = _MOST_BYTES.get(tag)
-        if most is not None and most < length != _UNDEFINED:
-            name = keyword_for_tag(tag)
-            raise ImageError("truncated", f"The DICOM element {name} has {length:,} bytes, over {most:,}.")
+        if length != _UNDEFINED:
+            check_length(tag, length)
         return stop(tag)
 
     try:
-        return read_dataset(
+        found = read_dataset(
             reader,
             implicit,
             _little_endian(syntax),
             stop_when=stop_when,
-            specific_tags=[Tag(name) for name in names],
+            specific_tags=[Tag(tag) for tag in most],
             at_top_level=like is None,
         )
     except RecursionError as error:
@@ -195,6 +203,23 @@ def _read(
         if reader.exhausted:
             raise ImageError("truncated", "The DICOM header is larger than any image needs.") from error
         raise
+    for element in found.values():  # pydicom parses raw values later, without the reader's limits
+        values = list(_raw_values(element))
+        check_length(int(element.tag), sum(map(len, values)))
+        if element.tag != _PIXEL_DATA:
+            items = {"items in a sequence": sum(value.count(tag) for value in values for tag in _ITEMS)}
+            check_counts("DICOM header", items, {"items in a sequence": _MOST_ITEMS})
+    return found
+
+
+def _raw_values(element: Any) -> Iterator[bytes]:
+    """The unparsed values of an element and of the items in a sequence."""
+    if isinstance(element.value, bytes):
+        yield element.value
+    elif element.VR == "SQ":
+        for item in element.value:
+            for nested in item.values():
+                yield from _raw_values(nested)
 
 
 class _Reader(io.BytesIO):
