@@ -165,6 +165,7 @@ class DecodingConfig(Frozen):
         block_trigrams: never repeat a trigram.
         trigram_penalty: subtracted from the log-probability of a word for each earlier occurrence
             of the trigram that it would complete; published R2Gen models use 2 × 0.693.
+        trigram_penalty_in_beams: whether beam search uses it too; that of published R2Gen does not.
         finished_beams_occupy_slots: a finished hypothesis takes one of the ``beam_size`` slots of
             its step (published R2Gen); else the best ``beam_size`` unfinished ones stay live.
             ``ended_keep_place`` in ``config.json``.
@@ -182,6 +183,7 @@ class DecodingConfig(Frozen):
     length_penalty: Annotated[float, Field(ge=0, le=5)] = 1.0
     block_trigrams: bool = False
     trigram_penalty: Annotated[float, Field(ge=0)] = 0.0
+    trigram_penalty_in_beams: bool = True
     finished_beams_occupy_slots: Annotated[bool, _renamed("ended_keep_place", "finished_beams_occupy_slots")] = False
     min_length: Annotated[int, Field(ge=0)] = 4
     suppress: tuple[str, ...] = ("xxxx", "<unk>")

@@ -79,7 +79,7 @@ class Both:
         with torch.inference_mode():
             if beams == 1:
                 return self.plain.greedy(features, trigram_penalty=penalty)
-            return self.plain.beam(features, beams, trigram_penalty=penalty)
+            return self.plain.beam(features, beams)  # the published beam search has no penalty
 
 
 def patches(features: Tensor) -> Patches:

@@ -68,9 +68,7 @@ class Imported:
             {key: value for key, value in self.state.items() if not key.startswith(prefix)},
             heads=4, top_k=8, max_length=20,
         )  # fmt: skip
-        (ids,) = plain.beam(
-            features.flatten(0, 1).unsqueeze(0), 3, trigram_penalty=plain_cmn.PUBLISHED_TRIGRAM_PENALTY
-        ).tolist()
+        (ids,) = plain.beam(features.flatten(0, 1).unsqueeze(0), 3).tolist()
         return " ".join(self.words[number - 1] for number in ids[: ids.index(END) if END in ids else None])
 
 
@@ -136,7 +134,7 @@ def test_bundle_config_names_the_import(imported: Imported) -> None:
     assert (config.model.memory_slots, config.model.encoder_layers, config.model.max_length) == (40, 2, 21)
     assert config.decoding == DecodingConfig(
         method="beam", beam_size=3, length_penalty=0.0, trigram_penalty=plain_cmn.PUBLISHED_TRIGRAM_PENALTY,
-        finished_beams_occupy_slots=True, min_length=0, suppress=(),
+        trigram_penalty_in_beams=False, finished_beams_occupy_slots=True, min_length=0, suppress=(),
     )  # fmt: skip
     assert (config.preprocessing.resample, config.preprocessing.view_order) == ("bilinear", "as_given")
     assert config.retrieval is None

@@ -8,6 +8,7 @@ earlier calls.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -74,6 +75,8 @@ def beam_or_greedy(
     beams = beam_size or (1 if config.method == "greedy" else config.beam_size)
     if beams == 1:
         return greedy(model, encoded, constraints, bos_id)
+    if not config.trigram_penalty_in_beams:
+        constraints = replace(constraints, trigram_penalty=0.0)
     return beam_search(
         model, encoded, constraints, bos_id, beams, config.length_penalty,
         finished_beams_occupy_slots=config.finished_beams_occupy_slots,

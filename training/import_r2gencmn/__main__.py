@@ -83,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--min-count", type=int, default=3, help="--threshold of training (default 3)")
     parser.add_argument(
         "--trigram-penalty", type=_not_negative, default=TRIGRAM_PENALTY,
-        help="taken from repeated trigrams in greedy and beam search (default 1.386). The published beam search "
-        "ignores its own switch: 0 gives its output word for word",
+        help="taken from repeated trigrams in greedy decoding, as published (default 1.386); the published beam "
+        "search has no penalty",
     )  # fmt: skip
     arguments = parser.parse_args(argv)
     return run_command(lambda: _import(arguments), interrupted="interrupted; no bundle was written")

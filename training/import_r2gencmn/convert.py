@@ -19,8 +19,8 @@ from model.text.tokenizer import SPECIALS, UNK
 
 TRIGRAM_PENALTY = 2 * 0.693  # published: log-probabilities of repeated trigrams lose ln 2 twice
 PUBLISHED_DECODING = DecodingConfig(
-    method="beam", beam_size=3, length_penalty=0.0, trigram_penalty=TRIGRAM_PENALTY, finished_beams_occupy_slots=True,
-    min_length=0, suppress=(),
+    method="beam", beam_size=3, length_penalty=0.0, trigram_penalty=TRIGRAM_PENALTY, trigram_penalty_in_beams=False,
+    finished_beams_occupy_slots=True, min_length=0, suppress=(),
 )  # fmt: skip
 _BACKBONES = (
     "resnet101", "resnet50", "resnet152", "resnet18", "resnet34",
