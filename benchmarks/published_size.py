@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import plots
 from benchmarks.measure import REFERENCE, Machine, Row, at_least, seconds
 from model.decoding.generate import generate
 from model.decoding.search import Constraints, sample
@@ -209,6 +208,8 @@ def growth(device: torch.device) -> list[Point]:
 
 def write_growth(points: Sequence[Point], out: Path) -> None:
     """``growth.csv`` and ``growth.png`` in ``out``."""
+    from benchmarks import plots  # matplotlib would add to the peak memory of a training step
+
     lines = [f"{axis},{value},{before:.2f},{taken:.2f}" for axis, value, before, taken in points]
     write_atomic(out / "growth.csv", "\n".join(["axis,value,encode_ms,report_ms", *lines, ""]).encode())
     plots.growth(points, out / "growth.png")
