@@ -115,27 +115,27 @@ class Fuzz:
             while batch := list(islice(drawn, BATCH)):
                 list(pool.map(check, batch))
 
-    def _count(self, one: Input, status: str, faults: list[str]) -> None:
+    def _count(self, item: Input, status: str, faults: list[str]) -> None:
         outcome = self.outcome
         outcome.inputs += 1
-        counts = outcome.statuses.setdefault(one.kind, {})
+        counts = outcome.statuses.setdefault(item.kind, {})
         counts[status] = counts.get(status, 0) + 1
         if faults:
-            self._store(one, faults)
+            self._store(item, faults)
         if self._server.pid is not None and outcome.inputs % MEMORY_EVERY == 0:
             with contextlib.suppress(psutil.NoSuchProcess):
                 outcome.memory.append((outcome.inputs, resident_bytes(self._server.pid)))
 
-    def judge(self, one: Input) -> tuple[str, list[str]]:
+    def judge(self, item: Input) -> tuple[str, list[str]]:
         """Send one request, again while the service is busy; returns a short form of the answer, and its faults."""
         until = time.monotonic() + PATIENCE_S
         while time.monotonic() < until:
             try:
-                answer = send(self._server.url, one.request)
+                answer = send(self._server.url, item.request)
             except NoAnswerError as error:
-                client_left = not one.request.whole and str(error).startswith("closed")
+                client_left = not item.request.whole and str(error).startswith("closed")
                 return f"none: {error}", [] if client_left else [f"no answer: {error}"]
-            faults = self._rules(one.request, answer) + (one.check(answer) if one.check else [])
+            faults = self._rules(item.request, answer) + (item.check(answer) if item.check else [])
             if not is_busy(answer) or faults:
                 return _short(answer), faults
             with self._lock:
@@ -143,16 +143,16 @@ class Fuzz:
             time.sleep(0.01)
         return "busy", [f"busy for {PATIENCE_S:g} s"]
 
-    def _store(self, one: Input, faults: list[str]) -> None:
+    def _store(self, item: Input, faults: list[str]) -> None:
         number = len(self.outcome.violations) + 1
-        log.error("violation %d: %s: %s", number, one.origin, "; ".join(faults)[:500])
-        violation = {"kind": one.kind, "origin": one.origin, "faults": faults, "file": None,
-                     "framed": one.request.framed, "whole": one.request.whole}  # fmt: skip
+        log.error("violation %d: %s: %s", number, item.origin, "; ".join(faults)[:500])
+        violation = {"kind": item.kind, "origin": item.origin, "faults": faults, "file": None,
+                     "framed": item.request.framed, "whole": item.request.whole}  # fmt: skip
         self.outcome.violations.append(violation)
         if self._out is not None and number <= KEPT:
             path = self._out / "violations" / f"{number:04d}.http"
             violation["file"] = path.name
-            write_atomic(path, one.request.data)
+            write_atomic(path, item.request.data)
             write_atomic(path.with_suffix(".json"), json.dumps(violation, indent=1).encode())
 
     def _check_afterwards(self, known: Sequence[Study]) -> None:

@@ -54,7 +54,7 @@ def test_the_faster_of_plain_and_scaled_reference_is_the_peer() -> None:
     assert machine.peer(9.0, 6.0) == ("reference, scaled", 6.0, "unoptimised here: 9.00 s")
 
 
-def test_the_reference_is_scaled_by_the_reading_of_the_same_product() -> None:
+def test_the_reference_is_scaled_by_the_speed_of_the_same_product() -> None:
     twice = Machine("cpu", fp32=2 * REFERENCE.gflops, bf16=1.0)
     assert twice.scaled(REFERENCE.step) == pytest.approx(REFERENCE.step / 2)
     assert "262 GFLOP/s float32" in twice.describe()

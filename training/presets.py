@@ -35,9 +35,7 @@ _COMPACT = RunConfig(
         reward=RewardConfig(cider=1.0, bleu4=0.5, label_f1=0.5),
     ),
     decoding=DecodingConfig(
-        method="consensus",
-        candidates=96,
-        temperature=1.0,
+        method="consensus", candidates=96, temperature=1.0,
         consensus=ConsensusConfig(temperature=0.07, finding=8.0, finding_threshold=0.15, rouge=0.75),
     ),
     weights_dtype="fp16",
