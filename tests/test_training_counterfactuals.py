@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,19 @@ import pytest
 from torch import nn
 
 from model.drafter import Drafter
-from model.types import Draft, DraftOptions, StudyView, View
+from model.types import Draft, StudyView, View
 from tests.support.tiny import IMAGE_SIZE, open_drafter
 from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
 from training.data.studies import ImageRef, Source, Study
 from training.evaluation.counterfactuals import (
     CounterfactualRow,
-    Write,
     make_counterfactual_rows,
     score_counterfactual_rows,
     swapped_row,
 )
-from training.evaluation.inference import swap_images, with_images, write_drafts
-from training.evaluation.plan import SWAPS, EvaluationPlan
+from training.evaluation.inference import DraftWriter, swap_images, with_images
+from training.evaluation.plan import SWAPS, EvaluationPlan, InferenceOptions
 from training.evaluation.scoring import ReferenceSet
 from training.phantoms import write_phantom_root
 from training.scoring.metrics import score
@@ -103,34 +101,34 @@ def test_each_swap_changes_only_its_evidence(drafter: Drafter) -> None:
 
 
 @pytest.fixture
-def written(drafter: Drafter, source: Source, folder: Path) -> tuple[Write, list[Study]]:
+def written(drafter: Drafter, source: Source, folder: Path) -> tuple[DraftWriter, list[Study]]:
     wanted = source.split("val")
     cache = build_pixel_cache(source, wanted, IMAGE_SIZE, folder / "pixels")
     studies, _ = with_images(wanted, cache, "both", {})
-    return partial(write_drafts, drafter, DraftOptions(), cache, batch_size=4, progress=False), studies
+    return DraftWriter(drafter, cache, InferenceOptions(batch_size=4, progress=False)), studies
 
 
-def test_rows_are_drafts_on_exchanged_evidence(written: tuple[Write, list[Study]]) -> None:
-    write, studies = written
+def test_rows_are_drafts_on_exchanged_evidence(written: tuple[DraftWriter, list[Study]]) -> None:
+    writer, studies = written
     others = swap_images(studies, seed=3)
-    expected = {"images": write(others), "cases": write(studies, counterfactual_retrieval=others),
-                "patches": write(studies, counterfactual_patches=others)}  # fmt: skip
+    expected = {"images": writer.write(others), "cases": writer.write(studies, counterfactual_retrieval=others),
+                "patches": writer.write(studies, counterfactual_patches=others)}  # fmt: skip
     for swap in SWAPS:
-        row = swapped_row(write, studies, swap, seed=3)
+        row = swapped_row(writer, studies, swap, seed=3)
         assert list(row.findings) == [draft.findings for draft in expected[swap]], swap
         assert list(row.rows) == list(range(VAL))
 
 
-def test_single_views_use_the_studies_that_have_them(written: tuple[Write, list[Study]]) -> None:
-    write, studies = written
+def test_single_views_use_the_studies_that_have_them(written: tuple[DraftWriter, list[Study]]) -> None:
+    writer, studies = written
     frontal = tuple(ref for ref in studies[2].images if ref.view == View.FRONTAL)
     some = [*studies[:2], replace(studies[2], images=frontal), *studies[3:]]
-    rows, reasons = make_counterfactual_rows(write, some, EvaluationPlan(single_views=True), retrieval=True)
+    rows, reasons = make_counterfactual_rows(writer, some, EvaluationPlan(single_views=True), retrieval=True)
     assert list(rows["system_frontal_only"].rows) == list(range(VAL))
     assert list(rows["system_lateral_only"].rows) == [0, 1, 3, 4, 5]
-    assert rows["system_frontal_only"].findings[2] == write([some[2]])[0].findings
+    assert rows["system_frontal_only"].findings[2] == writer.write([some[2]])[0].findings
     assert reasons == {}
-    rows, reasons = make_counterfactual_rows(write, [some[2]], EvaluationPlan(single_views=True), retrieval=True)
+    rows, reasons = make_counterfactual_rows(writer, [some[2]], EvaluationPlan(single_views=True), retrieval=True)
     assert list(rows) == ["system_frontal_only"]
     assert reasons == {"system_lateral_only": "no study has a lateral image"}
 

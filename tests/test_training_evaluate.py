@@ -130,13 +130,11 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> Callable[[Writer], None]:
     """Replaces every draft by a text of the study; the first retrieved case names an effusion."""
 
     def install(text_of: Writer) -> None:
-        def write(
-            drafter: object, options: object, cache: object, studies: Sequence[Study], **_: object
-        ) -> list[Draft]:
+        def write(_: object, studies: Sequence[Study], **__: object) -> list[Draft]:
             case = ReferenceCase(1, "CXR900001_IM-0001", 1.0, REPORTS[1], {}, None)
             return [Draft(text_of(study), (), {}, (case,), (), {}) for study in studies]
 
-        monkeypatch.setattr(inference, "write_drafts", write)
+        monkeypatch.setattr(inference.DraftWriter, "write", write)
 
     return install
 
@@ -349,10 +347,11 @@ def test_refuses_outputs_among_bundles_before_any_work(
     assert sorted(bundles.rglob("*")) == before
 
 
-def test_beam_size_is_checked_before_any_work(bundle: Bundle, index: ReportIndex, source: Source, work: Path) -> None:
-    with pytest.raises(ValueError, match="beam_size=9"):
-        evaluate(bundle, index, source, EvaluationPlan(), Outputs(work / "none"), InferenceOptions(beam_size=9))
-    assert not (work / "none").exists()
+def test_beam_size_is_checked_before_any_work(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    arguments = ["--bundle", "no-such", "--root", "no-such", "--out", str(tmp_path / "val.json"), "--beam-size", "9"]
+    assert main(arguments) == 2
+    assert "beam_size=9" in caplog.text
+    assert not list(tmp_path.iterdir())
 
 
 # --- real data --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -67,7 +66,6 @@ def evaluate(
     """
     outputs.check()
     drafter = Drafter(bundle, index, device=options.device, precision=options.precision)
-    draft_options = DraftOptions(top_k=options.top_k, beam_size=options.beam_size)
     label_table = read_present(plan.reference_labels) if plan.reference_labels else {}
 
     wanted, skipped = inference.wanted_studies(source, plan.split, plan.limit)
@@ -76,12 +74,10 @@ def evaluate(
         cache = build_pixel_cache(source, wanted, drafter.image_size, folder, resample=drafter.resample)
     in_file_order = bundle.config.preprocessing.view_order == "as_given"
     studies, view_notes = inference.with_images(wanted, cache, plan.views, skipped, in_file_order=in_file_order)
-    write = partial(
-        inference.write_drafts, drafter, draft_options, cache, batch_size=options.batch_size, progress=options.progress
-    )
-    drafts = write(studies)
+    writer = inference.DraftWriter(drafter, cache, options)
+    drafts = writer.write(studies)
     findings = [draft.findings for draft in drafts]
-    counterfactuals, not_run = make_counterfactual_rows(write, studies, plan, retrieval=index is not None)
+    counterfactuals, not_run = make_counterfactual_rows(writer, studies, plan, retrieval=index is not None)
 
     texts = scoring.known_texts(bundle, index, source)
     references = ReferenceSet([study.report for study in studies], texts.vocabulary, plan.meteor)
@@ -151,7 +147,7 @@ def _provenance(
 ) -> dict[str, Any]:
     """What was evaluated, on which data and with which settings."""
     decoding = bundle.config.decoding
-    beam_size = options.beam_size or (1 if decoding.method == "greedy" else decoding.beam_size)
+    beam_size = options.draft.beam_size or (1 if decoding.method == "greedy" else decoding.beam_size)
     return {
         "dataset": source.name,
         "split": plan.split,
@@ -179,6 +175,7 @@ def _run(arguments: argparse.Namespace) -> int:
         report=arguments.report,
     )
     outputs.check()  # before the bundle is loaded and minutes of drafting
+    draft = DraftOptions(top_k=arguments.top_k, beam_size=arguments.beam_size)
     meteor = arguments.meteor and meteor_available()
     plan = EvaluationPlan(
         **{name: getattr(arguments, name) for name in
@@ -192,9 +189,7 @@ def _run(arguments: argparse.Namespace) -> int:
         log.info("%s", note)
     device = choose_device(arguments.device)
     bundle, index = inference.open_bundle(arguments.bundle, device)
-    options = InferenceOptions(
-        device, **{name: getattr(arguments, name) for name in ("precision", "beam_size", "top_k", "batch_size")}
-    )
+    options = InferenceOptions(device, arguments.precision, draft, arguments.batch_size)
     reason = "no Java runtime (java) was found" if arguments.meteor else "--no-meteor"
     notes = () if meteor else (f"METEOR is left out: {reason}",)
     result = evaluate(bundle, index, source, plan, outputs, options, notes=notes)

@@ -6,21 +6,18 @@ its patch tokens. What remains of the scores does not depend on what was swapped
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model.types import Draft, View
+from model.types import View
 from training.data.studies import Study
-from training.evaluation.inference import swap_images
+from training.evaluation.inference import DraftWriter, swap_images
 from training.evaluation.metric_tables import full_name
 from training.evaluation.plan import EvaluationPlan, Swap
 from training.evaluation.scoring import ReferenceSet
 from training.scoring.bootstrap import Bootstrap
 from training.scoring.keyword_f1 import keyword_f1
-
-Write = Callable[..., list[Draft]]
-"""``inference.write_drafts`` with bundle, options and images filled in."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class CounterfactualRow:
 
 
 def make_counterfactual_rows(
-    write: Write, studies: Sequence[Study], plan: EvaluationPlan, *, retrieval: bool
+    writer: DraftWriter, studies: Sequence[Study], plan: EvaluationPlan, *, retrieval: bool
 ) -> tuple[dict[str, CounterfactualRow], dict[str, str]]:
     """The rows of ``plan`` by name, and by name the reason for each row that cannot be made.
 
@@ -47,10 +44,10 @@ def make_counterfactual_rows(
         elif swap != "images" and not retrieval:
             reasons[name] = "this bundle has no reference cases that could be swapped apart from its images"
         else:
-            rows[name] = swapped_row(write, studies, swap, plan.seed)
+            rows[name] = swapped_row(writer, studies, swap, plan.seed)
     for view in View if plan.single_views else ():
         name = f"system_{view.value}_only"
-        row = single_view_row(write, studies, view)
+        row = single_view_row(writer, studies, view)
         if row.rows:
             rows[name] = row
         else:
@@ -58,7 +55,7 @@ def make_counterfactual_rows(
     return rows, reasons
 
 
-def swapped_row(write: Write, studies: Sequence[Study], swap: Swap, seed: int) -> CounterfactualRow:
+def swapped_row(writer: DraftWriter, studies: Sequence[Study], swap: Swap, seed: int) -> CounterfactualRow:
     """Drafts on the images, only the reference cases, or only the patch tokens of another study.
 
     All else stays: a study keeps its embedding, and with it the similarity that reranking uses.
@@ -67,7 +64,7 @@ def swapped_row(write: Write, studies: Sequence[Study], swap: Swap, seed: int) -
         ValueError: there are fewer than two studies.
     """
     others = swap_images(studies, seed)
-    drafts = write(
+    drafts = writer.write(
         others if swap == "images" else studies,
         what=f"{swap} exchanged",
         counterfactual_patches=others if swap == "patches" else None,
@@ -76,11 +73,11 @@ def swapped_row(write: Write, studies: Sequence[Study], swap: Swap, seed: int) -
     return CounterfactualRow(range(len(studies)), [draft.findings for draft in drafts])
 
 
-def single_view_row(write: Write, studies: Sequence[Study], view: View) -> CounterfactualRow:
+def single_view_row(writer: DraftWriter, studies: Sequence[Study], view: View) -> CounterfactualRow:
     """Drafts from the images of one view, for the studies that have it."""
     alone = [replace(study, images=tuple(ref for ref in study.images if ref.view == view)) for study in studies]
     rows = [row for row, study in enumerate(alone) if study.images]
-    drafts = write([alone[row] for row in rows], what=f"{view.value} only")
+    drafts = writer.write([alone[row] for row in rows], what=f"{view.value} only")
     return CounterfactualRow(rows, [draft.findings for draft in drafts])
 
 

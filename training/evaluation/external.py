@@ -12,10 +12,9 @@ from typing import Any
 from model.bundle import Bundle
 from model.drafter import Drafter
 from model.protocols import CaseIndex
-from model.types import DraftOptions
 from training.data.external import ExternalSet
 from training.data.pixel_cache import build_pixel_cache
-from training.evaluation import inference
+from training.evaluation.inference import DraftWriter
 from training.evaluation.plan import DEFAULT_OPTIONS, InferenceOptions
 from training.scoring.bootstrap import DRAWS, Bootstrap, Resampled
 from training.scoring.metrics import label_scores, present_findings
@@ -39,10 +38,7 @@ def score_external(
                               resample=drafter.resample)  # fmt: skip
     kept = [row for row, study in enumerate(external.studies) if cache.usable(study)]
     studies = [external.studies[row] for row in kept]
-    drafts = inference.write_drafts(
-        drafter, DraftOptions(), cache, studies, batch_size=options.batch_size, progress=options.progress
-    )
-    texts = [draft.findings for draft in drafts]
+    texts = [draft.findings for draft in DraftWriter(drafter, cache, options).write(studies)]
     truth = [external.truth[row] for row in kept]
     result, drawn = agreement(truth, texts, frozenset(external.mapped.values()), draws=draws, seed=seed)
     skipped = {**external.skipped, "unreadable": len(external.studies) - len(kept)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from model.bundle import INDEX_DIR, Bundle, load_bundle
 from model.drafter import Drafter
-from model.types import Draft, DraftOptions, StudyView, View
+from model.types import Draft, StudyView, View
 from retrieval_index.index import ReportIndex
 from training.data.pixel_cache import PixelCache
 from training.data.studies import SPLITS, ImageRef, Source, Study
-from training.evaluation.plan import SplitName, Views
+from training.evaluation.plan import InferenceOptions, SplitName, Views
 from training.scoring.protocol import full_reference
 
 
@@ -93,28 +93,31 @@ def swap_images(studies: Sequence[Study], seed: int) -> list[Study]:
     return [replace(study, images=studies[given[row]].images) for row, study in enumerate(studies)]
 
 
-def write_drafts(
-    drafter: Drafter, options: DraftOptions, cache: PixelCache, studies: Sequence[Study], batch_size: int,
-    progress: bool, *, counterfactual_patches: Sequence[Study] | None = None,
-    counterfactual_retrieval: Sequence[Study] | None = None, what: str = "draft",
-) -> list[Draft]:  # fmt: skip
-    """A draft for each study, ``batch_size`` studies at a time, with a progress bar named ``what``.
+@dataclass(frozen=True)
+class DraftWriter:
+    """Drafts studies in batches, with a progress bar; ``cache`` holds their images."""
 
-    ``counterfactual_patches`` and ``counterfactual_retrieval`` are those of ``Drafter.draft``.
-    """
-    drafts: list[Draft] = []
-    with tqdm(total=len(studies), desc=what, unit="study", mininterval=1, disable=not progress) as bar:
-        for start in range(0, len(studies), batch_size):
-            batch = slice(start, start + batch_size)
-            views, patches, cases = (
-                None if one is None else [study_views(study, cache) for study in one[batch]]
-                for one in (studies, counterfactual_patches, counterfactual_retrieval)
-            )
-            drafts += drafter.draft(
-                views or [], options, counterfactual_patches=patches, counterfactual_retrieval=cases
-            )
-            bar.update(len(studies[batch]))
-    return drafts
+    drafter: Drafter
+    cache: PixelCache
+    options: InferenceOptions
+
+    def write(
+        self, studies: Sequence[Study], *, counterfactual_patches: Sequence[Study] | None = None,
+        counterfactual_retrieval: Sequence[Study] | None = None, what: str = "draft",
+    ) -> list[Draft]:  # fmt: skip
+        """A draft for each study; the counterfactuals are those of ``Drafter.draft``, ``what`` names the bar."""
+        drafts: list[Draft] = []
+        size = self.options.batch_size
+        with tqdm(total=len(studies), desc=what, unit="study", mininterval=1, disable=not self.options.progress) as bar:
+            for start in range(0, len(studies), size):
+                views, patches, cases = (
+                    [study_views(study, self.cache) for study in (chosen or ())[start : start + size]]
+                    for chosen in (studies, counterfactual_patches, counterfactual_retrieval)
+                )
+                drafts += self.drafter.draft(views, self.options.draft, counterfactual_patches=patches or None,
+                                             counterfactual_retrieval=cases or None)  # fmt: skip
+                bar.update(len(views))
+        return drafts
 
 
 def study_views(study: Study, cache: PixelCache) -> list[StudyView]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, get_args
 
 import torch
 
-from model.types import Precision
+from model.types import DraftOptions, Precision
 from training.evaluation.privacy import check_page_folder, refuse_bundles
 from training.scoring.bootstrap import DRAWS
 
@@ -42,12 +42,11 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """How drafts are computed; ``beam_size`` and ``top_k`` None keep the bundle's values."""
+    """How drafts are computed."""
 
     device: str | torch.device = "cpu"
     precision: Precision = "fp32"
-    beam_size: int | None = None
-    top_k: int | None = None
+    draft: DraftOptions = field(default_factory=DraftOptions)
     batch_size: int = 16
     progress: bool = True
 
