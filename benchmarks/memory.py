@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +20,30 @@ def resident_bytes(pid: int) -> int:
     return int(psutil.Process(pid).memory_info().rss)
 
 
+def resident_bytes_of_children(pid: int) -> int:
+    """Sum of the resident sets of all descendants, which counts shared pages more than once."""
+    total = 0
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            total += int(child.memory_info().rss)
+    return total
+
+
 @contextmanager
-def memory_of(pid: int | None, *, every_s: float = 0.5) -> Iterator[list[Sample]]:
+def memory_of(
+    pid: int | None, *, every_s: float = 0.5, measure: Callable[[int], int] = resident_bytes
+) -> Iterator[list[Sample]]:
     """A list that grows by a sample twice a second inside ``with``; it stays empty where ``pid`` is None."""
     samples: list[Sample] = []
     stop, began = threading.Event(), time.monotonic()
 
     def watch() -> None:
-        while pid is not None and not stop.wait(every_s):
+        while pid is not None:
             try:
-                samples.append((time.monotonic() - began, resident_bytes(pid)))
+                samples.append((time.monotonic() - began, measure(pid)))
             except psutil.NoSuchProcess:
+                return
+            if stop.wait(every_s):
                 return
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -37,10 +38,16 @@ class NoAnswerError(RuntimeError):
     """The connection was closed, or stayed silent, without an answer."""
 
 
+def request(method: str, path: str, body: bytes = b"", headers: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    """A correct request on a connection that is closed after the answer; ``headers`` replace or extend its headers."""
+    values = {"Host": "service", "Content-Length": str(len(body)), "Connection": "close", **headers}
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in values.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
 def post_report(body: bytes) -> bytes:
-    """``POST /report`` with the right Content-Length."""
-    head = f"POST /report HTTP/1.1\r\nHost: service\r\nContent-Type: {CONTENT_TYPE}\r\n"
-    return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+    """``POST /report`` with a multipart body."""
+    return request("POST", "/report", body, {"Content-Type": CONTENT_TYPE})
 
 
 def form(fields: Iterable[tuple[str, bytes]], *, boundary: str = "b0undary") -> bytes:
