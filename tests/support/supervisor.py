@@ -1,0 +1,82 @@
+"""A supervisor that restarts the service whenever it ends, as ``restart: always`` does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import httpx
+
+from tests.support.paths import REPOSITORY
+
+START_S = 400.0  # a new process imports torch, which takes minutes where all cores are taken
+STOP_S = 60.0
+
+
+class Supervisor:
+    """Runs ``python -m MODULE``, again whenever it ends, until the context ends.
+
+    Attributes:
+        statuses: of the processes that have ended.
+    """
+
+    def __init__(self, module: str, *arguments: object, log: Path, **environment: object) -> None:
+        self.statuses: list[int] = []
+        self._command = [sys.executable, "-m", module, *map(str, arguments)]
+        self._environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **{k: str(v) for k, v in environment.items()}}
+        self._log, self._stopping = log, threading.Event()
+        self._process = self._start()
+        self._thread = threading.Thread(target=self._supervise, daemon=True)
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs now."""
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._process.kill()
+        self._thread.join(START_S)
+
+    def stop(self) -> float:
+        """Send SIGTERM, as ``docker stop`` does, and return the seconds until the process has ended."""
+        self._stopping.set()
+        began = time.monotonic()
+        self._process.send_signal(signal.SIGTERM)
+        self._thread.join(STOP_S)
+        return time.monotonic() - began
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            return subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
+
+    def _supervise(self) -> None:
+        while True:
+            self.statuses.append(self._process.wait())
+            if self._stopping.is_set():
+                return
+            self._process = self._start()
+
+
+def wait_for(condition: Callable[[], object], within_s: float = START_S) -> float:
+    """Poll until it holds, whether or not the service answers; returns the seconds that it took."""
+    began = time.monotonic()
+    while time.monotonic() < began + within_s:
+        try:
+            if condition():
+                return time.monotonic() - began
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"not within {within_s:g} s")
