@@ -161,6 +161,21 @@ def test_palette_equals_the_png_of_its_colours() -> None:
     assert np.abs(load_pixels(encode(made), S).astype(int) - load_pixels(png(shown), S)).max() <= 1
 
 
+def test_segmented_palette_equals_the_whole_one() -> None:
+    values = film(bits=8)
+    ramp = [0, 1, 0, 1, 127, 127, 0, 128, *range(128, 256)]
+    repeated = [0, 16, *range(16), 2, 1, 0, 0, 0, 224, *[7] * 224]  # the second segment repeats the first
+    for segments, entries in ((ramp, [*range(256)]), (repeated, [*range(16), *range(16), *[7] * 224])):
+        read = []
+        for prefix, table in (("Segmented", segments), ("", entries)):
+            made = dataset(values, photometric="PALETTE COLOR", sop_class=SC)
+            for name in ("Red", "Green", "Blue"):
+                setattr(made, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+                setattr(made, f"{prefix}{name}PaletteColorLookupTableData", np.array(table, "<u2").tobytes())
+            read.append(greys(encode(made)))
+        np.testing.assert_array_equal(*read)
+
+
 # --- rejected files -------------------------------------------------------------------------------------------------
 
 

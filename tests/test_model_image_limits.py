@@ -135,6 +135,11 @@ def test_refuses_dicom_texts_of_many_values(make: Callable[[int], bytes]) -> Non
     assert time.thread_time() - began < 1
 
 
+def test_long_palette_is_not_expanded() -> None:
+    error = refused_quickly(hostile.long_palette(1_000))
+    assert (error.code, "262,144 entries" in str(error)) == ("too_complex", True), error
+
+
 def test_refuses_declared_pixels_before_decoding() -> None:
     assert refused_quickly(hostile.progressive_jpeg(8_192, 2)).code == "too_large"
 

@@ -100,7 +100,8 @@ def main() -> None:
     if importlib.util.find_spec("imagecodecs"):
         import imagecodecs
 
-        imagecodecs.jpeg8_decode, imagecodecs.jpegls_decode, imagecodecs.jpeg2k_decode  # noqa: B018 - loads them
+        for name in ("jpeg8_decode", "jpegls_decode", "jpeg2k_decode", "packbits_decode"):
+            getattr(imagecodecs, name)  # loads it
     with socket.socket(fileno=descriptor) as connection:
         _confine(memory_bytes)
         connection.sendall(LENGTHS.pack(0, 0))  # ready

@@ -12,7 +12,7 @@ from functools import partial
 
 from pydicom.dataset import Dataset
 
-from tests.support.dicom import JPEG_BASELINE, dataset, dicom, encapsulated, film, jpeg
+from tests.support.dicom import JPEG_BASELINE, dataset, dicom, encapsulated, encode, film, jpeg
 
 MIB = 2**20
 RLE, JPEG_2000 = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.90"
@@ -183,6 +183,16 @@ def element(group: int, number: int, vr: bytes, value: bytes) -> bytes:
     return struct.pack("<HH2sHL", group, number, vr, 0, len(value)) + value
 
 
+def long_palette(segments: int) -> bytes:
+    """A DICOM file with a segmented palette, each segment of 6 bytes a ramp of 65,535 entries."""
+    made = dataset(film(64, 64, 8), photometric="PALETTE COLOR")
+    for colour in ("Red", "Green", "Blue"):
+        setattr(made, f"{colour}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        table = struct.pack("<3H", 0, 1, 0) + struct.pack("<6H", 1, 65_535, 9, 1, 65_535, 0) * (segments // 2)
+        setattr(made, f"Segmented{colour}PaletteColorLookupTableData", table)
+    return encode(made)
+
+
 def many_items(size: int) -> bytes:
     """A DICOM file with a VOI LUT sequence of empty items."""
     items = struct.pack("<HHL", 0xFFFE, 0xE000, 0) * (size // 8)
@@ -236,6 +246,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "DICOM, 32 MiB of run-length literals": partial(rle_dicom, 5_000, b"\0\0", 32 * MIB),
     "DICOM, 32 MiB of run-length runs": partial(rle_dicom, 8_000, b"\x81\0", 32 * MIB),
     "DICOM, 4 million fragments": partial(fragmented_dicom, 4_000_000),
+    "DICOM, palette of 40,000 ramps": partial(long_palette, 40_000),
     "DICOM, 260,000 items": partial(many_items, 2 * MIB - 64),
     "DICOM, code of 8 million texts": partial(long_code, 8 * MIB - 64),
     "DICOM, 8 million patient names": partial(long_name, 8 * MIB - 64),

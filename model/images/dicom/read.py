@@ -6,6 +6,7 @@ metadata, ``pixel_data`` and ``codecs`` decode the stored values, ``lut`` maps t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from model.images.dicom.header import DicomMetadata, check_kind, read_metadata
 from model.images.dicom.lut import apply_grayscale_pipeline, apply_table
 from model.images.dicom.parse import MAGIC, PREAMBLE, DicomFile
 from model.images.dicom.pixel_data import GREY, PALETTE, decode, read_pixel_format
-from model.images.errors import ImageError, ImageLimits
+from model.images.errors import ImageError, ImageLimits, check_counts
 
+_MOST_PALETTE_ENTRIES = 2**18  # a table has at most 65,536
+_INDIRECT_COST = 2**10  # entries that are as slow as an indirect segment
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601-2, as Pillow's
 
 
@@ -72,10 +75,31 @@ def _read(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomMetadata]
 
 def _palette(header: Dataset, bits: int) -> npt.NDArray[np.float32]:
     """Grey of each stored value, 0..255."""
-    count, first, _ = (int(number) for number in header.RedPaletteColorLookupTableDescriptor)
+    count, first, depth = (int(number) for number in header.RedPaletteColorLookupTableDescriptor)
+    for colour in ("Red", "Green", "Blue"):
+        data = header.get(f"Segmented{colour}PaletteColorLookupTableData") or b""
+        _check_segments(np.frombuffer(data, "u1" if depth == 8 else "<u2", len(data) * 8 // depth).tolist(), depth)
     values = np.minimum(np.arange(2**bits, dtype=np.int32), first + (count or 2**16) - 1)  # pydicom would wrap around
     colours = apply_color_lut(values, header)[:, :3]
     return _luma(colours, 255 if colours.max() <= 255 else 65535)
+
+
+def _check_segments(words: Sequence[int], depth: int) -> None:
+    """Check that a segmented table (PS3.3 C.7.9.2) expands to few entries; pydicom expands it in Python."""
+    count = {"entries": 0}
+
+    def expand(at: int, segments: int) -> None:
+        while segments and at + 1 < len(words):
+            kind, length = words[at : at + 2]
+            count["entries"] += 1 + (length if kind < 2 else _INDIRECT_COST)
+            check_counts("DICOM palette", count, {"entries": _MOST_PALETTE_ENTRIES})
+            if kind == 2:  # repeats other segments
+                offset = words[at + 2 : at + 2 + 32 // depth]
+                expand(sum(word << depth * place for place, word in enumerate(offset)), length or -1)
+            at += 2 + (length, 1, 32 // depth)[min(kind, 2)]
+            segments -= 1
+
+    expand(0, -1)
 
 
 def _luma(colours: npt.NDArray[Any], most: int) -> npt.NDArray[np.float32]:
