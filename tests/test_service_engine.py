@@ -11,7 +11,7 @@ from service.inference.admission import AdmissionLimiter, BusyError
 from service.inference.backend import FieldError
 from service.inference.decode_pool import DecodePool
 from service.inference.engine import Engine
-from tests.support.recorder import OPTIONS, running, study
+from tests.support.recorder import OPTIONS, running, study, texts
 from tests.support.service import WAIT_S, png
 
 pytestmark = pytest.mark.anyio
@@ -90,6 +90,16 @@ async def test_draining_engine_waits_for_its_own_drafts() -> None:
         recorder.go.set()
         assert (await drafting).findings
         await draining
+
+
+async def test_close_finishes_queued_jobs() -> None:
+    async with running() as (engine, recorder):
+        tasks = [asyncio.create_task(engine.submit(study(number), OPTIONS)) for number in range(3)]
+        await asyncio.to_thread(recorder.begun.wait, WAIT_S)
+        closing = asyncio.create_task(asyncio.to_thread(engine.close))
+        recorder.go.set()
+        assert texts(await asyncio.gather(*tasks)) == ["0", "1", "2"]
+        await closing
 
 
 async def test_retry_after_follows_the_measured_speed() -> None:
