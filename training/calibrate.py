@@ -27,7 +27,6 @@ from model.bundle import CALIBRATION, METRICS, WEIGHTS, Bundle, add_calibration
 from model.calibration.schema import Calibration, Floats
 from model.devices import choose_device
 from model.types import Pixels, View
-from retrieval_index.index import ReportIndex
 from training.calibration.fit_confidence import SentenceTable, fit_confidence, fit_support, support_metrics
 from training.calibration.fit_ood import LabelledFeatures, fit_images
 from training.calibration.metrics import Group, confidence_metrics, ood_metrics, view_metrics
@@ -53,10 +52,9 @@ _SAVE_EVERY = 8
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """Computes features and drafts with one bundle on one device; ``work`` caches them."""
+    """Computes features with one bundle on one device; ``work`` caches them."""
 
     bundle: Bundle
-    index: ReportIndex | None
     work: Path
     device: torch.device
 
@@ -118,7 +116,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--out {out} already exists; name a new folder, or use --in-place")  # before minutes of work
     source, device = open_source(arguments), choose_device(arguments.device)
     bundle, index = open_bundle(arguments.bundle, device)
-    extractor = FeatureExtractor(bundle, index, arguments.work, device)
+    extractor = FeatureExtractor(bundle, arguments.work, device)
     studies = {split: source.split(split)[: arguments.limit] for split in ("train", "val")}
     if not all(studies.values()):
         raise ValueError("training and validation studies are both needed; check --root, or --annotation")

@@ -64,16 +64,13 @@ def compare(texts: Mapping[str, str], table: Mapping[str, Labels], *, positive: 
 
     truth = [named(table[uid]) for uid in uids]
     guess = [named(label_report(texts[uid])) for uid in uids]
-    sides = [(guess & truth, guess - truth, truth - guess) for guess, truth in zip(guess, truth, strict=True)]
-    findings = {
-        name: FindingStudies(
-            *(
-                tuple(uid for uid, found in zip(uids, side, strict=True) if name in found)
-                for side in zip(*sides, strict=True)
-            )
-        )
-        for name in FINDINGS
-    }
+    pairs = list(zip(guess, truth, strict=True))
+    sides = ([g & t for g, t in pairs], [g - t for g, t in pairs], [t - g for g, t in pairs])
+
+    def having(name: str, side: Sequence[frozenset[str]]) -> tuple[str, ...]:
+        return tuple(uid for uid, found in zip(uids, side, strict=True) if name in found)
+
+    findings = {name: FindingStudies(*(having(name, side) for side in sides)) for name in FINDINGS}
     scores = Bootstrap(len(uids)).of_statistics(PerStudyStatistics.of_findings(truth, guess))
     return Agreement(len(uids), findings, scores)
 
