@@ -25,7 +25,7 @@ from model.config import BundleConfig
 from model.decoding.mbr_table import MbrTable
 from model.files import file_sha256, replace_folder
 from model.manifest import MANIFEST, REQUIRED, BundleError, Manifest, verify_bundle, write_manifest
-from model.network.backbone import Backbone
+from model.network.backbone import Backbone, least_weights
 from model.network.report_model import ReportModel
 from model.text.tokenizer import Tokenizer
 
@@ -86,7 +86,8 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
         raise BundleError(f"{path}: config.json sets retrieval, but the bundle has no index; restore it")
     if config.decoding.method == "consensus" and CONSENSUS not in manifest.files:
         raise BundleError(f"{path}: config.json sets method 'consensus', but the bundle has no {CONSENSUS}; restore it")
-    if config.model.least_weights > manifest.files[WEIGHTS].size:  # a weight takes a byte or more
+    least = config.model.least_weights + least_weights(config.model.backbone)
+    if least > manifest.files[WEIGHTS].size:  # a weight takes a byte or more
         raise BundleError(f"{path}: {CONFIG} describes a larger model than {WEIGHTS} holds; restore both")
     try:
         mbr_table = MbrTable.load(path / CONSENSUS) if CONSENSUS in manifest.files else None

@@ -39,12 +39,13 @@ MAX_FINDINGS_BYTES = 8 * 1024
 _MAX_LINE_BYTES = 128 * 1024  # 8 KiB of findings and 2 KiB of URL, escaped as \u0000, and the labels
 _MAX_PICTURE_BYTES = 1024 * 1024
 _INVISIBLE = ("Cc", "Cf", "Cn", "Co")  # Unicode categories of control, format, unassigned and private characters
+_IGNORABLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 log = logging.getLogger(__name__)
 
 
 def has_invisible(text: str) -> bool:
-    """Whether a text has control, format, unassigned or private characters."""
-    return any(unicodedata.category(character) in _INVISIBLE for character in text)
+    """Whether a text has control, format, unassigned, private or default-ignorable characters."""
+    return bool(_IGNORABLE.search(text)) or any(unicodedata.category(character) in _INVISIBLE for character in text)
 
 
 class UserCaseStoreError(RuntimeError):

@@ -103,6 +103,7 @@ def test_rejects_nested_and_huge_json(bundle_copy: Path, name: str) -> None:
         ("model", {"text_layers": 65}, "text_layers"),
         ("model", {"vocab_size": 10**12}, "the vocabulary has"),
         ("model", {"heads": 10**30}, "not divisible"),
+        ("model", {"backbone": "regnet_y_128gf"}, "describes a larger model"),
         ("model", {"backbone": "../../x"}, "not a torchvision model"),
         ("model", {"max_length": 10**9}, "max_length"),
         ("retrieval", {"k": 10**9}, "retrieval.k"),

@@ -186,6 +186,7 @@ def test_paths_as_case_ids_are_not_found(live: Live, path: str) -> None:
         ({"findings": "The heart\x00"}, (422, "malformed_value", "findings")),
         ({"findings": "The heart \u202eis\u202c normal"}, (422, "malformed_value", "findings")),
         ({"findings": "No ef\u200bfusion"}, (422, "malformed_value", "findings")),
+        ({"findings": "The heart\ufe01\U000e0141 is normal"}, (422, "malformed_value", "findings")),
         ({"findings": b"The heart \xff"}, (422, "malformed_value", "findings")),
         ({"findings": "heart " * 1400}, (422, "out_of_range", "findings")),
         ({"source_url": "ftp://example.org/x"}, (422, "malformed_value", "source_url")),
@@ -347,6 +348,20 @@ def test_reports_a_cases_directory_that_is_in_use_or_unusable(
         with live_server(bundle, wait=False, warm_up=False, user_cases_dir=path) as second, second.client() as client:
             until(lambda client=client: client.get("/health").json()["code"] == "failed")
             assert f"REPORT_USER_CASES_DIR: {words}" in client.get("/health").json()["detail"]
+
+
+def test_names_a_line_that_was_edited_wrongly_and_quotes_nothing(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "cases"
+    with served(bundle, folder) as (_, client):
+        add(client, "c", "The heart is large. Doe42Jane")
+    (folder / CASES_FILE).write_text((folder / CASES_FILE).read_text().replace('"c"', '"../Doe42Jane"'))
+    with live_server(bundle, wait=False, warm_up=False, user_cases_dir=folder) as live, live.client() as client:
+        until(lambda: client.get("/health").json()["code"] == "failed")
+        detail = client.get("/health").json()["detail"]
+    assert "cases.jsonl, line 1 is not a case that POST /cases accepts" in detail
+    assert "Doe42Jane" not in detail + caplog.text
 
 
 def test_no_file_name_reaches_log_directory_or_picture(

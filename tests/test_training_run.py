@@ -248,6 +248,11 @@ def test_rejects_used_work_directory_changed_run_and_bad_arguments(
     assert "--annotation FILE and --images DIR" in caplog.text
     assert main([*base, "--out", str(bundle_path) + "-y", "--backbone-weights", "gone.pth"]) == 2
     assert "no such file" in caplog.text
+    annotation = bundle_path.with_name("annotation.json")
+    annotation.write_text(json.dumps({"train": [{"id": "a/b", "report": "Clear.", "image_path": ["x.png"]}]}))
+    data = ["--dataset", "r2gen", "--annotation", str(annotation), "--images", str(root)]
+    assert main([*data, "--preset", "smoke", "--device", "cpu", "--out", str(bundle_path) + "-z"]) == 2
+    assert "case_id 'a/b': give 1 to 64 letters" in caplog.text
 
 
 ALL = ("pretrain", "retriever", "index", "ce")

@@ -54,6 +54,7 @@ with _without_compiler():
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_LARGEST_CLASSIFIER = 130_000_000  # weights, of vgg
 
 
 class Backbone(nn.Module):
@@ -111,6 +112,14 @@ class Backbone(nn.Module):
         """
         tokens = self.feature_map(images).flatten(2).transpose(1, 2)  # (N, P, D)
         return tokens, tokens.mean(dim=1)
+
+
+def least_weights(name: str) -> int:
+    """A lower bound of the number of weights of a backbone, without building it; 0 for an unknown name."""
+    if name not in models.list_models(module=models):
+        return 0
+    published = next(iter(models.get_model_weights(name)))
+    return max(int(published.meta["num_params"]) - _LARGEST_CLASSIFIER, 0)
 
 
 def _build(name: str, weights: str) -> nn.Module:
