@@ -138,10 +138,10 @@ def _next_marker(data: bytes, start: int) -> int | None:
     size = 2**12
     while start + 1 < len(data):
         window = np.frombuffer(data, np.uint8, min(size, len(data) - start), start)
-        hits = (window[:-1] == 0xFF) & _SECOND_BYTES[window[1:]]
-        first = int(hits.argmax())
-        if hits[first]:
-            return start + first
+        candidates = np.flatnonzero(window[:-1] == 0xFF)
+        markers = candidates[_SECOND_BYTES[window[candidates + 1]]]
+        if len(markers):
+            return start + int(markers[0])
         start += len(window) - 1
         size = min(4 * size, 2**20)
     return None
