@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from model.decoding.generate import generate
 from model.network.backbone import Backbone
 from model.network.dual_encoder import pad_ids
 from model.network.report_model import Patches, ReportModel
+from tests.support.paths import REPOSITORY
 from tests.support.tiny import IMAGE_SIZE, REPORTS, random_patches, tiny_config, tiny_model, tiny_tokenizer
 
 
@@ -165,3 +168,23 @@ def test_inference_tables_follow_the_weights() -> None:
             for now, fresh in zip(found, written(), strict=True):
                 torch.testing.assert_close(now, fresh, atol=1e-5, rtol=1e-5)
             assert not torch.allclose(found[1], before[1], atol=1e-3)
+
+
+# --- imports ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import service.app; assert 'torch._dynamo' not in sys.modules",
+        "import model.network.backbone; from torchvision.ops import roi_align; "
+        "assert roi_align.__globals__['is_compile_supported']('cpu') in (True, False); "
+        "assert 'torch._dynamo' in sys.modules",
+        "from model.network.backbone import _without_compiler\n"
+        "with _without_compiler(): from torch._dynamo.utils import counters, is_compile_supported\n"
+        "assert counters is sys.modules['torch._dynamo.utils'].counters",
+    ],
+    ids=["the service needs no compiler", "a call imports it", "another name imports it"],
+)
+def test_imports_the_compiler_only_when_it_is_needed(code: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import sys\n{code}"], cwd=REPOSITORY, check=True)
