@@ -1,24 +1,38 @@
-"""Writes the Markdown table of all settings: ``python -m tools.settings_docs [--into docs/api.md]``."""
+"""Writes the Markdown tables of settings and image limits: ``python -m tools.settings_docs [--into docs/api.md]``."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import sys
 from typing import Any
 
+from model.images import DEFAULT_LIMITS, ImageLimits
 from service.settings import ENV_PREFIX, Settings
 from tools import markdown
 
 _DEFAULTS = {"bundle": "bundles/iu-xray"}  # the real default is an absolute path of this machine
 
 
+def attributes(documented: type) -> dict[str, str]:
+    """Attribute -> its entry under Attributes in the docstring of a class."""
+    text = (inspect.getdoc(documented) or "").partition("Attributes:\n")[2]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
+    return {name: " ".join(entry.replace("``", "`").split()) for name, entry in entries}
+
+
 def descriptions() -> dict[str, str]:
-    """Setting -> its description: that of the field, or else its entry under Attributes in the docstring."""
-    documented = inspect.getdoc(Settings) or ""
-    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", documented.partition("Attributes:\n")[2], re.MULTILINE)
-    described = {name: " ".join(text.replace("``", "`").split()) for name, text in entries}
+    """Setting -> its description: that of the field, or else that of the docstring."""
+    described = attributes(Settings)
     return {name: field.description or described.get(name, "") for name, field in Settings.model_fields.items()}
+
+
+def image_limits() -> str:
+    """A Markdown table (limit, value, meaning) of ``ImageLimits``."""
+    values = dataclasses.asdict(DEFAULT_LIMITS)
+    rows = [(f"`{name}`", f"{values[name]:,}", meaning) for name, meaning in attributes(ImageLimits).items()]
+    return markdown.table(("limit", "value", "meaning"), rows)
 
 
 def table() -> str:
@@ -50,8 +64,9 @@ def _allowed(schema: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table, or write it into a document."""
-    return markdown.run("tools.settings_docs", __doc__, {"settings": table()}, arguments)
+    """Print the tables, or write them into a document."""
+    tables = {"settings": table(), "image-limits": image_limits()}
+    return markdown.run("tools.settings_docs", __doc__, tables, arguments)
 
 
 if __name__ == "__main__":
