@@ -13,7 +13,7 @@ from model.config import BundleConfig, DecodingConfig, RetrievalConfig
 from model.drafter import Drafter
 from model.manifest import BundleError, verify_bundle
 from model.types import Draft, DraftOptions, StudyView, View
-from tests.support.tiny import REPORTS, noise_study, open_drafter, tiny_model, tiny_tokenizer, write_tiny_bundle
+from tests.support.tiny import noise_study, open_drafter, tiny_model, tiny_tokenizer, write_tiny_bundle
 
 BOTH = (View.FRONTAL, View.LATERAL)
 
@@ -99,19 +99,6 @@ def test_failed_write_keeps_the_old_bundle_and_leaves_no_other_file(bundle_path:
 # --- the drafter ------------------------------------------------------------------------------------------------------
 
 
-def test_draft_holds_sentences_confidences_and_ranked_cases(bundle_path: Path) -> None:
-    draft = open_drafter(bundle_path).draft([noise_study(1, *BOTH)])[0]
-    assert draft.findings == " ".join(sentence.text for sentence in draft.sentences)
-    assert len(draft.sentences) >= 1
-    assert all(0 <= sentence.confidence <= 1 for sentence in draft.sentences)
-    assert [case.rank for case in draft.reference_cases] == [1, 2, 3]
-    similarities = [case.similarity for case in draft.reference_cases]
-    assert similarities == sorted(similarities, reverse=True)
-    assert all(case.findings in REPORTS for case in draft.reference_cases)
-    assert set(draft.timings_ms) == {"encode", "retrieve", "decode"}
-    assert draft.warnings == ()
-
-
 def test_drafts_do_not_depend_on_the_batch_or_on_view_order(bundle_path: Path) -> None:
     d = open_drafter(bundle_path)
     studies = [
@@ -135,24 +122,6 @@ def test_rejects_options_out_of_range_and_applies_top_k(bundle_path: Path) -> No
     for wrong in ({"top_k": 0}, {"top_k": 51}, {"beam_size": 0}, {"beam_size": 9}):
         with pytest.raises(ValueError, match="must lie between"):
             DraftOptions(**wrong)
-
-
-def test_warns_about_a_missing_view(bundle_path: Path) -> None:
-    draft = open_drafter(bundle_path).draft([noise_study(1, View.LATERAL)])[0]
-    assert [(w.code, "frontal" in w.message) for w in draft.warnings] == [("missing_view", True)]
-
-
-def test_warns_about_a_bundle_without_texts(tmp_path: Path) -> None:
-    draft = open_drafter(write_tiny_bundle(tmp_path / "b", texts=False)).draft([noise_study(1, *BOTH)])[0]
-    assert [w.code for w in draft.warnings] == ["texts_not_available"]
-    assert all(case.findings is None and case.labels for case in draft.reference_cases)
-
-
-def test_warns_about_a_bundle_without_retrieval(tmp_path: Path) -> None:
-    draft = open_drafter(write_tiny_bundle(tmp_path / "b", retrieval=False)).draft([noise_study(1, *BOTH)])[0]
-    assert draft.reference_cases == ()
-    assert [w.code for w in draft.warnings] == ["no_retrieval"]
-    assert draft.findings
 
 
 def test_rejects_contradictory_configurations() -> None:

@@ -54,6 +54,8 @@ def test_report_returns_the_draft_of_the_drafter(client: httpx.Client, bundle: P
     assert list(got.labels) == list(FINDINGS)
     assert [case.case_id for case in got.reference_cases] == [case.case_id for case in expected.reference_cases]
     assert [case.rank for case in got.reference_cases] == [1, 2, 3]
+    similarities = [case.similarity for case in got.reference_cases]
+    assert similarities == sorted(similarities, reverse=True)
     assert all(case.findings in REPORTS for case in got.reference_cases)
     assert got.warnings == []
     assert got.disclaimer == DISCLAIMER
@@ -92,7 +94,9 @@ def test_bundle_without_cases_or_texts_adds_a_warning(tmp_path: Path, missing: d
         got = draft(client, frontal=png(), lateral=png())
         health = client.get("/health").json()
     assert [warning.code for warning in got.warnings] == [code]
+    assert got.findings
     assert {case.findings for case in got.reference_cases} <= {None}
+    assert all(case.labels for case in got.reference_cases)
     assert health["texts"] is False
     assert (got.model.retrieval_k is None) == (health["cases"] is None) == (got.reference_cases == [])
 
