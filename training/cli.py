@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TypeVar
 
 from model.files import write_atomic
 from model.manifest import BundleError
@@ -15,6 +16,7 @@ from training.data.openi import open_openi
 from training.data.r2gen import open_r2gen
 from training.data.studies import Source
 
+Number = TypeVar("Number", int, float)
 log = logging.getLogger("training")
 
 
@@ -77,17 +79,16 @@ def some_of(what: str, choices: Collection[str]) -> Callable[[str], tuple[str, .
     return parse
 
 
-def positive(text: str) -> int:
-    """A command line number of 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} must be 1 or more")
-    return value
+def at_least(least: int, kind: Callable[[str], Number]) -> Callable[[str], Number]:
+    """Type of a command line option: a finite number of ``least`` or more."""
+
+    def number(text: str) -> Number:
+        value = kind(text)
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} must be {least} or more")
+        return value
+
+    return number
 
 
-def not_negative(text: str) -> int:
-    """A command line number of 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} must be 0 or more")
-    return value
+positive, not_negative = at_least(1, int), at_least(0, int)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from model.bundle import write_bundle
 from model.config import BundleConfig, PreprocessingConfig
 from model.files import file_sha256
-from training.cli import run_command
+from training.cli import at_least, run_command
 from training.data.r2gen import read_annotation
 from training.import_r2gencmn.checkpoint import bundle_tokenizer, published_vocabulary, read_checkpoint
 from training.import_r2gencmn.convert import PUBLISHED_DECODING, TRIGRAM_PENALTY, Published, import_model
@@ -61,13 +61,6 @@ def _import(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
-    return value
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.import_r2gencmn``; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -82,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-length", type=int, default=60, help="--max_seq_length of training (default 60)")
     parser.add_argument("--min-count", type=int, default=3, help="--threshold of training (default 3)")
     parser.add_argument(
-        "--trigram-penalty", type=_not_negative, default=TRIGRAM_PENALTY,
+        "--trigram-penalty", type=at_least(0, float), default=TRIGRAM_PENALTY,
         help="taken from repeated trigrams in greedy decoding, as published (default 1.386); the published beam "
         "search has no penalty",
     )  # fmt: skip
