@@ -128,6 +128,16 @@ async def test_worker_that_ended_is_replaced() -> None:
         assert pool.pids != [pid]
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+async def test_worker_ignores_signals_to_the_process_group(number: signal.Signals) -> None:
+    async with opened() as pool:
+        await pool.start()
+        (pid,) = pool.pids
+        os.kill(pid, number)
+        assert await readable(pool)
+        assert pool.pids == [pid]
+
+
 async def test_image_whose_worker_ends_is_decoded_once_more() -> None:
     async with opened() as pool:
         assert (await killed_while_decoding(pool, signal.SIGKILL, 1)).startswith(b"\xff\xd8")
