@@ -59,6 +59,7 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages fetch their scripts from a CDN
         redoc_url=None,
+        openapi_url=None,  # complete_openapi has the route
         redirect_slashes=False,  # such a redirect would repeat the Host header that the client sent
     )
     app.state.runtime = runtime

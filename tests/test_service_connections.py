@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Literal
 
+import httpx
 import pytest
 import uvicorn
 from starlette.requests import ClientDisconnect
@@ -131,6 +134,20 @@ def test_accepts_trailers_and_small_chunks(port: int) -> None:
             assert answer(client).startswith(b"HTTP/1.1 200 ")
 
 
+def test_rejects_too_many_headers_and_drops_trailers(port: int) -> None:
+    with connect(port) as client:
+        client.sendall(chunked("POST /body").replace(b"Host", b"a: b\r\n" * 200 + b"Host"))
+        client.sendall(b"0\r\n" + b"a: b\r\n" * 1000 + b"\r\n")
+        assert answer(client).startswith(b"HTTP/1.1 200 ")
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 300 + b"\r\n")
+        assert answer(client).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(("name", "status"), [("Accept", 406), ("Content-Type", 400)])
+def test_service_parses_no_long_header(client: httpx.Client, name: str, status: int) -> None:
+    assert client.post("/report", headers={name: "multipart/form-data;" + "q=0,a/b," * 5000}).status_code == status
+
+
 # --- pipelining -----------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +253,32 @@ def test_closes_the_oldest_idle_connection_at_the_limit(
 def test_connections_use_half_of_the_file_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol.resource, "getrlimit", lambda _: (512, 512))
     assert protocol.connection_limit() == 256
+
+
+def test_closes_an_answered_upload_before_a_running_request(
+    port: int, server: uvicorn.Server, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 2)
+    with connect(port) as working, connect(port) as draining:
+        working.sendall(GET % b"/wait")
+        draining.sendall(b"POST /large HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        until(lambda: application.sending)
+        assert responds(port)
+        application.go.set()
+        assert answer(working).endswith(b"/wait")
+
+
+@pytest.mark.parametrize("loop", ["uvloop"], indirect=True)  # asyncio itself keeps the last connection
+def test_frees_a_closed_connection_without_garbage_collection(port: int, server: uvicorn.Server) -> None:
+    gc.disable()
+    try:
+        with connect(port) as client:
+            client.sendall(GET % b"/livez")
+            assert answer(client)
+            (connection,) = map(weakref.ref, server.server_state.connections)
+        until(lambda: connection() is None)
+    finally:
+        gc.enable()
 
 
 # --- Host -------------------------------------------------------------------------------------------------------------

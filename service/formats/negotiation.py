@@ -45,6 +45,8 @@ _CONTENT_TYPES = {
     SR.media_type: "application/dicom",
 }
 
+_MAX_ACCEPT = 4096  # bytes; parsing takes the event loop time
+
 
 @dataclass(frozen=True)
 class AcceptedFormats:
@@ -91,6 +93,10 @@ def parse_accept(accept: Sequence[str], *, streams: bool = True) -> AcceptedForm
     Raises:
         Problem: ``not_acceptable``, 406; no offered format is accepted.
     """
+    if sum(map(len, accept)) > _MAX_ACCEPT:
+        raise _not_acceptable(
+            f"The Accept header is longer than {_MAX_ACCEPT:,} bytes. Send only the media types used."
+        )
     offers = rank(accept, (*OFFERS, EVENTS) if streams else OFFERS)
     if not offers:
         raise _not_acceptable(f"The Accept header has no supported media type. Accept {_listed(OFFERS)}.")

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.web.request_body import MIN_BYTES_PER_S
 
 MAX_HEADER_BYTES = 64 * 1024  # of headers, of trailers, and of the framing of small chunks
+MAX_HEADERS = 256
 HEADER_TIMEOUT_S = 15.0  # after the connection was made or the previous response was sent
 WRITE_TIMEOUT_S = 30.0  # within which a client must read what was sent, or MIN_BYTES_PER_S of it
 MAX_PIPELINED = 32  # requests of one connection whose responses are not complete
@@ -70,6 +71,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         for cycle in self._unanswered:  # uvicorn marks the last one only
             cycle.disconnected = True
             cycle.message_event.set()
+            cycle.on_response = lambda: None  # it refers to this connection, as does self.app
+        self.app = self._wrapped
         super().connection_lost(exc)
 
     def _abort(self) -> None:
@@ -78,7 +81,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def _waiting_since(self) -> float:
         """When the connection began to wait for its client, in an order of all; infinity while a request runs."""
-        return math.inf if self._header_timer is self._write_timer is None else self._order
+        answered = self._receiving == "body" and self.cycle.response_started
+        waits = answered or self._header_timer is not None or self._write_timer is not None
+        return self._order if waits else math.inf
 
     async def _run_until_disconnect(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application, and end it at its first message after the client disconnected."""
@@ -105,10 +110,16 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._receiving = "headers"
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._receiving == "headers":  # uvicorn would add trailers to the headers
+            if len(self.headers) == MAX_HEADERS:
+                raise ValueError("too many headers")  # uvicorn calls send_400_response
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
-            raise ValueError("no Host header, or several")  # uvicorn calls send_400_response
+            raise ValueError("no Host header, or several")
         if len(self._unanswered) == MAX_PIPELINED:
             raise ValueError("too many pipelined requests")
         super().on_headers_complete()

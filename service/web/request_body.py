@@ -31,6 +31,7 @@ MULTIPART_OVERHEAD = 64 * 1024  # bytes allowed for boundaries, part headers and
 GRACE_S = 10.0  # seconds before the minimum rate applies
 MIN_BYTES_PER_S = 8 * 1024  # a slower body must not hold a slot
 MAX_PAUSE_S = 15.0  # between two parts of a body, and of trailers
+_MAX_CONTENT_TYPE = 1024  # bytes
 _QUOTABLE = {  # header values that an error may quote; others could be anything
     *("gzip", "x-gzip", "deflate", "br", "zstd", "compress"),
     *("application/json", "application/x-www-form-urlencoded", "application/octet-stream", "application/dicom"),
@@ -135,7 +136,12 @@ def _quote_header(value: str) -> str:
 
 def _check_multipart(request: Request) -> None:
     refuse_compressed(request)
-    kind, options = parse_options_header(request.headers.get("content-type"))
+    content_type = request.headers.get("content-type", "")
+    if len(content_type) > _MAX_CONTENT_TYPE:
+        raise Problem(
+            "malformed_multipart", f"The Content-Type is longer than {_MAX_CONTENT_TYPE:,} bytes. Shorten it."
+        )
+    kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
         was = _quote_header(kind.decode("latin-1").lower()) if kind else "is missing"
         raise Problem("not_multipart", f"The Content-Type {was}. Send multipart/form-data, as curl -F does.")

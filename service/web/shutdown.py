@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import multiprocessing
 import os
 import sys
 import threading
@@ -93,8 +92,6 @@ def end_process(status: int, warning: str | None = None) -> NoReturn:
     abandon.start()
     if warning:
         log.warning("%s", warning)
-    for child in multiprocessing.active_children():
-        child.kill()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
