@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import re
 import socket
 from collections import Counter
@@ -19,6 +20,7 @@ EVIL = "attacker.example"  # a host that no answer may repeat
 UNFINISHED = "unfinished"  # when the attack was stopped
 _PIECE = b"X-Filler: " + b"a" * 16_000 + b"\r\n"
 _DRIP_S = 0.5
+_CONNECT_WITHIN_S = 3.0
 _CODE = re.compile(rb'"code": ?"(\w+)"')
 
 
@@ -108,7 +110,8 @@ async def drip(target: Target, scale: Scale, data: bytes) -> str:
 
 
 async def hold(target: Target, scale: Scale, _: bytes) -> str:
-    """Connect and send nothing."""
+    """Connect within a few seconds and send nothing."""
+    await asyncio.sleep(random.uniform(0, _CONNECT_WITHIN_S))
     async with target.connection() as (reader, _writer):
         try:
             async with asyncio.timeout(scale.idle_s):
