@@ -28,8 +28,9 @@ import numpy as np
 from locust.env import Environment
 from tqdm import tqdm
 
+from benchmarks.attacking.bodies import SMALL, jpeg_of_scans
 from benchmarks.load import BAD_CLIENTS, Load, Record, Study, count_outcomes, judge
-from benchmarks.raw_http import CONTENT_TYPE, connect, post_report, receive
+from benchmarks.raw_http import CONTENT_TYPE, connect, form, post_report, receive
 
 SLOW_UPLOAD_S = (0.5, 4.0)
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection
@@ -100,7 +101,8 @@ def misbehave(url: str, study: Study, record: Record, rng: np.random.Generator) 
     body = study.body
     if record.client == "sends garbage":
         signatures = body.replace(b"PNG", b"GNP").replace(b"\xff\xd8\xff", b"\xff\x00\xff")
-        body = (rng.bytes(2000), body[: len(body) // 2], signatures)[int(rng.integers(3))]
+        bomb = form([("frontal", jpeg_of_scans(SMALL))])
+        body = (rng.bytes(2000), body[: len(body) // 2], signatures, bomb)[int(rng.integers(4))]
     data = post_report(body)
     cuts = sorted(rng.integers(0, len(data), 20).tolist()) if record.client == "uploads slowly" else []
     with connect(url) as connection:

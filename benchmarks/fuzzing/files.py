@@ -75,7 +75,27 @@ def seeds() -> dict[str, bytes]:
             found[f"dicom {path.stem}"] = _as_radiograph(path.read_bytes())
     sample = next(data for name, data in found.items() if name.startswith("dicom") and b"\x08\0\x16\0" in data)
     at = sample.index(b"\x08\0\x16\0")
-    return {**found, "dicom nested sequences": sample[:at] + _SEQUENCE * 2000 + sample[at:]}
+    return {**found, "dicom nested sequences": sample[:at] + _SEQUENCE * 2000 + sample[at:], **_hostile()}
+
+
+def _hostile(flood_bytes: int = 50_000) -> dict[str, bytes]:
+    """Files that take much work to decode, at small size; all are named ``hostile``."""
+    from tests.support import hostile_images as hostile
+
+    jpegs = {name: hostile.flooded_jpeg(flood, flood_bytes) for name, flood in hostile.JPEG_FLOODS.items()}
+    pngs = {name: hostile.flooded_png(flood, flood_bytes) for name, flood in hostile.PNG_FLOODS.items()}
+    files = {
+        **jpegs, **pngs,
+        "scans": hostile.progressive_jpeg(2000, 500),
+        "EXIF": hostile.exif_jpeg(3000),
+        "RGBA": hostile.png(1900),
+        "JPEG 2000": hostile.jpeg_2000_dicom(hostile.jpeg_2000(1900), 1900),
+        "precincts": hostile.jpeg_2000_dicom(hostile.jpeg_2000(1900, precinct=1), 1900),
+        "layers": hostile.jpeg_2000_dicom(hostile.jpeg_2000(1900, tile=512, layers=65_535), 1900),
+        "runs": hostile.rle_dicom(1900, b"\x81\0", flood_bytes),
+        "fragments": hostile.fragmented_dicom(5000, 5000),
+    }  # fmt: skip
+    return {f"hostile {name}": data for name, data in files.items()}
 
 
 def _as_radiograph(data: bytes) -> bytes:
@@ -105,7 +125,9 @@ def files(draw: st.DrawFn, edits: tuple[int, ...] = (0, 1, 1, 1, 1, 1, 2, 2, 3))
 
 
 def _seed(draw: st.DrawFn) -> str:
-    kind = draw(st.sampled_from([*["png"] * 5, *["jpeg"] * 4, "mpo", "gif", "tiff", "webp", "bmp", *["dicom"] * 4]))
+    kind = draw(
+        st.sampled_from([*["png"] * 5, *["jpeg"] * 4, "mpo", "gif", "tiff", "webp", "bmp", *["dicom"] * 4, "hostile"])
+    )
     return draw(st.sampled_from([name for name in seeds() if name.startswith(kind)]))
 
 
