@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,17 @@ async def opened(workers: int = 1, memory_mib: int = 1024, cpu_s: float = 20.0) 
     finally:
         await pool.close()
         assert pool.pids == []
+
+
+@contextmanager
+def largest_number_of_files(count: int) -> Iterator[None]:
+    """A limit on the descriptors of this process."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def readable(pool: DecodePool) -> bool:
@@ -117,6 +129,32 @@ async def test_cancelled_request_does_not_stop_the_start_of_its_worker() -> None
         assert len(pool._starting) == 1
         assert await readable(pool)
         assert len(pool.pids) == 1
+
+
+async def test_signals_for_the_service_do_not_reach_workers() -> None:
+    """A supervisor may send them to all processes, also while a worker starts."""
+    async with opened() as pool:
+        task = asyncio.create_task(pool.read(png(), View.FRONTAL, SIZE, "bicubic"))
+        parent = Path(f"/proc/self/task/{os.getpid()}/children")
+        async with asyncio.timeout(WAIT_S):
+            while not (children := parent.read_text().split()):
+                await asyncio.sleep(0.001)
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            os.kill(int(children[-1]), number)
+        await task
+        assert [str(pid) for pid in pool.pids] == children[-1:]
+
+
+async def test_failed_start_costs_no_later_request() -> None:
+    async with opened() as pool:
+        with largest_number_of_files(len(os.listdir("/proc/self/fd"))):
+            waiting = [asyncio.create_task(readable(pool)) for _ in range(3)]
+            done = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), WAIT_S)
+            assert {type(error) for error in done} == {DecodeError}
+            await asyncio.gather(*pool._starting, return_exceptions=True)
+            pool._spawn()
+            await asyncio.gather(*pool._starting)
+        assert await readable(pool)
 
 
 async def test_worker_that_ended_is_replaced() -> None:

@@ -18,7 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,10 @@ class DecodePool:
         self._limits = dataclasses.asdict(limits)
         self._size = workers
         self._workers: set[_Worker] = set()
-        self._starting: set[asyncio.Task[None]] = set()
-        self._idle: asyncio.Queue[_Worker | DecodeError] = asyncio.Queue()  # an error: of a failed start
+        self._starting: set[asyncio.Task[DecodeError | None]] = set()
+        self._idle: asyncio.Queue[_Worker | DecodeError] = (
+            asyncio.Queue()
+        )  # errors: no worker can be started
         self._waiting = 0  # calls that wait for a worker
         self._closed = False
 
@@ -75,12 +77,9 @@ class DecodePool:
         """
         while self._spawn():
             pass
-        await asyncio.gather(*self._starting)
-        workers = [self._idle.get_nowait() for _ in range(self._idle.qsize())]
-        for worker in workers:
-            if isinstance(worker, DecodeError):
-                raise worker
-            self._idle.put_nowait(worker)
+        for failure in await asyncio.gather(*self._starting):
+            if failure is not None:
+                raise failure
 
     async def read(self, data: bytes, view: View, size: int, resample: Resample) -> StudyView:
         """Decode an image that was sent as ``view`` to (``size``, ``size``).
@@ -157,18 +156,22 @@ class DecodePool:
             return False
         task = asyncio.create_task(self._start())
         self._starting.add(task)
-        task.add_done_callback(self._starting.discard)
+        task.add_done_callback(lambda _: self._starting.discard(task))
         return True
 
-    async def _start(self) -> None:
+    async def _start(self) -> DecodeError | None:
         try:
             worker = await _Worker.start(self._memory_bytes, self._cpu_s)
         except Exception as error:
             log.error("a decode worker cannot be started: %s", error)
-            self._idle.put_nowait(DecodeError(str(error)))
-        else:
-            self._workers.add(worker)
-            self._idle.put_nowait(worker)
+            self._starting = {task for task in self._starting if task is not asyncio.current_task()}
+            if not self._workers and not self._starting:  # no worker will become idle for those that wait
+                for _ in range(self._waiting):
+                    self._idle.put_nowait(DecodeError(str(error)))
+            return DecodeError(str(error))
+        self._workers.add(worker)
+        self._idle.put_nowait(worker)
+        return None
 
     async def _kill(self, worker: _Worker) -> None:
         """End a worker, also if the caller is cancelled, and start another."""
@@ -206,7 +209,8 @@ class _Worker:
         with there:
             reader, writer = await asyncio.open_connection(sock=here)
             command = [sys.executable, "-m", _MODULE, str(there.fileno()), str(memory_bytes), str(cpu_s)]
-            process = subprocess.Popen(command, pass_fds=[there.fileno()], env=_environment())
+            with _signals_blocked():
+                process = subprocess.Popen(command, pass_fds=[there.fileno()], env=_environment())
         worker = cls(process, reader, writer)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -248,6 +252,16 @@ class _Worker:
         self._writer.transport.abort()
         self.process.kill()
         await asyncio.to_thread(self.process.wait)
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes that start meanwhile never receive signals for the service, which a supervisor may send to all."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _environment() -> dict[str, str]:

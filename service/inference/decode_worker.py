@@ -96,8 +96,6 @@ def _confine(memory_bytes: int) -> None:
 def main() -> None:
     """Serve the socket with descriptor FD."""
     descriptor, memory_bytes, cpu_s = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    for number in (signal.SIGINT, signal.SIGHUP):  # may reach the whole group; the service ends its workers
-        signal.signal(number, signal.SIG_IGN)
     if importlib.util.find_spec("imagecodecs"):
         import imagecodecs
 
