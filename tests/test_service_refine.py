@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from model.text.labeler import label_report
-from service.llm import refine
+from service.llm import client, refine
 from service.llm.client import MAX_ANSWER_BYTES, MAX_CHARACTERS, Chat, ChatError
 from service.llm.refine import Refiner
 from service.metrics import Metrics
@@ -284,6 +284,30 @@ def test_queued_calls_that_time_out_are_not_failures(model: Completions, monkeyp
     assert len(model.seen) == 1
     for result, count in {"failed": 1, "skipped": 2}.items():
         assert metrics.registry.get_sample_value("report_refined_total", {"result": result}) == count
+
+
+def test_response_in_tiny_pieces_does_not_block_the_service(
+    model: Completions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "MAX_ANSWER_BYTES", 30_000)
+
+    def endless(request: Request) -> None:
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            request.wfile.write(b"1\r\n \r\n" * 10_000)
+
+    async def longest_block_s() -> float:
+        asking = asyncio.create_task(Chat(model.url, "m").ask("", "{}"))
+        longest, last = 0.0, time.monotonic()
+        while not asking.done():
+            await asyncio.sleep(0.005)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        with pytest.raises(ChatError, match="larger than"):
+            await asking
+        return longest
+
+    model.answer = endless
+    assert asyncio.run(longest_block_s()) < 0.2
 
 
 @pytest.mark.parametrize("within_s", [0.1, 0.0, -1.0])

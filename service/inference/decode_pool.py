@@ -58,9 +58,7 @@ class DecodePool:
         self._size = workers
         self._workers: set[_Worker] = set()
         self._starting: set[asyncio.Task[DecodeError | None]] = set()
-        self._idle: asyncio.Queue[_Worker | DecodeError] = (
-            asyncio.Queue()
-        )  # errors: no worker can be started
+        self._idle: asyncio.Queue[_Worker | DecodeError] = asyncio.Queue()  # errors: no worker can be started
         self._waiting = 0  # calls that wait for a worker
         self._closed = False
 

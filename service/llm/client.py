@@ -7,9 +7,12 @@ Wire format: https://platform.openai.com/docs/api-reference/chat.
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import re
 import ssl
+import threading
 
 import httpx
 
@@ -47,6 +50,10 @@ class Chat:
         Raises:
             ChatError: there is no usable answer.
         """
+        exchange = asyncio.run_coroutine_threadsafe(self._ask(instruction, question), _loop())
+        return await asyncio.wrap_future(exchange)
+
+    async def _ask(self, instruction: str, question: str) -> str:
         messages = [{"role": "system", "content": instruction}, {"role": "user", "content": question}]
         body = {"model": self.model, "messages": messages, "temperature": 0, "stream": False}
         try:
@@ -66,6 +73,14 @@ class Chat:
                 if len(received) > MAX_ANSWER_BYTES:
                     raise ChatError(f"its answer is larger than {MAX_ANSWER_BYTES:,} bytes")
         return bytes(received)
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """An event loop in a thread: parsing a response of tiny pieces would block the loop of the service."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="language-model", daemon=True).start()
+    return loop
 
 
 def _parse(data: bytes) -> str:
