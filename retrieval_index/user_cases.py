@@ -206,7 +206,7 @@ class UserCaseStore:
         """Write and flush a whole line, or nothing."""
         with self._path.open("r+b", buffering=0) as lines:
             if os.fstat(lines.fileno()).st_size < self._size:
-                raise OSError(errno.ESTALE, f"{CASES_FILE} was changed by another program; restart the service")
+                raise OSError(errno.ESTALE, f"{CASES_FILE} was changed by another program")
             lines.truncate(self._size)  # in case the removal of a failed line failed
             lines.seek(self._size)
             try:

@@ -236,5 +236,7 @@ class ReferenceCaseStore:
 def _disk(error: OSError, outcome: str) -> Problem:
     log.error("the added cases cannot be written: %s", error.strerror)
     return Problem(
-        "cases_disk", f"{outcome}: {error.strerror} in REPORT_USER_CASES_DIR. Free disk space, or check the disk."
+        "cases_disk",
+        f"{outcome}: {error.strerror} in REPORT_USER_CASES_DIR. "
+        "Free disk space, check the disk, or restart the service.",
     )

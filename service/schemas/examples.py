@@ -196,7 +196,8 @@ PROBLEM_EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, fiel
         "No word of the findings is in the vocabulary. Send a report in the model's language.", "findings"
     ),
     "cases_disk": (
-        "The case was not added: No space left on device in REPORT_USER_CASES_DIR. Free disk space, or check the disk.",
+        "The case was not added: No space left on device in REPORT_USER_CASES_DIR. "
+        "Free disk space, check the disk, or restart the service.",
         None,
     ),
     "reload_refused": (
