@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Literal
 
 import httpx
@@ -114,6 +115,12 @@ def test_closes_a_request_without_end(port: int, path: str, what: str) -> None:
         client.sendall(chunked(f"POST {path}"))
         assert send_without_end(client, *ENDLESS[what], limit=256 * MIB) < 32 * MIB  # what buffers hold
     assert responds(port)
+
+
+def test_rejects_large_headers_that_arrive_at_once(port: int) -> None:
+    with connect(port) as client, suppress(ConnectionError):  # a reset may destroy the response
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Large: " + b"a" * 2 * MAX_HEADER_BYTES + b"\r\n\r\n")
+        assert answer(client).startswith(b"HTTP/1.1 431 ")
 
 
 def test_endless_trailer_is_answered_431(port: int) -> None:

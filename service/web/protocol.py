@@ -25,6 +25,7 @@ HEADER_TIMEOUT_S = 15.0  # after the connection was made or the previous respons
 WRITE_TIMEOUT_S = 30.0  # within which a client must read what was sent, or MIN_BYTES_PER_S of it
 MAX_PIPELINED = 32  # requests of one connection whose responses are not complete
 MAX_CONNECTIONS = 512
+_SLICE = 16 * 1024  # bytes after which the limits are checked; one read has up to 256 KiB
 _FRAMING_SHARE = 8  # chunk framing is not counted up to this fraction of the body
 _order = itertools.count()
 
@@ -99,12 +100,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
-            return
-        self._overhead += len(data)
-        super().data_received(data)
-        if self._overhead > MAX_HEADER_BYTES and not self.transport.is_closing():
-            self._refuse(431, f"Headers, trailers or chunk framing of the request exceed {MAX_HEADER_BYTES} bytes.")
+        for start in range(0, len(data), _SLICE):
+            if self._refused or self.transport.is_closing():
+                return
+            part = data[start : start + _SLICE]
+            self._overhead += len(part)
+            super().data_received(part)
+            if self._overhead > MAX_HEADER_BYTES and not self._refused:
+                self._refuse(431, f"Headers, trailers or chunk framing of the request exceed {MAX_HEADER_BYTES} bytes.")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
