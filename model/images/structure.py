@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,9 +21,10 @@ PNG_MAGIC, JPEG_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 _SOI, _EOI, _SOS, _APP1, _APP2, _SOF_LS = 0xD8, 0xD9, 0xDA, 0xE1, 0xE2, 0xF7
 _SOF = frozenset({*range(0xC0, 0xD0), _SOF_LS} - {0xC4, 0xC8, 0xCC})
+_LOSSLESS = (0xC3, _SOF_LS)
 _COST = {  # of a block in a scan, relative to Huffman coding
     **dict.fromkeys((0xC9, 0xCA), 4),  # arithmetic coding
-    **dict.fromkeys((0xC3, _SOF_LS), 8),  # lossless
+    **dict.fromkeys(_LOSSLESS, 8),
 }
 _METADATA = frozenset({*range(0xE0, 0xF0), 0xFE})  # APPn, COM
 _WITHOUT_LENGTH = frozenset({0xC8, _SOI, _EOI, *range(0xF0, 0xFE)})
@@ -33,12 +34,16 @@ _SECOND_BYTES = np.isin(np.arange(256), [*range(0xC0, 0xD0), *range(0xD8, 0xFF)]
 
 @dataclass(frozen=True)
 class FrameHeader:
-    """Size, samples per pixel and bits per sample in the header of a compressed frame."""
+    """Size, samples per pixel and bits per sample in the header of a compressed frame.
+
+    ``reversible`` is true if its coding loses nothing by itself; JPEG 2000 may still be cut.
+    """
 
     columns: int
     rows: int
     samples: int
     precision: int
+    reversible: bool = False
 
 
 def check_png(data: bytes, limits: ImageLimits) -> None:
@@ -104,10 +109,13 @@ def check_jpeg(data: bytes, limits: ImageLimits, *, jpeg_ls: bool = False) -> Fr
         if marker == _SOS and payload:
             count["scans"] += 1
             count["blocks in all scans"] += blocks * payload[0]
+            near = payload[1 + 2 * payload[0] :][:1]  # of JPEG-LS: the largest error
+            if frame and jpeg_ls and near != b"\0":
+                frame = replace(frame, reversible=False)
         check_counts("JPEG", count, most)
         if marker in _SOF and frame is None and len(payload) >= 6 and len(payload) == 6 + 3 * payload[5]:
             precision, rows, columns, samples = struct.unpack_from(">BHHB", payload)
-            frame = FrameHeader(columns, rows, samples, precision)
+            frame = FrameHeader(columns, rows, samples, precision, marker in _LOSSLESS)
             check_size((columns, rows), limits)
             blocks = -(-rows // 8) * -(-columns // 8) * _COST.get(marker, 1)
         elif marker == _APP1 and payload.startswith(b"Exif\0\0"):

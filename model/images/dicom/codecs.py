@@ -20,7 +20,7 @@ from pydicom.uid import UID
 
 from model.images.dicom.jpeg_2000 import check_jpeg_2000
 from model.images.errors import ImageError, ImageLimits
-from model.images.structure import JPEG_MAGIC, check_jpeg
+from model.images.structure import JPEG_MAGIC, FrameHeader, check_jpeg
 
 NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"})
 RLE = "1.2.840.10008.1.2.5"
@@ -29,9 +29,10 @@ JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 JPEG = (JPEG_EXTENDED, "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 201, 202, 203))
-IMAGECODECS = "imagecodecs"
+LOSSLESS = frozenset({RLE, *JPEG[1:], JPEG_LS[0], *(f"1.2.840.10008.1.2.4.{number}" for number in (90, 201, 202))})
+PILLOW, IMAGECODECS = "pillow", "imagecodecs"
 PLUGINS: dict[str, str] = {  # compressed transfer syntax -> pydicom's plugin
-    JPEG_BASELINE: "pillow",
+    JPEG_BASELINE: PILLOW,
     **dict.fromkeys((RLE, *JPEG, *JPEG_LS, *JPEG_2000), IMAGECODECS),
 }
 DECODER_DEPENDENCIES = {  # pydicom reads it from the module of a plugin
@@ -50,7 +51,6 @@ def decode_frame(frame: bytes, runner: DecodeRunner) -> bytes:
     """Decode one frame by imagecodecs; pydicom calls it.
 
     Raises:
-        ValueError: colour in JPEG Lossless or Extended, whose colour space is undefined.
         RuntimeError: the frame is damaged.
     """
     import imagecodecs
@@ -59,8 +59,6 @@ def decode_frame(frame: bytes, runner: DecodeRunner) -> bytes:
     if syntax == RLE:
         return _decode_run_lengths(frame, runner)
     if syntax in JPEG:
-        if runner.samples_per_pixel > 1:
-            raise ValueError("colour is not supported in this transfer syntax")
         values: Any = imagecodecs.jpeg8_decode(frame)
     else:
         values = imagecodecs.jpegls_decode(frame) if syntax in JPEG_LS else imagecodecs.jpeg2k_decode(frame)
@@ -68,7 +66,8 @@ def decode_frame(frame: bytes, runner: DecodeRunner) -> bytes:
         runner.set_option("planar_configuration", 0)
         if syntax in JPEG_2000:  # imagecodecs converts YBR to RGB
             runner.set_option("photometric_interpretation", "RGB")
-    runner.set_option("bits_allocated", 8 * values.dtype.itemsize)
+    if 8 * values.dtype.itemsize < runner.bits_allocated:  # keeps the sign of a codestream of few bits
+        values = values.astype(f"{values.dtype.kind}{runner.bits_allocated // 8}")
     data: bytes = values.tobytes()
     return data
 
@@ -94,7 +93,7 @@ for _syntax in DECODER_DEPENDENCIES:
         get_decoder(_syntax).add_plugin(IMAGECODECS, (__name__, decode_frame.__name__))
 
 
-def choose_decoder(syntax: UID, bits_stored: int) -> tuple[Decoder, str]:
+def choose_decoder(syntax: UID, bits_stored: int, samples: int) -> tuple[Decoder, str]:
     """The decoder of a transfer syntax and the name of its plugin ("" for uncompressed pixels).
 
     Raises:
@@ -107,29 +106,32 @@ def choose_decoder(syntax: UID, bits_stored: int) -> tuple[Decoder, str]:
         problem = f"is {syntax.name}, which is not supported" if standard else "is not a standard one"
         raise ImageError("unsupported_transfer_syntax", f"The transfer syntax {problem}. {_UNCOMPRESSED}.")
     decoder = get_decoder(syntax)
-    plugin = "pillow" if syntax == JPEG_EXTENDED and bits_stored == 8 else PLUGINS[syntax]
+    plugin = PILLOW if syntax == JPEG_EXTENDED and bits_stored == 8 else PLUGINS[syntax]
     if plugin not in decoder.available_plugins:
         raise ImageError(
             "unsupported_transfer_syntax",
             f"The transfer syntax is {syntax.name}, for which no codec is installed. {_UNCOMPRESSED}, "
             "or install one in the service (pip install 'cxr-report[dicom-codecs]').",
         )
+    if samples > 1 and syntax in JPEG and plugin == IMAGECODECS:  # its colour space is undefined
+        raise ImageError("unsupported_transfer_syntax", f"Colour in {syntax.name} is not supported. {_UNCOMPRESSED}.")
     return decoder, plugin
 
 
 def check_frame(
     frame: bytes, syntax: UID, rows: int, columns: int, samples: int, bits_allocated: int, limits: ImageLimits
-) -> int:
+) -> FrameHeader:
     """Check the structure of a compressed frame, and that it has the size in the DICOM header.
 
     Returns:
-        Bits per sample of the frame; 0 for run-length frames, which do not contain it.
+        The header of the frame; of run-length frames, which do not contain it, with
+        BitsAllocated as precision.
 
     Raises:
         ImageError: ``truncated`` or ``too_complex``.
     """
     if syntax == RLE:
-        return 0
+        return FrameHeader(columns, rows, samples, bits_allocated, reversible=True)
     if syntax in JPEG_2000:
         header = check_jpeg_2000(frame, limits)
     else:
@@ -145,7 +147,7 @@ def check_frame(
             f"The compressed frame is {header.columns} x {header.rows} x {header.samples} of {header.precision} bits, "
             f"its DICOM header has {columns} x {rows} x {samples} of {bits_allocated} bits. Export the image again.",
         )
-    return header.precision
+    return header
 
 
 def _pydicom_finds_scan(frame: bytes, limits: ImageLimits) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.images.errors import ImageLimits, check_counts
 from model.images.structure import FrameHeader
@@ -75,6 +75,7 @@ def check_jpeg_2000(frame: bytes, limits: ImageLimits) -> FrameHeader | None:
         check_counts("JPEG 2000 image", count, most)
         if marker == _COD:
             layers = max(layers, int.from_bytes(payload[2:4]))
+            header = replace(header, reversible=payload[9:10] == b"\1")
             codings.add(_Coding.read(payload[0], payload[5:]))
         elif marker == _COC:
             codings.add(_Coding.read(payload[1], payload[2:]))

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
-from pydicom.uid import UID
 
-from model.images.dicom.codecs import NATIVE, RLE, check_frame, choose_decoder
+from model.images.dicom.codecs import (
+    JPEG_BASELINE,
+    JPEG_EXTENDED,
+    LOSSLESS,
+    NATIVE,
+    PILLOW,
+    RLE,
+    check_frame,
+    choose_decoder,
+)
 from model.images.dicom.parse import DicomFile
 from model.images.errors import ImageError, ImageLimits, check_counts, check_size
+from model.images.structure import FrameHeader
 
 StoredValues = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # (H, W), the stored bits as unsigned numbers
 
@@ -114,9 +123,10 @@ def decode(file: DicomFile, fmt: PixelFormat, limits: ImageLimits) -> tuple[npt.
         (H, W) ``StoredValues`` or (H, W, 3) unsigned RGB, and the bits of a value.
 
     Raises:
-        ImageError: ``truncated``, ``too_complex`` or ``unsupported_transfer_syntax``.
+        ImageError: ``truncated``, ``too_complex``, ``unsupported_pixels`` or
+            ``unsupported_transfer_syntax``.
     """
-    decoder, plugin = choose_decoder(file.syntax, fmt.stored)
+    decoder, plugin = choose_decoder(file.syntax, fmt.stored, fmt.samples)
     element = file.pixels(fmt.length)
     native = file.syntax in NATIVE
     if element.encapsulated == native:
@@ -128,11 +138,14 @@ def decode(file: DicomFile, fmt: PixelFormat, limits: ImageLimits) -> tuple[npt.
             f"The DICOM pixel data holds {len(source):,} bytes; {fmt.columns} x {fmt.rows} pixels need "
             f"{fmt.length:,}. {_DAMAGED}",
         )
-    bits = fmt.stored if native else _check_compressed(source, file.syntax, fmt, limits)
+    frame = None if native else _check_compressed(source, file, fmt, limits)
+    if plugin == PILLOW:
+        fmt = replace(fmt, allocated=8, stored=min(fmt.stored, 8), shift=0)
+    planar = fmt.planar and native  # codecs define the order of samples (PS3.5 8.2)
     options: Any = {
         "rows": fmt.rows, "columns": fmt.columns, "number_of_frames": 1, "samples_per_pixel": fmt.samples,
         "bits_allocated": fmt.allocated, "bits_stored": fmt.stored, "pixel_representation": int(fmt.signed),
-        "photometric_interpretation": fmt.photometric, "planar_configuration": int(fmt.planar),
+        "photometric_interpretation": fmt.photometric, "planar_configuration": int(planar),
         "pixel_keyword": "PixelData", "pixel_vr": element.vr, "correct_unused_bits": False,
         "allow_excess_frames": False,
     }  # fmt: skip
@@ -144,31 +157,74 @@ def decode(file: DicomFile, fmt: PixelFormat, limits: ImageLimits) -> tuple[npt.
         raise ImageError(
             "truncated", f"The DICOM pixel data cannot be decoded ({type(error).__name__}). {_DAMAGED}"
         ) from error
-    shift = fmt.shift if native or file.syntax == RLE else 0
-    return _stored_values(values, shift, bits), bits
+    if frame is None or file.syntax == RLE:
+        return _stored_values(values, fmt, fmt.shift), fmt.stored
+    if file.syntax not in LOSSLESS and frame.precision > fmt.stored:
+        values = _saturate(values, fmt, frame)
+    shift = fmt.shift if frame.precision >= fmt.shift + fmt.stored else 0
+    return _stored_values(values, fmt, shift), fmt.stored
 
 
-def _check_compressed(source: bytes, syntax: UID, fmt: PixelFormat, limits: ImageLimits) -> int:
-    """Bits per value of a compressed frame whose header agrees with the DICOM header."""
+def _check_compressed(source: bytes, file: DicomFile, fmt: PixelFormat, limits: ImageLimits) -> FrameHeader:
+    """The header of a compressed frame, which agrees with the DICOM header."""
     table = "bytes in its offset table"
     check_counts("DICOM image", {table: int.from_bytes(source[4:8], "little")}, {table: limits.offset_table_bytes})
     try:
-        frame = get_frame(source, 0, number_of_frames=1)
+        data = get_frame(source, 0, number_of_frames=1)
     except Exception as error:  # pydicom raises several types
         raise ImageError("truncated", f"The fragments of the DICOM pixel data are damaged. {_DAMAGED}") from error
-    precision = check_frame(frame, syntax, fmt.rows, fmt.columns, fmt.samples, fmt.allocated, limits)
-    return max(fmt.stored, min(precision, 16))
+    frame = check_frame(data, file.syntax, fmt.rows, fmt.columns, fmt.samples, fmt.allocated, limits)
+    if file.syntax in (JPEG_BASELINE, JPEG_EXTENDED):
+        _check_lossy_jpeg(file, fmt, frame.precision)
+    return frame
 
 
-def _stored_values(values: npt.NDArray[Any], shift: int, bits: int) -> npt.NDArray[Any]:
-    """The `bits` of each value above `shift` as the smallest unsigned type; other bits are dropped."""
+def _check_lossy_jpeg(file: DicomFile, fmt: PixelFormat, precision: int) -> None:
+    """Refuse headers that do not fit a lossy JPEG, whose values cannot be derived then."""
+    windowed = any(file.header.get(name) not in (None, "") for name in ("WindowCenter", "VOILUTSequence"))
+    problem = ""
+    if precision > 8 and (file.syntax == JPEG_BASELINE or fmt.stored == 8):
+        problem = f"{file.syntax.name} with BitsStored {fmt.stored}"
+    elif precision == 8 and fmt.signed:
+        problem = "signed values, which it cannot hold"
+    elif precision == 8 < fmt.stored and windowed:
+        problem = f"a window for values of {fmt.stored} bits"
+    if problem:
+        raise ImageError(
+            "unsupported_pixels",
+            f"The DICOM pixel data is a lossy JPEG of {precision} bits, its header says {problem}. "
+            "Export the image uncompressed and resend it.",
+        )
+
+
+def _saturate(values: npt.NDArray[Any], fmt: PixelFormat, frame: FrameHeader) -> npt.NDArray[Any]:
+    """Values of a lossy codec that codes more bits than BitsStored: small overshoot is cut off."""
+    span = 2**fmt.stored
+    low = -span // 2 if fmt.signed else 0
+    high = low + span - 1
+    least, most = int(values.min()), int(values.max())
+    near = low - span // 4 <= least and most <= high + span // 4
+    if not near and not frame.reversible:
+        raise ImageError(
+            "unsupported_pixels",
+            f"The DICOM pixel data is a lossy frame of {frame.precision} bits with values beyond BitsStored "
+            f"{fmt.stored}. Export the image uncompressed and resend it.",
+        )
+    return values.clip(low, high) if near else values
+
+
+def _stored_values(values: npt.NDArray[Any], fmt: PixelFormat, shift: int) -> npt.NDArray[Any]:
+    """BitsStored bits of each value above `shift` as the smallest unsigned type.
+
+    The other bits are no part of the value (PS3.5 8.1.1): overlays, a sign, or nothing defined.
+    """
     native = values.astype(values.dtype.newbyteorder("="), copy=False)
     unsigned = native.view(f"u{native.dtype.itemsize}")
     if shift:
         unsigned = unsigned >> shift
-    if bits < 8 * unsigned.dtype.itemsize:
-        unsigned = unsigned & unsigned.dtype.type(2**bits - 1)
-    return unsigned.astype(np.uint8 if bits <= 8 else np.uint16, copy=False)
+    if fmt.stored < 8 * unsigned.dtype.itemsize:
+        unsigned = unsigned & unsigned.dtype.type(2**fmt.stored - 1)
+    return unsigned.astype(np.uint8 if fmt.stored <= 8 else np.uint16, copy=False)
 
 
 def read_int(header: Dataset, name: str, default: int | None = None) -> int:
