@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
@@ -82,6 +85,48 @@ def test_transparent_pixels_are_black() -> None:
 def test_stretches_16_bit_grey_from_minimum_to_maximum(peak: int) -> None:
     wide = (ramp().astype(np.float64) / 255 * peak).round().astype(np.uint16)
     assert close(load_pixels(encode(Image.fromarray(wide)), S), 1.5)
+
+
+def wide_png(channels: int, bits: int, **options: Any) -> bytes:
+    """A PNG of 16 bits per sample that uses `bits` of them, with opaque alpha in 2 and 4 channels."""
+    grey = (ramp().astype(np.float64) / 255 * (2**bits - 1)).round().astype(np.uint16)
+    alpha = [np.full_like(grey, 65535)] * (channels in (2, 4))
+    samples = np.dstack([grey] * (channels - len(alpha)) + alpha)
+    data: bytes = imagecodecs.png_encode(samples, **options)
+    return data
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_reads_16_bit_colour_and_alpha_as_16_bit_grey(channels: int, bits: int) -> None:
+    assert close(load_pixels(wide_png(channels, bits), S), 1.5)
+
+
+def test_transparent_pixels_of_16_bits_are_black() -> None:
+    grey = np.where(np.arange(64) < 32, 3000, 1000)[None].repeat(64, 0).astype(np.uint16)
+    alpha = np.where(np.arange(64) < 48, 65535, 0)[None].repeat(64, 0).astype(np.uint16)
+    pixels = load_pixels(imagecodecs.png_encode(np.dstack([grey, alpha])), S)
+    assert [int(pixels[9, column]) for column in (9, 40, 55)] == [255, 85, 0]
+    keyed = wide_png(3, 12)
+    at = keyed.index(b"IDAT") - 4
+    key = b"tRNS" + np.array([4095] * 3, ">u2").tobytes()
+    pixels = load_pixels(keyed[:at] + struct.pack(">L", 6) + key + struct.pack(">L", zlib.crc32(key)) + keyed[at:], S)
+    assert pixels[2, 2] == 0 < EXPECTED[2, 2]
+
+
+def test_turns_16_bit_colour_by_an_exif_block_after_the_pixels() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    chunk = b"eXIf" + exif.tobytes()[6:]
+    data = wide_png(3, 12)
+    turned = data[:-12] + struct.pack(">L", len(chunk) - 4) + chunk + struct.pack(">L", zlib.crc32(chunk)) + data[-12:]
+    assert close(load_pixels(turned, S)[::-1, ::-1], 1.5)
+
+
+def test_rejects_truncated_16_bit_colour() -> None:
+    with pytest.raises(ImageError) as caught:
+        load_pixels(wide_png(3, 12)[:-200], S)
+    assert caught.value.code == "truncated"
 
 
 def test_constant_16_bit_grey_is_black() -> None:

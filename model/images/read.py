@@ -1,6 +1,6 @@
 """Image bytes to pixels, for training and serving.
 
-``read_image`` reads PNG, JPEG and DICOM into one 8-bit grey square. Grey values of more than 8 bits
+``read_image`` reads PNG, JPEG and DICOM into one 8-bit grey square. Values of more than 8 bits
 without a DICOM window are scaled by the minimum and maximum of the image, not by 65,535: 12-bit
 data in 16-bit files would become black. The image is not cropped, because a crop could remove
 costophrenic angles.
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from model.images.dicom.header import DicomMetadata
-from model.images.dicom.read import is_dicom, read_dicom
+from model.images.dicom.read import is_dicom, luma, read_dicom
 from model.images.errors import DEFAULT_LIMITS, ImageError, ImageLimits, check_size, too_large
 from model.images.structure import JPEG_MAGIC, PNG_MAGIC, check_jpeg, check_png
 from model.types import DraftWarning, Pixels, Resample, View
@@ -102,15 +102,16 @@ def _decoded(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomMetada
 
 
 def _read_raster(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Decode PNG or JPEG to mode ``L`` (8-bit) or ``F`` (wider grey, scaled to 0..255)."""
+    """Decode PNG or JPEG to mode ``L`` (8-bit) or ``F`` (wider, scaled to 0..255)."""
+    exif = b""
     if data.startswith(PNG_MAGIC):
-        check_png(data, limits)
+        exif = check_png(data, limits)
     elif data.startswith(JPEG_MAGIC):
         check_jpeg(data, limits)
     else:
         raise _not_an_image(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise too_large(limits) from error
     except MemoryError:
@@ -124,6 +125,8 @@ def _read_raster(data: bytes, limits: ImageLimits) -> Image.Image:
             # A camera's JPEG (MPO) may have a second picture, such as a depth map; the first is the photograph.
             if image.format != "MPO" and frames > 1:
                 raise ImageError("animated", f"The image has {frames} frames. Send a single still image.")
+            if _is_wide_png(data):
+                image = _read_wide_png(data, image, exif)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return _to_grey(image)
@@ -133,6 +136,30 @@ def _read_raster(data: bytes, limits: ImageLimits) -> Image.Image:
             raise ImageError(
                 "truncated", "The image file is cut short or damaged. Export it again and resend it."
             ) from error
+
+
+def _is_wide_png(data: bytes) -> bool:
+    """Whether the header of a PNG says 16 bits per sample and colours or alpha, of which Pillow keeps 8."""
+    return data.startswith(PNG_MAGIC) and data[12:16] == b"IHDR" and data[24] == 16 and data[25] in (2, 4, 6)
+
+
+def _read_wide_png(data: bytes, header: Image.Image, exif: bytes) -> Image.Image:
+    """A PNG of ``_is_wide_png`` as grey, mode ``F``, with its metadata; transparent pixels become black."""
+    import imagecodecs
+
+    values: npt.NDArray[np.uint16] = imagecodecs.png_decode(data)  # (H, W, C)
+    transparent = header.info.get("transparency")  # one colour
+    grey = np.empty(values.shape[:2], np.float32)
+    for top in range(0, len(values), _BAND):
+        band, out = values[top : top + _BAND], grey[top : top + _BAND]
+        out[:] = luma(band[..., :3], 65535) if band.shape[2] > 2 else band[..., 0]
+        if band.shape[2] in (2, 4):
+            out *= band[..., -1] / np.float32(65535)
+        elif transparent is not None:
+            out[(band == transparent).all(axis=2)] = 0
+    image = Image.fromarray(grey)
+    image.info = header.info | ({"exif": b"Exif\0\0" + exif} if exif else {})
+    return image
 
 
 def _not_an_image(data: bytes) -> ImageError:
@@ -146,7 +173,7 @@ def _not_an_image(data: bytes) -> ImageError:
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to ``L``, or ``F`` scaled to 0..255 for grey of more than 8 bits."""
+    """Any Pillow mode to ``L``, or ``F`` scaled to 0..255 for more than 8 bits."""
     if image.mode.startswith("I") or image.mode == "F":
         return _min_max(np.array(image, dtype=np.float32))
     if image.mode in ("1", "L", "RGB") and "transparency" not in image.info:

@@ -46,8 +46,11 @@ class FrameHeader:
     reversible: bool = False
 
 
-def check_png(data: bytes, limits: ImageLimits) -> None:
+def check_png(data: bytes, limits: ImageLimits) -> bytes:
     """Check the chunks of a PNG file.
+
+    Returns:
+        The last EXIF block; empty if there is none.
 
     Raises:
         ImageError: ``too_complex``.
@@ -59,20 +62,23 @@ def check_png(data: bytes, limits: ImageLimits) -> None:
         "bytes of metadata": limits.metadata_bytes,
     }
     count: Counter[str] = Counter()
+    exif = b""
     at = len(PNG_MAGIC)
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">L4s", data, at)
         count["chunks"] += 1
         if kind == b"IEND":
-            return
+            break
         if kind != b"IDAT":
             count["chunks besides pixels"] += 1
             count["compressed texts and profiles"] += kind in (b"zTXt", b"iTXt", b"iCCP")
             count["bytes of metadata"] += min(length, len(data) - at)
         check_counts("PNG", count, most)
         if kind == b"eXIf":
-            _check_tiff(data[at + 8 : at + 8 + length], limits)
+            exif = data[at + 8 : at + 8 + length]
+            _check_tiff(exif, limits)
         at += 12 + length
+    return exif
 
 
 def check_jpeg(data: bytes, limits: ImageLimits, *, jpeg_ls: bool = False) -> FrameHeader | None:

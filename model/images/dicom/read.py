@@ -69,7 +69,7 @@ def _read(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomMetadata]
     elif values.dtype == np.uint8 and bits == 8:
         image = Image.fromarray(values, "RGB").convert("L")
     else:
-        image = Image.fromarray(_luma(values, 2**bits - 1))
+        image = Image.fromarray(luma(values, 2**bits - 1))
     return image, read_metadata(file.header)
 
 
@@ -81,7 +81,7 @@ def _palette(header: Dataset, bits: int) -> npt.NDArray[np.float32]:
         _check_segments(np.frombuffer(data, "u1" if depth == 8 else "<u2", len(data) * 8 // depth).tolist(), depth)
     values = np.minimum(np.arange(2**bits, dtype=np.int32), first + (count or 2**16) - 1)  # pydicom would wrap around
     colours = apply_color_lut(values, header)[:, :3]
-    return _luma(colours, 255 if colours.max() <= 255 else 65535)
+    return luma(colours, 255 if colours.max() <= 255 else 65535)
 
 
 def _check_segments(words: Sequence[int], depth: int) -> None:
@@ -102,7 +102,7 @@ def _check_segments(words: Sequence[int], depth: int) -> None:
     expand(0, -1)
 
 
-def _luma(colours: npt.NDArray[Any], most: int) -> npt.NDArray[np.float32]:
+def luma(colours: npt.NDArray[Any], most: int) -> npt.NDArray[np.float32]:
     """(…, 3) colours from 0 to `most` to (…) greys from 0 to 255."""
     greys = np.zeros(colours.shape[:-1], np.float32)
     for channel, weight in enumerate(_LUMA):
