@@ -6,6 +6,8 @@ import asyncio
 import os
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -166,14 +168,42 @@ async def test_worker_that_ended_is_replaced() -> None:
         assert pool.pids != [pid]
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
-async def test_worker_ignores_signals_to_the_process_group(number: signal.Signals) -> None:
+async def test_decoding_reuses_memory() -> None:
+    def page_faults(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+    film = dicom(np.arange(1_000_000, dtype=np.uint16).reshape(1000, 1000) % 4096, stored=12)
     async with opened() as pool:
-        await pool.start()
+        for _ in range(5):
+            await pool.read(film, View.FRONTAL, SIZE, "bicubic")
         (pid,) = pool.pids
-        os.kill(pid, number)
-        assert await readable(pool)
-        assert pool.pids == [pid]
+        before = page_faults(pid)
+        await pool.read(film, View.FRONTAL, SIZE, "bicubic")
+        assert page_faults(pid) - before < 500, "otherwise thousands, which take as long as the decoding"
+
+
+STRICT = """
+import asyncio, resource
+from pathlib import Path
+from service.inference.decode_pool import DecodePool
+
+async def main():
+    pool = DecodePool(1, memory_bytes=2**40, cpu_s=1)
+    await pool.start()
+    print(Path(f"/proc/{pool.pids[0]}/limits").read_text())
+    await pool.close()
+
+for limit, value in ((resource.RLIMIT_AS, 2**34), (resource.RLIMIT_NOFILE, 48)):
+    resource.setrlimit(limit, (value, value))
+asyncio.run(main())
+"""
+
+
+async def test_worker_keeps_stricter_limits_of_the_service() -> None:
+    """Only root may exceed them: elsewhere no worker would start."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", STRICT, stdout=subprocess.PIPE)
+    limits = (await process.communicate())[0].decode().splitlines()
+    assert {int(line.split()[3]) for line in limits if line.startswith(("Max open", "Max address"))} == {48, 2**34}
 
 
 async def test_image_whose_worker_ends_is_decoded_once_more() -> None:

@@ -85,6 +85,8 @@ def _confine(memory_bytes: int) -> None:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, _OPEN_FILES),
     ):
+        hard = resource.getrlimit(limit)[1]  # of the service; only root may raise it
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (value, value))
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
