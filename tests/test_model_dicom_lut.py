@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
-from model.images import load_pixels
+from model.images import load_pixels, read_image
+from model.types import View
 from tests.support.dicom import ALL_VALUES, SC, S, codes, dataset, dicom, encode, film, greys, lut, png, refused
 
 # --- VOI: the formulas of PS3.3 C.11.2.1.2 and C.11.2.1.3 ---------------------------------------------------------
@@ -79,6 +80,24 @@ def test_voi_lut_replaces_the_window(first: int, bits: int) -> None:
         entries.astype(int)[min(max(int(x) - first, 0), 2999)] * 255 / (2**bits - 1) for x in ALL_VALUES.ravel()
     ]
     np.testing.assert_allclose(greys(encode(made)).ravel(), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("depth", "most"), [(16, 1023), (16, 4095), (12, 2047), (8, 4095), (8, 65535), (10, 1024)])
+def test_spreads_voi_lut_that_does_not_use_its_stated_depth(depth: int, most: int) -> None:
+    entries = np.rint(np.linspace(0, most, 4096))
+    data = dicom(ALL_VALUES, stored=12, VOILUTSequence=[lut(entries, 0, depth)])
+    np.testing.assert_allclose(greys(data).ravel(), entries * 255 / most, atol=1e-3)
+    assert codes(data) == ["voi_lut_depth"]
+    message = read_image(data, S).warnings(View.FRONTAL)[0].message
+    assert f"says {depth} bits, but its entries go to {most}" in message
+
+
+@pytest.mark.parametrize(("depth", "most"), [(16, 65535), (16, 40000), (12, 4095), (12, 2048), (8, 255)])
+def test_voi_lut_of_its_stated_depth_is_used_as_is(depth: int, most: int) -> None:
+    entries = np.rint(np.linspace(0, most, 4096))
+    data = dicom(ALL_VALUES, stored=12, VOILUTSequence=[lut(entries, 0, depth)])
+    np.testing.assert_allclose(greys(data).ravel(), entries * 255 / (2**depth - 1), atol=1e-3)
+    assert codes(data) == []
 
 
 def test_reads_lut_entries_of_one_byte() -> None:

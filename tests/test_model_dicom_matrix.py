@@ -157,7 +157,7 @@ def combinations(draw: st.DrawFn) -> Options:
         precise=draw(st.booleans()),
         colour=colour,
         planar=draw(st.integers(0, 1)),
-        voi=draw(st.sampled_from(["window", "LUT", "none"])),
+        voi=draw(st.sampled_from(["window", "LUT", "shallow", "none"])),
         inverted=not colour and draw(st.booleans()),
     )
 

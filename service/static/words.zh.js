@@ -212,6 +212,7 @@ export const words = {
   "warning.unusual_orientation": "DICOM 文件头显示图像镜像、旋转或倒置；像素未作改动。",
   "warning.fluoroscopy": "图像是造影或透视的单帧。",
   "warning.window_ignored": "DICOM 窗宽窗位无法显示内容，已改用图像自身的灰度范围。",
+  "warning.voi_lut_depth": "DICOM VOI 查找表的数值与其声明的位数不符，已按其自身范围显示。",
   "warning.contradictory_polarity": "DICOM 文件头对黑白极性的说明互相矛盾。",
   "warning.views_swapped": "两个体位似乎放反了，已按正确体位读取。",
   "warning.view_corrected": "图像看起来是另一个体位，已按该体位读取。",

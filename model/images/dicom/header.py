@@ -27,6 +27,7 @@ WARNINGS: dict[str, str] = {  # code -> meaning; tools.api_docs writes it into d
     "unusual_orientation": "PatientOrientation is mirrored, rotated or upside down; the pixels were not changed",
     "fluoroscopy": "a single frame of angiography or fluoroscopy",
     "window_ignored": "the window maps all values to one grey; it was ignored and the full range of values was used",
+    "voi_lut_depth": "the entries of the VOI LUT do not fit its stated bits; they were spread",
     "contradictory_polarity": "PhotometricInterpretation and PresentationLUTShape contradict each other",
 }
 

@@ -57,7 +57,7 @@ def apply_grayscale_pipeline(
     visible = visible if visible.any() else present
     inverted, warnings = _polarity(header, fmt)
     values = _modality(stored, header, fmt, little_endian)
-    table = _voi(values, header, fmt, little_endian)
+    table, depth_warnings = _voi(values, header, fmt, little_endian)
     if table is not None and np.ptp(table[visible]) == 0 < np.ptp(values[visible]):
         table = None  # every pixel would have the same grey
     if table is None and (header.get("VOILUTSequence") or _window(header)):
@@ -69,6 +69,7 @@ def apply_grayscale_pipeline(
         )
     if table is not None:
         table = 1.0 - table if inverted else table
+        warnings += depth_warnings
     else:
         table = _min_max(values, visible, bits, inverted, as_is=bits <= 8 and values is stored and not fmt.signed)
     return apply_table((255.0 * np.clip(table, 0.0, 1.0)).astype(np.float32), stored_values), warnings
@@ -128,21 +129,35 @@ def _modality(stored: Values, header: Dataset, fmt: PixelFormat, little_endian: 
     return stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
 
 
-def _voi(values: Values, header: Dataset, fmt: PixelFormat, little_endian: bool) -> Values | None:
-    """Greys 0..1 by the first VOI LUT or else the first window; None if there is no usable one."""
+def _voi(
+    values: Values, header: Dataset, fmt: PixelFormat, little_endian: bool
+) -> tuple[Values | None, list[DraftWarning]]:
+    """Greys 0..1 by the first VOI LUT or else the first window, and warnings; None if there is no usable one."""
     if header.get("VOILUTSequence"):
         entries, first, depth = _lut(header.VOILUTSequence[0], bool(values.min() < 0), little_endian)
-        greys: Values = _map_values(values, entries, first) / (2**depth - 1)
-        return greys
+        white, warnings = _white(entries, depth)
+        return _map_values(values, entries, first) / white, warnings
     window = _window(header)
     if window is None:
-        return None
+        return None, []
     center, width = window
     function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
     if width <= 0 or (width < 1 and function not in ("LINEAR_EXACT", "SIGMOID")):
-        return None
+        return None, []
     window_function = {"LINEAR_EXACT": linear_exact, "SIGMOID": sigmoid}.get(function, linear)
-    return window_function(values, center, width)
+    return window_function(values, center, width), []
+
+
+def _white(entries: Values, depth: int) -> tuple[float, list[DraftWarning]]:
+    """The entry of a VOI LUT that is white: by its stated depth, or the highest one if that does not fit."""
+    white, most = 2.0**depth - 1, float(entries.max())
+    if most == 0 or white / 2 < most <= white:
+        return white, []
+    warning = DraftWarning(
+        "voi_lut_depth",
+        f"its DICOM VOI LUT says {depth} bits, but its entries go to {most:.0f}; they were spread over all greys",
+    )
+    return most, [warning]
 
 
 def _window(header: Dataset) -> tuple[float, float] | None:
