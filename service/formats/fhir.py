@@ -28,6 +28,7 @@ CONFIDENCE = "Confidence in the sentence, 0 to 1; not the chance of a finding"
 SUPPORTED = "Whether a reference case or the images bear out what the sentence calls present or possible"
 _ASSERTED_BY_AI = ("AIAST", "Artificial Intelligence asserted")  # HL7's "AI Transparency on FHIR" guide
 _MODEL_ID = "model"
+_PROVENANCE_ID = "provenance"
 READ_FROM_DRAFT, READ_FROM_EDIT = "Read from the draft's text by rules", "Read from the reader's text by rules"
 READER = "The reader who edited the draft; the service does not know the name"
 _NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -50,15 +51,16 @@ def diagnostic_report(report: ReportResponse, context: ExportContext, now: datet
     labels = [_label(name, label, edited) for name, label in report.labels.items() if label is not None]
     observations = [*sentences, *labels]
     code = study_code(len(context.views))
+    identifier = {"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{report.report_id}"}
     resource: Resource = _cleaned(
         {
             "resourceType": "DiagnosticReport",
             "meta": {"security": [_coding(TERMINOLOGY + "v3-ObservationValue", *_ASSERTED_BY_AI)]},
             "language": "en",
             "text": {"status": "generated", "div": _narrative(text)},
-            "contained": [_device(report.model), _provenance(issued, edited), *observations],
+            "contained": [_device(report.model), _provenance(identifier, issued, edited), *observations],
             "extension": list(_extensions(report)),
-            "identifier": [{"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{report.report_id}"}],
+            "identifier": [identifier],
             "status": "preliminary",
             "category": [{"coding": [_coding(TERMINOLOGY + "v2-0074", "RAD", "Radiology")]}],
             "code": {"coding": [_coding(LOINC, *code)], "text": code.meaning},
@@ -135,14 +137,17 @@ def _device(model: ModelInfo) -> Resource:
     }
 
 
-def _provenance(recorded: str, edited: bool) -> Resource:
-    """The authors; ``performer`` and ``resultsInterpreter`` cannot refer to a device."""
+def _provenance(report: Resource, recorded: str, edited: bool) -> Resource:
+    """The authors of the report of this identifier; ``performer`` cannot refer to a device.
+
+    R4's ref-1 allows no reference "#" to the report, and dom-3 then needs a reference from the report.
+    """
     author = {"coding": [_coding(TERMINOLOGY + "provenance-participant-type", "author", "Author")]}
     authors = [{"reference": f"#{_MODEL_ID}"}, *([{"display": READER}] if edited else [])]
     return {
         "resourceType": "Provenance",
-        "id": "provenance",
-        "target": [{"reference": "#"}],
+        "id": _PROVENANCE_ID,
+        "target": [{"type": "DiagnosticReport", "identifier": report}],
         "recorded": recorded,
         "agent": [{"type": author, "who": who} for who in authors],
     }
@@ -150,6 +155,7 @@ def _provenance(recorded: str, edited: bool) -> Resource:
 
 def _extensions(report: ReportResponse) -> Iterator[Resource]:
     yield {"url": NAMESPACE + "disclaimer", "valueString": report.disclaimer}
+    yield {"url": NAMESPACE + "provenance", "valueReference": {"reference": f"#{_PROVENANCE_ID}"}}
     for warning in report.warnings:
         parts = [
             {"url": "code", "valueCode": warning.code},
