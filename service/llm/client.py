@@ -17,8 +17,20 @@ import threading
 import httpx
 
 MAX_ANSWER_BYTES, MAX_CHARACTERS = 256 * 1024, 8_000
-_REASONING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)  # reasoning models prepend it to their answer
-_UNFINISHED = "<think>"
+# Reasoning models write to themselves before their answer. Servers return it with marks, often without the first one.
+_THOUGHTS = r"(?:\w+:)?(?:think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad)"
+_END_OF_REASONING = re.compile(
+    rf"</{_THOUGHTS}>|\[/THINK\]|◁/think▷|<unused95>|<channel\|>|<\|end_?of_?thought\|>|<\|end_thinking\|>"
+    r"|<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>|\A\s*analysis.*assistantfinal",
+    re.IGNORECASE | re.DOTALL,
+)
+_ANSWER_MARK = re.compile(
+    r"</?(?:answer|final|response|output)>|<\|(?:end|return|im_end|(?:start|end)_response|(?:begin|end)_of_solution)\|>",
+    re.IGNORECASE,
+)
+_OTHER_MARK = re.compile(  # of reasoning without an end, or of another format
+    r"</?[a-z][\w:.-]*\s*/?>|<\|\w|\w\|>|<unused\d+>|\[/?think\]|◁|\A\s*analysis(?-i:[A-Z])", re.IGNORECASE
+)
 
 
 class ChatError(RuntimeError):
@@ -91,9 +103,12 @@ def _parse(data: bytes) -> str:
         raise ChatError("its answer is not a chat completion") from None
     if not isinstance(content, str):
         raise ChatError("its answer has no text")
-    text = _printable(_REASONING.sub("", content))
-    if finish_reason == "length" or text.startswith(_UNFINISHED):
+    if finish_reason == "length":
         raise ChatError("its text is cut short")
+    answer = _ANSWER_MARK.sub("", _END_OF_REASONING.split(content)[-1])
+    if _OTHER_MARK.search(answer):
+        raise ChatError("its text has reasoning without an end, or other marks")
+    text = _printable(answer)
     if not text or len(text) > MAX_CHARACTERS:
         raise ChatError(f"its text has {len(text):,} characters; 1 to {MAX_CHARACTERS:,} are allowed")
     return text
