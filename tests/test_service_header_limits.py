@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import uvicorn
@@ -108,3 +109,31 @@ def test_rest_of_an_early_answered_body_is_not_counted_as_headers(client: socket
     assert answer(client).endswith(b"\r\n\r\n0")
     client.sendall(bytes(300_000) + ASK + b"\r\n")
     assert answer(client).endswith(b"\r\n\r\n0")
+
+
+UPLOAD = (
+    b"POST / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n",
+    b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+)
+SMUGGLED = ASK + b"\r\n"
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.1])
+def test_reads_the_body_of_a_request_that_offers_an_upgrade(client: socket.socket, pause_s: float) -> None:
+    """Java's client offers HTTP/2 with its first request."""
+    for _ in range(2):
+        client.sendall(b"".join(UPLOAD) + b"Content-Length: %d\r\n\r\n" % len(SMUGGLED))
+        time.sleep(pause_s)
+        client.sendall(SMUGGLED)
+        assert answer(client).endswith(b"\r\n\r\n%d" % len(SMUGGLED))
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: %d\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n%x\r\n"])
+def test_body_after_an_upgrade_is_not_taken_for_requests(client: socket.socket, framing: bytes) -> None:
+    """A proxy would give the second answer to its next client."""
+    for part in (*UPLOAD, framing % len(SMUGGLED), SMUGGLED):
+        client.sendall(part)
+        time.sleep(0.05)
+    assert answer(client).startswith(b"HTTP/1.1 400 ")
+    with suppress(ConnectionError):
+        assert client.recv(1) == b""

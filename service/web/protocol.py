@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import re
 import resource
 from contextlib import suppress
 from typing import Any, Literal
@@ -27,6 +28,8 @@ MAX_PIPELINED = 32  # requests of one connection whose responses are not complet
 MAX_CONNECTIONS = 512
 _SLICE = 16 * 1024  # bytes after which the limits are checked; one read has up to 256 KiB
 _FRAMING_SHARE = 8  # chunk framing is not counted up to this fraction of the body
+_FRAMING = (b"content-length", b"transfer-encoding")
+_UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)  # some clients offer HTTP/2 with every request
 _order = itertools.count()
 
 
@@ -100,6 +103,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        if self._receiving is None and _UPGRADE.search(data, 0, headers_end := max(data.find(b"\r\n\r\n"), 0)):
+            data = _UPGRADE.sub(b"\r\nX-Upgrade:", data[:headers_end]) + data[headers_end:]
         for start in range(0, len(data), _SLICE):
             if self._refused or self.transport.is_closing():
                 return
@@ -123,6 +128,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             raise ValueError("no Host header, or several")
+        if self.parser.should_upgrade() and any(name in _FRAMING for name, _ in self.headers):
+            raise ValueError("the parser would take the body for further requests")
         if len(self._unanswered) == MAX_PIPELINED:
             raise ValueError("too many pipelined requests")
         super().on_headers_complete()
