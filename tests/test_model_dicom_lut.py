@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.dataelem import RawDataElement
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+from pydicom.tag import Tag
 
 from model.images import load_pixels, read_image
 from model.types import View
@@ -106,6 +108,37 @@ def test_reads_lut_entries_of_one_byte() -> None:
     item.LUTData = (np.arange(4096) // 16).astype(np.uint8).tobytes()
     read = greys(dicom(ALL_VALUES, stored=12, VOILUTSequence=[item]))
     np.testing.assert_allclose(read.ravel(), np.arange(4096) // 16, atol=1e-3)
+
+
+def with_text(name: str, text: bytes, syntax: str, **tags: Any) -> bytes:
+    """A file with an element of any bytes."""
+    made = dataset(ALL_VALUES, stored=12, syntax=syntax, **tags)
+    made[name] = RawDataElement(Tag(name), "DS", len(text), text + b" " * (len(text) % 2), 0, False, True)
+    return encode(made)
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"])
+@pytest.mark.parametrize(
+    "text",
+    [b"3500,0", b"3500\\", b"\\3500", b"3500\\400", b"3500\0\0", b" 3500 ", b"+3,5E+03", b"3500.00000000000000001"],
+)
+def test_reads_decimal_strings_as_real_files_have_them(text: bytes, syntax: str) -> None:
+    data = with_text("WindowWidth", text, syntax, WindowCenter=2048)
+    np.testing.assert_array_equal(greys(data), greys(dicom(ALL_VALUES, stored=12, WindowCenter=2048, WindowWidth=3500)))
+    assert codes(data) == []
+
+
+@pytest.mark.parametrize("text", [b"1,5", b"1.5\\"])
+def test_reads_rescale_slopes_as_real_files_have_them(text: bytes) -> None:
+    window = {"WindowCenter": 3000, "WindowWidth": 2000}
+    data = with_text("RescaleSlope", text, "1.2.840.10008.1.2.1", **window)
+    np.testing.assert_array_equal(greys(data), greys(dicom(ALL_VALUES, stored=12, RescaleSlope=1.5, **window)))
+
+
+@pytest.mark.parametrize("text", [b"nan", b"1.024,5", b"wide", b"\xff1"])
+def test_rejects_decimal_strings_that_are_no_numbers(text: bytes) -> None:
+    error = refused(with_text("WindowWidth", text, "1.2.840.10008.1.2.1", WindowCenter=2048))
+    assert (error.code, "WindowWidth" in str(error)) == ("truncated", True)
 
 
 def test_applies_the_modality_lut_before_the_window() -> None:

@@ -11,15 +11,14 @@ truncate fractional values before a VOI LUT.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
+from model.images.dicom.numbers import read_floats
 from model.images.dicom.pixel_data import PixelFormat
 from model.images.errors import ImageError
 from model.types import DraftWarning
@@ -211,24 +210,3 @@ def _blocks(image: npt.NDArray[Any]) -> Sequence[npt.NDArray[Any]]:
     """Views of a few rows each."""
     rows = max(1, _BLOCK // image.shape[1])
     return [image[row : row + rows] for row in range(0, len(image), rows)]
-
-
-def read_floats(header: Dataset, name: str) -> list[float]:
-    """The numbers of an element; empty if it is missing.
-
-    Raises:
-        ImageError: ``truncated``: not all are finite numbers.
-    """
-    value: Any = header.get(name)
-    if value is None or value == "":
-        return []
-    parts = [value] if isinstance(value, int | float | Decimal | str) else value
-    try:
-        floats = [float(part) for part in parts]
-    except (TypeError, ValueError, OverflowError):
-        floats = [math.nan]
-    if not all(math.isfinite(number) for number in floats):
-        raise ImageError(
-            "truncated", f"{name} of the DICOM header is not a number. Export the image again and resend it."
-        )
-    return floats

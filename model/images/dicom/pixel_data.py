@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 
 from model.images.dicom.codecs import (
@@ -20,6 +19,7 @@ from model.images.dicom.codecs import (
     check_frame,
     choose_decoder,
 )
+from model.images.dicom.numbers import read_floats, read_int
 from model.images.dicom.parse import DicomFile
 from model.images.errors import ImageError, ImageLimits, check_counts, check_size
 from model.images.structure import FrameHeader
@@ -181,7 +181,7 @@ def _check_compressed(source: bytes, file: DicomFile, fmt: PixelFormat, limits: 
 
 def _check_lossy_jpeg(file: DicomFile, fmt: PixelFormat, precision: int) -> None:
     """Refuse headers that do not fit a lossy JPEG, whose values cannot be derived then."""
-    windowed = any(file.header.get(name) not in (None, "") for name in ("WindowCenter", "VOILUTSequence"))
+    windowed = bool(file.header.get("VOILUTSequence") or read_floats(file.header, "WindowCenter"))
     problem = ""
     if precision > 8 and (file.syntax == JPEG_BASELINE or fmt.stored == 8):
         problem = f"{file.syntax.name} with BitsStored {fmt.stored}"
@@ -225,23 +225,3 @@ def _stored_values(values: npt.NDArray[Any], fmt: PixelFormat, shift: int) -> np
     if fmt.stored < 8 * unsigned.dtype.itemsize:
         unsigned = unsigned & unsigned.dtype.type(2**fmt.stored - 1)
     return unsigned.astype(np.uint8 if fmt.stored <= 8 else np.uint16, copy=False)
-
-
-def read_int(header: Dataset, name: str, default: int | None = None) -> int:
-    """A non-negative integer of the header.
-
-    Raises:
-        ImageError: ``truncated``: the value is missing or is not one non-negative integer.
-    """
-    value = header.get(name)
-    if value is None or value == "":
-        if default is not None:
-            return default
-        raise ImageError("truncated", f"The DICOM header lacks {name}. {_DAMAGED}")
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        number = -1
-    if number < 0:
-        raise ImageError("truncated", f"{name} of the DICOM header is not a whole number. {_DAMAGED}")
-    return number
