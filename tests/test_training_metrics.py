@@ -129,6 +129,15 @@ def test_meteor_is_none_with_a_warning_without_a_working_java(
     assert message in caplog.text
 
 
+@pytest.mark.skipif(not metrics.meteor_available(), reason="needs Java")
+def test_meteor_is_the_same_in_a_locale_with_decimal_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.language.format=de -Duser.country=DE")
+    metrics._meteor_process.cache_clear()
+    pairs = [("the heart is normal in size .", "the heart is large .")]
+    assert score(pairs, meteor=True)["METEOR"] == 0.23113048162370592
+    metrics._meteor_process.cache_clear()
+
+
 # --- strings of the comparable row ------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,9 @@ Strings are prepared (``training.scoring.protocol``) and split at spaces. PTBTok
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -31,6 +33,10 @@ METRICS = (
     "label_f1_micro", "label_f1_macro", "no_finding_f1", "distinct", "mean_length",
 )  # fmt: skip
 _NOTHING = "qqq"  # replaces an empty text for METEOR, which accepts none; it matches no word
+_DECIMAL_POINTS = (
+    "-Duser.language=en -Duser.language.format=en -Duser.country=US -Duser.country.format=US "
+    "-Duser.extensions= -Duser.extensions.format="  # such as a numbering system
+)
 
 
 def score(pairs: Sequence[Pair], *, meteor: bool = False) -> Scores:
@@ -155,7 +161,11 @@ def meteor_available() -> bool:
 
 @lru_cache(maxsize=1)
 def _meteor_process() -> Any:
-    return Meteor()
+    """The program. It prints numbers as Java's locale does, and ``_JAVA_OPTIONS`` overrides every other locale."""
+    os.environ["_JAVA_OPTIONS"] = f"{os.environ.get('_JAVA_OPTIONS', '')} {_DECIMAL_POINTS}"
+    meteor = Meteor()
+    meteor.lock = threading.RLock()  # compute_score keeps it after an error, and __del__ waits for it
+    return meteor
 
 
 def _meteor_score(references: Mapping[int, list[str]], predictions: Mapping[int, list[str]]) -> float | None:
