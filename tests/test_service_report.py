@@ -244,6 +244,7 @@ OPEN = b'--b\r\nContent-Disposition: form-data; name="frontal"; filename="f"\r\n
         ({"Content-Type": "multipart/form-data; boundary=" + "b" * 300}, b"", 400, "malformed_multipart"),
         (MULTIPART, b"", 400, "malformed_multipart"),
         (MULTIPART, b"no boundary here", 400, "malformed_multipart"),
+        (MULTIPART, bytes(100_000) + b"\r\n" + OPEN, 400, "malformed_multipart"),
         (MULTIPART, OPEN + b"data without an end", 400, "malformed_multipart"),
         (MULTIPART, b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--", 400, "malformed_multipart"),
         (MULTIPART, b"--b\r\n\r\nx\r\n--b--", 400, "malformed_multipart"),
@@ -257,6 +258,24 @@ def test_rejects_malformed_bodies(
 ) -> None:
     problem(client.post("/report", content=body, headers=headers), status, code, None)
     assert_still_drafts(client)
+
+
+@pytest.mark.parametrize("preamble", [b"", b"\r\n", b"A message\r\n", b"- --b --b\n\r\r\n", bytes(10_000) + b"\r\n"])
+@pytest.mark.parametrize("size", [1, 997, MIB])
+def test_ignores_what_precedes_the_first_boundary(client: httpx.Client, preamble: bytes, size: int) -> None:
+    body = preamble + OPEN + png() + b"\r\n--b--\r\n"
+    chunks = (body[start : start + size] for start in range(0, len(body), size))
+    assert client.post("/report", content=chunks, headers=MULTIPART).status_code == 200
+
+
+def test_empty_part_without_a_file_name_is_a_file_not_chosen(client: httpx.Client) -> None:
+    not_chosen = b'--b\r\nContent-Disposition: form-data; name="%s"; filename=""\r\n\r\n%s\r\n'
+    lateral, end = not_chosen % (b"lateral", b""), b"\r\n--b--\r\n"
+    assert client.post("/report", content=lateral + OPEN + png() + end, headers=MULTIPART).status_code == 200
+    problem(client.post("/report", content=lateral + b"--b--", headers=MULTIPART), 422, "missing_image", None)
+    problem(client.post("/report", content=lateral + OPEN + end, headers=MULTIPART), 422, "empty", "frontal")
+    chosen = not_chosen % (b"frontal", png()) + b"--b--"
+    assert client.post("/report", content=chosen, headers=MULTIPART).status_code == 200
 
 
 def test_rejects_files_and_bodies_above_the_limit(bundle: Path) -> None:

@@ -56,7 +56,7 @@ async def read_form(request: Request, form: type[Form], *, max_file_bytes: int, 
         Problem: 4xx; the request is wrong.
         ClientDisconnect: the client disconnected.
     """
-    _check_multipart(request)
+    boundary = _check_multipart(request)
     limits = _limits(form, max_file_bytes)
     files = sum(limit.code == _FILE_CODE for limit in limits.values())
     body = receive(
@@ -65,7 +65,7 @@ async def read_form(request: Request, form: type[Form], *, max_file_bytes: int, 
         timeout_s=timeout_s,
         remedy="Send the images at a lower resolution.",
     )
-    parser = _FormParser(request.headers, body, limits)
+    parser = _FormParser(request.headers, _without_preamble(body, b"\r\n--" + boundary), limits)
     try:
         await parser.parse()
     except MultiPartException as error:
@@ -134,7 +134,26 @@ def _quote_header(value: str) -> str:
     return f"is {value!r}" if value in _QUOTABLE else "is not supported"
 
 
-def _check_multipart(request: Request) -> None:
+async def _without_preamble(body: AsyncGenerator[bytes, None], delimiter: bytes) -> AsyncGenerator[bytes, None]:
+    """The body from its first boundary; RFC 2046 allows text before it."""
+    start, searched = bytearray(b"\r\n"), 0
+    async for chunk in body:
+        start += chunk
+        found = start.find(delimiter, searched)
+        if found >= 0:
+            yield bytes(start[found + 2 :])
+            break
+        if len(start) > MULTIPART_OVERHEAD:
+            raise Problem(
+                "malformed_multipart", f"No boundary begins within {MULTIPART_OVERHEAD:,} bytes. {_MALFORMED}"
+            )
+        searched = max(len(start) - len(delimiter) + 1, 0)
+    async for chunk in body:
+        yield chunk
+
+
+def _check_multipart(request: Request) -> bytes:
+    """The boundary."""
     refuse_compressed(request)
     content_type = request.headers.get("content-type", "")
     if len(content_type) > _MAX_CONTENT_TYPE:
@@ -150,6 +169,7 @@ def _check_multipart(request: Request) -> None:
     if request.query_params:
         name = quote(next(iter(request.query_params)))
         raise Problem("unknown_field", f"{name} is in the query string. Send it as a form field in the body.")
+    return options[b"boundary"]
 
 
 _FILE_CODE = "upload_too_large"
@@ -171,13 +191,16 @@ class _FormParser(MultiPartParser):
         self.complete = False
         self._limits = limits
         self._values: dict[str, bytearray] = {}
-        self._with_filename: set[str] = set()
+        self._filenames: dict[str, bytes] = {}
         self._name = ""
 
     def take_parts(self) -> dict[str, FormPart]:
-        """The parts by field name; the parser drops them."""
-        names = list(self._values)
-        return {name: FormPart(bytes(self._values.pop(name)), name in self._with_filename) for name in names}
+        """The parts by field name; the parser drops them.
+
+        Browsers send an empty part with an empty file name where no file was chosen.
+        """
+        names = [name for name, value in self._values.items() if value or self._filenames.get(name) != b""]
+        return {name: FormPart(bytes(self._values.pop(name)), name in self._filenames) for name in names}
 
     def on_headers_finished(self) -> None:
         _, options = parse_options_header(self._current_part.content_disposition)
@@ -190,7 +213,7 @@ class _FormParser(MultiPartParser):
         if name in self._values:
             raise Problem("duplicate_field", f"The field {name} was sent twice. Send it once.", field=name)
         if b"filename" in options:
-            self._with_filename.add(name)
+            self._filenames[name] = options[b"filename"]
         self._name, self._values[name] = name, bytearray()
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
