@@ -41,6 +41,8 @@ _MOST_INFLATED = 16 * 2**20  # bytes of a deflated header
 _MOST_INFLATED_EARLY = 2**20  # bytes of a deflated header of which only the first groups are read
 _MOST_ITEMS = 1_000  # items of a sequence, nested ones included
 _ITEMS = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"  # the tag of an item in both byte orders
+_DELIMITER = b"\xfe\xff\xdd\xe0"  # the tag that ends the fragments
+_MOST_FRAGMENTS = 20_000  # items of compressed pixels
 _SLACK = 64 * 1024  # bytes of padding that may follow the pixels
 
 _SEQUENCES = ("ModalityLUTSequence", "VOILUTSequence", "ViewCodeSequence", "AnatomicRegionSequence")
@@ -69,11 +71,16 @@ _MOST_BYTES: dict[int, int] = {  # of a needed element; of others 1,024, because
 
 @dataclass(frozen=True)
 class PixelElement:
-    """The bytes of PixelData; if ``encapsulated``, fragments with their item headers."""
+    """The bytes of PixelData; if ``encapsulated``, fragments with their item headers.
+
+    ``delimited`` is false for fragments without the delimiter that ends them: the last ones may
+    be missing.
+    """
 
     value: bytes
     vr: str
     encapsulated: bool
+    delimited: bool = True
 
 
 class DicomFile:
@@ -81,6 +88,7 @@ class DicomFile:
 
     Attributes:
         syntax: transfer syntax.
+        states_syntax: whether the file states it; the encoding of the header is found otherwise.
         header: the needed elements before the pixels.
         pixel_keyword: PixelData, FloatPixelData, DoubleFloatPixelData or None.
         cut_short: whether the header ends in the middle of an element.
@@ -94,6 +102,7 @@ class DicomFile:
         """
         opened = _ParsedPreamble(data, _MOST_INFLATED)
         self.syntax, self._body, self._inflater = opened.syntax, opened.body, opened.inflater
+        self.states_syntax = bool(opened.meta.get("TransferSyntaxUID"))
         reader = opened.reader
         self.header = _read(reader, self.syntax, _HEADER, lambda tag: tag in _PIXEL_TAGS)
         self._pixels_at = reader.tell()
@@ -121,13 +130,14 @@ class DicomFile:
             missing = self._pixels_at + expected + _SLACK - len(self._body)
             if missing > 0:
                 self._body += self._inflater.decompress(self._inflater.unconsumed_tail, missing)
+        start = self._pixels_at + (8 if self.header.original_encoding[0] else 12)
+        if self._body[start - 4 : start] == b"\xff\xff\xff\xff":
+            return _read_fragments(self._body, start)
         reader = _Reader(self._body)
         reader.seek(self._pixels_at)
         found = _read(reader, self.syntax, ("PixelData",), lambda tag: tag > _PIXEL_DATA, like=self.header)
-        if "PixelData" not in found:  # fragments without an end
-            raise ImageError("truncated", "The DICOM pixel data is cut short. Export the image again and resend it.")
         element: Any = found.get_item("PixelData")  # raw: not a sequence
-        return PixelElement(element.value or b"", element.VR or "OW", element.length == _UNDEFINED)
+        return PixelElement(element.value or b"", element.VR or "OW", encapsulated=False)
 
     def _tag_at(self, offset: int) -> int:
         if len(self._body) < offset + 4:
@@ -147,19 +157,55 @@ def read_elements(data: bytes, names: Sequence[str]) -> Dataset:
     return _read(opened.reader, opened.syntax, names, lambda tag: tag > last)
 
 
+def find_start(data: bytes) -> int | None:
+    """Offset of the meta information, or of the data set without it; None if the bytes are not DICOM.
+
+    Files in the field may lack the preamble, or have one of another length.
+    """
+    at = PREAMBLE if data[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC else data.find(MAGIC, 0, 2 * PREAMBLE)
+    if at == PREAMBLE or (at >= 0 and not data[:at].strip(b"\0")):
+        return at + len(MAGIC)
+    return 0 if _element_encoding(data[:8]) else None
+
+
+def _element_encoding(head: bytes) -> UID | None:
+    """Transfer syntax of a data set by its first 8 bytes; None unless they are an element of group 2 or 8."""
+    group, number = head[:2], head[2:4]
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    if group in (b"\2\0", b"\x08\0") and number[1:] == b"\0":
+        if explicit:
+            return ExplicitVRLittleEndian
+        return ImplicitVRLittleEndian if len(head) == 8 and head[6:] == b"\0\0" else None
+    return ExplicitVRBigEndian if group == b"\0\x08" and number[:1] == b"\0" and explicit else None
+
+
 class _ParsedPreamble:
     """A file with its meta information; ``reader`` is at the start of the data set in ``body``."""
 
     def __init__(self, data: bytes, most_inflated: int) -> None:
         self.body, self.inflater = data, None
         self.reader = _Reader(data, _MOST_VALUE)
-        self.reader.seek(PREAMBLE + len(MAGIC))
+        self.reader.seek(find_start(data) or 0)
         self.meta = _read(self.reader, ExplicitVRLittleEndian, _META, lambda tag: tag >> 16 != 2)
-        self.syntax = UID(str(self.meta.get("TransferSyntaxUID") or ImplicitVRLittleEndian).strip())
+        at = self.reader.tell()
+        encoding = _element_encoding(data[at : at + 8])
+        self.syntax = UID(str(self.meta.get("TransferSyntaxUID") or encoding or ImplicitVRLittleEndian).strip())
         if self.syntax == DeflatedExplicitVRLittleEndian:
             self.inflater = zlib.decompressobj(-zlib.MAX_WBITS)
             self.body = self.inflater.decompress(data[self.reader.tell() :], most_inflated)
             self.reader = _Reader(self.body, _MOST_VALUE)
+
+
+def _read_fragments(body: bytes, start: int) -> PixelElement:
+    """The fragments of a frame, which real files may not delimit, or delimit by zeros."""
+    end = start
+    for _ in range(_MOST_FRAGMENTS):
+        if body[end : end + 4] != _ITEMS[0]:
+            return PixelElement(body[start:end], "OB", True, delimited=body[end : end + 4] == _DELIMITER)
+        end += 8 + int.from_bytes(body[end + 4 : end + 8], "little")
+        if end > len(body):
+            raise ImageError("truncated", "The DICOM pixel data is cut short. Export the image again and resend it.")
+    raise ImageError("truncated", f"The DICOM pixel data has more than {_MOST_FRAGMENTS:,} fragments.")
 
 
 def _little_endian(syntax: UID) -> bool:

@@ -20,7 +20,7 @@ from model.images.dicom.codecs import (
     choose_decoder,
 )
 from model.images.dicom.numbers import read_floats, read_int
-from model.images.dicom.parse import DicomFile
+from model.images.dicom.parse import DicomFile, PixelElement
 from model.images.errors import ImageError, ImageLimits, check_counts, check_size
 from model.images.structure import FrameHeader
 
@@ -29,6 +29,7 @@ StoredValues = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # (H, W), the sto
 GREY = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_END_OF_IMAGE = b"\xff\xd9"  # marker of JPEG, JPEG-LS and JPEG 2000
 _DAMAGED = "Export the image again and resend it."
 
 
@@ -129,6 +130,12 @@ def decode(file: DicomFile, fmt: PixelFormat, limits: ImageLimits) -> tuple[npt.
     decoder, plugin = choose_decoder(file.syntax, fmt.stored, fmt.samples)
     element = file.pixels(fmt.length)
     native = file.syntax in NATIVE
+    if element.encapsulated == native and not file.states_syntax:
+        raise ImageError(
+            "truncated",
+            "The DICOM file lacks its meta information, and with it the transfer syntax of its compressed pixels. "
+            "Export it as a DICOM file (Part 10) and resend it.",
+        )
     if element.encapsulated == native:
         raise ImageError("truncated", f"The DICOM pixel data does not match its transfer syntax. {_DAMAGED}")
     source = element.value[: fmt.length + fmt.length % 2] if native else element.value
@@ -138,7 +145,7 @@ def decode(file: DicomFile, fmt: PixelFormat, limits: ImageLimits) -> tuple[npt.
             f"The DICOM pixel data holds {len(source):,} bytes; {fmt.columns} x {fmt.rows} pixels need "
             f"{fmt.length:,}. {_DAMAGED}",
         )
-    frame = None if native else _check_compressed(source, file, fmt, limits)
+    frame = None if native else _check_compressed(element, file, fmt, limits)
     if plugin == PILLOW:
         fmt = replace(fmt, allocated=8, stored=min(fmt.stored, 8), shift=0)
     planar = fmt.planar and native  # codecs define the order of samples (PS3.5 8.2)
@@ -165,14 +172,18 @@ def decode(file: DicomFile, fmt: PixelFormat, limits: ImageLimits) -> tuple[npt.
     return _stored_values(values, fmt, shift), fmt.stored
 
 
-def _check_compressed(source: bytes, file: DicomFile, fmt: PixelFormat, limits: ImageLimits) -> FrameHeader:
+def _check_compressed(element: PixelElement, file: DicomFile, fmt: PixelFormat, limits: ImageLimits) -> FrameHeader:
     """The header of a compressed frame, which agrees with the DICOM header."""
     table = "bytes in its offset table"
-    check_counts("DICOM image", {table: int.from_bytes(source[4:8], "little")}, {table: limits.offset_table_bytes})
+    check_counts(
+        "DICOM image", {table: int.from_bytes(element.value[4:8], "little")}, {table: limits.offset_table_bytes}
+    )
     try:
-        data = get_frame(source, 0, number_of_frames=1)
+        data = get_frame(element.value, 0, number_of_frames=1)
     except Exception as error:  # pydicom raises several types
         raise ImageError("truncated", f"The fragments of the DICOM pixel data are damaged. {_DAMAGED}") from error
+    if not element.delimited and file.syntax != RLE and not data.rstrip(b"\0").endswith(_END_OF_IMAGE):
+        raise ImageError("truncated", f"The DICOM pixel data is cut short. {_DAMAGED}")
     frame = check_frame(data, file.syntax, fmt.rows, fmt.columns, fmt.samples, fmt.allocated, limits)
     if file.syntax in (JPEG_BASELINE, JPEG_EXTENDED):
         _check_lossy_jpeg(file, fmt, frame.precision)

@@ -17,7 +17,7 @@ from pydicom.pixels.processing import apply_color_lut
 
 from model.images.dicom.header import DicomMetadata, check_kind, read_metadata
 from model.images.dicom.lut import apply_grayscale_pipeline, apply_table
-from model.images.dicom.parse import MAGIC, PREAMBLE, DicomFile
+from model.images.dicom.parse import DicomFile, find_start
 from model.images.dicom.pixel_data import GREY, PALETTE, decode, read_pixel_format
 from model.images.errors import ImageError, ImageLimits, check_counts
 
@@ -27,15 +27,15 @@ _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601-2, as Pillow's
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether the bytes start with a DICOM preamble."""
-    return data[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC
+    """Whether the bytes are a DICOM file, with or without its preamble."""
+    return find_start(data) is not None
 
 
 def read_dicom(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomMetadata]:
     """Decode one DICOM radiograph.
 
     Args:
-        data: the file, from its preamble on.
+        data: the file.
         limits: bounds on Rows x Columns.
 
     Returns:
