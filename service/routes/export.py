@@ -27,6 +27,7 @@ from service.web.request_body import receive, refuse_compressed
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_CONTAINERS = 10_000  # lists and objects; pydantic needs seconds for a body of brackets
+MAX_NAMES = 25_000  # colons; a body of unknown names would block the event loop for half a second
 _NO_SR = "it refers to the DICOM images, which only POST /report receives"
 router = APIRouter()
 
@@ -79,6 +80,8 @@ async def _read_body(request: Request, *, timeout_s: float) -> ExportRequest:
         body += chunk
     if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:
         raise Problem("invalid_request", f"The body has more than {MAX_CONTAINERS:,} lists and objects. {remedy}")
+    if body.count(b":") > MAX_NAMES:
+        raise Problem("invalid_request", f"The body has more than {MAX_NAMES:,} names of values. {remedy}")
     try:
         return ExportRequest.model_validate_json(bytes(body), strict=True)
     except ValidationError as error:
