@@ -184,6 +184,25 @@ def test_rejects_invalid_files_with_a_specific_code(code: str, read: Callable[[b
     assert str(caught.value).endswith(".")
 
 
+WIDE = ramp().astype(np.uint16) * 16
+OTHER_FORMATS = {
+    "JPEG files of 12 bits": imagecodecs.jpeg8_encode(WIDE, 95, bitspersample=12),
+    "JPEG files of 16 bits": imagecodecs.jpeg8_encode(WIDE, lossless=True, predictor=1, bitspersample=16),
+    "JPEG-LS files": imagecodecs.jpegls_encode(WIDE),
+    "JPEG 2000 files": imagecodecs.jpeg2k_encode(WIDE, level=0, codecformat="j2k"),
+    "JPEG 2000 files ": imagecodecs.jpeg2k_encode(WIDE, level=0, codecformat="jp2"),
+    "AVIF, HEIC or video files": bytes(3) + b"\x20ftypavif" + bytes(60),
+    "ZIP files": b"PK\3\4" + bytes(60),
+}
+
+
+@pytest.mark.parametrize("words", OTHER_FORMATS)
+def test_names_other_formats(words: str) -> None:
+    with pytest.raises(ImageError, match=words.strip()) as caught:
+        load_pixels(OTHER_FORMATS[words], S)
+    assert caught.value.code == "unsupported_format"
+
+
 @pytest.mark.parametrize("keep", [10, 60, 200, -30])
 def test_rejects_truncated_jpeg(keep: int) -> None:
     with pytest.raises(ImageError) as caught:

@@ -23,6 +23,11 @@ from model.images.structure import JPEG_MAGIC, PNG_MAGIC, check_jpeg, check_png
 from model.types import DraftWarning, Pixels, Resample, View
 
 _FORMATS = ("PNG", "JPEG")
+_OTHER_FORMATS = {
+    b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"RIFF": "WebP",
+    b"\xff\x4f\xff\x51": "JPEG 2000", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL", b"PK\3\4": "ZIP", b"\x1f\x8b": "gzip",
+}  # fmt: skip
 _THUMBNAIL_QUALITY = 85
 _BAND = 256  # rows
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # ImageLimits has a stricter bound
@@ -107,7 +112,11 @@ def _read_raster(data: bytes, limits: ImageLimits) -> Image.Image:
     if data.startswith(PNG_MAGIC):
         exif = check_png(data, limits)
     elif data.startswith(JPEG_MAGIC):
-        check_jpeg(data, limits)
+        frame = check_jpeg(data, limits)
+        if frame is not None and frame.precision != 8:
+            raise _unsupported(f"JPEG files of {frame.precision} bits, unlike those of 8,")
+        if frame is None and check_jpeg(data, limits, jpeg_ls=True):
+            raise _unsupported("JPEG-LS files")
     else:
         raise _not_an_image(data)
     try:
@@ -165,11 +174,16 @@ def _read_wide_png(data: bytes, header: Image.Image, exif: bytes) -> Image.Image
 def _not_an_image(data: bytes) -> ImageError:
     if data.startswith((PNG_MAGIC, JPEG_MAGIC)):
         return ImageError("truncated", "The image file is cut short or damaged. Export it again and resend it.")
-    kinds = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"RIFF": "WebP"}
-    for magic, kind in kinds.items():
-        if data.startswith(magic):
-            return ImageError("unsupported_format", f"{kind} files are not supported. Send a PNG, JPEG or DICOM file.")
+    kind = next((kind for magic, kind in _OTHER_FORMATS.items() if data.startswith(magic)), "")
+    if data[4:8] == b"ftyp":
+        kind = "AVIF, HEIC or video"
+    if kind:
+        return _unsupported(f"{kind} files")
     return ImageError("not_an_image", f"These {len(data):,} bytes are not an image. Send a PNG, JPEG or DICOM file.")
+
+
+def _unsupported(what: str) -> ImageError:
+    return ImageError("unsupported_format", f"{what} are not supported. Send a PNG, JPEG or DICOM file.")
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
