@@ -141,8 +141,8 @@ def _with(**changes: Any) -> dict[str, Any]:
             "The body has more than 10,000 lists",
         ),
         (
-            _with(model={**REPORT_EXAMPLE["model"], "trained_on": {f"{CANARY}{n}": 1 for n in range(25_000)}}),
-            "The body has more than 25,000 names",
+            _with(model={**REPORT_EXAMPLE["model"], "trained_on": {f"{CANARY}{n}": 1 for n in range(12_000)}}),
+            "The body has more than 12,000 names",
         ),
         (json.dumps(_with()).replace('"licence"', f'"{CANARY}": {"[" * 1000}{"]" * 1000}, "licence"').encode(), "json"),
         (json.dumps(_with()).encode().replace(b'"rank": 1', b'"rank": ' + b"1" * 4_000), "report.reference_cases"),

@@ -27,7 +27,7 @@ from service.web.request_body import receive, refuse_compressed
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_CONTAINERS = 10_000  # lists and objects; pydantic needs seconds for a body of brackets
-MAX_NAMES = 25_000  # colons; a body of unknown names would block the event loop for half a second
+MAX_NAMES = 12_000  # colons; a body of 80,000 unknown names would block the event loop for half a second
 _NO_SR = "it refers to the DICOM images, which only POST /report receives"
 router = APIRouter()
 
