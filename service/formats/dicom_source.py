@@ -10,13 +10,15 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
 
+from pydicom.dataelem import RawDataElement
 from starlette.concurrency import run_in_threadpool
 
 from model.images import ImageError, is_dicom
 from model.images.dicom.parse import read_elements
+from service.formats.dicom_text import decode_name
 from service.web.problems import Problem
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class SourceImage:
         patient_birth_date, study_date: YYYYMMDD.
         patient_sex: M, F or O.
         study_time: HHMMSS, with a fraction or shorter.
+        unreadable: keywords of names whose character set cannot be found.
     """
 
     sop_class_uid: str = ""
@@ -55,12 +58,15 @@ class SourceImage:
     study_date: str = ""
     study_time: str = ""
     referring_physician_name: str = ""
+    unreadable: tuple[str, ...] = ()
 
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> Self:
         """Read the identity from a DICOM header; invalid values are left out."""
-        found = {entry.name: _text(dataset, KEYWORDS[entry.name]) for entry in fields(cls)}
-        return cls(**{name: value if _usable(name, value) else "" for name, value in found.items()})
+        found = {name: _text(dataset, keyword) for name, keyword in KEYWORDS.items()}
+        unreadable = tuple(KEYWORDS[name] for name, value in found.items() if value is None)
+        usable = {name: value for name, value in found.items() if value is not None and _usable(name, value)}
+        return cls(**usable, unreadable=unreadable)
 
     @property
     def missing(self) -> list[str]:
@@ -85,8 +91,12 @@ KEYWORDS = {
 }
 
 
-def _text(dataset: Dataset, keyword: str) -> str:
+def _text(dataset: Dataset, keyword: str) -> str | None:
+    """The text; None for a name that cannot be decoded."""
     try:
+        element: Any = dataset.get_item(keyword)
+        if keyword.endswith("Name") and isinstance(element, RawDataElement):
+            return decode_name(element.value or b"", dataset.get("SpecificCharacterSet"))
         value = dataset.get(keyword)
     except Exception:  # pydicom decodes here and raises many kinds of exceptions
         return ""

@@ -50,6 +50,7 @@ FINDING = CodedConcept("121071", "DCM", "Finding")  # CID 7002
 COMMENT = CodedConcept("121106", "DCM", "Comment")
 ENGLISH = CodedConcept("en", "RFC5646", "English")
 ABSENT = Code("272519000", "Absent")  # of DICOM's CID 240; SNOMED CT has two concepts of this name
+_UNREADABLE = "The {} of an image could not be read in the character set that the image declares; it is left out."
 _LO = 64  # maximum length of DICOM's VR LO
 _SH = 16
 _DEVICES = uuid.UUID("0c0b6d4e-5c3a-4d0e-9a55-2f6f0a1f7c11")  # namespace of the device UIDs, generated once
@@ -135,6 +136,8 @@ def _root(report: ReportResponse, views: int, sources: Sequence[SourceImage]) ->
         items.append(_text(_private_code("refined", "Rewritten draft"), _refined(report.refined)))
     for warning in report.warnings:
         items.append(_text(_private_code("warning", "Warning"), f"{warning.code}: {warning.message}"))
+    unreadable = dict.fromkeys(keyword for source in sources for keyword in source.unreadable)
+    items.extend([_text(COMMENT, _UNREADABLE.format(keyword)) for keyword in unreadable])
     items.extend([_check(number, check) for number, check in enumerate(report.image_checks, 1)])
     items.extend([_case(case) for case in report.reference_cases])
     if report.model.licence.strip():
