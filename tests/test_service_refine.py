@@ -268,42 +268,6 @@ def refiner(model: Completions, metrics: Metrics | None = None, **changes: Any) 
     return Refiner(Settings(refine_url=model.url, refine_model="local-llm", **changes), metrics or Metrics())
 
 
-REASON = "The user wants a rewrite. Maybe there is a large <5 cm pneumothorax?"
-
-
-@pytest.mark.parametrize("marked", [
-    "<think>{}</think>\n{}", "{}\n</think>\n\n{}", "<thinking>\n{}\n</thinking>{}", "<seed:think>{}</seed:think>{}",
-    "[THINK]{}[/THINK]{}", "{}[/THINK]{}", "◁think▷{}◁/think▷{}", "<unused94>thought\n{}<unused95>{}",
-    "<think>{}</think><answer>{}</answer>", "<|channel>thought\n{}<channel|>{}", "analysis{}assistantfinal{}",
-    "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>",
-    "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final <|constrain|>text<|message|>{}",
-    "<|START_THINKING|>{}<|END_THINKING|><|START_RESPONSE|>{}<|END_RESPONSE|>",
-    "<|begin_of_thought|>{}<|end_of_thought|><|begin_of_solution|>{}<|end_of_solution|>",
-])  # fmt: skip
-def test_reasoning_is_no_part_of_the_text(model: Completions, marked: str) -> None:
-    model.answer = respond_with(completion(marked.format(REASON, "Clear lungs. A nodule < 5 mm.")))
-    assert asyncio.run(Chat(model.url, "m").ask("", "")) == "Clear lungs. A nodule < 5 mm."
-
-
-@pytest.mark.parametrize("start", [
-    "<think>", "<thinking>", "[THINK]", "◁think▷", "<|channel|>analysis<|message|>", "<unused94>thought", "analysis",
-    "Clear lungs. <think>", "<plan>", "<|START_THINKING|>",
-])  # fmt: skip
-def test_refuses_reasoning_without_an_end(model: Completions, start: str) -> None:
-    model.answer = respond_with(completion(start + REASON))
-    with pytest.raises(ChatError, match="reasoning without an end"):
-        asyncio.run(Chat(model.url, "m").ask("", ""))
-
-
-@pytest.mark.parametrize("piece", ["<|channel|>final", "<think", "</a:", "analysis", "<|channel|> "])
-def test_marks_are_found_in_linear_time(model: Completions, piece: str) -> None:
-    model.answer = respond_with(completion(piece * (MAX_ANSWER_BYTES // len(piece) - 50)))
-    began = time.monotonic()
-    with pytest.raises(ChatError):
-        asyncio.run(Chat(model.url, "m").ask("", ""))
-    assert time.monotonic() - began < 1
-
-
 def test_queued_calls_that_time_out_are_not_failures(model: Completions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refine, "MAX_CONCURRENCY", 1)
     monkeypatch.setattr(refine, "MAX_QUEUE", 1)
