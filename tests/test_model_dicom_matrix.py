@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
+import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import imagecodecs
@@ -27,7 +30,7 @@ from tests.support.dicom import (
     refused,
 )
 
-JPEG_LS, JPEG_2000, JPEG_2000_LOSSY = (f"1.2.840.10008.1.2.4.{number}" for number in (80, 90, 91))
+JPEG_LS, JPEG_LS_NEAR, JPEG_2000, JPEG_2000_LOSSY = (f"1.2.840.10008.1.2.4.{number}" for number in (80, 81, 90, 91))
 Y, X = np.mgrid[0:40, 0:64]
 PICTURE = (X / 63 + Y / 39) / 2 * 0.8 + 0.2 * (np.hypot(X - 20, Y - 15) < 9)  # 0..1
 PICTURE = (PICTURE - PICTURE.min()) / np.ptp(PICTURE)
@@ -220,3 +223,28 @@ def test_masks_overlays_of_reversible_frames_in_lossy_syntaxes() -> None:
     packed = words(Options(high="overlay"))
     data = encapsulated(dataset(packed, stored=12), JPEG_2000_LOSSY, jpeg_2000(packed, 16))
     np.testing.assert_array_equal(greys(data), greys(file_of(Options())))
+
+
+def test_refuses_overlays_in_frames_that_lost_bits() -> None:
+    packed = words(Options(high="overlay"))
+    irreversible = imagecodecs.jpeg2k_encode(packed, level=60, codecformat="j2k", reversible=False)
+    near = imagecodecs.jpegls_encode(packed, level=3)
+    for frame, syntax in ((irreversible, JPEG_2000_LOSSY), (near, JPEG_LS_NEAR)):
+        error = refused(encapsulated(dataset(packed, stored=12), syntax, frame))
+        assert (error.code, "lossy frame of 16 bits" in str(error)) == ("unsupported_pixels", True)
+    near_plain = encapsulated(
+        dataset(words(Options()), stored=12), JPEG_LS_NEAR, imagecodecs.jpegls_encode(words(Options()), level=3)
+    )
+    assert np.abs(greys(near_plain) - greys(file_of(Options()))).max() < 1
+
+
+@pytest.mark.skipif(shutil.which("dcmcjpeg") is None, reason="dcmtk is not installed")
+@pytest.mark.parametrize("encoder", ["dcmcjpeg", "dcmcjpls", "dcmcrle"])
+@pytest.mark.parametrize(("signed", "high"), [(True, "zero"), (True, "sign"), (False, "overlay"), (False, "rubbish")])
+def test_files_compressed_by_dcmtk_give_the_greys_of_the_native_file(
+    tmp_path: Path, encoder: str, signed: bool, high: str
+) -> None:
+    native = file_of(Options(signed=signed, high=high, voi="window"))
+    (tmp_path / "native.dcm").write_bytes(native)
+    subprocess.run([encoder, tmp_path / "native.dcm", tmp_path / "packed.dcm"], check=True)
+    np.testing.assert_array_equal(greys((tmp_path / "packed.dcm").read_bytes()), greys(native))
