@@ -136,6 +136,8 @@ class DicomFile:
         reader = _Reader(self._body)
         reader.seek(self._pixels_at)
         found = _read(reader, self.syntax, ("PixelData",), lambda tag: tag > _PIXEL_DATA, like=self.header)
+        if "PixelData" not in found:
+            raise ImageError("truncated", "The DICOM pixel data is cut short. Export the image again and resend it.")
         element: Any = found.get_item("PixelData")  # raw: not a sequence
         return PixelElement(element.value or b"", element.VR or "OW", encapsulated=False)
 
