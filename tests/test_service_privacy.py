@@ -77,7 +77,7 @@ def wrong_requests(client: httpx.Client) -> list[httpx.Response]:
         {"files": {"frontal": (name, canary_png()[:-40])}},
         {"files": {"frontal": (name, canary_jpeg()[:-400])}},
         {"files": {"frontal": (name, canary_dicom()[:-500], "application/dicom")}},
-        {"files": {"frontal": (name, canary_dicom()[128:])}},
+        {"files": {"frontal": (name, canary_dicom()[200:])}},
         {"files": {CANARY["field"]: (name, png())}},
         {"files": good, "data": {"top_k": CANARY["value"]}},
         {"files": {"lateral": ("f", png())}, "data": {"frontal": f"/scans/{CANARY['body']}.png"}},
