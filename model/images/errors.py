@@ -26,19 +26,19 @@ class ImageLimits:
 
     Attributes:
         min_side: shortest side accepted, in pixels.
-        max_pixels: width x height accepted. 64 million is four times a 4,300 x 3,500 detector.
+        max_pixels: width x height accepted.
         segments: segments of a JPEG; chunks of a PNG without those of its pixels.
         metadata_bytes: bytes of comments and application data in a JPEG, of all chunks but the
             pixels in a PNG.
         tiff_entries: entries of an EXIF block.
-        png_chunks: all chunks of a PNG. 32 MiB in pieces of 8 KiB have 4,096.
+        png_chunks: all chunks of a PNG.
         png_compressed_chunks: compressed texts and colour profiles, each of up to 1 MiB inflated.
-        jpeg_scans: scans of a JPEG. An ordinary progressive one has 10.
-        jpeg_blocks: blocks of 8 x 8 samples in all scans together; 32 million empty ones take about
-            1.5 s. 64 million pixels in the usual 10 scans have 14 million.
+        jpeg_scans: scans of a JPEG.
+        jpeg_blocks: blocks of 8 x 8 samples in all scans together; 64 million pixels in 10 scans have 14
+            million.
         jpeg_table_bytes: bytes of tables and headers in a JPEG.
         jpeg_fill_bytes: bytes between the segments before the first scan.
-        offset_table_bytes: basic offset table of compressed DICOM pixels; one frame needs 4 bytes.
+        offset_table_bytes: basic offset table of compressed DICOM pixels.
         jpeg_2000_segments: segments and tile-parts of a JPEG 2000 codestream.
         jpeg_2000_blocks: packets and code-blocks of a JPEG 2000 codestream.
     """
