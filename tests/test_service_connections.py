@@ -214,10 +214,10 @@ def test_ends_all_pipelined_requests_of_a_client_that_left(
     port: int, server: uvicorn.Server, application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
     with connect(port, reads=False) as client:
-        client.sendall((GET % b"/large") * 20)
+        client.sendall((GET % b"/large") * protocol.MAX_PIPELINED)
         until(lambda: application.sending)
-    until(lambda: not application.sending)
-    assert application.disconnected == 1
+    until(lambda: application.disconnected == 1)
+    until(lambda: not server.server_state.connections)
     assert not server.server_state.connections
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
