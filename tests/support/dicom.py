@@ -59,7 +59,7 @@ def dataset(
     made = Dataset()
     made.file_meta = FileMetaDataset()
     made.file_meta.TransferSyntaxUID = UID(syntax)
-    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = sop_class
+    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = UID(sop_class)
     made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = generate_uid(entropy_srcs=["film"])
     made.Rows, made.Columns = values.shape[:2]
     made.SamplesPerPixel, made.PhotometricInterpretation = (3 if values.ndim == 3 else 1), photometric
