@@ -1,4 +1,4 @@
-"""Attack a running service in many ways beside honest clients, and check what the service promises.
+"""Attack a running service in many ways while honest clients use it, and check what the service promises.
 
     python -m benchmarks.attacks [--minutes 10] [--only NAME …] [--bundle DIR | --tiny] [--out runs/attacks]
     python -m benchmarks.attacks --each [--seconds 10]      each attack alone, one row of the table for each

@@ -8,8 +8,8 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from model.types import View
 from service.inference.decode_pool import DecodeError, DecodePool
 from tests.support.dicom import dicom
 from tests.support.service import WAIT_S, encode, png, scene
+from tests.support.tiny import soft_limit
 
 pytestmark = pytest.mark.anyio
 SIZE = 64
@@ -35,17 +36,6 @@ async def opened(workers: int = 1, memory_mib: int = 1024, cpu_s: float = 20.0) 
     finally:
         await pool.close()
         assert pool.pids == []
-
-
-@contextmanager
-def largest_number_of_files(count: int) -> Iterator[None]:
-    """A limit on the descriptors of this process."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def readable(pool: DecodePool) -> bool:
@@ -152,7 +142,7 @@ async def test_signals_for_the_service_do_not_reach_workers() -> None:
 async def test_failed_start_costs_no_later_request() -> None:
     async with opened() as pool:
         os.close(next_descriptor := os.open(os.devnull, os.O_RDONLY))
-        with largest_number_of_files(next_descriptor):
+        with soft_limit(resource.RLIMIT_NOFILE, next_descriptor):
             waiting = [asyncio.create_task(readable(pool)) for _ in range(3)]
             done = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), WAIT_S)
             assert {type(error) for error in done} == {DecodeError}

@@ -2,7 +2,7 @@
 
 Each worker decodes one image at a time. A worker is killed when its request is cancelled (deadline,
 disconnected client, shutdown), and the system kills it when an image takes too much processor time;
-the next request gets a new one. The memory of all decoding is at most the number of workers times
+another one starts at once. The memory of all decoding is at most the number of workers times
 the limit of one.
 """
 
@@ -150,7 +150,7 @@ class DecodePool:
             await self._kill(worker)
 
     def _spawn(self) -> bool:
-        """Start a worker in the background, unless all exist; whoever waits first gets it."""
+        """Start a worker in the background, unless all exist; the call that has waited longest gets it."""
         if self._closed or len(self._workers) + len(self._starting) >= self._size:
             return False
         task = asyncio.create_task(self._start())

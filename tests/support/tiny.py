@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -150,11 +150,16 @@ def random_patches(model: ReportModel, studies: int, *, seed: int | None = None)
 
 
 @contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """A disk that has no room for files above ``size`` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+def soft_limit(limit: int, value: int) -> Iterator[None]:
+    """A soft limit of this process, such as ``resource.RLIMIT_NOFILE``."""
+    before = resource.getrlimit(limit)
+    resource.setrlimit(limit, (value, before[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        resource.setrlimit(limit, before)
+
+
+def largest_file(size: int) -> AbstractContextManager[None]:
+    """A disk that has no room for files above ``size`` bytes."""
+    return soft_limit(resource.RLIMIT_FSIZE, size)

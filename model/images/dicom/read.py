@@ -95,7 +95,7 @@ def _check_segments(words: Sequence[int], depth: int) -> None:
             check_counts("DICOM palette", count, {"entries": _MOST_PALETTE_ENTRIES})
             if kind == 2:  # repeats other segments
                 offset = words[at + 2 : at + 2 + 32 // depth]
-                expand(sum(word << depth * place for place, word in enumerate(offset)), length or -1)
+                expand(sum(word << depth * position for position, word in enumerate(offset)), length or -1)
             at += 2 + (length, 1, 32 // depth)[min(kind, 2)]
             segments -= 1
 
