@@ -1,9 +1,14 @@
 # The serving image: model, retrieval index, service; no training code, no weights, no reports.
 #
-# CUDA comes from the PyTorch wheels (CUDA 13), so a slim Python base is enough. A GPU host needs NVIDIA
-# driver R580 or newer and the NVIDIA Container Toolkit; without a GPU the same image runs on the CPU.
+# CUDA comes from the PyTorch wheels, so a slim Python base is enough. A GPU host needs the NVIDIA Container
+# Toolkit and a driver that fits TORCH; without a GPU the same image runs on the CPU.
 #
-#   docker build -t cxr-report .
+#   TORCH          CUDA                driver
+#   default        13                  R580 or newer
+#   cu126, cu128   12 (PyTorch 2.9)    R525 or newer
+#   cpu            none, 4 GB less     none
+#
+#   docker build -t cxr-report .              # or: --build-arg TORCH=cu126
 #   docker run --rm --init --gpus all -p 127.0.0.1:8000:8000 -v "$PWD/bundles:/app/bundles:ro" cxr-report
 #
 # `python -m tests.support.replay_image` reads this file and replays its steps without Docker.
@@ -19,10 +24,12 @@ WORKDIR /src
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 # Dependencies first: they change rarely, and their layer is the largest.
-COPY pyproject.toml constraints.txt ./
+ARG TORCH=default
+COPY pyproject.toml constraints.txt constraints-oldest.txt ./
+COPY deploy/install.sh deploy/
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
       > /tmp/requirements.txt \
- && pip install -c constraints.txt -r /tmp/requirements.txt
+ && sh deploy/install.sh "$TORCH" -r /tmp/requirements.txt
 COPY README.md LICENSE ./
 COPY model model
 COPY retrieval_index retrieval_index
@@ -30,10 +37,11 @@ COPY service service
 RUN pip install --no-deps .
 
 FROM ${PYTHON_IMAGE}
+ARG TORCH=default
 LABEL org.opencontainers.image.title="cxr-report" \
       org.opencontainers.image.description="Drafts chest X-ray findings for research; not a medical device" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      cxr-report.nvidia-driver.minimum="580"
+      cxr-report.torch="${TORCH}"
 # New volumes inherit the owner: .bundles, where `hydrate` writes, and cases, for REPORT_USER_CASES_DIR.
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin report \
  && install -d /app /app/bundles \

@@ -5,6 +5,8 @@
 #   make serve REPORTS=file.tgz    the same with a local report archive
 #   make test                      install and run the tests, with one process per core, at most four
 #   make test WORKERS=0            the same in one process
+#   make test-oldest               the same with the oldest supported PyTorch, in .venv-oldest
+#   make serve TORCH=cpu           install PyTorch without CUDA: 200 MB instead of 5 GB (more: deploy/install.sh)
 #   make develop                   install the dependencies of training and tests
 #   make lint                      ruff, formatting, mypy --strict
 #   make bench                     measure the speed table (under ten minutes)
@@ -29,15 +31,21 @@ OUT     ?= runs/smoke
 
 BIN      := $(VENV)/bin
 STAMPS   := $(VENV)/.stamps
-INSTALL  := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+# The PyTorch of the environment, which later commands keep; an environment of 0.2 has the default.
+HAS      := $(or $(shell cat $(STAMPS)/torch 2>/dev/null),$(if $(wildcard $(STAMPS)/serve),default))
+TORCH    ?= $(or $(HAS),default)
+INSTALL   = PYTHON=$(BIN)/python RECORD=$(STAMPS)/torch PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
+            sh deploy/install.sh $(TORCH)
+PINS     := pyproject.toml constraints.txt constraints-oldest.txt
+SAY_SIZE  = @echo "installing into $(VENV), TORCH=$(TORCH): the first time minutes and 5 GB (cpu: 0.5 GB)"
 HYDRATED := .bundles/$(notdir $(patsubst %/,%,$(BUNDLE)))-hydrated
 TRAIN     = $(BIN)/python -m training.run --dataset openi --root $(ROOT) --preset smoke --out $(OUT) \
             --device $(DEVICE) --resume --replace
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve hydrate develop test lint format bench fuzz soak compare-servers train-smoke phantoms compose-check \
-        replay-image clean
+.PHONY: help serve hydrate develop test test-oldest lint format bench fuzz soak compare-servers train-smoke phantoms \
+        compose-check replay-image clean same-torch
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -68,6 +76,9 @@ develop: $(STAMPS)/develop
 # The tests of a module run in one process and share its fixtures; tests/conftest.py puts the long ones first.
 test: $(STAMPS)/develop
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest TORCH=oldest
 
 lint: $(STAMPS)/develop
 	$(BIN)/ruff check .
@@ -107,7 +118,7 @@ replay-image: $(STAMPS)/develop
 	$(BIN)/python -m tests.support.replay_image $(REPLAY_ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # --- what is installed ------------------------------------------------------------------------------------------
 
@@ -117,12 +128,17 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || \
 	  { echo "no virtual environment could be made; on Debian: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
 
-$(STAMPS)/serve: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "installing into $(VENV) (the first time some 5 GB, PyTorch with its CUDA libraries: minutes)"
-	$(INSTALL) -e .
-	@mkdir -p $(STAMPS) && touch $@
+# An environment keeps its PyTorch, because pip does not replace a build of the same version.
+same-torch:
+	@[ $(TORCH) = $(or $(HAS),$(TORCH)) ] || \
+	  { echo "$(VENV) has TORCH=$(HAS); add VENV=.venv-$(TORCH), or run make clean first" >&2; exit 1; }
 
-$(STAMPS)/develop: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "installing into $(VENV) (the first time some 5 GB, PyTorch with its CUDA libraries: minutes)"
+$(STAMPS)/serve: $(PINS) | $(BIN)/python same-torch
+	$(SAY_SIZE)
+	$(INSTALL) -e .
+	@touch $@
+
+$(STAMPS)/develop: $(PINS) | $(BIN)/python same-torch
+	$(SAY_SIZE)
 	$(INSTALL) -e '.[train,dev]'
-	@mkdir -p $(STAMPS) && touch $(STAMPS)/serve $@
+	@touch $(STAMPS)/serve $@

@@ -255,4 +255,13 @@ def test_the_image_has_an_unprivileged_user_and_a_health_check() -> None:
     check = final.last("HEALTHCHECK")
     assert "/health" in check.rest
     assert seconds(check.flags["timeout"]) < seconds(check.flags["interval"])
-    assert 'nvidia-driver.minimum="580"' in final.last("LABEL").rest
+
+
+def test_one_build_argument_chooses_the_pytorch_of_the_image() -> None:
+    stages = parse_dockerfile(dockerfile())
+    assert [stage.last("ARG").rest for stage in stages] == ["TORCH=default"] * 2
+    assert any('install.sh "$TORCH" -r ' in step.rest for step in stages[0].instructions if step.name == "RUN")
+    assert 'cxr-report.torch="${TORCH}"' in stages[-1].last("LABEL").rest
+    for name in ("report", "hydrate"):  # they share an image
+        assert load(BASE)["services"][name]["build"]["args"]["TORCH"] == "default"
+        assert load(BASE, environment={"TORCH": "cu126"})["services"][name]["build"]["args"]["TORCH"] == "cu126"

@@ -223,6 +223,13 @@ def test_constraints_pin_every_dependency_without_hosts() -> None:
     assert not missing
 
 
+def test_the_oldest_pytorch_is_the_floor_of_the_dependencies() -> None:
+    wanted = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    lines = (REPOSITORY / "constraints-oldest.txt").read_text().splitlines()
+    pins = [pin for pin in lines if not pin.startswith("#")]
+    assert [re.sub(r"==(\d+\.\d+)\.\d+", r">=\1", pin) for pin in pins] == wanted[:2]
+
+
 def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 

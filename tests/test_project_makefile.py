@@ -1,4 +1,4 @@
-"""The targets of the Makefile; a script that records its arguments replaces Python, nothing is installed."""
+"""The targets of the Makefile and deploy/install.sh; a script that records its arguments replaces Python."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ STAND_IN = """#!/bin/sh
 echo "$*" >> "$CALLS"
 case "$*" in
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m pip install -c "*) cp "$5" constraints.used ;;
+  *urlopen*) [ -z "$OFFLINE" ] || exit 1 ;;
   *retrieval_index.hydrate*)
     [ -z "$OFFLINE" ] || exit 3
     [ -e .bundles/iu-xray-hydrated ] && exit 0  # up to date, left alone
@@ -30,7 +32,8 @@ class Clone:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (root / "deploy").mkdir()
+        for name in ("Makefile", "pyproject.toml", "constraints.txt", "constraints-oldest.txt", "deploy/install.sh"):
             shutil.copy(REPOSITORY / name, root / name)
         self.write("bundles/iu-xray/MANIFEST.json", "{}")
         self.write("bundles/iu-xray/index/cases.jsonl", '{"case_id": "CXR1", "findings": null}\n')
@@ -42,8 +45,8 @@ class Clone:
         path.write_text(text)
         return path
 
-    def make(self, *arguments: str, offline: bool = False) -> tuple[list[str], str]:
-        """Run make; returns the arguments of each call of Python, and the output."""
+    def make(self, *arguments: str, offline: bool = False, fails: bool = False) -> tuple[list[str], str]:
+        """Run make; returns the arguments of each call of Python, and the output, or the errors if it ``fails``."""
         calls = self.write("calls", "")
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
         environment |= {"CALLS": str(calls), "OFFLINE": "1" if offline else ""}
@@ -51,8 +54,13 @@ class Clone:
             ["make", "PYTHON=./stand-in", *arguments],
             cwd=self.root, env=environment, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
-        assert run.returncode == 0, run.stderr
-        return calls.read_text().splitlines(), run.stdout
+        assert (run.returncode != 0) == fails, run.stderr
+        return calls.read_text().splitlines(), run.stderr if fails else run.stdout
+
+    def pins(self) -> set[str]:
+        """The versions of PyTorch that the last installation was limited to."""
+        lines = (self.root / "constraints.used").read_text().splitlines()
+        return {line for line in lines if line.startswith("torch")}
 
 
 @pytest.fixture
@@ -108,6 +116,62 @@ def test_a_changed_dependency_is_installed(clone: Clone) -> None:
     later = (clone.root / ".venv/.stamps/develop").stat().st_mtime + 10
     os.utime(clone.root / "pyproject.toml", (later, later))
     assert any("pip install" in call for call in clone.make("test")[0])
+
+
+def installs(calls: list[str]) -> list[str]:
+    return [call.split(" install ")[1] for call in calls if "pip install" in call]
+
+
+FROM_PYTORCH = "--no-deps --index-url https://download.pytorch.org/whl"
+
+
+def test_serve_installs_pytorch_without_cuda_from_its_index_and_later_commands_keep_it(clone: Clone) -> None:
+    calls, _ = clone.make("serve", "TORCH=cpu")
+    assert installs(calls) == [
+        f"-c constraints.txt {FROM_PYTORCH}/cpu torch torchvision", "-c constraints.txt -e ."
+    ]  # fmt: skip
+    tests, _ = clone.make("test")
+    assert len(installs(tests)) == 2
+    assert "/whl/cpu" in installs(tests)[0]
+    _, error = clone.make("serve", "TORCH=cu126", fails=True)
+    assert ".venv has TORCH=cpu; add VENV=.venv-cu126, or run make clean first" in error
+    assert not installs(clone.make("serve")[0])
+
+
+def test_an_environment_without_a_note_keeps_the_default_pytorch(clone: Clone) -> None:
+    clone.make("serve")
+    (clone.root / ".venv/.stamps/torch").unlink()
+    _, error = clone.make("serve", "TORCH=cpu", fails=True)
+    assert ".venv has TORCH=default" in error
+    assert not (clone.root / ".venv/.stamps/torch").exists()
+
+
+def test_without_the_index_of_pytorch_the_default_one_serves(clone: Clone) -> None:
+    calls, printed = clone.make("serve", "TORCH=cpu", offline=True)
+    assert installs(calls) == ["-c constraints.txt -e ."]
+    assert "note: https://download.pytorch.org/whl/cpu cannot be used; PyTorch comes from the default index" in printed
+    assert calls[-1].startswith("-m service")
+
+
+def test_cuda_12_gets_the_oldest_pytorch(clone: Clone) -> None:
+    oldest = {line for line in (REPOSITORY / "constraints-oldest.txt").read_text().splitlines() if "==" in line}
+    calls, _ = clone.make("serve", "TORCH=cu126")
+    assert f"{FROM_PYTORCH}/cu126 torch torchvision" in installs(calls)[0]
+    assert clone.pins() == oldest
+    tests, _ = clone.make("test-oldest")
+    assert len(installs(tests)) == 1
+    assert clone.pins() == oldest
+    assert (clone.root / ".venv-oldest/.stamps/develop").is_file()
+    clone.make("test", "VENV=.venv-new")
+    assert len(clone.pins()) == 2
+    assert not clone.pins() & oldest
+
+
+def test_refuses_an_unknown_pytorch(clone: Clone) -> None:
+    calls, error = clone.make("serve", "TORCH=cu118", fails=True)
+    assert not installs(calls)
+    assert not (clone.root / ".venv/.stamps/torch").exists()
+    assert "TORCH=cu118: unknown; use default, oldest, cpu, cu126, cu128 or cu130" in error
 
 
 def test_train_smoke_draws_phantoms_or_reads_a_given_root(clone: Clone) -> None:

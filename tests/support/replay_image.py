@@ -1,10 +1,10 @@
 """Replays the image without Docker: the Dockerfile's steps in a temporary directory, then serve, draft, stop.
 
-    python -m tests.support.replay_image [--work DIR] [--keep] [--env REPORT_DEVICE=cpu]     (make replay-image)
+    python -m tests.support.replay_image [--work DIR] [--keep] [--build-arg TORCH=cpu] [--env REPORT_DEVICE=cpu]
 
-It takes minutes and 8 GB. Differences from Docker: the base image is this machine's Python; absolute paths of the image
-lie below the temporary directory; `useradd` and owners have stand-ins, because they need root; the bundle is copied to
-where Compose would mount it; the service listens on 127.0.0.1 and a free port.
+``make replay-image`` runs it. It takes minutes and 8 GB. Differences from Docker: the base image is this machine's
+Python; absolute paths of the image lie below the temporary directory; `useradd` and owners have stand-ins, because they
+need root; the bundle is copied to where Compose would mount it; the service listens on 127.0.0.1 and a free port.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 import httpx
 
@@ -64,8 +65,10 @@ class Image:
 class Replay:
     """Replays the stages of the Dockerfile in ``context`` below the empty directory ``work``."""
 
-    def __init__(self, context: Path, work: Path, python: Path) -> None:
-        self.context, self.work, self.python = context, work, python
+    def __init__(
+        self, context: Path, work: Path, python: Path, build_args: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        self.context, self.work, self.python, self.build_args = context, work, python, build_args
         self.stages = parse_dockerfile((context / "Dockerfile").read_text())
         self.paths = image_paths(self.stages)
         self.built: dict[str, Image] = {}
@@ -108,6 +111,10 @@ class Replay:
                 for word in instruction.words():
                     key, _, value = word.partition("=")
                     image.env[key] = self.map(expand(value, image.env), image)
+            case "ARG":
+                key, _, default = instruction.rest.partition("=")
+                if value := self.build_args.get(key, default):
+                    image.env[key] = value
             case "WORKDIR":
                 image.workdir = instruction.rest
                 Path(self.map(instruction.rest, image)).mkdir(parents=True, exist_ok=True)
@@ -253,6 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", type=Path, default=base, help="replaces that of the base image (%(default)s)")
     parser.add_argument("--keep", action="store_true", help="keep the directory")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="as docker run -e; repeatable")
+    parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="as docker build")
     given = parser.parse_args(arguments)
     if (free := shutil.disk_usage(given.work).free) < NEEDED_BYTES:
         print(
@@ -265,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     work = Path(tempfile.mkdtemp(prefix="replay-", dir=given.work)).resolve()
     try:
-        replay = Replay(REPOSITORY, work, given.python)
+        replay = Replay(REPOSITORY, work, given.python, dict(item.split("=", 1) for item in given.build_arg))
         image = replay.build()
         check_contents(image)
         image.env |= dict(item.split("=", 1) for item in given.env)
