@@ -30,17 +30,17 @@ def comparable_vocabulary(train_reports: Iterable[str]) -> frozenset[str]:
     return frozenset(word for word, count in counts.items() if count >= MIN_COUNT)
 
 
-def comparable_reference(report: str, vocabulary: frozenset[str]) -> str:
+def comparable_reference(report: str, vocabulary: frozenset[str], most: int = COMPARABLE_WORDS) -> str:
     """A report as the published code scores against it; words outside the vocabulary become ``<unk>``.
 
-    ``[bos] + words + [eos]`` is cut to 60 ids and bos and eos are dropped: at most 59 words remain, "." counted.
+    ``[bos] + words + [eos]`` is cut to 60 ids and bos and eos are dropped: ``most`` words remain, "." counted.
     """
-    words = clean_report_r2gen(report).split()[:COMPARABLE_WORDS]
+    words = clean_report_r2gen(report).split()[:most]
     return " ".join(word if word in vocabulary else UNK for word in words)
 
 
-def comparable_prediction(text: str) -> str:
-    """A draft as the published code scores it: lower case, sentences closed by `` . ``, at most 59 words.
+def comparable_prediction(text: str, most: int = COMPARABLE_WORDS) -> str:
+    """A draft as the published code scores it: lower case, sentences closed by `` . ``, at most ``most`` words.
 
     Accepts tokens joined by spaces ("the heart is normal . no effusion .") and served findings ("The heart is normal.
     No effusion."). Words outside the published vocabulary stay: they cannot match a reference.
@@ -50,7 +50,7 @@ def comparable_prediction(text: str) -> str:
         found = [kept for word in sentence.split() if (kept := _DROPPED.sub("", word))]
         if found:
             words += [*found, END_OF_SENTENCE]
-    return " ".join(words[:COMPARABLE_WORDS])
+    return " ".join(words[:most])
 
 
 def full_reference(report: str) -> str:

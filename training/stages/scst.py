@@ -60,7 +60,7 @@ def train_scst(
     reports = common.TrainingReports(generator, train)
     policy_decoding = generator.decoding.model_copy(update={"block_trigrams": False, "trigram_penalty": 0.0})
     constraints = Constraints.of(policy_decoding, tokenizer)
-    reward = Reward(reports.reports, config.reward)
+    reward = Reward(reports.reports, config.reward, max_length=model.config.max_length)
     greedy_every = 1 if config.baseline == "greedy" else GREEDY_EVERY
 
     def score(drafts: Generated, rows: Sequence[int]) -> dict[str, Tensor]:

@@ -1,9 +1,11 @@
 """The reward of SCST: weighted CIDEr-D, sentence BLEU-4 and correct findings against a study's
 report.
 
-Strings are those of the comparable row of the evaluation. The end token is part of drafts that
-ended, of references and of the document frequencies, which are those of the training reports; a
-draft that was cut at the maximum length lacks it and scores lower.
+Strings are those of the comparable row of the evaluation, cut where cross-entropy cuts its targets:
+bos, words and eos together are ``max_length`` tokens at most, and eos is the first to go. The end
+token is therefore part of drafts and references that end within that length, and of the document
+frequencies, which are those of the training reports. A draft without it scores lower against a
+reference that has it; against a reference that was cut, a draft that breaks off there scores lower.
 """
 
 from __future__ import annotations
@@ -28,12 +30,17 @@ FINDING_COST = 0.2  # about half of the label F1 that can be reached
 
 
 class Reward:
-    """Rewards of drafts of training studies against their ``reports``, as the source holds them."""
+    """Rewards of drafts of training studies against their ``reports``, as the source holds them.
 
-    def __init__(self, reports: Sequence[str], weights: RewardConfig) -> None:
+    ``max_length`` is that of the model: the longest report in tokens, bos included.
+    """
+
+    def __init__(self, reports: Sequence[str], weights: RewardConfig, *, max_length: int) -> None:
         vocabulary = comparable_vocabulary(reports)
-        self._references = [comparable_reference(report, vocabulary) for report in reports]
-        self._cider = CiderD([f"{reference} {EOS}" for reference in self._references])
+        self._most = max_length - 1  # bos takes one token
+        self._references = [comparable_reference(report, vocabulary, self._most) for report in reports]
+        ended = [len(reference.split()) < self._most for reference in self._references]  # a token is left for eos
+        self._cider = CiderD(_closed(self._references, ended))
         self._weights = weights
 
     def __call__(self, drafts: Sequence[str], ended: Sequence[bool], rows: Sequence[int]) -> dict[str, Floats]:
@@ -45,8 +52,8 @@ class Reward:
             ``reward`` and its parts before weighting, (B,) each: ``cider`` 0 to 10, ``bleu4`` 0 to 1, ``label_f1`` as
             ``finding_gain``. Parts of weight 0 are left out.
         """
-        texts = [comparable_prediction(draft) for draft in drafts]
-        closed = [f"{text} {EOS}" if end else text for text, end in zip(texts, ended, strict=True)]
+        texts = [comparable_prediction(draft, self._most) for draft in drafts]
+        closed = _closed(texts, ended)
         references = [self._references[row] for row in rows]
         parts: dict[str, Floats] = {}
         if self._weights.cider:
@@ -58,6 +65,10 @@ class Reward:
             parts["label_f1"] = np.array([finding_gain(reference, text) for reference, text in pairs])
         weighted = [getattr(self._weights, name) * values for name, values in parts.items()]
         return {"reward": np.sum(weighted, axis=0), **parts}
+
+
+def _closed(texts: Sequence[str], ended: Sequence[bool]) -> list[str]:
+    return [f"{text} {EOS}" if end else text for text, end in zip(texts, ended, strict=True)]
 
 
 def finding_gain(reference: str, text: str) -> float:
