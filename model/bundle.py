@@ -25,7 +25,8 @@ from model.config import BundleConfig
 from model.decoding.mbr_table import MbrTable
 from model.files import file_sha256, replace_folder
 from model.manifest import MANIFEST, REQUIRED, BundleError, Manifest, verify_bundle, write_manifest
-from model.network.backbone import Backbone, least_weights
+from model.network.backbone import Backbone
+from model.network.pretrained import least_weights
 from model.network.report_model import ReportModel
 from model.text.tokenizer import Tokenizer
 

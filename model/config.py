@@ -33,7 +33,7 @@ class ModelConfig(Frozen):
     """Dimensions of the report model (Chen et al. 2021, "Cross-modal Memory Networks for Radiology Report Generation").
 
     Attributes:
-        backbone: torchvision name of the visual extractor.
+        backbone: name of the visual extractor (``model.network.backbone``).
         vocab_size: number of token ids, special tokens included.
         d_model: width of the Transformer and the memory responses.
         d_ff: width of the feed-forward layers.

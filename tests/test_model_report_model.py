@@ -180,7 +180,7 @@ def test_inference_tables_follow_the_weights() -> None:
         "import model.network.backbone; from torchvision.ops import roi_align; "
         "assert roi_align.__globals__['is_compile_supported']('cpu') in (True, False); "
         "assert 'torch._dynamo' in sys.modules",
-        "from model.network.backbone import _without_compiler\n"
+        "from model.network.torchvision_models import _without_compiler\n"
         "with _without_compiler(): from torch._dynamo.utils import counters, is_compile_supported\n"
         "assert counters is sys.modules['torch._dynamo.utils'].counters",
     ],

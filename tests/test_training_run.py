@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -248,11 +249,29 @@ def test_rejects_used_work_directory_changed_run_and_bad_arguments(
     assert "--annotation FILE and --images DIR" in caplog.text
     assert main([*base, "--out", str(bundle_path) + "-y", "--backbone-weights", "gone.pth"]) == 2
     assert "no such file" in caplog.text
+    for name in ("pretrain.rate=1", "seed.x=1", "none"):
+        with contextlib.suppress(SystemExit):
+            assert main([*base, "--out", str(bundle_path) + "-z", "--set", name]) == 2
+    assert "--set pretrain.rate: preset smoke has no such value" in caplog.text
+    assert "--set seed.x: preset smoke has no such value" in caplog.text
     annotation = bundle_path.with_name("annotation.json")
     annotation.write_text(json.dumps({"train": [{"id": "a/b", "report": "Clear.", "image_path": ["x.png"]}]}))
     data = ["--dataset", "r2gen", "--annotation", str(annotation), "--images", str(root)]
     assert main([*data, "--preset", "smoke", "--device", "cpu", "--out", str(bundle_path) + "-z"]) == 2
     assert "case_id 'a/b': give 1 to 64 letters" in caplog.text
+
+
+def test_options_change_values_of_the_preset(root: Path, tmp_path: Path) -> None:
+    """Stages without their prerequisites are refused after the configuration is written."""
+    changes = ["--backbone", "efficientnet_lite0", "--weights", "none", "--set", "pretrain.epochs_by_size=[[32,2]]",
+               "--set", "decoding.method=greedy"]  # fmt: skip
+    assert main([*command(root, tmp_path / "B")[3:], *changes, "--stages", "bundle"]) == 2
+    config = json.loads((tmp_path / "B.work" / "run.json").read_text())["config"]
+    assert config["shape"]["backbone"] == "efficientnet_lite0"
+    assert config["backbone_weights"] == "none"
+    assert config["pretrain"]["epochs_by_size"] == [[32, 2]]
+    assert config["decoding"]["method"] == "greedy"
+    assert config["pretrain"]["lr"] == preset("smoke").pretrain.lr
 
 
 ALL = ("pretrain", "retriever", "index", "ce")

@@ -15,6 +15,7 @@ from model.bundle import write_bundle
 from model.config import BundleConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
 from model.decoding.mbr_table import MbrTable
 from model.network.backbone import Backbone
+from model.network.pretrained import weights_licence
 from model.network.report_model import ReportModel
 from model.text.tokenizer import Tokenizer
 from retrieval_index.cases import read_cases, write_cases
@@ -22,6 +23,8 @@ from retrieval_index.index import CASES_FILE, VECTORS_FILE, ReportIndex
 from training.config import RunConfig
 from training.data.features import CachedFeatures, OnlineFeatures, PatchSource, cache_features
 from training.data.pixel_cache import PixelCache, build_pixel_cache
+from training.presets import PRESETS
+from training.run_manifest import differences
 from training.stages.common import ReportGenerator, RunInputs, StudySplits
 from training.trainer.context import RunContext
 
@@ -122,17 +125,29 @@ class PreparedRun:
             decoding=config.decoding,
             retrieval=retrieval,
             trained_on={
-                "dataset": inputs.source.name, "preset": config.preset, "seed": config.seed,
+                "dataset": inputs.source.name, "preset": config.preset,
+                "changes": _changes(config), "seed": config.seed,
+                "backbone_weights": Path(config.backbone_weights).name,
                 "train_studies": len(self.studies.train), "val_studies": len(self.studies.val),
                 "skipped_images": len(self.cache.skipped),
                 "soft_scores": inputs.soft_scores.name if inputs.soft_scores else None,
                 **({"external_images": len(inputs.external_labels.present)} if inputs.external_labels else {}),
             },
-            licence=LICENCE.format(texts=" but the reports of its cases" if keep_texts and retrieval else ""),
+            licence=" ".join(filter(None, (
+                LICENCE.format(texts=" but the reports of its cases" if keep_texts and retrieval else ""),
+                weights_licence(config.shape.backbone, config.backbone_weights),
+            ))),
         )  # fmt: skip
         write_bundle(path, config=bundle_config, model=self.model, tokenizer=self.tokenizer, index_dir=index_dir,
                      metrics=metrics, mbr_table=self._mbr_table(), weights_dtype=config.weights_dtype,
                      replace=True)  # fmt: skip
+
+
+def _changes(config: RunConfig) -> dict[str, Any]:
+    """The values that differ from those of the preset, without those that a bundle states elsewhere."""
+    base = PRESETS.get(config.preset, config).model_dump(mode="json")
+    changed = differences(base, config.model_dump(mode="json"))
+    return {name: value for name, _, value in changed if name not in ("seed", "backbone_weights")}
 
 
 def model_config(config: RunConfig, vocab_size: int) -> ModelConfig:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -44,10 +45,32 @@ log = logging.getLogger("training")
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
-    changes: dict[str, Any] = {"seed": arguments.seed}
-    if arguments.backbone_weights:
-        changes["backbone_weights"] = arguments.backbone_weights
-    return RunConfig.model_validate({**preset(arguments.preset).model_dump(), **changes})
+    """The preset with the changes of the options."""
+    changes = dict(arguments.set)
+    for name, value in (("shape.backbone", arguments.backbone), ("backbone_weights", arguments.backbone_weights)):
+        if value:
+            changes[name] = value
+    values = preset(arguments.preset).model_dump()
+    for name, value in {**changes, "seed": arguments.seed}.items():
+        *parts, last = name.split(".")
+        section: Any = values
+        for part in parts:
+            section = section.get(part) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or last not in section:
+            raise ValueError(f"--set {name}: preset {arguments.preset} has no such value; run.json of a run lists them")
+        section[last] = value
+    return RunConfig.model_validate(values)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """Type of ``--set``: a name and its value; what is no JSON is a string."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=JSON")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _open_inputs(arguments: argparse.Namespace, config: RunConfig, context: RunContext) -> RunInputs:
@@ -114,7 +137,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="keep decoded images and features on the device; auto: where they fit")  # fmt: skip
     parser.add_argument("--checkpoint-seconds", type=float, default=120.0, help="longest time between two checkpoints")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--backbone-weights", help="imagenet, none, or a file; overrides the preset")
+    parser.add_argument("--backbone", help="densenet121, resnet101, efficientnet_lite0, …; overrides the preset")
+    parser.add_argument("--backbone-weights", "--weights", metavar="WEIGHTS",
+                        help="imagenet, none, or a file; overrides the preset")  # fmt: skip
+    parser.add_argument("--set", type=_assignment, action="append", default=[], metavar="NAME=JSON",
+                        help="changes a value of the preset, repeatable: pretrain.lr=0.0006")  # fmt: skip
     parser.add_argument("--soft-scores", type=Path, help="CSV image_id,finding,… for pretraining")
     parser.add_argument("--reference-labels", type=Path, help="CSV study_id,<finding>,…: labels in pretraining")
     parser.add_argument("--external-labels", type=Path, help="CSV of findings by image: pretraining targets")
