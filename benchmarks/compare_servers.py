@@ -31,6 +31,7 @@ from benchmarks.load import Load, Study, count_outcomes, drawn_studies, generate
 from benchmarks.measure import markdown
 from benchmarks.server import Server, bundle_of, command_parser, run_command, running, service, write_json
 from model.devices import choose_device
+from model.processors import usable_processors
 from training.cli import positive
 
 SERVICE, NAIVE, LITSERVE = "this service", "naive FastAPI handler", "LitServe"
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("compare_servers", __doc__, url=False)
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="of one reading (6)")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="OpenMP threads of each server")
+    parser.add_argument("--threads", type=positive, default=usable_processors(), help="OpenMP threads of each server")
     parser.set_defaults(out=Path("runs/servers"))
     return run_command(run, parser.parse_args(argv))
 

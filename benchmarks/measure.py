@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from model.processors import usable_processors
 from training.evaluation.tables import Table
 
 Unit = Literal["s", "bytes"]
@@ -154,7 +154,7 @@ class Machine:
         lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         return (
-            f"{(names or [platform.processor() or platform.machine()])[0]}, {os.cpu_count()} cores, "
+            f"{(names or [platform.processor() or platform.machine()])[0]}, {usable_processors()} cores, "
             f"{torch.get_num_threads()} threads, PyTorch {torch.__version__} on {self.device}; "
             f"{SIDE}³ matmul: {self.fp32:.0f} GFLOP/s float32, {self.bf16:.0f} GFLOP/s bfloat16"
         )

@@ -18,7 +18,6 @@ import collections
 import dataclasses
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +27,7 @@ from benchmarks.load import BAD, GOOD, Load, Record, percentiles
 from benchmarks.measure import markdown
 from benchmarks.memory import Sample, memory_of, slope
 from benchmarks.server import Server, command_parser, run_command, server_of, write_json
+from model.processors import usable_processors
 
 log = logging.getLogger("benchmarks.soak")
 STUDIES = 24
@@ -56,7 +56,7 @@ class Soak:
 
     plan: Plan
     capacity: float  # answers a second
-    cores: int = os.cpu_count() or 1
+    cores: int = usable_processors()
     throughput: float = 0.0  # answers a second
     outcomes: dict[str, dict[str, int]] = field(default_factory=dict)  # client -> outcome -> count
     codes: dict[str, int] = field(default_factory=dict)  # of 503 problems
