@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cider, index, kernels, published_size, serving
+from benchmarks import cider, index, kernels, published_size, serving, shared_machine
 from benchmarks.measure import HEADER, Machine, Row, markdown, read_machine
 from benchmarks.server import run_command
 from model.devices import choose_device
@@ -35,6 +35,7 @@ SECTIONS: dict[str, Callable[[Machine, torch.device], list[Row]]] = {
     "writing": published_size.decoding_rows,
     "training": published_size.training_rows,
     "serving": lambda _, device: serving.rows(device),
+    "shared": lambda _, device: shared_machine.rows(device),
     "cider": lambda *_: cider.rows(),
     "index": lambda *_: index.rows(),
 }
