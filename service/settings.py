@@ -149,7 +149,8 @@ class Settings(BaseSettings):
             bit-identical under any load and memory stays constant; 8 on a CPU has a higher throughput.
         batch_max_wait_ms: longest time that a study waits for others to join its batch; it does not wait if no other
             request is uploading. ``REPORT_MAX_WAIT_MS`` is a deprecated name.
-        request_timeout_s: seconds from the end of the upload to the response; later requests get 503.
+        request_timeout_s: seconds from the end of the upload to the response; later requests get 503. 0 means 30, and
+            more on a slow machine: three times what the requests in flight take at its measured speed, at most 150.
         drain_timeout_s: seconds after SIGTERM within which all in-flight requests get a response.
         stall_timeout_s: seconds after which a running batch counts as a lost device; 0 disables this check.
         decode_workers: processes that decode images, one image each. ``REPORT_DECODE_THREADS`` is a deprecated name.
@@ -192,7 +193,7 @@ class Settings(BaseSettings):
     ] = 16
     max_batch_size: Annotated[int, Field(ge=0, le=256)] = 0
     batch_max_wait_ms: Annotated[float, Field(ge=0, le=10_000, validation_alias=_env_names("batch_max_wait_ms"))] = 5.0
-    request_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    request_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 0.0
     drain_timeout_s: Annotated[float, Field(ge=1, le=3600)] = 25.0
     stall_timeout_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0
     decode_workers: Annotated[int, Field(ge=1, le=64, validation_alias=_env_names("decode_workers"))] = 2

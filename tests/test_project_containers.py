@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from service.inference.runtime import MAX_REQUEST_TIMEOUT_S
 from service.settings import ENV_PREFIX, Settings
 from tests.support.dockerfile import context_files, dockerignore, parse_dockerfile
 from tests.support.paths import REPOSITORY
@@ -169,7 +170,7 @@ def test_limits_of_the_proxy_cover_those_of_the_service() -> None:
     largest = 2 * int(default("max_upload_bytes")) + 64 * 1024
     assert int(variable("MAX_BODY_BYTES")) == largest
     assert load(BASE, TLS)["services"]["proxy"]["environment"]["MAX_BODY_BYTES"] == largest
-    upload, request = default("upload_timeout_s"), default("request_timeout_s")
+    upload, request = default("upload_timeout_s"), MAX_REQUEST_TIMEOUT_S
     read, write = (float(re.search(rf"\b{name} (\d+)s", caddyfile())[1]) for name in ("read_body", "write"))  # type: ignore[index]
     answer = seconds(variable("RESPONSE_TIMEOUT"))
     assert upload < read

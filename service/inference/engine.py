@@ -35,6 +35,7 @@ class Engine:
         *,
         max_batch_size: int = 8,
         max_wait_ms: float = 5.0,
+        seconds_per_study: float = 0.0,
         metrics: Metrics | None = None,
         on_device_lost: Callable[[str], None] = lambda reason: None,
     ) -> None:
@@ -46,6 +47,7 @@ class Engine:
             admission: its requests that are not queued yet are expected to join a batch.
             max_batch_size: largest number of studies in a batch.
             max_wait_ms: longest time that a study waits for others to join its batch.
+            seconds_per_study: the time of a draft, if it was measured.
             metrics: records batches and waiting times.
             on_device_lost: called from a worker thread with the reason when a device fails on every call.
 
@@ -64,6 +66,7 @@ class Engine:
         self._workers = [
             DeviceWorker(
                 drafter, self._queue, name=f"model-{number}", max_batch_size=max_batch_size, metrics=metrics,
+                seconds_per_study=seconds_per_study,
                 on_device_lost=on_device_lost,
             )
             for number, drafter in enumerate(drafters)

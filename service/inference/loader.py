@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +17,43 @@ from model.devices import resolve_devices
 from model.drafter import Drafter
 from model.files import file_sha256
 from model.manifest import MANIFEST, BundleError, read_manifest
+from model.processors import usable_processors
 from model.types import Draft, Precision, StudyView, View
 from retrieval_index.index import IndexFormatError, ReportIndex
 from service.schemas.models import ModelInfo
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
+_STARVED = 0.7  # processors per second of a draft; a draft that has a core to itself uses at least 1
 
 
 class LoadError(RuntimeError):
     """No bundle can be served; the message names the cause and the remedy."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Time of one draft: ``seconds`` by the clock, ``processor_s`` of processor time in all threads; 0 if unknown."""
+
+    seconds: float = 0.0
+    processor_s: float = 0.0
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether not even one thread had a processor all the time."""
+        return self.processor_s < _STARVED * self.seconds
+
+    def explain(self) -> str:
+        """Why drafts are slow, for the log."""
+        try:
+            load = f"load average {os.getloadavg()[0]:.1f}"
+        except (AttributeError, OSError):
+            load = "load average unknown"
+        return (
+            f"drafts are slow here: a draft took {self.seconds:.1f} s, in which this process had "
+            f"{self.processor_s / self.seconds:.1f} processors for its {torch.get_num_threads()} threads. Other "
+            f"processes or a CPU quota take the rest ({load}, {usable_processors()} usable cores)"
+        )
 
 
 @dataclass(frozen=True)
@@ -74,22 +103,30 @@ class LoadedBundle:
             licence=config.licence,
         )
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> Pace:
         """Precompute inference tables and draft blank images, so that the first request is not slower than others.
+
+        Returns:
+            Pace of the last draft.
 
         Raises:
             LoadError: the drafts hold numbers that are not finite.
         """
+        pace = Pace()
         for drafter in self.drafters:
             drafter.bundle.model.precompute_inference_tables()
             blank = np.zeros((drafter.image_size, drafter.image_size), np.uint8)  # (S, S)
             views = [StudyView(blank, view) for view in View]
             try:
-                drafts = drafter.draft([views[:1]]) + drafter.draft([views])
+                drafts = drafter.draft([views[:1]])
+                started, used = time.monotonic(), time.process_time()
+                drafts += drafter.draft([views])
+                pace = Pace(time.monotonic() - started, time.process_time() - used)
             except ValueError as error:  # a query of the index that is not finite
                 raise self._cannot_draft(str(error)) from error
             if not all(map(_is_finite, drafts)):
                 raise self._cannot_draft("its numbers are not finite")
+        return pace
 
     def _cannot_draft(self, reason: str) -> LoadError:
         return LoadError(f"the bundle {self.bundle.path} cannot draft a blank image: {reason}; restore the bundle")

@@ -18,7 +18,7 @@ from service.inference.admission import AdmissionLimiter
 from service.inference.backend import Backend
 from service.inference.decode_pool import DecodeError, DecodePool
 from service.inference.engine import Engine
-from service.inference.loader import LoadedBundle, LoadError, load
+from service.inference.loader import LoadedBundle, LoadError, Pace, load
 from service.inference.threads import run_in_temporary_thread
 from service.metrics import Metrics
 from service.schemas.models import ModelInfo
@@ -29,6 +29,8 @@ from service.web.shutdown import ShutdownDeadline
 log = logging.getLogger(__name__)
 QUEUE_CUTOFF_S = 4.0  # before the end of the drain: queued requests get 503, running ones continue
 ABORT_CUTOFF_S = 2.5  # before the end of the drain: all others get 503; clients need time to read it
+REQUEST_TIMEOUT_S, MAX_REQUEST_TIMEOUT_S = 30.0, 150.0  # the range of the automatic limit
+_TIMEOUT_MARGIN = 3.0  # times the expected time of the requests in flight
 _DEFAULT_BATCH_SIZE = {"cpu": 1, "cuda": 8}  # by device type; see Settings.max_batch_size
 
 
@@ -126,6 +128,14 @@ class Runtime:
             return self._serving
         raise Problem("loading", self.reason, headers={"Retry-After": "5"})
 
+    def request_timeout_s(self) -> float:
+        """Seconds that a request has now: the configured limit, or one that follows the measured speed."""
+        if self.settings.request_timeout_s:
+            return self.settings.request_timeout_s
+        backend = self._current_backend()
+        expected_s = self.admission.in_use * (backend.seconds_per_study if backend else 0.0)
+        return min(max(REQUEST_TIMEOUT_S, _TIMEOUT_MARGIN * expected_s), MAX_REQUEST_TIMEOUT_S)
+
     # -- start -------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -159,7 +169,7 @@ class Runtime:
             loop.call_soon_threadsafe(self._lose_device, reason)
 
         try:
-            loaded = await run_in_temporary_thread(self._load_and_warm_up)
+            loaded, pace = await run_in_temporary_thread(self._load_and_warm_up)
             if settings.warm_up:
                 await self.decoder.start()
         except LoadError:
@@ -175,6 +185,7 @@ class Runtime:
             self.admission,
             max_batch_size=settings.max_batch_size or _DEFAULT_BATCH_SIZE[loaded.drafter.device.type],
             max_wait_ms=settings.batch_max_wait_ms,
+            seconds_per_study=pace.seconds,
             metrics=self.metrics,
             on_device_lost=on_device_lost,
         )
@@ -189,18 +200,19 @@ class Runtime:
             "no" if loaded.cases is None else loaded.cases,
             "available" if loaded.texts else "not available",
         )
+        if pace.is_starved and loaded.drafter.device.type == "cpu":
+            log.warning("%s", pace.explain())
         return ServingState(engine, model, loaded.device, loaded)
 
-    def _load_and_warm_up(self) -> LoadedBundle:
+    def _load_and_warm_up(self) -> tuple[LoadedBundle, Pace]:
         try:
             self.case_store.open()
         except UserCaseStoreError as error:
             raise LoadError(f"REPORT_USER_CASES_DIR: {error}") from error
         loaded = load(self.settings)
-        if self.settings.warm_up:
-            loaded.warm_up()
+        pace = loaded.warm_up() if self.settings.warm_up else Pace()
         self.case_store.serve(loaded.bundle, loaded.index)
-        return loaded
+        return loaded, pace
 
     # -- swap --------------------------------------------------------------------------------------------------------
 
@@ -236,7 +248,7 @@ class Runtime:
 
     async def _retire(self, backend: Backend) -> None:
         self._retired.append(backend)
-        await backend.drain(self.settings.upload_timeout_s + self.settings.request_timeout_s)
+        await backend.drain(self.settings.upload_timeout_s + self.request_timeout_s())
         self._retired.remove(backend)
 
     async def _reload_on_signal(self) -> None:

@@ -54,7 +54,7 @@ class DeviceWorker:
     Attributes:
         batch_limit: largest batch that is tried now, at most ``max_batch_size``.
         batch_started_at: when the running batch started (``time.monotonic``); None while idle.
-        seconds_per_study: moving average; 0 before the first batch.
+        seconds_per_study: moving average; 0 before the first batch if no initial value is given.
     """
 
     def __init__(
@@ -65,11 +65,12 @@ class DeviceWorker:
         name: str,
         max_batch_size: int,
         metrics: Metrics,
+        seconds_per_study: float = 0.0,
         on_device_lost: Callable[[str], None],
     ) -> None:
         self.batch_limit = self._max_batch_size = max_batch_size
         self.batch_started_at: float | None = None
-        self.seconds_per_study = 0.0
+        self.seconds_per_study = seconds_per_study
         self._consecutive_ok = 0
         self._drafter, self._queue, self._metrics, self._on_device_lost = drafter, queue, metrics, on_device_lost
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)

@@ -83,7 +83,7 @@ async def add_case(request: Request, response: Response) -> CaseResponse:
         form = await read_form(
             request, CaseForm, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s
         )
-        async with deadline(settings.request_timeout_s, "The case"):
+        async with deadline(runtime.request_timeout_s, "The case"):
             pictures = await cancel_on_disconnect(request, _shrink(runtime.decoder, form.take_images()))
         new = NewCase(form.case_id, form.findings, form.source_url, pictures)
         found = await run_in_temporary_thread(lambda: store.add(new))

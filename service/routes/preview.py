@@ -57,7 +57,7 @@ async def preview(request: Request) -> Response:
             request, PreviewForm, max_file_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s
         )
         try:
-            async with deadline(settings.request_timeout_s, "The picture"):
+            async with deadline(runtime.request_timeout_s, "The picture"):
                 picture = await cancel_on_disconnect(request, runtime.decoder.thumbnail(form.image, PREVIEW_SIDE))
         except ImageError as error:
             raise Problem(error.code, str(error), field="image") from error

@@ -143,7 +143,7 @@ class _Drafting:
                 on_event(result)
             self.images.clear()
             self._slot.close()  # waiting for the language model needs no slot
-            left_s = self._runtime.settings.request_timeout_s - (time.perf_counter() - self._uploaded)
+            left_s = self._runtime.request_timeout_s() - (time.perf_counter() - self._uploaded)
             result = await self._refiner.refine(result, left_s)
         self._runtime.metrics.drafted(result.timings_ms)
         log.info("draft %s: %d views, %d cases", result.report_id, views, len(result.reference_cases))
@@ -152,7 +152,7 @@ class _Drafting:
     async def _draft(self, backend: Backend, on_event: EventCallback | None) -> Draft:
         """The backend's draft, with its errors as problems."""
         try:
-            async with deadline(self._runtime.settings.request_timeout_s, "The draft"):
+            async with deadline(self._runtime.request_timeout_s, "The draft"):
                 return await backend.draft(self.images, self._options, on_event)
         except FieldError as error:
             raise Problem(error.code, str(error), field=error.field) from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -131,18 +131,36 @@ def stopping() -> Problem:
 
 
 @asynccontextmanager
-async def deadline(seconds: float, what: str) -> AsyncIterator[None]:
-    """Cancel the work of the context after ``seconds``.
+async def deadline(limit_s: Callable[[], float], what: str) -> AsyncIterator[None]:
+    """Cancel the work of the context after ``limit_s`` seconds.
+
+    The limit is read at the start and again when it ends; a larger one extends it, never a smaller one.
 
     Raises:
         Problem: ``deadline``, 503; the detail begins with ``what``, which was not ready.
     """
+    loop = asyncio.get_running_loop()
+    started, allowed_s = loop.time(), limit_s()
+    timeout = asyncio.timeout(None)
+    timer: asyncio.TimerHandle
+
+    def expire() -> None:
+        nonlocal allowed_s, timer
+        allowed_s = max(allowed_s, limit_s())
+        if loop.time() < started + allowed_s:
+            timer = loop.call_at(started + allowed_s, expire)
+        else:
+            timeout.reschedule(loop.time())
+
+    timer = loop.call_at(started + allowed_s, expire)
     try:
-        async with asyncio.timeout(seconds):
+        async with timeout:
             yield
     except TimeoutError as error:
-        detail = f"{what} was not ready within {seconds:g} s (REPORT_REQUEST_TIMEOUT_S). Try again in a moment."
+        detail = f"{what} was not ready within {allowed_s:.3g} s (REPORT_REQUEST_TIMEOUT_S). Try again in a moment."
         raise Problem("deadline", detail, headers={"Retry-After": "5"}) from error
+    finally:
+        timer.cancel()
 
 
 def internal_error(error: BaseException) -> Problem:
