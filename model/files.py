@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, and file hashes."""
+"""Atomic writes of files and folders, file locks and file hashes."""
 
 from __future__ import annotations
 
@@ -53,6 +53,17 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def try_lock(handle: int) -> bool:
+    """Lock an open file, or return False where another process has it. The system releases it when the process ends."""
+    import fcntl  # not on Windows
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def file_sha256(path: Path) -> str:

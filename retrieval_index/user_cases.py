@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from model.files import sync, write_atomic
+from model.files import sync, try_lock, write_atomic
 from model.types import View
 from retrieval_index.cases import FIELDS, Case
 
@@ -269,18 +269,16 @@ def _open_regular(path: Path) -> BinaryIO:
 
 def _lock_folder(folder: Path) -> int:
     """Lock the folder; the system releases the lock when the process ends."""
-    import fcntl  # not on Windows
-
     lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, _FILE_MODE)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        free = try_lock(lock)
+    except OSError:
+        os.close(lock)
+        raise
+    if not free:
         os.close(lock)
         raise UserCaseStoreError(
             f"another process uses the added cases in {folder}; give each service a separate directory, "
             "or stop the other one first"
-        ) from error
-    except OSError:
-        os.close(lock)
-        raise
+        )
     return lock

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from model.files import write_atomic
+from model.files import try_lock, write_atomic
 from training.ablation import published
 from training.ablation.cell import write_failure
 from training.ablation.plan import Plan, Planned, describe
@@ -43,14 +42,10 @@ def file_lock(out: Path) -> Iterator[None]:
     os.set_inheritable(handle, True)
     try:
         deadline = time.monotonic() + _LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise BusyError(f"another ablation works in {out}; wait for it, or choose another --out") from None
-                time.sleep(0.2)
+        while not try_lock(handle):
+            if time.monotonic() > deadline:
+                raise BusyError(f"another ablation works in {out}; wait for it, or choose another --out")
+            time.sleep(0.2)
         yield
     finally:
         os.close(handle)
