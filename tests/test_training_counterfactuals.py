@@ -16,6 +16,7 @@ from model.types import Draft, StudyView, View
 from tests.support.tiny import IMAGE_SIZE, open_drafter
 from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
+from training.data.resumable_lines import ResumableLines
 from training.data.studies import ImageRef, Source, Study
 from training.evaluation.counterfactuals import (
     CounterfactualRow,
@@ -101,18 +102,20 @@ def test_each_swap_changes_only_its_evidence(drafter: Drafter) -> None:
 
 
 @pytest.fixture
-def written(drafter: Drafter, source: Source, folder: Path) -> tuple[DraftWriter, list[Study]]:
+def written(drafter: Drafter, source: Source, folder: Path, tmp_path: Path) -> tuple[DraftWriter, list[Study]]:
     wanted = source.split("val")
     cache = build_pixel_cache(source, wanted, IMAGE_SIZE, folder / "pixels")
     studies, _ = with_images(wanted, cache, "both", {})
-    return DraftWriter(drafter, cache, InferenceOptions(batch_size=4, progress=False)), studies
+    kept = ResumableLines(tmp_path / "drafts.jsonl", "")
+    return DraftWriter(drafter, cache, InferenceOptions(batch_size=4, progress=False), kept), studies
 
 
-def test_rows_are_drafts_on_exchanged_evidence(written: tuple[DraftWriter, list[Study]]) -> None:
+def test_rows_are_drafts_on_exchanged_evidence(written: tuple[DraftWriter, list[Study]], tmp_path: Path) -> None:
     writer, studies = written
     others = swap_images(studies, seed=3)
     expected = {"images": writer.write(others), "cases": writer.write(studies, counterfactual_retrieval=others),
                 "patches": writer.write(studies, counterfactual_patches=others)}  # fmt: skip
+    writer = replace(writer, kept=ResumableLines(tmp_path / "again.jsonl", ""))  # nothing is taken from the first
     for swap in SWAPS:
         row = swapped_row(writer, studies, swap, seed=3)
         assert list(row.findings) == [draft.findings for draft in expected[swap]], swap

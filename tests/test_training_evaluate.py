@@ -333,7 +333,7 @@ def test_refuses_the_train_split(capsys: pytest.CaptureFixture[str]) -> None:
     assert "invalid choice: 'train'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--out", "--report", "--predictions"])
+@pytest.mark.parametrize("option", ["--out", "--report", "--predictions", "--work"])
 @pytest.mark.parametrize("path", ["tiny/metrics.json", "tiny/deep/er/metrics.json", "tiny.json"])
 def test_refuses_outputs_among_bundles_before_any_work(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, option: str, path: str

@@ -15,6 +15,7 @@ from tests.support.tiny import write_tiny_bundle
 from training.data.features import cache_features
 from training.data.openi import open_openi
 from training.data.pixel_cache import build_pixel_cache
+from training.data.resumable_lines import ResumableLines
 from training.phantoms import write_phantom_root
 from training.stages.common import ReportGenerator
 from training.stages.validation import write_reports
@@ -89,7 +90,8 @@ def test_trials_equal_the_drafts_of_the_methods(root: Path, bundle: Path, tmp_pa
     loaded = load_bundle(bundle)
     index = ReportIndex.load(bundle / "index")
     source = open_openi(root)
-    candidates, kept = draw(loaded, index, source.split("val"), source, tmp_path, torch.device("cpu"))
+    with ResumableLines(tmp_path / "candidates.jsonl", "") as lines:
+        candidates, kept = draw(loaded, index, source.split("val"), source, tmp_path, torch.device("cpu"), lines)
     context = RunContext(torch.device("cpu"), 1, "fp32", tmp_path)
     cache = build_pixel_cache(source, kept, loaded.config.preprocessing.image_size, tmp_path)
     patches = cache_features(loaded.model.backbone, cache, kept, 1, context, tmp_path, view_dropout=0.0, name="again")

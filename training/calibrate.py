@@ -36,6 +36,7 @@ from training.calibration.report import write_report
 from training.cli import add_common_arguments, open_source, run_command
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.resumable_array import ResumableArray
+from training.data.resumable_lines import ResumableLines
 from training.data.studies import Study
 from training.evaluation.inference import open_bundle
 
@@ -103,9 +104,10 @@ class FeatureExtractor:
         }
 
     def identity(self) -> str:
-        """Digest of everything that drafts depend on."""
+        """Digest of everything but the studies that drafts depend on."""
         files = self.bundle.manifest.files
         parts = [f"{name} {files[name].sha256}" for name in sorted(files) if name not in (CALIBRATION, METRICS)]
+        parts.append(self.device.type)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -122,15 +124,14 @@ def calibrate(arguments: argparse.Namespace) -> int:
         raise ValueError("training and validation studies are both needed; check --root, or --annotation")
     resample = bundle.config.preprocessing.resample
     both = [*studies["train"], *studies["val"]]
-    cache = build_pixel_cache(source, both, extractor.size, arguments.work / "pixels", resample=resample)
-    train_studies, val_studies = (cache.readable(studies[split]) for split in ("train", "val"))
-    train = extractor.radiographs(train_studies, cache, "train")
-    held = extractor.radiographs(val_studies, cache, "val")
-    some = train.pixels[::TURNED_STRIDE]
-    shown = {name: extractor.pooled(turned(some, how), f"train {name}") for name, how in TURNED.items()}
-    records = draft_records(
-        bundle, index, val_studies, cache, arguments.work / "drafts.jsonl", identity=extractor.identity(), device=device
-    )
+    with ResumableLines(arguments.work / "drafts.jsonl", extractor.identity(), resume=arguments.resume) as kept:
+        cache = build_pixel_cache(source, both, extractor.size, arguments.work / "pixels", resample=resample)
+        train_studies, val_studies = (cache.readable(studies[split]) for split in ("train", "val"))
+        train = extractor.radiographs(train_studies, cache, "train")
+        held = extractor.radiographs(val_studies, cache, "val")
+        some = train.pixels[::TURNED_STRIDE]
+        shown = {name: extractor.pooled(turned(some, how), f"train {name}") for name, how in TURNED.items()}
+        records = draft_records(bundle, index, val_studies, cache, kept, device=device)
     rows = SentenceTable.of(records)
     if not len(rows.correct):
         raise ValueError("the model wrote no sentence for the validation studies; train it further")

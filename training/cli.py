@@ -37,8 +37,10 @@ def run_command(run: Callable[[], int], *, interrupted: str) -> int:
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, *, bundle: bool = False, download: bool = False) -> None:
-    """Add the options of data set and device, with ``bundle`` also ``--bundle`` and ``--limit``."""
+    """Add the options of data set and device, with ``bundle`` also ``--bundle``, ``--limit`` and ``--resume``."""
     if bundle:
+        parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
+                            help="take the drafts that an interrupted run with the same inputs left")  # fmt: skip
         parser.add_argument("--bundle", type=Path, required=True)
         parser.add_argument("--limit", type=positive, help="only the first N studies of a split")
     parser.add_argument("--dataset", choices=("openi", "r2gen"), help="default: r2gen with --annotation, else openi")

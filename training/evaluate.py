@@ -4,8 +4,9 @@
     python -m training.evaluate --bundle B --annotation annotation.json --images DIR --out evaluation/val.json
 
 ``model.drafter`` writes the drafts, as in the service. Next to the metrics file the command writes
-``*.predictions.jsonl``, which holds report texts, and ``*.work`` with the decoded images. ``--report DIR`` adds a page
-with the same metrics, plots and a gallery of studies.
+``*.predictions.jsonl``, which holds report texts, and ``*.work`` with the decoded images. Until it ends, ``*.work``
+also holds the finished drafts, from which the next run continues. ``--report DIR`` adds a page with the same metrics,
+plots and a gallery of studies.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def evaluate(
         bundle, index: the system and its reference cases; None for a bundle without retrieval.
         source: the data set. Its train and val reports also give the vocabulary and the trivial rows.
         plan, outputs, options: what is scored, where results go, how drafts are computed.
-        cache: decoded images of the split where the caller has them; ``outputs.work_dir`` then stays untouched.
+        cache: decoded images of the split where the caller has them; else they are kept in ``outputs.work_dir``.
         notes: added to the notes of this evaluation.
 
     Returns:
@@ -69,18 +70,22 @@ def evaluate(
     label_table = read_present(plan.reference_labels) if plan.reference_labels else {}
 
     wanted, skipped = inference.wanted_studies(source, plan.split, plan.limit)
-    if cache is None:
-        folder = outputs.work_dir / f"evaluate-{plan.split}-{len(wanted)}"
-        cache = build_pixel_cache(source, wanted, drafter.image_size, folder, resample=drafter.resample)
-    in_file_order = bundle.config.preprocessing.view_order == "as_given"
-    studies, view_notes = inference.with_images(wanted, cache, plan.views, skipped, in_file_order=in_file_order)
-    writer = inference.DraftWriter(drafter, cache, options)
-    drafts = writer.write(studies)
-    findings = [draft.findings for draft in drafts]
-    counterfactuals, not_run = make_counterfactual_rows(writer, studies, plan, retrieval=index is not None)
-
     texts = scoring.known_texts(bundle, index, source)
-    references = ReferenceSet([study.report for study in studies], texts.vocabulary, plan.meteor)
+    in_file_order = bundle.config.preprocessing.view_order == "as_given"
+    with inference.kept_drafts(drafter, outputs.work_dir, options) as kept:
+        if cache is None:
+            folder = outputs.work_dir / f"evaluate-{plan.split}-{len(wanted)}"
+            cache = build_pixel_cache(source, wanted, drafter.image_size, folder, resample=drafter.resample)
+        studies, view_notes = inference.with_images(wanted, cache, plan.views, skipped, in_file_order=in_file_order)
+        references = ReferenceSet([study.report for study in studies], texts.vocabulary, plan.meteor)
+        writer = inference.DraftWriter(drafter, cache, options, kept)
+        drafts = writer.write(studies)
+        if outputs.predictions is not None:
+            write_atomic(outputs.predictions, scoring.prediction_lines(studies, drafts, references))
+            log.info("wrote %s (it holds report texts: do not share it)", outputs.predictions)
+        counterfactuals, not_run = make_counterfactual_rows(writer, studies, plan, retrieval=index is not None)
+
+    findings = [draft.findings for draft in drafts]
     rows: dict[str, TrivialRow] = {}
     reasons: dict[str, str] = dict.fromkeys(scoring.TRIVIAL, "not asked for")
     if plan.baselines:
@@ -109,15 +114,14 @@ def evaluate(
         not_run |= skipped_scorers
 
     if outputs.predictions is not None:
-        write_atomic(outputs.predictions, scoring.prediction_lines(studies, drafts, references))
         start = (outputs.metrics or outputs.predictions).parent
         result["predictions"] = Path(os.path.relpath(outputs.predictions, start)).as_posix()
-        log.info("wrote %s (it holds report texts: do not share it)", outputs.predictions)
     if outputs.metrics is not None:
         write_json(outputs.metrics, result)
         log.info("wrote %s", outputs.metrics)
     if outputs.report is not None:  # after the metrics file, so that a failing page loses no drafts
         write_page(outputs.report, result, EvaluatedSplit(studies, drafts, cache, references, texts.train))
+    kept.remove()
     return result
 
 
@@ -189,7 +193,7 @@ def _run(arguments: argparse.Namespace) -> int:
         log.info("%s", note)
     device = choose_device(arguments.device)
     bundle, index = inference.open_bundle(arguments.bundle, device)
-    options = InferenceOptions(device, arguments.precision, draft, arguments.batch_size)
+    options = InferenceOptions(device, arguments.precision, draft, arguments.batch_size, resume=arguments.resume)
     reason = "no Java runtime (java) was found" if arguments.meteor else "--no-meteor"
     notes = () if meteor else (f"METEOR is left out: {reason}",)
     result = evaluate(bundle, index, source, plan, outputs, options, notes=notes)
@@ -223,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--draws", type=not_negative, default=DRAWS, help="bootstrap draws; 0: no intervals")
     parser.add_argument("--seed", type=int, default=1, help="of the exchange of images and of the draws")
     arguments = parser.parse_args(argv)
-    interrupted = "interrupted; files that the log does not name were not written"
+    interrupted = "interrupted; the next run continues from the finished drafts"
     return run_command(lambda: _run(arguments), interrupted=interrupted)
 
 

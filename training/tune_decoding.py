@@ -11,14 +11,16 @@ before the next setting is tried. The scores of the chosen settings are slightly
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from model.bundle import INDEX_DIR, Bundle, write_bundle
 from model.config import DecodingConfig
@@ -29,8 +31,9 @@ from retrieval_index.index import ReportIndex
 from training.cli import add_common_arguments, open_source, run_command, write_json
 from training.data.features import cache_features
 from training.data.pixel_cache import build_pixel_cache
+from training.data.resumable_lines import ResumableLines
 from training.data.studies import Source, Study
-from training.evaluation.inference import open_bundle
+from training.evaluation.inference import images_digest, open_bundle, study_views
 from training.evaluation.scoring import ReferenceSet
 from training.scoring.protocol import comparable_vocabulary
 from training.stages.common import retrieve
@@ -58,8 +61,10 @@ class Candidates(NamedTuple):
 
     ``ids`` (N, n, T) beam and sampled reports, with ``likelihood`` and ``similarity`` (N, n) for reranking; ``greedy``
     (N, T); ``beams`` (N, T) by length penalty; ``study`` (N, E) embeddings; ``findings`` (N, 14) probabilities or None.
+    ``key`` identifies the studies.
     """
 
+    key: str
     ids: Tensor
     greedy: Tensor
     beams: Mapping[float, Tensor]
@@ -74,30 +79,24 @@ class Candidates(NamedTuple):
         return self.ids[torch.arange(len(winner)), winner]
 
 
-def _joined(parts: tuple[Any, ...]) -> Any:
-    """One field of several batches."""
-    if isinstance(parts[0], dict):
-        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    return None if parts[0] is None else torch.cat(parts)
-
-
 @torch.inference_mode()
 def draw(
-    bundle: Bundle, index: ReportIndex, studies: Sequence[Study], source: Source, work: Path, device: torch.device
-) -> tuple[Candidates, list[Study]]:
-    """Encode the studies with readable images and draw the candidates of each; returns both."""
+    bundle: Bundle, index: ReportIndex, studies: Sequence[Study], source: Source, work: Path, device: torch.device,
+    kept: ResumableLines,
+) -> tuple[Candidates, list[Study]]:  # fmt: skip
+    """Encode the studies with readable images and draw the candidates of each; returns both. ``kept`` takes them."""
     model, tokenizer, decoding = bundle.model, bundle.tokenizer, bundle.config.decoding
     preprocessing = bundle.config.preprocessing
     cache = build_pixel_cache(source, studies, preprocessing.image_size, work, resample=preprocessing.resample)
-    kept = cache.readable(studies)
+    readable = cache.readable(studies)
     context = RunContext(device, 1, "fp32", work)
-    features = cache_features(model.backbone, cache, kept, 1, context, work, view_dropout=0.0, name="tuning")
+    features = cache_features(model.backbone, cache, readable, 1, context, work, view_dropout=0.0, name="tuning")
     constraints = Constraints.of(decoding, tokenizer)
-    penalties = dict.fromkeys((*LENGTH_PENALTIES, decoding.length_penalty))
-    parts: list[Candidates] = []
+    penalties = tuple(dict.fromkeys((*LENGTH_PENALTIES, decoding.length_penalty)))
     model.precompute_inference_tables()
-    for start in tqdm(range(0, len(kept), _BATCH), desc="candidates", unit="batch"):
-        batch = kept[start : start + _BATCH]
+
+    def candidates(rows: slice) -> list[Any]:
+        batch = readable[rows]
         patches = features.patches(batch, None)
         cases, found = retrieve(model, index, patches, [study.study_id for study in batch])
         inputs = (model, model.encode(patches, cases, found), constraints, tokenizer.bos_id)
@@ -107,16 +106,29 @@ def draw(
         study, findings = model.embed_study(patches), model.findings(patches)
         _, likelihood, similarity = score_candidates(*inputs, study, ids)
         greedy = beam_or_greedy(*inputs, decoding, 1).ids
-        parts.append(Candidates(ids, greedy, {key: beam.ids for key, beam in beams.items()}, likelihood, similarity,
-                                study, findings))  # fmt: skip
-    return Candidates(*map(_joined, zip(*parts, strict=True))), kept
+        columns = [ids, greedy, likelihood, similarity, study, *(beam.ids for beam in beams.values())]
+        columns += [] if findings is None else [findings]
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+    images = images_digest([[study_views(study, cache) for study in readable]])
+    inputs = json.dumps([images, [study.study_id for study in readable], penalties])
+    key = hashlib.sha256(inputs.encode()).hexdigest()
+    rows = kept.fill(len(readable), lambda rows: f"{key} {rows.start}", candidates, batch=_BATCH,
+                     description="candidates")  # fmt: skip
+    columns = [torch.tensor(column, device=device) for column in zip(*rows, strict=True)]
+    (ids, greedy, likelihood, similarity, study), rest = columns[:5], columns[5:]
+    beams = dict(zip(penalties, rest, strict=False))
+    findings = rest[len(beams)] if len(rest) > len(beams) else None
+    return Candidates(key, ids, greedy, beams, likelihood, similarity, study, findings), readable
 
 
 class Trials:
-    """Scores of settings on the studies; ``rows`` keeps every trial."""
+    """Scores of settings on the studies; ``rows`` has every trial, ``kept`` takes the reports of the slow ones."""
 
-    def __init__(self, bundle: Bundle, candidates: Candidates, studies: Sequence[Study], source: Source) -> None:
-        self._bundle, self._candidates = bundle, candidates
+    def __init__(
+        self, bundle: Bundle, candidates: Candidates, studies: Sequence[Study], source: Source, kept: ResumableLines
+    ) -> None:
+        self._bundle, self._candidates, self._kept = bundle, candidates, kept
         self._train = [study.report for study in source.split("train")]
         reports = [study.report for study in studies]
         self._references = ReferenceSet(reports, comparable_vocabulary(self._train), meteor=False)
@@ -143,8 +155,10 @@ class Trials:
             weight = decoding.similarity_weight
             return self.score(name, {"similarity_weight": weight}, given.reranked(weight))
         assert table is not None
-        ids, _ = mbr_search(self._bundle.tokenizer, decoding, given.study, given.findings, table, given.ids)
-        return self.score(name, decoding.consensus.model_dump(), ids)
+        settings = decoding.consensus.model_dump()
+        search = partial(mbr_search, self._bundle.tokenizer, decoding, given.study, given.findings, table, given.ids)
+        ids = self._kept.get(f"{given.key} {json.dumps(settings)}", lambda: list(search()[0].tolist()))
+        return self.score(name, settings, torch.tensor(ids))
 
 
 Score = Callable[[str, DecodingConfig], float]
@@ -181,11 +195,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if not studies:
         raise ValueError("there is no validation study; check --root, or --annotation")
     work = arguments.work or arguments.out.with_name(f"{arguments.out.stem}.work")
-    candidates, kept = draw(bundle, index, studies, source, work, device)
-    trials = Trials(bundle, candidates, kept, source)
-    trials.score("greedy", {}, candidates.greedy)
-    best = choose(bundle, trials)
-    content = {"bundle": bundle.config.name, "digest": bundle.digest, "n": len(kept), "split": "val",
+    identity = f"{bundle.digest} {device.type}"
+    with ResumableLines(work / "candidates.jsonl", identity, resume=arguments.resume) as kept:
+        candidates, readable = draw(bundle, index, studies, source, work, device, kept)
+        trials = Trials(bundle, candidates, readable, source, kept)
+        trials.score("greedy", {}, candidates.greedy)
+        best = choose(bundle, trials)
+    content = {"bundle": bundle.config.name, "digest": bundle.digest, "n": len(readable), "split": "val",
                "chosen": best.model_dump(mode="json"), "trials": trials.rows}  # fmt: skip
     write_json(arguments.out, content)
     log.info("chosen: %s; wrote %s", best, arguments.out)
@@ -196,6 +212,7 @@ def _run(arguments: argparse.Namespace) -> int:
             metrics={}, weights_dtype="fp16",
         )  # fmt: skip
         log.info("wrote %s; score it with python -m training.evaluate", path)
+    kept.remove()
     return 0
 
 
@@ -223,7 +240,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--write-bundle", type=Path, help="also write the bundle with the chosen settings here")
     parser.add_argument("--work", type=Path, help="decoded images and features (default OUT.work)")
     arguments = parser.parse_args(argv)
-    return run_command(lambda: _run(arguments), interrupted="interrupted; no file was written")
+    interrupted = "interrupted; the next run continues from the finished drafts"
+    return run_command(lambda: _run(arguments), interrupted=interrupted)
 
 
 if __name__ == "__main__":

@@ -34,10 +34,10 @@ def fork(main: Callable[[list[str]], int], arguments: list[str], log: Path) -> B
     return process
 
 
-def kill_when(sign: Path, process: BaseProcess, log: Path) -> None:
-    """SIGKILL as soon as the file ``sign`` appears; fails with its ``log`` if the process ends before."""
+def kill_when(sign: Path | Callable[[], bool], process: BaseProcess, log: Path) -> None:
+    """SIGKILL as soon as ``sign`` is a file, or holds; fails with its ``log`` if the process ends before."""
     deadline = time.monotonic() + 240
-    while not sign.exists():
+    while not (sign.exists() if isinstance(sign, Path) else sign()):
         assert process.is_alive(), log.read_text()[-3000:]
         assert time.monotonic() < deadline, f"{sign} did not appear"
         time.sleep(0.02)

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
-from tqdm import tqdm
+from pydantic import TypeAdapter
 
 from model.bundle import Bundle
 from model.calibration.sentence_confidence import Evidence
 from model.drafter import Drafter
-from model.files import write_atomic
 from model.protocols import CaseIndex
 from model.text.labeler import label_report
 from model.text.tokenizer import clean_report, split_sentences
 from model.types import Label
 from training.data.pixel_cache import PixelCache
+from training.data.resumable_lines import ResumableLines
 from training.data.studies import Study
-from training.evaluation.inference import study_views
+from training.evaluation.inference import images_digest, study_views
 
 WORD_F1_THRESHOLD = 0.5  # from this word F1 on, a report contains a sentence without findings
 POSITIVE = ("present", "uncertain")
@@ -35,7 +34,7 @@ class ScoredSentence:
 
     words: float
     labels: Mapping[str, Label]
-    correct: Annotated[bool, Field(alias="right")]  # in the file it has the name of version 0.1
+    correct: bool
 
 
 @dataclass(frozen=True)
@@ -75,22 +74,23 @@ def _overlap(a: Counter[str], b: Counter[str]) -> float:
 
 @torch.inference_mode()
 def draft_records(
-    bundle: Bundle, index: CaseIndex | None, studies: Sequence[Study], cache: PixelCache, path: Path, *, identity: str,
+    bundle: Bundle, index: CaseIndex | None, studies: Sequence[Study], cache: PixelCache, kept: ResumableLines, *,
     device: torch.device,
 ) -> list[Record]:  # fmt: skip
-    """Draft each study as a service would, and append a record without text to ``path``.
-
-    Studies with a record in the file are not drafted again, if the file has the same ``identity``.
-    """
+    """Draft each study as a service would; ``kept`` takes the records, which hold no text."""
     drafter = Drafter(replace(bundle, calibration=None), index, device=device)
-    done = {record.study_id: record for record in _read(path, identity)}
-    write_atomic(path, b"".join([_head(identity), *map(_line, done.values())]))
-    with path.open("ab") as file:
-        for study in tqdm([one for one in studies if one.study_id not in done], desc="draft val", unit="study"):
-            done[study.study_id] = record = _record(drafter, study, cache)
-            file.write(_line(record))
-            file.flush()
-    return [done[study.study_id] for study in studies]
+
+    def key(rows: slice) -> str:
+        (study,) = studies[rows]
+        text = json.dumps([study.study_id, study.report, images_digest([[study_views(study, cache)]])])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def record(rows: slice) -> list[Any]:
+        (study,) = studies[rows]
+        return [_RECORD.dump_python(_record(drafter, study, cache))]
+
+    rows = kept.fill(len(studies), key, record, batch=1, description="draft val")
+    return [_RECORD.validate_python(row) for row in rows]
 
 
 def _record(drafter: Drafter, study: Study, cache: PixelCache) -> Record:
@@ -104,23 +104,3 @@ def _record(drafter: Drafter, study: Study, cache: PixelCache) -> Record:
         for one in draft.sentences
     )
     return Record(study.study_id, evidence, positive, sentences)
-
-
-def _read(path: Path, identity: str) -> Iterator[Record]:
-    """Records of an earlier run with the same identity, up to a line that its end truncated."""
-    head, *lines = path.read_bytes().splitlines(keepends=True) if path.exists() else [b""]
-    if head != _head(identity):
-        return
-    for line in lines:
-        try:
-            yield _RECORD.validate_json(line)
-        except ValidationError:
-            return
-
-
-def _head(identity: str) -> bytes:
-    return json.dumps({"drafted_by": identity}).encode() + b"\n"
-
-
-def _line(record: Record) -> bytes:
-    return json.dumps(_RECORD.dump_python(record, by_alias=True), default=sorted).encode() + b"\n"  # sets are sorted

@@ -14,7 +14,7 @@ from model.drafter import Drafter
 from model.protocols import CaseIndex
 from training.data.external import ExternalSet
 from training.data.pixel_cache import build_pixel_cache
-from training.evaluation.inference import DraftWriter
+from training.evaluation.inference import DraftWriter, kept_drafts
 from training.evaluation.plan import DEFAULT_OPTIONS, InferenceOptions
 from training.scoring.bootstrap import DRAWS, Bootstrap, Resampled
 from training.scoring.metrics import label_scores, present_findings
@@ -34,14 +34,16 @@ def score_external(
         The result of ``agreement`` with counts of images, and the scores on each draw.
     """
     drafter = Drafter(bundle, index, device=options.device, precision=options.precision)
-    cache = build_pixel_cache(external.source, external.studies, drafter.image_size, work_dir,
-                              resample=drafter.resample)  # fmt: skip
-    kept = [row for row, study in enumerate(external.studies) if cache.usable(study)]
-    studies = [external.studies[row] for row in kept]
-    texts = [draft.findings for draft in DraftWriter(drafter, cache, options).write(studies)]
-    truth = [external.truth[row] for row in kept]
+    with kept_drafts(drafter, work_dir, options) as kept:
+        cache = build_pixel_cache(external.source, external.studies, drafter.image_size, work_dir,
+                                  resample=drafter.resample)  # fmt: skip
+        rows = [row for row, study in enumerate(external.studies) if cache.usable(study)]
+        studies = [external.studies[row] for row in rows]
+        texts = [draft.findings for draft in DraftWriter(drafter, cache, options, kept).write(studies)]
+    truth = [external.truth[row] for row in rows]
     result, drawn = agreement(truth, texts, frozenset(external.mapped.values()), draws=draws, seed=seed)
-    skipped = {**external.skipped, "unreadable": len(external.studies) - len(kept)}
+    kept.remove()
+    skipped = {**external.skipped, "unreadable": len(external.studies) - len(rows)}
     return {**result, "map": dict(external.mapped), "unmapped": list(external.unmapped), "skipped": skipped}, drawn
 
 

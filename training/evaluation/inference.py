@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from pydantic import TypeAdapter
 
 from model.bundle import INDEX_DIR, Bundle, load_bundle
 from model.drafter import Drafter
 from model.types import Draft, StudyView, View
 from retrieval_index.index import ReportIndex
 from training.data.pixel_cache import PixelCache
+from training.data.resumable_lines import ResumableLines
 from training.data.studies import SPLITS, ImageRef, Source, Study
 from training.evaluation.plan import InferenceOptions, SplitName, Views
 from training.scoring.protocol import full_reference
+
+_DRAFT = TypeAdapter(Draft)
 
 
 def open_bundle(path: Path, device: torch.device) -> tuple[Bundle, ReportIndex | None]:
@@ -93,31 +99,50 @@ def swap_images(studies: Sequence[Study], seed: int) -> list[Study]:
     return [replace(study, images=studies[given[row]].images) for row, study in enumerate(studies)]
 
 
+def kept_drafts(drafter: Drafter, folder: Path, options: InferenceOptions) -> ResumableLines:
+    """The file of the drafts in ``folder``: ``write`` appends to it, and takes from it what is there already."""
+    settings = (drafter.bundle.digest, drafter.device.type, drafter.precision, asdict(options.draft))
+    identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    return ResumableLines(folder / f"drafts-{identity[:16]}.jsonl", identity, resume=options.resume)
+
+
 @dataclass(frozen=True)
 class DraftWriter:
-    """Drafts studies in batches, with a progress bar; ``cache`` holds their images."""
+    """Drafts studies in batches, with a progress bar; ``cache`` holds their images, ``kept`` finished drafts."""
 
     drafter: Drafter
     cache: PixelCache
     options: InferenceOptions
+    kept: ResumableLines
 
     def write(
         self, studies: Sequence[Study], *, counterfactual_patches: Sequence[Study] | None = None,
         counterfactual_retrieval: Sequence[Study] | None = None, what: str = "draft",
     ) -> list[Draft]:  # fmt: skip
         """A draft for each study; the counterfactuals are those of ``Drafter.draft``, ``what`` names the bar."""
-        drafts: list[Draft] = []
-        size = self.options.batch_size
-        with tqdm(total=len(studies), desc=what, unit="study", mininterval=1, disable=not self.options.progress) as bar:
-            for start in range(0, len(studies), size):
-                views, patches, cases = (
-                    [study_views(study, self.cache) for study in (chosen or ())[start : start + size]]
-                    for chosen in (studies, counterfactual_patches, counterfactual_retrieval)
-                )
-                drafts += self.drafter.draft(views, self.options.draft, counterfactual_patches=patches or None,
-                                             counterfactual_retrieval=cases or None)  # fmt: skip
-                bar.update(len(views))
-        return drafts
+
+        def inputs(rows: slice) -> list[list[list[StudyView]]]:
+            chosen = (studies, counterfactual_patches or (), counterfactual_retrieval or ())
+            return [[study_views(study, self.cache) for study in part[rows]] for part in chosen]
+
+        def draft(rows: slice) -> list[Any]:
+            views, patches, cases = inputs(rows)
+            drafts = self.drafter.draft(views, self.options.draft, counterfactual_patches=patches or None,
+                                        counterfactual_retrieval=cases or None)  # fmt: skip
+            return [_DRAFT.dump_python(one) for one in drafts]
+
+        drafts = self.kept.fill(len(studies), lambda rows: images_digest(inputs(rows)), draft, description=what,
+                                batch=self.options.batch_size, progress=self.options.progress)  # fmt: skip
+        return [_DRAFT.validate_python(one) for one in drafts]
+
+
+def images_digest(parts: Sequence[Sequence[Sequence[StudyView]]]) -> str:
+    """SHA-256 of the pixels and views of studies in several roles."""
+    views = [[[image.view for image in study] for study in studies] for studies in parts]
+    digest = hashlib.sha256(json.dumps(views).encode())
+    for image in (image for studies in parts for study in studies for image in study):
+        digest.update(np.ascontiguousarray(image.pixels).data)
+    return digest.hexdigest()
 
 
 def study_views(study: Study, cache: PixelCache) -> list[StudyView]:

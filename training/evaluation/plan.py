@@ -49,6 +49,7 @@ class InferenceOptions:
     draft: DraftOptions = field(default_factory=DraftOptions)
     batch_size: int = 16
     progress: bool = True
+    resume: bool = True  # take the drafts that an interrupted evaluation with the same inputs left
 
 
 DEFAULT_OPTIONS: Final = InferenceOptions()
@@ -58,14 +59,14 @@ DEFAULT_OPTIONS: Final = InferenceOptions()
 class Outputs:
     """Where an evaluation writes."""
 
-    work_dir: Path  # decoded images, in one folder for each choice of studies
+    work_dir: Path  # decoded images, in one folder for each choice of studies; until the end the drafts: report texts
     metrics: Path | None = None  # a file that holds no text
     predictions: Path | None = None  # JSON lines with id, reference, prediction, retrieved cases: report texts
     report: Path | None = None  # folder of the page (``training.evaluation.page``): report texts and radiographs
 
     def check(self) -> None:
         """Refuse paths among bundles and folders with other files, before anything is computed: ValueError."""
-        for path in (self.metrics, self.predictions):
+        for path in (self.metrics, self.predictions, self.work_dir / "drafts.jsonl"):
             if path is not None:
                 refuse_bundles(path)
         if self.report is not None:
