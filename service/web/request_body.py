@@ -15,6 +15,7 @@ with restricted callbacks.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import TypeVar
 
@@ -38,6 +39,9 @@ _QUOTABLE = {  # header values that an error may quote; others could be anything
     *("image/png", "image/jpeg", "text/plain", "multipart/mixed", "multipart/related"),
 }
 _MALFORMED = "Send the form as curl -F or a browser does: every part has a name, and the last boundary ends with --."
+_LF_ONLY = (
+    "The multipart body ends its lines with LF; RFC 2046 requires CRLF. Send the form as curl -F or a browser does."
+)
 
 Form = TypeVar("Form", bound=MultipartForm)
 
@@ -65,7 +69,7 @@ async def read_form(request: Request, form: type[Form], *, max_file_bytes: int, 
         timeout_s=timeout_s,
         remedy="Send the images at a lower resolution.",
     )
-    parser = _FormParser(request.headers, _without_preamble(body, b"\r\n--" + boundary), limits)
+    parser = _FormParser(request.headers, _without_preamble(body, boundary), limits)
     try:
         await parser.parse()
     except MultiPartException as error:
@@ -134,20 +138,22 @@ def _quote_header(value: str) -> str:
     return f"is {value!r}" if value in _QUOTABLE else "is not supported"
 
 
-async def _without_preamble(body: AsyncGenerator[bytes, None], delimiter: bytes) -> AsyncGenerator[bytes, None]:
+async def _without_preamble(body: AsyncGenerator[bytes, None], boundary: bytes) -> AsyncGenerator[bytes, None]:
     """The body from its first boundary; RFC 2046 allows text before it."""
-    start, searched = bytearray(b"\r\n"), 0
+    delimiter = re.compile(rb"\n(--%b)(.)" % re.escape(boundary), re.DOTALL)
+    start, searched = bytearray(b"\n"), 0
     async for chunk in body:
         start += chunk
-        found = start.find(delimiter, searched)
-        if found >= 0:
-            yield bytes(start[found + 2 :])
+        if found := delimiter.search(start, searched):
+            if found[2] == b"\n":
+                raise Problem("malformed_multipart", _LF_ONLY)
+            yield bytes(start[found.start(1) :])
             break
         if len(start) > MULTIPART_OVERHEAD:
             raise Problem(
                 "malformed_multipart", f"No boundary begins within {MULTIPART_OVERHEAD:,} bytes. {_MALFORMED}"
             )
-        searched = max(len(start) - len(delimiter) + 1, 0)
+        searched = max(len(start) - len(boundary) - 3, 0)
     async for chunk in body:
         yield chunk
 
