@@ -224,21 +224,24 @@ class Drafter:
     def _assess(self, studies: Sequence[Study], patches: Patches) -> _Images:
         """Check the images and correct their views; the patches are returned with the frontals first."""
         sent = [tuple(image.view for image in study) for study in studies]
+        headers = [tuple(image.header_view for image in study) for study in studies]
+        correct = self.bundle.config.preprocessing.view_order == "frontal_first"
         calibration = self.bundle.calibration
         if calibration is None:
-            return _Images(studies, patches, [unchecked(views) for views in sent])
-        pooled = patches.pooled.cpu().numpy()
-        correct = self.bundle.config.preprocessing.view_order == "frontal_first"
-        assessments = [
-            assess_views(
-                calibration,
-                views,
-                pooled[row, : len(views)],
-                np.stack([image.pixels for image in studies[row]]),
-                correct=correct,
-            )
-            for row, views in enumerate(sent)
-        ]
+            assessments = [unchecked(*pair, correct=correct) for pair in zip(sent, headers, strict=True)]
+        else:
+            pooled = patches.pooled.cpu().numpy()
+            assessments = [
+                assess_views(
+                    calibration,
+                    views,
+                    pooled[row, : len(views)],
+                    np.stack([image.pixels for image in studies[row]]),
+                    correct=correct,
+                    headers=headers[row],
+                )
+                for row, views in enumerate(sent)
+            ]
         views = [assessment.views for assessment in assessments]
         return _Images(studies, patches if views == sent else patches.with_views(views), assessments)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +132,12 @@ def test_adding_a_calibration_changes_no_other_file(tiny: Path, tmp_path: Path) 
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def read(sent: list[View], logits: list[float], unusual: float = 0.0, correct: bool = True) -> tuple[Any, list[str]]:
+def read(
+    sent: list[View], logits: list[float], unusual: float = 0.0, correct: bool = True, headers: Sequence[View] = ()
+) -> tuple[Any, list[str]]:
     pooled = np.array([[logit, unusual, 0.0] for logit in logits], np.float32)
-    reading = assess_views(plain_calibration(), sent, pooled, np.zeros((len(sent), 32, 32), np.uint8), correct=correct)
+    pixels = np.zeros((len(sent), 32, 32), np.uint8)
+    reading = assess_views(plain_calibration(), sent, pooled, pixels, correct=correct, headers=headers)
     return list(reading.views), [warning.code for warning in reading.warnings]
 
 
@@ -164,6 +167,26 @@ def test_corrects_a_view_where_the_check_is_certain(
 def test_corrects_no_view_of_an_ood_image() -> None:
     assert read([FRONTAL, LATERAL], [-9, 9], unusual=1.0) == ([FRONTAL, LATERAL], ["unusual_image"] * 2)
     assert read([FRONTAL], [-9], unusual=0.98) == ([LATERAL], ["view_corrected"])
+
+
+@pytest.mark.parametrize(
+    ("logits", "unusual", "views", "codes"),
+    [
+        ([-9, 9], 1.0, [LATERAL, FRONTAL], ["unusual_image", "unusual_image", "views_swapped"]),
+        ([9, -9], 1.0, [LATERAL, FRONTAL], ["unusual_image", "unusual_image", "views_swapped"]),  # not judged by it
+        ([-3, 3], 0.0, [LATERAL, FRONTAL], ["views_swapped"]),  # the check is not certain
+        ([9, -9], 0.0, [FRONTAL, LATERAL], []),  # it is certain that the headers are wrong
+        ([9, 9], 0.0, [FRONTAL, LATERAL], ["same_view"]),
+    ],
+)
+def test_exchanges_views_where_both_headers_say_so(
+    logits: list[float], unusual: float, views: list[View], codes: list[str]
+) -> None:
+    sent, headers = [FRONTAL, LATERAL], [LATERAL, FRONTAL]
+    assert read(sent, logits, unusual, headers=headers) == (views, codes)
+    assert read(sent, logits, unusual, headers=headers, correct=False)[0] == sent
+    for other in ([LATERAL, LATERAL], [FRONTAL, LATERAL]):
+        assert read(sent, logits, unusual, headers=other) == read(sent, logits, unusual)
 
 
 def test_warnings_name_the_field_of_the_image() -> None:

@@ -72,6 +72,22 @@ def test_real_pairs_keep_their_views_and_exchanged_pairs_are_corrected(
     assert alone.image_checks[0].view is View.FRONTAL
 
 
+def test_unusual_images_exchanged_against_both_headers_give_the_draft_of_the_right_order(
+    shipped_drafter: Drafter,
+) -> None:
+    frontal, lateral = drawn_study("effusion", shipped_drafter.image_size)
+    negative = [replace(image, pixels=255 - image.pixels) for image in (frontal, lateral)]
+    exchanged = sent(negative, View.LATERAL, View.FRONTAL)
+    headed = [replace(image, header_view=view) for image, view in zip(exchanged, View, strict=True)]
+    right, corrected, uncorrected = shipped_drafter.draft([negative, headed, exchanged])
+    assert codes(right) == codes(uncorrected) == {"unusual_image"}
+    assert codes(corrected) == {"unusual_image", "views_swapped"}
+    assert corrected.findings == right.findings
+    confidence = [[sentence.confidence for sentence in draft.sentences] for draft in (right, corrected, uncorrected)]
+    assert confidence[1] == pytest.approx(confidence[0], abs=1e-5)
+    assert confidence[2] != pytest.approx(confidence[0], abs=1e-3)
+
+
 def test_warns_about_rotated_and_inverted_radiographs(shipped_drafter: Drafter, study: list[StudyView]) -> None:
     strange = [
         [replace(study[0], pixels=np.ascontiguousarray(how(study[0].pixels))), study[1]] for how in TURNED.values()

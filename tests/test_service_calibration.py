@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from model.calibration.schema import LinearScore, ViewCheck
-from tests.support.calibration import add_plain_calibration
+from tests.support.calibration import add_plain_calibration, plain_calibration
 from tests.support.formats import dicom, facts_of_fhir
 from tests.support.service import png, ready_client
 from tests.support.tiny import write_tiny_bundle
@@ -44,6 +45,28 @@ def test_view_check_corrects_the_view_and_the_header_counts(client: httpx.Client
     assert codes(silent) == codes(agrees)
     oblique = post(client, frontal=dicom(ViewPosition="LAO")).json()
     assert "view_mismatch" in codes(oblique)  # neither view: the warning stays
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_exchanged_views_of_unusual_images_are_read_as_both_headers_say(tmp_path: Path, calibrated: bool) -> None:
+    path = write_tiny_bundle(tmp_path / "tiny")
+    if calibrated:
+        every_image = (LinearScore(slope=0.0, bias=5.0),) * 2
+        add_plain_calibration(path, unusual=plain_calibration().unusual.model_copy(update={"units": every_image}))
+    frontal, lateral = dicom(ViewPosition="PA"), dicom(ViewPosition="LL", PhotometricInterpretation="MONOCHROME1")
+    silent = dicom(ViewPosition=None, PhotometricInterpretation="MONOCHROME1")
+    with ready_client(path) as client:
+        right = post(client, frontal=frontal, lateral=lateral).json()
+        exchanged = post(client, frontal=lateral, lateral=frontal).json()
+        half = post(client, frontal=silent, lateral=frontal).json()
+    answers = (right, exchanged, half)
+    unusual = ["unusual_image"] * 2 if calibrated else []
+    found = [[code for code in codes(answer) if "view" in code or code == "unusual_image"] for answer in answers]
+    assert found == [unusual, [*unusual, "views_swapped"], ["view_mismatch", *unusual]]  # one header is not enough
+    assert exchanged["sentences"] == right["sentences"]
+    if calibrated:
+        read = [[check["view"] for check in answer["image_checks"]] for answer in answers]
+        assert read == [["frontal", "lateral"], ["lateral", "frontal"], ["frontal", "lateral"]]
 
 
 def test_two_images_of_one_view_get_one_warning(client: httpx.Client) -> None:

@@ -125,7 +125,7 @@ def test_drafts_every_supported_image_kind(client: httpx.Client, kind: str) -> N
 def test_warns_about_contradicting_dicom_headers(client: httpx.Client) -> None:
     files = {
         "frontal": dicom(scene(), ViewPosition="LL"),
-        "lateral": dicom(scene(), ViewPosition="PA", BodyPartExamined="HAND", PatientOrientation=["A", "H"]),
+        "lateral": dicom(scene(), ViewPosition="LAO", BodyPartExamined="HAND", PatientOrientation=["A", "H"]),
     }
     warnings = draft(client, **files).warnings
     assert [warning.code for warning in warnings] == [
@@ -266,6 +266,15 @@ def test_ignores_what_precedes_the_first_boundary(client: httpx.Client, preamble
     body = preamble + OPEN + png() + b"\r\n--b--\r\n"
     chunks = (body[start : start + size] for start in range(0, len(body), size))
     assert client.post("/report", content=chunks, headers=MULTIPART).status_code == 200
+
+
+@pytest.mark.parametrize("preamble", [b"", b"\n", b"A message\n"])
+@pytest.mark.parametrize("size", [1, MIB])
+def test_names_line_ends_of_lf_alone(client: httpx.Client, preamble: bytes, size: int) -> None:
+    body = preamble + OPEN.replace(b"\r\n", b"\n") + png() + b"\n--b--\n"
+    chunks = (body[start : start + size] for start in range(0, len(body), size))
+    answer = problem(client.post("/report", content=chunks, headers=MULTIPART), 400, "malformed_multipart", None)
+    assert answer["detail"].startswith("The multipart body ends its lines with LF; RFC 2046 requires CRLF. Send")
 
 
 def test_empty_part_without_a_file_name_is_a_file_not_chosen(client: httpx.Client) -> None:

@@ -6,8 +6,8 @@ Out-of-Distribution Samples"), over projections of the features, the length of t
 statistics of the grey values; and one linear head per kind of export error (rotated, mirrored,
 negative).
 
-A view is corrected only where the view head is nearly certain and no image of the study is out of
-distribution.
+A view is corrected where the view head is nearly certain and no image of the study is out of
+distribution, or where the headers of both images say that the views were exchanged.
 """
 
 from __future__ import annotations
@@ -44,14 +44,17 @@ class ViewAssessment:
     warnings: tuple[DraftWarning, ...] = ()
 
 
-def unchecked(views: Sequence[View]) -> ViewAssessment:
-    """The declared views, without any check."""
-    return ViewAssessment(tuple(views))
+def unchecked(sent: Sequence[View], headers: Sequence[View | None], *, correct: bool) -> ViewAssessment:
+    """The declared views; with ``correct`` exchanged where both headers say so."""
+    if correct and _exchanged(sent, headers):
+        return ViewAssessment(tuple(map(_other, sent)), warnings=(_SWAPPED,))
+    return ViewAssessment(tuple(sent))
 
 
 def assess_views(
-    calibration: Calibration, sent: Sequence[View], pooled: Floats, pixels: Pixels, *, correct: bool
-) -> ViewAssessment:
+    calibration: Calibration, sent: Sequence[View], pooled: Floats, pixels: Pixels, *, correct: bool,
+    headers: Sequence[View | None] = (),
+) -> ViewAssessment:  # fmt: skip
     """Check the images of one study.
 
     Args:
@@ -60,6 +63,9 @@ def assess_views(
         pooled: (V, D) pooled features of the backbone.
         pixels: (V, S, S) uint8.
         correct: correct views; else they stay as sent.
+        headers: view of each image in its header. Where both headers say that the views were
+            exchanged, they are exchanged back, unless the view head is certain of the sent view of
+            an image that is not out of distribution.
     """
     projections, residual = project(calibration.features, pooled)
     frontal = sigmoid(_apply_linear(calibration.view.line, projections[:, 0]))
@@ -68,8 +74,13 @@ def assess_views(
     )
     warned = unusual >= calibration.unusual.warn_from
     views, warnings = tuple(sent), [_unusual(view) for view, is_ood in zip(sent, warned, strict=True) if is_ood]
-    if correct and not warned.any():
-        views, found = _corrected_views(sent, frontal.tolist(), calibration.view.certain)
+    certain = calibration.view.certain
+    other = [1 - p if view is View.FRONTAL else p for view, p in zip(sent, frontal.tolist(), strict=True)]
+    denied = any(p <= 1 - certain and not is_ood for p, is_ood in zip(other, warned, strict=True))
+    if correct and _exchanged(sent, headers) and not denied:
+        views, warnings = tuple(map(_other, sent)), [*warnings, _SWAPPED]
+    elif correct and not warned.any():
+        views, found = _corrected_views(sent, other, certain)
         warnings += found
     return ViewAssessment(views, tuple(zip(frontal.tolist(), unusual.tolist(), strict=True)), tuple(warnings))
 
@@ -172,10 +183,9 @@ def _apply_linear(line: LinearScore, values: Floats) -> Floats:
 
 
 def _corrected_views(
-    sent: Sequence[View], frontal: Sequence[float], certain: float
+    sent: Sequence[View], other: Sequence[float], certain: float
 ) -> tuple[tuple[View, ...], list[DraftWarning]]:
-    """Views to read the images as, and a warning for each correction."""
-    other = [1 - p if view is View.FRONTAL else p for view, p in zip(sent, frontal, strict=True)]
+    """Views to read the images as, and a warning for each correction; ``other``: probability of the other view."""
     if max(other) < certain or list(sent) not in ([View.FRONTAL], [View.LATERAL], list(View)):
         return tuple(sent), []
     if len(sent) == 1:
@@ -183,6 +193,11 @@ def _corrected_views(
     if min(other) >= 0.5:
         return tuple(_other(view) for view in sent), [_SWAPPED]
     return tuple(sent), [_same(sent[other.index(min(other))])]
+
+
+def _exchanged(sent: Sequence[View], headers: Sequence[View | None]) -> bool:
+    """Whether the headers of a frontal and a lateral image both name the other view."""
+    return list(sent) == list(View) and list(headers) == list(map(_other, sent))
 
 
 def _other(view: View) -> View:
