@@ -316,3 +316,26 @@ def test_matmul_dtype_keeps_the_type_of_the_input_and_ends_with_its_context() ->
         raise RuntimeError("left early")
     with torch.no_grad():
         assert torch.equal(layer(x), plain)
+
+
+def test_matmul_dtype_acts_without_onednn() -> None:
+    layer, x = pair()[0], torch.randn(64, 7)
+    with torch.backends.mkldnn.flags(enabled=False), torch.no_grad():
+        plain = layer(x)
+        with matmul_dtype(torch.bfloat16):
+            rounded, frozen = layer(x), layer.freeze()(x)
+    assert rounded.dtype == frozen.dtype == torch.float32
+    for out in (rounded, frozen):
+        assert not torch.equal(out, plain)
+        torch.testing.assert_close(out, plain, atol=5e-2, rtol=5e-2)
+
+
+def test_pass_without_gradient_under_autocast_leaves_the_gradient_of_a_later_pass() -> None:
+    """As on a GPU; PyTorch up to 2.10 keeps the cast weights of the first pass for the second one."""
+    layer, x = pair()[0], torch.randn(3, 7)
+    with torch.backends.mkldnn.flags(enabled=False), torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.no_grad():
+            layer(x)
+        layer(x).float().sum().backward()
+    assert layer.weight.grad is not None
+    torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(4, 7), atol=5e-2, rtol=5e-2)

@@ -119,6 +119,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out
 
 
+def _without_gradient(x: Tensor, layer: nn.Linear) -> Tensor:
+    """A layer's product in the type of ``x``, where oneDNN cannot compute it.
+
+    It takes detached weights: up to version 2.10, autocast keeps the cast that it makes without a gradient and gives
+    it to a later pass with one, in which the weights then get no gradient.
+    """
+    return F.linear(x, layer.weight.detach().to(x.dtype), layer.bias.detach().to(x.dtype))
+
+
 class PackedLinearGroup:
     """Layers with one input, as one product of their packed weights if no gradient is needed.
 
@@ -147,8 +156,11 @@ class PackedLinearGroup:
         inner, outer = _dtypes(x)
         if torch.is_grad_enabled() or x.numel() == 0 or not _takes(x, layers[0].weight, inner):
             # one product per layer: copying the parts of a joint product costs what it saves
-            x = x.to(outer)  # as autocast does for each layer
-            outs = [linear(x, layer.weight, layer.bias) for layer in layers]
+            if torch.is_grad_enabled():
+                x = x.to(outer)  # as autocast does for each layer
+                outs = [linear(x, layer.weight, layer.bias) for layer in layers]
+            else:
+                outs = [_without_gradient(x.to(inner), layer).to(outer) for layer in layers]
             return tuple(F.relu(out) if activation == "relu" else out for out in outs)
         weight, bias = self._weights(layers, inner)
         out = product(x.to(inner), weight, bias, activation).to(outer)
@@ -163,10 +175,10 @@ class PackedLinearGroup:
         inner, outer = _dtypes(first)
         if not _takes(first, first, inner):
             whole = [torch.cat([getattr(layer, part).detach() for layer in layers]) for part in ("weight", "bias")]
-            joined = [part.to(outer) for part in whole]
+            joined = [part.to(inner) for part in whole]
 
             def unpacked(x: Tensor) -> Tensor:
-                out = F.linear(x.to(outer), *joined)
+                out = F.linear(x.to(inner), *joined).to(outer)
                 return F.relu(out) if activation == "relu" else out
 
             return unpacked
