@@ -54,6 +54,13 @@ def test_augmentation_of_strength_zero_is_identity_and_never_flips() -> None:
     assert not torch.equal(moved[0], moved[1])
 
 
+def test_augmentation_is_not_rounded_to_bfloat16_under_autocast() -> None:
+    images = torch.rand(2, 1, 224, 224, generator=torch.Generator().manual_seed(0))
+    exact = augment(images, Augmentation(), torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(augment(images, Augmentation(), torch.Generator().manual_seed(0)), exact)
+
+
 def test_to_float_averages_areas_when_it_shrinks() -> None:
     pixels = torch.zeros(1, 64, 64, dtype=torch.uint8)
     pixels[:, ::2] = 200  # lines finer than the smaller grid

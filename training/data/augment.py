@@ -49,7 +49,8 @@ def changed(images: Tensor, amount: Augmentation, draw: Tensor) -> Tensor:
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
     shift = draw[:, 2:4] * 2 * amount.shift
     theta = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
-    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    with torch.autocast(images.device.type, enabled=False):  # in bfloat16 the grid is off by up to a pixel
+        grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     gamma = torch.exp(draw[:, 4] * amount.contrast).to(images.device).view(-1, 1, 1, 1)
     gain = (1 + draw[:, 5] * amount.contrast).to(images.device).view(-1, 1, 1, 1)
