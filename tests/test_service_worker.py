@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import torch
 
 from model.types import Draft, DraftOptions, StudyView
 from service.inference import worker
@@ -71,6 +72,22 @@ def test_single_study_is_retried_once_after_out_of_memory() -> None:
     answers, batches = run((study(1), OPTIONS), max_batch=0)
     assert answers == ["OutOfMemoryError"]
     assert batches == [[1], [1]]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("shape mismatch"), False),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
+def test_recognises_out_of_memory(error: BaseException, expected: bool) -> None:
+    assert worker.is_out_of_memory(error) == expected
 
 
 @pytest.mark.parametrize(("after", "tried"), [(1000, 1), (2, 3)])

@@ -24,6 +24,7 @@ from service.metrics import Metrics
 from service.web.problems import format_traceback_locations
 
 log = logging.getLogger(__name__)
+_NO_MEMORY = ("out of memory", "can't allocate memory", "status_alloc_failed")  # the last: cuBLAS and cuDNN
 GROW_AFTER = 50  # full batches in a row that fit, before a larger batch is tried
 
 
@@ -174,7 +175,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    return isinstance(error, RuntimeError) and any(cause in text for cause in _NO_MEMORY)
 
 
 def is_device_lost(error: BaseException) -> bool:
