@@ -29,6 +29,7 @@ from model.calibration.sentence_confidence import (
 )
 from model.decoding.attention_maps import WordAttention, attention_of
 from model.decoding.generate import generate
+from model.devices import use_exact_float32
 from model.network.cpu_kernels import matmul_dtype
 from model.network.report_model import Patches
 from model.protocols import Case, CaseIndex
@@ -103,6 +104,8 @@ class Drafter:
             )
         self.bundle, self.index, self.device = bundle, index, torch.device(device)
         self.precision = precision
+        if precision == "fp32":
+            use_exact_float32(self.device)
         self._model = bundle.model.to(self.device)
 
     @property

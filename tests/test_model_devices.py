@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -33,3 +36,13 @@ def test_rejects_unavailable_and_repeated_devices(names: str, message: str) -> N
 def test_rejects_all_cuda_devices_where_there_are_none() -> None:
     with pytest.raises(ValueError, match=r"--device cuda:all, but 0 CUDA devices are usable.*use --device cpu"):
         choose_device("cuda:all")
+
+
+def test_float32_convolutions_on_cuda_are_exact() -> None:
+    code = (
+        "import torch; from model.devices import use_exact_float32 as use; conv = torch.backends.cudnn.conv\n"
+        "print(conv.fp32_precision); use(torch.device('cpu')); print(conv.fp32_precision)\n"
+        "use(torch.device('cuda')); print(conv.fp32_precision)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert printed.split() == ["tf32", "tf32", "ieee"]
