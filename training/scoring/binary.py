@@ -1,4 +1,8 @@
-"""Binary classification over scikit-learn: logistic regression, held-out probabilities, how good probabilities are."""
+"""Binary classification over scikit-learn: logistic regression, held-out probabilities, how good probabilities are.
+
+SciPy and scikit-learn are imported where they are used: they take seconds, and the stages that import this module for
+their validation also run without.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -30,6 +31,8 @@ class Logistic:
 
     def probabilities(self, rows: Floats) -> Floats:
         """(N, F) -> (N,), 0 to 1."""
+        from scipy.special import expit
+
         found: Floats = expit(rows @ self.weights + self.bias)
         return found
 
@@ -45,6 +48,8 @@ def fit_logistic(rows: Floats, truth: Bools, *, ridge: float = 1.0) -> Logistic:
     if single or not width:
         rate = (truth.sum() + 0.5) / (count + 1) if single else truth.mean()
         return Logistic(np.zeros(width), float(np.log(rate / (1 - rate))))
+    from sklearn.linear_model import LogisticRegression
+
     fitted = LogisticRegression(C=1 / ridge, solver="newton-cholesky", tol=1e-10, max_iter=100).fit(rows, truth)
     return Logistic(fitted.coef_[0].astype(np.float64), float(fitted.intercept_[0]))
 
@@ -97,4 +102,6 @@ def brier(probabilities: Floats, truth: Bools) -> float:
 
 def auroc(scores: npt.NDArray[np.floating], truth: Bools) -> float | None:
     """Area under the ROC curve, ties counting half; None where a class is empty."""
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(truth, scores)) if truth.any() and not truth.all() else None
