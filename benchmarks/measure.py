@@ -129,11 +129,12 @@ REFERENCE = Reference()
 
 @dataclass(frozen=True)
 class Machine:
-    """``fp32`` and ``bf16`` are GFLOP/s of the product of two 4096² matrices."""
+    """``fp32`` and ``bf16`` are GFLOP/s of the product of two matrices of ``side``² elements."""
 
     device: str
     fp32: float
     bf16: float
+    side: int = SIDE
 
     def scaled(self, reference_seconds: float) -> float:
         """The reference's time on this machine, if float32 products bound it."""
@@ -156,14 +157,16 @@ class Machine:
         return (
             f"{(names or [platform.processor() or platform.machine()])[0]}, {usable_processors()} cores, "
             f"{torch.get_num_threads()} threads, PyTorch {torch.__version__} on {self.device}; "
-            f"{SIDE}³ matmul: {self.fp32:.0f} GFLOP/s float32, {self.bf16:.0f} GFLOP/s bfloat16"
+            f"{self.side}³ matmul: {self.fp32:.0f} GFLOP/s float32, {self.bf16:.0f} GFLOP/s bfloat16"
         )
 
 
-def read_machine(device: torch.device) -> Machine:
+def read_machine(device: torch.device, side: int = SIDE) -> Machine:
     """Measure this machine; takes about five seconds on two cores."""
     speeds = []
     for dtype in (torch.float32, torch.bfloat16):
-        left, right = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
-        speeds.append(2 * SIDE**3 / seconds(partial(torch.matmul, left, right), repeats=4) / 1e9)
-    return Machine(torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", *speeds)
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        speeds.append(2 * side**3 / seconds(partial(torch.matmul, left, right), repeats=4) / 1e9)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    fp32, bf16 = speeds
+    return Machine(name, fp32, bf16, side)

@@ -24,9 +24,9 @@ IMAGES = {"frontal": Path("docs/images/effusion-frontal.png"), "lateral": Path("
 ROUNDS, WARM_UP, REST_S = 15, 2, 0.05
 
 
-def rows(device: torch.device) -> list[Row]:
+def rows(device: torch.device, *, bundle: Path = BUNDLE, rounds: int = ROUNDS) -> list[Row]:
     files = {name: path.read_bytes() for name, path in IMAGES.items()}
-    drafter = load_drafter(BUNDLE, str(device))
+    drafter = load_drafter(bundle, str(device))
 
     def bare() -> None:
         pixels = [StudyView(load_pixels(data, drafter.image_size), View(name)) for name, data in files.items()]
@@ -36,19 +36,19 @@ def rows(device: torch.device) -> list[Row]:
         return lambda: client.post(f"{url}/report", files=files).raise_for_status()
 
     started = time.perf_counter()
-    with service(BUNDLE, device=str(device)) as ours:
+    with service(bundle, device=str(device)) as ours:
         ready = time.perf_counter() - started
         with (
-            running("benchmarks.naive_server", BUNDLE, device, health="/openapi.json") as naive,
+            running("benchmarks.naive_server", bundle, device, health="/openapi.json") as naive,
             httpx.Client(timeout=120.0) as client,
         ):
             calls = (post(ours.url), bare, post(naive.url))
-            through_http, pipeline, naively = in_turn(calls, rounds=ROUNDS, warm_up=WARM_UP, rest_s=REST_S)
+            through_http, pipeline, naively = in_turn(calls, rounds=rounds, warm_up=WARM_UP, rest_s=REST_S)
     overhead = statistics.median(a - b for a, b in zip(through_http, pipeline, strict=True))
     whole, peer = statistics.median(through_http), statistics.median(naively)
     name = "POST /report, server overhead over the bare pipeline, median"
     return [
-        below(10.0, Row("start to ready, shipped bundle", ready)),
+        below(10.0, Row(f"start to ready, {'shipped' if bundle == BUNDLE else 'tiny'} bundle", ready)),
         below(0.010, Row(name, overhead, note=f"whole request {whole * 1e3:.0f} ms")),
         Row("POST /report, median", whole, peer="naive FastAPI handler, one at a time", peer_value=peer),
     ]

@@ -63,6 +63,14 @@ class PreparedRun:
         if not studies.train:
             raise ValueError("no training study has a readable image; check --root, or --annotation and --images")
         tokenizer = Tokenizer.build(study.report for study in studies.train)
+        return cls.build(config, inputs, context, cache, studies, tokenizer, cache_dir)
+
+    @classmethod
+    def build(
+        cls, config: RunConfig, inputs: RunInputs, context: RunContext, cache: PixelCache, studies: StudySplits,
+        tokenizer: Tokenizer, cache_dir: Path,
+    ) -> PreparedRun:  # fmt: skip
+        """A run on decoded images with a new model on the device."""
         torch.manual_seed(config.seed)
         backbone = Backbone(config.shape.backbone, weights=config.backbone_weights)
         model = ReportModel(model_config(config, len(tokenizer)), backbone=backbone)

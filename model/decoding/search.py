@@ -142,8 +142,7 @@ def autoregressive_decode(
         scores = constraints.apply(model.step(state, last).float(), history, position)
         step_log_probs = (scores / temperature if sampling else scores).log_softmax(-1)
         if shared:
-            uniform = torch.rand(count, scores.shape[1], generator=generator).clamp_(1e-9, 1 - 1e-7)
-            gumbel = -torch.log(-torch.log(uniform)).to(device)
+            gumbel = gumbel_noise(count, scores.shape[1], generator).to(device)
             chosen = (step_log_probs + gumbel.repeat(len(rows) // count, 1)).argmax(-1)
         elif sampling:
             chosen = _sampled(step_log_probs.exp(), generator, rng_slice)
@@ -162,6 +161,12 @@ def autoregressive_decode(
             rows, last, ended = rows[kept], last[kept], ended[kept]
             state.keep(undone, kept)
     return Generated(ids, log_probs, log_probs.sum(1))
+
+
+def gumbel_noise(count: int, vocabulary: int, generator: torch.Generator | None) -> Tensor:
+    """Noise of one step of ``count`` hypotheses, (count, vocabulary), drawn on the CPU for every device."""
+    uniform = torch.rand(count, vocabulary, generator=generator).clamp_(1e-9, 1 - 1e-7)
+    return -torch.log(-torch.log(uniform))
 
 
 def _sampled(probabilities: Tensor, generator: torch.Generator | None, rng_slice: tuple[int, int] | None) -> Tensor:
