@@ -12,7 +12,7 @@ from service.llm.client import MAX_ANSWER_BYTES, Chat, ChatError
 from tests.support.http import http_server, respond_with
 
 
-def ask(content: str) -> str:
+def ask(content: object) -> str:
     """The text of a server's answer."""
     choice = {"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
     with http_server(respond_with(json.dumps({"choices": [choice]}, ensure_ascii=False).encode())) as url:
@@ -33,6 +33,21 @@ REASON = "The user wants a rewrite. Maybe there is a large <5 cm pneumothorax?"
 ])  # fmt: skip
 def test_reasoning_is_no_part_of_the_text(marked: str) -> None:
     assert ask(marked.format(REASON, "Clear lungs. A nodule < 5 mm.")) == "Clear lungs. A nodule < 5 mm."
+
+
+@pytest.mark.parametrize("fenced", ["```\n{}\n```", "```text\n{}\n```\n", "<think>a</think>\n```markdown\n{}\n```"])
+def test_fence_of_a_code_block_is_no_part_of_the_text(fenced: str) -> None:
+    assert ask(fenced.format("Clear lungs.\nNo effusion.")) == "Clear lungs. No effusion."
+    assert ask("``` Clear lungs.") == "``` Clear lungs."
+
+
+def test_text_parts_are_the_answer() -> None:
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": REASON}]}
+    parts = [{"type": "text", "text": "Clear lungs. "}, {"type": "text", "text": "No effusion."}]
+    assert ask([thought, *parts]) == "Clear lungs. No effusion."
+    for wrong in ([thought], [], [{"type": "text"}], [{"type": "text", "text": 3}], ["text"], [None]):
+        with pytest.raises(ChatError):
+            ask(wrong)
 
 
 @pytest.mark.parametrize("start", [

@@ -99,6 +99,8 @@ def _parse(data: bytes) -> str:
     try:
         choice = json.loads(data)["choices"][0]
         content, finish_reason = choice["message"]["content"], choice.get("finish_reason")
+        if isinstance(content, list):  # of parts; those of other types hold reasoning
+            content = "".join(part["text"] for part in content if part["type"] == "text")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ChatError("its answer is not a chat completion") from None
     if not isinstance(content, str):
@@ -108,10 +110,16 @@ def _parse(data: bytes) -> str:
     answer = _ANSWER_MARK.sub("", _END_OF_REASONING.split(content)[-1])
     if _OTHER_MARK.search(answer):
         raise ChatError("its text has reasoning without an end, or other marks")
-    text = _printable(answer)
+    text = _printable(_without_fence(answer))
     if not text or len(text) > MAX_CHARACTERS:
         raise ChatError(f"its text has {len(text):,} characters; 1 to {MAX_CHARACTERS:,} are allowed")
     return text
+
+
+def _without_fence(text: str) -> str:
+    """The content of a text that is one fenced code block; else the text."""
+    first, *inner = text.strip().split("\n")
+    return "\n".join(inner[:-1]) if first.startswith("```") and inner and inner[-1] == "```" else text
 
 
 def _printable(text: str) -> str:
