@@ -28,7 +28,6 @@ import numpy as np
 from locust.env import Environment
 from tqdm import tqdm
 
-from benchmarks.attacking.bodies import SMALL, jpeg_of_scans
 from benchmarks.load import BAD_CLIENTS, Load, Record, Study, count_outcomes, judge
 from benchmarks.raw_http import CONTENT_TYPE, connect, form, post_report, receive
 
@@ -100,6 +99,8 @@ def misbehave(url: str, study: Study, record: Record, rng: np.random.Generator) 
     """
     body = study.body
     if record.client == "sends garbage":
+        from benchmarks.attacking.bodies import SMALL, jpeg_of_scans  # imports the encoders of the tests
+
         signatures = body.replace(b"PNG", b"GNP").replace(b"\xff\xd8\xff", b"\xff\x00\xff")
         bomb = form([("frontal", jpeg_of_scans(SMALL))])
         body = (rng.bytes(2000), body[: len(body) // 2], signatures, bomb)[int(rng.integers(4))]

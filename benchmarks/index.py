@@ -32,7 +32,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks import plots
 from benchmarks.measure import Row, below, in_turn, markdown
 from benchmarks.server import BUNDLE
 from model.bundle import load_bundle
@@ -136,6 +135,8 @@ def curve(out: Path, sizes: Sequence[int] = SIZES, *, images: Path | None = None
     table.writerow(field.name for field in fields(Point))
     table.writerows(astuple(point) for pair in zip(exact, chosen, strict=True) for point in pair)
     write_atomic(out / "index-curve.csv", text.getvalue().encode())
+    from benchmarks import plots  # matplotlib, which the row of the table does not need
+
     plots.index_curve(exact, chosen, out / "index-curve.png", exact_below=FLAT_BELOW)
     return chosen
 

@@ -15,13 +15,15 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks.gpu import command, drafts, stages
+from benchmarks.gpu import command, drafts, needs, stages
 from benchmarks.gpu.part import Job
 from benchmarks.gpu.parts import PRELOADED, parts
 from model.config import DecodingConfig
 from model.drafter import Drafter
+from model.network.backbone import Backbone
 from tests.support.paths import REPOSITORY
 from tests.support.tiny import IMAGE_SIZE, open_drafter, write_tiny_bundle
+from training.data.augment import to_float
 
 BY_NAME = {part.name: part for part in parts(dry_run=True)}
 
@@ -119,6 +121,37 @@ def test_nothing_touches_the_device_before_a_part_is_forked() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 
+# --- what a machine with only PyTorch needs ---------------------------------------------------------------------------
+
+
+def test_carried_packages_are_pinned_and_leave_out_what_the_machine_has() -> None:
+    names = needs.needed()
+    assert {"faiss-cpu", "pydantic-core", "locust", "websocket-client"} <= {*names}
+    assert not {"torch", "torchvision", "numpy", "pillow", "scipy", "imagecodecs"} & {*names}
+    assert {*names} <= needs.pins().keys()
+    assert {*needs.needed(["Locust", "flask_cors"])} <= {*names} - {"locust", "flask-cors"}
+
+
+def test_parts_import_nothing_but_the_carried_packages() -> None:
+    code = (
+        "import importlib, sys\n"
+        "from importlib.machinery import PathFinder\n"
+        "from importlib.metadata import packages_distributions\n"
+        "from benchmarks.gpu import needs\n"
+        "allowed = {'cxr-report', *needs.needed(), *needs._with_requirements(needs.PRESENT, set())}\n"
+        "owners = packages_distributions()\n"
+        "class Carried(PathFinder):\n"
+        "    @classmethod\n"
+        "    def find_spec(cls, name, path=None, target=None):\n"
+        "        owned = {needs._normal(one) for one in owners.get(name.partition('.')[0], ())}\n"
+        "        return None if owned and not owned & allowed else super().find_spec(name, path, target)\n"
+        "sys.meta_path = [Carried if finder is PathFinder else finder for finder in sys.meta_path]\n"
+        "modules = ('benchmarks.generator', 'torch.utils.tensorboard', 'service.__main__', 'service.app')\n"
+        f"for name in (*modules, *{PRELOADED!r}): importlib.import_module(name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
 # --- drafts on two devices --------------------------------------------------------------------------------------------
 
 
@@ -184,3 +217,17 @@ def test_counts_steps_after_the_warm_up_until_enough_or_the_deadline() -> None:
     assert steps_of(100, warm_up=2, steps=50, deadline=earlier)[1] == 1
     with pytest.raises(RuntimeError, match="took 3 steps, 2 of them to warm up"):
         steps_of(3, warm_up=2, steps=5, deadline=later)
+
+
+def test_settled_features_of_an_untrained_resnet_fit_into_float16() -> None:
+    torch.manual_seed(0)
+    backbone, pixels = Backbone("resnet101").eval(), torch.randint(256, (4, 96, 96), dtype=torch.uint8)
+
+    def largest() -> float:
+        with torch.no_grad():
+            return float(backbone(to_float(pixels))[0].max())
+
+    assert largest() > torch.finfo(torch.float16).max
+    stages._settle(backbone, pixels)
+    assert largest() < 1000
+    assert not backbone.training

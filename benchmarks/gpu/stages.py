@@ -15,15 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.gpu.part import Job, Outcome
 from benchmarks.measure import show
 from benchmarks.server import BUNDLE
 from model.config import DecodingConfig
+from model.network.backbone import Backbone
 from model.text.tokenizer import Tokenizer
 from model.types import View
 from training.config import PretrainConfig, RunConfig, ScstConfig
+from training.data.augment import to_float
 from training.data.image_store import LooseImages
 from training.data.pixel_cache import PixelCache
 from training.data.studies import ImageRef, Source, Study
@@ -170,9 +173,25 @@ def drawn_run(config: RunConfig, device: torch.device, work: Path, scale: _Scale
     context = RunContext(device, 1, "bf16", work, checkpoint_seconds=math.inf)
     config = config.model_copy(update={"backbone_weights": "none"})
     run = PreparedRun.build(config, inputs, context, cache, StudySplits(studies, ()), tokenizer, work / "cache")
+    _settle(run.model.backbone, torch.from_numpy(array[:32]).to(device))
     if config.retrieval_k:
         build_index(run.model, studies, tokenizer, run.index_dir, public=False)
     return run
+
+
+@torch.no_grad()
+def _settle(backbone: Backbone, pixels: Tensor) -> None:
+    """Set the statistics of batch normalisation to those of ``pixels`` (N, S, S): features of an untrained ResNet-101
+    overflow with the initial ones."""
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # a plain average
+    backbone.train()
+    backbone(to_float(pixels))
+    backbone.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _long(seconds: float) -> str:
