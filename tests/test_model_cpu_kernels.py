@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import io
 import pickle
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -339,3 +341,35 @@ def test_pass_without_gradient_under_autocast_leaves_the_gradient_of_a_later_pas
         layer(x).float().sum().backward()
     assert layer.weight.grad is not None
     torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(4, 7), atol=5e-2, rtol=5e-2)
+
+
+class Mallinfo2(ctypes.Structure):
+    """``struct mallinfo2`` of glibc."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    )  # fmt: skip
+
+
+def allocated_bytes() -> int:
+    """Bytes that this process has allocated and not freed, without what the allocator keeps for later."""
+    function = ctypes.CDLL(None).mallinfo2
+    function.restype = Mallinfo2
+    info = function()
+    return int(info.uordblks + info.hblkhd)
+
+
+@needs_onednn
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the allocations of glibc")
+def test_products_of_ever_new_sizes_do_not_add_memory() -> None:
+    layer, limit = Linear(256, 512).eval(), int(cpu_kernels._CACHED_SHAPES)
+    with torch.inference_mode():
+        for rows in range(1, limit + 2):
+            layer(torch.zeros(rows, 256))
+        before = allocated_bytes()
+        for rows in range(limit + 2, limit + 66):
+            layer(torch.zeros(rows, 256))
+        assert allocated_bytes() - before < 64 * 64 * 1024  # one product takes 640 KiB with AVX-512

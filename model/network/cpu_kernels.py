@@ -8,6 +8,9 @@
 - Dropout masks from 16 random bits per element. They also repeat the training runs of 0.1 bit for
   bit.
 
+oneDNN compiles a product for each number of rows, so its caches grow with the sizes of batches.
+Importing this module limits them.
+
 On other devices, under autocast and with oneDNN switched off
 (``torch.backends.mkldnn.flags(enabled=False)``), the layers are plain ``nn.Linear``.
 """
@@ -15,6 +18,7 @@ On other devices, under autocast and with oneDNN switched off
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -38,8 +42,13 @@ _HAS_ONEDNN = torch._C._has_mkldnn and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
 )
 _PRODUCTS: ContextVar[torch.dtype | None] = ContextVar("products", default=None)
+_CACHED_SHAPES = "256"  # 640 KiB each; a draft needs about 60. The defaults keep 1,024, a new shape costs 1 ms
+_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # of oneDNN; of PyTorch, which also keeps products
 _steps = 0  # of all optimizers of this process: fused ones do not increase the versions of weights
 _WIDEST_STEP = 48  # rows for which weights are packed: 16 studies of 3 beams
+
+for _name in _CACHES:  # read at the first product; a value of the user has precedence
+    os.environ.setdefault(_name, _CACHED_SHAPES)
 
 
 def _count_step(*_: object) -> None:
