@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from model.network.pretrained import feature_extractor, input_statistics
 
 _PROBE, _GRID = 64, (2, 2)  # pixels of a side, and the feature map that they must give
+_IMAGES_AT_ONCE = 2  # or 3, on a CPU: more are not faster, and 16 need 400 MB for their feature maps
 
 
 class Backbone(nn.Module):
@@ -72,5 +73,8 @@ class Backbone(nn.Module):
             Patch tokens (N, P, D), row-major from the top left, P = (S/32)**2, and pooled features
             (N, D), their mean.
         """
-        tokens = self.feature_map(images).flatten(2).transpose(1, 2)  # (N, P, D)
+        few = images.device.type == "cpu" and not self.training and not torch.is_grad_enabled()
+        parts = images.tensor_split(max(1, len(images) // _IMAGES_AT_ONCE)) if few else [images]
+        maps = torch.cat([self.feature_map(part) for part in parts])  # (N, D, S/32, S/32)
+        tokens = maps.flatten(2).transpose(1, 2)  # (N, P, D)
         return tokens, tokens.mean(dim=1)
