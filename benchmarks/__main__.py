@@ -34,7 +34,7 @@ from model.files import write_atomic
 
 log = logging.getLogger("benchmarks")
 
-SECTIONS = ("writing", "training", "serving", "shared", "cider", "index")
+SECTIONS = ("writing", "training", "serving", "batches", "shared", "cider", "index")
 
 
 def measure(arguments: argparse.Namespace) -> int:
@@ -89,6 +89,8 @@ def _rows(section: str, machine: Machine, device: torch.device) -> list[Row]:
             return published_size.training_rows(machine, device)
         case "serving":
             return serving.rows(device)
+        case "batches":
+            return serving.batch_rows(device)
         case "shared":
             return shared_machine.rows(device)
         case "cider":

@@ -1,4 +1,4 @@
-"""The service against the bare pipeline and a naive handler: start, and the overhead of HTTP.
+"""The service against the bare pipeline and a naive handler: start, the overhead of HTTP, and batches.
 
 Real servers as processes on the loopback address, with the shipped bundle and the drawn radiographs
 of the docs.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -19,9 +20,11 @@ from benchmarks.naive_server import load_drafter
 from benchmarks.server import BUNDLE, running, service
 from model.images import load_pixels
 from model.types import StudyView, View
+from training.phantoms import make_phantom
 
 IMAGES = {"frontal": Path("docs/images/effusion-frontal.png"), "lateral": Path("docs/images/effusion-lateral.png")}
 ROUNDS, WARM_UP, REST_S = 15, 2, 0.05
+STUDIES, BATCHES, BATCH_ROUNDS = 8, (1, 2, 4, 8), 3
 
 
 def rows(device: torch.device, *, bundle: Path = BUNDLE, rounds: int = ROUNDS) -> list[Row]:
@@ -51,4 +54,22 @@ def rows(device: torch.device, *, bundle: Path = BUNDLE, rounds: int = ROUNDS) -
         below(10.0, Row(f"start to ready, {'shipped' if bundle == BUNDLE else 'tiny'} bundle", ready)),
         below(0.010, Row(name, overhead, note=f"whole request {whole * 1e3:.0f} ms")),
         Row("POST /report, median", whole, peer="naive FastAPI handler, one at a time", peer_value=peer),
+    ]
+
+
+def batch_rows(device: torch.device) -> list[Row]:
+    """Time per study of the same studies in batches of different sizes, against one at a time."""
+    drafter = load_drafter(BUNDLE, str(device))
+    drawn = [make_phantom(seed, frozenset(), size=drafter.image_size) for seed in range(STUDIES)]
+    studies = [[StudyView(each.frontal, View.FRONTAL), StudyView(each.lateral, View.LATERAL)] for each in drawn]
+
+    def draft_all(size: int) -> None:
+        for first in range(0, STUDIES, size):
+            drafter.draft(studies[first : first + size])
+
+    calls = [partial(draft_all, size) for size in BATCHES]
+    alone, *batches = (statistics.median(taken) / STUDIES for taken in in_turn(calls, rounds=BATCH_ROUNDS))
+    return [
+        Row(f"draft in a batch of {size}, per study", seconds, peer="one at a time", peer_value=alone)
+        for size, seconds in zip(BATCHES[1:], batches, strict=True)
     ]
