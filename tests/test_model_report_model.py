@@ -170,6 +170,21 @@ def test_inference_tables_follow_the_weights() -> None:
             assert not torch.allclose(found[1], before[1], atol=1e-3)
 
 
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def test_encodes_two_or_three_images_at_once_on_a_cpu() -> None:
+    backbone, sizes = Backbone("mobilenet_v3_small").eval(), list[int]()
+    backbone.features.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    images = torch.rand(7, 1, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+    tokens, pooled = backbone(images)
+    assert sizes == [3, 2, 2]
+    whole = backbone.feature_map(images).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tokens, whole)
+    torch.testing.assert_close(pooled, whole.mean(dim=1))
+
+
 # --- imports ----------------------------------------------------------------------------------------------------------
 
 
