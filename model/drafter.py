@@ -33,7 +33,7 @@ from model.devices import use_exact_float32
 from model.network.cpu_kernels import matmul_dtype
 from model.network.report_model import Patches
 from model.protocols import Case, CaseIndex
-from model.text.labeler import label_report
+from model.text.labeler import FINDINGS, label_report
 from model.text.tokenizer import display_sentence, split_sentences
 from model.types import (
     CasesFound,
@@ -171,10 +171,12 @@ class Drafter:
                     mbr_table=self.bundle.mbr_table,
                 )
                 ids, log_probs = generated.ids.tolist(), generated.log_probs.tolist()
+            probabilities = [None] * len(studies) if findings is None else findings.tolist()
             drafts = [
-                self._finish(images.studies[b], images.assessments[b], ids[b], log_probs[b], references, evidence[b])
+                self._finish(images.studies[b], images.assessments[b], ids[b], log_probs[b], references, evidence[b],
+                             probabilities[b])
                 for b, references in enumerate(retrieved.references)
-            ]
+            ]  # fmt: skip
             if options.attention:
                 with timed("attention"):
                     weights = attention_of(
@@ -287,7 +289,7 @@ class Drafter:
 
     def _finish(
         self, study: Study, assessment: ViewAssessment, ids: list[int], log_probs: list[float],
-        references: tuple[ReferenceCase, ...], evidence: Evidence | None,
+        references: tuple[ReferenceCase, ...], evidence: Evidence | None, probabilities: list[float] | None,
     ) -> Draft:  # fmt: skip
         """The draft of one study, without its timings."""
         report = self.bundle.tokenizer.decode(ids)
@@ -306,6 +308,7 @@ class Drafter:
                 ImageCheck(view, frontal, unusual)
                 for view, (frontal, unusual) in zip(assessment.views, assessment.checks, strict=False)
             ),
+            finding_probabilities=None if probabilities is None else dict(zip(FINDINGS, probabilities, strict=True)),
         )
 
     def _sentence(self, words: Sequence[str], log_probs: Sequence[float], evidence: Evidence | None) -> Sentence:

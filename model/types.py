@@ -161,7 +161,10 @@ class ReferenceCase:
 
 @dataclass(frozen=True)
 class Draft:
-    """A findings draft with its evidence. ``timings_ms`` are those of its batch."""
+    """A findings draft with its evidence. ``timings_ms`` are those of its batch.
+
+    ``finding_probabilities`` are those of the finding classifier, by finding; None without one.
+    """
 
     findings: str
     sentences: tuple[Sentence, ...]
@@ -170,6 +173,7 @@ class Draft:
     warnings: tuple[DraftWarning, ...]
     timings_ms: dict[str, float]
     image_checks: tuple[ImageCheck, ...] = ()
+    finding_probabilities: Mapping[str, float] | None = field(default=None, compare=False)
 
 
 # --- events while a draft is written ----------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ def evaluate(
         rows, reasons = scoring.make_rows(texts, drafts, len(studies))
     result = {
         **_system_scores(references, findings, texts, rows, reasons, plan),
+        "finding_auroc": scoring.classifier_aurocs(drafts, studies, label_table, draws=plan.draws, seed=plan.seed),
         "predictions": None,
         **_provenance(bundle, source, plan, options, texts),
         "counts": {

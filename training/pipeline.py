@@ -44,8 +44,7 @@ def run_pipeline(run: PreparedRun, stages: Sequence[str]) -> dict[str, Any]:
     results = StageResults(config, context, model, stages)
 
     if results.begin("pretrain") and config.pretrain is not None:
-        row = pretrain(model.backbone, model.finding_head, inputs, run.cache, config.pretrain, context)
-        aurocs = {name.removeprefix("val_"): value for name, value in row.items() if "auroc" in name}
+        aurocs = pretrain(model.backbone, model.finding_head, inputs, run.cache, config.pretrain, context)
         results.finish("pretrain", {"pretrain": aurocs})
 
     if results.begin("retriever") and config.retriever is not None:

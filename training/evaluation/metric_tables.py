@@ -77,6 +77,7 @@ def all_tables(result: Mapping[str, Any]) -> dict[str, Table | None]:
         "counterfactual": _counterfactual(result),
         "single_views": _single_views(result),
         "labels": _labels(result),
+        "finding_auroc": _finding_auroc(result),
         "key_words": _key_words(result["forte"]),
         "key_words_without_negated": _key_words(result["forte_without_negated"]),
         "key_words_system": _key_words_of_system(result),
@@ -181,6 +182,24 @@ def _labels(result: Mapping[str, Any]) -> Table:
     return Table(["finding", "in reports", "in drafts", "precision", "recall", "F1"], rows)
 
 
+def _finding_auroc(result: Mapping[str, Any]) -> Table | None:
+    """Most frequent finding first, and the mean of those with enough cases."""
+    found = {name: table for name, table in (result.get("finding_auroc") or {}).items() if table and table["findings"]}
+    if not found:
+        return None
+    counts = {name: row["cases"] for table in reversed(found.values()) for name, row in table["findings"].items()}
+    rows = []
+    for name in (*sorted(counts, key=lambda name: (-counts[name], name)), "mean"):
+        cells = [name]
+        for table in found.values():
+            row = table["mean"] if name == "mean" else table["findings"].get(name)
+            cells.append("" if name == "mean" or row is None else str(row["cases"]))
+            cells.append(_with_ends(row["auroc"], row.get("confidence_95")) if row else NO_VALUE)
+        rows.append(cells)
+    head = [f"{column} ({name})" for name in found for column in ("cases", "AUROC")]
+    return Table(["finding", *head], rows)
+
+
 def by_prevalence(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
     """The findings with their metrics, most frequent in the reports first."""
     return sorted(result["labels"]["system"].items(), key=lambda item: (-item[1]["prevalence"], item[0]))
@@ -268,5 +287,7 @@ def format_table(result: Mapping[str, Any]) -> str:
         table = tables[name]
         assert table is not None
         parts.append(f"{note}\n{table.text()}")
+    if (areas := tables["finding_auroc"]) is not None:
+        parts.append(f"finding classifier\n{areas.text()}")
     parts += [f"not run: {name}: {reason}" for name, reason in result["not_run"].items()]
     return "\n\n".join(parts)

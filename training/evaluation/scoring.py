@@ -7,12 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from model.bundle import Bundle
 from model.protocols import CaseIndex
+from model.text.labeler import FINDINGS
 from model.types import Draft
 from training.data.studies import Source, Study
 from training.scoring.baselines import TrivialRow, trivial_rows
 from training.scoring.bootstrap import Bootstrap
+from training.scoring.finding_auroc import finding_aurocs
 from training.scoring.keyword_f1 import keyword_f1
 from training.scoring.metrics import Pair, Scores, label_scores, label_table, present_findings, score
 from training.scoring.protocol import (
@@ -209,6 +213,29 @@ def against_table(
         "system": of(findings),
         "baselines": {key: row.merged([of(texts) for texts in row.variants.values()]) for key, row in rows.items()},
     }
+
+
+def classifier_aurocs(
+    drafts: Sequence[Draft], studies: Sequence[Study], table: Mapping[str, frozenset[str]], *, draws: int, seed: int
+) -> dict[str, Any] | None:
+    """AUROC of the finding classifier: ``labeler`` against the reports, ``table`` against a table where it names
+    studies; None for a bundle without the classifier.
+    """
+    given = [draft.finding_probabilities for draft in drafts]
+    scores = np.array([[row[name] for name in FINDINGS] for row in given if row is not None])
+    if len(scores) != len(studies):
+        return None
+    truths = {"labeler": {study.uid: present_findings(study.report) for study in studies}, "table": table}
+
+    def against(truth: Mapping[str, frozenset[str]]) -> dict[str, Any] | None:
+        known = [row for row, study in enumerate(studies) if study.uid in truth]
+        if not known:
+            return None
+        present = np.array([[name in truth[studies[row].uid] for name in FINDINGS] for row in known])
+        names = [studies[row].study_id for row in known]
+        return finding_aurocs(scores[known], present, FINDINGS, names, draws=draws, seed=seed)
+
+    return {name: against(truth) for name, truth in truths.items()}
 
 
 def prediction_lines(studies: Sequence[Study], drafts: Sequence[Draft], references: ReferenceSet) -> bytes:

@@ -54,21 +54,23 @@ class Resampled:
 
 
 class Bootstrap:
-    """The same ``draws`` of ``studies``, decided by ``seed``, for every row of a table."""
+    """The same ``draws`` of ``studies``, decided by ``seed``, for every row of a table.
+
+    ``times`` (1 + draws, studies) says how often each study is drawn; the first row is of the studies
+    as they are.
+    """
 
     def __init__(self, studies: int, *, draws: int = DRAWS, seed: int = 1) -> None:
         rng = np.random.default_rng((seed, 41))
         drawn = rng.multinomial(studies, np.full(studies, 1 / studies), size=draws)
-        self._times = np.concatenate(
-            [np.ones((1, studies)), drawn.astype(np.float64)]
-        )  # the studies as they are, first
+        self.times = np.concatenate([np.ones((1, studies)), drawn.astype(np.float64)])
 
     def of(self, pairs: Sequence[Pair]) -> Resampled:
         """A row of one text a study."""
         return self.of_statistics(PerStudyStatistics.of(pairs))
 
     def of_statistics(self, statistics: PerStudyStatistics) -> Resampled:
-        found = statistics.metrics(self._times)
+        found = statistics.metrics(self.times)
         return Resampled(
             {name: float(values[0]) for name, values in found.items()},
             {name: values[1:] for name, values in found.items()},

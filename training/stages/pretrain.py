@@ -25,7 +25,9 @@ from training.data.device_array import DeviceRows
 from training.data.pixel_cache import PixelCache
 from training.data.studies import Study
 from training.data.targets import FindingTargets, Floats, finding_targets, read_soft_scores
-from training.scoring.binary import auroc
+from training.evaluation.tables import interval, number
+from training.scoring.bootstrap import DRAWS
+from training.scoring.finding_auroc import finding_aurocs
 from training.stages.common import Rows, RunInputs, shuffled_batches
 from training.trainer.context import RunContext
 from training.trainer.loop import Loop, LoopConfig
@@ -53,10 +55,14 @@ class FindingNet(nn.Module):
 def pretrain(
     backbone: Backbone, finding_head: nn.Linear | None, inputs: RunInputs, cache: PixelCache, config: PretrainConfig,
     context: RunContext,
-) -> Mapping[str, float]:  # fmt: skip
-    """Train ``backbone`` in place on the training split and the ``extra`` studies; returns the last row of the log.
+) -> dict[str, Any]:  # fmt: skip
+    """Train ``backbone`` in place on the training split and the ``extra`` studies.
 
     ``finding_head`` (14, D), where given, receives the weights of the labeler's 14 findings.
+
+    Returns:
+        AUROC on val frontals as in the last row of the log, and with intervals of all findings that
+        have enough cases: ``findings`` against the labeler, ``table_findings`` against the table.
 
     Raises:
         ValueError: unreadable soft targets, or no target with a weight above 0.
@@ -73,7 +79,7 @@ def pretrain(
     processes.synchronise_backbone(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     sizes = [size for size, epochs in config.epochs_by_size for _ in range(epochs)]
-    size = sizes[0] if sizes else 0
+    size = sizes[-1] if sizes else cache.size
     shuffled = shuffled_batches(len(images), -(-len(images) // config.batch_size), context.seed)
 
     def batches(epoch: int) -> Sequence[Any]:
@@ -97,19 +103,29 @@ def pretrain(
 
     frontals = _images(source.split("val"), cache, frontal_only=True)
 
-    def validate() -> dict[str, float]:
+    def aurocs(draws: int) -> dict[str, Any]:
         scores = _finding_scores(net, frontals, cache, size, context)[:, targets.group("report")]
-        return _validation_aurocs(scores, frontals, inputs.label_table)
+        return _validation_aurocs(scores, frontals, inputs.label_table, draws, context.seed)
+
+    def validate() -> dict[str, float]:
+        return _of_log(aurocs(draws=0))
 
     loop = Loop(LoopConfig("pretrain", ema=config.ema, warmup=0.1), context, net, optimizer)
-    history = loop.fit(batches, epochs=len(sizes), steps=-(-len(images) // config.batch_size), train_step=train_step,
-                       validate=validate if frontals else None)  # fmt: skip
+    loop.fit(batches, epochs=len(sizes), steps=-(-len(images) // config.batch_size), train_step=train_step,
+             validate=validate if frontals else None)  # fmt: skip
     if finding_head is not None:
         columns = targets.group("report")
         with torch.no_grad():
             finding_head.weight.copy_(net.head.weight[columns])
             finding_head.bias.copy_(net.head.bias[columns])
-    return history.selected_row()
+    if not frontals:
+        return {}
+    net.eval()
+    with torch.inference_mode():
+        found = aurocs(DRAWS)
+    for against, result in found.items():
+        log.info("pretrain: AUROC on val, %s: %s", against, _in_words(result))
+    return {**_of_log(found), **found}
 
 
 def _weighted_groups(targets: FindingTargets, config: PretrainConfig) -> dict[str, tuple[slice, float]]:
@@ -146,24 +162,41 @@ def _finding_scores(
 
 
 def _validation_aurocs(
-    scores: Floats, images: Sequence[tuple[str, Study]], table: Mapping[str, frozenset[str]] | None
-) -> dict[str, float]:
-    """AUROC of (N, 14) scores against the labeler, and as ``table_…`` against the table."""
-    result = _aurocs("auroc", scores, finding_targets(images, None).values)
-    if table:
-        known = [row for row, (_, study) in enumerate(images) if study.uid in table]
-        truth = np.array([[name in table[images[row][1].uid] for name in FINDINGS] for row in known], np.float32)
-        result |= _aurocs("table_auroc", scores[known], truth)
+    scores: Floats, images: Sequence[tuple[str, Study]], table: Mapping[str, frozenset[str]] | None, draws: int,
+    seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """``findings``: AUROC of (N, 14) scores against the labeler; ``table_findings``: against the table."""
+    studies = [study.study_id for _, study in images]
+    truth = finding_targets(images, None).values > 0.5
+    options: Any = {"always": SCORED, "draws": draws, "seed": seed}
+    result = {"findings": finding_aurocs(scores, truth, FINDINGS, studies, **options)}
+    known = [row for row, (_, study) in enumerate(images) if table and study.uid in table]
+    if table and known:
+        truth = np.array([[name in table[images[row][1].uid] for name in FINDINGS] for row in known])
+        result["table_findings"] = finding_aurocs(
+            scores[known], truth, FINDINGS, [studies[row] for row in known], **options
+        )
     return result
 
 
-def _aurocs(prefix: str, scores: Floats, truth: Floats) -> dict[str, float]:
-    result = {}
-    for name in SCORED:
-        column = FINDINGS.index(name)
-        value = auroc(scores[:, column], truth[:, column] > 0.5) if len(truth) else None
-        if value is not None:
-            result[f"{prefix}_{name.lower().replace(' ', '_')}"] = value
-    if result:
-        result[f"{prefix}_mean"] = float(np.mean(list(result.values())))
-    return result
+def _of_log(found: Mapping[str, Any]) -> dict[str, float]:
+    """The values of each epoch: AUROC of ``SCORED``, their mean, and the mean of all findings."""
+    row: dict[str, float] = {}
+    for against, result in found.items():
+        prefix = against.replace("findings", "auroc")
+        named = {name: result["findings"][name]["auroc"] for name in SCORED if name in result["findings"]}
+        row |= {f"{prefix}_{name.lower().replace(' ', '_')}": value for name, value in named.items()}
+        if named:
+            row[f"{prefix}_mean"] = float(np.mean(list(named.values())))
+        if result["mean"]:
+            row[f"{prefix}_mean_of_all"] = result["mean"]["auroc"]
+    return row
+
+
+def _in_words(result: Mapping[str, Any]) -> str:
+    """``Pleural Effusion (30 cases) .950 (.91 to .98), …`` and the mean."""
+    rows = {f"{name} ({row['cases']} cases)": row for name, row in result["findings"].items()}
+    if result["mean"]:
+        rows["mean of those with enough cases"] = result["mean"]
+    return ", ".join(f"{name} {number(row['auroc'])} ({interval(row.get('confidence_95'))})"
+                     for name, row in rows.items())  # fmt: skip
