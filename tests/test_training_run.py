@@ -202,7 +202,14 @@ def test_index_holds_training_studies_only_and_metrics_hold_the_baselines(root: 
     val_reports = [study.report for study in source.split("val")]
     for folder in (bundle_path, bundle_path.with_name("B.work") / "evaluate"):
         assert not any(report in (folder / "metrics.json").read_text() for report in val_reports)
-    assert 0 <= json.loads((bundle_path / "metrics.json").read_text())["pretrain"]["auroc_mean"] <= 1
+    written = json.loads((bundle_path / "metrics.json").read_text())
+    assert 0 <= written["pretrain"]["auroc_mean"] <= 1
+    assert written["pretrain"]["findings"]["n"] >= VAL
+    assert set(metrics["finding_auroc"]) == {"labeler", "table"}
+    cases = written["retrieval"]  # folds: by retrievers that have not seen the studies
+    for name in ("cider_top5", "train_cider_top5", "train_in_fold_cider_top5"):
+        assert 0 <= cases[name] <= 10
+    assert cases["train_cider_random"] == cases["train_in_fold_cider_random"]
 
 
 def test_meteor_is_computed_where_java_is_installed(unbroken: Path) -> None:

@@ -46,6 +46,13 @@ class RetrieverConfig(Frozen):
     label_weight: Share = 0.6  # share of the target spread over reports with the same findings or phrases
     phrase_weight: Share = 0.5  # of the phrases in that share
     dropout: Share = 0.3  # of the study head
+    folds: Annotated[int, Field(ge=0, le=20)] = 0  # of ``training.stages.out_of_fold``; 0 trains without
+
+    @model_validator(mode="after")
+    def _folds_divide(self) -> Self:
+        if self.folds == 1:
+            raise ValueError("folds=1 leaves no study to train on; use 2 or more, or 0 for none")
+        return self
 
 
 class CEConfig(Frozen):

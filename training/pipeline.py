@@ -25,6 +25,7 @@ from training.stage_results import StageResults, evaluation_file
 from training.stages.cross_entropy import train_cross_entropy
 from training.stages.index import build_index, embed_studies, recall, report_similarity, retrieval_scores
 from training.stages.mbr_table import build_consensus
+from training.stages.out_of_fold import out_of_fold_cases, save_cases
 from training.stages.pretrain import pretrain
 from training.stages.retriever import train_retriever
 from training.stages.scst import train_scst
@@ -48,7 +49,13 @@ def run_pipeline(run: PreparedRun, stages: Sequence[str]) -> dict[str, Any]:
         results.finish("pretrain", {"pretrain": aurocs})
 
     if results.begin("retriever") and config.retriever is not None:
-        train_retriever(model, tokenizer, run.frozen_features(), studies, config.retriever, context)
+        features = run.frozen_features()
+        train_retriever((model.study_head, model.text_tower), tokenizer, features, studies, config.retriever, context)
+        if config.retriever.folds:
+            cases = out_of_fold_cases(model.config, model.backbone.width, tokenizer, features, studies,
+                                      config.retriever, context)  # fmt: skip
+            if context.processes.main:
+                save_cases(run.cases_file, cases)
         results.finish("retriever", {})
 
     if results.begin("index"):
@@ -61,7 +68,7 @@ def run_pipeline(run: PreparedRun, stages: Sequence[str]) -> dict[str, Any]:
                     studies.train, index.vectors(np.arange(len(index))[None])[0], tokenizer, seed=config.seed,
                     directions=config.consensus_directions, max_length=config.shape.max_length,
                 ).save(run.mbr_file)  # fmt: skip
-            metrics["retrieval"] = _retrieval_metrics(run, index, features)
+            metrics["retrieval"] = _retrieval_metrics(run, index, features) | _cases_in_training(run, index, features)
         results.finish("index", metrics)
 
     if results.begin("ce"):
@@ -95,10 +102,29 @@ def _retrieval_metrics(run: PreparedRun, index: ReportIndex, patches: PatchSourc
     val = run.studies.val
     if not val:
         return {}
-    queries = embed_studies(run.model, patches, val)
-    metrics = recall(report_similarity(run.model, queries, val, run.tokenizer))
-    metrics |= retrieval_scores(index, queries, val, run.config.retrieval_k, run.config.seed)
+    queries = embed_studies(run.model.study_head, patches, val)
+    metrics = recall(report_similarity(run.model.text_tower, queries, val, run.tokenizer))
+    _, rows = index.search(queries, run.config.retrieval_k)
+    metrics |= retrieval_scores(index, rows, val, run.config.seed)
     log.info("retrieval on val: %s", ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+    return metrics
+
+
+def _cases_in_training(run: PreparedRun, index: ReportIndex, features: PatchSource) -> dict[str, float]:
+    """How far the cases that training uses agree with the reports, as ``train_…``.
+
+    With folds also as ``train_in_fold_…`` for the retriever that was trained on these studies. The
+    values should be near those on val: else training learns to trust cases more than it may.
+    """
+    train, k, seed = run.studies.train, run.config.retrieval_k, run.config.seed
+    queries = embed_studies(run.model.study_head, features, train)
+    _, rows = index.search(queries, k, exclude=[study.study_id for study in train])
+    found = {"train": rows}
+    if (cases := run.out_of_fold_cases()) is not None:
+        found = {"train": cases[:, 0], "train_in_fold": rows}
+    scores = {prefix: retrieval_scores(index, table, train, seed) for prefix, table in found.items()}
+    metrics = {f"{prefix}_{name}": value for prefix, row in scores.items() for name, value in row.items()}
+    log.info("cases in training: %s", ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     return metrics
 
 

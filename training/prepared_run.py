@@ -25,7 +25,8 @@ from training.data.features import CachedFeatures, OnlineFeatures, PatchSource, 
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.presets import PRESETS
 from training.run_manifest import differences
-from training.stages.common import ReportGenerator, RunInputs, StudySplits
+from training.stages.common import ReportGenerator, Rows, RunInputs, StudySplits
+from training.stages.out_of_fold import load_cases
 from training.trainer.context import RunContext
 
 log = logging.getLogger("training")
@@ -99,7 +100,13 @@ class PreparedRun:
     def generator(self, patches: PatchSource) -> ReportGenerator:
         """The report generator, with the index and the MBR table that the index stage wrote."""
         index = ReportIndex.load(self.index_dir) if self.config.retrieval_k else None
-        return ReportGenerator(self.model, self.tokenizer, patches, index, self.config.decoding, self._mbr_table())
+        return ReportGenerator(self.model, self.tokenizer, patches, index, self.config.decoding, self._mbr_table(),
+                               self.out_of_fold_cases())  # fmt: skip
+
+    def out_of_fold_cases(self) -> Rows | None:
+        """The cases of the training studies that the retriever stage wrote; None for a run without folds."""
+        folds = self.config.retriever.folds if self.config.retriever and self.config.retrieval_k else 0
+        return load_cases(self.cases_file, len(self.studies.train)) if folds else None
 
     def _mbr_table(self) -> MbrTable | None:
         return MbrTable.load(self.mbr_file) if self.config.decoding.method == "consensus" else None
@@ -108,6 +115,11 @@ class PreparedRun:
     def index_dir(self) -> Path:
         """The folder of the index that the index stage writes."""
         return self.context.work / "index" / "files"
+
+    @property
+    def cases_file(self) -> Path:
+        """The cases of the training studies that the retriever stage writes."""
+        return self.context.work / "retriever" / "cases.npy"
 
     @property
     def mbr_file(self) -> Path:

@@ -28,7 +28,7 @@ _COMPACT = RunConfig(
     shape=ModelShape(d_model=256, d_ff=512, layers=2, memory_slots=512, memory_dim=256, text_layers=1),
     feature_variants=3,
     pretrain=PretrainConfig(epochs_by_size=((112, 8), (160, 2), (224, 3)), lr=6e-4),
-    retriever=RetrieverConfig(),
+    retriever=RetrieverConfig(folds=5),
     ce=CEConfig(epochs=8, backbone_lr=0.0, transformer_lr=1e-3, patience=None),
     scst=ScstConfig(
         epochs=2, lr=5e-5, nll_weight=0.2, baseline="best_other",
@@ -49,7 +49,7 @@ _SMOKE = RunConfig(
     image_size=64,
     feature_variants=1,
     pretrain=PretrainConfig(epochs_by_size=((64, 1),), ema=0.9),
-    retriever=RetrieverConfig(epochs=3),
+    retriever=RetrieverConfig(epochs=3, folds=2),
     ce=CEConfig(epochs=2, backbone_lr=0.0, transformer_lr=1e-3, validate_limit=64, patience=None),
     scst=ScstConfig(epochs=1, samples=3, validate_limit=64),
     consensus_directions=64,

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.config import ModelConfig
 from model.network.cpu_kernels import Dropout, Linear
 from model.network.transformer import Encoder, sinusoidal_positions
 from model.text.tokenizer import Tokenizer
@@ -117,6 +118,15 @@ class TextTower(nn.Module):
         weight = mask.to(hidden.dtype).unsqueeze(-1)
         pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
         return F.normalize(self.out(pooled).float(), dim=-1)
+
+
+def dual_encoder(config: ModelConfig, width: int) -> tuple[StudyHead, TextTower]:
+    """The untrained encoders of a model with retrieval; ``width`` is D of its backbone."""
+    c = config
+    head = StudyHead(width, c.embedding_dim, c.dropout)
+    return head, TextTower(
+        c.vocab_size, c.d_model, c.d_ff, c.heads, c.text_layers, c.embedding_dim, c.dropout, c.max_length
+    )
 
 
 @torch.inference_mode()

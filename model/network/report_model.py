@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.network.backbone import Backbone
 from model.network.cpu_kernels import Dropout, Linear, weight_version_key
-from model.network.dual_encoder import FeatureNorm, StudyHead, TextTower
+from model.network.dual_encoder import FeatureNorm, dual_encoder
 from model.network.memory import CrossModalMemory, MemoryBank
 from model.network.transformer import Decoder, DecoderCache, Encoder, sinusoidal_positions
 from model.text.labeler import FINDINGS
@@ -131,10 +131,7 @@ class ReportModel(nn.Module):
         nn.init.normal_(self.word_embedding.weight, std=c.d_model**-0.5)
         if c.retrieval_k:
             self.case_projection = Linear(c.embedding_dim, width)
-            self.study_head = StudyHead(width, c.embedding_dim, c.dropout)
-            self.text_tower = TextTower(
-                c.vocab_size, c.d_model, c.d_ff, c.heads, c.text_layers, c.embedding_dim, c.dropout, c.max_length
-            )
+            self.study_head, self.text_tower = dual_encoder(c, width)
         self.register_load_state_dict_post_hook(_clear)  # type: ignore[no-untyped-call]
 
     # -- encoding --------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def train_stages(processes: ProcessGroup, root: Path, out: Path) -> None:
                                 view_dropout=0.3, name="frozen")  # fmt: skip
     decoding = DecodingConfig()
     config = RetrieverConfig(epochs=2, batch_size=BATCH, dropout=0.0)
-    train_retriever(model, tokenizer, frozen, studies, config, context)
+    train_retriever((model.study_head, model.text_tower), tokenizer, frozen, studies, config, context)
     index = build_index(model, studies.train, tokenizer, out / f"index{processes.rank}", public=False)
     live = OnlineFeatures(model, cache, context.device, view_dropout=0.3)
     train_cross_entropy(ReportGenerator(model, tokenizer, live, index, decoding), studies,

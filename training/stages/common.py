@@ -58,6 +58,7 @@ class ReportGenerator:
     index: ReportIndex | None  # None for a model without retrieval
     decoding: DecodingConfig
     mbr: MbrTable | None = None  # for ``consensus`` decoding
+    cases: Rows | None = None  # (N, draws, K) of the training studies, by ``training.stages.out_of_fold``
 
 
 def shuffled_batches(count: int, steps: int, *seed: int) -> Batches:
@@ -84,15 +85,24 @@ def retrieve(
     if index is None:
         return None, None
     with torch.no_grad():
-        queries = model.embed_study(patches).float().cpu().numpy()
-    if not np.isfinite(queries).all():
+        queries = model.embed_study(patches).float()
+    _check_finite(queries)
+    _, rows = index.search(queries.cpu().numpy(), model.config.retrieval_k, exclude=exclude)
+    return _case_vectors(index, rows, patches.pooled.device)
+
+
+def _check_finite(embeddings: Tensor) -> None:
+    """Raise FloatingPointError unless all embeddings (B, E) of studies are finite."""
+    bad = int((~embeddings.isfinite()).any(1).sum())
+    if bad:
         raise FloatingPointError(
-            f"embeddings of {int((~np.isfinite(queries)).any(1).sum())} of {len(queries)} studies are not finite. The "
-            "last good checkpoint is kept. Continue with --resume and --precision fp32; if that does not help, remove "
-            "the features-* files from cache/ in the work directory, which are then computed again."
+            f"embeddings of {bad} of {len(embeddings)} studies are not finite. The last good checkpoint is kept. "
+            "Continue with --resume and --precision fp32; if that does not help, remove the features-* files from "
+            "cache/ in the work directory, which are then computed again."
         )
-    _, rows = index.search(queries, model.config.retrieval_k, exclude=exclude)
-    device = patches.pooled.device
+
+
+def _case_vectors(index: ReportIndex, rows: Rows, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(index.vectors(rows)).to(device), torch.from_numpy(rows >= 0).to(device)
 
 
@@ -123,11 +133,18 @@ class TrainingReports:
     def inputs(
         self, batch: Rows, local: slice, random: torch.Generator
     ) -> tuple[Patches, Tensor | None, Tensor | None]:
-        """Patches, retrieved cases and their mask of the ``local`` rows of ``batch``; see ``retrieve``."""
+        """Patches, cases and their mask of the ``local`` rows of ``batch``.
+
+        The cases are a random draw of the generator's ``cases``, or where it has none, those that
+        ``retrieve`` finds.
+        """
         generator = self._generator
         patches = generator.patches.patches([self._train[i] for i in batch], random, part=local)
-        names = [self.names[i] for i in batch[local]]
-        return patches, *retrieve(generator.model, generator.index, patches, names)
+        if generator.cases is None or generator.index is None:
+            return patches, *retrieve(generator.model, generator.index, patches, [self.names[i] for i in batch[local]])
+        _check_finite(patches.pooled.flatten(1))
+        draws = torch.randint(generator.cases.shape[1], (len(batch),), generator=random).numpy()
+        return patches, *_case_vectors(generator.index, generator.cases[batch, draws][local], patches.pooled.device)
 
     def nll(self, encoded: Encoded, batch: Rows, local: slice, label_smoothing: float = 0.0) -> Tensor:
         """Teacher-forced negative log-likelihood, summed over the words of the ``local`` reports and

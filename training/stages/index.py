@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.network.dual_encoder import embed_reports
+from model.network.dual_encoder import StudyHead, TextTower, embed_reports
 from model.network.report_model import ReportModel
 from model.text.labeler import label_report
 from model.text.tokenizer import Tokenizer
@@ -21,6 +21,9 @@ from retrieval_index.openi import page_url
 from training.data.features import PatchSource
 from training.data.studies import Study
 from training.data.targets import label_vector
+from training.scoring.cider import CiderD
+from training.scoring.protocol import comparable_reference, comparable_vocabulary
+from training.stages.common import Rows
 
 log = logging.getLogger(__name__)
 _BATCH = 64
@@ -57,20 +60,24 @@ def build_index(
 
 
 @torch.inference_mode()
-def embed_studies(model: ReportModel, patches: PatchSource, studies: Sequence[Study]) -> npt.NDArray[np.float32]:
-    """Embed studies by their images, as in serving: (N, E) float32, L2-normalised."""
-    model.eval()
+def embed_studies(
+    head: StudyHead, features: PatchSource, studies: Sequence[Study], random: torch.Generator | None = None
+) -> npt.NDArray[np.float32]:
+    """Embed studies by their images: (N, E) float32, L2-normalised.
+
+    ``random`` draws augmented images and missing views, as in training; None embeds as in serving.
+    """
+    head.eval()
     batches = (studies[i : i + _BATCH] for i in range(0, len(studies), _BATCH))
-    return np.concatenate(
-        [model.embed_study(patches.patches(batch, None, tokens=False)).float().cpu().numpy() for batch in batches]
-    )
+    patches = (features.patches(batch, random, tokens=False) for batch in batches)
+    return np.concatenate([head(each.pooled, each.views, each.view_mask).float().cpu().numpy() for each in patches])
 
 
 def report_similarity(
-    model: ReportModel, queries: npt.NDArray[np.float32], studies: Sequence[Study], tokenizer: Tokenizer
+    tower: TextTower, queries: npt.NDArray[np.float32], studies: Sequence[Study], tokenizer: Tokenizer
 ) -> Tensor:
     """(N, N) similarity, on the CPU, of ``embed_studies`` (rows) to the report of each study (columns)."""
-    reports = embed_reports(model.text_tower, tokenizer, [study.report for study in studies])
+    reports = embed_reports(tower.eval(), tokenizer, [study.report for study in studies])
     return torch.from_numpy(queries) @ torch.from_numpy(reports).t()
 
 
@@ -95,16 +102,30 @@ def label_agreement(retrieved: Sequence[Sequence[str]], reports: Sequence[str]) 
     return float(np.mean(total)) if total else 0.0
 
 
-def retrieval_scores(
-    index: ReportIndex, queries: npt.NDArray[np.float32], studies: Sequence[Study], k: int, seed: int
-) -> dict[str, float]:
-    """Label agreement of the top-k cases for the embeddings of ``studies``, and that of random cases."""
-    _, rows = index.search(queries, k, exclude=[study.study_id for study in studies])
-    reports = [study.report for study in studies]
+def retrieval_scores(index: ReportIndex, rows: Rows, studies: Sequence[Study], seed: int) -> dict[str, float]:
+    """Agreement of cases with the reports of the studies that retrieved them, and of random cases.
+
+    ``rows`` (N, K) are the cases of each study, without its own. The agreement is that of findings
+    (``label_agreement``) and CIDEr-D, 0 to 10, on the strings of the comparable row.
+    """
+    k = rows.shape[1]
     drawn = np.random.default_rng(seed).integers(0, len(index), rows.shape)
-    found, random = (
-        [[index.case(int(row)).findings or "" for row in row_set if row >= 0] for row_set in table]
-        for table in (rows, drawn)
-    )
-    return {f"label_agreement_top{k}": label_agreement(found, reports),
-            "label_agreement_random": label_agreement(random, reports)}  # fmt: skip
+    own = np.array([study.study_id for study in studies])[:, None]
+    ids = np.array([index.case(row).case_id for row in range(len(index))])
+    texts = [index.case(row).findings or "" for row in range(len(index))]
+    reports = [study.report for study in studies]
+    scores: dict[str, float] = {}
+    for name, table in ((f"top{k}", rows), ("random", np.where(ids[drawn] == own, -1, drawn))):
+        found = [[texts[row] for row in row_set if row >= 0] for row_set in table]
+        scores[f"label_agreement_{name}"] = label_agreement(found, reports)
+        scores[f"cider_{name}"] = _cider(found, reports, texts)
+    return scores
+
+
+def _cider(found: Sequence[Sequence[str]], reports: Sequence[str], train: Sequence[str]) -> float:
+    """Mean CIDEr-D of the texts found for each report, with the document frequencies of the training reports."""
+    vocabulary = comparable_vocabulary(train)
+    documents, references = ([comparable_reference(text, vocabulary) for text in texts] for texts in (train, reports))
+    candidates = [(comparable_reference(text, vocabulary), row) for row, texts in enumerate(found) for text in texts]
+    texts, rows = zip(*candidates, strict=True) if candidates else ((), ())
+    return float(CiderD(references, documents).scores(texts, rows).mean()) if candidates else 0.0

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from model.network.report_model import ReportModel
+from model.network.dual_encoder import StudyHead, TextTower
 from model.text.tokenizer import Tokenizer
 from training.config import RetrieverConfig
 from training.data.features import PatchSource
@@ -29,29 +29,30 @@ _DIRECTIONS = 256  # of the phrase vectors by which reports are compared
 class DualEncoderTrainingModule(nn.Module):
     """The two encoders that this stage trains, and the temperature of their similarities."""
 
-    def __init__(self, model: ReportModel, temperature: float) -> None:
+    def __init__(self, study_head: StudyHead, text_tower: TextTower, temperature: float) -> None:
         super().__init__()
-        self.study_head = model.study_head
-        self.text_tower = model.text_tower
+        self.study_head = study_head
+        self.text_tower = text_tower
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
 
 
 def train_retriever(
-    model: ReportModel, tokenizer: Tokenizer, features: PatchSource, studies: StudySplits, config: RetrieverConfig,
-    context: RunContext,
+    encoders: tuple[StudyHead, TextTower], tokenizer: Tokenizer, features: PatchSource, studies: StudySplits,
+    config: RetrieverConfig, context: RunContext, stage: str = "retriever",
 ) -> Mapping[str, float]:  # fmt: skip
-    """Train ``model.study_head`` and ``model.text_tower`` in place; returns the selected row of the log.
+    """Train ``encoders`` in place; returns the selected row of the log.
 
     The epoch with the best mean reciprocal rank on val is kept, not the one of the lowest loss, which
     rises with the model's confidence long before the ranking stops improving.
     """
     train, val, processes, device = studies.train, studies.val, context.processes, context.device
-    encoders = DualEncoderTrainingModule(model, config.temperature).to(device)
-    encoders.study_head.drop.p = config.dropout
-    processes.synchronise_features(encoders)
-    optimizer = torch.optim.AdamW(encoders.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    head, tower = encoders
+    module = DualEncoderTrainingModule(head, tower, config.temperature).to(device)
+    head.drop.p = config.dropout
+    processes.synchronise_features(module)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
-    length = model.config.max_length
+    length = tower.positions.shape[0]
     ids = encode_reports(train, tokenizer, length)
     labels = label_vectors([*train, *val])
     phrases = torch.from_numpy(analyse(report_tokens(train, tokenizer, length), _DIRECTIONS, context.seed).coordinates)
@@ -59,23 +60,23 @@ def train_retriever(
     def train_step(batch: Rows, random: torch.Generator) -> dict[str, Tensor]:
         local = processes.rows(len(batch))
         patches = features.patches([train[i] for i in batch], random, tokens=False, part=local)
-        embedded = encoders.study_head(patches.pooled, patches.views, patches.view_mask)
+        embedded = head(patches.pooled, patches.views, patches.view_mask)
         # every report of the whole batch is a negative of every study
         study_vectors = processes.gather(embedded, len(batch))
-        report_vectors = processes.gather(encoders.text_tower(_trimmed(ids[batch[local]]).to(device)), len(batch))
+        report_vectors = processes.gather(tower(_trimmed(ids[batch[local]]).to(device)), len(batch))
         agreement = report_agreement(labels[batch].to(device), phrases[batch].to(device), config.phrase_weight)
-        scale = encoders.log_scale.clamp(max=math.log(100.0)).exp()
+        scale = module.log_scale.clamp(max=math.log(100.0)).exp()
         similarity = (study_vectors @ report_vectors.t()).float()
         return {"loss": contrastive_loss(similarity, agreement, scale, config.label_weight) / processes.count}
 
     def validate() -> dict[str, float]:
-        similarity = report_similarity(model, embed_studies(model, features, val), val, tokenizer)
+        similarity = report_similarity(tower, embed_studies(head, features, val), val, tokenizer)
         agreement = label_overlap(labels[len(train) :])
-        loss = contrastive_loss(similarity, agreement, float(encoders.log_scale.exp()), config.label_weight)
+        loss = contrastive_loss(similarity, agreement, float(module.log_scale.exp()), config.label_weight)
         return {"loss": float(loss), **recall(similarity)}
 
     steps = max(1, len(train) // config.batch_size)
-    loop = Loop(LoopConfig("retriever", select="mrr" if val else None, warmup=0.1), context, encoders, optimizer)
+    loop = Loop(LoopConfig(stage, select="mrr" if val else None, warmup=0.1), context, module, optimizer)
     history = loop.fit(shuffled_batches(len(train), steps, context.seed, 17), epochs=config.epochs, steps=steps,
                        train_step=train_step, validate=validate if val else None)  # fmt: skip
     return history.selected_row()
