@@ -13,9 +13,9 @@ END = "<!-- end of generated -->"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; ``|`` in cells is escaped."""
+    """A Markdown table without blanks around cells, so that word counts count words; ``|`` in cells is escaped."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("|" + "|".join(cell.replace("|", "\\|") for cell in line) + "|" for line in lines)
 
 
 def replace_tables(document: str, tables: Mapping[str, str]) -> str:
