@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import base64
 import concurrent.futures
 import contextlib
@@ -25,15 +26,17 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image, PngImagePlugin
 
 from benchmarks.raw_http import events
 from service.ray_app import __main__ as ray_app
 from service.ray_app import cluster as ray_cluster
+from service.ray_app.replica import ModelReplica
 from service.settings import MIB
 from tests.support.paths import REPOSITORY
 from tests.support.ray_cluster import KEY, START_S, Cluster, health, stopped, wait_for
-from tests.support.service import PROBLEM, encode, free_port, png
+from tests.support.service import PROBLEM, encode, free_port, png, settings_for
 
 RAY = importlib.util.find_spec("ray") is not None and sys.platform == "linux"
 needs_ray = pytest.mark.skipif(not RAY, reason="needs Linux and pip install 'cxr-report[ray]'")
@@ -92,6 +95,19 @@ def test_replicas_that_exceed_the_cluster_are_refused() -> None:
         ray_cluster._check_resources({"CPU": 3.0, "GPU": 1.0}, scale)
     with pytest.raises(ValueError, match="REPORT_RAY_CPUS_PER_REPLICA"):
         ray_cluster._check_resources({"CPU": 2.0, "GPU": 2.0}, scale)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'ModelReplica.__del__' was never awaited")
+def test_replica_computes_in_its_own_number_of_threads(bundle: Path) -> None:
+    before = torch.get_num_threads()
+    replica = object.__new__(ModelReplica)
+    try:
+        torch.set_num_threads(before + 1)  # as inherited from the process that started Ray
+        asyncio.run(replica.__init__(settings_for(bundle), before))  # type: ignore[misc] # loads and warms up
+        asyncio.run(replica.__del__())
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
 
 
 # --- without Ray ------------------------------------------------------------------------------------------------

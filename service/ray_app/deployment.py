@@ -63,7 +63,9 @@ def application(settings: Settings, scale: RaySettings) -> Application:
         logging_config=QUIET,
     )
     bound: Application = ingress.bind(
-        replicas.bind(settings), settings, settings.max_concurrent_requests * scale.replicas
+        replicas.bind(settings, max(1, int(scale.cpus_per_replica))),
+        settings,
+        settings.max_concurrent_requests * scale.replicas,
     )
     return bound
 

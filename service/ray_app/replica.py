@@ -11,6 +11,8 @@ import logging
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from model.types import DraftOptions
 from service.inference.admission import BusyError
 from service.inference.backend import ClosedError, DeviceLostError, FieldError, OutOfMemoryError, RemoteDraft
@@ -53,16 +55,18 @@ class Description:
 class ModelReplica:
     """One bundle on the devices of one process. Ray Serve calls the public methods on one event loop."""
 
-    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Ray Serve awaits it
+    async def __init__(self, settings: Settings, threads: int) -> None:  # type: ignore[misc] # Ray Serve awaits it
         """Load and warm up.
 
         Args:
             settings: of the service; ``max_concurrent_requests`` bounds the requests in this replica.
+            threads: of PyTorch; the environment has those of the process that started Ray.
 
         Raises:
             RuntimeError: the bundle cannot be served; the message gives the reason.
         """
         logs.configure(settings.log_level, settings.log_format)
+        torch.set_num_threads(threads)
         self._runtime = Runtime(settings)
         self._runtime.start()
         while self._runtime.state == "loading":
