@@ -33,6 +33,8 @@ class PretrainConfig(Frozen):
     weight_decay: Rate = 1e-4
     ema: Share = 0.995  # decay of the averaged weights
     weights: TargetWeights = TargetWeights()
+    positive_power: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the weight of rare findings; 0 weights all alike
+    focus: Annotated[float, Field(ge=0, le=8)] = 0.0  # asymmetric loss: the higher, the less easy negatives count
 
 
 class RetrieverConfig(Frozen):

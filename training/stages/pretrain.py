@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.network.backbone import Backbone
@@ -29,6 +28,7 @@ from training.evaluation.tables import interval, number
 from training.scoring.bootstrap import DRAWS
 from training.scoring.finding_auroc import finding_aurocs
 from training.stages.common import Rows, RunInputs, shuffled_batches
+from training.stages.finding_loss import finding_loss, positive_weights
 from training.trainer.context import RunContext
 from training.trainer.loop import Loop, LoopConfig
 
@@ -73,6 +73,7 @@ def pretrain(
     targets = finding_targets(images, soft, terms=True, external=inputs.external_labels)
     values, mask = torch.from_numpy(targets.values), torch.from_numpy(targets.mask)
     groups = _weighted_groups(targets, config)
+    positive = positive_weights(values, mask, config.positive_power)
     rows = np.array([cache.rows[key] for key, _ in images])
     pixels = DeviceRows(cache.array, device, context.on_device)
     net = FindingNet(backbone, values.shape[1]).to(device).to(memory_format=torch.channels_last)
@@ -95,8 +96,8 @@ def pretrain(
         logits, y, known = net(x).float(), values[local_ids].to(device), mask[local_ids].to(device)
         losses: dict[str, Tensor] = {}
         for name, (columns, _) in groups.items():
-            summed = F.binary_cross_entropy_with_logits(logits[:, columns], y[:, columns], weight=known[:, columns],
-                                                        reduction="sum")  # fmt: skip
+            rare = None if positive is None else positive[columns].to(device)
+            summed = finding_loss(logits[:, columns], y[:, columns], known[:, columns], rare, config.focus)
             losses[name] = summed / mask[batch][:, columns].sum().clamp(min=1).to(device)  # known in the whole batch
         total = torch.stack([weight * losses[name] for name, (_, weight) in groups.items()]).sum()
         return {"loss": total, **losses}
