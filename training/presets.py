@@ -25,9 +25,12 @@ _RETRIEVAL_SCST = _RETRIEVAL.model_copy(update={"preset": "retrieval-scst", "scs
 
 _COMPACT = RunConfig(
     preset="compact",
-    shape=ModelShape(d_model=256, d_ff=512, layers=2, memory_slots=512, memory_dim=256, text_layers=1),
+    shape=ModelShape(
+        backbone="efficientnet_lite0", d_model=256, d_ff=512, layers=2, memory_slots=512, memory_dim=256, text_layers=1
+    ),
+    backbone_weights="imagenet",
     feature_variants=3,
-    pretrain=PretrainConfig(epochs_by_size=((112, 8), (160, 2), (224, 3)), lr=6e-4),
+    pretrain=PretrainConfig(epochs_by_size=((160, 4), (224, 2)), lr=6e-4),
     retriever=RetrieverConfig(folds=5),
     ce=CEConfig(epochs=8, backbone_lr=0.0, transformer_lr=1e-3, patience=None),
     scst=ScstConfig(
