@@ -101,10 +101,14 @@ def test_replicas_that_exceed_the_cluster_are_refused() -> None:
 def test_replica_computes_in_its_own_number_of_threads(bundle: Path) -> None:
     before = torch.get_num_threads()
     replica = object.__new__(ModelReplica)
+
+    async def lifetime() -> None:
+        await replica.__init__(settings_for(bundle), before)  # type: ignore[misc]
+        await replica.__del__()
+
     try:
         torch.set_num_threads(before + 1)  # as inherited from the process that started Ray
-        asyncio.run(replica.__init__(settings_for(bundle), before))  # type: ignore[misc] # loads and warms up
-        asyncio.run(replica.__del__())
+        asyncio.run(lifetime())
         assert torch.get_num_threads() == before
     finally:
         torch.set_num_threads(before)
