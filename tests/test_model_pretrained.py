@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
 from model.bundle import load_bundle, write_bundle
@@ -21,10 +21,11 @@ from tests.support.tiny import tiny_model, tiny_tokenizer
 PARAMETERS = {"efficientnet_lite0": 4_652_008, "efficientnet_lite1": 5_416_680, "efficientnet_lite2": 6_092_072}
 
 
-def published(name: str) -> EfficientNet:
+def published(name: str) -> Any:
     """The published implementation, untrained; statistics and scales of its layers differ."""
+    implementation = pytest.importorskip("efficientnet_lite_pytorch")
     torch.manual_seed(5)
-    network = EfficientNet.from_name(name.replace("_", "-"), image_size=224).eval()
+    network = implementation.EfficientNet.from_name(name.replace("_", "-"), image_size=224).eval()
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.running_mean.normal_(0, 0.1)
