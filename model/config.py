@@ -151,6 +151,23 @@ class ConsensusConfig(Frozen):
     max_edits: Annotated[int, Field(ge=0, le=32), _renamed("moves", "max_edits")] = 8
 
 
+class LanguageConfig(Frozen):
+    """Which sentences a draft may hold; all off for bundles of 0.2 and older.
+
+    Attributes:
+        attested: every word trigram of a sentence occurs in a training report; ``beam`` and sampling continue with such
+            words only, and ``consensus`` takes such sentences only. Needs the table of ``consensus``.
+        no_priors: no word or sentence compares with an earlier study, and no sentence is a fragment.
+        consistent: no two sentences give heart, lungs, air spaces or bones different states (``consensus``).
+        ordered: heart, mediastinum, lungs, pleura, bones, devices (``consensus``).
+    """
+
+    attested: bool = False
+    no_priors: bool = False
+    consistent: bool = False
+    ordered: bool = False
+
+
 class DecodingConfig(Frozen):
     """Defaults of report generation; a request may change ``beam_size``.
 
@@ -176,6 +193,7 @@ class DecodingConfig(Frozen):
         similarity_weight: in ``rerank``, weight of the cosine between study and report embedding,
             added to the mean log-probability of a word.
         consensus: reward and search of ``consensus``.
+        language: which sentences a draft may hold.
     """
 
     method: Literal["beam", "greedy", "rerank", "consensus"] = "beam"
@@ -191,6 +209,7 @@ class DecodingConfig(Frozen):
     temperature: Annotated[float, Field(gt=0, le=2)] = 0.7
     similarity_weight: Annotated[float, Field(ge=0)] = 8.0
     consensus: ConsensusConfig = ConsensusConfig()
+    language: LanguageConfig = LanguageConfig()
 
 
 class RetrievalConfig(Frozen):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from pycocoevalcap.rouge.rouge import Rouge
 
-from model.config import ConsensusConfig
-from model.decoding.mbr import MbrSearch, Sentence, rouge_l
+from model.config import ConsensusConfig, LanguageConfig
+from model.decoding.mbr import MbrSearch, Reading, Sentence, rouge_l
 from model.decoding.mbr_table import LENGTHS, Expectation, MbrTable, NgramCounts, ngram_keys
 from model.text.labeler import FINDINGS
+from model.text.statements import claims
 from model.text.tokenizer import Tokenizer
 from training.data.studies import Study
 from training.scoring.cider import CiderD
@@ -69,18 +70,18 @@ def sentences(report: str) -> tuple[Sentence, ...]:
     return tuple(found)
 
 
-def no_findings(_: Sentence) -> tuple[frozenset[int], frozenset[int]]:
-    return frozenset(), frozenset()
+def no_findings(_: Sentence) -> Reading:
+    return Reading(frozenset(), frozenset())
 
 
 EFFUSION = FINDINGS.index("Pleural Effusion")
 
 
-def effusions(sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
+def effusions(sentence: Sentence) -> Reading:
     """Reads an effusion, present or absent, and no other finding."""
     text = TOKENIZER.decode(sentence)
     named = frozenset({EFFUSION}) if "pleural" in text else frozenset()
-    return (frozenset(), named) if " no " in text else (named, frozenset())
+    return Reading(frozenset(), named) if " no " in text else Reading(named, frozenset())
 
 
 def test_ngram_counts_equal_counts_of_words() -> None:
@@ -222,11 +223,11 @@ def test_adds_no_sentence_without_new_facts(table: MbrTable) -> None:
     config = ConsensusConfig(bleu4=0, finding=0)
     assert len(MbrSearch(expectation, None, no_findings, config).compose(candidates, 59)[0]) == 2
 
-    def equal_facts(_: Sentence) -> tuple[frozenset[int], frozenset[int]]:
-        return frozenset(), frozenset({3})
+    def equal_facts(_: Sentence) -> Reading:
+        return Reading(frozenset(), frozenset({3}))
 
-    def subset_of_facts(sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
-        return frozenset(), frozenset({3, 4} if "effusion" in TOKENIZER.decode(sentence) else {3})
+    def subset_of_facts(sentence: Sentence) -> Reading:
+        return Reading(frozenset(), frozenset({3, 4} if "effusion" in TOKENIZER.decode(sentence) else {3}))
 
     for reading in (equal_facts, subset_of_facts):
         assert len(MbrSearch(expectation, None, reading, config).compose(candidates, 59)[0]) == 1
@@ -240,3 +241,24 @@ def test_drops_repeated_and_contradictory_sentences_of_a_candidate(table: MbrTab
     report, reward = search.compose([candidate], 59)
     assert report == (candidate[0], candidate[1], candidate[4])
     assert reward > 0
+
+
+def reading(sentence: Sentence) -> Reading:
+    text = TOKENIZER.decode(sentence)
+    return Reading(frozenset(), frozenset(), claims(text), 1 if "heart" in text else 2 if "lungs" in text else 0)
+
+
+@pytest.mark.parametrize("consistent", [True, False])
+def test_consistent_reports_give_an_organ_one_state(consistent: bool, table: MbrTable) -> None:
+    report = sentences("the heart is enlarged . the heart is normal in size . no pneumothorax .")
+    language = LanguageConfig(consistent=consistent)
+    config = ConsensusConfig(max_edits=0)
+    search = MbrSearch(table.expected_statistics(unit(1)[0], 1.0), None, reading, config, language)
+    assert search.compose([report], 59)[0] == (report if not consistent else (report[0], report[2]))
+
+
+def test_ordered_reports_follow_the_organs(table: MbrTable) -> None:
+    report = sentences("the lungs are clear . the heart is normal in size . no pneumothorax .")
+    config, language = ConsensusConfig(max_edits=0), LanguageConfig(ordered=True)
+    search = MbrSearch(table.expected_statistics(unit(1)[0], 1.0), None, reading, config, language)
+    assert search.compose([report], 59)[0] == (report[2], report[1], report[0])

@@ -140,6 +140,7 @@ def _system_scores(
         "system": system,
         "system_full": system_full,
         "copied": references.copied(findings, texts.train.values()),
+        "language": references.language(findings, texts.train.values()),
         **scoring.score_rows(references, rows, reasons),
         **scoring.intervals_and_differences(references, findings, rows, draws=plan.draws, seed=plan.seed),
         "by_chance": permutation_test(comparable, draws=plan.draws, seed=plan.seed),

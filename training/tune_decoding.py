@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +24,12 @@ import torch
 from torch import Tensor
 
 from model.bundle import INDEX_DIR, Bundle, write_bundle
-from model.config import DecodingConfig
+from model.config import DecodingConfig, LanguageConfig
+from model.decoding.attested import attested_keys
 from model.decoding.generate import beam_or_greedy, draw_candidates, mbr_search, score_candidates
 from model.decoding.search import Constraints
 from model.devices import choose_device
+from model.text.tokenizer import END_OF_SENTENCE
 from retrieval_index.index import ReportIndex
 from training.cli import add_common_arguments, open_source, run_command, write_json
 from training.data.features import cache_features
@@ -37,6 +40,7 @@ from training.evaluation.inference import images_digest, open_bundle, study_view
 from training.evaluation.scoring import ReferenceSet
 from training.scoring.protocol import comparable_vocabulary
 from training.stages.common import retrieve
+from training.stages.mbr_table import report_tokens
 from training.trainer.context import RunContext
 
 log = logging.getLogger("training")
@@ -91,7 +95,7 @@ def draw(
     readable = cache.readable(studies)
     context = RunContext(device, 1, "fp32", work)
     features = cache_features(model.backbone, cache, readable, 1, context, work, view_dropout=0.0, name="tuning")
-    constraints = Constraints.of(decoding, tokenizer)
+    constraints = Constraints.of(decoding, tokenizer, bundle.mbr_table)
     penalties = tuple(dict.fromkeys((*LENGTH_PENALTIES, decoding.length_penalty)))
     model.precompute_inference_tables()
 
@@ -191,11 +195,13 @@ def _run(arguments: argparse.Namespace) -> int:
     bundle, index = open_bundle(arguments.bundle, device)
     if index is None:
         raise ValueError(f"{arguments.bundle} has no retrieval; train it with a preset that has")
+    if arguments.clean_language:
+        bundle = with_clean_language(bundle, source.split("train"))
     studies = source.split("val")[: arguments.limit]
     if not studies:
         raise ValueError("there is no validation study; check --root, or --annotation")
     work = arguments.work or arguments.out.with_name(f"{arguments.out.stem}.work")
-    identity = f"{bundle.digest} {device.type}"
+    identity = f"{bundle.digest} {device.type} {bundle.config.decoding.language.model_dump_json()}"
     with ResumableLines(work / "candidates.jsonl", identity, resume=arguments.resume) as kept:
         candidates, readable = draw(bundle, index, studies, source, work, device, kept)
         trials = Trials(bundle, candidates, readable, source, kept)
@@ -214,6 +220,22 @@ def _run(arguments: argparse.Namespace) -> int:
         log.info("wrote %s; score it with python -m training.evaluate", path)
     kept.remove()
     return 0
+
+
+def with_clean_language(bundle: Bundle, train: Sequence[Study]) -> Bundle:
+    """The bundle with all rules of ``LanguageConfig``, and the attested trigrams of the training reports.
+
+    Raises:
+        ValueError: the bundle has no table for MBR decoding, or there is no training report.
+    """
+    if bundle.mbr_table is None or not train:
+        raise ValueError("--clean-language needs a bundle with a table for MBR decoding, and the training reports")
+    tokens = report_tokens(train, bundle.tokenizer, bundle.config.model.max_length)
+    attested = attested_keys(tokens, bundle.tokenizer.id_of(END_OF_SENTENCE))
+    language = LanguageConfig(attested=True, no_priors=True, consistent=True, ordered=True)
+    decoding = bundle.config.decoding.model_copy(update={"language": language})
+    config = bundle.config.model_copy(update={"decoding": decoding})
+    return replace(bundle, config=config, mbr_table=replace(bundle.mbr_table, attested=attested))
 
 
 def choose(bundle: Bundle, trials: Trials) -> DecodingConfig:
@@ -237,6 +259,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.tune_decoding", description="Tune decoding on val.")
     add_common_arguments(parser, bundle=True)
     parser.add_argument("--out", type=Path, required=True, help="JSON of all trials; it holds no text")
+    parser.add_argument(
+        "--clean-language",
+        action="store_true",
+        help="attested sentences without comparisons and contradictions only, ordered by organ",
+    )
     parser.add_argument("--write-bundle", type=Path, help="also write the bundle with the chosen settings here")
     parser.add_argument("--work", type=Path, help="decoded images and features (default OUT.work)")
     arguments = parser.parse_args(argv)

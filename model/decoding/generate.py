@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
-from model.config import DecodingConfig
-from model.decoding.mbr import MbrSearch, Sentence
+from model.config import DecodingConfig, LanguageConfig
+from model.decoding.attested import AttestedText
+from model.decoding.mbr import MbrSearch, Reading, Sentence
 from model.decoding.mbr_table import MbrTable
 from model.decoding.search import NEVER, Constraints, Generated, autoregressive_decode, beam_search, greedy
 from model.network.report_model import Encoded, ReportModel, inputs_of
 from model.text.labeler import FINDINGS, NO_FINDING, label_report
-from model.text.tokenizer import Tokenizer, split_sentences
+from model.text.statements import ORGANS, claims, is_fragment, organ_of, refers_to_prior
+from model.text.tokenizer import END_OF_SENTENCE, Tokenizer, split_sentences
 
 CANDIDATE_SEED = 20
 
@@ -51,7 +53,7 @@ def generate(
     Raises:
         ValueError: ``rerank`` or ``consensus`` without their inputs.
     """
-    constraints = Constraints.of(config, tokenizer)
+    constraints = Constraints.of(config, tokenizer, mbr_table)
     best = beam_or_greedy(model, encoded, constraints, tokenizer.bos_id, config, beam_size)
     if config.method not in ("rerank", "consensus"):
         return best
@@ -168,17 +170,19 @@ def mbr_search(
     """
     embedded = study.float().cpu().numpy()
     classified = None if findings is None else findings.float().cpu().numpy()
+    allowed = partial(_is_allowed, tokenizer, config.language, Constraints.of(config, tokenizer, mbr_table).attested)
     chosen = torch.zeros_like(ids[:, 0])
     rewards = []
     for row, candidates in enumerate(ids.tolist()):
         search = MbrSearch(
             mbr_table.expected_statistics(embedded[row], config.consensus.temperature),
             None if classified is None else classified[row],
-            lambda sentence: _extract_findings(tokenizer, sentence),
+            lambda sentence: _read(tokenizer, sentence),
             config.consensus,
+            config.language,
         )
-        reports = [written for words in candidates if (written := _sentences(tokenizer, words))]
-        if not reports:  # no candidate has a complete sentence: keep the first unchanged
+        reports = [written for words in candidates if (written := tuple(filter(allowed, _sentences(tokenizer, words))))]
+        if not reports:  # no candidate has a complete sentence that may be used: keep the first unchanged
             chosen[row] = ids[row, 0]
             rewards.append(0.0)
             continue
@@ -197,13 +201,26 @@ def _sentences(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[Sentence, ...]
 
 
 @lru_cache(maxsize=50_000)
-def _extract_findings(tokenizer: Tokenizer, sentence: Sentence) -> tuple[frozenset[int], frozenset[int]]:
-    labels = label_report(tokenizer.decode(sentence))
+def _is_allowed(
+    tokenizer: Tokenizer, language: LanguageConfig, attested: AttestedText | None, sentence: Sentence
+) -> bool:
+    """Whether a draft may hold a sentence."""
+    text = tokenizer.decode(sentence).removesuffix(END_OF_SENTENCE)
+    if language.no_priors and (refers_to_prior(text) or is_fragment(text)):
+        return False
+    return attested is None or attested.holds(sentence)
+
+
+@lru_cache(maxsize=50_000)
+def _read(tokenizer: Tokenizer, sentence: Sentence) -> Reading:
+    text = tokenizer.decode(sentence)
+    labels = label_report(text)
     present, absent = (
         frozenset(row for row, name in enumerate(FINDINGS) if name != NO_FINDING and labels[name] == state)
         for state in ("present", "absent")
     )
-    return present, absent
+    organ = organ_of(text)
+    return Reading(present, absent, claims(text), len(ORGANS) if organ is None else ORGANS.index(organ))
 
 
 def _log_probs(model: ReportModel, encoded: Encoded, constraints: Constraints, inputs: Tensor, ids: Tensor) -> Tensor:

@@ -18,20 +18,37 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from model.config import ConsensusConfig
+from model.config import ConsensusConfig, LanguageConfig
 from model.decoding.mbr_table import Expectation, Floats, Ints
+from model.text.statements import Claim, contradict
 
 Sentence = tuple[int, ...]  # token ids, the full stop included
-FindingExtractor = Callable[[Sentence], tuple[frozenset[int], frozenset[int]]]
-"""Indices of the findings that a sentence names as present, and as absent."""
-
 _COMPARED: Final = 24  # reports compared by ROUGE-L, and candidates that they are compared with
 _BETA2: Final = 1.2**2  # weight of recall in ROUGE-L, as in pycocoevalcap
 _SHARPNESS: Final = 4.0  # of the candidates' weights, by expected CIDEr-D
+
+
+class Reading(NamedTuple):
+    """What one sentence says.
+
+    Attributes:
+        present: indices of the findings that it names as present.
+        absent: of those that it names as absent.
+        claims: states of organs.
+        rank: position of its organ in a report.
+    """
+
+    present: frozenset[int]
+    absent: frozenset[int]
+    claims: frozenset[Claim] = frozenset()
+    rank: int = 0
+
+
+Reader = Callable[[Sentence], Reading]
 
 
 class MbrSearch:
@@ -40,15 +57,17 @@ class MbrSearch:
     Args:
         expectation: of the study.
         findings: (F,) probability of each finding by the classifier of the model, or None.
-        extract: findings of a sentence.
+        read: what a sentence says.
         config: weights of the reward and bounds of the search.
+        language: whether reports are consistent about organs, and ordered by organ.
     """
 
     def __init__(
-        self, expectation: Expectation, findings: Floats | None, extract: FindingExtractor, config: ConsensusConfig
-    ) -> None:
-        self._expectation, self._config = expectation, config
-        self._extract = lru_cache(maxsize=None)(extract)
+        self, expectation: Expectation, findings: Floats | None, read: Reader, config: ConsensusConfig,
+        language: LanguageConfig = LanguageConfig(),  # noqa: B008 - immutable
+    ) -> None:  # fmt: skip
+        self._expectation, self._config, self._language = expectation, config, language
+        self._read = lru_cache(maxsize=None)(read)
         probabilities = expectation.findings
         if findings is not None:
             probabilities = (1 - config.classifier_weight) * probabilities + config.classifier_weight * findings
@@ -69,17 +88,16 @@ class MbrSearch:
         Returns:
             The report and its reward.
         """
-        distinct = list(dict.fromkeys(self._drop_inconsistent(candidate) for candidate in candidates))
+        distinct = list(dict.fromkeys(self._ordered(self._drop_inconsistent(candidate)) for candidate in candidates))
         peers = self._peers(distinct)
         rewards = self._rewards(distinct, peers)
         best, reward = distinct[int(rewards.argmax())], float(rewards.max())
         votes = Counter(sentence for candidate in candidates for sentence in dict.fromkeys(candidate))
         pool = [sentence for sentence, _ in votes.most_common(self._config.sentence_pool)]
         for _ in range(self._config.max_edits):
+            neighbours = dict.fromkeys(map(self._ordered, _neighbours(best, pool)))
             options = [
-                option
-                for option in _neighbours(best, pool)
-                if sum(map(len, option)) <= longest and self._is_consistent(option)
+                option for option in neighbours if sum(map(len, option)) <= longest and self._is_consistent(option)
             ]
             if not options:
                 break
@@ -123,14 +141,21 @@ class MbrSearch:
         return kept
 
     def _present(self, report: Iterable[Sentence]) -> frozenset[int]:
-        return frozenset().union(*(self._extract(sentence)[0] for sentence in report))
+        return frozenset().union(*(self._read(sentence).present for sentence in report))
+
+    def _ordered(self, report: tuple[Sentence, ...]) -> tuple[Sentence, ...]:
+        if not self._language.ordered:
+            return report
+        return tuple(sorted(report, key=lambda sentence: self._read(sentence).rank))
 
     def _is_consistent(self, report: Sequence[Sentence]) -> bool:
         """Whether no sentence contradicts or repeats another."""
-        extracted = [self._extract(sentence) for sentence in report]
-        present = frozenset().union(*(one[0] for one in extracted))
-        absent = frozenset().union(*(one[1] for one in extracted))
-        return not present & absent and not _repeats(extracted)
+        readings = [self._read(sentence) for sentence in report]
+        present = frozenset().union(*(one.present for one in readings))
+        absent = frozenset().union(*(one.absent for one in readings))
+        if present & absent or _repeats([(one.present, one.absent) for one in readings]):
+            return False
+        return not self._language.consistent or not contradict(frozenset().union(*(one.claims for one in readings)))
 
 
 def _repeats(extracted: Sequence[tuple[frozenset[int], frozenset[int]]]) -> bool:

@@ -8,7 +8,7 @@ what only one contains.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Self
@@ -76,7 +76,7 @@ class NgramCounts:
         return cls(row % len(tokens), row // len(tokens), key[real], count[real].astype(np.float32))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity
 class MbrTable:
     """Statistics of the training cases: N cases, G n-grams, R directions, F findings, E embedding width.
 
@@ -95,6 +95,8 @@ class MbrTable:
         frequent: (C,) indices of n-grams that many reports contain. Their weight in a CIDEr vector
             is close to 0, so the vectors do not show which reports contain them.
         holds: (N, C) 1 where the report contains it.
+        attested: (A,) sorted hashes of the bigrams and trigrams of all sentences (``model.decoding.attested``); empty
+            in tables of 0.2 and older.
     """
 
     keys: npt.NDArray[np.int64]
@@ -110,6 +112,7 @@ class MbrTable:
     findings: npt.NDArray[np.uint8]
     frequent: npt.NDArray[np.int32]
     holds: npt.NDArray[np.uint8]
+    attested: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def save(self, path: Path) -> None:
         """Write a safetensors file atomically.
@@ -136,7 +139,7 @@ class MbrTable:
         """
         try:
             content = load_file(path)
-            table = cls(**{field.name: content[field.name] for field in fields(cls)})
+            table = cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
             table._check()
         except (SafetensorError, KeyError, OSError, TypeError, ValueError) as error:
             raise ValueError(f"{path.name} is not an MBR table ({error}); restore it from its source") from error
@@ -159,6 +162,7 @@ class MbrTable:
             "findings": ("uint8", (cases, len(FINDINGS))),
             "frequent": ("int32", (len(self.frequent),)),
             "holds": ("uint8", (cases, len(self.frequent))),
+            "attested": ("int64", (len(self.attested),)),
         }
         for name, wanted in expected.items():
             array: npt.NDArray[np.generic] = getattr(self, name)
@@ -170,6 +174,8 @@ class MbrTable:
             raise ValueError("it is empty, or a vector is zero")
         if not (np.isin(self.order, range(ORDERS)).all() and np.isin(self.frequent, range(ngrams)).all()):
             raise ValueError("order or frequent is out of range")
+        if (np.diff(self.attested) <= 0).any():
+            raise ValueError("attested is not sorted")
 
     def find(self, keys: npt.NDArray[np.int64]) -> Ints:
         """Indices of n-grams in the table; G for an unknown one."""

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from model.config import DecodingConfig
+from model.decoding.attested import AttestedText, attested_text
+from model.decoding.mbr_table import MbrTable
 from model.network.report_model import Encoded, ReportModel
+from model.text.statements import PRIOR_WORDS
 from model.text.tokenizer import Tokenizer
 
 NEVER = float("-inf")
@@ -36,24 +39,37 @@ class Generated:
 
 @dataclass(frozen=True)
 class Constraints:
-    """Ids of the tokens that a report must not contain, and the penalties of repetition."""
+    """Ids of the tokens that a report must not contain, the penalties of repetition, the attested continuations."""
 
     suppress: tuple[int, ...]
     eos_id: int
     min_length: int
     block_trigrams: bool
     trigram_penalty: float = 0.0
+    attested: AttestedText | None = None
 
     @classmethod
-    def of(cls, config: DecodingConfig, tokenizer: Tokenizer) -> Constraints:
-        """Constraints of a configuration; bos and pad are suppressed too."""
-        words = {tokenizer.id_of(word) for word in config.suppress if word in tokenizer.tokens}
+    def of(cls, config: DecodingConfig, tokenizer: Tokenizer, table: MbrTable | None = None) -> Constraints:
+        """Constraints of a configuration; bos and pad are suppressed too.
+
+        Raises:
+            ValueError: ``language.attested`` without a table that has attested trigrams.
+        """
+        unwanted = (*config.suppress, *(PRIOR_WORDS if config.language.no_priors else ()))
+        words = {tokenizer.id_of(word) for word in unwanted if word in tokenizer.tokens}
+        suppress = tuple(sorted(words | {tokenizer.pad_id, tokenizer.bos_id}))
+        attested = None
+        if config.language.attested:
+            if table is None:
+                raise ValueError("decoding.language.attested needs the table of the training cases")
+            attested = attested_text(table, tokenizer, suppress)
         return cls(
-            tuple(sorted(words | {tokenizer.pad_id, tokenizer.bos_id})),
+            suppress,
             tokenizer.eos_id,
             config.min_length,
             config.block_trigrams,
             config.trigram_penalty,
+            attested,
         )
 
     def apply(self, scores: Tensor, history: Tensor, length: int) -> Tensor:
@@ -63,6 +79,11 @@ class Constraints:
             scores[:, self.eos_id] = NEVER
         if self.block_trigrams and length >= 3:
             scores[_repeating(history, length)] = NEVER
+        if self.attested is not None:
+            allowed = self.attested.continuations(history, length).to(scores.device)
+            scores.masked_fill_(~allowed, NEVER)
+            dead = scores.isneginf().all(1)  # its only continuations repeat a trigram
+            scores[dead, self.eos_id] = 0.0
         return scores
 
     def penalise(self, log_probs: Tensor, history: Tensor, length: int) -> Tensor:

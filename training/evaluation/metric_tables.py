@@ -78,6 +78,7 @@ def all_tables(result: Mapping[str, Any]) -> dict[str, Table | None]:
         "single_views": _single_views(result),
         "labels": _labels(result),
         "finding_auroc": _finding_auroc(result),
+        "language": _language(result),
         "key_words": _key_words(result["forte"]),
         "key_words_without_negated": _key_words(result["forte_without_negated"]),
         "key_words_system": _key_words_of_system(result),
@@ -99,6 +100,24 @@ def _scores(result: Mapping[str, Any], *, full: bool) -> Table:
         if scores is not None:
             rows.append([_named(result, row), *(number(scores[metric]) for metric in METRICS)])
     return Table(head, rows)
+
+
+_FAULTS = {
+    "unattested_sentences": "sentences with an unattested word trigram",
+    "drafts_with_unattested_pair": "reports with an unattested word pair",
+    "drafts_with_comparison": "reports with a comparison",
+    "drafts_with_fragment": "reports with a fragment",
+    "drafts_with_contradiction": "reports with a contradiction",
+}
+
+
+def _language(result: Mapping[str, Any]) -> Table | None:
+    """Shares of faults of language; metrics files of 0.2 and older have none."""
+    language = result.get("language")
+    if language is None:
+        return None
+    rows = [[text, *(number(language[row][fault]) for row in language)] for fault, text in _FAULTS.items()]
+    return Table(["faults of language, shares", ROWS["system"], "reference reports"], rows)
 
 
 def _named(result: Mapping[str, Any], row: str) -> str:
@@ -282,7 +301,9 @@ def format_table(result: Mapping[str, Any]) -> str:
     parts += [f"{ROWS[name]}: {reason}" for name, reason in result["baseline_reasons"].items()]
     if result["copied"] is not None:
         parts.append(f"drafts that equal a training report: {result['copied']:.3f}")
-    parts += [table.text() for name in ("differences", "counterfactual") if (table := tables[name]) is not None]
+    parts += [
+        table.text() for name in ("language", "differences", "counterfactual") if (table := tables[name]) is not None
+    ]
     for name, note in (("key_words", "key words, F1"), ("key_words_without_negated", "without negated sentences")):
         table = tables[name]
         assert table is not None

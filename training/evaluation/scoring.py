@@ -18,6 +18,7 @@ from training.scoring.baselines import TrivialRow, trivial_rows
 from training.scoring.bootstrap import Bootstrap
 from training.scoring.finding_auroc import finding_aurocs
 from training.scoring.keyword_f1 import keyword_f1
+from training.scoring.language import language_faults
 from training.scoring.metrics import Pair, Scores, label_scores, label_table, present_findings, score
 from training.scoring.protocol import (
     comparable_prediction,
@@ -59,6 +60,13 @@ class ReferenceSet:
             for text in (comparable_reference(report, self._vocabulary), comparable_prediction(report))
         }
         return sum(comparable_prediction(text) in known for text in texts) / len(texts) if known else None
+
+    def language(self, texts: Sequence[str], train: Iterable[str]) -> dict[str, dict[str, float]] | None:
+        """Faults of language of the drafts and of the references; None without training reports."""
+        known = list(train)
+        if not known:
+            return None
+        return {"system": language_faults(texts, known), "references": language_faults(self._reports, known)}
 
     def draft_pairs(self, texts: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
         """(reference, draft) pairs of comparable and of full strings."""

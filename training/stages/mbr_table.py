@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from model.decoding.attested import attested_keys
 from model.decoding.mbr_table import ORDERS, MbrTable, NgramCounts
 from model.network.dual_encoder import pad_ids
-from model.text.tokenizer import Tokenizer
+from model.text.tokenizer import END_OF_SENTENCE, Tokenizer
 from training.data.studies import Study
 from training.data.targets import label_vector
 
@@ -117,4 +118,5 @@ def build_consensus(
         vectors=in_steps(vectors, 1)[0],
         lengths=(tokens > 0).sum(1).astype(np.int16),
         findings=np.stack([label_vector(study.report)[0] for study in studies]).astype(np.uint8),
+        attested=attested_keys(tokens, tokenizer.id_of(END_OF_SENTENCE)),
     )

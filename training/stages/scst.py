@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.config import LanguageConfig
 from model.decoding.search import Constraints, Generated, greedy, sample
 from model.network.report_model import Encoded, ReportModel
 from training.config import ScstConfig, SelectionConstraints
@@ -58,7 +59,9 @@ def train_scst(
     model, tokenizer, train = generator.model, generator.tokenizer, studies.train
     processes, device = context.processes, context.device
     reports = common.TrainingReports(generator, train)
-    policy_decoding = generator.decoding.model_copy(update={"block_trigrams": False, "trigram_penalty": 0.0})
+    policy_decoding = generator.decoding.model_copy(
+        update={"block_trigrams": False, "trigram_penalty": 0.0, "language": LanguageConfig()}
+    )
     constraints = Constraints.of(policy_decoding, tokenizer)
     reward = Reward(reports.reports, config.reward, max_length=model.config.max_length)
     greedy_every = 1 if config.baseline == "greedy" else GREEDY_EVERY
