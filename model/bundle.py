@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from model.calibration.schema import Calibration
 from model.config import BundleConfig
 from model.decoding.mbr_table import MbrTable
+from model.decoding.search import Constraints
 from model.files import file_sha256, replace_folder
 from model.manifest import MANIFEST, REQUIRED, BundleError, Manifest, verify_bundle, write_manifest
 from model.network.backbone import Backbone
@@ -94,6 +95,7 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
         mbr_table = MbrTable.load(path / CONSENSUS) if CONSENSUS in manifest.files else None
         if mbr_table is not None and mbr_table.vectors.shape[1] != config.model.embedding_dim:
             raise ValueError(f"{CONSENSUS} has vectors of another width than embedding_dim; restore it")
+        Constraints.of(config.decoding, tokenizer, mbr_table)  # computes its tables once
     except ValueError as error:
         raise BundleError(f"{path}: {error}") from error
     try:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.bundle import load_bundle
-from model.config import ConsensusConfig, DecodingConfig
+from model.config import ConsensusConfig, DecodingConfig, LanguageConfig
 from retrieval_index.index import ReportIndex
 from tests.support.tiny import write_tiny_bundle
 from training.data.features import cache_features
@@ -58,6 +58,25 @@ def test_trials_are_kept_and_the_best_is_written(root: Path, bundle: Path, tmp_p
     best = max(row["objective"] for row in result["trials"] if row["trial"] not in ("greedy", "best candidate"))
     assert written["objective"] == pytest.approx(best)
     assert load_bundle(tmp_path / "tuned").config.decoding == chosen
+
+
+def test_clean_language_goes_into_the_written_bundle(root: Path, bundle: Path, tmp_path: Path) -> None:
+    out, tuned = tmp_path / "decoding.json", tmp_path / "tuned"
+    arguments = ["--bundle", str(bundle), "--root", str(root), "--out", str(out), "--device", "cpu", "--clean-language"]
+    assert main([*arguments, "--write-bundle", str(tuned)]) == 0
+    written = load_bundle(tuned)
+    assert written.config.decoding.language == LanguageConfig(attested=True, no_priors=True, consistent=True)
+    assert written.mbr_table is not None
+    assert len(written.mbr_table.attested) > 0
+    rows = {row["trial"]: row for row in json.loads(out.read_text())["trials"]}
+    assert rows["start"]["drafts_with_comparison"] == rows["start"]["unattested_sentences"] == 0
+
+
+def test_clean_language_needs_a_consensus_table(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain = write_tiny_bundle(tmp_path / "plain", decoding=DecodingConfig(candidates=3))
+    arguments = ["--bundle", str(plain), "--root", str(root), "--out", str(tmp_path / "x.json"), "--clean-language"]
+    assert main(arguments) == 2
+    assert "--clean-language needs a bundle with a table" in caplog.text
 
 
 def test_settings_are_tuned_one_after_the_other() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from model.config import ConsensusConfig, DecodingConfig
+from model.config import ConsensusConfig, DecodingConfig, LanguageConfig
 from training.config import CEConfig, ModelShape, PretrainConfig, RetrieverConfig, RewardConfig, RunConfig, ScstConfig
 
 _BASELINE = RunConfig(
@@ -23,6 +23,7 @@ _DENSENET_LR = _DENSENET.model_copy(
 _RETRIEVAL = _DENSENET_LR.model_copy(update={"preset": "retrieval", "retrieval_k": 5, "retriever": RetrieverConfig()})
 _RETRIEVAL_SCST = _RETRIEVAL.model_copy(update={"preset": "retrieval-scst", "scst": ScstConfig()})
 
+_CLEAN = LanguageConfig(attested=True, no_priors=True, consistent=True)
 _COMPACT = RunConfig(
     preset="compact",
     shape=ModelShape(
@@ -39,7 +40,7 @@ _COMPACT = RunConfig(
     ),
     decoding=DecodingConfig(
         method="consensus", candidates=96, temperature=1.0,
-        consensus=ConsensusConfig(temperature=0.07, finding=8.0, finding_threshold=0.15, rouge=0.75),
+        consensus=ConsensusConfig(temperature=0.07, finding=8.0, finding_threshold=0.15, rouge=0.75), language=_CLEAN,
     ),
     weights_dtype="fp16",
 )  # fmt: skip
@@ -56,7 +57,7 @@ _SMOKE = RunConfig(
     ce=CEConfig(epochs=2, backbone_lr=0.0, transformer_lr=1e-3, validate_limit=64, patience=None),
     scst=ScstConfig(epochs=1, samples=3, validate_limit=64),
     consensus_directions=64,
-    decoding=DecodingConfig(method="consensus", candidates=8, temperature=1.0),
+    decoding=DecodingConfig(method="consensus", candidates=8, temperature=1.0, language=_CLEAN),
     weights_dtype="fp16",
 )  # fmt: skip
 

@@ -38,6 +38,7 @@ from training.data.resumable_lines import ResumableLines
 from training.data.studies import Source, Study
 from training.evaluation.inference import images_digest, open_bundle, study_views
 from training.evaluation.scoring import ReferenceSet
+from training.scoring.language import language_faults
 from training.scoring.protocol import comparable_vocabulary
 from training.stages.common import retrieve
 from training.stages.mbr_table import report_tokens
@@ -144,6 +145,7 @@ class Trials:
         system, _ = self._references.drafts(texts)
         row: dict[str, Any] = {metric: float(system[metric] or 0.0) for metric in _SHOWN}
         row["copied"] = self._references.copied(texts, self._train) or 0.0
+        row |= language_faults(texts, self._train)
         row["objective"] = row["CIDEr"] + row["label_f1_micro"] + row["BLEU_4"] + row["ROUGE_L"]
         self.rows.append({"trial": name, "settings": dict(settings), **row})
         log.info("%-28s %s", name, " ".join(f"{metric} {value:.3f}" for metric, value in row.items()))
@@ -223,7 +225,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def with_clean_language(bundle: Bundle, train: Sequence[Study]) -> Bundle:
-    """The bundle with all rules of ``LanguageConfig``, and the attested trigrams of the training reports.
+    """The bundle with the rules of ``LanguageConfig`` except the order, and the attested trigrams of training reports.
 
     Raises:
         ValueError: the bundle has no table for MBR decoding, or there is no training report.
@@ -232,7 +234,7 @@ def with_clean_language(bundle: Bundle, train: Sequence[Study]) -> Bundle:
         raise ValueError("--clean-language needs a bundle with a table for MBR decoding, and the training reports")
     tokens = report_tokens(train, bundle.tokenizer, bundle.config.model.max_length)
     attested = attested_keys(tokens, bundle.tokenizer.id_of(END_OF_SENTENCE))
-    language = LanguageConfig(attested=True, no_priors=True, consistent=True, ordered=True)
+    language = LanguageConfig(attested=True, no_priors=True, consistent=True)
     decoding = bundle.config.decoding.model_copy(update={"language": language})
     config = bundle.config.model_copy(update={"decoding": decoding})
     return replace(bundle, config=config, mbr_table=replace(bundle.mbr_table, attested=attested))
@@ -262,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--clean-language",
         action="store_true",
-        help="attested sentences without comparisons and contradictions only, ordered by organ",
+        help="attested sentences without comparisons and contradictions only",
     )
     parser.add_argument("--write-bundle", type=Path, help="also write the bundle with the chosen settings here")
     parser.add_argument("--work", type=Path, help="decoded images and features (default OUT.work)")

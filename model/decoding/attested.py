@@ -18,6 +18,7 @@ from model.decoding.mbr_table import Ints, MbrTable, ngram_keys
 from model.text.tokenizer import END_OF_SENTENCE, Tokenizer
 
 Keys = npt.NDArray[np.int64]
+_MOST_WORDS, _MOST_CONTINUATIONS = 4096, 2**28
 
 
 def attested_keys(tokens: Ints, stop: int) -> Keys:
@@ -53,15 +54,24 @@ class AttestedText:
         tokenizer: of the model.
         suppressed: ids that must not be generated; a context that only they continue falls back to
             the bigrams of its last word.
+
+    Raises:
+        ValueError: the vocabulary or the number of bigrams is too large for tables in memory.
     """
 
     def __init__(self, keys: Keys, tokenizer: Tokenizer, suppressed: Sequence[int]) -> None:
         self._keys, self._stop, self._bos = keys, tokenizer.id_of(END_OF_SENTENCE), tokenizer.bos_id
         size = len(tokenizer)
-        first, second = np.divmod(np.arange(size * size), size)
-        follows = self._known(np.column_stack([first, second])).reshape(size, size)  # (V, V)
+        if size > _MOST_WORDS:
+            raise ValueError(f"attested decoding takes {_MOST_WORDS:,} words at most, the vocabulary has {size:,}")
+        words = np.arange(size)
+        follows = np.stack([self._known(np.column_stack([np.full(size, word), words])) for word in words])  # (V, V)
         follows[:, list(suppressed)] = False
         pairs = np.argwhere(follows)
+        if len(pairs) * size > _MOST_CONTINUATIONS:
+            raise ValueError(
+                f"attested decoding takes {_MOST_CONTINUATIONS // size:,} bigrams at most, not {len(pairs):,}"
+            )
         choices = follows[pairs[:, 1]]  # (P, V) by bigram
         row, third = np.nonzero(choices)
         allowed = np.zeros_like(choices)
@@ -73,7 +83,7 @@ class AttestedText:
         begins[tokenizer.eos_id] = True
         unknown = np.zeros(size, np.bool_)  # a context that no report has: end the sentence
         unknown[self._stop] = True
-        table = np.full((size, size), len(pairs) + 1)
+        table = np.full((size, size), len(pairs) + 1, np.int32)
         table[pairs[:, 0], pairs[:, 1]] = np.arange(len(pairs))
         table[:, self._stop] = len(pairs)
         self._row = torch.from_numpy(table)
