@@ -166,7 +166,7 @@ def test_warns_about_orientation_without_turning(
 def test_api_guide_lists_every_warning() -> None:
     guide = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
     for name, when in WARNINGS.items():
-        assert f"| `{name}` | {when} |" in guide, name
+        assert f"|`{name}`|{when}|" in guide, name
 
 
 KEYWORDS = (

@@ -174,8 +174,8 @@ def test_both_dictionaries_have_the_same_keys() -> None:
 def test_chinese_dictionary_covers_findings_and_warnings() -> None:
     chinese = dictionary("words.zh.js")
     guide = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
-    tables = re.findall(r"^\| warning \| meaning \|\n(?:\|.*\n)+", guide, re.M)
-    warnings = set(re.findall(r"^\| `(\w+)` \|", "".join(tables), re.M))
+    tables = re.findall(r"^\| ?warning ?\| ?meaning ?\|\n(?:\|.*\n)+", guide, re.M)
+    warnings = set(re.findall(r"^\| ?`(\w+)` ?\|", "".join(tables), re.M))
     assert {"missing_view", "view_mismatch", "refine_added"} <= warnings
     needed = {f"finding.{name}" for name in FINDINGS}
     needed |= {f"problem.{code}" for code in CODES} | {f"warning.{code}" for code in warnings}

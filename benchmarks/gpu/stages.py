@@ -68,7 +68,10 @@ class _EnoughError(Exception):
 def run(job: Job, name: str, stage: str) -> Outcome:
     """Measure one stage of a preset; a stage that the preset lacks has its default settings."""
     scale = DRY if job.dry_run else _Scale()
-    config = preset(name).model_copy(update={"decoding": DecodingConfig()})  # without validation nothing is decoded
+    # Without validation nothing is decoded; no retriever is trained.
+    config = preset(name)
+    retriever = None if config.retriever is None else config.retriever.model_copy(update={"folds": 0})
+    config = config.model_copy(update={"decoding": DecodingConfig(), "retriever": retriever})
     rows, values = [], []
     with tempfile.TemporaryDirectory() as folder:
         prepared = drawn_run(config, job.torch_device, Path(folder), scale)
