@@ -260,15 +260,15 @@ class Drafter:
         retrieval = self.bundle.config.retrieval
         if self.index is None or retrieval is None or embeddings is None:
             return _Retrieved(None, None, [()] * count)
-        top_k = options.top_k or retrieval.k
+        shown = options.top_k or retrieval.k
         index = self.index.snapshot()  # cases may be removed concurrently
-        similarity, rows = index.search(embeddings.float().cpu().numpy(), top_k)
-        used = rows[:, : retrieval.k]
+        similarity, rows = index.search(embeddings.float().cpu().numpy(), max(shown, retrieval.k))
+        used = rows[:, : retrieval.k]  # the draft does not depend on the number of shown cases
         vectors = torch.from_numpy(index.vectors(used)).to(self.device)  # (B, K, E)
         references = [
             tuple(
                 _reference(rank, index.case(int(rows[b, rank])), float(similarity[b, rank]))
-                for rank in range(top_k)
+                for rank in range(shown)
                 if rows[b, rank] >= 0
             )
             for b in range(len(rows))

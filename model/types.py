@@ -70,7 +70,7 @@ class StudyView:
 class DraftOptions:
     """Options of a request; None takes the default of the bundle.
 
-    ``top_k`` is the number of returned reference cases; the model reads the first min(top_k, K).
+    ``top_k`` is the number of returned reference cases; the model reads the nearest K in any case.
     ``attention`` adds each sentence's attention over the images and the cases.
 
     Raises:
@@ -98,7 +98,8 @@ class SentenceAttention:
         patches: view as sent -> weights of its grid of patches, rows from top to bottom, columns
             from left to right as in that image. A second image of the same view is ``frontal-2``,
             and so on.
-        cases: weights of the reference cases that the model read, nearest first.
+        cases: weights of the K reference cases that the model read, nearest first; a draft may
+            return fewer of them.
     """
 
     patches: Mapping[str, tuple[tuple[float, ...], ...]]

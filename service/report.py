@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("lateral", nargs="?", default=ABSENT, help="lateral radiograph")
     parser.add_argument("--bundle", type=Path, help="directory that training.run wrote (REPORT_BUNDLE)")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (REPORT_DEVICE, auto)")
-    parser.add_argument("--top-k", type=int, help="reference cases, 1 to 50 (default: the bundle's)")
+    parser.add_argument("--top-k", type=int, help="reference cases to show, 1 to 50 (default: the bundle's)")
     parser.add_argument("--beam-size", type=int, help="hypotheses kept, 1 to 8 (default: the bundle's)")
     parser.add_argument(
         "--format", choices=("text", "json", "fhir"), default="text", help="format of the report (default: text)"

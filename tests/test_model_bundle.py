@@ -117,8 +117,6 @@ def test_rejects_options_out_of_range_and_applies_top_k(bundle_path: Path) -> No
     d = open_drafter(bundle_path)
     assert len(d.draft([noise_study(1, *BOTH)], DraftOptions(top_k=1))[0].reference_cases) == 1
     assert len(d.draft([noise_study(1, *BOTH)], DraftOptions(top_k=8))[0].reference_cases) == 8
-    more, default = d.draft([noise_study(1, *BOTH)], DraftOptions(top_k=8))[0], d.draft([noise_study(1, *BOTH)])[0]
-    assert more.findings == default.findings  # the model reads its K cases; the others are only shown
     for wrong in ({"top_k": 0}, {"top_k": 51}, {"beam_size": 0}, {"beam_size": 9}):
         with pytest.raises(ValueError, match="must lie between"):
             DraftOptions(**wrong)

@@ -16,10 +16,10 @@ from model.calibration.ood import assess_views, project, statistics
 from model.calibration.schema import Calibration, PackedArray
 from model.calibration.sentence_confidence import Evidence, confidence, kind_of, named_findings, supported
 from model.manifest import BundleError, write_manifest
-from model.types import Label, View
+from model.types import DraftOptions, Label, View
 from retrieval_index.index import ReportIndex
 from tests.support.calibration import add_plain_calibration, plain_calibration
-from tests.support.tiny import write_tiny_bundle
+from tests.support.tiny import noise_study, open_drafter, write_tiny_bundle
 
 FRONTAL, LATERAL = View.FRONTAL, View.LATERAL
 
@@ -263,3 +263,15 @@ def test_support_needs_a_shown_case_or_the_images() -> None:
     assert supported(fitted, {"Cardiomegaly": "uncertain"}, alone) is False, "uncertain, without evidence"
     assert supported(fitted, {"Cardiomegaly": "uncertain", "Edema": "absent"}, shown) is True
     assert supported(fitted, {"Edema": "absent"}, shown) is None
+
+
+def test_number_of_shown_cases_does_not_change_the_draft(tmp_path: Path) -> None:
+    drafter = open_drafter(add_plain_calibration(write_tiny_bundle(tmp_path / "tiny", seed=10, full_stops=2.0)))
+    study = noise_study(1, FRONTAL, LATERAL)
+    few, k, many = (drafter.draft([study], DraftOptions(top_k=top_k))[0] for top_k in (1, 3, 20))
+    assert [len(draft.reference_cases) for draft in (few, k, many)] == [1, 3, 8]
+    assert many.reference_cases[:3] == k.reference_cases
+    assert any(sentence.supported is not None for sentence in k.sentences)
+    for draft in (few, many):  # ``sentences`` hold confidence, labels and support
+        assert (draft.findings, draft.sentences, draft.labels) == (k.findings, k.sentences, k.labels)
+        assert draft.warnings == k.warnings

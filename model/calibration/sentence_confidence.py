@@ -32,7 +32,7 @@ class Evidence:
         cases: finding -> share of the nearest cases where it is present or uncertain; empty without
             an index.
         images: finding -> probability by the finding classifier; empty without one.
-        shown: findings that are present or uncertain in one of the K cases shown with the draft.
+        shown: findings that are present or uncertain in one of the K cases that the model reads.
     """
 
     cases: Mapping[str, float]
@@ -50,7 +50,7 @@ class Evidence:
 
         Args:
             labels: of the nearest cases, nearest first.
-            shown: how many of them are shown with the draft.
+            shown: K, how many of them the model reads.
             classified: (14,) probabilities of the findings, or None.
         """
         positive = [frozenset(name for name, label in one.items() if label in _POSITIVE) for one in labels]
@@ -100,7 +100,7 @@ def confidence(calibration: Confidence, words: float, labels: Mapping[str, Label
 
 
 def supported(calibration: Support, labels: Mapping[str, Label], evidence: Evidence) -> bool | None:
-    """Whether a shown case or the images support every finding that a sentence calls present or possible.
+    """Whether a read case or the images support every finding that a sentence calls present or possible.
 
     None if it calls no finding present or possible.
     """

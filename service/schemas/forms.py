@@ -188,7 +188,7 @@ class ReportForm(_ViewsForm):
         Annotated[int, Field(ge=1, le=MAX_TOP_K)] | None,
         PartLimit(_SHORT, "not_a_number"),
         _whole_number(MAX_TOP_K),
-        Field(description="Number of reference cases; the bundle's default if left out."),
+        Field(description="Number of reference cases shown, K if left out. The draft does not depend on it."),
     ] = None
     beam_size: Annotated[
         Annotated[int, Field(ge=1, le=MAX_BEAM_SIZE)] | None,

@@ -54,7 +54,7 @@ class AttentionOut(ResponseModel):
         ),
     ]
     cases: Annotated[
-        list[float], Field(max_length=_MAX_GRID, description="Weights of the cases that the model read, by rank.")
+        list[float], Field(max_length=_MAX_GRID, description="Weights of the K cases that the model reads, by rank.")
     ]
 
 
