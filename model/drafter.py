@@ -28,6 +28,7 @@ from model.calibration.sentence_confidence import (
     unsupported,
 )
 from model.decoding.attention_maps import WordAttention, attention_of
+from model.decoding.evidence_maps import FindingEvidence, evidence_of
 from model.decoding.generate import generate
 from model.devices import use_exact_float32
 from model.network.cpu_kernels import matmul_dtype
@@ -186,6 +187,10 @@ class Drafter:
                         replace(draft, sentences=self._with_attention(draft, weights, b, ids[b], source))
                         for b, draft in enumerate(drafts)
                     ]
+            if options.evidence:
+                with timed("evidence"):
+                    maps = evidence_of(self._model, source.patches)
+                    drafts = [_with_evidence(draft, maps, b, source) for b, draft in enumerate(drafts)]
         return [replace(draft, timings_ms=dict(clock)) for draft in drafts]
 
     @torch.inference_mode()
@@ -328,12 +333,7 @@ class Drafter:
         self, draft: Draft, weights: WordAttention, row: int, ids: list[int], images: _Images
     ) -> tuple[Sentence, ...]:
         """The draft's sentences with their attention over ``images``."""
-        sent = tuple(image.view for image in images.studies[row])
-        read = images.assessments[row].views
-        order: Sequence[int] = range(len(sent))
-        if read != sent:  # the patches are in the order of the corrected views
-            order = sorted(order, key=lambda position: read[position].row)
-        views = [sent[position].value for position in order]
+        views = _views_as_sent(images, row)
         spans = split_sentences(self.bundle.tokenizer.decode(ids).split())
         return tuple(
             replace(sentence, attention=weights.of_sentence(row, start, end, views))
@@ -372,6 +372,25 @@ class Drafter:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         clock[name] = (time.perf_counter() - began) * 1000
+
+
+def _with_evidence(draft: Draft, maps: FindingEvidence | None, row: int, images: _Images) -> Draft:
+    """The draft with the evidence maps of its sentences over ``images``."""
+    if maps is None:
+        return draft
+    views = _views_as_sent(images, row)
+    sentences = (replace(part, evidence=maps.of_sentence(row, part.labels, views)) for part in draft.sentences)
+    return replace(draft, sentences=tuple(sentences))
+
+
+def _views_as_sent(images: _Images, row: int) -> list[str]:
+    """The views in which the images of a study were sent, in the order of its patches."""
+    sent = tuple(image.view for image in images.studies[row])
+    read = images.assessments[row].views
+    order: Sequence[int] = range(len(sent))
+    if read != sent:  # the patches are in the order of the corrected views
+        order = sorted(order, key=lambda position: read[position].row)
+    return [sent[position].value for position in order]
 
 
 def _reference(position: int, case: Case, similarity: float) -> ReferenceCase:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 MAX_TOP_K, MAX_BEAM_SIZE = 50, 8
 
+Grid = tuple[tuple[float, ...], ...]  # a value for each patch of an image, rows from top to bottom
 Pixels = npt.NDArray[np.uint8]  # (S, S), 0 black to 255 white
 Resample = Literal["bicubic", "bilinear"]
 Label = Literal["present", "absent", "uncertain"]
@@ -71,7 +72,8 @@ class DraftOptions:
     """Options of a request; None takes the default of the bundle.
 
     ``top_k`` is the number of returned reference cases; the model reads the nearest K in any case.
-    ``attention`` adds each sentence's attention over the images and the cases.
+    ``attention`` adds each sentence's attention over the images and the cases, ``evidence`` the
+    evidence map of a finding that it names.
 
     Raises:
         ValueError: ``top_k`` outside 1..50 or ``beam_size`` outside 1..8.
@@ -80,6 +82,7 @@ class DraftOptions:
     top_k: int | None = None
     beam_size: int | None = None
     attention: bool = False
+    evidence: bool = False
 
     def __post_init__(self) -> None:
         for name, value, most in (("top_k", self.top_k, MAX_TOP_K), ("beam_size", self.beam_size, MAX_BEAM_SIZE)):
@@ -102,8 +105,22 @@ class SentenceAttention:
             return fewer of them.
     """
 
-    patches: Mapping[str, tuple[tuple[float, ...], ...]]
+    patches: Mapping[str, Grid]
     cases: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SentenceEvidence:
+    """Evidence map of a finding that a sentence names (``model.decoding.evidence_maps``).
+
+    Attributes:
+        finding: of the labeler.
+        patches: as of ``SentenceAttention``, but contributions to the logit of the finding: positive
+            ones speak for it, negative ones against it.
+    """
+
+    finding: str
+    patches: Mapping[str, Grid]
 
 
 @dataclass(frozen=True)
@@ -118,6 +135,7 @@ class Sentence:
         supported: whether a reference case or the images support each of its present or possible
             findings; None if it has none, or without a calibration.
         attention: if requested.
+        evidence: if requested; None if it names no finding, or without a finding classifier.
     """
 
     text: str
@@ -125,6 +143,7 @@ class Sentence:
     labels: Mapping[str, Label] = field(default_factory=dict)
     supported: bool | None = None
     attention: SentenceAttention | None = None
+    evidence: SentenceEvidence | None = None
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ def test_real_pairs_keep_their_views_and_exchanged_pairs_are_corrected(
     shipped_drafter: Drafter, study: list[StudyView]
 ) -> None:
     right, exchanged, alone = shipped_drafter.draft(
-        [study, sent(study, View.LATERAL, View.FRONTAL), sent(study[:1], View.LATERAL)], DraftOptions(attention=True)
+        [study, sent(study, View.LATERAL, View.FRONTAL), sent(study[:1], View.LATERAL)],
+        DraftOptions(attention=True, evidence=True),
     )
     assert codes(right) == set()
     assert [check.view for check in right.image_checks] == list(View)
@@ -67,6 +68,9 @@ def test_real_pairs_keep_their_views_and_exchanged_pairs_are_corrected(
         assert other.attention is not None
         for view, field in (("frontal", "lateral"), ("lateral", "frontal")):  # an overlay follows its image
             np.testing.assert_allclose(other.attention.patches[field], one.attention.patches[view], atol=1e-5)
+            if one.evidence is not None and other.evidence is not None:
+                np.testing.assert_allclose(other.evidence.patches[field], one.evidence.patches[view], atol=1e-5)
+    assert any(part.evidence is not None for part in right.sentences)
     assert all(part.attention is not None and set(part.attention.patches) == {"lateral"} for part in alone.sentences)
     assert codes(alone) == {"view_corrected"}
     assert alone.image_checks[0].view is View.FRONTAL

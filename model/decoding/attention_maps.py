@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from model.network.report_model import Encoded, Patches, ReportModel, inputs_of
-from model.types import SentenceAttention
+from model.types import Grid, SentenceAttention
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,22 @@ class WordAttention:
     def of_sentence(self, study: int, start: int, end: int, views: Sequence[str]) -> SentenceAttention:
         """Mean over the words ``start`` to ``end`` (excluded) of a study with images of ``views``, in this order."""
         weights = self.weights[study, start:end].mean(dim=0)
-        patches: dict[str, tuple[tuple[float, ...], ...]] = {}
-        for position, view in enumerate(views):
-            before = list(views[:position]).count(view)
-            name = f"{view}-{before + 1}" if before else view
-            grid = weights[position * self.grid**2 : (position + 1) * self.grid**2].view(self.grid, self.grid)
-            patches[name] = tuple(tuple(row) for row in grid.tolist())
         cases = weights[self.patches : self.patches + self.cases[study]]
-        return SentenceAttention(patches, tuple(cases.tolist()))
+        return SentenceAttention(grids_by_view(weights, self.grid, views), tuple(cases.tolist()))
+
+
+def grids_by_view(values: Tensor, grid: int, views: Sequence[str]) -> dict[str, Grid]:
+    """Values of patches, view by view, as a grid for each image: (>= V*P,), V names -> name -> rows.
+
+    A second image of the same view is ``frontal-2``, and so on.
+    """
+    patches: dict[str, Grid] = {}
+    for position, view in enumerate(views):
+        before = list(views[:position]).count(view)
+        name = f"{view}-{before + 1}" if before else view
+        rows = values[position * grid**2 : (position + 1) * grid**2].view(grid, grid)
+        patches[name] = tuple(tuple(row) for row in rows.tolist())
+    return patches
 
 
 @torch.no_grad()

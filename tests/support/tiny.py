@@ -88,18 +88,23 @@ def tiny_consensus(index: ReportIndex) -> MbrTable:
 
 def write_tiny_bundle(
     path: Path, *, seed: int = 0, retrieval: bool = True, texts: bool = True, name: str = "tiny", min_length: int = 6,
-    decoding: DecodingConfig | None = None, full_stops: float = 0.0,
+    decoding: DecodingConfig | None = None, full_stops: float = 0.0, finding_head: bool = False,
 ) -> Path:  # fmt: skip
     """Write a real, untrained bundle and return its path.
 
     Args:
         decoding: replaces ``min_length``.
         full_stops: added to the logit of the full stop, so that sentences end.
+        finding_head: with a random finding classifier, and drafts that name findings.
     """
-    model = tiny_model(seed) if retrieval else tiny_model(seed, retrieval_k=0)
+    changes = {"finding_head": True, "feature_norm": True} if finding_head else {}
+    model = tiny_model(seed, **changes) if retrieval else tiny_model(seed, retrieval_k=0, **changes)
     decoding = decoding or DecodingConfig(min_length=min_length)
     with torch.no_grad():
         model.to_words.bias[tiny_tokenizer().id_of(".")] += full_stops
+        if finding_head:
+            model.get_buffer("feature_norm.running_mean").normal_()
+            model.to_words.bias[[tiny_tokenizer().id_of(word) for word in ("pneumothorax", "fracture")]] += 4.0
     index_dir = mbr_table = None
     if retrieval:
         index_dir = path.parent / f"{path.name}-index"

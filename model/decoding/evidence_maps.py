@@ -1,0 +1,70 @@
+"""Evidence maps: class activation maps of the finding classifier (Zhou et al. 2016).
+
+The classifier is linear, and its input is the mean of a view's patch tokens. So the logit of a
+finding is exactly the sum of what each patch contributes, and the logit of a reference::
+
+    logit(view) = logit(reference) + sum over patches p of  w . (token[p] - reference) / P
+
+The reference is the mean patch token of the training images (``feature_norm``), or 0 without it. A
+positive contribution speaks for the finding, a negative one against it. All findings, studies and
+views share this one scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.decoding.attention_maps import grids_by_view
+from model.network.report_model import Patches, ReportModel
+from model.text.labeler import FINDINGS
+from model.types import Label, SentenceEvidence
+
+
+@dataclass(frozen=True)
+class FindingEvidence:
+    """Contributions of the patches of a batch to the logits of the findings.
+
+    Attributes:
+        contributions: (B, V, P, 14) float32; 0 where a view is missing.
+        reference: (14,) logits of the reference.
+    """
+
+    contributions: Tensor
+    reference: Tensor
+
+    def of_sentence(self, study: int, labels: Mapping[str, Label], views: Sequence[str]) -> SentenceEvidence | None:
+        """The map of one finding of a sentence, for a study with images of ``views``, in this order.
+
+        Of the present and uncertain findings it is the one that the images support most; if all
+        are absent, the one that they support least. None for a sentence without a finding.
+
+        Args:
+            study: row of the batch.
+            labels: findings that the sentence names.
+            views: names of the images.
+        """
+        if not labels:
+            return None
+        support = dict(zip(FINDINGS, self.contributions[study].sum(dim=(0, 1)).tolist(), strict=True))
+        stated = [name for name, label in labels.items() if label != "absent"]
+        finding = max(stated, key=support.__getitem__) if stated else min(labels, key=support.__getitem__)
+        values = self.contributions[study, :, :, FINDINGS.index(finding)]  # (V, P)
+        return SentenceEvidence(finding, grids_by_view(values.flatten(), math.isqrt(values.shape[1]), views))
+
+
+@torch.no_grad()
+def evidence_of(model: ReportModel, patches: Patches) -> FindingEvidence | None:
+    """Contributions of each patch to each finding; None for a model without the finding classifier."""
+    head, norm = model.finding_head, model.feature_norm
+    if head is None:
+        return None
+    mean = patches.tokens.new_zeros(patches.tokens.shape[-1]) if norm is None else norm.running_mean
+    reference = head(mean)
+    contributions = (head(patches.tokens) - reference) / patches.tokens.shape[2]  # the bias cancels
+    missing = ~patches.view_mask[:, :, None, None]
+    return FindingEvidence(contributions.masked_fill(missing, 0.0).cpu(), reference.cpu())
