@@ -143,7 +143,8 @@ _images = st.deferred(lambda: st.sampled_from([png(0), *(d for name, d in seeds(
 _counts = st.integers(-5, 60).map(lambda value: str(value).encode())
 _right: dict[str, st.SearchStrategy[bytes]] = {
     "frontal": _images, "lateral": _images, "top_k": st.sampled_from([b"1", b"3"]), "beam_size": st.just(b"2"),
-    "include": st.sampled_from([b"attention", b"all"]), "stream": st.sampled_from([b"true", b"false", b"1"]),
+    "include": st.sampled_from([b"attention", b"evidence, attention", b"all"]),
+    "stream": st.sampled_from([b"true", b"false", b"1"]),
 }  # fmt: skip
 _names = st.sampled_from([*_right, "Frontal", "frontal[]", "", "__proto__", "\u017f", "a" * 5000, 'top_k"; x="'])
 _contents = (

@@ -75,7 +75,7 @@ async def _read_body(request: Request, *, timeout_s: float) -> ExportRequest:
             "not_json", "The Content-Type is not application/json. Send the response of POST /report as JSON."
         )
     body = bytearray()
-    remedy = "Leave out the attention of the sentences."
+    remedy = "Leave out the attention and the evidence of the sentences."
     async for chunk in receive(request, max_bytes=MAX_BODY_BYTES, timeout_s=timeout_s, remedy=remedy):
         body += chunk
     if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:

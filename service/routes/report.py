@@ -117,7 +117,10 @@ class _Drafting:
         """Take the images of the form; ``started``: ``time.perf_counter`` when the request came."""
         self.images = form.take_images()
         self._runtime, self._refiner = runtime, refiner
-        self._options = DraftOptions(form.top_k, form.beam_size, form.include == "attention")
+        included = (form.include or "").split(",")
+        self._options = DraftOptions(
+            form.top_k, form.beam_size, attention="attention" in included, evidence="evidence" in included
+        )
         self._refine = form.refine == "true"
         self._slot = slot
         self._started, self._uploaded = started, time.perf_counter()

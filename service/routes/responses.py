@@ -5,13 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping
 
-from model.types import Draft, ReferenceCase, Sentence, SentenceAttention
+from model.types import Draft, Grid, ReferenceCase, Sentence
 from service.cases.store import FoundCase
 from service.formats.redaction import mark_redactions
 from service.schemas.examples import DISCLAIMER
 from service.schemas.models import (
     AttentionOut,
     CaseResponse,
+    EvidenceOut,
     ModelInfo,
     ReferenceCaseOut,
     ReportResponse,
@@ -45,13 +46,16 @@ def to_response(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float])
 
 def _sentence_out(sentence: Sentence) -> SentenceOut:
     """One sentence of the response."""
-    attention = sentence.attention
+    attention, evidence = sentence.attention, sentence.evidence
     return SentenceOut(
         text=mark_redactions(sentence.text),
         confidence=round(sentence.confidence, 4),
         labels=dict(sentence.labels),
         supported=sentence.supported,
-        attention=None if attention is None else _attention(attention),
+        attention=None
+        if attention is None
+        else AttentionOut(patches=_grids(attention.patches), cases=[round(weight, 5) for weight in attention.cases]),
+        evidence=None if evidence is None else EvidenceOut(finding=evidence.finding, patches=_grids(evidence.patches)),
     )
 
 
@@ -74,13 +78,8 @@ def _addresses(case_id: str, views: Iterable[str]) -> dict[str, str]:
     return {view: f"cases/{case_id}/{view}" for view in views}
 
 
-def _attention(attention: SentenceAttention) -> AttentionOut:
-    return AttentionOut(
-        patches={
-            view: [[round(weight, 5) for weight in row] for row in grid] for view, grid in attention.patches.items()
-        },
-        cases=[round(weight, 5) for weight in attention.cases],
-    )
+def _grids(patches: Mapping[str, Grid]) -> dict[str, list[list[float]]]:
+    return {view: [[round(value, 5) for value in row] for row in grid] for view, grid in patches.items()}
 
 
 def case_out(case: ReferenceCase) -> ReferenceCaseOut:

@@ -126,7 +126,8 @@ class EventSequence:
         if self._cases != (cases := CasesEvent(reference_cases=report.reference_cases)):
             yield self._on_cases(cases)
         for index, sentence in enumerate(report.sentences):
-            yield "sentence", SentenceEvent(index=index, sentence=sentence.model_copy(update={"attention": None}))
+            without_maps = sentence.model_copy(update={"attention": None, "evidence": None})
+            yield "sentence", SentenceEvent(index=index, sentence=without_maps)
 
 
 class _Sender:

@@ -16,7 +16,7 @@ class CasesEvent(ResponseModel):
 
 
 class SentenceEvent(ResponseModel):
-    """A sentence is final. Only the report has its attention."""
+    """A sentence is final. Only the report has its attention and evidence."""
 
     index: Annotated[int, Field(ge=0)]
     sentence: SentenceOut

@@ -33,13 +33,14 @@ REPORT_EXAMPLE: dict[str, Any] = {
     "findings": " ".join(_TEXTS),
     "sentences": [
         {"text": _TEXTS[0], "confidence": 0.83, "labels": {"Cardiomegaly": "absent"}, "supported": None,
-         "attention": None},
+         "attention": None, "evidence": None},
         {
             "text": _TEXTS[1],
             "confidence": 0.41,
             "labels": {"Atelectasis": "uncertain", "Pleural Effusion": "present"},
             "supported": True,
             "attention": None,
+            "evidence": None,
         },
     ],
     "labels": {**_NOT_MENTIONED, "Cardiomegaly": "absent", "Atelectasis": "uncertain", "Pleural Effusion": "present"},
@@ -95,6 +96,10 @@ REPORT_FORM_EXAMPLES: dict[str, Any] = {
     "both views": {
         "summary": "curl -F frontal=@frontal.png -F lateral=@lateral.png -F top_k=3 …/report",
         "value": {"frontal": "(bytes of frontal.png)", "lateral": "(bytes of lateral.png)", "top_k": 3},
+    },
+    "maps": {
+        "summary": "curl -F frontal=@frontal.png -F include=attention,evidence …/report",
+        "value": {"frontal": "(bytes of frontal.png)", "include": "attention,evidence"},
     },
     "DICOM": {
         "summary": "curl -F frontal=@frontal.dcm -F lateral=@lateral.dcm …/report",

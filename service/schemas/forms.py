@@ -96,6 +96,19 @@ def _one_of(*words: str) -> BeforeValidator:
     return BeforeValidator(parse)
 
 
+def _some_of(*words: str) -> BeforeValidator:
+    def parse(part: FormPart, info: ValidationInfo) -> str:
+        text = part.data.decode("utf-8", "replace")
+        sent = {word.strip() for word in text.split(",")}
+        if not sent <= set(words):
+            was = f"is {quote(text.strip())}" if text.strip() else "is empty"
+            detail = f"{info.field_name} {was}. Send {', '.join(words)} or {','.join(words)}, or leave it out."
+            raise PydanticCustomError("unknown_value", detail)
+        return ",".join(word for word in words if word in sent)
+
+    return BeforeValidator(parse)
+
+
 def _text(check: Callable[[str], str], *, required: bool) -> BeforeValidator:
     def parse(part: FormPart, info: ValidationInfo) -> str | None:
         try:
@@ -197,10 +210,10 @@ class ReportForm(_ViewsForm):
         Field(description="Beam size of decoding; the bundle's default if left out."),
     ] = None
     include: Annotated[
-        Literal["attention"] | None,
+        Literal["attention", "evidence", "attention,evidence"] | None,
         PartLimit(_SHORT, "unknown_value"),
-        _one_of("attention"),
-        Field(description="attention: attention maps of each sentence."),
+        _some_of("attention", "evidence"),
+        Field(description="attention: attention maps of each sentence; evidence: maps of the findings; or both."),
     ] = None
     stream: Annotated[Switch, Field(description="true: server-sent events, see the description of this endpoint.")] = (
         None

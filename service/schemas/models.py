@@ -26,6 +26,7 @@ Pictures = Annotated[
     ),
 ]
 Row = Annotated[list[float], Field(max_length=_MAX_GRID)]
+_GRIDS = "rows from top to bottom, columns from left to right as in that image, even if its view was corrected."
 
 EDITED = "edited"  # code of the warning that a reader changed the findings
 _WARNINGS = [
@@ -49,12 +50,35 @@ class AttentionOut(ResponseModel):
         dict[str, Annotated[list[Row], Field(max_length=_MAX_GRID)]],
         Field(
             max_length=2,
-            description="Form field of an image (frontal, lateral) -> grid of weights, rows from top to bottom, "
-            "columns from left to right as in that image, even if its view was corrected.",
+            description=f"Form field of an image (frontal, lateral) -> grid of weights, {_GRIDS}",
         ),
     ]
     cases: Annotated[
         list[float], Field(max_length=_MAX_GRID, description="Weights of the K cases that the model reads, by rank.")
+    ]
+
+
+class EvidenceOut(ResponseModel):
+    """Where the images speak for or against one finding of a sentence: its class activation map.
+
+    All findings, sentences and views share one scale. For each view, the sum of its numbers and a
+    constant of the finding is the logit of the finding classifier.
+    """
+
+    finding: Annotated[
+        str,
+        Field(
+            description="Finding of the sentence that the images support most; if it denies all its findings, the "
+            "one that they support least."
+        ),
+    ]
+    patches: Annotated[
+        dict[str, Annotated[list[Row], Field(max_length=_MAX_GRID)]],
+        Field(
+            max_length=2,
+            description="Form field of an image (frontal, lateral) -> grid of contributions to the logit: positive "
+            f"for the finding, negative against it; {_GRIDS}",
+        ),
     ]
 
 
@@ -84,6 +108,13 @@ class SentenceOut(ResponseModel):
         ),
     ] = None
     attention: Annotated[AttentionOut | None, Field(description="With include=attention; null otherwise.")] = None
+    evidence: Annotated[
+        EvidenceOut | None,
+        Field(
+            description="With include=evidence, if the sentence names a finding and the bundle has a finding "
+            "classifier; null otherwise."
+        ),
+    ] = None
 
 
 class ReferenceCaseOut(ResponseModel):
