@@ -82,7 +82,7 @@ def test_modules_work_without_the_page(page: Page) -> None:
         events = of_module(page, "stream.js", parse, pieces)
         assert events == [{"event": "cases", "data": {"n": 1}}, {"event": "report", "data": "é"}], width
     grids = {f"{row},{column}": corner(row, column) for row in (0, 3, 6) for column in (0, 3, 6)}
-    locations = of_module(page, "overlay.js", "m.describeLocation(a).map((part) => [part.location, part.share])", grids)
+    locations = of_module(page, "overlay.js", "m.describeLocation(a).map((part) => [part.location, part.sum])", grids)
     names = [f"{row}.{column}" for row in ("upper", "middle", "lower") for column in ("left", "centre", "right")]
     assert locations == [[name, 0.5] for name in names]
     draw = """{ const list = document.createElement("ul"), checks = a.map((unusual) => ({frontal: 0.998, unusual}));

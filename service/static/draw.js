@@ -49,11 +49,11 @@ function chip(name, label, extra = "") {
 
 /**
  * A sentence of the draft as a list item.
- * @param {{text: string, confidence: number|null, supported: boolean|null, attention: object|null}} sentence confidence null:
+ * @param {{text: string, confidence: number|null, supported: boolean|null, attention: object|null, evidence: object|null}} sentence confidence null:
  *   written by the reader
  * @param {boolean} calibrated whether the confidence is the chance that the sentence is right
  */
-export function sentenceItem({ text, confidence, supported, attention }, calibrated) {
+export function sentenceItem({ text, confidence, supported, attention, evidence }, calibrated) {
   const marks = [];
   if (supported === false) marks.push(element("span", { className: "note doubt", title: t("unsupported.long") }, t("unsupported")));
   if (confidence === null) marks.push(element("span", { className: "note" }, t("mark.edited")));
@@ -69,7 +69,7 @@ export function sentenceItem({ text, confidence, supported, attention }, calibra
     element("span", { className: "marks" }, ...marks),
   );
   button.setAttribute("aria-pressed", "false");
-  if (attention) button.setAttribute("aria-describedby", "overlay-note"); // the text description of the overlay
+  if (attention || evidence) button.setAttribute("aria-describedby", "overlay-note"); // the text description of the overlay
   return element("li", {}, button);
 }
 

@@ -3,11 +3,11 @@
 import { health, requestDraft } from "./api.js";
 import { sentencesOf } from "./compare.js";
 import { bindDisplay } from "./display.js";
-import { drawCases, drawCaseWeights, drawChecks, drawLabels, drawMade, drawWarnings, forgetPictures, percent } from "./draw.js";
+import { drawCases, drawCaseWeights, drawChecks, drawLabels, drawMade, drawWarnings, forgetPictures } from "./draw.js";
 import { Editor } from "./edit.js";
 import { bindLanguage, count, onLanguage, problemWords, t } from "./i18n.js";
 import { KeyForm } from "./key.js";
-import { describeLocation } from "./overlay.js";
+import { Maps } from "./maps.js";
 import { prefer, preference } from "./preferences.js";
 import { save, toClipboard } from "./save.js";
 import { Sentences } from "./sentences.js";
@@ -42,6 +42,7 @@ const views = new Views(document, () => {
   refresh();
 });
 const keyForm = new KeyForm(document);
+const maps = new Maps(document, views);
 const sentences = new Sentences(byId("sentences"), highlight);
 const editor = new Editor(document, () => {
   drawFindings();
@@ -88,7 +89,7 @@ async function draft() {
   refresh();
   if ([draftButton, document.body].includes(document.activeElement)) cancelButton.focus();
   const options = Object.fromEntries(NUMBERS.map((name) => [name, byId(name).value.trim()]));
-  Object.assign(options, { include: "attention", stream: "true", refine: byId("refine").checked ? "true" : "" });
+  Object.assign(options, { include: "attention,evidence", stream: "true", refine: byId("refine").checked ? "true" : "" });
   const names = views.names;
   try {
     const answer = await requestDraft(views.files, options, { onUpload: showProgress, onEvent: onStreamEvent, signal: running.signal });
@@ -178,6 +179,7 @@ function show(answer) {
 /** Draw the whole report in the current language. */
 function drawAnswer() {
   const calibrated = current.image_checks.length > 0;
+  maps.scale(current.sentences);
   byId("result-tools").hidden = current.findings === "";
   byId("legend-words").dataset.i18n = calibrated ? "legend.calibrated" : "legend.words";
   byId("legend-words").textContent = t(byId("legend-words").dataset.i18n);
@@ -197,7 +199,7 @@ function drawFindings() {
   const { edited, open, findings } = editor;
   const known = new Map(current.sentences.map((sentence) => [sentence.text, sentence]));
   const shown = edited
-    ? sentencesOf(findings).map((text) => known.get(text) ?? { text, confidence: null, supported: null, labels: {}, attention: null })
+    ? sentencesOf(findings).map((text) => known.get(text) ?? { text, confidence: null, supported: null, labels: {}, attention: null, evidence: null })
     : current.sentences;
   sentences.draw(shown, current.image_checks.length > 0);
   sentences.list.hidden = open;
@@ -211,26 +213,12 @@ function drawFindings() {
   drawCases(byId("cases"), byId("cases-note"), current.reference_cases, { findings, labels: current.labels });
 }
 
-/** Show the attention and the labels of a sentence; null removes them. */
+/** Show the map and the labels of a sentence; null removes them. */
 function highlight(sentence) {
-  const attention = sentence?.attention ?? null;
-  const stale = result.classList.contains("stale");
-  views.showAttention(stale ? null : (attention?.patches ?? null));
-  byId("overlay-note").classList.toggle("idle", !attention || stale);
-  document.body.classList.toggle("looking", Boolean(attention) && !stale);
-  byId("overlay-where").textContent = attention && !stale ? attentionText(attention) : "";
-  drawCaseWeights(byId("cases"), attention?.cases ?? null);
+  maps.show(result.classList.contains("stale") ? null : sentence);
+  drawCaseWeights(byId("cases"), sentence?.attention?.cases ?? null);
   const named = new Set(Object.keys(sentence?.labels ?? {}));
   for (const chip of byId("labels").querySelectorAll(".chip")) chip.classList.toggle("named", named.has(chip.dataset.finding));
-}
-
-/** Describe how the attention is distributed. */
-function attentionText({ patches, cases }) {
-  const parts = describeLocation(patches).map(({ view, share, location }) =>
-    t("overlay.view", { view: t(`seen.${view}`), share: percent(share), location: t(`position.${location}`) }),
-  );
-  if (cases.length) parts.push(t("overlay.cases", { share: percent(cases.reduce((sum, weight) => sum + weight, 0)) }));
-  return t("overlay.where", { parts: parts.join(t("list.long")) });
 }
 
 function setStale(stale) {

@@ -13,7 +13,7 @@ const KINDS = { text: ["text/plain", "txt"], fhir: ["application/fhir+json", "js
  */
 export async function save(kind, report, edited, views) {
   const [type, ending] = KINDS[kind];
-  const sentences = report.sentences.map((sentence) => ({ ...sentence, attention: null })); // no format includes it
+  const sentences = report.sentences.map((sentence) => ({ ...sentence, attention: null, evidence: null })); // no format includes it
   const body = { report: { ...report, sentences }, views, ...(edited === null ? {} : { findings: edited }) };
   const address = URL.createObjectURL(await requestExport(body, type));
   const link = Object.assign(document.createElement("a"), {

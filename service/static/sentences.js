@@ -3,7 +3,7 @@
 import { sentenceItem } from "./draw.js";
 
 export class Sentences {
-  #items = []; // as drawn, in order: {text, confidence, supported, attention, labels}
+  #items = []; // as drawn, in order: {text, confidence, supported, attention, evidence, labels}
   #pinned = -1;
   #calibrated = false;
 

@@ -1,10 +1,10 @@
 // The two drop zones: choose, drop, paste, preview, swap, remove. Holds the files; calls `onChange` on every change.
-// Each image has a canvas for the attention over it; both form one film, which can be zoomed and moved.
+// Each image has a canvas for a map over it; both form one film, which can be zoomed and moved.
 
 import { requestPreview } from "./api.js";
 import { Film, zoomedBy } from "./film.js";
 import { onLanguage, problemWords, t } from "./i18n.js";
-import { drawHeat, fit } from "./overlay.js";
+import { drawMap, fit } from "./overlay.js";
 
 const NAMES = ["frontal", "lateral"];
 
@@ -61,19 +61,18 @@ export class Views {
   }
 
   /**
-   * Show attention over the images, or remove it.
+   * Show a map over the images; null removes it.
    * @param {Object<string, number[][]>|null} patches by the view in which an image was sent
+   * @param {function|null} colours as of `drawMap`; null: nothing to see
    */
-  showAttention(patches) {
-    const weights = Object.values(patches ?? {}).flat(2);
-    const range = { min: Math.min(...weights), max: Math.max(...weights) };
+  showMap(patches, colours) {
     for (const name of NAMES) {
       const grid = this.files[name] ? patches?.[name] : undefined;
       const { heat } = this.parts[name];
-      heat.hidden = !grid || range.max <= range.min;
+      heat.hidden = !grid || !colours;
       if (heat.hidden) continue;
       this.#alignOverlay(name);
-      drawHeat(heat, grid, range);
+      drawMap(heat, grid, colours);
     }
   }
 
