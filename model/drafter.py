@@ -27,6 +27,7 @@ from model.calibration.sentence_confidence import (
     supported,
     unsupported,
 )
+from model.calibration.track_record import calibrated_findings, not_assessed, shows_confidence
 from model.decoding.attention_maps import WordAttention, attention_of
 from model.decoding.evidence_maps import FindingEvidence, evidence_of
 from model.decoding.generate import generate
@@ -299,13 +300,21 @@ class Drafter:
         """The draft of one study, without its timings."""
         report = self.bundle.tokenizer.decode(ids)
         words = report.split()
-        sentences = tuple(
+        labels: dict[str, str | None] = dict(label_report(report))
+        record = None if self.bundle.calibration is None else self.bundle.calibration.track_record
+        unassessed = not_assessed(record, labels)
+        unusual = any(warning.code == "unusual_image" for warning in assessment.warnings)
+        drafted = [
             self._sentence(words[start:end], log_probs[start:end], evidence) for start, end in split_sentences(words)
+        ]
+        sentences = tuple(
+            replace(one, show_confidence=shows_confidence(record, one.labels, unassessed, unusual=unusual))
+            for one in drafted
         )
         return Draft(
             findings=" ".join(sentence.text for sentence in sentences),
             sentences=sentences,
-            labels=dict(label_report(report)),
+            labels=labels,
             reference_cases=references,
             warnings=tuple(self._warnings(study, assessment, references, sentences)),
             timings_ms={},
@@ -314,6 +323,8 @@ class Drafter:
                 for view, (frontal, unusual) in zip(assessment.views, assessment.checks, strict=False)
             ),
             finding_probabilities=None if probabilities is None else dict(zip(FINDINGS, probabilities, strict=True)),
+            calibrated_findings=None if evidence is None else calibrated_findings(record, evidence.images),
+            not_assessed=unassessed,
         )
 
     def _sentence(self, words: Sequence[str], log_probs: Sequence[float], evidence: Evidence | None) -> Sentence:

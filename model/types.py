@@ -136,6 +136,8 @@ class Sentence:
             findings; None if it has none, or without a calibration.
         attention: if requested.
         evidence: if requested; None if it names no finding, or without a finding classifier.
+        show_confidence: whether readers may see the confidence: it separates right from wrong
+            sentences of this kind, every denied finding is assessed, and no image is unusual.
     """
 
     text: str
@@ -144,6 +146,7 @@ class Sentence:
     supported: bool | None = None
     attention: SentenceAttention | None = None
     evidence: SentenceEvidence | None = None
+    show_confidence: bool = True
 
 
 @dataclass(frozen=True)
@@ -181,9 +184,15 @@ class ReferenceCase:
 
 @dataclass(frozen=True)
 class Draft:
-    """A findings draft with its evidence. ``timings_ms`` are those of its batch.
+    """A findings draft with its evidence.
 
-    ``finding_probabilities`` are those of the finding classifier, by finding; None without one.
+    Attributes:
+        timings_ms: of its batch.
+        finding_probabilities: of the finding classifier, by finding; None without one.
+        calibrated_findings: calibrated probabilities, of the findings that have a fit; None without
+            a track record.
+        not_assessed: findings that the draft denies, although no validation draft of the bundle has
+            called them right; empty without a track record.
     """
 
     findings: str
@@ -194,6 +203,8 @@ class Draft:
     timings_ms: dict[str, float]
     image_checks: tuple[ImageCheck, ...] = ()
     finding_probabilities: Mapping[str, float] | None = field(default=None, compare=False)
+    calibrated_findings: Mapping[str, float] | None = None
+    not_assessed: tuple[str, ...] = ()
 
 
 # --- events while a draft is written ----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from model.calibration.sentence_confidence import Evidence, confidence, kind_of,
 from model.manifest import BundleError, write_manifest
 from model.types import DraftOptions, Label, View
 from retrieval_index.index import ReportIndex
-from tests.support.calibration import add_plain_calibration, plain_calibration
+from tests.support.calibration import add_plain_calibration, plain_calibration, plain_track_record
 from tests.support.tiny import noise_study, open_drafter, write_tiny_bundle
 
 FRONTAL, LATERAL = View.FRONTAL, View.LATERAL
@@ -36,9 +36,12 @@ def test_packed_array_round_trips_within_half_a_step(dtype: Any) -> None:
     assert not PackedArray.of(np.zeros(4), dtype).array.any()
 
 
-def test_calibration_round_trips_through_json() -> None:
-    calibration = plain_calibration()
-    assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration
+def test_calibration_round_trips_through_json_with_and_without_a_track_record() -> None:
+    for record in (None, plain_track_record()):
+        calibration = plain_calibration(track_record=record)
+        assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration
+    older = plain_calibration().model_dump(mode="json", exclude={"track_record"})
+    assert Calibration.model_validate_json(json.dumps(older)) == plain_calibration()
 
 
 def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -51,6 +54,7 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return apply
 
 
+RECORD = {"studies": 4, "called": 2, "right": 1}
 DAMAGES = {
     "another version": (change("schema_version", 2), "schema_version"),
     "no digest": (change("weights_sha256", "x"), "weights_sha256"),
@@ -63,6 +67,9 @@ DAMAGES = {
     "a unit too few": (change("unusual.units", []), "units"),
     "falling quantiles": (change("unusual.quantiles", [1.0, 0.0]), "ascending"),
     "another finding": (change("support.thresholds", {"Baldness": 0.5}), "Baldness"),
+    "a record of another finding": (change("track_record.findings", {"Baldness": RECORD}), "Baldness"),
+    "more right than called": (change("track_record.findings.Fracture", {**RECORD, "right": 3}), "right=3 exceeds"),
+    "another kind of sentence": (change("track_record.separation", {"poetic": 0.9}), "poetic"),
     "an infinite weight": (change("confidence.other.bias", float("inf")), "confidence.other.bias"),
 }
 
@@ -76,7 +83,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", DAMAGES)
 def test_rejects_a_damaged_calibration_and_names_the_key(name: str) -> None:
     damage, message = DAMAGES[name]
-    content = json.loads(plain_calibration().model_dump_json())
+    content = json.loads(plain_calibration(track_record=plain_track_record()).model_dump_json())
     damage(content)
     with pytest.raises(ValidationError, match=message):
         Calibration.model_validate_json(json.dumps(content))

@@ -146,6 +146,12 @@ def test_report_holds_metrics_and_no_text(made: Path, root: Path) -> None:
     reports = [study.report for study in open_openi(root).split("val")]
     kept = page + (made / "work" / "drafts.jsonl").read_text() + (made / "report" / "calibration.json").read_text()
     assert not any(report in kept for report in reports)
+    called = load_bundle(made / "calibrated").calibration
+    assert called is not None
+    assert called.track_record is not None
+    for name, one in called.track_record.findings.items():
+        assert f"| {name} | {one.studies} | {one.called} | {one.right} | " in page
+    assert "| neither | " in page.split("## Percentages")[1]
     for name in ("view.png", "unusual.png", "confidence.png"):
         assert (made / "report" / name).read_bytes().startswith(b"\x89PNG")
 

@@ -28,6 +28,7 @@ from model.calibration.schema import Calibration, Floats
 from model.devices import choose_device
 from model.types import Pixels, View
 from training.calibration.fit_confidence import SentenceTable, fit_confidence, fit_support, support_metrics
+from training.calibration.fit_findings import finding_metrics, fit_track_record
 from training.calibration.fit_ood import LabelledFeatures, fit_images
 from training.calibration.metrics import Group, confidence_metrics, ood_metrics, view_metrics
 from training.calibration.ood_examples import ALTERED, TURNED, drawn, pictures, turned
@@ -141,9 +142,11 @@ def calibrate(arguments: argparse.Namespace) -> int:
         "dataset": source.name, "train_images": len(train.study), "val_images": len(held.study),
         "val_studies": len(records), "val_sentences": len(rows.correct), "seed": SEED,
     }  # fmt: skip
+    confidence = confidence_metrics(rows, seed=SEED)
     calibration = Calibration(
         weights_sha256=weights, fitted_on=counts, features=features, view=view, unusual=unusual,
         confidence=fit_confidence(rows), support=fit_support(records),
+        track_record=fit_track_record(records, confidence),
     )  # fmt: skip
     external = None
     if arguments.external is not None:
@@ -158,15 +161,16 @@ def calibrate(arguments: argparse.Namespace) -> int:
         "fitted_on": counts,
         "view": view_metrics(calibration, held),
         "unusual": ood,
-        "confidence": confidence_metrics(rows, seed=SEED),
+        "confidence": confidence,
         "support": support_metrics(calibration.support, records),
+        "findings": finding_metrics(records, seed=SEED),
     }
     add_calibration(arguments.bundle, calibration, out)
     log.info("wrote %s with %s", out, CALIBRATION)
     if arguments.report is not None:
         write_report(arguments.report, metrics, calibration, held, scores)
         log.info("wrote %s", arguments.report / "calibration.md")
-    print(json.dumps({name: metrics[name] for name in ("view", "support")}, indent=1))
+    print(json.dumps({name: metrics[name] for name in ("view", "support", "findings")}, indent=1))
     return 0
 
 

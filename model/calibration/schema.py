@@ -1,4 +1,4 @@
-"""``calibration.json`` of a bundle: view check, out-of-distribution (OOD) score and sentence confidence.
+"""``calibration.json`` of a bundle: view check, out-of-distribution (OOD) score, sentence confidence, track record.
 
 It holds numbers only, no image and no text. ``python -m training.calibrate`` fits it on training
 and validation images; ``model.calibration.ood`` and ``model.calibration.sentence_confidence`` apply
@@ -11,7 +11,7 @@ import base64
 import binascii
 from functools import lru_cache
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,13 @@ Floats = npt.NDArray[np.floating]
 STATISTICS = 8  # length of ``model.calibration.ood.statistics``
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Kind = Literal["present", "absent", "other"]
+T = TypeVar("T")
+
+
+def _known(by_finding: dict[str, T], what: str) -> dict[str, T]:
+    if unknown := sorted(set(by_finding) - set(FINDINGS)):
+        raise ValueError(f"{what} of unknown findings: {unknown}")
+    return by_finding
 
 
 class PackedArray(Frozen):
@@ -196,9 +203,48 @@ class Support(Frozen):
     @field_validator("thresholds")
     @classmethod
     def _are_known(cls, thresholds: dict[str, float]) -> dict[str, float]:
-        if unknown := sorted(set(thresholds) - set(FINDINGS)):
-            raise ValueError(f"thresholds of unknown findings: {unknown}")
-        return thresholds
+        return _known(thresholds, "thresholds")
+
+
+class FindingRecord(Frozen):
+    """One finding on the validation studies; a finding counts if it is present or uncertain.
+
+    Attributes:
+        studies: reports with it.
+        called: drafts with it.
+        right: drafts with it whose report has it too.
+        line: calibrated logit of the finding from that of the classifier; None if too few reports
+            have it.
+    """
+
+    studies: Annotated[int, Field(ge=0)]
+    called: Annotated[int, Field(ge=0)]
+    right: Annotated[int, Field(ge=0)]
+    line: LinearScore | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.right > min(self.studies, self.called):
+            raise ValueError(f"right={self.right} exceeds studies={self.studies} or called={self.called}")
+        return self
+
+
+class TrackRecord(Frozen):
+    """What the validation studies show about the drafts.
+
+    Attributes:
+        findings: by name.
+        separation: kind of sentence -> AUROC of its confidence, held out; kinds without both right
+            and wrong sentences are left out.
+    """
+
+    findings: dict[str, FindingRecord]
+    separation: dict[Kind, Annotated[float, Field(ge=0, le=1)]]
+
+    @field_validator("findings")
+    @classmethod
+    def _are_known(cls, findings: dict[str, FindingRecord]) -> dict[str, FindingRecord]:
+        return _known(findings, "records")
 
 
 class Calibration(Frozen):
@@ -214,6 +260,7 @@ class Calibration(Frozen):
         unusual: its OOD score.
         confidence: of a sentence.
         support: of a sentence.
+        track_record: on the validation studies; None in a file of an older version.
     """
 
     schema_version: Literal[1] = 1
@@ -224,6 +271,7 @@ class Calibration(Frozen):
     unusual: OutOfDistribution
     confidence: Confidence
     support: Support
+    track_record: TrackRecord | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from model.calibration.schema import (
     PackedArray,
     SentenceWeights,
     Support,
+    TrackRecord,
     ViewCheck,
 )
 
@@ -26,8 +28,9 @@ _NUMBERS = 10  # of 3 directions, 1 head and 8 statistics of the grey values
 
 
 def plain_calibration(
-    *, width: int = 3, weights_sha256: str = "0" * 64, thresholds: dict[str, float] | None = None
-) -> Calibration:
+    *, width: int = 3, weights_sha256: str = "0" * 64, thresholds: dict[str, float] | None = None,
+    track_record: TrackRecord | None = None,
+) -> Calibration:  # fmt: skip
     """Feature 0 is the logit of a frontal, feature 1 the share of radiographs that look less unusual."""
     zeros, line = np.zeros((_NUMBERS, _NUMBERS)), LinearScore(slope=1.0, bias=0.0)
     return Calibration(
@@ -52,6 +55,27 @@ def plain_calibration(
             other=SentenceWeights(bias=0.0, words=1.0, cases=0.0, images=0.0),
         ),
         support=Support(thresholds={"Cardiomegaly": 0.5} if thresholds is None else thresholds),
+        track_record=track_record,
+    )
+
+
+def plain_track_record(
+    findings: Mapping[str, tuple[int, int, int]] | None = None, *, separation: Mapping[str, float] | None = None
+) -> TrackRecord:
+    """Counts (studies, called, right) by finding; by default effusions are caught and pneumothoraces are not.
+
+    With five studies or more, the calibrated logit is half that of the classifier, less 1.
+    """
+    counts = findings or {"Pleural Effusion": (9, 8, 6), "Pneumothorax": (2, 0, 0), "Fracture": (7, 3, 0)}
+    line = LinearScore(slope=0.5, bias=-1.0)
+    return TrackRecord.model_validate(
+        {
+            "findings": {
+                name: {"studies": studies, "called": called, "right": right, "line": line if studies >= 5 else None}
+                for name, (studies, called, right) in counts.items()
+            },
+            "separation": separation or {"present": 0.69, "absent": 0.78, "other": 0.53},
+        }
     )
 
 

@@ -128,6 +128,11 @@ def write_tiny_bundle(
     return path
 
 
+def write_denying_bundle(path: Path) -> Path:
+    """A tiny bundle whose drafts of noise deny a pleural effusion in one of several sentences."""
+    return write_tiny_bundle(path, seed=10, full_stops=2.0, decoding=DecodingConfig(method="consensus"))
+
+
 def open_drafter(path: Path, *, precision: Precision = "fp32") -> Drafter:
     """The drafter of a bundle on the CPU; its index is verified."""
     bundle = load_bundle(path)

@@ -11,6 +11,7 @@ import numpy as np
 
 from model.calibration.ood import project
 from model.calibration.schema import Calibration, Floats
+from model.calibration.track_record import SEPARATES
 from model.files import write_atomic
 from training.calibration.fit_ood import LabelledFeatures
 from training.calibration.metrics import EXTERNAL_GROUP
@@ -19,6 +20,7 @@ from training.trainer.plots import panels
 
 _KINDS = {"all": "all sentences", "present": "a finding is there", "absent": "findings are absent", "other": "neither"}
 _SOURCES = {"calibrated": "confidence", "words": "mean word probability", "rate_of_the_kind": "rate of the kind"}
+_BRIER = ("classifier", "calibrated", "rate")
 _BLUE, _BROWN, _RED = "#1f6f8b", "#8a5a2b", "#b03030"
 
 
@@ -29,7 +31,7 @@ def write_report(
     """Write metrics, tables and plots into ``folder``; none of them holds an image or a text."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "calibration.json", (json.dumps(metrics, indent=1) + "\n").encode())
-    tables = [table(metrics) for table in (view_table, ood_table, confidence_table, support_table)]
+    tables = [table(metrics) for table in _TABLES]
     write_atomic(folder / "calibration.md", ("\n\n".join(["# Calibration", *tables]) + "\n").encode())
     _plot_view(calibration, held, folder / "view.png")
     _plot_ood(ood_scores, metrics["unusual"]["threshold"], folder / "unusual.png")
@@ -103,6 +105,28 @@ def support_table(metrics: Mapping[str, Any]) -> str:
     head = ("finding", "studies with it whose images support it")
     images = Table(head, [[name, percent(share)] for name, share in support["images"].items()], left=2)
     return "\n\n".join(["## Support", sentences.markdown(), images.markdown()])
+
+
+def finding_table(metrics: Mapping[str, Any]) -> str:
+    """Findings that the drafts catch, and the quality of the calibrated probabilities."""
+    rows = []
+    for name, one in metrics["findings"].items():
+        errors = one.get("brier", {})
+        cells = [_decimal(one.get("auroc")), *(_decimal(errors.get(source)) for source in _BRIER)]
+        rows.append([name, *(str(one[count]) for count in ("studies", "called", "right")), *cells])
+    head = ("finding", "studies", "called", "right", "AUROC", *(f"Brier, {source}" for source in _BRIER))
+    return f"## Findings\n\n{Table(head, rows).markdown()}"
+
+
+def separation_table(metrics: Mapping[str, Any]) -> str:
+    """Kinds of sentences, and whether a page shows their confidence."""
+    areas = {title: metrics["confidence"].get(kind, {}).get("calibrated", {}).get("auroc")
+             for kind, title in _KINDS.items() if kind != "all"}  # fmt: skip
+    rows = [[title, _decimal(area), "yes" if (area or 0) >= SEPARATES else "no"] for title, area in areas.items()]
+    return f"## Percentages\n\n{Table(('sentence states', 'AUROC', 'percentage shown'), rows, left=3).markdown()}"
+
+
+_TABLES = (view_table, ood_table, confidence_table, separation_table, support_table, finding_table)
 
 
 def _decimal(value: float | None) -> str:
