@@ -154,6 +154,8 @@ class RunConfig(Frozen):
     image_size: Count = 224
     shape: ModelShape = ModelShape()
     backbone_weights: str = "none"  # imagenet, none or a file
+    commas: bool = False  # are words of the vocabulary
+    without_comparisons: bool = False  # training text without comparisons (``training.data.comparisons``)
     retrieval_k: Annotated[int, Field(ge=0)] = 5  # retrieved cases a study; 0 trains without retrieval
     feature_variants: Count = 4  # copies of each image in the feature cache; all but copy 0 are augmented
     consensus_directions: Count = 256  # R of ``model.decoding.mbr_table``, for ``consensus`` decoding

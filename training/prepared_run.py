@@ -21,6 +21,7 @@ from model.text.tokenizer import Tokenizer
 from retrieval_index.cases import read_cases, write_cases
 from retrieval_index.index import CASES_FILE, VECTORS_FILE, ReportIndex
 from training.config import RunConfig
+from training.data.comparisons import without_comparisons
 from training.data.features import CachedFeatures, OnlineFeatures, PatchSource, cache_features
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.presets import PRESETS
@@ -60,10 +61,15 @@ class PreparedRun:
         cache_dir = inputs.cache_dir or context.work / "cache"
         with context.processes.main_process_first():
             cache = build_pixel_cache(source, wanted, config.image_size, cache_dir)
-        studies = StudySplits(cache.readable(source.split("train")), cache.readable(source.split("val")))
+        train = cache.readable(source.split("train"))
+        if config.without_comparisons:
+            train = [replace(study, rewritten=without_comparisons(study.report)) for study in train]
+            log.info("%d training reports rewritten without comparisons",
+                     sum(study.training_text != study.report for study in train))  # fmt: skip
+        studies = StudySplits(train, cache.readable(source.split("val")))
         if not studies.train:
             raise ValueError("no training study has a readable image; check --root, or --annotation and --images")
-        tokenizer = Tokenizer.build(study.report for study in studies.train)
+        tokenizer = Tokenizer.build((study.training_text for study in studies.train), commas=config.commas)
         return cls.build(config, inputs, context, cache, studies, tokenizer, cache_dir)
 
     @classmethod

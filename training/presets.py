@@ -27,9 +27,12 @@ _CLEAN = LanguageConfig(attested=True, no_priors=True, consistent=True)
 _COMPACT = RunConfig(
     preset="compact",
     shape=ModelShape(
-        backbone="efficientnet_lite0", d_model=256, d_ff=512, layers=2, memory_slots=512, memory_dim=256, text_layers=1
+        backbone="efficientnet_lite0", d_model=256, d_ff=512, layers=2, memory_slots=512, memory_dim=256, text_layers=1,
+        max_length=64,
     ),
     backbone_weights="imagenet",
+    commas=True,
+    without_comparisons=True,
     feature_variants=3,
     pretrain=PretrainConfig(epochs_by_size=((160, 4), (224, 2)), lr=6e-4),
     retriever=RetrieverConfig(folds=5),
@@ -51,6 +54,8 @@ _SMOKE = RunConfig(
         embedding_dim=64, text_layers=1,
     ),
     image_size=64,
+    commas=True,
+    without_comparisons=True,
     feature_variants=1,
     pretrain=PretrainConfig(epochs_by_size=((64, 1),), ema=0.9),
     retriever=RetrieverConfig(epochs=3, folds=2),

@@ -22,7 +22,7 @@ from model.decoding.search import NEVER, Constraints, Generated, autoregressive_
 from model.network.report_model import Encoded, ReportModel, inputs_of
 from model.text.labeler import FINDINGS, NO_FINDING, label_report
 from model.text.statements import ORGANS, claims, is_fragment, organ_of, refers_to_prior
-from model.text.tokenizer import END_OF_SENTENCE, Tokenizer, split_sentences
+from model.text.tokenizer import COMMA, END_OF_SENTENCE, Tokenizer, split_sentences
 
 CANDIDATE_SEED = 20
 
@@ -180,6 +180,7 @@ def mbr_search(
             lambda sentence: _read(tokenizer, sentence),
             config.consensus,
             config.language,
+            tokenizer.id_of(COMMA) if COMMA in tokenizer else 0,
         )
         reports = [written for words in candidates if (written := tuple(filter(allowed, _sentences(tokenizer, words))))]
         if not reports:  # no candidate has a complete sentence that may be used: keep the first unchanged
@@ -205,7 +206,7 @@ def _is_allowed(
     tokenizer: Tokenizer, language: LanguageConfig, attested: AttestedText | None, sentence: Sentence
 ) -> bool:
     """Whether a draft may hold a sentence."""
-    text = tokenizer.decode(sentence).removesuffix(END_OF_SENTENCE)
+    text = _words(tokenizer, sentence).removesuffix(END_OF_SENTENCE)
     if language.no_priors and (refers_to_prior(text) or is_fragment(text)):
         return False
     return attested is None or attested.holds(sentence)
@@ -213,14 +214,19 @@ def _is_allowed(
 
 @lru_cache(maxsize=50_000)
 def _read(tokenizer: Tokenizer, sentence: Sentence) -> Reading:
-    text = tokenizer.decode(sentence)
-    labels = label_report(text)
+    labels = label_report(tokenizer.decode(sentence))
     present, absent = (
         frozenset(row for row, name in enumerate(FINDINGS) if name != NO_FINDING and labels[name] == state)
         for state in ("present", "absent")
     )
+    text = _words(tokenizer, sentence)
     organ = organ_of(text)
     return Reading(present, absent, claims(text), len(ORGANS) if organ is None else ORGANS.index(organ))
+
+
+def _words(tokenizer: Tokenizer, sentence: Sentence) -> str:
+    """A sentence without its commas, as ``model.text.statements`` reads it."""
+    return tokenizer.decode(sentence).replace(f" {COMMA}", "")
 
 
 def _log_probs(model: ReportModel, encoded: Encoded, constraints: Constraints, inputs: Tensor, ids: Tensor) -> Tensor:

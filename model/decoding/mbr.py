@@ -60,12 +60,15 @@ class MbrSearch:
         read: what a sentence says.
         config: weights of the reward and bounds of the search.
         language: whether reports are consistent about organs, and ordered by organ.
+        unscored: token id that the reward ignores (the comma, which published scores drop); 0 for none.
     """
 
     def __init__(
         self, expectation: Expectation, findings: Floats | None, read: Reader, config: ConsensusConfig,
         language: LanguageConfig = LanguageConfig(),  # noqa: B008 - immutable
+        unscored: int = 0,
     ) -> None:  # fmt: skip
+        self._unscored = unscored
         self._expectation, self._config, self._language = expectation, config, language
         self._read = lru_cache(maxsize=None)(read)
         probabilities = expectation.findings
@@ -109,7 +112,7 @@ class MbrSearch:
 
     def _rewards(self, reports: Sequence[Sequence[Sentence]], peers: tuple[Ints, Floats] | None) -> Floats:
         """Expected rewards of reports, (N,)."""
-        cider, bleu = self._expectation.scores(_padded(reports))
+        cider, bleu = self._expectation.scores(self._padded(reports))
         named = np.array(
             [sum(self._gains[finding] for finding in self._present(report)) for report in reports], np.float32
         )
@@ -117,7 +120,7 @@ class MbrSearch:
         if peers is not None:
             texts, weights = peers
             best = np.argsort(-rewards, kind="stable")[:_COMPARED]
-            agreement = rouge_l(_padded([reports[row] for row in best]), texts) @ weights
+            agreement = rouge_l(self._padded([reports[row] for row in best]), texts) @ weights
             bonus = np.zeros_like(rewards)  # 0 for the others, whose reward is lower anyway
             bonus[best] = self._config.rouge * agreement
             rewards = rewards + bonus
@@ -127,10 +130,18 @@ class MbrSearch:
         """The candidates that reports are compared with by ROUGE-L, (M, T), and their weights (M,)."""
         if not self._config.rouge:
             return None
-        cider = self._expectation.scores(_padded(candidates))[0]
+        cider = self._expectation.scores(self._padded(candidates))[0]
         best = np.argsort(-cider, kind="stable")[:_COMPARED]
         weights = np.exp(_SHARPNESS * (cider[best] - cider[best[0]]))
-        return _padded([candidates[row] for row in best]), (weights / weights.sum()).astype(np.float32)
+        return self._padded([candidates[row] for row in best]), (weights / weights.sum()).astype(np.float32)
+
+    def _padded(self, reports: Sequence[Sequence[Sentence]]) -> Ints:
+        """The scored words of reports, (N, T), padded with 0."""
+        flat = [[word for sentence in report for word in sentence if word != self._unscored] for report in reports]
+        tokens = np.zeros((len(flat), max(map(len, flat), default=0) or 1), np.int64)
+        for row, words in enumerate(flat):
+            tokens[row, : len(words)] = words
+        return tokens
 
     def _drop_inconsistent(self, report: Sequence[Sentence]) -> tuple[Sentence, ...]:
         """Remove the sentences that contradict or repeat an earlier one."""
@@ -199,11 +210,3 @@ def _neighbours(report: tuple[Sentence, ...], pool: Sequence[Sentence]) -> Itera
             yield (*report[:position], sentence, *report[position:])
             if position < len(report):
                 yield (*report[:position], sentence, *report[position + 1 :])
-
-
-def _padded(reports: Sequence[Sequence[Sentence]]) -> Ints:
-    flat = [[token for sentence in report for token in sentence] for report in reports]
-    tokens = np.zeros((len(flat), max(map(len, flat), default=0) or 1), np.int64)
-    for row, words in enumerate(flat):
-        tokens[row, : len(words)] = words
-    return tokens

@@ -53,6 +53,14 @@ def _mixed(running: npt.NDArray[np.uint64], order: int) -> npt.NDArray[np.int64]
     return ((hashed >> np.uint64(3)) * np.uint64(4) + np.uint64(order - 1)).astype(np.int64) | 1 << 62
 
 
+def without_word(tokens: Ints, word: int) -> Ints:
+    """Texts without one word: (N, T) ids padded with 0 -> (N, T)."""
+    dropped = tokens == word
+    order = np.argsort(dropped, axis=1, kind="stable")
+    kept: Ints = np.take_along_axis(np.where(dropped, 0, tokens), order, axis=1)
+    return kept
+
+
 @dataclass(frozen=True)
 class NgramCounts:
     """Distinct n-grams of N texts, text by text: ``text``, ``order`` (0 to 3), ``key`` and ``count``, (M,) each."""

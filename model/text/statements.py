@@ -25,11 +25,12 @@ PRIOR_WORDS: Final = (
 _PAST_DISEASE = (
     r"(?:granulomatous|histoplasmosis|healed|surg\w*|operati\w*|cabg|coronary|bypass|valve|cardiac|sternotomy|median|"
     r"thoracotomy|trauma|fractures?|rib|cholecystectomy|infecti\w*|inflammat\w*|mastectomy|lobectomy|resection|"
-    r"tuberculo\w*|cervical|spinal|right|left)"
+    r"tuberculo\w*|tb|cervical|spinal|fusion|replacement|lumpectomy|right|left)"
 )
+_BETWEEN = r"(?:(?:lung|chest|lower|upper|spine|aortic|mitral|abdominal|calcified|thoracic|lumbar|xxxx) )*"
 _PRIOR: Final = re.compile(
     r"\b(?:" + "|".join(PRIOR_WORDS) + r")\b"
-    r"|\b(?:prior|previous)\b(?! " + _PAST_DISEASE + r"\b)"
+    r"|\b(?:prior|previous)\b(?! " + _BETWEEN + _PAST_DISEASE + r"\b)"
     r"|\b(?:increased?|decreased?|enlarged|changed?|different|similar) (?:\w+ ){0,3}?(?:from|since|compared|to prior)\b"
     r"|\b(?:has|have) (?:\w+ )?(?:increased|decreased|changed|developed|cleared|improved)\b"
     r"|\b(?:no|without|significant|interval) change\b|\bunderwent\b"

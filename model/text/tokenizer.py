@@ -1,7 +1,7 @@
 """Report text to token ids and back: word-level, built from training reports, stored as JSON in the bundle.
 
-``clean_report`` is the project's cleaning. ``clean_report_r2gen`` is that of the published R2Gen
-code for IU X-Ray, quirks included, for comparison with published tables.
+``clean_report`` is the project's cleaning, with commas or without. ``clean_report_r2gen`` is that of
+the published R2Gen code for IU X-Ray, quirks included, for comparison with published tables.
 """
 
 from __future__ import annotations
@@ -15,23 +15,30 @@ from typing import Any, Literal, get_args
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIALS = (PAD, BOS, EOS, UNK)
-END_OF_SENTENCE = "."
-Cleaning = Literal["own", "r2gen"]
+END_OF_SENTENCE, COMMA = ".", ","
+Cleaning = Literal["own", "commas", "r2gen"]
 
 _NUMBERING = re.compile(r"(?:(?<=^)|(?<=[.:]\s))\d{1,2}[.)]\s+")
 _SENTENCE_END = re.compile(r"(?<![.?!;])[.?!;]++(?=\s|$)|[?!;]+")  # linear time: starts only where a run begins
 _REDACTED = re.compile(r"x{4,}")
 _WORD = re.compile(r"\d+(?:\.\d+)+|[a-z0-9]+(?:-[a-z0-9]+)*")
+_WORD_OR_COMMA = re.compile(_WORD.pattern + r"|,(?=\s)")
+_MISPLACED_COMMAS = re.compile(r"^[ ,]+|[ ,]+$|(?<=,)[ ,]*,")
 
 
-def clean_report(report: str) -> str:
+def clean_report(report: str, *, commas: bool = False) -> str:
     """Lower case, words and numbers only, sentences ended by `` . ``.
 
     Keeps decimals (``1.5``) and hyphens inside words, removes list numbers and empty sentences; a
-    slash separates words. ``clean_report(clean_report(x)) == clean_report(x)``.
+    slash separates words. With ``commas``, commas between words of a sentence stay, as words of
+    their own. ``clean_report(clean_report(x)) == clean_report(x)``.
     """
     text = _NUMBERING.sub("", " ".join(report.lower().replace("'", "").split()))
-    sentences = (" ".join(_WORD.findall(part)) for part in _SENTENCE_END.split(text))
+    parts = _SENTENCE_END.split(text)
+    if commas:
+        sentences = [_MISPLACED_COMMAS.sub("", " ".join(_WORD_OR_COMMA.findall(part))) for part in parts]
+    else:
+        sentences = [" ".join(_WORD.findall(part)) for part in parts]
     return " ".join(f"{sentence} {END_OF_SENTENCE}" for sentence in sentences if sentence)
 
 
@@ -58,8 +65,8 @@ class Tokenizer:
 
     Attributes:
         tokens: by id.
-        cleaning: how ``encode`` prepares a report: ``own`` (``clean_report``), or ``r2gen``
-            (``clean_report_r2gen``), the rule of published checkpoints.
+        cleaning: how ``encode`` prepares a report: ``own`` (``clean_report``), ``commas`` (the same
+            with commas), or ``r2gen`` (``clean_report_r2gen``), the rule of published checkpoints.
     """
 
     tokens: tuple[str, ...]
@@ -74,15 +81,19 @@ class Tokenizer:
         object.__setattr__(self, "_ids", {token: i for i, token in enumerate(self.tokens)})
 
     @classmethod
-    def build(cls, reports: Iterable[str], *, min_count: int = 3) -> Tokenizer:
+    def build(cls, reports: Iterable[str], *, min_count: int = 3, commas: bool = False) -> Tokenizer:
         """Vocabulary of the words that occur at least ``min_count`` times in cleaned training reports."""
-        counts = Counter(word for report in reports for word in clean_report(report).split())
-        return cls((*SPECIALS, *sorted(word for word, count in counts.items() if count >= min_count)))
+        counts = Counter(word for report in reports for word in clean_report(report, commas=commas).split())
+        words = sorted(word for word, count in counts.items() if count >= min_count)
+        return cls((*SPECIALS, *words), cleaning="commas" if commas else "own")
 
     pad_id, bos_id, eos_id, unk_id = range(4)
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def __contains__(self, token: str) -> bool:
+        return token in self._ids  # type: ignore[attr-defined]
 
     def id_of(self, token: str) -> int:
         """Id of a token; ``unk_id`` if it is not in the vocabulary."""
@@ -97,13 +108,14 @@ class Tokenizer:
     def has_known_word(self, report: str) -> bool:
         """Whether a report has a word of the vocabulary other than the archive's redaction mark."""
         return any(
-            self.id_of(word) != self.unk_id and word != END_OF_SENTENCE and not _REDACTED.fullmatch(word)
+            self.id_of(word) != self.unk_id and word not in (END_OF_SENTENCE, COMMA) and not _REDACTED.fullmatch(word)
             for word in self._words(report)
         )
 
     def _words(self, report: str) -> list[str]:
-        clean = clean_report_r2gen if self.cleaning == "r2gen" else clean_report
-        return clean(report).split()
+        if self.cleaning == "r2gen":
+            return clean_report_r2gen(report).split()
+        return clean_report(report, commas=self.cleaning == "commas").split()
 
     def decode(self, ids: Iterable[int]) -> str:
         """Words up to the first eos; bos and pad are dropped."""
@@ -155,6 +167,5 @@ def split_sentences(tokens: Sequence[str]) -> list[tuple[int, int]]:
 
 def display_sentence(tokens: Sequence[str]) -> str:
     """A sentence for display: first letter upper case, a full stop at the end."""
-    words = [token for token in tokens if token != END_OF_SENTENCE]
-    text = " ".join(words)
+    text = " ".join(token for token in tokens if token != END_OF_SENTENCE).replace(f" {COMMA}", COMMA)
     return text[:1].upper() + text[1:] + "."

@@ -32,6 +32,12 @@ class Study:
     report: str  # FINDINGS on one line; empty only outside the R2Gen set
     images: tuple[ImageRef, ...]  # in the file's order, which the annotation keeps
     mesh: tuple[str, ...] = ()  # major MeSH headings, where the source has them
+    rewritten: str | None = None  # the report as a model learns it, where that differs
+
+    @property
+    def training_text(self) -> str:
+        """The text that the model learns to write."""
+        return self.report if self.rewritten is None else self.rewritten
 
     def ordered(self) -> tuple[ImageRef, ...]:
         """The images as the model reads them: frontals, then unknown views, then laterals; each in

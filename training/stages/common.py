@@ -106,9 +106,9 @@ def _case_vectors(index: ReportIndex, rows: Rows, device: torch.device) -> tuple
     return torch.from_numpy(index.vectors(rows)).to(device), torch.from_numpy(rows >= 0).to(device)
 
 
-def encode_reports(studies: Sequence[Study], tokenizer: Tokenizer, length: int) -> Tensor:
-    """(N, T) word ids of the studies' reports, cut at ``length``."""
-    return pad_ids([tokenizer.encode(study.report, length) for study in studies], length)
+def encode_reports(reports: Sequence[str], tokenizer: Tokenizer, length: int) -> Tensor:
+    """(N, T) word ids of reports, cut at ``length``."""
+    return pad_ids([tokenizer.encode(report, length) for report in reports], length)
 
 
 def mask_suppressed_targets(ids: Tensor, decoding: DecodingConfig, tokenizer: Tokenizer) -> Tensor:
@@ -121,13 +121,20 @@ def mask_suppressed_targets(ids: Tensor, decoding: DecodingConfig, tokenizer: To
 
 
 class TrainingReports:
-    """The inputs and targets of a generator's training studies, by rows of ``train``."""
+    """The inputs and targets of a generator's training studies, by rows of ``train``.
+
+    Attributes:
+        names: of the studies.
+        reports: as they are published, with which drafts are compared.
+        texts: as the model learns them.
+    """
 
     def __init__(self, generator: ReportGenerator, train: Sequence[Study]) -> None:
         self._generator, self._train = generator, train
         self.names = [study.study_id for study in train]
         self.reports = [study.report for study in train]
-        self._ids = encode_reports(train, generator.tokenizer, generator.model.config.max_length)
+        self.texts = [study.training_text for study in train]
+        self._ids = encode_reports(self.texts, generator.tokenizer, generator.model.config.max_length)
         self._targets = mask_suppressed_targets(self._ids, generator.decoding, generator.tokenizer)
 
     def inputs(

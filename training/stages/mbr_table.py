@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 
 from model.decoding.attested import attested_keys
-from model.decoding.mbr_table import ORDERS, MbrTable, NgramCounts
+from model.decoding.mbr_table import ORDERS, MbrTable, NgramCounts, without_word
 from model.network.dual_encoder import pad_ids
-from model.text.tokenizer import END_OF_SENTENCE, Tokenizer
+from model.text.tokenizer import COMMA, END_OF_SENTENCE, Tokenizer
 from training.data.studies import Study
 from training.data.targets import label_vector
 
@@ -40,8 +40,8 @@ class Analysis:
 
 
 def report_tokens(studies: Sequence[Study], tokenizer: Tokenizer, max_length: int) -> Ints:
-    """(N, T) word ids of the studies' reports, cut as in training, without bos and eos, 0-padded."""
-    ids = pad_ids([tokenizer.encode(study.report, max_length) for study in studies], max_length).numpy()
+    """(N, T) word ids of the studies' training texts, cut as in training, without bos and eos, 0-padded."""
+    ids = pad_ids([tokenizer.encode(study.training_text, max_length) for study in studies], max_length).numpy()
     tokens: Ints = np.where(ids == tokenizer.eos_id, 0, ids)[:, 1:]
     return tokens
 
@@ -104,11 +104,13 @@ def build_consensus(
 ) -> MbrTable:
     """Build the table that ``model.decoding.mbr`` reads from N training studies.
 
+    Its statistics are of the words without commas, as scores are; the attested word pairs have them.
     ``vectors`` (N, E) are text embeddings of their reports, of unit length; ``max_length`` is the
     number of tokens at which reports are cut, as in training.
     """
     tokens = report_tokens(studies, tokenizer, max_length)
-    found = analyse(tokens, directions, seed)
+    scored = without_word(tokens, tokenizer.id_of(COMMA)) if COMMA in tokenizer else tokens
+    found = analyse(scored, directions, seed)
     basis, basis_step = in_steps(found.basis, 1)
     coordinates, coordinate_step = in_steps(found.coordinates, 0)
     return MbrTable(
@@ -116,7 +118,7 @@ def build_consensus(
         basis_step=basis_step,
         coordinate_step=coordinate_step,
         vectors=in_steps(vectors, 1)[0],
-        lengths=(tokens > 0).sum(1).astype(np.int16),
+        lengths=(scored > 0).sum(1).astype(np.int16),
         findings=np.stack([label_vector(study.report)[0] for study in studies]).astype(np.uint8),
         attested=attested_keys(tokens, tokenizer.id_of(END_OF_SENTENCE)),
     )

@@ -53,7 +53,7 @@ def train_retriever(
     optimizer = torch.optim.AdamW(module.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
     length = tower.positions.shape[0]
-    ids = encode_reports(train, tokenizer, length)
+    ids = encode_reports([study.report for study in train], tokenizer, length)
     labels = label_vectors([*train, *val])
     phrases = torch.from_numpy(analyse(report_tokens(train, tokenizer, length), _DIRECTIONS, context.seed).coordinates)
 
