@@ -34,7 +34,7 @@ _COMPACT = RunConfig(
     commas=True,
     without_comparisons=True,
     feature_variants=3,
-    pretrain=PretrainConfig(epochs_by_size=((160, 4), (224, 2)), lr=6e-4),
+    pretrain=PretrainConfig(epochs_by_size=((160, 4), (224, 4)), lr=6e-4),
     retriever=RetrieverConfig(folds=5),
     ce=CEConfig(epochs=8, backbone_lr=0.0, transformer_lr=1e-3, patience=None),
     scst=ScstConfig(
