@@ -9,6 +9,7 @@ import pytest
 from pycocoevalcap.rouge.rouge import Rouge
 
 from model.config import ConsensusConfig, LanguageConfig
+from model.decoding.attested import AttestedText
 from model.decoding.mbr import MbrSearch, Reading, Sentence, rouge_l
 from model.decoding.mbr_table import LENGTHS, Expectation, MbrTable, NgramCounts, ngram_keys
 from model.text.labeler import FINDINGS
@@ -262,3 +263,21 @@ def test_ordered_reports_follow_the_organs(table: MbrTable) -> None:
     config, language = ConsensusConfig(max_edits=0), LanguageConfig(ordered=True)
     search = MbrSearch(table.expected_statistics(unit(1)[0], 1.0), None, reading, config, language)
     assert search.compose([report], 59)[0] == (report[2], report[1], report[0])
+
+
+def test_scores_ignore_commas_and_attested_pairs_keep_them() -> None:
+    reports = tuple(report.replace(" in size", ", in size") for report in REPORTS)
+    tokenizer = Tokenizer.build(reports, commas=True)
+    with_commas = build_consensus(studies(reports), unit(len(reports)), tokenizer, directions=99, max_length=60, seed=1)
+    comma = tokenizer.id_of(",")
+    assert np.array_equal(with_commas.lengths, build_consensus(
+        studies(), unit(len(REPORTS)), TOKENIZER, directions=99, max_length=60, seed=1).lengths)  # fmt: skip
+    normal, clear = (tuple(map(tokenizer.id_of, text.split())) for text in (
+        "the heart is normal , in size .", "the lungs are clear ."))  # fmt: skip
+    plain = tuple(word for word in normal if word != comma)
+    expectation = with_commas.expected_statistics(unit(1)[0], 1.0)
+    search = MbrSearch(expectation, None, no_findings, ConsensusConfig(), unscored=comma)
+    assert search.compose([(normal, clear)], 59)[1] == search.compose([(plain, clear)], 59)[1]
+    attested = AttestedText(with_commas.attested, tokenizer, ())
+    assert attested.holds(normal)
+    assert not attested.holds(plain)

@@ -37,9 +37,33 @@ def test_clean_report(report: str, expected: str) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(alphabet=st.sampled_from("ab1 2.-,;/:()!?'\"\nXÉ"), max_size=60))
-def test_cleaning_twice_changes_nothing(report: str) -> None:
-    assert clean_report(clean_report(report)) == clean_report(report)
+@given(st.text(alphabet=st.sampled_from("ab1 2.-,;/:()!?'\"\nXÉ"), max_size=60), st.booleans())
+def test_cleaning_twice_changes_nothing(report: str, commas: bool) -> None:
+    once = clean_report(report, commas=commas)
+    assert clean_report(once, commas=commas) == once
+    assert clean_report(once) == clean_report(report)
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        ("No opacity, effusion, or edema.", "no opacity , effusion , or edema ."),
+        ("Normal, , clear ,. Heart,normal, 1,000 mL,", "normal , clear . heart normal , 1 000 ml ."),
+        (", Clear.", "clear ."),
+    ],
+)
+def test_clean_report_keeps_commas_between_words(report: str, expected: str) -> None:
+    assert clean_report(report, commas=True) == expected
+
+
+def test_commas_are_words_that_are_displayed_without_a_space() -> None:
+    tokenizer = Tokenizer.build(["No opacity, effusion."], min_count=1, commas=True)
+    assert "," in tokenizer
+    assert "," not in Tokenizer.build(["No opacity, effusion."], min_count=1)
+    words = tokenizer.decode(tokenizer.encode("No effusion, opacity.", 60)).split()
+    assert words == ["no", "effusion", ",", "opacity", "."]
+    assert display_sentence(words) == "No effusion, opacity."
+    assert Tokenizer.from_json(tokenizer.to_json()) == tokenizer
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ _BROKEN: Final = re.compile(
 _DEGREE_OF_CHANGE: Final = re.compile(
     r"\b(?:in|de)creased\b|\b(?:lower|higher|larger|smaller|more|less)\b", re.IGNORECASE
 )
-_LIST_END: Final = re.compile(r"(?:and|or)\b", re.IGNORECASE)
+_LIST_END: Final = re.compile(r"(?:and|or)\b(?! (?:\w+ )?(?:stable|unchanged)$)", re.IGNORECASE)
 _PAIRED: Final = re.compile(
     r"\b(stable|unchanged|persistent), (?=(?:mild|moderate|normal|small|chronic|enlarged|old)\b)", re.IGNORECASE
 )
