@@ -60,6 +60,15 @@ def test_trials_are_kept_and_the_best_is_written(root: Path, bundle: Path, tmp_p
     assert load_bundle(tmp_path / "tuned").config.decoding == chosen
 
 
+def test_tries_only_the_given_settings(root: Path, bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "decoding.json"
+    arguments = ["--bundle", str(bundle), "--root", str(root), "--out", str(out), "--device", "cpu"]
+    assert main([*arguments, "--settings", "rouge", "classifier_weight"]) == 0
+    names = [row["trial"] for row in json.loads(out.read_text())["trials"]]
+    assert names[:2] == ["greedy", "start"]
+    assert {name.split()[0] for name in names[2:]} == {"classifier_weight", "rouge"}
+
+
 def test_clean_language_goes_into_the_written_bundle(root: Path, bundle: Path, tmp_path: Path) -> None:
     out, tuned = tmp_path / "decoding.json", tmp_path / "tuned"
     arguments = ["--bundle", str(bundle), "--root", str(root), "--out", str(out), "--device", "cpu", "--clean-language"]

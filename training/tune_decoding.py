@@ -14,7 +14,7 @@ import argparse
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -178,11 +178,13 @@ def best_of(start: DecodingConfig, setting: str, values: Sequence[float], score:
     return best, value
 
 
-def best_settings(start: DecodingConfig, score: Score) -> tuple[DecodingConfig, float]:
-    """The best consensus settings of ``GRID``, tried one after the other, and their objective."""
+def best_settings(
+    start: DecodingConfig, score: Score, tried: Collection[str] = GRID.keys()
+) -> tuple[DecodingConfig, float]:
+    """The best consensus settings of ``GRID``, ``tried`` one after the other, and their objective."""
     best, value = start, score("start", start)
-    for setting, choices in GRID.items():
-        for choice in choices:
+    for setting in (name for name in GRID if name in tried):
+        for choice in GRID[setting]:
             if choice == getattr(best.consensus, setting):
                 continue
             settings = best.consensus.model_copy(update={setting: choice})
@@ -195,6 +197,8 @@ def best_settings(start: DecodingConfig, score: Score) -> tuple[DecodingConfig, 
 def _run(arguments: argparse.Namespace) -> int:
     source, device = open_source(arguments), choose_device(arguments.device)
     bundle, index = open_bundle(arguments.bundle, device)
+    if arguments.settings and bundle.mbr_table is None:
+        raise ValueError(f"--settings are of MBR decoding, and {arguments.bundle} has no table for it; leave them out")
     if index is None:
         raise ValueError(f"{arguments.bundle} has no retrieval; train it with a preset that has")
     if arguments.clean_language:
@@ -208,7 +212,7 @@ def _run(arguments: argparse.Namespace) -> int:
         candidates, readable = draw(bundle, index, studies, source, work, device, kept)
         trials = Trials(bundle, candidates, readable, source, kept)
         trials.score("greedy", {}, candidates.greedy)
-        best = choose(bundle, trials)
+        best = choose(bundle, trials, arguments.settings)
     content = {"bundle": bundle.config.name, "digest": bundle.digest, "n": len(readable), "split": "val",
                "chosen": best.model_dump(mode="json"), "trials": trials.rows}  # fmt: skip
     write_json(arguments.out, content)
@@ -240,9 +244,14 @@ def with_clean_language(bundle: Bundle, train: Sequence[Study]) -> Bundle:
     return replace(bundle, config=config, mbr_table=replace(bundle.mbr_table, attested=attested))
 
 
-def choose(bundle: Bundle, trials: Trials) -> DecodingConfig:
-    """Try all methods that the bundle supports and return the settings with the highest objective."""
+def choose(bundle: Bundle, trials: Trials, settings: Collection[str] | None = None) -> DecodingConfig:
+    """Try all methods that the bundle supports and return the settings with the highest objective.
+
+    ``settings`` of ``GRID`` alone are tried where they are given, with MBR decoding.
+    """
     decoding = bundle.config.decoding
+    if settings:
+        return best_settings(decoding.model_copy(update={"method": "consensus"}), trials.run, settings)[0]
     beam, rerank = (decoding.model_copy(update={"method": method}) for method in ("beam", "rerank"))
     reached = [
         best_of(beam, "length_penalty", LENGTH_PENALTIES, trials.run),
@@ -266,6 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="attested sentences without comparisons and contradictions only",
     )
+    parser.add_argument("--settings", nargs="+", choices=tuple(GRID), help="try these alone, with MBR decoding")
     parser.add_argument("--write-bundle", type=Path, help="also write the bundle with the chosen settings here")
     parser.add_argument("--work", type=Path, help="decoded images and features (default OUT.work)")
     arguments = parser.parse_args(argv)
