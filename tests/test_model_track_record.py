@@ -70,16 +70,18 @@ def drafted(folder: Path, **changes: Any) -> Any:
 
 
 def test_draft_shows_what_the_track_record_allows(tmp_path: Path) -> None:
-    known = drafted(tmp_path / "known", track_record=RECORD)
+    caught = plain_track_record({"Pneumothorax": (9, 8, 6)})
+    known = drafted(tmp_path / "known", track_record=caught)
     plain = drafted(tmp_path / "plain")
-    missed = drafted(tmp_path / "missed", track_record=plain_track_record({"Pleural Effusion": (9, 8, 0)}))
-    assert known.labels["Pleural Effusion"] == "absent"
-    denial = next(number for number, one in enumerate(known.sentences) if one.labels)
-    assert (known.not_assessed, missed.not_assessed) == ((), ("Pleural Effusion",))
+    missed = drafted(tmp_path / "missed", track_record=plain_track_record({"Pneumothorax": (9, 8, 0)}))
+    assert known.labels["Pneumothorax"] == "absent"
+    (denial,) = (number for number, one in enumerate(known.sentences) if one.labels)
+    assert (known.not_assessed, missed.not_assessed) == ((), ("Pneumothorax",))
     assert known.sentences[denial].show_confidence
     assert not missed.sentences[denial].show_confidence
     assert [one.show_confidence for one in known.sentences if not one.labels] == [False] * (len(known.sentences) - 1)
-    assert known.calibrated_findings == calibrated_findings(RECORD, known.finding_probabilities)
+    assert known.calibrated_findings == calibrated_findings(caught, known.finding_probabilities)
+    assert set(known.calibrated_findings) == {"Pneumothorax"}
     assert (plain.calibrated_findings, plain.not_assessed) == (None, ())
     assert all(one.show_confidence for one in plain.sentences), "a calibration without a track record shows all"
     assert [one.confidence for one in known.sentences] == [one.confidence for one in plain.sentences]
@@ -89,6 +91,6 @@ def test_draft_shows_what_the_track_record_allows(tmp_path: Path) -> None:
 def test_unusual_image_hides_every_confidence(tmp_path: Path) -> None:
     every_image = (LinearScore(slope=0.0, bias=5.0),) * 2
     unusual = plain_calibration().unusual.model_copy(update={"units": every_image})
-    draft = drafted(tmp_path, track_record=RECORD, unusual=unusual)
+    draft = drafted(tmp_path, track_record=plain_track_record({"Pneumothorax": (9, 8, 6)}), unusual=unusual)
     assert "unusual_image" in [warning.code for warning in draft.warnings]
     assert not any(one.show_confidence for one in draft.sentences)

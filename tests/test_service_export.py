@@ -12,6 +12,7 @@ import pytest
 from service.formats.fhir import READER
 from service.routes.export import MAX_BODY_BYTES
 from service.schemas.examples import REPORT_EXAMPLE
+from service.schemas.export import ExportRequest
 from service.schemas.models import ReportResponse
 from tests.support.formats import answers, facts, facts_of_fhir, fhir_validators
 from tests.support.service import PROBLEM
@@ -64,6 +65,22 @@ def test_edited_findings_are_attributed_to_the_reader(client: httpx.Client) -> N
     assert EDITED in export(client, body, "text/plain").text
 
 
+def test_edit_keeps_findings_not_assessed_that_the_model_still_denies() -> None:
+    denied = {"text": "No pneumothorax.", "confidence": 0.9, "labels": {"Pneumothorax": "absent"}}
+    labels = {**REPORT_EXAMPLE["labels"], "Pneumothorax": "absent", "Fracture": "absent"}
+    sentences = [denied, {**denied, "text": "No fracture.", "labels": {"Fracture": "absent"}}]
+    report = {**REPORT_EXAMPLE, "sentences": sentences, "labels": labels, "findings": "No pneumothorax. No fracture.",
+              "not_assessed": ["Fracture", "Pneumothorax"]}  # fmt: skip
+    for findings, unassessed in (
+        ("No pneumothorax. No fracture.", ["Fracture", "Pneumothorax"]),
+        ("No pneumothorax. No rib is fractured.", ["Pneumothorax"]),  # the reader denies the fracture
+        ("Large pneumothorax. No pneumothorax. No fracture.", ["Fracture"]),
+        ("Clear.", []),
+    ):
+        edited = ExportRequest.model_validate({"report": report, "findings": findings}).edited_report()
+        assert edited.not_assessed == unassessed, findings
+
+
 def test_unchanged_findings_stay_attributed_to_the_model(client: httpx.Client) -> None:
     body = {"report": REPORT_EXAMPLE, "findings": f" {REPORT_EXAMPLE['findings']}\n"}
     assert export(client, body).json() == export(client, {"report": REPORT_EXAMPLE}).json()
@@ -103,6 +120,8 @@ def test_edit_removes_warnings_about_the_draft(client: httpx.Client) -> None:
         ({"report": REPORT_EXAMPLE, "views": ["frontal", "frontal"]}, "invalid_request", "views"),
         ({"report": {**REPORT_EXAMPLE, "report_id": CANARY}}, "invalid_request", "report"),
         ({"report": {**REPORT_EXAMPLE, "labels": {CANARY: "present"}}}, "invalid_request", "report"),
+        ({"report": {**REPORT_EXAMPLE, "not_assessed": [CANARY]}}, "invalid_request", "report"),
+        ({"report": {**REPORT_EXAMPLE, "finding_probabilities": {CANARY: 0.5}}}, "invalid_request", "report"),
         (
             {"report": {**REPORT_EXAMPLE, "warnings": [{"code": f"a {CANARY}", "message": ""}]}},
             "invalid_request",

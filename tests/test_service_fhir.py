@@ -117,6 +117,24 @@ def test_labels_with_a_known_code_are_coded() -> None:
     }
 
 
+def test_denied_finding_that_is_not_assessed_is_in_no_observation() -> None:
+    resource = written("a denied finding that is not assessed")
+    labels = {part["id"]: part["valueCodeableConcept"]["text"] for part in resource["contained"]
+              if part["id"].startswith("label-")}  # fmt: skip
+    assert labels == {"label-edema": "absent"}
+    narrative = "".join(ElementTree.fromstring(resource["text"]["div"]).itertext())
+    assert "Not assessed by this model: Cardiomegaly, Pneumothorax" in narrative
+    assert "Pneumothorax: absent" not in narrative
+
+
+def test_confidence_that_readers_may_not_see_is_left_out() -> None:
+    resource = written("a denied finding that is not assessed")
+    sentences = [part for part in resource["contained"] if part["id"].startswith("sentence-")]
+    assert len(sentences) == 2
+    assert not any("component" in part for part in sentences)
+    assert not [value for _, value in walk(resource) if value in (0.83, 0.41)]
+
+
 def test_reference_cases_are_in_no_observation() -> None:
     resource = written()
     observations = json.dumps([part for part in resource["contained"] if part["resourceType"] == "Observation"])

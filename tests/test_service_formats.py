@@ -194,6 +194,15 @@ def test_plain_text_holds_every_fact(name: str) -> None:
             assert f"{path[1]}: " not in text.split("Reference cases")[0], path
 
 
+def test_plain_text_has_no_hidden_percentage_and_no_denial_that_is_not_assessed() -> None:
+    lines = plain_text(ANSWERS["a denied finding that is not assessed"]).split("\n")
+    sentences = example().sentences
+    assert lines[2:4] == [f"        {sentence.text}" for sentence in sentences]
+    assert lines[5:7] == ["Labels: Edema: absent", "Not assessed by this model: Cardiomegaly, Pneumothorax"]
+    assert "Labels: none" in plain_text(ANSWERS["nothing assessed"])
+    assert "Not assessed" not in plain_text(example())
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 def test_diagnostic_report_holds_every_fact(name: str) -> None:
     report = ANSWERS[name]

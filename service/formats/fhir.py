@@ -18,7 +18,7 @@ from typing import Any
 from model.types import Label
 from service.formats.codes import FINDING_CODES, LABEL_CODES, LOINC, SNOMED, study_code
 from service.formats.dicom_source import ExportContext
-from service.formats.text import plain_text
+from service.formats.text import assessed_labels, plain_text, unassessed_findings
 from service.schemas.models import EDITED, ImageCheckOut, ModelInfo, ReferenceCaseOut, ReportResponse, SentenceOut
 
 NAMESPACE = "urn:cxr-report:fhir:"  # of private extensions and codes
@@ -48,7 +48,7 @@ def diagnostic_report(report: ReportResponse, context: ExportContext, now: datet
     text = plain_text(report)
     sentences = [_sentence(number, sentence) for number, sentence in enumerate(report.sentences, 1)]
     edited = any(warning.code == EDITED for warning in report.warnings)
-    labels = [_label(name, label, edited) for name, label in report.labels.items() if label is not None]
+    labels = [_label(name, label, edited) for name, label in assessed_labels(report).items() if label is not None]
     observations = [*sentences, *labels]
     code = study_code(len(context.views))
     identifier = {"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{report.report_id}"}
@@ -93,11 +93,12 @@ def _sentence(number: int, sentence: SentenceOut) -> Resource:
         "code": {"coding": [_coding(NAMESPACE + "codes", "supported", "Supported")], "text": SUPPORTED},
         "valueBoolean": sentence.supported,
     }
+    components = ((confidence, sentence.show_confidence), (supported, sentence.supported is not None))
     return {
         **_observation(f"sentence-{number}"),
         "code": {"coding": [_coding(DICOM, "121071", "Finding")], "text": "Sentence of the drafted findings"},
         "valueString": sentence.text,
-        "component": [confidence] if sentence.supported is None else [confidence, supported],
+        "component": [part for part, known in components if known],
     }
 
 
@@ -162,6 +163,8 @@ def _extensions(report: ReportResponse) -> Iterator[Resource]:
             {"url": "message", "valueString": warning.message},
         ]
         yield {"url": NAMESPACE + "warning", "extension": parts}
+    for name in unassessed_findings(report):
+        yield {"url": NAMESPACE + "not-assessed", "valueString": name}
     for check in report.image_checks:
         yield {"url": NAMESPACE + "image-check", "extension": _check(check)}
     if report.refined is not None:

@@ -35,7 +35,7 @@ from pydicom.sr.codedict import codes
 from model.types import Label
 from service.formats.codes import FINDING_CODES, LABEL_CODES, Code, study_code
 from service.formats.dicom_source import SourceImage, unsupported_reason
-from service.formats.text import NOTHING_WRITTEN, named_labels, rewritten_by
+from service.formats.text import NOTHING_WRITTEN, assessed_labels, named_labels, rewritten_by, unassessed_lines
 from service.schemas.models import ImageCheckOut, ModelInfo, ReferenceCaseOut, RefinedOut, ReportResponse, SentenceOut
 
 MANUFACTURER = "cxr-report"
@@ -161,7 +161,9 @@ def _observer(model: ModelInfo) -> ObserverContext:
 def _sentence(sentence: SentenceOut, sources: Sequence[SourceImage]) -> ContentItem:
     item = _text(FINDING, sentence.text)
     confidence = _private_code("confidence", "Confidence in the sentence, not the chance of a finding")
-    children: list[ContentItem] = [_number(confidence, sentence.confidence, "HAS PROPERTIES")]
+    children: list[ContentItem] = []
+    if sentence.show_confidence:
+        children.append(_number(confidence, sentence.confidence, "HAS PROPERTIES"))
     if sentence.supported is not None:
         supported = _private_code("supported", "Borne out by a reference case or the images")
         answer = codes.SCT.Yes if sentence.supported else codes.SCT.No
@@ -181,11 +183,12 @@ def _refined(refined: RefinedOut) -> str:
 
 def _labels(report: ReportResponse) -> ContentItem:
     items: list[ContentItem] = []
-    for name, label in report.labels.items():
+    for name, label in assessed_labels(report).items():
         if label is not None:
             coded = FINDING_CODES.get(name)
             concept = _concept(coded, "SCT") if coded else _private_code(name.lower().replace(" ", "_")[:_SH], name)
             items.append(CodeContentItem(concept, _label(label), relationship_type="CONTAINS"))
+    items += [_text(COMMENT, line) for line in unassessed_lines(report)]
     heading = _private_code("labels", "Labels read from the draft's text by rules")
     return _container(heading, items or [_text(COMMENT, "The draft mentions none of the 14 findings.")])
 

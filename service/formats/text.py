@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from service.schemas.models import ImageCheckOut, Labels, ReferenceCaseOut, ReportResponse, SentenceOut
 
 NOTHING_WRITTEN = "(nothing was written)"
+NOT_ASSESSED = "Not assessed by this model"
 UNSUPPORTED = "[neither a reference case nor the images bear this out]"
 
 
@@ -16,7 +17,8 @@ def plain_text(report: ReportResponse) -> str:
     lines += [_sentence_line(sentence) for sentence in report.sentences]
     if report.refined is not None:
         lines += ["", f"{rewritten_by(report.refined.model)}:", f"  {report.refined.text}"]
-    lines += ["", f"Labels: {named_labels(report.labels) or 'none'}"]
+    lines += ["", f"Labels: {named_labels(assessed_labels(report)) or 'none'}"]
+    lines += unassessed_lines(report)
     lines += _case_lines(report.reference_cases)
     lines += [_check_line(number, check) for number, check in enumerate(report.image_checks, 1)]
     lines += [f"Warning ({warning.code}): {warning.message}" for warning in report.warnings]
@@ -35,8 +37,26 @@ def named_labels(labels: Labels) -> str:
     return ", ".join(f"{name}: {label}" for name, label in labels.items() if label is not None)
 
 
+def assessed_labels(report: ReportResponse) -> Labels:
+    """The labels without denied findings that the model does not assess."""
+    unassessed = unassessed_findings(report)
+    return {name: label for name, label in report.labels.items() if name not in unassessed}
+
+
+def unassessed_findings(report: ReportResponse) -> list[str]:
+    """Findings that the report denies and that the model does not assess."""
+    return [name for name in report.not_assessed if report.labels.get(name) == "absent"]
+
+
+def unassessed_lines(report: ReportResponse) -> list[str]:
+    """One line with these findings; no line without them."""
+    names = unassessed_findings(report)
+    return [f"{NOT_ASSESSED}: {', '.join(names)}"] if names else []
+
+
 def _sentence_line(sentence: SentenceOut) -> str:
-    line = f"  {sentence.confidence:4.0%}  {sentence.text}"
+    share = f"{sentence.confidence:4.0%}" if sentence.show_confidence else "    "
+    line = f"  {share}  {sentence.text}"
     return line if sentence.supported is not False else f"{line} {UNSUPPORTED}"
 
 

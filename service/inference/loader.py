@@ -20,7 +20,7 @@ from model.manifest import MANIFEST, BundleError, read_manifest
 from model.processors import usable_processors
 from model.types import Draft, Precision, StudyView, View
 from retrieval_index.index import IndexFormatError, ReportIndex
-from service.schemas.models import ModelInfo
+from service.schemas.models import FindingRecordOut, ModelInfo
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ class LoadedBundle:
     def model_info(self) -> ModelInfo:
         """Describe the bundle in responses."""
         bundle, config = self.bundle, self.bundle.config
+        record = None if bundle.calibration is None else bundle.calibration.track_record
         return ModelInfo(
             name=config.name,
             digest=bundle.digest,
@@ -101,6 +102,12 @@ class LoadedBundle:
             hydrated=bundle.manifest.hydrated_from is not None,
             trained_on=config.trained_on,
             licence=config.licence,
+            findings=None
+            if record is None
+            else {
+                name: FindingRecordOut(studies=one.studies, called=one.called, right=one.right)
+                for name, one in record.findings.items()
+            },
         )
 
     def warm_up(self) -> Pace:
@@ -135,6 +142,7 @@ class LoadedBundle:
 def _is_finite(draft: Draft) -> bool:
     numbers = [sentence.confidence for sentence in draft.sentences]
     numbers += [number for check in draft.image_checks for number in (check.frontal, check.unusual)]
+    numbers += (draft.calibrated_findings or {}).values()
     return bool(np.isfinite(numbers).all())
 
 

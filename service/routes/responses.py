@@ -30,6 +30,10 @@ def to_response(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float])
             "findings": mark_redactions(draft.findings),
             "sentences": [_sentence_out(sentence) for sentence in draft.sentences],
             "labels": draft.labels,
+            "finding_probabilities": None
+            if draft.calibrated_findings is None
+            else {name: round(value, 4) for name, value in draft.calibrated_findings.items()},
+            "not_assessed": list(draft.not_assessed),
             "reference_cases": [case_out(case) for case in draft.reference_cases],
             "image_checks": [
                 {"view": check.view.value, "frontal": round(check.frontal, 4), "unusual": round(check.unusual, 4)}
@@ -56,6 +60,7 @@ def _sentence_out(sentence: Sentence) -> SentenceOut:
         if attention is None
         else AttentionOut(patches=_grids(attention.patches), cases=[round(weight, 5) for weight in attention.cases]),
         evidence=None if evidence is None else EvidenceOut(finding=evidence.finding, patches=_grids(evidence.patches)),
+        show_confidence=sentence.show_confidence,
     )
 
 

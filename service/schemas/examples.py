@@ -27,13 +27,18 @@ _MODEL = {
     "hydrated": True,
     "trained_on": {"dataset": "openi", "split": "train"},
     "licence": "See the bundle's licence note.",
+    "findings": {
+        "Cardiomegaly": {"studies": 31, "called": 22, "right": 15},
+        "Pleural Effusion": {"studies": 14, "called": 12, "right": 8},
+        "Pneumothorax": {"studies": 2, "called": 0, "right": 0},
+    },
 }
 REPORT_EXAMPLE: dict[str, Any] = {
     "report_id": "5b0f1c52-6f0e-4c0b-9a52-0d3f5ad1c8f7",
     "findings": " ".join(_TEXTS),
     "sentences": [
         {"text": _TEXTS[0], "confidence": 0.83, "labels": {"Cardiomegaly": "absent"}, "supported": None,
-         "attention": None, "evidence": None},
+         "attention": None, "evidence": None, "show_confidence": True},
         {
             "text": _TEXTS[1],
             "confidence": 0.41,
@@ -41,9 +46,12 @@ REPORT_EXAMPLE: dict[str, Any] = {
             "supported": True,
             "attention": None,
             "evidence": None,
+            "show_confidence": True,
         },
     ],
     "labels": {**_NOT_MENTIONED, "Cardiomegaly": "absent", "Atelectasis": "uncertain", "Pleural Effusion": "present"},
+    "finding_probabilities": {"Cardiomegaly": 0.07, "Pleural Effusion": 0.62},
+    "not_assessed": [],
     "reference_cases": [
         {
             "rank": 1,

@@ -55,7 +55,8 @@ class ExportRequest(BaseModel):
         """The report with the reader's findings instead of the draft.
 
         ``sentences`` keeps only sentences of the model, because their confidences are the model's.
-        Labels are read from the new text, and a warning quotes the draft. The rewritten draft and
+        Labels are read from the new text, and a warning quotes the draft. A finding that the model
+        does not assess stays so if a sentence of the model still denies it. The rewritten draft and
         warnings about the draft are removed.
         """
         report = self.report
@@ -68,6 +69,8 @@ class ExportRequest(BaseModel):
             if written[sentence.text] > 0:
                 written[sentence.text] -= 1
                 kept.append(sentence)
+        labels = label_report(edited, use_cache=False)
+        still_denied = {name for sentence in kept for name in sentence.labels if labels[name] == "absent"}
         warnings = [warning for warning in report.warnings if warning.code not in _WARNINGS_OF_DRAFT]
         if count := sum(sentence.supported is False for sentence in kept):
             warning = unsupported(count)
@@ -77,7 +80,8 @@ class ExportRequest(BaseModel):
             update={
                 "findings": edited,
                 "sentences": kept,
-                "labels": dict(label_report(edited, use_cache=False)),
+                "labels": dict(labels),
+                "not_assessed": [name for name in report.not_assessed if name in still_denied],
                 "warnings": [*warnings, WarningOut(code=EDITED, message=message)],
                 "refined": None,
             }
@@ -89,7 +93,11 @@ def _fault(report: ReportResponse) -> LiteralString | None:
     if not _is_uuid(report.report_id):
         return "report_id_is_no_uuid"
     named = set(report.labels).union(
-        *(sentence.labels for sentence in report.sentences), *(case.labels for case in report.reference_cases)
+        report.not_assessed,
+        report.finding_probabilities or (),
+        report.model.findings or (),
+        *(sentence.labels for sentence in report.sentences),
+        *(case.labels for case in report.reference_cases),
     )
     if not named <= set(FINDINGS):
         return "unknown_finding_in_labels"

@@ -116,6 +116,14 @@ class SentenceOut(ResponseModel):
         ),
     ] = None
 
+    show_confidence: Annotated[
+        bool,
+        Field(
+            description="Whether readers may see the confidence: it separates right from wrong sentences of this "
+            "kind, the sentence denies nothing in not_assessed, and no image is unusual."
+        ),
+    ] = True
+
 
 class ReferenceCaseOut(ResponseModel):
     """A training case or an added case whose report embedding is near the image embedding."""
@@ -180,6 +188,14 @@ class WarningOut(ResponseModel):
     message: str
 
 
+class FindingRecordOut(ResponseModel):
+    """Validation studies with a finding, drafts that called it, and how many of these were right."""
+
+    studies: Annotated[int, Field(ge=0)]
+    called: Annotated[int, Field(ge=0)]
+    right: Annotated[int, Field(ge=0)]
+
+
 class ModelInfo(ResponseModel):
     """The model of a draft; ``digest`` identifies its whole content."""
 
@@ -192,6 +208,10 @@ class ModelInfo(ResponseModel):
     hydrated: Annotated[bool, Field(description="Whether this is a copy with restored report texts.")]
     trained_on: dict[str, JsonValue]
     licence: str
+    findings: Annotated[
+        dict[str, FindingRecordOut] | None,
+        Field(max_length=len(FINDINGS), description="Track record of each finding; null if the bundle has none."),
+    ] = None
 
 
 class ReportResponse(ResponseModel):
@@ -203,6 +223,21 @@ class ReportResponse(ResponseModel):
     findings: Annotated[str, Field(description="The draft: the sentences, joined.")]
     sentences: Annotated[list[SentenceOut], Field(max_length=MAX_SENTENCES)]
     labels: Annotated[Labels, Field(description="14 CheXpert findings read from the draft; null: not mentioned.")]
+    finding_probabilities: Annotated[
+        dict[str, Annotated[float, Field(ge=0, le=1)]] | None,
+        Field(
+            max_length=len(FINDINGS),
+            description="Calibrated probability of each finding by the classifier, where validation studies allow a "
+            "fit; null without a track record.",
+        ),
+    ] = None
+    not_assessed: Annotated[
+        list[str],
+        Field(
+            max_length=len(FINDINGS),
+            description="Findings that the draft denies, although no validation draft of the bundle called them right.",
+        ),
+    ] = []
     reference_cases: Annotated[
         list[ReferenceCaseOut], Field(max_length=MAX_TOP_K, description="Nearest first, top_k of them.")
     ]

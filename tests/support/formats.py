@@ -16,6 +16,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from model.text.labeler import FINDINGS
 from service.formats.codes import FINDING_CODES
+from service.formats.text import NOT_ASSESSED
 from service.schemas.examples import REPORT_EXAMPLE
 from service.schemas.models import ReportResponse
 from tests.support import dicom as drawn
@@ -23,6 +24,7 @@ from tests.support.service import scene
 
 JSON_ONLY = {
     "timings_ms",  # durations
+    "finding_probabilities",
 }
 SENTENCE_FIELDS = ("text", "confidence", "supported")  # the labels follow from the text; the attention is in JSON only
 MODEL_SHOWN = {"name", "digest", "licence"}  # the digest names the rest of the model's configuration
@@ -58,14 +60,30 @@ def answers() -> dict[str, ReportResponse]:
         ),
         "an empty draft": example(findings="", sentences=[], labels=nothing, reference_cases=[], warnings=[]),
         "a rewritten draft": example(refined={"text": "A small left effusion.", "model": "qwen3:8b"}),
+        "a denied finding that is not assessed": example(
+            sentences=[
+                {**REPORT_EXAMPLE["sentences"][0], "show_confidence": False},
+                {**REPORT_EXAMPLE["sentences"][1], "supported": None, "show_confidence": False},
+            ],
+            labels={**nothing, "Cardiomegaly": "absent", "Edema": "absent", "Pneumothorax": "absent"},
+            not_assessed=["Cardiomegaly", "Pneumothorax"],
+        ),
+        "nothing assessed": example(labels={**nothing, "Pneumothorax": "absent"}, not_assessed=["Pneumothorax"]),
         "awkward characters": example(findings=awkward, sentences=[_sentence(awkward)]),
     }
 
 
 def facts(report: ReportResponse) -> dict[str, Any]:
-    """The facts that every format must contain: the JSON without parts that only JSON has."""
+    """The facts that every format must contain: the JSON without parts that only JSON has.
+
+    A confidence that readers may not see, and the label of a finding that is not assessed, count as None.
+    """
     expected = {name: value for name, value in report.model_dump().items() if name not in JSON_ONLY}
-    expected["sentences"] = [{name: part[name] for name in SENTENCE_FIELDS} for part in expected["sentences"]]
+    expected["sentences"] = [
+        {name: part[name] for name in SENTENCE_FIELDS} | ({} if part["show_confidence"] else {"confidence": None})
+        for part in expected["sentences"]
+    ]
+    expected["labels"] |= dict.fromkeys(expected["not_assessed"])
     for case in expected["reference_cases"]:
         del case["images"]  # addresses of this service
     expected["model"] = {name: value for name, value in expected["model"].items() if name in MODEL_SHOWN}
@@ -88,6 +106,7 @@ def facts_of_fhir(resource: dict[str, Any]) -> dict[str, Any]:
         "findings": resource["conclusion"].removesuffix(disclaimer).removesuffix("\n\n"),
         "sentences": [_fhir_sentence(result) for result in results if "valueString" in result],
         "labels": dict.fromkeys(FINDINGS) | labels,
+        "not_assessed": [extension["valueString"] for extension in extensions.get("not-assessed", [])],
         "reference_cases": [_fhir_case(extension) for extension in extensions.get("reference-case", [])],
         "image_checks": [
             {part["url"]: part.get("valueCode", part.get("valueDecimal")) for part in extension["extension"]}
@@ -127,10 +146,10 @@ def fhir_validators() -> list[Callable[[dict[str, Any]], None]]:
 
 
 def _fhir_sentence(observation: dict[str, Any]) -> dict[str, Any]:
-    parts = {part["code"]["coding"][0]["code"]: part for part in observation["component"]}
+    parts = {part["code"]["coding"][0]["code"]: part for part in observation.get("component", [])}
     return {
         "text": observation["valueString"],
-        "confidence": parts["confidence"]["valueQuantity"]["value"],
+        "confidence": parts["confidence"]["valueQuantity"]["value"] if "confidence" in parts else None,
         "supported": parts["supported"]["valueBoolean"] if "supported" in parts else None,
     }
 
@@ -159,7 +178,10 @@ def facts_of_sr(dataset: Dataset) -> dict[str, Any]:
     names = {code.value: name for name, code in FINDING_CODES.items()}
     findings = [item for item in root["59776-5"].ContentSequence if "ContentSequence" in item]
     labels = dict.fromkeys(FINDINGS)
+    unassessed: list[str] = []
     for item in root["labels"].ContentSequence:
+        if item.ValueType == "TEXT" and item.TextValue.startswith(f"{NOT_ASSESSED}: "):
+            unassessed = item.TextValue.removeprefix(f"{NOT_ASSESSED}: ").split(", ")
         if item.ValueType == "CODE":
             name = names.get(_code(item), item.ConceptNameCodeSequence[0].CodeMeaning)
             labels[name] = item.ConceptCodeSequence[0].CodeMeaning.lower()
@@ -169,6 +191,7 @@ def facts_of_sr(dataset: Dataset) -> dict[str, Any]:
         "findings": " ".join(texts),
         "sentences": [_sr_sentence(item) for item in findings],
         "labels": labels,
+        "not_assessed": unassessed,
         "reference_cases": [_sr_case(item) for item in dataset.ContentSequence if _code(item) == "reference_case"],
         "image_checks": [_sr_check(item) for item in dataset.ContentSequence if _code(item) == "image_check"],
         "warnings": [
@@ -191,7 +214,7 @@ def _sr_sentence(item: Dataset) -> dict[str, Any]:
     supported = parts["supported"].ConceptCodeSequence[0].CodeMeaning if "supported" in parts else None
     return {
         "text": item.TextValue,
-        "confidence": _value(parts["confidence"]),
+        "confidence": _value(parts["confidence"]) if "confidence" in parts else None,
         "supported": None if supported is None else supported == "Yes",
     }
 

@@ -129,8 +129,9 @@ def write_tiny_bundle(
 
 
 def write_denying_bundle(path: Path) -> Path:
-    """A tiny bundle whose drafts of noise deny a pleural effusion in one of several sentences."""
-    return write_tiny_bundle(path, seed=10, full_stops=2.0, decoding=DecodingConfig(method="consensus"))
+    """A tiny bundle with a finding classifier, whose drafts deny a pneumothorax in one of several sentences."""
+    decoding = DecodingConfig(method="consensus")
+    return write_tiny_bundle(path, seed=6, full_stops=4.0, decoding=decoding, finding_head=True)
 
 
 def open_drafter(path: Path, *, precision: Precision = "fp32") -> Drafter:
