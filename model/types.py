@@ -115,8 +115,8 @@ class SentenceEvidence:
 
     Attributes:
         finding: of the labeler.
-        patches: as of ``SentenceAttention``, but contributions to the logit of the finding: positive
-            ones speak for it, negative ones against it.
+        patches: as of ``SentenceAttention``, but contributions to the specific logit of the finding:
+            positive ones speak for it, negative ones against it.
     """
 
     finding: str

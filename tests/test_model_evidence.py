@@ -12,8 +12,9 @@ import torch
 from model.config import DecodingConfig
 from model.decoding.evidence_maps import FindingEvidence, evidence_of
 from model.drafter import Drafter
+from model.network.backbone import Backbone
 from model.network.report_model import Patches, ReportModel
-from model.text.labeler import FINDINGS
+from model.text.labeler import FINDINGS, SCORED_FINDINGS
 from model.types import DraftOptions, View
 from tests.support.tiny import IMAGE_SIZE, noise_study, open_drafter, tiny_model, write_tiny_bundle
 
@@ -62,6 +63,20 @@ def test_contributions_of_a_view_and_the_reference_are_its_logits(feature_norm: 
     torch.testing.assert_close(of_studies.sigmoid(), probabilities, atol=1e-5, rtol=1e-5)
 
 
+def test_specific_contributions_sum_to_the_logit_minus_the_mean_logit_of_the_findings() -> None:
+    model, patches = classified(feature_norm=True)
+    found = evidence_of(model, patches)
+    assert found is not None
+    assert model.finding_head is not None
+    with torch.no_grad():
+        logits = model.finding_head(patches.pooled) - found.reference
+    scored = [FINDINGS.index(name) for name in SCORED_FINDINGS]
+    expected = logits - logits[..., scored].mean(-1, keepdim=True)
+    real = patches.view_mask
+    torch.testing.assert_close(found.specific.sum(2)[real], expected[real], atol=1e-5, rtol=1e-5)
+    assert float(found.specific[..., scored].mean(-1).abs().max()) < 1e-6
+
+
 def test_reference_is_the_logit_of_the_mean_patch() -> None:
     model, patches = classified(feature_norm=True)
     assert model.feature_norm is not None
@@ -85,6 +100,8 @@ def test_model_without_classifier_has_no_evidence(tmp_path: Path) -> None:
 def evidence(opacity: float, effusion: float) -> FindingEvidence:
     contributions = torch.zeros(1, 2, 4, 14)
     contributions[0, 0, 1, OPACITY], contributions[0, 1, 2, EFFUSION] = opacity, effusion
+    lesion = FINDINGS.index("Lung Lesion")
+    contributions[..., lesion] = -contributions.sum(-1)  # so that no contribution is common to all findings
     return FindingEvidence(contributions, torch.zeros(14))
 
 
@@ -119,14 +136,15 @@ def test_sentence_without_a_finding_has_no_evidence() -> None:
 # --- drafts -----------------------------------------------------------------------------------------------------------
 
 
-def test_draft_has_maps_of_its_findings_that_sum_to_their_logits(drafter: Drafter) -> None:
+def test_draft_has_maps_of_its_findings_that_sum_to_their_specific_logits(drafter: Drafter) -> None:
     studies = [noise_study(1, View.FRONTAL, View.LATERAL), noise_study(2, View.LATERAL), noise_study(4, View.FRONTAL)]
     plain, drafts = drafter.draft(studies), drafter.draft(studies, WITH_EVIDENCE)
     model = drafter.bundle.model
     assert model.finding_head is not None
     assert model.feature_norm is not None
     with torch.no_grad():
-        reference = dict(zip(FINDINGS, model.finding_head(model.feature_norm.running_mean).tolist(), strict=True))
+        reference = model.finding_head(model.feature_norm.running_mean).numpy()
+    scored = [FINDINGS.index(name) for name in SCORED_FINDINGS]
     seen = set()
     for before, draft, study in zip(plain, drafts, studies, strict=True):
         assert [dataclasses.replace(sentence, evidence=None) for sentence in draft.sentences] == list(before.sentences)
@@ -141,8 +159,10 @@ def test_draft_has_maps_of_its_findings_that_sum_to_their_logits(drafter: Drafte
             assert finding in sentence.labels
             assert list(grids) == [image.view.value for image in study]
             assert all(np.shape(grid) == (SIDE, SIDE) for grid in grids.values())
-            logit = reference[finding] + np.mean([np.sum(grid) for grid in grids.values()])
-            assert 1 / (1 + np.exp(-logit)) == pytest.approx(draft.finding_probabilities[finding], abs=1e-4)
+            probabilities = np.array([draft.finding_probabilities[name] for name in FINDINGS])
+            logits = np.log(probabilities / (1 - probabilities)) - reference
+            expected = logits[FINDINGS.index(finding)] - logits[scored].mean()
+            assert np.mean([np.sum(grid) for grid in grids.values()]) == pytest.approx(expected, abs=1e-3)
     assert len(seen) > 1
 
 
@@ -151,3 +171,43 @@ def test_evidence_does_not_depend_on_the_order_of_views(drafter: Drafter) -> Non
     (one,), (other,) = (drafter.draft([sent], WITH_EVIDENCE) for sent in (both, both[::-1]))
     assert [sentence.evidence for sentence in one.sentences] == [sentence.evidence for sentence in other.sentences]
     assert any(sentence.evidence for sentence in one.sentences)
+
+
+# --- geometry ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "densenet121"])
+def test_offset_is_the_centre_of_the_receptive_field_of_a_token(name: str) -> None:
+    """With equal positive weights, the gradient of a token is its receptive field; of equal values, max pooling takes
+    the first one, two pixels away."""
+    backbone = Backbone(name).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in backbone.features.named_parameters():
+            if parameter.dim() == 4:
+                parameter.fill_(1 / parameter[0].numel())
+            else:
+                parameter.fill_(0.0 if parameter_name.endswith("bias") else 1.0)
+    cells, size = 11, 352
+    little = float(backbone.mean.max()) + 5e-4  # above the mean, far below the limit of ReLU6
+    pixels = torch.full((1, 1, size, size), little, requires_grad=True)
+    token = backbone(pixels)[0][0, cells * cells // 2]  # in the middle
+    token.sum().backward()  # type: ignore[no-untyped-call]
+    assert pixels.grad is not None
+    field = pixels.grad[0, 0]
+    for axis in (0, 1):
+        weights = field.sum(axis)
+        centre = float((weights * (torch.arange(size) + 0.5)).sum() / weights.sum())
+        assert (centre - size / 2) / 32 == pytest.approx(backbone.offset, abs=0.12)
+
+
+def test_values_move_by_the_offset_and_keep_their_sum() -> None:
+    backbone = Backbone("efficientnet_lite0")
+    values = torch.zeros(2, 9)
+    values[0, 0], values[1, 5] = 4.0, 4.0  # at the upper left; at the right edge of the middle row
+    found = backbone.onto_patches(values).view(2, 3, 3).tolist()
+    assert found[0] == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+    assert found[1] == [[0, 0, 0], [0, 0, 2], [0, 0, 2]]
+    backbone.offset = -0.5
+    assert backbone.onto_patches(values).view(2, 3, 3).tolist()[1] == [[0, 1, 1], [0, 1, 1], [0, 0, 0]]
+    backbone.offset = 0.0
+    assert backbone.onto_patches(values) is values

@@ -88,7 +88,7 @@ def test_measures_of_a_study_are_those_by_hand(bundle_path: Path) -> None:
 
     views = list(View)
     images = np.stack([image.pixels for image in study])
-    contributions = classified(model, images[None], views).contributions[0].numpy()  # (2, 4, 14)
+    contributions = classified(model, images[None], views).specific[0].numpy()  # (2, 4, 14)
     heart, effusion = (FINDINGS.index(name) for name in (HEART, EFFUSION))
     expected = np.corrcoef(contributions[..., heart].ravel(), contributions[..., effusion].ravel())[0, 1]
     assert values["evidence", "correlation"] == [pytest.approx(expected, abs=1e-5)]

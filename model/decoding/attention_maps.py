@@ -70,5 +70,7 @@ def attention_of(model: ReportModel, encoded: Encoded, patches: Patches, ids: Te
     """
     views, size = patches.tokens.shape[1:3]
     weights = model.attention(encoded, inputs_of(ids, bos_id)).cpu()
+    tokens = weights[..., : views * size].reshape(*weights.shape[:2], views, size)
+    weights[..., : views * size] = model.backbone.onto_patches(tokens).flatten(-2)
     cases = encoded.mask[:, views * size :].sum(dim=1)
     return WordAttention(weights, views * size, math.isqrt(size), tuple(cases.tolist()))

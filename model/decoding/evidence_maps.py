@@ -5,9 +5,12 @@ finding is exactly the sum of what each patch contributes, and the logit of a re
 
     logit(view) = logit(reference) + sum over patches p of  w . (token[p] - reference) / P
 
-The reference is the mean patch token of the training images (``feature_norm``), or 0 without it. A
-positive contribution speaks for the finding, a negative one against it. All findings, studies and
-views share this one scale.
+The reference is the mean patch token of the training images (``feature_norm``), or 0 without it.
+
+Much of a contribution is common to all findings: the patch looks abnormal. A map therefore shows
+the contributions to the *specific logit* of a finding, which is its logit minus the mean logit of
+the 13 findings: the same sum with w minus the mean w. A positive contribution speaks for the
+finding, a negative one against it. All findings, studies and views share this one scale.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ from torch import Tensor
 
 from model.decoding.attention_maps import grids_by_view
 from model.network.report_model import Patches, ReportModel
-from model.text.labeler import FINDINGS
+from model.text.labeler import FINDINGS, SCORED_FINDINGS
 from model.types import Label, SentenceEvidence
+
+_SCORED = [FINDINGS.index(name) for name in SCORED_FINDINGS]
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,11 @@ class FindingEvidence:
     contributions: Tensor
     reference: Tensor
 
+    @property
+    def specific(self) -> Tensor:
+        """Contributions to the specific logits: (B, V, P, 14)."""
+        return self.contributions - self.contributions[..., _SCORED].mean(dim=-1, keepdim=True)
+
     def of_sentence(self, study: int, labels: Mapping[str, Label], views: Sequence[str]) -> SentenceEvidence | None:
         """The map of one finding of a sentence, for a study with images of ``views``, in this order.
 
@@ -50,11 +60,12 @@ class FindingEvidence:
         """
         if not labels:
             return None
-        support = dict(zip(FINDINGS, self.contributions[study].sum(dim=(0, 1)).tolist(), strict=True))
+        values = self.specific[study]  # (V, P, 14)
+        support = dict(zip(FINDINGS, values.sum(dim=(0, 1)).tolist(), strict=True))
         stated = [name for name, label in labels.items() if label != "absent"]
         finding = max(stated, key=support.__getitem__) if stated else min(labels, key=support.__getitem__)
-        values = self.contributions[study, :, :, FINDINGS.index(finding)]  # (V, P)
-        return SentenceEvidence(finding, grids_by_view(values.flatten(), math.isqrt(values.shape[1]), views))
+        grid = math.isqrt(values.shape[1])
+        return SentenceEvidence(finding, grids_by_view(values[..., FINDINGS.index(finding)].flatten(), grid, views))
 
 
 @torch.no_grad()
@@ -65,6 +76,7 @@ def evidence_of(model: ReportModel, patches: Patches) -> FindingEvidence | None:
         return None
     mean = patches.tokens.new_zeros(patches.tokens.shape[-1]) if norm is None else norm.running_mean
     reference = head(mean)
-    contributions = (head(patches.tokens) - reference) / patches.tokens.shape[2]  # the bias cancels
+    of_tokens = (head(patches.tokens) - reference) / patches.tokens.shape[2]  # (B, V, P, 14); the bias cancels
+    contributions = model.backbone.onto_patches(of_tokens.transpose(2, 3)).transpose(2, 3)
     missing = ~patches.view_mask[:, :, None, None]
     return FindingEvidence(contributions.masked_fill(missing, 0.0).cpu(), reference.cpu())

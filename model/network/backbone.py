@@ -6,6 +6,8 @@ gives a 7 x 7 grid, 49 patch tokens.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from model.network.pretrained import feature_extractor, input_statistics
 
 _PROBE, _GRID = 64, (2, 2)  # pixels of a side, and the feature map that they must give
+_OFFSETS = {"efficientnet_lite": 0.5, "resnet": -0.5}  # of names that begin so; padding moves each layer of stride 2
 _IMAGES_AT_ONCE = 2  # or 3, on a CPU: more are not faster, and 16 need 400 MB for their feature maps
 
 
@@ -53,6 +56,7 @@ class Backbone(nn.Module):
                 "map of stride 32; use a densenet*, resnet*, convnext* or efficientnet*"
             )
         self.width = shape[1]
+        self.offset = next((offset for start, offset in _OFFSETS.items() if name.startswith(start)), 0.0)
 
     def feature_map(self, images: Tensor) -> Tensor:
         """(N, 1, S, S) or (N, 3, S, S) grey in 0..1 -> (N, D, S/32, S/32)."""
@@ -78,3 +82,19 @@ class Backbone(nn.Module):
         maps = torch.cat([self.feature_map(part) for part in parts])  # (N, D, S/32, S/32)
         tokens = maps.flatten(2).transpose(1, 2)  # (N, P, D)
         return tokens, tokens.mean(dim=1)
+
+    def onto_patches(self, values: Tensor) -> Tensor:
+        """Values of patch tokens as values of the patches of the image: (..., P) -> (..., P), with the same sum.
+
+        The receptive field of a token is centred ``offset`` patches below and right of its patch, so
+        its value is shared by the patches around that centre; values beyond the edge stay on it.
+        """
+        if not self.offset:
+            return values
+        grid, whole = math.isqrt(values.shape[-1]), math.floor(self.offset)
+        shares = values.new_zeros(grid, grid)  # (patch, token); columns sum to 1
+        for step, share in ((whole, 1 - (self.offset - whole)), (whole + 1, self.offset - whole)):
+            for token in range(grid):
+                shares[min(max(token + step, 0), grid - 1), token] += share
+        moved: Tensor = shares @ values.reshape(*values.shape[:-1], grid, grid) @ shares.T
+        return moved.flatten(-2)

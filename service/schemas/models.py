@@ -62,7 +62,7 @@ class EvidenceOut(ResponseModel):
     """Where the images speak for or against one finding of a sentence: its class activation map.
 
     All findings, sentences and views share one scale. For each view, the sum of its numbers and a
-    constant of the finding is the logit of the finding classifier.
+    constant of the finding is the finding's logit minus the mean logit of the 13 findings.
     """
 
     finding: Annotated[
@@ -76,8 +76,8 @@ class EvidenceOut(ResponseModel):
         dict[str, Annotated[list[Row], Field(max_length=_MAX_GRID)]],
         Field(
             max_length=2,
-            description="Form field of an image (frontal, lateral) -> grid of contributions to the logit: positive "
-            f"for the finding, negative against it; {_GRIDS}",
+            description="Form field of an image (frontal, lateral) -> grid of contributions to that difference: "
+            f"positive for the finding, negative against it; {_GRIDS}",
         ),
     ]
 

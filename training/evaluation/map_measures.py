@@ -24,7 +24,7 @@ from scipy.ndimage import gaussian_filter
 
 from model.decoding.evidence_maps import FindingEvidence, evidence_of
 from model.network.report_model import ReportModel
-from model.text.labeler import FINDINGS, SCORED_FINDINGS
+from model.text.labeler import FINDINGS
 from model.types import Draft, Grid, Pixels, StudyView, View
 from training.scoring.bootstrap import Bootstrap, interval
 from training.scoring.ngrams import Floats
@@ -36,7 +36,7 @@ HEART_BOX: Final = (0.40, 0.80, 0.33, 0.80)
 No radiograph of the data sets has boxes. This one holds the heart of the mean frontal of Open-i, with a margin for
 other hearts: a patch counts by its centre, so at 7 x 7 patches it has rows 4 to 6 and columns 3 to 6 of 7.
 """
-MAPS: Final = ("evidence", "evidence_specific", "attention")
+MAPS: Final = ("evidence", "evidence_logit", "attention")
 MEASURES: Final = ("heart", "correlation", "deletion_probability", "deletion_logit")
 _RANDOM = 4  # random choices of patches for each study
 _BLUR = 1 / 8  # standard deviation, as a share of the side of an image
@@ -117,10 +117,10 @@ def score_study(
         random: draws the other patches.
     """
     images, views = np.stack([image.pixels for image in study]), [image.view for image in study]
-    contributions = classified(model, images[None], views).contributions[0].numpy().astype(np.float64)  # (V, P, 14)
-    grid = math.isqrt(contributions.shape[1])
+    whole = classified(model, images[None], views)
+    grid = math.isqrt(whole.contributions.shape[2])
     sentences = [
-        (sentence.evidence.finding, _maps(sentence.evidence.finding, contributions, sentence.attention.patches, views))
+        (sentence.evidence.finding, _maps(sentence.evidence.finding, whole, sentence.attention.patches, views))
         for sentence in draft.sentences
         if sentence.evidence is not None and sentence.attention is not None
     ]
@@ -150,15 +150,17 @@ def score_study(
 
 
 def _maps(
-    finding: str, contributions: Floats, attention: Mapping[str, Grid], views: Sequence[View]
+    finding: str, evidence: FindingEvidence, attention: Mapping[str, Grid], views: Sequence[View]
 ) -> dict[str, Floats]:
-    """The maps (V, P) of a sentence; ``evidence_specific`` is the evidence minus its mean over all findings."""
-    evidence = contributions[..., FINDINGS.index(finding)]
-    shared = contributions[..., [FINDINGS.index(name) for name in SCORED_FINDINGS]].mean(-1)
+    """The maps (V, P) of a sentence; ``evidence_logit`` keeps what is common to all findings."""
+    specific, plain = (
+        part[0, ..., FINDINGS.index(finding)].numpy().astype(np.float64)
+        for part in (evidence.specific, evidence.contributions)
+    )
     before = [views[:position].count(view) for position, view in enumerate(views)]
     names = [f"{view}-{count + 1}" if count else view.value for view, count in zip(views, before, strict=True)]
-    weights = np.array([attention[name] for name in names]).reshape(evidence.shape)
-    return {"evidence": evidence, "evidence_specific": evidence - shared, "attention": weights}
+    weights = np.array([attention[name] for name in names]).reshape(plain.shape)
+    return {"evidence": specific, "evidence_logit": plain, "attention": weights}
 
 
 def _correlation(one: Floats, other: Floats) -> float:
