@@ -2,7 +2,7 @@
 
 import { fetchPicture } from "./api.js";
 import { compared, findingsCompared } from "./compare.js";
-import { finding, stage, t, warningWords } from "./i18n.js";
+import { count, finding, stage, t, warningWords } from "./i18n.js";
 
 const LOW_CONFIDENCE = { words: 0.5, calibrated: 0.25 }; // a sentence with less is marked as doubtful
 const MIN_CASE_SHARE = 0.005; // of the attention; smaller shares are not shown
@@ -50,14 +50,14 @@ function chip(name, label, extra = "") {
 /**
  * A sentence of the draft as a list item.
  * @param {{text: string, confidence: number|null, supported: boolean|null, attention: object|null, evidence: object|null}} sentence confidence null:
- *   written by the reader
+ *   written by the reader; show_confidence false: readers may not see it
  * @param {boolean} calibrated whether the confidence is the chance that the sentence is right
  */
-export function sentenceItem({ text, confidence, supported, attention, evidence }, calibrated) {
+export function sentenceItem({ text, confidence, supported, attention, evidence, show_confidence: isShown = true }, calibrated) {
   const marks = [];
   if (supported === false) marks.push(element("span", { className: "note doubt", title: t("unsupported.long") }, t("unsupported")));
   if (confidence === null) marks.push(element("span", { className: "note" }, t("mark.edited")));
-  else {
+  else if (isShown) {
     const low = confidence < (calibrated ? LOW_CONFIDENCE.calibrated : LOW_CONFIDENCE.words);
     if (low) marks.push(element("span", { className: "note doubt" }, t("confidence.low")));
     marks.push(measure(confidence, percent(confidence), t("confidence"), low));
@@ -73,15 +73,46 @@ export function sentenceItem({ text, confidence, supported, attention, evidence 
   return element("li", {}, button);
 }
 
-export function drawLabels(root, labels) {
+/**
+ * The findings of a report: the label of the draft, and the probability by the classifier where there is one.
+ * A denied finding that the model does not assess has neither a percentage nor the colour of an absent one.
+ */
+export function drawLabels(root, { labels, finding_probabilities: chances, not_assessed: unassessed, model }, unusual) {
+  const chanceOf = (name) => (unusual ? undefined : chances?.[name]);
   const entries = Object.entries(labels);
   const chips = LABEL_ORDER.flatMap((label) =>
-    entries.filter(([, value]) => value === label).map(([name]) => chip(name, label)),
+    entries.filter(([, value]) => value === label).map(([name]) => {
+      const isAssessed = label !== "absent" || !unassessed?.includes(name);
+      const node = isAssessed ? chip(name, label) : unassessedChip(name);
+      if (isAssessed && chanceOf(name) !== undefined) node.append(chanceMark(chanceOf(name)));
+      const record = model.findings?.[name];
+      if (record) node.title = recordWords(record);
+      if (record && !isAssessed) node.append(element("span", { className: "unseen" }, ` ${recordWords(record)}`));
+      return node;
+    }),
   );
-  const silent = entries.filter(([name, value]) => value === null && name !== "No Finding").map(([name]) => finding(name));
+  const silent = entries
+    .filter(([name, value]) => value === null && name !== "No Finding")
+    .sort(([one], [other]) => (chanceOf(other) ?? -1) - (chanceOf(one) ?? -1))
+    .map(([name]) => (chanceOf(name) === undefined ? finding(name) : t("silent.chance", { name: finding(name), share: chance(chanceOf(name)) })));
   const rest = silent.length ? [element("p", { className: "rest" }, t("silent", { names: silent.join(t("list")) }))] : [];
   root.replaceChildren(...chips, ...rest);
 }
+
+/** A probability as text; it is never certain. */
+const chance = (share) => (share < 0.005 ? "<1%" : share >= 0.995 ? ">99%" : percent(share));
+
+const chanceMark = (share) =>
+  element("span", { className: "chance" }, element("span", { className: "unseen" }, t("chance")), chance(share));
+
+function unassessedChip(name) {
+  const relation = element("span", { className: "relation" }, t("unassessed"));
+  const node = element("span", { className: "chip unassessed" }, finding(name), element("span", { className: "unseen" }, ": "), relation);
+  node.dataset.finding = name;
+  return node;
+}
+
+const recordWords = ({ studies, called, right }) => t("record", { studies: count("studies", studies), calls: count("calls", called), right });
 
 export function drawWarnings(list, warnings) {
   const shown = warnings.filter(({ code }) => code !== "texts_not_available"); // shown with the cases

@@ -32,6 +32,8 @@ let running = null; // AbortController of the running request
 let current = null; // the report that is shown
 let sentViews = []; // views of the images of that report
 let imagesChanged = false; // whether the images changed since that report
+let accepted = null; // id of the report that the reader chose to see although an image is unusual
+let held = []; // sentences that arrived before it is known whether an image is unusual
 let currentProblem = null; // the problem that is shown
 let statusText = () => ""; // returns the status in the current language
 
@@ -96,8 +98,10 @@ async function draft() {
     sentViews = names;
     show(answer);
     views.retryPreviews();
-    setStatus(() => t("done", { sentences: count("sentences", answer.sentences.length), cases: count("cases", answer.reference_cases.length) }));
-    scrollToSection(result);
+    if (isAsking()) {
+      setStatus(() => t("done.unusual"));
+      scrollToSection(byId("unusual-show"));
+    } else showDone();
   } catch (problem) {
     restorePrevious();
     if (problem.name === "AbortError") setStatus(() => t("cancelled"));
@@ -110,6 +114,23 @@ async function draft() {
     refresh();
     if (focusLost) draftButton.focus();
   }
+}
+
+function showDone() {
+  const { sentences: drafted, reference_cases: cases } = current;
+  setStatus(() => t("done", { sentences: count("sentences", drafted.length), cases: count("cases", cases.length) }));
+  scrollToSection(result);
+}
+
+const isUnusual = () => current.warnings.some(({ code }) => code === "unusual_image");
+
+/** Whether the page asks before it shows the draft of an unusual image. */
+const isAsking = () => isUnusual() && accepted !== current.report_id;
+
+function showAnyway() {
+  accepted = current.report_id;
+  drawAnswer();
+  showDone();
 }
 
 /** Ask whether a new draft may replace edited text that was neither copied nor saved. */
@@ -149,7 +170,10 @@ function onStreamEvent({ event, data }) {
     beginDraft();
     drawCases(byId("cases"), byId("cases-note"), data.reference_cases, null);
     if (data.reference_cases.length) setStatus(() => t("cases.found"));
-  } else if (event === "sentence") sentences.add(data.sentence);
+  } else if (event === "sentence") {
+    held.push(data.sentence);
+    if (sentences.list.childElementCount || data.sentence.show_confidence) held.splice(0).forEach((sentence) => sentences.add(sentence));
+  }
 }
 
 /** Hide the previous report. */
@@ -157,11 +181,14 @@ function beginDraft() {
   byId("empty").hidden = true;
   byId("draft-body").hidden = false;
   result.classList.add("arriving");
+  result.classList.remove("unusual", "asking");
+  byId("unusual").hidden = true;
+  held = [];
   editor.close(); // keep the edited text in case this draft fails
   sentences.draw([], true); // calibration is unknown yet: use the lower threshold for doubt
   for (const id of ["warnings", "labels", "checks", "made"]) byId(id).replaceChildren();
   sentences.list.hidden = false;
-  for (const id of ["refined", "edited-note", "models-draft", "result-tools"]) byId(id).hidden = true;
+  for (const id of ["refined", "edited-note", "models-draft", "result-tools", "legend-hidden", "legend-chances"]) byId(id).hidden = true;
   setStale(false);
 }
 
@@ -181,6 +208,9 @@ function drawAnswer() {
   const calibrated = current.image_checks.length > 0;
   maps.scale(current.sentences);
   byId("result-tools").hidden = current.findings === "";
+  result.classList.toggle("unusual", isUnusual());
+  result.classList.toggle("asking", isAsking());
+  byId("unusual").hidden = !isAsking();
   byId("legend-words").dataset.i18n = calibrated ? "legend.calibrated" : "legend.words";
   byId("legend-words").textContent = t(byId("legend-words").dataset.i18n);
   drawWarnings(byId("warnings"), current.warnings);
@@ -201,7 +231,12 @@ function drawFindings() {
   const shown = edited
     ? sentencesOf(findings).map((text) => known.get(text) ?? { text, confidence: null, supported: null, labels: {}, attention: null, evidence: null })
     : current.sentences;
-  sentences.draw(shown, current.image_checks.length > 0);
+  const unusual = isUnusual();
+  const isShown = ({ confidence, show_confidence: allowed = true }) => confidence !== null && allowed && !unusual;
+  sentences.draw(shown.map((sentence) => ({ ...sentence, show_confidence: isShown(sentence) })), current.image_checks.length > 0);
+  byId("legend-words").hidden = !shown.some(isShown);
+  byId("legend-hidden").hidden = shown.every((sentence) => sentence.confidence === null || isShown(sentence));
+  byId("legend-hidden").textContent = t(unusual ? "legend.unusual" : "legend.hidden");
   sentences.list.hidden = open;
   byId("edited-note").hidden = !edited;
   byId("models-draft").hidden = !edited;
@@ -209,7 +244,8 @@ function drawFindings() {
   byId("edit").setAttribute("aria-expanded", open ? "true" : "false");
   byId("labels-title").dataset.i18n = edited ? "labels.edited" : "labels";
   byId("labels-title").textContent = t(byId("labels-title").dataset.i18n);
-  drawLabels(byId("labels"), current.labels);
+  drawLabels(byId("labels"), current, unusual);
+  byId("legend-chances").hidden = unusual || Object.keys(current.finding_probabilities ?? {}).length === 0;
   drawCases(byId("cases"), byId("cases-note"), current.reference_cases, { findings, labels: current.labels });
 }
 
@@ -345,7 +381,7 @@ function onKey(event) {
   if (event.key === "Escape" && editor.open) editor.finish();
   if (typing || (!singleKeys.checked && event.key.length === 1)) return;
   if (event.key === "?") help.showModal();
-  else if (event.key === "e" && current?.findings && !running) editor.begin();
+  else if (event.key === "e" && current?.findings && !running && !isAsking()) editor.begin();
   else if (event.key === "l") setLarge();
   else if (event.key === "ArrowDown" && document.activeElement === result && current) sentences.focus();
   else if (!views.zoomedBy(event.key)) return;
@@ -373,6 +409,7 @@ byId("form").addEventListener("submit", (event) => {
 cancelButton.addEventListener("click", () => running?.abort());
 byId("swap").addEventListener("click", () => views.swap());
 byId("clear").addEventListener("click", () => views.clear());
+byId("unusual-show").addEventListener("click", showAnyway);
 byId("edit").addEventListener("click", () => (editor.open ? editor.finish() : editor.begin()));
 byId("copy").addEventListener("click", copy);
 byId("save-text").addEventListener("click", () => saveAs("text"));

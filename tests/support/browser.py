@@ -67,13 +67,26 @@ def draft(page: Page) -> None:
 
 def answered(page: Page, answer: dict[str, Any]) -> None:
     """Draft with a fixed response, for tests of how the page draws a report."""
+    answer_with(page, answer)
+    choose(page)
+    draft(page)
+
+
+def asked(page: Page, answer: dict[str, Any]) -> None:
+    """Draft with a fixed response to an unusual image, and wait until the page asks."""
+    answer_with(page, answer)
+    choose(page)
+    page.click("#draft")
+    page.wait_for_selector("#unusual-show")
+
+
+def answer_with(page: Page, answer: dict[str, Any]) -> None:
+    """Give every draft a fixed response."""
 
     def fulfil(route: Route) -> None:
         route.fulfill(status=200, content_type="application/json", body=json.dumps(answer))
 
     page.route("**/report", fulfil)
-    choose(page)
-    draft(page)
 
 
 def texts(page: Page, selector: str) -> list[str]:
