@@ -57,11 +57,15 @@ def choose_wrong_file(page: Page, folder: Path, view: str, name: str = "scan.dcm
     page.set_input_files(f"#file-{view}", folder / name)
 
 
-def draft(page: Page) -> None:
-    """Request a draft and wait until it is complete."""
+def draft(page: Page, *, anyway: bool = False) -> None:
+    """Request a draft and wait until it is complete; ``anyway`` shows it if the page asks, for drawn images."""
     with page.expect_response("**/report") as response:  # an answer may be on show already
         page.click("#draft")
     response.value.finished()
+    if anyway:
+        page.wait_for_selector("#result:not(.arriving) :is(#result-tools, #unusual-show):visible")
+        if page.locator("#unusual-show").is_visible():
+            page.click("#unusual-show")
     page.wait_for_selector("#result:not(.arriving) #result-tools:not([hidden])")
 
 

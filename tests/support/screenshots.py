@@ -56,7 +56,7 @@ def new_page(browser: Browser, url: str, size: tuple[int, int], theme: str, lang
     page.evaluate("document.querySelector('details.options').open = true")
     page.fill("#top_k", "50")
     page.evaluate("document.querySelector('details.options').open = false")
-    draft(page)
+    draft(page, anyway=True)
     return page
 
 
