@@ -8,23 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from service.schemas.examples import REPORT_EXAMPLE
-from tests.support.browser import answered, choose_wrong_file, corner, texts
+from tests.support.browser import answered, choose_wrong_file, corner, flaws, texts
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]  # of axe-core
-
 
 # --- accessibility ---
-
-
-def flaws(page: Page) -> list[str]:
-    """Violations that axe-core finds on the current page: rule and element."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs pip install axe-playwright-python")
-    found = axe.Axe().run(page, options={"runOnly": {"type": "tag", "values": RULES}})
-    return [f"{flaw['id']}: {node['target']} {node['failureSummary']}" for flaw in found.response["violations"]
-            for node in flaw["nodes"]]  # fmt: skip
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from service.schemas.examples import REPORT_EXAMPLE
-from tests.support.browser import answered, asked, choose, texts
-from tests.test_service_browser_interface import flaws
+from tests.support.browser import answered, asked, choose, flaws, texts
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -13,6 +13,7 @@ import { save, toClipboard } from "./save.js";
 import { Sentences } from "./sentences.js";
 import { bindStickyViews } from "./sticky-views.js";
 import { bindTheme } from "./theme.js";
+import { isUnusual, UnusualQuestion } from "./unusual.js";
 import { Views } from "./views.js";
 
 const byId = (id) => document.getElementById(id);
@@ -32,7 +33,6 @@ let running = null; // AbortController of the running request
 let current = null; // the report that is shown
 let sentViews = []; // views of the images of that report
 let imagesChanged = false; // whether the images changed since that report
-let accepted = null; // id of the report that the reader chose to see although an image is unusual
 let held = []; // sentences that arrived before it is known whether an image is unusual
 let currentProblem = null; // the problem that is shown
 let statusText = () => ""; // returns the status in the current language
@@ -46,6 +46,10 @@ const views = new Views(document, () => {
 const keyForm = new KeyForm(document);
 const maps = new Maps(document, views);
 const sentences = new Sentences(byId("sentences"), highlight);
+const question = new UnusualQuestion(document, () => {
+  drawAnswer();
+  showDone();
+});
 const editor = new Editor(document, () => {
   drawFindings();
   if (!editor.open) byId("edit").focus();
@@ -98,9 +102,9 @@ async function draft() {
     sentViews = names;
     show(answer);
     views.retryPreviews();
-    if (isAsking()) {
+    if (question.open) {
       setStatus(() => t("done.unusual"));
-      scrollToSection(byId("unusual-show"));
+      scrollToSection(question.button);
     } else showDone();
   } catch (problem) {
     restorePrevious();
@@ -120,17 +124,6 @@ function showDone() {
   const { sentences: drafted, reference_cases: cases } = current;
   setStatus(() => t("done", { sentences: count("sentences", drafted.length), cases: count("cases", cases.length) }));
   scrollToSection(result);
-}
-
-const isUnusual = () => current.warnings.some(({ code }) => code === "unusual_image");
-
-/** Whether the page asks before it shows the draft of an unusual image. */
-const isAsking = () => isUnusual() && accepted !== current.report_id;
-
-function showAnyway() {
-  accepted = current.report_id;
-  drawAnswer();
-  showDone();
 }
 
 /** Ask whether a new draft may replace edited text that was neither copied nor saved. */
@@ -181,8 +174,7 @@ function beginDraft() {
   byId("empty").hidden = true;
   byId("draft-body").hidden = false;
   result.classList.add("arriving");
-  result.classList.remove("unusual", "asking");
-  byId("unusual").hidden = true;
+  question.draw(null);
   held = [];
   editor.close(); // keep the edited text in case this draft fails
   sentences.draw([], true); // calibration is unknown yet: use the lower threshold for doubt
@@ -208,9 +200,7 @@ function drawAnswer() {
   const calibrated = current.image_checks.length > 0;
   maps.scale(current.sentences);
   byId("result-tools").hidden = current.findings === "";
-  result.classList.toggle("unusual", isUnusual());
-  result.classList.toggle("asking", isAsking());
-  byId("unusual").hidden = !isAsking();
+  question.draw(current);
   byId("legend-words").dataset.i18n = calibrated ? "legend.calibrated" : "legend.words";
   byId("legend-words").textContent = t(byId("legend-words").dataset.i18n);
   drawWarnings(byId("warnings"), current.warnings);
@@ -231,7 +221,7 @@ function drawFindings() {
   const shown = edited
     ? sentencesOf(findings).map((text) => known.get(text) ?? { text, confidence: null, supported: null, labels: {}, attention: null, evidence: null })
     : current.sentences;
-  const unusual = isUnusual();
+  const unusual = isUnusual(current);
   const isShown = ({ confidence, show_confidence: allowed = true }) => confidence !== null && allowed && !unusual;
   sentences.draw(shown.map((sentence) => ({ ...sentence, show_confidence: isShown(sentence) })), current.image_checks.length > 0);
   byId("legend-words").hidden = !shown.some(isShown);
@@ -381,7 +371,7 @@ function onKey(event) {
   if (event.key === "Escape" && editor.open) editor.finish();
   if (typing || (!singleKeys.checked && event.key.length === 1)) return;
   if (event.key === "?") help.showModal();
-  else if (event.key === "e" && current?.findings && !running && !isAsking()) editor.begin();
+  else if (event.key === "e" && current?.findings && !running && !question.open) editor.begin();
   else if (event.key === "l") setLarge();
   else if (event.key === "ArrowDown" && document.activeElement === result && current) sentences.focus();
   else if (!views.zoomedBy(event.key)) return;
@@ -409,7 +399,6 @@ byId("form").addEventListener("submit", (event) => {
 cancelButton.addEventListener("click", () => running?.abort());
 byId("swap").addEventListener("click", () => views.swap());
 byId("clear").addEventListener("click", () => views.clear());
-byId("unusual-show").addEventListener("click", showAnyway);
 byId("edit").addEventListener("click", () => (editor.open ? editor.finish() : editor.begin()));
 byId("copy").addEventListener("click", copy);
 byId("save-text").addEventListener("click", () => saveAs("text"));

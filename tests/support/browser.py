@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.support.paths import DRAWN
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WAIT_MS = 60_000
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]  # of axe-core
 CUT_STREAM = 'event: cases\ndata: {"reference_cases": []}\n\n'  # a stream that ends after its cases
 
 
@@ -124,3 +127,11 @@ def transform(page: Page, view: int) -> list[float]:
         .evaluate("film => { const m = new DOMMatrix(getComputedStyle(film).transform); return [m.a, m.e, m.f]; }")
     )
     return matrix
+
+
+def flaws(page: Page) -> list[str]:
+    """Violations that axe-core finds on the current page: rule and element."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs pip install axe-playwright-python")
+    found = axe.Axe().run(page, options={"runOnly": {"type": "tag", "values": RULES}})
+    return [f"{flaw['id']}: {node['target']} {node['failureSummary']}" for flaw in found.response["violations"]
+            for node in flaw["nodes"]]  # fmt: skip
