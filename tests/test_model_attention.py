@@ -160,3 +160,20 @@ def test_attention_does_not_depend_on_the_order_of_views(drafter: Drafter) -> No
     assert [sentence.attention for sentence in one.sentences] == [sentence.attention for sentence in other.sentences]
     assert one.sentences[0].attention is not None
     assert one.sentences[0].attention.patches["frontal"] != one.sentences[0].attention.patches["lateral"]
+
+
+def test_weights_move_to_where_the_tokens_look(tmp_path: Path) -> None:
+    drafter = drafter_of(tmp_path / "tiny")
+    study = noise_study(1, View.FRONTAL, View.LATERAL)
+    backbone = drafter.bundle.model.backbone
+    (before,) = drafter.draft([study], WITH_ATTENTION)
+    backbone.offset = 0.5
+    (after,) = drafter.draft([study], WITH_ATTENTION)
+    for one, other in zip(before.sentences, after.sentences, strict=True):
+        assert one.attention is not None
+        assert other.attention is not None
+        assert other.attention.cases == one.attention.cases
+        for view, grid in one.attention.patches.items():
+            moved = backbone.onto_patches(torch.tensor(grid).flatten()).view(SIDE, SIDE)
+            np.testing.assert_allclose(other.attention.patches[view], moved.numpy(), atol=1e-6)
+            assert np.ptp(grid) > 1e-4
