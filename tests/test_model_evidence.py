@@ -63,7 +63,7 @@ def test_contributions_of_a_view_and_the_reference_are_its_logits(feature_norm: 
     torch.testing.assert_close(of_studies.sigmoid(), probabilities, atol=1e-5, rtol=1e-5)
 
 
-def test_specific_contributions_sum_to_the_logit_minus_the_mean_logit_of_the_findings() -> None:
+def test_specific_contributions_sum_to_the_logit_minus_most_of_the_mean_logit() -> None:
     model, patches = classified(feature_norm=True)
     found = evidence_of(model, patches)
     assert found is not None
@@ -71,10 +71,9 @@ def test_specific_contributions_sum_to_the_logit_minus_the_mean_logit_of_the_fin
     with torch.no_grad():
         logits = model.finding_head(patches.pooled) - found.reference
     scored = [FINDINGS.index(name) for name in SCORED_FINDINGS]
-    expected = logits - logits[..., scored].mean(-1, keepdim=True)
+    expected = logits - 0.75 * logits[..., scored].mean(-1, keepdim=True)
     real = patches.view_mask
     torch.testing.assert_close(found.specific.sum(2)[real], expected[real], atol=1e-5, rtol=1e-5)
-    assert float(found.specific[..., scored].mean(-1).abs().max()) < 1e-6
 
 
 def test_reference_is_the_logit_of_the_mean_patch() -> None:
@@ -161,7 +160,7 @@ def test_draft_has_maps_of_its_findings_that_sum_to_their_specific_logits(drafte
             assert all(np.shape(grid) == (SIDE, SIDE) for grid in grids.values())
             probabilities = np.array([draft.finding_probabilities[name] for name in FINDINGS])
             logits = np.log(probabilities / (1 - probabilities)) - reference
-            expected = logits[FINDINGS.index(finding)] - logits[scored].mean()
+            expected = logits[FINDINGS.index(finding)] - 0.75 * logits[scored].mean()
             assert np.mean([np.sum(grid) for grid in grids.values()]) == pytest.approx(expected, abs=1e-3)
     assert len(seen) > 1
 

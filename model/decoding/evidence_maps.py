@@ -8,9 +8,10 @@ finding is exactly the sum of what each patch contributes, and the logit of a re
 The reference is the mean patch token of the training images (``feature_norm``), or 0 without it.
 
 Much of a contribution is common to all findings: the patch looks abnormal. A map therefore shows
-the contributions to the *specific logit* of a finding, which is its logit minus the mean logit of
-the 13 findings: the same sum with w minus the mean w. A positive contribution speaks for the
-finding, a negative one against it. All findings, studies and views share this one scale.
+the contributions to the *specific logit* of a finding, which is its logit minus ``SHARED`` times
+the mean logit of the 13 findings: the same sum with w minus ``SHARED`` times the mean w. A positive
+contribution speaks for the finding, a negative one against it. All findings, studies and views
+share this one scale.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -26,6 +28,10 @@ from model.decoding.attention_maps import grids_by_view
 from model.network.report_model import Patches, ReportModel
 from model.text.labeler import FINDINGS, SCORED_FINDINGS
 from model.types import Label, SentenceEvidence
+
+SHARED: Final = 0.75
+"""Chosen on val: with 0, maps of different findings are alike; with 1, to erase what a map shows lowers the finding's
+probability less."""
 
 _SCORED = [FINDINGS.index(name) for name in SCORED_FINDINGS]
 
@@ -45,7 +51,7 @@ class FindingEvidence:
     @property
     def specific(self) -> Tensor:
         """Contributions to the specific logits: (B, V, P, 14)."""
-        return self.contributions - self.contributions[..., _SCORED].mean(dim=-1, keepdim=True)
+        return self.contributions - SHARED * self.contributions[..., _SCORED].mean(dim=-1, keepdim=True)
 
     def of_sentence(self, study: int, labels: Mapping[str, Label], views: Sequence[str]) -> SentenceEvidence | None:
         """The map of one finding of a sentence, for a study with images of ``views``, in this order.

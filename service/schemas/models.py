@@ -62,7 +62,8 @@ class EvidenceOut(ResponseModel):
     """Where the images speak for or against one finding of a sentence: its class activation map.
 
     All findings, sentences and views share one scale. For each view, the sum of its numbers and a
-    constant of the finding is the finding's logit minus the mean logit of the 13 findings.
+    constant of the finding is the finding's logit minus three quarters of the mean logit of the
+    13 findings.
     """
 
     finding: Annotated[
