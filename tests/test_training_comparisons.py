@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from model.text.statements import refers_to_prior
-from training.data.comparisons import without_comparisons
+from training.data.comparisons import with_rewritten, without_comparisons
+from training.scoring.language import language_faults
 
 REWRITTEN = {
     "Stable cardiomegaly.": "Cardiomegaly.",
@@ -70,6 +71,13 @@ def test_removes_a_sentence_of_which_nothing_is_left(sentence: str) -> None:
 @pytest.mark.parametrize("report", UNTOUCHED)
 def test_leaves_other_sentences_as_they_are(report: str) -> None:
     assert without_comparisons(report) == report
+
+
+def test_words_of_a_rewritten_report_are_attested() -> None:
+    published = ["There is stable cardiomegaly."]
+    draft = "there is cardiomegaly ."
+    assert language_faults([draft], published)["unattested_sentences"] == 1
+    assert language_faults([draft], with_rewritten(published))["unattested_sentences"] == 0
 
 
 def test_no_comparison_is_left_in_real_reports(real_data: Path) -> None:

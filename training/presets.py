@@ -43,7 +43,10 @@ _COMPACT = RunConfig(
     ),
     decoding=DecodingConfig(
         method="consensus", candidates=96, temperature=1.0,
-        consensus=ConsensusConfig(temperature=0.07, finding=8.0, finding_threshold=0.15, rouge=0.75), language=_CLEAN,
+        consensus=ConsensusConfig(
+            temperature=0.1, finding=8.0, finding_threshold=0.2, classifier_weight=0.75, bleu4=1.0, rouge=1.0
+        ),
+        language=_CLEAN,
     ),
     weights_dtype="fp16",
 )  # fmt: skip

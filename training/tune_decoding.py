@@ -32,6 +32,7 @@ from model.devices import choose_device
 from model.text.tokenizer import END_OF_SENTENCE
 from retrieval_index.index import ReportIndex
 from training.cli import add_common_arguments, open_source, run_command, write_json
+from training.data.comparisons import with_rewritten
 from training.data.features import cache_features
 from training.data.pixel_cache import build_pixel_cache
 from training.data.resumable_lines import ResumableLines
@@ -50,7 +51,7 @@ GRID: Mapping[str, Sequence[float]] = {
     "temperature": (0.02, 0.03, 0.04, 0.05, 0.07, 0.1),
     "finding": (0.0, 1.0, 2.0, 4.0, 8.0),
     "finding_threshold": (0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
-    "classifier_weight": (0.0, 0.25, 0.5, 1.0),
+    "classifier_weight": (0.0, 0.25, 0.5, 0.75, 1.0),
     "bleu4": (0.0, 1.0, 2.0, 3.0, 4.0),
     "rouge": (0.0, 1.0, 2.0, 3.0, 4.0),
     "sentence_pool": (10, 20, 40, 80),
@@ -135,6 +136,7 @@ class Trials:
     ) -> None:
         self._bundle, self._candidates, self._kept = bundle, candidates, kept
         self._train = [study.report for study in source.split("train")]
+        self._written = with_rewritten(self._train)
         reports = [study.report for study in studies]
         self._references = ReferenceSet(reports, comparable_vocabulary(self._train), meteor=False)
         self.rows: list[dict[str, Any]] = []
@@ -145,7 +147,7 @@ class Trials:
         system, _ = self._references.drafts(texts)
         row: dict[str, Any] = {metric: float(system[metric] or 0.0) for metric in _SHOWN}
         row["copied"] = self._references.copied(texts, self._train) or 0.0
-        row |= language_faults(texts, self._train)
+        row |= language_faults(texts, self._written)
         row["objective"] = row["CIDEr"] + row["label_f1_micro"] + row["BLEU_4"] + row["ROUGE_L"]
         self.rows.append({"trial": name, "settings": dict(settings), **row})
         log.info("%-28s %s", name, " ".join(f"{metric} {value:.3f}" for metric, value in row.items()))

@@ -10,6 +10,7 @@ Non-existent Priors".
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from model.text.labeler import NO_FINDING, label_report
@@ -92,6 +93,12 @@ def without_comparisons(report: str) -> str:
     """
     kept = (_without_comparison(sentence) for sentence in _SENTENCES.split(report.strip()))
     return " ".join(sentence for sentence in kept if sentence)
+
+
+def with_rewritten(reports: Iterable[str]) -> list[str]:
+    """Reports as published, then as a model may have learnt them."""
+    published = list(reports)
+    return [*published, *map(without_comparisons, published)]
 
 
 def _without_comparison(sentence: str) -> str:

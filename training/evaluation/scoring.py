@@ -13,6 +13,7 @@ from model.bundle import Bundle
 from model.protocols import CaseIndex
 from model.text.labeler import FINDINGS
 from model.types import Draft
+from training.data.comparisons import with_rewritten
 from training.data.studies import Source, Study
 from training.scoring.baselines import TrivialRow, trivial_rows
 from training.scoring.bootstrap import Bootstrap
@@ -62,8 +63,11 @@ class ReferenceSet:
         return sum(comparable_prediction(text) in known for text in texts) / len(texts) if known else None
 
     def language(self, texts: Sequence[str], train: Iterable[str]) -> dict[str, dict[str, float]] | None:
-        """Faults of language of the drafts and of the references; None without training reports."""
-        known = list(train)
+        """Faults of language of the drafts and of the references; None without training reports.
+
+        Words are attested by training reports as published or without comparisons.
+        """
+        known = with_rewritten(train)
         if not known:
             return None
         return {"system": language_faults(texts, known), "references": language_faults(self._reports, known)}
