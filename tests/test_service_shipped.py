@@ -111,7 +111,7 @@ def test_swapped_drawings_are_detected(client: httpx.Client, answer: dict[str, A
 
 
 def test_upside_down_radiograph_gets_a_warning(client: httpx.Client, answer: dict[str, Any]) -> None:
-    assert "unusual_image" not in codes(answer)
+    """A drawing may be unusual itself; that real radiographs are not, `test_project_calibration` shows."""
     body = ask(client, png(np.ascontiguousarray(grey("effusion-frontal")[::-1, ::-1]))).json()
     assert {"unusual_image", "missing_view"} <= codes(body)
-    assert body["image_checks"][0]["unusual"] >= 0.99
+    assert body["image_checks"][0]["unusual"] >= max(0.99, answer["image_checks"][0]["unusual"])
