@@ -27,11 +27,11 @@ KEY = "screenshots-need-a-key"
 COLOURS = 240  # dithered: an overlay is a smooth veil
 WIDE, NARROW = (1440, 1130), (390, 844)
 INVENTED = {  # near enough to the drawn effusion to be among the first 50
-    "drawn-1": "The lungs are hyperexpanded. Patchy opacity in the left base. Small left pleural effusion. "
-    "Heart size is within normal limits.",
-    "drawn-2": "Stable hyperexpanded lungs. Left pleural effusion and left base airspace disease. Tortuous aorta.",
-    "drawn-3": "Hyperexpanded lungs compatible with emphysema. Scarring in the left lung. Degenerative changes of the "
-    "spine.",
+    "drawn-1": "Left chest tube and central venous catheter. Small left effusion. Left lower lobe airspace disease.",
+    "drawn-2": "Small left pleural effusion with associated airspace disease. Central venous catheter tip in the "
+    "superior vena cava.",
+    "drawn-3": "Central venous catheter is noted. Left base airspace disease with a small pleural effusion. The heart "
+    "is enlarged.",
 }
 
 
