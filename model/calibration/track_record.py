@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from model.calibration.ood import sigmoid
 from model.calibration.schema import TrackRecord
 from model.calibration.sentence_confidence import kind_of
 from model.text.labeler import NO_FINDING
@@ -34,8 +35,7 @@ def calibrated_findings(record: TrackRecord | None, classified: Mapping[str, flo
         return None
     lines = {name: one.line for name, one in record.findings.items() if one.line is not None}
     return {
-        name: float(1 / (1 + np.exp(-line.slope * finding_logits(classified[name]) - line.bias)))
-        for name, line in lines.items()
+        name: float(sigmoid(line.slope * finding_logits(classified[name]) + line.bias)) for name, line in lines.items()
     }
 
 

@@ -43,15 +43,16 @@ class WordAttention:
         return SentenceAttention(grids_by_view(weights, self.grid, views), tuple(cases.tolist()))
 
 
-def grids_by_view(values: Tensor, grid: int, views: Sequence[str]) -> dict[str, Grid]:
-    """Values of patches, view by view, as a grid for each image: (>= V*P,), V names -> name -> rows.
+def image_names(views: Sequence[str]) -> list[str]:
+    """A name for each image of a study: a second image of the same view is ``frontal-2``, and so on."""
+    before = [list(views[:position]).count(view) for position, view in enumerate(views)]
+    return [f"{view}-{count + 1}" if count else str(view) for view, count in zip(views, before, strict=True)]
 
-    A second image of the same view is ``frontal-2``, and so on.
-    """
+
+def grids_by_view(values: Tensor, grid: int, views: Sequence[str]) -> dict[str, Grid]:
+    """Values of patches, view by view, as a grid for each image: (>= V*P,), V views -> ``image_names`` -> rows."""
     patches: dict[str, Grid] = {}
-    for position, view in enumerate(views):
-        before = list(views[:position]).count(view)
-        name = f"{view}-{before + 1}" if before else view
+    for position, name in enumerate(image_names(views)):
         rows = values[position * grid**2 : (position + 1) * grid**2].view(grid, grid)
         patches[name] = tuple(tuple(row) for row in rows.tolist())
     return patches

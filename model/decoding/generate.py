@@ -180,7 +180,7 @@ def mbr_search(
             lambda sentence: _read(tokenizer, sentence),
             config.consensus,
             config.language,
-            tokenizer.id_of(COMMA) if COMMA in tokenizer else 0,
+            tokenizer.comma_id,
         )
         reports = [written for words in candidates if (written := tuple(filter(allowed, _sentences(tokenizer, words))))]
         if not reports:  # no candidate has a complete sentence that may be used: keep the first unchanged

@@ -60,7 +60,7 @@ class MbrSearch:
         read: what a sentence says.
         config: weights of the reward and bounds of the search.
         language: whether reports are consistent about organs, and ordered by organ.
-        unscored: token id that the reward ignores (the comma, which published scores drop); 0 for none.
+        unscored: token id that the reward ignores (``Tokenizer.comma_id``); 0 for none.
     """
 
     def __init__(

@@ -92,8 +92,11 @@ class Tokenizer:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __contains__(self, token: str) -> bool:
-        return token in self._ids  # type: ignore[attr-defined]
+    @property
+    def comma_id(self) -> int:
+        """Id of the comma, which published scores drop; ``pad_id`` where it is no word of the vocabulary."""
+        ids: dict[str, int] = self._ids  # type: ignore[attr-defined]
+        return ids.get(COMMA, self.pad_id)
 
     def id_of(self, token: str) -> int:
         """Id of a token; ``unk_id`` if it is not in the vocabulary."""

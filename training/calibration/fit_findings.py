@@ -11,7 +11,7 @@ from model.calibration.schema import FindingRecord, Kind, LinearScore, TrackReco
 from model.calibration.track_record import finding_logits
 from model.text.labeler import FINDINGS, NO_FINDING
 from training.calibration.records import POSITIVE, Record
-from training.scoring.binary import Bools, Floats, auroc, brier, fit_recalibration, folds, held_out
+from training.scoring.binary import Bools, Floats, Logistic, auroc, brier, fit_recalibration, folds, held_out
 from training.scoring.finding_auroc import MIN_CASES
 
 _FOLDS = 10
@@ -38,7 +38,7 @@ def finding_metrics(records: Sequence[Record], *, seed: int) -> dict[str, Any]:
         if found.line is not None:
             rows, truth = _classified(name, records)
             sources = {
-                "classifier": 1 / (1 + np.exp(-rows[:, 0])),
+                "classifier": Logistic(np.ones(1), 0.0).probabilities(rows),
                 "calibrated": held_out(rows, truth, fold, fit=fit_recalibration),
                 "rate": held_out(rows[:, :0], truth, fold),
             }

@@ -22,6 +22,8 @@ import numpy.typing as npt
 import torch
 from scipy.ndimage import gaussian_filter
 
+from model.calibration.ood import sigmoid
+from model.decoding.attention_maps import image_names
 from model.decoding.evidence_maps import FindingEvidence, evidence_of
 from model.network.report_model import ReportModel
 from model.text.labeler import FINDINGS
@@ -138,7 +140,7 @@ def score_study(
         column = FINDINGS.index(finding)
         for name, changed in zip(MAPS, logits[:, column], strict=True):
             values[name, "deletion_logit"].append(float(by_chance[:, column].mean() - changed))
-            fall = _sigmoid(by_chance[:, column]).mean() - _sigmoid(changed)
+            fall = sigmoid(by_chance[:, column]).mean() - sigmoid(changed)
             values[name, "deletion_probability"].append(float(fall))
             if finding == HEART and View.FRONTAL in views:
                 frontal = np.abs(maps[name][views.index(View.FRONTAL)])
@@ -157,9 +159,7 @@ def _maps(
         part[0, ..., FINDINGS.index(finding)].numpy().astype(np.float64)
         for part in (evidence.specific, evidence.contributions)
     )
-    before = [views[:position].count(view) for position, view in enumerate(views)]
-    names = [f"{view}-{count + 1}" if count else view.value for view, count in zip(views, before, strict=True)]
-    weights = np.array([attention[name] for name in names]).reshape(plain.shape)
+    weights = np.array([attention[name] for name in image_names(views)]).reshape(plain.shape)
     return {"evidence": specific, "evidence_logit": plain, "attention": weights}
 
 
@@ -167,8 +167,3 @@ def _correlation(one: Floats, other: Floats) -> float:
     if not (np.ptp(one) and np.ptp(other)):
         return 0.0
     return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
-
-
-def _sigmoid(logits: Floats) -> Floats:
-    result: Floats = 1 / (1 + np.exp(-logits))
-    return result

@@ -13,7 +13,7 @@ import torch
 from model.decoding.attested import attested_keys
 from model.decoding.mbr_table import ORDERS, MbrTable, NgramCounts, without_word
 from model.network.dual_encoder import pad_ids
-from model.text.tokenizer import COMMA, END_OF_SENTENCE, Tokenizer
+from model.text.tokenizer import END_OF_SENTENCE, Tokenizer
 from training.data.studies import Study
 from training.data.targets import label_vector
 
@@ -109,7 +109,7 @@ def build_consensus(
     number of tokens at which reports are cut, as in training.
     """
     tokens = report_tokens(studies, tokenizer, max_length)
-    scored = without_word(tokens, tokenizer.id_of(COMMA)) if COMMA in tokenizer else tokens
+    scored = without_word(tokens, tokenizer.comma_id)
     found = analyse(scored, directions, seed)
     basis, basis_step = in_steps(found.basis, 1)
     coordinates, coordinate_step = in_steps(found.coordinates, 0)
