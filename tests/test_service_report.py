@@ -287,6 +287,30 @@ def test_empty_part_without_a_file_name_is_a_file_not_chosen(client: httpx.Clien
     assert client.post("/report", content=chosen, headers=MULTIPART).status_code == 200
 
 
+def test_single_quotes_are_no_part_of_names(client: httpx.Client) -> None:
+    body = (
+        OPEN.replace(b'"', b"'") + png() + b"\r\n--b\r\nContent-Disposition: form-data; name='top_k'\r\n\r\n2\r\n--b--"
+    )
+    answer = client.post("/report", content=body, headers=MULTIPART)
+    assert answer.status_code == 200
+    assert len(answer.json()["reference_cases"]) == 2
+
+
+def test_ignores_one_empty_part_with_an_empty_name(client: httpx.Client) -> None:
+    nameless, form = b'--b\r\nContent-Disposition: form-data; name=""\r\n\r\n%s\r\n', OPEN + png() + b"\r\n--b--"
+    assert client.post("/report", content=nameless % b"" + form, headers=MULTIPART).status_code == 200
+    filled = client.post("/report", content=nameless % b"x" + form, headers=MULTIPART)
+    assert problem(filled, 422, "unknown_field", "")["detail"].startswith("The field '' is not known")
+    twice = client.post("/report", content=nameless % b"" + nameless % b"" + form, headers=MULTIPART)
+    problem(twice, 422, "duplicate_field", "")
+
+
+def test_refusal_of_an_extended_name_says_so(client: httpx.Client) -> None:
+    body = OPEN.replace(b'name="frontal"', b"name*=utf-8''frontal") + png() + b"\r\n--b--"
+    answer = problem(client.post("/report", content=body, headers=MULTIPART), 400, "malformed_multipart", None)
+    assert answer["detail"].startswith("A part has name* instead of name")
+
+
 def test_rejects_files_and_bodies_above_the_limit(bundle: Path) -> None:
     with ready_client(bundle, max_upload_bytes=100_000) as client:
         large = {"frontal": upload(bytes(100_001)), "lateral": upload(png())}

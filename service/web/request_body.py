@@ -39,6 +39,9 @@ _QUOTABLE = {  # header values that an error may quote; others could be anything
     *("image/png", "image/jpeg", "text/plain", "multipart/mixed", "multipart/related"),
 }
 _MALFORMED = "Send the form as curl -F or a browser does: every part has a name, and the last boundary ends with --."
+_NO_NAME = "A part has no name. " + _MALFORMED
+_EXTENDED_NAME = 'A part has name* instead of name; multipart/form-data has no such parameter. Send name="frontal".'
+_SINGLE_QUOTED = re.compile(rb"\A'(.*)'\Z", re.DOTALL)  # as scripts write it
 _LF_ONLY = (
     "The multipart body ends its lines with LF; RFC 2046 requires CRLF. Send the form as curl -F or a browser does."
 )
@@ -203,26 +206,34 @@ class _FormParser(MultiPartParser):
     def take_parts(self) -> dict[str, FormPart]:
         """The parts by field name; the parser drops them.
 
-        Browsers send an empty part with an empty file name where no file was chosen.
+        Browsers send an empty part with an empty file name where no file was chosen. Some clients send an empty part
+        with an empty name.
         """
+        self._values.pop("", None)
         names = [name for name, value in self._values.items() if value or self._filenames.get(name) != b""]
         return {name: FormPart(bytes(self._values.pop(name)), name in self._filenames) for name in names}
 
     def on_headers_finished(self) -> None:
-        _, options = parse_options_header(self._current_part.content_disposition)
+        disposition = self._current_part.content_disposition or b""
+        _, options = parse_options_header(disposition)
         if b"name" not in options:
-            raise Problem("malformed_multipart", "A part has no name. " + _MALFORMED)
-        name = options[b"name"].decode("utf-8", "replace")
-        if name not in self._limits:
-            detail = f"The field {quote(name)} is not known. Send {', '.join(self._limits)}."
-            raise Problem("unknown_field", detail, field=name[:64])
+            raise Problem("malformed_multipart", _EXTENDED_NAME if b"name*" in disposition.lower() else _NO_NAME)
+        name = _SINGLE_QUOTED.sub(rb"\1", options[b"name"]).decode("utf-8", "replace")
+        if name and name not in self._limits:
+            raise self._unknown(name)
         if name in self._values:
-            raise Problem("duplicate_field", f"The field {name} was sent twice. Send it once.", field=name)
+            raise Problem("duplicate_field", f"The field {quote(name)} was sent twice. Send it once.", field=name)
         if b"filename" in options:
-            self._filenames[name] = options[b"filename"]
+            self._filenames[name] = _SINGLE_QUOTED.sub(rb"\1", options[b"filename"])
         self._name, self._values[name] = name, bytearray()
 
+    def _unknown(self, name: str) -> Problem:
+        detail = f"The field {quote(name)} is not known. Send {', '.join(self._limits)}."
+        return Problem("unknown_field", detail, field=name[:64])
+
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if not self._name:
+            raise self._unknown("")
         value, limit = self._values[self._name], self._limits[self._name]
         value += data[start:end]
         if len(value) > limit.max_bytes:
