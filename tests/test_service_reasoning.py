@@ -35,10 +35,18 @@ def test_reasoning_is_no_part_of_the_text(marked: str) -> None:
     assert ask(marked.format(REASON, "Clear lungs. A nodule < 5 mm.")) == "Clear lungs. A nodule < 5 mm."
 
 
-@pytest.mark.parametrize("fenced", ["```\n{}\n```", "```text\n{}\n```\n", "<think>a</think>\n```markdown\n{}\n```"])
-def test_fence_of_a_code_block_is_no_part_of_the_text(fenced: str) -> None:
+@pytest.mark.parametrize("fenced", [
+    "```\n{}\n```", "```text\n{}\n```\n", "<think>a</think>\n```markdown\n{}\n```", "```{}```", "```\r\n{}\r\n```",
+    "Here is the rewritten draft:\n\n```\n{}\n```\nLet me know if it is right.",
+])  # fmt: skip
+def test_only_the_content_of_a_code_block_is_the_text(fenced: str) -> None:
     assert ask(fenced.format("Clear lungs.\nNo effusion.")) == "Clear lungs. No effusion."
-    assert ask("``` Clear lungs.") == "``` Clear lungs."
+
+
+@pytest.mark.parametrize("wrong", ["``` Clear lungs.", "```\nClear lungs.\n```\n```\nNo effusion.\n```", "```\n```"])
+def test_refuses_code_fences_without_one_text(wrong: str) -> None:
+    with pytest.raises(ChatError):
+        ask(wrong)
 
 
 def test_text_parts_are_the_answer() -> None:

@@ -17,6 +17,7 @@ import threading
 import httpx
 
 MAX_ANSWER_BYTES, MAX_CHARACTERS = 256 * 1024, 8_000
+_FENCE = "```"  # of a code block in Markdown
 # Reasoning models write to themselves before their answer. Servers return it with marks, often without the first one.
 _THOUGHTS = r"(?:\w+:)?(?:think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad)"
 _END_OF_REASONING = re.compile(
@@ -110,16 +111,21 @@ def _parse(data: bytes) -> str:
     answer = _ANSWER_MARK.sub("", _END_OF_REASONING.split(content)[-1])
     if _OTHER_MARK.search(answer):
         raise ChatError("its text has reasoning without an end, or other marks")
-    text = _printable(_without_fence(answer))
+    text = _printable(_inside_fence(answer))
     if not text or len(text) > MAX_CHARACTERS:
         raise ChatError(f"its text has {len(text):,} characters; 1 to {MAX_CHARACTERS:,} are allowed")
     return text
 
 
-def _without_fence(text: str) -> str:
-    """The content of a text that is one fenced code block; else the text."""
-    first, *inner = text.strip().split("\n")
-    return "\n".join(inner[:-1]) if first.startswith("```") and inner and inner[-1] == "```" else text
+def _inside_fence(text: str) -> str:
+    """The content of the one fenced code block, as what surrounds it is a remark; the text if there is no fence."""
+    before, *block = text.split(_FENCE)
+    if not block:
+        return before
+    if len(block) != 2:
+        raise ChatError("its text has a code fence without an end, or several code blocks")
+    language, newline, content = block[0].partition("\n")
+    return content if newline and len(language.split()) < 2 else block[0]
 
 
 def _printable(text: str) -> str:
