@@ -64,6 +64,12 @@ def test_reads_names(character_set: str | None, name: bytes, expected: str) -> N
     assert str(written(found).PatientName).rstrip("=") == expected.rstrip("=")
 
 
+def test_reads_a_name_that_pydicom_has_already_decoded() -> None:
+    dataset = pydicom.dcmread(io.BytesIO(image("\\ISO 2022 IR 58", IR_58)))
+    assert "\x1b" in str(dataset.PatientName)
+    assert SourceImage.from_dataset(dataset).patient_name == "Zhang^XiaoDong=张^小东"
+
+
 @pytest.mark.parametrize("character_set", [None, "", "ISO_IR 100", "ISO_IR 192", "ISO_IR 999", "rot13"])
 @pytest.mark.parametrize("name", [CHINESE.encode("gbk"), "张智宏".encode("gbk"), "Иванов".encode("cp1251")])
 def test_name_that_cannot_be_known_is_left_out_with_a_comment(character_set: str | None, name: bytes) -> None:

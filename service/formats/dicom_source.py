@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from pydicom.dataelem import RawDataElement
 from starlette.concurrency import run_in_threadpool
 
 from model.images import ImageError, is_dicom
@@ -94,9 +93,10 @@ KEYWORDS = {
 def _text(dataset: Dataset, keyword: str) -> str | None:
     """The text; None for a name that cannot be decoded."""
     try:
-        element: Any = dataset.get_item(keyword)
-        if keyword.endswith("Name") and isinstance(element, RawDataElement):
-            return decode_name(element.value or b"", dataset.get("SpecificCharacterSet"))
+        raw: Any = getattr(dataset.get_item(keyword), "value", None)
+        raw = getattr(raw, "original_string", raw)  # of a name that pydicom has already decoded
+        if keyword.endswith("Name") and isinstance(raw, bytes):
+            return decode_name(raw, dataset.get("SpecificCharacterSet"))
         value = dataset.get(keyword)
     except Exception:  # pydicom decodes here and raises many kinds of exceptions
         return ""
