@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
@@ -193,6 +194,9 @@ OTHER_FORMATS = {
     "JPEG 2000 files ": imagecodecs.jpeg2k_encode(WIDE, level=0, codecformat="jp2"),
     "AVIF, HEIC or video files": bytes(3) + b"\x20ftypavif" + bytes(60),
     "ZIP files": b"PK\3\4" + bytes(60),
+    "Base64 files": base64.encodebytes(encode(GREY)),
+    "Base64 files ": base64.b64encode(jpeg(GREY)),
+    "Data URL files": b"data:image/png;base64," + base64.b64encode(encode(GREY)),
 }
 
 

@@ -27,6 +27,7 @@ _OTHER_FORMATS = {
     b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"RIFF": "WebP",
     b"\xff\x4f\xff\x51": "JPEG 2000", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cJXL ": "JPEG XL", b"PK\3\4": "ZIP", b"\x1f\x8b": "gzip",
+    b"iVBORw0KGgo": "Base64", b"/9j/": "Base64", b"data:": "Data URL",  # PNG, JPEG
 }  # fmt: skip
 _THUMBNAIL_QUALITY = 85
 _BAND = 256  # rows
