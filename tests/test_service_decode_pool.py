@@ -18,7 +18,9 @@ from PIL import Image
 
 from model.images import ImageError, ImageLimits, read_image
 from model.types import View
-from service.inference.decode_pool import DecodeError, DecodePool
+from service.inference.admission import BusyError
+from service.inference.decode_pool import DecodePool
+from service.web.problems import Problem
 from tests.support.dicom import dicom
 from tests.support.service import WAIT_S, encode, png, scene
 from tests.support.tiny import soft_limit
@@ -42,6 +44,19 @@ async def readable(pool: DecodePool) -> bool:
     """Whether the pool decodes an ordinary image to the same pixels as this process."""
     view = await pool.read(png(), View.FRONTAL, SIZE, "bicubic")
     return bool((view.pixels == read_image(png(), SIZE).pixels).all())
+
+
+def children() -> set[int]:
+    """Processes that this thread started."""
+    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+
+async def started_child(before: set[int]) -> int:
+    """The next child, as soon as it exists."""
+    async with asyncio.timeout(WAIT_S):
+        while not (new := children() - before):
+            await asyncio.sleep(0.001)
+    return new.pop()
 
 
 async def killed_while_decoding(pool: DecodePool, number: signal.Signals, times: int) -> bytes:
@@ -125,18 +140,14 @@ async def test_cancelled_request_does_not_stop_the_start_of_its_worker() -> None
 
 async def test_signals_for_the_service_do_not_reach_workers() -> None:
     """A supervisor may send them to all processes, also while a worker starts."""
-    parent = Path(f"/proc/self/task/{os.getpid()}/children")
-    before = set(parent.read_text().split())
+    before = children()
     async with opened() as pool:
         task = asyncio.create_task(pool.read(png(), View.FRONTAL, SIZE, "bicubic"))
-        async with asyncio.timeout(WAIT_S):
-            while not (children := set(parent.read_text().split()) - before):
-                await asyncio.sleep(0.001)
-        (child,) = children
+        child = await started_child(before)
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            os.kill(int(child), number)
+            os.kill(child, number)
         await task
-        assert [str(pid) for pid in pool.pids] == [child]
+        assert pool.pids == [child]
 
 
 async def test_failed_start_costs_no_later_request() -> None:
@@ -145,10 +156,21 @@ async def test_failed_start_costs_no_later_request() -> None:
         with soft_limit(resource.RLIMIT_NOFILE, next_descriptor):
             waiting = [asyncio.create_task(readable(pool)) for _ in range(3)]
             done = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), WAIT_S)
-            assert {type(error) for error in done} == {DecodeError}
+            assert {type(error) for error in done} == {BusyError}
             await asyncio.gather(*pool._starting, return_exceptions=True)
             pool._spawn()
             await asyncio.gather(*pool._starting)
+        assert await readable(pool)
+
+
+async def test_worker_that_is_killed_as_it_starts_costs_only_the_request_that_waits() -> None:
+    async with opened() as pool:
+        before = children()
+        task = asyncio.create_task(readable(pool))
+        os.kill(await started_child(before), signal.SIGKILL)
+        with pytest.raises(BusyError, match="no process that decodes images can be started") as caught:
+            await task
+        assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "5"})
         assert await readable(pool)
 
 
@@ -221,5 +243,5 @@ async def test_worker_has_no_settings_no_output_and_no_right_to_write(monkeypatc
 async def test_closed_pool_starts_no_worker() -> None:
     async with opened() as pool:
         await pool.close()
-        with pytest.raises(DecodeError, match="stopping"):
+        with pytest.raises(Problem, match="stopping"):
             await readable(pool)

@@ -25,9 +25,12 @@ import numpy as np
 
 from model.images import DEFAULT_LIMITS, ImageError, ImageLimits
 from model.types import DraftWarning, Resample, StudyView, View
+from service.inference.admission import BusyError
 from service.inference.decode_worker import LENGTHS, READ, THUMBNAIL
+from service.web.problems import Problem, stopping
 
 START_TIMEOUT_S = 60.0
+RETRY_AFTER_S = 5  # if no worker can be started
 _MODULE = "service.inference.decode_worker"
 _KEPT_MEMORY = 64 * 1024 * 1024  # free bytes that a worker does not return to the system
 _MAX_HEADER, _MAX_RESULT = 64 * 1024, 64 * 1024 * 1024  # bytes of a response
@@ -35,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class DecodeError(RuntimeError):
-    """The decoder failed unexpectedly, or no worker could be started; the log has the cause."""
+    """The decoder failed unexpectedly, or a worker did not start; the log has the cause."""
 
 
 class _WorkerLostError(Exception):
@@ -59,7 +62,7 @@ class DecodePool:
         self._size = workers
         self._workers: set[_Worker] = set()
         self._starting: set[asyncio.Task[DecodeError | None]] = set()
-        self._idle: asyncio.Queue[_Worker | DecodeError] = asyncio.Queue()  # errors: no worker can be started
+        self._idle: asyncio.Queue[_Worker | Problem] = asyncio.Queue()  # a problem: there will be no worker
         self._waiting = 0  # calls that wait for a worker
         self._closed = False
 
@@ -86,6 +89,7 @@ class DecodePool:
         Raises:
             ImageError: see ``model.images.read_image``; ``too_complex`` if it takes too much memory or time.
             DecodeError: the decoder failed.
+            Problem: 503; no worker could be started, or the service is stopping.
         """
         answer, pixels = await self._call({"operation": READ, "view": view, "size": size, "resample": resample}, data)
         warnings = tuple(DraftWarning(code, message) for code, message in answer["warnings"])
@@ -97,10 +101,10 @@ class DecodePool:
         return (await self._call({"operation": THUMBNAIL, "longest": longest}, data))[1]
 
     async def close(self) -> None:
-        """Kill all workers; requests that wait for one fail with ``DecodeError``."""
+        """Kill all workers; requests that wait for one fail with ``Problem``."""
         self._closed = True
         for _ in range(self._waiting):
-            self._idle.put_nowait(_stopping())
+            self._idle.put_nowait(stopping())
         for task in self._starting:
             task.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
@@ -135,7 +139,7 @@ class DecodePool:
     async def _take(self) -> _Worker:
         while True:
             if self._closed:
-                raise _stopping()
+                raise stopping()
             if self._idle.empty():
                 self._spawn()
             self._waiting += 1
@@ -143,7 +147,7 @@ class DecodePool:
                 worker = await self._idle.get()
             finally:
                 self._waiting -= 1
-            if isinstance(worker, DecodeError):
+            if isinstance(worker, Problem):
                 raise worker
             if worker.process.poll() is None:
                 return worker
@@ -166,7 +170,7 @@ class DecodePool:
             self._starting = {task for task in self._starting if task is not asyncio.current_task()}
             if not self._workers and not self._starting:  # no worker will become idle for those that wait
                 for _ in range(self._waiting):
-                    self._idle.put_nowait(DecodeError(str(error)))
+                    self._idle.put_nowait(BusyError("no process that decodes images can be started", RETRY_AFTER_S))
             return DecodeError(str(error))
         self._workers.add(worker)
         self._idle.put_nowait(worker)
@@ -272,10 +276,6 @@ def _environment() -> dict[str, str]:
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     memory = {"MALLOC_MMAP_THRESHOLD_": str(_KEPT_MEMORY // 2), "MALLOC_TRIM_THRESHOLD_": str(_KEPT_MEMORY)}
     return {**kept, **one_thread, **memory, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-
-
-def _stopping() -> DecodeError:
-    return DecodeError("the service is stopping")
 
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:
