@@ -1,14 +1,15 @@
 """The study of a report: its views, and the identity of the images that were sent as DICOM.
 
-A ``SourceImage`` identifies a patient. It is read only when a DICOM structured report needs it, from the
-header alone and within the limits of the image reader. It is never logged, shown by ``repr`` or
-written in another format.
+A ``SourceImage`` identifies a patient. For an upload it is read only when a DICOM structured report needs it,
+from the header alone and within the limits of the image reader. It is never logged, shown by ``repr`` or
+written in another format; FHIR has it only for studies of a PACS (``ExportContext.from_pacs``).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import re
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -27,7 +28,8 @@ _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _DATE = re.compile(r"[0-9]{8}")
 _TIME = re.compile(r"[0-9]{2}([0-9]{2}([0-9]{2}(\.[0-9]{1,6})?)?)?")
 _NAME_LENGTH = 64  # characters of each of the up to three forms of a person name
-_LENGTHS = {"patient_id": 64, "accession_number": 16, "study_id": 16}
+_LENGTHS = {"patient_id": 64, "issuer_of_patient_id": 64, "accession_number": 16, "study_id": 16}
+_LONG_ACCESSION = 64  # characters; some systems write more than the 16 that DICOM allows
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,6 +44,7 @@ class SourceImage:
         patient_sex: M, F or O.
         study_time: HHMMSS, with a fraction or shorter.
         unreadable: keywords of names whose character set cannot be found.
+        long_accession_number: an accession number of more than 16 characters, which DICOM cannot hold.
     """
 
     sop_class_uid: str = ""
@@ -58,6 +61,8 @@ class SourceImage:
     study_time: str = ""
     referring_physician_name: str = ""
     unreadable: tuple[str, ...] = ()
+    issuer_of_patient_id: str = ""
+    long_accession_number: str = ""
 
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> Self:
@@ -65,7 +70,9 @@ class SourceImage:
         found = {name: _text(dataset, keyword) for name, keyword in KEYWORDS.items()}
         unreadable = tuple(KEYWORDS[name] for name, value in found.items() if value is None)
         usable = {name: value for name, value in found.items() if value is not None and _usable(name, value)}
-        return cls(**usable, unreadable=unreadable)
+        accession = found["accession_number"] or ""
+        is_long = _LENGTHS["accession_number"] < len(accession) <= _LONG_ACCESSION and accession.isprintable()
+        return cls(**usable, unreadable=unreadable, long_accession_number=accession if is_long else "")
 
     @property
     def missing(self) -> list[str]:
@@ -79,6 +86,7 @@ KEYWORDS = {
     "series_instance_uid": "SeriesInstanceUID",
     "study_instance_uid": "StudyInstanceUID",
     "patient_id": "PatientID",
+    "issuer_of_patient_id": "IssuerOfPatientID",
     "patient_name": "PatientName",
     "patient_birth_date": "PatientBirthDate",
     "patient_sex": "PatientSex",
@@ -103,9 +111,19 @@ def _text(dataset: Dataset, keyword: str) -> str | None:
     return "" if value is None else str(value).strip()
 
 
+def is_uid(value: str) -> bool:
+    """Whether the text is a valid UID (PS3.5, section 9)."""
+    return len(value) <= 64 and _UID.fullmatch(value) is not None
+
+
+def uid_of(identifier: uuid.UUID) -> str:
+    """The UID of a UUID (PS3.5 B.2)."""
+    return f"2.25.{identifier.int}"
+
+
 def _usable(name: str, value: str) -> bool:
     if name.endswith("_uid"):
-        return len(value) <= 64 and _UID.fullmatch(value) is not None
+        return is_uid(value)
     if name.endswith("_date"):
         return _DATE.fullmatch(value) is not None
     if name == "study_time":
@@ -126,11 +144,22 @@ class ExportContext:
 
     Attributes:
         views: fields with an image, ``frontal`` or ``lateral``; at least one.
-        sources: identities of the images that were sent as DICOM.
+        sources: identities of the images that are DICOM.
+        from_pacs: whether FHIR may name the patient and the study of ``sources``.
     """
 
     views: tuple[str, ...]
     sources: tuple[SourceImage, ...] = field(default=(), repr=False)
+    from_pacs: bool = False
+
+
+@dataclass(frozen=True)
+class StoredReport:
+    """Identity of a structured report that a PACS keeps; ``replaces`` is the draft before it."""
+
+    sop_instance_uid: str
+    series_instance_uid: str
+    replaces: SourceImage | None = field(default=None, repr=False)
 
 
 async def export_context(images: Mapping[str, bytes], *, identified: bool) -> ExportContext:

@@ -1,9 +1,10 @@
-"""The report as a FHIR R4 ``DiagnosticReport``: preliminary, AI asserted, without a subject.
+"""The report as a FHIR R4 ``DiagnosticReport``: preliminary, AI asserted.
 
-The service receives no patient identity; the system that stores the report adds ``subject`` to it
-and to its observations. The reference cases, which belong to other patients, are extensions and text, never
-Observations, so that no system can assign them to this patient. docs/api.md, "Formats", describes
-every element.
+The report of an upload has no subject: the service receives no patient identity, and the system that
+stores the report adds ``subject`` to it and to its observations. The report of a study of a PACS refers
+to patient, order and study by their identifiers. The reference cases, which belong to other patients,
+are extensions and text, never Observations, so that no system can assign them to this patient.
+docs/api.md, "Formats", describes every element.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from model.types import Label
 from service.formats.codes import FINDING_CODES, LABEL_CODES, LOINC, SNOMED, study_code
-from service.formats.dicom_source import ExportContext
+from service.formats.dicom_source import ExportContext, SourceImage
 from service.formats.text import assessed_labels, plain_text, unassessed_findings
 from service.schemas.models import EDITED, ImageCheckOut, ModelInfo, ReferenceCaseOut, ReportResponse, SentenceOut
 
@@ -41,7 +42,7 @@ def diagnostic_report(report: ReportResponse, context: ExportContext, now: datet
 
     Args:
         report: the response.
-        context: only its views are used, no patient data.
+        context: its views; patient and study only if it comes from a PACS.
         now: time of issue, with a time zone; the current time by default.
     """
     issued = (now or datetime.now(UTC)).isoformat(timespec="milliseconds")
@@ -49,7 +50,9 @@ def diagnostic_report(report: ReportResponse, context: ExportContext, now: datet
     sentences = [_sentence(number, sentence) for number, sentence in enumerate(report.sentences, 1)]
     edited = any(warning.code == EDITED for warning in report.warnings)
     labels = [_label(name, label, edited) for name, label in assessed_labels(report).items() if label is not None]
-    observations = [*sentences, *labels]
+    source = context.sources[0] if context.from_pacs else SourceImage()
+    subject = _subject(source)
+    observations = [{**observation, **subject} for observation in (*sentences, *labels)]
     code = study_code(len(context.views))
     identifier = {"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{report.report_id}"}
     resource: Resource = _cleaned(
@@ -64,6 +67,8 @@ def diagnostic_report(report: ReportResponse, context: ExportContext, now: datet
             "status": "preliminary",
             "category": [{"coding": [_coding(TERMINOLOGY + "v2-0074", "RAD", "Radiology")]}],
             "code": {"coding": [_coding(LOINC, *code)], "text": code.meaning},
+            **subject,
+            **_study(source),
             "issued": issued,
             "result": [{"reference": f"#{observation['id']}"} for observation in observations],
             "conclusion": f"{report.findings}\n\n{report.disclaimer}" if report.findings else report.disclaimer,
@@ -79,6 +84,31 @@ def diagnostic_report(report: ReportResponse, context: ExportContext, now: datet
         }
     )
     return resource
+
+
+def _subject(source: SourceImage) -> Resource:
+    if not source.patient_id:
+        return {}
+    identifier: Resource = {"type": _identifier_type("MR", "Medical record number"), "value": source.patient_id}
+    if source.issuer_of_patient_id:
+        identifier["assigner"] = {"display": source.issuer_of_patient_id}
+    return {"subject": {"type": "Patient", "identifier": identifier}}
+
+
+def _study(source: SourceImage) -> Resource:
+    """References to the order and to the study, by identifiers (HL7's "Imaging Diagnostic Report" guide)."""
+    found: Resource = {}
+    if accession := source.accession_number or source.long_accession_number:
+        identifier = {"type": _identifier_type("ACSN", "Accession ID"), "value": accession}
+        found["basedOn"] = [{"type": "ServiceRequest", "identifier": identifier}]
+    if source.study_instance_uid:
+        uid = {"system": "urn:dicom:uid", "value": f"urn:oid:{source.study_instance_uid}"}
+        found["imagingStudy"] = [{"type": "ImagingStudy", "identifier": uid}]
+    return found
+
+
+def _identifier_type(code: str, display: str) -> Resource:
+    return {"coding": [_coding(TERMINOLOGY + "v2-0203", code, display)]}
 
 
 def _sentence(number: int, sentence: SentenceOut) -> Resource:

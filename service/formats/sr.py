@@ -34,7 +34,7 @@ from pydicom.sr.codedict import codes
 
 from model.types import Label
 from service.formats.codes import FINDING_CODES, LABEL_CODES, Code, study_code
-from service.formats.dicom_source import SourceImage, unsupported_reason
+from service.formats.dicom_source import SourceImage, StoredReport, uid_of, unsupported_reason
 from service.formats.text import NOTHING_WRITTEN, assessed_labels, named_labels, rewritten_by, unassessed_lines
 from service.schemas.models import ImageCheckOut, ModelInfo, ReferenceCaseOut, RefinedOut, ReportResponse, SentenceOut
 
@@ -51,13 +51,18 @@ COMMENT = CodedConcept("121106", "DCM", "Comment")
 ENGLISH = CodedConcept("en", "RFC5646", "English")
 ABSENT = Code("272519000", "Absent")  # of DICOM's CID 240; SNOMED CT has two concepts of this name
 _UNREADABLE = "The {} of an image could not be read in the character set that the image declares; it is left out."
+_LONG_ACCESSION = "The AccessionNumber of an image has more than 16 characters; it is left out."
 _LO = 64  # maximum length of DICOM's VR LO
 _SH = 16
 _DEVICES = uuid.UUID("0c0b6d4e-5c3a-4d0e-9a55-2f6f0a1f7c11")  # namespace of the device UIDs, generated once
 
 
 def structured_report(
-    report: ReportResponse, views: int, sources: Sequence[SourceImage], now: datetime | None = None
+    report: ReportResponse,
+    views: int,
+    sources: Sequence[SourceImage],
+    now: datetime | None = None,
+    stored: StoredReport | None = None,
 ) -> bytes:
     """The SR as a DICOM file (Part 10, Explicit VR Little Endian, UTF-8).
 
@@ -66,6 +71,7 @@ def structured_report(
         views: number of images of the draft, DICOM or not.
         sources: the images that were sent as DICOM.
         now: local time of the content; the current time by default.
+        stored: identity in a PACS; by default the UIDs are derived from the report's id.
 
     Raises:
         ValueError: ``unsupported_reason`` of the sources.
@@ -73,19 +79,24 @@ def structured_report(
     if reason := unsupported_reason(sources):
         raise ValueError(f"no structured report can be written: {reason}")
     file = io.BytesIO()
-    _document(report, views, sources, now or datetime.now()).save_as(file, enforce_file_format=True)
+    _document(report, views, sources, now or datetime.now(), stored).save_as(file, enforce_file_format=True)
     return file.getvalue()
 
 
-def _document(report: ReportResponse, views: int, sources: Sequence[SourceImage], now: datetime) -> EnhancedSR:
-    """The SR in the study of `sources`, at least one; its UID is derived from the report's id."""
+def _document(
+    report: ReportResponse, views: int, sources: Sequence[SourceImage], now: datetime, stored: StoredReport | None
+) -> EnhancedSR:
+    """The SR in the study of `sources`, at least one."""
     identifier = uuid.UUID(report.report_id)
+    root = _root(report, views, sources)
+    if stored is not None and any(source.long_accession_number for source in sources):
+        root.ContentSequence.append(_text(COMMENT, _LONG_ACCESSION))
     return EnhancedSR(
         evidence=[_header(source) for source in sources],
-        content=_root(report, views, sources),
-        series_instance_uid=_uid(uuid.uuid5(identifier, "series")),
+        content=root,
+        series_instance_uid=stored.series_instance_uid if stored else uid_of(uuid.uuid5(identifier, "series")),
         series_number=SERIES_NUMBER,
-        sop_instance_uid=_uid(identifier),
+        sop_instance_uid=stored.sop_instance_uid if stored else uid_of(identifier),
         instance_number=1,
         manufacturer=MANUFACTURER,
         is_complete=False,
@@ -98,6 +109,7 @@ def _document(report: ReportResponse, views: int, sources: Sequence[SourceImage]
         device_serial_number=report.model.digest[:_LO],
         content_date=now.date(),
         content_time=now.time(),
+        previous_versions=[_header(stored.replaces)] if stored and stored.replaces else None,
         coding_schemes=[CodingSchemeIdentificationItem(SCHEME, responsible_organization=MANUFACTURER)],
     )
 
@@ -149,7 +161,7 @@ def _root(report: ReportResponse, views: int, sources: Sequence[SourceImage]) ->
 
 def _observer(model: ModelInfo) -> ObserverContext:
     attributes = DeviceObserverIdentifyingAttributes(
-        uid=_uid(uuid.uuid5(_DEVICES, model.digest)),
+        uid=uid_of(uuid.uuid5(_DEVICES, model.digest)),
         name=model.name,
         manufacturer_name=MANUFACTURER,
         model_name=model.name,
@@ -241,8 +253,3 @@ def _private_code(value: str, meaning: str) -> CodedConcept:
 
 def _concept(code: Code, scheme: str) -> CodedConcept:
     return CodedConcept(code.value, scheme, code.meaning)
-
-
-def _uid(identifier: uuid.UUID) -> str:
-    """The UID of a UUID (PS3.5 B.2)."""
-    return f"2.25.{identifier.int}"

@@ -33,8 +33,8 @@ WARNINGS: dict[str, str] = {  # code -> meaning; tools.api_docs writes it into d
 
 _IMAGES = "1.2.840.10008.5.1.4.1.1."
 _FOR_PROCESSING = f"{_IMAGES}1.1.1"
-_RADIOGRAPHS = {f"{_IMAGES}{tail}" for tail in ("1", "1.1")}  # CR; DX for presentation
-_CAPTURES = {f"{_IMAGES}{tail}" for tail in ("7", "7.1", "7.2", "7.3", "7.4")}
+RADIOGRAPHS = {f"{_IMAGES}{tail}" for tail in ("1", "1.1")}  # CR; DX for presentation
+CAPTURES = {f"{_IMAGES}{tail}" for tail in ("7", "7.1", "7.2", "7.3", "7.4")}
 _FLUOROSCOPY = {f"{_IMAGES}{tail}" for tail in ("12.1", "12.2")}
 _OTHER_MODALITIES = _words(
     "AR ASMT AU BDUS BI BMD CT CTPROTOCOL CFM DMS DOC ECG EEG EMG EOG EPS ES FA FS GM IO IOL IVOCT IVUS KER KO LEN LP "
@@ -126,14 +126,14 @@ def check_kind(header: Dataset) -> None:
     """
     uid = UID(_text(header, "SOPClassUID"))
     intent = _text(header, "PresentationIntentType").upper()
-    if uid == _FOR_PROCESSING or (uid in _RADIOGRAPHS and intent == "FOR PROCESSING"):
+    if uid == _FOR_PROCESSING or (uid in RADIOGRAPHS and intent == "FOR PROCESSING"):
         raise ImageError(
             "for_processing",
             "The DICOM object is a digital X-ray image for processing, raw detector values. "
             "Send the image for presentation of the same exposure.",
         )
     remedy = "Send a CR, DX or secondary capture image of the chest."
-    if uid and uid not in _RADIOGRAPHS | _CAPTURES | _FLUOROSCOPY:
+    if uid and uid not in RADIOGRAPHS | CAPTURES | _FLUOROSCOPY:
         name = uid.name if uid.name != uid else "an object of a non-standard class"
         raise ImageError("not_a_radiograph", f"The DICOM object is {name}, not a radiograph. {remedy}")
     modality = _text(header, "Modality").upper()
