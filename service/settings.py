@@ -26,7 +26,7 @@ DEPRECATED_NAMES = {  # old name -> name; both are read from the environment
 }
 _SHIPPED = Path("bundles/iu-xray")
 _IGNORED_VARIABLES = {"REPORT_DATA"}  # of the test suite
-_RAY = f"{ENV_PREFIX}RAY_"
+_OTHERS = (f"{ENV_PREFIX}RAY_", f"{ENV_PREFIX}PACS_")  # of service.ray_app and service.dicom_node
 _SECRETS = {"api_key", "api_key_file", "refine_url", "refine_key_file"}  # values that may be secrets, never printed
 _MAX_KEY_FILE_BYTES = 64 * 1024
 _HTTP_URL = re.compile(r"https?://[^/?#@\s]+(/[^?#@\s]*)?")
@@ -270,7 +270,7 @@ def _explain_one(prefix: str, location: tuple[int | str, ...], value: object, me
         return message
     name = "_".join(str(part) for part in location).removeprefix(prefix).lower()
     variable = f"{prefix}{name.upper()}"
-    if str(location[0]) in _SECRETS:
+    if str(location[0]) in _SECRETS or message == "Field required":  # its value is that of all settings
         return f"{variable}: {message}"
     if name == "port" and str(value).startswith("tcp://"):
         message += (
@@ -292,7 +292,8 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     sentences = []
     for name in sorted(environment):
         variable = name.upper()
-        if not variable.startswith(ENV_PREFIX) or variable.startswith(_RAY) or variable in known | _IGNORED_VARIABLES:
+        ignored = variable.startswith(_OTHERS) or variable in known | _IGNORED_VARIABLES
+        if not variable.startswith(ENV_PREFIX) or ignored:
             continue
         close = difflib.get_close_matches(variable, sorted(known), n=1)
         sentences.append(f"{name} is no setting and is ignored" + (f"; is {close[0]} meant?" if close else ""))

@@ -24,7 +24,8 @@ _UPLOAD_READERS = {
     "multipart",
     "httpx",
     "httpcore",
-}  # libraries whose messages may quote an upload, or the response of the language model's server
+    "pynetdicom",
+}  # libraries whose messages may quote an upload, the response of the language model's server, or a peer
 request_id_var: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 

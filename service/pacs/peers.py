@@ -1,0 +1,160 @@
+"""What the node talks to: the report service, and the archive that receives structured reports."""
+
+from __future__ import annotations
+
+import io
+import random
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+import httpx
+from pydantic import ValidationError
+from pydicom import dcmread
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE
+
+from model.types import View
+from service.pacs.node_settings import Archive, NodeSettings
+from service.pacs.structured_report import ENHANCED_SR
+from service.schemas.models import ReportResponse
+
+_TIMEOUT_S = 180.0  # of a draft; the service answers within its own limit
+_MOST_ANSWER = 8 * 2**20  # bytes
+_REFUSALS = {413, 415, 422}  # the images are at fault; another status may change with the configuration
+_SUCCESS = (0x0000, 0xB000, 0xB006, 0xB007)
+
+
+class PeerError(RuntimeError):
+    """A peer gave no usable answer; ``code`` is short and fixed, the message quotes no patient data."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class TryLaterError(PeerError):
+    """The peer is down, busy, or wrongly configured."""
+
+
+class RefusedError(PeerError):
+    """The peer refuses this study for good."""
+
+
+class Backoff:
+    """Growing pauses between attempts at one peer, with jitter."""
+
+    def __init__(self, longest_s: float) -> None:
+        self._longest_s = longest_s
+        self._failures = 0
+        self._until = 0.0
+        self.reason: str | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether a pause is running."""
+        return time.monotonic() < self._until
+
+    def failed(self, reason: str) -> float:
+        """Begin a pause and return its length in seconds."""
+        pause_s = min(2.0 ** min(self._failures, 30), self._longest_s) * random.uniform(0.75, 1.0)
+        self._failures += 1
+        self._until, self.reason = time.monotonic() + pause_s, reason
+        return pause_s
+
+    def succeeded(self) -> None:
+        """The peer answers."""
+        self._failures, self._until, self.reason = 0, 0.0, None
+
+
+class ReportService:
+    """A client of ``POST /report``; like that of the language model, it uses no proxy and follows no redirect."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self._url = f"{settings.report_url}/report"
+        key = settings.report_key()
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        self._headers = headers | ({"Authorization": f"Bearer {key}"} if key else {})
+
+    def draft(self, images: Mapping[View, bytes]) -> ReportResponse:
+        """The draft of DICOM files.
+
+        Raises:
+            TryLaterError: the service does not answer, is not ready, or refuses the key.
+            RefusedError: it refuses the images.
+        """
+        files = {view.value: ("image", data, "application/dicom") for view, data in images.items()}
+        try:
+            with (
+                httpx.Client(timeout=_TIMEOUT_S, trust_env=False) as client,
+                client.stream("POST", self._url, files=files, headers=self._headers) as response,
+            ):
+                body = _limited(response)
+        except httpx.HTTPError as error:
+            raise TryLaterError("service_down", f"The report service does not answer: {type(error).__name__}") from None
+        if response.status_code == httpx.codes.OK:
+            try:
+                return ReportResponse.model_validate_json(body)
+            except ValidationError:
+                raise TryLaterError("service_broken", "The answer of the report service is not a report") from None
+        code, detail = _problem(response, body)
+        if response.status_code in _REFUSALS:
+            raise RefusedError(code, detail)
+        raise TryLaterError(code, f"The report service answers {response.status_code}: {detail}")
+
+
+def _limited(response: httpx.Response) -> bytes:
+    body = bytearray()
+    for part in response.iter_raw():
+        body += part
+        if len(body) > _MOST_ANSWER:
+            raise TryLaterError("service_broken", f"The answer of the report service is over {_MOST_ANSWER:,} bytes")
+    return bytes(body)
+
+
+def _problem(response: httpx.Response, body: bytes) -> tuple[str, str]:
+    try:
+        problem = httpx.Response(response.status_code, content=body).json()
+        return str(problem["code"])[:64], str(problem["detail"])[:1000]
+    except (ValueError, KeyError, TypeError):
+        return f"http_{response.status_code}", "no problem document"
+
+
+class Destination(Protocol):
+    """Stores structured reports."""
+
+    def store(self, report: bytes) -> None:
+        """Store a DICOM file.
+
+        Raises:
+            TryLaterError: it was not stored.
+        """
+
+
+class StorageScu:
+    """Sends by C-STORE, one association for each report."""
+
+    def __init__(self, settings: NodeSettings, archive: Archive) -> None:
+        self._archive = archive
+        self._ae = AE(settings.ae_title)
+        self._ae.acse_timeout = self._ae.dimse_timeout = self._ae.network_timeout = settings.network_timeout_s
+        self._ae.connection_timeout = settings.network_timeout_s
+        self._ae.add_requested_context(ENHANCED_SR, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+
+    def store(self, report: bytes) -> None:
+        dataset = dcmread(io.BytesIO(report))
+        association = self._ae.associate(self._archive.host, self._archive.port, ae_title=self._archive.title)
+        if not association.is_established:
+            if association.is_rejected:
+                reason = "The archive rejects the association. Check both AE titles there and here"
+                raise TryLaterError("archive_rejects", reason)
+            reason = "The archive does not answer, or does not accept Enhanced SR"
+            raise TryLaterError("archive_down", reason)
+        try:
+            answer = association.send_c_store(dataset)
+        finally:
+            association.release()
+        if "Status" not in answer:
+            raise TryLaterError("archive_down", "The archive ended the association before it answered")
+        if answer.Status not in _SUCCESS:
+            raise TryLaterError("archive_refuses", f"The archive answers C-STORE with status 0x{answer.Status:04X}")
