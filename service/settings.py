@@ -27,7 +27,9 @@ DEPRECATED_NAMES = {  # old name -> name; both are read from the environment
 _SHIPPED = Path("bundles/iu-xray")
 _IGNORED_VARIABLES = {"REPORT_DATA"}  # of the test suite
 _OTHERS = (f"{ENV_PREFIX}RAY_", f"{ENV_PREFIX}PACS_")  # of service.ray_app and service.dicom_node
-_SECRETS = {"api_key", "api_key_file", "refine_url", "refine_key_file"}  # values that may be secrets, never printed
+_SECRETS = {  # values that may be secrets, never printed
+    *("api_key", "api_key_file", "refine_url", "refine_key_file", "dicomweb_url", "dicomweb_credentials_file"),
+}
 _MAX_KEY_FILE_BYTES = 64 * 1024
 _HTTP_URL = re.compile(r"https?://[^/?#@\s]+(/[^?#@\s]*)?")
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
@@ -85,22 +87,27 @@ def _checked_key_file(path: Path) -> Path:
     return path
 
 
-def _checked_refine_key_file(path: Path) -> Path:
+def _checked_secret_file(path: Path) -> Path:
     read_keys(path, min_length=1)
     return path
 
 
-def _checked_url(url: str) -> str:
-    try:
-        valid = bool(urlsplit(url).hostname) and urlsplit(url).port != 0
-    except ValueError:  # the port is not a number, or a bracket is not closed
-        valid = False
-    if not valid or not _HTTP_URL.fullmatch(url):
-        raise ValueError(
-            "write an address that begins with http:// or https://, without user, query or fragment, such as "
-            "http://127.0.0.1:11434/v1; a key goes into REPORT_REFINE_KEY_FILE"
-        )
-    return url
+def _web_address(example: str, secret: str) -> AfterValidator:
+    """Checks an http or https address; ``secret`` is the setting for what the address must not hold."""
+
+    def check(url: str) -> str:
+        try:
+            valid = bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+        except ValueError:  # the port is not a number, or a bracket is not closed
+            valid = False
+        if not valid or not _HTTP_URL.fullmatch(url):
+            raise ValueError(
+                "write an address that begins with http:// or https://, without user, query or fragment, such as "
+                f"{example}; a key goes into {secret}"
+            )
+        return url
+
+    return AfterValidator(check)
 
 
 def _split(value: object) -> object:
@@ -173,6 +180,11 @@ class Settings(BaseSettings):
         refine_model: name of that model on the server.
         refine_key_file: file with the key of that server, on one line. Read at start.
         refine_timeout_s: seconds that a rewrite may take; after that the response has the draft only.
+        dicomweb_url: base address of the PACS's DICOMweb service, such as ``http://127.0.0.1:8042/dicom-web``, from
+            which ``POST /studies/UID/report`` reads; if unset, it is 404.
+        dicomweb_credentials_file: file with ``user:password`` or a bearer token for that service, on one line. Read at
+            start.
+        dicomweb_timeout_s: seconds that reading the images of a study may take, and storing a report.
     """
 
     model_config = SettingsConfigDict(
@@ -208,10 +220,15 @@ class Settings(BaseSettings):
         Path | None, BeforeValidator(_none_if_empty), Field(validation_alias=_env_names("user_cases_dir"))
     ] = None
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_checked_origins)] = ()
-    refine_url: Annotated[str, AfterValidator(_checked_url)] | None = None
+    refine_url: Annotated[str, _web_address("http://127.0.0.1:11434/v1", "REPORT_REFINE_KEY_FILE")] | None = None
     refine_model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    refine_key_file: Annotated[Path, AfterValidator(_checked_refine_key_file)] | None = None
+    refine_key_file: Annotated[Path, AfterValidator(_checked_secret_file)] | None = None
     refine_timeout_s: Annotated[float, Field(gt=0, le=600)] = 20.0
+    dicomweb_url: (
+        Annotated[str, _web_address("http://127.0.0.1:8042/dicom-web", "REPORT_DICOMWEB_CREDENTIALS_FILE")] | None
+    ) = None
+    dicomweb_credentials_file: Annotated[Path, AfterValidator(_checked_secret_file)] | None = None
+    dicomweb_timeout_s: Annotated[float, Field(gt=0, le=600)] = 20.0
 
     @model_validator(mode="after")
     def _one_source_of_keys(self) -> Self:
@@ -220,12 +237,23 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _whole_refine_hook(self) -> Self:
+    def _no_setting_without_its_url(self) -> Self:
         if self.refine_url is not None and self.refine_model is None:
             raise ValueError("REPORT_REFINE_URL is set without REPORT_REFINE_MODEL; set its name")
         if self.refine_url is None and (self.refine_model is not None or self.refine_key_file is not None):
             raise ValueError("REPORT_REFINE_MODEL or REPORT_REFINE_KEY_FILE is set without REPORT_REFINE_URL")
+        if self.dicomweb_url is None and self.dicomweb_credentials_file is not None:
+            raise ValueError("REPORT_DICOMWEB_CREDENTIALS_FILE is set without REPORT_DICOMWEB_URL; set both or neither")
         return self
+
+    def dicomweb_credentials(self) -> str | None:
+        """``user:password`` or a bearer token of the PACS; None if none is configured.
+
+        Raises:
+            ValueError: the file has become invalid since the settings were read.
+        """
+        path = self.dicomweb_credentials_file
+        return None if path is None else read_keys(path, min_length=1)[0]
 
     def refine_key(self) -> str | None:
         """The key of the language model's server; None if none is configured.

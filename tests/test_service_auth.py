@@ -99,6 +99,7 @@ def test_open_routes_need_no_key(keyed: httpx.Client) -> None:
     ("method", "path", "changes"),
     [
         ("POST", "/report", False),
+        ("POST", "/studies/1.2.840/report", False),
         ("POST", "/preview", False),
         ("POST", "/export", False),
         ("GET", "/cases/x", False),

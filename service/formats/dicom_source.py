@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from starlette.concurrency import run_in_threadpool
 
 from model.images import ImageError, is_dicom
+from model.images.dicom.header import is_uid
 from model.images.dicom.parse import read_elements
 from service.formats.dicom_text import decode_name
 from service.web.problems import Problem
@@ -24,7 +25,6 @@ from service.web.problems import Problem
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _DATE = re.compile(r"[0-9]{8}")
 _TIME = re.compile(r"[0-9]{2}([0-9]{2}([0-9]{2}(\.[0-9]{1,6})?)?)?")
 _NAME_LENGTH = 64  # characters of each of the up to three forms of a person name
@@ -109,11 +109,6 @@ def _text(dataset: Dataset, keyword: str) -> str | None:
     except Exception:  # pydicom decodes here and raises many kinds of exceptions
         return ""
     return "" if value is None else str(value).strip()
-
-
-def is_uid(value: str) -> bool:
-    """Whether the text is a valid UID (PS3.5, section 9)."""
-    return len(value) <= 64 and _UID.fullmatch(value) is not None
 
 
 def uid_of(identifier: uuid.UUID) -> str:

@@ -107,7 +107,16 @@ def respond(report: ReportResponse, context: ExportContext, offer: Offer) -> Res
     """The response; for JSON the report itself, which the route's response model writes."""
     if offer is JSON:
         return report
-    return Response(_body(report, context, offer), headers={**VARY, "Content-Type": _CONTENT_TYPES[offer.media_type]})
+    return _response(_body(report, context, offer), offer)
+
+
+def sr_response(data: bytes) -> Response:
+    """The response with a structured report."""
+    return _response(data, SR)
+
+
+def _response(body: bytes, offer: Offer) -> Response:
+    return Response(body, headers={**VARY, "Content-Type": _CONTENT_TYPES[offer.media_type]})
 
 
 def _body(report: ReportResponse, context: ExportContext, offer: Offer) -> bytes:

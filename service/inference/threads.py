@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -47,3 +49,14 @@ def threadsafe_callback(on_event: EventCallback) -> EventCallback:
             loop.call_soon_threadsafe(notify, event)
 
     return schedule
+
+
+@functools.cache
+def background_loop(name: str) -> asyncio.AbstractEventLoop:
+    """An event loop in the daemon thread ``name``.
+
+    Reading a response of tiny pieces from another server would block the loop of the service.
+    """
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name=name, daemon=True).start()
+    return loop

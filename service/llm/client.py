@@ -8,13 +8,13 @@ Wire format: https://platform.openai.com/docs/api-reference/chat.
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import re
 import ssl
-import threading
 
 import httpx
+
+from service.inference.threads import background_loop
 
 MAX_ANSWER_BYTES, MAX_CHARACTERS = 256 * 1024, 8_000
 _FENCE = "```"  # of a code block in Markdown
@@ -63,7 +63,7 @@ class Chat:
         Raises:
             ChatError: there is no usable answer.
         """
-        exchange = asyncio.run_coroutine_threadsafe(self._ask(instruction, question), _loop())
+        exchange = asyncio.run_coroutine_threadsafe(self._ask(instruction, question), background_loop("language-model"))
         return await asyncio.wrap_future(exchange)
 
     async def _ask(self, instruction: str, question: str) -> str:
@@ -86,14 +86,6 @@ class Chat:
                 if len(received) > MAX_ANSWER_BYTES:
                     raise ChatError(f"its answer is larger than {MAX_ANSWER_BYTES:,} bytes")
         return bytes(received)
-
-
-@functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """An event loop in a thread: parsing a response of tiny pieces would block the loop of the service."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="language-model", daemon=True).start()
-    return loop
 
 
 def _parse(data: bytes) -> str:

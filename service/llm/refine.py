@@ -100,13 +100,13 @@ class Refiner:
         try:
             text = await self._rewrite(self._chat, report, min(self._timeout_s, within_s))
         except _UnrefinedError as error:
-            return self._unrefined(_with_timing(report, started), error.result)
+            return self._unrefined(with_timing(report, started), error.result)
         finally:
             self._pending -= 1
         self._metrics.refined.labels("done").inc()
         refined = RefinedOut(text=text, model=self._chat.model)
         warnings = [*report.warnings, *await asyncio.to_thread(differences, report, text)]
-        return _with_timing(report, started).model_copy(update={"refined": refined, "warnings": warnings})
+        return with_timing(report, started).model_copy(update={"refined": refined, "warnings": warnings})
 
     async def _rewrite(self, chat: Chat, report: ReportResponse, within_s: float) -> str:
         call_started, deadline = None, time.monotonic() + within_s
@@ -146,12 +146,12 @@ class _UnrefinedError(Exception):
         self.result: Unrefined = result
 
 
-def _with_timing(report: ReportResponse, started: float) -> ReportResponse:
+def with_timing(report: ReportResponse, started: float, stage: str = "refine") -> ReportResponse:
     """The report with the time since ``started`` (``time.monotonic``) added to its timings."""
     taken_ms = round((time.monotonic() - started) * 1000, 1)
     stages = {name: ms for name, ms in report.timings_ms.items() if name != "total"}
     total = round(report.timings_ms["total"] + taken_ms, 1)
-    return report.model_copy(update={"timings_ms": {**stages, "refine": taken_ms, "total": total}})
+    return report.model_copy(update={"timings_ms": {**stages, stage: taken_ms, "total": total}})
 
 
 def _build_prompt_payload(report: ReportResponse) -> dict[str, Any]:

@@ -103,8 +103,8 @@ PICTURE: Responses = {
 }
 
 
-def formats_response(*, drafts: bool) -> Responses:
-    """The 200 response in every format; `drafts`: structured reports and event streams too."""
+def formats_response(*, drafts: bool, schema: type[ReportResponse] = ReportResponse) -> Responses:
+    """The 200 response in every format; `drafts`: structured reports and event streams too; `schema`: of JSON."""
     report = ReportResponse.model_validate(REPORT_EXAMPLE)
     resource = diagnostic_report(report, ExportContext(("frontal",)), datetime(2026, 3, 1, 9, 30, tzinfo=UTC))
     events = [
@@ -131,7 +131,10 @@ def formats_response(*, drafts: bool) -> Responses:
                 "title": "Event",
                 "description": "An event of the response to stream=true: `cases`, each `sentence`, then `report`; "
                 "or `problem`, if the draft fails after the first event. Comments keep the connection alive.",
-                "oneOf": [_event(name, model.__name__) for name, model in EVENT_DATA.items()],
+                "oneOf": [
+                    _event(name, (schema if model is ReportResponse else model).__name__)
+                    for name, model in EVENT_DATA.items()
+                ],
             },
             "example": b"".join(events).decode(),
         }

@@ -75,6 +75,26 @@ REPORT_EXAMPLE: dict[str, Any] = {
     },
     "disclaimer": DISCLAIMER,
 }  # fmt: skip
+STUDY_REPORT_EXAMPLE: dict[str, Any] = {
+    **REPORT_EXAMPLE,
+    "study": {
+        "study_instance_uid": "1.2.840.5",
+        "images": [{"view": "frontal", "sop_instance_uid": "1.2.840.5.1.1", "series_instance_uid": "1.2.840.5.1"}],
+        "left_out": [
+            {
+                "sop_instance_uid": "1.2.840.5.2.1",
+                "series_instance_uid": "1.2.840.5.2",
+                "code": "repeated_view",
+                "reason": "A newer image of the same view is read instead.",
+            }
+        ],
+        "stored": {
+            "sop_instance_uid": "2.25.120872319",
+            "series_instance_uid": "2.25.98273482",
+            "status": "already_stored",
+        },
+    },
+}
 CASE_EXAMPLE: dict[str, Any] = {
     "case_id": "teaching-0042",
     "findings": "There is a small left pleural effusion. No pneumothorax.",
@@ -116,6 +136,13 @@ REPORT_FORM_EXAMPLES: dict[str, Any] = {
     "one view": {
         "summary": "curl -F frontal=@frontal.jpg …/report",
         "value": {"frontal": "(bytes of frontal.jpg)"},
+    },
+}
+STUDY_FORM_EXAMPLES: dict[str, Any] = {
+    "store": {"summary": "curl -F store=true …/studies/1.2.840.5/report", "value": {"store": "true"}},
+    "named images": {
+        "summary": "curl -F frontal=1.2.840.5.1.1 …/studies/1.2.840.5/report",
+        "value": {"frontal": "1.2.840.5.1.1"},
     },
 }
 PREVIEW_FORM_EXAMPLES: dict[str, Any] = {
@@ -213,6 +240,39 @@ PROBLEM_EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, fiel
         "Free disk space, check the disk, or restart the service.",
         None,
     ),
+    "cross_origin": (
+        "Pages of other origins may not read studies of the PACS. Call from the service's own page.", None
+    ),
+    "no_pacs": ("Set REPORT_DICOMWEB_URL to the DICOMweb address of the PACS and restart.", None),
+    "no_such_study": ("The PACS has no study with this StudyInstanceUID. Check it.", None),
+    "study_empty": (
+        "None of the 3 instances of the study is a frontal or lateral chest radiograph: not_a_chest (1); "
+        "not_a_radiograph (2). Send the radiographs to the PACS.",
+        None,
+    ),
+    "study_ambiguous": (
+        "2 radiographs of the study have no ViewPosition or ViewCodeSequence. "
+        "Name the instances: send frontal or lateral, or both, with a SOPInstanceUID.",
+        None,
+    ),
+    "study_too_large": ("The study has more than 1,000 instances.", None),
+    "two_patients": (
+        "The images of the study have 2 different values of PatientID. Correct the study in the PACS.", None
+    ),
+    "pacs_forbidden": (
+        "The PACS refuses the service with status 401. Check REPORT_DICOMWEB_CREDENTIALS_FILE.", None
+    ),
+    "pacs_unreachable": (
+        "The PACS cannot be reached (ConnectError). Check REPORT_DICOMWEB_URL and the log of the PACS.", None
+    ),
+    "pacs_broken": (
+        "The answer of the PACS cannot be used: its status is 500. Check REPORT_DICOMWEB_URL and the log of the PACS.",
+        None,
+    ),
+    "pacs_not_stored": (
+        "The PACS refused the report with status 409. Check REPORT_DICOMWEB_URL and the log of the PACS.", None
+    ),
+    "pacs_timeout": ("The PACS did not answer within 20 s (REPORT_DICOMWEB_TIMEOUT_S). Try again.", None),
     "reload_refused": (
         "The previous bundle keeps serving: model.safetensors was altered since the bundle was written.", None
     ),

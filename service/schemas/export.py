@@ -36,6 +36,12 @@ class ExportRequest(BaseModel):
         Field(min_length=1, max_length=2, description="Views of the study, each once."),
     ] = ("frontal", "lateral")
 
+    @field_validator("report", mode="before")
+    @classmethod
+    def _without_study(cls, report: object) -> object:
+        """Accept a response of ``POST /studies/UID/report``; its study, which names instances, is not exported."""
+        return {name: part for name, part in report.items() if name != "study"} if isinstance(report, dict) else report
+
     @field_validator("report")
     @classmethod
     def _can_be_written(cls, report: ReportResponse) -> ReportResponse:

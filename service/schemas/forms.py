@@ -14,7 +14,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from model.types import MAX_BEAM_SIZE, MAX_TOP_K
+from model.images.dicom.header import is_uid
+from model.types import MAX_BEAM_SIZE, MAX_TOP_K, View
 from retrieval_index.cases import CASE_ID, MAX_URL_BYTES, check_case_id, is_web_address
 from retrieval_index.user_cases import MAX_FINDINGS_BYTES, has_invisible
 
@@ -159,6 +160,12 @@ def _check_source_url(text: str) -> str:
     return text
 
 
+def _check_uid(text: str) -> str:
+    if not is_uid(text):
+        raise PydanticCustomError("malformed_value", "An instance is named by a SOPInstanceUID, such as 1.2.840.5.")
+    return text
+
+
 _SHORT = 32  # bytes of numbers and words
 OptionalFile = Annotated[bytes | None, FileLimit(), BeforeValidator(_file), Field(repr=False)]
 Switch = Annotated[Literal["true", "false"] | None, PartLimit(_SHORT, "unknown_value"), _one_of("true", "false")]
@@ -186,17 +193,9 @@ class _ViewsForm(MultipartForm):
         return images
 
 
-class ReportForm(_ViewsForm):
-    """The form of ``POST /report``; at least one image."""
+class DraftForm(MultipartForm):
+    """The options of a draft."""
 
-    model_config = ConfigDict(
-        title="ReportRequest", json_schema_extra={"anyOf": [{"required": ["frontal"]}, {"required": ["lateral"]}]}
-    )
-
-    frontal: Annotated[
-        OptionalFile, Field(description="The PA or AP radiograph: DICOM (CR, DX, secondary capture), PNG or JPEG.")
-    ] = None
-    lateral: Annotated[OptionalFile, Field(description="The lateral radiograph, likewise.")] = None
     top_k: Annotated[
         Annotated[int, Field(ge=1, le=MAX_TOP_K)] | None,
         PartLimit(_SHORT, "not_a_number"),
@@ -222,6 +221,23 @@ class ReportForm(_ViewsForm):
         Switch, Field(description="true: also a rewritten draft, if the operator configured a language model.")
     ] = None
 
+
+class _StudyImages(_ViewsForm):
+    """The images of ``POST /report``; the fields of a form begin with those of its last base class."""
+
+    frontal: Annotated[
+        OptionalFile, Field(description="The PA or AP radiograph: DICOM (CR, DX, secondary capture), PNG or JPEG.")
+    ] = None
+    lateral: Annotated[OptionalFile, Field(description="The lateral radiograph, likewise.")] = None
+
+
+class ReportForm(DraftForm, _StudyImages):
+    """The form of ``POST /report``; at least one image."""
+
+    model_config = ConfigDict(
+        title="ReportRequest", json_schema_extra={"anyOf": [{"required": ["frontal"]}, {"required": ["lateral"]}]}
+    )
+
     @model_validator(mode="after")
     def _has_an_image(self) -> Self:
         if self.frontal is None and self.lateral is None:
@@ -229,6 +245,36 @@ class ReportForm(_ViewsForm):
                 "missing_image", "Neither frontal nor lateral was sent. Send at least one of them as a file."
             )
         return self
+
+
+class StudyForm(DraftForm):
+    """The form of ``POST /studies/{StudyInstanceUID}/report``; every field may be missing."""
+
+    model_config = ConfigDict(title="StudyReportRequest")
+
+    store: Annotated[
+        Switch,
+        Field(
+            description="true: store the draft in the study as a DICOM structured report, once for each set of images "
+            "and bundle."
+        ),
+    ] = None
+    frontal: Annotated[
+        str | None,
+        PartLimit(64),
+        _text(_check_uid, required=False),
+        Field(description="SOPInstanceUID of the frontal image; chosen by the headers if both are left out."),
+    ] = None
+    lateral: Annotated[
+        str | None,
+        PartLimit(64),
+        _text(_check_uid, required=False),
+        Field(description="Of the lateral image, likewise."),
+    ] = None
+
+    def named(self) -> dict[View, str]:
+        """The instances that the request names."""
+        return {view: uid for view in View if (uid := getattr(self, view.value)) is not None}
 
 
 class PreviewForm(MultipartForm):

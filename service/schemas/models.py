@@ -10,12 +10,13 @@ from model.calibration.ood import WARNINGS as CHECK_WARNINGS
 from model.images.dicom.header import WARNINGS as DICOM_WARNINGS
 from model.text.labeler import FINDINGS
 from model.types import MAX_TOP_K, Label
-from service.schemas.examples import CASE_EXAMPLE, HEALTH_EXAMPLE, PROBLEM_EXAMPLE, REPORT_EXAMPLE
+from service.schemas.examples import CASE_EXAMPLE, HEALTH_EXAMPLE, PROBLEM_EXAMPLE, REPORT_EXAMPLE, STUDY_REPORT_EXAMPLE
 
 MAX_SENTENCES = 1024  # a draft has at most 1,024 tokens
 MAX_WARNINGS = 100
 _MAX_GRID = 256  # patches on a side, cases that the model read
 _MAX_STAGES = 32
+MAX_INSTANCES = 1_000  # of a study
 
 Labels = Annotated[dict[str, Label | None], Field(max_length=len(FINDINGS))]
 Pictures = Annotated[
@@ -256,6 +257,51 @@ class ReportResponse(ResponseModel):
         Field(max_length=_MAX_STAGES, description="Milliseconds by stage; total is the whole request."),
     ]
     disclaimer: str
+
+
+class StudyImageOut(ResponseModel):
+    """An instance of the study that was read."""
+
+    view: Annotated[Literal["frontal", "lateral"], Field(description="The view as which it was chosen.")]
+    sop_instance_uid: str
+    series_instance_uid: str
+
+
+class LeftOutOut(ResponseModel):
+    """An instance of the study that was not read."""
+
+    sop_instance_uid: str
+    series_instance_uid: str
+    code: Annotated[str, Field(examples=["repeated_view", "for_processing", "not_a_chest"])]
+    reason: str
+
+
+class StoredReportOut(ResponseModel):
+    """The structured report of this study, bundle and set of images in the PACS."""
+
+    sop_instance_uid: str
+    series_instance_uid: str
+    status: Annotated[
+        Literal["stored", "already_stored"],
+        Field(description="already_stored: the PACS had it; the draft of this response was not stored again."),
+    ]
+
+
+class StudyOut(ResponseModel):
+    """The study of a PACS, and what was read of it."""
+
+    study_instance_uid: str
+    images: Annotated[list[StudyImageOut], Field(max_length=2)]
+    left_out: Annotated[list[LeftOutOut], Field(max_length=MAX_INSTANCES)]
+    stored: Annotated[StoredReportOut | None, Field(description="With store=true; null otherwise.")] = None
+
+
+class StudyReportResponse(ReportResponse):
+    """A findings draft of a study of the PACS."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [STUDY_REPORT_EXAMPLE]})
+
+    study: StudyOut
 
 
 class BundleInfo(ResponseModel):

@@ -25,7 +25,10 @@ _UPLOAD_READERS = {
     "httpx",
     "httpcore",
     "pynetdicom",
-}  # libraries whose messages may quote an upload, the response of the language model's server, or a peer
+    "dicomweb_client",
+    "requests",
+    "retrying",
+}  # libraries whose messages may quote an upload, or an answer of the language model's server, the PACS or a peer
 request_id_var: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 

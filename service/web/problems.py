@@ -195,8 +195,8 @@ def install(app: FastAPI) -> None:
         if error.status_code == HTTPStatus.NOT_FOUND:
             return Problem(
                 "not_found",
-                "The service answers at /, /report, /preview, /export, /cases, /health, /livez, /metrics, /reload and "
-                "/openapi.json.",
+                "The service answers at /, /report, /studies, /preview, /export, /cases, /health, /livez, /metrics, "
+                "/reload and /openapi.json.",
                 headers=headers,
             ).response()
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:

@@ -49,8 +49,10 @@ _LF_ONLY = (
 Form = TypeVar("Form", bound=MultipartForm)
 
 
-async def read_form(request: Request, form: type[Form], *, max_file_bytes: int, timeout_s: float) -> Form:
-    """Read and check a multipart body.
+async def read_form(
+    request: Request, form: type[Form], *, max_file_bytes: int, timeout_s: float, optional: bool = False
+) -> Form:
+    """Read and check a multipart body; an ``optional`` one may be missing.
 
     Args:
         request: its body must not have been read.
@@ -63,6 +65,9 @@ async def read_form(request: Request, form: type[Form], *, max_file_bytes: int, 
         Problem: 4xx; the request is wrong.
         ClientDisconnect: the client disconnected.
     """
+    if optional and _has_no_body(request):
+        _refuse_query(request)
+        return form()
     boundary = _check_multipart(request)
     limits = _limits(form, max_file_bytes)
     files = sum(limit.code == _FILE_CODE for limit in limits.values())
@@ -175,10 +180,18 @@ def _check_multipart(request: Request) -> bytes:
         raise Problem("not_multipart", f"The Content-Type {was}. Send multipart/form-data, as curl -F does.")
     if not options.get(b"boundary"):
         raise Problem("malformed_multipart", "The Content-Type has no boundary. Let the HTTP library set this header.")
+    _refuse_query(request)
+    return options[b"boundary"]
+
+
+def _has_no_body(request: Request) -> bool:
+    return request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
+
+
+def _refuse_query(request: Request) -> None:
     if request.query_params:
         name = quote(next(iter(request.query_params)))
         raise Problem("unknown_field", f"{name} is in the query string. Send it as a form field in the body.")
-    return options[b"boundary"]
 
 
 _FILE_CODE = "upload_too_large"

@@ -11,7 +11,10 @@ import pytest
 
 from service.web.logging import JsonLines, TextLines
 
-LOGGERS = (None, "service", "uvicorn", "uvicorn.error", "PIL", "python_multipart", "asyncio", "httpx", "httpcore")
+LOGGERS = (
+    *(None, "service", "uvicorn", "uvicorn.error", "PIL", "python_multipart", "asyncio", "httpx", "httpcore"),
+    *("dicomweb_client", "requests", "pydicom", "highdicom"),
+)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ WARNINGS: dict[str, str] = {  # code -> meaning; tools.api_docs writes it into d
 }
 
 _IMAGES = "1.2.840.10008.5.1.4.1.1."
-_FOR_PROCESSING = f"{_IMAGES}1.1.1"
+FOR_PROCESSING = f"{_IMAGES}1.1.1"
 RADIOGRAPHS = {f"{_IMAGES}{tail}" for tail in ("1", "1.1")}  # CR; DX for presentation
 CAPTURES = {f"{_IMAGES}{tail}" for tail in ("7", "7.1", "7.2", "7.3", "7.4")}
 _FLUOROSCOPY = {f"{_IMAGES}{tail}" for tail in ("12.1", "12.2")}
@@ -63,6 +63,7 @@ _OTHER_PARTS = _words(
     "LIVER LSPINE MANDIBLE MAXILLA NASAL NECK ORBIT PANCREAS PATELLA PELVIS RIB RIBS SCAPULA SHOULDER SINUS SKULL "
     "SPINE SSPINE STERNUM STOMACH TEETH THIGH THUMB TIBIA TIBIAFIBULA TMJ TOE TSPINE ULNA UTERUS WHOLEBODY WRIST ZYGOMA"
 )
+_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _ORIENTATION = re.compile(r"[ALPRHF]{1,3}")
 
 
@@ -118,6 +119,11 @@ class DicomMetadata:
             yield warning.code, warning.message
 
 
+def is_uid(text: str) -> bool:
+    """Whether the text is a valid UID (PS3.5, section 9)."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
 def check_kind(header: Dataset) -> None:
     """Check that the object may be a radiograph: CR, DX for presentation, secondary capture, a frame of XA or RF.
 
@@ -126,7 +132,7 @@ def check_kind(header: Dataset) -> None:
     """
     uid = UID(_text(header, "SOPClassUID"))
     intent = _text(header, "PresentationIntentType").upper()
-    if uid == _FOR_PROCESSING or (uid in RADIOGRAPHS and intent == "FOR PROCESSING"):
+    if uid == FOR_PROCESSING or (uid in RADIOGRAPHS and intent == "FOR PROCESSING"):
         raise ImageError(
             "for_processing",
             "The DICOM object is a digital X-ray image for processing, raw detector values. "

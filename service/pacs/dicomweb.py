@@ -1,0 +1,393 @@
+"""Reads studies from a PACS and stores reports in it, by DICOMweb (PS3.18): QIDO-RS, WADO-RS, STOW-RS.
+
+dicomweb-client writes and reads the messages; httpx carries them (``_Transport``), with limits that requests
+lacks: one deadline for all exchanges of an operation, a size for each answer, no redirect, no proxy, no
+cookie, no compression, no server but the configured one. Answers are untrusted: every failure is a problem
+with a code of its own, and nothing of an answer is logged or quoted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import importlib
+import importlib.util
+import io
+import logging
+import re
+import ssl
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import httpx
+import pydicom
+from pydicom import Dataset
+from pydicom.tag import Tag
+
+from model.images import ImageError
+from model.images.dicom.header import CAPTURES, FOR_PROCESSING, RADIOGRAPHS, is_uid
+from model.types import View
+from service.formats.dicom_source import SourceImage, StoredReport, source_image
+from service.inference.threads import background_loop, run_in_temporary_thread
+from service.pacs.selection import HEADER, Selection, select_images, text
+from service.pacs.structured_report import DRAFT_HEADER, ENHANCED_SR, identity, newest_draft, write_report
+from service.schemas.models import MAX_INSTANCES, ReportResponse
+from service.settings import Settings
+from service.web.problems import Problem
+
+if TYPE_CHECKING:
+    from dicomweb_client import DICOMwebClient
+
+MAX_HEADERS = 64  # radiographs, and structured reports, of a study whose whole headers are read
+MAX_JSON_BYTES = 4 * 1024 * 1024
+_OVERHEAD = 64 * 1024  # bytes of a multipart answer in addition to its file
+_LISTED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+_IMAGES = RADIOGRAPHS | CAPTURES | {FOR_PROCESSING, ""}
+_MULTIPART = re.compile(r'multipart/related\s*;(?:.*;)?\s*boundary="?([^";]{1,200})"?', re.IGNORECASE)
+_CHECK = "Check REPORT_DICOMWEB_URL and the log of the PACS."
+P = ParamSpec("P")
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FetchedStudy:
+    """The images of a study that are read, view -> file, and the choice; ``sources`` are in the same order."""
+
+    images: dict[str, bytes]
+    sources: tuple[SourceImage, ...]
+    selection: Selection
+
+
+class Pacs:
+    """The configured DICOMweb server."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Store the settings; no connection is opened.
+
+        Raises:
+            ValueError: the file of the credentials has become invalid.
+        """
+        self.url = (settings.dicomweb_url or "").rstrip("/")
+        self.max_file_bytes, self.timeout_s = settings.max_upload_bytes, settings.dicomweb_timeout_s
+        self.authorization = _authorization(settings.dicomweb_credentials())
+        if self.url and _missing():
+            log.warning("REPORT_DICOMWEB_URL is set, but %s", _missing())
+
+    def check_configured(self) -> None:
+        """Check that there is a PACS, and the packages for it.
+
+        Raises:
+            Problem: ``no_pacs``, 404.
+        """
+        if not self.url:
+            raise Problem("no_pacs", "Set REPORT_DICOMWEB_URL to the DICOMweb address of the PACS and restart.")
+        if reason := _missing():
+            raise Problem("no_pacs", f"{reason[0].upper()}{reason[1:]}. Install it and restart.")
+
+    async def fetch(self, study_uid: str, named: Mapping[View, str]) -> FetchedStudy:
+        """Choose and read the images of a study.
+
+        Args:
+            study_uid: a valid UID.
+            named: as of ``select_images``.
+
+        Raises:
+            Problem: no PACS is configured; it fails; the study is not usable.
+        """
+        return await self._run(lambda connection: connection.fetch(study_uid, named))
+
+    async def store(self, report: ReportResponse, sources: tuple[SourceImage, ...]) -> tuple[StoredReport, bool]:
+        """Store the structured report, unless the PACS has it; returns its identity, and whether it was stored now.
+
+        Raises:
+            Problem: the PACS fails or refuses the report; no report can be written.
+        """
+        await run_in_temporary_thread(lambda: importlib.import_module("service.formats.sr"))  # seconds, once
+        return await self._run(lambda connection: connection.store(report, sources))
+
+    async def read_report(self, stored: StoredReport, study_uid: str) -> bytes:
+        """The file of a stored report.
+
+        Raises:
+            Problem: as of ``fetch``.
+        """
+        return await self._run(
+            lambda connection: connection.file(study_uid, stored.series_instance_uid, stored.sop_instance_uid)
+        )
+
+    async def _run(self, work: Callable[[_Connection], T]) -> T:
+        """Run an operation in a thread; cancellation ends its exchange."""
+        self.check_configured()
+        transport = _Transport(self)
+        try:
+            return await run_in_temporary_thread(lambda: work(_Connection(transport)))
+        except Problem as problem:
+            if problem.status > 500:
+                log.warning("the PACS failed: %s", problem.detail)
+            raise
+        finally:
+            transport.close()
+
+
+def _authorization(credentials: str | None) -> str | None:
+    if credentials is None:
+        return None
+    is_basic = ":" in credentials
+    return f"Basic {base64.b64encode(credentials.encode()).decode()}" if is_basic else f"Bearer {credentials}"
+
+
+def _missing() -> str | None:
+    """Why studies of a PACS cannot be read; None if they can."""
+    lacks = [name for name in ("dicomweb_client", "highdicom") if importlib.util.find_spec(name) is None]
+    return f"the service lacks {' and '.join(lacks)} (pip install 'cxr-report[pacs]')" if lacks else None
+
+
+def broken(reason: str) -> Problem:
+    """The problem of an answer that cannot be used."""
+    return Problem("pacs_broken", f"The answer of the PACS cannot be used: {reason}. {_CHECK}")
+
+
+class _Connection:
+    """The requests of one operation, in a thread. UIDs are checked before they become part of an address."""
+
+    def __init__(self, transport: _Transport) -> None:
+        self._transport, self._pacs = transport, transport.pacs
+        self._client = _client(transport)
+
+    def fetch(self, study_uid: str, named: Mapping[View, str]) -> FetchedStudy:
+        listed = self._list(study_uid)
+        if not listed:
+            raise Problem("no_such_study", "The PACS has no study with this StudyInstanceUID. Check it.")
+        headers = {**listed, **self._headers(study_uid, listed, _IMAGES, HEADER)}
+        selection = select_images(headers.values(), named)
+        files, sources = {}, []
+        for view, chosen in selection.images.items():
+            data = self.file(study_uid, chosen.series_instance_uid, chosen.sop_instance_uid)
+            source = _checked(source_image, data)
+            if (source.sop_instance_uid, source.study_instance_uid) != (chosen.sop_instance_uid, study_uid):
+                raise broken("an image is not the requested one")
+            files[view.value] = data
+            sources.append(source)
+        return FetchedStudy(files, tuple(sources), selection)
+
+    def store(self, report: ReportResponse, sources: tuple[SourceImage, ...]) -> tuple[StoredReport, bool]:
+        study_uid, stored = sources[0].study_instance_uid, identity(report, sources)
+        listed = self._list(study_uid)
+        if stored.sop_instance_uid in listed:
+            return stored, False
+        drafts = self._headers(study_uid, listed, {ENHANCED_SR}, DRAFT_HEADER)
+        data = write_report(report, sources, newest_draft(drafts.values(), stored))
+        result = _checked(self._client.store_instances, [pydicom.dcmread(io.BytesIO(data))], study_uid)
+        done = {text(item, "ReferencedSOPInstanceUID") for item in result.get("ReferencedSOPSequence") or ()}
+        if stored.sop_instance_uid not in done and stored.sop_instance_uid not in self._list(study_uid):
+            raise Problem("pacs_not_stored", f"The PACS did not store the report. {_CHECK}")
+        return stored, True
+
+    def file(self, study_uid: str, series_uid: str, sop_uid: str) -> bytes:
+        """An instance as the PACS has it, in any transfer syntax; its bytes are not parsed."""
+        address = f"{self._pacs.url}/studies/{study_uid}/series/{series_uid}/instances/{sop_uid}"
+        accept = {"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
+        self._transport.expect(self._pacs.max_file_bytes + _OVERHEAD, "An image (REPORT_MAX_UPLOAD_BYTES)")
+        answer = _checked(self._transport.session.get, address, headers=accept)
+        kind, body = str(answer.headers.get("Content-Type", "")), bytes(answer.content)
+        return body if kind.lower().startswith("application/dicom") else _only_part(kind, body)
+
+    def _list(self, study_uid: str) -> dict[str, Dataset]:
+        """SOP instance UID -> the elements ``_LISTED`` of all instances of the study."""
+        found: dict[str, Dataset] = {}
+        while True:
+            page = _checked(self._search, study_uid, len(found))
+            new = {uid: header for header in page if (uid := text(header, "SOPInstanceUID")) not in found}
+            if not all(is_uid(uid) and is_uid(text(header, "SeriesInstanceUID")) for uid, header in new.items()):
+                raise broken("an instance has no valid UID")
+            if not new:
+                return found
+            found |= new
+            if len(found) > MAX_INSTANCES:
+                raise Problem("study_too_large", f"The study has more than {MAX_INSTANCES:,} instances.")
+
+    def _search(self, study_uid: str, offset: int) -> list[Dataset]:
+        self._transport.expect(MAX_JSON_BYTES, "The list of instances")
+        page = self._client.search_for_instances(study_uid, limit=MAX_INSTANCES, offset=offset, fields=_LISTED)
+        return [_dataset(each, _LISTED) for each in page]
+
+    def _headers(
+        self, study_uid: str, listed: Mapping[str, Dataset], classes: Collection[str], keywords: Iterable[str]
+    ) -> dict[str, Dataset]:
+        """SOP instance UID -> the named elements of the instances of these SOP classes."""
+        uids = [uid for uid, header in listed.items() if text(header, "SOPClassUID") in classes]
+        if len(uids) > MAX_HEADERS:
+            raise Problem("study_too_large", f"The study has more than {MAX_HEADERS} radiographs or reports.")
+        found = {}
+        for uid in uids:
+            self._transport.expect(MAX_JSON_BYTES, "A header")
+            series_uid = text(listed[uid], "SeriesInstanceUID")
+            metadata = _checked(self._client.retrieve_instance_metadata, study_uid, series_uid, uid)
+            found[uid] = _checked(_dataset, metadata, keywords)
+            if text(found[uid], "SOPInstanceUID") != uid:
+                raise broken("a header is not the requested one")
+        return found
+
+
+def _dataset(metadata: Mapping[str, Any], keywords: Iterable[str]) -> Dataset:
+    """The named elements of DICOM JSON."""
+    tags = {f"{int(Tag(keyword)):08X}" for keyword in keywords}
+    return Dataset.from_json({tag: element for tag, element in metadata.items() if tag in tags})
+
+
+def _checked(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of a call that reads an answer; any failure of it is a problem."""
+    try:
+        return call(*args, **kwargs)
+    except (Problem, MemoryError):
+        raise
+    except ImageError as error:
+        raise broken(f"a file is {error.code}") from None
+    except Exception as error:  # of the parsers; their messages may quote the answer
+        raise broken(f"reading it failed with {type(error).__name__}") from None
+
+
+def _only_part(kind: str, body: bytes) -> bytes:
+    """The first part of a multipart answer, which has one."""
+    found = _MULTIPART.match(kind)
+    if found is None:
+        raise broken("it is not multipart/related")
+    delimiter = b"--" + found[1].encode()
+    start = body.find(b"\r\n\r\n", body.find(delimiter))
+    end = body.find(b"\r\n" + delimiter, start)
+    if delimiter not in body[: start + 1] or start < 0 or end < 0:
+        raise broken("its multipart message is cut short")
+    return body[start + 4 : end]
+
+
+class _Transport:
+    """Carries the requests of one operation."""
+
+    def __init__(self, pacs: Pacs) -> None:
+        self.pacs = pacs
+        self._max_bytes, self._expected = MAX_JSON_BYTES, "The answer"
+        self._deadline = time.monotonic() + pacs.timeout_s
+        self._loop = background_loop("dicomweb")
+        self._http: httpx.AsyncClient | None = None
+        self._running: Future[tuple[int, str, bytes]] | None = None
+        self._closed = False
+        self.session = _session(self)
+
+    def expect(self, max_bytes: int, what: str) -> None:
+        """Limit the next answers; ``what`` begins the detail of a larger one."""
+        self._max_bytes, self._expected = max_bytes, what
+
+    def exchange(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> tuple[int, str, bytes]:
+        """Status, Content-Type and body of an answer with status 200 to 299.
+
+        Raises:
+            Problem: there is no such answer.
+        """
+        if not url.startswith(f"{self.pacs.url}/") or self._closed:
+            raise broken("it leads to another server")
+        self._running = asyncio.run_coroutine_threadsafe(self._exchange(method, url, headers, body), self._loop)
+        return self._running.result()
+
+    async def _exchange(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
+    ) -> tuple[int, str, bytes]:
+        try:
+            async with asyncio.timeout(max(self._deadline - time.monotonic(), 0.001)):
+                return await self._send(method, url, headers, body)
+        except TimeoutError:
+            raise Problem(
+                "pacs_timeout",
+                f"The PACS did not answer within {self.pacs.timeout_s:g} s (REPORT_DICOMWEB_TIMEOUT_S). Try again.",
+            ) from None
+        except httpx.NetworkError as error:
+            raise Problem(
+                "pacs_unreachable", f"The PACS cannot be reached ({type(error).__name__}). {_CHECK}"
+            ) from None
+        except httpx.HTTPError as error:
+            raise broken(f"it is not HTTP ({type(error).__name__})") from None
+
+    async def _send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
+    ) -> tuple[int, str, bytes]:
+        if self._http is None:
+            self._http = httpx.AsyncClient(verify=_ssl_context(), timeout=None, trust_env=False)
+        received = bytearray()
+        async with self._http.stream(method, url, headers=headers, content=body, follow_redirects=False) as response:
+            self._check_status(method, response.status_code)
+            async for part in response.aiter_raw():
+                received += part
+                if len(received) > self._max_bytes:
+                    detail = f"{self._expected} is larger than {self._max_bytes:,} bytes."
+                    raise Problem("study_too_large", detail)
+        return response.status_code, response.headers.get("Content-Type", ""), bytes(received)
+
+    def _check_status(self, method: str, status: int) -> None:
+        if 200 <= status < 300:
+            return
+        if status in (401, 403):
+            detail = f"The PACS refuses the service with status {status}. Check REPORT_DICOMWEB_CREDENTIALS_FILE."
+            raise Problem("pacs_forbidden", detail)
+        if method == "POST":
+            raise Problem("pacs_not_stored", f"The PACS refused the report with status {status}. {_CHECK}")
+        if status == 404:
+            raise Problem(
+                "no_such_study",
+                "The PACS has no such study, or an image of it has just been removed. Check the StudyInstanceUID.",
+            )
+        raise broken(f"its status is {status}")
+
+    def close(self) -> None:
+        """End the running exchange and the connections."""
+        self._closed = True
+        if self._running is not None:
+            self._running.cancel()
+        if self._http is not None:
+            asyncio.run_coroutine_threadsafe(self._http.aclose(), self._loop)
+
+
+@functools.cache
+def _ssl_context() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+def _client(transport: _Transport) -> DICOMwebClient:
+    from dicomweb_client import DICOMwebClient
+
+    client = DICOMwebClient(transport.pacs.url, session=transport.session, chunk_size=2**30)
+    client.set_http_retry_params(retry=False)
+    return client
+
+
+def _session(transport: _Transport) -> Any:
+    """A session of requests, which dicomweb-client needs, over the transport."""
+    import requests
+    from requests.adapters import BaseAdapter
+
+    class Adapter(BaseAdapter):
+        def send(self, request: Any, *_: Any, **__: Any) -> Any:
+            headers = {"Accept": "application/dicom+json"} if request.method == "POST" else {}
+            for name, value in request.headers.items():
+                if name in ("Content-Type", "Accept") and value != "*/*":
+                    headers[name] = value
+            headers["Accept-Encoding"] = "identity"  # a gzip bomb would pass the limit
+            if transport.pacs.authorization:
+                headers["Authorization"] = transport.pacs.authorization
+            status, kind, body = transport.exchange(request.method, request.url, headers, request.body)
+            response = requests.Response()
+            response.status_code, response.url, response.request = status, request.url, request
+            response.headers["Content-Type"], response.raw = kind, io.BytesIO(body)
+            return response
+
+        def close(self) -> None:
+            pass
+
+    session = requests.Session()
+    session.trust_env = False  # no proxy, no .netrc
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, Adapter())
+    return session

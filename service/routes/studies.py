@@ -1,0 +1,179 @@
+"""``POST /studies/{StudyInstanceUID}/report``: draft a study of the PACS, and store the report in it if requested."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from model.images.dicom.header import is_uid
+from service.formats.dicom_source import ExportContext, StoredReport
+from service.formats.negotiation import SR, Offer, parse_accept, sr_response
+from service.inference.runtime import Runtime
+from service.llm.refine import with_timing
+from service.pacs.dicomweb import FetchedStudy, Pacs
+from service.routes.drafting import Drafting
+from service.routes.openapi import (
+    BODY_PROBLEMS,
+    INTERNAL,
+    NOT_ACCEPTABLE,
+    form_body,
+    formats_response,
+    problem_responses,
+)
+from service.routes.streaming import EarlyCallback
+from service.schemas.examples import STUDY_FORM_EXAMPLES
+from service.schemas.forms import StudyForm
+from service.schemas.models import (
+    LeftOutOut,
+    ReportResponse,
+    StoredReportOut,
+    StudyImageOut,
+    StudyOut,
+    StudyReportResponse,
+)
+from service.web.auth import require_api_key_if_configured
+from service.web.disconnect import cancel_on_disconnect
+from service.web.problems import Problem
+from service.web.request_body import read_form
+
+router = APIRouter()
+
+
+@router.post(
+    "/studies/{StudyInstanceUID}/report",
+    response_model=StudyReportResponse,
+    summary="Draft the findings of a study of the PACS",
+    dependencies=[Depends(require_api_key_if_configured)],
+    openapi_extra=form_body(StudyForm, STUDY_FORM_EXAMPLES, "May be missing. Each field at most once."),
+    responses={
+        **formats_response(drafts=True, schema=StudyReportResponse),
+        **BODY_PROBLEMS,
+        **NOT_ACCEPTABLE,
+        **problem_responses(
+            400, "The body cannot be parsed, or the request comes from a foreign page.", "malformed_multipart",
+            "cross_origin",
+        ),
+        **problem_responses(404, "No PACS is configured, or it has no such study.", "no_pacs", "no_such_study"),
+        **problem_responses(
+            415, "The body is not a form, or an image is not supported.", "not_multipart", "unsupported_transfer_syntax"
+        ),
+        **problem_responses(
+            422,
+            "A field is wrong, or the study cannot be drafted.",
+            *("malformed_value", "unknown_field", "unknown_value", "out_of_range", "too_small", "too_complex"),
+            *("study_empty", "study_ambiguous", "study_too_large", "two_patients"),
+        ),
+        **INTERNAL,
+        **problem_responses(
+            502,
+            "The PACS fails.",
+            *("pacs_forbidden", "pacs_unreachable", "pacs_broken", "pacs_not_stored"),
+        ),
+        **problem_responses(
+            503,
+            "Not ready, busy, too slow, or lost (with Retry-After).",
+            *("loading", "busy", "deadline", "replica_lost"),
+        ),
+        **problem_responses(504, "The PACS took too long.", "pacs_timeout"),
+    },
+)  # fmt: skip
+async def study_report(
+    request: Request, response: Response, StudyInstanceUID: str
+) -> StudyReportResponse | ReportResponse | Response:
+    """Draft the frontal and the lateral radiograph of a study, which the service reads from its PACS by DICOMweb.
+
+    `study` of the response says which instances were read, and why the others were not. FHIR and the
+    structured report name the patient. Formats and events are those of `POST /report`.
+
+    `store=true` stores the structured report in the study, as a new series, preliminary and unverified. A
+    study, bundle and set of images has one such report: a second request does not store it again. The
+    structured report of the response is then the stored one.
+    """
+    started = time.perf_counter()
+    runtime: Runtime = request.app.state.runtime
+    pacs: Pacs = request.app.state.pacs
+    settings = runtime.settings
+    formats = parse_accept(request.headers.getlist("accept"))
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        detail = "Pages of other origins may not read studies of the PACS. Call from the service's own page."
+        raise Problem("cross_origin", detail)
+    pacs.check_configured()
+    if not is_uid(StudyInstanceUID):
+        detail = "The address has no valid StudyInstanceUID. Send POST /studies/1.2.840.…/report."
+        raise Problem("malformed_value", detail, field="StudyInstanceUID")
+    runtime.check_accepting()
+    with ExitStack() as stack:
+        slot = stack.enter_context(ExitStack())
+        slot.enter_context(runtime.admission.acquire_slot())
+        form = await read_form(
+            request,
+            StudyForm,
+            max_file_bytes=settings.max_upload_bytes,
+            timeout_s=settings.upload_timeout_s,
+            optional=True,
+        )
+        study = await cancel_on_disconnect(request, pacs.fetch(StudyInstanceUID, form.named()))
+        drafting = _StudyDrafting(request, form, study, slot, started)
+        if form.stream == "true":
+            return drafting.stream(formats, stack)
+        context = ExportContext(tuple(drafting.images), study.sources, from_pacs=True)
+        return await drafting.respond(formats, context, response)
+
+
+class _StudyDrafting(Drafting):
+    """Adds what was read to the draft, and stores the report."""
+
+    arrival = "fetch"
+
+    def __init__(self, request: Request, form: StudyForm, study: FetchedStudy, slot: ExitStack, started: float) -> None:
+        super().__init__(request, form, study.images, slot, started)
+        self._pacs: Pacs = request.app.state.pacs
+        self._study, self._store = study, form.store == "true"
+        self._stored: StoredReport | None = None
+
+    async def run(self, on_event: EarlyCallback | None = None) -> StudyReportResponse:
+        result = await super().run(on_event)
+        stored = None
+        if self._store:
+            started = time.monotonic()
+            self._stored, is_new = await self._pacs.store(result, self._study.sources)
+            result = with_timing(result, started, "store")
+            stored = StoredReportOut(
+                sop_instance_uid=self._stored.sop_instance_uid,
+                series_instance_uid=self._stored.series_instance_uid,
+                status="stored" if is_new else "already_stored",
+            )
+        return StudyReportResponse(**dict(result), study=_study_out(self._study, stored))
+
+    async def write(self, result: ReportResponse, context: ExportContext, offer: Offer) -> ReportResponse | Response:
+        if offer is SR and self._stored is not None:
+            study_uid = self._study.sources[0].study_instance_uid
+            return sr_response(await self._pacs.read_report(self._stored, study_uid))
+        return await super().write(result, context, offer)
+
+
+def _study_out(study: FetchedStudy, stored: StoredReportOut | None) -> StudyOut:
+    return StudyOut(
+        study_instance_uid=study.sources[0].study_instance_uid,
+        images=[
+            StudyImageOut(
+                view=view.value,
+                sop_instance_uid=image.sop_instance_uid,
+                series_instance_uid=image.series_instance_uid,
+            )
+            for view, image in study.selection.images.items()
+        ],
+        left_out=[
+            LeftOutOut(
+                sop_instance_uid=each.sop_instance_uid,
+                series_instance_uid=each.series_instance_uid,
+                code=each.code,
+                reason=each.reason,
+            )
+            for each in study.selection.left_out
+        ],
+        stored=stored,
+    )
