@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,21 @@ def test_report_is_stored_once(pacs: DicomwebServer, client: httpx.Client) -> No
     assert [state["status"] for state in states] == ["stored", "already_stored"]
     assert [method for method, _, _ in pacs.requests].count("POST") == 1
     assert len(pacs.files) == 3
+
+
+def test_report_that_is_requested_twice_at_a_time_is_stored_once(pacs: DicomwebServer, client: httpx.Client) -> None:
+    with ThreadPoolExecutor(3) as threads:
+        answers_ = list(threads.map(lambda _: ask(client, store="true"), range(3)))
+    states = sorted(answer.json()["study"]["stored"]["status"] for answer in answers_)
+    assert states == ["already_stored", "already_stored", "stored"]
+    assert len(pacs.files) == 3
+
+
+@pytest.mark.parametrize("spelling", ["http://LOCALHOST:{}/dicom-web", "http://localhost:{}/dicom-web//"])
+def test_address_may_be_spelt_in_any_way(pacs: DicomwebServer, bundle: Path, spelling: str) -> None:
+    url = spelling.format(pacs.url.split(":")[2].split("/")[0])
+    with live_server(bundle, warm_up=False, dicomweb_url=url) as live, live.client() as client:
+        assert ask(client).status_code == 200
 
 
 def test_pages_of_other_origins_are_refused(pacs: DicomwebServer, client: httpx.Client) -> None:

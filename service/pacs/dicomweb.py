@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 import httpx
 import pydicom
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 MAX_HEADERS = 64  # radiographs, and structured reports, of a study whose whole headers are read
 MAX_JSON_BYTES = 4 * 1024 * 1024
+_JSON = "application/dicom+json"
 _OVERHEAD = 64 * 1024  # bytes of a multipart answer in addition to its file
 _LISTED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 _IMAGES = RADIOGRAPHS | CAPTURES | {FOR_PROCESSING, ""}
@@ -75,6 +77,7 @@ class Pacs:
         self.url = (settings.dicomweb_url or "").rstrip("/")
         self.max_file_bytes, self.timeout_s = settings.max_upload_bytes, settings.dicomweb_timeout_s
         self.authorization = _authorization(settings.dicomweb_credentials())
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         if self.url and _missing():
             log.warning("REPORT_DICOMWEB_URL is set, but %s", _missing())
 
@@ -108,7 +111,9 @@ class Pacs:
             Problem: the PACS fails or refuses the report; no report can be written.
         """
         await run_in_temporary_thread(lambda: importlib.import_module("service.formats.sr"))  # seconds, once
-        return await self._run(lambda connection: connection.store(report, sources))
+        lock = self._locks.setdefault(identity(report, sources).sop_instance_uid, asyncio.Lock())
+        async with lock:  # a report that is requested twice at a time is stored once
+            return await self._run(lambda connection: connection.store(report, sources))
 
     async def read_report(self, stored: StoredReport, study_uid: str) -> bytes:
         """The file of a stored report.
@@ -173,6 +178,8 @@ class _Connection:
                 raise broken("an image is not the requested one")
             files[view.value] = data
             sources.append(source)
+        if len({source.patient_id for source in sources}) > 1:
+            raise broken("an image and its header name different patients")
         return FetchedStudy(files, tuple(sources), selection)
 
     def store(self, report: ReportResponse, sources: tuple[SourceImage, ...]) -> tuple[StoredReport, bool]:
@@ -213,7 +220,7 @@ class _Connection:
 
     def _search(self, study_uid: str, offset: int) -> list[Dataset]:
         self._transport.expect(MAX_JSON_BYTES, "The list of instances")
-        page = self._client.search_for_instances(study_uid, limit=MAX_INSTANCES, offset=offset, fields=_LISTED)
+        page = self._client.search_for_instances(study_uid, limit=MAX_INSTANCES, offset=offset)
         return [_dataset(each, _LISTED) for each in page]
 
     def _headers(
@@ -274,7 +281,7 @@ class _Transport:
         self._deadline = time.monotonic() + pacs.timeout_s
         self._loop = background_loop("dicomweb")
         self._http: httpx.AsyncClient | None = None
-        self._running: Future[tuple[int, str, bytes]] | None = None
+        self._running: Future[tuple[str, bytes]] | None = None
         self._closed = False
         self.session = _session(self)
 
@@ -282,64 +289,47 @@ class _Transport:
         """Limit the next answers; ``what`` begins the detail of a larger one."""
         self._max_bytes, self._expected = max_bytes, what
 
-    def exchange(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> tuple[int, str, bytes]:
-        """Status, Content-Type and body of an answer with status 200 to 299.
+    def exchange(self, request: httpx.Request) -> tuple[str, bytes]:
+        """Content-Type and body of an answer with status 200 to 299.
 
         Raises:
             Problem: there is no such answer.
         """
-        if not url.startswith(f"{self.pacs.url}/") or self._closed:
+        base = httpx.URL(f"{self.pacs.url}/")
+        is_same = (request.url.scheme, request.url.netloc) == (base.scheme, base.netloc)
+        if self._closed or not is_same or not request.url.path.startswith(base.path):
             raise broken("it leads to another server")
-        self._running = asyncio.run_coroutine_threadsafe(self._exchange(method, url, headers, body), self._loop)
+        self._running = asyncio.run_coroutine_threadsafe(self._exchange(request), self._loop)
         return self._running.result()
 
-    async def _exchange(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
-    ) -> tuple[int, str, bytes]:
+    async def _exchange(self, request: httpx.Request) -> tuple[str, bytes]:
         try:
             async with asyncio.timeout(max(self._deadline - time.monotonic(), 0.001)):
-                return await self._send(method, url, headers, body)
+                return await self._send(request)
         except TimeoutError:
-            raise Problem(
-                "pacs_timeout",
-                f"The PACS did not answer within {self.pacs.timeout_s:g} s (REPORT_DICOMWEB_TIMEOUT_S). Try again.",
-            ) from None
+            detail = f"The PACS did not answer within {self.pacs.timeout_s:g} s (REPORT_DICOMWEB_TIMEOUT_S). Try again."
+            raise Problem("pacs_timeout", detail) from None
         except httpx.NetworkError as error:
-            raise Problem(
-                "pacs_unreachable", f"The PACS cannot be reached ({type(error).__name__}). {_CHECK}"
-            ) from None
+            detail = f"The PACS cannot be reached ({type(error).__name__}). {_CHECK}"
+            raise Problem("pacs_unreachable", detail) from None
         except httpx.HTTPError as error:
             raise broken(f"it is not HTTP ({type(error).__name__})") from None
 
-    async def _send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
-    ) -> tuple[int, str, bytes]:
+    async def _send(self, request: httpx.Request) -> tuple[str, bytes]:
         if self._http is None:
             self._http = httpx.AsyncClient(verify=_ssl_context(), timeout=None, trust_env=False)
         received = bytearray()
-        async with self._http.stream(method, url, headers=headers, content=body, follow_redirects=False) as response:
-            self._check_status(method, response.status_code)
+        response = await self._http.send(request, stream=True, follow_redirects=False)
+        try:
+            _check_status(request.method, response.status_code)
             async for part in response.aiter_raw():
                 received += part
                 if len(received) > self._max_bytes:
                     detail = f"{self._expected} is larger than {self._max_bytes:,} bytes."
                     raise Problem("study_too_large", detail)
-        return response.status_code, response.headers.get("Content-Type", ""), bytes(received)
-
-    def _check_status(self, method: str, status: int) -> None:
-        if 200 <= status < 300:
-            return
-        if status in (401, 403):
-            detail = f"The PACS refuses the service with status {status}. Check REPORT_DICOMWEB_CREDENTIALS_FILE."
-            raise Problem("pacs_forbidden", detail)
-        if method == "POST":
-            raise Problem("pacs_not_stored", f"The PACS refused the report with status {status}. {_CHECK}")
-        if status == 404:
-            raise Problem(
-                "no_such_study",
-                "The PACS has no such study, or an image of it has just been removed. Check the StudyInstanceUID.",
-            )
-        raise broken(f"its status is {status}")
+        finally:
+            await response.aclose()
+        return response.headers.get("Content-Type", ""), bytes(received)
 
     def close(self) -> None:
         """End the running exchange and the connections."""
@@ -348,6 +338,19 @@ class _Transport:
             self._running.cancel()
         if self._http is not None:
             asyncio.run_coroutine_threadsafe(self._http.aclose(), self._loop)
+
+
+def _check_status(method: str, status: int) -> None:
+    if 200 <= status < 300:
+        return
+    if status in (401, 403):
+        detail = f"The PACS refuses the service with status {status}. Check REPORT_DICOMWEB_CREDENTIALS_FILE."
+        raise Problem("pacs_forbidden", detail)
+    if method == "POST":
+        raise Problem("pacs_not_stored", f"The PACS refused the report with status {status}. {_CHECK}")
+    if status == 404:
+        raise Problem("no_such_study", "The PACS has no such study, or no longer. Check the StudyInstanceUID.")
+    raise broken(f"its status is {status}")
 
 
 @functools.cache
@@ -370,17 +373,16 @@ def _session(transport: _Transport) -> Any:
 
     class Adapter(BaseAdapter):
         def send(self, request: Any, *_: Any, **__: Any) -> Any:
-            headers = {"Accept": "application/dicom+json"} if request.method == "POST" else {}
-            for name, value in request.headers.items():
-                if name in ("Content-Type", "Accept") and value != "*/*":
-                    headers[name] = value
-            headers["Accept-Encoding"] = "identity"  # a gzip bomb would pass the limit
+            headers = {"Accept": _JSON, "Accept-Encoding": "identity"}  # a gzip bomb would pass the limit of bytes
             if transport.pacs.authorization:
                 headers["Authorization"] = transport.pacs.authorization
-            status, kind, body = transport.exchange(request.method, request.url, headers, request.body)
+            sent = {name: value for name, value in request.headers.items() if name in ("Content-Type", "Accept")}
+            headers |= {name: value for name, value in sent.items() if value != "*/*"}
+            message = httpx.Request(request.method, request.url, headers=headers, content=request.body)
             response = requests.Response()
-            response.status_code, response.url, response.request = status, request.url, request
-            response.headers["Content-Type"], response.raw = kind, io.BytesIO(body)
+            response.headers["Content-Type"], body = transport.exchange(message)
+            response.status_code, response.url, response.request = 200, request.url, request
+            response.raw = io.BytesIO(body)
             return response
 
         def close(self) -> None:

@@ -156,24 +156,12 @@ class _StudyDrafting(Drafting):
 
 
 def _study_out(study: FetchedStudy, stored: StoredReportOut | None) -> StudyOut:
-    return StudyOut(
-        study_instance_uid=study.sources[0].study_instance_uid,
-        images=[
-            StudyImageOut(
-                view=view.value,
-                sop_instance_uid=image.sop_instance_uid,
-                series_instance_uid=image.series_instance_uid,
-            )
-            for view, image in study.selection.images.items()
-        ],
-        left_out=[
-            LeftOutOut(
-                sop_instance_uid=each.sop_instance_uid,
-                series_instance_uid=each.series_instance_uid,
-                code=each.code,
-                reason=each.reason,
-            )
-            for each in study.selection.left_out
-        ],
-        stored=stored,
-    )
+    images = [
+        StudyImageOut(
+            view=view.value, sop_instance_uid=image.sop_instance_uid, series_instance_uid=image.series_instance_uid
+        )
+        for view, image in study.selection.images.items()
+    ]
+    left_out = [LeftOutOut.model_validate(each, from_attributes=True) for each in study.selection.left_out]
+    study_uid = study.sources[0].study_instance_uid
+    return StudyOut(study_instance_uid=study_uid, images=images, left_out=left_out, stored=stored)
