@@ -12,6 +12,7 @@ import threading
 from service.pacs.node_settings import node_settings_or_exit
 from service.settings import EXIT_SETTINGS
 from service.web import logging as web_logging
+from service.web.problems import format_traceback_locations
 from service.web.shutdown import end_process
 
 EXIT_ADDRESS = 4
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     argparse.ArgumentParser(prog="python -m service.dicom_node", description=__doc__).parse_args(arguments)
     settings = node_settings_or_exit()
     web_logging.configure(settings.log_level, settings.log_format)
+    threading.excepthook = _log_unhandled  # pynetdicom's threads may end so
     try:
         from service.pacs.node import Node  # slow to import
     except ModuleNotFoundError as error:
@@ -53,6 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
     stop.wait()
     node.stop(_STOP_WITHIN_S)
     return 0
+
+
+def _log_unhandled(unhandled: threading.ExceptHookArgs) -> None:
+    """Log an exception without its message, which might quote what a peer sent."""
+    locations = format_traceback_locations(unhandled.exc_value) if unhandled.exc_value else ""
+    log.error("unhandled %s in a thread\n%s", unhandled.exc_type.__name__, locations)
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def test_names_are_in_the_worklist_only_if_configured(tmp_path: Path, page_serve
     for names in (False, True):
         with running_node(node_settings(tmp_path, page_server.url, archive.port, names=names)) as node:
             send(node.server.port, image(new_study()))
-        (row, *_) = read_worklist(tmp_path / "queue.sqlite", 1)
+        (row, *_), _ = read_worklist(tmp_path / "queue.sqlite", 1)
         assert (row["patient"], row["accession"]) == (("Drawn^P1", "A1") if names else (None, None))
 
 

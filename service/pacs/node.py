@@ -129,7 +129,7 @@ class Node:
         if gone := set(study.images) - set(tokens):
             raise RefusedError(
                 "earlier_images_gone",
-                f"The study grew after its draft, whose {len(gone)} images were removed. Send the whole study again",
+                f"The study grew after its draft, whose {len(gone)} images were removed. Send the whole study again.",
             )
         headers: list[Dataset] = [read_header(self._bytes(token)) for token in tokens.values()]
         images = select_images(headers).images
@@ -152,7 +152,7 @@ class Node:
         try:
             return self.store.get(token)
         except KeyError:
-            raise RefusedError(LOST, "The spool lacks an image of the study. Send the study again") from None
+            raise RefusedError(LOST, "The spool lacks an image of the study. Send the study again.") from None
 
     # --- sending ------------------------------------------------------------------------------------------------------
 

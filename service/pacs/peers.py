@@ -91,12 +91,16 @@ class ReportService:
             ):
                 body = _limited(response)
         except httpx.HTTPError as error:
-            raise TryLaterError("service_down", f"The report service does not answer: {type(error).__name__}") from None
+            raise TryLaterError(
+                "service_down", f"The report service does not answer: {type(error).__name__}."
+            ) from None
         if response.status_code == httpx.codes.OK:
             try:
                 return ReportResponse.model_validate_json(body)
             except ValidationError:
-                raise TryLaterError("service_broken", "The answer of the report service is not a report") from None
+                raise TryLaterError(
+                    "service_broken", "The answer of the report service is not a report. Update both."
+                ) from None
         code, detail = _problem(response, body)
         if response.status_code in _REFUSALS:
             raise RefusedError(code, detail)
@@ -108,7 +112,7 @@ def _limited(response: httpx.Response) -> bytes:
     for part in response.iter_raw():
         body += part
         if len(body) > _MOST_ANSWER:
-            raise TryLaterError("service_broken", f"The answer of the report service is over {_MOST_ANSWER:,} bytes")
+            raise TryLaterError("service_broken", f"The answer of the report service is over {_MOST_ANSWER:,} bytes.")
     return bytes(body)
 
 
@@ -117,7 +121,7 @@ def _problem(response: httpx.Response, body: bytes) -> tuple[str, str]:
         problem = httpx.Response(response.status_code, content=body).json()
         return str(problem["code"])[:64], str(problem["detail"])[:1000]
     except (ValueError, KeyError, TypeError):
-        return f"http_{response.status_code}", "no problem document"
+        return f"http_{response.status_code}", "it is no problem document. Check REPORT_PACS_REPORT_URL."
 
 
 class Destination(Protocol):
@@ -146,15 +150,15 @@ class StorageScu:
         association = self._ae.associate(self._archive.host, self._archive.port, ae_title=self._archive.title)
         if not association.is_established:
             if association.is_rejected:
-                reason = "The archive rejects the association. Check both AE titles there and here"
+                reason = "The archive rejects the association. Check the AE titles in both configurations."
                 raise TryLaterError("archive_rejects", reason)
-            reason = "The archive does not answer, or does not accept Enhanced SR"
+            reason = "The archive does not answer, or does not accept Enhanced SR."
             raise TryLaterError("archive_down", reason)
         try:
             answer = association.send_c_store(dataset)
         finally:
             association.release()
         if "Status" not in answer:
-            raise TryLaterError("archive_down", "The archive ended the association before it answered")
+            raise TryLaterError("archive_down", "The archive ended the association before it answered.")
         if answer.Status not in _SUCCESS:
-            raise TryLaterError("archive_refuses", f"The archive answers C-STORE with status 0x{answer.Status:04X}")
+            raise TryLaterError("archive_refuses", f"The archive answers C-STORE with status 0x{answer.Status:04X}.")

@@ -275,8 +275,7 @@ class StudyQueue:
     def counts(self) -> dict[str, int]:
         """State -> number of studies."""
         with self._lock:
-            rows = self._connection.execute("SELECT state, count(*) FROM studies GROUP BY state").fetchall()
-        return dict.fromkeys(STATES, 0) | {row[0]: row[1] for row in rows}
+            return _counts(self._connection)
 
     def _first(self, condition: str, now: float | None, times: int = 1) -> Study | None:
         now = time.time() if now is None else now
@@ -310,8 +309,8 @@ class StudyQueue:
         return [row["token"] for row in rows]
 
 
-def read_worklist(path: Path, limit: int) -> list[dict[str, Any]]:
-    """The last studies, newest first, read from the file of a node, which may be running.
+def read_worklist(path: Path, limit: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The last studies, newest first, and the number of all by state, from the file of a node, which may be running.
 
     Raises:
         OSError: the file is absent.
@@ -324,4 +323,9 @@ def read_worklist(path: Path, limit: int) -> list[dict[str, Any]]:
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, timeout=2)) as connection:
         connection.row_factory = sqlite3.Row
         rows = connection.execute(f"SELECT {columns} FROM studies ORDER BY changed DESC LIMIT ?", (limit,))
-        return [dict(row) for row in rows]
+        return [dict(row) for row in rows], _counts(connection)
+
+
+def _counts(connection: sqlite3.Connection) -> dict[str, int]:
+    rows = connection.execute("SELECT state, count(*) FROM studies GROUP BY state").fetchall()
+    return dict.fromkeys(STATES, 0) | {row[0]: row[1] for row in rows}

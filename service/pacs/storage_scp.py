@@ -24,6 +24,7 @@ from model.images.dicom.codecs import JPEG, JPEG_2000, JPEG_BASELINE, JPEG_LS, R
 from service.pacs.node_settings import NodeSettings
 
 _config.LOG_HANDLER_LEVEL = "none"  # its log lines quote what peers send
+logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 VERIFICATION = "1.2.840.10008.1.1"
 IMAGES = "1.2.840.10008.5.1.4.1.1."
 STORAGE = tuple(f"{IMAGES}{tail}" for tail in ("1", "1.1", "1.1.1", "7", "7.1", "7.2", "7.3", "7.4"))

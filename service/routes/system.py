@@ -15,7 +15,7 @@ from service.schemas.models import AliveResponse, BundleInfo, HealthResponse, Qu
 from service.web.auth import require_api_key
 
 STATIC = Path(__file__).parent.parent / "static"
-_REVALIDATE = {"Cache-Control": "no-cache"}
+REVALIDATE = {"Cache-Control": "no-cache"}
 router = APIRouter()
 
 
@@ -78,7 +78,7 @@ async def metrics(request: Request) -> Response:
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     """The page."""
-    return FileResponse(STATIC / "index.html", media_type="text/html; charset=utf-8", headers=_REVALIDATE)
+    return FileResponse(STATIC / "index.html", media_type="text/html; charset=utf-8", headers=REVALIDATE)
 
 
 class RevalidatedStaticFiles(StaticFiles):
@@ -86,5 +86,5 @@ class RevalidatedStaticFiles(StaticFiles):
 
     def file_response(self, *args: object, **kwargs: object) -> Response:
         response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]
-        response.headers.update(_REVALIDATE)
+        response.headers.update(REVALIDATE)
         return response

@@ -165,6 +165,10 @@ EXPORT_EXAMPLES: dict[str, Any] = {
     }
 }
 PROBLEM_EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
+    "no_worklist": ("Set REPORT_WORKLIST to the file queue.sqlite of the DICOM node and restart.", None),
+    "worklist_unreadable": (
+        "The file of REPORT_WORKLIST cannot be read: FileNotFoundError. Check that the node has started.", None
+    ),
     "malformed_multipart": ("The body ends before its last boundary. Send the whole body again.", None),
     "not_acceptable": (
         "application/dicom is not possible: no image was sent as a DICOM file, so that there is no study for it. "

@@ -32,6 +32,16 @@ export async function fetchPicture(address) {
   return response?.ok ? response.blob() : null;
 }
 
+/** The last studies of the DICOM node. */
+export async function requestWorklist() {
+  const response = await fetch("worklist", { headers: { Accept: "application/json", ...keyHeader() }, cache: "no-store" }).catch(() => {
+    throw unreachable();
+  });
+  const body = await response.json().catch(() => null);
+  if (!response.ok || !body) throw failed(response.status, body);
+  return body;
+}
+
 /**
  * Request a report in another format.
  * @param {object} body of POST /export

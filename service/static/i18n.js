@@ -13,6 +13,8 @@ let language = preference(
   navigator.language.toLowerCase().startsWith("zh") ? "zh-Hans" : "en",
 );
 
+export const locale = () => language;
+
 /** The text of a key, with each `{name}` replaced by its parameter. */
 export function t(key, parameters = {}) {
   const text = LANGUAGES[language][key] ?? en[key] ?? key;

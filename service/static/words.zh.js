@@ -179,6 +179,19 @@ export const words = {
   "made.report": "报告号",
   printed: "打印时间",
 
+  "worklist.title": "检查列表",
+  "worklist.state": "状态",
+  "worklist.changed": "时间",
+  "worklist.study": "检查",
+  "worklist.reason": "原因",
+  "worklist.received": "已接收",
+  "worklist.drafted": "已起草",
+  "worklist.sent": "已发送",
+  "worklist.failed": "失败",
+  "worklist.next": "下次尝试：{time}。",
+  "worklist.counts": "已接收 {received}，已起草 {drafted}，已发送 {sent}，失败 {failed}",
+  "worklist.empty": "DICOM 节点尚未收到检查。",
+
   "help.title": "键盘",
   "help.arrows": "移到上一句或下一句",
   "help.enter": "固定或取消固定该句的热图",
@@ -297,6 +310,8 @@ export const words = {
   "problem.deadline": "答复用时过长",
   "problem.memory": "设备内存不足",
   "problem.replica_lost": "模型进程丢失",
+  "problem.no_worklist": "未设置检查列表",
+  "problem.worklist_unreadable": "无法读取检查列表",
   "problem.stopping": "服务正在停止",
 
   "remedy.upload_timeout": "请检查网络后重试。",

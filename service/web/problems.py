@@ -39,6 +39,7 @@ CODES: dict[str, tuple[int, str]] = {
     "not_found": (404, "There is no such endpoint"),
     "no_such_case": (404, "There is no such reference case"),
     "no_pacs": (404, "No PACS is configured"),
+    "no_worklist": (404, "No worklist is configured"),
     "no_such_study": (404, "The PACS has no such study"),
     "method_not_allowed": (405, "This endpoint does not support the method"),
     "not_acceptable": (406, "No supported media type is accepted"),
@@ -90,6 +91,7 @@ CODES: dict[str, tuple[int, str]] = {
     "deadline": (503, "The response took too long"),
     "memory": (503, "The device has too little memory"),
     "replica_lost": (503, "The model's process was lost"),
+    "worklist_unreadable": (503, "The worklist cannot be read"),
     "stopping": (503, "The service is stopping"),
     "pacs_timeout": (504, "The PACS took too long"),
     "cases_disk": (507, "The added cases cannot be written to disk"),
@@ -195,8 +197,8 @@ def install(app: FastAPI) -> None:
         if error.status_code == HTTPStatus.NOT_FOUND:
             return Problem(
                 "not_found",
-                "The service answers at /, /report, /studies, /preview, /export, /cases, /health, /livez, /metrics, "
-                "/reload and /openapi.json.",
+                "The service answers at /, /report, /studies, /preview, /export, /cases, /worklist, /health, /livez, "
+                "/metrics, /reload and /openapi.json.",
                 headers=headers,
             ).response()
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:

@@ -1,0 +1,71 @@
+"""The worklist in a browser: states, reasons, links, languages, accessibility, narrow screens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from service.pacs.queue import StudyQueue
+from tests.support.browser import WAIT_MS, flaws, texts
+from tests.support.service import KEY, live_server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+LONG = "1.2.826.0.1.3680043.8.498." + "9" * 38
+
+
+@pytest.fixture(scope="module")
+def queue(tmp_path_factory: pytest.TempPathFactory) -> StudyQueue:
+    queue = StudyQueue(tmp_path_factory.mktemp("node") / "queue.sqlite")
+    queue.received("1.1", "1.1.1", "1.1.1.1", "a", quiet_s=0, patient="Doe^Jane", accession="A17", now=1.7e9)
+    queue.received(LONG, "1.2.1", "1.2.1.1", "b", quiet_s=0, now=1.6e9)
+    study = queue.due(1.65e9)
+    assert study is not None
+    queue.failed(study, "two_patients", "The images of the study have 2 different values of PatientID. Correct it.")
+    return queue
+
+
+@pytest.fixture
+def worklist(browser: Browser, bundle: Path, queue: StudyQueue) -> Iterator[Page]:
+    file = queue._connection.execute("PRAGMA database_list").fetchone()["file"]
+    with live_server(bundle, warm_up=False, worklist=file, api_key=KEY) as live:
+        page = browser.new_page(viewport={"width": 1280, "height": 720}, color_scheme="dark", reduced_motion="reduce")
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.set_default_timeout(WAIT_MS)
+        page.goto(f"{live.url}/worklist")
+        page.fill("#key", KEY)
+        page.click("#key-form button")
+        page.wait_for_selector("#worklist-status[data-state=ready]")
+        yield page
+        page.close()
+        assert errors == []
+
+
+def test_studies_are_shown_with_state_reason_and_a_link(worklist: Page) -> None:
+    assert texts(worklist, ".state") == ["failed", "received"]
+    assert "2 different values of PatientID" in texts(worklist, "#worklist-rows tr")[0]
+    assert "Doe^Jane" in texts(worklist, "#worklist-rows tr")[1]
+    assert "A17" in texts(worklist, "#worklist-rows tr")[1]
+    links = worklist.locator("#worklist-rows a")
+    assert [links.nth(each).get_attribute("href") for each in range(2)] == [f"./?study={LONG}", "./?study=1.1"]
+    assert texts(worklist, "#worklist-status") == ["1 received, 0 drafted, 0 sent, 1 failed"]
+
+
+def test_worklist_speaks_chinese_and_has_no_flaw_in_either_theme(worklist: Page) -> None:
+    worklist.select_option("#language", "zh-Hans")
+    assert texts(worklist, "h1") == ["检查列表"]
+    assert texts(worklist, ".state") == ["失败", "已接收"]
+    assert worklist.title() == "检查列表"
+    assert flaws(worklist) == []
+    worklist.click("#theme")
+    assert flaws(worklist) == []
+
+
+def test_nothing_scrolls_sideways_on_a_phone_but_the_table(worklist: Page) -> None:
+    worklist.set_viewport_size({"width": 320, "height": 640})
+    assert worklist.evaluate("document.documentElement.scrollWidth") <= 320
