@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -83,8 +84,16 @@ def main(arguments: list[str] | None = None) -> int:
     seconds = {"load": loaded_at - started, "images": decoded_at - loaded_at, "total": ended_at - started}
     timings = {stage: 1000 * taken for stage, taken in seconds.items()}
     result = to_response(draft, loaded.model_info(), timings)
-    print(_format(result, ExportContext(tuple(files)), options.format))
+    _print(_format(result, ExportContext(tuple(files)), options.format))
     return 0
+
+
+def _print(text: str) -> None:
+    """Print; a reader that closed the pipe, such as ``head``, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at its end
 
 
 def _format(result: ReportResponse, context: ExportContext, name: str) -> str:

@@ -82,6 +82,18 @@ def test_prints_fhir_and_json(bundle: Path, images: tuple[str, str], capsys: pyt
     assert "'text'" in err
 
 
+def test_reader_that_closes_the_pipe_is_no_error(
+    bundle: Path, images: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As in ``python -m service.report … | head -1``."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", encoding="utf-8") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert report.main([*images, "--bundle", str(bundle), "--device", "cpu"]) == 0
+    assert "Broken" not in capfd.readouterr().err
+
+
 def test_drafts_a_lateral_alone(bundle: Path, images: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "-", images[1], "--bundle", str(bundle), "--json")
     assert status == 0
