@@ -82,6 +82,11 @@ class Refiner:
         self._slots, self._pending = asyncio.Semaphore(MAX_CONCURRENCY), 0
         self._breaker = CircuitBreaker()
 
+    @property
+    def configured(self) -> bool:
+        """Whether a language model is configured."""
+        return self._chat is not None
+
     async def refine(self, report: ReportResponse, within_s: float) -> ReportResponse:
         """Return the report with ``refined`` set, or with a warning that gives the reason.
 

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from service.inference.admission import AdmissionLimiter
 from service.inference.runtime import Runtime, ServingState
+from service.llm.refine import Refiner
 from service.routes.openapi import NO_KEY, NOT_READY, problem_responses
 from service.schemas.models import AliveResponse, BundleInfo, HealthResponse, QueueInfo
 from service.web.auth import require_api_key
@@ -33,7 +33,7 @@ router = APIRouter()
 async def reload(request: Request) -> HealthResponse:
     """Load the bundle again and serve it; requests in flight finish with the previous one."""
     runtime: Runtime = request.app.state.runtime
-    return _health(await runtime.reload(), runtime.admission)
+    return _health(request, await runtime.reload())
 
 
 @router.get(
@@ -46,17 +46,21 @@ async def health(request: Request) -> HealthResponse:
     """200 when ready; 503 with the reason while the model is loaded or if that failed."""
     runtime: Runtime = request.app.state.runtime
     runtime.check_accepting()
-    return _health(runtime.serving(), runtime.admission)
+    return _health(request, runtime.serving())
 
 
-def _health(serving: ServingState, admission: AdmissionLimiter) -> HealthResponse:
+def _health(request: Request, serving: ServingState) -> HealthResponse:
     model = serving.model
+    runtime: Runtime = request.app.state.runtime
+    refiner: Refiner = request.app.state.refiner
+    admission = runtime.admission
     return HealthResponse(
         status="ready",
         device=serving.device,
         bundle=BundleInfo(name=model.name, digest=model.digest, hydrated=model.hydrated),
         cases=serving.case_index.cases,
         texts=serving.case_index.texts,
+        refine=refiner.configured,
         queue=QueueInfo(depth=admission.in_use, waiting=serving.backend.waiting, capacity=admission.capacity),
         model=model,
     )

@@ -109,6 +109,7 @@ HEALTH_EXAMPLE: dict[str, Any] = {
     "bundle": {"name": "iu-xray", "digest": _MODEL["digest"], "hydrated": True},
     "cases": 2069,
     "texts": True,
+    "refine": False,
     "queue": {"depth": 0, "waiting": 0, "capacity": 16},
     "model": _MODEL,
 }

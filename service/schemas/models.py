@@ -330,6 +330,7 @@ class HealthResponse(ResponseModel):
     bundle: BundleInfo
     cases: Annotated[int | None, Field(description="Reference cases in the index; null: no retrieval.")]
     texts: Annotated[bool, Field(description="Whether any reference case has its text.")]
+    refine: Annotated[bool, Field(description="Whether a language model is configured that rewrites drafts.")] = False
     queue: QueueInfo
     model: ModelInfo
 
