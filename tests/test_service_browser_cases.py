@@ -47,7 +47,7 @@ def hostile(browser: Browser, bundle: Path, tmp_path: Path) -> Iterator[Page]:
 
 def test_case_with_markup_is_shown_as_text(hostile: Page) -> None:
     choose(hostile)
-    hostile.click("details.options summary")
+    hostile.click("#options-button")
     hostile.fill("#top_k", "10")
     draft(hostile)
     for name in ADDRESSES:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.schemas.examples import REPORT_EXAMPLE
-from tests.support.browser import answered, break_streams, choose, choose_wrong_file, draft, edit, open_page, texts
+from tests.support.browser import answered, break_streams, choose, choose_wrong_file, draft, open_page, texts
 from tests.support.paths import DRAWN
 from tests.support.service import KEY, live_server
 
@@ -16,16 +16,31 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 
-def test_wrong_file_is_reported_at_its_view(page: Page, tmp_path: Path) -> None:
+def test_refused_file_is_reported_at_its_view_and_disables_the_button(page: Page, tmp_path: Path) -> None:
+    page.set_input_files("#file-lateral", DRAWN / "normal-lateral.png")
+    assert page.locator("#draft").is_enabled()
     choose_wrong_file(page, tmp_path, "frontal", "scan.gif")
-    page.click("#draft")
     page.wait_for_selector("#error-frontal:not([hidden])")
     assert "GIF" in page.locator("#error-frontal").inner_text()
-    assert page.locator("#error").inner_text().startswith("Frontal image.")
-    assert not page.locator("#draft-body").is_visible()
-    page.set_input_files("#file-frontal", DRAWN / "normal-frontal.png")
+    assert page.locator("#draft").is_disabled()
+    page.click("#swap")
+    page.wait_for_selector("#error-lateral:not([hidden])")
+    assert page.locator("#draft").is_disabled()
+    page.set_input_files("#file-lateral", DRAWN / "normal-lateral.png")
     draft(page)
-    assert not page.locator("#error").is_visible()
+    assert not page.locator("#error-lateral").is_visible()
+
+
+def test_file_that_the_draft_refuses_disables_the_button(page: Page) -> None:
+    problem = {"title": "x", "detail": "y", "code": "truncated", "field": "lateral", "status": 422, "type": ""}
+    page.route("**/report", lambda route: route.fulfill(status=422, json=problem))
+    choose(page)
+    page.click("#draft")
+    page.wait_for_selector("#error-lateral:not([hidden])")
+    page.wait_for_selector("#draft:disabled")
+    assert page.locator("#error").inner_text().startswith("Lateral image.")
+    page.click("[data-view=lateral] .remove")
+    assert page.locator("#draft").is_enabled()
 
 
 def test_error_stays_when_the_other_view_changes(page: Page, tmp_path: Path) -> None:
@@ -37,32 +52,9 @@ def test_error_stays_when_the_other_view_changes(page: Page, tmp_path: Path) -> 
     assert not page.locator("#error-frontal").is_visible()
 
 
-def test_error_stays_until_a_draft_starts(page: Page, tmp_path: Path) -> None:
-    answered(page, REPORT_EXAMPLE)
-    edit(page, "No pleural effusion.")
-    choose_wrong_file(page, tmp_path, "frontal")
-    page.wait_for_selector("#error-frontal:not([hidden])")
-    page.click("#draft")
-    page.click("#replace [value=keep]")
-    page.wait_for_selector("#replace", state="hidden")
-    assert page.locator("#error-frontal").is_visible(), "no request was sent"
-    page.click("details.options summary")
-    page.focus("#top_k")
-    page.keyboard.type("1e")
-    page.click("#draft")
-    assert page.locator("#error-top_k").is_visible()
-    assert page.locator("#error-frontal").is_visible()
-    page.fill("#top_k", "2")
-    page.click("#draft")
-    assert not page.locator("#error-top_k").is_visible(), "it is a number now"
-    page.click("#replace [value=replace]")
-    page.wait_for_selector("#edited-note", state="hidden")
-    assert not page.locator("#error-frontal").is_visible()
-
-
 def test_invalid_number_is_reported(page: Page) -> None:
     choose(page)
-    page.click("details.options summary")
+    page.click("#options-button")
     page.focus("#top_k")
     page.keyboard.type("1e")
     page.click("#draft")
@@ -120,7 +112,7 @@ def test_key_is_requested_and_used(browser: Browser, bundle: Path, tmp_path: Pat
         page = browser.new_page()
         open_page(page, live.url)
         choose(page)
-        page.evaluate("document.querySelector('details.options').open = true")
+        page.click("#options-button")
         page.fill("#top_k", "50")
         page.click("#draft")
         page.wait_for_selector("#key-form:not([hidden])")

@@ -1,7 +1,7 @@
 // Draws a report. Text is inserted as text nodes, never as markup.
 
 import { fetchPicture } from "./api.js";
-import { compared, findingsCompared } from "./compare.js";
+import { findingsCompared } from "./compare.js";
 import { count, finding, stage, t, warningWords } from "./i18n.js";
 
 const LOW_CONFIDENCE = { words: 0.5, calibrated: 0.25 }; // a sentence with less is marked as doubtful
@@ -131,8 +131,8 @@ export function drawChecks(list, checks, sentViews) {
 }
 
 /**
- * The reference cases, compared with the current findings.
- * @param {{findings: string, labels: object}|null} draft null while the draft is incomplete
+ * The reference cases, compared with the labels of the current findings.
+ * @param {object|null} draft labels; null while the draft is incomplete
  */
 export function drawCases(list, note, cases, draft) {
   list.replaceChildren(...cases.map((found) => drawCase(found, draft)));
@@ -152,7 +152,7 @@ function drawCase({ rank, case_id: id, similarity, findings, labels, source_url:
   const text =
     findings === null
       ? element("p", { className: "case-text none" }, t("case.none"))
-      : element("p", { className: "case-text", lang: "en" }, ...caseText(findings, draft));
+      : element("p", { className: "case-text", lang: "en" }, ...markRedactions(findings));
   const foot = element("div", { className: "case-foot" }, ...caseFindings(labels, draft));
   const source = webAddress(url);
   if (source) {
@@ -195,22 +195,10 @@ function casePicture(id, view, address) {
   return image;
 }
 
-/** Sentences of a case; those without a similar sentence in the draft are marked. */
-function caseText(findings, draft) {
-  if (draft === null) return markRedactions(findings);
-  return compared(findings, draft.findings).flatMap(([sentence, similar], index) => {
-    const words = markRedactions(sentence);
-    const shown = similar
-      ? words
-      : [element("mark", { className: "differs" }, element("span", { className: "unseen", lang: interfaceLanguage() }, t("case.differs")), ...words)];
-    return index === 0 ? shown : [" ", ...shown];
-  });
-}
-
 function caseFindings(labels, draft) {
   const named = ["present", "uncertain"].flatMap((label) => Object.keys(labels).filter((name) => labels[name] === label));
   if (draft === null) return [element("div", { className: "labels" }, ...named.map((name) => chip(name, labels[name])))];
-  const { both, draftOnly } = findingsCompared(draft.labels, labels);
+  const { both, draftOnly } = findingsCompared(draft, labels);
   const chips = named.map((name) => {
     const node = chip(name, labels[name], both.includes(name) || name === "No Finding" ? "" : "other");
     if (name !== "No Finding") node.append(element("span", { className: "relation" }, t(both.includes(name) ? "case.both" : "case.only")));

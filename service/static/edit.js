@@ -1,8 +1,8 @@
 // The editor of the findings. The model's draft is kept, so that edits can be undone.
 
 export class Editor {
-  /** `onChange` is called when editing begins, ends or is undone. */
-  constructor(root, onChange) {
+  /** `onChange` is called when editing begins, ends or is undone, `onInput` with the text while it is typed. */
+  constructor(root, onChange, onInput) {
     this.onChange = onChange;
     this.area = root.getElementById("edit-area");
     this.box = root.getElementById("editor");
@@ -11,7 +11,10 @@ export class Editor {
     this.exportedText = null; // the text that was last copied or saved
     root.getElementById("edit-done").addEventListener("click", () => this.finish());
     root.getElementById("edit-undo").addEventListener("click", () => this.undo());
-    this.area.addEventListener("input", () => this.#grow());
+    this.area.addEventListener("input", () => {
+      this.#grow();
+      onInput(this.area.value.trim());
+    });
   }
 
   get open() {

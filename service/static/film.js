@@ -16,7 +16,6 @@ export class Film {
     this.zone = zone;
     this.film = film;
     zone.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
-    zone.addEventListener("dblclick", (event) => this.#toggle(event));
     zone.addEventListener("pointerdown", (event) => this.#drag(event));
     zone.addEventListener("keydown", (event) => this.#key(event));
   }
@@ -51,18 +50,18 @@ export class Film {
     this.film.style.transform = zoomed ? `translate(${this.#shift[0]}px, ${this.#shift[1]}px) scale(${this.#scale})` : "";
   }
 
+  get isZoomed() {
+    return this.#scale > 1;
+  }
+
   get #filled() {
     return this.zone.classList.contains("filled");
   }
 
-  #toggle(event) {
-    if (this.#scale > 1) this.reset();
-    else if (this.#filled) this.zoom(DOUBLE_CLICK_SCALE, this.#from(event));
-  }
-
-  #from(event) {
+  /** A point of the screen relative to the zone's centre. */
+  from([x, y]) {
     const box = this.zone.getBoundingClientRect();
-    return [event.clientX - box.left - box.width / 2, event.clientY - box.top - box.height / 2];
+    return [x - box.left - box.width / 2, y - box.top - box.height / 2];
   }
 
   /** The wheel zooms with Ctrl or two fingers, or if the image is zoomed already; else it scrolls the page. */
@@ -71,13 +70,16 @@ export class Film {
     event.preventDefault();
     const pixels = event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? event.deltaY : event.deltaY * PIXELS_PER_LINE;
     const factor = Math.exp(-pixels / PIXELS_PER_E); // a trackpad sends many small deltas, a mouse few large ones
-    this.zoom(Math.min(ZOOM_STEP, Math.max(1 / ZOOM_STEP, factor)), this.#from(event));
+    this.zoom(Math.min(ZOOM_STEP, Math.max(1 / ZOOM_STEP, factor)), this.from([event.clientX, event.clientY]));
   }
 
   #drag(event) {
-    if (this.#scale === 1 || event.button !== 0) return;
+    if (this.#scale === 1 || event.button !== 0 || !event.isPrimary) return;
     const start = [event.clientX - this.#shift[0], event.clientY - this.#shift[1]];
-    const move = (moved) => this.#moveTo([moved.clientX - start[0], moved.clientY - start[1]]);
+    const move = (moved) => {
+      if (this.zone.classList.contains("two-fingers")) this.zone.removeEventListener("pointermove", move);
+      else this.#moveTo([moved.clientX - start[0], moved.clientY - start[1]]);
+    };
     this.zone.setPointerCapture(event.pointerId);
     this.zone.addEventListener("pointermove", move);
     for (const end of ["pointerup", "pointercancel"]) {
@@ -106,4 +108,14 @@ export function zoomedBy(key, films) {
     else film.zoom(factor);
   }
   return true;
+}
+
+/** Zoom all films, `clicked` around the point of the screen and the others at its height; or reset them if one is zoomed. */
+export function toggleZoom(films, clicked, point) {
+  const isZoomed = films.some((film) => film.isZoomed);
+  const [x, y] = clicked.from(point);
+  for (const film of films) {
+    if (isZoomed) film.reset();
+    else film.zoom(DOUBLE_CLICK_SCALE, [film === clicked ? x : 0, y]);
+  }
 }

@@ -1,6 +1,7 @@
 // The interface in two languages. Reports and reference cases are not translated.
 
 import { prefer, preference } from "./preferences.js";
+import { translated } from "./messages.zh.js";
 import { words as en } from "./words.en.js";
 import { words as zh } from "./words.zh.js";
 
@@ -29,17 +30,21 @@ export const finding = (name) => LANGUAGES[language][`finding.${name}`] ?? name;
 /** A processing stage, by the name that the service uses. */
 export const stage = (name) => LANGUAGES[language][`stage.${name}`] ?? en[`stage.${name}`] ?? name;
 
-/** Text of a warning: the translation of its code, followed by the English message, which has the values. */
+/** Text of a warning: translated with its values, else the translation of its code followed by the English message. */
 export function warningWords({ code, message }) {
-  const translated = translation("warning", code);
-  return translated ? `${translated}（${message}）` : message;
+  return translatedMessage(message) ?? withEnglish(translation("warning", code), message);
 }
 
-/** Title and detail of a problem; the English detail has the values, so it follows the translation. */
+/** Title and detail of a problem: translated with its values, else the translation of its code followed by the English detail. */
 export function problemWords({ code, title, detail }) {
-  const remedy = translation("remedy", code);
-  return { title: translation("problem", code) ?? title, detail: remedy ? `${remedy}（${detail}）` : detail };
+  return {
+    title: translation("problem", code) ?? title,
+    detail: translatedMessage(detail) ?? withEnglish(translation("remedy", code), detail),
+  };
 }
+
+const translatedMessage = (message) => (language === "en" || !message ? null : translated(message));
+const withEnglish = (words, message) => (words ? `${words}（${message}）` : message);
 
 function translation(kind, code) {
   return language === "en" ? undefined : LANGUAGES[language][`${kind}.${code}`];

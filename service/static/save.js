@@ -4,6 +4,16 @@ import { requestExport } from "./api.js";
 
 const KINDS = { text: ["text/plain", "txt"], fhir: ["application/fhir+json", "json"] };
 
+function exportBody(report, edited, views) {
+  const sentences = report.sentences.map((sentence) => ({ ...sentence, attention: null, evidence: null })); // no format includes it
+  return { report: { ...report, sentences }, views, ...(edited === null ? {} : { findings: edited }) };
+}
+
+/** The report with the findings of the reader, and the labels that the service reads from them. */
+export async function editedReport(report, edited, views) {
+  return JSON.parse(await (await requestExport(exportBody(report, edited, views), "application/json")).text());
+}
+
 /**
  * Save a report in another format.
  * @param {"text"|"fhir"} kind
@@ -13,9 +23,7 @@ const KINDS = { text: ["text/plain", "txt"], fhir: ["application/fhir+json", "js
  */
 export async function save(kind, report, edited, views) {
   const [type, ending] = KINDS[kind];
-  const sentences = report.sentences.map((sentence) => ({ ...sentence, attention: null, evidence: null })); // no format includes it
-  const body = { report: { ...report, sentences }, views, ...(edited === null ? {} : { findings: edited }) };
-  const address = URL.createObjectURL(await requestExport(body, type));
+  const address = URL.createObjectURL(await requestExport(exportBody(report, edited, views), type));
   const link = Object.assign(document.createElement("a"), {
     href: address,
     download: `draft-${report.report_id.slice(0, 8)}.${ending}`, // does not identify a patient

@@ -6,14 +6,16 @@ export class Sentences {
   #items = []; // as drawn, in order: {text, confidence, supported, attention, evidence, labels}
   #pinned = -1;
   #calibrated = false;
+  #pressed = false; // a pointer presses a sentence: its click follows, before which nothing may move
 
   /** `onHighlight(sentence|null)` is called with the sentence that is hovered, focused or pinned. */
   constructor(list, onHighlight) {
     this.list = list;
     this.onHighlight = onHighlight;
-    list.addEventListener("pointerover", (event) => this.#highlight(this.#indexOf(event.target)));
+    list.addEventListener("pointerover", (event) => this.#hover(event));
     list.addEventListener("pointerleave", () => this.#highlight(this.#focused()));
-    list.addEventListener("focusin", (event) => this.#highlight(this.#indexOf(event.target)));
+    list.addEventListener("pointerdown", () => (this.#pressed = true));
+    list.addEventListener("focusin", (event) => this.#focus(this.#indexOf(event.target)));
     list.addEventListener("focusout", () => this.#highlight(-1));
     list.addEventListener("click", (event) => this.#pin(this.#indexOf(event.target)));
     list.addEventListener("keydown", (event) => this.#onArrowKey(event));
@@ -66,11 +68,29 @@ export class Sentences {
     this.onHighlight(this.#items[shown] ?? null);
   }
 
+  /** On a narrow screen the images would cover what the pointer is on. */
+  #hover({ target, pointerType }) {
+    if (pointerType !== "touch" && !document.body.classList.contains("away")) this.#highlight(this.#indexOf(target));
+  }
+
+  #focus(index) {
+    if (this.#pressed) return;
+    this.#highlight(index);
+    this.#reveal(index);
+  }
+
   #pin(index) {
+    this.#pressed = false;
     if (index < 0) return;
     this.#pinned = this.#pinned === index ? -1 : index;
     this.#updatePressed();
     this.#highlight(index);
+    this.#reveal(index);
+  }
+
+  /** Scroll a sentence out of the images that cover it, once they are laid out. */
+  #reveal(index) {
+    requestAnimationFrame(() => requestAnimationFrame(() => this.#buttons[index]?.scrollIntoView({ block: "nearest" })));
   }
 
   #updatePressed() {

@@ -1,21 +1,22 @@
-// The two drop zones: choose, drop, paste, preview, swap, remove. Holds the files; calls `onChange` on every change.
+// The two views: preview, swap, remove. Holds the files; calls `onChange` on every change, `onRefusal` when the service refuses one.
 // Each image has a canvas for a map over it; both form one film, which can be zoomed and moved.
 
 import { requestPreview } from "./api.js";
-import { Film, zoomedBy } from "./film.js";
+import { Film, toggleZoom, zoomedBy } from "./film.js";
+import { bindGestures } from "./gestures.js";
 import { onLanguage, problemWords, t } from "./i18n.js";
 import { drawMap, fit } from "./overlay.js";
 
 const NAMES = ["frontal", "lateral"];
 
 export class Views {
-  constructor(root, onChange) {
+  constructor(root, onChange, onRefusal) {
+    this.onRefusal = onRefusal;
     this.onChange = onChange;
+    this.onWindow = () => {}; // called when a drag changes window and level, with the pixels to the right and down
     this.files = { frontal: null, lateral: null };
     this.parts = {};
     for (const name of NAMES) this.#bind(name, root.querySelector(`[data-view="${name}"]`));
-    this.#catchStrayDrops();
-    document.addEventListener("paste", (event) => this.#paste(event));
     onLanguage(() => NAMES.forEach((name) => this.showError(name, this.parts[name].problem)));
     new ResizeObserver(() => {
       for (const name of NAMES) {
@@ -34,6 +35,11 @@ export class Views {
     return this.names.length;
   }
 
+  /** Whether the service refuses one of the files. */
+  get refused() {
+    return this.names.some((name) => this.parts[name].problem !== null);
+  }
+
   set(name, file) {
     this.files[name] = file;
     this.#draw(name);
@@ -41,9 +47,15 @@ export class Views {
   }
 
   swap() {
+    this.exchange();
+    this.onChange();
+  }
+
+  /** Exchange the images without a call of `onChange`. */
+  exchange() {
     const { frontal, lateral } = this.files;
-    this.set("frontal", lateral);
-    this.set("lateral", frontal);
+    Object.assign(this.files, { frontal: lateral, lateral: frontal });
+    for (const name of NAMES) this.#draw(name);
   }
 
   clear() {
@@ -78,7 +90,11 @@ export class Views {
 
   /** Zoom or reset both images by a key; returns whether the key does that. */
   zoomedBy(key) {
-    return zoomedBy(key, NAMES.filter((name) => this.files[name]).map((name) => this.parts[name].film));
+    return zoomedBy(key, this.#films);
+  }
+
+  get #films() {
+    return this.names.map((name) => this.parts[name].film);
   }
 
   /** Request failed previews again: the service was not ready, or required a key. */
@@ -117,9 +133,11 @@ export class Views {
       isOriginal: true, // whether the picture is the file itself, not a preview by the service
     };
     this.parts[name] = parts;
-    parts.input.addEventListener("change", () => {
-      this.#setFiles([...parts.input.files], name);
-      parts.input.value = ""; // so that the same file can be chosen again
+    const { film, zone } = parts;
+    zone.addEventListener("dblclick", ({ clientX, clientY }) => this.files[name] && toggleZoom(this.#films, film, [clientX, clientY]));
+    bindGestures(zone, {
+      drag: (right, down) => this.onWindow(right, down),
+      pinch: (factor, point) => film.zoom(factor, film.from(point)),
     });
     parts.remove.addEventListener("click", () => {
       this.set(name, null);
@@ -130,49 +148,6 @@ export class Views {
       this.#alignOverlay(name); // the overlay may be visible already
     });
     parts.image.addEventListener("error", () => this.#requestPreview(name));
-    for (const kind of ["dragenter", "dragover"]) {
-      parts.zone.addEventListener(kind, (event) => {
-        event.preventDefault();
-        parts.zone.classList.add("over");
-      });
-    }
-    for (const kind of ["dragleave", "drop"]) {
-      parts.zone.addEventListener(kind, () => parts.zone.classList.remove("over"));
-    }
-    parts.zone.addEventListener("drop", (event) => {
-      event.preventDefault();
-      event.stopPropagation();
-      this.#setFiles([...event.dataTransfer.files], name);
-    });
-  }
-
-  /** Set one file in the given view, or two files in both views in their order. */
-  #setFiles(files, name) {
-    if (this.locked || files.length === 0) return;
-    if (files.length === 1) {
-      this.set(name, files[0]);
-    } else {
-      this.set("frontal", files[0]);
-      this.set("lateral", files[1]);
-    }
-  }
-
-  #paste(event) {
-    if (event.target.closest?.("textarea, input:not([type=file])")) return; // a text field handles the paste
-    const files = [...(event.clipboardData?.files ?? [])];
-    if (files.length === 0) return;
-    event.preventDefault();
-    this.#setFiles(files, NAMES.find((name) => !this.files[name]) ?? "frontal");
-  }
-
-  #catchStrayDrops() {
-    const files = (event) => event.dataTransfer?.types.includes("Files"); // not text that is dragged into the editor
-    window.addEventListener("dragover", (event) => files(event) && event.preventDefault());
-    window.addEventListener("drop", (event) => {
-      if (!files(event)) return;
-      event.preventDefault();
-      this.#setFiles([...event.dataTransfer.files], NAMES.find((name) => !this.files[name]) ?? "frontal");
-    });
   }
 
   /** Browsers cannot draw DICOM: request a preview, which also reports unreadable files at once. */
@@ -194,9 +169,14 @@ export class Views {
     } catch (problem) {
       if (this.files[name] !== file) return;
       undrawn.hidden = problem.field !== null; // the file was refused: show only the error
-      if (problem.field) this.showError(name, problem);
+      if (problem.field) this.#refuse(name, problem);
       else showText("undrawn");
     }
+  }
+
+  #refuse(name, problem) {
+    this.showError(name, problem);
+    this.onRefusal();
   }
 
   #setImage(name, blob) {

@@ -135,3 +135,29 @@ def flaws(page: Page) -> list[str]:
     found = axe.Axe().run(page, options={"runOnly": {"type": "tag", "values": RULES}})
     return [f"{flaw['id']}: {node['target']} {node['failureSummary']}" for flaw in found.response["violations"]
             for node in flaw["nodes"]]  # fmt: skip
+
+
+def drop(page: Page, *paths: Path, on: str = "#hint") -> None:
+    """Drop files and folders of this machine on an element, as a file manager does."""
+    box = page.locator(on).first.bounding_box()
+    assert box is not None
+    at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "data": data, **at})
+    session.detach()
+
+
+def shown_files(page: Page) -> dict[str, list[int]]:
+    """Width and height of the image in each view that has one, once all are drawn."""
+    page.wait_for_function(
+        """() => !document.getElementById("draft").disabled && [...document.querySelectorAll(".zone.filled img")].every(
+             (image) => !image.hidden && image.complete && image.naturalWidth > 0)"""
+    )
+    sizes: dict[str, list[int]] = page.evaluate(
+        """() => Object.fromEntries([...document.querySelectorAll(".view:has(.filled)")].map((view) => {
+             const image = view.querySelector("img");
+             return [view.dataset.view, [image.naturalWidth, image.naturalHeight]]; }))"""
+    )
+    return sizes

@@ -53,9 +53,9 @@ def new_page(browser: Browser, url: str, size: tuple[int, int], theme: str, lang
     open_page(page, url)
     page.evaluate("key => sessionStorage.setItem('report-key', key)", KEY)
     choose(page)
-    page.evaluate("document.querySelector('details.options').open = true")
+    page.click("#options-button")
     page.fill("#top_k", "50")
-    page.evaluate("document.querySelector('details.options').open = false")
+    page.click("#options-button")
     draft(page, anyway=True)
     return page
 
