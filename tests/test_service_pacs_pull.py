@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import random
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,15 @@ class Study:
     def reports(self, orthanc: Orthanc) -> list[pydicom.Dataset]:
         read = (pydicom.dcmread(io.BytesIO(data)) for data in orthanc.files("SR"))
         return [report for report in read if report.StudyInstanceUID == self.uid]
+
+
+def validate(report: pydicom.Dataset, folder: Path) -> None:
+    """Check a report by dcmtk and dicom3tools, where they are installed."""
+    file = folder / "report.dcm"
+    report.save_as(file)
+    for command in filter(shutil.which, ("dsrdump", "dciodvfy")):
+        done = subprocess.run([command, str(file)], capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
 
 
 def uids(study: dict[str, Any]) -> dict[str, str]:
@@ -151,12 +163,36 @@ def test_report_is_stored_once_and_a_grown_study_gets_a_successor(
     (successor,) = (each for each in study.reports(orthanc) if each.SOPInstanceUID != report.SOPInstanceUID)
     predecessor = successor.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
     assert predecessor.ReferencedSOPInstanceUID == report.SOPInstanceUID
-    for command in ("dsrdump", "dciodvfy"):
-        if shutil.which(command):
-            file = tmp_path / "report.dcm"
-            successor.save_as(file)
-            done = subprocess.run([command, str(file)], capture_output=True, timeout=60)
-            assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
+    validate(successor, tmp_path)
+
+
+def test_every_study_has_one_report_although_the_pacs_restarts(
+    orthanc: Orthanc, client: httpx.Client, tmp_path: Path
+) -> None:
+    studies = [Study() for _ in range(8)]
+    orthanc.upload(*(study.image(number, view) for study in studies for number, view in ((1, "PA"), (2, "LL"))))
+    asked = [*studies, *studies]
+    random.Random(18).shuffle(asked)
+
+    def store(study: Study) -> str:
+        for _ in range(100):
+            answer = client.post(f"/studies/{study.uid}/report", files={"store": (None, "true")})
+            if answer.status_code == 200:
+                return str(answer.json()["study"]["stored"]["status"])
+            assert answer.json()["code"] in ("pacs_unreachable", "pacs_broken", "pacs_timeout"), answer.text
+            time.sleep(0.1)
+        raise AssertionError("no answer after the restart")
+
+    with ThreadPoolExecutor(3) as threads:
+        running = [threads.submit(store, study) for study in asked]
+        running[3].result()
+        orthanc.stop()
+        orthanc.start()
+        states = [each.result() for each in running]
+    assert "stored" in states
+    for study in studies:
+        (report,) = study.reports(orthanc)
+        validate(report, tmp_path)
 
 
 def test_formats_are_those_of_the_upload_with_the_identity(orthanc: Orthanc, client: httpx.Client) -> None:
