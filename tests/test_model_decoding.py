@@ -91,32 +91,39 @@ def test_returned_log_probs_equal_the_uncached_pass(model: ReportModel, source: 
     torch.testing.assert_close(result.log_probs, expected, atol=1e-4, rtol=1e-4)
 
 
-def brute_force(model: ReportModel, source: Encoded, length: int, alpha: float) -> tuple[list[int], float]:
-    """The best of all reports of up to ``length`` tokens, by scoring every one of them uncached."""
+LENGTH = 3
+
+
+@pytest.fixture(scope="module")
+def exhaustive() -> tuple[ReportModel, Encoded, list[tuple[list[list[int]], torch.Tensor]]]:
+    """All reports of 1 to ``LENGTH`` tokens and their log-probabilities, by length, scored uncached."""
+    model = tiny_model(1, max_length=LENGTH + 1)
+    source = encoded(model, 2).select(torch.tensor([1]))
     words = [i for i in range(len(TOKENIZER)) if i not in FREE.suppress and i != TOKENIZER.eos_id]
-    best: tuple[list[int], float] = ([], float("-inf"))
-    for count in range(length):
-        ends = [TOKENIZER.eos_id] if count < length - 1 else [TOKENIZER.eos_id, *words]
+    scored = []
+    for count in range(LENGTH):
+        ends = [TOKENIZER.eos_id] if count < LENGTH - 1 else [TOKENIZER.eos_id, *words]
         rows = [[*body, end] for body in itertools.product(words, repeat=count) for end in ends]
         ids = torch.tensor(rows)
-        logits = model(
-            Encoded(source.source.expand(len(rows), -1, -1), source.mask.expand(len(rows), -1), source.bank),
-            torch.cat([torch.full((len(rows), 1), TOKENIZER.bos_id), ids[:, :-1]], dim=1),
-        )
+        with torch.no_grad():
+            logits = model(
+                Encoded(source.source.expand(len(rows), -1, -1), source.mask.expand(len(rows), -1), source.bank),
+                torch.cat([torch.full((len(rows), 1), TOKENIZER.bos_id), ids[:, :-1]], dim=1),
+            )
         logits[:, :, list(FREE.suppress)] = float("-inf")
-        scores = logits.log_softmax(-1).gather(2, ids.unsqueeze(-1)).squeeze(-1).sum(1) / ids.shape[1] ** alpha
-        top = int(scores.argmax())
-        if float(scores[top]) > best[1]:
-            best = (rows[top], float(scores[top]))
-    return best
+        scored.append((rows, logits.log_softmax(-1).gather(2, ids.unsqueeze(-1)).squeeze(-1).sum(1)))
+    return model, source, scored
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_wide_beam_equals_the_exhaustive_search(alpha: float) -> None:
-    model = tiny_model(1, max_length=4)
-    source = encoded(model, 2).select(torch.tensor([1]))
-    with torch.no_grad():
-        expected_ids, expected_score = brute_force(model, source, 3, alpha)
+def test_wide_beam_equals_the_exhaustive_search(
+    exhaustive: tuple[ReportModel, Encoded, list[tuple[list[list[int]], torch.Tensor]]], alpha: float
+) -> None:
+    model, source, scored = exhaustive
+    best = [
+        (float((sums / length**alpha).max()), rows[int(sums.argmax())]) for length, (rows, sums) in enumerate(scored, 1)
+    ]
+    expected_score, expected_ids = max(best)
     result = beam_search(model, source, FREE, TOKENIZER.bos_id, len(TOKENIZER) ** 2, alpha)
     assert [i for i in result.ids[0].tolist() if i] == expected_ids
     assert float(result.score[0]) == pytest.approx(expected_score, abs=1e-4)

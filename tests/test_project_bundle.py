@@ -16,7 +16,7 @@ from retrieval_index.hydrate import hydrate
 from tests.support.paths import REPOSITORY, SHIPPED
 from tests.support.tiny import drawn_study, open_drafter
 from training.data.openi import open_openi
-from training.data.studies import Study
+from training.data.studies import Source, Study
 
 
 def numbers(draft: Draft) -> list[float]:
@@ -87,8 +87,8 @@ def test_the_readme_has_the_metrics_of_the_bundle() -> None:
 # --- on real studies --------------------------------------------------------------------------------------------------
 
 
-def read(studies: Sequence[Study], root: Path, size: int) -> list[list[StudyView]]:
-    images = dict(open_openi(root).images.iter([ref.key for study in studies for ref in study.images]))
+def read(studies: Sequence[Study], source: Source, size: int) -> list[list[StudyView]]:
+    images = dict(source.images.iter([ref.key for study in studies for ref in study.images]))
     views = [[(images[ref.key], ref.view or View.FRONTAL) for ref in study.ordered()] for study in studies]
     return [[StudyView(load_pixels(data, size), view) for data, view in study if data] for study in views]
 
@@ -98,10 +98,10 @@ def test_a_validation_study_gets_five_other_cases_with_texts(real_data: Path, tm
     out = tmp_path / "hydrated"
     hydrate(SHIPPED, root / "NLMCXR_reports.tgz", out=out)
     assert load_bundle(out).calibration == load_bundle(SHIPPED).calibration is not None
-    drafter = open_drafter(out)
-    studies = open_openi(root).split("val")[:16]
-    drafts: list[Draft] = drafter.draft(read(studies, root, drafter.image_size))
-    val_ids = {study.study_id for study in open_openi(root).split("val")}
+    drafter, source = open_drafter(out), open_openi(root)
+    val = source.split("val")
+    drafts: list[Draft] = drafter.draft(read(val[:6], source, drafter.image_size))
+    val_ids = {study.study_id for study in val}
     for draft in drafts:
         assert len(draft.reference_cases) == 5
         assert all(case.findings for case in draft.reference_cases)

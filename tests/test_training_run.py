@@ -49,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(root: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "training.run", "--dataset", "openi", "--root", str(root), "--preset", "smoke",
-            "--out", str(out), "--device", "cpu", *more]  # fmt: skip
+            "--backbone", "efficientnet_lite0", "--out", str(out), "--device", "cpu", *more]  # fmt: skip
 
 
 def finish(process: subprocess.Popen[bytes], log: Path) -> str:
@@ -237,7 +237,7 @@ def test_bundle_drafts_a_val_study_from_other_cases(root: Path, bundle_path: Pat
 def test_rejects_used_work_directory_changed_run_and_bad_arguments(
     root: Path, bundle_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    base = ["--root", str(root), "--preset", "smoke", "--device", "cpu"]
+    base = ["--root", str(root), "--preset", "smoke", "--backbone", "efficientnet_lite0", "--device", "cpu"]
     elsewhere = ["--out", str(bundle_path) + "-other", "--work", str(bundle_path.with_name("B.work"))]
     assert main([*base, *elsewhere]) == 2
     assert "add --resume" in caplog.text
@@ -270,8 +270,7 @@ def test_rejects_used_work_directory_changed_run_and_bad_arguments(
 
 def test_options_change_values_of_the_preset(root: Path, tmp_path: Path) -> None:
     """Stages without their prerequisites are refused after the configuration is written."""
-    changes = ["--backbone", "efficientnet_lite0", "--weights", "none", "--set", "pretrain.epochs_by_size=[[32,2]]",
-               "--set", "decoding.method=greedy"]  # fmt: skip
+    changes = ["--weights", "none", "--set", "pretrain.epochs_by_size=[[32,2]]", "--set", "decoding.method=greedy"]
     assert main([*command(root, tmp_path / "B")[3:], *changes, "--stages", "bundle"]) == 2
     config = json.loads((tmp_path / "B.work" / "run.json").read_text())["config"]
     assert config["shape"]["backbone"] == "efficientnet_lite0"
