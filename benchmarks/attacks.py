@@ -172,6 +172,18 @@ def _sent(answers: Mapping[str, int]) -> tuple[str, str]:
     return f"{sum(answers.values()):,}", ", ".join(f"{answer} × {count:,}" for answer, count in shown)
 
 
+@contextlib.contextmanager
+def _generator() -> Iterator[Executor]:
+    """A process that sends the attacks; an exception ends it at once."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.nice, (10,)) as generator:
+        try:
+            yield generator
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns 1 if a promise was broken."""
     attacks = [each for each in ATTACKS if not arguments.only or each.name in arguments.only]
@@ -183,7 +195,7 @@ def run(arguments: argparse.Namespace) -> int:
     with (
         bundle_of(arguments) as bundle,
         attacked(bundle, device=arguments.device, log=log_file) as server,
-        ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.nice, (10,)) as generator,
+        _generator() as generator,
     ):
         for each in [[one] for one in attacks] if arguments.each else [attacks]:
             name = each[0].name if len(each) == 1 else "all at once"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 
@@ -134,10 +134,27 @@ def run_command(command: Callable[[argparse.Namespace], int], arguments: argpars
     for noisy in ("httpx", "PIL", "pydicom", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        return command(arguments)
+        with _exit_on_signals():
+            return command(arguments)
     except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
         log.error("%s", error)
         return 2
+
+
+@contextmanager
+def _exit_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise SystemExit, so that a command stops the processes that it started."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the stop
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

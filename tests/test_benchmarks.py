@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +20,7 @@ from benchmarks.measure import HEADER, REFERENCE, Machine, Row, Unit, at_least, 
 from benchmarks.memory import rise, slope
 from benchmarks.server import BUNDLE
 from retrieval_index.index import ReportIndex
+from tests.support.paths import REPOSITORY
 
 
 def test_goals_compare_with_the_peer_or_the_limit() -> None:
@@ -38,6 +43,22 @@ def test_goals_compare_with_the_peer_or_the_limit() -> None:
 )
 def test_shows_values_in_readable_units(value: float, unit: Unit, shown: str) -> None:
     assert show(value, unit) == shown
+
+
+def test_command_that_gets_sigterm_stops_its_server() -> None:
+    code = (
+        "import time; from benchmarks.server import run_command, running\n"
+        "def command(_):\n"
+        "    with running('http.server', health='/') as server:\n"
+        "        print(server.pid, flush=True); time.sleep(600)\n"
+        "raise SystemExit(run_command(command, None))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        server = int(process.stdout.readline())
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert not psutil.pid_exists(server)
 
 
 def test_table_holds_every_cell() -> None:
