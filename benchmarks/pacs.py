@@ -1,6 +1,6 @@
 """Prove that the DICOM node loses no study: kill it, restart its archive, and look at what the archive has.
 
-    python -m benchmarks.pacs [--studies 50] [--kills 5] [--restarts 2] [--tiny | --bundle DIR] [--out runs/pacs]
+    python -m benchmarks.pacs [--studies 50] [--kills 5] [--restarts 2] [--stow] [--tiny | --bundle DIR]
 
 dcmtk's storescu sends the images of drawn studies in random order, several at a time, and sends again what was not
 answered with success, as a PACS does. Meanwhile the node is killed (SIGKILL) while it receives, drafts and sends, and
@@ -26,10 +26,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -78,14 +79,15 @@ class Proof:
 class NodeProcess:
     """``python -m service.dicom_node``, started again whenever it is killed."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str] = MappingProxyType({}), **settings: Any) -> None:
         self.directory, self.log = folder / "node", folder / "node.log"
         self.port, self._status_port = _free_port(), _free_port()
         given = {
             "port": self.port, "status_port": self._status_port, "dir": self.directory, "spool": True,
             "peers": "STORESCU", "retry_max_s": 2, "log_level": "INFO", **settings,
         }  # fmt: skip
-        self._environment = os.environ | {f"REPORT_PACS_{name.upper()}": str(value) for name, value in given.items()}
+        named = {f"REPORT_PACS_{name.upper()}": str(value) for name, value in given.items()}
+        self._environment = os.environ | named | dict(environment)
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -189,21 +191,32 @@ def send_all(files: Sequence[Path], port: int, proof: Proof, stop: threading.Eve
 
 
 def prove(
-    folder: Path, report_url: str, orthanc: Any, *, studies: int, kills: int, restarts: int, seed: int = 0
-) -> Proof:
+    folder: Path, report_url: str, orthanc: Any, *, studies: int, kills: int, restarts: int, seed: int = 0,
+    stow: bool = False, quiet_s: float = QUIET_S,
+) -> Proof:  # fmt: skip
     """Send, kill, restart, wait, look.
 
     Args:
         folder: of the images, the queue and the logs.
         report_url: of a running report service.
         orthanc: a running archive, of ``tests.support.orthanc``.
+        stow: send the reports by STOW-RS instead of C-STORE.
+        quiet_s: as of the node.
     """
     rng = random.Random(seed)
     drawn = draw_studies(folder, studies)
     files = in_random_order(list(drawn.values()), rng)
     proof, stop, began = Proof(studies, len(files)), threading.Event(), time.monotonic()
+    from tests.support.orthanc import CREDENTIALS
+
+    (folder / "credentials").write_text(":".join(CREDENTIALS))
+    dicomweb = {
+        "REPORT_DICOMWEB_URL": orthanc.dicomweb,
+        "REPORT_DICOMWEB_CREDENTIALS_FILE": str(folder / "credentials"),
+    }
+    destination = "dicomweb" if stow else f"ORTHANC@127.0.0.1:{orthanc.dicom_port}"
     node = NodeProcess(
-        folder, destination=f"ORTHANC@127.0.0.1:{orthanc.dicom_port}", report_url=report_url, quiet_s=QUIET_S
+        folder, dicomweb if stow else {}, destination=destination, report_url=report_url, quiet_s=quiet_s
     )
     sender = threading.Thread(target=send_all, args=(files, node.port, proof, stop))
     sender.start()
@@ -321,7 +334,7 @@ def run(arguments: argparse.Namespace) -> int:
         orthanc = stack.enter_context(running_orthanc(folder))
         proof = prove(
             folder, server.url, orthanc, studies=arguments.studies, kills=arguments.kills, restarts=arguments.restarts,
-            seed=arguments.seed,
+            seed=arguments.seed, stow=arguments.stow,
         )  # fmt: skip
         shutil.copy(folder / "node.log", arguments.out / "node.log")
     write_json(arguments.out / "pacs.json", {"rows": dict(proof.rows()), "faults": proof.faults})
@@ -336,6 +349,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--restarts", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the order of the images (0)")
+    parser.add_argument("--stow", action="store_true", help="send the reports by STOW-RS instead of C-STORE")
     return run_command(run, parser.parse_args(argv))
 
 

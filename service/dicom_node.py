@@ -10,7 +10,7 @@ import sys
 import threading
 
 from service.pacs.node_settings import node_settings_or_exit
-from service.settings import EXIT_SETTINGS
+from service.settings import EXIT_SETTINGS, settings_or_exit
 from service.web import logging as web_logging
 from service.web.problems import format_traceback_locations
 from service.web.shutdown import end_process
@@ -27,10 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
         0 after a stop; 2: a setting is wrong; 4: an address or the directory cannot be used.
     """
     argparse.ArgumentParser(prog="python -m service.dicom_node", description=__doc__).parse_args(arguments)
-    settings = node_settings_or_exit()
+    settings, dicomweb = node_settings_or_exit(), settings_or_exit()
     web_logging.configure(settings.log_level, settings.log_format)
     threading.excepthook = _log_unhandled  # pynetdicom's threads may end so
     try:
+        from service.pacs.dicomweb import Pacs
         from service.pacs.node import Node  # slow to import
     except ModuleNotFoundError as error:
         print(f"the node lacks {error.name}: pip install 'cxr-report[pacs]'", file=sys.stderr)
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        node = Node(settings)
+        node = Node(settings, Pacs(dicomweb) if dicomweb.dicomweb_url else None)
     except BlockingIOError:
         print(f"REPORT_PACS_DIR={str(settings.dir)!r}: another node uses it. Give each its directory.", file=sys.stderr)
         return EXIT_ADDRESS

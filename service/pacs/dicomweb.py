@@ -121,9 +121,23 @@ class Pacs:
         Raises:
             Problem: as of ``fetch``.
         """
-        return await self._run(
-            lambda connection: connection.file(study_uid, stored.series_instance_uid, stored.sop_instance_uid)
-        )
+        return await self.read_file(study_uid, stored.series_instance_uid, stored.sop_instance_uid)
+
+    async def store_file(self, report: bytes) -> None:
+        """Store a structured report, a DICOM file; one that the PACS has is stored again, or not.
+
+        Raises:
+            Problem: the PACS fails or refuses the report.
+        """
+        await self._run(lambda connection: connection.put(report))
+
+    async def read_file(self, study_uid: str, series_uid: str, sop_uid: str) -> bytes:
+        """An instance of a study; the UIDs are valid.
+
+        Raises:
+            Problem: as of ``fetch``.
+        """
+        return await self._run(lambda connection: connection.file(study_uid, series_uid, sop_uid))
 
     async def _run(self, work: Callable[[_Connection], T]) -> T:
         """Run an operation in a thread; cancellation ends its exchange."""
@@ -188,12 +202,17 @@ class _Connection:
         if stored.sop_instance_uid in listed:
             return stored, False
         drafts = self._headers(study_uid, listed, {ENHANCED_SR}, DRAFT_HEADER)
-        data = write_report(report, sources, newest_draft(drafts.values(), stored))
-        result = _checked(self._client.store_instances, [pydicom.dcmread(io.BytesIO(data))], study_uid)
-        done = {text(item, "ReferencedSOPInstanceUID") for item in result.get("ReferencedSOPSequence") or ()}
-        if stored.sop_instance_uid not in done and stored.sop_instance_uid not in self._list(study_uid):
-            raise Problem("pacs_not_stored", f"The PACS did not store the report. {_CHECK}")
+        self.put(write_report(report, sources, newest_draft(drafts.values(), stored)))
         return stored, True
+
+    def put(self, report: bytes) -> None:
+        """Store a report of this project by STOW-RS."""
+        dataset = pydicom.dcmread(io.BytesIO(report))
+        study_uid, uid = text(dataset, "StudyInstanceUID"), text(dataset, "SOPInstanceUID")
+        result = _checked(self._client.store_instances, [dataset], study_uid)
+        done = {text(item, "ReferencedSOPInstanceUID") for item in result.get("ReferencedSOPSequence") or ()}
+        if uid not in done and uid not in self._list(study_uid):
+            raise Problem("pacs_not_stored", f"The PACS did not store the report. {_CHECK}")
 
     def file(self, study_uid: str, series_uid: str, sop_uid: str) -> bytes:
         """An instance as the PACS has it, in any transfer syntax; its bytes are not parsed."""

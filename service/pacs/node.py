@@ -23,10 +23,19 @@ from pydicom import Dataset
 
 from model.types import View
 from service.formats.dicom_source import SourceImage
+from service.pacs.dicomweb import Pacs
 from service.pacs.node_settings import NodeSettings
 from service.pacs.node_status import PEERS, NodeMetrics, StatusServer
-from service.pacs.peers import Backoff, Destination, RefusedError, ReportService, StorageScu, TryLaterError
-from service.pacs.queue import LOST, Study, StudyQueue
+from service.pacs.peers import (
+    Backoff,
+    Destination,
+    DicomwebArchive,
+    RefusedError,
+    ReportService,
+    StorageScu,
+    TryLaterError,
+)
+from service.pacs.queue import LOST, Instance, Study, StudyQueue
 from service.pacs.selection import read_header, select_images
 from service.pacs.spool import MemoryStore, Spool, Store, make_private
 from service.pacs.storage_scp import MISMATCH, NOT_UNDERSTOOD, OUT_OF_RESOURCES, SUCCESS, Received, StorageServer
@@ -50,14 +59,26 @@ class Node:
         sqlite3.Error: it is no queue.
     """
 
-    def __init__(self, settings: NodeSettings) -> None:
+    def __init__(self, settings: NodeSettings, pacs: Pacs | None = None) -> None:
+        """Start.
+
+        Args:
+            settings: of the node.
+            pacs: the DICOMweb server, which ``dicomweb`` as destination needs.
+        """
         self.settings, self.metrics = settings, NodeMetrics()
+        self._dicomweb = DicomwebArchive(pacs) if pacs else None
+        archive = settings.archive()
+        destination: Destination | None = StorageScu(settings, archive) if archive else self._dicomweb
+        if destination is None:
+            raise ValueError("REPORT_PACS_DESTINATION=dicomweb needs REPORT_DICOMWEB_URL")
+        self._destination = destination
         self._lock_file = (make_private(settings.dir) / "lock").open("w")
         fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.queue = StudyQueue(settings.queue_file)
         self.store: Store = Spool(settings.dir / "spool") if settings.spool else MemoryStore()
         self.store.remove(self.queue.reconcile(self.store.sizes()))
-        self._service, self._destination = ReportService(settings), destination(settings)
+        self._service = ReportService(settings)
         self._backoffs = {peer: Backoff(settings.retry_max_s) for peer in PEERS}
         self._stopping = threading.Event()
         self.server = StorageServer(settings, self.accept, self.metrics.refuse)
@@ -126,17 +147,16 @@ class Node:
         if all(each.drafted for each in instances):  # sent again
             return self.store.remove(self.queue.settle(study))
         tokens = {each.uid: each.token for each in instances if each.token}
-        if gone := set(study.images) - set(tokens):
-            raise RefusedError(
-                "earlier_images_gone",
-                f"The study grew after its draft, whose {len(gone)} images were removed. Send the whole study again.",
-            )
+        earlier = self._earlier_images(study, instances)
         headers: list[Dataset] = [read_header(self._bytes(token)) for token in tokens.values()]
+        headers += [read_header(data) for data in earlier.values()]
         images = select_images(headers).images
         uids = tuple(source.sop_instance_uid for source in images.values())
         if study.sent and set(uids) == set(study.images):
             return self.store.remove(self.queue.settle(study))
-        files: dict[View, bytes] = {view: self._bytes(tokens[each.sop_instance_uid]) for view, each in images.items()}
+        files: dict[View, bytes] = {
+            view: earlier.get(uid) or self._bytes(tokens[uid]) for view, uid in zip(images, uids, strict=True)
+        }
         began = time.monotonic()
         report = self._service.draft(files)
         sources = list(images.values())
@@ -147,6 +167,17 @@ class Node:
         self.metrics.drafted.inc()
         self.metrics.draft_seconds.observe(time.monotonic() - began)
         log.info("drafted a study: %d of %d instances read", len(uids), len(instances))
+
+    def _earlier_images(self, study: Study, instances: list[Instance]) -> dict[str, bytes]:
+        """The images of the last draft that were removed after sending, read from the DICOMweb server."""
+        gone = [each for each in instances if each.uid in study.images and each.token is None]
+        if gone and self._dicomweb is None:
+            raise RefusedError(
+                "earlier_images_gone",
+                f"The study grew after its draft, whose {len(gone)} images were removed. "
+                "Send the whole study again, or set REPORT_DICOMWEB_URL.",
+            )
+        return {each.uid: self._dicomweb.read(study.uid, each.series, each.uid) for each in gone if self._dicomweb}
 
     def _bytes(self, token: str) -> bytes:
         try:
@@ -231,14 +262,6 @@ class Node:
             self.metrics.peer_up.labels(peer).set(backoff.reason is None)
         self.metrics.associations.set(self.server.associations)
         self.metrics.held_bytes.set(sum(self.store.sizes().values()))
-
-
-def destination(settings: NodeSettings) -> Destination:
-    """The archive of the settings."""
-    archive = settings.archive()
-    if archive is None:
-        raise NotImplementedError
-    return StorageScu(settings, archive)
 
 
 def _predecessor(study: Study, source: SourceImage, report_uid: str) -> SourceImage | None:

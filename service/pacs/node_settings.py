@@ -17,7 +17,7 @@ _TITLE = r"[!-?A-\[\]-~]([ -?A-\[\]-~]{0,14}[!-?A-\[\]-~])?"  # 1 to 16 characte
 _PEER = re.compile(rf"({_TITLE})(@([0-9a-zA-Z.:-]+))?")
 _DESTINATION = re.compile(rf"({_TITLE})@([0-9a-zA-Z.-]+|\[[0-9a-fA-F:]+\]):([0-9]{{1,5}})")
 _HTTP_URL = re.compile(r"https?://[^/?#@\s]+(/[^?#@\s]*)?")
-_EXAMPLE = "write AE@host:port for C-STORE, such as ORTHANC@127.0.0.1:4242, or a DICOMweb address for STOW-RS"
+DICOMWEB = "dicomweb"
 
 
 class Peer(NamedTuple):
@@ -49,11 +49,13 @@ def _checked_peers(peers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _checked_destination(value: str) -> str:
-    if not _HTTP_URL.fullmatch(value):
-        found = _DESTINATION.fullmatch(value)
-        if found is None or not 0 < int(found[4]) < 65536:
-            raise ValueError(_EXAMPLE)
-    return value.rstrip("/")
+    found = _DESTINATION.fullmatch(value)
+    if value != DICOMWEB and (found is None or not 0 < int(found[4]) < 65536):
+        raise ValueError(
+            "write AE@host:port for C-STORE, such as ORTHANC@127.0.0.1:4242, or dicomweb for STOW-RS "
+            "to the server of REPORT_DICOMWEB_URL"
+        )
+    return value
 
 
 def _checked_url(value: str) -> str:
@@ -77,8 +79,9 @@ class NodeSettings(BaseSettings):
         host: address to listen on; ``0.0.0.0`` accepts connections from other machines.
         port: TCP port of the Storage SCP.
         peers: comma-separated AE titles that may send, each with ``@ADDRESS`` if only that IP address may use it.
-        destination: where structured reports go: ``AE@host:port`` (C-STORE), or the address of a DICOMweb server
-            (STOW-RS), to which the ``REPORT_DICOMWEB_…`` settings apply.
+        destination: where structured reports go: ``AE@host:port`` (C-STORE), or ``dicomweb`` (STOW-RS), the server of
+            the settings ``REPORT_DICOMWEB_…``. From that server, if it is set, earlier images of a study that grew
+            after its draft are read.
         report_url: address of the report service.
         report_key_file: file with the API key of the report service.
         dir: private directory of the queue and the spool, created with mode 0700. One node uses it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import random
 import time
@@ -15,9 +16,11 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
 
 from model.types import View
+from service.pacs.dicomweb import Pacs
 from service.pacs.node_settings import Archive, NodeSettings
 from service.pacs.structured_report import ENHANCED_SR
 from service.schemas.models import ReportResponse
+from service.web.problems import Problem
 
 _TIMEOUT_S = 180.0  # of a draft; the service answers within its own limit
 _MOST_ANSWER = 8 * 2**20  # bytes
@@ -133,6 +136,32 @@ class Destination(Protocol):
         Raises:
             TryLaterError: it was not stored.
         """
+
+
+class DicomwebArchive:
+    """Stores by STOW-RS, and reads by WADO-RS."""
+
+    def __init__(self, pacs: Pacs) -> None:
+        self._pacs = pacs
+
+    def store(self, report: bytes) -> None:
+        try:
+            asyncio.run(self._pacs.store_file(report))
+        except Problem as problem:
+            raise TryLaterError(problem.code, problem.detail) from None
+
+    def read(self, study: str, series: str, instance: str) -> bytes:
+        """An image.
+
+        Raises:
+            TryLaterError: the server fails.
+            RefusedError: it has no such image.
+        """
+        try:
+            return asyncio.run(self._pacs.read_file(study, series, instance))
+        except Problem as problem:
+            kind = RefusedError if problem.code in ("no_such_study", "study_too_large") else TryLaterError
+            raise kind(problem.code, problem.detail) from None
 
 
 class StorageScu:

@@ -18,6 +18,7 @@ import pytest
 from tests.support.service import WAIT_S, free_port
 
 _PLUGINS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc", "/usr/lib/x86_64-linux-gnu/orthanc", "/usr/local/lib")
+CREDENTIALS = ("pull", "secret")
 _NAMES = ("libOrthancDicomWeb.so*", "OrthancDicomWeb.so*")
 
 
@@ -60,7 +61,7 @@ class Orthanc:
         deadline = time.monotonic() + WAIT_S
         while True:
             try:
-                if httpx.get(f"{self.url}/system", auth=("pull", "secret")).status_code == 200:
+                if httpx.get(f"{self.url}/system", auth=CREDENTIALS).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -77,7 +78,7 @@ class Orthanc:
 
     def client(self) -> httpx.Client:
         """A client of its REST API."""
-        return httpx.Client(base_url=self.url, auth=("pull", "secret"), timeout=WAIT_S)
+        return httpx.Client(base_url=self.url, auth=CREDENTIALS, timeout=WAIT_S)
 
     def upload(self, *files: bytes) -> None:
         """Store these DICOM files."""
@@ -108,7 +109,7 @@ def running_orthanc(folder: Path, *, modalities: Mapping[str, tuple[str, int]] |
     config = {
         "Name": "tests", "StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db"),
         "TemporaryDirectory": str(folder), "HttpPort": http_port, "DicomPort": dicom_port, "DicomAet": "ORTHANC",
-        "RemoteAccessAllowed": False, "AuthenticationEnabled": True, "RegisteredUsers": {"pull": "secret"},
+        "RemoteAccessAllowed": False, "AuthenticationEnabled": True, "RegisteredUsers": dict([CREDENTIALS]),
         "DicomAlwaysAllowStore": True, "DicomAlwaysAllowFind": True, "DicomCheckCalledAet": False,
         "DicomModalities": peers, "StableAge": 1, "HttpThreadsCount": 4, "Plugins": [str(plugin)],
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},

@@ -17,6 +17,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.presentation import build_context
 
+from service.pacs.dicomweb import Pacs
 from service.pacs.node import Node
 from service.pacs.node_settings import NodeSettings
 from service.pacs.storage_scp import VERIFICATION
@@ -134,9 +135,9 @@ def node_settings(directory: Path, report_url: str, archive_port: int, **changes
 
 
 @contextmanager
-def running_node(settings: NodeSettings) -> Iterator[Node]:
+def running_node(settings: NodeSettings, pacs: Pacs | None = None) -> Iterator[Node]:
     """A node in this process."""
-    node = Node(settings)
+    node = Node(settings, pacs)
     try:
         yield node
     finally:

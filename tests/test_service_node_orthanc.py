@@ -1,0 +1,110 @@
+"""The DICOM node with a real Orthanc: kills and restarts lose and repeat nothing; STOW-RS; studies that grow."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pydicom
+import pytest
+
+pytest.importorskip("pynetdicom", reason="needs pip install 'cxr-report[pacs]'")
+from benchmarks import pacs as proof
+from service.pacs.dicomweb import Pacs
+from service.pacs.queue import read_worklist
+from service.settings import Settings
+from tests.support.orthanc import CREDENTIALS, Orthanc, running_orthanc
+from tests.support.pacs import image, new_study, node_settings, parsed, running_node, send
+from tests.support.service import Live, until
+
+
+@pytest.fixture
+def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
+    (tmp_path / "orthanc").mkdir()
+    with running_orthanc(tmp_path / "orthanc") as orthanc:
+        yield orthanc
+
+
+def dicomweb(orthanc: Orthanc, folder: Path) -> Pacs:
+    (folder / "credentials").write_text(":".join(CREDENTIALS))
+    return Pacs(Settings(dicomweb_url=orthanc.dicomweb, dicomweb_credentials_file=folder / "credentials"))
+
+
+def require_programs() -> None:
+    if missing := [name for name in proof.PROGRAMS if shutil.which(name) is None]:
+        pytest.skip(f"needs {', '.join(missing)}: apt install orthanc orthanc-dicomweb dcmtk dicom3tools")
+
+
+@pytest.mark.parametrize(("stow", "kills", "restarts"), [(False, 2, 1), (True, 1, 0)], ids=["C-STORE", "STOW-RS"])
+def test_kills_and_restarts_lose_no_study_and_repeat_none(
+    tmp_path: Path, page_server: Live, orthanc: Orthanc, stow: bool, kills: int, restarts: int
+) -> None:
+    require_programs()
+    made = proof.prove(
+        tmp_path, page_server.url, orthanc, studies=6, kills=kills, restarts=restarts, stow=stow, quiet_s=5
+    )
+    assert made.faults == []
+    assert (made.reports, len(made.kills), made.restarts) == (6, kills, restarts)
+
+
+def test_proof_detects_lost_repeated_foreign_and_invalid_reports(
+    tmp_path: Path, page_server: Live, orthanc: Orthanc
+) -> None:
+    require_programs()
+    drawn = proof.draw_studies(tmp_path, 2)
+    (first, files), second = next(iter(drawn.items())), list(drawn)[1]
+    with running_node(
+        node_settings(
+            tmp_path / "node",
+            page_server.url,
+            orthanc.dicom_port,
+            destination=f"ORTHANC@127.0.0.1:{orthanc.dicom_port}",
+        )
+    ) as node:
+        assert send(node.server.port, *(path.read_bytes() for path in files)) == [0, 0]
+        until(lambda: node.queue.counts()["sent"])
+    (report,) = orthanc.files("SR")
+    only = {first: files}
+    assert proof.faults_of_reports([report], only, tmp_path) == []
+    assert proof.faults_of_reports([report, report], only, tmp_path) == ["a study has 2 reports"]
+    assert proof.faults_of_reports([report], drawn, tmp_path) == ["a study has 0 reports"]
+    moved, invalid = parsed(report), parsed(report)
+    moved.StudyInstanceUID = second
+    del invalid.VerificationFlag
+    for changed, fault in ((moved, "a report is not about the images of its study"), (invalid, "dciodvfy: Error")):
+        data = pydicom.filebase.DicomBytesIO()
+        changed.save_as(data, enforce_file_format=True)
+        assert any(each.startswith(fault) for each in proof.faults_of_reports([data.getvalue()], drawn, tmp_path))
+
+
+def test_report_of_a_grown_study_reads_the_earlier_image_from_the_archive(
+    tmp_path: Path, page_server: Live, orthanc: Orthanc
+) -> None:
+    study = new_study()
+    frontal, lateral = image(study), image(study, "LL")
+    orthanc.upload(frontal)
+    settings = node_settings(tmp_path / "node", page_server.url, 9, destination="dicomweb")
+    with running_node(settings, dicomweb(orthanc, tmp_path)) as node:
+        send(node.server.port, frontal)
+        until(lambda: node.queue.counts()["sent"])
+        send(node.server.port, lateral)
+        until(lambda: len(orthanc.files("SR")) == 2)
+        until(lambda: node.queue.counts()["sent"])
+        assert not node.store.sizes()
+    reports = [parsed(data) for data in orthanc.files("SR")]
+    (newest,) = [report for report in reports if "PredecessorDocumentsSequence" in report]
+    series = newest.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    read = {item.ReferencedSOPInstanceUID for each in series for item in each.ReferencedSOPSequence}
+    assert read == {parsed(frontal).SOPInstanceUID, parsed(lateral).SOPInstanceUID}
+
+
+def test_report_that_is_stored_twice_is_one_instance(tmp_path: Path, page_server: Live, orthanc: Orthanc) -> None:
+    settings = node_settings(tmp_path / "node", page_server.url, 9, destination="dicomweb")
+    with running_node(settings, dicomweb(orthanc, tmp_path)) as node:
+        send(node.server.port, image(new_study()))
+        until(lambda: node.queue.counts()["sent"])
+        (report,) = orthanc.files("SR")
+        node._destination.store(report)
+    assert len(orthanc.files("SR")) == 1
+    assert read_worklist(settings.queue_file, 9)[1]["failed"] == 0
