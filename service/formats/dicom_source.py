@@ -1,8 +1,9 @@
 """The study of a report: its views, and the identity of the images that were sent as DICOM.
 
-A ``SourceImage`` identifies a patient. For an upload it is read only when a DICOM structured report needs it,
-from the header alone and within the limits of the image reader. It is never logged, shown by ``repr`` or
-written in another format; FHIR has it only for studies of a PACS (``ExportContext.from_pacs``).
+A ``SourceImage`` identifies a patient. For an upload it is read only when a DICOM structured report
+needs it, from the header alone and within the limits of the image reader. It is never logged, shown
+by ``repr`` or written in another format; FHIR has it only for studies of a PACS
+(``ExportContext.from_pacs``).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class SourceImage:
         patient_sex: M, F or O.
         study_time: HHMMSS, with a fraction or shorter.
         unreadable: keywords of names whose character set cannot be found.
-        long_accession_number: an accession number of more than 16 characters, which DICOM cannot hold.
+        long_accession_number: one of more than 16 characters, which DICOM cannot hold.
     """
 
     sop_class_uid: str = ""

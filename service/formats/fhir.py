@@ -1,10 +1,10 @@
 """The report as a FHIR R4 ``DiagnosticReport``: preliminary, AI asserted.
 
-The report of an upload has no subject: the service receives no patient identity, and the system that
-stores the report adds ``subject`` to it and to its observations. The report of a study of a PACS refers
-to patient, order and study by their identifiers. The reference cases, which belong to other patients,
-are extensions and text, never Observations, so that no system can assign them to this patient.
-docs/api.md, "Formats", describes every element.
+The report of an upload has no subject: the service receives no patient identity, and the system
+that stores the report adds ``subject`` to it and to its observations. The report of a study of a
+PACS refers to patient, order and study by their identifiers. The reference cases, which belong to
+other patients, are extensions and text, never Observations, so that no system can assign them to
+this patient. docs/api.md, "Formats", describes every element.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _subject(source: SourceImage) -> Resource:
 
 
 def _study(source: SourceImage) -> Resource:
-    """References to the order and to the study, by identifiers (HL7's "Imaging Diagnostic Report" guide)."""
+    """References to the order and to the study, by identifiers."""
     found: Resource = {}
     if accession := source.accession_number or source.long_accession_number:
         identifier = {"type": _identifier_type("ACSN", "Accession ID"), "value": accession}

@@ -1,1 +1,1 @@
-"""Studies of a PACS: choose the images, write the structured report, speak DICOMweb. Needs the extra ``pacs``."""
+"""Studies of a PACS, read by DICOMweb or received by the DICOM node. Needs the extra ``pacs``."""

@@ -1,9 +1,9 @@
-"""Reads studies from a PACS and stores reports in it, by DICOMweb (PS3.18): QIDO-RS, WADO-RS, STOW-RS.
+"""Reads studies from a PACS and stores reports in it by DICOMweb (PS3.18): QIDO-RS, WADO-RS, STOW-RS.
 
-dicomweb-client writes and reads the messages; httpx carries them (``_Transport``), with limits that requests
-lacks: one deadline for all exchanges of an operation, a size for each answer, no redirect, no proxy, no
-cookie, no compression, no server but the configured one. Answers are untrusted: every failure is a problem
-with a code of its own, and nothing of an answer is logged or quoted.
+dicomweb-client writes and reads the messages; httpx carries them (``_Transport``), with limits that
+requests lacks: one deadline for all exchanges of an operation, a size for each answer, no redirect,
+no proxy, no cookie, no compression, no server but the configured one. Answers are untrusted: every
+failure is a problem with its code, and nothing of an answer is logged or quoted.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FetchedStudy:
-    """The images of a study that are read, view -> file, and the choice; ``sources`` are in the same order."""
+    """The images of a study that are read (view -> file), their identities, and the choice."""
 
     images: dict[str, bytes]
     sources: tuple[SourceImage, ...]
@@ -105,7 +105,10 @@ class Pacs:
         return await self._run(lambda connection: connection.fetch(study_uid, named))
 
     async def store(self, report: ReportResponse, sources: tuple[SourceImage, ...]) -> tuple[StoredReport, bool]:
-        """Store the structured report, unless the PACS has it; returns its identity, and whether it was stored now.
+        """Store the structured report, unless the PACS has it.
+
+        Returns:
+            The identity of the report, and whether it was stored now.
 
         Raises:
             Problem: the PACS fails or refuses the report; no report can be written.
@@ -172,7 +175,7 @@ def broken(reason: str) -> Problem:
 
 
 class _Connection:
-    """The requests of one operation, in a thread. UIDs are checked before they become part of an address."""
+    """The requests of one operation, in a thread. Every UID is checked before it is requested."""
 
     def __init__(self, transport: _Transport) -> None:
         self._transport, self._pacs = transport, transport.pacs

@@ -1,8 +1,8 @@
 """Chooses the frontal and the lateral radiograph of a study by the headers of its instances.
 
-Of each view the model reads one image: CR and DX before secondary capture, then the newest. Every other
-instance is left out with a reason. Views are never guessed: an unknown view counts only where the study has
-a single candidate, or where the caller names the instance.
+Of each view the model reads one image: CR and DX before secondary capture, then the newest. Every
+other instance is left out with a reason. An image of unknown view is read only if it is the only
+candidate, or if the caller names it.
 """
 
 from __future__ import annotations
@@ -81,12 +81,13 @@ def select_images(headers: Iterable[Dataset], named: Mapping[View, str] | None =
     """Choose the images of one study.
 
     Args:
-        headers: of all instances, in any order, with the elements of ``HEADER``. Repeated instances count once.
-        named: SOP instance UIDs that the caller chose for a view; their headers decide nothing but the kind.
+        headers: of all instances, in any order, with the elements of ``HEADER``. Repeated instances
+            count once.
+        named: view -> SOP instance UID that the caller chose, whatever its header says of the view.
 
     Raises:
-        Problem: ``two_patients``, ``study_ambiguous`` or ``study_empty``, 422; ``unknown_value`` for an instance
-            that the study does not have, or that cannot be read.
+        Problem: 422: ``two_patients``, ``study_ambiguous``, ``study_empty``, or ``unknown_value`` if
+            a named instance is no radiograph of the study.
     """
     instances = {text(header, "SOPInstanceUID"): header for header in headers}
     left_out = {uid: code for uid, header in instances.items() if (code := _unreadable(header))}
@@ -183,7 +184,7 @@ def _empty(codes: Iterable[str]) -> str:
 
 
 def _rank(header: Dataset) -> tuple[bool, str, int, str]:
-    """Sorts better images later; the last parts make the choice independent of the order of the headers."""
+    """Sorts better images later, whatever the order of the headers is."""
     number = text(header, "InstanceNumber")
     return (
         _is_radiograph(header),

@@ -1,7 +1,7 @@
-"""The structured report of a draft as a PACS keeps it: one for each study, bundle and set of images.
+"""The structured report that a PACS keeps: one for each study, bundle and set of images.
 
-Its UIDs are derived from these three, so that a report that is stored twice is one instance. A draft of
-other images, or of another bundle, is a new instance that names the newest draft before it.
+Its UIDs are derived from these three, so that a report that is stored twice is one instance. A
+draft of other images, or of another bundle, is a new instance that names the newest draft before it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One draft from its images to the response; shared by ``POST /report`` and ``POST /studies/UID/report``."""
+"""One draft from its images to the response, for ``POST /report`` and ``POST /studies/UID/report``."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Drafting:
     async def respond(
         self, formats: AcceptedFormats, context: ExportContext, response: Response
     ) -> ReportResponse | Response:
-        """Draft, and write the draft in the preferred format; ``response`` gets the headers of JSON.
+        """Draft, and write the preferred format; ``response`` gets the headers of JSON.
 
         Raises:
             Problem: no accepted format can be written; the draft failed.

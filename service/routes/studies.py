@@ -1,4 +1,4 @@
-"""``POST /studies/{StudyInstanceUID}/report``: draft a study of the PACS, and store the report in it if requested."""
+"""``POST /studies/{StudyInstanceUID}/report``: draft a study of the PACS, and store the report in it."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ router = APIRouter()
 async def study_report(
     request: Request, response: Response, StudyInstanceUID: str
 ) -> StudyReportResponse | ReportResponse | Response:
-    """Draft the frontal and the lateral radiograph of a study, which the service reads from its PACS by DICOMweb.
+    """Draft the frontal and the lateral radiograph of a study, which the service reads from its PACS.
 
-    `study` of the response says which instances were read, and why the others were not. FHIR and the
-    structured report name the patient. Formats and events are those of `POST /report`.
+    `study` of the response says which instances were read, and why the others were not. FHIR and
+    the structured report name the patient. Formats and events are those of `POST /report`.
 
-    `store=true` stores the structured report in the study, as a new series, preliminary and unverified. A
-    study, bundle and set of images has one such report: a second request does not store it again. The
-    structured report of the response is then the stored one.
+    `store=true` stores the structured report in the study, as a new series, preliminary and
+    unverified. A study, bundle and set of images has one such report: a second request does not
+    store it again. The structured report of the response is then the stored one.
     """
     started = time.perf_counter()
     runtime: Runtime = request.app.state.runtime

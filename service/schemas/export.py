@@ -39,7 +39,7 @@ class ExportRequest(BaseModel):
     @field_validator("report", mode="before")
     @classmethod
     def _without_study(cls, report: object) -> object:
-        """Accept a response of ``POST /studies/UID/report``; its study, which names instances, is not exported."""
+        """Accept a response of ``POST /studies/UID/report`` too; its study is not exported."""
         return {name: part for name, part in report.items() if name != "study"} if isinstance(report, dict) else report
 
     @field_validator("report")

@@ -223,7 +223,7 @@ class DraftForm(MultipartForm):
 
 
 class _StudyImages(_ViewsForm):
-    """The images of ``POST /report``; the fields of a form begin with those of its last base class."""
+    """The images of ``POST /report``, the first fields of its form: the last base class."""
 
     frontal: Annotated[
         OptionalFile, Field(description="The PA or AP radiograph: DICOM (CR, DX, secondary capture), PNG or JPEG.")
