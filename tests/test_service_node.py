@@ -34,9 +34,8 @@ def node(tmp_path: Path, page_server: Live, archive: Inbox) -> Iterator[Node]:
 
 def state(node: Node, study: str) -> tuple[str, str | None]:
     """State and code of a study in the worklist."""
-    return next(
-        (row["state"], row["code"]) for row in read_worklist(node.settings.queue_file, 99) if row["uid"] == study
-    )
+    rows, _ = read_worklist(node.settings.queue_file, 99)
+    return next((row["state"], row["code"]) for row in rows if row["uid"] == study)
 
 
 def status(node: Node, path: str = "/health") -> httpx.Response:
