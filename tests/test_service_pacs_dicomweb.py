@@ -114,6 +114,13 @@ def always_new(handler: BaseHTTPRequestHandler) -> None:
     send(handler, 200, "application/json", json.dumps([listed(uid) for uid in uids]).encode())
 
 
+def many_items(handler: BaseHTTPRequestHandler) -> None:
+    """A header with a sequence of a million items."""
+    items = b"{}," * 1_000_000 + b"{}"
+    uid = f'"00080018":{{"vr":"UI","Value":["{handler.path.split("/")[-2]}"]}}'.encode()
+    send(handler, 200, "application/json", b'[{%s,"00540220":{"vr":"SQ","Value":[%s]}}]' % (uid, items))
+
+
 def listed(uid: str, series: str = "1.2.3", **elements: Any) -> dict[str, Any]:
     values = {"00080016": "1.2.840.10008.5.1.4.1.1.2", "00080018": uid, "0020000E": series}
     return {tag: {"vr": "UI", "Value": [value]} for tag, value in values.items()} | elements
@@ -144,7 +151,9 @@ def wrong_list(*items: Any) -> Callable[[BaseHTTPRequestHandler], None]:
         ("list", wrong_list(listed("1.2.3", "1.2/../..")), "pacs_broken"),
         ("list", wrong_list({}), "pacs_broken"),
         ("list", wrong_list({"00080018": {"vr": "SQ", "Value": [7]}}), "pacs_broken"),
+        ("list", answers(body=b"[" + b"{}," * 1_000_000 + b"{}]"), "pacs_broken"),
         ("metadata", answers(), "pacs_broken"),
+        ("metadata", many_items, "pacs_broken"),
         ("metadata", wrong_list(listed("1.2.3")), "pacs_broken"),
         ("file", answers(kind="text/plain"), "pacs_broken"),
         ("file", answers(kind="multipart/related; boundary=x", body=b"--y\r\n\r\nz"), "pacs_broken"),
@@ -221,6 +230,22 @@ def test_invalid_study_uid_reaches_no_server(pacs: DicomwebServer, client: httpx
     assert answer.status_code in (404, 422)
     assert answer.json()["code"] in ("malformed_value", "not_found")
     assert pacs.requests == []
+
+
+def test_formats_and_export_of_a_study(pacs: DicomwebServer, client: httpx.Client) -> None:
+    report = ask(client).json()
+    uploaded = client.post("/report", files={"frontal": ("f", pacs.files[0]), "lateral": ("l", pacs.files[1])}).json()
+    assert "study" not in uploaded
+    assert set(report) == {*uploaded, "study"}
+    assert report["findings"] == uploaded["findings"]
+    for accept in ("text/plain", "application/fhir+json", "application/dicom"):
+        answer = client.post(f"/studies/{STUDY}/report", headers={"Accept": accept})
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"].startswith(accept)
+    exported = client.post("/export", json={"report": report}, headers={"Accept": "application/fhir+json"})
+    assert exported.status_code == 200, exported.text
+    assert "subject" not in exported.json()
+    assert STUDY not in exported.text
 
 
 def test_server_that_ignores_the_offset_is_read_once(pacs: DicomwebServer, client: httpx.Client) -> None:

@@ -14,6 +14,7 @@ import functools
 import importlib
 import importlib.util
 import io
+import json
 import logging
 import re
 import ssl
@@ -45,9 +46,10 @@ if TYPE_CHECKING:
 
 MAX_HEADERS = 64  # radiographs, and structured reports, of a study whose whole headers are read
 MAX_JSON_BYTES = 4 * 1024 * 1024
+_MOST_CHARACTERS = 32 * 1024  # of the elements that are read of one header; parsing millions would take minutes
 _JSON = "application/dicom+json"
 _OVERHEAD = 64 * 1024  # bytes of a multipart answer in addition to its file
-_LISTED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+_LISTED = {"SOPClassUID": "00080016", "SOPInstanceUID": "00080018", "SeriesInstanceUID": "0020000E"}
 _IMAGES = RADIOGRAPHS | CAPTURES | {FOR_PROCESSING, ""}
 _MULTIPART = re.compile(r'multipart/related\s*;(?:.*;)?\s*boundary="?([^";]{1,200})"?', re.IGNORECASE)
 _CHECK = "Check REPORT_DICOMWEB_URL and the log of the PACS."
@@ -227,12 +229,12 @@ class _Connection:
         return body if kind.lower().startswith("application/dicom") else _only_part(kind, body)
 
     def _list(self, study_uid: str) -> dict[str, Dataset]:
-        """SOP instance UID -> the elements ``_LISTED`` of all instances of the study."""
+        """SOP instance UID -> the UIDs of ``_LISTED`` of all instances of the study."""
         found: dict[str, Dataset] = {}
         while True:
             page = _checked(self._search, study_uid, len(found))
             new = {uid: header for header in page if (uid := text(header, "SOPInstanceUID")) not in found}
-            if not all(is_uid(uid) and is_uid(text(header, "SeriesInstanceUID")) for uid, header in new.items()):
+            if not all(uid and "SeriesInstanceUID" in header for uid, header in new.items()):
                 raise broken("an instance has no valid UID")
             if not new:
                 return found
@@ -243,7 +245,7 @@ class _Connection:
     def _search(self, study_uid: str, offset: int) -> list[Dataset]:
         self._transport.expect(MAX_JSON_BYTES, "The list of instances")
         page = self._client.search_for_instances(study_uid, limit=MAX_INSTANCES, offset=offset)
-        return [_dataset(each, _LISTED) for each in page]
+        return [_listed(each) for each in page[: MAX_INSTANCES + 1]]
 
     def _headers(
         self, study_uid: str, listed: Mapping[str, Dataset], classes: Collection[str], keywords: Iterable[str]
@@ -263,10 +265,23 @@ class _Connection:
         return found
 
 
+def _listed(item: Mapping[str, Any]) -> Dataset:
+    """The valid UIDs of an instance in a list."""
+    made = Dataset()
+    for keyword, tag in _LISTED.items():
+        uid = str(item.get(tag, {}).get("Value", [""])[0])
+        if is_uid(uid):
+            setattr(made, keyword, uid)
+    return made
+
+
 def _dataset(metadata: Mapping[str, Any], keywords: Iterable[str]) -> Dataset:
     """The named elements of DICOM JSON."""
     tags = {f"{int(Tag(keyword)):08X}" for keyword in keywords}
-    return Dataset.from_json({tag: element for tag, element in metadata.items() if tag in tags})
+    kept = {tag: element for tag, element in metadata.items() if tag in tags}
+    if len(json.dumps(kept, ensure_ascii=False)) > _MOST_CHARACTERS:
+        raise broken(f"the elements of a header have more than {_MOST_CHARACTERS:,} characters")
+    return Dataset.from_json(kept)
 
 
 def _checked(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
