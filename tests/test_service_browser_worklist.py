@@ -10,6 +10,8 @@ import pytest
 
 from service.pacs.queue import StudyQueue
 from tests.support.browser import WAIT_MS, flaws, texts
+from tests.support.dicomweb_server import dicomweb_server
+from tests.support.pacs import image
 from tests.support.service import KEY, live_server
 
 if TYPE_CHECKING:
@@ -54,6 +56,30 @@ def test_studies_are_shown_with_state_reason_and_a_link(worklist: Page) -> None:
     links = worklist.locator("#worklist-rows a")
     assert [links.nth(each).get_attribute("href") for each in range(2)] == [f"./?study={LONG}", "./?study=1.1"]
     assert texts(worklist, "#worklist-status") == ["1 received, 0 drafted, 0 sent, 1 failed"]
+
+
+def test_one_click_opens_the_study_with_its_images(browser: Browser, bundle: Path, queue: StudyQueue) -> None:
+    file = queue._connection.execute("PRAGMA database_list").fetchone()["file"]
+    page = browser.new_page()
+    page.set_default_timeout(WAIT_MS)
+    with (
+        dicomweb_server() as pacs,
+        live_server(bundle, warm_up=False, worklist=file, dicomweb_url=pacs.url, api_key=KEY) as live,
+    ):
+        pacs.reset(image("1.1", "LL", SeriesInstanceUID="1.1.2"), image("1.1", SeriesInstanceUID="1.1.1"))
+        page.goto(f"{live.url}/worklist")
+        page.fill("#key", KEY)
+        page.click("#key-form button")
+        page.click("#worklist-rows a >> text=Doe")
+        page.wait_for_selector("[data-view=frontal] img:visible")
+        page.wait_for_selector("[data-view=lateral] img:visible")
+        page.click("#draft")
+        page.wait_for_selector("#result:not(.arriving) :is(#result-tools, #unusual-show):visible")
+        assert len([each for each in pacs.requests if each[0] == "GET"]) > 3
+        page.goto(f"{live.url}/?study=1.9")
+        page.wait_for_selector("#error:visible")
+        assert "1.9" not in page.inner_text("#error")
+    page.close()
 
 
 def test_worklist_speaks_chinese_and_has_no_flaw_in_either_theme(worklist: Page) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sqlite3
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import pytest
 
 from service.pacs.queue import Study, StudyQueue
 from service.schemas.worklist import WorklistResponse
+from tests.support.dicomweb_server import dicomweb_server
+from tests.support.pacs import image, new_study
 from tests.support.service import AUTHORIZED, KEY, PROBLEM, ready_client
 
 HTML = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -98,6 +102,30 @@ def test_worklist_of_a_stopped_node_is_read_without_writing(bundle: Path, tmp_pa
     finally:
         tmp_path.chmod(0o700)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+# --- the images of a study --------------------------------------------------------------------------------------------
+
+
+def test_images_of_a_study_are_sent_as_the_pacs_has_them(bundle: Path) -> None:
+    study = new_study()
+    frontal, lateral, hand = image(study), image(study, "LL"), image(study, BodyPartExamined="HAND")
+    with dicomweb_server() as pacs, ready_client(bundle, warm_up=False, dicomweb_url=pacs.url, api_key=KEY) as client:
+        pacs.reset(lateral, hand, frontal)
+        assert client.get(f"/studies/{study}/images").status_code == 401
+        answer = client.get(f"/studies/{study}/images", headers=AUTHORIZED)
+        assert (answer.headers["content-type"], answer.headers["cache-control"]) == ("application/zip", "no-store")
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+            assert {name: archive.read(name) for name in archive.namelist()} == {
+                "frontal.dcm": frontal, "lateral.dcm": lateral,
+            }  # fmt: skip
+        foreign = client.get(f"/studies/{study}/images", headers=AUTHORIZED | {"Sec-Fetch-Site": "cross-site"})
+        assert foreign.json()["code"] == "cross_origin"
+        pacs.reset(hand)
+        assert client.get(f"/studies/{study}/images", headers=AUTHORIZED).json()["code"] == "study_empty"
+        assert client.get("/studies/1.x/images", headers=AUTHORIZED).json()["code"] == "malformed_value"
+    with ready_client(bundle, warm_up=False) as client:
+        assert client.get(f"/studies/{study}/images").json()["code"] == "no_pacs"
 
 
 # --- the queue --------------------------------------------------------------------------------------------------------

@@ -1,11 +1,15 @@
-"""``POST /studies/{StudyInstanceUID}/report``: draft a study of the PACS, and store the report in it."""
+"""Studies of the PACS: ``POST /studies/{StudyInstanceUID}/report`` and ``GET /studies/{StudyInstanceUID}/images``."""
 
 from __future__ import annotations
 
+import io
 import time
+import zipfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 from fastapi import APIRouter, Depends, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from model.images.dicom.header import is_uid
@@ -19,6 +23,7 @@ from service.routes.openapi import (
     BODY_PROBLEMS,
     INTERNAL,
     NOT_ACCEPTABLE,
+    Responses,
     form_body,
     formats_response,
     problem_responses,
@@ -39,6 +44,13 @@ from service.web.disconnect import cancel_on_disconnect
 from service.web.problems import Problem
 from service.web.request_body import read_form
 
+_PROBLEMS: Responses = {
+    **problem_responses(404, "No PACS is configured, or it has no such study.", "no_pacs", "no_such_study"),
+    **problem_responses(
+        502, "The PACS fails.", *("pacs_forbidden", "pacs_unreachable", "pacs_broken", "pacs_not_stored")
+    ),
+    **problem_responses(504, "The PACS took too long.", "pacs_timeout"),
+}
 router = APIRouter()
 
 
@@ -50,13 +62,13 @@ router = APIRouter()
     openapi_extra=form_body(StudyForm, STUDY_FORM_EXAMPLES, "May be missing. Each field at most once."),
     responses={
         **formats_response(drafts=True, schema=StudyReportResponse),
+        **_PROBLEMS,
         **BODY_PROBLEMS,
         **NOT_ACCEPTABLE,
         **problem_responses(
             400, "The body cannot be parsed, or the request comes from a foreign page.", "malformed_multipart",
             "cross_origin",
         ),
-        **problem_responses(404, "No PACS is configured, or it has no such study.", "no_pacs", "no_such_study"),
         **problem_responses(
             415, "The body is not a form, or an image is not supported.", "not_multipart", "unsupported_transfer_syntax"
         ),
@@ -68,16 +80,10 @@ router = APIRouter()
         ),
         **INTERNAL,
         **problem_responses(
-            502,
-            "The PACS fails.",
-            *("pacs_forbidden", "pacs_unreachable", "pacs_broken", "pacs_not_stored"),
-        ),
-        **problem_responses(
             503,
             "Not ready, busy, too slow, or lost (with Retry-After).",
             *("loading", "busy", "deadline", "replica_lost"),
         ),
-        **problem_responses(504, "The PACS took too long.", "pacs_timeout"),
     },
 )  # fmt: skip
 async def study_report(
@@ -94,16 +100,9 @@ async def study_report(
     """
     started = time.perf_counter()
     runtime: Runtime = request.app.state.runtime
-    pacs: Pacs = request.app.state.pacs
     settings = runtime.settings
     formats = parse_accept(request.headers.getlist("accept"))
-    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        detail = "Pages of other origins may not read studies of the PACS. Call from the service's own page."
-        raise Problem("cross_origin", detail)
-    pacs.check_configured()
-    if not is_uid(StudyInstanceUID):
-        detail = "The address has no valid StudyInstanceUID. Send POST /studies/1.2.840.…/report."
-        raise Problem("malformed_value", detail, field="StudyInstanceUID")
+    pacs = _pacs_of(request, StudyInstanceUID)
     runtime.check_accepting()
     with ExitStack() as stack:
         slot = stack.enter_context(ExitStack())
@@ -121,6 +120,60 @@ async def study_report(
             return drafting.stream(formats, stack)
         context = ExportContext(tuple(drafting.images), study.sources, from_pacs=True)
         return await drafting.respond(formats, context, response)
+
+
+@router.get(
+    "/studies/{StudyInstanceUID}/images",
+    response_class=Response,
+    summary="The images of a study of the PACS that are read",
+    dependencies=[Depends(require_api_key_if_configured)],
+    responses={
+        200: {
+            "description": "A zip archive of frontal.dcm and lateral.dcm, or of one of them.",
+            "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **_PROBLEMS,
+        **problem_responses(
+            422,
+            "The study cannot be drafted.",
+            *("malformed_value", "study_empty", "study_ambiguous", "study_too_large", "two_patients"),
+        ),
+        **problem_responses(503, "Not ready, or busy (with Retry-After).", "loading", "busy"),
+    },
+)
+async def study_images(request: Request, StudyInstanceUID: str) -> Response:
+    """The files as the PACS has them, for the page; `POST /studies/{StudyInstanceUID}/report` reads the same ones."""
+    runtime: Runtime = request.app.state.runtime
+    pacs = _pacs_of(request, StudyInstanceUID)
+    runtime.check_accepting()
+    with runtime.admission.acquire_slot():
+        study = await cancel_on_disconnect(request, pacs.fetch(StudyInstanceUID, {}))
+        return Response(await run_in_threadpool(_archive, study.images), media_type="application/zip")
+
+
+def _archive(images: Mapping[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:  # the images are not compressed again
+        for view, data in images.items():
+            archive.writestr(f"{view}.dcm", data)
+    return file.getvalue()
+
+
+def _pacs_of(request: Request, study_uid: str) -> Pacs:
+    """The configured PACS.
+
+    Raises:
+        Problem: there is none, the UID is not valid, or a page of another origin sends the request.
+    """
+    pacs: Pacs = request.app.state.pacs
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        detail = "Pages of other origins may not read studies of the PACS. Call from the service's own page."
+        raise Problem("cross_origin", detail)
+    pacs.check_configured()
+    if not is_uid(study_uid):
+        detail = "The address has no valid StudyInstanceUID. Send POST /studies/1.2.840.…/report."
+        raise Problem("malformed_value", detail, field="StudyInstanceUID")
+    return pacs
 
 
 class _StudyDrafting(Drafting):

@@ -42,6 +42,15 @@ export async function requestWorklist() {
   return body;
 }
 
+/** The images of a study of the PACS, as a zip archive. */
+export async function requestStudy(uid) {
+  const response = await fetch(`studies/${encodeURIComponent(uid)}/images`, { headers: keyHeader() }).catch(() => {
+    throw unreachable();
+  });
+  if (!response.ok) throw failed(response.status, await response.json().catch(() => null));
+  return response.blob();
+}
+
 /**
  * Request a report in another format.
  * @param {object} body of POST /export

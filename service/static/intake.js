@@ -32,6 +32,11 @@ export class Intake {
     this.#drawLeft();
   }
 
+  /** Take a zip archive of one study. */
+  takeArchive(blob) {
+    return this.#take(fileSources([new File([blob], "study.zip")]), null);
+  }
+
   #bindZone(name, { input, zone }) {
     input.addEventListener("change", () => {
       this.#take(fileSources([...input.files]), name);

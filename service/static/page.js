@@ -1,6 +1,6 @@
 // The page: connects the controls, the requests and the views of a report.
 
-import { requestDraft } from "./api.js";
+import { requestDraft, requestStudy } from "./api.js";
 import { DisplayWindow } from "./display.js";
 import { drawMade, forgetPictures } from "./draw.js";
 import { Errors, NUMBERS } from "./errors.js";
@@ -137,6 +137,20 @@ function hideError() {
   progress.say(() => "");
 }
 
+/** Open the study that the address names, a link of the worklist. */
+async function openStudy() {
+  const uid = new URL(document.URL).searchParams.get("study");
+  if (!uid) return;
+  progress.say(() => t("reading.study"));
+  try {
+    await intake.takeArchive(await requestStudy(uid));
+  } catch (problem) {
+    progress.say(() => "");
+    if (problem.code === "unauthorized") askForKey(openStudy, draftButton);
+    else errors.show(problem);
+  }
+}
+
 // -- controls --------------------------------------------------------------------------------------------------------
 
 function refresh() {
@@ -250,3 +264,4 @@ onLanguage(() => {
 });
 refresh();
 service.watch();
+openStudy();

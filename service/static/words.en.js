@@ -33,6 +33,7 @@ export const words = {
   undrawn: "This file could not be drawn. A draft can still be requested.",
   hint: "DICOM, PNG or JPEG: drop or choose files, a folder or a zip of a study, or paste. One view alone works. Images stay in memory and are deleted after the answer; file names are not sent.",
   "reading.files": "Reading the files…",
+  "reading.study": "Reading the study from the PACS…",
   "left.title": "Left out:",
   "left.line": "{names}: {reason}",
   "left.more": " and {number} more",

@@ -34,6 +34,7 @@ export const words = {
   undrawn: "无法绘制此文件，但仍可请求草稿。",
   hint: "支持 DICOM、PNG 或 JPEG：可拖入或选择一次检查的多个文件、文件夹或 zip，也可粘贴。只有一个体位也可以。图像只保留在内存中，答复后即被删除；文件名不会发送。",
   "reading.files": "正在读取文件…",
+  "reading.study": "正在从影像归档系统读取检查…",
   "left.title": "未采用：",
   "left.line": "{names}：{reason}",
   "left.more": "等，另有 {number} 个",
