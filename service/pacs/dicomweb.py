@@ -1,31 +1,24 @@
 """Reads studies from a PACS and stores reports in it by DICOMweb (PS3.18): QIDO-RS, WADO-RS, STOW-RS.
 
-dicomweb-client writes and reads the messages; httpx carries them (``_Transport``), with limits that
-requests lacks: one deadline for all exchanges of an operation, a size for each answer, no redirect,
-no proxy, no cookie, no compression, no server but the configured one. Answers are untrusted: every
-failure is a problem with its code, and nothing of an answer is logged or quoted.
+dicomweb-client writes and reads the messages, ``transport`` carries them. Answers are untrusted:
+every failure is a problem with its code, and nothing of an answer is logged or quoted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import functools
 import importlib
 import importlib.util
 import io
 import json
 import logging
 import re
-import ssl
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
-import httpx
 import pydicom
 from pydicom import Dataset
 from pydicom.tag import Tag
@@ -34,25 +27,21 @@ from model.images import ImageError
 from model.images.dicom.header import CAPTURES, FOR_PROCESSING, RADIOGRAPHS, is_uid
 from model.types import View
 from service.formats.dicom_source import SourceImage, StoredReport, source_image
-from service.inference.threads import background_loop, run_in_temporary_thread
+from service.inference.threads import run_in_temporary_thread
 from service.pacs.selection import HEADER, Selection, select_images, text
 from service.pacs.structured_report import DRAFT_HEADER, ENHANCED_SR, identity, newest_draft, write_report
+from service.pacs.transport import CHECK, Transport, broken
 from service.schemas.models import MAX_INSTANCES, ReportResponse
 from service.settings import Settings
 from service.web.problems import Problem
 
-if TYPE_CHECKING:
-    from dicomweb_client import DICOMwebClient
-
 MAX_HEADERS = 64  # radiographs, and structured reports, of a study whose whole headers are read
 MAX_JSON_BYTES = 4 * 1024 * 1024
 _MOST_CHARACTERS = 32 * 1024  # of the elements that are read of one header; parsing millions would take minutes
-_JSON = "application/dicom+json"
 _OVERHEAD = 64 * 1024  # bytes of a multipart answer in addition to its file
 _LISTED = {"SOPClassUID": "00080016", "SOPInstanceUID": "00080018", "SeriesInstanceUID": "0020000E"}
 _IMAGES = RADIOGRAPHS | CAPTURES | {FOR_PROCESSING, ""}
 _MULTIPART = re.compile(r'multipart/related\s*;(?:.*;)?\s*boundary="?([^";]{1,200})"?', re.IGNORECASE)
-_CHECK = "Check REPORT_DICOMWEB_URL and the log of the PACS."
 P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -147,9 +136,9 @@ class Pacs:
     async def _run(self, work: Callable[[_Connection], T]) -> T:
         """Run an operation in a thread; cancellation ends its exchange."""
         self.check_configured()
-        transport = _Transport(self)
+        transport = Transport(self.url, self.authorization, self.timeout_s)
         try:
-            return await run_in_temporary_thread(lambda: work(_Connection(transport)))
+            return await run_in_temporary_thread(lambda: work(_Connection(self, transport)))
         except Problem as problem:
             if problem.status > 500:
                 log.warning("the PACS failed: %s", problem.detail)
@@ -171,17 +160,15 @@ def _missing() -> str | None:
     return f"the service lacks {' and '.join(lacks)} (pip install 'cxr-report[pacs]')" if lacks else None
 
 
-def broken(reason: str) -> Problem:
-    """The problem of an answer that cannot be used."""
-    return Problem("pacs_broken", f"The answer of the PACS cannot be used: {reason}. {_CHECK}")
-
-
 class _Connection:
     """The requests of one operation, in a thread. Every UID is checked before it is requested."""
 
-    def __init__(self, transport: _Transport) -> None:
-        self._transport, self._pacs = transport, transport.pacs
-        self._client = _client(transport)
+    def __init__(self, pacs: Pacs, transport: Transport) -> None:
+        from dicomweb_client import DICOMwebClient  # an extra
+
+        self._pacs, self._transport = pacs, transport
+        self._client = DICOMwebClient(pacs.url, session=transport.session, chunk_size=2**30)
+        self._client.set_http_retry_params(retry=False)
 
     def fetch(self, study_uid: str, named: Mapping[View, str]) -> FetchedStudy:
         listed = self._list(study_uid)
@@ -217,7 +204,7 @@ class _Connection:
         result = _checked(self._client.store_instances, [dataset], study_uid)
         done = {text(item, "ReferencedSOPInstanceUID") for item in result.get("ReferencedSOPSequence") or ()}
         if uid not in done and uid not in self._list(study_uid):
-            raise Problem("pacs_not_stored", f"The PACS did not store the report. {_CHECK}")
+            raise Problem("pacs_not_stored", f"The PACS did not store the report. {CHECK}")
 
     def file(self, study_uid: str, series_uid: str, sop_uid: str) -> bytes:
         """An instance as the PACS has it, in any transfer syntax; its bytes are not parsed."""
@@ -307,126 +294,3 @@ def _only_part(kind: str, body: bytes) -> bytes:
     if delimiter not in body[: start + 1] or start < 0 or end < 0:
         raise broken("its multipart message is cut short")
     return body[start + 4 : end]
-
-
-class _Transport:
-    """Carries the requests of one operation."""
-
-    def __init__(self, pacs: Pacs) -> None:
-        self.pacs = pacs
-        self._max_bytes, self._expected = MAX_JSON_BYTES, "The answer"
-        self._deadline = time.monotonic() + pacs.timeout_s
-        self._loop = background_loop("dicomweb")
-        self._http: httpx.AsyncClient | None = None
-        self._running: Future[tuple[str, bytes]] | None = None
-        self._closed = False
-        self.session = _session(self)
-
-    def expect(self, max_bytes: int, what: str) -> None:
-        """Limit the next answers; ``what`` begins the detail of a larger one."""
-        self._max_bytes, self._expected = max_bytes, what
-
-    def exchange(self, request: httpx.Request) -> tuple[str, bytes]:
-        """Content-Type and body of an answer with status 200 to 299.
-
-        Raises:
-            Problem: there is no such answer.
-        """
-        base = httpx.URL(f"{self.pacs.url}/")
-        is_same = (request.url.scheme, request.url.netloc) == (base.scheme, base.netloc)
-        if self._closed or not is_same or not request.url.path.startswith(base.path):
-            raise broken("it leads to another server")
-        self._running = asyncio.run_coroutine_threadsafe(self._exchange(request), self._loop)
-        return self._running.result()
-
-    async def _exchange(self, request: httpx.Request) -> tuple[str, bytes]:
-        try:
-            async with asyncio.timeout(max(self._deadline - time.monotonic(), 0.001)):
-                return await self._send(request)
-        except TimeoutError:
-            detail = f"The PACS did not answer within {self.pacs.timeout_s:g} s (REPORT_DICOMWEB_TIMEOUT_S). Try again."
-            raise Problem("pacs_timeout", detail) from None
-        except httpx.NetworkError as error:
-            detail = f"The PACS cannot be reached ({type(error).__name__}). {_CHECK}"
-            raise Problem("pacs_unreachable", detail) from None
-        except httpx.HTTPError as error:
-            raise broken(f"it is not HTTP ({type(error).__name__})") from None
-
-    async def _send(self, request: httpx.Request) -> tuple[str, bytes]:
-        if self._http is None:
-            self._http = httpx.AsyncClient(verify=_ssl_context(), timeout=None, trust_env=False)
-        received = bytearray()
-        response = await self._http.send(request, stream=True, follow_redirects=False)
-        try:
-            _check_status(request.method, response.status_code)
-            async for part in response.aiter_raw():
-                received += part
-                if len(received) > self._max_bytes:
-                    detail = f"{self._expected} is larger than {self._max_bytes:,} bytes."
-                    raise Problem("study_too_large", detail)
-        finally:
-            await response.aclose()
-        return response.headers.get("Content-Type", ""), bytes(received)
-
-    def close(self) -> None:
-        """End the running exchange and the connections."""
-        self._closed = True
-        if self._running is not None:
-            self._running.cancel()
-        if self._http is not None:
-            asyncio.run_coroutine_threadsafe(self._http.aclose(), self._loop)
-
-
-def _check_status(method: str, status: int) -> None:
-    if 200 <= status < 300:
-        return
-    if status in (401, 403):
-        detail = f"The PACS refuses the service with status {status}. Check REPORT_DICOMWEB_CREDENTIALS_FILE."
-        raise Problem("pacs_forbidden", detail)
-    if method == "POST":
-        raise Problem("pacs_not_stored", f"The PACS refused the report with status {status}. {_CHECK}")
-    if status == 404:
-        raise Problem("no_such_study", "The PACS has no such study, or no longer. Check the StudyInstanceUID.")
-    raise broken(f"its status is {status}")
-
-
-@functools.cache
-def _ssl_context() -> ssl.SSLContext:
-    return ssl.create_default_context()
-
-
-def _client(transport: _Transport) -> DICOMwebClient:
-    from dicomweb_client import DICOMwebClient
-
-    client = DICOMwebClient(transport.pacs.url, session=transport.session, chunk_size=2**30)
-    client.set_http_retry_params(retry=False)
-    return client
-
-
-def _session(transport: _Transport) -> Any:
-    """A session of requests, which dicomweb-client needs, over the transport."""
-    import requests
-    from requests.adapters import BaseAdapter
-
-    class Adapter(BaseAdapter):
-        def send(self, request: Any, *_: Any, **__: Any) -> Any:
-            headers = {"Accept": _JSON, "Accept-Encoding": "identity"}  # a gzip bomb would pass the limit of bytes
-            if transport.pacs.authorization:
-                headers["Authorization"] = transport.pacs.authorization
-            sent = {name: value for name, value in request.headers.items() if name in ("Content-Type", "Accept")}
-            headers |= {name: value for name, value in sent.items() if value != "*/*"}
-            message = httpx.Request(request.method, request.url, headers=headers, content=request.body)
-            response = requests.Response()
-            response.headers["Content-Type"], body = transport.exchange(message)
-            response.status_code, response.url, response.request = 200, request.url, request
-            response.raw = io.BytesIO(body)
-            return response
-
-        def close(self) -> None:
-            pass
-
-    session = requests.Session()
-    session.trust_env = False  # no proxy, no .netrc
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, Adapter())
-    return session
