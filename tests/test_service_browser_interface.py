@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from service.schemas.examples import REPORT_EXAMPLE
-from tests.support.browser import answered, choose, choose_wrong_file, corner, flaws, texts
+from tests.support.browser import answered, choose, choose_wrong_file, corner, drop, flaws, texts
+from tests.support.paths import DRAWN
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -27,6 +28,10 @@ def test_axe_reports_no_violation(page: Page, theme: Literal["dark", "light"]) -
     answered(page, {**REPORT_EXAMPLE, "sentences": [REPORT_EXAMPLE["sentences"][0], doubtful], "refined": refined})
     page.locator("button.sentence").last.focus()
     page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+    for panel in ("#options-button", "#display-button"):
+        page.click(panel)
+    drop(page, DRAWN / "normal-frontal.png", DRAWN / "normal-lateral.png", Path(__file__))
+    page.wait_for_selector("#left li")
     assert flaws(page) == []
     page.click("#edit")
     page.fill("#edit-area", "No effusion.")
@@ -123,6 +128,17 @@ def test_errors_follow_the_current_language(page: Page, tmp_path: Path) -> None:
     )
     page.select_option("#language", "en")
     assert page.locator("#error").inner_text().startswith("Frontal image.")
+
+
+def test_errors_of_the_connection_follow_the_current_language(page: Page) -> None:
+    choose(page)
+    page.route("**/report", lambda route: route.abort())
+    page.click("#draft")
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.locator("#error").inner_text().startswith("The service cannot be reached.")
+    page.select_option("#language", "zh-Hans")
+    assert page.locator("#error").inner_text().startswith("无法连接服务。")
+    page.select_option("#language", "en")
 
 
 def test_shown_report_follows_the_language_during_a_draft(page: Page) -> None:

@@ -19,7 +19,7 @@ from model.images.dicom import header
 from service.routes.system import STATIC
 from service.schemas.examples import REPORT_EXAMPLE
 from tests.support.browser import answer_with, drop, shown_files, texts
-from tests.support.dicom import dicom
+from tests.support.dicom import SC, dicom
 from tests.support.paths import DRAWN
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ STUDY = {  # file -> content, in an order that is not that of the views
     "DICOM/IM6": film(66, sop_class=CT, Modality="CT"),
     "DICOM/IM7": film(67, "PA", BodyPartExamined="HAND"),
     "DICOM/IM8": film(68, "LLO"),
+    "DICOM/IM9": film(69, sop_class=SC),
     "VIEWER/LOGO.PNG": (DRAWN / "normal-frontal.png").read_bytes(),
     "VIEWER/README.TXT": b"Start VIEWER.EXE.",
     ".DS_Store": b"\0\0\0\1Bud1",
@@ -57,6 +58,7 @@ LEFT = [  # the end of each line, with the files
     ("IM6", "no radiograph (CT)"),
     ("IM7", "another body part (HAND)"),
     ("IM8", "another projection (LLO)"),
+    ("IM9", "secondary capture without a view"),
     ("LOGO.PNG", "the DICOM images are used"),
     ("README.TXT", "no DICOM, PNG or JPEG file"),
 ]

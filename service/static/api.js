@@ -1,20 +1,19 @@
 // Requests to the service. Errors (problem+json) are thrown as Problem objects.
 
-import { t } from "./i18n.js";
 import { storedKey } from "./key.js";
 import { EventParser } from "./stream.js";
 
+/** A problem of the service, or one that this page found: without a title, its texts are those of `code` in the dictionary. */
 export class Problem extends Error {
-  constructor({ title, detail, code = "unknown", field = null, status = 0 }) {
+  constructor({ title = null, detail = "", code = "failed", field = null, status = 0 }) {
     super(detail);
     Object.assign(this, { title, detail, code, field, status });
   }
 }
 
-const unreachable = () => new Problem({ title: t("unreachable"), detail: t("unreachable.detail"), code: "unreachable" });
-const broken = () => new Problem({ title: t("broken"), detail: t("broken.detail"), code: "broken" });
-const failed = (status, body) =>
-  new Problem({ title: t("failed"), detail: t("failed.detail", { status }), ...(body ?? {}), status });
+const unreachable = () => new Problem({ code: "unreachable" });
+const broken = () => new Problem({ code: "broken" });
+const failed = (status, body) => new Problem({ ...(body ?? {}), status });
 
 /** Return the health of the service; throws a Problem while it is not ready. */
 export async function health() {
@@ -22,7 +21,7 @@ export async function health() {
     throw unreachable();
   });
   const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Problem({ title: t("not.ready"), detail: t("not.ready.detail"), ...body });
+  if (!response.ok) throw new Problem({ code: "not.ready", ...body });
   return body;
 }
 

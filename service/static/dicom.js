@@ -2,7 +2,8 @@
 // that cannot be read here gives an empty result.
 
 const WANTED = {
-  "00080016": "sopClass", "00080020": "studyDate", "00080023": "contentDate", "00080030": "studyTime", "00080033": "contentTime",
+  "00080016": "sopClass", "00080020": "studyDate", "00080022": "acquisitionDate", "00080023": "contentDate", "00080030": "studyTime",
+  "00080032": "acquisitionTime", "00080033": "contentTime",
   "00080060": "modality", "00080068": "intent", "00180015": "bodyPart", "00185101": "position", "0020000d": "study", "00200013": "number",
 };
 const VIEW_CODES_AT = "00540220/00080100"; // CodeValue in ViewCodeSequence
@@ -65,7 +66,7 @@ function described({ sopClass, modality = "", intent = "", bodyPart = "", positi
   if (isProcessing) refused = ["processing", ""];
   else if (isOther || OTHER_MODALITIES.test(modality)) refused = ["radiograph", modality || "?"];
   else if (OTHER.includes(terms[0])) refused = ["position", terms[0]];
-  const { studyDate = "", studyTime = "", contentDate = "", contentTime = "" } = dates;
+  const at = (kind) => (dates[`${kind}Date`] ?? "") + (dates[`${kind}Time`] ?? "");
   return {
     isDirectory: sopClass === DIRECTORY,
     refused,
@@ -74,8 +75,8 @@ function described({ sopClass, modality = "", intent = "", bodyPart = "", positi
     isChest: bodyPart === "" || CHEST.test(bodyPart.toUpperCase()),
     isCapture: sopClass.startsWith(`${IMAGES}7`),
     study,
-    studyAt: studyDate + studyTime,
-    takenAt: contentDate + contentTime,
+    studyAt: at("study"),
+    takenAt: at("acquisition") || at("content"),
     number: Number.parseInt(number, 10) || 0,
   };
 }

@@ -36,7 +36,8 @@ export function warningWords({ code, message }) {
 }
 
 /** Title and detail of a problem: translated with its values, else the translation of its code followed by the English detail. */
-export function problemWords({ code, title, detail }) {
+export function problemWords({ code, title, detail, status }) {
+  if (title === null) return { title: t(code), detail: t(`${code}.detail`, { status }) };
   return {
     title: translation("problem", code) ?? title,
     detail: translatedMessage(detail) ?? withEnglish(translation("remedy", code), detail),

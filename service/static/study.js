@@ -134,6 +134,7 @@ function chooseViews(images, leave) {
   if (rest.length > VIEWS.length) keep(({ header }) => header !== null, "beside"); // pictures of a viewer on the same disc
   const studies = rest.filter(({ header }) => header?.study).sort((a, b) => byName.compare(b.header.studyAt, a.header.studyAt));
   if (studies.length) keep(({ header }) => !header?.study || header.study === studies[0].header.study, "study");
+  keep(({ header }) => !header?.isCapture || header.view !== null, "capture"); // it may show a table or a text
   const chosen = { frontal: null, lateral: null };
   const newest = rest.filter(({ header }) => header?.view).sort(compareImages);
   for (const image of newest) {

@@ -44,6 +44,7 @@ export const words = {
   "left.part": "another body part ({value})",
   "left.study": "another study; the newest one is used",
   "left.repeat": "another image of the same view; the newest one is used",
+  "left.capture": "secondary capture without a view",
   "left.extra": "both views are filled",
   "left.beside": "the DICOM images are used",
   "left.archive": "archive in an archive",

@@ -45,6 +45,7 @@ export const words = {
   "left.part": "其他部位（{value}）",
   "left.study": "属于另一次检查；采用最新的一次",
   "left.repeat": "同一体位的另一幅图像；采用最新的一幅",
+  "left.capture": "没有体位的二次捕获图像",
   "left.extra": "两个体位都已有图像",
   "left.beside": "采用 DICOM 图像",
   "left.archive": "压缩包中的压缩包",

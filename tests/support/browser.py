@@ -137,7 +137,7 @@ def flaws(page: Page) -> list[str]:
             for node in flaw["nodes"]]  # fmt: skip
 
 
-def drop(page: Page, *paths: Path, on: str = "#hint") -> None:
+def drop(page: Page, *paths: Path, on: str = "#study-title") -> None:
     """Drop files and folders of this machine on an element, as a file manager does."""
     box = page.locator(on).first.bounding_box()
     assert box is not None
