@@ -90,8 +90,14 @@ def check_study(page: Page) -> None:
 
 
 def test_folder_is_sorted_into_the_views_and_the_rest_is_named(page: Page, tmp_path: Path) -> None:
+    page.set_viewport_size({"width": 1280, "height": 720})
     drop(page, unpacked(tmp_path / "disc", STUDY))
     check_study(page)
+    left, footer, button = (page.locator(part).bounding_box() for part in ("#left", ".disclaimer", "#draft"))
+    assert left is not None
+    assert footer is not None
+    assert button is not None
+    assert left["y"] + left["height"] < button["y"] < button["y"] + button["height"] < footer["y"], "all in sight"
     page.select_option("#language", "zh-Hans")
     assert any(line.endswith("IM6\uff1a不是 X 线片\uff08CT\uff09") for line in texts(page, "#left li"))
     page.select_option("#language", "en")
@@ -177,8 +183,8 @@ def test_archives_that_cannot_be_read_are_named_with_the_reason(page: Page, tmp_
         page.wait_for_function(f"() => document.getElementById('left').textContent.includes({words!r})")
         page.wait_for_function("() => document.getElementById('status').textContent === ''")
         assert not page.locator(".zone.filled").first.is_visible(), name
-        page.click("#study-title")
-        page.evaluate("document.getElementById('left').replaceChildren()")
+        page.click("#left-close")
+        assert not page.locator("#left").is_visible()
 
 
 def header_in_browser(page: Page, data: bytes) -> dict[str, Any]:

@@ -19,15 +19,22 @@ export class Intake {
   constructor(root, views, onBusy) {
     this.views = views;
     this.onBusy = onBusy;
-    this.list = root.getElementById("left");
+    this.panel = root.getElementById("left");
+    this.list = root.getElementById("left-list");
+    root.getElementById("left-close").addEventListener("click", () => this.#forget());
     for (const name of NAMES) this.#bindZone(name, views.parts[name]);
     this.#bindPage();
     onLanguage(() => this.#drawLeft());
   }
 
-  /** Forget what was left out. */
+  /** Read no more of the last study. */
   clear() {
     this.#order += 1;
+    this.onBusy(false);
+    this.#forget();
+  }
+
+  #forget() {
     this.#left = [];
     this.#drawLeft();
   }
@@ -79,18 +86,25 @@ export class Intake {
     const order = ++this.#order;
     const isFile = sources.length === 1 && !sources[0].folder && !ARCHIVE.test(sources[0].name);
     if (isFile && name !== null) {
+      this.onBusy(false);
       this.#show({ [name]: sources[0].original, left: [] }, [name]);
       return;
     }
     this.onBusy(true);
-    const found = await sourcesIn(sources);
-    const view = isFile ? ((await viewOf(found[0]).catch(() => null)) ?? this.#freeView()) : null;
-    const study = isFile ? { [view]: found[0].original, left: [] } : await readStudy(found);
-    if (order !== this.#order) return;
-    this.onBusy(false);
-    if (this.views.locked) return;
-    const isEmpty = NAMES.every((each) => !study[each]);
-    this.#show(study, isFile ? [view] : isEmpty ? [] : NAMES);
+    let study = { left: [] };
+    try {
+      study = isFile ? await this.#single(sources[0]) : await readStudy(await sourcesIn(sources));
+    } finally {
+      if (order === this.#order) this.onBusy(false);
+    }
+    if (order !== this.#order || this.views.locked) return;
+    const found = NAMES.filter((each) => study[each]);
+    this.#show(study, isFile || found.length === 0 ? found : NAMES); // a study replaces both views
+  }
+
+  async #single(source) {
+    const view = (await viewOf(source).catch(() => null)) ?? this.#freeView();
+    return { [view]: source.original, left: [] };
   }
 
   #show(study, views) {
@@ -115,7 +129,7 @@ export class Intake {
       const more = names.length > MAX_NAMES ? t("left.more", { number: names.length - MAX_NAMES }) : "";
       return element("li", {}, t("left.line", { reason: words, names: shown + more }));
     });
-    this.list.hidden = lines.length === 0;
-    this.list.replaceChildren(element("p", {}, t("left.title")), element("ul", {}, ...lines));
+    this.panel.hidden = lines.length === 0;
+    this.list.replaceChildren(element("p", {}, t("left.title", { number: this.#left.length })), element("ul", {}, ...lines));
   }
 }

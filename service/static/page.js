@@ -207,21 +207,23 @@ function setLarge() {
   byId("large").setAttribute("aria-pressed", large ? "true" : "false");
 }
 
-/** Buttons that open and close the panel that they control. The images give way to the panels. */
-function bindPanels(...buttons) {
-  const panels = buttons.map((button) => byId(button.getAttribute("aria-controls")));
+/** A button that opens and closes the panel that it controls. */
+function bindPanel(button) {
+  const panel = byId(button.getAttribute("aria-controls"));
+  button.addEventListener("click", () => {
+    panel.hidden = !panel.hidden;
+    button.setAttribute("aria-expanded", panel.hidden ? "false" : "true");
+  });
+}
+
+/** The images give way to the open panels above them, so that the buttons below stay in place. */
+function shareHeight(panels) {
+  const heightOf = (panel) => panel.offsetHeight + Number.parseFloat(getComputedStyle(panel).marginBottom);
   const observer = new ResizeObserver(() => {
-    const open = panels.filter((panel) => !panel.hidden);
-    const height = open.reduce((sum, panel) => sum + panel.offsetHeight + Number.parseFloat(getComputedStyle(panel).marginBottom), 0);
+    const height = panels.filter((panel) => !panel.hidden).reduce((sum, panel) => sum + heightOf(panel), 0);
     byId("form").style.setProperty("--panels", `${height}px`);
   });
-  buttons.forEach((button, index) => {
-    observer.observe(panels[index]);
-    button.addEventListener("click", () => {
-      panels[index].hidden = !panels[index].hidden;
-      button.setAttribute("aria-expanded", panels[index].hidden ? "false" : "true");
-    });
-  });
+  for (const panel of panels) observer.observe(panel);
 }
 
 /** Printing includes the time of printing and the collapsed sections. */
@@ -247,7 +249,8 @@ byId("save-text").addEventListener("click", () => saveAs("text"));
 byId("save-fhir").addEventListener("click", () => saveAs("fhir"));
 byId("print").addEventListener("click", () => window.print());
 byId("keys").addEventListener("click", () => help.showModal());
-bindPanels(byId("options-button"), byId("display-button"));
+for (const id of ["options-button", "display-button"]) bindPanel(byId(id));
+shareHeight([...document.querySelectorAll(".panel")]);
 document.addEventListener("keydown", onKey);
 byId("large").addEventListener("click", setLarge);
 window.addEventListener("beforeprint", beforePaper);
