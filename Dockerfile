@@ -23,12 +23,14 @@ ARG PIP_EXTRA_INDEX_URL
 WORKDIR /src
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
-# Dependencies first: they change rarely, and their layer is the largest.
+# Dependencies first: they change rarely, and their layer is the largest. EXTRAS=pacs adds those of the DICOM node.
+ARG EXTRAS
 ARG TORCH=default
 COPY pyproject.toml constraints.txt constraints-oldest.txt ./
 COPY deploy/install.sh deploy/
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-      > /tmp/requirements.txt \
+RUN python -c "import os, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+      extras = [project['optional-dependencies'][name] for name in os.environ.get('EXTRAS', '').split()]; \
+      print(*project['dependencies'], *sum(extras, []), sep='\n')" > /tmp/requirements.txt \
  && sh deploy/install.sh "$TORCH" -r /tmp/requirements.txt
 COPY README.md LICENSE ./
 COPY model model
@@ -42,11 +44,12 @@ LABEL org.opencontainers.image.title="cxr-report" \
       org.opencontainers.image.description="Drafts chest X-ray findings for research; not a medical device" \
       org.opencontainers.image.licenses="Apache-2.0" \
       cxr-report.torch="${TORCH}"
-# New volumes inherit the owner: .bundles, where `hydrate` writes, and cases, for REPORT_USER_CASES_DIR.
+# New volumes inherit the owner: .bundles, where `hydrate` writes; cases, for REPORT_USER_CASES_DIR; node, for the DICOM
+# node.
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin report \
  && install -d /app /app/bundles \
  && install -d -o report -g report /app/.bundles \
- && install -d -o report -g report -m 0700 /app/cases
+ && install -d -o report -g report -m 0700 /app/cases /app/node
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

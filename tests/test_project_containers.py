@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from service.inference.runtime import MAX_REQUEST_TIMEOUT_S
+from service.pacs import node_settings
 from service.settings import ENV_PREFIX, Settings
 from tests.support.dockerfile import context_files, dockerignore, parse_dockerfile
 from tests.support.paths import REPOSITORY
@@ -40,16 +41,18 @@ def load(*names: str, environment: dict[str, str] | None = None) -> dict[str, An
 
 
 def overlay(below: Any, above: Any) -> Any:
+    if isinstance(below, list) and isinstance(above, list):
+        return below + above
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     kept = {key: value for key, value in below.items() if above.get(key) is not RESET}
     return kept | {key: overlay(kept.get(key), value) for key, value in above.items() if value is not RESET}
 
 
-BASE, CPU, TLS, KEY = (f"docker-compose{name}.yml" for name in ("", ".cpu", ".tls", ".key"))
+BASE, CPU, TLS, KEY, PACS = (f"docker-compose{name}.yml" for name in ("", ".cpu", ".tls", ".key", ".pacs"))
 DEPLOYMENTS = {
     "gpu": (BASE,), "cpu": (BASE, CPU), "gpu-key": (BASE, KEY), "gpu-tls": (BASE, TLS),
-    "cpu-tls-key": (BASE, CPU, TLS, KEY),
+    "cpu-tls-key": (BASE, CPU, TLS, KEY), "cpu-pacs": (BASE, CPU, PACS),
 }  # fmt: skip
 ALL = ("docker-compose.yml", *sorted(path.name for path in REPOSITORY.glob("docker-compose.*.yml")))
 
@@ -67,7 +70,8 @@ def test_compose_files_are_valid_and_declare_their_volumes(names: tuple[str, ...
     compose = load(*names)
     mounted = {mount.split(":")[0] for service in compose["services"].values() for mount in service["volumes"]}
     assert {name for name in mounted if not name.startswith((".", "/"))} == set(compose["volumes"])
-    assert validate(compose) == ["hydrate", *(["proxy"] if TLS in names else []), "report"]
+    more = (["proxy"] if TLS in names else []) + (["node", "orthanc"] if PACS in names else [])
+    assert validate(compose) == sorted(["hydrate", "report", *more])
 
 
 def test_every_compose_file_is_part_of_a_tested_combination() -> None:
@@ -86,22 +90,22 @@ def test_the_validator_rejects_mistakes() -> None:
 
 
 def test_images_are_never_swapped_or_dumped_and_logs_are_bounded() -> None:
-    for name, definition in load(BASE, TLS)["services"].items():
+    for name, definition in load(BASE, TLS, PACS)["services"].items():
         assert definition["mem_limit"] == definition["memswap_limit"], f"{name} could swap images to the disk"
         assert definition["ulimits"]["core"] == 0, f"{name} could dump images to the disk"
         assert set(definition["logging"]["options"]) == {"max-size", "max-file"}, name
 
 
-@pytest.mark.parametrize("service", ["report", "hydrate"])
+@pytest.mark.parametrize("service", ["report", "hydrate", "node"])
 def test_containers_are_locked_down(service: str) -> None:
-    definition = load("docker-compose.yml")["services"][service]
+    definition = load(BASE, PACS)["services"][service]
     assert definition["read_only"] is True
     assert definition["user"] == "10001:10001"
     assert definition["cap_drop"] == ["ALL"]
     assert definition["security_opt"] == ["no-new-privileges:true"]
     assert "privileged" not in definition
     assert definition["pids_limit"] > 0
-    assert "./bundles:/app/bundles:ro" in definition["volumes"]
+    assert service == "node" or "./bundles:/app/bundles:ro" in definition["volumes"]
 
 
 def test_ports_are_published_on_localhost_by_default() -> None:
@@ -144,6 +148,7 @@ def test_hydration_writes_to_the_volume_of_the_service_on_demand_only() -> None:
 # --- settings ---------------------------------------------------------------------------------------------------
 
 SETTINGS = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
+SETTINGS |= {f"{node_settings.ENV_PREFIX}{name.upper()}" for name in node_settings.NodeSettings.model_fields}
 
 
 def default(name: str) -> float:
@@ -151,7 +156,7 @@ def default(name: str) -> float:
     return float(Settings.model_fields[name].default)
 
 
-@pytest.mark.parametrize("name", [*ALL, "Dockerfile", "deploy/Caddyfile", "docs/deployment.md"])
+@pytest.mark.parametrize("name", [*ALL, "Dockerfile", "deploy/Caddyfile", "deploy/try-pacs.sh", "docs/deployment.md"])
 def test_files_name_only_existing_settings(name: str) -> None:
     named = set(re.findall(r"\bREPORT_(?!RAY_)[A-Z][A-Z_]*[A-Z]\b", (REPOSITORY / name).read_text()))
     assert named <= SETTINGS
@@ -191,6 +196,19 @@ def test_only_the_proxy_publishes_ports() -> None:
     assert proxy["read_only"] is True
     assert (proxy["cap_drop"], proxy["cap_add"]) == (["ALL"], ["NET_BIND_SERVICE"])
     assert proxy["environment"]["UPSTREAM"] == variable("UPSTREAM") == "report:8000"
+
+
+def test_the_node_reaches_the_service_and_the_archive_of_its_file() -> None:
+    compose = load(BASE, CPU, PACS)["services"]
+    node, report = compose["node"], compose["report"]
+    assert node["image"] == report["image"]
+    assert report["build"]["args"]["EXTRAS"] == "pacs"
+    assert "os.environ.get('EXTRAS'" in dockerfile()
+    assert node["environment"]["REPORT_PACS_REPORT_URL"] == "http://report:8000"
+    assert report["environment"]["REPORT_WORKLIST"] == f"{node['environment']['REPORT_PACS_DIR']}/queue.sqlite"
+    assert "node:/app/node" in node["volumes"]
+    assert "node:/app/node" in report["volumes"]
+    assert all(port.startswith("127.0.0.1:") for name in ("node", "orthanc") for port in compose[name]["ports"])
 
 
 def test_the_key_file_is_outside_of_git_and_image() -> None:
