@@ -24,12 +24,13 @@ FILM = dicom(film(), stored=12)
 ON_THE_PAGE = [  # codes of problems that a reader of the page can meet
     *("upload_timeout", "upload_too_large", "unsupported_format", "unsupported_transfer_syntax", "not_a_radiograph"),
     *("missing_image", "too_small", "too_complex", "out_of_range", "internal", "loading", "busy", "deadline"),
-    "replica_lost",
+    *("replica_lost", "no_pacs", "no_such_study", "study_empty", "study_ambiguous", "study_too_large", "two_patients"),
+    *("pacs_forbidden", "pacs_unreachable", "pacs_broken", "pacs_not_stored", "pacs_timeout"),
 ]
 LATIN = re.compile(r"[a-z]{3,}|[A-Za-z]{4,} [A-Za-z]{2,}")
 TERMS = re.compile(  # names that Chinese text keeps
-    r"\b(?:DICOM|JPEG|PNG|EXIF|FOR (?:PRESENTATION|PROCESSING)|Explicit VR Little Endian|MPEG2.*?Level|"
-    r"REPORT_\w+|KiB|[A-Z][a-z]+[A-Z]\w*)"
+    r"\b(?:DICOMweb|DICOM|JPEG|PNG|EXIF|FOR (?:PRESENTATION|PROCESSING)|Explicit VR Little Endian|MPEG2.*?Level|"
+    r"\w+_\w+|KiB|\w*[a-z][A-Z]\w*)"
 )
 
 
