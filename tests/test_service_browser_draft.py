@@ -94,15 +94,21 @@ def test_cases_are_compared_with_the_draft_by_findings(page: Page) -> None:
     case = {
         **REPORT_EXAMPLE["reference_cases"][0],
         "findings": "Fluid blunts the costophrenic angle, other words for what the draft says. A rib is broken.",
-        "labels": {"Pleural Effusion": "present", "Fracture": "present"},
+        "labels": {"Pleural Effusion": "present", "Fracture": "present", "Cardiomegaly": "present"},
     }
-    answered(page, {**REPORT_EXAMPLE, "reference_cases": [case]})
-    assert page.locator(".case-text").inner_text() == case["findings"]
+    denial = {**case, "rank": 2, "labels": {"Pleural Effusion": "absent", "Atelectasis": "present"}}
+    answered(page, {**REPORT_EXAMPLE, "reference_cases": [case, denial]})
+    assert page.locator(".case-text").first.inner_text() == case["findings"]
     assert page.locator(".case-text *").count() == 0, "no word of it is marked"
-    chips = texts(page, "#cases .chip")
-    assert any("Fracture" in chip and "not in the draft" in chip for chip in chips)
-    assert any("Pleural Effusion" in chip and "as in the draft" in chip for chip in chips)
-    assert "Atelectasis" in page.locator("#cases .rest").inner_text()
+    relations = {"Pleural Effusion": "as in the draft", "Fracture": "not in the draft",
+                 "Cardiomegaly": "denied in the draft"}  # fmt: skip
+    for finding, relation in relations.items():
+        chip = page.locator(f"#cases > li:first-child .chip[data-finding='{finding}'] .relation")
+        assert chip.inner_text() == relation
+    assert texts(page, "#cases .rest") == [
+        "In the draft, not in this case: Atelectasis.",
+        "In the draft, denied in this case: Pleural Effusion.",
+    ]
 
 
 def test_low_confidence_is_shown_in_words(page: Page) -> None:

@@ -155,7 +155,7 @@ def test_labels_and_cases_follow_an_edit(page: Page) -> None:
     assert page.locator("#labels-title").inner_text() == "Labels found in the edited findings"
     relations = dict(zip(page.locator("#cases .chip").evaluate_all("all => all.map((chip) => chip.dataset.finding)"),
                          texts(page, "#cases .relation"), strict=True))  # fmt: skip
-    assert relations == {"Pleural Effusion": "not in the draft", "Fracture": "as in the draft"}
+    assert relations == {"Pleural Effusion": "denied in the draft", "Fracture": "as in the draft"}
     page.click("#edit-undo")
     assert page.locator("#labels [data-finding='Cardiomegaly'].absent").count() == 1
     assert page.locator("#labels-title").inner_text() == "Labels found in the draft"

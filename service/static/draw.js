@@ -198,16 +198,15 @@ function casePicture(id, view, address) {
 function caseFindings(labels, draft) {
   const named = ["present", "uncertain"].flatMap((label) => Object.keys(labels).filter((name) => labels[name] === label));
   if (draft === null) return [element("div", { className: "labels" }, ...named.map((name) => chip(name, labels[name])))];
-  const { both, draftOnly } = findingsCompared(draft, labels);
+  const { relations, missing, denied } = findingsCompared(draft, labels);
   const chips = named.map((name) => {
-    const node = chip(name, labels[name], both.includes(name) || name === "No Finding" ? "" : "other");
-    if (name !== "No Finding") node.append(element("span", { className: "relation" }, t(both.includes(name) ? "case.both" : "case.only")));
+    const relation = relations[name]; // none: No Finding
+    const node = chip(name, labels[name], relation && relation !== "both" ? "other" : "");
+    if (relation) node.append(element("span", { className: "relation" }, t(`case.${relation}`)));
     return node;
   });
-  const missing = draftOnly.length
-    ? [element("p", { className: "rest" }, t("case.missing", { names: draftOnly.map(finding).join(t("list")) }))]
-    : [];
-  return [element("div", { className: "labels" }, ...chips, ...missing)];
+  const line = (key, names) => (names.length ? [element("p", { className: "rest" }, t(key, { names: names.map(finding).join(t("list")) }))] : []);
+  return [element("div", { className: "labels" }, ...chips, ...line("case.missing", missing), ...line("case.missing.denied", denied))];
 }
 
 /** Show the share of the attention of each case; null removes it. */
