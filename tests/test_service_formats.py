@@ -237,4 +237,4 @@ def test_shell_command_prints_the_plain_text_format() -> None:
 def test_api_guide_lists_every_format() -> None:
     guide = (Path(__file__).parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
     for offer in OFFERS:
-        assert f"| `{offer.media_type}` |" in guide
+        assert f"|`{offer.media_type}`|" in guide
