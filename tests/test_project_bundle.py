@@ -45,16 +45,14 @@ def test_drafts_have_five_cases_and_a_warning_about_missing_texts(shipped_drafte
 
 
 def test_batched_drafts_equal_single_drafts(shipped_drafter: Drafter) -> None:
-    studies = [
-        drawn_study(name, shipped_drafter.image_size) for name in ("consolidation", "effusion", "normal", "effusion")
-    ]
+    studies = [drawn_study(name, shipped_drafter.image_size) for name in ("consolidation", "effusion", "effusion")]
     together = shipped_drafter.draft(studies)
     for study, batched in zip(studies[:2], together, strict=False):
         (alone,) = shipped_drafter.draft([study])
         assert batched.findings == alone.findings
         assert [case.case_id for case in batched.reference_cases] == [case.case_id for case in alone.reference_cases]
         assert numbers(batched) == pytest.approx(numbers(alone), abs=1e-5)
-    assert together[1].sentences == together[3].sentences
+    assert together[1].sentences == together[2].sentences
 
 
 def test_metrics_show_that_drafts_depend_on_the_images() -> None:

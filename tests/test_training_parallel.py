@@ -18,7 +18,8 @@ from model.config import DecodingConfig
 from model.decoding.search import Constraints, sample
 from tests.support import parallel_worker
 from tests.support.paths import REPOSITORY
-from tests.support.processes import ENVIRONMENT
+from tests.support.processes import ENVIRONMENT, fork
+from tests.support.service import free_port
 from tests.support.tiny import random_patches, tiny_index, tiny_model, tiny_tokenizer
 from training.data.device_array import DeviceRows
 from training.data.features import OnlineFeatures, PatchSource, cache_features
@@ -49,8 +50,13 @@ def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     """The output folders of one process and of two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     parallel_worker.main(root, one)
-    done = torchrun("tests.support.parallel_worker", str(root), str(two))
-    assert done.returncode == 0, done.stderr[-3000:]
+    port, logs = str(free_port()), [two / f"log-{rank}" for rank in range(2)]
+    processes = [
+        fork(parallel_worker.member, [str(rank), port, str(root), str(two)], log) for rank, log in enumerate(logs)
+    ]
+    for process, log in zip(processes, logs, strict=True):
+        process.join(300)
+        assert process.exitcode == 0, log.read_text()[-3000:]
     return one, two
 
 

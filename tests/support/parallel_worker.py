@@ -1,11 +1,8 @@
-"""Small training stages on phantoms, which ``test_training_parallel`` runs in one process and in two.
-
-torchrun --nproc-per-node 2 -m tests.support.parallel_worker ROOT OUT
-"""
+"""Small training stages on phantoms, which ``test_training_parallel`` runs in one process and in two."""
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 
 import numpy as np
@@ -113,5 +110,10 @@ def main(root: Path, out: Path) -> None:
     processes.leave()
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+def member(arguments: list[str]) -> int:
+    """Train as one of two processes, with the environment that torchrun sets: RANK PORT ROOT OUT."""
+    rank, port, root, out = arguments
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+    main(Path(root), Path(out))
+    return 0
