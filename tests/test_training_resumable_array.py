@@ -56,3 +56,27 @@ def test_starts_again_where_the_files_do_not_match(tmp_path: Path, damage: str) 
     array = opened(tmp_path, "b" if damage == "identity" else "a")
     assert array.progress == {}
     assert not array.read().any()
+
+
+def test_refuses_to_fill_or_replace_what_another_command_fills(tmp_path: Path) -> None:
+    first, second = opened(tmp_path), opened(tmp_path)
+
+    def compute(rows: slice) -> npt.NDArray[np.float32]:
+        for other in (lambda: fill(second, recording([])), lambda: opened(tmp_path, "b")):
+            with pytest.raises(OSError, match=r"another command fills .*x\.npy; wait until it ends, or choose another"):
+                other()
+        return recording([])(rows)
+
+    expected = np.arange(COUNT)
+    assert np.array_equal(fill(first, compute)[:, 0], expected)
+    starts: list[int] = []
+    assert np.array_equal(fill(second, recording(starts))[:, 0], expected)
+    assert starts == []  # it was opened before the first was filled
+
+
+def test_array_that_was_replaced_meanwhile_is_filled_again(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fill(first, recording([], stop_at=6))
+    fill(opened(tmp_path, "b"), lambda rows: np.full((rows.stop - rows.start, 3), 9, np.float32))
+    assert np.array_equal(fill(first, recording([]))[:, 0], np.arange(COUNT))

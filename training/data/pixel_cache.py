@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -69,7 +70,8 @@ def build_pixel_cache(
     identity = hashlib.sha256("\n".join([source.images.description(), drawn, *keys]).encode()).hexdigest()
     store = ResumableArray(directory / f"pixels-{size}.npy", identity, np.uint8, (max(len(keys), 1), size, size))
     if not store.progress.get("complete"):
-        _decode(source, keys, size, resample, store)
+        with store.writing() as array:
+            _decode(source, keys, size, resample, store, array)
     rows, skipped = store.progress["done"], store.progress["skipped"]
     if not rows:
         raise ValueError(f"none of {len(keys)} images could be read from {source.images.description()}; check --root "
@@ -81,8 +83,10 @@ def build_pixel_cache(
     return PixelCache(store.read(), rows, views, skipped)
 
 
-def _decode(source: Source, keys: Sequence[str], size: int, resample: Resample, store: ResumableArray) -> None:
-    array = store.writable()
+def _decode(
+    source: Source, keys: Sequence[str], size: int, resample: Resample, store: ResumableArray,
+    array: np.memmap[Any, Any],
+) -> None:  # fmt: skip
     row_of = {key: row for row, key in enumerate(keys)}
     done: dict[str, int] = store.progress.get("done", {})
     views: dict[str, str] = store.progress.get("views", {})
