@@ -1,4 +1,4 @@
-"""Parses device names, for the commands and the service."""
+"""Parses device names, for the commands and the service, and makes float32 exact on CUDA."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 def resolve_devices(names: str, *, option: str = "--device ") -> tuple[torch.device, ...]:
     """``auto``, ``cpu``, ``cuda:all`` or ``cuda[:N],…`` as available devices, at least one.
 
-    ``option`` precedes the value in messages.
+    Calls ``use_exact_float32`` for each. ``option`` precedes the value in messages.
 
     Raises:
         ValueError: a device is unknown, not available, or named twice.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if names == "auto":
-        return (torch.device("cuda" if count else "cpu"),)
+        names = "cuda" if count else "cpu"
     try:
         each = [f"cuda:{number}" for number in range(count)] if names == "cuda:all" else names.split(",")
         devices = [torch.device(name) for name in each]
@@ -28,6 +28,8 @@ def resolve_devices(names: str, *, option: str = "--device ") -> tuple[torch.dev
         )
     if len({(device.type, device.index or 0) for device in devices}) < len(devices):
         raise ValueError(f"{option}{names} names a device twice. Name each device once.")
+    for device in devices:
+        use_exact_float32(device)
     return tuple(devices)
 
 

@@ -40,9 +40,10 @@ def test_rejects_all_cuda_devices_where_there_are_none() -> None:
 
 def test_float32_convolutions_on_cuda_are_exact() -> None:
     code = (
-        "import torch; from model.devices import use_exact_float32 as use; conv = torch.backends.cudnn.conv\n"
-        "print(conv.fp32_precision); use(torch.device('cpu')); print(conv.fp32_precision)\n"
-        "use(torch.device('cuda')); print(conv.fp32_precision)"
+        "import torch; from model.devices import choose_device; conv = torch.backends.cudnn.conv\n"
+        "torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1\n"
+        "print(conv.fp32_precision); choose_device('cpu'); print(conv.fp32_precision)\n"
+        "choose_device('auto'); print(conv.fp32_precision)"
     )
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert printed.split() == ["tf32", "tf32", "ieee"]
