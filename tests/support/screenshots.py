@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 KEY = "screenshots-need-a-key"
 COLOURS = 240  # dithered: an overlay is a smooth veil
+SETTLE_MS = 500  # until the page has scrolled
 WIDE, NARROW = (1440, 1130), (390, 844)
 INVENTED = {  # near enough to the drawn effusion to be among the first 50
     "drawn-1": "Left chest tube and central venous catheter. Small left effusion. Left lower lobe airspace disease.",
@@ -44,7 +45,7 @@ def add_cases(client: httpx.Client) -> None:
 
 
 def new_page(browser: Browser, url: str, size: tuple[int, int], theme: str, language: str) -> Page:
-    """The page with a draft and the key given, its first sentence looked at."""
+    """The page with a draft and the key given."""
     width, height = size
     page = browser.new_page(
         viewport={"width": width, "height": height}, color_scheme=theme,  # type: ignore[arg-type]
@@ -69,11 +70,9 @@ def keep_invented(page: Page) -> None:
     )
 
 
-def save(page: Page, path: Path, *, whole: bool = False) -> None:
-    """Save a screenshot with few colours, to keep the file small; ``whole`` saves the full page."""
-    if whole:
-        page.evaluate("document.querySelector('.disclaimer').style.position = 'static'")
-    picture = Image.open(io.BytesIO(page.screenshot(full_page=whole)))
+def save(page: Page, path: Path) -> None:
+    """Save a screenshot with few colours, to keep the file small."""
+    picture = Image.open(io.BytesIO(page.screenshot()))
     colours = picture.convert("RGB").quantize(COLOURS, method=Image.Quantize.MEDIANCUT)
     picture.convert("RGB").quantize(palette=colours, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
@@ -103,11 +102,15 @@ def main(argv: list[str] | None = None) -> int:
         ):
             page = new_page(browser, live.url, size, theme, language)
             keep_invented(page)
-            page.locator("button.sentence").last.focus()
-            page.evaluate("scrollTo(0, 0)")
-            save(page, arguments.out / f"{name}.png", whole=size == NARROW)
+            if size == NARROW:
+                page.locator("button.sentence").last.click()  # it stays under its images
+            else:
+                page.locator("button.sentence").last.focus()
+            page.wait_for_timeout(SETTLE_MS)
+            save(page, arguments.out / f"{name}.png")
             if name == "page":
                 page.keyboard.press("l")
+                page.wait_for_timeout(SETTLE_MS)
                 page.evaluate("scrollTo(0, 0)")
                 save(page, arguments.out / "page-large.png")
                 page.evaluate("dispatchEvent(new Event('beforeprint'))")
