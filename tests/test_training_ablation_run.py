@@ -91,14 +91,23 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(scope="module")
 def out(base: Path) -> Path:
-    """An ablation that was killed in the middle of its first cell and run again."""
+    """An ablation that was killed in the middle of its first cell and run again, then with forked cells."""
     out = base / "out"
     log = base / "log"
     process = fork(main, arguments(base, out, *outside(base)), log)
     kill_when(out / "cells" / "retrieval-seed1" / "retriever" / "result.pt", process, log)
     assert not (out / "ablation.json").exists()
-    assert main(arguments(base, out, *outside(base))) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "run_cell_process", forked_cell)
+        assert main(arguments(base, out, *outside(base))) == 0
     return out
+
+
+def forked_cell(folder: Path) -> int | None:
+    """Run a cell in a process that imports nothing again."""
+    process = fork(run_cell_here, [str(folder)], folder.with_name(f"{folder.name}-log"))
+    process.join()
+    return process.exitcode
 
 
 def cell(out: Path, row: str) -> Path:
