@@ -156,7 +156,9 @@ def default(name: str) -> float:
     return float(Settings.model_fields[name].default)
 
 
-@pytest.mark.parametrize("name", [*ALL, "Dockerfile", "deploy/Caddyfile", "deploy/try-pacs.sh", "docs/deployment.md"])
+@pytest.mark.parametrize(
+    "name", [*ALL, "Dockerfile", "deploy/Caddyfile", "deploy/try-pacs.sh", "docs/deployment.md", "docs/pacs.md"]
+)
 def test_files_name_only_existing_settings(name: str) -> None:
     named = set(re.findall(r"\bREPORT_(?!RAY_)[A-Z][A-Z_]*[A-Z]\b", (REPOSITORY / name).read_text()))
     assert named <= SETTINGS
