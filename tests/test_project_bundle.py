@@ -14,6 +14,7 @@ from model.images import load_pixels
 from model.types import Draft, StudyView, View
 from retrieval_index.hydrate import hydrate
 from tests.support.paths import REPOSITORY, SHIPPED
+from tests.support.tables import without_blanks
 from tests.support.tiny import drawn_study, open_drafter
 from training.data.openi import open_openi
 from training.data.studies import Source, Study
@@ -73,13 +74,13 @@ def test_metrics_show_that_drafts_depend_on_the_images() -> None:
 
 def test_the_readme_has_the_metrics_of_the_bundle() -> None:
     metrics = json.loads((SHIPPED / "metrics.json").read_text())["val"]
-    readme = (REPOSITORY / "README.md").read_text()
+    readme = without_blanks((REPOSITORY / "README.md").read_text())
     rows = {"this bundle": metrics["system"], "one constant report": metrics["baselines"]["constant"],
             "this bundle, images exchanged between studies": metrics["system_images_exchanged"]}  # fmt: skip
     names = ("BLEU_1", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr", "label_f1_micro", "label_f1_macro", "distinct")
     for label, row in rows.items():
         cells = [f"{row[name]:.3f}".lstrip("0") for name in names]
-        assert f"| {label} | {' | '.join(cells)} |" in readme
+        assert f"|{label}|{'|'.join(cells)}|" in readme
 
 
 # --- on real studies --------------------------------------------------------------------------------------------------

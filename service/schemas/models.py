@@ -78,8 +78,8 @@ class EvidenceOut(ResponseModel):
         dict[str, Annotated[list[Row], Field(max_length=_MAX_GRID)]],
         Field(
             max_length=2,
-            description="Form field of an image (frontal, lateral) -> grid of contributions to that difference: "
-            f"positive for the finding, negative against it; {_GRIDS}",
+            description="Form field of an image -> grid of contributions to that difference, as in attention.patches: "
+            "positive for the finding, negative against it.",
         ),
     ]
 
