@@ -1,8 +1,8 @@
 # Everything runs in .venv, which the first command creates. Only make and Python >= 3.11 are needed. A stamp
 # file records what is installed, so a second run starts at once.
 #
-#   make serve                     install, restore the texts of the reference cases from Open-i, serve the page
-#   make serve REPORTS=file.tgz    the same with a local report archive
+#   make serve                     install, fetch case texts and examples from Open-i, serve the page
+#   make serve REPORTS=file.tgz    the same with a local report archive (EXAMPLES=dir: local images of Open-i)
 #   make test                      install and run the tests, with one process per core, at most four
 #   make test WORKERS=0            the same in one process
 #   make test-oldest               the same with the oldest supported PyTorch, in .venv-oldest
@@ -26,6 +26,7 @@ DEVICE  ?= auto
 BUNDLE  ?= bundles/iu-xray
 WORKERS ?= auto
 REPORTS ?= https://openi.nlm.nih.gov/imgs/collections/NLMCXR_reports.tgz
+EXAMPLES ?= https://openi.nlm.nih.gov
 ROOT    ?= runs/phantoms
 OUT     ?= runs/smoke
 
@@ -39,12 +40,13 @@ INSTALL   = PYTHON=$(BIN)/python RECORD=$(STAMPS)/torch PIP_QUIET=1 PIP_DISABLE_
 PINS     := pyproject.toml constraints.txt constraints-oldest.txt
 SAY_SIZE  = @echo "installing into $(VENV), TORCH=$(TORCH): the first time minutes and 5 GB (cpu: 0.5 GB)"
 HYDRATED := .bundles/$(notdir $(patsubst %/,%,$(BUNDLE)))-hydrated
+SHOWN    := .bundles/examples
 TRAIN     = $(BIN)/python -m training.run --dataset openi --root $(ROOT) --preset smoke --out $(OUT) \
             --device $(DEVICE) --resume --replace
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve hydrate develop test test-oldest lint format bench fuzz soak compare-servers train-smoke phantoms \
+.PHONY: help serve hydrate examples develop test test-oldest lint format bench fuzz soak compare-servers train-smoke phantoms \
         compose-check replay-image clean same-torch
 
 help:
@@ -52,7 +54,8 @@ help:
 
 # --- what runs --------------------------------------------------------------------------------------------------
 
-serve: $(STAMPS)/serve hydrate
+serve: $(STAMPS)/serve hydrate examples
+	REPORT_EXAMPLES_DIR="$${REPORT_EXAMPLES_DIR-$(SHOWN)}" \
 	$(BIN)/python -m service --bundle $(BUNDLE) --host $(HOST) --port $(PORT) --device $(DEVICE)
 
 # The shipped bundle holds no report texts (a bundle that you train does). Without a network the service still runs
@@ -69,6 +72,17 @@ hydrate: $(STAMPS)/serve
 $(HYDRATED)/MANIFEST.json: $(BUNDLE)/MANIFEST.json
 	@echo "restoring the texts of the reference cases from $(REPORTS)"
 	@$(BIN)/python -m retrieval_index.hydrate --bundle $(BUNDLE) --reports "$(REPORTS)" --out $(HYDRATED)
+	@touch $@
+
+# Radiographs for the page, which are not in the repository either. EXAMPLES= (empty) fetches none.
+examples: $(STAMPS)/serve
+	@[ -z "$(EXAMPLES)" ] || $(MAKE) --no-print-directory --silent $(SHOWN)/complete || \
+	  echo "note: not all example studies could be fetched; the page offers the others, and drawings." \
+	       "The next make serve tries again; make serve EXAMPLES= does not"
+
+$(SHOWN)/complete: retrieval_index/examples.py
+	@echo "fetching example studies from $(EXAMPLES)"
+	@$(BIN)/python -m retrieval_index.examples --images "$(EXAMPLES)" --out $(SHOWN)
 	@touch $@
 
 develop: $(STAMPS)/develop

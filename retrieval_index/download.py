@@ -76,6 +76,8 @@ def download(
     timeout: float = 60.0,
     attempts: int = 5,
     pause: float = 2.0,
+    max_bytes: int | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> Path:
     """Fetch `url` to `dest`, resuming an earlier interrupted call.
 
@@ -87,10 +89,12 @@ def download(
         timeout: seconds without a byte after which a connection counts as broken.
         attempts: maximum number of consecutive failures without a new byte.
         pause: seconds before the first retry, doubled for each further one.
+        max_bytes: largest file; a larger one is discarded.
+        check: raises ValueError, with what the file is, if it must be discarded.
 
     Raises:
-        DownloadError: not reachable, refused, interrupted too often, of the wrong length, or
-            damaged gzip data.
+        DownloadError: not reachable, refused, interrupted too often, of the wrong length, too large,
+            damaged gzip data, or refused by `check`.
         ValueError: the URL is neither http nor https.
     """
     if not url.startswith(("http://", "https://")):
@@ -102,7 +106,7 @@ def download(
     failures, furthest, connected = 0, 0, False
     while True:
         try:
-            _transfer(url, part, progress, timeout)
+            _transfer(url, part, progress, timeout, max_bytes)
             break
         except _InterruptedError as interruption:
             connected = connected or interruption.connected
@@ -121,6 +125,12 @@ def download(
             logger.warning("%s was interrupted after %d bytes (%s); retrying", url, size, interruption)
             time.sleep(pause * 2 ** (failures - 1))
     _check_gzip(url, part, dest.name)
+    if check is not None:
+        try:
+            check(part)
+        except ValueError as error:
+            _discard(part)
+            raise DownloadError(f"{url} is {error}; it was discarded, check the address") from error
     os.replace(part, dest)
     _sidecar(part).unlink(missing_ok=True)
     return dest
@@ -146,7 +156,7 @@ def text_progress(label: str) -> Progress:
     return show
 
 
-def _transfer(url: str, part: Path, progress: Progress | None, timeout: float) -> None:
+def _transfer(url: str, part: Path, progress: Progress | None, timeout: float, max_bytes: int | None) -> None:
     """One connection: append to `part` or write it from the start, until the file is complete."""
     known = _read_fingerprint(part, url)
     received = part.stat().st_size if part.exists() and known is not None and known.validator else 0
@@ -168,6 +178,9 @@ def _transfer(url: str, part: Path, progress: Progress | None, timeout: float) -
                 write_atomic(_sidecar(part), json.dumps(asdict(found)).encode())
             with part.open("ab" if resumed else "wb") as file:
                 for chunk in response.iter_raw():
+                    if max_bytes is not None and max(received + len(chunk), found.size or 0) > max_bytes:
+                        _discard(part)
+                        raise DownloadError(f"{url} is larger than {max_bytes:,} bytes; discarded, check the address")
                     file.write(chunk)
                     received += len(chunk)
                     if progress is not None:
@@ -200,6 +213,11 @@ def _range_start(response: httpx.Response) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def _discard(part: Path) -> None:
+    part.unlink()
+    _sidecar(part).unlink(missing_ok=True)
+
+
 def _sidecar(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
@@ -222,6 +240,5 @@ def _check_gzip(url: str, part: Path, name: str) -> None:
             while file.read(1 << 22):
                 pass
     except (OSError, EOFError, zlib.error) as error:
-        part.unlink()
-        _sidecar(part).unlink(missing_ok=True)
+        _discard(part)
         raise DownloadError(f"{url} is a damaged gzip file ({error}); it was discarded, try again") from error

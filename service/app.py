@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from service.inference.runtime import Runtime
 from service.llm.refine import Refiner
 from service.pacs.dicomweb import Pacs
-from service.routes import cases, export, preview, report, studies, system, worklist
+from service.routes import cases, examples, export, preview, report, studies, system, worklist
 from service.routes.openapi import complete_openapi
 from service.settings import Settings, settings_or_exit, unknown_variables
 from service.web import logging as web_logging
@@ -69,7 +69,7 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     app.state.keys = settings.keys()
     if settings.dicomweb_url and not app.state.keys:
         log.warning("no API key is set: whoever reaches this service can read drafts of every study of the PACS")
-    for module in (report, studies, export, system, cases, preview, worklist):
+    for module in (report, studies, export, system, cases, preview, worklist, examples):
         app.include_router(module.router)
     app.mount("/static", system.RevalidatedStaticFiles(directory=system.STATIC), name="static")
     problems.install(app)

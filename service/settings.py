@@ -177,6 +177,8 @@ class Settings(BaseSettings):
             ``/health``; none by default, and ``*`` is refused.
         worklist: the file ``queue.sqlite`` of ``python -m service.dicom_node``, which ``GET /worklist`` shows. If
             unset, there is no worklist.
+        examples_dir: folder of ``python -m retrieval_index.examples``, whose studies the page offers to everyone,
+            without a key. If unset, there are none.
         refine_url: base address of an OpenAI-compatible server whose language model may rewrite drafts, such as
             ``http://127.0.0.1:11434/v1``; it receives drafts, labels and texts of reference cases, never an image.
         refine_model: name of that model on the server.
@@ -223,6 +225,7 @@ class Settings(BaseSettings):
     ] = None
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_checked_origins)] = ()
     worklist: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None
+    examples_dir: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None
     refine_url: Annotated[str, _web_address("http://127.0.0.1:11434/v1", "REPORT_REFINE_KEY_FILE")] | None = None
     refine_model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     refine_key_file: Annotated[Path, AfterValidator(_checked_secret_file)] | None = None

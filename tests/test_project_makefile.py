@@ -23,6 +23,8 @@ case "$*" in
     [ -z "$OFFLINE" ] || exit 3
     [ -e .bundles/iu-xray-hydrated ] && exit 0  # up to date, left alone
     mkdir -p .bundles/iu-xray-hydrated && touch .bundles/iu-xray-hydrated/MANIFEST.json ;;
+  *retrieval_index.examples*) [ -z "$OFFLINE" ] || exit 1; mkdir -p .bundles/examples ;;
+  "-m service "*) echo "$REPORT_EXAMPLES_DIR" > examples.dir ;;
 esac
 """
 
@@ -37,6 +39,7 @@ class Clone:
             shutil.copy(REPOSITORY / name, root / name)
         self.write("bundles/iu-xray/MANIFEST.json", "{}")
         self.write("bundles/iu-xray/index/cases.jsonl", '{"case_id": "CXR1", "findings": null}\n')
+        self.write("retrieval_index/examples.py", "")
         self.write("stand-in", STAND_IN).chmod(0o755)
 
     def write(self, name: str, text: str) -> Path:
@@ -74,6 +77,8 @@ def test_serve_installs_hydrates_and_serves_and_a_second_run_only_serves(clone: 
     assert any("pip install" in call and call.endswith("-c constraints.txt -e .") for call in first)
     assert any("retrieval_index.hydrate --bundle bundles/iu-xray --reports https://openi" in call for call in first)
     assert first[-1] == "-m service --bundle bundles/iu-xray --host 127.0.0.1 --port 8000 --device auto"
+    assert "-m retrieval_index.examples --images https://openi.nlm.nih.gov --out .bundles/examples" in first
+    assert (clone.root / "examples.dir").read_text() == ".bundles/examples\n"
     second, _ = clone.make("serve", "PORT=9000", "HOST=0.0.0.0")
     assert second == ["-m service --bundle bundles/iu-xray --host 0.0.0.0 --port 9000 --device auto"]
 
@@ -82,8 +87,20 @@ def test_serve_continues_without_texts_if_open_i_is_unreachable(clone: Clone) ->
     calls, printed = clone.make("serve", offline=True)
     assert "serving without them" in printed
     assert calls[-1].startswith("-m service")
-    again, _ = clone.make("serve", "REPORTS=my.tgz")
+    assert "not all example studies could be fetched" in printed
+    again, _ = clone.make("serve", "REPORTS=my.tgz", "EXAMPLES=images")
     assert any("--reports my.tgz" in call for call in again)
+    assert "-m retrieval_index.examples --images images --out .bundles/examples" in again
+
+
+def test_examples_are_fetched_again_only_for_another_list_and_can_be_switched_off(clone: Clone) -> None:
+    none, _ = clone.make("serve", "EXAMPLES=")
+    assert not any("examples" in call for call in none)
+    clone.make("serve")
+    complete = clone.root / ".bundles/examples/complete"
+    os.utime(complete, (0, 0))
+    assert any("retrieval_index.examples" in call for call in clone.make("serve")[0])
+    assert not any("retrieval_index.examples" in call for call in clone.make("serve")[0])
 
 
 def test_a_bundle_that_holds_its_texts_is_not_hydrated(clone: Clone) -> None:

@@ -166,6 +166,7 @@ EXPORT_EXAMPLES: dict[str, Any] = {
     }
 }
 PROBLEM_EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, field)
+    "not_found": ("No example has this file. GET /examples lists them.", None),
     "no_worklist": ("Set REPORT_WORKLIST to the file queue.sqlite of the DICOM node and restart.", None),
     "worklist_unreadable": (
         "The file of REPORT_WORKLIST cannot be read: FileNotFoundError. Check that the node has started.", None

@@ -31,6 +31,12 @@ export async function fetchPicture(address) {
   return response?.ok ? response.blob() : null;
 }
 
+/** The example studies; none if they cannot be listed. */
+export async function requestExamples() {
+  const response = await fetch("examples", { cache: "no-store" }).catch(() => null);
+  return response?.ok ? (await response.json()).examples : [];
+}
+
 /** The last studies of the DICOM node. */
 export async function requestWorklist() {
   const response = await fetch("worklist", { headers: { Accept: "application/json", ...keyHeader() }, cache: "no-store" }).catch(() => {

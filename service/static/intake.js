@@ -44,6 +44,13 @@ export class Intake {
     return this.#take(fileSources([new File([blob], "study.zip")]), null);
   }
 
+  /** Take the images of one study, by view. */
+  takeViews(files) {
+    if (this.views.locked) return;
+    this.clear();
+    this.#show({ ...files, left: [] }, NAMES);
+  }
+
   #bindZone(name, { input, zone }) {
     input.addEventListener("change", () => {
       this.#take(fileSources([...input.files]), name);

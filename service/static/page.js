@@ -4,6 +4,7 @@ import { requestDraft, requestStudy } from "./api.js";
 import { DisplayWindow } from "./display.js";
 import { drawMade, forgetPictures } from "./draw.js";
 import { Errors, NUMBERS } from "./errors.js";
+import { Examples } from "./examples.js";
 import { bindLanguage, count, onLanguage, problemWords, t } from "./i18n.js";
 import { Intake } from "./intake.js";
 import { KeyForm } from "./key.js";
@@ -40,6 +41,7 @@ const errors = new Errors(document, views);
 const keyForm = new KeyForm(document);
 const report = new ReportView(document, views, showDone);
 const display = new DisplayWindow(document, views);
+const examples = new Examples(document, (files) => intake.takeViews(files), (problem) => errors.show(problem));
 
 function onImages() {
   imagesChanged = true;
@@ -249,7 +251,7 @@ byId("save-text").addEventListener("click", () => saveAs("text"));
 byId("save-fhir").addEventListener("click", () => saveAs("fhir"));
 byId("print").addEventListener("click", () => window.print());
 byId("keys").addEventListener("click", () => help.showModal());
-for (const id of ["options-button", "display-button"]) bindPanel(byId(id));
+for (const id of ["examples-button", "options-button", "display-button"]) bindPanel(byId(id));
 shareHeight([...document.querySelectorAll(".panel")]);
 document.addEventListener("keydown", onKey);
 byId("large").addEventListener("click", setLarge);
@@ -267,4 +269,5 @@ onLanguage(() => {
 });
 refresh();
 service.watch();
+examples.load();
 openStudy();

@@ -197,8 +197,8 @@ def install(app: FastAPI) -> None:
         if error.status_code == HTTPStatus.NOT_FOUND:
             return Problem(
                 "not_found",
-                "The service answers at /, /report, /studies, /preview, /export, /cases, /worklist, /health, /livez, "
-                "/metrics, /reload and /openapi.json.",
+                "The service answers at /, /report, /studies, /preview, /export, /cases, /worklist, /examples, "
+                "/health, /livez, /metrics, /reload and /openapi.json.",
                 headers=headers,
             ).response()
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
