@@ -181,7 +181,7 @@ def _unreachable(address: str) -> str | None:
         try:
             httpx.head(address, timeout=REACH_S)
             reasons.append(None)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             reasons.append(str(error) or type(error).__name__)
 
     thread = threading.Thread(target=ask, daemon=True)
