@@ -198,10 +198,16 @@ class _Connection:
         return stored, True
 
     def put(self, report: bytes) -> None:
-        """Store a report of this project by STOW-RS."""
+        """Store a report of this project by STOW-RS, unless the PACS refuses it because it has it already."""
         dataset = pydicom.dcmread(io.BytesIO(report))
         study_uid, uid = text(dataset, "StudyInstanceUID"), text(dataset, "SOPInstanceUID")
-        result = _checked(self._client.store_instances, [dataset], study_uid)
+        self._transport.expect(MAX_JSON_BYTES, "The answer to STOW-RS")
+        try:
+            result = _checked(self._client.store_instances, [dataset], study_uid)
+        except Problem as problem:
+            if problem.code == "pacs_not_stored" and uid in self._list(study_uid):  # 409: a repeated instance
+                return
+            raise
         done = {text(item, "ReferencedSOPInstanceUID") for item in result.get("ReferencedSOPSequence") or ()}
         if uid not in done and uid not in self._list(study_uid):
             raise Problem("pacs_not_stored", f"The PACS did not store the report. {CHECK}")
