@@ -26,7 +26,7 @@ from service.pacs import dicomweb
 from service.settings import Settings, explain
 from service.web.problems import CODES
 from tests.support.dicomweb_server import DicomwebServer, answers, dicomweb_server, multipart, send
-from tests.support.formats import dicom
+from tests.support.formats import dicom, header
 from tests.support.service import PROBLEM, Live, live_server, png, until
 
 TIMEOUT_S, MAX_BYTES = 1.5, 200_000
@@ -121,6 +121,12 @@ def many_items(handler: BaseHTTPRequestHandler) -> None:
     send(handler, 200, "application/json", b'[{%s,"00540220":{"vr":"SQ","Value":[%s]}}]' % (uid, items))
 
 
+def other_patient(handler: BaseHTTPRequestHandler) -> None:
+    """A header that was corrected, of a file that was not."""
+    metadata = DicomwebServer.json(header(image(handler.path.split("/")[-2], PatientID="PID-2")))
+    send(handler, 200, "application/json", json.dumps([metadata]).encode())
+
+
 def listed(uid: str, series: str = "1.2.3", **elements: Any) -> dict[str, Any]:
     values = {"00080016": "1.2.840.10008.5.1.4.1.1.2", "00080018": uid, "0020000E": series}
     return {tag: {"vr": "UI", "Value": [value]} for tag, value in values.items()} | elements
@@ -155,6 +161,7 @@ def wrong_list(*items: Any) -> Callable[[BaseHTTPRequestHandler], None]:
         ("metadata", answers(), "pacs_broken"),
         ("metadata", many_items, "pacs_broken"),
         ("metadata", wrong_list(listed("1.2.3")), "pacs_broken"),
+        ("metadata", other_patient, "pacs_broken"),
         ("file", answers(kind="text/plain"), "pacs_broken"),
         ("file", answers(kind="multipart/related; boundary=x", body=b"--y\r\n\r\nz"), "pacs_broken"),
         ("file", answers(kind=multipart(b"")[0], body=multipart(image())[1][:900]), "pacs_broken"),

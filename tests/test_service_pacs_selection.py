@@ -146,6 +146,13 @@ def test_two_patients_or_studies_are_refused_without_their_values(tags: dict[str
     assert not [value for value in ("P1", "P2", "19500102", "1.2.4") if value in problem.detail]
 
 
+def test_patient_ids_of_two_issuers_are_two_patients() -> None:
+    headers = [image("1.2.1", "PA", IssuerOfPatientID="A"), image("1.2.2", "LL", IssuerOfPatientID="B")]
+    assert "IssuerOfPatientID" in refused(*headers).detail
+    headers[1].IssuerOfPatientID = ""
+    assert len(chosen(select_images(headers))) == 2
+
+
 def test_birth_date_may_be_missing_in_some_images() -> None:
     headers = [image("1.2.1", "PA", PatientBirthDate="19500102"), image("1.2.2", "LL", PatientBirthDate="")]
     assert set(chosen(select_images(headers))) == {"frontal", "lateral"}

@@ -93,6 +93,27 @@ def test_report_of_two_patients_is_refused() -> None:
         write_report(example(), [source(), source("1.2.840.2", PatientID="PID-2")])
 
 
+def test_report_names_the_issuer_of_the_patient_id() -> None:
+    assert written(source(IssuerOfPatientID="Hospital A")).IssuerOfPatientID == "Hospital A"
+    assert "IssuerOfPatientID" not in written()
+
+
+@pytest.mark.parametrize("tags", [{"PatientID": "A\\B"}, {"PatientID": "1" * 65}, {"PatientID": "A\x07"}])
+@pytest.mark.filterwarnings("ignore:The value length:UserWarning")
+def test_report_of_a_patient_id_that_dicom_does_not_allow_is_refused_without_it(tags: dict[str, str]) -> None:
+    with pytest.raises(Problem, match=r"pacs_not_stored: .*PatientID") as refused:
+        write_report(example(), [source(**tags)])
+    assert tags["PatientID"] not in refused.value.detail
+    assert written(source(PatientID="")).PatientID == ""
+
+
+def test_identifiers_with_backslashes_or_undecoded_bytes_are_left_out() -> None:
+    assert source(AccessionNumber="A\\B", StudyID="1\\2").accession_number == ""
+    undecoded = dicom(SpecificCharacterSet="ISO_IR 100", PatientID="Ä").replace(b"ISO_IR 100", b"ISO_IR 192")
+    found = source_image(undecoded)
+    assert (found.patient_id, found.has_unusable_patient_id) == ("", True)
+
+
 @pytest.mark.filterwarnings("ignore:The value length:UserWarning")
 def test_fhir_of_a_pacs_refers_to_patient_order_and_study() -> None:
     found = source(AccessionNumber=LONG, IssuerOfPatientID="Hospital A")

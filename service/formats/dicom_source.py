@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from pydicom.multival import MultiValue
 from starlette.concurrency import run_in_threadpool
 
 from model.images import ImageError, is_dicom
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _DATE = re.compile(r"[0-9]{8}")
 _TIME = re.compile(r"[0-9]{2}([0-9]{2}([0-9]{2}(\.[0-9]{1,6})?)?)?")
+_UNDECODED = "\ufffd"  # pydicom's character for bytes outside of the character set
 _NAME_LENGTH = 64  # characters of each of the up to three forms of a person name
 _LENGTHS = {"patient_id": 64, "issuer_of_patient_id": 64, "accession_number": 16, "study_id": 16}
 _LONG_ACCESSION = 64  # characters; some systems write more than the 16 that DICOM allows
@@ -46,6 +48,7 @@ class SourceImage:
         study_time: HHMMSS, with a fraction or shorter.
         unreadable: keywords of names whose character set cannot be found.
         long_accession_number: one of more than 16 characters, which DICOM cannot hold.
+        has_unusable_patient_id: whether the file has a PatientID that DICOM does not allow.
     """
 
     sop_class_uid: str = ""
@@ -64,6 +67,7 @@ class SourceImage:
     unreadable: tuple[str, ...] = ()
     issuer_of_patient_id: str = ""
     long_accession_number: str = ""
+    has_unusable_patient_id: bool = False
 
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> Self:
@@ -73,7 +77,12 @@ class SourceImage:
         usable = {name: value for name, value in found.items() if value is not None and _usable(name, value)}
         accession = found["accession_number"] or ""
         is_long = _LENGTHS["accession_number"] < len(accession) <= _LONG_ACCESSION and accession.isprintable()
-        return cls(**usable, unreadable=unreadable, long_accession_number=accession if is_long else "")
+        return cls(
+            **usable,
+            unreadable=unreadable,
+            long_accession_number=accession if is_long else "",
+            has_unusable_patient_id=bool(found["patient_id"]) and "patient_id" not in usable,
+        )
 
     @property
     def missing(self) -> list[str]:
@@ -109,6 +118,8 @@ def _text(dataset: Dataset, keyword: str) -> str | None:
         value = dataset.get(keyword)
     except Exception:  # pydicom decodes here and raises many kinds of exceptions
         return ""
+    if isinstance(value, MultiValue):  # of a text with backslashes
+        return "\\".join(map(str, value))
     return "" if value is None else str(value).strip()
 
 
@@ -126,7 +137,7 @@ def _usable(name: str, value: str) -> bool:
         return _TIME.fullmatch(value) is not None
     if name == "patient_sex":
         return value in ("M", "F", "O")
-    if not value.isprintable() or "\\" in value:
+    if not value.isprintable() or "\\" in value or _UNDECODED in value:
         return False
     if name.endswith("_name"):
         forms = value.split("=")

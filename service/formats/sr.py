@@ -92,7 +92,7 @@ def _document(
     if stored is not None and any(source.long_accession_number for source in sources):
         root.ContentSequence.append(_text(COMMENT, _LONG_ACCESSION))
     return EnhancedSR(
-        evidence=[_header(source) for source in sources],
+        evidence=[_header(source, has_issuer=stored is not None) for source in sources],
         content=root,
         series_instance_uid=stored.series_instance_uid if stored else uid_of(uuid.uuid5(identifier, "series")),
         series_number=SERIES_NUMBER,
@@ -114,7 +114,7 @@ def _document(
     )
 
 
-def _header(source: SourceImage) -> Dataset:
+def _header(source: SourceImage, *, has_issuer: bool = False) -> Dataset:
     """Patient and study of a source image, which highdicom copies into the SR."""
     header = Dataset()
     header.SpecificCharacterSet = UTF_8
@@ -123,6 +123,8 @@ def _header(source: SourceImage) -> Dataset:
     header.SeriesInstanceUID = source.series_instance_uid
     header.StudyInstanceUID = source.study_instance_uid
     header.PatientID = source.patient_id
+    if has_issuer and source.issuer_of_patient_id:
+        header.IssuerOfPatientID = source.issuer_of_patient_id
     header.PatientName = source.patient_name
     header.PatientBirthDate = source.patient_birth_date
     header.PatientSex = source.patient_sex

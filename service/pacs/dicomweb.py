@@ -182,10 +182,10 @@ class _Connection:
             source = _checked(source_image, data)
             if (source.sop_instance_uid, source.study_instance_uid) != (chosen.sop_instance_uid, study_uid):
                 raise broken("an image is not the requested one")
+            if source.patient_id != chosen.patient_id:
+                raise broken("an image and its header name different patients")
             files[view.value] = data
             sources.append(source)
-        if len({source.patient_id for source in sources}) > 1:
-            raise broken("an image and its header name different patients")
         return FetchedStudy(files, tuple(sources), selection)
 
     def store(self, report: ReportResponse, sources: tuple[SourceImage, ...]) -> tuple[StoredReport, bool]:

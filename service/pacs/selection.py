@@ -117,10 +117,10 @@ def _unreadable(header: Dataset) -> str | None:
 
 def _check_one_patient(headers: Iterable[Dataset]) -> None:
     headers = list(headers)
-    for keyword in ("StudyInstanceUID", "PatientID", "PatientBirthDate"):
+    for keyword in ("StudyInstanceUID", "PatientID", "IssuerOfPatientID", "PatientBirthDate"):
         values = {text(header, keyword) for header in headers}
-        if keyword == "PatientBirthDate":
-            values.discard("")  # a device without the worklist does not know it
+        if keyword in ("IssuerOfPatientID", "PatientBirthDate"):
+            values.discard("")  # a device without the worklist lacks it
         if len(values) > 1:
             raise Problem(
                 "two_patients",

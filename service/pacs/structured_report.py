@@ -76,6 +76,9 @@ def write_report(
     """
     if reason := unsupported_reason(sources):
         raise Problem("pacs_not_stored", f"No structured report can be written: {reason}.")
+    if any(source.has_unusable_patient_id for source in sources):  # a report without it would be another patient's
+        detail = "No structured report can be written: DICOM does not allow the PatientID of an image. Correct it."
+        raise Problem("pacs_not_stored", detail)
     from service.formats.sr import structured_report
 
     stored = replace(identity(report, sources), replaces=replaces)
