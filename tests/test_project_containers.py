@@ -53,6 +53,7 @@ BASE, CPU, TLS, KEY, PACS = (f"docker-compose{name}.yml" for name in ("", ".cpu"
 DEPLOYMENTS = {
     "gpu": (BASE,), "cpu": (BASE, CPU), "gpu-key": (BASE, KEY), "gpu-tls": (BASE, TLS),
     "cpu-tls-key": (BASE, CPU, TLS, KEY), "cpu-pacs": (BASE, CPU, PACS),
+    "cpu-tls-key-pacs": (BASE, CPU, TLS, KEY, PACS),
 }  # fmt: skip
 ALL = ("docker-compose.yml", *sorted(path.name for path in REPOSITORY.glob("docker-compose.*.yml")))
 
@@ -211,6 +212,16 @@ def test_the_node_reaches_the_service_and_the_archive_of_its_file() -> None:
     assert "node:/app/node" in node["volumes"]
     assert "node:/app/node" in report["volumes"]
     assert all(port.startswith("127.0.0.1:") for name in ("node", "orthanc") for port in compose[name]["ports"])
+    assert seconds(node["healthcheck"]["start_period"]) >= 60, "the node imports for seconds before it listens"
+    with_proxy = load(BASE, CPU, TLS, PACS)["services"]
+    assert set(with_proxy["report"]["networks"]) == {"inside", "default"}
+    assert "networks" not in with_proxy["node"]
+
+
+def test_orthanc_finds_its_plugins_on_debian_and_in_the_image_of_the_compose_file() -> None:
+    folders = json.loads(re.sub(r"\$\{[^}]*\}", "0", (REPOSITORY / "deploy" / "orthanc.json").read_text()))["Plugins"]
+    assert folders == ["/usr/share/orthanc/plugins", "/usr/local/share/orthanc/plugins"]
+    assert load(BASE, PACS)["services"]["orthanc"]["image"].startswith("jodogne/orthanc-plugins:")
 
 
 def test_the_key_file_is_outside_of_git_and_image() -> None:
