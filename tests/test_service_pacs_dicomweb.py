@@ -292,9 +292,12 @@ def test_address_may_be_spelt_in_any_way(pacs: DicomwebServer, bundle: Path, spe
 
 
 def test_pages_of_other_origins_are_refused(pacs: DicomwebServer, client: httpx.Client) -> None:
-    answer = client.post(f"/studies/{STUDY}/report", headers={"Sec-Fetch-Site": "cross-site"})
-    assert problem(answer) == "cross_origin"
+    for foreign in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "http://elsewhere"}, {"Origin": "null"}):
+        answer = client.post(f"/studies/{STUDY}/report", headers=foreign)
+        assert problem(answer) == "cross_origin"
     assert pacs.requests == []
+    same = {"Origin": str(client.base_url).rstrip("/")}
+    assert client.post(f"/studies/{STUDY}/report", headers=same).status_code == 200
 
 
 def test_disconnected_client_ends_the_exchange_and_frees_the_slot(

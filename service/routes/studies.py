@@ -166,7 +166,7 @@ def _pacs_of(request: Request, study_uid: str) -> Pacs:
         Problem: there is none, the UID is not valid, or a page of another origin sends the request.
     """
     pacs: Pacs = request.app.state.pacs
-    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+    if _is_of_another_origin(request):
         detail = "Pages of other origins may not read studies of the PACS. Call from the service's own page."
         raise Problem("cross_origin", detail)
     pacs.check_configured()
@@ -174,6 +174,15 @@ def _pacs_of(request: Request, study_uid: str) -> Pacs:
         detail = "The address has no valid StudyInstanceUID. Send POST /studies/1.2.840.…/report."
         raise Problem("malformed_value", detail, field="StudyInstanceUID")
     return pacs
+
+
+def _is_of_another_origin(request: Request) -> bool:
+    """Whether a page of another origin sends the request; over plain HTTP, browsers send no Sec-Fetch-Site."""
+    headers = request.headers
+    if site := headers.get("sec-fetch-site"):
+        return site not in ("none", "same-origin")
+    origin = headers.get("origin")
+    return origin is not None and origin.partition("://")[2] != headers.get("host")
 
 
 class _StudyDrafting(Drafting):
