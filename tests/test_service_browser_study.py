@@ -208,6 +208,16 @@ def test_header_is_read_in_every_syntax_and_damage_gives_nothing(page: Page) -> 
     assert header_in_browser(page, bytes(132))["view"] is None
 
 
+def test_header_is_read_beyond_a_private_sequence_of_unknown_vr(page: Page) -> None:
+    """Its items are in implicit VR (PS3.5, 6.2.2), which a PACS writes that does not know the element."""
+    item = b"\xfe\xff\x00\xe0\xff\xff\xff\xff\x11\x00\x02\x10\x08\x00\x00\x00unlikely\xfe\xff\x0d\xe0\0\0\0\0"
+    private = b"\x11\x00\x01\x10UN\0\0\xff\xff\xff\xff" + item + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    data = film(41, "PA")
+    at = data.index(b"\x18\x00\x01\x51CS")
+    found = header_in_browser(page, data[:at] + private + data[at:])
+    assert (found["view"], found["study"]) == ("frontal", NEW)
+
+
 def test_terms_of_the_view_equal_those_of_the_service() -> None:
     script = (STATIC / "dicom.js").read_text(encoding="utf-8")
     lists = {name: set(re.findall(rf'{name} = "([^"]+)"', script)[0].split(",")) for name in

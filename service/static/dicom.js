@@ -97,6 +97,7 @@ function readElement(view, at, format, onValue, prefix = "", depth = 0) {
     if (LONG_LENGTH.has(vr)) [length, start] = [view.getUint32(at + 8, format.little), at + 12];
     else length = view.getUint16(at + 6, format.little);
     isSequence = vr === "SQ" || length === UNDEFINED;
+    if (vr === "UN" && isSequence) format = { explicit: false, little: true }; // PS3.5, 6.2.2
   }
   if (isSequence) return readItems(view, start, length, format, onValue, `${tag}/`, depth + 1);
   onValue(tag, () => ascii(view, start, length));
