@@ -1,4 +1,4 @@
-"""``Pacs.store_file``, with which the DICOM node stores a report: answers of the PACS, and repeated reports."""
+"""``Pacs.store_file``, with which the DICOM node stores a report, and the parser of multipart answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytest.importorskip("dicomweb_client", reason="needs pip install 'cxr-report[pac
 pytest.importorskip("highdicom", reason="needs pip install 'cxr-report[pacs]'")
 
 from service.formats.dicom_source import source_image
-from service.pacs.dicomweb import Pacs
+from service.pacs.dicomweb import Pacs, _only_part
 from service.pacs.structured_report import write_report
 from service.settings import Settings
 from service.web.problems import Problem
@@ -46,3 +46,12 @@ def test_report_that_the_pacs_refuses_as_repeated_counts_as_stored(server: Dicom
     server.files.append(report)
     store(server, report)
     assert len(server.files) == 1
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    ["boundary=x", 'boundary="x"', "boundary=x ; type=y", 'type="application/dicom";  Boundary="x"; start="<1>"'],
+)
+def test_part_of_a_multipart_answer_is_its_bytes(parameters: str) -> None:
+    body = b"preamble\r\n--x \r\nContent-Type: application/dicom\r\n\r\n\r\n--y\0\r\n\r\n--x--"
+    assert _only_part(f"multipart/related; {parameters}", body) == b"\r\n--y\0\r\n"

@@ -41,7 +41,7 @@ _MOST_CHARACTERS = 32 * 1024  # of the elements that are read of one header; par
 _OVERHEAD = 64 * 1024  # bytes of a multipart answer in addition to its file
 _LISTED = {"SOPClassUID": "00080016", "SOPInstanceUID": "00080018", "SeriesInstanceUID": "0020000E"}
 _IMAGES = RADIOGRAPHS | CAPTURES | {FOR_PROCESSING, ""}
-_MULTIPART = re.compile(r'multipart/related\s*;(?:.*;)?\s*boundary="?([^";]{1,200})"?', re.IGNORECASE)
+_MULTIPART = re.compile(r'multipart/related\s*;(?:.*;)?\s*boundary="?([^";]{0,199}[^";\s])"?', re.IGNORECASE)
 P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
