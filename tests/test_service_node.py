@@ -97,7 +97,7 @@ def test_study_that_comes_again_is_not_drafted_again(node: Node, archive: Inbox)
 
 def test_report_of_a_grown_study_names_its_predecessor(tmp_path: Path, page_server: Live, archive: Inbox) -> None:
     study = new_study()
-    settings = node_settings(tmp_path, page_server.url, archive.port, keep_s=3)
+    settings = node_settings(tmp_path, page_server.url, archive.port, keep_s=2)
     with running_node(settings) as node:
         send(node.server.port, image(study))
         until(lambda: archive.reports)
@@ -165,8 +165,21 @@ def test_status_of_an_archive_that_refuses_is_named(node: Node, archive: Inbox) 
     archive.status, study = 0xA700, new_study()
     send(node.server.port, image(study))
     until(lambda: state(node, study) == ("drafted", "archive_refuses"))
+    assert status(node).json()["peers"]["archive"] == "up"  # only this study waits
     archive.status = 0
     until(lambda: state(node, study) == ("sent", None))
+
+
+def test_full_disk_is_answered_as_out_of_resources(tmp_path: Path) -> None:
+    settings = node_settings(tmp_path, "http://127.0.0.1:9", 9, quiet_s=60)
+    with running_node(settings) as node:
+        node.queue._connection.execute("PRAGMA max_page_count = 1")  # SQLite allows no more pages than there are
+        study = new_study()
+        statuses = send(node.server.port, *(image(study) for _ in range(60)))
+        assert set(statuses) == {0, 0xA700}
+        assert len(node.store.sizes()) == statuses.count(0)
+        node.queue._connection.execute("PRAGMA max_page_count = 1000000")
+        assert send(node.server.port, image(study)) == [0]
 
 
 def test_study_fails_when_the_peer_stays_down(tmp_path: Path, archive: Inbox) -> None:

@@ -118,16 +118,17 @@ class Node:
         full = held > self.settings.max_held_bytes
         if full or self.queue.count_instances(source.study_instance_uid) >= _MOST_INSTANCES:
             return self._refuse("full", OUT_OF_RESOURCES)
-        names = self.settings.names
+        names, tokens = self.settings.names, list[str]()
         try:
-            token = self.store.put(received.data)
+            tokens.append(self.store.put(received.data))
             replaced = self.queue.received(
-                source.study_instance_uid, source.series_instance_uid, source.sop_instance_uid, token,
+                source.study_instance_uid, source.series_instance_uid, source.sop_instance_uid, tokens[0],
                 quiet_s=self.settings.quiet_s, patient=source.patient_name if names else None,
                 accession=source.accession_number if names else None,
             )  # fmt: skip
-        except (OSError, sqlite3.Error) as error:  # an object without a row is removed at the next start
+        except (OSError, sqlite3.Error) as error:
             log.error("an object could not be stored: %s", type(error).__name__)
+            self.store.remove(tokens)
             return self._refuse("full", OUT_OF_RESOURCES)
         self.store.remove(replaced)
         self.metrics.received.inc()
@@ -222,7 +223,8 @@ class Node:
             self.metrics.retries.labels(peer).inc()
             if backoff.reason is None:
                 log.warning("%s: %s", peer, error)
-            self._later(study, error.code, str(error), backoff.failed(str(error)))
+            pause_s = self._pause_of(study) if error.study_only else backoff.failed(str(error))
+            self._later(study, error.code, str(error), pause_s)
         except RefusedError as error:
             self._fail(study, error.code, str(error))
         except Problem as problem:
@@ -231,9 +233,12 @@ class Node:
             raise
         except Exception as error:  # a fault of the node; the message might quote a report
             log.error("unhandled %s\n%s", type(error).__name__, format_traceback_locations(error))
-            self._later(study, "internal", f"The node failed: {type(error).__name__}", 2.0 ** min(study.attempts, 8))
+            self._later(study, "internal", f"The node failed: {type(error).__name__}.", self._pause_of(study))
         else:
             backoff.succeeded()
+
+    def _pause_of(self, study: Study) -> float:
+        return min(2.0 ** min(study.attempts, 30), self.settings.retry_max_s)
 
     def _later(self, study: Study, code: str, reason: str, pause_s: float) -> None:
         if time.time() - study.changed > self.settings.give_up_s:

@@ -68,7 +68,7 @@ class StatusServer(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, health: Health, metrics: NodeMetrics, refresh: Callable[[], None]) -> None:
         super().__init__((host, port), _StatusHandler)
         self.health, self.metrics, self.refresh = health, metrics, refresh
-        threading.Thread(target=self.serve_forever, name="status", daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.1,), name="status", daemon=True).start()
 
     @property
     def port(self) -> int:

@@ -37,7 +37,11 @@ class PeerError(RuntimeError):
 
 
 class TryLaterError(PeerError):
-    """The peer is down, busy, or wrongly configured."""
+    """The peer is down, busy, or wrongly configured; with ``study_only`` it only fails on this study."""
+
+    def __init__(self, code: str, reason: str, *, study_only: bool = False) -> None:
+        super().__init__(code, reason)
+        self.study_only = study_only
 
 
 class RefusedError(PeerError):
@@ -107,7 +111,8 @@ class ReportService:
         code, detail = _problem(response, body)
         if response.status_code in _REFUSALS:
             raise RefusedError(code, detail)
-        raise TryLaterError(code, f"The report service answers {response.status_code}: {detail}")
+        study_only = response.status_code == httpx.codes.INTERNAL_SERVER_ERROR
+        raise TryLaterError(code, f"The report service answers {response.status_code}: {detail}", study_only=study_only)
 
 
 def _limited(response: httpx.Response) -> bytes:
@@ -190,4 +195,5 @@ class StorageScu:
         if "Status" not in answer:
             raise TryLaterError("archive_down", "The archive ended the association before it answered.")
         if answer.Status not in _SUCCESS:
-            raise TryLaterError("archive_refuses", f"The archive answers C-STORE with status 0x{answer.Status:04X}.")
+            reason = f"The archive answers C-STORE with status 0x{answer.Status:04X}."
+            raise TryLaterError("archive_refuses", reason, study_only=True)
