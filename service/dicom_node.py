@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     argparse.ArgumentParser(prog="python -m service.dicom_node", description=__doc__).parse_args(arguments)
     settings, dicomweb = node_settings_or_exit(), settings_or_exit()
     web_logging.configure(settings.log_level, settings.log_format)
-    threading.excepthook = _log_unhandled  # pynetdicom's threads may end so
+    threading.excepthook = _log_unhandled
     try:
         from service.pacs.dicomweb import Pacs
         from service.pacs.node import Node  # slow to import
@@ -61,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _log_unhandled(unhandled: threading.ExceptHookArgs) -> None:
     """Log an exception without its message, which might quote what a peer sent."""
     locations = format_traceback_locations(unhandled.exc_value) if unhandled.exc_value else ""
+    if unhandled.exc_type.__name__ == "InvalidEventError":  # of pynetdicom: the peer left before the answer
+        return log.debug("an association ended before its answer")
     log.error("unhandled %s in a thread\n%s", unhandled.exc_type.__name__, locations)
 
 

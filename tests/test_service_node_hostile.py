@@ -16,12 +16,10 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="needs pip install 'cxr-report[pacs]'")
 from pydicom import Dataset
-from pynetdicom.pdu import A_ASSOCIATE_RQ, P_DATA_TF
-from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA, MaximumLengthNotification
-from pynetdicom.presentation import build_context
 
 from service.pacs.node import Node
-from tests.support.dicom import DX, encode, tiny_elements
+from tests.support.dicom import encode, tiny_elements
+from tests.support.hostile_peers import data_pdu, request, store_command
 from tests.support.pacs import (
     ARCHIVE,
     MODALITY,
@@ -67,46 +65,6 @@ def ended(connection: socket.socket) -> bool:
         while connection.recv(4096):
             pass
     return True
-
-
-def request() -> bytes:
-    """An A-ASSOCIATE-RQ with one presentation context for DX."""
-    primitive = A_ASSOCIATE()
-    primitive.application_context_name = "1.2.840.10008.3.1.1.1"
-    primitive.calling_ae_title, primitive.called_ae_title = MODALITY, TITLE
-    context = build_context(DX)
-    context.context_id = 1
-    primitive.presentation_context_definition_list = [context]
-    length = MaximumLengthNotification()
-    length.maximum_length_received = 16384
-    primitive.user_information = [length]
-    pdu = A_ASSOCIATE_RQ()
-    pdu.from_primitive(primitive)
-    return bytes(pdu.encode())
-
-
-def data_pdu(control: int, value: bytes) -> bytes:
-    """A P-DATA-TF with one fragment."""
-    primitive = P_DATA()
-    primitive.presentation_data_value_list = [[1, bytes([control]) + value]]
-    pdu = P_DATA_TF()
-    pdu.from_primitive(primitive)
-    return bytes(pdu.encode())
-
-
-def store_command(uid: str) -> bytes:
-    """The command set of a C-STORE request for a DX image."""
-
-    def element(tag: tuple[int, int], value: bytes) -> bytes:
-        return struct.pack("<HHI", *tag, len(value)) + value
-
-    def uid_of(text: str) -> bytes:
-        return text.encode() + b"\0" * (len(text) % 2)
-
-    numbers = [((0, 0x100), 1), ((0, 0x110), 1), ((0, 0x700), 0), ((0, 0x800), 1)]
-    body = element((0, 2), uid_of(DX)) + b"".join(element(tag, struct.pack("<H", each)) for tag, each in numbers)
-    body += element((0, 0x1000), uid_of(uid))
-    return element((0, 0), struct.pack("<I", len(body))) + body
 
 
 @contextlib.contextmanager

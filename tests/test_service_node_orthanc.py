@@ -10,7 +10,9 @@ import pydicom
 import pytest
 
 pytest.importorskip("pynetdicom", reason="needs pip install 'cxr-report[pacs]'")
-from benchmarks import pacs as proof
+from benchmarks.pacs.checks import PROGRAMS, faults_of_reports
+from benchmarks.pacs.peers import draw_studies
+from benchmarks.pacs.proof import prove
 from service.pacs.dicomweb import Pacs
 from service.pacs.queue import read_worklist
 from service.settings import Settings
@@ -32,7 +34,7 @@ def dicomweb(orthanc: Orthanc, folder: Path) -> Pacs:
 
 
 def require_programs() -> None:
-    if missing := [name for name in proof.PROGRAMS if shutil.which(name) is None]:
+    if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
         pytest.skip(f"needs {', '.join(missing)}: apt install orthanc orthanc-dicomweb dcmtk dicom3tools")
 
 
@@ -41,8 +43,8 @@ def test_kills_and_restarts_lose_no_study_and_repeat_none(
     tmp_path: Path, page_server: Live, orthanc: Orthanc, stow: bool, kills: int, restarts: int
 ) -> None:
     require_programs()
-    made = proof.prove(
-        tmp_path, page_server.url, orthanc, studies=6, kills=kills, restarts=restarts, stow=stow, quiet_s=5
+    made = prove(
+        tmp_path, page_server.url, orthanc, studies=6, kills=kills, restarts=restarts, stow=stow, quiet_s=5, hostile=100
     )
     assert made.faults == []
     assert (made.reports, len(made.kills), made.restarts) == (6, kills, restarts)
@@ -52,7 +54,7 @@ def test_proof_detects_lost_repeated_foreign_and_invalid_reports(
     tmp_path: Path, page_server: Live, orthanc: Orthanc
 ) -> None:
     require_programs()
-    drawn = proof.draw_studies(tmp_path, 2)
+    drawn = draw_studies(tmp_path, 2)
     (first, files), second = next(iter(drawn.items())), list(drawn)[1]
     with running_node(
         node_settings(
@@ -66,16 +68,16 @@ def test_proof_detects_lost_repeated_foreign_and_invalid_reports(
         until(lambda: node.queue.counts()["sent"])
     (report,) = orthanc.files("SR")
     only = {first: files}
-    assert proof.faults_of_reports([report], only, tmp_path) == []
-    assert proof.faults_of_reports([report, report], only, tmp_path) == ["a study has 2 reports"]
-    assert proof.faults_of_reports([report], drawn, tmp_path) == ["a study has 0 reports"]
+    assert faults_of_reports([report], only, tmp_path) == []
+    assert faults_of_reports([report, report], only, tmp_path) == ["a study has 2 reports"]
+    assert faults_of_reports([report], drawn, tmp_path) == ["a study has 0 reports"]
     moved, invalid = parsed(report), parsed(report)
     moved.StudyInstanceUID = second
     del invalid.VerificationFlag
     for changed, fault in ((moved, "a report is not about the images of its study"), (invalid, "dciodvfy: Error")):
         data = pydicom.filebase.DicomBytesIO()
         changed.save_as(data, enforce_file_format=True)
-        assert any(each.startswith(fault) for each in proof.faults_of_reports([data.getvalue()], drawn, tmp_path))
+        assert any(each.startswith(fault) for each in faults_of_reports([data.getvalue()], drawn, tmp_path))
 
 
 def test_report_of_a_grown_study_reads_the_earlier_image_from_the_archive(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+import random
 import socket
 import struct
 import threading
@@ -52,10 +54,12 @@ def wait_until_ready(client: httpx.Client) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that is free now, below the range from which the system takes the ports of connections."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            port = random.SystemRandom().randrange(20_000, 32_000)
+            probe.bind(("0.0.0.0", port))
+            return port
 
 
 def answer(client: socket.socket) -> bytes:
