@@ -137,6 +137,8 @@ class ConsensusConfig(Frozen):
             share of the similar cases (``head``).
         sentence_pool: maximum number of sentences that may be inserted, the most frequent first
             (``pool``).
+        sentences_per_finding: of each finding whose naming adds reward, this many sentences more that name it may be
+            inserted, the most frequent first; few candidates name a rare finding.
         max_edits: maximum number of edits, each of one sentence (``moves``).
     """
 
@@ -148,6 +150,7 @@ class ConsensusConfig(Frozen):
     finding_threshold: Annotated[float, Field(ge=0, le=1), _renamed("finding_cost", "finding_threshold")] = 0.2
     classifier_weight: Annotated[float, Field(ge=0, le=1), _renamed("head", "classifier_weight")] = 0.0
     sentence_pool: Annotated[int, Field(ge=0, le=256), _renamed("pool", "sentence_pool")] = 40
+    sentences_per_finding: Annotated[int, Field(ge=0, le=32)] = 0
     max_edits: Annotated[int, Field(ge=0, le=32), _renamed("moves", "max_edits")] = 8
 
 
@@ -155,8 +158,8 @@ class LanguageConfig(Frozen):
     """Which sentences a draft may hold; all off for bundles of 0.2 and older.
 
     Attributes:
-        attested: every word trigram of a sentence occurs in a training report; ``beam`` and sampling continue with such
-            words only, and ``consensus`` takes such sentences only. Needs the table of ``consensus``.
+        attested: ``beam`` and sampling continue with words that complete a 4-gram of a training report, and
+            ``consensus`` takes sentences of training reports only. Needs the table of ``consensus``.
         no_priors: no word or sentence compares with an earlier study, and no sentence is a fragment.
         consistent: no two sentences give heart, lungs, air spaces or bones different states (``consensus``).
         ordered: heart, mediastinum, lungs, pleura, bones, devices (``consensus``).

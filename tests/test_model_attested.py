@@ -1,7 +1,8 @@
-"""Decoding that continues only with attested words, and MBR decoding under the language rules."""
+"""Decoding that continues only with attested words, and the sentences that training reports hold."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from model.config import DecodingConfig, LanguageConfig
-from model.decoding.attested import AttestedText, attested_keys, attested_text
+from model.decoding.attested import AttestedText, attested_keys, attested_text, sentence_keys
 from model.decoding.mbr_table import MbrTable
 from model.decoding.search import NEVER, Constraints
 from model.text.tokenizer import Tokenizer
@@ -34,7 +35,13 @@ def padded(*texts: str, length: int = 12) -> np.ndarray[tuple[int, ...], np.dtyp
 
 @pytest.fixture
 def attested() -> AttestedText:
-    return AttestedText(attested_keys(padded(*REPORTS), STOP), TOKENIZER, (0, 1))
+    return of(REPORTS, TOKENIZER, (0, 1))
+
+
+def of(reports: Sequence[str], tokenizer: Tokenizer, suppressed: tuple[int, ...]) -> AttestedText:
+    rows = [[tokenizer.id_of(word) for word in report.split()] for report in reports]
+    tokens, stop = np.array([row + [0] * (12 - len(row)) for row in rows], np.int64), tokenizer.id_of(".")
+    return AttestedText(attested_keys(tokens, stop), sentence_keys(tokens, stop), tokenizer, suppressed)
 
 
 def built() -> MbrTable:
@@ -44,8 +51,8 @@ def built() -> MbrTable:
 
 
 def follow_all(attested: AttestedText) -> list[list[bool]]:
-    words = torch.cartesian_prod(*[torch.arange(len(TOKENIZER))] * 2)
-    return attested.continuations(words, 2).tolist()
+    words = torch.cartesian_prod(*[torch.arange(len(TOKENIZER))] * 3)
+    return attested.continuations(words, 3).tolist()
 
 
 def follow(attested: AttestedText, text: str) -> set[str]:
@@ -58,33 +65,35 @@ def follow(attested: AttestedText, text: str) -> set[str]:
     ("", {"the", "no", "<eos>"}),
     ("the", {"heart", "lungs"}),
     ("the heart", {"is"}),
+    ("the lungs", {"are"}),
+    ("heart is", {"."}),  # no sentence begins so
     ("the heart is", {"normal", "enlarged"}),
     ("the heart is normal", {"."}),
     ("the heart is normal .", {"the", "no", "<eos>"}),
     ("no effusion . the", {"heart", "lungs"}),
     ("the effusion", {"."}),  # no report has it
 ])  # fmt: skip
-def test_continuations_complete_a_trigram_of_a_training_report(
+def test_continuations_complete_a_4_gram_of_a_training_report(
     attested: AttestedText, text: str, words: set[str]
 ) -> None:
     assert follow(attested, text) == words
 
 
-def test_context_whose_words_are_suppressed_falls_back_to_pairs() -> None:
-    reports = ("a b c .", "x b d .")
+def test_no_path_leads_to_a_word_that_only_suppressed_words_continue() -> None:
+    reports = ("a b c .", "a d .")
     tokenizer = Tokenizer.build(reports, min_count=1)
-    rows = np.array([[tokenizer.id_of(word) for word in report.split()] for report in reports], np.int64)
-    suppressed = (0, 1, tokenizer.id_of("c"))
-    attested = AttestedText(attested_keys(rows, tokenizer.id_of(".")), tokenizer, suppressed)
-    history = torch.tensor([[tokenizer.id_of("a"), tokenizer.id_of("b")]])
-    assert attested.continuations(history, 2)[0].nonzero().flatten().tolist() == [tokenizer.id_of("d")]
+    attested = of(reports, tokenizer, (0, 1, tokenizer.id_of("c")))
+    history = torch.tensor([[tokenizer.id_of("a")]])
+    assert attested.continuations(history, 1)[0].nonzero().flatten().tolist() == [tokenizer.id_of("d")]
+    with pytest.raises(ValueError, match="no attested sentence is free of suppressed words"):
+        of(reports[:1], tokenizer, (0, 1, tokenizer.id_of("c")))
 
 
 @pytest.mark.parametrize(("sentence", "held"), [
     ("the heart is enlarged .", True), ("no acute disease .", True), ("heart is normal .", False),
-    ("the heart is clear .", False), ("no effusion", True), ("the lungs are normal .", False),
+    ("the heart is clear .", False), ("no effusion", False), ("the lungs are normal .", False),
 ])  # fmt: skip
-def test_sentence_holds_if_all_trigrams_are_attested(attested: AttestedText, sentence: str, held: bool) -> None:
+def test_holds_whole_sentences_of_training_reports(attested: AttestedText, sentence: str, held: bool) -> None:
     assert attested.holds(ids(sentence)[0]) is held
 
 
@@ -102,9 +111,25 @@ def test_repeated_trigram_without_another_word_ends_the_report(attested: Atteste
     assert (scores[0] > NEVER).nonzero().flatten().tolist() == [TOKENIZER.eos_id]
 
 
-def test_table_of_training_holds_the_attested_trigrams(attested: AttestedText) -> None:
+def test_sentence_of_attested_4_grams_that_no_report_holds_is_refused() -> None:
+    reports = ("a b c d e .", "x b c d f .")
+    tokenizer = Tokenizer.build(reports, min_count=1)
+    attested = of(reports, tokenizer, (0, 1))
+    joined = [tokenizer.id_of(word) for word in ["a", "b", "c", "d", "f", "."]]
+    assert attested.continuations(torch.tensor([joined]), 4)[0, joined[4]]  # sampling may write it
+    assert not attested.holds(joined)
+    assert attested.holds([tokenizer.id_of(word) for word in ["x", "b", "c", "d", "f", "."]])
+
+
+def test_sentences_without_a_full_stop_are_not_attested() -> None:
+    assert len(sentence_keys(padded("no effusion", "the heart is normal . no"), STOP)) == 1
+    assert sentence_keys(padded(*REPORTS), STOP).max() < 2**20
+
+
+def test_table_of_training_holds_the_attested_sentences(attested: AttestedText) -> None:
     table = built()
     assert table.attested.tolist() == attested_keys(padded(*REPORTS), STOP).tolist()
+    assert table.sentences.tolist() == sentence_keys(padded(*REPORTS), STOP).tolist()
     same = attested_text(table, TOKENIZER, (0, 1))
     assert same is attested_text(table, TOKENIZER, (0, 1))  # made once
     assert follow_all(same) == follow_all(attested)
@@ -113,16 +138,17 @@ def test_table_of_training_holds_the_attested_trigrams(attested: AttestedText) -
 def test_table_keeps_them_on_disk_and_older_tables_have_none(tmp_path: Path) -> None:
     table = built()
     table.save(tmp_path / "new.safetensors")
-    assert MbrTable.load(tmp_path / "new.safetensors").attested.tolist() == table.attested.tolist()
+    loaded = MbrTable.load(tmp_path / "new.safetensors")
+    assert (loaded.attested.tolist(), loaded.sentences.tolist()) == (table.attested.tolist(), table.sentences.tolist())
     content = load_file(tmp_path / "new.safetensors")
-    del content["attested"]
+    del content["attested"], content["sentences"]
     save_file(content, tmp_path / "old.safetensors")
     assert len(MbrTable.load(tmp_path / "old.safetensors").attested) == 0
 
 
-def test_table_without_attested_trigrams_is_refused() -> None:
-    old = replace(built(), attested=np.zeros(0, np.int64))
-    with pytest.raises(ValueError, match=r"has no attested trigrams; make them with .*--clean-language"):
+def test_table_without_attested_sentences_is_refused() -> None:
+    old = replace(built(), sentences=np.zeros(0, np.int32))
+    with pytest.raises(ValueError, match=r"has no attested sentences; make them with .*--clean-language"):
         attested_text(old, TOKENIZER, (0, 1))
     decoding = DecodingConfig(language=LanguageConfig(attested=True))
     with pytest.raises(ValueError, match="needs the table"):

@@ -209,13 +209,13 @@ def table(tmp_path: Path) -> Path:
     return write_tiny_bundle(tmp_path / "mbr", decoding=DecodingConfig(method="consensus", candidates=2))
 
 
-def test_rejects_attested_decoding_without_attested_trigrams(table: Path) -> None:
+def test_rejects_attested_decoding_without_attested_sentences(table: Path) -> None:
     rewrite(table / CONFIG, lambda config: config["decoding"]["language"].update(attested=True))
     write_manifest(table)
     load_bundle(table)
     arrays = load_arrays(table / CONSENSUS)
-    save_arrays(arrays | {"attested": np.zeros(0, np.int64)}, table / CONSENSUS)
-    assert "has no attested trigrams; make them with" in refusal(table)
+    save_arrays(arrays | {"sentences": np.zeros(0, np.int32)}, table / CONSENSUS)
+    assert "has no attested sentences; make them with" in refusal(table)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +223,7 @@ def test_rejects_attested_decoding_without_attested_trigrams(table: Path) -> Non
     [
         lambda t: t.update(idf=t["idf"] * np.float32("nan")),
         lambda t: t.update(attested=t["attested"][::-1]),
+        lambda t: t.update(sentences=t["sentences"][::-1]),
         lambda t: t.update(attested=t["attested"].astype(np.int32)),
         lambda t: t.update(idf=t["idf"][:-1]),
         lambda t: t.update(norms=t["norms"].astype(np.float64)),

@@ -258,6 +258,18 @@ def test_consistent_reports_give_an_organ_one_state(consistent: bool, table: Mbr
     assert search.compose([report], 59)[0] == (report if not consistent else (report[0], report[2]))
 
 
+@pytest.mark.parametrize("per_finding", [0, 1])
+def test_a_rare_sentence_that_names_a_credible_finding_may_be_inserted(table: MbrTable, per_finding: int) -> None:
+    clear, effusion = sentences("the lungs are clear . there is a small left pleural effusion .")
+    config = ConsensusConfig(sentence_pool=1, classifier_weight=1.0, sentences_per_finding=per_finding)
+    probabilities = np.array([float(name == "Pleural Effusion") for name in FINDINGS], np.float32)
+    named = {effusion: Reading(frozenset({FINDINGS.index("Pleural Effusion")}), frozenset())}
+    read = lambda sentence: named.get(sentence, reading(sentence))  # noqa: E731
+    search = MbrSearch(table.expected_statistics(unit(1)[0], 1.0), probabilities, read, config)
+    candidates = [(clear,), (clear,), (effusion, *sentences("the heart is enlarged ."))]
+    assert search._pool(candidates) == [clear, effusion][: 1 + per_finding]
+
+
 def test_ordered_reports_follow_the_organs(table: MbrTable) -> None:
     report = sentences("the lungs are clear . the heart is normal in size . no pneumothorax .")
     config, language = ConsensusConfig(max_edits=0), LanguageConfig(ordered=True)
@@ -265,7 +277,7 @@ def test_ordered_reports_follow_the_organs(table: MbrTable) -> None:
     assert search.compose([report], 59)[0] == (report[2], report[1], report[0])
 
 
-def test_scores_ignore_commas_and_attested_pairs_keep_them() -> None:
+def test_scores_ignore_commas_and_attested_sentences_keep_them() -> None:
     reports = tuple(report.replace(" in size", ", in size") for report in REPORTS)
     tokenizer = Tokenizer.build(reports, commas=True)
     with_commas = build_consensus(studies(reports), unit(len(reports)), tokenizer, directions=99, max_length=60, seed=1)
@@ -278,6 +290,6 @@ def test_scores_ignore_commas_and_attested_pairs_keep_them() -> None:
     expectation = with_commas.expected_statistics(unit(1)[0], 1.0)
     search = MbrSearch(expectation, None, no_findings, ConsensusConfig(), unscored=comma)
     assert search.compose([(normal, clear)], 59)[1] == search.compose([(plain, clear)], 59)[1]
-    attested = AttestedText(with_commas.attested, tokenizer, ())
+    attested = AttestedText(with_commas.attested, with_commas.sentences, tokenizer, ())
     assert attested.holds(normal)
     assert not attested.holds(plain)

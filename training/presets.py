@@ -44,7 +44,8 @@ _COMPACT = RunConfig(
     decoding=DecodingConfig(
         method="consensus", candidates=96, temperature=1.0,
         consensus=ConsensusConfig(
-            temperature=0.1, finding=8.0, finding_threshold=0.2, classifier_weight=0.75, bleu4=1.0, rouge=1.0
+            temperature=0.1, finding=8.0, finding_threshold=0.2, classifier_weight=0.75, bleu4=1.0, rouge=1.0,
+            sentences_per_finding=4,
         ),
         language=_CLEAN,
     ),

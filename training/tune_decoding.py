@@ -25,11 +25,9 @@ from torch import Tensor
 
 from model.bundle import INDEX_DIR, Bundle, write_bundle
 from model.config import DecodingConfig, LanguageConfig
-from model.decoding.attested import attested_keys
 from model.decoding.generate import beam_or_greedy, draw_candidates, mbr_search, score_candidates
 from model.decoding.search import Constraints
 from model.devices import choose_device
-from model.text.tokenizer import END_OF_SENTENCE
 from retrieval_index.index import ReportIndex
 from training.cli import add_common_arguments, open_source, run_command, write_json
 from training.data.comparisons import with_rewritten
@@ -42,7 +40,7 @@ from training.evaluation.scoring import ReferenceSet
 from training.scoring.language import language_faults
 from training.scoring.protocol import comparable_vocabulary
 from training.stages.common import retrieve
-from training.stages.mbr_table import report_tokens
+from training.stages.mbr_table import attested_sentences
 from training.trainer.context import RunContext
 
 log = logging.getLogger("training")
@@ -55,6 +53,7 @@ GRID: Mapping[str, Sequence[float]] = {
     "bleu4": (0.0, 1.0, 2.0, 3.0, 4.0),
     "rouge": (0.0, 1.0, 2.0, 3.0, 4.0),
     "sentence_pool": (10, 20, 40, 80),
+    "sentences_per_finding": (0, 2, 4, 8),
 }
 LENGTH_PENALTIES = (0.0, 0.5, 1.0, 1.5, 2.0)
 SIMILARITY_WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -231,19 +230,18 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def with_clean_language(bundle: Bundle, train: Sequence[Study]) -> Bundle:
-    """The bundle with the rules of ``LanguageConfig`` except the order, and the attested trigrams of training reports.
+    """The bundle with the rules of ``LanguageConfig`` except the order, and the attested sentences of training reports.
 
     Raises:
         ValueError: the bundle has no table for MBR decoding, or there is no training report.
     """
     if bundle.mbr_table is None or not train:
         raise ValueError("--clean-language needs a bundle with a table for MBR decoding, and the training reports")
-    tokens = report_tokens(train, bundle.tokenizer, bundle.config.model.max_length)
-    attested = attested_keys(tokens, bundle.tokenizer.id_of(END_OF_SENTENCE))
+    table = replace(bundle.mbr_table, **attested_sentences(train, bundle.tokenizer))
     language = LanguageConfig(attested=True, no_priors=True, consistent=True)
     decoding = bundle.config.decoding.model_copy(update={"language": language})
     config = bundle.config.model_copy(update={"decoding": decoding})
-    return replace(bundle, config=config, mbr_table=replace(bundle.mbr_table, attested=attested))
+    return replace(bundle, config=config, mbr_table=table)
 
 
 def choose(bundle: Bundle, trials: Trials, settings: Collection[str] | None = None) -> DecodingConfig:

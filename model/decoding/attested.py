@@ -1,12 +1,18 @@
-"""Which words may follow in a sentence: those that complete a word trigram of some training report.
+"""Which sentences a draft may hold: those that a training report holds word for word.
 
-The training reports are known by hashes of their bigrams and trigrams only. A sentence counts from
-the full stop before it, so its first words are checked too, and trigrams do not cross sentences.
+A language model joins the halves of two sentences where they share a few words ("there is no
+effusion is basilar airspace disease"). Decoding therefore continues with attested words only, those
+that complete a 4-gram of a sentence of a training report, and of what results MBR decoding takes
+whole attested sentences only.
+
+The training reports are known by hashes: of bigrams and 4-grams, and of sentences. The hashes of
+sentences are cut to 20 bits, so that they cannot be inverted: of all other word sequences one in
+some hundred has the hash of a sentence, of those that the model generates as few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -18,90 +24,134 @@ from model.decoding.mbr_table import Ints, MbrTable, ngram_keys
 from model.text.tokenizer import END_OF_SENTENCE, Tokenizer
 
 Keys = npt.NDArray[np.int64]
+_CONTEXT = 3  # words that decide which may follow
+_BITS = 20
 _MOST_WORDS, _MOST_CONTINUATIONS = 4096, 2**28
 
 
 def attested_keys(tokens: Ints, stop: int) -> Keys:
-    """Sorted hashes of the bigrams and trigrams of all sentences of texts: (N, T) ids padded with 0 -> (A,)."""
-    rows = []
-    for words in tokens.tolist():
-        sentence = [stop]
-        for word in words:
-            if word == 0:
-                break
-            sentence.append(word)
-            if word == stop:
-                rows.append(sentence)
-                sentence = [stop]
-        rows.append(sentence)
-    keys = ngram_keys(_padded(rows))[1:3]
+    """Sorted hashes of the bigrams and 4-grams of all sentences of texts: (N, T) ids padded with 0 -> (A,)."""
+    rows = [[stop] * _CONTEXT + sentence for words in tokens.tolist() for sentence in _sentences(words, stop)]
+    padded = np.zeros((len(rows), max(_CONTEXT + 1, *map(len, rows))), np.int64)
+    for row, words in enumerate(rows):
+        padded[row, : len(words)] = words
+    keys = ngram_keys(padded)[[1, _CONTEXT]]
     found: Keys = np.unique(keys[keys != 0])
     return found
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> Ints:
-    padded = np.zeros((len(rows), max(3, *map(len, rows))), np.int64)
-    for row, words in enumerate(rows):
-        padded[row, : len(words)] = words
-    return padded
+def sentence_keys(tokens: Ints, stop: int) -> npt.NDArray[np.int32]:
+    """Sorted hashes of the complete sentences of texts: (N, T) ids padded with 0 -> (S,), 0 to 2**20 - 1."""
+    texts = (_sentences(words, stop) for words in tokens.tolist())
+    keys = {_sentence_key(sentence) for text in texts for sentence in text if sentence[-1] == stop}
+    return np.array(sorted(keys), np.int32)
+
+
+def _sentences(words: Sequence[int], stop: int) -> list[list[int]]:
+    """The sentences of a text padded with 0, full stops included; the last one may have none."""
+    sentences: list[list[int]] = [[]]
+    for word in words:
+        if word == 0:
+            break
+        sentences[-1].append(word)
+        if word == stop:
+            sentences.append([])
+    return [sentence for sentence in sentences if sentence]
+
+
+def _sentence_key(sentence: Iterable[int]) -> int:
+    state = 0
+    for word in sentence:
+        state = ((state ^ state >> 29) + word + 1) * 0x9E3779B97F4A7C15 % 2**64
+    return state >> 64 - _BITS
 
 
 class AttestedText:
-    """The allowed continuations of every pair of words of a vocabulary of V words.
+    """The allowed continuations of every attested context of three words, over a vocabulary of V words.
+
+    A context begins with its sentence; full stops fill it up.
 
     Args:
         keys: (A,) what ``attested_keys`` returned.
+        sentences: (S,) what ``sentence_keys`` returned.
         tokenizer: of the model.
-        suppressed: ids that must not be generated; a context that only they continue falls back to
-            the bigrams of its last word.
+        suppressed: ids that must not be generated; no path leads to a word that only they continue.
 
     Raises:
-        ValueError: the vocabulary or the number of bigrams is too large for tables in memory.
+        ValueError: no sentence is attested, or the vocabulary or the number of contexts is too large for tables in
+            memory.
     """
 
-    def __init__(self, keys: Keys, tokenizer: Tokenizer, suppressed: Sequence[int]) -> None:
-        self._keys, self._stop, self._bos = keys, tokenizer.id_of(END_OF_SENTENCE), tokenizer.bos_id
-        size = len(tokenizer)
+    def __init__(
+        self, keys: Keys, sentences: npt.NDArray[np.int32], tokenizer: Tokenizer, suppressed: Sequence[int]
+    ) -> None:
+        self._keys, self._stop = keys, tokenizer.id_of(END_OF_SENTENCE)
+        self._sentences = frozenset(sentences.tolist())
+        self._size = size = len(tokenizer)
         if size > _MOST_WORDS:
             raise ValueError(f"attested decoding takes {_MOST_WORDS:,} words at most, the vocabulary has {size:,}")
         words = np.arange(size)
         follows = np.stack([self._known(np.column_stack([np.full(size, word), words])) for word in words])  # (V, V)
         follows[:, list(suppressed)] = False
-        pairs = np.argwhere(follows)
-        if len(pairs) * size > _MOST_CONTINUATIONS:
+        ngrams = self._reachable(follows)
+        contexts, row = np.unique(self._codes(ngrams[:, :_CONTEXT]), return_inverse=True)
+        if len(contexts) * size > _MOST_CONTINUATIONS:
             raise ValueError(
-                f"attested decoding takes {_MOST_CONTINUATIONS // size:,} bigrams at most, not {len(pairs):,}"
+                f"attested decoding takes {_MOST_CONTINUATIONS // size:,} trigrams at most, not {len(contexts):,}"
             )
-        choices = follows[pairs[:, 1]]  # (P, V) by bigram
-        row, third = np.nonzero(choices)
-        allowed = np.zeros_like(choices)
-        allowed[row, third] = self._known(np.column_stack([pairs[row], third]))
-        dead = ~allowed.any(1)
-        allowed[dead] = choices[dead]
-        allowed[~allowed.any(1), self._stop] = True
-        begins = follows[self._stop].copy()
-        begins[tokenizer.eos_id] = True
-        unknown = np.zeros(size, np.bool_)  # a context that no report has: end the sentence
-        unknown[self._stop] = True
-        table = np.full((size, size), len(pairs) + 1, np.int32)
-        table[pairs[:, 0], pairs[:, 1]] = np.arange(len(pairs))
-        table[:, self._stop] = len(pairs)
-        self._row = torch.from_numpy(table)
-        self._allowed = torch.from_numpy(np.vstack([allowed, begins, unknown]))
+        following = _rows(contexts, self._codes(self._context(ngrams[:, 1:])))
+        leads_on = _leads_to_an_end(row, ngrams[:, _CONTEXT] == self._stop, following, len(contexts))
+        allowed = np.zeros((len(contexts) + 1, size), np.bool_)  # the last row: a context that no report has
+        allowed[row[leads_on], ngrams[leads_on, _CONTEXT]] = True
+        begins = _rows(contexts, self._codes(np.full((1, _CONTEXT), self._stop)))[0]
+        if not allowed[begins].any():
+            raise ValueError("no attested sentence is free of suppressed words; set decoding.language.attested false")
+        allowed[begins, tokenizer.eos_id] = True
+        allowed[-1, self._stop] = True
+        self._contexts, self._allowed = contexts, torch.from_numpy(allowed)
+
+    def _reachable(self, follows: npt.NDArray[np.bool_]) -> Ints:
+        """The attested 4-grams that texts can hold, (M, 4), of words that follow each other (V, V)."""
+        level = np.full((1, _CONTEXT), self._stop, np.int64)
+        seen, found = self._codes(level), []
+        while len(level):
+            row, word = np.nonzero(follows[level[:, -1]])
+            ngrams = np.column_stack([level[row], word])
+            ngrams = ngrams[self._known(ngrams)]
+            found.append(ngrams)
+            reached, first = np.unique(self._codes(self._context(ngrams[:, 1:])), return_index=True)
+            new = ~np.isin(reached, seen)
+            level = self._context(ngrams[first[new], 1:])
+            seen = np.union1d(seen, reached)
+        return np.concatenate(found)
+
+    def _context(self, words: Ints) -> Ints:
+        """The last three words of texts, (N, 3), with full stops for what is before the sentence."""
+        context = words.copy()
+        for position in reversed(range(_CONTEXT - 1)):
+            context[context[:, position + 1] == self._stop, position] = self._stop
+        return context
+
+    def _codes(self, contexts: Ints) -> Ints:
+        """(N, 3) ids -> (N,) one number for each."""
+        return (contexts[:, 0] * self._size + contexts[:, 1]) * self._size + contexts[:, 2]
 
     def continuations(self, history: Tensor, length: int) -> Tensor:
         """Allowed next words of texts: (N, >= length) ids -> (N, V) bool on the CPU."""
-        stops = torch.full((len(history), 2), self._stop)
-        context = torch.cat([stops, history[:, max(length - 2, 0) : length].cpu()], dim=1)[:, -2:]
-        context = torch.where(context == 0, self._stop, context)  # a text that has ended
-        return self._allowed[self._row[context[:, 0], context[:, 1]]]
+        stops = torch.full((len(history), _CONTEXT), self._stop)
+        words = torch.cat([stops, history[:, max(length - _CONTEXT, 0) : length].cpu()], dim=1)[:, -_CONTEXT:]
+        words = torch.where(words == 0, self._stop, words)  # a text that has ended
+        rows = _rows(self._contexts, self._codes(self._context(words.numpy())))
+        return self._allowed[torch.from_numpy(rows)]
 
     def holds(self, sentence: Sequence[int]) -> bool:
-        """Whether some training report has every trigram of a sentence, the full stops around it included."""
-        return bool(self._known(np.lib.stride_tricks.sliding_window_view([self._stop, *sentence], 3)).all())
+        """Whether a training report has a sentence, the full stop included, apart from collisions of hashes."""
+        padded = [*[self._stop] * _CONTEXT, *sentence]
+        ngrams = np.lib.stride_tricks.sliding_window_view(padded, _CONTEXT + 1)
+        return _sentence_key(sentence) in self._sentences and bool(self._known(ngrams).all())
 
     def _known(self, ngrams: Ints) -> npt.NDArray[np.bool_]:
-        """(M, n) ids, n 2 or 3 -> (M,)."""
+        """(M, n) ids, n 2 or 4 -> (M,)."""
         n = ngrams.shape[1]
         keys = ngram_keys(ngrams.astype(np.int64))[n - 1, :, 0]
         indices = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
@@ -109,16 +159,33 @@ class AttestedText:
         return known
 
 
+def _rows(contexts: Ints, codes: Ints) -> Ints:
+    """Indices in sorted ``contexts`` (C,) of codes (N,); C for one that is not there."""
+    rows = np.minimum(np.searchsorted(contexts, codes), len(contexts) - 1)
+    return np.where(contexts[rows] == codes, rows, len(contexts))
+
+
+def _leads_to_an_end(row: Ints, ends: npt.NDArray[np.bool_], following: Ints, contexts: int) -> npt.NDArray[np.bool_]:
+    """Which 4-grams, from context ``row`` to ``following`` (M,), lead to one that ends a sentence."""
+    while True:
+        alive = np.zeros(contexts + 1, np.bool_)
+        alive[row[ends]] = True
+        more = ends | alive[following]
+        if (more == ends).all():
+            return ends
+        ends = more
+
+
 @lru_cache(maxsize=4)
 def attested_text(table: MbrTable, tokenizer: Tokenizer, suppressed: tuple[int, ...]) -> AttestedText:
-    """The continuations that the training reports of a table attest.
+    """The continuations and sentences that the training reports of a table attest.
 
     Raises:
         ValueError: the table was made without them.
     """
-    if not len(table.attested):
+    if not len(table.attested) or not len(table.sentences):
         raise ValueError(
-            "this bundle's consensus.safetensors has no attested trigrams; make them with python -m "
+            "this bundle's consensus.safetensors has no attested sentences; make them with python -m "
             "training.tune_decoding --clean-language --write-bundle, or set decoding.language.attested to false"
         )
-    return AttestedText(table.attested, tokenizer, suppressed)
+    return AttestedText(table.attested, table.sentences, tokenizer, suppressed)

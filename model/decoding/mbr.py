@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -95,8 +96,7 @@ class MbrSearch:
         peers = self._peers(distinct)
         rewards = self._rewards(distinct, peers)
         best, reward = distinct[int(rewards.argmax())], float(rewards.max())
-        votes = Counter(sentence for candidate in candidates for sentence in dict.fromkeys(candidate))
-        pool = [sentence for sentence, _ in votes.most_common(self._config.sentence_pool)]
+        pool = self._pool(candidates)
         for _ in range(self._config.max_edits):
             neighbours = dict.fromkeys(map(self._ordered, _neighbours(best, pool)))
             options = [
@@ -109,6 +109,16 @@ class MbrSearch:
                 break
             best, reward = options[int(rewards.argmax())], float(rewards.max())
         return best, reward
+
+    def _pool(self, candidates: Sequence[Sequence[Sentence]]) -> list[Sentence]:
+        """The sentences that may be inserted: the most frequent ones, and some of each credible finding."""
+        votes = Counter(sentence for candidate in candidates for sentence in dict.fromkeys(candidate))
+        frequent = [sentence for sentence, _ in votes.most_common()]
+        pool = frequent[: self._config.sentence_pool]
+        for finding in np.flatnonzero(self._gains > 0).tolist():
+            naming = (sentence for sentence in frequent if finding in self._read(sentence).present)
+            pool += islice(naming, self._config.sentences_per_finding)
+        return list(dict.fromkeys(pool))
 
     def _rewards(self, reports: Sequence[Sequence[Sentence]], peers: tuple[Ints, Floats] | None) -> Floats:
         """Expected rewards of reports, (N,)."""

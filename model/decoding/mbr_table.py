@@ -103,8 +103,9 @@ class MbrTable:
         frequent: (C,) indices of n-grams that many reports contain. Their weight in a CIDEr vector
             is close to 0, so the vectors do not show which reports contain them.
         holds: (N, C) 1 where the report contains it.
-        attested: (A,) sorted hashes of the bigrams and trigrams of all sentences (``model.decoding.attested``); empty
-            in tables of 0.2 and older.
+        attested: (A,) sorted hashes of the bigrams and 4-grams of all sentences (``model.decoding.attested``); empty
+            in tables of 0.2 and older, like ``sentences``.
+        sentences: (S,) sorted hashes of all sentences.
     """
 
     keys: npt.NDArray[np.int64]
@@ -121,6 +122,7 @@ class MbrTable:
     frequent: npt.NDArray[np.int32]
     holds: npt.NDArray[np.uint8]
     attested: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    sentences: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def save(self, path: Path) -> None:
         """Write a safetensors file atomically.
@@ -171,6 +173,7 @@ class MbrTable:
             "frequent": ("int32", (len(self.frequent),)),
             "holds": ("uint8", (cases, len(self.frequent))),
             "attested": ("int64", (len(self.attested),)),
+            "sentences": ("int32", (len(self.sentences),)),
         }
         for name, wanted in expected.items():
             array: npt.NDArray[np.generic] = getattr(self, name)
@@ -182,8 +185,8 @@ class MbrTable:
             raise ValueError("it is empty, or a vector is zero")
         if not (np.isin(self.order, range(ORDERS)).all() and np.isin(self.frequent, range(ngrams)).all()):
             raise ValueError("order or frequent is out of range")
-        if (np.diff(self.attested) <= 0).any():
-            raise ValueError("attested is not sorted")
+        if any((np.diff(keys) <= 0).any() for keys in (self.attested, self.sentences)):
+            raise ValueError("attested or sentences is not sorted")
 
     def find(self, keys: npt.NDArray[np.int64]) -> Ints:
         """Indices of n-grams in the table; G for an unknown one."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.decoding.attested import attested_keys
+from model.decoding.attested import attested_keys, sentence_keys
 from model.decoding.mbr_table import ORDERS, MbrTable, NgramCounts, without_word
 from model.network.dual_encoder import pad_ids
 from model.text.tokenizer import END_OF_SENTENCE, Tokenizer
@@ -20,6 +21,7 @@ from training.data.targets import label_vector
 log = logging.getLogger(__name__)
 
 MIN_REPORTS = 5  # training reports that must contain a phrase for it to be kept
+LONGEST = 1024  # words of a report that are read for its sentences
 FREQUENT = 0.2  # share of reports from which a phrase has its own column
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -44,6 +46,12 @@ def report_tokens(studies: Sequence[Study], tokenizer: Tokenizer, max_length: in
     ids = pad_ids([tokenizer.encode(study.training_text, max_length) for study in studies], max_length).numpy()
     tokens: Ints = np.where(ids == tokenizer.eos_id, 0, ids)[:, 1:]
     return tokens
+
+
+def attested_sentences(studies: Sequence[Study], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The arrays of ``MbrTable`` that say which sentences stand in the training texts, uncut."""
+    tokens, stop = report_tokens(studies, tokenizer, LONGEST), tokenizer.id_of(END_OF_SENTENCE)
+    return {"attested": attested_keys(tokens, stop), "sentences": sentence_keys(tokens, stop)}
 
 
 def analyse(tokens: Ints, directions: int, seed: int) -> Analysis:
@@ -104,7 +112,7 @@ def build_consensus(
 ) -> MbrTable:
     """Build the table that ``model.decoding.mbr`` reads from N training studies.
 
-    Its statistics are of the words without commas, as scores are; the attested word pairs have them.
+    Its statistics are of the words without commas, as scores are; the attested sentences have them.
     ``vectors`` (N, E) are text embeddings of their reports, of unit length; ``max_length`` is the
     number of tokens at which reports are cut, as in training.
     """
@@ -120,5 +128,5 @@ def build_consensus(
         vectors=in_steps(vectors, 1)[0],
         lengths=(scored > 0).sum(1).astype(np.int16),
         findings=np.stack([label_vector(study.report)[0] for study in studies]).astype(np.uint8),
-        attested=attested_keys(tokens, tokenizer.id_of(END_OF_SENTENCE)),
+        **attested_sentences(studies, tokenizer),
     )
