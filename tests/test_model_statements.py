@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.text.statements import claims, contradict, is_fragment, organ_of, refers_to_prior
+from model.text.statements import claims, contradict, disagrees, is_fragment, organ_of, refers_to_prior
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,15 @@ def test_earlier_disease_is_no_comparison(sentence: str) -> None:
 ])  # fmt: skip
 def test_fragment_names_nothing(sentence: str, fragment: bool) -> None:
     assert is_fragment(sentence) is fragment
+
+
+@pytest.mark.parametrize(("sentence", "wrong"), [
+    ("There is mild degenerative changes of the thoracic spine.", True), ("There is bibasilar opacities.", True),
+    ("There are mild degenerative changes.", False), ("There is prominence of the interstitial markings.", False),
+    ("There is no pneumothorax.", False), ("There is a granuloma and there are opacities.", False),
+])  # fmt: skip
+def test_singular_verb_before_a_plural_noun_disagrees(sentence: str, wrong: bool) -> None:
+    assert disagrees(sentence) is wrong
 
 
 @pytest.mark.parametrize(("sentence", "organ"), [

@@ -21,7 +21,7 @@ from model.decoding.mbr_table import MbrTable
 from model.decoding.search import NEVER, Constraints, Generated, autoregressive_decode, beam_search, greedy
 from model.network.report_model import Encoded, ReportModel, inputs_of
 from model.text.labeler import FINDINGS, NO_FINDING, label_report
-from model.text.statements import ORGANS, claims, is_fragment, organ_of, refers_to_prior
+from model.text.statements import ORGANS, claims, disagrees, is_fragment, organ_of, refers_to_prior
 from model.text.tokenizer import COMMA, END_OF_SENTENCE, Tokenizer, split_sentences
 
 CANDIDATE_SEED = 20
@@ -207,7 +207,7 @@ def _is_allowed(
 ) -> bool:
     """Whether a draft may hold a sentence."""
     text = _words(tokenizer, sentence).removesuffix(END_OF_SENTENCE)
-    if language.no_priors and (refers_to_prior(text) or is_fragment(text)):
+    if language.no_priors and (refers_to_prior(text) or is_fragment(text) or disagrees(text)):
         return False
     return attested is None or attested.holds(sentence)
 

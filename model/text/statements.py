@@ -85,6 +85,10 @@ _INTACT: Final = re.compile(
     r"(?:rib )?fractures?\b"
 )
 _FRACTURE: Final = re.compile(r"\bfractures?\b")
+_DISAGREES: Final = re.compile(
+    r"\bthere (?:is|was) (?:(?!(?:of|with|in|at|to|and|as)\b)[\w-]+ ){0,5}(?:areas|calcifications|changes|contours"
+    r"|densities|effusions|fractures|granulomas|infiltrates|markings|nodules|opacities)\b"
+)
 _OLD: Final = re.compile(r"\b(?:old|healed|remote|chronic)\b")
 
 
@@ -96,6 +100,11 @@ def refers_to_prior(sentence: str) -> bool:
 def is_fragment(sentence: str) -> bool:
     """Whether a sentence names nothing: only function words, sides and degrees ("left greater than right")."""
     return all(map(_SMALL_WORD.fullmatch, sentence.lower().replace(".", " ").split()))
+
+
+def disagrees(sentence: str) -> bool:
+    """Whether a singular verb precedes its plural noun ("there is degenerative changes"), as dictation does."""
+    return _DISAGREES.search(sentence.lower()) is not None
 
 
 def organ_of(sentence: str) -> str | None:
