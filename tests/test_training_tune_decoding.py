@@ -74,7 +74,9 @@ def test_clean_language_goes_into_the_written_bundle(root: Path, bundle: Path, t
     arguments = ["--bundle", str(bundle), "--root", str(root), "--out", str(out), "--device", "cpu", "--clean-language"]
     assert main([*arguments, "--write-bundle", str(tuned)]) == 0
     written = load_bundle(tuned)
-    assert written.config.decoding.language == LanguageConfig(attested=True, no_priors=True, consistent=True)
+    assert written.config.decoding.language == LanguageConfig(
+        attested=True, no_priors=True, consistent=True, ordered=True
+    )
     assert written.mbr_table is not None
     assert len(written.mbr_table.attested) > 0
     rows = {row["trial"]: row for row in json.loads(out.read_text())["trials"]}

@@ -23,7 +23,7 @@ _DENSENET_LR = _DENSENET.model_copy(
 _RETRIEVAL = _DENSENET_LR.model_copy(update={"preset": "retrieval", "retrieval_k": 5, "retriever": RetrieverConfig()})
 _RETRIEVAL_SCST = _RETRIEVAL.model_copy(update={"preset": "retrieval-scst", "scst": ScstConfig()})
 
-_CLEAN = LanguageConfig(attested=True, no_priors=True, consistent=True)
+_CLEAN = LanguageConfig(attested=True, no_priors=True, consistent=True, ordered=True)
 _COMPACT = RunConfig(
     preset="compact",
     shape=ModelShape(
@@ -44,7 +44,7 @@ _COMPACT = RunConfig(
     decoding=DecodingConfig(
         method="consensus", candidates=96, temperature=1.0,
         consensus=ConsensusConfig(
-            temperature=0.1, finding=8.0, finding_threshold=0.2, classifier_weight=0.75, bleu4=1.0, rouge=1.0,
+            temperature=0.1, finding=12.0, finding_threshold=0.2, classifier_weight=0.75, bleu4=4.0, rouge=1.0,
             sentences_per_finding=4,
         ),
         language=_CLEAN,

@@ -47,7 +47,7 @@ log = logging.getLogger("training")
 
 GRID: Mapping[str, Sequence[float]] = {
     "temperature": (0.02, 0.03, 0.04, 0.05, 0.07, 0.1),
-    "finding": (0.0, 1.0, 2.0, 4.0, 8.0),
+    "finding": (0.0, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0),
     "finding_threshold": (0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
     "classifier_weight": (0.0, 0.25, 0.5, 0.75, 1.0),
     "bleu4": (0.0, 1.0, 2.0, 3.0, 4.0),
@@ -230,7 +230,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def with_clean_language(bundle: Bundle, train: Sequence[Study]) -> Bundle:
-    """The bundle with the rules of ``LanguageConfig`` except the order, and the attested sentences of training reports.
+    """The bundle with the rules of ``LanguageConfig``, and the attested sentences of training reports.
 
     Raises:
         ValueError: the bundle has no table for MBR decoding, or there is no training report.
@@ -238,7 +238,7 @@ def with_clean_language(bundle: Bundle, train: Sequence[Study]) -> Bundle:
     if bundle.mbr_table is None or not train:
         raise ValueError("--clean-language needs a bundle with a table for MBR decoding, and the training reports")
     table = replace(bundle.mbr_table, **attested_sentences(train, bundle.tokenizer))
-    language = LanguageConfig(attested=True, no_priors=True, consistent=True)
+    language = LanguageConfig(attested=True, no_priors=True, consistent=True, ordered=True)
     decoding = bundle.config.decoding.model_copy(update={"language": language})
     config = bundle.config.model_copy(update={"decoding": decoding})
     return replace(bundle, config=config, mbr_table=table)
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--clean-language",
         action="store_true",
-        help="attested sentences without comparisons and contradictions only",
+        help="attested sentences without comparisons and contradictions only, ordered by organ",
     )
     parser.add_argument("--settings", nargs="+", choices=tuple(GRID), help="try these alone, with MBR decoding")
     parser.add_argument("--write-bundle", type=Path, help="also write the bundle with the chosen settings here")
