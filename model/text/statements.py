@@ -64,6 +64,7 @@ _HEART_SUBJECT = r"(?:heart|cardiac|cardiomediastinal)"
 _BORDERLINE: Final = re.compile(r"\bborderline\b|\bupper (?:limits?|range) of normal\b|\bupper normal\b")
 _ENLARGED: Final = re.compile(
     rf"\b{_HEART_SUBJECT}\b[^.]*\b(?:enlarged|prominent)\b|\benlarged (?:heart|cardiac)\b|\bcardiomegaly\b|"
+    rf"\b{_HEART_SUBJECT}(?: size| silhouette)? (?:is|appears) large\b|"
     rf"\bprominent {_HEART_SUBJECT}\b|\benlargement of the {_HEART_SUBJECT}\b"
 )
 _NOT_ENLARGED: Final = re.compile(r"\b(?:no|not|without)\b[^.]*\b(?:enlarged|cardiomegaly|enlargement)\b")
@@ -78,7 +79,14 @@ _NO_AIRSPACE: Final = re.compile(
     rf"|\b{_AIRSPACE}\b[^.]*\bnot (?:seen|identified)\b"
 )
 _SOME_AIRSPACE: Final = re.compile(rf"\b{_AIRSPACE}\b")
-_ABNORMAL_LUNGS: Final = re.compile(r"\b(?:opaci(?:ty|ties)|edema|atelecta\w+)\b")
+_ABNORMAL_LUNGS: Final = re.compile(r"\b(?:opaci(?:ty|ties)|edema|atelecta\w+|scar\w*)\b")
+_VOLUMES: Final = {
+    "low": re.compile(
+        r"\blow (?:lung|inspiratory) volumes?\b|\blung volumes are low\b|\bhypo(?:inflat|expan|ventilat)\w+"
+    ),
+    "high": re.compile(r"\bhyper(?:inflat|expan)\w+"),
+    "normal": re.compile(r"\b(?:well|normally|clear and)[ -](?:expanded|inflated|aerated)\b|\bnormal lung volumes?\b"),
+}
 _NEGATED: Final = re.compile(r"\b(?:no|not|without|negative|free)\b")
 _INTACT: Final = re.compile(
     r"\b(?:bony|osseous|bones|skelet\w+|ribs?)\b[^.]*\b(?:intact|unremarkable|normal)\b|\bno (?:acute )?(?:displaced )?"
@@ -114,7 +122,7 @@ def organ_of(sentence: str) -> str | None:
 
 
 def claims(sentence: str) -> frozenset[Claim]:
-    """States that a sentence claims for heart size, lungs, air spaces and bones."""
+    """States that a sentence claims for heart size, lungs and their volume, air spaces and bones."""
     text = sentence.lower()
     found: set[Claim] = set()
     if _BORDERLINE.search(text):
@@ -133,6 +141,8 @@ def claims(sentence: str) -> frozenset[Claim]:
         found |= {("lungs", "clear"), ("air spaces", "clear")}
     elif _ABNORMAL_LUNGS.search(text) and not _NEGATED.search(text):
         found.add(("lungs", "abnormal"))
+    found |= {("lung volume", state) for state, words in _VOLUMES.items()
+              if words.search(text) and not _NEGATED.search(text)}  # fmt: skip
     if _INTACT.search(text):
         found.add(("bones", "intact"))
     elif _FRACTURE.search(text) and not _OLD.search(text) and not _NEGATED.search(text):
