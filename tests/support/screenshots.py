@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +28,7 @@ KEY = "screenshots-need-a-key"
 COLOURS = 240  # dithered: an overlay is a smooth veil
 SETTLE_MS = 500  # until the page has scrolled
 WIDE, NARROW = (1440, 1130), (390, 844)
+NAMES_A_FINDING = re.compile(r"opacit|airspace disease|atelectasis|enlarged|cardiomegaly")
 INVENTED = {  # near enough to the drawn effusion to be among the first 50
     "drawn-1": "Left chest tube and central venous catheter. Small left effusion. Left lower lobe airspace disease.",
     "drawn-2": "Small left pleural effusion with associated airspace disease. Central venous catheter tip in the "
@@ -102,10 +104,11 @@ def main(argv: list[str] | None = None) -> int:
         ):
             page = new_page(browser, live.url, size, theme, language)
             keep_invented(page)
+            sentence = page.locator("button.sentence").filter(has_text=NAMES_A_FINDING).first
             if size == NARROW:
-                page.locator("button.sentence").last.click()  # it stays under its images
+                sentence.click()  # it stays under its images
             else:
-                page.locator("button.sentence").last.focus()
+                sentence.focus()
             page.wait_for_timeout(SETTLE_MS)
             save(page, arguments.out / f"{name}.png")
             if name == "page":
