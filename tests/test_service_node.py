@@ -59,7 +59,7 @@ def test_report_of_a_quiet_study_is_sent_into_the_study(node: Node, archive: Inb
     assert {item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for item in evidence} == {frontal, lateral}
     assert (report.VerificationFlag, report.PreliminaryFlag) == ("UNVERIFIED", "PRELIMINARY")
     assert "PredecessorDocumentsSequence" not in report
-    assert metric(node, "report_node_sent_total") == 1
+    until(lambda: metric(node, "report_node_sent_total") == 1)
     assert status(node).json()["studies"] == {"received": 0, "drafted": 0, "sent": 1, "failed": 0}
 
 
@@ -92,7 +92,7 @@ def test_study_that_comes_again_is_not_drafted_again(node: Node, archive: Inbox)
     assert send(node.server.port, *files) == [0, 0]
     until(lambda: not node.store.sizes())
     assert state(node, study) == ("sent", None)
-    assert metric(node, "report_node_drafted_total") == len(archive.reports) == 1
+    until(lambda: metric(node, "report_node_drafted_total") == len(archive.reports) == 1)
 
 
 def test_report_of_a_grown_study_names_its_predecessor(tmp_path: Path, page_server: Live, archive: Inbox) -> None:
@@ -219,8 +219,9 @@ def test_memory_mode_writes_no_image_and_names_what_a_stop_loses(tmp_path: Path,
 def test_names_are_in_the_worklist_only_if_configured(tmp_path: Path, page_server: Live, archive: Inbox) -> None:
     for names in (False, True):
         with running_node(node_settings(tmp_path, page_server.url, archive.port, names=names)) as node:
-            send(node.server.port, image(new_study()))
-        (row, *_), _ = read_worklist(tmp_path / "queue.sqlite", 1)
+            send(node.server.port, image(study := new_study()))
+        rows, _ = read_worklist(tmp_path / "queue.sqlite", 9)
+        (row,) = [row for row in rows if row["uid"] == study]
         assert (row["patient"], row["accession"]) == (("Drawn^P1", "A1") if names else (None, None))
 
 
