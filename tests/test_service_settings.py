@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from pydantic_settings import BaseSettings
 
 from service.app import create_app
+from service.pacs.node_settings import NodeSettings
 from service.settings import (
     DEPRECATED_NAMES,
     MIB,
@@ -158,9 +160,10 @@ def test_app_warns_about_unknown_variables_without_the_value(
 # --- the table --------------------------------------------------------------------------------------------------
 
 
-def test_every_setting_has_a_description() -> None:
-    descriptions = settings_docs.descriptions()
-    assert list(descriptions) == list(Settings.model_fields)
+@pytest.mark.parametrize("settings", [Settings, NodeSettings])
+def test_every_setting_has_a_description(settings: type[BaseSettings]) -> None:
+    descriptions = settings_docs.descriptions(settings)
+    assert list(descriptions) == list(settings.model_fields)
     assert not [name for name, words in descriptions.items() if len(words) < 10]
 
 
@@ -168,7 +171,9 @@ def test_table_has_the_allowed_values(capsys: pytest.CaptureFixture[str]) -> Non
     assert settings_docs.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split("`")[1]: line for line in lines if line.startswith("|`REPORT_")}
-    assert set(rows) == {f"REPORT_{name.upper()}" for name in Settings.model_fields}
+    names = [*Settings.model_fields, *(f"pacs_{name}" for name in NodeSettings.model_fields)]
+    assert set(rows) == {f"REPORT_{name.upper()}" for name in names}
+    assert "|required|" in rows["REPORT_PACS_PEERS"]
     assert rows["REPORT_PORT"].startswith("|`REPORT_PORT`|`8000`|0 to 65535|")
     assert "|`60`|above 0 to 3600|" in rows["REPORT_UPLOAD_TIMEOUT_S"]
     assert "|`text`|`json`, `text`|" in rows["REPORT_LOG_FORMAT"]

@@ -8,7 +8,10 @@ import re
 import sys
 from typing import Any
 
+from pydantic_settings import BaseSettings
+
 from model.images import DEFAULT_LIMITS, ImageLimits
+from service.pacs import node_settings
 from service.settings import ENV_PREFIX, Settings
 from tools import markdown
 
@@ -22,10 +25,10 @@ def attributes(documented: type) -> dict[str, str]:
     return {name: " ".join(entry.replace("``", "`").split()) for name, entry in entries}
 
 
-def descriptions() -> dict[str, str]:
+def descriptions(settings: type[BaseSettings] = Settings) -> dict[str, str]:
     """Setting -> its description: that of the field, or else that of the docstring."""
-    described = attributes(Settings)
-    return {name: field.description or described.get(name, "") for name, field in Settings.model_fields.items()}
+    described = attributes(settings)
+    return {name: field.description or described.get(name, "") for name, field in settings.model_fields.items()}
 
 
 def image_limits() -> str:
@@ -35,18 +38,21 @@ def image_limits() -> str:
     return markdown.table(("limit", "value", "meaning"), rows)
 
 
-def table() -> str:
+def table(settings: type[BaseSettings] = Settings, prefix: str = ENV_PREFIX) -> str:
     """A Markdown table (variable, default, allowed values, meaning) with one row per setting."""
-    schemas = Settings.model_json_schema(by_alias=False)["properties"]
+    schemas = settings.model_json_schema(by_alias=False)["properties"]
     rows = [
-        (f"`{ENV_PREFIX}{name.upper()}`", _default(name), _allowed(schemas[name]), meaning)
-        for name, meaning in descriptions().items()
+        (f"`{prefix}{name.upper()}`", _default(settings, name), _allowed(schemas[name]), meaning)
+        for name, meaning in descriptions(settings).items()
     ]
     return markdown.table(("variable", "default", "allowed", "meaning"), rows)
 
 
-def _default(name: str) -> str:
-    value = _DEFAULTS.get(name, Settings.model_fields[name].default)
+def _default(settings: type[BaseSettings], name: str) -> str:
+    field = settings.model_fields[name]
+    if field.is_required():
+        return "required"
+    value = _DEFAULTS.get(name, field.default)
     if value is None or value == ():
         return "none"
     return f"`{str(value).lower() if isinstance(value, bool) else f'{value:g}' if isinstance(value, float) else value}`"
@@ -58,14 +64,15 @@ def _allowed(schema: dict[str, Any]) -> str:
     if schema.get("type") == "boolean":
         return "`true`, `false`"
     least, above, most = (schema.get(bound) for bound in ("minimum", "exclusiveMinimum", "maximum"))
-    bounds = [f"above {above:.12g}" if above is not None else "" if least is None else f"{least:.12g}"]
-    bounds.append("" if most is None else f"to {most:.12g}")
+    bounds = [f"above {above:.15g}" if above is not None else "" if least is None else f"{least:.15g}"]
+    bounds.append("" if most is None else f"to {most:.15g}")
     return " ".join(filter(None, bounds))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the tables, or write them into a document."""
-    tables = {"settings": table(), "image-limits": image_limits()}
+    node = table(node_settings.NodeSettings, node_settings.ENV_PREFIX)
+    tables = {"settings": table(), "node-settings": node, "image-limits": image_limits()}
     return markdown.run("tools.settings_docs", __doc__, tables, arguments)
 
 
