@@ -181,3 +181,17 @@ def fits(page: Page) -> None:
         assert shown["x"] >= 0, part
         assert shown["x"] + shown["width"] <= 390, part
         assert shown["end"] <= images["end"], part
+
+
+def test_pointer_over_a_sentence_moves_nothing_on_a_narrow_screen(browser: Browser, page_server: Live) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, reduced_motion="reduce")  # with a mouse
+    page = context.new_page()
+    open_page(page, page_server.url)
+    answered(page, {**REPORT_EXAMPLE, "sentences": LONG})
+    sentence = page.locator("button.sentence").nth(2)
+    sentence.evaluate("button => button.scrollIntoView({block: 'center'})")
+    before = box(sentence)
+    page.mouse.move(before["x"] + 20, before["y"] + 5)
+    settle(page)
+    assert box(sentence) == before
+    context.close()

@@ -2,6 +2,8 @@
 
 import { sentenceItem } from "./draw.js";
 
+const NARROW = matchMedia("(max-width: 61.99rem)"); // as in page.css
+
 export class Sentences {
   #items = []; // as drawn, in order: {text, confidence, supported, attention, evidence, labels}
   #pinned = -1;
@@ -68,9 +70,9 @@ export class Sentences {
     this.onHighlight(this.#items[shown] ?? null);
   }
 
-  /** On a narrow screen the images would cover what the pointer is on. */
+  /** On a narrow screen the legend above the sentences would move them away from the pointer. */
   #hover({ target, pointerType }) {
-    if (pointerType !== "touch" && !document.body.classList.contains("away")) this.#highlight(this.#indexOf(target));
+    if (pointerType !== "touch" && !NARROW.matches) this.#highlight(this.#indexOf(target));
   }
 
   #focus(index) {
