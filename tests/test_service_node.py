@@ -216,6 +216,36 @@ def test_memory_mode_writes_no_image_and_names_what_a_stop_loses(tmp_path: Path,
     assert not [path for path in tmp_path.iterdir() if b"Canary" in path.read_bytes()]
 
 
+@pytest.mark.parametrize("grown", [False, True])
+def test_study_that_failed_after_its_draft_is_sent_when_it_comes_again(
+    tmp_path: Path, page_server: Live, archive: Inbox, grown: bool
+) -> None:
+    study = new_study()
+    frontal, lateral = image(study), image(study, "LL")
+    settings = node_settings(tmp_path, page_server.url, archive.port, give_up_s=1, keep_s=9)
+    with running_node(settings) as node:
+        if grown:
+            send(node.server.port, frontal)
+            until(lambda: state(node, study)[0] == "sent")
+        archive.status = 0xA700
+        send(node.server.port, frontal, lateral)
+        until(lambda: state(node, study) == ("failed", "archive_refuses"))
+        archive.status = 0
+        send(node.server.port, frontal, lateral)
+        until(lambda: len(archive.reports) == 1 + grown)
+        until(lambda: state(node, study) == ("sent", None))
+
+
+def test_spool_of_an_earlier_start_is_not_left_on_disk(tmp_path: Path) -> None:
+    with running_node(node_settings(tmp_path, "http://127.0.0.1:9", 9)) as node:
+        send(node.server.port, image(new_study()))
+    with (
+        pytest.raises(ValueError, match="spool holds 1 files"),
+        running_node(node_settings(tmp_path, "http://127.0.0.1:9", 9, spool=False)),
+    ):
+        pass
+
+
 def test_names_are_in_the_worklist_only_if_configured(tmp_path: Path, page_server: Live, archive: Inbox) -> None:
     for names in (False, True):
         with running_node(node_settings(tmp_path, page_server.url, archive.port, names=names)) as node:

@@ -77,6 +77,11 @@ class Node:
         fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.queue = StudyQueue(settings.queue_file)
         self.store: Store = Spool(settings.dir / "spool") if settings.spool else MemoryStore()
+        if not settings.spool and (left := len(list(settings.dir.glob("spool/*")))):
+            raise ValueError(
+                f"{settings.dir / 'spool'} holds {left} files of a node with REPORT_PACS_SPOOL=true. "
+                "Start it so until they are sent, or remove them."
+            )
         self.store.remove(self.queue.reconcile(self.store.sizes()))
         self._service = ReportService(settings)
         self._backoffs = {peer: Backoff(settings.retry_max_s) for peer in PEERS}
@@ -145,7 +150,7 @@ class Node:
 
     def _draft(self, study: Study) -> None:
         instances = self.queue.instances(study.uid)
-        if all(each.drafted for each in instances):  # sent again
+        if study.is_sent and all(each.drafted for each in instances):  # it came again
             return self.store.remove(self.queue.settle(study))
         tokens = {each.uid: each.token for each in instances if each.token}
         earlier = self._earlier_images(study, instances)
@@ -153,7 +158,7 @@ class Node:
         headers += [read_header(data) for data in earlier.values()]
         images = select_images(headers).images
         uids = tuple(source.sop_instance_uid for source in images.values())
-        if study.sent and set(uids) == set(study.images):
+        if study.is_sent and set(uids) == set(study.images):
             return self.store.remove(self.queue.settle(study))
         files: dict[View, bytes] = {
             view: earlier.get(uid) or self._bytes(tokens[uid]) for view, uid in zip(images, uids, strict=True)

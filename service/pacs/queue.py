@@ -63,6 +63,7 @@ class Study:
         changed: time at which it reached its state.
         version: changes with every instance that arrives.
         report: token of the unsent structured report.
+        identity: SOP and series instance UID of the last draft, sent or not.
         sent: SOP and series instance UID of the last structured report that was sent, for its successor.
         images: SOP instance UIDs of the last draft's images.
     """
@@ -73,8 +74,14 @@ class Study:
     version: int
     attempts: int
     report: str | None
+    identity: tuple[str, str] | None
     sent: tuple[str, str] | None
     images: tuple[str, ...]
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether the last draft was sent; one that failed is made again when its study comes again."""
+        return self.sent is not None and self.sent == self.identity
 
 
 @dataclass(frozen=True)
@@ -118,10 +125,11 @@ class StudyQueue:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     # --- arrivals -----------------------------------------------------------------------------------------------------
 
@@ -261,8 +269,11 @@ class StudyQueue:
                     db.execute("UPDATE instances SET token = NULL WHERE token = ?", (row["token"],))
                     if not row["drafted"]:
                         self._change(db, row["study"], "failed", now, code=LOST, reason=reason, only=("received",))
-            known = {row["token"] for row in rows}
-            known |= {row[0] for row in db.execute("SELECT report FROM studies WHERE report IS NOT NULL")}
+            db.execute(
+                "UPDATE instances SET token = NULL WHERE study IN (SELECT uid FROM studies WHERE state = 'failed')"
+            )
+            held = "SELECT token FROM instances UNION ALL SELECT report FROM studies"
+            known = {row[0] for row in db.execute(held)}
         return sorted(there - known)
 
     def forget(self, before: float) -> None:
@@ -285,6 +296,7 @@ class StudyQueue:
             return None
         return Study(
             row["uid"], row["state"], row["changed"], row["version"], row["attempts"], row["report"],
+            tuple(json.loads(row["identity"])) if row["identity"] else None,
             tuple(json.loads(row["sent"])) if row["sent"] else None, tuple(json.loads(row["images"] or "[]")),
         )  # fmt: skip
 
