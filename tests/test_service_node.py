@@ -161,6 +161,12 @@ def test_archive_that_is_down_is_tried_again(tmp_path: Path, page_server: Live) 
         assert status(node).json()["status"] == "ready"
 
 
+def test_report_that_the_archive_has_already_counts_as_sent(node: Node, archive: Inbox) -> None:
+    archive.status, study = 0x0111, new_study()
+    send(node.server.port, image(study))
+    until(lambda: state(node, study) == ("sent", None))
+
+
 def test_status_of_an_archive_that_refuses_is_named(node: Node, archive: Inbox) -> None:
     archive.status, study = 0xA700, new_study()
     send(node.server.port, image(study))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import socketserver
 import struct
 import threading
 import time
@@ -267,3 +268,15 @@ def test_no_header_value_is_in_logs_and_metrics(node: Node, caplog: pytest.LogCa
 
     assert b"CANARY" not in generate_latest(node.metrics.registry)
     assert "CANARY" not in str(node.health())
+
+
+def test_connection_without_a_thread_takes_no_slot(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socketserver.ThreadingMixIn, "process_request", no_thread)
+        for _ in range(8):
+            assert ended(connect(node))
+    with associated(node):
+        assert refused(node, "connections") == 0

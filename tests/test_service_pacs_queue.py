@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.pacs.queue import StudyQueue
+from service.pacs.spool import Spool
 
 
 def received(queue: StudyQueue, instance: str, token: str) -> None:
@@ -46,3 +47,21 @@ def test_queue_works_after_a_commit_that_failed(tmp_path: Path) -> None:
         insert_without_study(queue)
     received(queue, "1.2.3", "token")
     assert queue.due() is not None
+
+
+def test_count_of_other_instances_leaves_out_one_that_comes_again(tmp_path: Path) -> None:
+    queue = StudyQueue(tmp_path / "queue.sqlite")
+    received(queue, "1.2.3", "one")
+    received(queue, "1.2.4", "two")
+    assert queue.count_other_instances("1.2", "1.2.3") == 1
+    assert queue.count_other_instances("1.2", "1.2.5") == 2
+
+
+def test_file_that_cannot_be_removed_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = Spool(tmp_path / "spool")
+    token = spool.put(b"image")
+    (tmp_path / "spool" / token).unlink()
+    (tmp_path / "spool" / token).mkdir()
+    spool.remove([token])
+    assert spool.sizes() == {}
+    assert "could not be removed" in caplog.text

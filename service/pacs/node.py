@@ -121,7 +121,8 @@ class Node:
             return self._refuse("mismatch", MISMATCH)
         held = sum(self.store.sizes().values()) + len(received.data)
         full = held > self.settings.max_held_bytes
-        if full or self.queue.count_instances(source.study_instance_uid) >= _MOST_INSTANCES:
+        others = self.queue.count_other_instances(source.study_instance_uid, source.sop_instance_uid)
+        if full or others >= _MOST_INSTANCES:
             return self._refuse("full", OUT_OF_RESOURCES)
         names, tokens = self.settings.names, list[str]()
         try:

@@ -25,7 +25,7 @@ from service.web.problems import Problem
 _TIMEOUT_S = 180.0  # of a draft; the service answers within its own limit
 _MOST_ANSWER = 8 * 2**20  # bytes
 _REFUSALS = {413, 415, 422}  # the images are at fault; another status may change with the configuration
-_SUCCESS = (0x0000, 0xB000, 0xB006, 0xB007)
+_SUCCESS = (0x0000, 0xB000, 0xB006, 0xB007, 0x0111)  # 0x0111: the archive has this instance already
 
 
 class PeerError(RuntimeError):

@@ -161,10 +161,11 @@ class StudyQueue:
             self._change(db, study, "received", now, only=states)
         return [before["token"]] if before and before["token"] else []
 
-    def count_instances(self, study: str) -> int:
-        """How many instances of a study are known."""
+    def count_other_instances(self, study: str, instance: str) -> int:
+        """How many instances of a study are known, this one not counted."""
+        query = "SELECT count(*) FROM instances WHERE study = ? AND uid != ?"
         with self._lock:
-            (count,) = self._connection.execute("SELECT count(*) FROM instances WHERE study = ?", (study,)).fetchone()
+            (count,) = self._connection.execute(query, (study, instance)).fetchone()
         return int(count)
 
     # --- drafting -----------------------------------------------------------------------------------------------------

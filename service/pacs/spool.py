@@ -5,12 +5,15 @@ A file is complete and on the disk before ``put`` returns: it is written under a
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
+
+log = logging.getLogger(__name__)
 
 
 class Store(Protocol):
@@ -83,7 +86,10 @@ class Spool:
 
     def remove(self, tokens: Iterable[str]) -> None:
         for token in tokens:
-            (self._directory / token).unlink(missing_ok=True)
+            try:
+                (self._directory / token).unlink(missing_ok=True)
+            except OSError as error:  # the next start removes what the queue does not name
+                log.error("a file of the spool could not be removed: %s", type(error).__name__)
             with self._lock:
                 self._sizes.pop(token, None)
 

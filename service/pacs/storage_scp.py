@@ -119,6 +119,14 @@ class StorageServer(ThreadedAssociationServer):
             self.refused("address" if unknown else "connections")
         return not unknown and not full
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start the thread of a connection; without one the connection is no longer counted."""
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self.closed(client_address[0])
+            raise
+
     def closed(self, address: str) -> None:
         """Count a connection that has ended."""
         with self._counting:
