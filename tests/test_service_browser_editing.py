@@ -44,9 +44,9 @@ def test_keyboard_moves_pins_and_edits(page: Page) -> None:
     page.keyboard.press("Escape")
     page.wait_for_selector("#help", state="hidden")
     page.keyboard.press("e")
-    page.wait_for_function("document.activeElement.id === 'edit-area'")
+    page.wait_for_function("() => document.activeElement.id === 'edit-area'")
     page.keyboard.press("Escape")
-    page.wait_for_function("document.activeElement.id === 'edit'")
+    page.wait_for_function("() => document.activeElement.id === 'edit'")
 
 
 def test_tab_reaches_every_control_with_visible_focus(page: Page) -> None:

@@ -30,6 +30,7 @@ router = APIRouter()
     responses={
         200: {"description": "The studies; the page where Accept prefers text/html.", "content": {"text/html": {}}},
         **problem_responses(404, "No worklist is configured.", "no_worklist"),
+        **problem_responses(422, "limit is no number of the range.", "invalid_request"),
         **problem_responses(503, "The queue of the node cannot be read.", "worklist_unreadable"),
     },
 )
