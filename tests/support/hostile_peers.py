@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from pynetdicom.pdu import A_ASSOCIATE_RQ, P_DATA_TF
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA, MaximumLengthNotification
@@ -32,7 +33,8 @@ def request(calling: str = "MODALITY", called: str = "CXRREPORT") -> bytes:
 def data_pdu(control: int, value: bytes) -> bytes:
     """A P-DATA-TF with one fragment."""
     primitive = P_DATA()
-    primitive.presentation_data_value_list = [[1, bytes([control]) + value]]
+    fragment: Any = [1, bytes([control]) + value]  # annotated as a tuple, checked as a list
+    primitive.presentation_data_value_list = [fragment]
     pdu = P_DATA_TF()
     pdu.from_primitive(primitive)
     return bytes(pdu.encode())
