@@ -161,7 +161,8 @@ class LanguageConfig(Frozen):
         attested: ``beam`` and sampling continue with words that complete a 4-gram of a training report, and
             ``consensus`` takes sentences of training reports only. Needs the table of ``consensus``.
         no_priors: no sentence compares with an earlier study, is a fragment, or has a singular verb before a plural.
-        consistent: no two sentences give heart, lungs, air spaces or bones different states (``consensus``).
+        consistent: no two sentences give heart, lungs, their volume, air spaces or bones different states
+            (``consensus``).
         ordered: heart, mediastinum, lungs, pleura, bones, devices (``consensus``).
     """
 

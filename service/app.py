@@ -68,7 +68,7 @@ def create_app(settings: Settings | None = None, make_runtime: Callable[[Setting
     app.state.pacs = Pacs(settings)
     app.state.keys = settings.keys()
     if settings.dicomweb_url and not app.state.keys:
-        log.warning("no API key is set: whoever reaches this service can read drafts of every study of the PACS")
+        log.warning("no API key is set: everyone who reaches this service can read drafts of every study of the PACS")
     for module in (report, studies, export, system, cases, preview, worklist, examples):
         app.include_router(module.router)
     app.mount("/static", system.RevalidatedStaticFiles(directory=system.STATIC), name="static")

@@ -1,4 +1,4 @@
-"""Hostile peers of the DICOM node: real associations and raw sockets that must harm nobody."""
+"""Hostile peers of the DICOM node: real associations and raw sockets that must not harm the node or other peers."""
 
 from __future__ import annotations
 

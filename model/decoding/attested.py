@@ -5,9 +5,9 @@ effusion is basilar airspace disease"). Decoding therefore continues with attest
 that complete a 4-gram of a sentence of a training report, and of what results MBR decoding takes
 whole attested sentences only.
 
-The training reports are known by hashes: of bigrams and 4-grams, and of sentences. The hashes of
-sentences are cut to 20 bits, so that they cannot be inverted: of all other word sequences one in
-some hundred has the hash of a sentence, of those that the model generates as few.
+The training reports are known by hashes: of bigrams and 4-grams, and of sentences. A sentence's
+hash has 20 bits only, so that it does not identify a sentence: with S hashes, S of 2**20 other word
+sequences collide (about one in 270 for the shipped bundle), and so may pass.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.decoding.mbr_table import Ints, MbrTable, ngram_keys
+from model.decoding.mbr_table import FACTOR, Ints, MbrTable, ngram_keys
 from model.text.tokenizer import END_OF_SENTENCE, Tokenizer
 
 Keys = npt.NDArray[np.int64]
@@ -62,8 +62,8 @@ def _sentences(words: Sequence[int], stop: int) -> list[list[int]]:
 def _sentence_key(sentence: Iterable[int]) -> int:
     state = 0
     for word in sentence:
-        state = ((state ^ state >> 29) + word + 1) * 0x9E3779B97F4A7C15 % 2**64
-    return state >> 64 - _BITS
+        state = ((state ^ (state >> 29)) + word + 1) * int(FACTOR) % 2**64
+    return state >> (64 - _BITS)
 
 
 class AttestedText:

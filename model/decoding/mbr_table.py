@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.float32]
 ORDERS: Final = 4
 LENGTHS: Final = np.arange(5, 60, 2, dtype=np.float32)  # centres of the length classes, in words
 _SIGMA2: Final = 2 * 6.0**2  # of CIDEr-D's length penalty
-_FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)
+FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)
 _LEAST: Final = 1e-3  # replaces zero matches in the geometric mean of BLEU
 
 
@@ -38,18 +38,18 @@ def ngram_keys(tokens: Ints) -> npt.NDArray[np.int64]:
     """
     keys = np.zeros((ORDERS, *tokens.shape), np.int64)
     words = tokens.astype(np.uint64)
-    running = (words + np.uint64(1)) * _FACTOR
+    running = (words + np.uint64(1)) * FACTOR
     inside = tokens > 0
     keys[0] = np.where(inside, _mixed(running, 1), 0)
     for n in range(1, min(ORDERS, tokens.shape[1])):
-        running = (running[:, :-1] ^ (running[:, :-1] >> np.uint64(29))) * _FACTOR + words[:, n:] + np.uint64(1)
+        running = (running[:, :-1] ^ (running[:, :-1] >> np.uint64(29))) * FACTOR + words[:, n:] + np.uint64(1)
         inside = inside[:, :-1] & (tokens[:, n:] > 0)
         keys[n, :, : running.shape[1]] = np.where(inside, _mixed(running, n + 1), 0)
     return keys
 
 
 def _mixed(running: npt.NDArray[np.uint64], order: int) -> npt.NDArray[np.int64]:
-    hashed = (running ^ (running >> np.uint64(32))) * _FACTOR
+    hashed = (running ^ (running >> np.uint64(32))) * FACTOR
     return ((hashed >> np.uint64(3)) * np.uint64(4) + np.uint64(order - 1)).astype(np.int64) | 1 << 62
 
 

@@ -131,7 +131,7 @@ function chooseViews(images, leave) {
     rest = kept;
   };
   keep(({ header }) => header?.isChest ?? true, "part", ({ header }) => header.bodyPart);
-  if (rest.length > VIEWS.length) keep(({ header }) => header !== null, "beside"); // pictures of a viewer on the same disc
+  if (rest.length > VIEWS.length) keep(({ header }) => header !== null, "files"); // pictures of a viewer on the same disc
   const studies = rest.filter(({ header }) => header?.study).sort((a, b) => byName.compare(b.header.studyAt, a.header.studyAt));
   if (studies.length) keep(({ header }) => !header?.study || header.study === studies[0].header.study, "study");
   keep(({ header }) => !header?.isCapture || header.view !== null, "capture"); // it may show a table or a text

@@ -60,7 +60,7 @@ export const words = {
   "left.repeat": "another image of the same view; the newest one is used",
   "left.capture": "secondary capture without a view",
   "left.extra": "both views are filled",
-  "left.beside": "the DICOM images are used",
+  "left.files": "the DICOM images are used",
   "left.archive": "archive in an archive",
   "left.encrypted": "encrypted",
   "left.method": "unsupported compression of the zip archive; use deflate",

@@ -61,7 +61,7 @@ export const words = {
   "left.repeat": "同一体位的另一幅图像；采用最新的一幅",
   "left.capture": "没有体位的二次捕获图像",
   "left.extra": "两个体位都已有图像",
-  "left.beside": "采用 DICOM 图像",
+  "left.files": "采用 DICOM 图像",
   "left.archive": "压缩包中的压缩包",
   "left.encrypted": "已加密",
   "left.method": "不支持此 zip 压缩方式，请使用 deflate",
