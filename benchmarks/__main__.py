@@ -29,6 +29,7 @@ import torch
 
 from benchmarks.measure import HEADER, Machine, Row, markdown, read_machine
 from benchmarks.server import run_command
+from model.command_line import CommandParser
 from model.devices import choose_device
 from model.files import write_atomic
 
@@ -107,7 +108,7 @@ def _sections(text: str) -> tuple[str, ...]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m benchmarks``; 1 if a goal was missed or a part failed, 2 if nothing was measured."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = ("table", "gpu", "growth", "index", "kinds", "kernels", "profile")

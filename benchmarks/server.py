@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import httpx
 
+from model.command_line import CommandParser
 from model.files import write_atomic
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def command_parser(
     name: str, description: str | None, *, bundle: Path | None = BUNDLE, url: bool = True, device: str = "auto"
 ) -> argparse.ArgumentParser:
     """A parser with the options that choose the service; without ``bundle`` the tiny one is the default."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"python -m benchmarks.{name}", description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

@@ -8,7 +8,6 @@ Radiographs are not redistributed with the project. This command fetches them, u
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
+from model.command_line import CommandParser
 from model.files import write_atomic
 from retrieval_index.cases import check_case_id, is_web_address
 from retrieval_index.download import DownloadError, download, text_progress
@@ -226,7 +226,7 @@ class _Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetch the example studies of the page; status 1 if one is missing."""
-    parser = argparse.ArgumentParser(prog="python -m retrieval_index.examples", description=main.__doc__)
+    parser = CommandParser(prog="python -m retrieval_index.examples", description=main.__doc__)
     parser.add_argument("--images", default=OPEN_I, help="address or folder of the images (default: %(default)s)")
     parser.add_argument("--drawings", type=Path, default=DRAWN, help="folder of drawn studies (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="the folder to fill (default: %(default)s)")

@@ -9,7 +9,6 @@ to the target and then renamed; the source is not changed.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import logging
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from model.command_line import CommandParser
 from model.files import file_sha256, replace_folder
 from model.manifest import MANIFEST, BundleError, FileEntry, Manifest, read_manifest, write_manifest
 from retrieval_index.cases import Case, CaseFormatError, read_cases, write_cases
@@ -185,7 +185,7 @@ class _Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a copy of a bundle whose reference cases have their findings, and print the counts."""
-    parser = argparse.ArgumentParser(prog="python -m retrieval_index.hydrate", description=main.__doc__)
+    parser = CommandParser(prog="python -m retrieval_index.hydrate", description=main.__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="the bundle to copy")
     parser.add_argument("--reports", default=REPORTS_URL, help="archive, folder or URL (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="the folder to create (default: .bundles/<name>-hydrated)")

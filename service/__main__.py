@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import math
 import os
@@ -17,6 +16,7 @@ from typing import Any, NoReturn
 import uvicorn
 from pydantic import ValidationError
 
+from model.command_line import CommandParser
 from service.app import create_app
 from service.inference.runtime import Runtime, ignore_hangup
 from service.settings import EXIT_SETTINGS, Settings, explain
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         0 after a stop; 2: a setting is wrong; 3: no bundle could be loaded; 4: the address cannot be used;
         5: the device was lost.
     """
-    parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
+    parser = CommandParser(prog="python -m service", description=__doc__)
     parser.add_argument("--bundle", type=Path, help="directory that training.run wrote (REPORT_BUNDLE)")
     parser.add_argument("--host", help="address to listen on, 0.0.0.0 for all (REPORT_HOST, 127.0.0.1)")
     parser.add_argument("--port", help="TCP port (REPORT_PORT, 8000)")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import signal
 import sqlite3
 import sys
 import threading
 
+from model.command_line import CommandParser
 from service.pacs.node_settings import node_settings_or_exit
 from service.settings import EXIT_SETTINGS, settings_or_exit
 from service.web import logging as web_logging
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0 after a stop; 2: a setting is wrong; 4: an address or the directory cannot be used.
     """
-    argparse.ArgumentParser(prog="python -m service.dicom_node", description=__doc__).parse_args(arguments)
+    CommandParser(prog="python -m service.dicom_node", description=__doc__).parse_args(arguments)
     settings, dicomweb = node_settings_or_exit(), settings_or_exit()
     web_logging.configure(settings.log_level, settings.log_format)
     threading.excepthook = _log_unhandled

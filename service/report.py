@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from model.command_line import CommandParser
 from model.images import ImageError, ImageLimits, read_image
 from model.types import DraftOptions, StudyView, View
 from service.formats.dicom_source import ExportContext
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0; 1: an image cannot be read; 2: wrong arguments or settings; 3: no bundle could be loaded.
     """
-    parser = argparse.ArgumentParser(prog="python -m service.report", description=__doc__)
+    parser = CommandParser(prog="python -m service.report", description=__doc__)
     parser.add_argument("frontal", help="frontal radiograph, PNG, JPEG or DICOM; - if there is only a lateral one")
     parser.add_argument("lateral", nargs="?", default=ABSENT, help="lateral radiograph")
     parser.add_argument("--bundle", type=Path, help="directory that training.run wrote (REPORT_BUNDLE)")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from model.command_line import CommandParser
 from model.files import write_atomic
 
 END = "<!-- end of generated -->"
@@ -36,7 +36,7 @@ def replace_tables(document: str, tables: Mapping[str, str]) -> str:
 
 def run(module: str, description: str | None, tables: Mapping[str, str], arguments: Sequence[str] | None) -> int:
     """A command that prints tables or writes them into a document. Exit status 1: the document lacks a marker."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser = CommandParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--into", type=Path, help="replace the generated tables in this Markdown file")
     into: Path | None = parser.parse_args(arguments).into
     if into is None:

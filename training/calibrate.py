@@ -25,6 +25,7 @@ from pydantic import JsonValue
 
 from model.bundle import CALIBRATION, METRICS, WEIGHTS, Bundle, add_calibration
 from model.calibration.schema import Calibration, Floats
+from model.command_line import CommandParser
 from model.devices import choose_device
 from model.types import Pixels, View
 from training.calibration.fit_confidence import SentenceTable, fit_confidence, fit_support, support_metrics
@@ -176,7 +177,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.calibrate``; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training.calibrate", description="Fit the checks of a bundle.")
+    parser = CommandParser(prog="python -m training.calibrate", description="Fit the checks of a bundle.")
     add_common_arguments(parser, bundle=True)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", type=Path, help="a copy of the bundle with its calibration.json")

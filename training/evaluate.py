@@ -21,6 +21,7 @@ from typing import Any, get_args
 import torch
 
 from model.bundle import Bundle
+from model.command_line import CommandParser
 from model.devices import choose_device
 from model.drafter import Drafter
 from model.files import write_atomic
@@ -209,7 +210,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.evaluate``; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Score a bundle on a split.")
+    parser = CommandParser(prog="python -m training.evaluate", description="Score a bundle on a split.")
     add_common_arguments(parser, bundle=True)
     parser.add_argument("--split", choices=get_args(SplitName), default="val", help="test: for the final result only")
     parser.add_argument("--out", type=Path, required=True, help="metrics file to write")

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from model.bundle import Bundle
+from model.command_line import CommandParser
 from model.devices import choose_device
 from model.drafter import Drafter
 from model.protocols import CaseIndex
@@ -120,7 +121,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.evaluate_maps``; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate_maps", description="Measure a bundle's maps.")
+    parser = CommandParser(prog="python -m training.evaluate_maps", description="Measure a bundle's maps.")
     add_common_arguments(parser, bundle=True)
     parser.add_argument("--split", choices=get_args(SplitName), default="val", help="test: for the final result only")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write; holds no text")

@@ -7,13 +7,13 @@ It prints how many studies and images were found, missing or skipped.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from model.command_line import CommandParser
 from model.files import write_atomic
 from training.data.openi import open_openi
 from training.data.studies import SPLITS, Source
@@ -35,7 +35,7 @@ def annotation(source: Source) -> dict[str, list[dict[str, Any]]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the annotation file of a copy of the collection and print the counts."""
-    parser = argparse.ArgumentParser(prog="python -m training.openi", description=main.__doc__)
+    parser = CommandParser(prog="python -m training.openi", description=main.__doc__)
     parser.add_argument("--root", type=Path, required=True, help="folder of the reports and images")
     parser.add_argument("--out", type=Path, required=True, help="the annotation file to write")
     parser.add_argument("--download", action="store_true", help="fetch the archives that the root lacks")

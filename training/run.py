@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from model.command_line import CommandParser
 from model.manifest import BundleError
 from retrieval_index.cases import check_case_id
 from training.cli import add_common_arguments, open_source, some_of
@@ -124,7 +125,7 @@ def _table(arguments: argparse.Namespace, option: str, default_name: str) -> Pat
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.run``; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training.run", description="Train a bundle, resumably.")
+    parser = CommandParser(prog="python -m training.run", description="Train a bundle, resumably.")
     add_common_arguments(parser, download=True)
     parser.add_argument("--preset", choices=tuple(PRESETS), default="retrieval")
     parser.add_argument("--out", type=Path, required=True, help="the bundle to write")

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from model.bundle import INDEX_DIR, Bundle, write_bundle
+from model.command_line import CommandParser
 from model.config import DecodingConfig, LanguageConfig
 from model.decoding.generate import beam_or_greedy, draw_candidates, mbr_search, score_candidates
 from model.decoding.search import Constraints
@@ -267,7 +268,7 @@ def choose(bundle: Bundle, trials: Trials, settings: Collection[str] | None = No
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.tune_decoding``; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training.tune_decoding", description="Tune decoding on val.")
+    parser = CommandParser(prog="python -m training.tune_decoding", description="Tune decoding on val.")
     add_common_arguments(parser, bundle=True)
     parser.add_argument("--out", type=Path, required=True, help="JSON of all trials; it holds no text")
     parser.add_argument(

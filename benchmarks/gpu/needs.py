@@ -25,6 +25,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from benchmarks.server import run_command
+from model.command_line import CommandParser
 
 log = logging.getLogger("benchmarks")
 
@@ -110,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 0, 1 if the archive is too large, or 2 without one."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m benchmarks.gpu.needs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--python", default="3.12", help="version of Python there (3.12)")

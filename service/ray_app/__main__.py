@@ -6,13 +6,13 @@ or ``serve deploy`` with a configuration file. ``python -m service`` serves in o
 
 from __future__ import annotations
 
-import argparse
 import signal
 import socket
 import sys
 import threading
 from pathlib import Path
 
+from model.command_line import CommandParser
 from model.manifest import BundleError, read_manifest
 from service.ray_app.cluster import RAY_PREFIX, RaySettings, cluster, import_ray, read_settings
 from service.ray_app.deployment import start, stop
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         0 after a stop; 2: a setting is wrong or Ray is missing; 3: no replica could load the bundle; 4: the port is
         taken.
     """
-    parser = argparse.ArgumentParser(prog="python -m service.ray_app", description=__doc__)
+    parser = CommandParser(prog="python -m service.ray_app", description=__doc__)
     parser.add_argument("--bundle", type=Path, help="directory that training.run wrote (REPORT_BUNDLE)")
     parser.add_argument("--host", help="address to listen on, 0.0.0.0 for all (REPORT_HOST, 127.0.0.1)")
     parser.add_argument("--port", help="TCP port (REPORT_PORT, 8000)")

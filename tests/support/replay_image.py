@@ -9,7 +9,6 @@ need root; the bundle is copied to where Compose would mount it; the service lis
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from types import MappingProxyType
 
 import httpx
 
+from model.command_line import CommandParser
 from tests.support.dockerfile import Instruction, Stage, context_files, expand, parse_dockerfile
 from tests.support.paths import REPOSITORY
 from tests.support.service import free_port, png
@@ -253,7 +253,7 @@ def say(what: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Replay the image. Exit status 0: all went well; 1: a step or check failed; 2: no disk space or bundle."""
-    parser = argparse.ArgumentParser(prog="python -m tests.support.replay_image", description=main.__doc__)
+    parser = CommandParser(prog="python -m tests.support.replay_image", description=main.__doc__)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="where the directory is made")
     parser.add_argument("--bundle", type=Path, default=REPOSITORY / "bundles" / "iu-xray", help="the bundle to serve")
     base = Path(getattr(sys, "_base_executable", None) or sys.executable)

@@ -6,7 +6,6 @@ by ``POST /cases``: no radiograph and no text of the corpus is in any picture.
 
 from __future__ import annotations
 
-import argparse
 import io
 import re
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import httpx
 from PIL import Image
 
+from model.command_line import CommandParser
 from tests.support.browser import choose, chromium, draft, find_chromium, open_page
 from tests.support.paths import DRAWN
 from tests.support.service import live_server
@@ -81,7 +81,7 @@ def save(page: Page, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Write all pictures; 1 where there is no Chromium."""
-    parser = argparse.ArgumentParser(prog="python -m tests.support.screenshots", description=__doc__)
+    parser = CommandParser(prog="python -m tests.support.screenshots", description=__doc__)
     parser.add_argument("--bundle", type=Path, default=Path("bundles/iu-xray"))
     parser.add_argument("--out", type=Path, default=DRAWN)
     arguments = parser.parse_args(argv)

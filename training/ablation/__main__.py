@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.command_line import CommandParser
 from model.devices import choose_device
 from training.ablation.plan import make_plan
 from training.ablation.rows import ROWS, SCALES
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 when every cell has its scores, 1 when some failed, 2 for unusable arguments, 130 when interrupted.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.ablation",
         description="Train and compare the rows of the study's table. Run again, it goes on where it stopped.",
     )

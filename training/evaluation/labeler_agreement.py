@@ -9,12 +9,12 @@ Finding. The output names studies by id and holds no report text.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from model.command_line import CommandParser
 from model.text.labeler import FINDINGS, NO_FINDING, SCORED_FINDINGS, label_report
 from model.types import Label
 from retrieval_index.openi import read_reports
@@ -118,7 +118,7 @@ def _cells(name: str, hits: int, wrong: int, missed: int) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare the finding labeler with a table of labels, class by class, and name the studies that differ."""
-    parser = argparse.ArgumentParser(prog="python -m training.evaluation.labeler_agreement", description=main.__doc__)
+    parser = CommandParser(prog="python -m training.evaluation.labeler_agreement", description=main.__doc__)
     parser.add_argument("--root", type=Path, required=True, help="folder of the report archive")
     parser.add_argument("--table", type=Path, help=f"the labels; default <root>/{TABLE}")
     parser.add_argument("--split", choices=get_args(Part), help="default: train, then val")

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from model.bundle import write_bundle
+from model.command_line import CommandParser
 from model.config import BundleConfig, PreprocessingConfig
 from model.files import file_sha256
 from training.cli import at_least, run_command
@@ -63,7 +64,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.import_r2gencmn``; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.import_r2gencmn", description="Turn a published R2GenCMN checkpoint into a bundle."
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="model.pth of the published trainer")

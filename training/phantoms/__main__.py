@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from model.command_line import CommandParser
 from training.phantoms import make_phantom, write_phantom_root
 
 EXAMPLES = {
@@ -18,7 +18,7 @@ EXAMPLES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.phantoms", description=__doc__)
+    parser = CommandParser(prog="python -m training.phantoms", description=__doc__)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", type=Path, metavar="DIR", help="write a data set to this new folder")
     target.add_argument("--examples", type=Path, metavar="DIR", help="write the README's radiographs here")
