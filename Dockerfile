@@ -33,6 +33,7 @@ RUN python -c "import os, tomllib; project = tomllib.load(open('pyproject.toml',
       print(*project['dependencies'], *sum(extras, []), sep='\n')" > /tmp/requirements.txt \
  && sh deploy/install.sh "$TORCH" -r /tmp/requirements.txt
 COPY README.md LICENSE ./
+COPY cxr_report cxr_report
 COPY model model
 COPY retrieval_index retrieval_index
 COPY service service

@@ -97,7 +97,7 @@ test-oldest:
 lint: $(STAMPS)/develop
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict -p model -p retrieval_index -p training -p service -p benchmarks -p tools
+	$(BIN)/mypy --strict -p cxr_report -p model -p retrieval_index -p training -p service -p benchmarks -p tools
 
 format: $(STAMPS)/develop
 	$(BIN)/ruff check --fix .

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from model.command_line import CommandParser
 from model.images import ImageError, ImageLimits, read_image
-from model.types import DraftOptions, StudyView, View
+from model.types import DraftOptions, View
 from service.formats.dicom_source import ExportContext
 from service.formats.fhir import diagnostic_report
 from service.formats.text import plain_text
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
                 image = read_image(data, drafter.image_size, limits=limits, resample=drafter.resample)
             except ImageError as error:
                 raise _InputError(f"{files[view]}: {error}") from error
-            study.append(StudyView(image.pixels, view, image.warnings(view), image.view))
+            study.append(image.as_view(view))
     except _InputError as error:
         print(error, file=sys.stderr)
         return EXIT_IMAGE

@@ -18,7 +18,7 @@ from tools import api_docs, settings_docs
 DOCS = REPOSITORY / "docs"
 GUIDES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
 CURRENT = [path for path in GUIDES if path.name != "CHANGELOG.md"]  # the changelog may name removed files
-PACKAGES = ("benchmarks", "deploy", "model", "retrieval_index", "service", "tests", "tools", "training")
+PACKAGES = ("benchmarks", "cxr_report", "deploy", "model", "retrieval_index", "service", "tests", "tools", "training")
 IDS = {"ids": lambda path: path.name}
 
 

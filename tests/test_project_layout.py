@@ -21,8 +21,9 @@ MAY_IMPORT = {
     "retrieval_index": {"retrieval_index", "model"},
     "training": {"training", "model", "retrieval_index"},
     "service": {"service", "model", "retrieval_index"},
+    "cxr_report": {"cxr_report", "service", "training", "model", "retrieval_index"},
 }
-SERVING = {"model", "retrieval_index", "service"}
+SERVING = {"cxr_report", "model", "retrieval_index", "service"}
 EXTRAS = {"tqdm", "matplotlib", "tensorboard", "pycocoevalcap", "jinja2", "markupsafe", "fhir", "pytest"}
 TEXT = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".json", ".html", ".css", ".js", ".csv", ".cfg", ""}
 

@@ -2,7 +2,7 @@
 
 from model.images.dicom.read import is_dicom
 from model.images.errors import DEFAULT_LIMITS, ImageError, ImageLimits
-from model.images.read import Radiograph, load_pixels, read_image, thumbnail
+from model.images.read import Radiograph, load_pixels, read_image, read_pixels, thumbnail
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -12,5 +12,6 @@ __all__ = [
     "is_dicom",
     "load_pixels",
     "read_image",
+    "read_pixels",
     "thumbnail",
 ]

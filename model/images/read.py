@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from model.images.dicom.header import DicomMetadata
 from model.images.dicom.read import is_dicom, luma, read_dicom
 from model.images.errors import DEFAULT_LIMITS, ImageError, ImageLimits, check_size, too_large
 from model.images.structure import JPEG_MAGIC, PNG_MAGIC, check_jpeg, check_png
-from model.types import DraftWarning, Pixels, Resample, View
+from model.types import DraftWarning, Pixels, Resample, StudyView, View
 
 _FORMATS = ("PNG", "JPEG")
 _OTHER_FORMATS = {
@@ -50,6 +51,10 @@ class Radiograph:
         """Warnings about the image, which was sent as ``sent_as``."""
         return tuple(self.metadata.warnings(sent_as)) if self.metadata else ()
 
+    def as_view(self, sent_as: View) -> StudyView:
+        """The input of the drafter, for an image that was sent as ``sent_as``."""
+        return StudyView(self.pixels, sent_as, self.warnings(sent_as), self.view)
+
 
 def load_pixels(
     data: bytes, size: int, *, limits: ImageLimits = DEFAULT_LIMITS, resample: Resample = "bicubic"
@@ -78,6 +83,51 @@ def read_image(
     """
     image, metadata = _decoded(data, limits)
     return Radiograph(_resize_to_square(image, size, resample), metadata)
+
+
+def read_pixels(
+    picture: Image.Image | npt.NDArray[Any], size: int, *, limits: ImageLimits = DEFAULT_LIMITS,
+    resample: Resample = "bicubic",
+) -> Radiograph:  # fmt: skip
+    """The radiograph of an image in memory, with the pixels that ``read_image`` gives for its PNG file.
+
+    Args:
+        picture: a PIL image; or an array (H, W), (H, W, 3) RGB or (H, W, 4) RGBA. uint8 is taken as
+            it is, 0 black to 255 white; other numbers, of (H, W) only, are scaled by minimum and
+            maximum.
+        size: S, side of the square in pixels.
+        limits: bounds on the size of the image.
+        resample: filter of the resize.
+
+    Raises:
+        ImageError: the image is too small or too large, or its shape or type is not one of these.
+    """
+    image = picture if isinstance(picture, Image.Image) else _from_array(picture, limits)
+    check_size(image.size, limits)
+    if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
+        raise _animated(frames)
+    try:
+        grey = _to_grey(ImageOps.exif_transpose(image))
+    except OSError as error:  # Pillow reads the pixels of an opened file late
+        raise _damaged() from error
+    return Radiograph(_resize_to_square(grey, size, resample))
+
+
+def _from_array(array: npt.NDArray[Any], limits: ImageLimits) -> Image.Image:
+    """An array as a PIL image of mode ``L``, ``RGB``, ``RGBA`` or ``F``."""
+    kind = f"{array.shape} {array.dtype}"
+    is_colour = array.ndim == 3 and array.shape[2] in (3, 4)
+    if not is_colour and array.ndim != 2:
+        raise ImageError("unsupported_pixels", f"The array is {kind}. Give (H, W), (H, W, 3) or (H, W, 4).")
+    check_size((array.shape[1], array.shape[0]), limits)
+    if array.dtype == np.uint8:
+        return Image.fromarray(np.ascontiguousarray(array))
+    if is_colour or array.dtype.kind not in "uif":
+        raise ImageError("unsupported_pixels", f"The array is {kind}. Give colours as uint8, grey as numbers.")
+    values = array.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ImageError("unsupported_pixels", "The array has values that are not finite. Replace them.")
+    return Image.fromarray(values)
 
 
 def thumbnail(data: bytes, longest: int, *, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
@@ -134,7 +184,7 @@ def _read_raster(data: bytes, limits: ImageLimits) -> Image.Image:
             frames = getattr(image, "n_frames", 1)
             # A camera's JPEG (MPO) may have a second picture, such as a depth map; the first is the photograph.
             if image.format != "MPO" and frames > 1:
-                raise ImageError("animated", f"The image has {frames} frames. Send a single still image.")
+                raise _animated(frames)
             if _is_wide_png(data):
                 image = _read_wide_png(data, image, exif)
             image.load()
@@ -143,9 +193,15 @@ def _read_raster(data: bytes, limits: ImageLimits) -> Image.Image:
         except (ImageError, MemoryError):
             raise
         except Exception as error:
-            raise ImageError(
-                "truncated", "The image file is cut short or damaged. Export it again and resend it."
-            ) from error
+            raise _damaged() from error
+
+
+def _animated(frames: int) -> ImageError:
+    return ImageError("animated", f"The image has {frames} frames. Send a single still image.")
+
+
+def _damaged() -> ImageError:
+    return ImageError("truncated", "The image file is cut short or damaged. Export it again and resend it.")
 
 
 def _is_wide_png(data: bytes) -> bool:
@@ -174,7 +230,7 @@ def _read_wide_png(data: bytes, header: Image.Image, exif: bytes) -> Image.Image
 
 def _not_an_image(data: bytes) -> ImageError:
     if data.startswith((PNG_MAGIC, JPEG_MAGIC)):
-        return ImageError("truncated", "The image file is cut short or damaged. Export it again and resend it.")
+        return _damaged()
     kind = next((kind for magic, kind in _OTHER_FORMATS.items() if data.startswith(magic)), "")
     if data[4:8] == b"ftyp":
         kind = "AVIF, HEIC or video"

@@ -147,25 +147,32 @@ def _is_finite(draft: Draft) -> bool:
 
 
 def load(settings: Settings) -> LoadedBundle:
-    """Load the configured bundle, or its hydrated copy if there is a valid one.
-
-    Raises:
-        LoadError: a device is not available, or the bundle is missing, damaged or of an unsupported version.
-    """
+    """Load the configured bundle on the configured devices; raises as ``open_bundle``."""
     try:
         devices = resolve_devices(settings.device, option="REPORT_DEVICE=")
     except ValueError as error:
         raise LoadError(str(error)) from error
-    hydrated = find_hydrated(settings.bundle) if settings.prefer_hydrated else None
+    return open_bundle(settings.bundle, devices, settings.precision, prefer_hydrated=settings.prefer_hydrated)
+
+
+def open_bundle(
+    path: Path, devices: Sequence[torch.device], precision: Precision = "fp32", *, prefer_hydrated: bool = True
+) -> LoadedBundle:
+    """Load a bundle, or with ``prefer_hydrated`` its hydrated copy if there is a valid one.
+
+    Raises:
+        LoadError: the bundle is missing, damaged or of an unsupported version.
+    """
+    hydrated = find_hydrated(path) if prefer_hydrated else None
     if hydrated is not None:
         try:
-            loaded = _load(hydrated, devices, settings.precision)
+            loaded = _load(hydrated, devices, precision)
         except LoadError as error:
             log.warning("the hydrated bundle is ignored: %s", error)
         else:
             log.info("serving the hydrated bundle %s", hydrated)
             return loaded
-    return _load(settings.bundle, devices, settings.precision)
+    return _load(path, devices, precision)
 
 
 def find_hydrated(plain: Path) -> Path | None:

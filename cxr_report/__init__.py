@@ -1,0 +1,70 @@
+"""The library: draft findings, see the evidence, label reports, retrieve vectors.
+
+    from cxr_report import load_bundle
+
+    drafter = load_bundle("bundles/iu-xray")
+    draft = drafter.draft("frontal.png", "lateral.png")
+    print(draft.findings)
+
+``docs/extend.md`` has the entry points for additions of other packages. Importing this package
+loads nothing; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cxr_report.library import Picture, StudyDrafter, load_bundle
+    from cxr_report.maps import heatmap, overlay
+    from model.images import ImageError
+    from model.text.labeler import FINDINGS, label_report
+    from model.types import Draft
+    from service.inference.loader import LoadError
+
+    __version__: str
+
+__all__ = [
+    "FINDINGS",
+    "Draft",
+    "ImageError",
+    "LoadError",
+    "Picture",
+    "StudyDrafter",
+    "__version__",
+    "heatmap",
+    "label_report",
+    "load_bundle",
+    "overlay",
+]
+
+_HOMES = {
+    "FINDINGS": "model.text.labeler",
+    "Draft": "model.types",
+    "ImageError": "model.images",
+    "LoadError": "service.inference.loader",
+    "Picture": "cxr_report.library",
+    "StudyDrafter": "cxr_report.library",
+    "heatmap": "cxr_report.maps",
+    "label_report": "model.text.labeler",
+    "load_bundle": "cxr_report.library",
+    "overlay": "cxr_report.maps",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("cxr-report")
+    except metadata.PackageNotFoundError:  # a source tree that is not installed
+        return "0+unknown"

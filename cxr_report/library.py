@@ -1,0 +1,116 @@
+"""A bundle in Python: one call from two radiographs to a draft, with the code of the service."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from model.devices import resolve_devices
+from model.images import ImageError, read_image, read_pixels
+from model.types import Draft, DraftOptions, Precision, StudyView, View
+from service.inference.loader import LoadedBundle, LoadError, open_bundle
+from service.routes.responses import to_response
+
+Picture = str | os.PathLike[str] | bytes | npt.NDArray[Any] | Image.Image
+"""A path or the bytes of a PNG, JPEG or DICOM file; an array as ``read_pixels`` takes; a PIL image."""
+
+
+def load_bundle(
+    path: str | os.PathLike[str], *, device: str = "auto", precision: Precision = "fp32", prefer_hydrated: bool = True
+) -> StudyDrafter:
+    """Verify and load a bundle with its index.
+
+    Args:
+        path: the directory of the bundle.
+        device: auto, cpu, cuda or cuda:N.
+        precision: ``bf16`` is faster on a GPU, but a word may differ.
+        prefer_hydrated: use the hydrated copy of the bundle (with report texts) if there is one.
+
+    Raises:
+        LoadError: the device is not available, or the bundle is missing, damaged or of another
+            version; the message names the remedy.
+    """
+    try:
+        devices = resolve_devices(device, option="device=")
+    except ValueError as error:
+        raise LoadError(str(error)) from error
+    if len(devices) > 1:
+        raise LoadError(f"device={device} names {len(devices)} devices; a drafter uses one, such as cuda:0")
+    return StudyDrafter(open_bundle(Path(path), devices, precision, prefer_hydrated=prefer_hydrated))
+
+
+class StudyDrafter:
+    """Drafts studies with one bundle. It keeps no state between calls."""
+
+    def __init__(self, loaded: LoadedBundle) -> None:
+        self._loaded = loaded
+        self.drafter = loaded.drafter
+
+    def draft(
+        self, frontal: Picture | None = None, lateral: Picture | None = None, *, top_k: int | None = None,
+        beam_size: int | None = None, attention: bool = False, evidence: bool = False,
+    ) -> Draft:  # fmt: skip
+        """Draft one study; options as those of ``POST /report``.
+
+        Args:
+            frontal: the frontal radiograph; None if there is only a lateral one.
+            lateral: the lateral radiograph.
+            top_k: reference cases to return, 1 to 50; None: as many as the model reads.
+            beam_size: 1 to 8; None: that of the bundle.
+            attention: add the attention maps of each sentence.
+            evidence: add the evidence map of each sentence that names a finding.
+
+        Raises:
+            ImageError: an image cannot be read or is refused.
+            OSError: a file cannot be opened.
+            ValueError: neither view was given, or an option is out of its range.
+        """
+        (draft,) = self.draft_all(
+            [(frontal, lateral)], top_k=top_k, beam_size=beam_size, attention=attention, evidence=evidence
+        )
+        return draft
+
+    def draft_all(
+        self, studies: Iterable[tuple[Picture | None, Picture | None]], *, batch_size: int = 8,
+        top_k: int | None = None, beam_size: int | None = None, attention: bool = False, evidence: bool = False,
+    ) -> Iterator[Draft]:  # fmt: skip
+        """Draft many studies, (frontal, lateral) each, in batches; arguments and errors as ``draft``."""
+        options = DraftOptions(top_k, beam_size, attention=attention, evidence=evidence)
+        views = (self._study(frontal, lateral) for frontal, lateral in studies)
+        while batch := list(islice(views, max(batch_size, 1))):
+            yield from self.drafter.draft(batch, options)
+
+    def response(self, draft: Draft) -> dict[str, Any]:
+        """The JSON answer of ``POST /report`` for a draft: rounded, redactions marked, with the model's description."""
+        timings = {"total": sum(draft.timings_ms.values())}
+        return to_response(draft, self._loaded.model_info(), timings).model_dump(mode="json")
+
+    def _study(self, frontal: Picture | None, lateral: Picture | None) -> list[StudyView]:
+        given = {View.FRONTAL: frontal, View.LATERAL: lateral}
+        if frontal is None and lateral is None:
+            raise ValueError("neither a frontal nor a lateral radiograph was given; give at least one")
+        return [self._read(picture, view) for view, picture in given.items() if picture is not None]
+
+    def _read(self, picture: Picture, view: View) -> StudyView:
+        size, resample = self.drafter.image_size, self.drafter.resample
+        name = f"{view.value} {os.fspath(picture)}" if isinstance(picture, str | os.PathLike) else view.value
+        try:
+            if isinstance(picture, np.ndarray | Image.Image):
+                return read_pixels(picture, size, resample=resample).as_view(view)
+            data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+            return read_image(data, size, resample=resample).as_view(view)
+        except ImageError as error:
+            raise ImageError(error.code, f"{name}: {error}") from error
+        except OSError as error:
+            remedy = "give the path of a PNG, JPEG or DICOM file"
+            raise OSError(error.errno, f"{error.strerror}; {remedy}", error.filename) from error
+        except TypeError as error:
+            kind = type(picture).__name__
+            raise TypeError(f"{view.value} is a {kind}; give a path, bytes, a NumPy array or a PIL image") from error
