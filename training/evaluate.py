@@ -33,16 +33,13 @@ from training.data.studies import Source
 from training.data.tables import read_present
 from training.evaluation import inference, scoring
 from training.evaluation.counterfactuals import make_counterfactual_rows, score_counterfactual_rows
-from training.evaluation.external_scorers import external_scores
 from training.evaluation.metric_tables import format_table
 from training.evaluation.page import EvaluatedSplit, write_page
 from training.evaluation.plan import DEFAULT_OPTIONS, SWAPS, EvaluationPlan, InferenceOptions, Outputs, SplitName, Views
-from training.evaluation.scoring import KnownTexts, ReferenceSet
-from training.scoring.baselines import TrivialRow
+from training.evaluation.score_drafts import score_drafts
+from training.evaluation.scoring import ReferenceSet
 from training.scoring.bootstrap import DRAWS
 from training.scoring.metrics import meteor_available
-from training.scoring.permutation import permutation_test
-from training.scoring.protocol import PROTOCOL
 
 log = logging.getLogger("training")
 
@@ -68,7 +65,7 @@ def evaluate(
     """
     outputs.check()
     drafter = Drafter(bundle, index, device=options.device, precision=options.precision)
-    label_table = read_present(plan.reference_labels) if plan.reference_labels else {}
+    labels = read_present(plan.reference_labels) if plan.reference_labels else {}
 
     wanted, skipped = inference.wanted_studies(source, plan.split, plan.limit)
     texts = scoring.known_texts(bundle, index, source)
@@ -87,15 +84,11 @@ def evaluate(
         counterfactuals, not_run = make_counterfactual_rows(writer, studies, plan, retrieval=index is not None)
 
     findings = [draft.findings for draft in drafts]
-    rows: dict[str, TrivialRow] = {}
-    reasons: dict[str, str] = dict.fromkeys(scoring.TRIVIAL, "not asked for")
-    if plan.baselines:
-        rows, reasons = scoring.make_rows(texts, drafts, len(studies))
+    scored = score_drafts(studies, drafts, references, texts, plan, labels)
     result = {
-        **_system_scores(references, findings, texts, rows, reasons, plan),
-        "finding_auroc": scoring.classifier_aurocs(drafts, studies, label_table, draws=plan.draws, seed=plan.seed),
+        **scored.entries,
         "predictions": None,
-        **_provenance(bundle, source, plan, options, texts),
+        **_provenance(bundle, source, plan, options),
         "counts": {
             "in_split": len(source.split(plan.split)),
             "scored": len(studies),
@@ -104,16 +97,10 @@ def evaluate(
             "images_skipped": len(cache.skipped),
         },
         "skipped_studies": skipped,
-        "not_run": not_run,
+        "not_run": {**not_run, **scored.not_run},
         "notes": [*view_notes, *notes],
     }
     score_counterfactual_rows(result, counterfactuals, references, findings, draws=plan.draws, seed=plan.seed)
-    if plan.reference_labels is not None:
-        name = plan.reference_labels.name
-        result["reference_labels"] = scoring.against_table(name, label_table, studies, findings, rows, references)
-    if plan.external_scorers:
-        result["clinical"], skipped_scorers = external_scores(references, findings, rows)
-        not_run |= skipped_scorers
 
     if outputs.predictions is not None:
         start = (outputs.metrics or outputs.predictions).parent
@@ -127,31 +114,7 @@ def evaluate(
     return result
 
 
-def _system_scores(
-    references: ReferenceSet, findings: Sequence[str], texts: KnownTexts, rows: dict[str, TrivialRow],
-    reasons: dict[str, str], plan: EvaluationPlan,
-) -> dict[str, Any]:  # fmt: skip
-    """The scores of the drafts and of the trivial rows, with intervals and the permutation test."""
-    system, system_full = references.drafts(findings)
-    comparable, _ = references.draft_pairs(findings)
-    return {
-        "schema_version": 1,
-        "protocol": PROTOCOL,
-        "n": len(findings),
-        "system": system,
-        "system_full": system_full,
-        "copied": references.copied(findings, texts.train.values()),
-        "language": references.language(findings, texts.train.values()),
-        **scoring.score_rows(references, rows, reasons),
-        **scoring.intervals_and_differences(references, findings, rows, draws=plan.draws, seed=plan.seed),
-        "by_chance": permutation_test(comparable, draws=plan.draws, seed=plan.seed),
-        **scoring.word_tables(references, findings, rows),
-    }
-
-
-def _provenance(
-    bundle: Bundle, source: Source, plan: EvaluationPlan, options: InferenceOptions, texts: KnownTexts
-) -> dict[str, Any]:
+def _provenance(bundle: Bundle, source: Source, plan: EvaluationPlan, options: InferenceOptions) -> dict[str, Any]:
     """What was evaluated, on which data and with which settings."""
     decoding = bundle.config.decoding
     beam_size = options.draft.beam_size or (1 if decoding.method == "greedy" else decoding.beam_size)
@@ -161,12 +124,9 @@ def _provenance(
         "bundle": {"name": bundle.config.name, "digest": bundle.digest},
         "decoding": {**decoding.model_dump(mode="json"), "beam_size": beam_size},
         "views": plan.views,
-        "seed": plan.seed,
         "limit": plan.limit,
         "device": torch.device(options.device).type,
         "precision": options.precision,
-        "vocabulary": {"from": texts.origin, "words": len(texts.vocabulary)},
-        "constant_chosen_on": texts.chosen_on if plan.baselines else None,
     }
 
 

@@ -19,8 +19,20 @@ Swap = Literal["images", "cases", "patches"]
 SWAPS: tuple[Swap, ...] = get_args(Swap)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoringPlan:
+    """How texts are scored, those of a bundle or of a file."""
+
+    baselines: bool = True  # score the trivial rows
+    meteor: bool = False  # needs Java
+    external_scorers: bool = False  # run RadGraph and CheXbert where their packages and weights are installed
+    reference_labels: Path | None = None  # CSV ``study_id,<finding>,…``; adds a label F1 against this table
+    draws: int = DRAWS  # bootstrap draws of studies, and permutations of the drafts; 0 leaves both out
+    seed: int = 1  # of the swaps, the draws and the permutations
+
+
 @dataclass(frozen=True)
-class EvaluationPlan:
+class EvaluationPlan(ScoringPlan):
     """Which studies are drafted, and which rows and scorers the result holds."""
 
     split: SplitName = "val"  # ``test`` for the final result; the index holds ``train``
@@ -28,12 +40,6 @@ class EvaluationPlan:
     views: Views = "both"  # keep only these images, and only the studies that have them
     swaps: Sequence[Swap] = ()  # rows for which each study gets the images, cases or patch tokens of another one
     single_views: bool = False  # two more rows, from the frontal and from the lateral images alone
-    baselines: bool = True  # score the trivial rows
-    meteor: bool = False  # needs Java
-    external_scorers: bool = False  # run RadGraph and CheXbert where their packages and weights are installed
-    reference_labels: Path | None = None  # CSV ``study_id,<finding>,…``; adds a label F1 against this table
-    draws: int = DRAWS  # bootstrap draws of studies, and permutations of the drafts; 0 leaves both out
-    seed: int = 1  # of the swaps, the draws and the permutations
 
     def __post_init__(self) -> None:
         if self.single_views and self.views != "both":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -108,16 +108,20 @@ def known_texts(bundle: Bundle, index: CaseIndex | None, source: Source) -> Know
         train = {case.case_id: case.findings for case in cases if case.findings}
         origin = f"reference cases of the bundle, {len(train)} reports"
     choose = [study.report for study in source.split("val")]
-    chosen_on: str | None = f"val split of {source.name}, {len(choose)} reports"
+    if not train:
+        origin = "tokenizer of the bundle; no training report is known"
+    texts = texts_of(train, choose, origin=origin, chosen_on=f"val split of {source.name}, {len(choose)} reports")
+    return texts if train else replace(texts, vocabulary=frozenset(bundle.tokenizer.tokens))
+
+
+def texts_of(train: Mapping[str, str], choose: Sequence[str], *, origin: str, chosen_on: str) -> KnownTexts:
+    """Training reports by study id; the constant is chosen on ``choose``, else on some of them."""
+    on: str | None = chosen_on
     if not choose:
         step = max(1, len(train) // CHOOSE_ON)
         choose = list(train.values())[::step][:CHOOSE_ON]
-        chosen_on = f"{len(choose)} training reports; there is no val split" if choose else None
-    vocabulary = comparable_vocabulary(train.values())
-    if not train:
-        origin = "tokenizer of the bundle; no training report is known"
-        vocabulary = frozenset(bundle.tokenizer.tokens)
-    return KnownTexts(train, choose, origin, chosen_on, vocabulary)
+        on = f"{len(choose)} training reports; there is no val split" if choose else None
+    return KnownTexts(train, choose, origin, on, comparable_vocabulary(train.values()))
 
 
 def make_rows(texts: KnownTexts, drafts: Sequence[Draft], count: int) -> tuple[dict[str, TrivialRow], dict[str, str]]:
