@@ -24,8 +24,8 @@ from training.data.studies import ImageRef, Source, Study
 from training.evaluate import evaluate, main
 from training.evaluation import inference
 from training.evaluation.inference import swap_images, wanted_studies, with_images
-from training.evaluation.metric_tables import format_table
 from training.evaluation.plan import SWAPS, EvaluationPlan, InferenceOptions, Outputs
+from training.evaluation.terminal import format_table
 from training.openi import annotation
 from training.phantoms import write_phantom_root
 from training.scoring.metrics import METRICS, score

@@ -33,11 +33,11 @@ from training.data.studies import Source
 from training.data.tables import read_present
 from training.evaluation import inference, scoring
 from training.evaluation.counterfactuals import make_counterfactual_rows, score_counterfactual_rows
-from training.evaluation.metric_tables import format_table
 from training.evaluation.page import EvaluatedSplit, write_page
 from training.evaluation.plan import DEFAULT_OPTIONS, SWAPS, EvaluationPlan, InferenceOptions, Outputs, SplitName, Views
 from training.evaluation.score_drafts import score_drafts
 from training.evaluation.scoring import ReferenceSet
+from training.evaluation.terminal import format_table
 from training.scoring.bootstrap import DRAWS
 from training.scoring.metrics import meteor_available
 

@@ -57,8 +57,7 @@ def open_r2gen(annotation: Path, images: Path) -> Source:
         if not report or not entry.image_path:
             empty.append(entry.id)
             continue
-        collection_id = re.match(r"CXR\d+(?=_)", entry.id)  # CXR2384 of CXR2384_IM-0942
-        uid = collection_id.group() if collection_id else entry.id
+        uid = study_uid(entry.id)
         refs: list[ImageRef] = []
         for key in entry.image_path:
             image_id = _image_id(entry, uid, key)
@@ -99,6 +98,12 @@ def read_annotation(path: Path) -> list[tuple[Split, Entry]]:
             raise ValueError(f"{path}: study {entry.id} of {split} is in {seen[entry.id]} already; an id occurs once")
         seen[entry.id] = split
     return entries
+
+
+def study_uid(study_id: str) -> str:
+    """The id in tables: CXR2384 of CXR2384_IM-0942, else the id itself."""
+    collection_id = re.match(r"CXR\d+(?=_)", study_id)
+    return collection_id.group() if collection_id else study_id
 
 
 def _image_id(entry: Entry, uid: str, key: str) -> str | None:

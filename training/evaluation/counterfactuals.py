@@ -90,7 +90,7 @@ def score_counterfactual_rows(
     ``references`` and the drafts ``findings`` are the system's; a difference compares drafts of the same studies.
     Without ``draws`` there are no intervals and differences.
     """
-    result["n_beside"] = {name: len(row.rows) for name, row in counterfactuals.items()}
+    result["n_beside"] = result.get("n_beside", {}) | {name: len(row.rows) for name, row in counterfactuals.items()}
     for name, row in counterfactuals.items():
         subset = references if len(row.rows) == len(findings) else references.subset(row.rows)
         result[name], result[full_name(name)] = subset.drafts(row.findings)

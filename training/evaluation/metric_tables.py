@@ -1,9 +1,8 @@
-"""The tables of one evaluation, from the content of its metrics file: for the page and for the terminal."""
+"""The tables of one evaluation, from the content of its metrics file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from training.evaluation.tables import NO_VALUE, Table, interval, number, title
@@ -26,6 +25,12 @@ ROWS = {
 COUNTERFACTUAL = ("system_images_exchanged", "system_cases_exchanged", "system_patches_exchanged")
 SINGLE_VIEW = ("system_frontal_only", "system_lateral_only")
 TESTED = ("BLEU_4", "ROUGE_L", "CIDEr", "label_f1_micro", "label_f1_macro")
+
+
+def row_title(result: Mapping[str, Any], row: str) -> str:
+    """What tables and plots call a row; results of ``training.score`` name their systems."""
+    title: str = result.get("row_names", {}).get(row) or ROWS[row]
+    return title
 
 
 def ends_of(result: Mapping[str, Any], row: str, metric: str) -> Sequence[float] | None:
@@ -74,17 +79,18 @@ def all_tables(result: Mapping[str, Any]) -> dict[str, Table | None]:
         "comparable": _scores(result, full=False),
         "full": _scores(result, full=True),
         "differences": _differences(result),
+        "paired": _paired(result),
         "counterfactual": _counterfactual(result),
         "single_views": _single_views(result),
         "labels": _labels(result),
         "finding_auroc": _finding_auroc(result),
         "language": _language(result),
-        "key_words": _key_words(result["forte"]),
-        "key_words_without_negated": _key_words(result["forte_without_negated"]),
+        "key_words": _key_words(result, "forte"),
+        "key_words_without_negated": _key_words(result, "forte_without_negated"),
         "key_words_system": _key_words_of_system(result),
         "reference_labels": _reference_labels(result),
         "clinical": _clinical(result),
-        "decoding": Table(("", ""), list(_setting(result["decoding"]))),
+        "decoding": Table(("", ""), list(_setting(result["decoding"]))) if result["decoding"] else None,
         "run": Table(("", ""), list(_run(result))),
     }
 
@@ -117,12 +123,13 @@ def _language(result: Mapping[str, Any]) -> Table | None:
     if language is None:
         return None
     rows = [[text, *(number(language[row][fault]) for row in language)] for fault, text in _FAULTS.items()]
-    return Table(["faults of language, shares", ROWS["system"], "reference reports"], rows)
+    head = ["reference reports" if row == "references" else row_title(result, row) for row in language]
+    return Table(["faults of language, shares", *head], rows)
 
 
 def _named(result: Mapping[str, Any], row: str) -> str:
     n = result["n_beside"].get(row, result["n"])
-    return ROWS[row] if n == result["n"] else f"{ROWS[row]} (n = {n})"
+    return row_title(result, row) if n == result["n"] else f"{row_title(result, row)} (n = {n})"
 
 
 def _differences(result: Mapping[str, Any]) -> Table | None:
@@ -132,7 +139,21 @@ def _differences(result: Mapping[str, Any]) -> Table | None:
         [f"− {_named(result, row)}", *(_difference(entry[metric]) for metric in TESTED)]
         for row, entry in result["system_minus"].items()
     ]
-    return Table(["this bundle", *map(title, TESTED)], rows)
+    return Table([row_title(result, "system"), *map(title, TESTED)], rows)
+
+
+def _paired(result: Mapping[str, Any]) -> Table | None:
+    """The system against other ones, with both tests of each metric; None where it was compared with none."""
+    rows = [
+        [name, title(metric), number(scores_of(result, "system")[metric]), number(result[other["row"]][metric]),
+         number(entry["difference"], sign=True), interval(entry["confidence_95"], sign=True), number(entry["p"]),
+         number(entry["p_permutation"])]
+        for name, other in result.get("against", {}).items()
+        for metric, entry in result["system_minus"].get(other["row"], {}).items()
+    ]  # fmt: skip
+    head = ["against", "metric", row_title(result, "system"), "the other", "difference", "95 % interval", "p bootstrap",
+            "p permutation"]  # fmt: skip
+    return Table(head, rows, left=2) if rows else None
 
 
 def _difference(entry: Mapping[str, Any]) -> str:
@@ -147,7 +168,8 @@ def _unbroken(text: str) -> str:
 def _intervals(result: Mapping[str, Any], row: str, metrics: Sequence[str]) -> list[str]:
     """The name of a row that was made, and its metrics with their intervals."""
     scores = scores_of(result, row)
-    return [ROWS[row], *(_with_ends(scores.get(metric), ends_of(result, row, metric)) for metric in metrics)]
+    cells = (_with_ends(scores.get(metric), ends_of(result, row, metric)) for metric in metrics)
+    return [row_title(result, row), *cells]
 
 
 def _with_ends(value: float | None, ends: Sequence[float] | None) -> str:
@@ -156,13 +178,13 @@ def _with_ends(value: float | None, ends: Sequence[float] | None) -> str:
 
 def _counterfactual(result: Mapping[str, Any]) -> Table | None:
     rows = made(result, COUNTERFACTUAL)
-    if not rows:
+    if not rows and result["by_chance"] is None:
         return None
     metrics = ("BLEU_4", *MEASURES)
     shown = [[*_intervals(result, row, metrics), _against_random(result, row)] for row in ("system", *rows)]
     if (permuted := result["by_chance"]) is not None:
         means = (_with_ends(entry["mean"], entry["interval_95"]) for entry in permuted.values())
-        shown.append(["the bundle's drafts, permuted", NO_VALUE, *means, ""])
+        shown.append([f"{row_title(result, 'system')}, permuted", NO_VALUE, *means, ""])
     shown += [[*_intervals(result, row, metrics), ""] for row in made(result, ("random",))]
     return Table(["reports", *map(title, metrics), "against the random row"], shown)
 
@@ -224,10 +246,13 @@ def by_prevalence(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, flo
     return sorted(result["labels"]["system"].items(), key=lambda item: (-item[1]["prevalence"], item[0]))
 
 
-def _key_words(table: Mapping[str, Any]) -> Table:
+def _key_words(result: Mapping[str, Any], key: str) -> Table:
+    table = result[key]
     rows = {**{name: row for name, row in table.items() if name != "baselines"}, **table["baselines"]}
     categories = (*KEY_WORDS, AVERAGE)
-    shown = [[ROWS[name], *(number(row[c]["f1"]) for c in categories)] for name, row in rows.items() if row]
+    shown = [
+        [row_title(result, name), *(number(row[c]["f1"]) for c in categories)] for name, row in rows.items() if row
+    ]
     return Table(["reports", *categories], shown)
 
 
@@ -248,7 +273,7 @@ def _reference_labels(result: Mapping[str, Any]) -> Table | None:
     if table is None:
         return None
     columns = ("label_f1_micro", "label_f1_macro", "no_finding_f1")
-    rows = {"labeler on the references": table["labeler_on_references"], ROWS["system"]: table["system"]}
+    rows = {"labeler on the references": table["labeler_on_references"], row_title(result, "system"): table["system"]}
     rows |= {ROWS[name]: row for name, row in table["baselines"].items()}
     shown = [[name, *(number(row[column]) for column in columns)] for name, row in rows.items()]
     return Table([f"reports against {table['table']} (n = {table['n']})", *map(title, columns)], shown)
@@ -256,13 +281,18 @@ def _reference_labels(result: Mapping[str, Any]) -> Table | None:
 
 def _clinical(result: Mapping[str, Any]) -> Table | None:
     rows = [
-        [scorer, ROWS[name], measure, number(value)]
+        [scorer, row_title(result, name), measure, number(value)]
         for scorer, table in (result.get("clinical") or {}).items()
         if table is not None
         for name, row in {"system": table["system"], **table["baselines"]}.items()
         for measure, value in row.items()
     ]
     return Table(["scorer", "reports", "measure", "value"], rows) if rows else None
+
+
+def data_of(result: Mapping[str, Any]) -> str:
+    """``test split of annotation.json``, or the name of a file without splits."""
+    return f"{result['split']} split of {result['dataset']}" if result["split"] else str(result["dataset"])
 
 
 def _setting(values: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -273,42 +303,17 @@ def _setting(values: Mapping[str, Any]) -> Iterator[list[str]]:
 
 def _run(result: Mapping[str, Any]) -> Iterator[list[str]]:
     counts = result["counts"]
-    yield ["bundle", f"{result['bundle']['name']}, digest {result['bundle']['digest']}"]
-    yield ["data", f"{result['dataset']}, {result['split']} split; views: {result['views']}"]
+    if result["bundle"]:
+        yield ["bundle", f"{result['bundle']['name']}, digest {result['bundle']['digest']}"]
+        yield ["data", f"{result['dataset']}, {result['split']} split; views: {result['views']}"]
+        yield ["images", f"{counts['images']} used, {counts['images_skipped']} not readable"]
+    else:
+        yield ["texts", result["predictions"]]
+        yield ["data", data_of(result)]
     yield ["studies", f"{counts['scored']} scored of {counts['in_split']}, {counts['skipped']} skipped"]
-    yield ["images", f"{counts['images']} used, {counts['images_skipped']} not readable"]
     yield ["protocol", result["protocol"]]
     yield ["vocabulary", f"{result['vocabulary']['words']} words, {result['vocabulary']['from']}"]
     yield ["constant chosen on", result["constant_chosen_on"] or NO_VALUE]
     yield ["seed, draws", f"{result['seed']}, {result['confidence_95'].get('draws', 'none')}"]
-    yield ["computed", f"on {result['device']} in {result['precision']}"]
-
-
-# --- for the terminal -------------------------------------------------------------------------------------------------
-
-_SHORT = {
-    "label_f1_micro": "F1 micro", "label_f1_macro": "F1 macro", "no_finding_f1": "F1 none", "mean_length": "length",
-}  # fmt: skip
-
-
-def format_table(result: Mapping[str, Any]) -> str:
-    """What ``training.evaluate`` prints: the comparable rows, intervals, permutations, key words."""
-    tables = all_tables(result)
-    comparable = tables["comparable"]
-    assert comparable is not None
-    head = ["reports", *(_SHORT.get(metric, title(metric)) for metric in METRICS)]
-    parts = [f"{result['split']}, n = {result['n']}\n{replace(comparable, head=head).text()}"]
-    parts += [f"{ROWS[name]}: {reason}" for name, reason in result["baseline_reasons"].items()]
-    if result["copied"] is not None:
-        parts.append(f"drafts that equal a training report: {result['copied']:.3f}")
-    parts += [
-        table.text() for name in ("language", "differences", "counterfactual") if (table := tables[name]) is not None
-    ]
-    for name, note in (("key_words", "key words, F1"), ("key_words_without_negated", "without negated sentences")):
-        table = tables[name]
-        assert table is not None
-        parts.append(f"{note}\n{table.text()}")
-    if (areas := tables["finding_auroc"]) is not None:
-        parts.append(f"finding classifier\n{areas.text()}")
-    parts += [f"not run: {name}: {reason}" for name, reason in result["not_run"].items()]
-    return "\n\n".join(parts)
+    if result["bundle"]:
+        yield ["computed", f"on {result['device']} in {result['precision']}"]

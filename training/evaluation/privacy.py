@@ -19,11 +19,11 @@ def refuse_bundles(path: Path) -> None:
             )
 
 
-def check_page_folder(folder: Path) -> None:
+def check_page_folder(folder: Path, option: str = "--report") -> None:
     """Raise ValueError for a folder among bundles or with other files than an earlier page: git ignores all of it."""
     refuse_bundles(folder / "report.html")
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--report {folder} is a file; name a new folder")
+        raise ValueError(f"{option} {folder} is a file; name a new folder")
     marker = folder / ".gitignore"
     if folder.exists() and any(folder.iterdir()) and not (marker.is_file() and marker.read_text() == GITIGNORE):
-        raise ValueError(f"--report {folder} holds other files; name a new folder, for example evaluation/report")
+        raise ValueError(f"{option} {folder} holds other files; name a new folder, for example evaluation/report")

@@ -26,11 +26,14 @@ PER_GROUP = 4
 
 @dataclass(frozen=True)
 class EvaluatedSplit:
-    """The studies of a split with their drafts; ``train_texts`` are training reports by study id."""
+    """The studies of a split with their drafts; ``train_texts`` are training reports by study id.
+
+    ``cache`` has the images; None for texts that were scored without images.
+    """
 
     studies: Sequence[Study]
     drafts: Sequence[Draft]
-    cache: PixelCache
+    cache: PixelCache | None
     references: ReferenceSet
     train_texts: Mapping[str, str]
 
@@ -79,7 +82,7 @@ def _shown(drafted: EvaluatedSplit, row: int) -> dict[str, Any]:
     truth, guess = present_findings(study.report), present_findings(draft.findings)
     return {
         "study_id": study.study_id,
-        "pictures": list(_pictures(study, drafted.cache)),
+        "pictures": list(_pictures(study, drafted.cache)) if drafted.cache else [],
         "report": study.report,
         "draft": draft.findings,
         "both": [name for name in FINDINGS if name in truth & guess],

@@ -12,16 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from training.evaluation.metric_tables import (
-    COUNTERFACTUAL,
-    ROWS,
-    SINGLE_VIEW,
-    TESTED,
-    by_prevalence,
-    ends_of,
-    made,
-    scores_of,
-)
+from training.evaluation.metric_tables import TESTED, by_prevalence, ends_of, made, row_title, scores_of
 from training.evaluation.page.gallery import EvaluatedSplit
 from training.evaluation.tables import number, title
 from training.scoring.keyword_f1 import KEY_WORDS
@@ -68,7 +59,7 @@ def all_plots(result: Mapping[str, Any], drafted: EvaluatedSplit) -> dict[str, P
 
 
 def _intervals(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
-    rows = made(result, ("system", *COUNTERFACTUAL, *SINGLE_VIEW, *result["baselines"]))
+    rows = made(result, ("system", *result["n_beside"], *result["baselines"]))
     drawn = Figure(figsize=(_WIDTH, 0.9 + 0.3 * len(rows)), layout="constrained")
     axes = drawn.subplots(1, len(TESTED), sharey=True)
     for axis, metric in zip(axes, TESTED, strict=True):
@@ -85,7 +76,7 @@ def _intervals(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
         axis.set_xlim(left=min(0.0, axis.get_xlim()[0]) if axis.get_xlim()[0] < 0.1 else None)
         axis.locator_params(axis="x", nbins=4)
         axis.grid(axis="x")
-    axes[0].set_yticks(range(len(rows)), [ROWS[row] for row in rows])
+    axes[0].set_yticks(range(len(rows)), [row_title(result, row) for row in rows])
     axes[0].invert_yaxis()
     return drawn
 
@@ -132,7 +123,7 @@ def _spread(result: Mapping[str, Any], drafted: EvaluatedSplit) -> Figure:
     right.barh(range(len(rows)), shares, color=[COLOURS["one" if row == "system" else "four"] for row in rows])
     for line, share in enumerate(shares):
         right.text(share + 0.02, line, number(share), va="center", fontsize=9)
-    right.set_yticks(range(len(rows)), [ROWS[row] for row in rows])
+    right.set_yticks(range(len(rows)), [row_title(result, row) for row in rows])
     right.invert_yaxis()
     right.set(xlim=(0, 1.15), xticks=[0, 0.5, 1], title="share of different reports")
     return drawn
@@ -149,7 +140,7 @@ def _key_words(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
         row = table.get(name) or table["baselines"][name]
         values = [row[category]["f1"] for category in KEY_WORDS]
         offset = (shift - (len(shown) - 1) / 2) * 0.2
-        bars = axis.bar(positions + offset, values, width=0.18, color=COLOURS[colour], label=ROWS[name])
+        bars = axis.bar(positions + offset, values, width=0.18, color=COLOURS[colour], label=row_title(result, name))
         axis.bar_label(bars, [number(value, 2) for value in values], fontsize=8, color=COLOURS["soft"])
     axis.set_xticks(positions, list(KEY_WORDS))
     axis.set(ylabel="F1", ylim=(0, max(0.1, 1.08 * axis.get_ylim()[1])))

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from model.files import write_atomic
-from training.evaluation.metric_tables import all_tables, tiles
+from training.evaluation.metric_tables import COUNTERFACTUAL, all_tables, data_of, made, tiles
 from training.evaluation.page.gallery import EvaluatedSplit, gallery
 from training.evaluation.page.plots import all_plots
 from training.evaluation.privacy import GITIGNORE, check_page_folder
@@ -43,12 +43,22 @@ def write_page(folder: Path, result: Mapping[str, Any], drafted: EvaluatedSplit)
         "tables": all_tables(result),
         "plots": plots,
         "gallery": groups,
-        "image_size": drafted.cache.size,
+        "heading": heading(result),
+        "subject": "This bundle" if result["bundle"] else "This system",
+        "exchanged": made(result, COUNTERFACTUAL),
+        "image_size": drafted.cache.size if drafted.cache else None,
         "css": Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
     }
     for name, template, markdown in (("report.md", "page.md", True), ("report.html", "page.html", False)):
         page = _environment(markdown=markdown).get_template(template).render(content)
         write_atomic(folder / name, page.encode())
+
+
+def heading(result: Mapping[str, Any]) -> str:
+    """The title of the page."""
+    if result["bundle"]:
+        return f"{result['bundle']['name']} on the {data_of(result)}"
+    return " against ".join([result["system_name"], *result["against"]]) + f" on {data_of(result)}"
 
 
 def _environment(*, markdown: bool) -> Environment:

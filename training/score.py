@@ -1,0 +1,228 @@
+"""Score the texts of any system against reports, without a bundle, images or a GPU. Protocol: docs/evaluation.md.
+
+    python -m training.score --predictions theirs.csv --references annotation.json --split test --out scores/theirs
+    python -m training.score --predictions a.jsonl --references reports.csv --training-reports train.csv \\
+        --against b.jsonl --out scores/a-b
+
+A file of texts is JSON lines, a JSON list or CSV with the columns id and text, a JSON object of texts by id, or an
+annotation in the R2Gen layout. The metrics are those of ``training.evaluate``, by the same code. ``--out`` gets
+``metrics.json``, which holds no text, and the page ``report.html``, which does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from model.files import write_atomic
+from model.text.tokenizer import clean_report_r2gen
+from model.types import Draft, ReferenceCase
+from training.cli import not_negative, run_command, write_json
+from training.data.r2gen import study_uid
+from training.data.studies import Study
+from training.data.tables import read_present
+from training.evaluation.against import add_system
+from training.evaluation.page import EvaluatedSplit, write_page
+from training.evaluation.plan import ScoringPlan
+from training.evaluation.privacy import GITIGNORE, check_page_folder
+from training.evaluation.score_drafts import score_drafts
+from training.evaluation.scoring import KnownTexts, ReferenceSet, texts_of
+from training.evaluation.terminal import format_table
+from training.evaluation.text_files import (
+    PREDICTION_COLUMNS,
+    REFERENCE_COLUMNS,
+    RETRIEVED,
+    TextFile,
+    aligned,
+    is_annotation,
+    read_split_texts,
+    read_texts,
+)
+from training.scoring.bootstrap import DRAWS
+from training.scoring.metrics import meteor_available
+from training.scoring.protocol import full_reference
+
+log = logging.getLogger("training")
+
+
+@dataclass(frozen=True)
+class Reports:
+    """The reports of the studies by id, and the split that they are; None for a file without splits."""
+
+    path: Path
+    texts: Mapping[str, str]
+    split: str | None
+
+
+def score(
+    predictions: TextFile, reports: Reports, train: Path | None, plan: ScoringPlan, out: Path | None = None, *,
+    against: Sequence[TextFile] = (), common: bool = False, notes: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Score a file of texts, compare it with others, and write ``metrics.json`` and the page into ``out``.
+
+    Returns:
+        The content of ``metrics.json``: as that of ``training.evaluate``, ``bundle`` and ``decoding`` are None.
+
+    Raises:
+        ValueError: the ids of two files differ, a file is malformed, or ``out`` is refused.
+    """
+    if out is not None:
+        check_page_folder(out, option="--out")
+    labels = read_present(plan.reference_labels) if plan.reference_labels else {}
+    skipped = {study: "its report has no words" for study, text in reports.texts.items() if not full_reference(text)}
+    ids = list(reports.texts)
+    for file in (predictions, *against):
+        shared = set(aligned(file, reports.texts, reports.path, common=common))
+        ids = [study for study in ids if study in shared]
+    left_out = len(reports.texts) - len(ids)
+    studies = [Study(study, study_uid(study), None, reports.texts[study], ()) for study in ids if study not in skipped]
+    if not studies:
+        raise ValueError(f"no study is left to score: the files share no id of {reports.path} with a report")
+    texts = _known_texts(train, [study.report for study in studies])
+    references = ReferenceSet([study.report for study in studies], texts.vocabulary, plan.meteor)
+    drafts = _drafts(predictions, studies)
+    scored = score_drafts(studies, drafts, references, texts, plan, labels)
+    if not predictions.retrieved and scored.entries["baseline_reasons"].get("nearest"):
+        scored.entries["baseline_reasons"]["nearest"] = (
+            f"{predictions.path.name} has no lists of case ids ({RETRIEVED})"
+        )
+    names = _names([predictions, *against])
+    result = {
+        **scored.entries,
+        "system_name": names[0],
+        "row_names": {"system": names[0]},
+        "predictions": predictions.path.name,
+        "dataset": reports.path.name,
+        "split": reports.split,
+        "bundle": None,
+        "decoding": None,
+        "limit": None,
+        "counts": {"in_split": len(reports.texts), "scored": len(studies), "skipped": len(skipped)},
+        "skipped_studies": skipped,
+        "not_run": scored.not_run,
+        "notes": [*notes, *[f"--common: {left_out} studies that some file lacks are not scored"] * bool(left_out)],
+        "n_beside": {},
+        "against": {},
+    }
+    for name, other in zip(names[1:], against, strict=True):
+        findings = [draft.findings for draft in _drafts(other, studies)]
+        add_system(result, name, findings, [draft.findings for draft in drafts], references, texts, plan)
+    if out is not None:
+        write_atomic(out / ".gitignore", GITIGNORE.encode())
+        write_json(out / "metrics.json", result)
+        write_page(out, result, EvaluatedSplit(studies, drafts, None, references, texts.train))
+    return result
+
+
+def read_reports(path: Path, split: str | None) -> Reports:
+    """Reports of a file of texts, or of one split of an annotation.
+
+    Raises:
+        ValueError: ``split`` is missing, or given for a file without splits.
+    """
+    if not is_annotation(path):
+        if split is not None:
+            raise ValueError(f"--split {split} needs an R2Gen annotation, and {path} is none; leave --split out")
+        return Reports(path, read_texts(path, REFERENCE_COLUMNS).texts, None)
+    splits = read_split_texts(path)
+    scored = [name for name in splits if name != "train"]
+    chosen = split or (scored[0] if len(scored) == 1 else None)
+    if chosen not in splits:
+        raise ValueError(f"{path} holds {', '.join(splits) or 'no study'}; name one: --split val or --split test")
+    return Reports(path, splits[chosen], chosen)
+
+
+def _known_texts(path: Path | None, references: Sequence[str]) -> KnownTexts:
+    """What the vocabulary, the trivial rows and the language rows come from; without it every word is kept."""
+    if path is None:
+        words = frozenset(word for report in references for word in clean_report_r2gen(report).split())
+        nothing = texts_of({}, [], origin="every word of the references; no --training-reports", chosen_on="")
+        return replace(nothing, vocabulary=words)
+    train: Mapping[str, str]
+    choose: list[str] = []
+    if is_annotation(path):
+        splits = read_split_texts(path)
+        train, choose = splits.get("train", {}), list(splits.get("val", {}).values())
+    else:
+        train = read_texts(path, REFERENCE_COLUMNS).texts
+    if not train:
+        raise ValueError(f"{path} has no training report; give a file with some, or leave --training-reports out")
+    chosen_on = f"val split of {path.name}, {len(choose)} reports"
+    return texts_of(train, choose, origin=f"{path.name}, {len(train)} training reports", chosen_on=chosen_on)
+
+
+def _drafts(file: TextFile, studies: Sequence[Study]) -> list[Draft]:
+    """The texts as drafts, with their reference cases by id."""
+    return [
+        Draft(
+            file.texts[study.study_id], (), {},
+            tuple(ReferenceCase(rank, case, float("nan"), None, {}, None)
+                  for rank, case in enumerate(file.retrieved.get(study.study_id, ()), 1)),
+            (), {},
+        )
+        for study in studies
+    ]  # fmt: skip
+
+
+def _names(files: Sequence[TextFile]) -> list[str]:
+    """A name for each system: of its file, with the folder where two files have one name."""
+    names = [file.path.stem.removesuffix(".predictions") for file in files]
+    if len(set(names)) < len(names):
+        names = [f"{file.path.resolve().parent.name}/{name}" for file, name in zip(files, names, strict=True)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two systems would both be called {names[0]}; rename a file")
+    return names
+
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    meteor = arguments.meteor and meteor_available()
+    reason = "no Java runtime (java) was found" if arguments.meteor else "--no-meteor"
+    plan = ScoringPlan(meteor=meteor, external_scorers=True, reference_labels=arguments.reference_labels,
+                       draws=arguments.draws, seed=arguments.seed)  # fmt: skip
+    result = score(
+        read_texts(arguments.predictions, PREDICTION_COLUMNS), read_reports(arguments.references, arguments.split),
+        arguments.training_reports, plan, arguments.out,
+        against=[read_texts(path, PREDICTION_COLUMNS) for path in arguments.against], common=arguments.common,
+        notes=() if meteor else (f"METEOR is left out: {reason}",),
+    )  # fmt: skip
+    for note in result["notes"]:
+        log.warning("%s", note)
+    if arguments.out is not None:
+        log.info("wrote %s and report.html (it holds report texts: do not share it)", arguments.out / "metrics.json")
+    print(format_table(result))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m training.score``; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.score", description="Score the texts of any system.", allow_abbrev=False
+    )
+    parser.add_argument("--predictions", type=Path, required=True,
+                        help=f"JSON lines, JSON or CSV: id and one of {', '.join(PREDICTION_COLUMNS)}")  # fmt: skip
+    parser.add_argument("--references", type=Path, required=True,
+                        help=f"the same, one of {', '.join(REFERENCE_COLUMNS)}; or an R2Gen annotation")  # fmt: skip
+    parser.add_argument("--split", choices=("val", "test"), help="of an annotation; needed where it has both")
+    parser.add_argument("--training-reports", type=Path,
+                        help="reports or an annotation: vocabulary, trivial rows and language rows")  # fmt: skip
+    parser.add_argument("--against", type=Path, action="append", default=[], metavar="OTHER",
+                        help="texts of another system, for paired differences; repeatable")  # fmt: skip
+    parser.add_argument("--common", action="store_true", help="score only the studies that all files have")
+    parser.add_argument("--out", type=Path, help="folder for metrics.json, report.html and report.md")
+    parser.add_argument("--reference-labels", type=Path, help="CSV study_id,finding,… : a second label F1")
+    parser.add_argument("--no-meteor", dest="meteor", action="store_false", help="leave METEOR out; it needs Java")
+    parser.add_argument("--draws", type=not_negative, default=DRAWS, help="of bootstrap and permutations; 0: none")
+    parser.add_argument("--seed", type=int, default=1, help="of the draws")
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: _run(arguments), interrupted="interrupted")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
