@@ -7,15 +7,23 @@ counts: present, then uncertain, then absent.
 
 The classes and the rule for No Finding are from CheXpert (Irvin et al., AAAI 2019); the phrases and
 cues are this project's (`model.text.labeler_rules`). docs/labeler.md has the evaluation.
+
+    python -m model.text.labeler reports.csv --column report --out labels.csv
 """
 
 from __future__ import annotations
 
+import argparse
+import csv
+import io
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple, cast
+from pathlib import Path
+from typing import Final, NamedTuple, TextIO, cast
 
+from model.files import write_atomic
 from model.text import labeler_rules as rules
 from model.types import Label
 
@@ -44,6 +52,9 @@ _REACH_BEFORE: Final = 45  # from a predicate to the subject after it: "normal s
 
 _APOSTROPHES = re.compile("['’\"]")
 _PUNCTUATION = re.compile(r"[,()\[\]{}*:]")
+_COMMA = re.compile(r",(?=([^,.;?!]{0,200}))")
+_HEDGED = " ¦ "  # a comma whose hedge does not reach back
+_LIST = re.compile(r"\b(?:and|or|nor)\b")
 _SENTENCE_END = re.compile(r"(?<=[^\d\s])\.(?=[^\W\d])|\.(?=\s|$)|[;?!]")
 _SPACES = re.compile(r"\s+")
 _LONG = re.compile(r".{1,1000}(?: |$)|.{1000}")  # maximum length of a sentence; bounds the time for a malicious text
@@ -61,6 +72,7 @@ _ALTERNATIVES = re.compile(rules.ALTERNATIVES)
 _NEGATION_STOP = re.compile(rules.NEGATION_STOP)
 _DOUBT_STOP = re.compile(rules.DOUBT_STOP)
 _LEFT_STOP = re.compile(rules.LEFT_STOP)
+_HEDGE_LEFT_STOP = re.compile(f"{rules.LEFT_STOP}|{_HEDGED.strip()}")
 _STATEMENT_STOP = re.compile(rules.STATEMENT_STOP)
 
 _MENTIONS: Final = tuple((name, re.compile("|".join(phrases))) for name, phrases in rules.PHRASES.items())
@@ -84,7 +96,7 @@ def label_report(text: str, *, use_cache: bool = True) -> dict[str, Label | None
     """
     read = _label_sentence if use_cache else _label_sentence.__wrapped__
     labels: dict[str, Label | None] = dict.fromkeys(FINDINGS)
-    text = _PUNCTUATION.sub(" ", _APOSTROPHES.sub("", text.lower()))
+    text = _PUNCTUATION.sub(" ", _COMMA.sub(_keep_hedge, _APOSTROPHES.sub("", text.lower())))
     for sentence in _SENTENCE_END.split(text):
         for piece in _LONG.findall(_SPACES.sub(" ", sentence).strip()):
             for finding, label in read(piece):
@@ -94,6 +106,21 @@ def label_report(text: str, *, use_cache: bool = True) -> dict[str, Label | None
     if _WORD.search(text) and "present" not in disease and "uncertain" not in disease:
         labels[NO_FINDING] = "present"
     return labels
+
+
+def _keep_hedge(comma: re.Match[str]) -> str:
+    """Replace a comma by ``_HEDGED`` if what follows hedges a finding of its own: "atelectasis, cannot exclude edema".
+
+    A list keeps its hedge: "edema, atelectasis or effusion cannot be excluded".
+    """
+    following = _BREAK.split(_SPACES.sub(" ", _PUNCTUATION.sub(" ", comma[1])))[0]
+    hedge = _DOUBT_AFTER.search(following)
+    if hedge is None or _LIST.search(following, 0, hedge.start()):
+        return ","
+    is_active = _DOUBT_BEFORE.match(following, hedge.start())  # "cannot exclude X", not "cannot be excluded"
+    hedged = following if is_active else following[: hedge.start()]
+    patterns = (pattern for _, pattern in (*_MENTIONS, *_HINTS))
+    return _HEDGED if any(pattern.search(hedged) for pattern in patterns) else ","
 
 
 @lru_cache(maxsize=1 << 15)
@@ -158,8 +185,8 @@ def _mentions(clause: str) -> Iterator[tuple[str, Label]]:
     )
     if not hits:
         return
-    negated = _Scope(clause, _NEGATED_BEFORE, _NEGATION_STOP, _NEGATED_AFTER)
-    doubted = _Scope(clause, _DOUBT_BEFORE, _DOUBT_STOP, _DOUBT_AFTER)
+    negated = _Scope(clause, _NEGATED_BEFORE, _NEGATION_STOP, _NEGATED_AFTER, _LEFT_STOP)
+    doubted = _Scope(clause, _DOUBT_BEFORE, _DOUBT_STOP, _DOUBT_AFTER, _HEDGE_LEFT_STOP)
     asserted = [hit for hit in hits if not negated.reaches(hit)]
     alternatives = _alternatives(clause, asserted)
     for hit in hits:
@@ -174,9 +201,12 @@ def _mentions(clause: str) -> Iterator[tuple[str, Label]]:
 class _Scope:
     """The cues of one kind in one clause, and their scope."""
 
-    def __init__(self, clause: str, before: re.Pattern[str], stop: re.Pattern[str], after: re.Pattern[str]) -> None:
+    def __init__(
+        self, clause: str, before: re.Pattern[str], stop: re.Pattern[str], after: re.Pattern[str],
+        left_stop: re.Pattern[str],
+    ) -> None:  # fmt: skip
         self._clause = clause
-        self._stop = stop
+        self._stop, self._left_stop = stop, left_stop
         self._before = [cue.span() for cue in before.finditer(clause)]
         self._after = [cue.start() for cue in after.finditer(clause)]
 
@@ -186,7 +216,9 @@ class _Scope:
                 return True
             if hit.start <= start and end <= hit.end:  # inside the phrase: "mediastinum is not widened"
                 return True
-        return any(start >= hit.end and not _LEFT_STOP.search(self._clause, hit.end, start) for start in self._after)
+        return any(
+            start >= hit.end and not self._left_stop.search(self._clause, hit.end, start) for start in self._after
+        )
 
 
 def _alternatives(clause: str, hits: list[_Hit]) -> set[_Hit]:
@@ -208,3 +240,70 @@ def _alternatives(clause: str, hits: list[_Hit]) -> set[_Hit]:
 def _with_overlaps(hits: list[_Hit], nearest: list[_Hit]) -> set[_Hit]:
     """The nearest mentions and those that overlap with them: "mediastinal mass" names two findings."""
     return {hit for near in nearest for hit in hits if hit.start < near.end and hit.end > near.start}
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def label_csv(rows: Iterable[str], column: str, out: TextIO) -> None:
+    """Copy a CSV and append a column for each of `FINDINGS`: present, absent, uncertain, or empty.
+
+    Args:
+        rows: lines of a CSV with a header.
+        column: of the reports.
+        out: opened with newline="".
+
+    Raises:
+        ValueError: the header lacks the column or has that of a finding, a row has another number of cells than the
+            header, or the text is no CSV.
+    """
+    reader, writer = csv.reader(rows, strict=True), csv.writer(out, lineterminator="\n")
+    try:
+        header = next(reader, [])
+        if column not in header:
+            found = ", ".join(header) or "it is empty"
+            raise ValueError(f"the header has no column {column!r} ({found}); choose one with --column")
+        if taken := sorted(set(FINDINGS) & set(header)):
+            raise ValueError(f"the header has a column {taken[0]!r} already; rename it or remove it")
+        writer.writerow([*header, *FINDINGS])
+        position = header.index(column)
+        for cells in filter(None, reader):  # without empty lines
+            if len(cells) != len(header):
+                raise ValueError(f"line {reader.line_num} has {len(cells)} cells, the header {len(header)}; "
+                                 "put texts with commas in double quotes")  # fmt: skip
+            labels = label_report(cells[position])
+            writer.writerow([*cells, *(labels[name] or "" for name in FINDINGS)])
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}; save the file as CSV with double quotes") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m model.text.labeler``; returns the exit code, 2 for unusable input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m model.text.labeler", allow_abbrev=False,
+        description="Label the reports of a CSV: adds a column for each finding (present, absent, uncertain or empty).",
+    )  # fmt: skip
+    parser.add_argument("csv", nargs="?", default="-", help="CSV in UTF-8 with a header; -, the default: stdin")
+    parser.add_argument("--column", default="report", help="column of the reports (default: report)")
+    parser.add_argument("--out", default="-", help="the CSV to write; -, the default: stdout")
+    options = parser.parse_args(arguments)
+    try:
+        data = sys.stdin.buffer.read() if options.csv == "-" else Path(options.csv).read_bytes()
+        out = io.StringIO()
+        label_csv(io.StringIO(data.decode("utf-8-sig"), newline=""), options.column, out)
+        if options.out == "-":
+            sys.stdout.write(out.getvalue())
+        else:
+            write_atomic(Path(options.out), out.getvalue().encode())
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        remedy = "; save the file in UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        print(f"{'stdin' if options.csv == '-' else options.csv}: {error}{remedy}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
