@@ -155,6 +155,7 @@ def write_bundle(
     calibration: Calibration | None = None,
     metrics: Mapping[str, Any] | None = None,
     weights_dtype: Literal["fp16", "fp32"] = "fp16",
+    documents: Mapping[str, str] | None = None,
     replace: bool = False,
 ) -> None:
     """Write a bundle to a temporary directory and rename it to ``path``, manifest last.
@@ -172,6 +173,7 @@ def write_bundle(
         calibration: goes to ``calibration.json``; it must have been fitted to these weights.
         metrics: goes to ``metrics.json``, numbers rounded to ``DIGITS`` significant digits.
         weights_dtype: of the matrices.
+        documents: texts for readers, by file name; loading ignores them.
         replace: replace an existing bundle.
 
     Raises:
@@ -193,6 +195,8 @@ def write_bundle(
         (partial / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (partial / TOKENIZER).write_text(tokenizer.to_json() + "\n", encoding="utf-8")
         (partial / METRICS).write_text(json.dumps(_rounded(metrics or {}), indent=1) + "\n", encoding="utf-8")
+        for name, text in (documents or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
         narrow = torch.float16 if weights_dtype == "fp16" else torch.float32
         state = {key: value.detach().cpu().to(narrow if value.is_floating_point() and value.dim() > 1 else value.dtype)
                  .contiguous().clone() for key, value in model.state_dict().items()}  # fmt: skip

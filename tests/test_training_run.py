@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -23,9 +22,12 @@ from retrieval_index.index import ReportIndex
 from tests.support.paths import REPOSITORY
 from tests.support.processes import fork, kill_when
 from tests.support.tiny import largest_file, open_drafter
+from training.config import RunConfig
+from training.config_changes import configure, preset_and_changes
 from training.data.openi import open_openi
 from training.data.studies import Source
 from training.phantoms import write_phantom_root
+from training.prepared_run import CONFIG_DOCUMENT
 from training.presets import preset
 from training.run import main
 from training.run_manifest import check_resume_compatible, run_manifest, write_run_manifest
@@ -191,6 +193,19 @@ def test_names_the_file_when_the_disk_is_full(
     assert not (tmp_path / "C").exists()
 
 
+def test_configuration_is_stored_in_the_bundle_and_its_changes_are_logged(
+    bundle_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = bundle_path / CONFIG_DOCUMENT
+    assert CONFIG_DOCUMENT in load_bundle(bundle_path).manifest.files
+    assert main(["--config", str(stored), "--print-config"]) == 0
+    assert capsys.readouterr().out == stored.read_text()
+    run = json.loads((bundle_path.with_name("B.work") / "run.json").read_text())
+    assert configure(*preset_and_changes(run["config"], "")).model_dump() == RunConfig(**run["config"]).model_dump()
+    changes = [line.partition("configuration: ")[2] for line in bundle_path.with_name("log").read_text().splitlines()]
+    assert set(changes) == {"", 'shape.backbone = "efficientnet_lite0" ("densenet121" in preset smoke)'}
+
+
 def test_index_holds_training_studies_only_and_metrics_hold_the_baselines(root: Path, bundle_path: Path) -> None:
     bundle = load_bundle(bundle_path)
     index = ReportIndex.load(bundle_path / "index", expected_sha256=bundle.index_sha256())
@@ -259,11 +274,6 @@ def test_rejects_used_work_directory_changed_run_and_bad_arguments(
     assert "--annotation FILE and --images DIR" in caplog.text
     assert main([*base, "--out", str(bundle_path) + "-y", "--backbone-weights", "gone.pth"]) == 2
     assert "no such file" in caplog.text
-    for name in ("pretrain.rate=1", "seed.x=1", "none"):
-        with contextlib.suppress(SystemExit):
-            assert main([*base, "--out", str(bundle_path) + "-z", "--set", name]) == 2
-    assert "--set pretrain.rate: preset smoke has no such value" in caplog.text
-    assert "--set seed.x: preset smoke has no such value" in caplog.text
     annotation = bundle_path.with_name("annotation.json")
     annotation.write_text(json.dumps({"train": [{"id": "a/b", "report": "Clear.", "image_path": ["x.png"]}]}))
     data = ["--dataset", "r2gen", "--annotation", str(annotation), "--images", str(root)]

@@ -21,6 +21,7 @@ from model.text.tokenizer import Tokenizer
 from retrieval_index.cases import read_cases, write_cases
 from retrieval_index.index import CASES_FILE, VECTORS_FILE, ReportIndex
 from training.config import RunConfig
+from training.config_changes import as_yaml
 from training.data.comparisons import without_comparisons
 from training.data.features import CachedFeatures, OnlineFeatures, PatchSource, cache_features
 from training.data.pixel_cache import PixelCache, build_pixel_cache
@@ -32,6 +33,7 @@ from training.trainer.context import RunContext
 
 log = logging.getLogger("training")
 
+CONFIG_DOCUMENT = "run_config.yaml"  # of a bundle: the configuration of its run, for --config
 LICENCE = (
     "Weights learned from the Indiana University chest X-ray collection (Open-i, CC BY-NC-ND 4.0, attribution: Indiana "
     "University). For research; not a medical device. No report text and no radiograph is part of this bundle{texts}."
@@ -164,9 +166,10 @@ class PreparedRun:
                 weights_licence(config.shape.backbone, config.backbone_weights),
             ))),
         )  # fmt: skip
+        public = config.model_copy(update={"backbone_weights": Path(config.backbone_weights).name})  # no folder names
         write_bundle(path, config=bundle_config, model=self.model, tokenizer=self.tokenizer, index_dir=index_dir,
                      metrics=metrics, mbr_table=self._mbr_table(), weights_dtype=config.weights_dtype,
-                     replace=True)  # fmt: skip
+                     documents={CONFIG_DOCUMENT: as_yaml(public)}, replace=True)  # fmt: skip
 
 
 def _changes(config: RunConfig) -> dict[str, Any]:

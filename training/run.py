@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,13 +26,14 @@ from model.manifest import BundleError
 from retrieval_index.cases import check_case_id
 from training.cli import add_common_arguments, open_source, some_of
 from training.config import RunConfig
+from training.config_changes import as_yaml, assignment, chosen_config, described_changes
 from training.data.external import for_pretraining, read_external
 from training.data.studies import Source
 from training.data.tables import read_present
 from training.data.targets import ExternalLabels
 from training.pipeline import run_pipeline
 from training.prepared_run import PreparedRun
-from training.presets import PRESETS, preset
+from training.presets import PRESETS
 from training.run_manifest import MANIFEST_FILE, check_resume_compatible, run_manifest, write_run_manifest
 from training.stage_results import STAGES
 from training.stages.common import RunInputs
@@ -46,32 +45,15 @@ log = logging.getLogger("training")
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
-    """The preset with the changes of the options."""
-    changes = dict(arguments.set)
-    for name, value in (("shape.backbone", arguments.backbone), ("backbone_weights", arguments.backbone_weights)):
-        if value:
-            changes[name] = value
-    values = preset(arguments.preset).model_dump()
-    for name, value in {**changes, "seed": arguments.seed}.items():
-        *parts, last = name.split(".")
-        section: Any = values
-        for part in parts:
-            section = section.get(part) if isinstance(section, dict) else None
-        if not isinstance(section, dict) or last not in section:
-            raise ValueError(f"--set {name}: preset {arguments.preset} has no such value; run.json of a run lists them")
-        section[last] = value
-    return RunConfig.model_validate(values)
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    """Type of ``--set``: a name and its value; what is no JSON is a string."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=JSON")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+    """The preset with the changes of the file and of the options."""
+    single = [
+        ("shape.backbone", arguments.backbone, "--backbone"),
+        ("backbone_weights", arguments.backbone_weights, "--backbone-weights"),
+        ("seed", arguments.seed, "--seed"),
+    ]
+    several = [(name, value, "--set") for name, value in arguments.set]
+    options = [option for option in single if option[1] is not None] + several
+    return chosen_config(arguments.preset, arguments.config, options)
 
 
 def _open_inputs(arguments: argparse.Namespace, config: RunConfig, context: RunContext) -> RunInputs:
@@ -127,8 +109,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.run``; returns the exit code."""
     parser = CommandParser(prog="python -m training.run", description="Train a bundle, resumably.")
     add_common_arguments(parser, download=True)
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="retrieval")
-    parser.add_argument("--out", type=Path, required=True, help="the bundle to write")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="default: that of --config, else retrieval")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="changes of the preset: YAML, JSON or TOML")
+    parser.add_argument("--set", type=assignment, action="extend", nargs="+", default=[], metavar="NAME=VALUE",
+                        help="more changes: ce.epochs=3 shape.backbone=resnet18; values are JSON")  # fmt: skip
+    parser.add_argument("--print-config", action="store_true", help="print the configuration as YAML and exit")
+    parser.add_argument("--out", type=Path, help="the bundle to write")
     parser.add_argument("--work", type=Path, help="checkpoints, logs, caches (default OUT.work)")
     parser.add_argument("--resume", action="store_true", help="continue the run in the work directory")
     parser.add_argument("--replace", action="store_true", help="replace an existing bundle")
@@ -137,30 +123,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images-on-device", choices=("auto", "yes", "no"), default="auto",
                         help="keep decoded images and features on the device; auto: where they fit")  # fmt: skip
     parser.add_argument("--checkpoint-seconds", type=float, default=120.0, help="longest time between two checkpoints")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, help="default: that of the configuration, 1 in all presets")
     parser.add_argument("--backbone", help="densenet121, resnet101, efficientnet_lite0, …; overrides the preset")
     parser.add_argument("--backbone-weights", "--weights", metavar="WEIGHTS",
                         help="imagenet, none, or a file; overrides the preset")  # fmt: skip
-    parser.add_argument("--set", type=_assignment, action="append", default=[], metavar="NAME=JSON",
-                        help="changes a value of the preset, repeatable: pretrain.lr=0.0006")  # fmt: skip
     parser.add_argument("--soft-scores", type=Path, help="CSV image_id,finding,… for pretraining")
     parser.add_argument("--reference-labels", type=Path, help="CSV study_id,<finding>,…: labels in pretraining")
     parser.add_argument("--external-labels", type=Path, help="CSV of findings by image: pretraining targets")
     parser.add_argument("--external-images", type=Path, help="folder of those images")
     parser.add_argument("--without-texts", action="store_true", help="leave report texts out of the bundle's cases")
     arguments, rank = parser.parse_args(argv), process_rank()
+    if arguments.out is None and not arguments.print_config:
+        parser.error("the following arguments are required: --out")
     logging.basicConfig(
         level=logging.ERROR if rank else logging.INFO, datefmt="%H:%M:%S", stream=sys.stderr,
         format="%(asctime)s " + (f"process {rank}: " if rank else "") + "%(message)s",
     )  # fmt: skip
     try:
+        config = _config(arguments)
+        if arguments.print_config:
+            print(as_yaml(config), end="")
+            return 0
         processes, device = join(arguments.device)
         context = RunContext(
-            device, arguments.seed, arguments.precision,
+            device, config.seed, arguments.precision,
             arguments.work or arguments.out.with_name(arguments.out.name + ".work"), processes,
             arguments.images_on_device, arguments.checkpoint_seconds,
         )  # fmt: skip
-        config = _config(arguments)
+        for line in described_changes(config):
+            log.info("configuration: %s", line)
         inputs = _open_inputs(arguments, config, context)
         torch.set_float32_matmul_precision("high")
         run_pipeline(PreparedRun.prepare(config, inputs, context), arguments.stages)
