@@ -189,6 +189,8 @@ class Settings(BaseSettings):
         dicomweb_credentials_file: file with ``user:password`` or a bearer token for that service, on one line. Read at
             start.
         dicomweb_timeout_s: seconds that reading the images of a study may take, and storing a report.
+        dicomweb_prior: the page shows the newest earlier chest study of the patient, for which ``GET
+            /studies/UID/prior`` searches the PACS by PatientID. No draft uses it.
     """
 
     model_config = SettingsConfigDict(
@@ -235,6 +237,7 @@ class Settings(BaseSettings):
     ) = None
     dicomweb_credentials_file: Annotated[Path, AfterValidator(_checked_secret_file)] | None = None
     dicomweb_timeout_s: Annotated[float, Field(gt=0, le=600)] = 20.0
+    dicomweb_prior: bool = True
 
     @model_validator(mode="after")
     def _one_source_of_keys(self) -> Self:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.pacs.queue import StudyQueue
-from tests.support.browser import WAIT_MS, flaws, texts
+from tests.support.browser import WAIT_MS, choose, flaws, texts, transform
 from tests.support.dicomweb_server import dicomweb_server
 from tests.support.pacs import image
 from tests.support.service import KEY, live_server
@@ -79,6 +79,42 @@ def test_one_click_opens_the_study_with_its_images(browser: Browser, bundle: Pat
         page.goto(f"{live.url}/?study=1.9")
         page.wait_for_selector("#error:visible")
         assert "1.9" not in page.inner_text("#error")
+    page.close()
+
+
+def test_earlier_study_is_shown_next_to_the_images_until_they_are_replaced(browser: Browser, bundle: Path) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 720})
+    page.set_default_timeout(WAIT_MS)
+    with dicomweb_server() as pacs, live_server(bundle, warm_up=False, dicomweb_url=pacs.url) as live:
+        pacs.reset(
+            *(image("1.1", view, SeriesInstanceUID=f"1.1.{len(view)}{view == 'LL':d}") for view in ("PA", "LL")),
+            image("1.2", StudyDate="20240315"), image("1.2", "LL", StudyDate="20240315"),
+            image("1.3", patient="P2", StudyDate="20250101"),
+        )  # fmt: skip
+        page.goto(f"{live.url}/?study=1.1")
+        page.wait_for_selector(".of-frontal img:visible")
+        page.wait_for_selector(".of-lateral img:visible")
+        assert texts(page, "#prior-words") == [
+            "Earlier study of 2024-03-15; this one is of 2026-01-01. The draft does not use it."
+        ]
+        assert page.get_attribute(".of-lateral img", "alt") == "Lateral radiograph of the earlier study of 2024-03-15"
+        boxes = {name: page.locator(name).bounding_box() for name in ("[data-view=lateral] .zone", ".of-lateral .zone")}
+        now, before = boxes.values()
+        assert now
+        assert before
+        assert (now["x"], now["width"]) == (before["x"], before["width"]), "below the same view"
+        assert before["y"] + before["height"] < 720, "in sight"
+        page.dblclick(".of-frontal .zone")
+        assert [transform(page, number)[0] for number in range(4)] == [2.5] * 4, "zoomed together"
+        page.select_option("#language", "zh-Hans")
+        assert texts(page, "#prior-toggle") == ["隐藏"]
+        assert flaws(page) == []
+        page.click("#prior-toggle")
+        assert page.is_hidden(".of-frontal img")
+        page.set_viewport_size({"width": 320, "height": 640})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+        choose(page)
+        assert page.is_hidden("#prior"), "another patient's images"
     page.close()
 
 

@@ -22,7 +22,7 @@ pytest.importorskip("dicomweb_client", reason="needs pip install 'cxr-report[pac
 pytest.importorskip("highdicom", reason="needs pip install 'cxr-report[pacs]'")
 
 from service.formats.dicom_source import source_image
-from service.pacs import dicomweb
+from service.pacs import connection
 from service.settings import Settings, explain
 from service.web.problems import CODES
 from tests.support.dicomweb_server import DicomwebServer, answers, dicomweb_server, multipart, send
@@ -199,7 +199,7 @@ def test_failure_does_not_affect_the_next_request(pacs: DicomwebServer, client: 
 
 def test_more_radiographs_than_headers_that_are_read_are_refused(pacs: DicomwebServer, client: httpx.Client) -> None:
     cr = {"00080016": {"vr": "UI", "Value": ["1.2.840.10008.5.1.4.1.1.1"]}}
-    pacs.answers["list"] = wrong_list(*(listed(f"1.2.{n}", **cr) for n in range(1, dicomweb.MAX_HEADERS + 2)))
+    pacs.answers["list"] = wrong_list(*(listed(f"1.2.{n}", **cr) for n in range(1, connection.MAX_HEADERS + 2)))
     assert problem(ask(client)) == "study_too_large"
 
 

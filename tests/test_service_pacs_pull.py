@@ -232,6 +232,39 @@ def test_wrong_credentials_and_unknown_studies_are_problems(
     assert "a-wrong-token" not in refused.text
 
 
+def test_prior_is_the_newest_earlier_chest_study_of_the_same_patient(orthanc: Orthanc, client: httpx.Client) -> None:
+    patient, current, newest = "PID*7", Study(), Study()
+
+    def upload(study: Study, date: str, view: str = "PA", **tags: Any) -> None:
+        given = {"PatientID": patient.replace("*", "-"), "PatientBirthDate": "19700101", "IssuerOfPatientID": "A"}
+        orthanc.upload(study.image(1, view, **{**given, "StudyDate": date, "StudyTime": "120000", **tags}))
+
+    upload(current, "20260110")
+    assert client.get(f"/studies/{current.uid}/prior").json() == {
+        "status": "none", "study_date": "2026-01-10", "prior": None
+    }  # fmt: skip
+    upload(Study(), "20250101")
+    upload(newest, "20251224", "LL", Modality="CR", IssuerOfPatientID=None)
+    upload(Study(), "20260109", BodyPartExamined="HAND")
+    upload(Study(), "20260108", IssuerOfPatientID="B")
+    upload(Study(), "20260107", PatientBirthDate="19700102")
+    upload(Study(), "20260106", PatientID="PID-8")
+    upload(Study(), "20260110", StudyTime="120001")
+    upload(Study(), "20260111")
+    found = client.get(f"/studies/{current.uid}/prior")
+    prior = {"study_instance_uid": newest.uid, "study_date": "2025-12-24", "views": ["lateral"]}
+    assert found.json() == {"status": "found", "study_date": "2026-01-10", "prior": prior}
+    assert "PID" not in found.text
+    assert client.get(f"/studies/{newest.uid}/images").status_code == 200
+    for unusable in (patient, "PID 7", None):
+        study = Study()
+        upload(study, "20270101", PatientID=unusable)
+        assert client.get(f"/studies/{study.uid}/prior").json()["status"] == "not_identified", unusable
+    assert client.get("/studies/1.2.3/prior").json()["code"] == "no_such_study"
+    foreign = client.get(f"/studies/{current.uid}/prior", headers={"Sec-Fetch-Site": "cross-site"})
+    assert foreign.json()["code"] == "cross_origin"
+
+
 def canary_images(study: Study) -> list[bytes]:
     texts = ("PatientID", "InstitutionName", "StudyDescription", "PatientComments", "StationName", "ImageComments")
     tags = {"PatientName": f"{CANARY}^A", "AccessionNumber": CANARY, "ReferringPhysicianName": f"{CANARY}^B"}
@@ -259,6 +292,10 @@ def test_identity_is_in_no_log_line_metric_or_problem(bundle: Path, caplog: pyte
         pacs.reset(*images)
         good = study.ask(client, store="true")
         assert good.json()["study"]["stored"]["status"] == "stored"
+        pacs.reset(*images, Study().image(1, PatientID=CANARY, PatientBirthDate=None, StudyDate="20250101"))
+        prior = client.get(f"/studies/{study.uid}/prior")
+        assert prior.json()["status"] == "found"
+        texts.append(prior.text)
         for kind, answer in (
             ("list", answers(500, CANARY.encode(), **canary)),
             ("list", answers(302, b"", **canary)),

@@ -11,7 +11,8 @@ pytest.importorskip("dicomweb_client", reason="needs pip install 'cxr-report[pac
 pytest.importorskip("highdicom", reason="needs pip install 'cxr-report[pacs]'")
 
 from service.formats.dicom_source import source_image
-from service.pacs.dicomweb import Pacs, _only_part
+from service.pacs.connection import _only_part
+from service.pacs.dicomweb import Pacs
 from service.pacs.structured_report import write_report
 from service.settings import Settings
 from service.web.problems import Problem

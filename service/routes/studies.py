@@ -1,4 +1,4 @@
-"""Studies of the PACS: ``POST /studies/{StudyInstanceUID}/report`` and ``GET /studies/{StudyInstanceUID}/images``."""
+"""Studies of the PACS: ``POST /studies/{StudyInstanceUID}/report``, ``GET …/images`` and ``GET …/prior``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from service.formats.dicom_source import ExportContext, StoredReport
 from service.formats.negotiation import SR, Offer, parse_accept, sr_response
 from service.inference.runtime import Runtime
 from service.llm.refine import with_timing
-from service.pacs.dicomweb import FetchedStudy, Pacs
+from service.pacs.connection import FetchedStudy
+from service.pacs.dicomweb import Pacs
+from service.pacs.prior import PriorStudy
 from service.routes.drafting import Drafting
 from service.routes.openapi import (
     BODY_PROBLEMS,
@@ -33,6 +35,8 @@ from service.schemas.examples import STUDY_FORM_EXAMPLES
 from service.schemas.forms import StudyForm
 from service.schemas.models import (
     LeftOutOut,
+    PriorResponse,
+    PriorStudyOut,
     ReportResponse,
     StoredReportOut,
     StudyImageOut,
@@ -50,6 +54,15 @@ _PROBLEMS: Responses = {
         502, "The PACS fails.", *("pacs_forbidden", "pacs_unreachable", "pacs_broken", "pacs_not_stored")
     ),
     **problem_responses(504, "The PACS took too long.", "pacs_timeout"),
+}
+_READING: Responses = {
+    **_PROBLEMS,
+    **problem_responses(
+        422,
+        "The study cannot be drafted.",
+        *("malformed_value", "study_empty", "study_ambiguous", "study_too_large", "two_patients"),
+    ),
+    **problem_responses(503, "Not ready, or busy (with Retry-After).", "loading", "busy"),
 }
 router = APIRouter()
 
@@ -132,13 +145,7 @@ async def study_report(
             "description": "A zip archive of frontal.dcm and lateral.dcm, or of one of them.",
             "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
         },
-        **_PROBLEMS,
-        **problem_responses(
-            422,
-            "The study cannot be drafted.",
-            *("malformed_value", "study_empty", "study_ambiguous", "study_too_large", "two_patients"),
-        ),
-        **problem_responses(503, "Not ready, or busy (with Retry-After).", "loading", "busy"),
+        **_READING,
     },
 )
 async def study_images(request: Request, StudyInstanceUID: str) -> Response:
@@ -149,6 +156,44 @@ async def study_images(request: Request, StudyInstanceUID: str) -> Response:
     with runtime.admission.acquire_slot():
         study = await cancel_on_disconnect(request, pacs.fetch(StudyInstanceUID, {}))
         return Response(await run_in_threadpool(_archive, study.images), media_type="application/zip")
+
+
+@router.get(
+    "/studies/{StudyInstanceUID}/prior",
+    response_model=PriorResponse,
+    summary="The earlier chest study of the patient, for the reader",
+    dependencies=[Depends(require_api_key_if_configured)],
+    responses=_READING,
+)
+async def prior_study(request: Request, StudyInstanceUID: str) -> PriorResponse:
+    """The newest CR or DX study of the chest before this one, whose images `GET /studies/…/images` returns.
+
+    The PACS is searched by PatientID; issuer and birth date must not contradict. No draft uses it.
+    """
+    runtime: Runtime = request.app.state.runtime
+    pacs = _pacs_of(request, StudyInstanceUID)
+    if not runtime.settings.dicomweb_prior:
+        return PriorResponse(status="off")
+    runtime.check_accepting()
+    with runtime.admission.acquire_slot():
+        found = await cancel_on_disconnect(request, pacs.find_prior(StudyInstanceUID))
+    return PriorResponse(
+        status=found.status,
+        study_date=_iso_date(found.study_date) if found.study_date else None,
+        prior=None if found.prior is None else _prior_out(found.prior),
+    )
+
+
+def _prior_out(prior: PriorStudy) -> PriorStudyOut:
+    return PriorStudyOut(
+        study_instance_uid=prior.study_instance_uid,
+        study_date=_iso_date(prior.study_date),
+        views=[view.value for view in prior.views],
+    )
+
+
+def _iso_date(date: str) -> str:
+    return f"{date[:4]}-{date[4:6]}-{date[6:]}"
 
 
 def _archive(images: Mapping[str, bytes]) -> bytes:

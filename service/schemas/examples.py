@@ -95,6 +95,11 @@ STUDY_REPORT_EXAMPLE: dict[str, Any] = {
         },
     },
 }
+PRIOR_EXAMPLE: dict[str, Any] = {
+    "status": "found",
+    "study_date": "2026-03-01",
+    "prior": {"study_instance_uid": "1.2.840.4", "study_date": "2024-11-20", "views": ["frontal", "lateral"]},
+}
 CASE_EXAMPLE: dict[str, Any] = {
     "case_id": "teaching-0042",
     "findings": "There is a small left pleural effusion. No pneumothorax.",

@@ -10,7 +10,14 @@ from model.calibration.ood import WARNINGS as CHECK_WARNINGS
 from model.images.dicom.header import WARNINGS as DICOM_WARNINGS
 from model.text.labeler import FINDINGS
 from model.types import MAX_TOP_K, Label
-from service.schemas.examples import CASE_EXAMPLE, HEALTH_EXAMPLE, PROBLEM_EXAMPLE, REPORT_EXAMPLE, STUDY_REPORT_EXAMPLE
+from service.schemas.examples import (
+    CASE_EXAMPLE,
+    HEALTH_EXAMPLE,
+    PRIOR_EXAMPLE,
+    PROBLEM_EXAMPLE,
+    REPORT_EXAMPLE,
+    STUDY_REPORT_EXAMPLE,
+)
 
 MAX_SENTENCES = 1024  # a draft has at most 1,024 tokens
 MAX_WARNINGS = 100
@@ -302,6 +309,30 @@ class StudyReportResponse(ReportResponse):
     model_config = ConfigDict(json_schema_extra={"examples": [STUDY_REPORT_EXAMPLE]})
 
     study: StudyOut
+
+
+class PriorStudyOut(ResponseModel):
+    """The newest earlier chest study of the patient."""
+
+    study_instance_uid: str
+    study_date: Annotated[str, Field(description="YYYY-MM-DD.")]
+    views: Annotated[list[Literal["frontal", "lateral"]], Field(max_length=2)]
+
+
+class PriorResponse(ResponseModel):
+    """The search for an earlier study, for a reader; no draft uses it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [PRIOR_EXAMPLE]})
+
+    status: Annotated[
+        Literal["found", "none", "not_identified", "off"],
+        Field(
+            description="not_identified: no usable PatientID or StudyDate, or the PACS does not find it; "
+            "off: REPORT_DICOMWEB_PRIOR=false."
+        ),
+    ]
+    study_date: Annotated[str | None, Field(description="Of the current study, YYYY-MM-DD; null if unknown.")] = None
+    prior: PriorStudyOut | None = None
 
 
 class BundleInfo(ResponseModel):

@@ -48,12 +48,17 @@ export async function requestWorklist() {
 }
 
 /** The images of a study of the PACS, as a zip archive. */
-export async function requestStudy(uid) {
-  const response = await fetch(`studies/${encodeURIComponent(uid)}/images`, { headers: keyHeader() }).catch(() => {
+export const requestStudy = async (uid) => (await ofStudy(uid, "images")).blob();
+
+/** The earlier study of its patient: {status, study_date, prior}. */
+export const requestPrior = async (uid) => (await ofStudy(uid, "prior")).json();
+
+async function ofStudy(uid, what) {
+  const response = await fetch(`studies/${encodeURIComponent(uid)}/${what}`, { headers: keyHeader() }).catch(() => {
     throw unreachable();
   });
   if (!response.ok) throw failed(response.status, await response.json().catch(() => null));
-  return response.blob();
+  return response;
 }
 
 /**

@@ -39,7 +39,7 @@ export class Intake {
     this.#drawLeft();
   }
 
-  /** Take a zip archive of one study. */
+  /** Take a zip archive of one study; resolves to whether its images are shown. */
   takeArchive(blob) {
     return this.#take(fileSources([new File([blob], "study.zip")]), null);
   }
@@ -89,13 +89,13 @@ export class Intake {
 
   /** @param {string|null} name view in which a single file belongs; null: by its header, else the first empty one */
   async #take(sources, name) {
-    if (this.views.locked || sources.length === 0) return;
+    if (this.views.locked || sources.length === 0) return false;
     const order = ++this.#order;
     const isFile = sources.length === 1 && !sources[0].folder && !ARCHIVE.test(sources[0].name);
     if (isFile && name !== null) {
       this.onBusy(false);
       this.#show({ [name]: sources[0].original, left: [] }, [name]);
-      return;
+      return true;
     }
     this.onBusy(true);
     let study = { left: [] };
@@ -104,9 +104,10 @@ export class Intake {
     } finally {
       if (order === this.#order) this.onBusy(false);
     }
-    if (order !== this.#order || this.views.locked) return;
+    if (order !== this.#order || this.views.locked) return false;
     const found = NAMES.filter((each) => study[each]);
     this.#show(study, isFile || found.length === 0 ? found : NAMES); // a study replaces both views
+    return found.length > 0;
   }
 
   async #single(source) {

@@ -9,6 +9,7 @@ import { bindLanguage, count, onLanguage, problemWords, t } from "./i18n.js";
 import { Intake } from "./intake.js";
 import { KeyForm } from "./key.js";
 import { prefer, preference } from "./preferences.js";
+import { Prior } from "./prior.js";
 import { Progress } from "./progress.js";
 import { readAs } from "./read-views.js";
 import { ReportView } from "./report-view.js";
@@ -41,10 +42,13 @@ const errors = new Errors(document, views);
 const keyForm = new KeyForm(document);
 const report = new ReportView(document, views, showDone);
 const display = new DisplayWindow(document, views);
+const prior = new Prior(document, views);
 const examples = new Examples(document, (files) => intake.takeViews(files), (problem) => errors.show(problem));
 
-function onImages() {
+/** @param {string} [changed] view with another file; none: the images were exchanged */
+function onImages(changed) {
   imagesChanged = true;
+  if (views.files[changed] || views.count === 0) prior.clear(); // perhaps another patient's images
   if (report.current) report.setStale(true);
   hideError(); // the error of a view stays visible at the view
   refresh();
@@ -145,7 +149,7 @@ async function openStudy() {
   if (!uid) return;
   progress.say(() => t("reading.study"));
   try {
-    await intake.takeArchive(await requestStudy(uid));
+    if (await intake.takeArchive(await requestStudy(uid))) prior.show(uid);
   } catch (problem) {
     progress.say(() => "");
     if (problem.code === "unauthorized") askForKey(openStudy, draftButton);

@@ -15,14 +15,13 @@ export class Views {
     this.onChange = onChange;
     this.onWindow = () => {}; // called when a drag changes window and level, with the pixels to the right and down
     this.files = { frontal: null, lateral: null };
+    this.priorFilms = []; // of the earlier study, zoomed with the current images
     this.parts = {};
     for (const name of NAMES) this.#bind(name, root.querySelector(`[data-view="${name}"]`));
     onLanguage(() => NAMES.forEach((name) => this.showError(name, this.parts[name].problem)));
     new ResizeObserver(() => {
-      for (const name of NAMES) {
-        this.#alignOverlay(name);
-        this.parts[name].film.fit();
-      }
+      for (const name of NAMES) this.#alignOverlay(name);
+      for (const film of this.films) film.fit();
     }).observe(this.parts.frontal.zone);
   }
 
@@ -90,11 +89,11 @@ export class Views {
 
   /** Zoom or reset both images by a key; returns whether the key does that. */
   zoomedBy(key) {
-    return zoomedBy(key, this.#films);
+    return zoomedBy(key, this.films);
   }
 
-  get #films() {
-    return this.names.map((name) => this.parts[name].film);
+  get films() {
+    return [...this.names.map((name) => this.parts[name].film), ...this.priorFilms];
   }
 
   /** Request failed previews again: the service was not ready, or required a key. */
@@ -134,7 +133,7 @@ export class Views {
     };
     this.parts[name] = parts;
     const { film, zone } = parts;
-    zone.addEventListener("dblclick", ({ clientX, clientY }) => this.files[name] && toggleZoom(this.#films, film, [clientX, clientY]));
+    zone.addEventListener("dblclick", ({ clientX, clientY }) => this.files[name] && toggleZoom(this.films, film, [clientX, clientY]));
     bindGestures(zone, {
       drag: (right, down) => this.onWindow(right, down),
       pinch: (factor, point) => film.zoom(factor, film.from(point)),

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 from tests.support.formats import header
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 BOUNDARY = "b0undary"
 _PATHS = {
+    "studies": re.compile(r"(/dicom-web/studies)"),
     "list": re.compile(r"/dicom-web/studies/([\d.]+)/instances"),
     "metadata": re.compile(r"/dicom-web/studies/[\d.]+/series/[\d.]+/instances/([\d.]+)/metadata"),
     "file": re.compile(r"/dicom-web/studies/[\d.]+/series/[\d.]+/instances/([\d.]+)"),
@@ -51,7 +53,7 @@ class DicomwebServer:
     Attributes:
         url: its base address.
         files: what it holds; STOW adds to it.
-        answers: kind of request (list, metadata, file, store) -> what is done instead of the right answer.
+        answers: kind of request (studies, list, metadata, file, store) -> what is done instead of the right answer.
         requests: method, path and headers of each request.
     """
 
@@ -77,6 +79,13 @@ class DicomwebServer:
             self.answers[kind](handler)
         else:
             getattr(self, f"_{kind}")(handler, found[1], query, body)
+
+    def _studies(self, handler: BaseHTTPRequestHandler, _: str, query: str, body: bytes) -> None:
+        """The studies of a patient, whatever their dates are."""
+        asked = {name: values[0] for name, values in parse_qs(query).items()}
+        headers = [header(data) for data in self.files]
+        found = [each for each in headers if each.PatientID == asked["PatientID"]]
+        send(handler, 200, _JSON, json.dumps([self.json(each) for each in found]).encode())
 
     def _list(self, handler: BaseHTTPRequestHandler, study: str, query: str, body: bytes) -> None:
         offset = int(re.findall(r"offset=(\d+)", query)[0])
