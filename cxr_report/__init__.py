@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from model.images import ImageError
     from model.text.labeler import FINDINGS, label_report
     from model.types import Draft
+    from retrieval_index.retriever import Match, Retriever
     from service.inference.loader import LoadError
 
     __version__: str
@@ -30,7 +31,9 @@ __all__ = [
     "Draft",
     "ImageError",
     "LoadError",
+    "Match",
     "Picture",
+    "Retriever",
     "StudyDrafter",
     "__version__",
     "heatmap",
@@ -44,7 +47,9 @@ _HOMES = {
     "Draft": "model.types",
     "ImageError": "model.images",
     "LoadError": "service.inference.loader",
+    "Match": "retrieval_index.retriever",
     "Picture": "cxr_report.library",
+    "Retriever": "retrieval_index.retriever",
     "StudyDrafter": "cxr_report.library",
     "heatmap": "cxr_report.maps",
     "label_report": "model.text.labeler",

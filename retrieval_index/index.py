@@ -24,12 +24,10 @@ from model.files import write_atomic
 from retrieval_index import faiss_backend
 from retrieval_index.cases import Case, CaseFormatError, decode_cases, encode_cases
 from retrieval_index.faiss_backend import Floats, Kind, Rows, Structure, index_kind
+from retrieval_index.nearest import checked_vectors, nearest
 
 VECTORS_FILE = "reports.faiss"
 CASES_FILE = "cases.jsonl"
-NORM_TOLERANCE = 1e-3  # allowed deviation of a vector's length from 1
-_ROUNDING = 1e-5  # above the float32 error of an inner product of unit vectors
-_QUERIES_AT_ONCE = 256
 
 
 class IndexFormatError(ValueError):
@@ -76,7 +74,7 @@ class ReportIndex:
         """
         if kind not in ("auto", "flat", "ivf"):
             raise ValueError(f"kind {kind!r} is unknown; use auto, flat or ivf")
-        vectors, cases = _checked(vectors, None, "vectors"), tuple(cases)
+        vectors, cases = checked_vectors(vectors, None, "vectors"), tuple(cases)
         rows = _rows(vectors, cases)
         structure = faiss_backend.build(vectors, index_kind(len(vectors)) if kind == "auto" else kind)
         return cls(_State(structure, vectors, cases, rows), kind=kind)
@@ -94,7 +92,7 @@ class ReportIndex:
         """
         with self._write_lock:
             old = self._state
-            vectors = _checked(vectors, self.dim, "vectors")
+            vectors = checked_vectors(vectors, self.dim, "vectors")
             if len(vectors) != len(cases):
                 raise ValueError(f"{len(vectors)} vectors for {len(cases)} cases; give one vector per case")
             vectors, cases = np.concatenate([old.vectors, vectors]), old.cases + tuple(cases)
@@ -162,7 +160,7 @@ class ReportIndex:
                 or the numbers of excluded ids and queries differ.
         """
         state = self._state
-        queries = _checked(queries, state.vectors.shape[1], "queries")
+        queries = checked_vectors(queries, state.vectors.shape[1], "queries")
         if k < 1:
             raise ValueError(f"k = {k}: ask for at least one case")
         if exclude is not None and len(exclude) != len(queries):
@@ -170,12 +168,7 @@ class ReportIndex:
         excluded = [-1] * len(queries)
         if exclude is not None:
             excluded = [-1 if case_id is None else state.rows.get(case_id, -1) for case_id in exclude]
-        similarity = np.zeros((len(queries), k), np.float32)  # (B, k)
-        rows = np.full((len(queries), k), -1, np.int64)  # (B, k)
-        for start in range(0, len(queries), _QUERIES_AT_ONCE):
-            part = slice(start, start + _QUERIES_AT_ONCE)
-            _search_into(state, queries[part], np.array(excluded[part], np.int64), similarity[part], rows[part])
-        return similarity, rows
+        return nearest(state.structure, state.vectors, queries, k, np.array(excluded, np.int64))
 
     def vectors(self, rows: Rows) -> Floats:
         """The vectors of `rows` (...), as (..., D) float32; zeros where a row is -1.
@@ -235,39 +228,12 @@ class ReportIndex:
         try:
             cases = tuple(decode_cases(data[CASES_FILE], CASES_FILE))
             vectors, structure = faiss_backend.parse(data[VECTORS_FILE], VECTORS_FILE)
-            vectors = _checked(vectors, None, f"vectors of {VECTORS_FILE}", copy=False)
+            vectors = checked_vectors(vectors, None, f"vectors of {VECTORS_FILE}", copy=False)
             return cls(_State(structure, vectors, cases, _rows(vectors, cases)))
         except CaseFormatError as error:
             raise IndexFormatError(f"{folder}: {error}") from error
         except ValueError as error:
             raise IndexFormatError(f"{folder}: {error}; build the index again") from error
-
-
-def _search_into(state: _State, queries: Floats, excluded: Rows, similarity: Floats, rows: Rows) -> None:
-    """Fill `similarity` and `rows` (B, k) of one block of queries.
-
-    FAISS orders ties arbitrarily, and its rounding depends on the batch. It therefore only proposes
-    candidates, k + 1 or more, until the last is clearly worse than the k-th. Then their cosines are
-    computed in float64.
-    """
-    k, total = rows.shape[1], len(state.cases)
-    pending = np.arange(len(queries))
-    widen = 1
-    while len(pending) and total:
-        proposed = min(total, 2 * (k + 1) * widen)  # one more for the excluded case, the rest for ties
-        coarse, candidates, whole = state.structure.propose(queries[pending], proposed, widen)  # (P, proposed) each
-        usable = (candidates >= 0) & (candidates != excluded[pending, None])
-        enough = np.cumsum(usable, axis=1) >= k
-        kth = np.where(enough.any(1), coarse[np.arange(len(pending)), enough.argmax(1)], -np.inf)
-        settled = (coarse[:, -1] < kth - _ROUNDING) | (whole and proposed == total)
-        for query, row in zip(pending[settled], np.flatnonzero(settled), strict=True):
-            found = candidates[row][usable[row]]
-            exact = (state.vectors[found].astype(np.float64) * queries[query]).sum(1).astype(np.float32)
-            best = np.lexsort((found, -exact))[:k]
-            similarity[query, : len(best)] = exact[best]
-            rows[query, : len(best)] = found[best]
-        pending = pending[~settled]
-        widen *= 4
 
 
 def _rows(vectors: Floats, cases: tuple[Case, ...]) -> dict[str, int]:
@@ -279,21 +245,6 @@ def _rows(vectors: Floats, cases: tuple[Case, ...]) -> dict[str, int]:
         if (first := rows.setdefault(case.case_id, row)) != row:
             raise ValueError(f"case {case.case_id} is in row {first} already; remove it or give it another id")
     return rows
-
-
-def _checked(vectors: Floats, dim: int | None, name: str, *, copy: bool = True) -> Floats:
-    """A contiguous float32 copy (N, D) of `vectors`; raises ValueError unless finite and of unit length."""
-    array: Floats = np.array(vectors, np.float32, order="C", ndmin=1, copy=copy or None)
-    if array.ndim != 2 or array.shape[1] == 0 or dim not in (None, array.shape[1]):
-        raise ValueError(f"{name} have the shape {array.shape}; expected (N, {'D' if dim is None else dim})")
-    if bad := np.flatnonzero(~np.isfinite(array).all(1)).tolist():
-        raise ValueError(f"{name}: row {bad[0]} is not finite ({len(bad)} such rows)")
-    lengths = np.sqrt(np.einsum("nd,nd->n", array, array))  # np.linalg.norm would copy the vectors
-    if bad := np.flatnonzero(np.abs(lengths - 1) > NORM_TOLERANCE).tolist():
-        raise ValueError(
-            f"{name}: row {bad[0]} has length {lengths[bad[0]]:.4g} ({len(bad)} such rows); divide each by its L2 norm"
-        )
-    return array
 
 
 def _read(path: Path, expected_sha256: Mapping[str, str] | None) -> bytes:

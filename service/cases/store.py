@@ -21,7 +21,8 @@ from model.bundle import Bundle
 from model.network.dual_encoder import embed_reports
 from model.text.labeler import label_report
 from retrieval_index.cases import Case
-from retrieval_index.index import NORM_TOLERANCE, ReportIndex
+from retrieval_index.index import ReportIndex
+from retrieval_index.nearest import NORM_TOLERANCE
 from retrieval_index.user_cases import UserCaseStore
 from service.web.problems import Problem
 
