@@ -110,7 +110,7 @@ def _spread(result: Mapping[str, Any], drafted: EvaluatedSplit) -> Figure:
     drafts, reports = drafted.lengths()
     drawn = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
     left, middle, right = drawn.subplots(1, 3)
-    left.hist(cider, bins=24, color=COLOURS["one"])
+    left.hist(cider, bins=np.linspace(0, max(1.0, *cider), 25), color=COLOURS["one"])  # equal scores have no range
     left.axvline(float(np.mean(cider)), color=COLOURS["three"], linewidth=1.5)
     left.set(title=f"CIDEr of a study; mean {number(float(np.mean(cider)))}", ylabel="studies")
     edges = np.histogram_bin_edges([*drafts, *reports], bins=24)
