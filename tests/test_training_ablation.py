@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 
 from tests.support.tiny import REPORTS
-from training.ablation.rows import ROWS, SCALES, Scale, changes, parse_weights, read_scale, resolve, shared_stages
+from training.ablation.rows import (
+    ROWS,
+    SCALES,
+    Row,
+    Scale,
+    changes,
+    parse_weights,
+    read_rows,
+    read_scale,
+    resolve,
+    shared_stages,
+)
 from training.ablation.table import Cell, average, seed_interval, step, summary, tabulate
 from training.config import RunConfig
 from training.scoring.bootstrap import Bootstrap, Resampled
@@ -28,7 +39,7 @@ ONE_CHANGE = {
 
 
 def configs(scale: Scale, seed: int = 1) -> list[RunConfig]:
-    return [resolve(row, seed=seed, scale=scale, weights="none") for row in ROWS]
+    return [resolve(Row(row, row), seed=seed, scale=scale, weights="none") for row in ROWS]
 
 
 @pytest.mark.parametrize("scale", SCALES.values(), ids=lambda scale: scale.name)
@@ -76,8 +87,9 @@ def test_scale_changes_every_row_equally(name: str) -> None:
     [
         ({"ce.backbone_lr": 1e-3}, "rows and seeds decide it"),
         ({"shape.backbone": "resnet18"}, "rows and seeds decide it"),
-        ({"ce.epoch": 3}, r"cannot set 'ce.epoch': choose from .*ce\.epochs"),
-        ({"ce.epochs": -1}, "does not fit row baseline"),
+        ({"scst": None}, "rows and seeds decide it"),
+        ({"ce.epoch": 3}, r"scale custom: ce.epoch: no such value; did you mean ce\.epochs\?"),
+        ({"ce.epochs": -1}, "row baseline: scale custom: ce.epochs: .* greater than or equal to 0"),
     ],
 )
 def test_refuses_scales_that_mix_changes(override: dict[str, Any], message: str) -> None:
@@ -96,14 +108,61 @@ def test_reads_scales_from_files(tmp_path: Path) -> None:
         read_scale("large")
 
 
+def test_rows_of_a_file_change_presets_and_take_the_scale(tmp_path: Path) -> None:
+    path = tmp_path / "rows.yaml"
+    path.write_text("""
+baseline:
+plain: {preset: baseline, shape.backbone: resnet18, backbone_weights: none}
+k-3: {preset: retrieval, retrieval_k: 3, ce: {epochs: 9}, shape: {d_model: 128}}
+rl: {preset: baseline, scst: {lr: 1e-5}, pretrain: null}
+""")
+    rows = read_rows(path)
+    assert [(row.name, row.preset) for row in rows] == [
+        ("baseline", "baseline"), ("plain", "baseline"), ("k-3", "retrieval"), ("rl", "baseline")
+    ]  # fmt: skip
+    scale = SCALES["cpu"]
+    baseline, plain, k3, rl = (resolve(row, seed=2, scale=scale, weights="imagenet") for row in rows)
+    assert baseline == resolve(Row("baseline", "baseline"), seed=2, scale=scale, weights="imagenet")
+    assert changes(baseline, plain) == ("backbone_weights", "shape.backbone")
+    assert (k3.retrieval_k, k3.ce.epochs, k3.shape.d_model) == (3, 9, 128)  # the row's, not the scale's
+    assert (k3.seed, k3.image_size, k3.retriever and k3.retriever.epochs) == (2, 96, 8)
+    assert (rl.scst and rl.scst.lr, rl.scst and rl.scst.epochs, rl.pretrain) == (1e-5, 2, None)
+    assert baseline.pretrain is not None
+    by_backbone = {"resnet101": "r.pth", "densenet121": "d.pth"}
+    assert [resolve(row, seed=1, scale=scale, weights=by_backbone).backbone_weights for row in rows] == [
+        "r.pth", "none", "d.pth", "r.pth"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "names no row"),
+        ("a/b: {preset: baseline}", "row a/b: its name must be"),
+        ("mine: {ce.epochs: 3}", "row mine: names no preset; add one of baseline"),
+        ("mine: {preset: baselin}", "preset 'baselin' is unknown; did you mean baseline?"),
+        ("mine: {preset: baseline, ce.epoch: 3}", "row mine: ce.epoch: no such value; did you mean ce.epochs?"),
+        ("mine: {preset: baseline, seed: 3}", "row mine: must not set seed; --seeds decides it"),
+        ("mine: 3", "row mine: must hold a preset and changes"),
+        ("mine: {preset: baseline}\nmine: {preset: densenet}", "mine occurs twice"),
+    ],
+)
+def test_refuses_rows_that_are_none(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="--rows") as refused:
+        read_rows(path)
+    assert message in str(refused.value)
+
+
 def test_reads_weights_for_each_backbone() -> None:
     assert parse_weights(None) is None
     assert parse_weights(["imagenet"]) == "imagenet"
     weights = parse_weights(["resnet101=r.pth", "densenet121=d.pth"])
-    found = [resolve(row, seed=1, scale=SCALES["full"], weights=weights) for row in ROWS]
+    found = [resolve(Row(row, row), seed=1, scale=SCALES["full"], weights=weights) for row in ROWS]
     assert [config.backbone_weights for config in found] == ["r.pth", *["d.pth"] * 4]
     with pytest.raises(ValueError, match="add --backbone-weights densenet121=FILE"):
-        resolve("densenet", seed=1, scale=SCALES["full"], weights={"resnet101": "r.pth"})
+        resolve(Row("densenet", "densenet"), seed=1, scale=SCALES["full"], weights={"resnet101": "r.pth"})
     with pytest.raises(ValueError, match="give it once"):
         parse_weights(["a.pth", "b.pth"])
 

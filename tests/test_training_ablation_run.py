@@ -235,3 +235,25 @@ def test_reports_of_another_source_are_scored(out: Path, base: Path, started: li
     assert (first["n"], first["split"]) == (3, "test")
     rows = list(csv.DictReader((out / "ablation.csv").read_text().splitlines()))
     assert {row["figure"] for row in rows if row["set"] == "external"} >= {"BLEU_4", "CIDEr", "label_f1_micro"}
+
+
+def test_rows_of_a_file_are_trained_and_compared(base: Path, tmp_path: Path, started: list[str]) -> None:
+    rows, out = tmp_path / "rows.toml", tmp_path / "out"
+    rows.write_text("""
+plain = { preset = "baseline", "shape.backbone" = "resnet18" }
+smooth = { preset = "baseline", "shape.backbone" = "resnet18", ce = { label_smoothing = 0.1 } }
+""")
+    more = ["--rows", str(rows)]
+    given = arguments(base, out)
+    del given[given.index("--presets") : given.index("--presets") + 2]
+    assert main([*given, *more]) == 0
+    assert started == ["plain-seed1", "smooth-seed1"]
+    result = json.loads((out / "ablation.json").read_text())
+    assert [one["row"] for one in result["cells_done"]] == ["plain", "smooth"]
+    assert result["changes"] == {"smooth": ["ce.label_smoothing"]}
+    assert result["configs"]["smooth"]["shape"]["backbone"] == "resnet18"
+    assert result["table"]["steps"]["smooth"]["before"] == "plain"
+    text = (out / "ablation.md").read_text()
+    assert "| smooth − plain | (`ce.label_smoothing`) |" in text
+    assert main([*arguments(base, tmp_path / "none"), *more]) == 2  # with --presets
+    assert not (tmp_path / "none").exists()

@@ -94,7 +94,7 @@ def _apply(change: Change, values: dict[str, Any]) -> None:
         if not isinstance(values := values[name], dict):  # of another change, which is refused
             return
     value = _none_where_optional(change)
-    if value == {} and _section(RunConfig, change.name):  # adds the section, or changes nothing
+    if value == {} and is_section(change.name):  # adds the section, or changes nothing
         value = values.get(last) or {}
     values[last] = value
 
@@ -129,7 +129,9 @@ def _none_where_optional(change: Change) -> Any:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def named_changes(values: Mapping[Any, Any], source: str, prefix: str = "") -> list[Change]:
+def named_changes(
+    values: Mapping[Any, Any], source: str, prefix: str = "", *, if_present: bool = False
+) -> list[Change]:
     """The changes in nested ``values``; raises ValueError for an unknown name, with the nearest ones."""
     changes: list[Change] = []
     for key, value in values.items():
@@ -137,10 +139,10 @@ def named_changes(values: Mapping[Any, Any], source: str, prefix: str = "") -> l
         found = _field(RunConfig, given) if isinstance(key, str) else None
         if found is None or given == "preset":
             raise ValueError(f"{source} {given}: {_unknown(given)}")
-        if isinstance(value, Mapping) and value and _section(RunConfig, found[0]):
-            changes += named_changes(value, source, f"{found[0]}.")
+        if isinstance(value, Mapping) and value and is_section(found[0]):
+            changes += named_changes(value, source, f"{found[0]}.", if_present=if_present)
         else:
-            changes.append(Change(found[0], value, source))
+            changes.append(Change(found[0], value, source, if_present))
     return changes
 
 
@@ -150,6 +152,11 @@ def names(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]
         yield f"{prefix}{name}"
         if section := _section(model, name):
             yield from names(section, f"{prefix}{name}.")
+
+
+def is_section(name: str) -> bool:
+    """Whether a name is that of a group of values, such as a stage."""
+    return _section(RunConfig, name) is not None
 
 
 def _unknown(name: str) -> str:

@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_common_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the table and the cells")
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="seeds 1 to N (default %(default)s)")
-    parser.add_argument("--presets", type=some_of("row", ROWS), default=ROWS, help=f"some of {','.join(ROWS)}")
+    parser.add_argument("--presets", type=some_of("row", ROWS), help=f"some of the study's rows: {','.join(ROWS)}")
+    parser.add_argument("--rows", type=Path, metavar="FILE",
+                        help="other rows, YAML, JSON or TOML: NAME: {preset: baseline, ce.epochs: 3}")  # fmt: skip
     parser.add_argument("--scale", default="full", help=f"{', '.join(SCALES)}, or a JSON file (default %(default)s)")
     parser.add_argument("--backbone-weights", action="append", metavar="W",
                         help="imagenet, none, or a file for every row; or BACKBONE=FILE, once a backbone")  # fmt: skip

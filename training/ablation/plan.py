@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +13,19 @@ from typing import Any
 
 from training.ablation.cell import Job, Reuse, external_missing
 from training.ablation.external_eval import External, check_external
-from training.ablation.rows import ROWS, Scale, changes, parse_weights, read_scale, resolve, shared_stages
+from training.ablation.rows import (
+    ROWS,
+    Row,
+    Scale,
+    changes,
+    parse_weights,
+    read_rows,
+    read_scale,
+    resolve,
+    shared_stages,
+)
 from training.cli import open_source
+from training.config import RunConfig
 from training.run_manifest import differences
 
 log = logging.getLogger("training")
@@ -65,8 +76,7 @@ def make_plan(arguments: Namespace) -> Plan:
             in ``--out`` has other settings.
     """
     external, out, scale = _external(arguments), arguments.out, read_scale(arguments.scale)
-    if not (rows := tuple(row for row in ROWS if row in arguments.presets)):
-        raise ValueError(f"--presets names no row; choose from {','.join(ROWS)}")
+    rows = _rows(arguments)
     weights = parse_weights(arguments.backbone_weights)
     data = {name: getattr(arguments, name) for name in ("dataset", "root", "annotation", "images", "soft_scores")}
     source = open_source(arguments)
@@ -88,14 +98,28 @@ def make_plan(arguments: Namespace) -> Plan:
             reuse = None
             if before is not None and (stages := shared_stages(before.job.config, config)):
                 reuse = Reuse(folder=before.folder, row=before.row, stages=stages)
-            job = Job.model_validate({**common, "row": row, "config": config, "reuse": reuse})
-            before = Planned(row, seed, out / "cells" / f"{row}-seed{seed}", job)
+            job = Job.model_validate({**common, "row": row.name, "config": config, "reuse": reuse})
+            before = Planned(row.name, seed, out / "cells" / f"{row.name}-seed{seed}", job)
             cells.append(before)
     if arguments.soft_scores is not None and not arguments.soft_scores.is_file():
         raise ValueError(f"--soft-scores {arguments.soft_scores}: no such file")
     _check_weights(cells)
     _check_before(cells)
-    return Plan(out, rows, tuple(range(1, arguments.seeds + 1)), scale, external, tuple(cells))
+    return Plan(
+        out, tuple(row.name for row in rows), tuple(range(1, arguments.seeds + 1)), scale, external, tuple(cells)
+    )
+
+
+def _rows(arguments: Namespace) -> tuple[Row, ...]:
+    """The rows of ``--rows``, else those of ``--presets``, else the study's."""
+    if arguments.rows is not None:
+        if arguments.presets is not None:
+            raise ValueError("--presets chooses from the study's rows, and --rows gives others; leave one out")
+        return read_rows(arguments.rows)
+    names = [row for row in ROWS if arguments.presets is None or row in arguments.presets]
+    if not names:
+        raise ValueError(f"--presets names no row; choose from {','.join(ROWS)}")
+    return tuple(Row(name, name) for name in names)
 
 
 def _external(arguments: Namespace) -> External | None:
@@ -143,26 +167,36 @@ def _check_before(cells: Sequence[Planned]) -> None:
 
 def describe(plan: Plan) -> dict[str, Any]:
     """The size of the ablation in words, for the first lines of the report."""
-    job = plan.cells[-1].job
-    config, shape = job.config, job.config.shape
-    epochs = [f"CE {config.ce.epochs}"]
-    if config.pretrain is not None:
-        epochs.insert(0, "pretrain " + ", ".join(f"{count} at {px} px" for px, count in config.pretrain.epochs_by_size))
-    if config.retriever is not None:
-        epochs.append(f"retriever {config.retriever.epochs}")
-    if config.scst is not None:
-        epochs.append(f"SCST {config.scst.epochs} with {config.scst.samples} samples")
+    job, configs = plan.cells[-1].job, [cell.job.config for cell in plan.cells]
     weights = {cell.job.config.backbone_weights for cell in plan.cells}
     devices = {json.loads((c.folder / "result.json").read_text())["device"] for c in plan.cells if c.trained}
     return {
         "scale": plan.scale.name,
-        "image size": f"{config.image_size} px",
+        "image size": _each(f"{config.image_size} px" for config in configs),
         "training studies": min(job.studies["train"], job.train_limit or job.studies["train"]),
         "validation studies scored": min(job.studies["val"], job.evaluate_limit or job.studies["val"]),
-        "epochs": ", ".join(epochs),
-        "model": f"d_model {shape.d_model}, {shape.layers} layers, {shape.memory_slots} memory slots",
+        "epochs": _each((part for config in configs for part in _epochs(config)), ", "),
+        "model": _each(
+            f"d_model {shape.d_model}, {shape.layers} layers, {shape.memory_slots} memory slots"
+            for shape in (config.shape for config in configs)
+        ),
         "backbones start from": ", ".join(sorted(Path(one).name if "/" in one else one for one in weights)),
         "seeds": len(plan.seeds),
         "precision": job.precision,
         "device": ", ".join(sorted(devices)) or None,
     }
+
+
+def _epochs(config: RunConfig) -> Iterator[str]:
+    if config.pretrain is not None:
+        yield "pretrain " + ", ".join(f"{count} at {px} px" for px, count in config.pretrain.epochs_by_size)
+    yield f"CE {config.ce.epochs}"
+    if config.retriever is not None:
+        yield f"retriever {config.retriever.epochs}"
+    if config.scst is not None:
+        yield f"SCST {config.scst.epochs} with {config.scst.samples} samples"
+
+
+def _each(texts: Iterable[str], separator: str = " or ") -> str:
+    """The different texts, in their order."""
+    return separator.join(dict.fromkeys(texts))

@@ -66,7 +66,7 @@ def _steps(table: Mapping[str, Any], changes: Mapping[str, Sequence[str]]) -> li
     if not table["steps"]:
         return []
     rows = [
-        [f"{row} − {entry['before']}", f"{CHANGE[row]} (`{', '.join(changes.get(row, ()))}`)",
+        [f"{row} − {entry['before']}", f"{CHANGE.get(row, '')} (`{', '.join(changes.get(row, ()))}`)".lstrip(),
          *(_gain(entry["figures"].get(name)) for name in STEPS)]
         for row, entry in table["steps"].items()
     ]  # fmt: skip

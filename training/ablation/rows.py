@@ -1,16 +1,25 @@
-"""The rows of the ablation: presets, a common scale, and stages that rows share."""
+"""The rows of the ablation: presets or rows of a file, a common scale, and stages that rows share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from model.config import Count, Frozen
 from training.config import PretrainConfig, RunConfig
-from training.presets import preset
+from training.config_changes import (
+    Change,
+    configure,
+    is_section,
+    named_changes,
+    preset_and_changes,
+    read_mapping,
+)
+from training.presets import PRESETS, preset
 from training.run_manifest import differences
 from training.stage_results import STAGES
 
@@ -32,7 +41,43 @@ _FIRST_READ_BY = {
     "scst": "scst",
     "weights_dtype": "evaluate",
 }
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a row, and part of the names of its folders
 _ROWS_DECIDE = ("preset", "seed", "shape.backbone", "backbone_weights", "retrieval_k", "ce.backbone_lr")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: the preset of that name, or a preset with changes."""
+
+    name: str
+    preset: str
+    changes: tuple[Change, ...] = ()
+
+
+def read_rows(path: Path) -> tuple[Row, ...]:
+    """The rows of a file, in its order: names, each with the content of a file for ``training.run --config``.
+
+    A row may leave out ``preset`` where its name is that of a preset.
+
+    Raises:
+        ValueError: the file, a name or a value cannot be used.
+    """
+    rows = []
+    for name, content in read_mapping(path, "--rows").items():
+        source = f"--rows {path}: row {name}:"
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(f"{source} its name must be 1 to 64 letters, digits, dots, hyphens or underscores")
+        if not isinstance(content, dict | None):
+            raise ValueError(f"{source} must hold a preset and changes, such as  {{preset: baseline, ce.epochs: 3}}")
+        base, changes = preset_and_changes(content or {}, source)
+        if base is None and name not in PRESETS:
+            raise ValueError(f"{source} names no preset; add one of {', '.join(PRESETS)}, such as  preset: baseline")
+        if any(change.name == "seed" for change in changes):
+            raise ValueError(f"{source} must not set seed; --seeds decides it")
+        rows.append(Row(name, base or name, tuple(changes)))
+    if not rows:
+        raise ValueError(f"--rows {path} names no row")
+    return tuple(rows)
 
 
 class Scale(Frozen):
@@ -65,56 +110,42 @@ def read_scale(name: str) -> Scale:
         raise ValueError(f"--scale {path}: {error}") from error
 
 
-def resolve(row: str, *, seed: int, scale: Scale, weights: Mapping[str, str] | str | None = None) -> RunConfig:
-    """The configuration of one cell.
+def resolve(row: Row, *, seed: int, scale: Scale, weights: Mapping[str, str] | str | None = None) -> RunConfig:
+    """The configuration of one cell: the preset, the scale, then the changes of the row.
 
     ``weights`` of the backbone: ``none``, ``imagenet`` or a file for every row, or a file by backbone name; None
-    keeps the preset's.
+    keeps the preset's. A row may name others.
 
     Raises:
-        ValueError: the scale names no field of the configuration, or one that makes the rows differ, or a value that
-            does not fit; or ``weights`` leaves a backbone out.
+        ValueError: the scale names no value of the configuration, or one that makes the rows differ; a value is not
+            valid; or ``weights`` leaves a backbone out.
     """
-    if row not in ROWS:
-        raise ValueError(f"row {row!r} is unknown; choose from {', '.join(ROWS)}")
-    values = preset(row).model_dump()
-    values["seed"] = seed
-    if scale.pretrain is not None:
-        values["pretrain"] = scale.pretrain.model_dump()
-    for name, value in scale.overrides.items():
-        _override(values, name, value, scale.name)
-    backbone = values["shape"]["backbone"]
-    if isinstance(weights, str):
-        values["backbone_weights"] = weights
-    elif weights is not None:
-        if backbone not in weights:
+    given = {change.name for change in row.changes if change.value != {}}
+    common = [change for change in scale_changes(scale)
+              if not any(f"{change.name}.".startswith(f"{name}.") for name in given)]  # fmt: skip
+    added = [*row.changes, *common, Change("seed", seed, "--seeds")]
+    if weights is not None and "backbone_weights" not in given:
+        backbone = next((change.value for change in row.changes if change.name == "shape.backbone"),
+                        preset(row.preset).shape.backbone)  # fmt: skip
+        if not isinstance(weights, str) and backbone not in weights:
             raise ValueError(f"--backbone-weights names no file for {backbone}; add --backbone-weights {backbone}=FILE")
-        values["backbone_weights"] = weights[backbone]
+        chosen = weights if isinstance(weights, str) else weights[backbone]
+        added.append(Change("backbone_weights", chosen, "--backbone-weights"))
     try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(f"scale {scale.name} does not fit row {row}: {error}") from error
+        return configure(row.preset, added)
+    except ValueError as error:
+        raise ValueError(f"row {row.name}: {error}") from error
 
 
-def _override(values: dict[str, Any], name: str, value: object, scale: str) -> None:
-    if name in _ROWS_DECIDE or name not in _NAMES:
-        reason = "rows and seeds decide it" if name in _ROWS_DECIDE else f"choose from {', '.join(sorted(_NAMES))}"
-        raise ValueError(f"scale {scale} cannot set {name!r}: {reason}")
-    *sections, last = name.split(".")
-    for section in sections:
-        if values[section] is None:
-            return
-        values = values[section]
-    values[last] = value
-
-
-def _names(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all plain fields of a dumped configuration."""
-    for name, value in values.items():
-        yield from _names(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
-
-
-_NAMES = frozenset(_names(preset("retrieval-scst").model_dump()))  # the row that has every stage
+def scale_changes(scale: Scale) -> list[Change]:
+    """The changes of a scale; raises ValueError for those that would make rows differ."""
+    source = f"scale {scale.name}:"
+    changes = named_changes({"pretrain": scale.pretrain.model_dump()}, source) if scale.pretrain is not None else []
+    for change in named_changes(scale.overrides, source, if_present=True):
+        if change.name in _ROWS_DECIDE or is_section(change.name):
+            raise ValueError(f"scale {scale.name} cannot set {change.name!r}: rows and seeds decide it")
+        changes.append(change)
+    return changes
 
 
 def changes(before: RunConfig, now: RunConfig) -> tuple[str, ...]:
