@@ -151,14 +151,19 @@ def _run(arguments: argparse.Namespace) -> int:
         meteor=meteor,
         external_scorers=True,
     )  # fmt: skip
+    reason = "no Java runtime (java) was found" if arguments.meteor else "--no-meteor"
+    notes = [] if meteor else [f"METEOR is left out: {reason}"]
     source = open_source(arguments)
     for note in source.notes:
         log.info("%s", note)
     device = choose_device(arguments.device)
     bundle, index = inference.open_bundle(arguments.bundle, device)
+    if arguments.method is not None:
+        trained = bundle.config.decoding.method
+        bundle = inference.with_method(bundle, arguments.method, arguments.beam_size)
+        if (method := bundle.config.decoding.method) != trained:
+            notes.append(f"decoded by {method}; the bundle serves {trained}")
     options = InferenceOptions(device, arguments.precision, draft, arguments.batch_size, resume=arguments.resume)
-    reason = "no Java runtime (java) was found" if arguments.meteor else "--no-meteor"
-    notes = () if meteor else (f"METEOR is left out: {reason}",)
     result = evaluate(bundle, index, source, plan, outputs, options, notes=notes)
     for note in result["notes"]:
         log.warning("%s", note)
@@ -176,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="metrics file to write")
     parser.add_argument("--predictions", type=Path, help="default OUT.predictions.jsonl; holds report texts")
     parser.add_argument("--work", type=Path, help="decoded images, used again by the next run (default OUT.work)")
+    parser.add_argument("--method", choices=tuple(inference.METHODS), help="decoding; default: the bundle's")
     parser.add_argument("--beam-size", type=positive, help="default: the bundle's")
     parser.add_argument("--top-k", type=positive, help="reference cases in the predictions; default: the bundle's")
     parser.add_argument("--views", choices=get_args(Views), default="both")

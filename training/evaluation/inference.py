@@ -24,6 +24,7 @@ from training.data.studies import SPLITS, ImageRef, Source, Study
 from training.evaluation.plan import InferenceOptions, SplitName, Views
 from training.scoring.protocol import full_reference
 
+METHODS = {"greedy": "greedy", "beam": "beam", "rerank": "rerank", "consensus": "consensus", "mbr": "consensus"}
 _DRAFT = TypeAdapter(Draft)
 
 
@@ -33,6 +34,24 @@ def open_bundle(path: Path, device: torch.device) -> tuple[Bundle, ReportIndex |
     if bundle.config.retrieval is None:
         return bundle, None
     return bundle, ReportIndex.load(bundle.path / INDEX_DIR, expected_sha256=bundle.index_sha256())
+
+
+def with_method(bundle: Bundle, method: str, beam_size: int | None = None) -> Bundle:
+    """The bundle with another decoding method, ``mbr`` for ``consensus``; all other settings stay.
+
+    Raises:
+        ValueError: the bundle lacks what the method needs, or ``beam_size`` is given for greedy decoding.
+    """
+    method, name = METHODS[method], bundle.config.name
+    if method in ("rerank", "consensus") and bundle.config.retrieval is None:
+        raise ValueError(f"--method {method} needs reference cases, and {name} has none; use beam or greedy")
+    if method == "consensus" and bundle.mbr_table is None:
+        raise ValueError(f"--method {method} needs a table of training reports, and {name} has none; "
+                         "train with decoding.method consensus, or use rerank, beam or greedy")  # fmt: skip
+    if method == "greedy" and (beam_size or 1) > 1:
+        raise ValueError(f"--method greedy has one beam; leave --beam-size {beam_size} out, or use --method beam")
+    decoding = bundle.config.decoding.model_copy(update={"method": method})
+    return replace(bundle, config=bundle.config.model_copy(update={"decoding": decoding}))
 
 
 def wanted_studies(source: Source, split: SplitName, limit: int | None) -> tuple[list[Study], dict[str, str]]:
@@ -101,7 +120,8 @@ def swap_images(studies: Sequence[Study], seed: int) -> list[Study]:
 
 def kept_drafts(drafter: Drafter, folder: Path, options: InferenceOptions) -> ResumableLines:
     """The file of the drafts in ``folder``: ``write`` appends to it, and takes from it what is there already."""
-    settings = (drafter.bundle.digest, drafter.device.type, drafter.precision, asdict(options.draft))
+    decoding = drafter.bundle.config.decoding.model_dump(mode="json")  # may differ from that of the bundle's file
+    settings = (drafter.bundle.digest, drafter.device.type, drafter.precision, asdict(options.draft), decoding)
     identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     return ResumableLines(folder / f"drafts-{identity[:16]}.jsonl", identity, resume=options.resume)
 
