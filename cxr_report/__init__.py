@@ -67,9 +67,13 @@ def __getattr__(name: str) -> Any:
 
 
 def _version() -> str:
+    """Of the installed package; in a source tree that is not installed, of its pyproject.toml."""
+    import tomllib
     from importlib import metadata
+    from pathlib import Path
 
     try:
         return metadata.version("cxr-report")
-    except metadata.PackageNotFoundError:  # a source tree that is not installed
-        return "0+unknown"
+    except metadata.PackageNotFoundError:
+        project = Path(__file__).parents[1] / "pyproject.toml"
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         from service.pacs.dicomweb import Pacs
         from service.pacs.node import Node  # slow to import
     except ModuleNotFoundError as error:
-        print(f"the node lacks {error.name}: pip install 'cxr-report[pacs]'", file=sys.stderr)
+        print(f"the node lacks {error.name}: pip install '.[pacs]' in the source tree", file=sys.stderr)
         return EXIT_SETTINGS
 
     stop = threading.Event()

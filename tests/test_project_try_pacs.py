@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("pynetdicom", reason="needs pip install 'cxr-report[pacs]'")
+pytest.importorskip("pynetdicom", reason="needs pip install '.[pacs]' in the source tree")
 from tests.support.orthanc import find_orthanc
 from tests.support.pacs import image, new_study
 from tests.support.paths import REPOSITORY

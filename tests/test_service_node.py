@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-pytest.importorskip("pynetdicom", reason="needs pip install 'cxr-report[pacs]'")
+pytest.importorskip("pynetdicom", reason="needs pip install '.[pacs]' in the source tree")
 from service.pacs.node import Node
 from service.pacs.queue import LOST, read_worklist
 from service.pacs.structured_report import ENHANCED_SR

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytest.importorskip("pynetdicom", reason="needs pip install 'cxr-report[pacs]'")
+pytest.importorskip("pynetdicom", reason="needs pip install '.[pacs]' in the source tree")
 from pydicom import Dataset
 
 from service.pacs.node import Node

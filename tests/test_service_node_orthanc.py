@@ -9,7 +9,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-pytest.importorskip("pynetdicom", reason="needs pip install 'cxr-report[pacs]'")
+pytest.importorskip("pynetdicom", reason="needs pip install '.[pacs]' in the source tree")
 from benchmarks.pacs.checks import PROGRAMS, faults_of_reports
 from benchmarks.pacs.peers import draw_studies
 from benchmarks.pacs.proof import prove

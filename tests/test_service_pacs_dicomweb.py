@@ -18,8 +18,8 @@ import pydicom
 import pytest
 from pydantic import ValidationError
 
-pytest.importorskip("dicomweb_client", reason="needs pip install 'cxr-report[pacs]'")
-pytest.importorskip("highdicom", reason="needs pip install 'cxr-report[pacs]'")
+pytest.importorskip("dicomweb_client", reason="needs pip install '.[pacs]' in the source tree")
+pytest.importorskip("highdicom", reason="needs pip install '.[pacs]' in the source tree")
 
 from service.formats.dicom_source import source_image
 from service.pacs import connection
@@ -338,7 +338,7 @@ def test_service_without_the_setting_or_the_extra_says_what_is_missing(
     monkeypatch.setitem(sys.modules, "dicomweb_client", None)  # as if it were not installed
     missing = ask(client)
     assert problem(missing) == "no_pacs"
-    assert "pip install 'cxr-report[pacs]'" in missing.json()["detail"]
+    assert "pip install '.[pacs]' in the source tree" in missing.json()["detail"]
 
 
 def test_closed_port_is_an_unreachable_pacs(bundle: Path) -> None:

@@ -19,8 +19,8 @@ import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-pytest.importorskip("dicomweb_client", reason="needs pip install 'cxr-report[pacs]'")
-pytest.importorskip("highdicom", reason="needs pip install 'cxr-report[pacs]'")
+pytest.importorskip("dicomweb_client", reason="needs pip install '.[pacs]' in the source tree")
+pytest.importorskip("highdicom", reason="needs pip install '.[pacs]' in the source tree")
 
 from service.formats.dicom_source import source_image
 from tests.support import dicom as drawn

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("highdicom", reason="needs pip install 'cxr-report[pacs]'")
+pytest.importorskip("highdicom", reason="needs pip install '.[pacs]' in the source tree")
 
 import pydicom
 from pydicom import Dataset

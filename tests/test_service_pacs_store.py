@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.importorskip("dicomweb_client", reason="needs pip install 'cxr-report[pacs]'")
-pytest.importorskip("highdicom", reason="needs pip install 'cxr-report[pacs]'")
+pytest.importorskip("dicomweb_client", reason="needs pip install '.[pacs]' in the source tree")
+pytest.importorskip("highdicom", reason="needs pip install '.[pacs]' in the source tree")
 
 from service.formats.dicom_source import source_image
 from service.pacs.connection import _only_part

@@ -39,7 +39,7 @@ from tests.support.ray_cluster import KEY, START_S, Cluster, health, stopped, wa
 from tests.support.service import PROBLEM, encode, free_port, png, settings_for
 
 RAY = importlib.util.find_spec("ray") is not None and sys.platform == "linux"
-needs_ray = pytest.mark.skipif(not RAY, reason="needs Linux and pip install 'cxr-report[ray]'")
+needs_ray = pytest.mark.skipif(not RAY, reason="needs Linux and pip install '.[ray]' in the source tree")
 DEADLINE_S = 10.0
 CANARY = "Canary-Patient-4711"
 
@@ -137,7 +137,7 @@ def test_service_works_without_ray_and_the_module_names_the_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, timeout=START_S)
     assert done.returncode == ray_app.EXIT_SETTINGS, done.stderr
-    assert "pip install 'cxr-report[ray]'" in done.stderr
+    assert "pip install '.[ray]' in the source tree" in done.stderr
     assert "Traceback" not in done.stderr
 
 

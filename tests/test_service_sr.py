@@ -254,7 +254,7 @@ def test_prefer_sr_follows_the_accept_header(accept: str, needed: bool) -> None:
 def test_missing_highdicom_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "highdicom", None)  # as if it were not installed
     study = ExportContext(("frontal",), (source(),))
-    with pytest.raises(Problem, match=r"pip install 'cxr-report\[sr\]'"):
+    with pytest.raises(Problem, match=r"pip install '\.\[sr\]' in the source tree"):
         parse_accept(["application/dicom"]).choose(study)
     assert parse_accept(["application/dicom, text/plain;q=0.1"]).choose(study).media_type == "text/plain"
 

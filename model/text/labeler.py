@@ -13,7 +13,6 @@ cues are this project's (`model.text.labeler_rules`). docs/labeler.md has the ev
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import re
@@ -23,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple, TextIO, cast
 
+from model.command_line import CommandParser
 from model.files import write_atomic
 from model.text import labeler_rules as rules
 from model.types import Label
@@ -279,8 +279,8 @@ def label_csv(rows: Iterable[str], column: str, out: TextIO) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m model.text.labeler``; returns the exit code, 2 for unusable input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m model.text.labeler", allow_abbrev=False,
+    parser = CommandParser(
+        prog="python -m model.text.labeler",
         description="Label the reports of a CSV: adds a column for each finding (present, absent, uncertain or empty).",
     )  # fmt: skip
     parser.add_argument("csv", nargs="?", default="-", help="CSV in UTF-8 with a header; -, the default: stdin")

@@ -213,7 +213,7 @@ def source_image(data: bytes) -> SourceImage:
 def unsupported_reason(sources: Sequence[SourceImage]) -> str | None:
     """Why a structured report cannot refer to these images, without values; None if it can."""
     if importlib.util.find_spec("highdicom") is None:
-        return "the service lacks highdicom (pip install 'cxr-report[sr]')"
+        return "the service lacks highdicom (pip install '.[sr]' in the source tree)"
     if not sources:
         return "no image was sent as a DICOM file, so that there is no study for it"
     for source in sources:

@@ -3,7 +3,7 @@
 PACS viewers render it as text: each sentence with its confidence (NUM) and source images, then the
 labels (CODE). Reference cases are text and plain numbers, never coded
 findings, so that no system can assign another patient's findings to this one. Needs highdicom:
-``pip install 'cxr-report[sr]'``; import this module lazily.
+``pip install '.[sr]'`` in the source tree; import this module lazily.
 """
 
 from __future__ import annotations

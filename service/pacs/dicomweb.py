@@ -135,4 +135,4 @@ def _authorization(credentials: str | None) -> str | None:
 def _missing() -> str | None:
     """Why studies of a PACS cannot be read; None if they can."""
     lacks = [name for name in ("dicomweb_client", "highdicom") if importlib.util.find_spec(name) is None]
-    return f"the service lacks {' and '.join(lacks)} (pip install 'cxr-report[pacs]')" if lacks else None
+    return f"the service lacks {' and '.join(lacks)} (pip install '.[pacs]' in the source tree)" if lacks else None

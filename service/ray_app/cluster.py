@@ -21,7 +21,9 @@ from service.settings import DEPRECATED_NAMES, MIB, Settings, explain
 RAY_PREFIX = "REPORT_RAY_"
 SHARED_MEMORY = Path("/dev/shm")
 SMALLEST_STORE = 128 * MIB
-MISSING = "Ray is not installed here. Install it with: pip install 'cxr-report[ray]' (or: pip install 'ray[serve]')"
+MISSING = (
+    "Ray is not installed here. Install it with: pip install '.[ray]' in the source tree (or: pip install 'ray[serve]')"
+)
 
 
 class RaySettings(BaseSettings):

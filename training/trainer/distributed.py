@@ -166,7 +166,9 @@ def join(device: str) -> tuple[ProcessGroup, torch.device]:
         from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
         from lightning_fabric.strategies.ddp import DDPStrategy
     except ImportError as error:
-        raise ValueError("several processes need Lightning Fabric: pip install 'cxr-report[train]'") from error
+        raise ValueError(
+            "several processes need Lightning Fabric: pip install '.[train]' in the source tree"
+        ) from error
     fabric = Fabric(
         accelerator=kind, devices=here, num_nodes=count // here, plugins=[TorchElasticEnvironment()],
         strategy=DDPStrategy(timeout=_PATIENCE, find_unused_parameters=True),

@@ -111,7 +111,7 @@ def choose_decoder(syntax: UID, bits_stored: int, samples: int) -> tuple[Decoder
         raise ImageError(
             "unsupported_transfer_syntax",
             f"The transfer syntax is {syntax.name}, for which no codec is installed. {_UNCOMPRESSED}, "
-            "or install one in the service (pip install 'cxr-report[dicom-codecs]').",
+            "or install one in the service (pip install '.[dicom-codecs]' in the source tree).",
         )
     if samples > 1 and syntax in JPEG and plugin == IMAGECODECS:  # its colour space is undefined
         raise ImageError("unsupported_transfer_syntax", f"Colour in {syntax.name} is not supported. {_UNCOMPRESSED}.")
