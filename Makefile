@@ -71,7 +71,7 @@ hydrate: $(STAMPS)/serve
 
 $(HYDRATED)/MANIFEST.json: $(BUNDLE)/MANIFEST.json
 	@echo "restoring the texts of the reference cases from $(REPORTS)"
-	@$(BIN)/python -m retrieval_index.hydrate --bundle $(BUNDLE) --reports "$(REPORTS)" --out $(HYDRATED)
+	@$(BIN)/python -m retrieval_index.hydrate --bundle $(BUNDLE) --reports "$(REPORTS)" $(if $(IMAGES),--images "$(IMAGES)") --out $(HYDRATED)
 	@touch $@
 
 # Radiographs for the page, which are not in the repository either. EXAMPLES= (empty) fetches none.

@@ -31,7 +31,7 @@ class Case:
     findings: str | None = None  # None if texts are not redistributed; `hydrate` adds it
     labels: dict[str, str | None] = field(default_factory=dict)  # finding -> present, absent, uncertain or None
     source_url: str | None = None  # the page that publishes the case
-    images: tuple[str, ...] = ()  # views with a thumbnail in a `UserCaseStore`; not in case files
+    images: tuple[str, ...] = ()  # views with a small picture; not in case files
 
     def __post_init__(self) -> None:
         """Raise ValueError, which quotes no text of a report, for a value that `POST /cases` would not accept either.

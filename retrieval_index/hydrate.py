@@ -1,10 +1,11 @@
-"""Restore the case texts of a bundle from the official report archive.
+"""Restore the case texts of a bundle from the official report archive, and small pictures from the image archive.
 
-Report texts are not redistributed with the project: the cases of a shipped bundle have no findings.
-This command writes a copy of the bundle with the texts and a new manifest. The copy is written next
-to the target and then renamed; the source is not changed.
+Report texts and radiographs are not redistributed with the project: the cases of a shipped bundle
+have neither. This command writes a copy of the bundle with them and a new manifest. The copy is
+written next to the target and then renamed; the source is not changed.
 
-    python -m retrieval_index.hydrate --bundle bundles/iu-xray [--reports NLMCXR_reports.tgz|DIR|URL] [--out DIR]
+    python -m retrieval_index.hydrate --bundle bundles/iu-xray [--reports NLMCXR_reports.tgz|DIR|URL]
+        [--images NLMCXR_png|NLMCXR_png.tgz] [--out DIR]
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +24,13 @@ from urllib.parse import urlsplit
 from model.command_line import CommandParser
 from model.files import file_sha256, replace_folder
 from model.manifest import MANIFEST, BundleError, FileEntry, Manifest, read_manifest, write_manifest
+from model.types import View
 from retrieval_index.cases import Case, CaseFormatError, read_cases, write_cases
 from retrieval_index.download import REPORTS_URL, DownloadError, Progress, download, text_progress
-from retrieval_index.openi import ArchiveError, read_reports
+from retrieval_index.openi import ArchiveError, ReportArchive, image_views, read_reports
+from retrieval_index.pictures import PICTURES_FILE, make_pictures
 
-CASES = "index/cases.jsonl"
+CASES, PICTURES = "index/cases.jsonl", f"index/{PICTURES_FILE}"
 HYDRATED_BUNDLES = Path(".bundles")  # default parent of hydrated copies, relative to the working directory
 
 
@@ -43,18 +47,19 @@ class Hydration:
     filled: int
     kept: int  # already had a text
     missing: tuple[str, ...]  # case ids without FINDINGS in the archive
-    broken: tuple[str, ...]  # report files that could not be read
+    broken: tuple[str, ...]  # report and image files that could not be read
     unchanged: bool  # the target already had the same content
+    pictures: int
 
     def summary(self) -> str:
         """One line with the counts and the missing cases."""
         state = "is up to date" if self.unchanged else "written"
         listed = ", ".join(self.missing[:10]) + (", …" if len(self.missing) > 10 else "")
         named = f" ({listed})" if self.missing else ""
-        broken = f"; {len(self.broken)} broken report files skipped" if self.broken else ""
+        broken = f"; {len(self.broken)} broken files skipped" if self.broken else ""
         return (
             f"{self.out} {state}: {self.cases} cases, {self.filled} texts filled, {self.kept} present before, "
-            f"{len(self.missing)} missing{named}{broken}"
+            f"{len(self.missing)} missing{named}, {self.pictures} pictures{broken}"
         )
 
 
@@ -64,20 +69,28 @@ def default_out(bundle: Path) -> Path:
 
 
 def hydrate(
-    bundle: Path, reports: str | Path, *, out: Path | None = None, progress: Progress | None = None
+    bundle: Path,
+    reports: str | Path,
+    *,
+    images: Path | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+    picture_progress: Progress | None = None,
 ) -> Hydration:
-    """Write a copy of `bundle` whose cases have their findings.
+    """Write a copy of `bundle` whose cases have their findings, and with `images` their small pictures.
 
     Args:
         bundle: a bundle with an index; each file is checked against its manifest.
         reports: the archive `NLMCXR_reports.tgz`, its extracted folder, or an http(s) URL of it. A
             download is kept in `downloads/` next to `out` for later runs.
+        images: a folder with the radiographs of Open-i by id, or the archive `NLMCXR_png.tgz`.
         out: the folder to create; default `default_out(bundle)`. Only a hydrated bundle is
             replaced, and only once the new one is complete.
         progress: of the download.
+        picture_progress: of the pictures, in images.
 
     Raises:
-        HydrateError: the bundle is damaged or has no index, the archive has none of its cases, or
+        HydrateError: the bundle is damaged or has no index, an archive has none of its cases, or
             `out` is occupied.
         ArchiveError: the reports cannot be read.
         DownloadError: the URL cannot be downloaded.
@@ -101,6 +114,9 @@ def hydrate(
                 f"reports of {reports}; is it the archive that the bundle was trained on?"
             )
         write_cases(work / CASES, cases)
+        pictures, unreadable = 0, tuple[str, ...]()
+        if images is not None:
+            pictures, unreadable = _add_pictures(images, cases, archive, work, picture_progress)
         write_manifest(work, hydrated_from=file_sha256(bundle / MANIFEST))
         unchanged = _same(work, out)
         if not unchanged:
@@ -110,7 +126,7 @@ def hydrate(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     kept = len(cases) - filled - len(missing)
-    return Hydration(out, len(cases), filled, kept, missing, archive.broken, unchanged)
+    return Hydration(out, len(cases), filled, kept, missing, archive.broken + unreadable, unchanged, pictures)
 
 
 def _fill(cases: Sequence[Case], findings: Mapping[str, str]) -> tuple[list[Case], int, tuple[str, ...]]:
@@ -121,6 +137,28 @@ def _fill(cases: Sequence[Case], findings: Mapping[str, str]) -> tuple[list[Case
     ]
     filled = sum(new is not old for new, old in zip(done, cases, strict=True))
     return done, filled, tuple(case.case_id for case in done if case.findings is None)
+
+
+def _add_pictures(
+    images: Path, cases: Sequence[Case], archive: ReportArchive, work: Path, progress: Progress | None
+) -> tuple[int, tuple[str, ...]]:
+    """Write the small pictures of the first frontal and the first lateral image of each case, as of `make_pictures`."""
+    views, wanted = image_views(), dict[str, tuple[str, str]]()
+    ids = {report.study_id: report.image_ids for report in archive.reports}
+    for case in cases:
+        for view in View:
+            image = next((each for each in ids.get(case.case_id, ()) if views.get(each) is view), None)
+            if image is not None:
+                wanted[image] = (case.case_id, view.value)
+    try:
+        made, broken = make_pictures(images, wanted, work / PICTURES, progress)
+    except (OSError, ValueError) as error:
+        raise HydrateError(f"--images {images}: {error}") from error
+    if not made:
+        raise HydrateError(
+            f"--images {images} has none of the {len(wanted)} radiographs of the cases, as <image id>.png"
+        )
+    return made, broken
 
 
 def _fetch(reports: str | Path, folder: Path, progress: Progress | None) -> Path:
@@ -176,25 +214,38 @@ def _same(work: Path, out: Path) -> bool:
     return all((out / name).is_file() and FileEntry.of(out / name) == FileEntry.of(work / name) for name in names)
 
 
+def _show_pictures(done: int, total: int | None) -> None:
+    print(f"\rpictures: {done} of {total} ", end="", file=sys.stderr, flush=True)
+
+
 @dataclass(frozen=True)
 class _Arguments:
     bundle: Path
     reports: str
+    images: Path | None
     out: Path | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write a copy of a bundle whose reference cases have their findings, and print the counts."""
+    """Write a copy of a bundle whose reference cases have their findings and small pictures, and print the counts."""
     parser = CommandParser(prog="python -m retrieval_index.hydrate", description=main.__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="the bundle to copy")
     parser.add_argument("--reports", default=REPORTS_URL, help="archive, folder or URL (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=Path, help="folder or archive of the radiographs, for small pictures of the cases"
+    )
     parser.add_argument("--out", type=Path, help="the folder to create (default: .bundles/<name>-hydrated)")
     arguments = _Arguments(**vars(parser.parse_args(argv)))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        result = hydrate(arguments.bundle, arguments.reports, out=arguments.out, progress=text_progress("case texts"))
+        result = hydrate(
+            arguments.bundle, arguments.reports, images=arguments.images, out=arguments.out,
+            progress=text_progress("case texts"), picture_progress=_show_pictures,
+        )  # fmt: skip
     except (HydrateError, ArchiveError, DownloadError, OSError) as error:
         parser.exit(1, f"error: {error}\n")
+    if arguments.images is not None:
+        print(file=sys.stderr)  # ends the line of the progress
     print(result.summary())
     return 0
 

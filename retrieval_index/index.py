@@ -13,18 +13,19 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from model.files import write_atomic
+from model.files import file_sha256, write_atomic
 from retrieval_index import faiss_backend
 from retrieval_index.cases import Case, CaseFormatError, decode_cases, encode_cases
 from retrieval_index.faiss_backend import Floats, Kind, Rows, Structure, index_kind
 from retrieval_index.nearest import checked_vectors, nearest
+from retrieval_index.pictures import PICTURES_FILE, CasePictures
 
 VECTORS_FILE = "reports.faiss"
 CASES_FILE = "cases.jsonl"
@@ -54,9 +55,12 @@ class ReportIndex:
     Made by `build` or `load`. Satisfies `model.protocols.CaseIndex`.
     """
 
-    def __init__(self, state: _State, *, kind: Kind | Literal["auto"] = "auto") -> None:
+    def __init__(
+        self, state: _State, *, kind: Kind | Literal["auto"] = "auto", pictures: CasePictures | None = None
+    ) -> None:
         self._state = state
         self._wanted = kind
+        self._pictures = pictures
         self._write_lock = threading.Lock()
 
     @classmethod
@@ -201,6 +205,10 @@ class ReportIndex:
         row = state.rows.get(case_id)
         return None if row is None else state.cases[row]
 
+    def picture(self, case_id: str, view: str) -> bytes | None:
+        """The small picture, a JPEG file, of a case of a hydrated bundle; None if there is none."""
+        return None if self._pictures is None else self._pictures.picture(case_id, view)
+
     @property
     def has_texts(self) -> bool:
         """Whether any case has its findings."""
@@ -217,7 +225,7 @@ class ReportIndex:
         """Read the output of `save`.
 
         Args:
-            folder: with `reports.faiss` and `cases.jsonl`.
+            folder: with `reports.faiss` and `cases.jsonl`, maybe with the `pictures.zip` of `hydrate`.
             expected_sha256: file name -> hex digest; compared before any file is parsed.
 
         Raises:
@@ -227,9 +235,12 @@ class ReportIndex:
         data = {name: _read(folder / name, expected_sha256) for name in (VECTORS_FILE, CASES_FILE)}
         try:
             cases = tuple(decode_cases(data[CASES_FILE], CASES_FILE))
+            pictures = _open_pictures(folder / PICTURES_FILE, expected_sha256)
+            if pictures is not None:
+                cases = tuple(replace(case, images=pictures.views(case.case_id)) for case in cases)
             vectors, structure = faiss_backend.parse(data[VECTORS_FILE], VECTORS_FILE)
             vectors = checked_vectors(vectors, None, f"vectors of {VECTORS_FILE}", copy=False)
-            return cls(_State(structure, vectors, cases, _rows(vectors, cases)))
+            return cls(_State(structure, vectors, cases, _rows(vectors, cases)), pictures=pictures)
         except CaseFormatError as error:
             raise IndexFormatError(f"{folder}: {error}") from error
         except ValueError as error:
@@ -245,6 +256,15 @@ def _rows(vectors: Floats, cases: tuple[Case, ...]) -> dict[str, int]:
         if (first := rows.setdefault(case.case_id, row)) != row:
             raise ValueError(f"case {case.case_id} is in row {first} already; remove it or give it another id")
     return rows
+
+
+def _open_pictures(path: Path, expected_sha256: Mapping[str, str] | None) -> CasePictures | None:
+    """The pictures; None without the file, or if no digest of it is expected."""
+    if not path.is_file() or (expected_sha256 is not None and path.name not in expected_sha256):
+        return None
+    if expected_sha256 is not None and (actual := file_sha256(path)) != expected_sha256[path.name]:
+        raise ValueError(f"{path.name} has SHA-256 {actual}, expected {expected_sha256[path.name]}")
+    return CasePictures(path)
 
 
 def _read(path: Path, expected_sha256: Mapping[str, str] | None) -> bytes:

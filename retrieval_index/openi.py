@@ -14,11 +14,15 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml.ElementTree as DefusedElementTree
 from defusedxml.common import DefusedXmlException
+
+from model.types import View
 
 REPORTS_ARCHIVE = "NLMCXR_reports.tgz"
 REPORTS_FOLDER = "ecgen-radiology"
@@ -127,6 +131,20 @@ def fold(text: str) -> str:
     Double blanks within a line are kept, as in R2Gen's annotation (study CXR1600).
     """
     return re.sub(r"\s*[\t\r\n]\s*", " ", text).strip()
+
+
+@cache
+def image_views() -> dict[str, View | None]:
+    """Image id -> view, None where undetermined; images of a study in the order of its XML file. No test study."""
+    letters = {"F": View.FRONTAL, "L": View.LATERAL, "?": None}
+    table: dict[str, View | None] = {}
+    for line in files("retrieval_index").joinpath("views.txt").read_text("utf-8").splitlines():
+        if line and not line.startswith("#"):
+            number, *images = line.split()
+            for image in images:
+                name, _, letter = image.rpartition("=")
+                table[f"CXR{number}_{name}"] = letters[letter]
+    return table
 
 
 def page_url(image_id: str) -> str:

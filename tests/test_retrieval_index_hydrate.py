@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from model.manifest import write_manifest
@@ -17,6 +16,7 @@ from retrieval_index.index import ReportIndex
 from retrieval_index.openi import ArchiveError
 from tests.support.archives import report_xml, write_reports, xml_files
 from tests.support.http import http_server, respond_with
+from tests.support.index import write_index_bundle
 
 CASES = [
     Case("CXR2_IM-0652", None, {"Lung Opacity": "present"}, "https://x.example/2"),
@@ -26,21 +26,13 @@ CASES = [
 FILLED = ["Left base opacity. Small fluid level.", "Cardiac silhouette normal. No fluid.", "It had a text."]
 
 
-def make_bundle(bundle: Path, cases: list[Case] = CASES) -> Path:
-    ReportIndex.build(np.eye(8, dtype=np.float32)[: len(cases)], cases).save(bundle / "index")
-    (bundle / "config.json").write_text("{}")
-    (bundle / "model.safetensors").write_bytes(bytes(range(256)))
-    write_manifest(bundle)
-    return bundle
-
-
 def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    return make_bundle(tmp_path / "bundles" / "tiny")
+    return write_index_bundle(tmp_path / "bundles" / "tiny", CASES)
 
 
 @pytest.fixture
@@ -79,7 +71,7 @@ def test_new_manifest_is_correct_and_names_its_source(bundle: Path, reports: Pat
 
 def test_missing_cases_are_counted_and_named(tmp_path: Path, reports: Path) -> None:
     cases = [*CASES[:1], Case("CXR11_IM-0067"), Case("CXR77_IM-9999")]  # 11 has no FINDINGS, 77 is not there
-    result = hydrate(make_bundle(tmp_path / "b", cases), reports, out=tmp_path / "out")
+    result = hydrate(write_index_bundle(tmp_path / "b", cases), reports, out=tmp_path / "out")
     assert (result.filled, result.missing) == (1, ("CXR11_IM-0067", "CXR77_IM-9999"))
     assert "1 texts filled, 0 present before, 2 missing (CXR11_IM-0067, CXR77_IM-9999)" in result.summary()
     texts = [case.findings for case in read_cases(tmp_path / "out" / "index" / "cases.jsonl")]
@@ -117,7 +109,7 @@ def test_refuses_unsafe_targets(bundle: Path, reports: Path, tmp_path: Path) -> 
     (other / "letter.txt").write_text("keep me")
     file = tmp_path / "file"
     file.write_text("keep me")
-    plain = make_bundle(tmp_path / "plain")
+    plain = write_index_bundle(tmp_path / "plain", CASES)
     link = tmp_path / "link"
     link.symlink_to(other)
     for out in (bundle, bundle / "inside", bundle.parent, other, file, plain, link):

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from model.manifest import write_manifest
+from retrieval_index.cases import read_cases
+from retrieval_index.pictures import PICTURES_FILE, make_pictures
 from tests.support.browser import choose, draft, open_page, texts
-from tests.support.service import AUTHORIZED, KEY, live_server
+from tests.support.service import AUTHORIZED, KEY, live_server, png
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -43,6 +46,31 @@ def hostile(browser: Browser, bundle: Path, tmp_path: Path) -> Iterator[Page]:
         yield page
         page.close()
         assert errors == []
+
+
+def test_cases_of_a_bundle_with_pictures_show_them(browser: Browser, bundle_copy: Path, tmp_path: Path) -> None:
+    case_id = read_cases(bundle_copy / "index" / "cases.jsonl")[0].case_id
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "CXR1-1.png").write_bytes(png(90, 120))
+    make_pictures(tmp_path / "images", {"CXR1-1": (case_id, "lateral")}, bundle_copy / "index" / PICTURES_FILE)
+    write_manifest(bundle_copy)
+    with live_server(bundle_copy, warm_up=False, api_key=KEY) as live, live.client() as client:
+        client.headers.update(AUTHORIZED)
+        assert client.get(f"/cases/{case_id}").json()["images"] == {"lateral": f"cases/{case_id}/lateral"}
+        assert client.get(f"/cases/{case_id}/lateral").content[:2] == b"\xff\xd8"
+        assert client.get(f"/cases/{case_id}/frontal").json()["code"] == "no_such_case"
+        page = browser.new_page()
+        page.set_extra_http_headers(AUTHORIZED)
+        open_page(page, live.url)
+        choose(page)
+        page.click("#options-button")
+        page.fill("#top_k", "50")
+        draft(page)
+        picture = page.locator("#cases > li", has_text=case_id).locator("img:not(.loading)")
+        assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [90, 120]
+        assert picture.get_attribute("alt") == f"Lateral radiograph of case {case_id}"
+        assert page.locator("#cases img").count() == 1
+        page.close()
 
 
 def test_case_with_markup_is_shown_as_text(hostile: Page) -> None:

@@ -152,7 +152,8 @@ class ReferenceCaseStore:
         Raises:
             Problem: as ``find``; ``no_such_case`` also if there is no such picture.
         """
-        picture = self._store.picture(case_id, view) if self.find(case_id).added and self._store is not None else None
+        source = self._store if self.find(case_id).added else self._index
+        picture = None if source is None else source.picture(case_id, view)
         if picture is None:
             raise Problem("no_such_case", "This case has no such picture. Its field images lists the existing ones.")
         return picture

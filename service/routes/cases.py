@@ -124,7 +124,7 @@ async def get_case(request: Request, case_id: CaseId) -> CaseResponse:
     responses={**PICTURE, **_ELSEWHERE, **_NO_SUCH_CASE, **NOT_READY},
 )
 async def get_picture(request: Request, case_id: CaseId, view: View) -> Response:
-    """The radiograph of an added case, reduced to 320 pixels; ``images`` of a case lists them."""
+    """The radiograph of a case, reduced to 320 pixels, or 256 in a hydrated bundle; ``images`` of a case lists them."""
     runtime: Runtime = request.app.state.runtime
     runtime.serving()
     picture = await run_in_threadpool(runtime.case_store.picture, case_id, view)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from model.text.labeler import FINDINGS
 from model.types import Label, View
+from retrieval_index.openi import image_views
 from training.data.studies import SPLITS, Split
 
 Labels = Mapping[str, Label | None]
@@ -25,16 +26,9 @@ def builtin_split() -> dict[str, Split]:
     return table
 
 
-@cache
 def builtin_views() -> dict[str, View | None]:
-    """Image id -> view, None where undetermined; images of a study in the order of its XML file."""
-    letters = {"F": View.FRONTAL, "L": View.LATERAL, "?": None}
-    table: dict[str, View | None] = {}
-    for number, *images in _lines("views.txt"):
-        for image in images:
-            name, _, letter = image.rpartition("=")
-            table[f"CXR{number}_{name}"] = letters[letter]
-    return table
+    """Image id -> view, of Open-i."""
+    return image_views()
 
 
 @cache
