@@ -45,6 +45,8 @@ class ModelConfig(Frozen):
         memory_heads: heads of the memory addressing.
         memory_top_k: slots that each head reads for a token.
         dropout: share of activations dropped in training.
+        feature_dropout: the same of the patch tokens mapped to d_model; None: ``dropout``.
+        memory_dropout: the same of the weights of the memory slots.
         max_length: longest report in tokens, end token included.
         retrieval_k: report embeddings appended to the patch tokens; 0 for none.
         embedding_dim: width of image and report embeddings (the index); needed if ``retrieval_k``
@@ -54,6 +56,7 @@ class ModelConfig(Frozen):
             checkpoints.
         patch_positions: count patches within each ``view``, or through the whole ``sequence`` (as
             published).
+        view_embeddings: add an embedding of its view to each patch token (published models do not).
         feature_norm: standardise backbone features by running statistics (published models do not).
         finding_head: add a linear layer that predicts the labeler's 14 findings from the pooled
             features.
@@ -73,12 +76,15 @@ class ModelConfig(Frozen):
     memory_heads: Count = 8
     memory_top_k: Count = 32
     dropout: Share = 0.1
+    feature_dropout: Share | None = None
+    memory_dropout: Share = 0.0
     max_length: Annotated[int, Field(ge=2, le=1024)] = 60
     retrieval_k: Annotated[int, Field(ge=0, le=64)] = 5
     embedding_dim: Count = 256
     text_layers: Layers = 2
     norm: Norm = "layer"
     patch_positions: Literal["view", "sequence"] = "view"
+    view_embeddings: bool = True
     feature_norm: bool = True
     finding_head: bool = False
     case_norm: bool = False

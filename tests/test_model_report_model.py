@@ -89,6 +89,7 @@ def test_a_missing_case_has_no_effect() -> None:
 def test_views_have_different_embeddings() -> None:
     model = tiny_model()
     with torch.no_grad():
+        assert model.view_embedding is not None
         model.view_embedding.weight.normal_()
     images, mask = torch.rand(1, 1, 1, IMAGE_SIZE, IMAGE_SIZE), torch.ones(1, 1, dtype=torch.bool)
     ids = torch.arange(5).unsqueeze(0)

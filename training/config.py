@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from model.config import Count, DecodingConfig, Frozen, Share
+from model.config import Count, DecodingConfig, Frozen, Norm, Share
+from model.types import Resample
+from training.protocols import ProtocolName
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -57,6 +59,13 @@ class RetrieverConfig(Frozen):
         return self
 
 
+class StepDecay(Frozen):
+    """A learning rate that is multiplied by ``factor`` every so many epochs."""
+
+    every: Count
+    factor: Annotated[float, Field(gt=0, le=1)]
+
+
 class CEConfig(Frozen):
     """Stage ``ce``: cross-entropy."""
 
@@ -71,6 +80,14 @@ class CEConfig(Frozen):
     contrastive_weight: Weight = 0.1  # where the backbone moves
     patience: Patience = 10
     validate_limit: Count | None = None  # val studies that validation uses; None: all
+    step_decay: StepDecay | None = None  # of the learning rates; None: a short rise, then a cosine
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0  # largest gradient norm; None: no limit
+    adam_eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    full_batches: bool = False  # all but the last have ``batch_size`` studies; else their sizes are nearly equal
+    batch_statistics: bool = False  # a moving backbone normalises by the batch in training, else as in serving
+    # BLEU_4: as published, of drafts as they are served, and the last of equal epochs. Else: see
+    # ``training.stages.validation``
+    select: Literal["selection", "BLEU_4"] = "selection"
 
     @model_validator(mode="before")
     @classmethod
@@ -140,9 +157,15 @@ class ModelShape(Frozen):
     memory_heads: Count = 8
     memory_top_k: Count = 32
     dropout: Share = 0.1
+    feature_dropout: Share | None = None
+    memory_dropout: Share = 0.0
     max_length: Annotated[int, Field(ge=2)] = 60
     embedding_dim: Count = 256
     text_layers: Count = 2
+    norm: Norm = "layer"
+    patch_positions: Literal["view", "sequence"] = "view"
+    view_embeddings: bool = True
+    feature_norm: bool = True
     case_norm: bool = True
 
 
@@ -152,8 +175,14 @@ class RunConfig(Frozen):
     preset: str
     seed: int = 1
     image_size: Count = 224
+    resample: Resample = "bicubic"
+    view_order: Literal["frontal_first", "as_given"] = "frontal_first"  # of a study's images
+    augmentation: Literal["changes", "crops"] = "changes"  # ``training.data.augment``, or ``crops`` next to it
     shape: ModelShape = ModelShape()
     backbone_weights: str = "none"  # imagenet, none or a file
+    initial_weights: Literal["default", "r2gencmn"] = "default"  # of the rest (``training.r2gencmn``)
+    protocol: ProtocolName = "iu-xray"
+    published_text: bool = False  # the model learns reports as the protocol cleans, counts and cuts them
     commas: bool = False  # are words of the vocabulary
     without_comparisons: bool = False  # training text without comparisons (``training.data.comparisons``)
     retrieval_k: Annotated[int, Field(ge=0)] = 5  # retrieved cases a study; 0 trains without retrieval
@@ -165,3 +194,17 @@ class RunConfig(Frozen):
     scst: ScstConfig | None = None
     decoding: DecodingConfig = DecodingConfig()
     weights_dtype: Literal["fp16", "fp32"] = "fp32"
+
+    @model_validator(mode="after")
+    def _crops_need_pixels(self) -> Self:
+        if self.augmentation == "crops" and self.ce.backbone_lr == 0:
+            raise ValueError("augmentation='crops' needs pixels in each step, but ce.backbone_lr=0 caches features; "
+                             "use 'changes', or a rate above 0")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _one_cleaning(self) -> Self:
+        if self.published_text and self.commas:
+            raise ValueError("published_text=True and commas=True exclude each other: the published cleaning drops "
+                             "commas; set one of them to False")  # fmt: skip
+        return self

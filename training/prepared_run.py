@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,13 @@ from retrieval_index.index import CASES_FILE, VECTORS_FILE, ReportIndex
 from training.config import RunConfig
 from training.config_changes import as_yaml
 from training.data.comparisons import without_comparisons
+from training.data.crops import CropCache, build_crop_cache
 from training.data.features import CachedFeatures, OnlineFeatures, PatchSource, cache_features
 from training.data.pixel_cache import PixelCache, build_pixel_cache
+from training.data.studies import Study
 from training.presets import PRESETS
+from training.protocols import protocol_named
+from training.r2gencmn import reset_as_published
 from training.run_manifest import differences
 from training.stages.common import ReportGenerator, Rows, RunInputs, StudySplits
 from training.stages.out_of_fold import load_cases
@@ -52,6 +56,7 @@ class PreparedRun:
     tokenizer: Tokenizer
     model: ReportModel
     cache_dir: Path  # of decoded images and features
+    crops: CropCache | None = None  # of the training images, for the augmentation by crops
 
     @classmethod
     def prepare(cls, config: RunConfig, inputs: RunInputs, context: RunContext) -> PreparedRun:
@@ -62,17 +67,24 @@ class PreparedRun:
             wanted += source.extra
         cache_dir = inputs.cache_dir or context.work / "cache"
         with context.processes.main_process_first():
-            cache = build_pixel_cache(source, wanted, config.image_size, cache_dir)
+            cache = build_pixel_cache(source, wanted, config.image_size, cache_dir, resample=config.resample)
+            crops = None
+            if config.augmentation == "crops":
+                crops = build_crop_cache(source, source.split("train"), config.image_size, cache_dir,
+                                         resample=config.resample)  # fmt: skip
         train = cache.readable(source.split("train"))
         if config.without_comparisons:
             train = [replace(study, rewritten=without_comparisons(study.report)) for study in train]
             log.info("%d training reports rewritten without comparisons",
                      sum(study.training_text != study.report for study in train))  # fmt: skip
-        studies = StudySplits(train, cache.readable(source.split("val")))
+        val = cache.readable(source.split("val"))
+        if config.view_order == "as_given":
+            train, val = ([replace(study, keeps_order=True) for study in split] for split in (train, val))
+        studies = StudySplits(train, val)
         if not studies.train:
             raise ValueError("no training study has a readable image; check --root, or --annotation and --images")
-        tokenizer = Tokenizer.build((study.training_text for study in studies.train), commas=config.commas)
-        return cls.build(config, inputs, context, cache, studies, tokenizer, cache_dir)
+        run = cls.build(config, inputs, context, cache, studies, _vocabulary(config, studies.train), cache_dir)
+        return replace(run, crops=crops)
 
     @classmethod
     def build(
@@ -83,6 +95,8 @@ class PreparedRun:
         torch.manual_seed(config.seed)
         backbone = Backbone(config.shape.backbone, weights=config.backbone_weights)
         model = ReportModel(model_config(config, len(tokenizer)), backbone=backbone)
+        if config.initial_weights == "r2gencmn":
+            reset_as_published(model)
         model.to(context.device)
         model.backbone.to(memory_format=torch.channels_last)
         log.info("%d training and %d validation studies, %d words, %.1f million weights", len(studies.train),
@@ -103,18 +117,21 @@ class PreparedRun:
         if self.config.ce.backbone_lr == 0:
             return self.frozen_features()
         return OnlineFeatures(self.model, self.cache, self.context.device, self.config.ce.view_dropout,
-                              self.context.on_device)  # fmt: skip
+                              self.context.on_device, self.crops)  # fmt: skip
 
     def generator(self, patches: PatchSource) -> ReportGenerator:
         """The report generator, with the index and the MBR table that the index stage wrote."""
         index = ReportIndex.load(self.index_dir) if self.config.retrieval_k else None
         return ReportGenerator(self.model, self.tokenizer, patches, index, self.config.decoding, self._mbr_table(),
-                               self.out_of_fold_cases())  # fmt: skip
+                               self.out_of_fold_cases(), self._target_ids())  # fmt: skip
 
     def out_of_fold_cases(self) -> Rows | None:
         """The cases of the training studies that the retriever stage wrote; None for a run without folds."""
         folds = self.config.retriever.folds if self.config.retriever and self.config.retrieval_k else 0
         return load_cases(self.cases_file, len(self.studies.train)) if folds else None
+
+    def _target_ids(self) -> int | None:
+        return protocol_named(self.config.protocol).max_ids if self.config.published_text else None
 
     def _mbr_table(self) -> MbrTable | None:
         return MbrTable.load(self.mbr_file) if self.config.decoding.method == "consensus" else None
@@ -149,7 +166,9 @@ class PreparedRun:
         bundle_config = BundleConfig(
             name=inputs.out.name,
             model=self.model.config,
-            preprocessing=PreprocessingConfig(image_size=config.image_size),
+            preprocessing=PreprocessingConfig(
+                image_size=config.image_size, resample=config.resample, view_order=config.view_order
+            ),
             decoding=config.decoding,
             retrieval=retrieval,
             trained_on={
@@ -170,6 +189,13 @@ class PreparedRun:
         write_bundle(path, config=bundle_config, model=self.model, tokenizer=self.tokenizer, index_dir=index_dir,
                      metrics=metrics, mbr_table=self._mbr_table(), weights_dtype=config.weights_dtype,
                      documents={CONFIG_DOCUMENT: as_yaml(public)}, replace=True)  # fmt: skip
+
+
+def _vocabulary(config: RunConfig, train: Sequence[Study]) -> Tokenizer:
+    protocol, texts = protocol_named(config.protocol), [study.training_text for study in train]
+    if config.published_text:
+        return protocol.tokenizer(protocol.words(texts))
+    return Tokenizer.build(texts, min_count=protocol.min_count, commas=config.commas)
 
 
 def _changes(config: RunConfig) -> dict[str, Any]:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from model.config import ConsensusConfig, DecodingConfig, LanguageConfig
-from training.config import CEConfig, ModelShape, PretrainConfig, RetrieverConfig, RewardConfig, RunConfig, ScstConfig
+from training.config import (
+    CEConfig,
+    ModelShape,
+    PretrainConfig,
+    RetrieverConfig,
+    RewardConfig,
+    RunConfig,
+    ScstConfig,
+    StepDecay,
+)
+from training.protocols import IU_XRAY, MIMIC_CXR, Protocol
+from training.r2gencmn import PUBLISHED_DECODING
 
 _BASELINE = RunConfig(
     preset="baseline",
@@ -22,6 +33,34 @@ _DENSENET_LR = _DENSENET.model_copy(
 )
 _RETRIEVAL = _DENSENET_LR.model_copy(update={"preset": "retrieval", "retrieval_k": 5, "retriever": RetrieverConfig()})
 _RETRIEVAL_SCST = _RETRIEVAL.model_copy(update={"preset": "retrieval-scst", "scst": ScstConfig()})
+
+
+def _as_published(name: str, protocol: Protocol, epochs: int, step: int) -> RunConfig:
+    """R2GenCMN as its authors train it.
+
+    Read from github.com/zhjohnchan/R2GenCMN, commit 15f28ae: ``main_train.py`` (defaults: line 17
+    on) and ``train_iu_xray.sh``, ``train_mimic_cxr.sh``; network: ``modules/base_cmn.py``,
+    ``modules/att_model.py``. R2Gen clips gradients by value, R2GenCMN does not clip them. The
+    published training stops when 50 epochs *more* than the first without a better BLEU-4 have passed.
+    """
+    return RunConfig(
+        preset=name, resample="bilinear", view_order="as_given", augmentation="crops", protocol=protocol.name,
+        backbone_weights="imagenet", initial_weights="r2gencmn", published_text=True, retrieval_k=0, pretrain=None,
+        retriever=None, decoding=PUBLISHED_DECODING,
+        shape=ModelShape(
+            backbone="resnet101", feature_dropout=0.5, memory_dropout=0.1, max_length=protocol.max_ids + 1,
+            norm="r2gen", patch_positions="sequence", view_embeddings=False, feature_norm=False,
+        ),
+        ce=CEConfig(
+            epochs=epochs, backbone_lr=1e-4, transformer_lr=5e-4, view_dropout=0.0, case_dropout=0.0, patience=51,
+            step_decay=StepDecay(every=step, factor=0.8), clip_norm=None, adam_eps=1e-9, full_batches=True,
+            batch_statistics=True, select="BLEU_4",
+        ),
+    )  # fmt: skip
+
+
+_R2GENCMN = _as_published("r2gencmn", IU_XRAY, epochs=100, step=10)
+_R2GENCMN_MIMIC = _as_published("r2gencmn-mimic", MIMIC_CXR, epochs=30, step=3)
 
 _CLEAN = LanguageConfig(attested=True, no_priors=True, consistent=True, ordered=True)
 _COMPACT = RunConfig(
@@ -72,7 +111,17 @@ _SMOKE = RunConfig(
 
 PRESETS: Mapping[str, RunConfig] = {
     config.preset: config
-    for config in (_BASELINE, _DENSENET, _DENSENET_LR, _RETRIEVAL, _RETRIEVAL_SCST, _COMPACT, _SMOKE)
+    for config in (
+        _R2GENCMN,
+        _R2GENCMN_MIMIC,
+        _BASELINE,
+        _DENSENET,
+        _DENSENET_LR,
+        _RETRIEVAL,
+        _RETRIEVAL_SCST,
+        _COMPACT,
+        _SMOKE,
+    )
 }
 
 

@@ -37,7 +37,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # Im
 
 @dataclass(frozen=True)
 class Radiograph:
-    """One decoded image: ``pixels`` (S, S) uint8, 0 black to 255 white; ``metadata`` for DICOM."""
+    """One decoded image: ``pixels`` (S, S) or (H, W) uint8, 0 black to 255 white; ``metadata`` for DICOM."""
 
     pixels: Pixels
     metadata: DicomMetadata | None = None
@@ -68,8 +68,9 @@ def load_pixels(
 
 
 def read_image(
-    data: bytes, size: int, *, limits: ImageLimits = DEFAULT_LIMITS, resample: Resample = "bicubic"
-) -> Radiograph:
+    data: bytes, size: int, *, limits: ImageLimits = DEFAULT_LIMITS, resample: Resample = "bicubic",
+    keep_aspect: bool = False,
+) -> Radiograph:  # fmt: skip
     """Decode one radiograph and resize it to a square.
 
     Args:
@@ -77,11 +78,16 @@ def read_image(
         size: S, side of the square in pixels.
         limits: bounds on the size of the image.
         resample: filter of the resize; both are antialiased.
+        keep_aspect: no square; the shorter side becomes ``size``, as by torchvision's ``Resize(size)``.
 
     Raises:
         ImageError: the bytes are not such an image; ``code`` gives the reason.
     """
     image, metadata = _decoded(data, limits)
+    if keep_aspect:
+        short = min(image.size)
+        width, height = (int(size * side / short) for side in image.size)
+        return Radiograph(_resized(image, (width, height), Image.Resampling[resample.upper()]), metadata)
     return Radiograph(_resize_to_square(image, size, resample), metadata)
 
 

@@ -11,9 +11,10 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.network.cpu_kernels import Linear, read_slots
+from model.network.cpu_kernels import Dropout, Linear, read_slots
 
 
 class MemoryBank(NamedTuple):
@@ -32,9 +33,10 @@ class CrossModalMemory(nn.Module):
         slots: M, rows of the memory.
         heads: H.
         top_k: slots that each head keeps for a token.
+        dropout: share of the weights of these slots that is dropped in training.
     """
 
-    def __init__(self, d_model: int, memory_dim: int, slots: int, heads: int, top_k: int) -> None:
+    def __init__(self, d_model: int, memory_dim: int, slots: int, heads: int, top_k: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads, self.top_k, self.width = heads, top_k, d_model // heads
         self.matrix = nn.Parameter(torch.randn(slots, memory_dim) / memory_dim)
@@ -42,6 +44,7 @@ class CrossModalMemory(nn.Module):
         self.key = Linear(memory_dim, d_model)
         self.value = Linear(memory_dim, d_model)
         self.out = Linear(d_model, d_model)
+        self.drop = Dropout(dropout)
 
     def bank(self) -> MemoryBank:
         """Project the slots to keys and values, once per forward pass or decode."""
@@ -50,9 +53,16 @@ class CrossModalMemory(nn.Module):
     def forward(self, tokens: Tensor, bank: MemoryBank) -> Tensor:
         """Memory responses of tokens: (B, T, d_model) -> (B, T, d_model), to be added to them."""
         queries = self._heads_first(self.query(tokens).flatten(0, 1)) / math.sqrt(self.width)  # (H, B*T, d_h)
-        read = read_slots(queries, bank.keys, bank.values, self.top_k)
+        read = (self._read_with_dropout if self.training and self.drop.p else read_slots)(queries, *bank, self.top_k)
         response: Tensor = self.out(read.to(tokens.dtype).transpose(0, 1).reshape(tokens.shape))
         return response
+
+    def _read_with_dropout(self, queries: Tensor, keys: Tensor, values: Tensor, k: int) -> Tensor:
+        """``read_slots`` with some of the weights dropped."""
+        best, slots = (queries @ keys.transpose(1, 2)).topk(k)  # (H, N, k)
+        weights = self.drop(best.float().softmax(-1)).to(values.dtype)
+        heads = zip(slots, values, weights, strict=True)
+        return torch.stack([F.embedding_bag(s, v, mode="sum", per_sample_weights=w) for s, v, w in heads])
 
     def _heads_first(self, rows: Tensor) -> Tensor:
         """(N, d_model) -> (H, N, d_h), contiguous."""

@@ -110,10 +110,14 @@ class ReportModel(nn.Module):
         width = self.backbone.width
         self.feature_norm = FeatureNorm(width) if c.feature_norm else None
         self.finding_head = nn.Linear(width, len(FINDINGS)) if c.finding_head else None
-        self.view_embedding = nn.Embedding(2, width)
-        nn.init.zeros_(self.view_embedding.weight)
-        self.to_model = nn.Sequential(Linear(width, c.d_model), nn.ReLU(), Dropout(c.dropout))
-        self.memory = CrossModalMemory(c.d_model, c.memory_dim, c.memory_slots, c.memory_heads, c.memory_top_k)
+        self.view_embedding = nn.Embedding(2, width) if c.view_embeddings else None
+        if self.view_embedding is not None:
+            nn.init.zeros_(self.view_embedding.weight)
+        feature_dropout = c.dropout if c.feature_dropout is None else c.feature_dropout
+        self.to_model = nn.Sequential(Linear(width, c.d_model), nn.ReLU(), Dropout(feature_dropout))
+        self.memory = CrossModalMemory(
+            c.d_model, c.memory_dim, c.memory_slots, c.memory_heads, c.memory_top_k, c.memory_dropout
+        )
         self.encoder = Encoder(c.encoder_layers, c.d_model, c.d_ff, c.heads, c.dropout, c.norm)
         self.decoder = Decoder(c.decoder_layers, c.d_model, c.d_ff, c.heads, c.dropout, c.norm)
         self.word_embedding = nn.Embedding(c.vocab_size, c.d_model, padding_idx=0)
@@ -139,6 +143,9 @@ class ReportModel(nn.Module):
     def encode_images(self, images: Tensor, views: Tensor, view_mask: Tensor) -> Patches:
         """Run the backbone once on every view.
 
+        Batch statistics of a backbone in training mode are those of one position at a time (all
+        first images, then all second ones), as published R2Gen code computes them.
+
         Args:
             images: (B, V, 1, S, S) float in 0..1; missing views are ignored.
             views: (B, V) int64, 0 frontal, 1 lateral.
@@ -146,10 +153,17 @@ class ReportModel(nn.Module):
         """
         batch, count = view_mask.shape
         real = view_mask.flatten()
-        tokens, pooled = self.backbone(images.flatten(0, 1)[real])
+        if self.backbone.training:
+            parts = [self.backbone(images[kept, v]) for v, kept in enumerate(view_mask.t()) if bool(kept.any())]
+            by_view = torch.arange(batch * count, device=real.device).view(batch, count).t()[view_mask.t()]
+            order = by_view.argsort()
+            tokens, pooled = (torch.cat(part)[order] for part in zip(*parts, strict=True))
+        else:
+            tokens, pooled = self.backbone(images.flatten(0, 1)[real])
         if not bool(real.all()):
             tokens, pooled = _spread(tokens, real), _spread(pooled, real)
-        return Patches(tokens.unflatten(0, (batch, count)), pooled.unflatten(0, (batch, count)), views, view_mask)
+        tokens, pooled = (part.reshape(batch, count, *part.shape[1:]) for part in (tokens, pooled))
+        return Patches(tokens, pooled, views, view_mask)
 
     def embed_study(self, patches: Patches) -> Tensor:
         """Study embedding for the index: (B, E), L2-normalised."""
@@ -182,7 +196,8 @@ class ReportModel(nn.Module):
         tokens = patches.tokens
         if self.feature_norm is not None:
             tokens = self.feature_norm.of_views(tokens, patches.view_mask)
-        tokens = tokens + self.view_embedding(patches.views).unsqueeze(2)  # (B, V, P, D)
+        if self.view_embedding is not None:
+            tokens = tokens + self.view_embedding(patches.views).unsqueeze(2)  # (B, V, P, D)
         batch, count, grid, _ = tokens.shape
         sequence = tokens.flatten(1, 2)  # (B, V*P, D)
         mask = patches.view_mask.unsqueeze(2).expand(batch, count, grid).flatten(1, 2)

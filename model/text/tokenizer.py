@@ -1,7 +1,8 @@
 """Report text to token ids and back: word-level, built from training reports, stored as JSON in the bundle.
 
-``clean_report`` is the project's cleaning, with commas or without. ``clean_report_r2gen`` is that of
-the published R2Gen code for IU X-Ray, quirks included, for comparison with published tables.
+``clean_report`` is the project's cleaning, with commas or without. ``clean_report_r2gen`` and
+``clean_report_r2gen_mimic`` are those of the published R2Gen code for IU X-Ray and MIMIC-CXR, quirks
+included, for comparison with published tables.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, Final, Literal
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIALS = (PAD, BOS, EOS, UNK)
 END_OF_SENTENCE, COMMA = ".", ","
-Cleaning = Literal["own", "commas", "r2gen"]
+Cleaning = Literal["own", "commas", "r2gen", "r2gen-mimic"]
 
 _NUMBERING = re.compile(r"(?:(?<=^)|(?<=[.:]\s))\d{1,2}[.)]\s+")
 _SENTENCE_END = re.compile(r"(?<![.?!;])[.?!;]++(?=\s|$)|[?!;]+")  # linear time: starts only where a run begins
@@ -47,7 +49,24 @@ _R2GEN_DROP = re.compile(r"[.,?;*!%^&_+():-\[\]{}]")  # ":-\[" is an accidental 
 
 def clean_report_r2gen(report: str) -> str:
     """The published IU X-Ray cleaning (R2Gen, ``modules/tokenizers.py``): keeps hyphens and empty sentences."""
-    text = report.replace("..", ".").replace("..", ".").replace("..", ".").replace("1. ", "")
+    return _r2gen_sentences(_halved(report, "..", 3))
+
+
+def clean_report_r2gen_mimic(report: str) -> str:
+    """The published MIMIC-CXR cleaning: as for IU X-Ray, after joining lines and shortening blanks and ``___``."""
+    text = _halved(_halved(report.replace("\n", " "), "__", 7), "  ", 6)
+    return _r2gen_sentences(_halved(text, "..", 8))
+
+
+def _halved(text: str, pair: str, times: int) -> str:
+    """Runs of a character shortened ``times`` times by a half."""
+    for _ in range(times):
+        text = text.replace(pair, pair[0])
+    return text
+
+
+def _r2gen_sentences(text: str) -> str:
+    text = text.replace("1. ", "")
     for number in "2345":
         text = text.replace(f". {number}. ", ". ")
     for number in "2345":
@@ -59,6 +78,14 @@ def clean_report_r2gen(report: str) -> str:
     return " . ".join(sentences) + " ."
 
 
+CLEANINGS: Final[Mapping[Cleaning, Callable[[str], str]]] = {
+    "own": clean_report,
+    "commas": partial(clean_report, commas=True),
+    "r2gen": clean_report_r2gen,
+    "r2gen-mimic": clean_report_r2gen_mimic,
+}
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """Word vocabulary. Ids 0..3 are ``<pad> <bos> <eos> <unk>``, words follow in sorted order.
@@ -66,7 +93,7 @@ class Tokenizer:
     Attributes:
         tokens: by id.
         cleaning: how ``encode`` prepares a report: ``own`` (``clean_report``), ``commas`` (the same
-            with commas), or ``r2gen`` (``clean_report_r2gen``), the rule of published checkpoints.
+            with commas), or ``r2gen`` and ``r2gen-mimic``, the rules of published checkpoints.
     """
 
     tokens: tuple[str, ...]
@@ -116,9 +143,7 @@ class Tokenizer:
         )
 
     def _words(self, report: str) -> list[str]:
-        if self.cleaning == "r2gen":
-            return clean_report_r2gen(report).split()
-        return clean_report(report, commas=self.cleaning == "commas").split()
+        return CLEANINGS[self.cleaning](report).split()
 
     def decode(self, ids: Iterable[int]) -> str:
         """Words up to the first eos; bos and pad are dropped."""
@@ -147,8 +172,8 @@ class Tokenizer:
         if not isinstance(content, dict) or content.get("kind") != "word" or content.get("schema_version") != 1:
             raise ValueError("tokenizer.json must hold {'schema_version': 1, 'kind': 'word', 'tokens': [...]}")
         cleaning = content.get("cleaning", "own")
-        if cleaning not in get_args(Cleaning):
-            raise ValueError(f"tokenizer.json: cleaning {cleaning!r} is unknown; use one of {get_args(Cleaning)}")
+        if cleaning not in CLEANINGS:
+            raise ValueError(f"tokenizer.json: cleaning {cleaning!r} is unknown; use one of {tuple(CLEANINGS)}")
         tokens = content.get("tokens")
         if not isinstance(tokens, list) or not all(isinstance(token, str) and token.isprintable() for token in tokens):
             raise ValueError("tokenizer.json: tokens must be a list of printable strings")

@@ -20,6 +20,7 @@ from model.network.backbone import Backbone
 from model.network.report_model import Patches, ReportModel
 from model.types import View
 from training.data.augment import Augmentation, augment, augmentation_draws, changed, to_float
+from training.data.crops import CropCache
 from training.data.device_array import DeviceRows
 from training.data.pixel_cache import PixelCache
 from training.data.resumable_array import ResumableArray
@@ -80,27 +81,38 @@ class CachedFeatures:
 
 
 class OnlineFeatures:
-    """The backbone itself, on augmented pixels in training and on unchanged ones otherwise."""
+    """The backbone itself, on augmented pixels in training (or on ``crops``) and on unchanged ones otherwise."""
 
     def __init__(
         self, model: ReportModel, cache: PixelCache, device: torch.device, view_dropout: float,
-        on_device: Placement = "auto",
+        on_device: Placement = "auto", crops: CropCache | None = None,
     ) -> None:  # fmt: skip
         self._model, self._rows, self._device, self._drop = model, cache.rows, device, view_dropout
+        self._crops, self._keys = crops, {row: key for key, row in cache.rows.items()}
         self._pixels = DeviceRows(cache.array, device, on_device)
 
     def patches(
         self, studies: Sequence[Study], generator: torch.Generator | None, *, tokens: bool = True, part: slice = WHOLE
     ) -> Patches:
         """(B, V, 49, D) tokens; V is the most views of a study."""
+        return self._model.encode_images(*self.images(studies, generator, part=part))
+
+    def images(
+        self, studies: Sequence[Study], generator: torch.Generator | None, *, part: slice = WHOLE
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, V, 1, S, S), their views and mask (B, V): the arguments of ``ReportModel.encode_images``."""
         rows, views, mask = _batch_of_views(studies, self._rows, self._drop, generator)
         draws = None if generator is None else augmentation_draws(mask.numel(), generator).view(*mask.shape, -1)[part]
         rows, views, mask = rows[part], views[part].to(self._device), mask[part].to(self._device)
-        pixels = self._pixels.take(rows.ravel()).masked_fill(~mask.flatten()[:, None, None], 0)
-        images = to_float(pixels)  # (B*V, 1, S, S)
-        if draws is not None:
-            images = changed(images, Augmentation(), draws.flatten(0, 1))
-        return self._model.encode_images(images.view(*rows.shape, *images.shape[1:]), views, mask)
+        if draws is not None and self._crops is not None:
+            keys = [self._keys[row] for row in rows.ravel().tolist()]
+            images = to_float(self._crops.crop(keys, draws.flatten(0, 1)).to(self._device))
+        else:
+            pixels = self._pixels.take(rows.ravel()).masked_fill(~mask.flatten()[:, None, None], 0)
+            images = to_float(pixels)  # (B*V, 1, S, S)
+            if draws is not None:
+                images = changed(images, Augmentation(), draws.flatten(0, 1))
+        return images.view(*rows.shape, *images.shape[1:]), views, mask
 
 
 def cache_features(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from model.images import ImageError, read_image
+from model.images import ImageError, Radiograph, read_image
 from model.types import Pixels, Resample, View
 from training.data.resumable_array import ResumableArray
 from training.data.studies import ImageRef, Source, Study
@@ -60,7 +60,7 @@ def build_pixel_cache(
     source: Source, studies: Sequence[Study], size: int, directory: Path, *, resample: Resample = "bicubic"
 ) -> PixelCache:
     """Decode all images of ``studies`` to squares of ``size`` pixels into ``directory``, or reuse and
-    continue its ``pixels-SIZE.npy`` and ``pixels-SIZE.json``.
+    continue its ``pixels-SIZE.npy`` and ``pixels-SIZE.json`` (``pixels-SIZE-bilinear`` where ``resample`` is bilinear).
 
     Raises:
         ValueError: no image could be read.
@@ -68,10 +68,17 @@ def build_pixel_cache(
     keys = sorted({ref.key for study in studies for ref in study.images})
     drawn = str(size) if resample == "bicubic" else f"{size} {resample}"
     identity = hashlib.sha256("\n".join([source.images.description(), drawn, *keys]).encode()).hexdigest()
-    store = ResumableArray(directory / f"pixels-{size}.npy", identity, np.uint8, (max(len(keys), 1), size, size))
+    name = f"pixels-{drawn.replace(' ', '-')}.npy"  # rows of an ablation share the directory
+    store = ResumableArray(directory / name, identity, np.uint8, (max(len(keys), 1), size, size))
     if not store.progress.get("complete"):
         with store.writing() as array:
-            _decode(source, keys, size, resample, store, array)
+
+            def put(row: int, pixels: Pixels) -> int:
+                array[row] = pixels
+                return row
+
+            decode_images(source, keys, lambda data: read_image(data, size, resample=resample), put, store, array,
+                          f"decode {size}px")  # fmt: skip
     rows, skipped = store.progress["done"], store.progress["skipped"]
     if not rows:
         raise ValueError(f"none of {len(keys)} images could be read from {source.images.description()}; check --root "
@@ -83,27 +90,31 @@ def build_pixel_cache(
     return PixelCache(store.read(), rows, views, skipped)
 
 
-def _decode(
-    source: Source, keys: Sequence[str], size: int, resample: Resample, store: ResumableArray,
-    array: np.memmap[Any, Any],
+def decode_images(
+    source: Source, keys: Sequence[str], read: Callable[[bytes], Radiograph], put: Callable[[int, Pixels], object],
+    store: ResumableArray, array: np.memmap[Any, Any], what: str,
 ) -> None:  # fmt: skip
+    """Decode the images that ``store`` lacks.
+
+    ``put`` writes pixels into a row of ``array``. The progress has, by key, ``done``: what ``put``
+    returned; ``views`` of DICOM files; and ``skipped``: the reasons.
+    """
     row_of = {key: row for row, key in enumerate(keys)}
-    done: dict[str, int] = store.progress.get("done", {})
+    done: dict[str, object] = store.progress.get("done", {})
     views: dict[str, str] = store.progress.get("views", {})
     skipped: dict[str, str] = {}
     todo = [key for key in keys if key not in done]
-    bar = tqdm(source.images.iter(todo), total=len(todo), desc=f"decode {size}px", unit="img", mininterval=1)
+    bar = tqdm(source.images.iter(todo), total=len(todo), desc=what, unit="img", mininterval=1)
     for count, (key, data) in enumerate(bar, 1):
         if data is None:
             skipped[key] = "missing"
             continue
         try:
-            image = read_image(data, size, resample=resample)
+            image = read(data)
         except ImageError as error:
             skipped[key] = error.code
             continue
-        array[row_of[key]] = image.pixels
-        done[key] = row_of[key]
+        done[key] = put(row_of[key], image.pixels)
         if image.view is not None:
             views[key] = image.view.value
         if count % _SAVE_EVERY == 0:

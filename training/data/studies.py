@@ -33,6 +33,7 @@ class Study:
     images: tuple[ImageRef, ...]  # in the file's order, which the annotation keeps
     mesh: tuple[str, ...] = ()  # major MeSH headings, where the source has them
     rewritten: str | None = None  # the report as a model learns it, where that differs
+    keeps_order: bool = False  # the model reads the images in the file's order, as published R2Gen code
 
     @property
     def training_text(self) -> str:
@@ -42,6 +43,8 @@ class Study:
     def ordered(self) -> tuple[ImageRef, ...]:
         """The images as the model reads them: frontals, then unknown views, then laterals; each in
         the file's order."""
+        if self.keeps_order:
+            return self.images
         rank = {View.FRONTAL: 0, None: 1, View.LATERAL: 2}
         return tuple(sorted(self.images, key=lambda image: rank[image.view]))
 

@@ -10,7 +10,8 @@ bilinear resize, images in the order of the data set's files, beam search and tr
 """
 
 from training.import_r2gencmn.checkpoint import bundle_tokenizer, published_vocabulary, read_checkpoint
-from training.import_r2gencmn.convert import PUBLISHED_DECODING, Published, import_model
+from training.import_r2gencmn.convert import Published, import_model
+from training.r2gencmn import PUBLISHED_DECODING
 
 __all__ = [
     "PUBLISHED_DECODING",

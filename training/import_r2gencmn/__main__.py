@@ -16,7 +16,8 @@ from model.files import file_sha256
 from training.cli import at_least, run_command
 from training.data.r2gen import read_annotation
 from training.import_r2gencmn.checkpoint import bundle_tokenizer, published_vocabulary, read_checkpoint
-from training.import_r2gencmn.convert import PUBLISHED_DECODING, TRIGRAM_PENALTY, Published, import_model
+from training.import_r2gencmn.convert import Published, import_model
+from training.r2gencmn import PUBLISHED_DECODING, TRIGRAM_PENALTY
 
 log = logging.getLogger("training")
 

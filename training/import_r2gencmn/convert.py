@@ -11,22 +11,17 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torchvision import models
 
-from model.config import DecodingConfig, ModelConfig
+from model.config import ModelConfig
 from model.network.backbone import Backbone
 from model.network.report_model import ReportModel
 from model.network.transformer import sinusoidal_positions
 from model.text.tokenizer import SPECIALS, UNK
+from training.r2gencmn import NEVER
 
-TRIGRAM_PENALTY = 2 * 0.693  # published: log-probabilities of repeated trigrams lose ln 2 twice
-PUBLISHED_DECODING = DecodingConfig(
-    method="beam", beam_size=3, length_penalty=0.0, trigram_penalty=TRIGRAM_PENALTY, trigram_penalty_in_beams=False,
-    finished_beams_occupy_slots=True, min_length=0, suppress=(),
-)  # fmt: skip
 _BACKBONES = (
     "resnet101", "resnet50", "resnet152", "resnet18", "resnet34",
     "wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d",
 )  # fmt: skip
-_NEVER = -1e4  # logit of <pad> and <bos>, which published models lack; probability 0 in float32
 _VISUAL, _WRITER = "visual_extractor.model.", "encoder_decoder."
 
 
@@ -79,7 +74,6 @@ def import_model(
     target = {key: writer[published_key] for key, published_key in names.items()}
     target |= {f"backbone.features.{key}": value for key, value in visual.items()}
     target |= _word_rows(writer, words)
-    target["view_embedding.weight"] = torch.zeros_like(model.view_embedding.weight)  # published models have no views
     needed = model.state_dict()
     for key, value in target.items():
         if key in needed and needed[key].shape != value.shape:
@@ -156,7 +150,7 @@ def _model_config(writer: Mapping[str, Tensor], layers: int, words: int, publish
             heads=published.heads, encoder_layers=layers, decoder_layers=layers, memory_slots=slots,
             memory_dim=memory_dim, memory_heads=published.heads, memory_top_k=published.top_k,
             max_length=published.max_length + 1, retrieval_k=0, norm="r2gen", patch_positions="sequence",
-            feature_norm=False,
+            view_embeddings=False, feature_norm=False,
         )  # fmt: skip
     except ValidationError as error:
         reasons = "; ".join(str(problem["msg"]) for problem in error.errors())
@@ -189,7 +183,7 @@ def _word_rows(writer: Mapping[str, Tensor], words: Sequence[str]) -> dict[str, 
     for key, tensor, needed in zip(keys[1:], (weight, bias), (embedding.shape, embedding.shape[:1]), strict=True):
         if tensor.shape != needed:
             raise ValueError(f"{_WRITER}{key} has the shape {tuple(tensor.shape)}, needed is {tuple(needed)}")
-    nothing, never = torch.zeros_like(embedding[:1]), torch.full_like(bias[:1], _NEVER)
+    nothing, never = torch.zeros_like(embedding[:1]), torch.full_like(bias[:1], NEVER)
     return {
         "word_embedding.weight": torch.cat([nothing, embedding[:1], embedding[:1], embedding[order]]),
         "to_words.weight": torch.cat([torch.zeros_like(weight[:2]), weight[:1], weight[order]]),

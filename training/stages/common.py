@@ -59,13 +59,18 @@ class ReportGenerator:
     decoding: DecodingConfig
     mbr: MbrTable | None = None  # for ``consensus`` decoding
     cases: Rows | None = None  # (N, draws, K) of the training studies, by ``training.stages.out_of_fold``
+    target_ids: int | None = None  # ids that a training report is cut to; None: the model's ``max_length``
 
 
-def shuffled_batches(count: int, steps: int, *seed: int) -> Batches:
-    """Epoch -> a permutation of ``count`` rows in ``steps`` parts, from ``seed`` and the epoch."""
+def shuffled_batches(count: int, steps: int, *seed: int, size: int | None = None) -> Batches:
+    """Epoch -> a permutation of ``count`` rows in ``steps`` parts, from ``seed`` and the epoch.
+
+    The parts are nearly equal; with ``size`` all but the last have this many rows.
+    """
+    parts = steps if size is None else range(size, count, size)
 
     def batches(epoch: int) -> list[Rows]:
-        return np.array_split(np.random.default_rng((*seed, epoch)).permutation(count), steps)
+        return np.array_split(np.random.default_rng((*seed, epoch)).permutation(count), parts)
 
     return batches
 
@@ -134,7 +139,8 @@ class TrainingReports:
         self.names = [study.study_id for study in train]
         self.reports = [study.report for study in train]
         self.texts = [study.training_text for study in train]
-        self._ids = encode_reports(self.texts, generator.tokenizer, generator.model.config.max_length)
+        length = generator.target_ids or generator.model.config.max_length
+        self._ids = encode_reports(self.texts, generator.tokenizer, length)
         self._targets = mask_suppressed_targets(self._ids, generator.decoding, generator.tokenizer)
 
     def inputs(
@@ -171,13 +177,13 @@ class TrainingReports:
 class FrozenPartsModule(nn.Module):
     """The report model with its frozen parts in eval mode.
 
-    The text tower is always frozen, and the backbone keeps its normalisation statistics. The study
-    head embeds as in serving; it moves only where the backbone moves.
+    The text tower is always frozen, and the backbone keeps its normalisation statistics unless
+    ``batch_statistics``. The study head embeds as in serving; it moves only where the backbone moves.
     """
 
-    def __init__(self, model: ReportModel, moving: bool) -> None:
+    def __init__(self, model: ReportModel, moving: bool, batch_statistics: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._batch_statistics = model, batch_statistics
         model.requires_grad_(True)
         if not moving:
             model.backbone.requires_grad_(False)
@@ -187,7 +193,8 @@ class FrozenPartsModule(nn.Module):
 
     def train(self, mode: bool = True) -> FrozenPartsModule:
         super().train(mode)
-        self.model.backbone.eval()
+        if not self._batch_statistics:
+            self.model.backbone.eval()
         if self.model.config.retrieval_k:
             self.model.text_tower.eval()
             self.model.study_head.eval()
@@ -195,7 +202,7 @@ class FrozenPartsModule(nn.Module):
 
 
 def build_optimizer(
-    model: ReportModel, *, backbone_lr: float, head_lr: float, weight_decay: float
+    model: ReportModel, *, backbone_lr: float, head_lr: float, weight_decay: float, eps: float = 1e-8
 ) -> torch.optim.Optimizer:
     """Adam with one learning rate for the backbone and one for the rest, without frozen weights."""
     backbone = [p for p in model.backbone.parameters() if p.requires_grad]
@@ -203,4 +210,4 @@ def build_optimizer(
     groups = [{"params": [p for p in model.parameters() if p.requires_grad and id(p) not in known], "lr": head_lr}]
     if backbone and backbone_lr > 0:
         groups.insert(0, {"params": backbone, "lr": backbone_lr})
-    return torch.optim.Adam(groups, weight_decay=weight_decay, betas=(0.9, 0.98), amsgrad=True, fused=True)
+    return torch.optim.Adam(groups, weight_decay=weight_decay, betas=(0.9, 0.98), eps=eps, amsgrad=True, fused=True)

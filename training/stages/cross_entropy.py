@@ -8,6 +8,7 @@ makes the study embedding follow it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -33,10 +34,10 @@ def train_cross_entropy(
     model, index, train = generator.model, generator.index, studies.train
     processes, device = context.processes, context.device
     moving = config.backbone_lr > 0
-    module = common.FrozenPartsModule(model, moving)
+    module = common.FrozenPartsModule(model, moving, config.batch_statistics)
     processes.synchronise_features(module)
     optimizer = common.build_optimizer(model, backbone_lr=config.backbone_lr, head_lr=config.transformer_lr,
-                                       weight_decay=config.weight_decay)  # fmt: skip
+                                       weight_decay=config.weight_decay, eps=config.adam_eps)  # fmt: skip
     reports = common.TrainingReports(generator, train)
     labels = label_vectors(train)
     report_vectors = None if index is None else torch.from_numpy(index.vectors(_rows_of(index, reports.names)))
@@ -59,16 +60,24 @@ def train_cross_entropy(
             losses |= {"contrastive": contrast, "loss": nll + config.contrastive_weight * contrast}
         return losses
 
+    as_published = config.select == "BLEU_4"
     chosen = studies.val[: config.validate_limit]
 
     def validate() -> Mapping[str, float]:
-        return validate_generation(generator, chosen, reports.reports, context)[0]
+        return validate_generation(generator, chosen, reports.reports, context, as_served=as_published)[0]
 
     steps = -(-len(train) // config.batch_size)
-    selection = LoopConfig("ce", select="selection", patience=config.patience) if chosen else LoopConfig("ce")
-    loop = Loop(selection, context, module, optimizer)
-    history = loop.fit(common.shuffled_batches(len(train), steps, context.seed, 29), epochs=config.epochs, steps=steps,
-                       train_step=train_step, validate=validate if chosen else None)  # fmt: skip
+    decay = config.step_decay
+    loop_config = LoopConfig(
+        "ce", clip=math.inf if config.clip_norm is None else config.clip_norm,
+        step_decay=None if decay is None else (decay.every, decay.factor), select=config.select if chosen else None,
+        latest=as_published, patience=config.patience if chosen else None,
+    )  # fmt: skip
+    loop = Loop(loop_config, context, module, optimizer)
+    batches = common.shuffled_batches(len(train), steps, context.seed, 29,
+                                      size=config.batch_size if config.full_batches else None)  # fmt: skip
+    history = loop.fit(batches, epochs=config.epochs, steps=steps, train_step=train_step,
+                       validate=validate if chosen else None)  # fmt: skip
     return history.selected_row()
 
 

@@ -43,14 +43,15 @@ def write_reports(generator: ReportGenerator, studies: Sequence[Study], context:
 
 
 def validate_generation(
-    generator: ReportGenerator, studies: Sequence[Study], train_reports: Sequence[str], context: RunContext
-) -> tuple[dict[str, float], list[str]]:
+    generator: ReportGenerator, studies: Sequence[Study], train_reports: Sequence[str], context: RunContext,
+    *, as_served: bool = False,
+) -> tuple[dict[str, float], list[str]]:  # fmt: skip
     """Scores of written reports (with ``chance_…``, expected under permutation, and ``selection``),
-    and the reports, decoded by MBR where the bundle decodes so, else greedily.
+    and the reports, decoded by MBR where the bundle decodes so, else greedily; ``as_served``: as the bundle decodes.
     """
-    method = "greedy" if generator.mbr is None else "consensus"
-    decoding = generator.decoding.model_copy(update={"method": method})
-    texts = write_reports(replace(generator, decoding=decoding), studies, context)
+    if generator.mbr is None and not as_served:
+        generator = replace(generator, decoding=generator.decoding.model_copy(update={"method": "greedy"}))
+    texts = write_reports(generator, studies, context)
     pairs = comparable_pairs(zip((study.report for study in studies), texts, strict=True), train_reports)
     scores, by_chance = validation_scores(pairs), expected_under_permutation(pairs)
     return {

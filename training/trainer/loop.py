@@ -40,9 +40,11 @@ class LoopConfig:
     stage: str  # part of every seed, and of the directory
     warmup: float = 0.05  # share of all steps in which the learning rate rises from 0, before it falls as a cosine
     floor: float = 0.05  # learning rate at the end, relative to the peak
-    clip: float = 1.0  # largest gradient norm
+    step_decay: tuple[int, float] | None = None  # instead: every so many epochs the learning rate is multiplied by this
+    clip: float = 1.0  # largest gradient norm; infinity for no limit
     ema: float = 0.0  # decay of the averaged weights; 0 keeps none
     select: str | None = None  # its best epoch is kept; None keeps the last
+    latest: bool = False  # of equally good epochs the last is kept, not the first
     eligible: str | None = None  # 0 where an epoch must not be kept
     patience: int | None = None  # epochs without a better ``select`` after which the stage ends
 
@@ -122,7 +124,7 @@ class Loop:
         bar = tqdm(total=steps, initial=done, desc=f"{self.config.stage} {epoch + 1}/{epochs}", unit="step",
                    mininterval=2, disable=not self.context.processes.main)  # fmt: skip
         for batch in batches[done:]:
-            factor = learning_rate_factor(self.step / max(epochs * steps, 1), self.config.warmup, self.config.floor)
+            factor = self._rate_factor(epoch, self.step / max(epochs * steps, 1))
             for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * factor
             seed = step_seed(self.context.seed, self.config.stage, self.step)
@@ -137,6 +139,13 @@ class Loop:
                 self.save()
                 saved = time.monotonic()
         bar.close()
+
+    def _rate_factor(self, epoch: int, progress: float) -> float:
+        """Learning rate relative to its peak."""
+        if self.config.step_decay is not None:
+            every, factor = self.config.step_decay
+            return factor ** (epoch // every)
+        return learning_rate_factor(progress, self.config.warmup, self.config.floor)
 
     def _update(self, losses: Mapping[str, Tensor]) -> None:
         """One optimizer step; raises before values that are not finite reach the weights."""
@@ -185,7 +194,8 @@ class Loop:
         if self.config.select is None or (self.config.eligible and not row[f"val_{self.config.eligible}"]):
             return
         value = row[f"val_{self.config.select}"]
-        if value > self.history.best_value:
+        best = self.history.best_value
+        if value > best or (self.config.latest and value == best):
             self.history.best_value, self.history.best_epoch = value, epoch
             self._best = _copy(self.module)
 
