@@ -171,3 +171,16 @@ def test_rejects_checkpoint_of_a_different_model(tmp_path: Path) -> None:
 def test_step_seeds_differ_by_seed_stage_and_step() -> None:
     seeds = {step_seed(seed, stage, step) for seed in (1, 2) for stage in ("a", "b") for step in range(50)}
     assert len(seeds) == 200
+
+
+def test_rates_fall_by_steps_and_the_latest_of_equal_epochs_is_kept(tmp_path: Path) -> None:
+    net = network()
+    config = LoopConfig("toy", step_decay=(3, 0.8), select="score", latest=True, patience=2)
+    loop = Loop(config, context(tmp_path), net, torch.optim.Adam(net.parameters(), lr=0.02))
+    scores = iter([0.0, 0.0, 1.0, 1.0, 1.0, 0.5, 1.0, 0.5, 0.5, 1.0])
+    history = loop.fit(
+        lambda epoch: [torch.arange(40)], epochs=10, steps=1,
+        train_step=lambda batch, _: {"loss": net(X[batch]).square().mean()}, validate=lambda: {"score": next(scores)},
+    )  # fmt: skip
+    assert [row["lr"] for row in history.rows] == pytest.approx([0.02 * 0.8 ** (epoch // 3) for epoch in range(9)])
+    assert history.best_epoch == 6
