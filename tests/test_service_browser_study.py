@@ -105,6 +105,18 @@ def test_folder_is_sorted_into_the_views_and_the_rest_is_named(page: Page, tmp_p
     assert not page.locator("#left").is_visible()
 
 
+def test_more_images_of_unknown_view_than_empty_views_are_named_and_not_guessed(page: Page, tmp_path: Path) -> None:
+    reason = "the view is not known, and more than one such image would fit; drop the right one on its view"
+    for name, data in (("a.dcm", film(61, "LL")), ("b.dcm", film(62)), ("c.dcm", film(63))):
+        (tmp_path / name).write_bytes(data)
+    page.set_input_files("#file-frontal", [tmp_path / name for name in ("a.dcm", "b.dcm", "c.dcm")])
+    assert shown_files(page) == {"lateral": [61, 61]}
+    assert texts(page, "#left li") == [f"b.dcm, c.dcm: {reason}"]
+    drop(page, *(drawing(tmp_path, side) for side in (71, 72, 73)))
+    page.wait_for_selector("#left li >> text=73.png")
+    assert page.is_disabled("#draft"), "the images of the study before are gone"
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
 def test_zip_archive_is_read_like_a_folder(page: Page, tmp_path: Path, method: int) -> None:
     (tmp_path / "study.zip").write_bytes(zipped(STUDY, method))

@@ -190,6 +190,20 @@ def test_failure_is_a_problem_in_time(
     assert pacs.url.split("//")[1] not in response.text, "no problem quotes the address"
 
 
+def test_instance_without_valid_uid_is_left_out(pacs: DicomwebServer, client: httpx.Client) -> None:
+    radiographs = [DicomwebServer.json(header(data)) for data in pacs.files]
+    broken = [listed("Doe^Jane"), listed("1.2.3.4", "Doe^Jane"), {}]
+    paths = [radiographs[:1] + broken, radiographs[1:], []]
+    pacs.answers["list"] = lambda handler: wrong_list(*paths.pop(0))(handler)
+    answer = ask(client)
+    assert answer.status_code == 200, answer.text
+    study = answer.json()["study"]
+    assert len(study["images"]) == 2
+    left_out = [(each["sop_instance_uid"], each["series_instance_uid"], each["code"]) for each in study["left_out"]]
+    assert left_out == [("", "1.2.3", "invalid_uid"), ("1.2.3.4", "", "invalid_uid"), ("", "", "invalid_uid")]
+    assert "Doe" not in answer.text
+
+
 def test_failure_does_not_affect_the_next_request(pacs: DicomwebServer, client: httpx.Client) -> None:
     pacs.answers["file"] = answers(500)
     assert problem(ask(client)) == "pacs_broken"

@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
 import pydicom
@@ -21,7 +21,7 @@ from model.images import ImageError
 from model.images.dicom.header import CAPTURES, FOR_PROCESSING, RADIOGRAPHS, is_uid
 from model.types import View
 from service.formats.dicom_source import SourceImage, StoredReport, source_image
-from service.pacs.selection import HEADER, Selection, select_images, text
+from service.pacs.selection import HEADER, LeftOut, Selection, select_images, text
 from service.pacs.structured_report import DRAFT_HEADER, ENHANCED_SR, identity, newest_draft, write_report
 from service.pacs.transport import CHECK, Transport, broken
 from service.schemas.models import MAX_INSTANCES, ReportResponse
@@ -68,11 +68,12 @@ class Connection:
 
     def choose(self, study_uid: str, named: Mapping[View, str]) -> Selection:
         """The images of a study to read, by their headers."""
-        listed = self._list(study_uid)
+        listed, invalid = self._list(study_uid)
         if not listed:
             raise Problem("no_such_study", "The PACS has no study with this StudyInstanceUID. Check it.")
         headers = {**listed, **self._headers(study_uid, listed, _IMAGES, HEADER)}
-        return select_images(headers.values(), named)
+        selection = select_images(headers.values(), named)
+        return replace(selection, left_out=selection.left_out + invalid)
 
     def fetch(self, study_uid: str, named: Mapping[View, str]) -> FetchedStudy:
         """The images of a study, each with the identity that its header in the PACS has."""
@@ -92,7 +93,7 @@ class Connection:
     def store(self, report: ReportResponse, sources: tuple[SourceImage, ...]) -> tuple[StoredReport, bool]:
         """Store a structured report unless the PACS has it; returns its identity, and whether it was stored now."""
         study_uid, stored = sources[0].study_instance_uid, identity(report, sources)
-        listed = self._list(study_uid)
+        listed, _ = self._list(study_uid)
         if stored.sop_instance_uid in listed:
             return stored, False
         drafts = self._headers(study_uid, listed, {ENHANCED_SR}, DRAFT_HEADER)
@@ -107,11 +108,11 @@ class Connection:
         try:
             result = _checked(self._client.store_instances, [dataset], study_uid)
         except Problem as problem:
-            if problem.code == "pacs_not_stored" and uid in self._list(study_uid):  # 409: a repeated instance
+            if problem.code == "pacs_not_stored" and uid in self._list(study_uid)[0]:  # 409: a repeated instance
                 return
             raise
         done = {text(item, "ReferencedSOPInstanceUID") for item in result.get("ReferencedSOPSequence") or ()}
-        if uid not in done and uid not in self._list(study_uid):
+        if uid not in done and uid not in self._list(study_uid)[0]:
             raise Problem("pacs_not_stored", f"The PACS did not store the report. {CHECK}")
 
     def file(self, study_uid: str, series_uid: str, sop_uid: str) -> bytes:
@@ -123,19 +124,26 @@ class Connection:
         kind, body = str(answer.headers.get("Content-Type", "")), bytes(answer.content)
         return body if kind.lower().startswith("application/dicom") else _only_part(kind, body)
 
-    def _list(self, study_uid: str) -> dict[str, Dataset]:
-        """SOP instance UID -> the UIDs of ``_LISTED`` of all instances of the study."""
+    def _list(self, study_uid: str) -> tuple[dict[str, Dataset], tuple[LeftOut, ...]]:
+        """SOP instance UID -> the UIDs of ``_LISTED`` of each instance of the study, and entries without valid ones."""
         found: dict[str, Dataset] = {}
-        while True:
-            page = _checked(self._search, study_uid, len(found))
-            new = {uid: header for header in page if (uid := text(header, "SOPInstanceUID")) not in found}
-            if not all(uid and "SeriesInstanceUID" in header for uid, header in new.items()):
-                raise broken("an instance has no valid UID")
-            if not new:
-                return found
-            found |= new
-            if len(found) > MAX_INSTANCES:
+        invalid: list[LeftOut] = []
+        page = _checked(self._search, study_uid, offset := 0)
+        while page:
+            for header in page:
+                uid, series_uid = text(header, "SOPInstanceUID"), text(header, "SeriesInstanceUID")
+                if uid and series_uid:
+                    found.setdefault(uid, header)
+                else:
+                    invalid.append(LeftOut(uid, series_uid, "invalid_uid"))
+            if not found:
+                raise broken("no instance has valid UIDs")
+            offset += len(page)
+            if offset > MAX_INSTANCES:
                 raise Problem("study_too_large", f"The study has more than {MAX_INSTANCES:,} instances.")
+            following = _checked(self._search, study_uid, offset)
+            page = [] if following == page else following  # some servers ignore the offset
+        return found, tuple(invalid)
 
     def _search(self, study_uid: str, offset: int) -> list[Dataset]:
         self._transport.expect(MAX_JSON_BYTES, "The list of instances")

@@ -42,13 +42,14 @@ REASONS = {  # code -> why an instance was left out
     "unknown_view": "Its header does not name the view.",
     "secondary_capture": "A CR or DX image of the same view is read instead.",
     "repeated_view": "A newer image of the same view is read instead.",
+    "invalid_uid": "The PACS lists it without a valid SOPInstanceUID or SeriesInstanceUID.",
     "not_named": "The request names another instance.",
 }
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An instance that is not read, with a code of ``REASONS``."""
+    """An instance that is not read, with a code of ``REASONS``; an invalid UID is empty."""
 
     sop_instance_uid: str
     series_instance_uid: str

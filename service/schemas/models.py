@@ -277,7 +277,7 @@ class StudyImageOut(ResponseModel):
 class LeftOutOut(ResponseModel):
     """An instance of the study that was not read."""
 
-    sop_instance_uid: str
+    sop_instance_uid: Annotated[str, Field(description="Empty if the PACS lists an invalid one.")]
     series_instance_uid: str
     code: Annotated[str, Field(examples=["repeated_view", "for_processing", "not_a_chest"])]
     reason: str

@@ -106,7 +106,8 @@ export class Intake {
     }
     if (order !== this.#order || this.views.locked) return false;
     const found = NAMES.filter((each) => study[each]);
-    this.#show(study, isFile || found.length === 0 ? found : NAMES); // a study replaces both views
+    const isStudy = found.length > 0 || study.left.some(({ reason }) => reason === "unknown");
+    this.#show(study, isFile || !isStudy ? found : NAMES); // a study replaces both views
     return found.length > 0;
   }
 

@@ -142,11 +142,10 @@ function chooseViews(images, leave) {
     if (chosen[view]) leave(image, "repeat");
     else chosen[view] = image;
   }
-  for (const image of rest.filter(({ header }) => !header?.view)) {
-    const free = VIEWS.find((view) => !chosen[view]);
-    if (free) chosen[free] = image;
-    else leave(image, "extra");
-  }
+  const unknown = rest.filter(({ header }) => !header?.view);
+  const free = VIEWS.filter((view) => !chosen[view]);
+  if (unknown.length <= free.length) unknown.forEach((image, index) => (chosen[free[index]] = image)); // the view check corrects them
+  else for (const image of unknown) leave(image, free.length ? "unknown" : "extra"); // which ones would be a guess
   return chosen;
 }
 

@@ -69,6 +69,7 @@ export const words = {
   "left.study": "another study; the newest one is used",
   "left.repeat": "another image of the same view; the newest one is used",
   "left.capture": "secondary capture without a view",
+  "left.unknown": "the view is not known, and more than one such image would fit; drop the right one on its view",
   "left.extra": "both views are filled",
   "left.files": "the DICOM images are used",
   "left.archive": "archive in an archive",

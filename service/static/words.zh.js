@@ -70,6 +70,7 @@ export const words = {
   "left.study": "属于另一次检查；采用最新的一次",
   "left.repeat": "同一体位的另一幅图像；采用最新的一幅",
   "left.capture": "没有体位的二次捕获图像",
+  "left.unknown": "体位未知，且有多幅这样的图像；请将合适的一幅拖到对应体位",
   "left.extra": "两个体位都已有图像",
   "left.files": "采用 DICOM 图像",
   "left.archive": "压缩包中的压缩包",
