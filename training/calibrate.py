@@ -39,6 +39,7 @@ from training.cli import add_common_arguments, open_source, run_command
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.resumable_array import ResumableArray
 from training.data.resumable_lines import ResumableLines
+from training.data.selection import CHOSEN_ON, half_of, selection_record
 from training.data.studies import Study
 from training.evaluation.inference import open_bundle
 
@@ -121,7 +122,8 @@ def calibrate(arguments: argparse.Namespace) -> int:
     source, device = open_source(arguments), choose_device(arguments.device)
     bundle, index = open_bundle(arguments.bundle, device)
     extractor = FeatureExtractor(bundle, arguments.work, device)
-    studies = {split: source.split(split)[: arguments.limit] for split in ("train", "val")}
+    val = half_of(source.split("val"), arguments.split_val)
+    studies = {"train": source.split("train")[: arguments.limit], "val": val[: arguments.limit]}
     if not all(studies.values()):
         raise ValueError("training and validation studies are both needed; check --root, or --annotation")
     resample = bundle.config.preprocessing.resample
@@ -143,9 +145,10 @@ def calibrate(arguments: argparse.Namespace) -> int:
         "dataset": source.name, "train_images": len(train.study), "val_images": len(held.study),
         "val_studies": len(records), "val_sentences": len(rows.correct), "seed": SEED,
     }  # fmt: skip
+    record = selection_record("its calibration", source.name, arguments.split_val, val_studies)
     confidence = confidence_metrics(rows, seed=SEED)
     calibration = Calibration(
-        weights_sha256=weights, fitted_on=counts, features=features, view=view, unusual=unusual,
+        weights_sha256=weights, fitted_on={**counts, CHOSEN_ON: record}, features=features, view=view, unusual=unusual,
         confidence=fit_confidence(rows), support=fit_support(records),
         track_record=fit_track_record(records, confidence),
     )  # fmt: skip

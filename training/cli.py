@@ -14,6 +14,7 @@ from model.files import write_atomic
 from model.manifest import BundleError
 from training.data.openi import open_openi
 from training.data.r2gen import open_r2gen
+from training.data.selection import HALVES
 from training.data.studies import Source
 
 Number = TypeVar("Number", int, float)
@@ -43,6 +44,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, bundle: bool = Fals
                             help="take the drafts that an interrupted run with the same inputs left")  # fmt: skip
         parser.add_argument("--bundle", type=Path, required=True)
         parser.add_argument("--limit", type=positive, help="only the first N studies of a split")
+        parser.add_argument("--split-val", choices=HALVES, help="only the half of val that chooses, or that reports")
     parser.add_argument("--dataset", choices=("openi", "r2gen"), help="default: r2gen with --annotation, else openi")
     parser.add_argument("--root", type=Path, help="openi: NLMCXR_reports.tgz and images/ or NLMCXR_png.tgz")
     parser.add_argument("--annotation", type=Path, help="r2gen: annotation.json")

@@ -193,6 +193,8 @@ class RunConfig(Frozen):
     ce: CEConfig = CEConfig()
     scst: ScstConfig | None = None
     decoding: DecodingConfig = DecodingConfig()
+    validate_on: Literal["all", "choose"] = "all"  # val studies that choose epochs; ``choose``: half of them, the
+    # final evaluation then scores the other half (``training.data.selection``)
     weights_dtype: Literal["fp16", "fp32"] = "fp32"
 
     @model_validator(mode="after")

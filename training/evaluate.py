@@ -29,6 +29,7 @@ from model.protocols import CaseIndex
 from model.types import DraftOptions, Precision
 from training.cli import add_common_arguments, not_negative, open_source, positive, run_command, write_json
 from training.data.pixel_cache import PixelCache, build_pixel_cache
+from training.data.selection import selection_notes, selection_of
 from training.data.studies import Source
 from training.data.tables import read_present
 from training.evaluation import inference, scoring
@@ -67,8 +68,8 @@ def evaluate(
     drafter = Drafter(bundle, index, device=options.device, precision=options.precision)
     labels = read_present(plan.reference_labels) if plan.reference_labels else {}
 
-    wanted, skipped = inference.wanted_studies(source, plan.split, plan.limit)
-    texts = scoring.known_texts(bundle, index, source)
+    wanted, skipped = inference.wanted_studies(source, plan.split, plan.limit, plan.half)
+    texts = scoring.known_texts(bundle, index, source, plan.half)
     in_file_order = bundle.config.preprocessing.view_order == "as_given"
     with inference.kept_drafts(drafter, outputs.work_dir, options) as kept:
         if cache is None:
@@ -84,6 +85,7 @@ def evaluate(
         counterfactuals, not_run = make_counterfactual_rows(writer, studies, plan, retrieval=index is not None)
 
     findings = [draft.findings for draft in drafts]
+    selection = selection_of(inference.selection_records(bundle), studies, plan.split, plan.half)
     scored = score_drafts(studies, drafts, references, texts, plan, labels)
     result = {
         **scored.entries,
@@ -97,8 +99,9 @@ def evaluate(
             "images_skipped": len(cache.skipped),
         },
         "skipped_studies": skipped,
+        "selection": selection,
         "not_run": {**not_run, **scored.not_run},
-        "notes": [*view_notes, *notes],
+        "notes": [*view_notes, *selection_notes(selection), *notes],
     }
     score_counterfactual_rows(result, counterfactuals, references, findings, draws=plan.draws, seed=plan.seed)
 
@@ -147,6 +150,7 @@ def _run(arguments: argparse.Namespace) -> int:
     plan = EvaluationPlan(
         **{name: getattr(arguments, name) for name in
            ("split", "limit", "views", "single_views", "reference_labels", "draws", "seed")},
+        half=arguments.split_val,
         swaps=SWAPS if arguments.counterfactuals else (),
         meteor=meteor,
         external_scorers=True,

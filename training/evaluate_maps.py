@@ -26,6 +26,7 @@ from model.protocols import CaseIndex
 from model.types import DraftOptions
 from training.cli import add_common_arguments, not_negative, open_source, positive, run_command, write_json
 from training.data.pixel_cache import build_pixel_cache
+from training.data.selection import Half
 from training.data.studies import Source
 from training.evaluation import inference
 from training.evaluation.map_measures import HEART_BOX, MEASURES, MapScores, heart_patches, score_study
@@ -37,7 +38,7 @@ log = logging.getLogger("training")
 
 def evaluate_maps(
     bundle: Bundle, index: CaseIndex | None, source: Source, work_dir: Path, *, split: SplitName = "val",
-    limit: int | None = None, patches: int = 5, draws: int = DRAWS, seed: int = 1,
+    limit: int | None = None, half: Half | None = None, patches: int = 5, draws: int = DRAWS, seed: int = 1,
     options: InferenceOptions = DEFAULT_OPTIONS,
 ) -> dict[str, Any]:  # fmt: skip
     """Draft each study of a split and measure the maps of its sentences.
@@ -46,7 +47,7 @@ def evaluate_maps(
         bundle, index: the system and its reference cases; None for a bundle without retrieval.
         source: the data set.
         work_dir: for decoded images and finished drafts.
-        split, limit: the studies.
+        split, limit, half: the studies.
         patches: how many are erased.
         draws: of the bootstrap over studies; 0 for no intervals.
         seed: of the draws and of the random patches.
@@ -59,7 +60,7 @@ def evaluate_maps(
         raise ValueError(f"bundle {bundle.config.name} has no finding classifier; train one with the stage pretrain")
     options = replace(options, draft=DraftOptions(attention=True, evidence=True))
     drafter = Drafter(bundle, index, device=options.device, precision=options.precision)
-    wanted, skipped = inference.wanted_studies(source, split, limit)
+    wanted, skipped = inference.wanted_studies(source, split, limit, half)
     with inference.kept_drafts(drafter, work_dir, options) as kept:
         folder = work_dir / f"evaluate-{split}-{len(wanted)}"
         cache = build_pixel_cache(source, wanted, drafter.image_size, folder, resample=drafter.resample)
@@ -112,7 +113,7 @@ def _run(arguments: argparse.Namespace) -> int:
     options = InferenceOptions(device, batch_size=arguments.batch_size, resume=arguments.resume)
     names = ("split", "limit", "patches", "draws", "seed")
     chosen = {name: getattr(arguments, name) for name in names}
-    result = evaluate_maps(bundle, index, source, work, options=options, **chosen)
+    result = evaluate_maps(bundle, index, source, work, half=arguments.split_val, options=options, **chosen)
     write_json(arguments.out, result)
     log.info("wrote %s", arguments.out)
     print(format_maps(result))

@@ -16,6 +16,7 @@ import numpy as np
 from retrieval_index.index import ReportIndex
 from training.cli import write_json
 from training.data.features import PatchSource
+from training.data.selection import Half
 from training.evaluate import evaluate
 from training.evaluation.inference import open_bundle
 from training.evaluation.plan import EvaluationPlan, InferenceOptions, Outputs
@@ -137,7 +138,8 @@ def _evaluate(run: PreparedRun) -> dict[str, Any]:
         return {}
     bundle, index = open_bundle(trial, run.context.device)
     limit = run.inputs.evaluate_limit or run.config.ce.validate_limit
-    plan = EvaluationPlan(limit=limit, swaps=("images",), meteor=meteor_available())
+    half: Half | None = "report" if run.config.validate_on == "choose" else None
+    plan = EvaluationPlan(limit=limit, half=half, swaps=("images",), meteor=meteor_available())
     outputs = Outputs(run.cache_dir, predictions=run.context.work / "evaluate" / "val.jsonl")
     options = InferenceOptions(device=run.context.device)
     result = evaluate(bundle, index, run.inputs.source, plan, outputs, options, cache=run.cache)

@@ -26,6 +26,7 @@ from training.data.comparisons import without_comparisons
 from training.data.crops import CropCache, build_crop_cache
 from training.data.features import CachedFeatures, OnlineFeatures, PatchSource, cache_features
 from training.data.pixel_cache import PixelCache, build_pixel_cache
+from training.data.selection import CHOSEN_ON, Half, half_of, selection_record
 from training.data.studies import Study
 from training.presets import PRESETS
 from training.protocols import protocol_named
@@ -77,7 +78,8 @@ class PreparedRun:
             train = [replace(study, rewritten=without_comparisons(study.report)) for study in train]
             log.info("%d training reports rewritten without comparisons",
                      sum(study.training_text != study.report for study in train))  # fmt: skip
-        val = cache.readable(source.split("val"))
+        half: Half | None = "choose" if config.validate_on == "choose" else None
+        val = cache.readable(half_of(source.split("val"), half))
         if config.view_order == "as_given":
             train, val = ([replace(study, keeps_order=True) for study in split] for split in (train, val))
         studies = StudySplits(train, val)
@@ -187,8 +189,15 @@ class PreparedRun:
         )  # fmt: skip
         public = config.model_copy(update={"backbone_weights": Path(config.backbone_weights).name})  # no folder names
         write_bundle(path, config=bundle_config, model=self.model, tokenizer=self.tokenizer, index_dir=index_dir,
-                     metrics=metrics, mbr_table=self._mbr_table(), weights_dtype=config.weights_dtype,
-                     documents={CONFIG_DOCUMENT: as_yaml(public)}, replace=True)  # fmt: skip
+                     metrics={**metrics, CHOSEN_ON: self._chosen_on()}, mbr_table=self._mbr_table(),
+                     weights_dtype=config.weights_dtype, documents={CONFIG_DOCUMENT: as_yaml(public)},
+                     replace=True)  # fmt: skip
+
+    def _chosen_on(self) -> list[dict[str, Any]]:
+        if not self.studies.val:
+            return []
+        half: Half | None = "choose" if self.config.validate_on == "choose" else None
+        return [selection_record("the epochs of training", self.inputs.source.name, half, self.studies.val)]
 
 
 def _vocabulary(config: RunConfig, train: Sequence[Study]) -> Tokenizer:

@@ -18,11 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from model.command_line import CommandParser
 from model.files import write_atomic
 from model.text.tokenizer import clean_report_r2gen
 from model.types import Draft, ReferenceCase
 from training.cli import not_negative, run_command, write_json
 from training.data.r2gen import study_uid
+from training.data.selection import HALVES, Half, half_of
 from training.data.studies import Study
 from training.data.tables import read_present
 from training.evaluation.against import add_system
@@ -39,7 +41,7 @@ from training.evaluation.text_files import (
     TextFile,
     aligned,
     is_annotation,
-    read_split_texts,
+    read_split_studies,
     read_texts,
 )
 from training.scoring.bootstrap import DRAWS
@@ -51,11 +53,12 @@ log = logging.getLogger("training")
 
 @dataclass(frozen=True)
 class Reports:
-    """The reports of the studies by id, and the split that they are; None for a file without splits."""
+    """The studies with their reports, and the split and half of val that they are; None for a file without splits."""
 
     path: Path
-    texts: Mapping[str, str]
-    split: str | None
+    studies: Sequence[Study]
+    split: str | None = None
+    half: Half | None = None
 
 
 def score(
@@ -73,16 +76,16 @@ def score(
     if out is not None:
         check_page_folder(out, option="--out")
     labels = read_present(plan.reference_labels) if plan.reference_labels else {}
-    skipped = {study: "its report has no words" for study, text in reports.texts.items() if not full_reference(text)}
-    ids = list(reports.texts)
+    ids = {study.study_id for study in reports.studies}
     for file in (predictions, *against):
-        shared = set(aligned(file, reports.texts, reports.path, common=common))
-        ids = [study for study in ids if study in shared]
-    left_out = len(reports.texts) - len(ids)
-    studies = [Study(study, study_uid(study), None, reports.texts[study], ()) for study in ids if study not in skipped]
+        ids &= set(aligned(file, [study.study_id for study in reports.studies], reports.path, common=common))
+    left_out = len(reports.studies) - len(ids)
+    shared = [study for study in reports.studies if study.study_id in ids]
+    skipped = {study.study_id: "its report has no words" for study in shared if not full_reference(study.report)}
+    studies = [study for study in shared if study.study_id not in skipped]
     if not studies:
         raise ValueError(f"no study is left to score: the files share no id of {reports.path} with a report")
-    texts = _known_texts(train, [study.report for study in studies])
+    texts = _known_texts(train, [study.report for study in studies], reports.half)
     references = ReferenceSet([study.report for study in studies], texts.vocabulary, plan.meteor)
     drafts = _drafts(predictions, studies)
     scored = score_drafts(studies, drafts, references, texts, plan, labels)
@@ -101,7 +104,8 @@ def score(
         "bundle": None,
         "decoding": None,
         "limit": None,
-        "counts": {"in_split": len(reports.texts), "scored": len(studies), "skipped": len(skipped)},
+        "selection": {"half": reports.half},
+        "counts": {"in_split": len(reports.studies), "scored": len(studies), "skipped": len(skipped)},
         "skipped_studies": skipped,
         "not_run": scored.not_run,
         "notes": [*notes, *[f"--common: {left_out} studies that some file lacks are not scored"] * bool(left_out)],
@@ -118,25 +122,28 @@ def score(
     return result
 
 
-def read_reports(path: Path, split: str | None) -> Reports:
-    """Reports of a file of texts, or of one split of an annotation.
+def read_reports(path: Path, split: str | None, half: Half | None = None) -> Reports:
+    """Reports of a file of texts, or of one split of an annotation, or of a half of its val split.
 
     Raises:
-        ValueError: ``split`` is missing, or given for a file without splits.
+        ValueError: ``split`` is missing, or given for a file without splits; ``half`` is given for another split.
     """
     if not is_annotation(path):
-        if split is not None:
-            raise ValueError(f"--split {split} needs an R2Gen annotation, and {path} is none; leave --split out")
-        return Reports(path, read_texts(path, REFERENCE_COLUMNS).texts, None)
-    splits = read_split_texts(path)
+        if split is not None or half is not None:
+            raise ValueError(f"{path} is no R2Gen annotation and has no splits; leave --split and --split-val out")
+        texts = read_texts(path, REFERENCE_COLUMNS).texts
+        return Reports(path, [Study(study, study_uid(study), None, text, ()) for study, text in texts.items()])
+    splits = read_split_studies(path)
     scored = [name for name in splits if name != "train"]
     chosen = split or (scored[0] if len(scored) == 1 else None)
     if chosen not in splits:
         raise ValueError(f"{path} holds {', '.join(splits) or 'no study'}; name one: --split val or --split test")
-    return Reports(path, splits[chosen], chosen)
+    if half is not None and chosen != "val":
+        raise ValueError(f"--split-val {half} is a half of val, and the split is {chosen}; leave one of them out")
+    return Reports(path, half_of(splits[chosen], half), chosen, half)
 
 
-def _known_texts(path: Path | None, references: Sequence[str]) -> KnownTexts:
+def _known_texts(path: Path | None, references: Sequence[str], half: Half | None) -> KnownTexts:
     """What the vocabulary, the trivial rows and the language rows come from; without it every word is kept."""
     if path is None:
         words = frozenset(word for report in references for word in clean_report_r2gen(report).split())
@@ -145,14 +152,17 @@ def _known_texts(path: Path | None, references: Sequence[str]) -> KnownTexts:
     train: Mapping[str, str]
     choose: list[str] = []
     if is_annotation(path):
-        splits = read_split_texts(path)
-        train, choose = splits.get("train", {}), list(splits.get("val", {}).values())
+        splits = read_split_studies(path)
+        train = {study.study_id: study.report for study in splits.get("train", ()) if study.report}
+        chooses = half_of(splits.get("val", ()), "choose" if half else None)
+        choose = [study.report for study in chooses if study.report]
     else:
         train = read_texts(path, REFERENCE_COLUMNS).texts
     if not train:
         raise ValueError(f"{path} has no training report; give a file with some, or leave --training-reports out")
-    chosen_on = f"val split of {path.name}, {len(choose)} reports"
-    return texts_of(train, choose, origin=f"{path.name}, {len(train)} training reports", chosen_on=chosen_on)
+    part = "half that chooses of the val split" if half else "val split"
+    return texts_of(train, choose, origin=f"{path.name}, {len(train)} training reports",
+                    chosen_on=f"{part} of {path.name}, {len(choose)} reports")  # fmt: skip
 
 
 def _drafts(file: TextFile, studies: Sequence[Study]) -> list[Draft]:
@@ -187,7 +197,8 @@ def _run(arguments: argparse.Namespace) -> int:
     plan = ScoringPlan(meteor=meteor, external_scorers=True, reference_labels=arguments.reference_labels,
                        draws=arguments.draws, seed=arguments.seed)  # fmt: skip
     result = score(
-        read_texts(arguments.predictions, PREDICTION_COLUMNS), read_reports(arguments.references, arguments.split),
+        read_texts(arguments.predictions, PREDICTION_COLUMNS),
+        read_reports(arguments.references, arguments.split, arguments.split_val),
         arguments.training_reports, plan, arguments.out,
         against=[read_texts(path, PREDICTION_COLUMNS) for path in arguments.against], common=arguments.common,
         notes=() if meteor else (f"METEOR is left out: {reason}",),
@@ -202,14 +213,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.score``; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.score", description="Score the texts of any system.", allow_abbrev=False
-    )
+    parser = CommandParser(prog="python -m training.score", description="Score the texts of any system.")
     parser.add_argument("--predictions", type=Path, required=True,
                         help=f"JSON lines, JSON or CSV: id and one of {', '.join(PREDICTION_COLUMNS)}")  # fmt: skip
     parser.add_argument("--references", type=Path, required=True,
                         help=f"the same, one of {', '.join(REFERENCE_COLUMNS)}; or an R2Gen annotation")  # fmt: skip
     parser.add_argument("--split", choices=("val", "test"), help="of an annotation; needed where it has both")
+    parser.add_argument("--split-val", choices=HALVES, help="of an annotation: only the half that chooses, or reports")
     parser.add_argument("--training-reports", type=Path,
                         help="reports or an annotation: vocabulary, trivial rows and language rows")  # fmt: skip
     parser.add_argument("--against", type=Path, action="append", default=[], metavar="OTHER",

@@ -35,6 +35,7 @@ from training.data.comparisons import with_rewritten
 from training.data.features import cache_features
 from training.data.pixel_cache import build_pixel_cache
 from training.data.resumable_lines import ResumableLines
+from training.data.selection import CHOSEN_ON, UNRECORDED, half_of, selection_record
 from training.data.studies import Source, Study
 from training.evaluation.inference import images_digest, open_bundle, study_views
 from training.evaluation.scoring import ReferenceSet
@@ -205,7 +206,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{arguments.bundle} has no retrieval; train it with a preset that has")
     if arguments.clean_language:
         bundle = with_clean_language(bundle, source.split("train"))
-    studies = source.split("val")[: arguments.limit]
+    studies = half_of(source.split("val"), arguments.split_val)[: arguments.limit]
     if not studies:
         raise ValueError("there is no validation study; check --root, or --annotation")
     work = arguments.work or arguments.out.with_name(f"{arguments.out.stem}.work")
@@ -215,7 +216,9 @@ def _run(arguments: argparse.Namespace) -> int:
         trials = Trials(bundle, candidates, readable, source, kept)
         trials.score("greedy", {}, candidates.greedy)
         best = choose(bundle, trials, arguments.settings)
+    chosen = selection_record("decoding settings", source.name, arguments.split_val, readable)
     content = {"bundle": bundle.config.name, "digest": bundle.digest, "n": len(readable), "split": "val",
+               "half": arguments.split_val,
                "chosen": best.model_dump(mode="json"), "trials": trials.rows}  # fmt: skip
     write_json(arguments.out, content)
     log.info("chosen: %s; wrote %s", best, arguments.out)
@@ -223,7 +226,7 @@ def _run(arguments: argparse.Namespace) -> int:
         write_bundle(
             path, config=bundle.config.model_copy(update={"decoding": best}), model=bundle.model,
             tokenizer=bundle.tokenizer, index_dir=bundle.path / INDEX_DIR, mbr_table=bundle.mbr_table,
-            metrics={}, weights_dtype="fp16",
+            metrics={CHOSEN_ON: [*bundle.metrics.get(CHOSEN_ON, [UNRECORDED]), chosen]}, weights_dtype="fp16",
         )  # fmt: skip
         log.info("wrote %s; score it with python -m training.evaluate", path)
     kept.remove()

@@ -29,6 +29,7 @@ class Entry(BaseModel, strict=True):
     report: str
     image_path: list[str]
     image_ids: list[str] = []
+    subject_id: str | int | None = None  # of MIMIC-CXR: the patient
 
 
 _ANNOTATION = TypeAdapter(dict[Split, list[Entry]])
@@ -71,7 +72,7 @@ def open_r2gen(annotation: Path, images: Path) -> Source:
             else:
                 paths[key] = file
             refs.append(ImageRef(key, (views.get(image_id) if image_id else None) or views.get(key)))
-        studies.append(Study(entry.id, uid, split, report, tuple(refs)))
+        studies.append(study_of(entry, split, tuple(refs)))
     counts = ", ".join(f"{split} {sum(study.split == split for study in studies)}" for split in SPLITS)
     notes = (
         f"annotation {annotation}: {len(studies)} studies ({counts}), {named(empty, 'without report or image')}",
@@ -98,6 +99,12 @@ def read_annotation(path: Path) -> list[tuple[Split, Entry]]:
             raise ValueError(f"{path}: study {entry.id} of {split} is in {seen[entry.id]} already; an id occurs once")
         seen[entry.id] = split
     return entries
+
+
+def study_of(entry: Entry, split: Split, images: tuple[ImageRef, ...]) -> Study:
+    """The study of an entry."""
+    patient = None if entry.subject_id is None else str(entry.subject_id)
+    return Study(entry.id, study_uid(entry.id), split, entry.report.strip(), images, patient=patient)
 
 
 def study_uid(study_id: str) -> str:

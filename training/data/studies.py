@@ -34,6 +34,7 @@ class Study:
     mesh: tuple[str, ...] = ()  # major MeSH headings, where the source has them
     rewritten: str | None = None  # the report as a model learns it, where that differs
     keeps_order: bool = False  # the model reads the images in the file's order, as published R2Gen code
+    patient: str | None = None  # where the data set states it; the studies of one stay together
 
     @property
     def training_text(self) -> str:

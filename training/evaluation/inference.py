@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from model.types import Draft, StudyView, View
 from retrieval_index.index import ReportIndex
 from training.data.pixel_cache import PixelCache
 from training.data.resumable_lines import ResumableLines
+from training.data.selection import CHOSEN_ON, UNRECORDED, Half, half_of
 from training.data.studies import SPLITS, ImageRef, Source, Study
 from training.evaluation.plan import InferenceOptions, SplitName, Views
 from training.scoring.protocol import full_reference
@@ -54,13 +55,26 @@ def with_method(bundle: Bundle, method: str, beam_size: int | None = None) -> Bu
     return replace(bundle, config=bundle.config.model_copy(update={"decoding": decoding}))
 
 
-def wanted_studies(source: Source, split: SplitName, limit: int | None) -> tuple[list[Study], dict[str, str]]:
-    """The first ``limit`` studies of a split that can be scored, and the reason for each other one by id.
+def selection_records(bundle: Bundle) -> list[Mapping[str, Any]]:
+    """What was chosen for a bundle on val: its weights and decoding, and its calibration."""
+    weights: list[Mapping[str, Any]] = bundle.metrics.get(CHOSEN_ON, [UNRECORDED])
+    if bundle.calibration is None:
+        return weights
+    fitted: Any = bundle.calibration.fitted_on.get(CHOSEN_ON) or {**UNRECORDED, "what": "its calibration"}
+    return [*weights, fitted]
+
+
+def wanted_studies(
+    source: Source, split: SplitName, limit: int | None, half: Half | None = None
+) -> tuple[list[Study], dict[str, str]]:
+    """The first ``limit`` studies of a split, or of a half of val, that can be scored; the reason for each other one.
 
     Raises:
-        ValueError: the split is empty; the message gives the sizes of all splits.
+        ValueError: the split is empty; the message gives the sizes of all splits. Or ``half`` is of another split.
     """
-    found = source.split(split)
+    if half is not None and split != "val":
+        raise ValueError(f"--split-val {half} is a half of val, and --split is {split}; leave one of them out")
+    found = half_of(source.split(split), half)
     if not found:
         counts = ", ".join(f"{name} {len(source.split(name))}" for name in SPLITS)
         raise ValueError(

@@ -290,9 +290,15 @@ def _clinical(result: Mapping[str, Any]) -> Table | None:
     return Table(["scorer", "reports", "measure", "value"], rows) if rows else None
 
 
+def split_of(result: Mapping[str, Any]) -> str:
+    """``test``, ``val (half that reports)``; empty for a file without splits."""
+    half = result.get("selection", {}).get("half")
+    return f"{result['split']} (half that {half}s)" if half else result["split"] or ""
+
+
 def data_of(result: Mapping[str, Any]) -> str:
     """``test split of annotation.json``, or the name of a file without splits."""
-    return f"{result['split']} split of {result['dataset']}" if result["split"] else str(result["dataset"])
+    return f"{split_of(result)} split of {result['dataset']}" if result["split"] else str(result["dataset"])
 
 
 def _setting(values: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -10,6 +10,7 @@ from typing import Final, Literal, get_args
 import torch
 
 from model.types import DraftOptions, Precision
+from training.data.selection import Half
 from training.evaluation.privacy import check_page_folder, refuse_bundles
 from training.scoring.bootstrap import DRAWS
 
@@ -37,6 +38,7 @@ class EvaluationPlan(ScoringPlan):
 
     split: SplitName = "val"  # ``test`` for the final result; the index holds ``train``
     limit: int | None = None  # only the first studies of the split
+    half: Half | None = None  # of val: ``training.data.selection``
     views: Views = "both"  # keep only these images, and only the studies that have them
     swaps: Sequence[Swap] = ()  # rows for which each study gets the images, cases or patch tokens of another one
     single_views: bool = False  # two more rows, from the frontal and from the lateral images alone

@@ -14,6 +14,7 @@ from model.protocols import CaseIndex
 from model.text.labeler import FINDINGS
 from model.types import Draft
 from training.data.comparisons import with_rewritten
+from training.data.selection import Half, half_of
 from training.data.studies import Source, Study
 from training.scoring.baselines import TrivialRow, trivial_rows
 from training.scoring.bootstrap import Bootstrap
@@ -99,18 +100,22 @@ class KnownTexts:
     vocabulary: frozenset[str] = field(repr=False)
 
 
-def known_texts(bundle: Bundle, index: CaseIndex | None, source: Source) -> KnownTexts:
-    """Training and validation reports: of the data set, else of the bundle's cases where they hold texts."""
+def known_texts(bundle: Bundle, index: CaseIndex | None, source: Source, half: Half | None = None) -> KnownTexts:
+    """Training and validation reports: of the data set, else of the bundle's cases where they hold texts.
+
+    The constant is chosen on val; with a ``half`` of val scored, on the half that chooses.
+    """
     train = {study.study_id: study.report for study in source.split("train")}
     origin = f"train split of {source.name}, {len(train)} reports"
     if not train and index is not None:
         cases = [index.case(row) for row in range(len(index))]
         train = {case.case_id: case.findings for case in cases if case.findings}
         origin = f"reference cases of the bundle, {len(train)} reports"
-    choose = [study.report for study in source.split("val")]
+    choose = [study.report for study in half_of(source.split("val"), "choose" if half else None)]
+    part = "half that chooses of the val split" if half else "val split"
     if not train:
         origin = "tokenizer of the bundle; no training report is known"
-    texts = texts_of(train, choose, origin=origin, chosen_on=f"val split of {source.name}, {len(choose)} reports")
+    texts = texts_of(train, choose, origin=origin, chosen_on=f"{part} of {source.name}, {len(choose)} reports")
     return texts if train else replace(texts, vocabulary=frozenset(bundle.tokenizer.tokens))
 
 

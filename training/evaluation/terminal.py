@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from training.evaluation.metric_tables import ROWS, all_tables
+from training.evaluation.metric_tables import ROWS, all_tables, split_of
 from training.evaluation.tables import title
 from training.scoring.metrics import METRICS
 
@@ -21,7 +21,8 @@ def format_table(result: Mapping[str, Any]) -> str:
     comparable = tables["comparable"]
     assert comparable is not None
     head = ["reports", *(SHORT_TITLES.get(metric, title(metric)) for metric in METRICS)]
-    parts = [f"{result['split'] or result['dataset']}, n = {result['n']}\n{replace(comparable, head=head).text()}"]
+    parts = [f"{split_of(result) or result['dataset']}, n = {result['n']}\n{replace(comparable, head=head).text()}"]
+    parts += [result["selection"]["statement"]] if "statement" in result.get("selection", {}) else []
     parts += [f"{ROWS[name]}: {reason}" for name, reason in result["baseline_reasons"].items()]
     if result["copied"] is not None:
         parts.append(f"drafts that equal a training report: {result['copied']:.3f}")

@@ -6,13 +6,13 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.data.r2gen import read_annotation
-from training.data.studies import SPLITS, named
+from training.data.r2gen import read_annotation, study_of
+from training.data.studies import SPLITS, Study, named
 
 log = logging.getLogger("training")
 
@@ -73,22 +73,22 @@ def is_annotation(path: Path) -> bool:
     return isinstance(content, dict) and bool(content) and set(content) <= set(SPLITS)
 
 
-def read_split_texts(path: Path) -> dict[str, dict[str, str]]:
-    """Reports of an annotation by split and study id; a split without studies is left out."""
-    found: dict[str, dict[str, str]] = {}
+def read_split_studies(path: Path) -> dict[str, list[Study]]:
+    """Studies of an annotation by split, without images; a split without studies is left out."""
+    found: dict[str, list[Study]] = {}
     for split, entry in read_annotation(path):
-        found.setdefault(split, {})[entry.id] = entry.report
+        found.setdefault(split, []).append(study_of(entry, split, ()))
     return found
 
 
-def aligned(predictions: TextFile, wanted: Collection[str], references: Path, *, common: bool) -> list[str]:
+def aligned(predictions: TextFile, wanted: Sequence[str], references: Path, *, common: bool) -> list[str]:
     """The ids to score, in the order of ``wanted``, those of the references.
 
     Raises:
         ValueError: the ids of both differ and ``common`` is not set, or no id is in both.
     """
     missing = [study for study in wanted if study not in predictions.texts]
-    extra = [study for study in predictions.texts if study not in wanted]
+    extra = sorted(predictions.texts.keys() - set(wanted))
     if len(missing) == len(wanted):
         raise ValueError(
             f"no id of {predictions.path} is in {references}: ids such as {next(iter(predictions.texts))!r} there, "
