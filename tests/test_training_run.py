@@ -221,6 +221,9 @@ def test_index_holds_training_studies_only_and_metrics_hold_the_baselines(root: 
     for folder in (bundle_path, bundle_path.with_name("B.work") / "evaluate"):
         assert not any(report in (folder / "metrics.json").read_text() for report in val_reports)
     written = json.loads((bundle_path / "metrics.json").read_text())
+    (chosen,) = written["chosen_on"]
+    assert (chosen["what"], chosen["half"], chosen["n"]) == ("the epochs of training", None, VAL)
+    assert metrics["selection"]["statement"] == f"chosen on these studies: the epochs of training ({VAL} of {VAL})"
     assert 0 <= written["pretrain"]["auroc_mean"] <= 1
     assert written["pretrain"]["findings"]["n"] >= VAL
     assert set(metrics["finding_auroc"]) == {"labeler", "table"}

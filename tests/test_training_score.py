@@ -68,7 +68,7 @@ def test_metrics_equal_those_of_evaluate_on_the_same_texts(evaluated: Path, tmp_
     assert scored["n"] == VAL
     assert all(scored["baselines"].values())  # the nearest row too, from the ids of the cases
     given = {"predictions", "dataset", "split", "bundle", "decoding", "limit", "counts", "notes", "n_beside"}
-    differ = {"vocabulary", "constant_chosen_on", "finding_auroc", "views", "device", "precision"}
+    differ = {"selection", "vocabulary", "constant_chosen_on", "finding_auroc", "views", "device", "precision"}
     for name in set(expected) - given - differ:
         assert scored[name] == expected[name], name
     assert scored["vocabulary"]["words"] == expected["vocabulary"]["words"]

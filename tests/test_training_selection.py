@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from model.bundle import load_bundle
 from tests.support.tiny import write_tiny_bundle
@@ -18,6 +19,10 @@ from training.data.selection import CHOSEN_ON, half_of, selection_of, selection_
 from training.data.studies import Study
 from training.openi import main as write_annotation
 from training.phantoms import write_phantom_root
+from training.prepared_run import PreparedRun
+from training.presets import preset
+from training.stages.common import RunInputs
+from training.trainer.context import RunContext
 
 VAL = 12
 
@@ -142,6 +147,19 @@ def test_calibration_records_its_studies(root: Path, tmp_path: Path) -> None:
     val = open_openi(root).split("val")
     expected = selection_record("its calibration", "openi", "choose", half_of(val, "choose"))
     assert calibration.fitted_on[CHOSEN_ON] == expected
+
+
+def test_training_chooses_epochs_on_one_half_where_it_is_configured(root: Path, tmp_path: Path) -> None:
+    config = preset("baseline").model_copy(update={"validate_on": "choose", "image_size": 64})
+    small = config.model_copy(update={"shape": preset("smoke").shape, "pretrain": None, "backbone_weights": "none"})
+    source = open_openi(root)
+    context = RunContext(torch.device("cpu"), 1, "fp32", tmp_path / "work")
+    run = PreparedRun.prepare(small, RunInputs(source, tmp_path / "B"), context)
+    chooses = half_of(source.split("val"), "choose")
+    assert _ids(run.studies.val) == _ids(chooses)
+    run.write_bundle(tmp_path / "B", keep_texts=True, metrics={})
+    expected = selection_record("the epochs of training", "openi", "choose", chooses)
+    assert load_bundle(tmp_path / "B").metrics[CHOSEN_ON] == [expected]
 
 
 def test_score_takes_the_same_half(root: Path, tuned: Path, tmp_path: Path) -> None:
