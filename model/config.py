@@ -10,6 +10,10 @@ from model.types import Resample
 
 Count = Annotated[int, Field(ge=1)]
 Layers = Annotated[int, Field(ge=1, le=64)]
+Tokens = Annotated[int, Field(ge=2, le=1024)]
+Cases = Annotated[int, Field(ge=0, le=64)]
+ImageSize = Annotated[int, Field(ge=32, le=2048)]
+BUNDLE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Share = Annotated[float, Field(ge=0, lt=1)]
 Norm = Literal["layer", "r2gen"]
 
@@ -27,6 +31,16 @@ class Frozen(BaseModel):
 def _renamed(old: str, new: str) -> Any:
     """A field ``new`` that files call ``old``."""
     return Field(validation_alias=AliasChoices(old, new), serialization_alias=old)
+
+
+def check_dimensions(sizes: BaseModel) -> None:
+    """Raise ValueError where the dimensions of a model do not fit together."""
+    of = dict(sizes)
+    for width, heads in (("d_model", "heads"), ("d_model", "memory_heads"), ("memory_dim", "memory_heads")):
+        if of[width] % of[heads]:
+            raise ValueError(f"{width}={of[width]} is not divisible by {heads}={of[heads]}")
+    if of["memory_top_k"] > of["memory_slots"]:
+        raise ValueError(f"memory_top_k={of['memory_top_k']} exceeds memory_slots={of['memory_slots']}")
 
 
 class ModelConfig(Frozen):
@@ -78,8 +92,8 @@ class ModelConfig(Frozen):
     dropout: Share = 0.1
     feature_dropout: Share | None = None
     memory_dropout: Share = 0.0
-    max_length: Annotated[int, Field(ge=2, le=1024)] = 60
-    retrieval_k: Annotated[int, Field(ge=0, le=64)] = 5
+    max_length: Tokens = 60
+    retrieval_k: Cases = 5
     embedding_dim: Count = 256
     text_layers: Layers = 2
     norm: Norm = "layer"
@@ -91,15 +105,7 @@ class ModelConfig(Frozen):
 
     @model_validator(mode="after")
     def _dimensions_fit(self) -> Self:
-        for name, width, heads in (
-            ("d_model", self.d_model, self.heads),
-            ("d_model", self.d_model, self.memory_heads),
-            ("memory_dim", self.memory_dim, self.memory_heads),
-        ):
-            if width % heads:
-                raise ValueError(f"{name}={width} is not divisible by its {heads} heads")
-        if self.memory_top_k > self.memory_slots:
-            raise ValueError(f"memory_top_k={self.memory_top_k} exceeds memory_slots={self.memory_slots}")
+        check_dimensions(self)
         return self
 
     @property
@@ -122,7 +128,7 @@ class PreprocessingConfig(Frozen):
             which published R2Gen models were trained. The service puts the frontal first in both.
     """
 
-    image_size: Annotated[int, Field(ge=32, le=2048)] = 224
+    image_size: ImageSize = 224
     resample: Resample = "bicubic"
     view_order: Literal["frontal_first", "as_given"] = "frontal_first"
 
@@ -245,7 +251,7 @@ class BundleConfig(Frozen):
     """
 
     schema_version: Literal[1] = 1
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, Field(pattern=BUNDLE_NAME)]
     model: ModelConfig
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     decoding: DecodingConfig = DecodingConfig()

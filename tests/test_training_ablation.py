@@ -89,7 +89,7 @@ def test_scale_changes_every_row_equally(name: str) -> None:
         ({"shape.backbone": "resnet18"}, "rows and seeds decide it"),
         ({"scst": None}, "rows and seeds decide it"),
         ({"ce.epoch": 3}, r"scale custom: ce.epoch: no such value; did you mean ce\.epochs\?"),
-        ({"ce.epochs": -1}, "row baseline: scale custom: ce.epochs: .* greater than or equal to 0"),
+        ({"ce.epochs": -1}, "row baseline: scale custom: ce.epochs: .* greater than or equal to 1"),
     ],
 )
 def test_refuses_scales_that_mix_changes(override: dict[str, Any], message: str) -> None:

@@ -117,7 +117,7 @@ def test_invalid_values_are_refused_with_source_and_name(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="epochs") as refused:
         chosen_config("smoke", path, [("decoding.beam_size", 9, "--set"), ("seed", 1.5, "--seed")])
     text = str(refused.value)
-    assert f"--config {path}: ce.epochs: Input should be greater than or equal to 0 (it is -1)" in text
+    assert f"--config {path}: ce.epochs: Input should be greater than or equal to 1 (it is -1)" in text
     assert f"--config {path}: retriever: folds=1 leaves no study to train on" in text
     assert f"--config {path}: scst: Input should be a valid dictionary" in text
     assert "--set decoding.beam_size: Input should be less than or equal to 8 (it is 9)" in text

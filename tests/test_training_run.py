@@ -284,18 +284,6 @@ def test_rejects_used_work_directory_changed_run_and_bad_arguments(
     assert "case_id 'a/b': give 1 to 64 letters" in caplog.text
 
 
-def test_options_change_values_of_the_preset(root: Path, tmp_path: Path) -> None:
-    """Stages without their prerequisites are refused after the configuration is written."""
-    changes = ["--weights", "none", "--set", "pretrain.epochs_by_size=[[32,2]]", "--set", "decoding.method=greedy"]
-    assert main([*command(root, tmp_path / "B")[3:], *changes, "--stages", "bundle"]) == 2
-    config = json.loads((tmp_path / "B.work" / "run.json").read_text())["config"]
-    assert config["shape"]["backbone"] == "efficientnet_lite0"
-    assert config["backbone_weights"] == "none"
-    assert config["pretrain"]["epochs_by_size"] == [[32, 2]]
-    assert config["decoding"]["method"] == "greedy"
-    assert config["pretrain"]["lr"] == preset("smoke").pretrain.lr
-
-
 ALL = ("pretrain", "retriever", "index", "ce")
 
 

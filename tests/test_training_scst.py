@@ -263,7 +263,7 @@ def test_greedy_reward_of_a_quarter_is_a_mean(tmp_path: Path) -> None:
     model = tiny_model()
     torch.nn.init.constant_(model.to_words.bias[tiny_tokenizer().id_of("effusion")], 20.0)
     for baseline in ("leave_one_out", "greedy"):
-        _, rows = trained(model, tmp_path / baseline, [], [studies("train")[1]] * 9, epochs=1, lr=0.0, samples=2,
+        _, rows = trained(model, tmp_path / baseline, [], [studies("train")[1]] * 9, epochs=1, lr=1e-30, samples=2,
                           batch_size=5, baseline=baseline, reward={"cider": 0.0, "label_f1": 1.0})  # fmt: skip
         assert rows[0]["greedy_reward"] == pytest.approx(1 - FINDING_COST), baseline
 
@@ -286,7 +286,7 @@ def test_epochs_that_violate_constraints_are_not_kept(tmp_path: Path) -> None:
 def test_warns_of_a_model_that_writes_one_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model()
     torch.nn.init.constant_(model.to_words.bias[tiny_tokenizer().id_of("lungs")], 20.0)
-    _, rows = trained(model, tmp_path, studies("val"), epochs=1, lr=0.0, guards={"least_distinct": 0.5})
+    _, rows = trained(model, tmp_path, studies("val"), epochs=1, lr=1e-30, guards={"least_distinct": 0.5})
     assert rows[0]["val_guards"] == 0.0
     assert (
         "distinct, less than the floor of 50.0 %. The model writes nearly the same report for all studies"

@@ -78,6 +78,8 @@ def some_of(what: str, choices: Collection[str]) -> Callable[[str], tuple[str, .
         names = tuple(part.strip() for part in text.split(",") if part.strip())
         if unknown := [name for name in names if name not in choices]:
             raise argparse.ArgumentTypeError(f"unknown {what} {unknown[0]!r}; choose from {','.join(choices)}")
+        if not names:
+            raise argparse.ArgumentTypeError(f"names no {what}; choose from {','.join(choices)}")
         return names
 
     return parse

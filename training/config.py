@@ -6,13 +6,26 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from model.config import Count, DecodingConfig, Frozen, Norm, Share
+from model.config import (
+    Cases,
+    Count,
+    DecodingConfig,
+    Frozen,
+    ImageSize,
+    Layers,
+    Norm,
+    Share,
+    Tokens,
+    check_dimensions,
+)
+from model.text.tokenizer import EOS
 from model.types import Resample
 from training.protocols import ProtocolName
 
 Rate = Annotated[float, Field(ge=0, le=1)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
-Epochs = Annotated[int, Field(ge=0)]
+Epochs = Annotated[int, Field(ge=0)]  # of one of several sizes
 Patience = Annotated[int, Field(ge=1)] | None  # epochs without a better selection metric after which the stage ends
 
 
@@ -25,26 +38,42 @@ class TargetWeights(Frozen):
     text: Weight = 2.0
     external: Weight = 1.0
 
+    @model_validator(mode="after")
+    def _has_a_weight(self) -> Self:
+        if not any(dict(self).values()):
+            raise ValueError("every weight is 0, so there is nothing to learn; give one above 0")
+        return self
+
 
 class PretrainConfig(Frozen):
     """Stage ``pretrain``: the backbone on finding targets."""
 
-    epochs_by_size: tuple[tuple[Count, Epochs], ...] = ((112, 6), (224, 1))  # (pixels, epochs) in order
+    epochs_by_size: tuple[tuple[ImageSize, Epochs], ...] = ((112, 6), (224, 1))  # (pixels, epochs) in order
     batch_size: Count = 32
-    lr: Rate = 3e-4
+    lr: LearningRate = 3e-4
     weight_decay: Rate = 1e-4
     ema: Share = 0.995  # decay of the averaged weights
     weights: TargetWeights = TargetWeights()
     positive_power: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the weight of rare findings; 0 weights all alike
     focus: Annotated[float, Field(ge=0, le=8)] = 0.0  # asymmetric loss: the higher, the less easy negatives count
 
+    @model_validator(mode="after")
+    def _has_work(self) -> Self:
+        if not sum(epochs for _, epochs in self.epochs_by_size):
+            raise ValueError("epochs_by_size has no epoch; give one, such as [[224, 1]], or leave the stage out: "
+                             "pretrain=null")  # fmt: skip
+        if self.batch_size == 1 and any(size < 64 for size, _ in self.epochs_by_size):
+            raise ValueError("batch_size=1 gives batch normalisation a single value at sizes below 64 pixels; use 2 "
+                             "or more")  # fmt: skip
+        return self
+
 
 class RetrieverConfig(Frozen):
     """Stage ``retriever``: study head and text tower, contrastive."""
 
-    epochs: Epochs = 14
+    epochs: Count = 14
     batch_size: Count = 256
-    lr: Rate = 1e-3
+    lr: LearningRate = 1e-3
     weight_decay: Rate = 1e-2
     temperature: Annotated[float, Field(gt=0, le=1)] = 0.07
     label_weight: Share = 0.6  # share of the target spread over reports with the same findings or phrases
@@ -53,7 +82,9 @@ class RetrieverConfig(Frozen):
     folds: Annotated[int, Field(ge=0, le=20)] = 0  # of ``training.stages.out_of_fold``; 0 trains without
 
     @model_validator(mode="after")
-    def _folds_divide(self) -> Self:
+    def _has_others(self) -> Self:
+        if self.batch_size == 1:
+            raise ValueError("batch_size=1 has no other report to compare with; use 2 or more")
         if self.folds == 1:
             raise ValueError("folds=1 leaves no study to train on; use 2 or more, or 0 for none")
         return self
@@ -69,10 +100,10 @@ class StepDecay(Frozen):
 class CEConfig(Frozen):
     """Stage ``ce``: cross-entropy."""
 
-    epochs: Epochs = 30
+    epochs: Count = 30
     batch_size: Count = 16
     backbone_lr: Rate = 2.5e-5  # 0 freezes the backbone, and its features are cached
-    transformer_lr: Rate = 5e-4
+    transformer_lr: LearningRate = 5e-4
     weight_decay: Rate = 5e-5
     label_smoothing: Share = 0.0
     view_dropout: Share = 0.15  # share of training studies that lose a view
@@ -125,10 +156,10 @@ class SelectionConstraints(Frozen):
 class ScstConfig(Frozen):
     """Stage ``scst``: self-critical sequence training on a frozen backbone."""
 
-    epochs: Epochs = 10
+    epochs: Count = 10
     batch_size: Count = 16
     samples: Count = 5  # drafts sampled for each study
-    lr: Rate = 2e-5
+    lr: LearningRate = 2e-5
     temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
     baseline: Literal["leave_one_out", "greedy", "best_other"] = "leave_one_out"  # see ``training.stages.scst``
     nll_weight: Share = 0.1  # share of cross-entropy in the loss
@@ -151,7 +182,7 @@ class ModelShape(Frozen):
     d_model: Count = 512
     d_ff: Count = 512
     heads: Count = 8
-    layers: Count = 3
+    layers: Layers = 3
     memory_slots: Count = 2048
     memory_dim: Count = 512
     memory_heads: Count = 8
@@ -159,22 +190,27 @@ class ModelShape(Frozen):
     dropout: Share = 0.1
     feature_dropout: Share | None = None
     memory_dropout: Share = 0.0
-    max_length: Annotated[int, Field(ge=2)] = 60
+    max_length: Tokens = 60
     embedding_dim: Count = 256
-    text_layers: Count = 2
+    text_layers: Layers = 2
     norm: Norm = "layer"
     patch_positions: Literal["view", "sequence"] = "view"
     view_embeddings: bool = True
     feature_norm: bool = True
     case_norm: bool = True
 
+    @model_validator(mode="after")
+    def _dimensions_fit(self) -> Self:
+        check_dimensions(self)
+        return self
+
 
 class RunConfig(Frozen):
     """Everything that decides the weights of a run, except the data."""
 
     preset: str
-    seed: int = 1
-    image_size: Count = 224
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
+    image_size: ImageSize = 224
     resample: Resample = "bicubic"
     view_order: Literal["frontal_first", "as_given"] = "frontal_first"  # of a study's images
     augmentation: Literal["changes", "crops"] = "changes"  # ``training.data.augment``, or ``crops`` next to it
@@ -185,7 +221,7 @@ class RunConfig(Frozen):
     published_text: bool = False  # the model learns reports as the protocol cleans, counts and cuts them
     commas: bool = False  # are words of the vocabulary
     without_comparisons: bool = False  # training text without comparisons (``training.data.comparisons``)
-    retrieval_k: Annotated[int, Field(ge=0)] = 5  # retrieved cases a study; 0 trains without retrieval
+    retrieval_k: Cases = 5  # retrieved cases a study; 0 trains without retrieval
     feature_variants: Count = 4  # copies of each image in the feature cache; all but copy 0 are augmented
     consensus_directions: Count = 256  # R of ``model.decoding.mbr_table``, for ``consensus`` decoding
     pretrain: PretrainConfig | None = PretrainConfig()
@@ -209,4 +245,30 @@ class RunConfig(Frozen):
         if self.published_text and self.commas:
             raise ValueError("published_text=True and commas=True exclude each other: the published cleaning drops "
                              "commas; set one of them to False")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _can_work(self) -> Self:
+        """Refuse combinations with which a stage would fail, or learn nothing."""
+        decoding, method, cases = self.decoding, self.decoding.method, self.retrieval_k
+        if method in ("rerank", "consensus") and not cases:
+            raise ValueError(f"decoding.method={method} needs retrieved cases, and retrieval_k is 0; use beam, greedy, "
+                             "or a retrieval_k above 0")  # fmt: skip
+        if decoding.language.attested and method != "consensus":
+            raise ValueError("decoding.language.attested=true needs the sentences of decoding.method=consensus, and "
+                             f"the method is {method}; set it false")  # fmt: skip
+        reward = decoding.consensus
+        if method == "consensus" and not (reward.cider + reward.bleu4 + reward.rouge + reward.finding):
+            raise ValueError("every weight of decoding.consensus is 0; give one of cider, bleu4, rouge and finding")
+        if method == "consensus" and reward.classifier_weight and self.pretrain is None:
+            raise ValueError("decoding.consensus.classifier_weight is the weight of the classifier that stage pretrain "
+                             "trains, and pretrain is null; set it 0")  # fmt: skip
+        if decoding.min_length >= self.shape.max_length:
+            raise ValueError(f"decoding.min_length={decoding.min_length} must be below shape.max_length="
+                             f"{self.shape.max_length}; no report could end")  # fmt: skip
+        if EOS in decoding.suppress:
+            raise ValueError(f"decoding.suppress has {EOS}; no report could end")
+        if self.pretrain is None and self.backbone_weights == "none" and self.ce.backbone_lr == 0:
+            raise ValueError("the backbone would keep its random weights: pretrain is null, backbone_weights is none "
+                             "and ce.backbone_lr is 0; change one of them")  # fmt: skip
         return self

@@ -13,6 +13,7 @@ import torch
 
 from model.bundle import write_bundle
 from model.config import BundleConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
+from model.decoding.attested import MOST_WORDS
 from model.decoding.mbr_table import MbrTable
 from model.network.backbone import Backbone
 from model.network.pretrained import weights_licence
@@ -85,7 +86,11 @@ class PreparedRun:
         studies = StudySplits(train, val)
         if not studies.train:
             raise ValueError("no training study has a readable image; check --root, or --annotation and --images")
-        run = cls.build(config, inputs, context, cache, studies, _vocabulary(config, studies.train), cache_dir)
+        tokenizer = _vocabulary(config, studies.train)
+        if config.decoding.language.attested and len(tokenizer) > MOST_WORDS:
+            raise ValueError(f"decoding.language.attested takes {MOST_WORDS:,} words at most, and the reports have "
+                             f"{len(tokenizer):,}; set it false")  # fmt: skip
+        run = cls.build(config, inputs, context, cache, studies, tokenizer, cache_dir)
         return replace(run, crops=crops)
 
     @classmethod

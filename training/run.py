@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,18 +25,19 @@ import torch
 from model.command_line import CommandParser
 from model.manifest import BundleError
 from retrieval_index.cases import check_case_id
-from training.cli import add_common_arguments, open_source, some_of
+from training.checks import check_batches, check_model, check_paths
+from training.cli import add_common_arguments, at_least, open_source, some_of
 from training.config import RunConfig
 from training.config_changes import as_yaml, assignment, chosen_config, described_changes
 from training.data.external import for_pretraining, read_external
 from training.data.studies import Source
 from training.data.tables import read_present
-from training.data.targets import ExternalLabels
+from training.data.targets import ExternalLabels, read_soft_scores
 from training.pipeline import run_pipeline
 from training.prepared_run import PreparedRun
 from training.presets import PRESETS
 from training.run_manifest import MANIFEST_FILE, check_resume_compatible, run_manifest, write_run_manifest
-from training.stage_results import STAGES
+from training.stage_results import STAGES, check_prerequisites, done_stages
 from training.stages.common import RunInputs
 from training.trainer.checkpoints import first_line
 from training.trainer.context import RunContext
@@ -61,12 +63,20 @@ def _open_inputs(arguments: argparse.Namespace, config: RunConfig, context: RunC
     is_main = context.processes.main
     if is_main and arguments.out.exists() and not arguments.resume and not arguments.replace:
         raise ValueError(f"--out {arguments.out} already exists; choose another, or add --replace")
+    check_paths(arguments.out, context.work)
+    check_batches(config, context.processes.count)
     soft_scores = _table(arguments, "soft_scores", "chexnet_scores.csv")
     labels = _table(arguments, "reference_labels", "chexbert_labels.csv")
     with context.processes.main_process_first():  # it may download
         source, external_labels = _with_external(open_source(arguments), config, arguments)
         for study in source.split("train") if config.retrieval_k else ():
             check_case_id(study.study_id)
+        if not source.split("train"):
+            raise ValueError(f"the data set has no training study ({'; '.join(source.notes)})")
+        if soft_scores is not None and config.pretrain is not None:
+            read_soft_scores(soft_scores)
+        check_model(config)
+        check_prerequisites(config, context.work, arguments.stages, done_stages(context.work))
         if is_main:
             manifest = run_manifest(config, source, arguments.precision, soft_scores=soft_scores, label_table=labels,
                                     external_labels=arguments.external_labels)  # fmt: skip
@@ -122,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--images-on-device", choices=("auto", "yes", "no"), default="auto",
                         help="keep decoded images and features on the device; auto: where they fit")  # fmt: skip
-    parser.add_argument("--checkpoint-seconds", type=float, default=120.0, help="longest time between two checkpoints")
+    parser.add_argument("--checkpoint-seconds", type=at_least(0, float), default=120.0,
+                        help="longest time between two checkpoints")  # fmt: skip
     parser.add_argument("--seed", type=int, help="default: that of the configuration, 1 in all presets")
     parser.add_argument("--backbone", help="densenet121, resnet101, efficientnet_lite0, …; overrides the preset")
     parser.add_argument("--backbone-weights", "--weights", metavar="WEIGHTS",
@@ -142,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = _config(arguments)
         if arguments.print_config:
+            check_model(config, weights=False)
             print(as_yaml(config), end="")
             return 0
         processes, device = join(arguments.device)
@@ -152,9 +164,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         for line in described_changes(config):
             log.info("configuration: %s", line)
+        is_new = processes.main and not context.work.exists()
         inputs = _open_inputs(arguments, config, context)
         torch.set_float32_matmul_precision("high")
-        run_pipeline(PreparedRun.prepare(config, inputs, context), arguments.stages)
+        try:
+            run = PreparedRun.prepare(config, inputs, context)
+        except ValueError:
+            if is_new:  # a refused start leaves nothing behind
+                shutil.rmtree(context.work)
+            raise
+        run_pipeline(run, arguments.stages)
         processes.leave()
     except (ValueError, BundleError, FloatingPointError) as error:
         log.error("%s", error)

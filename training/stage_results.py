@@ -33,10 +33,8 @@ class StageResults:
     def __init__(self, config: RunConfig, context: RunContext, model: ReportModel, selected: Sequence[str]) -> None:
         self._config, self._context, self._model, self._selected = config, context, model, selected
         self.metrics: dict[str, Any] = {}
-        self._done = context.processes.from_main(lambda: {name for name in SHARED if self._file(name).exists()})
-        for name, user in missing_prerequisites(config, selected, self._done):
-            raise ValueError(f"stage {name} was left out and has no result in {context.work / name}, and stage {user} "
-                             "needs it; add it to --stages")  # fmt: skip
+        self._done = context.processes.from_main(lambda: done_stages(context.work))
+        check_prerequisites(config, context.work, selected, self._done)
 
     def begin(self, name: str) -> bool:
         """Whether this process has to run a stage now; loads one that is done."""
@@ -63,7 +61,7 @@ class StageResults:
         """Save the weights and metrics of a stage; all processes continue with those weights."""
         self.metrics |= metrics
         if name in SHARED and self._context.processes.main:
-            path = self._file(name)
+            path = _result_file(self._context.work, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             save_atomically({"model": self._model.state_dict(), "metrics": json.dumps(dict(metrics))}, path)
         self._context.processes.wait()
@@ -71,7 +69,7 @@ class StageResults:
             self._load(name)  # bit for bit what a resumed run loads
 
     def _load(self, name: str) -> None:
-        path = self._file(name)
+        path = _result_file(self._context.work, name)
         try:
             content = torch.load(path, map_location=self._context.device, weights_only=True)
             self._model.load_state_dict(content["model"])
@@ -80,8 +78,21 @@ class StageResults:
             raise ValueError(f"{path} cannot be used ({first_line(error)}). Remove it to repeat stage {name} from its "
                              "last checkpoint, or resume with the version that wrote it.") from error  # fmt: skip
 
-    def _file(self, name: str) -> Path:
-        return self._context.work / name / "result.pt"
+
+def _result_file(work: Path, name: str) -> Path:
+    return work / name / "result.pt"
+
+
+def done_stages(work: Path) -> set[str]:
+    """The stages with a result in a work directory."""
+    return {name for name in SHARED if _result_file(work, name).exists()}
+
+
+def check_prerequisites(config: RunConfig, work: Path, selected: Sequence[str], done: Collection[str]) -> None:
+    """Raise ValueError where a stage is not selected and has no result, and a selected one needs it."""
+    for name, user in missing_prerequisites(config, selected, done):
+        raise ValueError(f"stage {name} was left out and has no result in {work / name}, and stage {user} "
+                         "needs it; add it to --stages")  # fmt: skip
 
 
 def missing_prerequisites(

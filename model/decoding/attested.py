@@ -26,7 +26,8 @@ from model.text.tokenizer import END_OF_SENTENCE, Tokenizer
 Keys = npt.NDArray[np.int64]
 _CONTEXT = 3  # words that decide which may follow
 _BITS = 20
-_MOST_WORDS, _MOST_CONTINUATIONS = 4096, 2**28
+MOST_WORDS = 4096  # of a vocabulary
+_MOST_CONTINUATIONS = 2**28
 
 
 def attested_keys(tokens: Ints, stop: int) -> Keys:
@@ -88,8 +89,8 @@ class AttestedText:
         self._keys, self._stop = keys, tokenizer.id_of(END_OF_SENTENCE)
         self._sentences = frozenset(sentences.tolist())
         self._size = size = len(tokenizer)
-        if size > _MOST_WORDS:
-            raise ValueError(f"attested decoding takes {_MOST_WORDS:,} words at most, the vocabulary has {size:,}")
+        if size > MOST_WORDS:
+            raise ValueError(f"attested decoding takes {MOST_WORDS:,} words at most, the vocabulary has {size:,}")
         words = np.arange(size)
         follows = np.stack([self._known(np.column_stack([np.full(size, word), words])) for word in words])  # (V, V)
         follows[:, list(suppressed)] = False

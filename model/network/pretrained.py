@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,9 +32,11 @@ def feature_extractor(name: str, weights: str) -> nn.Module:
     Raises:
         ValueError: the name is unknown, or the weights cannot be loaded or do not fit.
     """
-    if name not in lite.VARIANTS and name not in models.list_models(module=models):
+    known = [*lite.VARIANTS, *models.list_models(module=models)]
+    if name not in known:
+        near = get_close_matches(name, known, n=2) or ["densenet121", "resnet101"]
         raise ValueError(f"backbone {name!r} is not a torchvision model and not one of {', '.join(lite.VARIANTS)}; try "
-                         "'densenet121' or 'resnet101'")  # fmt: skip
+                         f"{' or '.join(map(repr, near))}")  # fmt: skip
     if weights == "imagenet" and name not in lite.VARIANTS:
         return _headless(_downloaded(name))
     network = lite.efficientnet_lite(name) if name in lite.VARIANTS else models.get_model(name, weights=None)

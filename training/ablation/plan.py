@@ -24,6 +24,7 @@ from training.ablation.rows import (
     resolve,
     shared_stages,
 )
+from training.checks import check_model
 from training.cli import open_source
 from training.config import RunConfig
 from training.run_manifest import differences
@@ -104,6 +105,11 @@ def make_plan(arguments: Namespace) -> Plan:
     if arguments.soft_scores is not None and not arguments.soft_scores.is_file():
         raise ValueError(f"--soft-scores {arguments.soft_scores}: no such file")
     _check_weights(cells)
+    for name, config in {cell.row: cell.job.config for cell in cells}.items():
+        try:
+            check_model(config)
+        except ValueError as error:
+            raise ValueError(f"row {name}: {error}") from error
     _check_before(cells)
     return Plan(
         out, tuple(row.name for row in rows), tuple(range(1, arguments.seeds + 1)), scale, external, tuple(cells)
@@ -117,8 +123,6 @@ def _rows(arguments: Namespace) -> tuple[Row, ...]:
             raise ValueError("--presets chooses from the study's rows, and --rows gives others; leave one out")
         return read_rows(arguments.rows)
     names = [row for row in ROWS if arguments.presets is None or row in arguments.presets]
-    if not names:
-        raise ValueError(f"--presets names no row; choose from {','.join(ROWS)}")
     return tuple(Row(name, name) for name in names)
 
 

@@ -41,7 +41,7 @@ _FIRST_READ_BY = {
     "scst": "scst",
     "weights_dtype": "evaluate",
 }
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a row, and part of the names of its folders
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}")  # of a row; with its seed the name of a bundle
 _ROWS_DECIDE = ("preset", "seed", "shape.backbone", "backbone_weights", "retrieval_k", "ce.backbone_lr")
 
 
@@ -66,7 +66,7 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     for name, content in read_mapping(path, "--rows").items():
         source = f"--rows {path}: row {name}:"
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ValueError(f"{source} its name must be 1 to 64 letters, digits, dots, hyphens or underscores")
+            raise ValueError(f"{source} its name must be 1 to 48 letters, digits, dots, hyphens or underscores")
         if not isinstance(content, dict | None):
             raise ValueError(f"{source} must hold a preset and changes, such as  {{preset: baseline, ce.epochs: 3}}")
         base, changes = preset_and_changes(content or {}, source)

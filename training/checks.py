@@ -1,0 +1,71 @@
+"""What a run is refused for before it writes anything, beyond the rules of ``training.config``."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from pathlib import Path
+
+import torch
+
+from model.config import BUNDLE_NAME
+from model.network.backbone import Backbone
+from model.network.report_model import ReportModel
+from training.config import RunConfig
+from training.prepared_run import model_config
+from training.stage_results import STAGES
+
+_VOCABULARY = 5  # words of the trial model; the reports decide it
+
+
+def check_model(config: RunConfig, *, weights: bool = True) -> None:
+    """Build the model without memory for its weights, and with ``weights`` read or download those of its backbone.
+
+    Raises:
+        ValueError: the backbone is unknown, gives no map of features, or its weights cannot be used.
+    """
+    backbone = _trial_backbone(config, "none", "shape.backbone")
+    if weights and config.backbone_weights != "none":
+        _trial_backbone(config, config.backbone_weights, "backbone_weights")
+    with torch.device("meta"):
+        ReportModel(model_config(config, _VOCABULARY), backbone=backbone)
+
+
+def _trial_backbone(config: RunConfig, weights: str, field: str) -> Backbone:
+    name = config.shape.backbone
+    try:
+        try:
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # weights are compared, not copied
+                return Backbone(name, weights=weights)
+        except NotImplementedError:  # its constructor computes with tensors
+            return Backbone(name, weights=weights)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from error
+
+
+def check_batches(config: RunConfig, processes: int) -> None:
+    """Raise ValueError where a batch has fewer rows than there are processes."""
+    retriever = config.retriever if config.retrieval_k else None
+    stages = (("pretrain", config.pretrain), ("retriever", retriever), ("ce", config.ce), ("scst", config.scst))
+    for name, stage in stages:
+        if stage is not None and stage.batch_size < processes:
+            raise ValueError(f"{name}.batch_size={stage.batch_size} cannot be shared by {processes} processes; use a "
+                             "larger batch or fewer processes (torchrun --nproc-per-node)")  # fmt: skip
+
+
+def check_paths(out: Path, work: Path) -> None:
+    """Raise ValueError where a bundle cannot be written to ``out``, or would replace files of ``work``."""
+    if not re.fullmatch(BUNDLE_NAME, out.name):
+        raise ValueError(f"--out {out}: the name of a bundle is 1 to 64 letters, digits, dots, hyphens and "
+                         "underscores, and begins with a letter or a digit")  # fmt: skip
+    bundle, folder = out.resolve(), work.resolve()
+    reserved = {*STAGES, "cache", "index-without-texts", "run.json"}
+    if bundle == folder or bundle in folder.parents or (bundle.parent == folder and bundle.name in reserved):
+        raise ValueError(f"--out {out} and --work {work}: the bundle would replace files of the work directory; choose "
+                         "another --work")  # fmt: skip
+    for option, path in (("--out", bundle), ("--work", folder)):
+        existing = next(one for one in (path, *path.parents) if one.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise ValueError(f"{option} {path}: {existing} is no folder, or cannot be written to; choose another")
