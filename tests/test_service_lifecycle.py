@@ -55,6 +55,7 @@ def test_health_when_ready(client: httpx.Client) -> None:
     body = client.get("/health").json()
     assert (body["status"], body["device"], body["cases"], body["texts"]) == ("ready", "cpu", len(REPORTS), True)
     assert (body["bundle"]["name"], body["bundle"]["hydrated"], len(body["bundle"]["digest"])) == ("tiny", False, 64)
+    assert body["model"]["licence"] == "none: random weights"  # what the bundle states
     assert body["queue"] == {"depth": 0, "waiting": 0, "capacity": 16}
     assert body["model"]["backbone"] == "mobilenet_v3_small"
 

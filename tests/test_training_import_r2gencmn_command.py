@@ -123,7 +123,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
     checkpoint = save(folder / "model_iu_xray.pth", state)
     bundle = folder / "imported"
     arguments = ["--checkpoint", str(checkpoint), "--annotation", str(folder / "annotation.json")]
-    assert main([*arguments, "--out", str(bundle), *FLAGS]) == 0
+    assert main([*arguments, "--out", str(bundle), *FLAGS, "--data-licence", "invented, CC0"]) == 0
     return Imported(checkpoint, folder / "annotation.json", root / "images", entries, words, state, bundle)
 
 
@@ -139,6 +139,7 @@ def test_bundle_config_names_the_import(imported: Imported) -> None:
     assert (config.preprocessing.resample, config.preprocessing.view_order) == ("bilinear", "as_given")
     assert config.retrieval is None
     assert config.trained_on["imported_from"] == "R2GenCMN"
+    assert "trained on is invented, CC0. For research" in config.licence
     assert (config.trained_on["epoch"], config.trained_on["monitor_best"]) == (7, 0.4321)
     assert not (imported.bundle / "index").exists()
 

@@ -362,7 +362,9 @@ def test_bundle_without_texts_holds_no_report(root: Path, bundle_path: Path, tmp
     files = bundle_path.with_name("B.work") / "index" / "files"
     shutil.copy(files / "cases.jsonl", files / ".cases.jsonl.killed.tmp")  # a kill during its writing leaves it
     work = ["--work", str(bundle_path.with_name("B.work")), "--resume", "--without-texts", "--stages", "bundle"]
-    assert main(command(root, out, *work)[3:]) == 0
+    assert main([*command(root, out, *work)[3:], "--data-licence", "drawn, CC0"]) == 0
+    assert load_bundle(out).config.licence.startswith("Weights learned from data whose licence is drawn, CC0.")
+    assert "Indiana" in load_bundle(bundle_path).config.licence  # of data set openi, without the option
     index = ReportIndex.load(out / "index")
     assert {index.case(row).findings for row in range(len(index))} == {None}
     kept, written = (json.loads((path / "metrics.json").read_text()) for path in (bundle_path, out))

@@ -29,6 +29,7 @@ from training.data.features import CachedFeatures, OnlineFeatures, PatchSource, 
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.selection import CHOSEN_ON, Half, half_of, selection_record
 from training.data.studies import Study
+from training.licence import licence_note
 from training.presets import PRESETS
 from training.protocols import protocol_named
 from training.r2gencmn import reset_as_published
@@ -40,10 +41,6 @@ from training.trainer.context import RunContext
 log = logging.getLogger("training")
 
 CONFIG_DOCUMENT = "run_config.yaml"  # of a bundle: the configuration of its run, for --config
-LICENCE = (
-    "Weights learned from the Indiana University chest X-ray collection (Open-i, CC BY-NC-ND 4.0, attribution: Indiana "
-    "University). For research; not a medical device. No report text and no radiograph is part of this bundle{texts}."
-)
 
 
 @dataclass(frozen=True)
@@ -188,7 +185,8 @@ class PreparedRun:
                 **({"external_images": len(inputs.external_labels.present)} if inputs.external_labels else {}),
             },
             licence=" ".join(filter(None, (
-                LICENCE.format(texts=" but the reports of its cases" if keep_texts and retrieval else ""),
+                licence_note(inputs.source.name, inputs.data_licence, holds_texts=keep_texts and retrieval is not None,
+                             other_images=inputs.external_labels is not None),
                 weights_licence(config.shape.backbone, config.backbone_weights),
             ))),
         )  # fmt: skip

@@ -33,6 +33,7 @@ from training.data.external import for_pretraining, read_external
 from training.data.studies import Source
 from training.data.tables import read_present
 from training.data.targets import ExternalLabels, read_soft_scores
+from training.licence import add_data_licence
 from training.pipeline import run_pipeline
 from training.prepared_run import PreparedRun
 from training.presets import PRESETS
@@ -86,7 +87,8 @@ def _open_inputs(arguments: argparse.Namespace, config: RunConfig, context: RunC
     for note in source.notes:
         log.info("%s", note)
     return RunInputs(source, arguments.out, not arguments.without_texts, soft_scores, external_labels,
-                     label_table=read_present(labels) if labels else None)  # fmt: skip
+                     label_table=read_present(labels) if labels else None,
+                     data_licence=arguments.data_licence)  # fmt: skip
 
 
 def _with_external(
@@ -142,6 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--reference-labels", type=Path, help="CSV study_id,<finding>,…: labels in pretraining")
     parser.add_argument("--external-labels", type=Path, help="CSV of findings by image: pretraining targets")
     parser.add_argument("--external-images", type=Path, help="folder of those images")
+    add_data_licence(parser)
     parser.add_argument("--without-texts", action="store_true", help="leave report texts out of the bundle's cases")
     arguments, rank = parser.parse_args(argv), process_rank()
     if arguments.out is None and not arguments.print_config:

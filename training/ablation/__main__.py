@@ -12,6 +12,7 @@ from training.ablation.plan import make_plan
 from training.ablation.rows import ROWS, SCALES
 from training.ablation.runner import file_lock, run_plan
 from training.cli import add_common_arguments, positive, run_command, some_of
+from training.licence import add_data_licence
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="imagenet, none, or a file for every row; or BACKBONE=FILE, once a backbone")  # fmt: skip
     parser.add_argument("--soft-scores", type=Path, help="CSV image_id,finding,… for a scale that pretrains")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    add_data_licence(parser)
     parser.add_argument("--external-images", type=Path, help="folder of radiographs of another source")
     parser.add_argument("--external-labels", type=Path, help="their findings: CSV, as of NIH ChestX-ray14")
     parser.add_argument("--external-annotation", type=Path, help="or their reports: annotation in the R2Gen layout")

@@ -51,7 +51,7 @@ class Reuse(Frozen):
 
 
 class Job(Frozen):
-    """The work of a cell. Paths, device, ``external`` and ``reuse`` do not change its scores."""
+    """The work of a cell. Paths, licence, device, ``external`` and ``reuse`` do not change its scores."""
 
     row: str
     config: RunConfig
@@ -64,6 +64,7 @@ class Job(Frozen):
     annotation: Path | None = None
     images: Path | None = None
     soft_scores: Path | None = None
+    data_licence: str | None = None
     device: str = "auto"
     cache: Path
     external: External | None = None
@@ -114,6 +115,7 @@ def _train(job: Job, source: Source, folder: Path, device: torch.device) -> None
         source=source,
         out=folder,  # names the bundle; the trial bundle is the one that is kept
         soft_scores=job.soft_scores if job.config.pretrain is not None else None,
+        data_licence=job.data_licence,
         cache_dir=job.cache,
         evaluate_limit=job.evaluate_limit or len(source.split("val")),
     )

@@ -30,6 +30,7 @@ from training.config import RunConfig
 from training.run_manifest import differences
 
 log = logging.getLogger("training")
+_DATA = ("dataset", "root", "annotation", "images", "soft_scores", "data_licence")  # options that a job takes as given
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def make_plan(arguments: Namespace) -> Plan:
     external, out, scale = _external(arguments), arguments.out, read_scale(arguments.scale)
     rows = _rows(arguments)
     weights = parse_weights(arguments.backbone_weights)
-    data = {name: getattr(arguments, name) for name in ("dataset", "root", "annotation", "images", "soft_scores")}
+    data = {name: getattr(arguments, name) for name in _DATA}
     source = open_source(arguments)
     for note in source.notes:
         log.info("%s", note)

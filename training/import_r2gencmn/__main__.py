@@ -17,14 +17,10 @@ from training.cli import at_least, run_command
 from training.data.r2gen import read_annotation
 from training.import_r2gencmn.checkpoint import bundle_tokenizer, published_vocabulary, read_checkpoint
 from training.import_r2gencmn.convert import Published, import_model
+from training.licence import add_data_licence, import_note
 from training.r2gencmn import PUBLISHED_DECODING, TRIGRAM_PENALTY
 
 log = logging.getLogger("training")
-
-LICENCE = (
-    "Weights imported from a published R2GenCMN checkpoint; the licences of that checkpoint and of the data it was "
-    "trained on apply. For research; not a medical device. No report text and no radiograph is part of this bundle."
-)
 
 
 def _import(arguments: argparse.Namespace) -> int:
@@ -49,7 +45,7 @@ def _import(arguments: argparse.Namespace) -> int:
                 "imported_from": "R2GenCMN", "checkpoint": arguments.checkpoint.name,
                 "checkpoint_sha256": file_sha256(arguments.checkpoint), **facts,
             },
-            licence=LICENCE,
+            licence=import_note(arguments.data_licence),
         )  # fmt: skip
     except ValidationError as error:
         problem = error.errors()[0]
@@ -81,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="taken from repeated trigrams in greedy decoding, as published (default 1.386); the published beam "
         "search has no penalty",
     )  # fmt: skip
+    add_data_licence(parser)
     arguments = parser.parse_args(argv)
     return run_command(lambda: _import(arguments), interrupted="interrupted; no bundle was written")
 

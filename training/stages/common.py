@@ -37,6 +37,7 @@ class RunInputs:
     external_labels: ExternalLabels | None = None  # of the images of another source, for pretraining
     label_table: Mapping[str, frozenset[str]] | None = None  # study uid -> findings present, for AUROC in pretraining
     cache_dir: Path | None = None  # default <work>/cache; runs on one data set may share it, one at a time
+    data_licence: str | None = None  # as the user states it
     evaluate_limit: int | None = None  # val studies scored at the end; None: as many as validation uses
 
 
