@@ -139,7 +139,7 @@ rl: {preset: baseline, scst: {lr: 1e-5}, pretrain: null}
     [
         ("", "names no row"),
         ("a/b: {preset: baseline}", "row a/b: its name must be"),
-        ("mine: {ce.epochs: 3}", "row mine: names no preset; add one of baseline"),
+        ("mine: {ce.epochs: 3}", "row mine: names no preset; add one of "),
         ("mine: {preset: baselin}", "preset 'baselin' is unknown; did you mean baseline?"),
         ("mine: {preset: baseline, ce.epoch: 3}", "row mine: ce.epoch: no such value; did you mean ce.epochs?"),
         ("mine: {preset: baseline, seed: 3}", "row mine: must not set seed; --seeds decides it"),

@@ -21,15 +21,16 @@ from training.phantoms import write_phantom_root
 from training.presets import preset
 from training.run import main
 
+STAGES = [(stage, {}, "preset") for stage in ("pretrain", "retriever", "scst")]  # added to a preset without them
+
 
 def changed(name: str, **changes: Any) -> RunConfig:
     return chosen_config(name, None, [(key.replace("__", "."), value, "--set") for key, value in changes.items()])
 
 
 def leaves() -> list[tuple[str, Any]]:
-    """Each value of the preset that has all stages."""
-    values = preset("retrieval-scst").model_dump(by_alias=False) | {"pretrain": preset("compact").pretrain}
-    values = RunConfig.model_validate(values).model_dump(by_alias=False)
+    """Each value of a configuration with all stages."""
+    values = chosen_config("r2gencmn", None, STAGES).model_dump(by_alias=False)
     found = []
     for name in names():
         value: Any = values
@@ -49,7 +50,7 @@ def test_every_value_is_refused_outside_its_range_with_its_name(name: str, value
         if name == "decoding.suppress" and other == ["x"]:
             other = [1]
         with pytest.raises(ValueError, match=rf"^(--set {name}: |.*\b{name.rpartition('.')[2]}\b)"):
-            chosen_config("retrieval-scst", None, [("pretrain", {}, "preset"), (name, other, "--set")])
+            chosen_config("r2gencmn", None, [*STAGES, (name, other, "--set")])
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,12 @@ def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
         check_model(changed("smoke", shape__backbone="resnet34", backbone_weights=str(path)))
     with pytest.raises(ValueError, match=r"backbone_weights: .*no such file"):
         check_model(changed("smoke", backbone_weights="imagnet"))
+
+
+def test_images_of_more_patches_than_positions_are_refused() -> None:
+    check_model(changed("smoke", image_size=2048))
+    with pytest.raises(ValueError, match="image_size=2048: two images have 8192 patches"):
+        check_model(changed("smoke", image_size=2048, shape__patch_positions="sequence"))
 
 
 def test_batches_are_shared_by_the_processes() -> None:

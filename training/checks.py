@@ -11,7 +11,7 @@ import torch
 
 from model.config import BUNDLE_NAME
 from model.network.backbone import Backbone
-from model.network.report_model import ReportModel
+from model.network.report_model import MAX_PATCHES, ReportModel
 from training.config import RunConfig
 from training.prepared_run import model_config
 from training.stage_results import STAGES
@@ -28,6 +28,10 @@ def check_model(config: RunConfig, *, weights: bool = True) -> None:
     backbone = _trial_backbone(config, "none", "shape.backbone")
     if weights and config.backbone_weights != "none":
         _trial_backbone(config, config.backbone_weights, "backbone_weights")
+    patches = 2 * (config.image_size // 32) ** 2
+    if config.shape.patch_positions == "sequence" and patches > MAX_PATCHES:
+        raise ValueError(f"image_size={config.image_size}: two images have {patches} patches, and "
+                         f"shape.patch_positions=sequence takes {MAX_PATCHES}; use smaller images or view")  # fmt: skip
     with torch.device("meta"):
         ReportModel(model_config(config, _VOCABULARY), backbone=backbone)
 
