@@ -12,10 +12,9 @@ from typing import TypeVar
 
 from model.files import write_atomic
 from model.manifest import BundleError
-from training.data.openi import open_openi
-from training.data.r2gen import open_r2gen
 from training.data.selection import HALVES
-from training.data.studies import Source
+from training.data.studies import DatasetOptions, Source
+from training.registries import DATASETS
 
 Number = TypeVar("Number", int, float)
 log = logging.getLogger("training")
@@ -45,7 +44,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, bundle: bool = Fals
         parser.add_argument("--bundle", type=Path, required=True)
         parser.add_argument("--limit", type=positive, help="only the first N studies of a split")
         parser.add_argument("--split-val", choices=HALVES, help="only the half of val that chooses, or that reports")
-    parser.add_argument("--dataset", choices=("openi", "r2gen"), help="default: r2gen with --annotation, else openi")
+    parser.add_argument("--dataset", choices=DATASETS.names(), help="default: r2gen with --annotation, else openi")
     parser.add_argument("--root", type=Path, help="openi: NLMCXR_reports.tgz and images/ or NLMCXR_png.tgz")
     parser.add_argument("--annotation", type=Path, help="r2gen: annotation.json")
     parser.add_argument("--images", type=Path, help="r2gen: image folder")
@@ -57,13 +56,11 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, bundle: bool = Fals
 def open_source(arguments: argparse.Namespace) -> Source:
     """Open the data set of the options; raises ValueError where a path that it needs is missing."""
     dataset = arguments.dataset or ("r2gen" if arguments.annotation else "openi")
-    if dataset == "openi":
-        if arguments.root is None:
-            raise ValueError("--dataset openi needs --root DIR; other data needs --annotation FILE and --images DIR")
-        return open_openi(arguments.root, download=getattr(arguments, "download", False))
-    if arguments.annotation is None or arguments.images is None:
-        raise ValueError("--dataset r2gen needs --annotation FILE and --images DIR")
-    return open_r2gen(arguments.annotation, arguments.images)
+    return DATASETS.get(dataset)(
+        DatasetOptions(
+            arguments.root, arguments.annotation, arguments.images, download=getattr(arguments, "download", False)
+        )
+    )
 
 
 def write_json(path: Path, content: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from model.config import (
     Cases,
@@ -21,6 +21,7 @@ from model.config import (
 from model.text.tokenizer import EOS
 from model.types import Resample
 from training.protocols import ProtocolName
+from training.registries import LOSSES
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
@@ -105,6 +106,7 @@ class CEConfig(Frozen):
     backbone_lr: Rate = 2.5e-5  # 0 freezes the backbone, and its features are cached
     transformer_lr: LearningRate = 5e-4
     weight_decay: Rate = 5e-5
+    loss: Annotated[str, AfterValidator(LOSSES.check)] = "cross_entropy"
     label_smoothing: Share = 0.0
     view_dropout: Share = 0.15  # share of training studies that lose a view
     case_dropout: Share = 0.1  # share of training studies that lose their retrieved cases

@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="metrics file to write")
     parser.add_argument("--predictions", type=Path, help="default OUT.predictions.jsonl; holds report texts")
     parser.add_argument("--work", type=Path, help="decoded images, used again by the next run (default OUT.work)")
-    parser.add_argument("--method", choices=tuple(inference.METHODS), help="decoding; default: the bundle's")
+    parser.add_argument("--method", choices=inference.method_names(), help="decoding; default: the bundle's")
     parser.add_argument("--beam-size", type=positive, help="default: the bundle's")
     parser.add_argument("--top-k", type=positive, help="reference cases in the predictions; default: the bundle's")
     parser.add_argument("--views", choices=get_args(Views), default="both")

@@ -8,7 +8,7 @@ earlier calls.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import torch
@@ -20,11 +20,36 @@ from model.decoding.mbr import MbrSearch, Reading, Sentence
 from model.decoding.mbr_table import MbrTable
 from model.decoding.search import NEVER, Constraints, Generated, autoregressive_decode, beam_search, greedy
 from model.network.report_model import Encoded, ReportModel, inputs_of
+from model.registry import DECODERS
 from model.text.labeler import FINDINGS, NO_FINDING, label_report
 from model.text.statements import ORGANS, claims, disagrees, is_fragment, organ_of, refers_to_prior
 from model.text.tokenizer import COMMA, END_OF_SENTENCE, Tokenizer, split_sentences
 
 CANDIDATE_SEED = 20
+
+
+@dataclass(frozen=True)
+class DecodeInputs:
+    """What a decoder takes; see ``generate``. ``constraints`` are those of ``config``."""
+
+    model: ReportModel
+    encoded: Encoded
+    tokenizer: Tokenizer
+    config: DecodingConfig
+    constraints: Constraints
+    beam_size: int | None = None
+    study: Tensor | None = None
+    findings: Tensor | None = None
+    mbr_table: MbrTable | None = None
+
+    def embeddings(self) -> Tensor:
+        """``study``; raises ValueError without retrieval."""
+        if self.study is None:
+            raise ValueError(
+                f"decoding method {self.config.method!r} needs study embeddings; use 'beam' for a model without "
+                "retrieval"
+            )
+        return self.study
 
 
 def generate(
@@ -54,19 +79,39 @@ def generate(
         ValueError: ``rerank`` or ``consensus`` without their inputs.
     """
     constraints = Constraints.of(config, tokenizer, mbr_table)
-    best = beam_or_greedy(model, encoded, constraints, tokenizer.bos_id, config, beam_size)
-    if config.method not in ("rerank", "consensus"):
-        return best
-    if study is None:
-        raise ValueError(
-            f"decoding method {config.method!r} needs study embeddings; use 'beam' for a model without retrieval"
-        )
-    ids = draw_candidates(model, encoded, constraints, tokenizer.bos_id, config, best)
-    if config.method == "rerank":
-        return _rerank(model, encoded, constraints, tokenizer.bos_id, config, study, ids)
-    if mbr_table is None:
+    inputs = DecodeInputs(model, encoded, tokenizer, config, constraints, beam_size, study, findings, mbr_table)
+    generated: Generated = DECODERS.get(config.method)(inputs)
+    return generated
+
+
+def decode_beam(inputs: DecodeInputs) -> Generated:
+    """Methods ``beam`` and ``greedy``."""
+    return beam_or_greedy(
+        inputs.model, inputs.encoded, inputs.constraints, inputs.tokenizer.bos_id, inputs.config, inputs.beam_size
+    )
+
+
+def decode_rerank(inputs: DecodeInputs) -> Generated:
+    """Method ``rerank``."""
+    study, ids = inputs.embeddings(), _candidates(inputs)
+    return _rerank(inputs.model, inputs.encoded, inputs.constraints, inputs.tokenizer.bos_id, inputs.config, study, ids)
+
+
+def decode_consensus(inputs: DecodeInputs) -> Generated:
+    """Method ``consensus``."""
+    study = inputs.embeddings()
+    if inputs.mbr_table is None:
         raise ValueError("decoding method 'consensus' needs the table of the training cases; use 'rerank' without it")
-    return _mbr_decode(model, encoded, constraints, tokenizer, config, study, findings, mbr_table, ids)
+    return _mbr_decode(
+        inputs.model, inputs.encoded, inputs.constraints, inputs.tokenizer, inputs.config, study, inputs.findings,
+        inputs.mbr_table, _candidates(inputs),
+    )  # fmt: skip
+
+
+def _candidates(inputs: DecodeInputs) -> Tensor:
+    """Ids (B, 1 + candidates, T): the beam's report and sampled ones."""
+    best, bos_id = decode_beam(inputs), inputs.tokenizer.bos_id
+    return draw_candidates(inputs.model, inputs.encoded, inputs.constraints, bos_id, inputs.config, best)
 
 
 def beam_or_greedy(

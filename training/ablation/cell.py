@@ -59,7 +59,7 @@ class Job(Frozen):
     train_limit: Count | None = None
     evaluate_limit: Count | None = None
     studies: dict[str, int] = Field(default_factory=dict)
-    dataset: Literal["openi", "r2gen"] | None = None
+    dataset: str | None = None
     root: Path | None = None
     annotation: Path | None = None
     images: Path | None = None

@@ -16,12 +16,19 @@ from model.types import View
 from retrieval_index.download import IMAGES_URL, REPORTS_URL, download, text_progress
 from retrieval_index.openi import REPORTS_ARCHIVE, REPORTS_FOLDER, OpeniReport, read_reports
 from training.data.image_store import ChainedImages, ImageStore, LooseImages, TarImages, images_by_id
-from training.data.studies import SPLITS, ImageRef, Source, Split, Study, named, view_note
+from training.data.studies import SPLITS, DatasetOptions, ImageRef, Source, Split, Study, named, view_note
 from training.data.tables import builtin_split, builtin_views, read_split, read_views
 
 IMAGES_ARCHIVE = "NLMCXR_png.tgz"
 IMAGE_FOLDERS = ("images", "NLMCXR_png")
 IMAGES_PER_STUDY = 2  # R2Gen's choice for this collection
+
+
+def from_options(options: DatasetOptions) -> Source:
+    """``--dataset openi``; raises as ``open_openi``, and ValueError without ``--root``."""
+    if options.root is None:
+        raise ValueError("--dataset openi needs --root DIR; other data needs --annotation FILE and --images DIR")
+    return open_openi(options.root, download=options.download)
 
 
 def open_openi(root: Path, *, download: bool = False) -> Source:

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from training.data.image_store import EXTENSIONS, LooseImages, images_by_id
-from training.data.studies import SPLITS, ImageRef, Source, Split, Study, named, view_note
+from training.data.studies import SPLITS, DatasetOptions, ImageRef, Source, Split, Study, named, view_note
 from training.data.tables import builtin_images, builtin_views, read_views
 
 
@@ -33,6 +33,13 @@ class Entry(BaseModel, strict=True):
 
 
 _ANNOTATION = TypeAdapter(dict[Split, list[Entry]])
+
+
+def from_options(options: DatasetOptions) -> Source:
+    """``--dataset r2gen``; raises as ``open_r2gen``, and ValueError without its options."""
+    if options.annotation is None or options.images is None:
+        raise ValueError("--dataset r2gen needs --annotation FILE and --images DIR")
+    return open_r2gen(options.annotation, options.images)
 
 
 def open_r2gen(annotation: Path, images: Path) -> Source:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from model.types import View
@@ -48,6 +49,16 @@ class Study:
             return self.images
         rank = {View.FRONTAL: 0, None: 1, View.LATERAL: 2}
         return tuple(sorted(self.images, key=lambda image: rank[image.view]))
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """The options of the commands that a data set is opened with."""
+
+    root: Path | None = None
+    annotation: Path | None = None
+    images: Path | None = None
+    download: bool = False
 
 
 @dataclass(frozen=True)

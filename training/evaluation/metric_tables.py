@@ -96,7 +96,8 @@ def all_tables(result: Mapping[str, Any]) -> dict[str, Table | None]:
 
 
 def _scores(result: Mapping[str, Any], *, full: bool) -> Table:
-    head = ["reports", *map(title, METRICS)]
+    metrics = metrics_of(result)
+    head = ["reports", *map(title, metrics)]
     rows = []
     for row in ("system", *result["n_beside"], *result["baselines"]):
         if row in result["baselines"]:
@@ -104,8 +105,13 @@ def _scores(result: Mapping[str, Any], *, full: bool) -> Table:
         else:
             scores = result[full_name(row) if full else row]
         if scores is not None:
-            rows.append([_named(result, row), *(number(scores[metric]) for metric in METRICS)])
+            rows.append([_named(result, row), *(number(scores.get(metric)) for metric in metrics)])
     return Table(head, rows)
+
+
+def metrics_of(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """``METRICS`` and those that packages added."""
+    return (*METRICS, *(metric for metric in result["system"] if metric not in METRICS))
 
 
 _FAULTS = {

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from training.evaluation.metric_tables import ROWS, all_tables, split_of
+from training.evaluation.metric_tables import ROWS, all_tables, metrics_of, split_of
 from training.evaluation.tables import title
-from training.scoring.metrics import METRICS
 
 SHORT_TITLES = {
     "label_f1_micro": "F1 micro", "label_f1_macro": "F1 macro", "no_finding_f1": "F1 none", "mean_length": "length",
@@ -20,7 +19,7 @@ def format_table(result: Mapping[str, Any]) -> str:
     tables = all_tables(result)
     comparable = tables["comparable"]
     assert comparable is not None
-    head = ["reports", *(SHORT_TITLES.get(metric, title(metric)) for metric in METRICS)]
+    head = ["reports", *(SHORT_TITLES.get(metric, title(metric)) for metric in metrics_of(result))]
     parts = [f"{split_of(result) or result['dataset']}, n = {result['n']}\n{replace(comparable, head=head).text()}"]
     parts += [result["selection"]["statement"]] if "statement" in result.get("selection", {}) else []
     parts += [f"{ROWS[name]}: {reason}" for name, reason in result["baseline_reasons"].items()]

@@ -21,6 +21,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from model.text.labeler import FINDINGS, NO_FINDING, SCORED_FINDINGS, label_report
 from model.text.tokenizer import END_OF_SENTENCE
+from training.registries import METRIC_GROUPS
 from training.scoring.protocol import comparable_prediction, comparable_reference, comparable_vocabulary
 
 log = logging.getLogger(__name__)
@@ -39,8 +40,10 @@ _DECIMAL_POINTS = (
 )
 
 
-def score(pairs: Sequence[Pair], *, meteor: bool = False) -> Scores:
-    """A value for each of ``METRICS``, from prepared pairs with one reference each.
+def score(pairs: Sequence[Pair], *, meteor: bool = False, added: bool = True) -> Scores:
+    """A value for each of ``METRICS``, and with ``added`` those of the metrics that packages add.
+
+    The pairs are prepared, with one reference each.
 
     An empty prediction counts in every mean and matches nothing. CIDEr takes document frequencies from these
     references. METEOR needs a Java runtime; it is None, with a warning, if that fails.
@@ -52,21 +55,60 @@ def score(pairs: Sequence[Pair], *, meteor: bool = False) -> Scores:
         raise ValueError("there is nothing to score: no pair of reference and prediction was given")
     if any(not reference.strip() for reference, _ in pairs):
         raise ValueError("a reference has no words; leave studies without findings text out before scoring")
-    references = {i: [reference] for i, (reference, _) in enumerate(pairs)}
-    predictions = {i: [prediction] for i, (_, prediction) in enumerate(pairs)}
-    bleu, _ = Bleu(4).compute_score(references, predictions, verbose=0)
-    rouge, _ = Rouge().compute_score(references, predictions)
-    cider, _ = Cider().compute_score(references, predictions)
+    scores: Scores = {}
+    for name in METRIC_GROUPS.names() if added else METRIC_GROUPS.ours():
+        if name == "meteor" and not meteor:
+            scores["METEOR"] = None
+            continue
+        found = METRIC_GROUPS.get(name)(pairs)
+        values = found if isinstance(found, Mapping) else {name: found}
+        if taken := set(values) & set(scores):
+            raise ValueError(f"metric group {name!r} returns {sorted(taken)[0]}, which another group returns too; "
+                             "rename it in its package")  # fmt: skip
+        scores |= values
+    return scores
+
+
+# --- the groups of ``training.registries.METRIC_GROUPS``, from pairs as ``score`` takes them -------------------------
+
+
+def bleu(pairs: Sequence[Pair]) -> Scores:
+    """BLEU-1 to BLEU-4."""
+    values, _ = Bleu(4).compute_score(*_by_number(pairs), verbose=0)
+    return {f"BLEU_{n}": float(value) for n, value in enumerate(values, 1)}
+
+
+def rouge(pairs: Sequence[Pair]) -> Scores:
+    """ROUGE-L."""
+    return {"ROUGE_L": float(Rouge().compute_score(*_by_number(pairs))[0])}
+
+
+def cider(pairs: Sequence[Pair]) -> Scores:
+    """CIDEr, with document frequencies of these references."""
+    return {"CIDEr": float(Cider().compute_score(*_by_number(pairs))[0])}
+
+
+def findings(pairs: Sequence[Pair]) -> Scores:
+    """F1 of findings; see ``label_scores``."""
+    reference, predicted = ([present_findings(pair[side]) for pair in pairs] for side in (0, 1))
+    return {**label_scores(reference, predicted)}
+
+
+def variety(pairs: Sequence[Pair]) -> Scores:
+    """Share of distinct texts, and their mean number of words without "."."""
     texts = [prediction for _, prediction in pairs]
-    scores: Scores = {f"BLEU_{n}": float(value) for n, value in enumerate(bleu, 1)}
-    scores |= {"METEOR": _meteor_score(references, predictions) if meteor else None}
-    scores |= {"ROUGE_L": float(rouge), "CIDEr": float(cider)}
-    scores |= label_scores([present_findings(reference) for reference, _ in pairs], map(present_findings, texts))
-    scores |= {
+    return {
         "distinct": len(set(texts)) / len(texts),
         "mean_length": sum(word != END_OF_SENTENCE for text in texts for word in text.split()) / len(texts),
     }
-    return scores
+
+
+def _by_number(pairs: Sequence[Pair]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """References and predictions as the scorers of ``pycocoevalcap`` take them."""
+    return ({i: [pair[0]] for i, pair in enumerate(pairs)}, {i: [pair[1]] for i, pair in enumerate(pairs)})
+
+
+# --- findings ---------------------------------------------------------------------------------------------------------
 
 
 def present_findings(text: str) -> frozenset[str]:
@@ -136,8 +178,8 @@ def comparable_pairs(pairs: Iterable[Pair], train_reports: Iterable[str]) -> lis
 
 
 def validation_scores(pairs: Sequence[Pair]) -> dict[str, float]:
-    """All metrics except METEOR, in about a second for 300 prepared pairs; for validation during training."""
-    return {name: value for name, value in score(pairs).items() if value is not None}
+    """All of ``METRICS`` except METEOR, in about a second for 300 prepared pairs; for validation during training."""
+    return {name: value for name, value in score(pairs, added=False).items() if value is not None}
 
 
 def merge_scores(rows: Sequence[Scores], merge: Callable[[Sequence[float]], float]) -> Scores:
@@ -166,6 +208,11 @@ def _meteor_process() -> Any:
     meteor = Meteor()
     meteor.lock = threading.RLock()  # compute_score keeps it after an error, and __del__ waits for it
     return meteor
+
+
+def meteor(pairs: Sequence[Pair]) -> Scores:
+    """METEOR; None without a Java runtime."""
+    return {"METEOR": _meteor_score(*_by_number(pairs))}
 
 
 def _meteor_score(references: Mapping[int, list[str]], predictions: Mapping[int, list[str]]) -> float | None:

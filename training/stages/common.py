@@ -21,6 +21,7 @@ from retrieval_index.index import ReportIndex
 from training.data.features import PatchSource
 from training.data.studies import Source, Study
 from training.data.targets import ExternalLabels
+from training.registries import Loss
 from training.trainer.loop import Batches
 
 Rows = npt.NDArray[np.int64]
@@ -126,6 +127,12 @@ def mask_suppressed_targets(ids: Tensor, decoding: DecodingConfig, tokenizer: To
     return targets
 
 
+def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    """The ``Loss`` of the published models."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=0, label_smoothing=label_smoothing,
+                           reduction="sum")  # fmt: skip
+
+
 class TrainingReports:
     """The inputs and targets of a generator's training studies, by rows of ``train``.
 
@@ -160,17 +167,19 @@ class TrainingReports:
         draws = torch.randint(generator.cases.shape[1], (len(batch),), generator=random).numpy()
         return patches, *_case_vectors(generator.index, generator.cases[batch, draws][local], patches.pooled.device)
 
-    def nll(self, encoded: Encoded, batch: Rows, local: slice, label_smoothing: float = 0.0) -> Tensor:
+    def nll(
+        self, encoded: Encoded, batch: Rows, local: slice, label_smoothing: float = 0.0, loss: Loss | None = None
+    ) -> Tensor:
         """Teacher-forced negative log-likelihood, summed over the words of the ``local`` reports and
         divided by the number of words of all reports of ``batch``.
 
-        ``label_smoothing`` is the share of the target spread over all words.
+        ``label_smoothing`` is the share of the target spread over all words; ``loss`` replaces
+        ``cross_entropy``.
         """
         ids, targets, device = self._ids[batch[local]], self._targets[batch[local]], encoded.source.device
         width = max(2, int((ids != 0).sum(1).max()))
         logits = self._generator.model(encoded, ids[:, : width - 1].to(device))
-        summed = F.cross_entropy(logits.float().flatten(0, 1), targets[:, 1:width].to(device).flatten(), ignore_index=0,
-                                 label_smoothing=label_smoothing, reduction="sum")  # fmt: skip
+        summed = (loss or cross_entropy)(logits.float(), targets[:, 1:width].to(device), label_smoothing)
         words = int((self._targets[batch][:, 1:] != 0).sum())  # the first of each row is bos
         return summed / max(words, 1)
 

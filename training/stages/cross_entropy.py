@@ -17,6 +17,7 @@ from torch import Tensor
 
 from retrieval_index.index import ReportIndex
 from training.config import CEConfig
+from training.registries import LOSSES
 from training.stages import common
 from training.stages.common import ReportGenerator, Rows, StudySplits
 from training.stages.contrastive import contrastive_loss, label_overlap, label_vectors
@@ -39,6 +40,7 @@ def train_cross_entropy(
     optimizer = common.build_optimizer(model, backbone_lr=config.backbone_lr, head_lr=config.transformer_lr,
                                        weight_decay=config.weight_decay, eps=config.adam_eps)  # fmt: skip
     reports = common.TrainingReports(generator, train)
+    loss = LOSSES.get(config.loss)
     labels = label_vectors(train)
     report_vectors = None if index is None else torch.from_numpy(index.vectors(_rows_of(index, reports.names)))
 
@@ -49,7 +51,7 @@ def train_cross_entropy(
             dropped = torch.rand(len(batch), 1, generator=random)[local] < config.case_dropout
             case_mask = case_mask & ~dropped.to(device)
         encoded = model.encode(patches, cases, case_mask)
-        nll = reports.nll(encoded, batch, local, config.label_smoothing)
+        nll = reports.nll(encoded, batch, local, config.label_smoothing, loss)
         losses = {"loss": nll, "nll": nll}
         if moving and report_vectors is not None and config.contrastive_weight:
             embedded = processes.gather(model.embed_study(patches), len(batch))
