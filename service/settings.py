@@ -140,8 +140,7 @@ class Settings(BaseSettings):
 
     Attributes:
         bundle: directory that ``training.run`` wrote.
-        prefer_hydrated: serve ``.bundles/<name>-hydrated`` (the copy with report texts) if it was made from this
-            bundle.
+        prefer_hydrated: serve the copy with report texts, ``.bundles/<name>-hydrated``, if it is of this bundle.
         device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` takes the first CUDA device, else the CPU;
             ``cuda:0,cuda:1`` and ``cuda:all`` use several devices, one worker each.
         precision: ``bf16`` computes convolutions and matrix products in bfloat16: faster, but a word may differ.
@@ -149,46 +148,41 @@ class Settings(BaseSettings):
         port: TCP port; 0 lets the system choose.
         max_upload_bytes: largest image file, in bytes.
         max_pixels: largest image, width x height.
-        upload_timeout_s: seconds that a client has to send its request.
-        max_concurrent_requests: limit on concurrent requests (uploading, queued or running); further requests get
-            503. ``REPORT_QUEUE_SIZE`` is a deprecated name.
-        max_batch_size: largest number of studies in a batch; 0 means 8 on a GPU and 1 on a CPU. With 1 a response is
-            bit-identical under any load and memory stays constant; 8 on a CPU has a higher throughput.
-        batch_max_wait_ms: longest time that a study waits for others to join its batch; it does not wait if no other
-            request is uploading. ``REPORT_MAX_WAIT_MS`` is a deprecated name.
+        upload_timeout_s: seconds to send a request.
+        max_concurrent_requests: limit on concurrent requests (uploading, queued or running); others get 503. Deprecated
+            name: ``REPORT_QUEUE_SIZE``.
+        max_batch_size: studies in a batch; 0 means 8 on a GPU and 1 on a CPU. With 1 a response is bit-identical under
+            any load and memory stays constant; 8 on a CPU has a higher throughput.
+        batch_max_wait_ms: longest time that a study waits for others that are uploading. Deprecated name:
+            ``REPORT_MAX_WAIT_MS``.
         request_timeout_s: seconds from the end of the upload to the response; later requests get 503. 0 means 30, and
             more on a slow machine: three times what the requests in flight take at its measured speed, at most 150.
-        drain_timeout_s: seconds after SIGTERM within which all in-flight requests get a response.
+        drain_timeout_s: seconds after SIGTERM for the responses to all in-flight requests.
         stall_timeout_s: seconds after which a running batch counts as a lost device; 0 disables this check.
-        decode_workers: processes that decode images, one image each. ``REPORT_DECODE_THREADS`` is a deprecated name.
+        decode_workers: processes that decode images, one each. Deprecated name: ``REPORT_DECODE_THREADS``.
         decode_memory_bytes: memory of one such process; an image that needs more is refused.
         decode_cpu_s: seconds of processor time for one image; as above.
         warm_up: draft blank images before the service reports ready.
         log_level: lowest level of log lines; ``DEBUG`` also logs health checks.
         log_format: ``json`` writes one JSON object per line, ``text`` readable lines.
-        api_key: key that reports, previews, exports and cases require, at least 16 characters; ``openssl rand -hex
-            32`` makes one.
-        api_key_file: file of such keys, one per line, so that keys can be rotated; lines that start with ``#`` are
-            skipped. Read at start.
-        user_cases_dir: directory of the reference cases that ``POST /cases`` adds, with their texts and small
-            pictures; they are kept until they are deleted. If unset, no cases can be added. ``REPORT_CASES_DIR`` is a
-            deprecated name.
+        api_key: key that reports, previews, exports and cases require, at least 16 characters.
+        api_key_file: file of such keys, one per line; lines that start with ``#`` are skipped. Read at start.
+        user_cases_dir: directory of the cases that ``POST /cases`` adds, with texts and small pictures, until they are
+            deleted. If unset, none can be added. Deprecated name: ``REPORT_CASES_DIR``.
         cors_origins: comma-separated origins whose pages may call ``/report``, ``/preview``, ``/export`` and
-            ``/health``; none by default, and ``*`` is refused.
-        worklist: the file ``queue.sqlite`` of ``python -m service.dicom_node``, which ``GET /worklist`` shows. If
-            unset, there is no worklist.
-        examples_dir: folder of ``python -m retrieval_index.examples``, whose studies the page offers to everyone,
-            without a key. If unset, there are none.
+            ``/health``; ``*`` is refused.
+        worklist: the file ``queue.sqlite`` of ``python -m service.dicom_node``, which ``GET /worklist`` shows.
+        examples_dir: folder of ``python -m retrieval_index.examples``, whose studies the page offers without a key.
         refine_url: base address of an OpenAI-compatible server whose language model may rewrite drafts, such as
             ``http://127.0.0.1:11434/v1``; it receives drafts, labels and texts of reference cases, never an image.
         refine_model: name of that model on the server.
         refine_key_file: file with the key of that server, on one line. Read at start.
-        refine_timeout_s: seconds that a rewrite may take; after that the response has the draft only.
+        refine_timeout_s: seconds that a rewrite may take.
         dicomweb_url: base address of the PACS's DICOMweb service, such as ``http://127.0.0.1:8042/dicom-web``, from
             which ``POST /studies/UID/report`` reads; if unset, it is 404.
         dicomweb_credentials_file: file with ``user:password`` or a bearer token for that service, on one line. Read at
             start.
-        dicomweb_timeout_s: seconds that reading the images of a study may take, and storing a report.
+        dicomweb_timeout_s: seconds to read the images of a study, or to store a report.
         dicomweb_prior: the page shows the newest earlier chest study of the patient, for which ``GET
             /studies/UID/prior`` searches the PACS by PatientID. No draft uses it.
     """

@@ -79,23 +79,23 @@ class NodeSettings(BaseSettings):
         host: address to listen on; ``0.0.0.0`` accepts connections from other machines.
         port: TCP port of the Storage SCP.
         peers: comma-separated AE titles that may send, each with ``@ADDRESS`` if only that IP address may use it.
-        destination: where structured reports go: ``AE@host:port`` (C-STORE), or ``dicomweb`` (STOW-RS), the server of
-            the settings ``REPORT_DICOMWEB_…``. From that server, if it is set, earlier images of a study that grew
-            after its draft are read.
+        destination: where structured reports go: ``AE@host:port`` (C-STORE), or ``dicomweb`` (STOW-RS to
+            ``REPORT_DICOMWEB_URL``). From that server, if it is set, the node reads earlier images of a study that
+            grew.
         report_url: address of the report service.
         report_key_file: file with the API key of the report service.
         dir: private directory of the queue and the spool, created with mode 0700. One node uses it.
-        spool: keep received images and unsent drafts in files until they are sent, so that no study is lost when the
-            node is killed. Otherwise they are in memory, and such a study must be sent again.
+        spool: keep received images and unsent drafts in files until they are sent, so that a killed node loses no
+            study. Otherwise they are in memory.
         quiet_s: seconds without a new instance after which a study is drafted.
         keep_s: seconds for which images are kept after sending, for studies that grow.
         max_associations: limit on concurrent associations; one address may use half of them.
         max_object_bytes: largest object, in bytes.
-        max_held_bytes: limit on all received bytes that are not sent yet; further objects are refused.
+        max_held_bytes: limit on all received bytes that are not sent yet.
         max_pdu_bytes: largest PDU.
         network_timeout_s: seconds without data after which an association is aborted.
         transfer_timeout_s: seconds within which one object must arrive.
-        retry_max_s: longest pause between two attempts; the first one takes a second, each next one twice as long.
+        retry_max_s: longest pause between two attempts; the first is a second, each next twice as long.
         give_up_s: seconds after which a study that cannot be drafted or sent has failed.
         keep_days: days for which the worklist lists a finished study.
         names: store patient names and accession numbers in the queue, for the worklist.
