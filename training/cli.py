@@ -10,10 +10,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
+from model.devices import choose_device
 from model.files import write_atomic
 from model.manifest import BundleError
 from training.data.selection import HALVES
 from training.data.studies import DatasetOptions, Source
+from training.data.views import ViewCheck, with_views
 from training.registries import DATASETS
 
 Number = TypeVar("Number", int, float)
@@ -50,17 +52,27 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, bundle: bool = Fals
     parser.add_argument("--images", type=Path, help="r2gen: image folder")
     if download:
         parser.add_argument("--download", action="store_true", help="openi: fetch the official archives into --root")
+    parser.add_argument("--views-bundle", type=Path,
+                        help="a bundle whose view check decides images of unknown view; see views.csv")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
 
 def open_source(arguments: argparse.Namespace) -> Source:
-    """Open the data set of the options; raises ValueError where a path that it needs is missing."""
+    """Open the data set of the options, every view determined that can be.
+
+    Raises:
+        ValueError: a path that it needs is missing, or ``--views-bundle`` has no view check.
+    """
     dataset = arguments.dataset or ("r2gen" if arguments.annotation else "openi")
-    return DATASETS.get(dataset)(
+    source = DATASETS.get(dataset)(
         DatasetOptions(
             arguments.root, arguments.annotation, arguments.images, download=getattr(arguments, "download", False)
         )
     )
+    folder = arguments.annotation.parent if arguments.annotation else arguments.root or arguments.images
+    bundle: Path | None = getattr(arguments, "views_bundle", None)
+    check = ViewCheck.load(bundle, choose_device(arguments.device)) if bundle else None
+    return with_views(source, folder / "views.csv" if folder else None, check)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -1,6 +1,6 @@
 """Image bytes to grey pixels: the only decoder and preprocessor."""
 
-from model.images.dicom.read import is_dicom
+from model.images.dicom.read import is_dicom, view_in_header
 from model.images.errors import DEFAULT_LIMITS, ImageError, ImageLimits
 from model.images.read import Radiograph, load_pixels, read_image, read_pixels, thumbnail
 
@@ -14,4 +14,5 @@ __all__ = [
     "read_image",
     "read_pixels",
     "thumbnail",
+    "view_in_header",
 ]

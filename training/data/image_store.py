@@ -25,6 +25,9 @@ class ImageStore(Protocol):
     def iter(self, keys: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
         """Yield each key once, in any order, with its bytes; None where missing or unreadable."""
 
+    def is_dicom(self, key: str) -> bool:
+        """Whether the file of an image is a DICOM file, by its name."""
+
     def description(self) -> str:
         """Name of the source, for log lines and for the identity of caches."""
 
@@ -43,6 +46,9 @@ class LooseImages:
             except OSError as error:
                 logger.warning("image %s cannot be read: %s", key, error)
             yield key, data
+
+    def is_dicom(self, key: str) -> bool:
+        return key in self._paths and self._paths[key].suffix.lower() == ".dcm"
 
     def description(self) -> str:
         return f"{len(self._paths)} files in {self._where}"
@@ -81,6 +87,9 @@ class TarImages:
             logger.warning("%s is damaged (%s): %d images are lost; fetch it again", self._archive, error, len(pending))
         yield from ((key, None) for key in pending)
 
+    def is_dicom(self, _: str) -> bool:
+        return False  # the names are not known before the pass over the archive, and its official one holds PNG files
+
     def description(self) -> str:
         return f"the archive {self._archive}"
 
@@ -101,6 +110,9 @@ class ChainedImages:
                     del pending[key]
                     yield key, data
         yield from ((key, None) for key in pending)
+
+    def is_dicom(self, key: str) -> bool:
+        return any(store.is_dicom(key) for store in self._stores)
 
     def description(self) -> str:
         return ", then ".join(store.description() for store in self._stores) or "no images"

@@ -46,7 +46,7 @@ def open_r2gen(annotation: Path, images: Path) -> Source:
     """Open an annotation with its image folder; a study may have any number of images.
 
     `views.csv` (`image_id,view`, by image id or by `image_path`), next to the annotation or in the image folder,
-    replaces the built-in table of the Indiana University collection.
+    comes before the built-in table of the Indiana University collection.
 
     Raises:
         ValueError: the annotation is malformed, or one study id occurs twice (in two splits it would leak).
@@ -54,7 +54,8 @@ def open_r2gen(annotation: Path, images: Path) -> Source:
     entries = read_annotation(annotation)
     tables = [folder / "views.csv" for folder in (annotation.parent, images)]
     table = next((path for path in tables if path.exists()), None)
-    views = builtin_views() if table is None else read_views(table)
+    tabled = builtin_views() if table is None else read_views(table)
+    views = {**builtin_views(), **tabled}
     by_id = cache(lambda: images_by_id(images))  # walks the folder once, where a path does not exist
     studies: list[Study] = []
     paths: dict[str, Path] = {}
@@ -83,7 +84,7 @@ def open_r2gen(annotation: Path, images: Path) -> Source:
     counts = ", ".join(f"{split} {sum(study.split == split for study in studies)}" for split in SPLITS)
     notes = (
         f"annotation {annotation}: {len(studies)} studies ({counts}), {named(empty, 'without report or image')}",
-        f"view table {table or '(built in)'}: {len(views)} images",
+        f"view table {table or '(built in)'}: {len(tabled)} images",
         view_note(tuple(studies)),
         f"images in {images}: {len(paths)} found, {named(missing, 'missing')}",
     )

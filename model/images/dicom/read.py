@@ -20,6 +20,7 @@ from model.images.dicom.lut import apply_grayscale_pipeline, apply_table
 from model.images.dicom.parse import DicomFile, find_start
 from model.images.dicom.pixel_data import GREY, PALETTE, decode, read_pixel_format
 from model.images.errors import ImageError, ImageLimits, check_counts
+from model.types import View
 
 _MOST_PALETTE_ENTRIES = 2**18  # a table has at most 65,536
 _INDIRECT_COST = 2**10  # entries that are as slow as an indirect segment
@@ -29,6 +30,18 @@ _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601-2, as Pillow's
 def is_dicom(data: bytes) -> bool:
     """Whether the bytes are a DICOM file, with or without its preamble."""
     return find_start(data) is not None
+
+
+def view_in_header(data: bytes) -> View | None:
+    """The view in the header of a DICOM file, without its pixels; None for a file without one, or of another kind."""
+    if not is_dicom(data):
+        return None
+    try:
+        return read_metadata(DicomFile(data).header).view
+    except MemoryError:
+        raise
+    except Exception:  # pydicom raises many types; the decoding of the pixels names the fault
+        return None
 
 
 def read_dicom(data: bytes, limits: ImageLimits) -> tuple[Image.Image, DicomMetadata]:
