@@ -138,6 +138,8 @@ def test_study_without_a_chest_radiograph_fails_by_name(node: Node) -> None:
     study = new_study()
     send(node.server.port, image(study, BodyPartExamined="HAND"))
     until(lambda: state(node, study) == ("failed", "study_empty"))
+    send(node.server.port, image(study))
+    until(lambda: state(node, study) == ("sent", None))
 
 
 def test_secondary_captures_are_read(node: Node, archive: Inbox) -> None:
@@ -208,17 +210,27 @@ def test_key_of_the_report_service_is_sent(tmp_path: Path, bundle: Path, archive
             until(lambda: state(node, study) == ("sent", None))
 
 
-def test_memory_mode_writes_no_image_and_names_what_a_stop_loses(tmp_path: Path, archive: Inbox) -> None:
+def test_memory_mode_writes_no_image_and_names_what_a_stop_loses(
+    tmp_path: Path, page_server: Live, archive: Inbox
+) -> None:
     study = new_study()
-    settings = node_settings(tmp_path, "http://127.0.0.1:9", archive.port, spool=False)
+    frontal, lateral = image(study, PatientName="Canary^Jane"), image(study, "LL", PatientName="Canary^Jane")
+    settings = node_settings(tmp_path, page_server.url, archive.port, spool=False, quiet_s=60)
     with running_node(settings) as node:
-        send(node.server.port, image(study, PatientName="Canary^Jane"))
+        send(node.server.port, frontal)
         assert {path.name for path in tmp_path.iterdir()} <= {
             "lock",
             *(f"queue.sqlite{end}" for end in ("", "-wal", "-shm")),
         }
-    with running_node(settings) as node:
+    with running_node(settings.model_copy(update={"quiet_s": 0.3})) as node:
         assert state(node, study) == ("failed", LOST)
+        send(node.server.port, lateral)
+        assert state(node, study)[0] == "received"
+        until(lambda: state(node, study) == ("failed", LOST))
+        assert not archive.reports, "no draft of a part of the study"
+        send(node.server.port, lateral, frontal)
+        until(lambda: state(node, study) == ("sent", None))
+        assert len(archive.reports[0].CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence) == 2
     assert not [path for path in tmp_path.iterdir() if b"Canary" in path.read_bytes()]
 
 

@@ -176,8 +176,15 @@ class Node:
         log.info("drafted a study: %d of %d instances read", len(uids), len(instances))
 
     def _earlier_images(self, study: Study, instances: list[Instance]) -> dict[str, bytes]:
-        """The images of the last draft that were removed after sending, read from the DICOMweb server."""
-        gone = [each for each in instances if each.uid in study.images and each.token is None]
+        """The images of the last draft, and those that no draft has seen, whose bytes are gone; read by DICOMweb."""
+        gone = [each for each in instances if each.token is None and (each.uid in study.images or not each.drafted)]
+        lost = sum(not each.drafted for each in gone)
+        if lost and self._dicomweb is None:
+            raise RefusedError(
+                LOST,
+                f"{lost} of {len(instances)} images were lost when the node ended, or removed when the study failed. "
+                "Send the whole study again, or set REPORT_DICOMWEB_URL.",
+            )
         if gone and self._dicomweb is None:
             raise RefusedError(
                 "earlier_images_gone",
@@ -252,7 +259,7 @@ class Node:
         self.queue.postpone(study, code, reason, pause_s)
 
     def _fail(self, study: Study, code: str, reason: str) -> None:
-        self.store.remove(self.queue.failed(study, code, reason))
+        self.store.remove(self.queue.failed(study, code, reason, judged=code == "study_empty"))
         self.metrics.failed.inc()
         log.warning("a study failed: %s", code)
 

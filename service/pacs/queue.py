@@ -238,10 +238,10 @@ class StudyQueue:
                 (time.time() + pause_s, code, reason, study.uid),
             )
 
-    def failed(self, study: Study, code: str, reason: str) -> list[str]:
+    def failed(self, study: Study, code: str, reason: str, *, judged: bool = False) -> list[str]:
         """Record that a study cannot be drafted or sent; returns the tokens to remove.
 
-        Does nothing if an instance has arrived since.
+        Does nothing if an instance has arrived since. With ``judged``, a later draft needs none of these instances.
         """
         with self._transaction() as db:
             changed = db.execute(
@@ -249,6 +249,8 @@ class StudyQueue:
             )
             if not changed.rowcount:
                 return []
+            if judged:
+                db.execute("UPDATE instances SET drafted = 1 WHERE study = ?", (study.uid,))
             self._change(db, study.uid, "failed", time.time(), code=code, reason=reason)
             return ([study.report] if study.report else []) + self._emptied(db, study.uid)
 
