@@ -210,6 +210,16 @@ def test_formats_are_those_of_the_upload_with_the_identity(orthanc: Orthanc, cli
     assert study.reports(orthanc) == []
     stored = study.ask(client, "application/dicom", store="true")
     assert stored.headers["content-type"] == "application/dicom"
+    named = f"; sop-instance-uid={pydicom.dcmread(io.BytesIO(stored.content)).SOPInstanceUID}"
+    assert stored.headers["x-stored-report"] == f"stored{named}"
+    assert study.ask(client, "text/plain", store="true").headers["x-stored-report"] == f"already_stored{named}"
+    resource = study.ask(client, "application/fhir+json", store="true").json()
+    (extension,) = (each for each in resource["extension"] if each["url"].endswith(":stored-report"))
+    parts = {part["url"]: part.get("valueCode") or part["valueOid"] for part in extension["extension"]}
+    assert parts["status"] == "already_stored"
+    assert named.endswith(parts["sopInstanceUid"].removeprefix("urn:oid:"))
+    for valid in fhir_validators():
+        valid(resource)
     (report,) = study.reports(orthanc)
     for answer in (stored, study.ask(client, "application/dicom", store="true")):
         assert pydicom.dcmread(io.BytesIO(answer.content)) == report, "the answer is the stored report"

@@ -22,6 +22,7 @@ from model.images import ImageError, is_dicom
 from model.images.dicom.header import is_uid
 from model.images.dicom.parse import read_elements
 from service.formats.dicom_text import decode_name
+from service.schemas.models import StoredReportOut
 from service.web.problems import Problem
 
 if TYPE_CHECKING:
@@ -153,11 +154,13 @@ class ExportContext:
         views: fields with an image, ``frontal`` or ``lateral``; at least one.
         sources: identities of the images that are DICOM.
         from_pacs: whether FHIR may name the patient and the study of ``sources``.
+        stored: the structured report in the PACS, if it was to be stored; FHIR names it.
     """
 
     views: tuple[str, ...]
     sources: tuple[SourceImage, ...] = field(default=(), repr=False)
     from_pacs: bool = False
+    stored: StoredReportOut | None = None
 
 
 @dataclass(frozen=True)

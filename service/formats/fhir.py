@@ -62,7 +62,7 @@ def diagnostic_report(report: ReportResponse, context: ExportContext, now: datet
             "language": "en",
             "text": {"status": "generated", "div": _narrative(text)},
             "contained": [_device(report.model), _provenance(identifier, issued, edited), *observations],
-            "extension": list(_extensions(report)),
+            "extension": [*_extensions(report), *_stored(context)],
             "identifier": [identifier],
             "status": "preliminary",
             "category": [{"coding": [_coding(TERMINOLOGY + "v2-0074", "RAD", "Radiology")]}],
@@ -205,6 +205,16 @@ def _extensions(report: ReportResponse) -> Iterator[Resource]:
         yield {"url": NAMESPACE + "refined", "extension": parts}
     for case in report.reference_cases:
         yield {"url": NAMESPACE + "reference-case", "extension": list(_case(case))}
+
+
+def _stored(context: ExportContext) -> Iterator[Resource]:
+    if stored := context.stored:
+        parts = [
+            {"url": "status", "valueCode": stored.status},
+            {"url": "sopInstanceUid", "valueOid": f"urn:oid:{stored.sop_instance_uid}"},
+            {"url": "seriesInstanceUid", "valueOid": f"urn:oid:{stored.series_instance_uid}"},
+        ]
+        yield {"url": NAMESPACE + "stored-report", "extension": parts}
 
 
 def _check(check: ImageCheckOut) -> list[Resource]:

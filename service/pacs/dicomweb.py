@@ -87,14 +87,6 @@ class Pacs:
         async with lock:  # a report that is requested twice at a time is stored once
             return await self._run(lambda connection: connection.store(report, sources))
 
-    async def read_report(self, stored: StoredReport, study_uid: str) -> bytes:
-        """The file of a stored report.
-
-        Raises:
-            Problem: as of ``fetch``.
-        """
-        return await self.read_file(study_uid, stored.series_instance_uid, stored.sop_instance_uid)
-
     async def store_file(self, report: bytes) -> None:
         """Store a structured report, a DICOM file; one that the PACS has is stored again, or not.
 

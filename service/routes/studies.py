@@ -7,13 +7,14 @@ import time
 import zipfile
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from model.images.dicom.header import is_uid
-from service.formats.dicom_source import ExportContext, StoredReport
+from service.formats.dicom_source import ExportContext
 from service.formats.negotiation import SR, Offer, parse_accept, sr_response
 from service.inference.runtime import Runtime
 from service.llm.refine import with_timing
@@ -48,6 +49,7 @@ from service.web.disconnect import cancel_on_disconnect
 from service.web.problems import Problem
 from service.web.request_body import read_form
 
+STORED_HEADER = "X-Stored-Report"
 _PROBLEMS: Responses = {
     **problem_responses(404, "No PACS is configured, or it has no such study.", "no_pacs", "no_such_study"),
     **problem_responses(
@@ -109,7 +111,8 @@ async def study_report(
 
     `store=true` stores the structured report in the study, as a new series, preliminary and
     unverified. A study, bundle and set of images has one such report: a second request does not
-    store it again. The structured report of the response is then the stored one.
+    store it again. The structured report of the response is then the stored one. Other formats
+    than JSON name it in the header `X-Stored-Report`, FHIR also in an extension.
     """
     started = time.perf_counter()
     runtime: Runtime = request.app.state.runtime
@@ -239,27 +242,35 @@ class _StudyDrafting(Drafting):
         super().__init__(request, form, study.images, slot, started)
         self._pacs: Pacs = request.app.state.pacs
         self._study, self._store = study, form.store == "true"
-        self._stored: StoredReport | None = None
+        self._stored: StoredReportOut | None = None
 
     async def run(self, on_event: EarlyCallback | None = None) -> StudyReportResponse:
         result = await super().run(on_event)
-        stored = None
         if self._store:
             started = time.monotonic()
-            self._stored, is_new = await self._pacs.store(result, self._study.sources)
+            report, is_new = await self._pacs.store(result, self._study.sources)
             result = with_timing(result, started, "store")
-            stored = StoredReportOut(
-                sop_instance_uid=self._stored.sop_instance_uid,
-                series_instance_uid=self._stored.series_instance_uid,
+            self._stored = StoredReportOut(
+                sop_instance_uid=report.sop_instance_uid,
+                series_instance_uid=report.series_instance_uid,
                 status="stored" if is_new else "already_stored",
             )
-        return StudyReportResponse(**dict(result), study=_study_out(self._study, stored))
+        return StudyReportResponse(**dict(result), study=_study_out(self._study, self._stored))
 
     async def write(self, result: ReportResponse, context: ExportContext, offer: Offer) -> ReportResponse | Response:
-        if offer is SR and self._stored is not None:
+        stored = self._stored
+        if stored is None:
+            return await super().write(result, context, offer)
+        response: ReportResponse | Response
+        if offer is SR:
             study_uid = self._study.sources[0].study_instance_uid
-            return sr_response(await self._pacs.read_report(self._stored, study_uid))
-        return await super().write(result, context, offer)
+            uids = stored.series_instance_uid, stored.sop_instance_uid
+            response = sr_response(await self._pacs.read_file(study_uid, *uids))
+        else:
+            response = await super().write(result, replace(context, stored=stored), offer)
+        if isinstance(response, Response):
+            response.headers[STORED_HEADER] = f"{stored.status}; sop-instance-uid={stored.sop_instance_uid}"
+        return response
 
 
 def _study_out(study: FetchedStudy, stored: StoredReportOut | None) -> StudyOut:
