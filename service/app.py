@@ -84,7 +84,7 @@ def _add_middleware(app: FastAPI, settings: Settings, runtime: Runtime) -> None:
     app.add_middleware(ShutdownMiddleware, deadline=runtime.shutdown_deadline)
     app.add_middleware(MetricsMiddleware, metrics=runtime.metrics)
     if settings.cors_origins:
-        app.add_middleware(PathScopedCORSMiddleware, origins=settings.cors_origins)
+        app.add_middleware(PathScopedCORSMiddleware, origins=settings.cors_origins, studies=bool(app.state.keys))
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware)

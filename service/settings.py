@@ -169,8 +169,8 @@ class Settings(BaseSettings):
         api_key_file: file of such keys, one per line; lines that start with ``#`` are skipped. Read at start.
         user_cases_dir: directory of the cases that ``POST /cases`` adds, with texts and small pictures, until they are
             deleted. If unset, none can be added. Deprecated name: ``REPORT_CASES_DIR``.
-        cors_origins: comma-separated origins whose pages may call ``/report``, ``/preview``, ``/export`` and
-            ``/health``; ``*`` is refused.
+        cors_origins: comma-separated origins whose pages may call ``/report``, ``/preview``, ``/export``, ``/health``
+            and, with an API key, ``/studies``; ``*`` is refused.
         worklist: the file ``queue.sqlite`` of ``python -m service.dicom_node``, which ``GET /worklist`` shows.
         examples_dir: folder of ``python -m retrieval_index.examples``, whose studies the page offers without a key.
         refine_url: base address of an OpenAI-compatible server whose language model may rewrite drafts, such as

@@ -86,6 +86,27 @@ def test_other_origins_may_read_cases_only(sharing: httpx.Client) -> None:
     assert shared(preflight(sharing, ORIGIN, "/cases")) is None
 
 
+@pytest.mark.parametrize("path", ["/studies/1.2.3/report", "/studies/1.2.3/images", "/studies/1.2.3/prior"])
+def test_configured_origin_may_use_studies_with_a_key(sharing: httpx.Client, path: str) -> None:
+    method = "POST" if path.endswith("report") else "GET"
+    assert preflight(sharing, ORIGIN, path, Method=method).status_code == 200
+    headers = {"Origin": ORIGIN, "Sec-Fetch-Site": "cross-site"}
+    answer = sharing.request(method, path, headers={**headers, **AUTHORIZED})
+    assert (answer.json()["code"], shared(answer)) == ("no_pacs", ORIGIN)
+    assert "x-stored-report" in answer.headers["access-control-expose-headers"].lower()
+    assert sharing.request(method, path, headers=headers).status_code == 401
+    for other in ({**headers, "Origin": FOREIGN}, {"Sec-Fetch-Site": "cross-site"}):
+        refused = sharing.request(method, path, headers={**other, **AUTHORIZED})
+        assert (refused.json()["code"], shared(refused)) == ("cross_origin", None)
+
+
+def test_studies_are_not_shared_without_a_key(bundle: Path) -> None:
+    with ready_client(bundle, warm_up=False, cors_origins=ORIGIN) as client:
+        refused = client.post("/studies/1.2.3/report", headers={"Origin": ORIGIN})
+        assert (refused.json()["code"], shared(refused)) == ("cross_origin", None)
+        assert shared(preflight(client, ORIGIN, "/studies/1.2.3/report")) is None
+
+
 def test_other_methods_headers_and_paths_are_not_shared(sharing: httpx.Client) -> None:
     assert preflight(sharing, ORIGIN, Method="DELETE").status_code == 400
     assert preflight(sharing, ORIGIN, Headers="x-patient").status_code == 400

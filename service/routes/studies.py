@@ -44,12 +44,13 @@ from service.schemas.models import (
     StudyOut,
     StudyReportResponse,
 )
+from service.settings import Settings
 from service.web.auth import require_api_key_if_configured
 from service.web.disconnect import cancel_on_disconnect
+from service.web.middleware import STORED_HEADER
 from service.web.problems import Problem
 from service.web.request_body import read_form
 
-STORED_HEADER = "X-Stored-Report"
 _PROBLEMS: Responses = {
     **problem_responses(404, "No PACS is configured, or it has no such study.", "no_pacs", "no_such_study"),
     **problem_responses(
@@ -214,8 +215,11 @@ def _pacs_of(request: Request, study_uid: str) -> Pacs:
         Problem: there is none, the UID is not valid, or a page of another origin sends the request.
     """
     pacs: Pacs = request.app.state.pacs
-    if _is_of_another_origin(request):
-        detail = "Pages of other origins may not read studies of the PACS. Call from the service's own page."
+    if _is_of_another_origin(request) and not _is_shared_with(request):
+        detail = (
+            "Pages of other origins may not read studies of the PACS. Call from the service's own page, or from an "
+            "origin of REPORT_CORS_ORIGINS if the service has an API key."
+        )
         raise Problem("cross_origin", detail)
     pacs.check_configured()
     if not is_uid(study_uid):
@@ -231,6 +235,12 @@ def _is_of_another_origin(request: Request) -> bool:
         return site not in ("none", "same-origin")
     origin = headers.get("origin")
     return origin is not None and origin.partition("://")[2] != headers.get("host")
+
+
+def _is_shared_with(request: Request) -> bool:
+    """Whether the origin is configured, and a key protects the studies; a page of that origin has to send it."""
+    settings: Settings = request.app.state.runtime.settings
+    return bool(request.app.state.keys) and request.headers.get("origin") in settings.cors_origins
 
 
 class _StudyDrafting(Drafting):

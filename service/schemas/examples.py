@@ -252,7 +252,9 @@ PROBLEM_EXAMPLES: dict[str, tuple[str, str | None]] = {  # code -> (detail, fiel
         None,
     ),
     "cross_origin": (
-        "Pages of other origins may not read studies of the PACS. Call from the service's own page.", None
+        "Pages of other origins may not read studies of the PACS. Call from the service's own page, or from an origin "
+        "of REPORT_CORS_ORIGINS if the service has an API key.",
+        None,
     ),
     "no_pacs": ("Set REPORT_DICOMWEB_URL to the DICOMweb address of the PACS and restart.", None),
     "no_such_study": ("The PACS has no study with this StudyInstanceUID. Check it.", None),

@@ -31,6 +31,7 @@ from service.web.shutdown import ShutdownDeadline
 DRAIN_TIMEOUT_S = 2.0
 DRAIN_MAX_BYTES = 128 * 1024 * 1024
 REQUEST_ID_HEADER = "X-Request-ID"
+STORED_HEADER = "X-Stored-Report"  # of studies of the PACS
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -52,7 +53,8 @@ _SECURITY_HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
 _CORS_PATHS = ("/report", "/preview", "/export", "/health")
-_CORS_PREFIX = "/cases/"  # read only; POST /cases is never shared with other origins
+_CASES = "/cases/"  # read only; POST /cases is never shared with other origins
+_STUDIES = "/studies/"  # shared only if a key protects them
 _ACCEPTED_REQUEST_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32}")
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _PROBE_ROUTES = {"/health", "/livez", "/metrics"}  # requested every few seconds
@@ -213,20 +215,21 @@ class SecurityHeadersMiddleware(HttpMiddleware):
 
 
 class PathScopedCORSMiddleware(HttpMiddleware):
-    """Allows pages of these `origins` to use ``_CORS_PATHS`` and to read ``_CORS_PREFIX``."""
+    """Allows pages of these `origins` to use ``_CORS_PATHS``, read ``_CASES``, with `studies` use ``_STUDIES``."""
 
-    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, origins: Sequence[str], *, studies: bool) -> None:
         super().__init__(app)
+        self._prefixes = (_CASES, _STUDIES) if studies else (_CASES,)
         self._shared = _ProblemCORSMiddleware(
             app,
             allow_origins=tuple(origins),
             allow_methods=("GET", "POST"),
             allow_headers=("Authorization", "X-API-Key", REQUEST_ID_HEADER),
-            expose_headers=(REQUEST_ID_HEADER, "Retry-After"),
+            expose_headers=(REQUEST_ID_HEADER, STORED_HEADER, "Retry-After"),
         )
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        shared = scope["path"] in _CORS_PATHS or scope["path"].startswith(_CORS_PREFIX)
+        shared = scope["path"] in _CORS_PATHS or scope["path"].startswith(self._prefixes)
         await (self._shared if shared else self.app)(scope, receive, send)
 
 
