@@ -30,7 +30,7 @@ TINY = {
     "backbone_weights": "none",
     "shape": {"backbone": "mobilenet_v3_small", "d_model": 32, "d_ff": 32, "memory_slots": 32, "memory_dim": 32,
               "max_length": 12},
-    "ce": {"epochs": 1, "loss": "focal", "label_smoothing": 0.1},
+    "ce": {"epochs": 1, "backbone_lr": 1e-4, "loss": "focal", "label_smoothing": 0.1},
     "decoding": {"method": "wide_beam", "language": {"attested": False}},
 }  # fmt: skip
 
