@@ -257,3 +257,24 @@ smooth = { preset = "baseline", "shape.backbone" = "resnet18", ce = { label_smoo
     assert "| smooth − plain | (`ce.label_smoothing`) |" in text
     assert main([*arguments(base, tmp_path / "none"), *more]) == 2  # with --presets
     assert not (tmp_path / "none").exists()
+
+
+def test_published_baseline_is_trained_beside_ours(base: Path, tmp_path: Path, started: list[str]) -> None:
+    scale = {**SCALE, "pretrain": None, "overrides": {**SCALE["overrides"], "shape.max_length": 24}}
+    path = tmp_path / "scale.json"
+    path.write_text(json.dumps(scale))
+    given = [*arguments(base, tmp_path / "out", rows="r2gencmn,baseline"), "--scale", str(path)]
+    assert main(given) == 0
+    assert started == ["r2gencmn-seed1", "baseline-seed1"]
+    folder = cell(tmp_path / "out", "r2gencmn")
+    config = json.loads((folder / "bundle" / "config.json").read_text())
+    assert config["preprocessing"] == {"image_size": 64, "resample": "bilinear", "view_order": "as_given"}
+    assert (config["model"]["norm"], config["model"]["view_embeddings"]) == ("r2gen", False)
+    log = list(csv.DictReader((folder / "ce" / "log.csv").open()))
+    assert float(log[0]["lr"]) == 5e-4
+    assert "val_BLEU_4" in log[0]
+    text = (tmp_path / "out" / "ablation.md").read_text()
+    assert "**baseline, as published**" in text
+    assert (
+        "baseline − baseline, as published | ResNet-101, trained by the recipe of the rows below (`augmentation" in text
+    )

@@ -135,7 +135,8 @@ class PreparedRun:
         return load_cases(self.cases_file, len(self.studies.train)) if folds else None
 
     def _target_ids(self) -> int | None:
-        return protocol_named(self.config.protocol).max_ids if self.config.published_text else None
+        most = protocol_named(self.config.protocol).max_ids
+        return min(most, self.config.shape.max_length) if self.config.published_text else None
 
     def _mbr_table(self) -> MbrTable | None:
         return MbrTable.load(self.mbr_file) if self.config.decoding.method == "consensus" else None

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from training.ablation.published import published_markdown
-from training.ablation.rows import CHANGE
+from training.ablation.rows import CHANGE, TITLE
 from training.evaluation.tables import NO_VALUE, Table, interval, number, title
 from training.scoring.metrics import METRICS
 
@@ -47,7 +47,7 @@ def _main(table: Mapping[str, Any], external: bool) -> Table:
     for row, entry in table["rows"].items():
         scores, other = entry["figures"], entry["external"] or {}
         cells = [scores.get(name) for name in COLUMNS] + [other.get(name) for name in outside]
-        rows.append([f"**{row}**", *(number(cell and cell["mean"]) for cell in cells)])
+        rows.append([f"**{_named(row)}**", *(number(cell and cell["mean"]) for cell in cells)])
         rows.append(["95 %, studies", *(interval(cell and cell["studies_95"]) or NO_VALUE for cell in cells)])
         if (seeds := len(entry["seeds"])) > 1:
             rows.append([f"95 %, {seeds} seeds", *map(_half_width, cells)])
@@ -55,6 +55,10 @@ def _main(table: Mapping[str, Any], external: bool) -> Table:
         label = f"*{name.replace('_', ' ')}*" + (f" ({entry['of']})" if entry["of"] else "")
         rows.append([label, *(number(entry["figures"].get(name)) for name in COLUMNS), *(NO_VALUE for _ in outside)])
     return Table(["row", *map(title, COLUMNS), *(f"external {title(name)}" for name in outside)], rows)
+
+
+def _named(row: str) -> str:
+    return TITLE.get(row, row)
 
 
 def _half_width(cell: Mapping[str, Any] | None) -> str:
@@ -66,7 +70,7 @@ def _steps(table: Mapping[str, Any], changes: Mapping[str, Sequence[str]]) -> li
     if not table["steps"]:
         return []
     rows = [
-        [f"{row} − {entry['before']}", f"{CHANGE.get(row, '')} (`{', '.join(changes.get(row, ()))}`)".lstrip(),
+        [f"{row} − {_named(entry['before'])}", f"{CHANGE.get(row, '')} (`{', '.join(changes.get(row, ()))}`)".lstrip(),
          *(_gain(entry["figures"].get(name)) for name in STEPS)]
         for row, entry in table["steps"].items()
     ]  # fmt: skip
@@ -91,7 +95,7 @@ def _swapped(table: Mapping[str, Any]) -> list[str]:
     rows = []
     for row, entry in table["rows"].items():
         pairs = ((entry["figures"][name]["mean"], entry["images_exchanged"].get(name)) for name in SWAPPED)
-        rows.append([row, *(number(value) for pair in pairs for value in pair)])
+        rows.append([_named(row), *(number(value) for pair in pairs for value in pair)])
     note = "Each study gets the images of another. The scores of a model that uses its images fall."
     head = ["row", *(f"{title(name)}, {images}" for name in SWAPPED for images in ("right images", "swapped"))]
     return ["## With images swapped between studies", note, Table(head, rows).markdown()]

@@ -23,9 +23,10 @@ from training.presets import PRESETS, preset
 from training.run_manifest import differences
 from training.stage_results import STAGES
 
-ROWS = ("baseline", "densenet", "densenet-lr", "retrieval", "retrieval-scst")
+ROWS = ("r2gencmn", "baseline", "densenet", "densenet-lr", "retrieval", "retrieval-scst")
+TITLE = {"r2gencmn": "baseline, as published"}
 CHANGE = {
-    "baseline": "ResNet-101",
+    "baseline": "ResNet-101, trained by the recipe of the rows below",
     "densenet": "DenseNet-121 instead of ResNet-101",
     "densenet-lr": "a quarter of the visual learning rate",
     "retrieval": "reports of the nearest training cases in addition to the patch tokens",
