@@ -28,7 +28,8 @@ from model.network.cpu_kernels import matmul_dtype
 from model.network.report_model import Patches, ReportModel
 from model.text.tokenizer import UNK, Tokenizer
 from tests.support.plain_cmn import PlainCMN, published_state
-from training.import_r2gencmn import PUBLISHED_DECODING, Published, bundle_tokenizer, import_model
+from training.import_r2gencmn import PUBLISHED_DECODING, Published, import_model
+from training.protocols import IU_XRAY
 
 log = logging.getLogger(__name__)
 VIEWS, GRID, WIDTH = 2, 49, 2048  # 98 patch tokens of ResNet-101
@@ -104,7 +105,7 @@ def pair(device: torch.device, size: Size = PUBLISHED, *, dropout: bool = False)
         state, heads=HEADS, top_k=TOP_K, max_length=size.length, dropout=0.1 if dropout else 0.0,
         feature_dropout=0.5 if dropout else 0.0,
     )  # fmt: skip
-    return Pair(plain, ours.to(device), bundle_tokenizer(words), device)
+    return Pair(plain, ours.to(device), IU_XRAY.tokenizer(words), device)
 
 
 def ready_pair(device: torch.device, size: Size = PUBLISHED) -> Pair:

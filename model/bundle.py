@@ -115,6 +115,11 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
     )
 
 
+def read_config(path: Path) -> BundleConfig:
+    """``config.json`` of a bundle alone, not verified; raises BundleError where it cannot be read."""
+    return _parsed(path / CONFIG, BundleConfig.model_validate_json)
+
+
 def _parsed(file: Path, parse: Callable[[str], T]) -> T:
     try:
         return parse(file.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ ImageSize = Annotated[int, Field(ge=32, le=2048)]
 BUNDLE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Share = Annotated[float, Field(ge=0, lt=1)]
 Norm = Literal["layer", "r2gen"]
+ProtocolName = Literal["iu-xray", "mimic-cxr"]  # ``training.protocols``
 
 
 class Frozen(BaseModel):
@@ -247,6 +248,7 @@ class BundleConfig(Frozen):
         preprocessing: how images are prepared.
         decoding: defaults of report generation.
         retrieval: None for a bundle without an index.
+        protocol: published protocol of its training data: cleaning, length and words of reports.
         trained_on: facts about data, stages and seeds.
         licence: note on the licence of weights and data.
     """
@@ -257,6 +259,7 @@ class BundleConfig(Frozen):
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     decoding: DecodingConfig = DecodingConfig()
     retrieval: RetrievalConfig | None = None
+    protocol: ProtocolName = "iu-xray"
     trained_on: dict[str, JsonValue] = {}
     licence: str = ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,9 @@ from model.text.tokenizer import UNK, Tokenizer, clean_report_r2gen
 from tests.support import plain_cmn
 from tests.support.plain_cmn import END, GivenFeatures, PlainCMN, made_up_words, published_state
 from tests.support.tiny import REPORTS
-from training.import_r2gencmn import PUBLISHED_DECODING, Published, bundle_tokenizer, import_model, published_vocabulary
+from training.import_r2gencmn import PUBLISHED_DECODING, Published, import_model
 from training.import_r2gencmn.convert import _names
+from training.protocols import IU_XRAY
 
 State = dict[str, Tensor]
 PENALTY = plain_cmn.PUBLISHED_TRIGRAM_PENALTY
@@ -44,7 +45,7 @@ class Both:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return bundle_tokenizer(self.words)
+        return IU_XRAY.tokenizer(self.words)
 
     def to_model(self, ids: Tensor, first: int) -> Tensor:
         """Ids of the model for published ids; 0 becomes ``first``."""
@@ -204,14 +205,14 @@ def test_any_size_writes_what_the_published_equations_write(both: Both, beams: i
 
 def test_the_published_vocabulary_rule() -> None:
     reports = ["Zebra lungs. heart-size", "zebra, LUNGS; heart-size", "Zebra / lungs [x] heart-size twice", "twice"]
-    assert published_vocabulary(reports) == (".", UNK, "heart-size", "lungs", "zebra")
-    assert published_vocabulary(reports, min_count=2) == (".", UNK, "heart-size", "lungs", "twice", "zebra")
-    assert "<unk>" in published_vocabulary(["<unk> <unk> <unk>"])  # counted or not
+    assert IU_XRAY.words(reports) == (".", UNK, "heart-size", "lungs", "zebra")
+    assert replace(IU_XRAY, min_count=2).words(reports) == (".", UNK, "heart-size", "lungs", "twice", "zebra")
+    assert "<unk>" in IU_XRAY.words(["<unk> <unk> <unk>"])  # counted or not
 
 
 def test_imported_vocabulary_has_special_tokens_then_the_published_words() -> None:
-    words = published_vocabulary(REPORTS, min_count=1)
-    tokenizer = bundle_tokenizer(words)
+    words = replace(IU_XRAY, min_count=1).words(REPORTS)
+    tokenizer = IU_XRAY.tokenizer(words)
     assert tokenizer.tokens[4:] == tuple(word for word in words if word != UNK)
     assert tokenizer.cleaning == "r2gen"
     assert Tokenizer.from_json(tokenizer.to_json()) == tokenizer
@@ -222,6 +223,6 @@ def test_imported_vocabulary_has_special_tokens_then_the_published_words() -> No
 
 def test_vocabulary_of_the_real_training_reports(real_data: Path) -> None:
     entries = json.loads((real_data / "openi" / "annotation.json").read_text())
-    words = published_vocabulary(entry["report"] for entry in entries["train"])
+    words = IU_XRAY.words(entry["report"] for entry in entries["train"])
     assert len(words) == 760  # the size of published IU X-Ray checkpoints' tables, less the one of id 0
     assert words[0] == "." or words[0].isdigit()

@@ -27,10 +27,11 @@ from tests.support.service import encode, ready_client, scene
 from tests.support.tiny import REPORTS
 from training.data.openi import open_openi
 from training.evaluate import main as evaluate
-from training.import_r2gencmn import Published, import_model, published_vocabulary, read_checkpoint
+from training.import_r2gencmn import Published, import_model, read_checkpoint
 from training.import_r2gencmn.__main__ import main
 from training.openi import annotation
 from training.phantoms import write_phantom_root
+from training.protocols import IU_XRAY
 
 State = dict[str, Tensor]
 TINY = {"d_model": 64, "d_ff": 96, "layers": 2, "slots": 40}
@@ -117,7 +118,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
     val[1]["image_ids"].append(val[2]["image_ids"][0])
     val[2]["image_path"].reverse()  # two, not in the order of the others
     (folder / "annotation.json").write_text(json.dumps(entries))
-    words = published_vocabulary(entry["report"] for entry in entries["train"])
+    words = IU_XRAY.words(entry["report"] for entry in entries["train"])
     state = published_state(words=len(words), **TINY) | resnet_state(root / "images")
     state["encoder_decoder.logit.weight"] *= 3  # spread enough to write different words
     checkpoint = save(folder / "model_iu_xray.pth", state)

@@ -10,12 +10,15 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
+from model.bundle import CONFIG, read_config
+from model.config import ProtocolName
 from model.devices import choose_device
 from model.files import write_atomic
 from model.manifest import BundleError
 from training.data.selection import HALVES
 from training.data.studies import DatasetOptions, Source
 from training.data.views import ViewCheck, with_views
+from training.protocols import IU_XRAY, PROTOCOLS
 from training.registries import DATASETS
 
 Number = TypeVar("Number", int, float)
@@ -50,6 +53,9 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, bundle: bool = Fals
     parser.add_argument("--root", type=Path, help="openi: NLMCXR_reports.tgz and images/ or NLMCXR_png.tgz")
     parser.add_argument("--annotation", type=Path, help="r2gen: annotation.json")
     parser.add_argument("--images", type=Path, help="r2gen: image folder")
+    default = "that of the bundle" if bundle else "that of the preset, else iu-xray"
+    parser.add_argument("--protocol", choices=tuple(PROTOCOLS),
+                        help=f"published cleaning, words, length, images a study; default: {default}")  # fmt: skip
     if download:
         parser.add_argument("--download", action="store_true", help="openi: fetch the official archives into --root")
     parser.add_argument("--views-bundle", type=Path,
@@ -57,22 +63,33 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, bundle: bool = Fals
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
 
-def open_source(arguments: argparse.Namespace) -> Source:
+def open_source(arguments: argparse.Namespace, protocol: ProtocolName | None = None) -> Source:
     """Open the data set of the options, every view determined that can be.
 
+    ``protocol`` None: that of ``--protocol``, else of ``--bundle``, else iu-xray.
+
     Raises:
-        ValueError: a path that it needs is missing, or ``--views-bundle`` has no view check.
+        ValueError: a path that it needs is missing, it has another protocol, or ``--views-bundle`` has no view check.
     """
+    name = protocol or getattr(arguments, "protocol", None) or _bundle_protocol(getattr(arguments, "bundle", None))
     dataset = arguments.dataset or ("r2gen" if arguments.annotation else "openi")
     source = DATASETS.get(dataset)(
         DatasetOptions(
-            arguments.root, arguments.annotation, arguments.images, download=getattr(arguments, "download", False)
+            arguments.root, arguments.annotation, arguments.images, download=getattr(arguments, "download", False),
+            protocol=PROTOCOLS[name],
         )
-    )
+    )  # fmt: skip
     folder = arguments.annotation.parent if arguments.annotation else arguments.root or arguments.images
     bundle: Path | None = getattr(arguments, "views_bundle", None)
     check = ViewCheck.load(bundle, choose_device(arguments.device)) if bundle else None
     return with_views(source, folder / "views.csv" if folder else None, check)
+
+
+def _bundle_protocol(bundle: Path | None) -> ProtocolName:
+    """The protocol in ``config.json`` of a bundle; iu-xray without a bundle. An unreadable one is refused later."""
+    if bundle is None or not (bundle / CONFIG).is_file():
+        return IU_XRAY.name
+    return read_config(bundle).protocol
 
 
 def write_json(path: Path, content: object) -> None:

@@ -14,13 +14,14 @@ from model.config import (
     ImageSize,
     Layers,
     Norm,
+    ProtocolName,
     Share,
     Tokens,
     check_dimensions,
 )
 from model.text.tokenizer import EOS
 from model.types import Resample
-from training.protocols import ProtocolName
+from training.protocols import PROTOCOLS
 from training.registries import LOSSES
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -274,3 +275,9 @@ class RunConfig(Frozen):
             raise ValueError("the backbone would keep its random weights: pretrain is null, backbone_weights is none "
                              "and ce.backbone_lr is 0; change one of them")  # fmt: skip
         return self
+
+    def with_protocol(self, name: ProtocolName) -> RunConfig:
+        """The same for another protocol; the longest report changes by the difference of the protocols."""
+        longer = PROTOCOLS[name].max_ids - PROTOCOLS[self.protocol].max_ids
+        shape = self.shape.model_copy(update={"max_length": self.shape.max_length + longer})
+        return self.model_copy(update={"protocol": name, "shape": shape})

@@ -76,7 +76,8 @@ def evaluate(
             folder = outputs.work_dir / f"evaluate-{plan.split}-{len(wanted)}"
             cache = build_pixel_cache(source, wanted, drafter.image_size, folder, resample=drafter.resample)
         studies, view_notes = inference.with_images(wanted, cache, plan.views, skipped, in_file_order=in_file_order)
-        references = ReferenceSet([study.report for study in studies], texts.vocabulary, plan.meteor)
+        references = ReferenceSet([study.report for study in studies], texts.vocabulary, plan.meteor,
+                                  source.protocol)  # fmt: skip
         writer = inference.DraftWriter(drafter, cache, options, kept)
         drafts = writer.write(studies)
         if outputs.predictions is not None:

@@ -21,6 +21,7 @@ from training.evaluate import evaluate
 from training.evaluation.inference import open_bundle
 from training.evaluation.plan import EvaluationPlan, InferenceOptions, Outputs
 from training.prepared_run import PreparedRun
+from training.protocols import PROTOCOLS
 from training.scoring.metrics import meteor_available
 from training.stage_results import StageResults, evaluation_file
 from training.stages.cross_entropy import train_cross_entropy
@@ -106,7 +107,7 @@ def _retrieval_metrics(run: PreparedRun, index: ReportIndex, patches: PatchSourc
     queries = embed_studies(run.model.study_head, patches, val)
     metrics = recall(report_similarity(run.model.text_tower, queries, val, run.tokenizer))
     _, rows = index.search(queries, run.config.retrieval_k)
-    metrics |= retrieval_scores(index, rows, val, run.config.seed)
+    metrics |= retrieval_scores(index, rows, val, run.config.seed, PROTOCOLS[run.config.protocol])
     log.info("retrieval on val: %s", ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     return metrics
 
@@ -123,7 +124,8 @@ def _cases_in_training(run: PreparedRun, index: ReportIndex, features: PatchSour
     found = {"train": rows}
     if (cases := run.out_of_fold_cases()) is not None:
         found = {"train": cases[:, 0], "train_in_fold": rows}
-    scores = {prefix: retrieval_scores(index, table, train, seed) for prefix, table in found.items()}
+    scores = {prefix: retrieval_scores(index, table, train, seed, PROTOCOLS[run.config.protocol])
+              for prefix, table in found.items()}  # fmt: skip
     metrics = {f"{prefix}_{name}": value for prefix, row in scores.items() for name, value in row.items()}
     log.info("cases in training: %s", ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     return metrics

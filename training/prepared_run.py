@@ -31,7 +31,7 @@ from training.data.selection import CHOSEN_ON, Half, half_of, selection_record
 from training.data.studies import Study
 from training.licence import licence_note
 from training.presets import PRESETS
-from training.protocols import protocol_named
+from training.protocols import PROTOCOLS
 from training.r2gencmn import reset_as_published
 from training.run_manifest import differences
 from training.stages.common import ReportGenerator, Rows, RunInputs, StudySplits
@@ -127,7 +127,8 @@ class PreparedRun:
         """The report generator, with the index and the MBR table that the index stage wrote."""
         index = ReportIndex.load(self.index_dir) if self.config.retrieval_k else None
         return ReportGenerator(self.model, self.tokenizer, patches, index, self.config.decoding, self._mbr_table(),
-                               self.out_of_fold_cases(), self._target_ids())  # fmt: skip
+                               self.out_of_fold_cases(), self._target_ids(),
+                               PROTOCOLS[self.config.protocol])  # fmt: skip
 
     def out_of_fold_cases(self) -> Rows | None:
         """The cases of the training studies that the retriever stage wrote; None for a run without folds."""
@@ -135,7 +136,7 @@ class PreparedRun:
         return load_cases(self.cases_file, len(self.studies.train)) if folds else None
 
     def _target_ids(self) -> int | None:
-        most = protocol_named(self.config.protocol).max_ids
+        most = PROTOCOLS[self.config.protocol].max_ids
         return min(most, self.config.shape.max_length) if self.config.published_text else None
 
     def _mbr_table(self) -> MbrTable | None:
@@ -176,6 +177,7 @@ class PreparedRun:
             ),
             decoding=config.decoding,
             retrieval=retrieval,
+            protocol=config.protocol,
             trained_on={
                 "dataset": inputs.source.name, "preset": config.preset,
                 "changes": _changes(config), "seed": config.seed,
@@ -205,7 +207,7 @@ class PreparedRun:
 
 
 def _vocabulary(config: RunConfig, train: Sequence[Study]) -> Tokenizer:
-    protocol, texts = protocol_named(config.protocol), [study.training_text for study in train]
+    protocol, texts = PROTOCOLS[config.protocol], [study.training_text for study in train]
     if config.published_text:
         return protocol.tokenizer(protocol.words(texts))
     return Tokenizer.build(texts, min_count=protocol.min_count, commas=config.commas)

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
+from model.config import ProtocolName
 from model.text.tokenizer import CLEANINGS, SPECIALS, UNK, Cleaning, Tokenizer
-
-ProtocolName = Literal["iu-xray", "mimic-cxr"]
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,14 @@ class Protocol:
         """A report as the published code cleans it: lower case, sentences ended by `` .``."""
         return CLEANINGS[self.cleaning](report)
 
-    def words(self, reports: Iterable[str]) -> tuple[str, ...]:
-        """The published vocabulary of training reports: words seen ``min_count`` times, and ``<unk>``, sorted."""
+    def frequent(self, reports: Iterable[str]) -> frozenset[str]:
+        """The words that cleaned training reports have at least ``min_count`` times."""
         counts = Counter(word for report in reports for word in self.clean(report).split())
-        return tuple(sorted([word for word, count in counts.items() if count >= self.min_count] + [UNK]))
+        return frozenset(word for word, count in counts.items() if count >= self.min_count)
+
+    def words(self, reports: Iterable[str]) -> tuple[str, ...]:
+        """The published vocabulary of training reports: their frequent words and ``<unk>``, sorted."""
+        return tuple(sorted([*self.frequent(reports), UNK]))
 
     def tokenizer(self, words: Iterable[str]) -> Tokenizer:
         """A tokenizer over published words: our ids 0 to 3, then the words in published order."""
@@ -58,11 +61,4 @@ class Protocol:
 
 IU_XRAY: Final = Protocol("iu-xray", "IU X-Ray", "r2gen", max_ids=60, min_count=3, images=None)
 MIMIC_CXR: Final = Protocol("mimic-cxr", "MIMIC-CXR", "r2gen-mimic", max_ids=100, min_count=10, images=1)
-PROTOCOLS: Final[Mapping[str, Protocol]] = {protocol.name: protocol for protocol in (IU_XRAY, MIMIC_CXR)}
-
-
-def protocol_named(name: str) -> Protocol:
-    """The protocol called ``name``; raises ValueError for an unknown one."""
-    if name not in PROTOCOLS:
-        raise ValueError(f"protocol {name!r} is unknown; use one of {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
+PROTOCOLS: Final[Mapping[ProtocolName, Protocol]] = {protocol.name: protocol for protocol in (IU_XRAY, MIMIC_CXR)}

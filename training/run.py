@@ -24,13 +24,12 @@ import torch
 
 from model.command_line import CommandParser
 from model.manifest import BundleError
-from retrieval_index.cases import check_case_id
 from training.checks import check_batches, check_model, check_paths
 from training.cli import add_common_arguments, at_least, open_source, some_of
 from training.config import RunConfig
 from training.config_changes import as_yaml, assignment, chosen_config, described_changes
 from training.data.external import for_pretraining, read_external
-from training.data.studies import Source
+from training.data.studies import Source, check_cases
 from training.data.tables import read_present
 from training.data.targets import ExternalLabels, read_soft_scores
 from training.licence import add_data_licence
@@ -56,7 +55,8 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     ]
     several = [(name, value, "--set") for name, value in arguments.set]
     options = [option for option in single if option[1] is not None] + several
-    return chosen_config(arguments.preset, arguments.config, options)
+    config = chosen_config(arguments.preset, arguments.config, options)
+    return config if arguments.protocol is None else config.with_protocol(arguments.protocol)
 
 
 def _open_inputs(arguments: argparse.Namespace, config: RunConfig, context: RunContext) -> RunInputs:
@@ -69,9 +69,9 @@ def _open_inputs(arguments: argparse.Namespace, config: RunConfig, context: RunC
     soft_scores = _table(arguments, "soft_scores", "chexnet_scores.csv")
     labels = _table(arguments, "reference_labels", "chexbert_labels.csv")
     with context.processes.main_process_first():  # it may download
-        source, external_labels = _with_external(open_source(arguments), config, arguments)
-        for study in source.split("train") if config.retrieval_k else ():
-            check_case_id(study.study_id)
+        source, external_labels = _with_external(open_source(arguments, config.protocol), config, arguments)
+        if config.retrieval_k:
+            check_cases(source.split("train"))
         if not source.split("train"):
             raise ValueError(f"the data set has no training study ({'; '.join(source.notes)})")
         if soft_scores is not None and config.pretrain is not None:

@@ -20,7 +20,6 @@ from typing import Any
 
 from model.command_line import CommandParser
 from model.files import write_atomic
-from model.text.tokenizer import clean_report_r2gen
 from model.types import Draft, ReferenceCase
 from training.cli import not_negative, run_command, write_json
 from training.data.r2gen import study_uid
@@ -44,6 +43,7 @@ from training.evaluation.text_files import (
     read_split_studies,
     read_texts,
 )
+from training.protocols import IU_XRAY, PROTOCOLS, Protocol
 from training.scoring.bootstrap import DRAWS
 from training.scoring.metrics import meteor_available
 from training.scoring.protocol import full_reference
@@ -63,7 +63,7 @@ class Reports:
 
 def score(
     predictions: TextFile, reports: Reports, train: Path | None, plan: ScoringPlan, out: Path | None = None, *,
-    against: Sequence[TextFile] = (), common: bool = False, notes: Sequence[str] = (),
+    against: Sequence[TextFile] = (), common: bool = False, notes: Sequence[str] = (), protocol: Protocol = IU_XRAY,
 ) -> dict[str, Any]:  # fmt: skip
     """Score a file of texts, compare it with others, and write ``metrics.json`` and the page into ``out``.
 
@@ -85,8 +85,8 @@ def score(
     studies = [study for study in shared if study.study_id not in skipped]
     if not studies:
         raise ValueError(f"no study is left to score: the files share no id of {reports.path} with a report")
-    texts = _known_texts(train, [study.report for study in studies], reports.half)
-    references = ReferenceSet([study.report for study in studies], texts.vocabulary, plan.meteor)
+    texts = _known_texts(train, [study.report for study in studies], reports.half, protocol)
+    references = ReferenceSet([study.report for study in studies], texts.vocabulary, plan.meteor, protocol)
     drafts = _drafts(predictions, studies)
     scored = score_drafts(studies, drafts, references, texts, plan, labels)
     if not predictions.retrieved and scored.entries["baseline_reasons"].get("nearest"):
@@ -143,11 +143,12 @@ def read_reports(path: Path, split: str | None, half: Half | None = None) -> Rep
     return Reports(path, half_of(splits[chosen], half), chosen, half)
 
 
-def _known_texts(path: Path | None, references: Sequence[str], half: Half | None) -> KnownTexts:
+def _known_texts(path: Path | None, references: Sequence[str], half: Half | None, protocol: Protocol) -> KnownTexts:
     """What the vocabulary, the trivial rows and the language rows come from; without it every word is kept."""
     if path is None:
-        words = frozenset(word for report in references for word in clean_report_r2gen(report).split())
-        nothing = texts_of({}, [], origin="every word of the references; no --training-reports", chosen_on="")
+        words = frozenset(word for report in references for word in protocol.clean(report).split())
+        nothing = texts_of({}, [], origin="every word of the references; no --training-reports", chosen_on="",
+                           protocol=protocol)  # fmt: skip
         return replace(nothing, vocabulary=words)
     train: Mapping[str, str]
     choose: list[str] = []
@@ -162,7 +163,7 @@ def _known_texts(path: Path | None, references: Sequence[str], half: Half | None
         raise ValueError(f"{path} has no training report; give a file with some, or leave --training-reports out")
     part = "half that chooses of the val split" if half else "val split"
     return texts_of(train, choose, origin=f"{path.name}, {len(train)} training reports",
-                    chosen_on=f"{part} of {path.name}, {len(choose)} reports")  # fmt: skip
+                    chosen_on=f"{part} of {path.name}, {len(choose)} reports", protocol=protocol)  # fmt: skip
 
 
 def _drafts(file: TextFile, studies: Sequence[Study]) -> list[Draft]:
@@ -201,7 +202,7 @@ def _run(arguments: argparse.Namespace) -> int:
         read_reports(arguments.references, arguments.split, arguments.split_val),
         arguments.training_reports, plan, arguments.out,
         against=[read_texts(path, PREDICTION_COLUMNS) for path in arguments.against], common=arguments.common,
-        notes=() if meteor else (f"METEOR is left out: {reason}",),
+        notes=() if meteor else (f"METEOR is left out: {reason}",), protocol=PROTOCOLS[arguments.protocol],
     )  # fmt: skip
     for note in result["notes"]:
         log.warning("%s", note)
@@ -224,6 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="reports or an annotation: vocabulary, trivial rows and language rows")  # fmt: skip
     parser.add_argument("--against", type=Path, action="append", default=[], metavar="OTHER",
                         help="texts of another system, for paired differences; repeatable")  # fmt: skip
+    parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default=IU_XRAY.name,
+                        help="cleaning, words and length of the comparable row (default %(default)s)")  # fmt: skip
     parser.add_argument("--common", action="store_true", help="score only the studies that all files have")
     parser.add_argument("--out", type=Path, help="folder for metrics.json, report.html and report.md")
     parser.add_argument("--reference-labels", type=Path, help="CSV study_id,finding,… : a second label F1")

@@ -139,7 +139,8 @@ class Trials:
         self._train = [study.report for study in source.split("train")]
         self._written = with_rewritten(self._train)
         reports = [study.report for study in studies]
-        self._references = ReferenceSet(reports, comparable_vocabulary(self._train), meteor=False)
+        vocabulary = comparable_vocabulary(self._train, source.protocol)
+        self._references = ReferenceSet(reports, vocabulary, meteor=False, protocol=source.protocol)
         self.rows: list[dict[str, Any]] = []
 
     def score(self, name: str, settings: Mapping[str, Any], ids: Tensor) -> float:

@@ -80,7 +80,7 @@ class Job(Frozen):
 def open_data(job: Job) -> Source:
     """The data set of a job, with no more than ``train_limit`` training studies, evenly spaced."""
     where = job.model_dump(include={"dataset", "root", "annotation", "images"})
-    source = open_source(Namespace(**where))
+    source = open_source(Namespace(**where), job.config.protocol)
     kept = {study.study_id for study in evenly(source.split("train"), job.train_limit)}
     return replace(source, studies=tuple(s for s in source.studies if s.split != "train" or s.study_id in kept))
 

@@ -97,6 +97,8 @@ def make_plan(arguments: Namespace) -> Plan:
         before: Planned | None = None
         for row in rows:
             config = resolve(row, seed=seed, scale=scale, weights=weights)
+            if arguments.protocol is not None:
+                config = config.with_protocol(arguments.protocol)
             reuse = None
             if before is not None and (stages := shared_stages(before.job.config, config)):
                 reuse = Reuse(folder=before.folder, row=before.row, stages=stages)

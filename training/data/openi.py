@@ -18,6 +18,7 @@ from retrieval_index.openi import REPORTS_ARCHIVE, REPORTS_FOLDER, OpeniReport, 
 from training.data.image_store import ChainedImages, ImageStore, LooseImages, TarImages, images_by_id
 from training.data.studies import SPLITS, DatasetOptions, ImageRef, Source, Split, Study, named, view_note
 from training.data.tables import builtin_split, builtin_views, read_split, read_views
+from training.protocols import IU_XRAY
 
 IMAGES_ARCHIVE = "NLMCXR_png.tgz"
 IMAGE_FOLDERS = ("images", "NLMCXR_png")
@@ -25,9 +26,12 @@ IMAGES_PER_STUDY = 2  # R2Gen's choice for this collection
 
 
 def from_options(options: DatasetOptions) -> Source:
-    """``--dataset openi``; raises as ``open_openi``, and ValueError without ``--root``."""
+    """``--dataset openi``; raises as ``open_openi``, and ValueError without ``--root`` or for another protocol."""
     if options.root is None:
         raise ValueError("--dataset openi needs --root DIR; other data needs --annotation FILE and --images DIR")
+    if options.protocol != IU_XRAY:
+        raise ValueError(f"--dataset openi has protocol {IU_XRAY.name}, not {options.protocol.name}; add --protocol "
+                         f"{IU_XRAY.name}, or give --annotation FILE and --images DIR")  # fmt: skip
     return open_openi(options.root, download=options.download)
 
 

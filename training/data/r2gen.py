@@ -20,6 +20,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from training.data.image_store import EXTENSIONS, LooseImages, images_by_id
 from training.data.studies import SPLITS, DatasetOptions, ImageRef, Source, Split, Study, named, view_note
 from training.data.tables import builtin_images, builtin_views, read_views
+from training.protocols import IU_XRAY, Protocol
 
 
 class Entry(BaseModel, strict=True):
@@ -30,6 +31,7 @@ class Entry(BaseModel, strict=True):
     image_path: list[str]
     image_ids: list[str] = []
     subject_id: str | int | None = None  # of MIMIC-CXR: the patient
+    study_id: int | str | None = None  # of MIMIC-CXR, where `id` is that of the image
 
 
 _ANNOTATION = TypeAdapter(dict[Split, list[Entry]])
@@ -39,11 +41,11 @@ def from_options(options: DatasetOptions) -> Source:
     """``--dataset r2gen``; raises as ``open_r2gen``, and ValueError without its options."""
     if options.annotation is None or options.images is None:
         raise ValueError("--dataset r2gen needs --annotation FILE and --images DIR")
-    return open_r2gen(options.annotation, options.images)
+    return open_r2gen(options.annotation, options.images, options.protocol)
 
 
-def open_r2gen(annotation: Path, images: Path) -> Source:
-    """Open an annotation with its image folder; a study may have any number of images.
+def open_r2gen(annotation: Path, images: Path, protocol: Protocol = IU_XRAY) -> Source:
+    """Open an annotation with its image folder; a study may have any number of images, unless the protocol limits it.
 
     `views.csv` (`image_id,view`, by image id or by `image_path`), next to the annotation or in the image folder,
     comes before the built-in table of the Indiana University collection.
@@ -68,7 +70,7 @@ def open_r2gen(annotation: Path, images: Path) -> Source:
             continue
         uid = study_uid(entry.id)
         refs: list[ImageRef] = []
-        for key in entry.image_path:
+        for key in entry.image_path[: protocol.images]:
             image_id = _image_id(entry, uid, key)
             path = images / key
             candidates = (path, *(path.with_suffix(extension) for extension in EXTENSIONS))
@@ -88,7 +90,7 @@ def open_r2gen(annotation: Path, images: Path) -> Source:
         view_note(tuple(studies)),
         f"images in {images}: {len(paths)} found, {named(missing, 'missing')}",
     )
-    return Source("r2gen", tuple(studies), (), LooseImages(paths, images), notes)
+    return Source("r2gen", tuple(studies), (), LooseImages(paths, images), notes, protocol)
 
 
 def read_annotation(path: Path) -> list[tuple[Split, Entry]]:
@@ -102,17 +104,23 @@ def read_annotation(path: Path) -> list[tuple[Split, Entry]]:
                          f"annotation has {', '.join(SPLITS)}, lists of id, report, image_path") from error  # fmt: skip
     entries = [(split, entry) for split in SPLITS for entry in content.get(split, [])]
     seen: dict[str, Split] = {}
+    reports: dict[int | str, Split] = {}
     for split, entry in entries:
         if entry.id in seen:
             raise ValueError(f"{path}: study {entry.id} of {split} is in {seen[entry.id]} already; an id occurs once")
         seen[entry.id] = split
+        if entry.study_id is not None and reports.setdefault(entry.study_id, split) != split:
+            raise ValueError(f"{path}: study_id {entry.study_id} of entry {entry.id} of {split} is in "
+                             f"{reports[entry.study_id]} too; the splits share a report")  # fmt: skip
     return entries
 
 
 def study_of(entry: Entry, split: Split, images: tuple[ImageRef, ...]) -> Study:
     """The study of an entry."""
     patient = None if entry.subject_id is None else str(entry.subject_id)
-    return Study(entry.id, study_uid(entry.id), split, entry.report.strip(), images, patient=patient)
+    report_id = None if entry.study_id is None else str(entry.study_id)
+    return Study(entry.id, study_uid(entry.id), split, entry.report.strip(), images, patient=patient,
+                 report_id=report_id)  # fmt: skip
 
 
 def study_uid(study_id: str) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from model.types import View
+from retrieval_index.cases import check_case_id
 from training.data.image_store import ImageStore
+from training.protocols import IU_XRAY, Protocol
 
 T = TypeVar("T")
 Split = Literal["train", "val", "test"]
@@ -34,6 +36,7 @@ class Study:
     images: tuple[ImageRef, ...]  # in the file's order, which the annotation keeps
     mesh: tuple[str, ...] = ()  # major MeSH headings, where the source has them
     rewritten: str | None = None  # the report as a model learns it, where that differs
+    report_id: str | None = None  # of MIMIC-CXR: its study_id; several entries, one an image, may share a report
     keeps_order: bool = False  # the model reads the images in the file's order, as published R2Gen code
     patient: str | None = None  # where the data set states it; the studies of one stay together
 
@@ -59,6 +62,7 @@ class DatasetOptions:
     annotation: Path | None = None
     images: Path | None = None
     download: bool = False
+    protocol: Protocol = IU_XRAY
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,25 @@ class Source:
     extra: tuple[Study, ...]  # split None; never a study that a split table names
     images: ImageStore
     notes: tuple[str, ...]  # counts, and everything that was skipped, by name
+    protocol: Protocol = IU_XRAY
 
     def split(self, name: Split) -> tuple[Study, ...]:
         """The R2Gen studies of one split, in the source's order."""
         return tuple(study for study in self.studies if study.split == name)
+
+
+def check_cases(train: Sequence[Study]) -> None:
+    """Raise ValueError unless the studies can be cases of an index: valid ids, and one study a report."""
+    seen: dict[str, str] = {}
+    for study in train:
+        check_case_id(study.study_id)
+        if study.report_id is None:
+            continue
+        other = seen.setdefault(study.report_id, study.study_id)
+        if other != study.study_id:
+            raise ValueError(f"entries {other} and {study.study_id} have study_id {study.report_id}: with retrieval, "
+                             "one would find the report of the other, which is its own. Keep one entry of each "
+                             "study_id, or use a preset without retrieval, such as r2gencmn-mimic")  # fmt: skip
 
 
 def view_note(studies: tuple[Study, ...]) -> str:

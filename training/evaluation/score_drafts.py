@@ -14,7 +14,7 @@ from training.evaluation.plan import ScoringPlan
 from training.evaluation.scoring import KnownTexts, ReferenceSet
 from training.scoring.baselines import TrivialRow
 from training.scoring.permutation import permutation_test
-from training.scoring.protocol import PROTOCOL
+from training.scoring.protocol import describe
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def score_drafts(
     comparable, _ = references.draft_pairs(findings)
     entries: dict[str, Any] = {
         "schema_version": 1,
-        "protocol": PROTOCOL,
+        "protocol": describe(references.protocol),
         "n": len(findings),
         "system": system,
         "system_full": system_full,

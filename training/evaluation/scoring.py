@@ -16,6 +16,7 @@ from model.types import Draft
 from training.data.comparisons import with_rewritten
 from training.data.selection import Half, half_of
 from training.data.studies import Source, Study
+from training.protocols import IU_XRAY, Protocol
 from training.scoring.baselines import TrivialRow, trivial_rows
 from training.scoring.bootstrap import Bootstrap
 from training.scoring.finding_auroc import finding_aurocs
@@ -37,14 +38,17 @@ TRIVIAL = ("constant", "most_frequent", "random", "nearest")
 class ReferenceSet:
     """Scores texts against the reports of a split, on both rows; ``vocabulary`` is that of the comparable row."""
 
-    def __init__(self, reports: Sequence[str], vocabulary: frozenset[str], meteor: bool) -> None:
-        self.comparable = [comparable_reference(report, vocabulary) for report in reports]
+    def __init__(
+        self, reports: Sequence[str], vocabulary: frozenset[str], meteor: bool, protocol: Protocol = IU_XRAY
+    ) -> None:
+        self.protocol = protocol
+        self.comparable = [comparable_reference(report, vocabulary, protocol=protocol) for report in reports]
         self.full = [full_reference(report) for report in reports]
         self._reports, self._vocabulary, self._meteor = reports, vocabulary, meteor
 
     def subset(self, rows: Sequence[int]) -> ReferenceSet:
         """Some of the reports; CIDEr then takes document frequencies from these alone."""
-        return ReferenceSet([self._reports[row] for row in rows], self._vocabulary, self._meteor)
+        return ReferenceSet([self._reports[row] for row in rows], self._vocabulary, self._meteor, self.protocol)
 
     def drafts(self, texts: Sequence[str]) -> tuple[Scores, Scores]:
         """Comparable and full scores of drafts."""
@@ -56,12 +60,8 @@ class ReferenceSet:
 
     def copied(self, texts: Sequence[str], train: Iterable[str]) -> float | None:
         """Share of drafts that equal a training report, its rare words kept or ``<unk>``; None without reports."""
-        known = {
-            text
-            for report in train
-            for text in (comparable_reference(report, self._vocabulary), comparable_prediction(report))
-        }
-        return sum(comparable_prediction(text) in known for text in texts) / len(texts) if known else None
+        known = {text for report in train for text in (self._as_reference(report), self._as_prediction(report))}
+        return sum(self._as_prediction(text) in known for text in texts) / len(texts) if known else None
 
     def language(self, texts: Sequence[str], train: Iterable[str]) -> dict[str, dict[str, float]] | None:
         """Faults of language of the drafts and of the references; None without training reports.
@@ -75,11 +75,17 @@ class ReferenceSet:
 
     def draft_pairs(self, texts: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
         """(reference, draft) pairs of comparable and of full strings."""
-        return self._pairs([comparable_prediction(text) for text in texts], texts)
+        return self._pairs([self._as_prediction(text) for text in texts], texts)
 
     def report_pairs(self, texts: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
         """The same for training reports used as drafts."""
-        return self._pairs([comparable_reference(text, self._vocabulary) for text in texts], texts)
+        return self._pairs([self._as_reference(text) for text in texts], texts)
+
+    def _as_reference(self, report: str) -> str:
+        return comparable_reference(report, self._vocabulary, protocol=self.protocol)
+
+    def _as_prediction(self, text: str) -> str:
+        return comparable_prediction(text, protocol=self.protocol)
 
     def _pairs(self, comparable: Sequence[str], texts: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
         full = [full_prediction(text) for text in texts]
@@ -98,6 +104,7 @@ class KnownTexts:
     origin: str
     chosen_on: str | None
     vocabulary: frozenset[str] = field(repr=False)
+    protocol: Protocol = IU_XRAY
 
 
 def known_texts(bundle: Bundle, index: CaseIndex | None, source: Source, half: Half | None = None) -> KnownTexts:
@@ -115,18 +122,21 @@ def known_texts(bundle: Bundle, index: CaseIndex | None, source: Source, half: H
     part = "half that chooses of the val split" if half else "val split"
     if not train:
         origin = "tokenizer of the bundle; no training report is known"
-    texts = texts_of(train, choose, origin=origin, chosen_on=f"{part} of {source.name}, {len(choose)} reports")
+    texts = texts_of(train, choose, origin=origin, chosen_on=f"{part} of {source.name}, {len(choose)} reports",
+                     protocol=source.protocol)  # fmt: skip
     return texts if train else replace(texts, vocabulary=frozenset(bundle.tokenizer.tokens))
 
 
-def texts_of(train: Mapping[str, str], choose: Sequence[str], *, origin: str, chosen_on: str) -> KnownTexts:
+def texts_of(
+    train: Mapping[str, str], choose: Sequence[str], *, origin: str, chosen_on: str, protocol: Protocol = IU_XRAY
+) -> KnownTexts:
     """Training reports by study id; the constant is chosen on ``choose``, else on some of them."""
     on: str | None = chosen_on
     if not choose:
         step = max(1, len(train) // CHOOSE_ON)
         choose = list(train.values())[::step][:CHOOSE_ON]
         on = f"{len(choose)} training reports; there is no val split" if choose else None
-    return KnownTexts(train, choose, origin, on, comparable_vocabulary(train.values()))
+    return KnownTexts(train, choose, origin, on, comparable_vocabulary(train.values(), protocol), protocol)
 
 
 def make_rows(texts: KnownTexts, drafts: Sequence[Draft], count: int) -> tuple[dict[str, TrivialRow], dict[str, str]]:
@@ -134,7 +144,8 @@ def make_rows(texts: KnownTexts, drafts: Sequence[Draft], count: int) -> tuple[d
     rows: dict[str, TrivialRow] = {}
     reasons: dict[str, str] = {}
     if texts.train:
-        rows |= trivial_rows(list(texts.train.values()), texts.choose, count, texts.vocabulary)
+        rows |= trivial_rows(list(texts.train.values()), texts.choose, count, texts.vocabulary,
+                             texts.protocol)  # fmt: skip
     else:
         reason = "no training report is known; give a data set with a train split, or a hydrated bundle"
         reasons |= dict.fromkeys(("constant", "most_frequent", "random"), reason)
@@ -268,7 +279,7 @@ def prediction_lines(studies: Sequence[Study], drafts: Sequence[Draft], referenc
         {
             "id": study.study_id,
             "reference": comparable,
-            "prediction": comparable_prediction(draft.findings),
+            "prediction": comparable_prediction(draft.findings, protocol=references.protocol),
             "retrieved": [case.case_id for case in draft.reference_cases],
             "similarity": [round(case.similarity, 6) for case in draft.reference_cases],
             "reference_full": full,

@@ -9,15 +9,13 @@ The bundle stores where the published model differs from ours: its normalisation
 bilinear resize, images in the order of the data set's files, beam search and trigram penalty.
 """
 
-from training.import_r2gencmn.checkpoint import bundle_tokenizer, published_vocabulary, read_checkpoint
+from training.import_r2gencmn.checkpoint import read_checkpoint
 from training.import_r2gencmn.convert import Published, import_model
 from training.r2gencmn import PUBLISHED_DECODING
 
 __all__ = [
     "PUBLISHED_DECODING",
     "Published",
-    "bundle_tokenizer",
     "import_model",
-    "published_vocabulary",
     "read_checkpoint",
 ]

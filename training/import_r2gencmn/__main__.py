@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,9 +16,10 @@ from model.config import BundleConfig, PreprocessingConfig
 from model.files import file_sha256
 from training.cli import at_least, run_command
 from training.data.r2gen import read_annotation
-from training.import_r2gencmn.checkpoint import bundle_tokenizer, published_vocabulary, read_checkpoint
+from training.import_r2gencmn.checkpoint import read_checkpoint
 from training.import_r2gencmn.convert import Published, import_model
 from training.licence import add_data_licence, import_note
+from training.protocols import IU_XRAY, PROTOCOLS
 from training.r2gencmn import PUBLISHED_DECODING, TRIGRAM_PENALTY
 
 log = logging.getLogger("training")
@@ -31,16 +33,20 @@ def _import(arguments: argparse.Namespace) -> int:
     train = [entry.report for split, entry in read_annotation(arguments.annotation) if split == "train"]
     if not train:
         raise ValueError(f"--annotation {arguments.annotation} has no train split; the vocabulary is built from it")
-    words = published_vocabulary(train, min_count=arguments.min_count)
-    published = Published(arguments.heads, arguments.top_k, arguments.max_length)
+    protocol = PROTOCOLS[arguments.protocol]
+    if arguments.min_count is not None:
+        protocol = replace(protocol, min_count=arguments.min_count)
+    words = protocol.words(train)
+    published = Published(arguments.heads, arguments.top_k, arguments.max_length or protocol.max_ids)
     model = import_model(state, words, published)
-    tokenizer = bundle_tokenizer(words)
+    tokenizer = protocol.tokenizer(words)
     try:
         config = BundleConfig(
             name=out.name,
             model=model.config,
             preprocessing=PreprocessingConfig(resample="bilinear", view_order="as_given"),
             decoding=PUBLISHED_DECODING.model_copy(update={"trigram_penalty": arguments.trigram_penalty}),
+            protocol=protocol.name,
             trained_on={
                 "imported_from": "R2GenCMN", "checkpoint": arguments.checkpoint.name,
                 "checkpoint_sha256": file_sha256(arguments.checkpoint), **facts,
@@ -70,8 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--replace", action="store_true", help="replace an existing bundle")
     parser.add_argument("--heads", type=int, default=8, help="--num_heads of training (default 8)")
     parser.add_argument("--top-k", type=int, default=32, help="--topk of training (default 32)")
-    parser.add_argument("--max-length", type=int, default=60, help="--max_seq_length of training (default 60)")
-    parser.add_argument("--min-count", type=int, default=3, help="--threshold of training (default 3)")
+    parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default=IU_XRAY.name,
+                        help="--dataset_name of training (default %(default)s)")  # fmt: skip
+    parser.add_argument("--max-length", type=int, help="--max_seq_length of training (default: that of the protocol)")
+    parser.add_argument("--min-count", type=int, help="--threshold of training (default: that of the protocol)")
     parser.add_argument(
         "--trigram-penalty", type=at_least(0, float), default=TRIGRAM_PENALTY,
         help="taken from repeated trigrams in greedy decoding, as published (default 1.386); the published beam "

@@ -1,29 +1,15 @@
-"""Published R2GenCMN checkpoints and vocabularies, read without unpickling code."""
+"""Published R2GenCMN checkpoints, read without unpickling code."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from model.text.tokenizer import SPECIALS, UNK, Tokenizer, clean_report_r2gen
-
-
-def published_vocabulary(reports: Iterable[str], *, min_count: int = 3) -> tuple[str, ...]:
-    """Published rule: words seen ``min_count`` times in cleaned reports, and ``<unk>``, sorted."""
-    counts = Counter(word for report in reports for word in clean_report_r2gen(report).split())
-    return tuple(sorted([word for word, count in counts.items() if count >= min_count] + [UNK]))
-
-
-def bundle_tokenizer(words: Sequence[str]) -> Tokenizer:
-    """Our tokenizer over published words: our ids 0 to 3, then the words in published order."""
-    return Tokenizer((*SPECIALS, *(word for word in words if word != UNK)), cleaning="r2gen")
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

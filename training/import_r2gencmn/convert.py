@@ -39,7 +39,7 @@ def import_model(
 ) -> ReportModel:
     """A report model with the weights of a published state dict, in eval mode.
 
-    ``words`` are the tokens of ids 1, 2, … (``published_vocabulary``). ``backbone``, which has a ``width``, replaces
+    ``words`` are the tokens of ids 1, 2, … (``Protocol.words``). ``backbone``, which has a ``width``, replaces
     the visual extractor in ``state``, which may then be absent.
 
     Raises:

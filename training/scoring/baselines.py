@@ -15,7 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from model.text.tokenizer import END_OF_SENTENCE, clean_report_r2gen
+from model.text.tokenizer import END_OF_SENTENCE
+from training.protocols import IU_XRAY, Protocol
 from training.scoring.cider import CiderD
 from training.scoring.metrics import Scores, mean_scores, merge_scores
 from training.scoring.ngrams import ORDERS
@@ -48,7 +49,11 @@ class TrivialRow:
 
 
 def trivial_rows(
-    train: Sequence[str], chosen_on: Sequence[str], count: int, vocabulary: frozenset[str]
+    train: Sequence[str],
+    chosen_on: Sequence[str],
+    count: int,
+    vocabulary: frozenset[str],
+    protocol: Protocol = IU_XRAY,
 ) -> dict[str, TrivialRow]:
     """The rows that need no image, for ``count`` studies: ``constant``, ``most_frequent``, ``random``.
 
@@ -60,8 +65,8 @@ def trivial_rows(
     """
     if not train:
         raise ValueError("trivial rows need training reports; none were given")
-    scorer = ConstantScorer([comparable_reference(report, vocabulary) for report in chosen_on])
-    sentences = frequent_sentences(train, vocabulary)
+    scorer = ConstantScorer([comparable_reference(report, vocabulary, protocol=protocol) for report in chosen_on])
+    sentences = frequent_sentences(train, vocabulary, protocol=protocol)
     objectives: dict[str, Objective] = {
         "bleu_rouge": lambda words: scorer.bleu4(words) + scorer.rouge_l(words),
         "cider": scorer.cider,
@@ -70,22 +75,24 @@ def trivial_rows(
     draws = {f"seed_{seed}": np.random.default_rng(seed).integers(0, len(train), count) for seed in RANDOM_SEEDS}
     return {
         "constant": TrivialRow(constants, merge="best"),
-        "most_frequent": TrivialRow({"most_frequent": [most_frequent(train, vocabulary)] * count}),
+        "most_frequent": TrivialRow({"most_frequent": [most_frequent(train, vocabulary, protocol)] * count}),
         "random": TrivialRow({name: [train[row] for row in rows] for name, rows in draws.items()}),
     }
 
 
-def most_frequent(train: Sequence[str], vocabulary: frozenset[str]) -> str:
+def most_frequent(train: Sequence[str], vocabulary: frozenset[str], protocol: Protocol = IU_XRAY) -> str:
     """The training report whose comparable string is most frequent; of several the first."""
-    prepared = [comparable_reference(report, vocabulary) for report in train]
+    prepared = [comparable_reference(report, vocabulary, protocol=protocol) for report in train]
     return train[prepared.index(Counter(prepared).most_common(1)[0][0])]
 
 
-def frequent_sentences(train: Sequence[str], vocabulary: frozenset[str], limit: int = CANDIDATES) -> Sentences:
+def frequent_sentences(
+    train: Sequence[str], vocabulary: frozenset[str], limit: int = CANDIDATES, *, protocol: Protocol = IU_XRAY
+) -> Sentences:
     """The most frequent sentences of cleaned training reports that the vocabulary covers, each closed by "."."""
     counts: Counter[tuple[str, ...]] = Counter()
     for report in train:
-        for sentence in " ".join(clean_report_r2gen(report).split()).split(END_OF_SENTENCE):
+        for sentence in " ".join(protocol.clean(report).split()).split(END_OF_SENTENCE):
             words = tuple(sentence.split())
             if words and vocabulary.issuperset(words):
                 counts[(*words, END_OF_SENTENCE)] += 1

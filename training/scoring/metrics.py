@@ -21,6 +21,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from model.text.labeler import FINDINGS, NO_FINDING, SCORED_FINDINGS, label_report
 from model.text.tokenizer import END_OF_SENTENCE
+from training.protocols import IU_XRAY, Protocol
 from training.registries import METRIC_GROUPS
 from training.scoring.protocol import comparable_prediction, comparable_reference, comparable_vocabulary
 
@@ -169,12 +170,15 @@ def _count(
     return hits, wrong, missed
 
 
-def comparable_pairs(pairs: Iterable[Pair], train_reports: Iterable[str]) -> list[Pair]:
+def comparable_pairs(pairs: Iterable[Pair], train_reports: Iterable[str], protocol: Protocol = IU_XRAY) -> list[Pair]:
     """The strings of the comparable row of (report of the source, draft as tokens or text); ``train_reports`` give the
     vocabulary.
     """
-    vocabulary = comparable_vocabulary(train_reports)
-    return [(comparable_reference(report, vocabulary), comparable_prediction(draft)) for report, draft in pairs]
+    vocabulary = comparable_vocabulary(train_reports, protocol)
+    return [
+        (comparable_reference(report, vocabulary, protocol=protocol), comparable_prediction(draft, protocol=protocol))
+        for report, draft in pairs
+    ]
 
 
 def validation_scores(pairs: Sequence[Pair]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from retrieval_index.index import ReportIndex
 from training.data.features import PatchSource
 from training.data.studies import Source, Study
 from training.data.targets import ExternalLabels
+from training.protocols import IU_XRAY, Protocol
 from training.registries import Loss
 from training.trainer.loop import Batches
 
@@ -62,6 +63,7 @@ class ReportGenerator:
     mbr: MbrTable | None = None  # for ``consensus`` decoding
     cases: Rows | None = None  # (N, draws, K) of the training studies, by ``training.stages.out_of_fold``
     target_ids: int | None = None  # ids that a training report is cut to; None: the model's ``max_length``
+    protocol: Protocol = IU_XRAY  # of the scores while training
 
 
 def shuffled_batches(count: int, steps: int, *seed: int, size: int | None = None) -> Batches:

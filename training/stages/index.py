@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from retrieval_index.openi import page_url
 from training.data.features import PatchSource
 from training.data.studies import Study
 from training.data.targets import label_vector
+from training.protocols import IU_XRAY, Protocol
 from training.scoring.cider import CiderD
 from training.scoring.protocol import comparable_reference, comparable_vocabulary
 from training.stages.common import Rows
@@ -102,7 +104,9 @@ def label_agreement(retrieved: Sequence[Sequence[str]], reports: Sequence[str]) 
     return float(np.mean(total)) if total else 0.0
 
 
-def retrieval_scores(index: ReportIndex, rows: Rows, studies: Sequence[Study], seed: int) -> dict[str, float]:
+def retrieval_scores(
+    index: ReportIndex, rows: Rows, studies: Sequence[Study], seed: int, protocol: Protocol = IU_XRAY
+) -> dict[str, float]:
     """Agreement of cases with the reports of the studies that retrieved them, and of random cases.
 
     ``rows`` (N, K) are the cases of each study, without its own. The agreement is that of findings
@@ -118,14 +122,14 @@ def retrieval_scores(index: ReportIndex, rows: Rows, studies: Sequence[Study], s
     for name, table in ((f"top{k}", rows), ("random", np.where(ids[drawn] == own, -1, drawn))):
         found = [[texts[row] for row in row_set if row >= 0] for row_set in table]
         scores[f"label_agreement_{name}"] = label_agreement(found, reports)
-        scores[f"cider_{name}"] = _cider(found, reports, texts)
+        scores[f"cider_{name}"] = _cider(found, reports, texts, protocol)
     return scores
 
 
-def _cider(found: Sequence[Sequence[str]], reports: Sequence[str], train: Sequence[str]) -> float:
+def _cider(found: Sequence[Sequence[str]], reports: Sequence[str], train: Sequence[str], protocol: Protocol) -> float:
     """Mean CIDEr-D of the texts found for each report, with the document frequencies of the training reports."""
-    vocabulary = comparable_vocabulary(train)
-    documents, references = ([comparable_reference(text, vocabulary) for text in texts] for texts in (train, reports))
-    candidates = [(comparable_reference(text, vocabulary), row) for row, texts in enumerate(found) for text in texts]
+    prepared = partial(comparable_reference, vocabulary=comparable_vocabulary(train, protocol), protocol=protocol)
+    documents, references = (list(map(prepared, texts)) for texts in (train, reports))
+    candidates = [(prepared(text), row) for row, texts in enumerate(found) for text in texts]
     texts, rows = zip(*candidates, strict=True) if candidates else ((), ())
     return float(CiderD(references, documents).scores(texts, rows).mean()) if candidates else 0.0

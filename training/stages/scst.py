@@ -63,7 +63,8 @@ def train_scst(
         update={"block_trigrams": False, "trigram_penalty": 0.0, "language": LanguageConfig()}
     )
     constraints = Constraints.of(policy_decoding, tokenizer)
-    reward = Reward(reports.texts, config.reward, max_length=model.config.max_length)
+    reward = Reward(reports.texts, config.reward, max_length=model.config.max_length,
+                    protocol=generator.protocol)  # fmt: skip
     greedy_every = 1 if config.baseline == "greedy" else GREEDY_EVERY
 
     def score(drafts: Generated, rows: Sequence[int]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from model.text.labeler import NO_FINDING
 from model.text.tokenizer import EOS
 from training.config import RewardConfig
+from training.protocols import IU_XRAY, Protocol
 from training.scoring.cider import CiderD
 from training.scoring.metrics import present_findings
 from training.scoring.protocol import comparable_prediction, comparable_reference, comparable_vocabulary
@@ -35,10 +36,15 @@ class Reward:
     ``max_length`` is that of the model: the longest report in tokens, bos included.
     """
 
-    def __init__(self, reports: Sequence[str], weights: RewardConfig, *, max_length: int) -> None:
-        vocabulary = comparable_vocabulary(reports)
+    def __init__(
+        self, reports: Sequence[str], weights: RewardConfig, *, max_length: int, protocol: Protocol = IU_XRAY
+    ) -> None:
+        vocabulary = comparable_vocabulary(reports, protocol)
         self._most = max_length - 1  # bos takes one token
-        self._references = [comparable_reference(report, vocabulary, self._most) for report in reports]
+        self._protocol = protocol
+        self._references = [
+            comparable_reference(report, vocabulary, self._most, protocol=protocol) for report in reports
+        ]
         ended = [len(reference.split()) < self._most for reference in self._references]  # a token is left for eos
         self._cider = CiderD(_closed(self._references, ended))
         self._weights = weights
@@ -52,7 +58,7 @@ class Reward:
             ``reward`` and its parts before weighting, (B,) each: ``cider`` 0 to 10, ``bleu4`` 0 to 1, ``label_f1`` as
             ``finding_gain``. Parts of weight 0 are left out.
         """
-        texts = [comparable_prediction(draft, self._most) for draft in drafts]
+        texts = [comparable_prediction(draft, self._most, protocol=self._protocol) for draft in drafts]
         closed = _closed(texts, ended)
         references = [self._references[row] for row in rows]
         parts: dict[str, Floats] = {}
