@@ -31,7 +31,11 @@ def half_of(studies: Sequence[Study], half: Half | None) -> list[Study]:
     """
     if half is None:
         return list(studies)
-    chosen = [study for study in studies if HALVES[_digest(f"{_SEED} {study.patient or study.uid}") % 2] == half]
+    chosen = [
+        study
+        for study in studies
+        if HALVES[_digest(f"{_SEED} {study.patient or study.report_id or study.uid}") % 2] == half
+    ]
     if studies and not chosen:
         raise ValueError(f"none of {len(studies)} val studies is in the half {half!r}; leave --split-val out")
     return chosen
