@@ -18,7 +18,7 @@ from training import calibrate, evaluate, tune_decoding
 from training.data.resumable_lines import ResumableLines
 from training.phantoms import write_phantom_root
 
-VAL = 20
+VAL = 14
 Main = Callable[[list[str]], int]
 
 
@@ -29,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    decoding = DecodingConfig(method="consensus", candidates=4, temperature=1.0)
+    decoding = DecodingConfig(method="consensus", candidates=2, temperature=1.0)
     return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "B", decoding=decoding)
 
 

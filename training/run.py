@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.info("configuration: %s", line)
         is_new = processes.main and not context.work.exists()
         inputs = _open_inputs(arguments, config, context)
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("high" if arguments.precision == "bf16" else "highest")
         try:
             run = PreparedRun.prepare(config, inputs, context)
         except ValueError:

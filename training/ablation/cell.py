@@ -88,7 +88,7 @@ def open_data(job: Job) -> Source:
 def run_cell(job: Job, folder: Path) -> None:
     """Do the remaining work of a cell; errors of the stages are raised."""
     device = choose_device(job.device)
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high" if job.precision == "bf16" else "highest")
     source = open_data(job)
     if not (folder / "result.json").exists():
         _train(job, source, folder, device)
