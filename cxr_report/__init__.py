@@ -16,8 +16,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cxr_report.library import Picture, StudyDrafter, load_bundle
+    from cxr_report.library import StudyDrafter, load_bundle
     from cxr_report.maps import heatmap, overlay
+    from cxr_report.pictures import Picture
     from model.images import ImageError
     from model.text.labeler import FINDINGS, label_report
     from model.types import Draft
@@ -48,7 +49,7 @@ _HOMES = {
     "ImageError": "model.images",
     "LoadError": "service.inference.loader",
     "Match": "retrieval_index.retriever",
-    "Picture": "cxr_report.library",
+    "Picture": "cxr_report.pictures",
     "Retriever": "retrieval_index.retriever",
     "StudyDrafter": "cxr_report.library",
     "heatmap": "cxr_report.maps",

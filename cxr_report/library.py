@@ -8,18 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
+from cxr_report.pictures import Picture, read_view
 from model.devices import resolve_devices
-from model.images import ImageError, read_image, read_pixels
 from model.types import Draft, DraftOptions, Precision, StudyView, View
 from service.inference.loader import LoadedBundle, LoadError, open_bundle
 from service.routes.responses import to_response
-
-Picture = str | os.PathLike[str] | bytes | npt.NDArray[Any] | Image.Image
-"""A path or the bytes of a PNG, JPEG or DICOM file; an array as ``read_pixels`` takes; a PIL image."""
 
 
 def load_bundle(
@@ -96,21 +89,5 @@ class StudyDrafter:
         given = {View.FRONTAL: frontal, View.LATERAL: lateral}
         if frontal is None and lateral is None:
             raise ValueError("neither a frontal nor a lateral radiograph was given; give at least one")
-        return [self._read(picture, view) for view, picture in given.items() if picture is not None]
-
-    def _read(self, picture: Picture, view: View) -> StudyView:
         size, resample = self.drafter.image_size, self.drafter.resample
-        name = f"{view.value} {os.fspath(picture)}" if isinstance(picture, str | os.PathLike) else view.value
-        try:
-            if isinstance(picture, np.ndarray | Image.Image):
-                return read_pixels(picture, size, resample=resample).as_view(view)
-            data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-            return read_image(data, size, resample=resample).as_view(view)
-        except ImageError as error:
-            raise ImageError(error.code, f"{name}: {error}") from error
-        except OSError as error:
-            remedy = "give the path of a PNG, JPEG or DICOM file"
-            raise OSError(error.errno, f"{error.strerror}; {remedy}", error.filename) from error
-        except TypeError as error:
-            kind = type(picture).__name__
-            raise TypeError(f"{view.value} is a {kind}; give a path, bytes, a NumPy array or a PIL image") from error
+        return [read_view(picture, view, size, resample) for view, picture in given.items() if picture is not None]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from cxr_report.pictures import Picture, displayed
 from model.types import Draft, Grid
 
 Kind = Literal["evidence", "attention"]
@@ -46,9 +47,8 @@ def heatmap(
 
 
 def overlay(
-    draft: Draft, sentence: int, picture: Image.Image | npt.NDArray[Any], view: str = "frontal", *,
-    kind: Kind = "evidence",
-) -> npt.NDArray[np.uint8]:  # fmt: skip
+    draft: Draft, sentence: int, picture: Picture, view: str = "frontal", *, kind: Kind = "evidence"
+) -> npt.NDArray[np.uint8]:
     """The map of one sentence drawn over its image, as the page draws it.
 
     Evidence for the finding is orange, evidence against it blue; one scale for the whole draft.
@@ -56,18 +56,18 @@ def overlay(
     Args:
         draft: made with ``evidence=True`` or ``attention=True``.
         sentence: its number, from 0.
-        picture: the image, 8-bit: a PIL image or an array (H, W) or (H, W, 3) uint8.
+        picture: the image: a path or the bytes of a file, a PIL image, or an array (H, W) or
+            (H, W, 3) uint8.
         view: the view as which it was given.
         kind: as for ``heatmap``.
 
     Returns:
-        (H, W, 3) uint8.
+        (H, W, 3) uint8; a file is reduced to a longer side of 1,024 pixels.
 
     Raises:
-        ValueError: the draft has no such map; the message says why.
+        ValueError: the draft has no such map, or the picture is no image; the message says why.
     """
-    shown = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    grey = np.asarray(shown.convert("RGB"), np.float32)  # (H, W, 3)
+    grey = displayed(picture).astype(np.float32)  # (H, W, 3)
     heat = heatmap(draft, sentence, view, kind=kind, size=grey.shape[:2])
     if kind == "evidence":
         maps = [part.evidence.patches for part in draft.sentences if part.evidence is not None]

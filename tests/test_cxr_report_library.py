@@ -175,6 +175,8 @@ def test_the_overlay_has_the_colours_of_the_page(mapped: Draft) -> None:
     blended = [100 * (1 - share) + colour * share for share, colour in zip(opacity, colours, strict=True)]
     np.testing.assert_allclose(corners, blended, atol=0.5)
     np.testing.assert_array_equal(overlay(draft, 0, Image.fromarray(picture)), shown)
+    with_file = overlay(draft, 0, dicom(np.tile(np.arange(60, dtype=np.uint16), (40, 1))))
+    assert with_file.shape == (40, 60, 3)
     attended = overlay(draft, 0, picture, kind="attention")
     assert attended[0, 0].tolist() == [100, 100, 100]
     np.testing.assert_allclose(attended[-1, -1], 100 * 0.25 + warm * 0.75, atol=0.5)
@@ -189,6 +191,10 @@ def test_a_missing_map_names_the_remedy(mapped: Draft, drafter: StudyDrafter) ->
         overlay(plain, 0, np.zeros((64, 64), np.uint8), kind="attention")
     with pytest.raises(ValueError, match="sentence 99: the draft has"):
         heatmap(mapped, 99)
+    with pytest.raises(ImageError, match=r"picture: The image is \(4, 4\) float64. Give"):
+        overlay(mapped, naming(mapped), np.zeros((4, 4)))
+    with pytest.raises(FileNotFoundError, match="give the path"):
+        overlay(mapped, naming(mapped), "missing.png")
     with pytest.raises(ValueError, match="this draft has frontal, lateral"):
         heatmap(mapped, naming(mapped), "left")
 
