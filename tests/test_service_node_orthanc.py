@@ -17,15 +17,23 @@ from service.pacs.dicomweb import Pacs
 from service.pacs.queue import read_worklist
 from service.settings import Settings
 from tests.support.orthanc import CREDENTIALS, Orthanc, running_orthanc
-from tests.support.pacs import image, new_study, node_settings, parsed, running_node, send
-from tests.support.service import Live, until
+from tests.support.pacs import TITLE, image, new_study, node_settings, parsed, running_node, send
+from tests.support.service import Live, free_port, until
+
+NODE_PORT = free_port()  # Orthanc sends N-EVENT-REPORTs to it
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    with running_orthanc(tmp_path_factory.mktemp("orthanc"), modalities={TITLE: ("127.0.0.1", NODE_PORT)}) as orthanc:
+        yield orthanc
 
 
 @pytest.fixture
-def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
-    (tmp_path / "orthanc").mkdir()
-    with running_orthanc(tmp_path / "orthanc") as orthanc:
-        yield orthanc
+def orthanc(server: Orthanc) -> Orthanc:
+    """The server without any study."""
+    server.clear()
+    return server
 
 
 def dicomweb(orthanc: Orthanc, folder: Path) -> Pacs:
@@ -110,3 +118,17 @@ def test_report_that_is_stored_twice_is_one_instance(tmp_path: Path, page_server
         node._destination.store(report)
     assert len(orthanc.files("SR")) == 1
     assert read_worklist(settings.queue_file, 9)[1]["failed"] == 0
+
+
+def test_report_is_sent_once_the_archive_has_committed_to_it(
+    tmp_path: Path, page_server: Live, orthanc: Orthanc
+) -> None:
+    archive = f"ORTHANC@127.0.0.1:{orthanc.dicom_port}"
+    settings = node_settings(
+        tmp_path, page_server.url, 9, destination=archive, peers="MODALITY,ORTHANC", port=NODE_PORT, commitment=True
+    )
+    with running_node(settings) as node:
+        send(NODE_PORT, image(new_study()))
+        until(lambda: node.queue.counts()["sent"])
+        assert len(orthanc.files("SR")) == 1
+        assert node.store.sizes() == {}

@@ -36,6 +36,13 @@ def test_refuses_destinations_that_are_no_addresses(value: str) -> None:
         NodeSettings(**GIVEN | {"destination": value})
 
 
+@pytest.mark.parametrize("changes", [{}, {"destination": "dicomweb", "peers": "dicomweb"}])
+def test_refuses_commitment_of_an_archive_that_is_no_peer(changes: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="REPORT_PACS_COMMITMENT=true needs an AE title"):
+        NodeSettings(**GIVEN | {"commitment": "true"} | changes)
+    assert NodeSettings(**GIVEN | {"commitment": "true", "peers": "MODALITY,ARCHIVE"}).commitment
+
+
 def test_missing_settings_are_named_at_the_start(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         node_settings_or_exit()

@@ -23,6 +23,7 @@ from pydicom import Dataset
 
 from model.types import View
 from service.formats.dicom_source import SourceImage
+from service.pacs.commitment import Commitments
 from service.pacs.dicomweb import Pacs
 from service.pacs.node_settings import NodeSettings
 from service.pacs.node_status import PEERS, NodeMetrics, StatusServer
@@ -69,7 +70,8 @@ class Node:
         self.settings, self.metrics = settings, NodeMetrics()
         self._dicomweb = DicomwebArchive(pacs) if pacs else None
         archive = settings.archive()
-        destination: Destination | None = StorageScu(settings, archive) if archive else self._dicomweb
+        commitments = Commitments(archive.title, self._committed) if archive and settings.commitment else None
+        destination: Destination | None = StorageScu(settings, archive, commitments) if archive else self._dicomweb
         if destination is None:
             raise ValueError("REPORT_PACS_DESTINATION=dicomweb needs REPORT_DICOMWEB_URL")
         self._destination = destination
@@ -86,7 +88,9 @@ class Node:
         self._service = ReportService(settings)
         self._backoffs = {peer: Backoff(settings.retry_max_s) for peer in PEERS}
         self._stopping = threading.Event()
-        self.server = StorageServer(settings, self.accept, self.metrics.refuse)
+        self.server = StorageServer(
+            settings, self.accept, self.metrics.refuse, None if commitments is None else commitments.handle
+        )
         self.status = StatusServer(settings.status_host, settings.status_port, self.health, self.metrics, self._refresh)
         steps = {"scp": lambda: self.server.serve_forever(0.1), "drafts": self._draft_all, "sends": self._send_all}
         self._threads = {
@@ -205,7 +209,27 @@ class Node:
         self._run("archive", self.queue.to_send, self._send)
 
     def _send(self, study: Study) -> None:
-        self._destination.store(self._bytes(study.report or ""))
+        report = self._bytes(study.report or "")
+        if not self.settings.commitment:
+            self._destination.store(report)
+            return self._sent(study)
+        if time.time() - study.changed > self.settings.give_up_s:
+            raise RefusedError("archive_does_not_commit", "The archive has not committed to the report in time.")
+        reason = "The archive has not yet committed to keep the report."
+        self.queue.postpone(study, "commitment", reason, self.settings.commitment_timeout_s)  # before it can answer
+        self._destination.store(report)
+
+    def _committed(self, sop_uid: str, failure: str | None) -> None:
+        """Take the answer to a request of storage commitment."""
+        if (study := self.queue.drafted_as(sop_uid)) is None:
+            return
+        if failure is None:
+            self._sent(study)
+        else:
+            reason = f"The archive does not commit to the report: {failure}."
+            self._later(study, "archive_does_not_commit", reason, self._pause_of(study))
+
+    def _sent(self, study: Study) -> None:
         self.store.remove(self.queue.sent(study, self.settings.keep_s))
         self.metrics.sent.inc()
         log.info("sent a structured report")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.settings import EXIT_SETTINGS, MIB, explain, read_keys
@@ -89,6 +89,8 @@ class NodeSettings(BaseSettings):
             study. Otherwise they are in memory.
         quiet_s: seconds without a new instance after which a study is drafted.
         keep_s: seconds for which images are kept after sending, for studies that grow.
+        commitment: a report counts as sent once the archive has committed to keep it (storage commitment).
+        commitment_timeout_s: seconds after which a report without an answer is sent again.
         max_associations: limit on concurrent associations; one address may use half of them.
         max_object_bytes: largest object, in bytes.
         max_held_bytes: limit on all received bytes that are not sent yet.
@@ -118,6 +120,8 @@ class NodeSettings(BaseSettings):
     spool: bool = False
     quiet_s: Annotated[float, Field(gt=0, le=86_400)] = 30.0
     keep_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
+    commitment: bool = False
+    commitment_timeout_s: Annotated[float, Field(ge=1, le=86_400)] = 300.0
     max_associations: Annotated[int, Field(ge=2, le=100)] = 10
     max_object_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = 32 * MIB
     max_held_bytes: Annotated[int, Field(ge=MIB, le=1024 * 1024 * MIB)] = 2048 * MIB
@@ -132,6 +136,16 @@ class NodeSettings(BaseSettings):
     status_port: Annotated[int, Field(ge=0, le=65535)] = 8011
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "text"] = "text"
+
+    @model_validator(mode="after")
+    def _archive_may_commit(self) -> Self:
+        archive = self.archive()
+        if self.commitment and (archive is None or archive.title not in {peer.title for peer in self.allowed()}):
+            raise ValueError(
+                "REPORT_PACS_COMMITMENT=true needs an AE title as REPORT_PACS_DESTINATION, which REPORT_PACS_PEERS "
+                "names too: the archive answers on an association with the node"
+            )
+        return self
 
     @property
     def queue_file(self) -> Path:

@@ -6,16 +6,17 @@ import asyncio
 import io
 import random
 import time
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
 
 import httpx
 from pydantic import ValidationError
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE
+from pynetdicom import AE, evt
 
 from model.types import View
+from service.pacs.commitment import PUSH_MODEL, Commitments
 from service.pacs.dicomweb import Pacs
 from service.pacs.node_settings import Archive, NodeSettings
 from service.pacs.structured_report import ENHANCED_SR
@@ -170,18 +171,24 @@ class DicomwebArchive:
 
 
 class StorageScu:
-    """Sends by C-STORE, one association for each report."""
+    """Sends by C-STORE, one association for each report; ``commitments`` requests storage commitment."""
 
-    def __init__(self, settings: NodeSettings, archive: Archive) -> None:
-        self._archive = archive
+    def __init__(self, settings: NodeSettings, archive: Archive, commitments: Commitments | None = None) -> None:
+        self._archive, self._commitments = archive, commitments
         self._ae = AE(settings.ae_title)
         self._ae.acse_timeout = self._ae.dimse_timeout = self._ae.network_timeout = settings.network_timeout_s
         self._ae.connection_timeout = settings.network_timeout_s
         self._ae.add_requested_context(ENHANCED_SR, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+        self._handlers: list[Any] = []
+        if commitments is not None:
+            self._ae.add_requested_context(PUSH_MODEL)
+            self._handlers.append((evt.EVT_N_EVENT_REPORT, commitments.handle))
 
     def store(self, report: bytes) -> None:
         dataset = dcmread(io.BytesIO(report))
-        association = self._ae.associate(self._archive.host, self._archive.port, ae_title=self._archive.title)
+        association = self._ae.associate(
+            self._archive.host, self._archive.port, ae_title=self._archive.title, evt_handlers=self._handlers
+        )
         if not association.is_established:
             if association.is_rejected:
                 reason = "The archive rejects the association. Check the AE titles in both configurations."
@@ -190,10 +197,21 @@ class StorageScu:
             raise TryLaterError("archive_down", reason)
         try:
             answer = association.send_c_store(dataset)
+            _check("C-STORE", answer.get("Status"), _SUCCESS)
+            if self._commitments is not None:
+                if PUSH_MODEL not in (each.abstract_syntax for each in association.accepted_contexts):
+                    reason = "The archive refuses storage commitment. Allow it, or set REPORT_PACS_COMMITMENT=false."
+                    raise TryLaterError("archive_does_not_commit", reason)
+                status = self._commitments.request(association, str(dataset.SOPInstanceUID))
+                _check("the request of storage commitment", status, (0x0000,))
         finally:
             association.release()
-        if "Status" not in answer:
-            raise TryLaterError("archive_down", "The archive ended the association before it answered.")
-        if answer.Status not in _SUCCESS:
-            reason = f"The archive answers C-STORE with status 0x{answer.Status:04X}."
-            raise TryLaterError("archive_refuses", reason, study_only=True)
+
+
+def _check(request: str, status: int | None, good: Collection[int]) -> None:
+    """Raise TryLaterError unless the archive answers a request well."""
+    if status is None:
+        raise TryLaterError("archive_down", "The archive ended the association before it answered.")
+    if status not in good:
+        reason = f"The archive answers {request} with status 0x{status:04X}."
+        raise TryLaterError("archive_refuses", reason, study_only=True)

@@ -228,14 +228,19 @@ class StudyQueue:
                 )
             return tokens if new or keep_s else tokens + self._emptied(db, study.uid)
 
+    def drafted_as(self, sop_uid: str) -> Study | None:
+        """The study whose structured report with this SOP instance UID is not sent yet."""
+        return self._first("state = 'drafted' AND json_extract(identity, '$[0]') = ?", sop_uid)
+
     # --- failures -----------------------------------------------------------------------------------------------------
 
     def postpone(self, study: Study, code: str, reason: str, pause_s: float) -> None:
         """Try a study again after a pause."""
         with self._transaction() as db:
             db.execute(
-                "UPDATE studies SET attempts = attempts + 1, next_try = ?, code = ?, reason = ? WHERE uid = ?",
-                (time.time() + pause_s, code, reason, study.uid),
+                "UPDATE studies SET attempts = attempts + 1, next_try = ?, code = ?, reason = ? "
+                "WHERE uid = ? AND state = ?",  # the archive may have committed to its report meanwhile
+                (time.time() + pause_s, code, reason, study.uid, study.state),
             )
 
     def failed(self, study: Study, code: str, reason: str, *, judged: bool = False) -> list[str]:
@@ -291,10 +296,11 @@ class StudyQueue:
         with self._lock:
             return _counts(self._connection)
 
-    def _first(self, condition: str, now: float | None, times: int = 1) -> Study | None:
-        now = time.time() if now is None else now
+    def _first(self, condition: str, value: float | str | None, times: int = 1) -> Study | None:
+        """The first study of a condition with ``times`` values; they are the current time by default."""
+        values = [time.time() if value is None else value] * times
         with self._lock:
-            row = self._connection.execute(f"SELECT * FROM studies WHERE {condition} LIMIT 1", [now] * times).fetchone()
+            row = self._connection.execute(f"SELECT * FROM studies WHERE {condition} LIMIT 1", values).fetchone()
         if row is None:
             return None
         return Study(

@@ -21,6 +21,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from model.images.dicom.codecs import JPEG, JPEG_2000, JPEG_BASELINE, JPEG_LS, RLE
+from service.pacs.commitment import PUSH_MODEL
 from service.pacs.node_settings import NodeSettings
 
 _config.LOG_HANDLER_LEVEL = "none"  # its log lines quote what peers send
@@ -51,6 +52,7 @@ class Received:
 
 Accept = Callable[[Received], int]  # returns the status of the C-STORE response
 Refused = Callable[[str], None]  # counts a refusal by its cause
+Commit = Callable[[Any], tuple[int, None]]  # returns the status of the N-EVENT-REPORT response
 
 
 class StorageServer(ThreadedAssociationServer):
@@ -60,6 +62,7 @@ class StorageServer(ThreadedAssociationServer):
         settings: of the node.
         accept: stores an object; called by several threads.
         refused: receives the cause of each refusal.
+        commit: takes N-EVENT-REPORTs of storage commitment; None if the node requests none.
 
     Raises:
         OSError: the address cannot be used.
@@ -69,7 +72,7 @@ class StorageServer(ThreadedAssociationServer):
     block_on_close = False
     request_queue_size = 64
 
-    def __init__(self, settings: NodeSettings, accept: Accept, refused: Refused) -> None:
+    def __init__(self, settings: NodeSettings, accept: Accept, refused: Refused, commit: Commit | None = None) -> None:
         self.settings, self.refused = settings, refused
         self._addresses: Counter[str] = Counter()
         self._counting = threading.Lock()
@@ -90,8 +93,13 @@ class StorageServer(ThreadedAssociationServer):
             (evt.EVT_REQUESTED, self._check_address),
             (evt.EVT_REJECTED, lambda _: refused("association")),
         ]
+        accepted = contexts()
+        if commit is not None:
+            handlers.append((evt.EVT_N_EVENT_REPORT, commit))
+            accepted.append(build_context(PUSH_MODEL))
+            accepted[-1].scu_role, accepted[-1].scp_role = False, True  # the archive reports
         super().__init__(
-            ae, (settings.host, settings.port), settings.ae_title, contexts(), evt_handlers=handlers,
+            ae, (settings.host, settings.port), settings.ae_title, accepted, evt_handlers=handlers,
             request_handler=_LimitedHandler,
         )  # fmt: skip
         ae._servers.append(self)

@@ -76,6 +76,12 @@ class Orthanc:
             self.process.wait(WAIT_S)
             self.process = None
 
+    def clear(self) -> None:
+        """Delete all studies."""
+        with self.client() as client:
+            for key in client.get("/patients").json():
+                client.delete(f"/patients/{key}").raise_for_status()
+
     def client(self) -> httpx.Client:
         """A client of its REST API."""
         return httpx.Client(base_url=self.url, auth=CREDENTIALS, timeout=WAIT_S)

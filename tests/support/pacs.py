@@ -17,6 +17,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.presentation import build_context
 
+from service.pacs.commitment import PUSH_MODEL
 from service.pacs.dicomweb import Pacs
 from service.pacs.node import Node
 from service.pacs.node_settings import NodeSettings
@@ -87,10 +88,11 @@ def echo(port: int, **options: Any) -> bool:
 
 @dataclass
 class Inbox:
-    """A Storage SCP that keeps what it receives; ``status`` is its answer."""
+    """A Storage SCP that keeps what it receives; ``status`` is its answer. ``actions``: requests of commitment."""
 
     port: int = 0
     reports: list[Dataset] = field(default_factory=list)
+    actions: list[Dataset] = field(default_factory=list)
     status: int = 0
     arrived: threading.Event = field(default_factory=threading.Event)
 
@@ -103,8 +105,8 @@ class Inbox:
 
 
 @contextmanager
-def inbox(port: int = 0) -> Iterator[Inbox]:
-    """An archive on 127.0.0.1."""
+def inbox(port: int = 0, *, commits: bool = False) -> Iterator[Inbox]:
+    """An archive on 127.0.0.1; one that `commits` accepts requests of storage commitment, and answers none."""
     box = Inbox()
 
     def store(event: Any) -> int:
@@ -115,7 +117,15 @@ def inbox(port: int = 0) -> Iterator[Inbox]:
 
     ae = AE(ARCHIVE)
     ae.add_supported_context(ENHANCED_SR)
-    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
+    if commits:
+        ae.add_supported_context(PUSH_MODEL)
+
+    def act(event: Any) -> tuple[int, None]:
+        box.actions.append(event.action_information)
+        return 0, None
+
+    handlers = [(evt.EVT_C_STORE, store), (evt.EVT_N_ACTION, act)]
+    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
     assert server is not None
     box.port = server.server_address[1]
     try:
