@@ -199,6 +199,14 @@ def test_preset_has_the_values_of_the_published_scripts(name: str, epochs: int, 
     assert (config.retrieval_k, config.pretrain, config.retriever, config.scst) == (0, None, None, None)
 
 
+def test_refuses_a_last_batch_that_the_processes_cannot_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Both.of("r2gencmn", tmp_path)
+    group = both.run.context.processes
+    monkeypatch.setattr(group, "count", 3)
+    with pytest.raises(ValueError, match="a batch of 2 cannot be shared by 3 processes"):
+        both.losses(monkeypatch)
+
+
 # --- initial weights, crops and selection -----------------------------------------------------------------------------
 
 
@@ -255,6 +263,11 @@ def test_dropped_memory_weights_have_the_mean_of_the_response() -> None:
     expected = memory.eval()(tokens, memory.bank())
     assert not torch.allclose(single, expected, atol=1e-3)
     torch.testing.assert_close(mean, expected, atol=2e-3, rtol=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = memory.train()(tokens, memory.bank())
+    low.sum().backward()
+    assert memory.matrix.grad is not None
+    assert memory.matrix.grad.abs().sum() > 0
 
 
 def test_crops_refuse_cached_features() -> None:

@@ -60,8 +60,8 @@ class CrossModalMemory(nn.Module):
     def _read_with_dropout(self, queries: Tensor, keys: Tensor, values: Tensor, k: int) -> Tensor:
         """``read_slots`` with some of the weights dropped."""
         best, slots = (queries @ keys.transpose(1, 2)).topk(k)  # (H, N, k)
-        weights = self.drop(best.float().softmax(-1)).to(values.dtype)
-        heads = zip(slots, values, weights, strict=True)
+        weights = self.drop(best.float().softmax(-1))
+        heads = zip(slots, values.float(), weights, strict=True)
         return torch.stack([F.embedding_bag(s, v, mode="sum", per_sample_weights=w) for s, v, w in heads])
 
     def _heads_first(self, rows: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ def train_cross_entropy(
     model, index, train = generator.model, generator.index, studies.train
     processes, device = context.processes, context.device
     moving = config.backbone_lr > 0
+    if config.full_batches:
+        processes.rows(len(train) % config.batch_size or config.batch_size)  # refuses a last batch too small to share
     module = common.FrozenPartsModule(model, moving, config.batch_statistics)
     processes.synchronise_features(module)
     optimizer = common.build_optimizer(model, backbone_lr=config.backbone_lr, head_lr=config.transformer_lr,
