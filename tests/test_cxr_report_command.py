@@ -92,6 +92,6 @@ def test_no_text_installs_from_a_registry() -> None:
     this = Path(__file__).resolve()
     folders = ("cxr_report", "model", "retrieval_index", "service", "training", "tests", "deploy", "examples")
     paths = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
-    for path in (*paths, *REPOSITORY.glob("*.md")):
+    for path in (*paths, *REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")):
         if path.suffix in {".py", ".md", ".sh", ".ipynb"} and path.resolve() != this and path.name != "CHANGELOG.md":
             assert not re.search(r"pip install\s+\S*cxr-report", path.read_text(encoding="utf-8")), path
