@@ -15,6 +15,7 @@ from model.config import ProtocolName
 from model.devices import choose_device
 from model.files import write_atomic
 from model.manifest import BundleError
+from training.data.letters import check_letters
 from training.data.selection import HALVES
 from training.data.studies import DatasetOptions, Source
 from training.data.views import ViewCheck, with_views
@@ -69,7 +70,8 @@ def open_source(arguments: argparse.Namespace, protocol: ProtocolName | None = N
     ``protocol`` None: that of ``--protocol``, else of ``--bundle``, else iu-xray.
 
     Raises:
-        ValueError: a path that it needs is missing, it has another protocol, or ``--views-bundle`` has no view check.
+        ValueError: a path that it needs is missing, it has another protocol, the cleaning would destroy the reports, or
+            ``--views-bundle`` has no view check.
     """
     name = protocol or getattr(arguments, "protocol", None) or _bundle_protocol(getattr(arguments, "bundle", None))
     dataset = arguments.dataset or ("r2gen" if arguments.annotation else "openi")
@@ -79,6 +81,7 @@ def open_source(arguments: argparse.Namespace, protocol: ProtocolName | None = N
             protocol=PROTOCOLS[name],
         )
     )  # fmt: skip
+    check_letters((study.report for study in (*source.studies, *source.extra)), f"the reports of {source.name}")
     folder = arguments.annotation.parent if arguments.annotation else arguments.root or arguments.images
     bundle: Path | None = getattr(arguments, "views_bundle", None)
     check = ViewCheck.load(bundle, choose_device(arguments.device)) if bundle else None

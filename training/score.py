@@ -22,6 +22,7 @@ from model.command_line import CommandParser
 from model.files import write_atomic
 from model.types import Draft, ReferenceCase
 from training.cli import not_negative, run_command, write_json
+from training.data.letters import check_letters
 from training.data.r2gen import study_uid
 from training.data.selection import HALVES, Half, half_of
 from training.data.studies import Study
@@ -85,6 +86,9 @@ def score(
     studies = [study for study in shared if study.study_id not in skipped]
     if not studies:
         raise ValueError(f"no study is left to score: the files share no id of {reports.path} with a report")
+    check_letters((study.report for study in studies), f"the references {reports.path}")
+    for file in (predictions, *against):
+        check_letters((file.texts[study.study_id] for study in studies), f"{file.path}")
     texts = _known_texts(train, [study.report for study in studies], reports.half, protocol)
     references = ReferenceSet([study.report for study in studies], texts.vocabulary, plan.meteor, protocol)
     drafts = _drafts(predictions, studies)
@@ -161,6 +165,7 @@ def _known_texts(path: Path | None, references: Sequence[str], half: Half | None
         train = read_texts(path, REFERENCE_COLUMNS).texts
     if not train:
         raise ValueError(f"{path} has no training report; give a file with some, or leave --training-reports out")
+    check_letters(train.values(), f"the training reports {path}")
     part = "half that chooses of the val split" if half else "val split"
     return texts_of(train, choose, origin=f"{path.name}, {len(train)} training reports",
                     chosen_on=f"{part} of {path.name}, {len(choose)} reports", protocol=protocol)  # fmt: skip
