@@ -143,7 +143,7 @@ def test_annotation_with_two_splits_needs_a_split(tmp_path: Path, caplog: pytest
     assert "name one: --split val or --split test" in caplog.text
     assert _score(tmp_path, *arguments, "--split", "test")["n"] == 2
     assert main(["--predictions", str(predictions), "--references", str(predictions), "--split", "val"]) == 2
-    assert "leave --split out" in caplog.text
+    assert "leave --split and --split-val out" in caplog.text
 
 
 def test_common_studies_are_scored_and_counted(tmp_path: Path) -> None:
