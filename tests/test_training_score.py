@@ -151,8 +151,15 @@ def test_common_studies_are_scored_and_counted(tmp_path: Path) -> None:
     result = _score(tmp_path, "--predictions", _write(tmp_path / "p.jsonl", few), "--references",
                     _write(tmp_path / "r.jsonl", {**REPORTS, "s5": "?!"}), "--common")  # fmt: skip
     assert result["n"] == 3
-    assert any("2 studies that some file lacks are not scored" in note for note in result["notes"])
+    assert any("1 studies that some file lacks are not scored" in note for note in result["notes"])
     assert result["skipped_studies"] == {"s5": "its report has no words"}
+
+
+def test_texts_of_reports_without_words_may_be_there_or_not(tmp_path: Path) -> None:
+    references = _write(tmp_path / "r.jsonl", {**REPORTS, "s5": "?!"})
+    for drafts in (DRAFTS, {**DRAFTS, "s5": "Clear."}):
+        result = _score(tmp_path, "--predictions", _write(tmp_path / "p.jsonl", drafts), "--references", references)
+        assert (result["n"], result["skipped_studies"]) == (4, {"s5": "its report has no words"})
 
 
 def test_page_names_both_systems_and_holds_no_image(tmp_path: Path) -> None:

@@ -77,15 +77,17 @@ def score(
     if out is not None:
         check_page_folder(out, option="--out")
     labels = read_present(plan.reference_labels) if plan.reference_labels else {}
-    ids = {study.study_id for study in reports.studies}
+    skipped = {s.study_id: "its report has no words" for s in reports.studies if not full_reference(s.report)}
+    wanted = [study for study in reports.studies if study.study_id not in skipped]
+    if not wanted:
+        raise ValueError(f"no study is left to score: no report of {reports.path} has words")
+    ids = {study.study_id for study in wanted}
     for file in (predictions, *against):
-        ids &= set(aligned(file, [study.study_id for study in reports.studies], reports.path, common=common))
-    left_out = len(reports.studies) - len(ids)
-    shared = [study for study in reports.studies if study.study_id in ids]
-    skipped = {study.study_id: "its report has no words" for study in shared if not full_reference(study.report)}
-    studies = [study for study in shared if study.study_id not in skipped]
+        ids &= aligned(file, [study.study_id for study in wanted], skipped, reports.path, common=common)
+    studies = [study for study in wanted if study.study_id in ids]
     if not studies:
-        raise ValueError(f"no study is left to score: the files share no id of {reports.path} with a report")
+        raise ValueError("no study is left to score: no id is in all files; give files of the same studies")
+    left_out = len(wanted) - len(studies)
     check_letters((study.report for study in studies), f"the references {reports.path}")
     for file in (predictions, *against):
         check_letters((file.texts[study.study_id] for study in studies), f"{file.path}")

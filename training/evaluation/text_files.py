@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,14 +81,16 @@ def read_split_studies(path: Path) -> dict[str, list[Study]]:
     return found
 
 
-def aligned(predictions: TextFile, wanted: Sequence[str], references: Path, *, common: bool) -> list[str]:
-    """The ids to score, in the order of ``wanted``, those of the references.
+def aligned(
+    predictions: TextFile, wanted: Sequence[str], skipped: Collection[str], references: Path, *, common: bool
+) -> set[str]:
+    """The ids to score: those of ``wanted``, the references; texts for ``skipped`` ones are not read.
 
     Raises:
         ValueError: the ids of both differ and ``common`` is not set, or no id is in both.
     """
     missing = [study for study in wanted if study not in predictions.texts]
-    extra = sorted(predictions.texts.keys() - set(wanted))
+    extra = sorted(predictions.texts.keys() - set(wanted) - set(skipped))
     if len(missing) == len(wanted):
         raise ValueError(
             f"no id of {predictions.path} is in {references}: ids such as {next(iter(predictions.texts))!r} there, "
@@ -101,7 +103,7 @@ def aligned(predictions: TextFile, wanted: Sequence[str], references: Path, *, c
             f'{predictions.path}: {"; ".join(parts)}. Add the missing studies (with the text "" where the system '
             "wrote none) and remove the others, or score the studies that all files have with --common"
         )
-    return [study for study in wanted if study in predictions.texts]
+    return set(wanted) - set(missing)
 
 
 def _content(path: Path) -> str:
