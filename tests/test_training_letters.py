@@ -47,7 +47,7 @@ def _lines(path: Path, texts: dict[str, str]) -> str:
 def test_score_refuses_each_of_its_files(tmp_path: Path, caplog: pytest.LogCaptureFixture, wrong: str) -> None:
     arguments = ["--draws", "0", "--no-meteor"]
     for name in ("predictions", "references", "training-reports", "against"):
-        text = GERMAN if name == wrong else ENGLISH
+        text = CHINESE if name == wrong else ENGLISH
         arguments += [f"--{name}", _lines(tmp_path / f"{name}.jsonl", {"a": text, "b": text})]
     assert score(arguments) == 2
     assert f"{wrong}.jsonl hold letters outside a to z" in caplog.text

@@ -77,6 +77,9 @@ def score(
     if out is not None:
         check_page_folder(out, option="--out")
     labels = read_present(plan.reference_labels) if plan.reference_labels else {}
+    check_letters((study.report for study in reports.studies), f"the references {reports.path}")
+    for file in (predictions, *against):
+        check_letters(file.texts.values(), f"{file.path}")
     skipped = {s.study_id: "its report has no words" for s in reports.studies if not full_reference(s.report)}
     wanted = [study for study in reports.studies if study.study_id not in skipped]
     if not wanted:
@@ -88,9 +91,6 @@ def score(
     if not studies:
         raise ValueError("no study is left to score: no id is in all files; give files of the same studies")
     left_out = len(wanted) - len(studies)
-    check_letters((study.report for study in studies), f"the references {reports.path}")
-    for file in (predictions, *against):
-        check_letters((file.texts[study.study_id] for study in studies), f"{file.path}")
     texts = _known_texts(train, [study.report for study in studies], reports.half, protocol)
     references = ReferenceSet([study.report for study in studies], texts.vocabulary, plan.meteor, protocol)
     drafts = _drafts(predictions, studies)
