@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -72,7 +73,7 @@ def both(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     """The bundles of an unbroken run and of a run that was killed in every stage; they run in parallel."""
     alone, broken = (tmp_path_factory.mktemp(name) / "B" for name in ("unbroken", "broken"))
     log = alone.with_name("log")
-    with start(command(root, alone), log) as process:
+    with start(command(root, alone, "--logger", "csv"), log) as process:
         killed_amid_each_stage(root, broken)
         finish(process, log)
     return alone, broken
@@ -204,6 +205,14 @@ def test_configuration_is_stored_in_the_bundle_and_its_changes_are_logged(
     assert configure(*preset_and_changes(run["config"], "")).model_dump() == RunConfig(**run["config"]).model_dump()
     changes = [line.partition("configuration: ")[2] for line in bundle_path.with_name("log").read_text().splitlines()]
     assert set(changes) == {"", 'shape.backbone = "efficientnet_lite0" ("densenet121" in preset smoke)'}
+
+
+def test_experiment_logger_gets_every_stage_and_the_scores_on_val(unbroken: Path) -> None:
+    with (unbroken.with_name("B.work") / "csv" / "version_0" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {name.partition("/")[0] for name in rows[0]} == {"pretrain", "retriever", "ce", "scst", "evaluate", "step"}
+    val = json.loads((unbroken / "metrics.json").read_text())["val"]["system"]
+    assert float(rows[-1]["evaluate/CIDEr"]) == pytest.approx(val["CIDEr"], rel=1e-5)
 
 
 def test_index_holds_training_studies_only_and_metrics_hold_the_baselines(root: Path, bundle_path: Path) -> None:

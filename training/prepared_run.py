@@ -193,10 +193,9 @@ class PreparedRun:
                 weights_licence(config.shape.backbone, config.backbone_weights),
             ))),
         )  # fmt: skip
-        public = config.model_copy(update={"backbone_weights": Path(config.backbone_weights).name})  # no folder names
         write_bundle(path, config=bundle_config, model=self.model, tokenizer=self.tokenizer, index_dir=index_dir,
                      metrics={**metrics, CHOSEN_ON: self._chosen_on()}, mbr_table=self._mbr_table(),
-                     weights_dtype=config.weights_dtype, documents={CONFIG_DOCUMENT: as_yaml(public)},
+                     weights_dtype=config.weights_dtype, documents={CONFIG_DOCUMENT: as_yaml(public(config))},
                      replace=True)  # fmt: skip
 
     def _chosen_on(self) -> list[dict[str, Any]]:
@@ -211,6 +210,11 @@ def _vocabulary(config: RunConfig, train: Sequence[Study]) -> Tokenizer:
     if config.published_text:
         return protocol.tokenizer(protocol.words(texts))
     return Tokenizer.build(texts, min_count=protocol.min_count, commas=config.commas)
+
+
+def public(config: RunConfig) -> RunConfig:
+    """A configuration without the folder of its weights, for a bundle or a server."""
+    return config.model_copy(update={"backbone_weights": Path(config.backbone_weights).name})
 
 
 def _changes(config: RunConfig) -> dict[str, Any]:

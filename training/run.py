@@ -18,7 +18,9 @@ import logging
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -34,7 +36,7 @@ from training.data.tables import read_present
 from training.data.targets import ExternalLabels, read_soft_scores
 from training.licence import add_data_licence
 from training.pipeline import run_pipeline
-from training.prepared_run import PreparedRun
+from training.prepared_run import PreparedRun, public
 from training.presets import PRESETS
 from training.run_manifest import MANIFEST_FILE, check_resume_compatible, run_manifest, write_run_manifest
 from training.stage_results import STAGES, check_prerequisites, done_stages
@@ -42,6 +44,7 @@ from training.stages.common import RunInputs
 from training.trainer.checkpoints import first_line
 from training.trainer.context import RunContext
 from training.trainer.distributed import is_peer_failure, join, process_rank
+from training.trainer.loggers import LOGGERS, ExperimentLogger, check_logger
 
 log = logging.getLogger("training")
 
@@ -66,6 +69,7 @@ def _open_inputs(arguments: argparse.Namespace, config: RunConfig, context: RunC
         raise ValueError(f"--out {arguments.out} already exists; choose another, or add --replace")
     check_paths(arguments.out, context.work)
     check_batches(config, context.processes.count)
+    check_logger(arguments.logger)
     soft_scores = _table(arguments, "soft_scores", "chexnet_scores.csv")
     labels = _table(arguments, "reference_labels", "chexbert_labels.csv")
     with context.processes.main_process_first():  # it may download
@@ -117,6 +121,37 @@ def _table(arguments: argparse.Namespace, option: str, default_name: str) -> Pat
     return found if found is not None and found.is_file() else None
 
 
+def _prepare(config: RunConfig, arguments: argparse.Namespace, context: RunContext) -> PreparedRun:
+    """Open the data and the logger, and decode the images; a work directory of a refused start is removed."""
+    is_new = context.processes.main and not context.work.exists()
+    inputs = _open_inputs(arguments, config, context)
+    try:
+        logger = None
+        if context.processes.main:
+            stored = public(config).model_dump(mode="json")
+            logger = ExperimentLogger.open(arguments.logger, context.work, arguments.out.name, stored)
+        return PreparedRun.prepare(config, inputs, replace(context, logger=logger))
+    except ValueError:
+        if is_new:
+            shutil.rmtree(context.work)
+        raise
+
+
+def _run_logged(run: PreparedRun, stages: Sequence[str]) -> None:
+    """Run the pipeline; the logger, if there is one, also receives the scores on val."""
+    logger = run.context.logger
+    status: Literal["success", "failed"] = "failed"
+    try:
+        metrics = run_pipeline(run, stages)
+        status = "success"
+        if logger is not None and metrics.get("val"):
+            scores = {name: value for name, value in metrics["val"]["system"].items() if value is not None}
+            logger.record({f"evaluate/{name}": value for name, value in scores.items()}, 0)
+    finally:
+        if logger is not None:
+            logger.close(status)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m training.run``; returns the exit code."""
     parser = CommandParser(prog="python -m training.run", description="Train a bundle, resumably.")
@@ -134,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--images-on-device", choices=("auto", "yes", "no"), default="auto",
                         help="keep decoded images and features on the device; auto: where they fit")  # fmt: skip
+    parser.add_argument("--logger", choices=LOGGERS, default="tensorboard",
+                        help="of experiments, besides log.csv and TensorBoard")  # fmt: skip
     parser.add_argument("--checkpoint-seconds", type=at_least(0, float), default=120.0,
                         help="longest time between two checkpoints")  # fmt: skip
     parser.add_argument("--seed", type=int, help="default: that of the configuration, 1 in all presets")
@@ -167,16 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         for line in described_changes(config):
             log.info("configuration: %s", line)
-        is_new = processes.main and not context.work.exists()
-        inputs = _open_inputs(arguments, config, context)
         torch.set_float32_matmul_precision("high" if arguments.precision == "bf16" else "highest")
-        try:
-            run = PreparedRun.prepare(config, inputs, context)
-        except ValueError:
-            if is_new:  # a refused start leaves nothing behind
-                shutil.rmtree(context.work)
-            raise
-        run_pipeline(run, arguments.stages)
+        _run_logged(_prepare(config, arguments, context), arguments.stages)
         processes.leave()
     except (ValueError, BundleError, FloatingPointError) as error:
         log.error("%s", error)

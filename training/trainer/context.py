@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from training.trainer.distributed import SINGLE_PROCESS, ProcessGroup
+from training.trainer.loggers import ExperimentLogger
 
 Placement = Literal["auto", "yes", "no"]
 
@@ -26,6 +27,7 @@ class RunContext:
     processes: ProcessGroup = SINGLE_PROCESS
     on_device: Placement = "auto"  # whether decoded images and cached features are copied to the device as a whole
     checkpoint_seconds: float = 120.0  # longest time between two checkpoints within an epoch
+    logger: ExperimentLogger | None = None  # of process 0, besides TensorBoard
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.files import write_atomic
+from training.trainer.loggers import ExperimentLogger
 
 CURVES_SECONDS = 10.0  # shortest time between two drawings of the curves, which take about 1 s
 
@@ -35,21 +36,24 @@ class History:
 
 
 class HistoryWriter:
-    """Writes ``log.csv``, ``curves.png`` and ``tensorboard/`` of a stage."""
+    """Writes ``log.csv``, ``curves.png`` and ``tensorboard/`` of a stage, and to another ``logger`` if there is one."""
 
-    def __init__(self, stage: str, directory: Path, epochs_done: int) -> None:
+    def __init__(self, stage: str, directory: Path, epochs_done: int, logger: ExperimentLogger | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._stage, self._directory = stage, directory
+        self._stage, self._directory, self._logger = stage, directory, logger
         self._events: Any = SummaryWriter(str(directory / "tensorboard"), purge_step=epochs_done)
         self._drawn = time.monotonic()
 
     def write(self, history: History) -> None:
         """Record the last epoch; curves are drawn every ``CURVES_SECONDS``."""
         epoch = len(history.rows) - 1
-        for name, value in history.rows[-1].items():
-            self._events.add_scalar(f"{self._stage}/{name}", value, epoch)
+        row = {f"{self._stage}/{name}": value for name, value in history.rows[-1].items()}
+        for name, value in row.items():
+            self._events.add_scalar(name, value, epoch)
         self._events.flush()
+        if self._logger is not None:
+            self._logger.record(row, epoch)
         self._write_table(history)
         if time.monotonic() - self._drawn >= CURVES_SECONDS:
             self._draw(history)

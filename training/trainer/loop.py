@@ -99,7 +99,9 @@ class Loop:
         processes = self.context.processes
         train_step = processes.with_gradient_averaging(self.module, train_step)
         done = len(self.history.rows)
-        writer = HistoryWriter(self.config.stage, self.directory, done) if processes.main else None
+        writer = None
+        if processes.main:
+            writer = HistoryWriter(self.config.stage, self.directory, done, self.context.logger)
         began = time.monotonic()
         for epoch in range(done, epochs):
             if self._out_of_patience():
