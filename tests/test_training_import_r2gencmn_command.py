@@ -141,6 +141,7 @@ def test_bundle_config_names_the_import(imported: Imported) -> None:
     assert config.retrieval is None
     assert config.trained_on["imported_from"] == "R2GenCMN"
     assert "trained on is invented, CC0. For research" in config.licence
+    assert config.licence in (imported.bundle / "MODEL_CARD.md").read_text()
     assert (config.trained_on["epoch"], config.trained_on["monitor_best"]) == (7, 0.4321)
     assert not (imported.bundle / "index").exists()
 

@@ -27,6 +27,7 @@ from training.config import RunConfig
 from training.config_changes import configure, preset_and_changes
 from training.data.openi import open_openi
 from training.data.studies import Source
+from training.model_card import CARD
 from training.phantoms import write_phantom_root
 from training.prepared_run import CONFIG_DOCUMENT
 from training.presets import preset
@@ -194,7 +195,7 @@ def test_names_the_file_when_the_disk_is_full(
     assert not (tmp_path / "C").exists()
 
 
-def test_configuration_is_stored_in_the_bundle_and_its_changes_are_logged(
+def test_bundle_has_configuration_and_card_and_the_log_has_the_changes(
     bundle_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stored = bundle_path / CONFIG_DOCUMENT
@@ -203,6 +204,10 @@ def test_configuration_is_stored_in_the_bundle_and_its_changes_are_logged(
     assert capsys.readouterr().out == stored.read_text()
     run = json.loads((bundle_path.with_name("B.work") / "run.json").read_text())
     assert configure(*preset_and_changes(run["config"], "")).model_dump() == RunConfig(**run["config"]).model_dump()
+    card = (bundle_path / CARD).read_text()
+    assert CARD in load_bundle(bundle_path).manifest.files
+    assert f"On {VAL} validation studies" in card
+    assert load_bundle(bundle_path).config.licence in card
     changes = [line.partition("configuration: ")[2] for line in bundle_path.with_name("log").read_text().splitlines()]
     assert set(changes) == {"", 'shape.backbone = "efficientnet_lite0" ("densenet121" in preset smoke)'}
 

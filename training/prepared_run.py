@@ -30,6 +30,7 @@ from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.selection import CHOSEN_ON, Half, half_of, selection_record
 from training.data.studies import Study
 from training.licence import licence_note
+from training.model_card import CARD, model_card
 from training.presets import PRESETS
 from training.protocols import PROTOCOLS
 from training.r2gencmn import reset_as_published
@@ -193,10 +194,10 @@ class PreparedRun:
                 weights_licence(config.shape.backbone, config.backbone_weights),
             ))),
         )  # fmt: skip
+        documents = {CONFIG_DOCUMENT: as_yaml(public(config)), CARD: model_card(bundle_config, metrics)}
         write_bundle(path, config=bundle_config, model=self.model, tokenizer=self.tokenizer, index_dir=index_dir,
                      metrics={**metrics, CHOSEN_ON: self._chosen_on()}, mbr_table=self._mbr_table(),
-                     weights_dtype=config.weights_dtype, documents={CONFIG_DOCUMENT: as_yaml(public(config))},
-                     replace=True)  # fmt: skip
+                     weights_dtype=config.weights_dtype, documents=documents, replace=True)  # fmt: skip
 
     def _chosen_on(self) -> list[dict[str, Any]]:
         if not self.studies.val:

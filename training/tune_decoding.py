@@ -39,6 +39,7 @@ from training.data.selection import CHOSEN_ON, UNRECORDED, half_of, selection_re
 from training.data.studies import Source, Study
 from training.evaluation.inference import images_digest, open_bundle, study_views
 from training.evaluation.scoring import ReferenceSet
+from training.model_card import CARD, model_card
 from training.scoring.language import language_faults
 from training.scoring.protocol import comparable_vocabulary
 from training.stages.common import retrieve
@@ -224,8 +225,9 @@ def _run(arguments: argparse.Namespace) -> int:
     write_json(arguments.out, content)
     log.info("chosen: %s; wrote %s", best, arguments.out)
     if (path := arguments.write_bundle) is not None:  # its metrics would be those of the old settings
+        config = bundle.config.model_copy(update={"decoding": best})
         write_bundle(
-            path, config=bundle.config.model_copy(update={"decoding": best}), model=bundle.model,
+            path, config=config, model=bundle.model, documents={CARD: model_card(config, {})},
             tokenizer=bundle.tokenizer, index_dir=bundle.path / INDEX_DIR, mbr_table=bundle.mbr_table,
             metrics={CHOSEN_ON: [*bundle.metrics.get(CHOSEN_ON, [UNRECORDED]), chosen]}, weights_dtype="fp16",
         )  # fmt: skip

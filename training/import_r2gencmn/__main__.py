@@ -19,6 +19,7 @@ from training.data.r2gen import read_annotation
 from training.import_r2gencmn.checkpoint import read_checkpoint
 from training.import_r2gencmn.convert import Published, import_model
 from training.licence import add_data_licence, import_note
+from training.model_card import CARD, model_card
 from training.protocols import IU_XRAY, PROTOCOLS
 from training.r2gencmn import PUBLISHED_DECODING, TRIGRAM_PENALTY
 
@@ -57,7 +58,8 @@ def _import(arguments: argparse.Namespace) -> int:
         problem = error.errors()[0]
         field = ".".join(map(str, problem["loc"]))
         raise ValueError(f"--out {out}: {field} cannot be stored: {problem['msg']}") from error
-    write_bundle(out, config=config, model=model, tokenizer=tokenizer, weights_dtype="fp32", replace=arguments.replace)
+    write_bundle(out, config=config, model=model, tokenizer=tokenizer, weights_dtype="fp32",
+                 documents={CARD: model_card(config, {})}, replace=arguments.replace)  # fmt: skip
     log.info(
         "%s: %s, %d words, %d layers, %d slots; serve it with  python -m service --bundle %s",
         out, model.config.backbone, len(words), model.config.encoder_layers, model.config.memory_slots, out,
