@@ -14,11 +14,11 @@ from model.decoding import attested
 from model.network.torchvision_models import models
 from training import prepared_run
 from training.ablation.__main__ import main as ablation
-from training.checks import check_batches, check_model
+from training.checks import check_batches, check_model, doubtful
 from training.config import RunConfig
 from training.config_changes import chosen_config, names
 from training.phantoms import write_phantom_root
-from training.presets import preset
+from training.presets import PRESETS, preset
 from training.run import main
 
 STAGES = [(stage, {}, "preset") for stage in ("pretrain", "retriever", "scst")]  # added to a preset without them
@@ -140,6 +140,15 @@ def test_batches_are_shared_by_the_processes() -> None:
         check_batches(preset("smoke"), 17)
 
 
+def test_warns_of_settings_that_work_but_hardly_as_intended() -> None:
+    assert not any(doubtful(config) for config in PRESETS.values())
+    assert doubtful(changed("smoke", image_size=32)) == [
+        "pretrain.epochs_by_size has 64 pixels, above image_size=32: enlarged images show no more"
+    ]
+    assert "an untrained retriever chooses the cases" in doubtful(changed("retrieval", retriever=None))[0]
+    assert "stage retriever is left out" in doubtful(changed("retrieval", retrieval_k=0))[0]
+
+
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
@@ -173,9 +182,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--annotation", "{root}/empty.json", "--images", "{root}"], "the data set has no training study"),
         (["--annotation", "{root}/gone.json", "--images", "{root}"], "none of 1 images could be read"),
         (["--external-labels", "x.csv"], "need each other"),
+        (["--set", *(f"pretrain.weights.{name}=0" for name in ("report", "text", "mesh", "external"))],
+         "only pretrain.weights.soft is above 0, and the data has no such targets"),
         (["--device", "cuda:99"], "cuda"),
     ],
-)
+)  # fmt: skip
 def test_refused_start_leaves_nothing_behind(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, arguments: list[str], message: str
 ) -> None:

@@ -13,6 +13,7 @@ from model.config import BUNDLE_NAME
 from model.network.backbone import Backbone
 from model.network.report_model import MAX_PATCHES, ReportModel
 from training.config import RunConfig
+from training.data.studies import Source
 from training.prepared_run import model_config
 from training.stage_results import STAGES
 
@@ -47,6 +48,32 @@ def _trial_backbone(config: RunConfig, weights: str, field: str) -> Backbone:
             return Backbone(name, weights=weights)
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from error
+
+
+def check_targets(config: RunConfig, source: Source, *, soft: bool, external: bool) -> None:
+    """Raise ValueError where the groups of targets that the data has weigh nothing in pretraining."""
+    if config.pretrain is None:
+        return
+    has_terms = any(study.mesh for study in source.split("train"))
+    present = {"report": True, "text": True, "mesh": has_terms, "soft": soft, "external": external}
+    if not any(weight for name, weight in config.pretrain.weights if present[name]):
+        weighted = ", ".join(f"pretrain.weights.{name}" for name, weight in config.pretrain.weights if weight)
+        raise ValueError(f"only {weighted} is above 0, and the data has no such targets; raise another weight, or give "
+                         "--soft-scores or --external-labels")  # fmt: skip
+
+
+def doubtful(config: RunConfig) -> list[str]:
+    """Settings that work, but hardly as intended."""
+    found = []
+    sizes = [size for size, _ in config.pretrain.epochs_by_size] if config.pretrain else []
+    if sizes and max(sizes) > config.image_size:
+        found.append(f"pretrain.epochs_by_size has {max(sizes)} pixels, above image_size={config.image_size}: enlarged "
+                     "images show no more")  # fmt: skip
+    if config.retrieval_k and config.retriever is None:
+        found.append(f"retrieval_k={config.retrieval_k} and retriever=null: an untrained retriever chooses the cases")
+    if not config.retrieval_k and config.retriever is not None:
+        found.append("stage retriever is left out, because retrieval_k is 0")
+    return found
 
 
 def check_batches(config: RunConfig, processes: int) -> None:

@@ -26,7 +26,7 @@ import torch
 
 from model.command_line import CommandParser
 from model.manifest import BundleError
-from training.checks import check_batches, check_model, check_paths
+from training.checks import check_batches, check_model, check_paths, check_targets, doubtful
 from training.cli import add_common_arguments, at_least, open_source, some_of
 from training.config import RunConfig
 from training.config_changes import as_yaml, assignment, chosen_config, described_changes
@@ -80,6 +80,7 @@ def _open_inputs(arguments: argparse.Namespace, config: RunConfig, context: RunC
             raise ValueError(f"the data set has no training study ({'; '.join(source.notes)})")
         if soft_scores is not None and config.pretrain is not None:
             read_soft_scores(soft_scores)
+        check_targets(config, source, soft=soft_scores is not None, external=external_labels is not None)
         check_model(config)
         check_prerequisites(config, context.work, arguments.stages, done_stages(context.work))
         if is_main:
@@ -204,6 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         for line in described_changes(config):
             log.info("configuration: %s", line)
+        for line in doubtful(config):
+            log.warning("configuration: %s", line)
         torch.set_float32_matmul_precision("high" if arguments.precision == "bf16" else "highest")
         _run_logged(_prepare(config, arguments, context), arguments.stages)
         processes.leave()
