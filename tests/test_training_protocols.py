@@ -22,7 +22,7 @@ from tests.support.tiny import open_drafter
 from training.config import RewardConfig
 from training.data.openi import open_openi
 from training.data.r2gen import open_r2gen
-from training.data.studies import check_cases
+from training.data.studies import check_cases, one_study_a_report
 from training.evaluate import main as evaluate
 from training.import_r2gencmn.__main__ import main as import_checkpoint
 from training.openi import annotation
@@ -129,12 +129,18 @@ def test_mimic_annotation_gives_the_first_image_of_an_entry(tmp_path: Path) -> N
     assert [study.report_id for study in one.studies] == ["50000001", "50000002"]
 
 
-def test_refuses_reports_in_two_splits_and_reports_that_would_find_themselves(tmp_path: Path) -> None:
+def test_entries_of_one_report_are_one_case_and_in_one_split(tmp_path: Path) -> None:
     first, second = entry("a", 7, ["a.jpg"]), entry("b", 7, ["b.jpg"])
     with pytest.raises(ValueError, match="study_id 7 of entry b of val is in train too; the splits share a report"):
         open_r2gen(write(tmp_path / "leak.json", train=[first], val=[second]), tmp_path, MIMIC_CXR)
-    source = open_r2gen(write(tmp_path / "twice.json", train=[first, second]), tmp_path, MIMIC_CXR)
-    with pytest.raises(ValueError, match=r"entries a and b have study_id 7: with retrieval.*such as r2gencmn-mimic"):
+    third = entry("c", 8, ["c.jpg"])
+    source = open_r2gen(write(tmp_path / "twice.json", train=[first, second, third]), tmp_path, MIMIC_CXR)
+    check_cases(source.studies)
+    assert [study.case_id for study in source.studies] == ["7", "7", "8"]
+    assert [study.study_id for study in one_study_a_report(source.studies)] == ["a", "c"]
+    other = entry("b", 7, ["b.jpg"], "Another report.")
+    source = open_r2gen(write(tmp_path / "two.json", train=[first, other]), tmp_path, MIMIC_CXR)
+    with pytest.raises(ValueError, match="entries a and b have study_id 7, but two reports; correct the annotation"):
         check_cases(source.studies)
 
 
@@ -211,6 +217,20 @@ def test_texts_are_scored_by_a_protocol(mimic: Mimic, tmp_path: Path) -> None:
                  "--training-reports", str(mimic.annotation), "--protocol", "mimic-cxr", "--no-meteor"]  # fmt: skip
     assert score([*arguments, "--out", str(tmp_path / "out")]) == 0
     assert "MIMIC-CXR cleaning" in json.loads((tmp_path / "out" / "metrics.json").read_text())["protocol"]
+
+
+def test_no_entry_retrieves_its_report_by_another_entry(mimic: Mimic, tmp_path: Path) -> None:
+    out = tmp_path / "B"
+    arguments = [*mimic.options, "--preset", "smoke", "--protocol", "mimic-cxr", "--backbone", "resnet18", "--out"]
+    changes = ["scst=null", "ce.epochs=1", "retriever.epochs=1"]
+    assert train([*arguments, str(out), "--set", *changes, "--precision", "fp32", "--data-licence", "invented"]) == 0
+    cases = [json.loads(line)["case_id"] for line in (out / "index" / "cases.jsonl").read_text().splitlines()]
+    assert cases == [str(50_000_000 + number) for number in range(12)]
+    found = np.load(tmp_path / "B.work" / "retriever" / "cases.npy")
+    assert found.shape[0] == 24
+    own = np.repeat(np.arange(12), 2)[:, None, None]  # of each entry, the row of its report
+    assert ((found != own) & (found >= 0)).all()
+    assert found.max() == 11
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ from retrieval_index.index import ReportIndex
 from training.cli import write_json
 from training.data.features import PatchSource
 from training.data.selection import Half
+from training.data.studies import one_study_a_report
 from training.evaluate import evaluate
 from training.evaluation.inference import open_bundle
 from training.evaluation.plan import EvaluationPlan, InferenceOptions, Outputs
@@ -64,10 +65,11 @@ def run_pipeline(run: PreparedRun, stages: Sequence[str]) -> dict[str, Any]:
         features = run.frozen_features()  # on all processes, as later stages read it
         metrics: dict[str, Any] = {}
         if context.processes.main:
-            index = build_index(model, studies.train, tokenizer, run.index_dir, public=inputs.source.name == "openi")
+            indexed = one_study_a_report(studies.train)
+            index = build_index(model, indexed, tokenizer, run.index_dir, public=inputs.source.name == "openi")
             if config.decoding.method == "consensus":
                 build_consensus(
-                    studies.train, index.vectors(np.arange(len(index))[None])[0], tokenizer, seed=config.seed,
+                    indexed, index.vectors(np.arange(len(index))[None])[0], tokenizer, seed=config.seed,
                     directions=config.consensus_directions, max_length=config.shape.max_length,
                 ).save(run.mbr_file)  # fmt: skip
             metrics["retrieval"] = _retrieval_metrics(run, index, features) | _cases_in_training(run, index, features)
@@ -120,7 +122,7 @@ def _cases_in_training(run: PreparedRun, index: ReportIndex, features: PatchSour
     """
     train, k, seed = run.studies.train, run.config.retrieval_k, run.config.seed
     queries = embed_studies(run.model.study_head, features, train)
-    _, rows = index.search(queries, k, exclude=[study.study_id for study in train])
+    _, rows = index.search(queries, k, exclude=[study.case_id for study in train])
     found = {"train": rows}
     if (cases := run.out_of_fold_cases()) is not None:
         found = {"train": cases[:, 0], "train_in_fold": rows}

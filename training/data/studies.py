@@ -29,7 +29,7 @@ class ImageRef:
 class Study:
     """One examination: a report and its radiographs."""
 
-    study_id: str  # the annotation's id, "CXR2384_IM-0942"; also the case id in the index
+    study_id: str  # the annotation's id, "CXR2384_IM-0942"
     uid: str  # "CXR2384", the id in the tables of split and labels
     split: Split | None  # None: not in the R2Gen set, for pretraining only
     report: str  # FINDINGS on one line; empty only outside the R2Gen set
@@ -39,6 +39,11 @@ class Study:
     report_id: str | None = None  # of MIMIC-CXR: its study_id; several entries, one an image, may share a report
     keeps_order: bool = False  # the model reads the images in the file's order, as published R2Gen code
     patient: str | None = None  # where the data set states it; the studies of one stay together
+
+    @property
+    def case_id(self) -> str:
+        """The id of its report in the index."""
+        return self.report_id or self.study_id
 
     @property
     def training_text(self) -> str:
@@ -81,18 +86,20 @@ class Source:
         return tuple(study for study in self.studies if study.split == name)
 
 
+def one_study_a_report(train: Sequence[Study]) -> list[Study]:
+    """The first study of each case id: the studies that become cases, so that no report is two cases."""
+    return list({study.case_id: study for study in reversed(train)}.values())[::-1]
+
+
 def check_cases(train: Sequence[Study]) -> None:
-    """Raise ValueError unless the studies can be cases of an index: valid ids, and one study a report."""
-    seen: dict[str, str] = {}
+    """Raise ValueError unless the studies can be cases of an index: valid ids, one report for each."""
+    reports: dict[str, Study] = {}
     for study in train:
-        check_case_id(study.study_id)
-        if study.report_id is None:
-            continue
-        other = seen.setdefault(study.report_id, study.study_id)
-        if other != study.study_id:
-            raise ValueError(f"entries {other} and {study.study_id} have study_id {study.report_id}: with retrieval, "
-                             "one would find the report of the other, which is its own. Keep one entry of each "
-                             "study_id, or use a preset without retrieval, such as r2gencmn-mimic")  # fmt: skip
+        check_case_id(study.case_id)
+        other = reports.setdefault(study.case_id, study)
+        if other.report != study.report:
+            raise ValueError(f"entries {other.study_id} and {study.study_id} have study_id {study.case_id}, but two "
+                             "reports; correct the annotation, or leave study_id out")  # fmt: skip
 
 
 def view_note(studies: tuple[Study, ...]) -> str:

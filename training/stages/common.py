@@ -139,14 +139,14 @@ class TrainingReports:
     """The inputs and targets of a generator's training studies, by rows of ``train``.
 
     Attributes:
-        names: of the studies.
+        names: ids of the studies as cases.
         reports: as they are published, with which drafts are compared.
         texts: as the model learns them.
     """
 
     def __init__(self, generator: ReportGenerator, train: Sequence[Study]) -> None:
         self._generator, self._train = generator, train
-        self.names = [study.study_id for study in train]
+        self.names = [study.case_id for study in train]
         self.reports = [study.report for study in train]
         self.texts = [study.training_text for study in train]
         length = generator.target_ids or generator.model.config.max_length

@@ -45,7 +45,7 @@ def build_index(
     if foreign:
         raise ValueError(f"only training studies may enter the index; found {foreign[:3]} of other splits")
     cases = [
-        Case(case_id=study.study_id, findings=study.report, labels=dict(label_report(study.report)),
+        Case(case_id=study.case_id, findings=study.report, labels=dict(label_report(study.report)),
              source_url=page_url(study.images[0].key) if public else None)
         for study in train
     ]  # fmt: skip
@@ -114,7 +114,7 @@ def retrieval_scores(
     """
     k = rows.shape[1]
     drawn = np.random.default_rng(seed).integers(0, len(index), rows.shape)
-    own = np.array([study.study_id for study in studies])[:, None]
+    own = np.array([study.case_id for study in studies])[:, None]
     ids = np.array([index.case(row).case_id for row in range(len(index))])
     texts = [index.case(row).findings or "" for row in range(len(index))]
     reports = [study.report for study in studies]

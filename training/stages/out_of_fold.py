@@ -24,7 +24,7 @@ from retrieval_index.cases import Case
 from retrieval_index.index import ReportIndex
 from training.config import RetrieverConfig
 from training.data.features import PatchSource
-from training.data.studies import Study
+from training.data.studies import Study, one_study_a_report
 from training.scoring.binary import folds
 from training.stages.common import Rows, StudySplits
 from training.stages.index import embed_studies
@@ -41,17 +41,17 @@ def out_of_fold_cases(
     model: ModelConfig, width: int, tokenizer: Tokenizer, features: PatchSource, studies: StudySplits,
     config: RetrieverConfig, context: RunContext,
 ) -> Rows:  # fmt: skip
-    """Train a retriever for each fold; returns the cases of each training study, as rows of ``studies.train``.
+    """Train a retriever for each fold; returns the cases of each training study.
 
     Args:
         model: dimensions of the encoders.
         width: D of the backbone.
 
     Returns:
-        (N, DRAWS, K), best first, -1 where there are fewer than K; draw 0 is of unchanged images.
+        (N, DRAWS, K) rows of the index, best first, -1 where there are fewer than K; draw 0 is of unchanged images.
     """
     train = studies.train
-    fold_of = folds([study.uid for study in train], config.folds, context.seed)
+    fold_of = folds([study.report_id or study.uid for study in train], config.folds, context.seed)
     found = np.full((len(train), DRAWS, model.retrieval_k), -1, np.int64)
     for fold in range(config.folds):
         held = np.flatnonzero(fold_of == fold)
@@ -69,16 +69,17 @@ def _search(
     encoders: tuple[StudyHead, TextTower], tokenizer: Tokenizer, features: PatchSource, train: Sequence[Study],
     held: Rows, k: int, seed: int,
 ) -> Rows:  # fmt: skip
-    """(n, DRAWS, k) rows of ``train``: the cases of the studies ``held`` (n,), without their own."""
+    """(n, DRAWS, k) rows of the index: the cases of the studies ``held`` (n,), without their own."""
     head, tower = encoders
-    vectors = embed_reports(tower.eval(), tokenizer, [study.report for study in train])
-    index = ReportIndex.build(vectors, [Case(study.study_id, None, {}, None) for study in train])
+    indexed = one_study_a_report(train)
+    vectors = embed_reports(tower.eval(), tokenizer, [study.report for study in indexed])
+    index = ReportIndex.build(vectors, [Case(study.case_id, None, {}, None) for study in indexed])
     queried = [train[row] for row in held.tolist()]
     found = np.full((len(held), DRAWS, k), -1, np.int64)
     for draw in range(DRAWS if queried else 0):
         random = torch.Generator().manual_seed(step_seed(seed, "cases", draw)) if draw else None
         queries = embed_studies(head, features, queried, random)
-        found[:, draw] = index.search(queries, k, exclude=[study.study_id for study in queried])[1]
+        found[:, draw] = index.search(queries, k, exclude=[study.case_id for study in queried])[1]
     return found
 
 
