@@ -190,7 +190,8 @@ def _counterfactual(result: Mapping[str, Any]) -> Table | None:
     shown = [[*_intervals(result, row, metrics), _against_random(result, row)] for row in ("system", *rows)]
     if (permuted := result["by_chance"]) is not None:
         means = (_with_ends(entry["mean"], entry["interval_95"]) for entry in permuted.values())
-        shown.append([f"{row_title(result, 'system')}, permuted", NO_VALUE, *means, ""])
+        drafts = "the bundle's drafts" if result["bundle"] else row_title(result, "system")
+        shown.append([f"{drafts}, permuted", NO_VALUE, *means, ""])
     shown += [[*_intervals(result, row, metrics), ""] for row in made(result, ("random",))]
     return Table(["reports", *map(title, metrics), "against the random row"], shown)
 
