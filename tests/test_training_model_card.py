@@ -35,6 +35,12 @@ def test_states_what_was_chosen_on_the_scored_studies() -> None:
     assert "\n\nChosen on these studies: the epochs (296 of 296).\n" in model_card(CONFIG, {"val": val})
 
 
+def test_states_the_changes_of_the_preset() -> None:
+    changes = {"retriever": {"epochs": 1}, "ce.patience": None}
+    card = model_card(CONFIG.model_copy(update={"trained_on": {"preset": "baseline", "changes": changes}}), {})
+    assert '- changes: `retriever` {"epochs": 1}, `ce.patience` null' in card
+
+
 def test_bundle_without_scores_or_licence_says_so() -> None:
     card = model_card(CONFIG.model_copy(update={"licence": "", "retrieval": None}), {})
     assert "None are stored in this bundle; `python -m training.evaluate` measures them." in card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ def _model(config: BundleConfig) -> Iterator[tuple[str, Any]]:
 def _data(config: BundleConfig) -> Iterator[tuple[str, Any]]:
     for name, value in config.trained_on.items():
         if isinstance(value, dict):
-            value = ", ".join(f"`{key}` {one}" for key, one in value.items())
+            value = ", ".join(f"`{key}` {json.dumps(one)}" for key, one in value.items())
         yield name.replace("_", " "), value
 
 

@@ -2,6 +2,7 @@
 
     python -m training.run --dataset openi --root DIR --preset compact --out BUNDLE
     python -m training.run --dataset r2gen --annotation annotation.json --images DIR --out BUNDLE
+    python -m training.run --config FILE --set ce.epochs=3 shape.backbone=resnet18 --print-config
 
 ``training.pipeline`` has the stages in order. Each leaves ``result.pt``, ``log.csv``,
 ``curves.png`` and TensorBoard events in its folder of the work directory (default ``OUT.work``).
