@@ -3,13 +3,14 @@
     python -m benchmarks.fuzz --inputs 10000 [--seed N] [--bundle DIR | --url URL] [--out runs/fuzz]
     python -m benchmarks.fuzz --replay runs/fuzz/violations/0001.http [--url URL]
 
-Three kinds of input in turn: requests from the served OpenAPI description (schemathesis), multipart
-bodies (hypothesis) and mutated image files (hypothesis, on files of Pillow and pydicom). Each
-answer must be 2xx, 3xx or 4xx, or a 503 with the code ``busy`` and a Retry-After, after which the
-request is sent again; errors must be problem documents that match their schema; drafts must match
-their schema and contain no ``xxxx``. At the end the service must be healthy, its queue empty, its memory
-flat, its log free of errors, and a reference study must get the same findings as before. A request
-that breaks a rule is stored as the bytes sent, and the command exits 1.
+Four kinds of input in turn: requests from the served OpenAPI description (schemathesis), multipart
+bodies (hypothesis), mutated image files (hypothesis, on files of Pillow and pydicom), and requests
+for studies of a PACS and for the worklist. Each answer must be 2xx, 3xx or 4xx, or a 503 with the
+code ``busy`` and a Retry-After, after which the request is sent again; errors must be problem
+documents that match their schema; drafts must match their schema and contain no ``xxxx``. At the end
+the service must be healthy, its queue empty, its memory flat, its log free of errors, and a
+reference study must get the same findings as before. A request that breaks a rule is stored as the
+bytes sent, and the command exits 1.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from benchmarks import plots
 from benchmarks.fuzzing.files import PATIENT
 from benchmarks.fuzzing.inputs import Input, inputs
 from benchmarks.fuzzing.rules import is_busy, rules_of
+from benchmarks.fuzzing.studies import pacs_and_queue
 from benchmarks.load import Study, drawn_studies, faults_afterwards, with_answers
 from benchmarks.measure import markdown
 from benchmarks.memory import Sample, resident_bytes, rise, slope
@@ -46,7 +48,7 @@ from model.files import write_atomic
 from training.cli import positive
 
 log = logging.getLogger("benchmarks.fuzz")
-KINDS = ("schema", "bodies", "files")
+KINDS = ("schema", "bodies", "files", "studies")
 CLIENTS, BATCH = 4, 60  # threads that send; inputs that are drawn together
 # Small limits, so that bodies beyond them are cheap to send; fewer slots than clients, so that `busy` occurs as well.
 SETTINGS = {
@@ -201,7 +203,7 @@ def as_markdown(outcome: Outcome) -> str:
 
 def fuzz(arguments: argparse.Namespace) -> int:
     """Run the command; returns 1 if a rule was broken."""
-    with server_of(arguments, **SETTINGS) as server:
+    with pacs_and_queue() as pacs, server_of(arguments, **SETTINGS, **pacs) as server:
         if arguments.replay:
             return _replay(server, arguments.replay)
         outcome = Fuzz(server, seed=arguments.seed, out=arguments.out).run(arguments.inputs)

@@ -15,6 +15,7 @@ from benchmarks import fuzz, load
 from benchmarks.fuzzing.files import PATIENT, files, png, seeds, with_checksums
 from benchmarks.fuzzing.inputs import endlessly, inputs
 from benchmarks.fuzzing.rules import Rules, rules_of
+from benchmarks.fuzzing.studies import pacs_and_queue
 from benchmarks.raw_http import Answer, NoAnswerError, RawRequest, send, study_request
 from benchmarks.server import Server
 from model.images import ImageError, load_pixels
@@ -31,17 +32,18 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on t
 
 @pytest.fixture(scope="module")
 def live(bundle: Path) -> Iterator[Live]:
-    with live_server(bundle, **fuzz.SETTINGS) as server:
+    with pacs_and_queue() as pacs, live_server(bundle, **fuzz.SETTINGS, **pacs) as server:
         yield server
 
 
-@pytest.mark.parametrize("kind", ["schema", "bodies", "files"])
+@pytest.mark.parametrize("kind", fuzz.KINDS)
 def test_no_input_breaks_a_rule(live: Live, kind: str, tmp_path: Path) -> None:
-    outcome = fuzz.Fuzz(Server(live.url), seed=1, out=tmp_path).run(INPUTS, kinds=[kind], quiet=True)
+    count = INPUTS if kind != "studies" else INPUTS // 2  # each reads the PACS
+    outcome = fuzz.Fuzz(Server(live.url), seed=1, out=tmp_path).run(count, kinds=[kind], quiet=True)
     assert outcome.violations == []
     assert outcome.in_the_end == []
     answers = outcome.statuses[kind]
-    assert sum(answers.values()) == outcome.inputs == INPUTS
+    assert sum(answers.values()) == outcome.inputs == count
     assert answers["200"] > 3  # not all are refused at the door
     assert len(answers) > 4
     assert not any(tmp_path.iterdir())
@@ -49,7 +51,7 @@ def test_no_input_breaks_a_rule(live: Live, kind: str, tmp_path: Path) -> None:
 
 def test_same_seed_draws_same_inputs() -> None:
     document = create_app().openapi()
-    for kind in ("bodies", "files"):  # those of "schema" differ in the boundary of the form
+    for kind in ("bodies", "files", "studies"):  # those of "schema" differ in the boundary of the form
         first, again, other = ([one.request.data for one in islice(inputs(kind, document, n), 20)] for n in (3, 3, 4))
         assert first == again
         assert first != other

@@ -1,4 +1,4 @@
-"""Endless inputs of three kinds, the same ones for the same seed."""
+"""Endless inputs of four kinds, the same ones for the same seed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks
 
 from benchmarks.fuzzing.files import files, png, seeds
+from benchmarks.fuzzing.studies import studies
 from benchmarks.raw_http import Answer, RawRequest, form, study_request
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ CHECKS: list[CheckFunction] = [
 class Input:
     """A request and its origin."""
 
-    kind: str  # ``schema``, ``bodies`` or ``files``
+    kind: str  # ``schema``, ``bodies``, ``files`` or ``studies``
     origin: str  # what draws the same request again: seed and number of the example, and what was done
     request: RawRequest
     check: Callable[[Answer], list[str]] | None = None  # further rules for the answer; returns what is wrong
@@ -50,6 +51,9 @@ def inputs(kind: str, document: dict[str, Any], seed: int) -> Iterator[Input]:
             yield Input(kind, f"{origin}: {case.method} {case.path}", _raw(prepared), _check(case, prepared))
     elif kind == "bodies":
         for origin, request in endlessly(bodies(), seed):
+            yield Input(kind, origin, request)
+    elif kind == "studies":
+        for origin, request in endlessly(studies(), seed):
             yield Input(kind, origin, request)
     else:
         views = st.sampled_from((("frontal",), ("lateral",), ("frontal", "lateral")))

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 
 from benchmarks.raw_http import Answer, RawRequest, events
 
-PROBLEM, STREAM = "application/problem+json", "text/event-stream"
+JSON, PROBLEM, STREAM = "application/json", "application/problem+json", "text/event-stream"
 REDACTED = "xxxx"
 _PROTOCOL_ERROR = b"Invalid HTTP request received."  # uvicorn's answer to bytes that are not HTTP
 Rules = Callable[[RawRequest, Answer], list[str]]
@@ -28,6 +28,7 @@ def rules_of(document: dict[str, Any]) -> Rules:
         "sentence": "SentenceEvent",
         "report": "ReportResponse",
         "problem": "ProblemDetails",
+        "study": "StudyReportResponse",
     }
     validators = {
         event: Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": document["components"]})
@@ -77,6 +78,8 @@ def rules_of(document: dict[str, Any]) -> Rules:
                 if request.data.startswith(b"HEAD "):
                     return [] if answer.status < 500 else [f"status {answer.status}"]
                 return problem(answer)
+            if request.data.startswith(b"POST /studies/") and answer.headers.get("content-type") == JSON:
+                return against_schema("study", json.loads(answer.body))
             if not request.data.startswith(b"POST /report ") or answer.status >= 300:
                 return []
             is_stream = answer.headers.get("content-type") == STREAM
