@@ -23,24 +23,24 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """The entries of one group, loaded when they are first used."""
 
-    def __init__(self, group: str, what: str, ours: Mapping[str, str]) -> None:
+    def __init__(self, group: str, what: str, built_in: Mapping[str, str]) -> None:
         """Declare a group.
 
         Args:
             group: of the entry points.
             what: the name of an entry in messages, such as ``loss``.
-            ours: name -> ``module:attribute`` of the entries of this project.
+            built_in: name -> ``module:attribute`` of the entries of this project.
         """
         self.group, self.what = group, what
-        self._ours = {name: metadata.EntryPoint(name, value, group) for name, value in ours.items()}
+        self._built_in = {name: metadata.EntryPoint(name, value, group) for name, value in built_in.items()}
 
     def names(self) -> tuple[str, ...]:
         """All names: those of this project, then those of other packages by name."""
-        return (*self._ours, *self.added())
+        return (*self._built_in, *self.added())
 
-    def ours(self) -> tuple[str, ...]:
+    def built_in(self) -> tuple[str, ...]:
         """The names of this project."""
-        return tuple(self._ours)
+        return tuple(self._built_in)
 
     def added(self) -> tuple[str, ...]:
         """The names that other packages add.
@@ -51,7 +51,7 @@ class Registry(Generic[T]):
         entries = _installed(self.group, tuple(sys.path))
         names = sorted(entry.name for entry in entries)
         for name in names:
-            if name in self._ours or names.count(name) > 1:
+            if name in self._built_in or names.count(name) > 1:
                 values = ", ".join(entry.value for entry in entries if entry.name == name)
                 raise ValueError(f"{self.what} {name!r} is defined twice (also {values}); rename one in the entry "
                                  f"points {self.group} of its package")  # fmt: skip
@@ -63,7 +63,7 @@ class Registry(Generic[T]):
         Raises:
             ValueError: it is unknown; the message lists the known ones.
         """
-        if name not in self._ours and name not in self.added():
+        if name not in self._built_in and name not in self.added():
             raise ValueError(
                 f"{self.what} {name!r} is unknown; use {', '.join(self.names())}, or install the package that adds "
                 f"it by the entry points {self.group}"
@@ -78,7 +78,7 @@ class Registry(Generic[T]):
         """
         self.check(name)
         added = (entry for entry in _installed(self.group, tuple(sys.path)) if entry.name == name)
-        entry = self._ours[name] if name in self._ours else next(added)
+        entry = self._built_in[name] if name in self._built_in else next(added)
         found: T = _load(entry, self.what)
         return found
 

@@ -1,4 +1,4 @@
-"""``cxr-report COMMAND``: runs the commands of the packages; the package says its version; the citation is valid."""
+"""``cxr-report COMMAND``: runs the commands of the packages; the version and the citation are those of the project."""
 
 from __future__ import annotations
 

@@ -157,6 +157,6 @@ def test_two_metrics_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("registry", [DECODERS, LOSSES, METRIC_GROUPS, DATASETS], ids=lambda one: one.group)
-def test_our_entries_can_be_loaded(registry: Registry[Any]) -> None:
-    assert registry.ours()
-    assert all(callable(registry.get(name)) for name in registry.ours())
+def test_built_in_entries_can_be_loaded(registry: Registry[Any]) -> None:
+    assert registry.built_in()
+    assert all(callable(registry.get(name)) for name in registry.built_in())

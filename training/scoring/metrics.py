@@ -57,7 +57,7 @@ def score(pairs: Sequence[Pair], *, meteor: bool = False, added: bool = True) ->
     if any(not reference.strip() for reference, _ in pairs):
         raise ValueError("a reference has no words; leave studies without findings text out before scoring")
     scores: Scores = {}
-    for name in METRIC_GROUPS.names() if added else METRIC_GROUPS.ours():
+    for name in METRIC_GROUPS.names() if added else METRIC_GROUPS.built_in():
         if name == "meteor" and not meteor:
             scores["METEOR"] = None
             continue
