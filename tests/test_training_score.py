@@ -94,6 +94,18 @@ def test_reads_every_form_of_a_file(tmp_path: Path, kind: str) -> None:
     assert "a.jsonl has no lists of case ids" in result["baseline_reasons"]["nearest"]
 
 
+def test_reads_the_two_files_of_r2gen_by_their_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One column, no header: what the published trainer writes as res.csv and gts.csv."""
+    (tmp_path / "gts.csv").write_text("".join(f'"{text.lower()}"\n' for text in REPORTS.values()))
+    (tmp_path / "res.csv").write_text("".join(f"{text.lower()}\n" for text in [*list(REPORTS.values())[:3], "clear ."]))
+    result = _score(tmp_path, "--predictions", tmp_path / "res.csv", "--references", tmp_path / "gts.csv")
+    assert result["n"] == 4
+    assert 0.5 < result["system"]["BLEU_1"] < 1
+    references = _write(tmp_path / "r.jsonl", REPORTS)
+    assert main(["--predictions", str(tmp_path / "res.csv"), "--references", str(references)]) == 2
+    assert "ids such as 'row 1' there, 's1' here" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("predictions", "words"),
     [

@@ -119,11 +119,9 @@ def _rows(path: Path, content: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each row with its position for messages."""
     start = content.lstrip()[:1]
     if path.suffix.lower() == ".csv" or start not in ("[", "{"):
-        reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+        reader = csv.reader(io.StringIO(content, newline=""), strict=True)
         try:
-            for row in reader:
-                named_cells = {name.strip(): text for name, text in row.items() if name is not None}
-                yield f"{path}:{reader.line_num}", named_cells
+            yield from _csv_rows(path, reader)
         except csv.Error as error:
             raise ValueError(f"{path}:{reader.line_num}: {error}; quote the texts, or write JSON lines") from error
         return
@@ -142,6 +140,19 @@ def _rows(path: Path, content: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         return
     for number, row in enumerate(rows, 1):
         yield f"{path}, entry {number}", _checked(row, f"{path}, entry {number}")
+
+
+def _csv_rows(path: Path, reader: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows by column; in one column without a header, as R2Gen writes res.csv and gts.csv, row numbers are ids."""
+    head = [name.strip() for name in next(reader, [])]
+    if len(head) == 1 and head[0] not in (*ID_COLUMNS, *PREDICTION_COLUMNS, *REFERENCE_COLUMNS):
+        log.info("%s has one column and no header: the ids are the numbers of its rows", path)
+        texts = [head[0], *(row[0] if row else "" for row in reader)]
+        yield from ((f"{path}, row {row}", {"id": f"row {row}", "text": text}) for row, text in enumerate(texts, 1))
+        return
+    for row in reader:
+        if row:
+            yield f"{path}:{reader.line_num}", dict(zip(head, row, strict=False))
 
 
 def _json_lines(path: Path, content: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -164,6 +175,5 @@ def _column(where: str, row: Mapping[str, Any], accepted: Sequence[str], what: s
     for name in accepted:
         if name in row:
             return name
-    raise ValueError(
-        f"{where}: no column for the {what}; name it {' or '.join(accepted)} (found: {', '.join(row) or 'nothing'})"
-    )
+    found = ", ".join(name[:20] for name in row) or "nothing"  # a file without a header may begin with a report
+    raise ValueError(f"{where}: no column for the {what}; name it {' or '.join(accepted)} (found: {found})")
