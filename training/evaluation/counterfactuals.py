@@ -13,8 +13,8 @@ from typing import Any
 from model.types import View
 from training.data.studies import Study
 from training.evaluation.inference import DraftWriter, swap_images
-from training.evaluation.metric_tables import full_name
 from training.evaluation.plan import EvaluationPlan, Swap
+from training.evaluation.rows import full_name
 from training.evaluation.scoring import ReferenceSet
 from training.scoring.bootstrap import Bootstrap
 from training.scoring.keyword_f1 import keyword_f1

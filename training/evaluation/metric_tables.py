@@ -5,51 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from training.evaluation.rows import (
+    COUNTERFACTUAL,
+    SINGLE_VIEW,
+    data_of,
+    ends_of,
+    full_name,
+    made,
+    row_title,
+    scores_of,
+)
 from training.evaluation.tables import NO_VALUE, Table, interval, number, title
 from training.scoring.keyword_f1 import AVERAGE, KEY_WORDS
 from training.scoring.metrics import METRICS
 from training.scoring.permutation import MEASURES
 
-ROWS = {
-    "system": "this bundle",
-    "system_images_exchanged": "images exchanged",
-    "system_cases_exchanged": "only cases exchanged",
-    "system_patches_exchanged": "only patch tokens exchanged",
-    "system_frontal_only": "frontal only",
-    "system_lateral_only": "lateral only",
-    "constant": "one constant report",
-    "most_frequent": "most frequent report",
-    "random": "random report",
-    "nearest": "nearest case's report",
-}
-COUNTERFACTUAL = ("system_images_exchanged", "system_cases_exchanged", "system_patches_exchanged")
-SINGLE_VIEW = ("system_frontal_only", "system_lateral_only")
 TESTED = ("BLEU_4", "ROUGE_L", "CIDEr", "label_f1_micro", "label_f1_macro")
-
-
-def row_title(result: Mapping[str, Any], row: str) -> str:
-    """What tables and plots call a row; results of ``training.score`` name their systems."""
-    title: str = result.get("row_names", {}).get(row) or ROWS[row]
-    return title
-
-
-def ends_of(result: Mapping[str, Any], row: str, metric: str) -> Sequence[float] | None:
-    """Interval of a metric of a comparable row; None without draws."""
-    known = result["confidence_95"]
-    entries = known.get(row) or known.get("baselines", {}).get(row) or {}
-    found: Sequence[float] | None = entries.get(metric)
-    return found
-
-
-def scores_of(result: Mapping[str, Any], row: str) -> Mapping[str, float | None]:
-    """Scores of a comparable row; empty for a row that was not made."""
-    found: Mapping[str, float | None] = result.get(row) or result["baselines"].get(row) or {}
-    return found
-
-
-def made(result: Mapping[str, Any], rows: Sequence[str]) -> list[str]:
-    """The rows that were made, of those given."""
-    return [row for row in rows if scores_of(result, row)]
 
 
 def tiles(result: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -66,11 +37,6 @@ def tiles(result: Mapping[str, Any]) -> list[dict[str, str]]:
             "p": f"p {number(against['p'])}" if against and metric in TESTED else "",
         })  # fmt: skip
     return shown
-
-
-def full_name(name: str) -> str:
-    """``system_full_images_exchanged`` of ``system_images_exchanged``."""
-    return name.replace("system", "system_full", 1)
 
 
 def all_tables(result: Mapping[str, Any]) -> dict[str, Table | None]:
@@ -281,7 +247,7 @@ def _reference_labels(result: Mapping[str, Any]) -> Table | None:
         return None
     columns = ("label_f1_micro", "label_f1_macro", "no_finding_f1")
     rows = {"labeler on the references": table["labeler_on_references"], row_title(result, "system"): table["system"]}
-    rows |= {ROWS[name]: row for name, row in table["baselines"].items()}
+    rows |= {row_title(result, name): row for name, row in table["baselines"].items()}
     shown = [[name, *(number(row[column]) for column in columns)] for name, row in rows.items()]
     return Table([f"reports against {table['table']} (n = {table['n']})", *map(title, columns)], shown)
 
@@ -295,17 +261,6 @@ def _clinical(result: Mapping[str, Any]) -> Table | None:
         for measure, value in row.items()
     ]
     return Table(["scorer", "reports", "measure", "value"], rows) if rows else None
-
-
-def split_of(result: Mapping[str, Any]) -> str:
-    """``test``, ``val (half that reports)``; empty for a file without splits."""
-    half = result.get("selection", {}).get("half")
-    return f"{result['split']} (half that {half}s)" if half else result["split"] or ""
-
-
-def data_of(result: Mapping[str, Any]) -> str:
-    """``test split of annotation.json``, or the name of a file without splits."""
-    return f"{split_of(result)} split of {result['dataset']}" if result["split"] else str(result["dataset"])
 
 
 def _setting(values: Mapping[str, Any]) -> Iterator[list[str]]:

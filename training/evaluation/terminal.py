@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from training.evaluation.metric_tables import ROWS, all_tables, metrics_of, split_of
+from training.evaluation.metric_tables import all_tables, metrics_of
+from training.evaluation.rows import ROWS, split_of
 from training.evaluation.tables import title
 
 SHORT_TITLES = {

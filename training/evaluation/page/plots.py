@@ -12,8 +12,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from training.evaluation.metric_tables import TESTED, by_prevalence, ends_of, made, row_title, scores_of
+from training.evaluation.metric_tables import TESTED, by_prevalence
 from training.evaluation.page.gallery import EvaluatedSplit
+from training.evaluation.rows import ends_of, made, row_title, scores_of
 from training.evaluation.tables import number, title
 from training.scoring.keyword_f1 import KEY_WORDS
 

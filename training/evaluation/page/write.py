@@ -11,10 +11,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from model.files import write_atomic
-from training.evaluation.metric_tables import COUNTERFACTUAL, all_tables, data_of, made, tiles
+from training.evaluation.metric_tables import all_tables, tiles
 from training.evaluation.page.gallery import EvaluatedSplit, gallery
 from training.evaluation.page.plots import all_plots
 from training.evaluation.privacy import GITIGNORE, check_page_folder
+from training.evaluation.rows import COUNTERFACTUAL, data_of, made
 from training.evaluation.tables import Table, number, title
 
 _TEMPLATES = Path(__file__).parent
