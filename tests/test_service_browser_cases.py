@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from model.manifest import write_manifest
-from retrieval_index.cases import read_cases
-from retrieval_index.pictures import PICTURES_FILE, make_pictures
 from tests.support.browser import choose, draft, open_page, texts
-from tests.support.service import AUTHORIZED, KEY, live_server, png
+from tests.support.index import add_picture
+from tests.support.service import AUTHORIZED, KEY, live_server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -48,12 +46,8 @@ def hostile(browser: Browser, bundle: Path, tmp_path: Path) -> Iterator[Page]:
         assert errors == []
 
 
-def test_cases_of_a_bundle_with_pictures_show_them(browser: Browser, bundle_copy: Path, tmp_path: Path) -> None:
-    case_id = read_cases(bundle_copy / "index" / "cases.jsonl")[0].case_id
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "CXR1-1.png").write_bytes(png(90, 120))
-    make_pictures(tmp_path / "images", {"CXR1-1": (case_id, "lateral")}, bundle_copy / "index" / PICTURES_FILE)
-    write_manifest(bundle_copy)
+def test_cases_of_a_bundle_with_pictures_show_them(browser: Browser, bundle_copy: Path) -> None:
+    case_id = add_picture(bundle_copy)
     with live_server(bundle_copy, warm_up=False, api_key=KEY) as live, live.client() as client:
         client.headers.update(AUTHORIZED)
         assert client.get(f"/cases/{case_id}").json()["images"] == {"lateral": f"cases/{case_id}/lateral"}

@@ -30,10 +30,13 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from benchmarks.raw_http import events
+from model.types import DraftOptions
+from service.inference.backend import RemoteDraft
 from service.ray_app import __main__ as ray_app
 from service.ray_app import cluster as ray_cluster
 from service.ray_app.replica import ModelReplica
 from service.settings import MIB
+from tests.support.index import add_picture
 from tests.support.paths import REPOSITORY
 from tests.support.ray_cluster import KEY, START_S, Cluster, health, stopped, wait_for
 from tests.support.service import PROBLEM, encode, free_port, png, settings_for
@@ -98,12 +101,16 @@ def test_replicas_that_exceed_the_cluster_are_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:coroutine 'ModelReplica.__del__' was never awaited")
-def test_replica_computes_in_its_own_number_of_threads(bundle: Path) -> None:
+def test_replica_computes_in_its_own_number_of_threads_and_names_no_pictures(bundle_copy: Path) -> None:
+    add_picture(bundle_copy)
     before = torch.get_num_threads()
     replica = object.__new__(ModelReplica)
 
     async def lifetime() -> None:
-        await replica.__init__(settings_for(bundle), before)  # type: ignore[misc]
+        await replica.__init__(settings_for(bundle_copy), before)  # type: ignore[misc]
+        draft = await replica.draft({"frontal": png()}, DraftOptions(top_k=50))
+        assert isinstance(draft, RemoteDraft)
+        assert {case.images for case in draft.reference_cases} == {()}, "the ingress cannot serve them"
         await replica.__del__()
 
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -97,7 +97,8 @@ class ModelReplica:
         except Exception as error:
             log.error("unexpected %s\n%s", type(error).__name__, format_traceback_locations(error))
             return Failure("unexpected", type(error).__name__)
-        return RemoteDraft(**vars(draft), model=serving.model)
+        cases = tuple(replace(case, images=()) for case in draft.reference_cases)  # the ingress has no pictures
+        return RemoteDraft(**{**vars(draft), "reference_cases": cases}, model=serving.model)
 
     async def describe(self) -> Description | None:
         """Describe the served bundle; None if the device is lost."""

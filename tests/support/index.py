@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from model.manifest import write_manifest
-from retrieval_index.cases import Case
+from retrieval_index.cases import Case, read_cases
 from retrieval_index.index import ReportIndex
+from retrieval_index.pictures import PICTURES_FILE, make_pictures
+from tests.support.service import png
 
 Floats = npt.NDArray[np.float32]
 
@@ -23,6 +26,16 @@ def write_index_bundle(bundle: Path, cases: Sequence[Case]) -> Path:
     (bundle / "model.safetensors").write_bytes(bytes(range(256)))
     write_manifest(bundle)
     return bundle
+
+
+def add_picture(bundle: Path, view: str = "lateral") -> str:
+    """Add a small picture of the first case to a bundle; returns the id of the case."""
+    case_id = read_cases(bundle / "index" / "cases.jsonl")[0].case_id
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "CXR1-1.png").write_bytes(png(90, 120))
+        make_pictures(Path(folder), {"CXR1-1": (case_id, view)}, bundle / "index" / PICTURES_FILE)
+    write_manifest(bundle)
+    return case_id
 
 
 def normalised(vectors: npt.NDArray[np.floating]) -> Floats:
