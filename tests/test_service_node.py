@@ -132,6 +132,8 @@ def test_two_patients_in_one_study_are_refused_by_name(node: Node, archive: Inbo
     until(lambda: state(node, study) == ("failed", "two_patients"))
     assert not archive.reports
     until(lambda: not node.store.sizes())
+    assert send(node.server.port, image(study), image(study, "LL")) == [0, 0], "corrected, with new UIDs"
+    until(lambda: state(node, study) == ("sent", None))
 
 
 def test_study_without_a_chest_radiograph_fails_by_name(node: Node) -> None:

@@ -36,7 +36,7 @@ from service.pacs.peers import (
     StorageScu,
     TryLaterError,
 )
-from service.pacs.queue import LOST, Instance, Study, StudyQueue
+from service.pacs.queue import GONE, LOST, Instance, Study, StudyQueue
 from service.pacs.selection import read_header, select_images
 from service.pacs.spool import MemoryStore, Spool, Store, make_private
 from service.pacs.storage_scp import MISMATCH, NOT_UNDERSTOOD, OUT_OF_RESOURCES, SUCCESS, Received, StorageServer
@@ -45,6 +45,7 @@ from service.web.problems import Problem, format_traceback_locations
 
 _POLL_S = 0.2
 _DAY_S = 86_400.0
+_NOT_READ = {LOST, GONE, "no_such_study", "study_too_large"}  # failures before all images of a study were read
 _MOST_INSTANCES = 500  # of a study
 _UNUSABLE_S = 5.0  # a worker that has not finished a step for so much longer than its limits counts as stuck
 log = logging.getLogger(__name__)
@@ -191,7 +192,7 @@ class Node:
             )
         if gone and self._dicomweb is None:
             raise RefusedError(
-                "earlier_images_gone",
+                GONE,
                 f"The study grew after its draft, whose {len(gone)} images were removed. "
                 "Send the whole study again, or set REPORT_DICOMWEB_URL.",
             )
@@ -263,9 +264,9 @@ class Node:
             pause_s = self._pause_of(study) if error.study_only else backoff.failed(str(error))
             self._later(study, error.code, str(error), pause_s)
         except RefusedError as error:
-            self._fail(study, error.code, str(error))
+            self._fail(study, error.code, str(error), judged=error.code not in _NOT_READ)
         except Problem as problem:
-            self._fail(study, problem.code, problem.detail)
+            self._fail(study, problem.code, problem.detail, judged=True)
         except sqlite3.Error:
             raise
         except Exception as error:  # a fault of the node; the message might quote a report
@@ -282,8 +283,8 @@ class Node:
             return self._fail(study, code, reason)
         self.queue.postpone(study, code, reason, pause_s)
 
-    def _fail(self, study: Study, code: str, reason: str) -> None:
-        self.store.remove(self.queue.failed(study, code, reason, judged=code == "study_empty"))
+    def _fail(self, study: Study, code: str, reason: str, *, judged: bool = False) -> None:
+        self.store.remove(self.queue.failed(study, code, reason, judged=judged))
         self.metrics.failed.inc()
         log.warning("a study failed: %s", code)
 

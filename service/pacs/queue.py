@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 STATES = ("received", "drafted", "sent", "failed")
-LOST = "lost_in_memory"
+LOST, GONE = "lost_in_memory", "earlier_images_gone"  # codes of studies whose images are not there
 _VERSION = 1
 _SCHEMA = """
 CREATE TABLE studies (
@@ -246,7 +246,8 @@ class StudyQueue:
     def failed(self, study: Study, code: str, reason: str, *, judged: bool = False) -> list[str]:
         """Record that a study cannot be drafted or sent; returns the tokens to remove.
 
-        Does nothing if an instance has arrived since. With ``judged``, a later draft needs none of these instances.
+        Does nothing if an instance has arrived since. With ``judged``, the instances were read and are at fault: a
+        later draft needs none of them, because the study may come again corrected, with others.
         """
         with self._transaction() as db:
             changed = db.execute(
@@ -254,10 +255,11 @@ class StudyQueue:
             )
             if not changed.rowcount:
                 return []
-            if judged:
-                db.execute("UPDATE instances SET drafted = 1 WHERE study = ?", (study.uid,))
             self._change(db, study.uid, "failed", time.time(), code=code, reason=reason)
-            return ([study.report] if study.report else []) + self._emptied(db, study.uid)
+            tokens = ([study.report] if study.report else []) + self._emptied(db, study.uid)
+            if judged:
+                db.execute("DELETE FROM instances WHERE study = ? AND NOT drafted", (study.uid,))
+            return tokens
 
     def reconcile(self, tokens: Iterable[str]) -> list[str]:
         """Compare with the tokens that exist, at the start: studies without their bytes have failed.
