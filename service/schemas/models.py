@@ -100,9 +100,9 @@ class SentenceOut(ResponseModel):
         Field(
             ge=0,
             le=1,
-            description="If the bundle has a calibration (image_checks is not empty): probability that the true "
-            "report supports the sentence, as measured on validation studies. Else the geometric mean of the words' "
-            "probabilities. Not the chance of a finding.",
+            description="With a calibration (image_checks is not empty): probability that the true report supports "
+            "the sentence, measured on validation studies. Else the geometric mean of the words' probabilities. Not "
+            "the chance of a finding.",
         ),
     ]
     labels: Annotated[
@@ -112,16 +112,16 @@ class SentenceOut(ResponseModel):
     supported: Annotated[
         bool | None,
         Field(
-            description="Whether a reference case or the images support each of its present or possible findings; "
-            "null if it has none or if the bundle has no calibration."
+            description="Whether a case or the images support each present or possible finding; null without such a "
+            "finding or without a calibration."
         ),
     ] = None
     attention: Annotated[AttentionOut | None, Field(description="With include=attention; null otherwise.")] = None
     evidence: Annotated[
         EvidenceOut | None,
         Field(
-            description="With include=evidence, if the sentence names a finding and the bundle has a finding "
-            "classifier; null otherwise."
+            description="With include=evidence, if the sentence names a finding and the bundle classifies findings; "
+            "null otherwise."
         ),
     ] = None
 
@@ -177,8 +177,8 @@ class ImageCheckOut(ResponseModel):
         Field(
             ge=0,
             le=1,
-            description="Out-of-distribution percentile: share of the calibration's radiographs that are less "
-            "unusual. The warning unusual_image is added above a limit.",
+            description="Share of the calibration's radiographs that are less unusual (out-of-distribution "
+            "percentile).",
         ),
     ]
 
