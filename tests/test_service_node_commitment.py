@@ -122,3 +122,16 @@ def test_archive_without_storage_commitment_is_named(tmp_path: Path, page_server
     with inbox() as archive, running_node(settings(tmp_path, page_server, archive)) as node:
         send(node.server.port, image(new_study()))
         until(lambda: state(node) == REFUSED)
+
+
+def test_image_that_no_draft_has_read_is_known_after_the_archive_did_not_commit(
+    tmp_path: Path, page_server: Live, archive: Inbox
+) -> None:
+    study, unread = new_study(), new_study()
+    made = settings(tmp_path, page_server, archive, timeout_s=1).model_copy(update={"give_up_s": 2})
+    with running_node(made) as node:
+        send(node.server.port, image(study))
+        until(lambda: archive.actions)
+        send(node.server.port, image(study, "LATERAL", uid=unread))
+        until(lambda: state(node) == ("failed", "archive_does_not_commit"))
+        assert unread in [each.uid for each in node.queue.instances(study)], "else the next draft would lack its view"

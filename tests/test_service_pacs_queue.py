@@ -34,6 +34,19 @@ def test_study_whose_draft_was_lost_is_drafted_when_it_comes_again(tmp_path: Pat
     assert study.is_sent
 
 
+def test_report_that_the_archive_committed_to_meanwhile_has_not_failed(tmp_path: Path) -> None:
+    queue = StudyQueue(tmp_path / "queue.sqlite")
+    received(queue, "1.2.3", "image")
+    study = queue.due()
+    assert study is not None
+    queue.drafted(study, "report", "2.25.1", "2.25.2", ["1.2.3"])
+    sending = queue.to_send()
+    assert sending is not None
+    queue.sent(sending)
+    assert queue.failed(sending, "archive_down", "The archive ended the association.") == []
+    assert queue.counts() == {"received": 0, "drafted": 0, "sent": 1, "failed": 0}
+
+
 def insert_without_study(queue: StudyQueue) -> None:
     """A transaction whose COMMIT fails."""
     with queue._transaction() as db:

@@ -45,7 +45,9 @@ from service.web.problems import Problem, format_traceback_locations
 
 _POLL_S = 0.2
 _DAY_S = 86_400.0
-_NOT_READ = {LOST, GONE, "no_such_study", "study_too_large"}  # failures before all images of a study were read
+_UNCOMMITTED = "archive_does_not_commit"
+# failures that say nothing of the images: some were not read, or the archive is at fault
+_NOT_JUDGED = {LOST, GONE, "no_such_study", "study_too_large", _UNCOMMITTED}
 _MOST_INSTANCES = 500  # of a study
 _UNUSABLE_S = 5.0  # a worker that has not finished a step for so much longer than its limits counts as stuck
 log = logging.getLogger(__name__)
@@ -215,7 +217,7 @@ class Node:
             self._destination.store(report)
             return self._sent(study)
         if time.time() - study.changed > self.settings.give_up_s:
-            raise RefusedError("archive_does_not_commit", "The archive has not committed to the report in time.")
+            raise RefusedError(_UNCOMMITTED, "The archive has not committed to the report in time.")
         reason = "The archive has not yet committed to keep the report."
         self.queue.postpone(study, "commitment", reason, self.settings.commitment_timeout_s)  # before it can answer
         self._destination.store(report)
@@ -228,7 +230,7 @@ class Node:
             self._sent(study)
         else:
             reason = f"The archive does not commit to the report: {failure}."
-            self._later(study, "archive_does_not_commit", reason, self._pause_of(study))
+            self._later(study, _UNCOMMITTED, reason, self._pause_of(study))
 
     def _sent(self, study: Study) -> None:
         self.store.remove(self.queue.sent(study, self.settings.keep_s))
@@ -264,7 +266,7 @@ class Node:
             pause_s = self._pause_of(study) if error.study_only else backoff.failed(str(error))
             self._later(study, error.code, str(error), pause_s)
         except RefusedError as error:
-            self._fail(study, error.code, str(error), judged=error.code not in _NOT_READ)
+            self._fail(study, error.code, str(error), judged=error.code not in _NOT_JUDGED)
         except Problem as problem:
             self._fail(study, problem.code, problem.detail, judged=True)
         except sqlite3.Error:

@@ -246,12 +246,14 @@ class StudyQueue:
     def failed(self, study: Study, code: str, reason: str, *, judged: bool = False) -> list[str]:
         """Record that a study cannot be drafted or sent; returns the tokens to remove.
 
-        Does nothing if an instance has arrived since. With ``judged``, the instances were read and are at fault: a
-        later draft needs none of them, because the study may come again corrected, with others.
+        Does nothing if an instance has arrived since, or the archive has committed to the report. With ``judged``, the
+        instances were read and are at fault: a later draft needs none of them, because the study may come again
+        corrected, with others.
         """
         with self._transaction() as db:
             changed = db.execute(
-                "UPDATE studies SET report = NULL WHERE uid = ? AND version = ?", (study.uid, study.version)
+                "UPDATE studies SET report = NULL WHERE uid = ? AND version = ? AND state = ?",
+                (study.uid, study.version, study.state),
             )
             if not changed.rowcount:
                 return []
