@@ -128,6 +128,8 @@ def test_refuses_other_ids_by_name(
     [
         ("p.csv", "id,text\ns1,a\ns1,b\n", ["1 ids occur more than once: s1", "one row for each study"]),
         ("p.csv", "name,text\ns1,a\n", ["p.csv:2: no column for the id", "study_id", "found: name, text"]),
+        ("p.csv", "id,text\ns1,no effusion, no pneumothorax\n", ["p.csv:2 has 3 cells for 2 columns", "double quotes"]),
+        ("p.csv", "clear lungs .\nno effusion, clear .\n", ["p.csv:2 has 2 cells for 1 columns", "double quotes"]),
         ("p.csv", "id,draft\ns1,a\n", ["no column for the text", "hypothesis"]),
         ("p.json", '[{"id": "s1", "text": null}]', ["entry 1: text of study s1 is no text", '""']),
         ("p.jsonl", '{"id": "s1", "text": "a"}\n{"id"\n', ["p.jsonl:2 is not valid JSON"]),

@@ -147,12 +147,23 @@ def _csv_rows(path: Path, reader: Any) -> Iterator[tuple[str, Mapping[str, Any]]
     head = [name.strip() for name in next(reader, [])]
     if len(head) == 1 and head[0] not in (*ID_COLUMNS, *PREDICTION_COLUMNS, *REFERENCE_COLUMNS):
         log.info("%s has one column and no header: the ids are the numbers of its rows", path)
-        texts = [head[0], *(row[0] if row else "" for row in reader)]
+        texts = [head[0]]
+        for row in reader:
+            _check_width(path, reader, row, head)
+            texts.append(row[0] if row else "")
         yield from ((f"{path}, row {row}", {"id": f"row {row}", "text": text}) for row, text in enumerate(texts, 1))
         return
     for row in reader:
         if row:
+            _check_width(path, reader, row, head)
             yield f"{path}:{reader.line_num}", dict(zip(head, row, strict=False))
+
+
+def _check_width(path: Path, reader: Any, row: Sequence[str], head: Sequence[str]) -> None:
+    """Raise ValueError for a row with more cells than columns: a text with commas that is not quoted would be cut."""
+    if len(row) > len(head):
+        raise ValueError(f"{path}:{reader.line_num} has {len(row)} cells for {len(head)} columns; put texts with "
+                         "commas in double quotes")  # fmt: skip
 
 
 def _json_lines(path: Path, content: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
