@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,14 @@ def test_a_resumed_run_finds_the_same_cases(trained: dict[str, object]) -> None:
     again = out_of_fold_cases(model.config, model.backbone.width, tiny_tokenizer(), trained["features"],
                               trained["splits"], CONFIG, trained["context"])  # fmt: skip
     assert np.array_equal(again, trained["cases"])
+
+
+def test_studies_of_one_patient_share_a_fold(trained: dict[str, object]) -> None:
+    model, splits = trained["model"], trained["splits"]
+    train = [replace(study, uid=study.study_id, patient=study.uid) for study in splits.train]
+    found = out_of_fold_cases(model.config, model.backbone.width, tiny_tokenizer(), trained["features"],
+                              StudySplits(train, splits.val), CONFIG, trained["context"])  # fmt: skip
+    assert np.array_equal(found, trained["cases"]), "the folds are those of studies with the patient as uid"
 
 
 def test_training_stages_draw_from_the_cases_of_the_folds(trained: dict[str, object]) -> None:

@@ -23,19 +23,14 @@ UNRECORDED: Mapping[str, Any] = {"what": "its epoch and settings", "split": "val
 def half_of(studies: Sequence[Study], half: Half | None) -> list[Study]:
     """The studies of one half; None keeps all.
 
-    The patient decides, where the data set has patients, else the study: by a seeded digest of the id, so a study stays
-    in its half whatever other studies there are.
+    The group of a study decides, by a seeded digest, so a study stays in its half whatever other studies there are.
 
     Raises:
         ValueError: the half is empty.
     """
     if half is None:
         return list(studies)
-    chosen = [
-        study
-        for study in studies
-        if HALVES[_digest(f"{_SEED} {study.patient or study.report_id or study.uid}") % 2] == half
-    ]
+    chosen = [study for study in studies if HALVES[_digest(f"{_SEED} {study.group}") % 2] == half]
     if studies and not chosen:
         raise ValueError(f"none of {len(studies)} val studies is in the half {half!r}; leave --split-val out")
     return chosen

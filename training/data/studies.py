@@ -46,6 +46,11 @@ class Study:
         return self.report_id or self.study_id
 
     @property
+    def group(self) -> str:
+        """Studies of one group are never on both sides of a division: its patient, else its report, else itself."""
+        return self.patient or self.report_id or self.uid
+
+    @property
     def training_text(self) -> str:
         """The text that the model learns to write."""
         return self.report if self.rewritten is None else self.rewritten

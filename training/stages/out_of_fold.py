@@ -51,7 +51,7 @@ def out_of_fold_cases(
         (N, DRAWS, K) rows of the index, best first, -1 where there are fewer than K; draw 0 is of unchanged images.
     """
     train = studies.train
-    fold_of = folds([study.report_id or study.uid for study in train], config.folds, context.seed)
+    fold_of = folds([study.group for study in train], config.folds, context.seed)
     found = np.full((len(train), DRAWS, model.retrieval_k), -1, np.int64)
     for fold in range(config.folds):
         held = np.flatnonzero(fold_of == fold)
