@@ -6,11 +6,13 @@ import io
 import json
 import logging
 import random
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ pytest.importorskip("dicomweb_client", reason="needs pip install '.[pacs]' in th
 pytest.importorskip("highdicom", reason="needs pip install '.[pacs]' in the source tree")
 
 from service.formats.dicom_source import source_image
+from service.pacs.prior import MOST_TRIED
 from tests.support import dicom as drawn
 from tests.support.dicom import ENCODERS, SC, compressed
 from tests.support.dicomweb_server import answers, dicomweb_server
@@ -347,3 +350,10 @@ def test_source_of_an_orthanc_file_equals_that_of_the_upload(orthanc: Orthanc) -
     orthanc.upload(data)
     stored = [each for each in orthanc.files("DX") if header(each).SOPInstanceUID == header(data).SOPInstanceUID]
     assert vars(source_image(stored[0])) == vars(source_image(data))
+
+
+def test_page_states_how_many_earlier_studies_were_searched() -> None:
+    words = files("service").joinpath("static/words.en.js").read_text("utf-8")
+    (found,) = re.findall(r'"prior.none": "(.*)"', words)
+    assert MOST_TRIED == 5
+    assert "at most five" in found, "an older chest study may exist"

@@ -16,7 +16,7 @@ from service.pacs.selection import Selection
 from service.web.problems import Problem
 
 _KINDS = {"CR", "DX"}
-_MOST_TRIED = 5  # studies whose headers are read, the newest first
+MOST_TRIED = 5  # studies whose headers are read, the newest first
 _WILDCARDS = set("*?,")  # of QIDO-RS: such a PatientID would match other patients
 
 
@@ -31,7 +31,10 @@ class PriorStudy:
 
 @dataclass(frozen=True)
 class PriorSearch:
-    """The answer to a search; ``study_date`` is of the current study, empty if unknown."""
+    """The answer to a search; ``study_date`` is of the current study, empty if unknown.
+
+    ``none``: none of the newest earlier studies, at most ``MOST_TRIED``, is one of the chest.
+    """
 
     status: Literal["found", "none", "not_identified"]
     study_date: str = ""
@@ -52,7 +55,7 @@ def find_prior(connection: Connection, study_uid: str) -> PriorSearch:
     if study_uid not in (each.uid for each in listed):
         return PriorSearch("not_identified", date)  # some servers find no PatientID with a blank or a slash
     others = [each for each in listed if each.uid != study_uid and (not each.modalities or each.modalities & _KINDS)]
-    for study in sorted(others, key=lambda each: (each.date, each.uid), reverse=True)[:_MOST_TRIED]:
+    for study in sorted(others, key=lambda each: (each.date, each.uid), reverse=True)[:MOST_TRIED]:
         try:
             selection = connection.choose(study.uid, {})
         except Problem as problem:

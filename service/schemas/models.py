@@ -327,7 +327,8 @@ class PriorResponse(ResponseModel):
     status: Annotated[
         Literal["found", "none", "not_identified", "off"],
         Field(
-            description="not_identified: no usable PatientID or StudyDate, or the PACS does not find it; "
+            description="none: none of the five newest earlier studies has a chest radiograph; "
+            "not_identified: no usable PatientID or StudyDate, or the PACS does not find it; "
             "off: REPORT_DICOMWEB_PRIOR=false."
         ),
     ]

@@ -51,7 +51,7 @@ export const words = {
   "prior.searching": "Searching for an earlier study of the patient…",
   "prior.reading": "Reading the earlier study of {date}…",
   "prior.found": "Earlier study of {date}; this one is of {current}. The draft does not use it.",
-  "prior.none": "The PACS has no earlier chest radiograph of this patient.",
+  "prior.none": "The newest earlier studies of this patient in the PACS, at most five, have no chest radiograph.",
   "prior.not_identified": "No earlier study was searched for: the images have no usable PatientID or study date, or the PACS does not find it.",
   "prior.failed": "The earlier study could not be shown. {title}.",
   "prior.alt": "{view} radiograph of the earlier study of {date}",

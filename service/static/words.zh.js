@@ -52,7 +52,7 @@ export const words = {
   "prior.searching": "正在查找该患者的既往检查…",
   "prior.reading": "正在读取 {date} 的既往检查…",
   "prior.found": "既往检查：{date}；本次检查：{current}。草稿未使用既往检查。",
-  "prior.none": "影像归档系统中没有该患者更早的胸片。",
+  "prior.none": "影像归档系统中该患者最近的既往检查（最多五次）没有胸片。",
   "prior.not_identified": "未查找既往检查：图像没有可用的患者编号或检查日期，或影像归档系统查不到该编号。",
   "prior.failed": "无法显示既往检查。{title}。",
   "prior.alt": "{date} 既往检查的{view}胸片",
