@@ -31,7 +31,11 @@ NO_FIXTURES = "needs the published model's outputs: put r2gencmn_tiny* into fixt
 
 
 # The slowest modules, slowest first: started last, one of them would delay the end of the whole run.
-LONG = ("test_training_run", "test_service_ray", "test_training_ablation_run", "test_training_parallel")
+LONG = (
+    "test_service_ray", "test_training_run", "test_benchmarks_gpu", "test_training_resume_drafts",
+    "test_training_ablation_run", "test_training_parallel", "test_training_scst", "test_service_supervisor",
+    "test_service_soak", "test_training_import_r2gencmn_command", "test_training_out_of_fold",
+)  # fmt: skip
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared with other processes of the same suite
 
