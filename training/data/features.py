@@ -105,8 +105,12 @@ class OnlineFeatures:
         draws = None if generator is None else augmentation_draws(mask.numel(), generator).view(*mask.shape, -1)[part]
         rows, views, mask = rows[part], views[part].to(self._device), mask[part].to(self._device)
         if draws is not None and self._crops is not None:
-            keys = [self._keys[row] for row in rows.ravel().tolist()]
-            images = to_float(self._crops.crop(keys, draws.flatten(0, 1)).to(self._device))
+            there = mask.flatten().cpu()
+            keys = [self._keys[row] for row in rows.ravel()[there.numpy()].tolist()]
+            crops = self._crops.crop(keys, draws.flatten(0, 1)[there])
+            pixels = crops.new_zeros(len(there), *crops.shape[1:])
+            pixels[there] = crops
+            images = to_float(pixels.to(self._device))
         else:
             pixels = self._pixels.take(rows.ravel()).masked_fill(~mask.flatten()[:, None, None], 0)
             images = to_float(pixels)  # (B*V, 1, S, S)
