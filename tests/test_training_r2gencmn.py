@@ -257,14 +257,15 @@ def test_crops_are_those_of_torchvision(tmp_path: Path) -> None:
 def test_studies_of_one_and_of_two_images_share_a_batch_of_crops() -> None:
     """A missing view has no crop; the first image of the cache may be of val, which has none either."""
     studies, pixels, crops = drawn_data(2)
-    pixels = replace(pixels, rows={"0-of-val": 0, **{key: row + 1 for key, row in pixels.rows.items()}})
-    features = OnlineFeatures(ReportModel(model_config(small(preset("r2gencmn")), 9)), pixels, torch.device("cpu"), 0.0,
-                              crops=crops)  # fmt: skip
-    single = replace(studies[1], images=studies[1].images[:1])
-    whole, _, _ = features.images(studies[:2], torch.Generator().manual_seed(1))
-    images, _, mask = features.images([studies[0], single], torch.Generator().manual_seed(1))
+    shifted = replace(pixels, rows={"0-of-val": 0, **{key: row + 1 for key, row in pixels.rows.items()}})
+    model = ReportModel(model_config(small(preset("r2gencmn")), 9))
+    batch = [studies[0], replace(studies[1], images=studies[1].images[:1])]
+    (expected, _, mask), (found, _, _) = (
+        OnlineFeatures(model, cache, torch.device("cpu"), 0.0, crops=crops).images(batch, torch.Generator())
+        for cache in (pixels, shifted)
+    )
     assert mask.tolist() == [[True, True], [True, False]]
-    assert torch.equal(images[mask], whole[mask])
+    assert torch.equal(found[mask], expected[mask])
 
 
 def test_dropped_memory_weights_have_the_mean_of_the_response() -> None:
