@@ -135,6 +135,8 @@ def test_refuses_other_ids_by_name(
         ("p.jsonl", '{"id": "s1", "text": "a"}\n{"id"\n', ["p.jsonl:2 is not valid JSON"]),
         ("p.json", "[1]", ["entry 1 is no JSON object"]),
         ("p.jsonl", '{"id": null, "text": "a"}', ["id is None"]),
+        ("p.csv", "id;text\ns1;clear\n", ["'id;text' is one column", "by commas"]),
+        ("p.tsv", "study_id\ttext\ns1\tclear\n", ["is one column", "by commas"]),
         ("p.txt", b"id,text\ns1,\xff\n", ["is not UTF-8"]),
     ],
 )

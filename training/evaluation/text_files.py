@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,8 @@ def _rows(path: Path, content: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _csv_rows(path: Path, reader: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The rows by column; in one column without a header, as R2Gen writes res.csv and gts.csv, row numbers are ids."""
     head = [name.strip() for name in next(reader, [])]
+    if len(head) == 1 and set(re.split(r"[;\t]", head[0])[:-1]) & set(ID_COLUMNS):
+        raise ValueError(f"{path}:1: the header {head[0]!r} is one column; separate columns by commas")
     if len(head) == 1 and head[0] not in (*ID_COLUMNS, *PREDICTION_COLUMNS, *REFERENCE_COLUMNS):
         log.info("%s has one column and no header: the ids are the numbers of its rows", path)
         texts = [head[0]]
