@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cxr_report.pictures import Picture, read_view
 from model.devices import resolve_devices
@@ -29,7 +29,10 @@ def load_bundle(
     Raises:
         LoadError: the device is not available, or the bundle is missing, damaged or of another
             version; the message names the remedy.
+        ValueError: ``precision`` is neither of the two.
     """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision={precision}: use one of {', '.join(get_args(Precision))}")
     try:
         devices = resolve_devices(device, option="device=")
     except ValueError as error:
@@ -76,7 +79,7 @@ class StudyDrafter:
     ) -> Iterator[Draft]:  # fmt: skip
         """Draft many studies, (frontal, lateral) each, in batches; arguments and errors as ``draft``."""
         options = DraftOptions(top_k, beam_size, attention=attention, evidence=evidence)
-        views = (self._study(frontal, lateral) for frontal, lateral in studies)
+        views = (self._study(*_pair(study)) for study in studies)
         while batch := list(islice(views, max(batch_size, 1))):
             yield from self.drafter.draft(batch, options)
 
@@ -91,3 +94,9 @@ class StudyDrafter:
             raise ValueError("neither a frontal nor a lateral radiograph was given; give at least one")
         size, resample = self.drafter.image_size, self.drafter.resample
         return [read_view(picture, view, size, resample) for view, picture in given.items() if picture is not None]
+
+
+def _pair(study: object) -> tuple[Picture | None, Picture | None]:
+    if not isinstance(study, tuple | list) or len(study) != 2:
+        raise TypeError(f"a study is a {type(study).__name__}; give (frontal, lateral), None for a missing view")
+    return study[0], study[1]

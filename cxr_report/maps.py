@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +85,8 @@ def overlay(
 def _grids(draft: Draft, sentence: int, kind: Kind) -> Mapping[str, Grid]:
     if not 0 <= sentence < len(draft.sentences):
         raise ValueError(f"sentence {sentence}: the draft has {len(draft.sentences)}, counted from 0")
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind {kind!r} is unknown; use one of {', '.join(get_args(Kind))}")
     part = draft.sentences[sentence]
     found = part.attention if kind == "attention" else part.evidence
     if found is not None:

@@ -127,6 +127,10 @@ def test_errors_name_the_image_and_the_remedy(drafter: StudyDrafter, tmp_path: P
         drafter.draft(FRONTAL, top_k=51)
     with pytest.raises(ImageError, match="cut short or damaged"):
         drafter.draft(opened(FRONTAL[: len(FRONTAL) // 2]))
+    with pytest.raises(TypeError, match=r"a study is a bytes; give \(frontal, lateral\)"):
+        next(drafter.draft_all([FRONTAL]))  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="precision=fp8: use one of fp32, bf16"):
+        load_bundle("missing", precision="fp8")  # type: ignore[arg-type]
     with pytest.raises(LoadError, match="missing"):
         load_bundle("missing")
     with pytest.raises(LoadError, match="use device=cpu"):
@@ -195,6 +199,8 @@ def test_a_missing_map_names_the_remedy(mapped: Draft, drafter: StudyDrafter) ->
         overlay(mapped, naming(mapped), np.zeros((4, 4)))
     with pytest.raises(FileNotFoundError, match="give the path"):
         overlay(mapped, naming(mapped), "missing.png")
+    with pytest.raises(ValueError, match="kind 'saliency' is unknown; use one of evidence, attention"):
+        heatmap(mapped, naming(mapped), kind="saliency")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="this draft has frontal, lateral"):
         heatmap(mapped, naming(mapped), "left")
 

@@ -227,6 +227,12 @@ def test_any_text_gets_all_14_labels(text: str) -> None:
     assert set(labels.values()) <= {"present", "absent", "uncertain", None}
 
 
+@pytest.mark.parametrize("empty", [None, float("nan")])
+def test_refuses_empty_cells_with_the_remedy(empty: object) -> None:
+    with pytest.raises(TypeError, match="give a string, '' where there is no report"):
+        label_report(empty)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "piece", ["no ", "heart ", "mediastinal ", "to ensure ", "effusion or ", "x", ".", ",", ", not "]
 )

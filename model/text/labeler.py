@@ -93,7 +93,12 @@ def label_report(text: str, *, use_cache: bool = True) -> dict[str, Label | None
     Returns all 14 keys of `FINDINGS`: "present", "absent", "uncertain", or None if not mentioned.
     No Finding is "present" if no other finding except Support Devices is present or uncertain and
     the text has words, else None.
+
+    Raises:
+        TypeError: ``text`` is no string, such as the NaN of an empty cell.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"a report is a {type(text).__name__}; give a string, '' where there is no report")
     read = _label_sentence if use_cache else _label_sentence.__wrapped__
     labels: dict[str, Label | None] = dict.fromkeys(FINDINGS)
     text = _PUNCTUATION.sub(" ", _COMMA.sub(_keep_hedge, _APOSTROPHES.sub("", text.lower())))
