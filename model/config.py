@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from model.registry import DECODERS
+from model.registry import decoder_name
 from model.types import Resample
 
 Count = Annotated[int, Field(ge=1)]
@@ -192,7 +192,7 @@ class DecodingConfig(Frozen):
     Attributes:
         method: ``beam``; ``greedy`` (``beam`` of size 1 is greedy); ``rerank``: the beam's report
             and ``candidates`` sampled ones, ranked by probability and similarity to the images; or
-            ``consensus``, MBR decoding: the report of the highest expected reward that the
+            ``consensus`` (or ``mbr``), MBR decoding: the report of the highest expected reward that the
             sentences of these candidates can form. Packages add others (``model.registry``).
         beam_size: live hypotheses.
         length_penalty: alpha; finished hypotheses are ranked by log-probability / length**alpha. 0
@@ -214,7 +214,7 @@ class DecodingConfig(Frozen):
         language: which sentences a draft may hold.
     """
 
-    method: Annotated[str, AfterValidator(DECODERS.check)] = "beam"
+    method: Annotated[str, AfterValidator(decoder_name)] = "beam"
     beam_size: Annotated[int, Field(ge=1, le=8)] = 3
     length_penalty: Annotated[float, Field(ge=0, le=5)] = 1.0
     block_trigrams: bool = False

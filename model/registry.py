@@ -110,3 +110,10 @@ DECODERS: Registry[Decoder] = Registry(
         "consensus": "model.decoding.generate:decode_consensus",
     },
 )
+
+DECODER_ALIASES: Mapping[str, str] = {"mbr": "consensus"}
+
+
+def decoder_name(name: str) -> str:
+    """The name of a decoding method or of its alias; raises ValueError for an unknown one."""
+    return DECODERS.check(DECODER_ALIASES.get(name, name))

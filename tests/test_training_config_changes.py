@@ -126,6 +126,17 @@ def test_invalid_values_are_refused_with_source_and_name(tmp_path: Path) -> None
     assert "pydantic" not in text
 
 
+def test_true_is_no_number(tmp_path: Path) -> None:
+    path = written(tmp_path / "c.yaml", "retrieval_k: yes\nce: {full_batches: yes, patience: null}")
+    with pytest.raises(ValueError, match=f"--config {path}: retrieval_k: true is neither a number nor a text"):
+        chosen_config(None, path, [])
+    assert chosen_config(None, None, [("ce.full_batches", True, "--set")]).ce.full_batches
+
+
+def test_mbr_is_the_other_name_of_consensus() -> None:
+    assert chosen_config("retrieval", None, [("decoding.method", "mbr", "--set")]).decoding.method == "consensus"
+
+
 @pytest.mark.parametrize(
     ("text", "suffix", "message"),
     [
@@ -157,6 +168,10 @@ def test_refuses_contradictions(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert main(["--seed", "4", "--set", "seed=5", "--print-config"]) == 2
     assert "--seed seed=4 contradicts --set seed=5; give one of them" in caplog.text
     assert main(["--seed", "4", "--set", "seed=4", "--print-config"]) == 0
+    assert main(["--protocol", "mimic-cxr", "--set", "protocol=iu-xray", "--print-config"]) == 2
+    assert "--protocol mimic-cxr contradicts --set protocol=iu-xray; give one of them" in caplog.text
+    with pytest.raises(ValueError, match=r"--set ce\.transformer_lr: .*finite"):
+        chosen_config(None, None, [("ce.transformer_lr", float("nan"), "--set")])
     with pytest.raises(ValueError, match="on the command line use --preset"):
         chosen_config(None, None, [("preset", "smoke", "--set")])
 

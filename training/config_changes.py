@@ -64,7 +64,7 @@ def chosen_config(preset_name: str | None, file: Path | None, options: Iterable[
     for name, value, option in options:
         for change in named_changes({name: value}, option):
             before = given.setdefault(change.name, change)
-            if before.value != change.value:
+            if before is not change and before.value != change.value:
                 raise ValueError(f"{before}={before.value} contradicts {change}={change.value}; give one of them")
     return configure(preset_name or named or "retrieval", [*changes, *given.values()])
 
@@ -94,6 +94,9 @@ def _apply(change: Change, values: dict[str, Any]) -> None:
         if not isinstance(values := values[name], dict):  # of another change, which is refused
             return
     value = _none_where_optional(change)
+    kind = _annotation(change.name)
+    if isinstance(value, bool) and bool not in (kind, *get_args(kind)) and not is_section(change.name):
+        raise ValueError(f"{change}: {json.dumps(value)} is neither a number nor a text")  # pydantic reads 1 or 0
     if value == {} and is_section(change.name):  # adds the section, or changes nothing
         value = values.get(last) or {}
     values[last] = value

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from model.bundle import INDEX_DIR, Bundle, load_bundle
 from model.drafter import Drafter
-from model.registry import DECODERS
+from model.registry import DECODER_ALIASES, DECODERS
 from model.types import Draft, StudyView, View
 from retrieval_index.index import ReportIndex
 from training.data.pixel_cache import PixelCache
@@ -26,7 +26,6 @@ from training.data.studies import SPLITS, ImageRef, Source, Study
 from training.evaluation.plan import InferenceOptions, SplitName, Views
 from training.scoring.protocol import full_reference
 
-_ALIASES = {"mbr": "consensus"}
 _DRAFT = TypeAdapter(Draft)
 
 
@@ -40,7 +39,7 @@ def open_bundle(path: Path, device: torch.device) -> tuple[Bundle, ReportIndex |
 
 def method_names() -> tuple[str, ...]:
     """The values of ``--method``."""
-    return (*DECODERS.names(), *_ALIASES)
+    return (*DECODERS.names(), *DECODER_ALIASES)
 
 
 def with_method(bundle: Bundle, method: str, beam_size: int | None = None) -> Bundle:
@@ -49,7 +48,7 @@ def with_method(bundle: Bundle, method: str, beam_size: int | None = None) -> Bu
     Raises:
         ValueError: the bundle lacks what the method needs, or ``beam_size`` is given for greedy decoding.
     """
-    method, name = _ALIASES.get(method, method), bundle.config.name
+    method, name = DECODER_ALIASES.get(method, method), bundle.config.name
     if method in ("rerank", "consensus") and bundle.config.retrieval is None:
         raise ValueError(f"--method {method} needs reference cases, and {name} has none; use beam or greedy")
     if method == "consensus" and bundle.mbr_table is None:
