@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,8 @@ def test_warns_of_settings_that_work_but_hardly_as_intended() -> None:
         "pretrain.epochs_by_size has 64 pixels, above image_size=32: enlarged images show no more"
     ]
     assert "an untrained retriever chooses the cases" in doubtful(changed("retrieval", retriever=None))[0]
+    short = doubtful(changed("baseline", protocol="mimic-cxr"))
+    assert "shape.max_length=60 cuts reports and drafts that protocol mimic-cxr scores up to 99 words" in short[0]
     assert "stage retriever is left out" in doubtful(changed("retrieval", retrieval_k=0))[0]
 
 
@@ -230,3 +234,15 @@ def test_refused_ablation_leaves_nothing_behind(root: Path, tmp_path: Path, capl
     assert ablation([*command, "--rows", str(rows)]) == 2
     assert "row a: shape.backbone: backbone 'swin_t'" in caplog.text
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [main, ablation])
+def test_refused_start_leaves_no_view_table(root: Path, tmp_path: Path, command: Callable[[list[str]], int]) -> None:
+    shutil.copy(root / "gone.json", tmp_path / "annotation.json")
+    data = ["--annotation", str(tmp_path / "annotation.json"), "--images", str(root), "--out", str(tmp_path / "A")]
+    refused = [*data, "--device", "cpu", "--backbone-weights", "none"]
+    assert command(refused) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["annotation.json"]
+    (tmp_path / "views.csv").write_text("image_id,view,how\nother.png,frontal,mine\n")
+    assert command(refused) == 2
+    assert "other.png,frontal,mine" in (tmp_path / "views.csv").read_text()

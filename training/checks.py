@@ -15,6 +15,7 @@ from model.network.report_model import MAX_PATCHES, ReportModel
 from training.config import RunConfig
 from training.data.studies import Source
 from training.prepared_run import model_config
+from training.protocols import PROTOCOLS
 from training.stage_results import STAGES
 
 _VOCABULARY = 5  # words of the trial model; the reports decide it
@@ -69,6 +70,10 @@ def doubtful(config: RunConfig) -> list[str]:
     if sizes and max(sizes) > config.image_size:
         found.append(f"pretrain.epochs_by_size has {max(sizes)} pixels, above image_size={config.image_size}: enlarged "
                      "images show no more")  # fmt: skip
+    published = PROTOCOLS[config.protocol].max_ids
+    if config.shape.max_length < published:
+        found.append(f"shape.max_length={config.shape.max_length} cuts reports and drafts that protocol "
+                     f"{config.protocol} scores up to {published - 1} words; use {published} or more")  # fmt: skip
     if config.retrieval_k and config.retriever is None:
         found.append(f"retrieval_k={config.retrieval_k} and retriever=null: an untrained retriever chooses the cases")
     if not config.retrieval_k and config.retriever is not None:

@@ -6,7 +6,8 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -82,10 +83,27 @@ def open_source(arguments: argparse.Namespace, protocol: ProtocolName | None = N
         )
     )  # fmt: skip
     check_letters((study.report for study in (*source.studies, *source.extra)), f"the reports of {source.name}")
-    folder = arguments.annotation.parent if arguments.annotation else arguments.root or arguments.images
     bundle: Path | None = getattr(arguments, "views_bundle", None)
     check = ViewCheck.load(bundle, choose_device(arguments.device)) if bundle else None
-    return with_views(source, folder / "views.csv" if folder else None, check)
+    return with_views(source, _views_table(arguments), check)
+
+
+@contextmanager
+def without_new_views(arguments: argparse.Namespace) -> Iterator[None]:
+    """Remove the table of views that ``open_source`` wrote, if what follows is refused."""
+    table = _views_table(arguments)
+    is_new = table is not None and not table.exists()
+    try:
+        yield
+    except ValueError:
+        if table is not None and is_new:
+            table.unlink(missing_ok=True)
+        raise
+
+
+def _views_table(arguments: argparse.Namespace) -> Path | None:
+    folder = arguments.annotation.parent if arguments.annotation else arguments.root or arguments.images
+    return folder / "views.csv" if folder else None
 
 
 def _bundle_protocol(bundle: Path | None) -> ProtocolName:

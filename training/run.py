@@ -28,7 +28,7 @@ import torch
 from model.command_line import CommandParser
 from model.manifest import BundleError
 from training.checks import check_batches, check_model, check_paths, check_targets, doubtful
-from training.cli import add_common_arguments, at_least, open_source, some_of
+from training.cli import add_common_arguments, at_least, open_source, some_of, without_new_views
 from training.config import RunConfig
 from training.config_changes import as_yaml, assignment, chosen_config, described_changes
 from training.data.external import for_pretraining, read_external
@@ -59,6 +59,9 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     ]
     several = [(name, value, "--set") for name, value in arguments.set]
     options = [option for option in single if option[1] is not None] + several
+    for name, value in arguments.set:
+        if name == "protocol" and arguments.protocol not in (None, value):
+            raise ValueError(f"--protocol {arguments.protocol} contradicts --set protocol={value}; give one of them")
     config = chosen_config(arguments.preset, arguments.config, options)
     return config if arguments.protocol is None else config.with_protocol(arguments.protocol)
 
@@ -124,19 +127,20 @@ def _table(arguments: argparse.Namespace, option: str, default_name: str) -> Pat
 
 
 def _prepare(config: RunConfig, arguments: argparse.Namespace, context: RunContext) -> PreparedRun:
-    """Open the data and the logger, and decode the images; a work directory of a refused start is removed."""
+    """Open the data and the logger, and decode the images; files of a refused start are removed."""
     is_new = context.processes.main and not context.work.exists()
-    inputs = _open_inputs(arguments, config, context)
-    try:
-        logger = None
-        if context.processes.main:
-            stored = public(config).model_dump(mode="json")
-            logger = ExperimentLogger.open(arguments.logger, context.work, arguments.out.name, stored)
-        return PreparedRun.prepare(config, inputs, replace(context, logger=logger))
-    except ValueError:
-        if is_new:
-            shutil.rmtree(context.work)
-        raise
+    with without_new_views(arguments):
+        inputs = _open_inputs(arguments, config, context)
+        try:
+            logger = None
+            if context.processes.main:
+                stored = public(config).model_dump(mode="json")
+                logger = ExperimentLogger.open(arguments.logger, context.work, arguments.out.name, stored)
+            return PreparedRun.prepare(config, inputs, replace(context, logger=logger))
+        except ValueError:
+            if is_new:
+                shutil.rmtree(context.work)
+            raise
 
 
 def _run_logged(run: PreparedRun, stages: Sequence[str]) -> None:

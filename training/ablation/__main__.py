@@ -11,13 +11,14 @@ from model.devices import choose_device
 from training.ablation.plan import make_plan
 from training.ablation.rows import ROWS, SCALES
 from training.ablation.runner import file_lock, run_plan
-from training.cli import add_common_arguments, positive, run_command, some_of
+from training.cli import add_common_arguments, positive, run_command, some_of, without_new_views
 from training.licence import add_data_licence
 
 
 def _run(arguments: argparse.Namespace) -> int:
     choose_device(arguments.device)
-    plan = make_plan(arguments)
+    with without_new_views(arguments):
+        plan = make_plan(arguments)
     with file_lock(plan.out):
         return 1 if run_plan(plan) else 0
 

@@ -168,4 +168,4 @@ def _save(
         write_atomic(table, file.getvalue().encode())
     except OSError as error:
         return f"; {table} cannot be written ({error.strerror}), so the next command determines them again"
-    return f"; correct them in {table}, and fill the views by file order"
+    return f"; correct them in {table}, whose empty views are those by file order"
