@@ -118,6 +118,15 @@ def test_restarted_node_requests_commitment_again(tmp_path: Path, page_server: L
         assert state(node) == ("sent", None)
 
 
+def test_answer_to_an_earlier_request_counts(tmp_path: Path, page_server: Live, archive: Inbox) -> None:
+    """Otherwise an archive that takes longer than the timeout would never commit."""
+    with running_node(settings(tmp_path, page_server, archive, timeout_s=1)) as node:
+        send(node.server.port, image(new_study()))
+        until(lambda: len(archive.actions) > 1)
+        assert answer(node, archive.actions[0]) == 0
+        assert state(node) == ("sent", None)
+
+
 def test_archive_without_storage_commitment_is_named(tmp_path: Path, page_server: Live) -> None:
     with inbox() as archive, running_node(settings(tmp_path, page_server, archive)) as node:
         send(node.server.port, image(new_study()))

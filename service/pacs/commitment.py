@@ -1,7 +1,8 @@
 """Storage commitment (PS3.4, annex J): the archive confirms that it keeps a structured report.
 
 The node requests it by N-ACTION after C-STORE. The archive answers by N-EVENT-REPORT, on the same
-association or on a new one. A request that has no answer is repeated with the report.
+association or on a new one. A request that has no answer is repeated with the report; a late answer to an earlier
+request counts.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Commitments:
     def __init__(self, archive: str, answered: Answered) -> None:
         """``archive`` is the AE title that may answer."""
         self._archive, self._answered = archive, answered
-        self._transactions: dict[str, str] = {}  # SOP instance UID -> transaction UID of the last request
+        self._transactions: dict[str, set[str]] = {}  # SOP instance UID -> transaction UIDs of unanswered requests
         self._lock = threading.Lock()
 
     def request(self, association: Any, sop_uid: str) -> int | None:
@@ -40,7 +41,7 @@ class Commitments:
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = ENHANCED_SR, sop_uid
         action.ReferencedSOPSequence, action.TransactionUID = [item], uid_of(uuid.uuid4())
         with self._lock:
-            self._transactions[sop_uid] = action.TransactionUID
+            self._transactions.setdefault(sop_uid, set()).add(action.TransactionUID)
         status, _ = association.send_n_action(action, _REQUEST, PUSH_MODEL, _INSTANCE)
         return int(status.Status) if "Status" in status else None
 
@@ -52,11 +53,14 @@ class Commitments:
             return _PROCESSING_FAILURE, None
         if information.getbuffer().nbytes > _MOST_EVENT:
             return _PROCESSING_FAILURE, None
+        transaction = text(event.event_information, "TransactionUID")
         for uid, reason in list(_results(event.event_information)):
             with self._lock:
-                known = self._transactions.get(uid) == text(event.event_information, "TransactionUID")
-                if known:
+                known = transaction in self._transactions.get(uid, ())
+                if known and reason is None:
                     del self._transactions[uid]
+                elif known:
+                    self._transactions[uid].remove(transaction)
             if known:
                 self._answered(uid, reason)
         return _SUCCESS, None
