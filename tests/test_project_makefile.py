@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -29,6 +30,10 @@ esac
 """
 
 
+# A make that runs the tests exports these where its command line sets them.
+VARIABLES = {"PYTEST_ARGS", *re.findall(r"^(\w+) +\?=", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)}
+
+
 class Clone:
     """A folder with the Makefile, a bundle, and a Python that does nothing."""
 
@@ -51,7 +56,7 @@ class Clone:
     def make(self, *arguments: str, offline: bool = False, fails: bool = False) -> tuple[list[str], str]:
         """Run make; returns the arguments of each call of Python, and the output, or the errors if it ``fails``."""
         calls = self.write("calls", "")
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+        environment = {key: value for key, value in os.environ.items() if key not in VARIABLES and "MAKE" not in key}
         environment |= {"CALLS": str(calls), "OFFLINE": "1" if offline else ""}
         run = subprocess.run(
             ["make", "PYTHON=./stand-in", *arguments],

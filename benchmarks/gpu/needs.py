@@ -31,7 +31,8 @@ log = logging.getLogger("benchmarks")
 
 IMPORTED = (  # by the parts; the others come with these
     "defusedxml", "faiss-cpu", "fastapi", "httptools", "httpx", "locust", "prometheus-client", "pycocoevalcap",
-    "pydantic", "pydantic-settings", "pydicom", "python-multipart", "safetensors", "tensorboard", "tqdm", "uvicorn",
+    "pydantic", "pydantic-settings", "pydicom", "python-multipart", "pyyaml", "safetensors", "tensorboard", "tqdm",
+    "uvicorn",
 )  # fmt: skip
 PRESENT = ("torch", "torchvision")  # with what they require: NumPy and Pillow too
 UNUSED = {"pycocotools", "matplotlib", "grpcio", "tensorboard-data-server"}  # required, but not by what runs here

@@ -172,7 +172,7 @@ class Tokenizer:
         if not isinstance(content, dict) or content.get("kind") != "word" or content.get("schema_version") != 1:
             raise ValueError("tokenizer.json must hold {'schema_version': 1, 'kind': 'word', 'tokens': [...]}")
         cleaning = content.get("cleaning", "own")
-        if cleaning not in CLEANINGS:
+        if cleaning not in tuple(CLEANINGS):  # it may not be hashable
             raise ValueError(f"tokenizer.json: cleaning {cleaning!r} is unknown; use one of {tuple(CLEANINGS)}")
         tokens = content.get("tokens")
         if not isinstance(tokens, list) or not all(isinstance(token, str) and token.isprintable() for token in tokens):
