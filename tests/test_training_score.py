@@ -193,3 +193,22 @@ def test_page_names_both_systems_and_holds_no_image(tmp_path: Path) -> None:
         assert REPORTS["s4"] in text  # the worst study of the gallery
     assert not any(text.lower() in json.dumps(result).lower() for text in REPORTS.values())
     assert (tmp_path / "out" / ".gitignore").read_text().endswith("*\n")
+
+
+def test_retrieved_reports_of_mimic_are_found_by_their_study_id(tmp_path: Path) -> None:
+    """Entries are images there; ``study_id`` is the id of the report, and so of the case."""
+    entries = {
+        split: [
+            {"id": f"{split}-{study}", "study_id": number, "report": text, "image_path": ["1.jpg"]}
+            for number, (study, text) in enumerate(REPORTS.items(), first)
+        ]
+        for split, first in (("train", 100), ("test", 200))
+    }
+    annotation, predictions = tmp_path / "annotation.json", tmp_path / "p.jsonl"
+    annotation.write_text(json.dumps(entries))
+    rows = [{"id": entry["id"], "text": "Clear.", "retrieved": ["101"]} for entry in entries["test"]]
+    predictions.write_text("\n".join(map(json.dumps, rows)))
+    result = _score(tmp_path, "--predictions", predictions, "--references", annotation, "--split", "test",
+                    "--training-reports", annotation)  # fmt: skip
+    assert result["baselines"]["nearest"] is not None, result["baseline_reasons"]
+    assert "text not available" not in (tmp_path / "out" / "report.html").read_text()

@@ -113,7 +113,7 @@ def evaluate(
         write_json(outputs.metrics, result)
         log.info("wrote %s", outputs.metrics)
     if outputs.report is not None:  # after the metrics file, so that a failing page loses no drafts
-        write_page(outputs.report, result, EvaluatedSplit(studies, drafts, cache, references, texts.train))
+        write_page(outputs.report, result, EvaluatedSplit(studies, drafts, cache, references, texts.cases))
     kept.remove()
     return result
 

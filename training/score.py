@@ -124,7 +124,7 @@ def score(
     if out is not None:
         write_atomic(out / ".gitignore", GITIGNORE.encode())
         write_json(out / "metrics.json", result)
-        write_page(out, result, EvaluatedSplit(studies, drafts, None, references, texts.train))
+        write_page(out, result, EvaluatedSplit(studies, drafts, None, references, texts.cases))
     return result
 
 
@@ -157,10 +157,13 @@ def _known_texts(path: Path | None, references: Sequence[str], half: Half | None
                            protocol=protocol)  # fmt: skip
         return replace(nothing, vocabulary=words)
     train: Mapping[str, str]
+    cases: Mapping[str, str] | None = None
     choose: list[str] = []
     if is_annotation(path):
         splits = read_split_studies(path)
-        train = {study.study_id: study.report for study in splits.get("train", ()) if study.report}
+        reports = [study for study in splits.get("train", ()) if study.report]
+        train = {study.study_id: study.report for study in reports}
+        cases = {study.case_id: study.report for study in reports}
         chooses = half_of(splits.get("val", ()), "choose" if half else None)
         choose = [study.report for study in chooses if study.report]
     else:
@@ -170,7 +173,8 @@ def _known_texts(path: Path | None, references: Sequence[str], half: Half | None
     check_letters(train.values(), f"the training reports {path}")
     part = "half that chooses of the val split" if half else "val split"
     return texts_of(train, choose, origin=f"{path.name}, {len(train)} training reports",
-                    chosen_on=f"{part} of {path.name}, {len(choose)} reports", protocol=protocol)  # fmt: skip
+                    chosen_on=f"{part} of {path.name}, {len(choose)} reports", protocol=protocol,
+                    cases=cases)  # fmt: skip
 
 
 def _drafts(file: TextFile, studies: Sequence[Study]) -> list[Draft]:

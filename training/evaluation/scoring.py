@@ -105,6 +105,7 @@ class KnownTexts:
     chosen_on: str | None
     vocabulary: frozenset[str] = field(repr=False)
     protocol: Protocol = IU_XRAY
+    cases: Mapping[str, str] = field(default_factory=dict, repr=False)  # the training reports by case id
 
 
 def known_texts(bundle: Bundle, index: CaseIndex | None, source: Source, half: Half | None = None) -> KnownTexts:
@@ -113,30 +114,36 @@ def known_texts(bundle: Bundle, index: CaseIndex | None, source: Source, half: H
     The constant is chosen on val; with a ``half`` of val scored, on the half that chooses.
     """
     train = {study.study_id: study.report for study in source.split("train")}
+    by_case = {study.case_id: study.report for study in source.split("train")}
     origin = f"train split of {source.name}, {len(train)} reports"
     if not train and index is not None:
         cases = [index.case(row) for row in range(len(index))]
-        train = {case.case_id: case.findings for case in cases if case.findings}
+        train = by_case = {case.case_id: case.findings for case in cases if case.findings}
         origin = f"reference cases of the bundle, {len(train)} reports"
     choose = [study.report for study in half_of(source.split("val"), "choose" if half else None)]
     part = "half that chooses of the val split" if half else "val split"
     if not train:
         origin = "tokenizer of the bundle; no training report is known"
     texts = texts_of(train, choose, origin=origin, chosen_on=f"{part} of {source.name}, {len(choose)} reports",
-                     protocol=source.protocol)  # fmt: skip
+                     protocol=source.protocol, cases=by_case)  # fmt: skip
     return texts if train else replace(texts, vocabulary=frozenset(bundle.tokenizer.tokens))
 
 
 def texts_of(
-    train: Mapping[str, str], choose: Sequence[str], *, origin: str, chosen_on: str, protocol: Protocol = IU_XRAY
-) -> KnownTexts:
-    """Training reports by study id; the constant is chosen on ``choose``, else on some of them."""
+    train: Mapping[str, str], choose: Sequence[str], *, origin: str, chosen_on: str, protocol: Protocol = IU_XRAY,
+    cases: Mapping[str, str] | None = None,
+) -> KnownTexts:  # fmt: skip
+    """Training reports by study id; the constant is chosen on ``choose``, else on some of them.
+
+    ``cases`` has the reports by case id; None where the ids of the studies are those of the cases.
+    """
     on: str | None = chosen_on
     if not choose:
         step = max(1, len(train) // CHOOSE_ON)
         choose = list(train.values())[::step][:CHOOSE_ON]
         on = f"{len(choose)} training reports; there is no val split" if choose else None
-    return KnownTexts(train, choose, origin, on, comparable_vocabulary(train.values(), protocol), protocol)
+    vocabulary = comparable_vocabulary(train.values(), protocol)
+    return KnownTexts(train, choose, origin, on, vocabulary, protocol, train if cases is None else cases)
 
 
 def make_rows(texts: KnownTexts, drafts: Sequence[Draft], count: int) -> tuple[dict[str, TrivialRow], dict[str, str]]:
@@ -150,7 +157,7 @@ def make_rows(texts: KnownTexts, drafts: Sequence[Draft], count: int) -> tuple[d
         reason = "no training report is known; give a data set with a train split, or a hydrated bundle"
         reasons |= dict.fromkeys(("constant", "most_frequent", "random"), reason)
     first = [draft.reference_cases[0] for draft in drafts if draft.reference_cases]
-    known = [text for case in first if (text := case.findings or texts.train.get(case.case_id))]
+    known = [text for case in first if (text := case.findings or texts.cases.get(case.case_id))]
     if len(known) == count:
         rows["nearest"] = TrivialRow({"nearest": known})
     elif not first:

@@ -26,7 +26,7 @@ PER_GROUP = 4
 
 @dataclass(frozen=True)
 class EvaluatedSplit:
-    """The studies of a split with their drafts; ``train_texts`` are training reports by study id.
+    """The studies of a split with their drafts; ``case_texts`` are training reports by case id.
 
     ``cache`` has the images; None for texts that were scored without images.
     """
@@ -35,7 +35,7 @@ class EvaluatedSplit:
     drafts: Sequence[Draft]
     cache: PixelCache | None
     references: ReferenceSet
-    train_texts: Mapping[str, str]
+    case_texts: Mapping[str, str]
 
     def study_scores(self) -> tuple[Sequence[float], Sequence[float]]:
         """ROUGE-L and CIDEr of each study, comparable strings."""
@@ -90,7 +90,7 @@ def _shown(drafted: EvaluatedSplit, row: int) -> dict[str, Any]:
         "added": [name for name in FINDINGS if name in guess - truth],
         "cases": [
             {"case_id": case.case_id, "similarity": case.similarity,
-             "text": case.findings or drafted.train_texts.get(case.case_id)}
+             "text": case.findings or drafted.case_texts.get(case.case_id)}
             for case in draft.reference_cases
         ],
     }  # fmt: skip
