@@ -123,7 +123,13 @@ def read_config(path: Path) -> BundleConfig:
 def _parsed(file: Path, parse: Callable[[str], T]) -> T:
     try:
         return parse(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # a ValidationError is a ValueError
+    except ValidationError as error:
+        problems = (
+            ": ".join([*[".".join(map(str, one["loc"]))] * bool(one["loc"]), one["msg"].removeprefix("Value error, ")])
+            for one in error.errors(include_url=False)
+        )
+        raise BundleError(f"{file.parent}: {file.name}: {'; '.join(problems)}") from error
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{file.parent}: {file.name}: {error}") from error
 
 

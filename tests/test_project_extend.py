@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import yaml
 from PIL import Image
 
 from cxr_report import LoadError, load_bundle
+from model.bundle import read_config
 from model.config import DecodingConfig
+from model.manifest import BundleError
 from model.registry import DECODERS, Registry
 from tests.support.paths import DRAWN, REPOSITORY
 from training import evaluate, run, score
@@ -130,6 +133,24 @@ def test_unknown_names_are_refused_with_the_known_ones(addon: Path, capsys: pyte
     with pytest.raises(SystemExit):
         run.main(["--dataset", "folders", "--root", "x", "--out", "y"])
     assert "choose from 'openi', 'r2gen', 'folder'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("group", "change"), [("decoders", "decoding.method=gone"), ("losses", "ce.loss=gone")])
+def test_entry_that_cannot_be_imported_is_refused_before_any_stage(
+    group: str, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(str(install(tmp_path / "site", f"[cxr_report.{group}]\ngone = my_cxr.gone:x\n")))
+    assert run.main(["--preset", "baseline", "--set", change, "--print-config"]) == 2
+    assert "'gone' (my_cxr.gone:x) cannot be imported" in caplog.text
+
+
+def test_bundle_of_a_decoder_that_is_not_installed_is_refused_in_one_line(bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "decoding": {"method": "wide_beam"}}))
+    with pytest.raises(BundleError, match=r"config\.json: decoding\.method: decoding method 'wide_beam' is") as refused:
+        read_config(copy)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

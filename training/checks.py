@@ -12,10 +12,12 @@ import torch
 from model.config import BUNDLE_NAME
 from model.network.backbone import Backbone
 from model.network.report_model import MAX_PATCHES, ReportModel
+from model.registry import DECODERS
 from training.config import RunConfig
 from training.data.studies import Source
 from training.prepared_run import model_config
 from training.protocols import PROTOCOLS
+from training.registries import LOSSES
 from training.stage_results import STAGES
 
 _VOCABULARY = 5  # words of the trial model; the reports decide it
@@ -25,8 +27,11 @@ def check_model(config: RunConfig, *, weights: bool = True) -> None:
     """Build the model without memory for its weights, and with ``weights`` read or download those of its backbone.
 
     Raises:
-        ValueError: the backbone is unknown, gives no map of features, or its weights cannot be used.
+        ValueError: the backbone is unknown, gives no map of features, or its weights cannot be used; or a loss or a
+            decoding method of a package cannot be imported.
     """
+    LOSSES.get(config.ce.loss)
+    DECODERS.get(config.decoding.method)
     backbone = _trial_backbone(config, "none", "shape.backbone")
     if weights and config.backbone_weights != "none":
         _trial_backbone(config, config.backbone_weights, "backbone_weights")
