@@ -177,6 +177,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--stages", "index,ce"], "stage pretrain was left out"),
         (["--soft-scores", "{root}/scores.csv"], "needs 1 probabilities"),
         (["--soft-scores", "gone.csv"], "no such file"),
+        (["--annotation", "gone.json", "--images", "{root}"], "--annotation gone.json: no such file"),
         (["--out", "{work}/a b"], "--out .*/a b: the name of a bundle is"),
         (["--work", "{work}/B"], "would replace files of the work directory"),
         (["--work", "{work}/B/work"], "would replace files of the work directory"),
@@ -204,7 +205,9 @@ def test_refused_start_leaves_nothing_behind(
     assert sorted(root.rglob("*")) == before
 
 
-@pytest.mark.parametrize("arguments", [["--stages", ","], ["--checkpoint-seconds", "nan"], ["--seed", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["--stages", ","], ["--out", ""], ["--checkpoint-seconds", "nan"], ["--seed", "x"]]
+)
 def test_unusable_options_are_refused(arguments: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         main(["--preset", "smoke", "--out", str(tmp_path / "B"), *arguments])

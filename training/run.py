@@ -190,8 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_data_licence(parser)
     parser.add_argument("--without-texts", action="store_true", help="leave report texts out of the bundle's cases")
     arguments, rank = parser.parse_args(argv), process_rank()
-    if arguments.out is None and not arguments.print_config:
-        parser.error("the following arguments are required: --out")
+    if not (arguments.out and arguments.out.name) and not arguments.print_config:
+        parser.error("the following arguments are required: --out, a folder with a name")
     logging.basicConfig(
         level=logging.ERROR if rank else logging.INFO, datefmt="%H:%M:%S", stream=sys.stderr,
         format="%(asctime)s " + (f"process {rank}: " if rank else "") + "%(message)s",

@@ -41,6 +41,8 @@ def from_options(options: DatasetOptions) -> Source:
     """``--dataset r2gen``; raises as ``open_r2gen``, and ValueError without its options."""
     if options.annotation is None or options.images is None:
         raise ValueError("--dataset r2gen needs --annotation FILE and --images DIR")
+    if not options.annotation.is_file():
+        raise ValueError(f"--annotation {options.annotation}: no such file")
     return open_r2gen(options.annotation, options.images, options.protocol)
 
 
