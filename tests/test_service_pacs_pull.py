@@ -305,9 +305,10 @@ def test_identity_is_in_no_log_line_metric_or_problem(bundle: Path, caplog: pyte
         pacs.reset(*images)
         good = study.ask(client, store="true")
         assert good.json()["study"]["stored"]["status"] == "stored"
-        pacs.reset(*images, Study().image(1, PatientID=CANARY, PatientBirthDate=None, StudyDate="20250101"))
+        later = [Study().image(1, PatientID=CANARY, StudyDate=f"202701{day:02}") for day in range(1, MOST_TRIED + 1)]
+        pacs.reset(*images, *later, Study().image(1, PatientID=CANARY, PatientBirthDate=None, StudyDate="20250101"))
         prior = client.get(f"/studies/{study.uid}/prior")
-        assert prior.json()["status"] == "found"
+        assert prior.json()["status"] == "found", "later studies, which this server lists too, are not tried"
         texts.append(prior.text)
         for kind, answer in (
             ("list", answers(500, CANARY.encode(), **canary)),

@@ -54,7 +54,11 @@ def find_prior(connection: Connection, study_uid: str) -> PriorSearch:
     listed = connection.studies_until(date, current.patient_id)
     if study_uid not in (each.uid for each in listed):
         return PriorSearch("not_identified", date)  # some servers find no PatientID with a blank or a slash
-    others = [each for each in listed if each.uid != study_uid and (not each.modalities or each.modalities & _KINDS)]
+    others = [
+        each
+        for each in listed
+        if each.uid != study_uid and each.date <= date and (not each.modalities or each.modalities & _KINDS)
+    ]
     for study in sorted(others, key=lambda each: (each.date, each.uid), reverse=True)[:MOST_TRIED]:
         try:
             selection = connection.choose(study.uid, {})
