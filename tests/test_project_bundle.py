@@ -18,6 +18,7 @@ from tests.support.tables import without_blanks
 from tests.support.tiny import drawn_study, open_drafter
 from training.data.openi import open_openi
 from training.data.studies import Source, Study
+from training.model_card import CARD, model_card
 
 
 def numbers(draft: Draft) -> list[float]:
@@ -70,6 +71,11 @@ def test_metrics_show_that_drafts_depend_on_the_images() -> None:
     exchanged = metrics["system_images_exchanged"]
     assert exchanged["CIDEr"] < 0.7 * system["CIDEr"]
     assert exchanged["label_f1_micro"] < 0.5 * system["label_f1_micro"]
+
+
+def test_model_card_is_that_of_the_configuration_and_metrics() -> None:
+    card = model_card(load_bundle(SHIPPED).config, json.loads((SHIPPED / "metrics.json").read_text()))
+    assert (SHIPPED / CARD).read_text() == card
 
 
 def test_the_readme_has_the_metrics_of_the_bundle() -> None:

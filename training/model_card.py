@@ -17,6 +17,8 @@ _USE = (
     "device: no draft may reach a patient's record unread, and nothing is known of images from other hospitals."
 )
 
+_UNRECORDED = "epochs, settings and calibration were probably chosen on these studies (the bundle has no record)"
+
 
 def model_card(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
     """The card of a bundle, from its configuration and ``metrics.json``."""
@@ -66,5 +68,6 @@ def _scores(val: Mapping[str, Any]) -> Iterator[str]:
     ]
     yield f"On {val['n']} validation studies, by the protocol of docs/evaluation.md:"
     yield Table(["metric", "this bundle", "95 %", "one constant report"], rows).markdown()
-    if statement := val.get("selection", {}).get("statement"):
+    statement = val.get("selection", {}).get("statement", _UNRECORDED)
+    if statement:
         yield f"{statement[0].upper()}{statement[1:]}."
