@@ -57,10 +57,10 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Processes of ``-n auto``: one more than cores, because service tests often wait."""
+    """Processes of ``-n auto``: two more than cores, because service tests often wait."""
     from model.processors import usable_processors
 
-    return usable_processors() + 1
+    return usable_processors() + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -105,7 +105,7 @@ def test_report_of_a_grown_study_reads_the_earlier_image_from_the_archive(
         send(node.server.port, lateral)
         until(lambda: len(orthanc.files("SR")) == 2)
         until(lambda: node.queue.counts()["sent"])
-        assert not node.store.sizes()
+        until(lambda: not node.store.sizes())
     reports = [parsed(data) for data in orthanc.files("SR")]
     (newest,) = [report for report in reports if "PredecessorDocumentsSequence" in report]
     series = newest.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence

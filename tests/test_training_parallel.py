@@ -94,6 +94,7 @@ def test_only_process_0_writes(runs: tuple[Path, Path]) -> None:
 
 def test_command_runs_under_torchrun_and_a_refusal_ends_all_processes(root: Path, tmp_path: Path) -> None:
     arguments = ["training.run", "--dataset", "openi", "--root", str(root), "--preset", "smoke", "--device", "cpu",
+                 "--backbone", "mobilenet_v3_small", "--set", "scst=none", "ce.epochs=1",
                  "--out", str(tmp_path / "B")]  # fmt: skip
     done = torchrun(*arguments)
     assert done.returncode == 0, done.stderr[-3000:]
