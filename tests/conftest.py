@@ -56,13 +56,6 @@ def pytest_report_header() -> list[str]:
     ]
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Processes of ``-n auto``: two more than cores, because service tests often wait."""
-    from model.processors import usable_processors
-
-    return usable_processors() + 2
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long modules first; the order within a module stays."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
