@@ -124,7 +124,7 @@ def inbox(port: int = 0, *, commits: bool = False) -> Iterator[Inbox]:
         box.actions.append(event.action_information)
         return 0, None
 
-    handlers = [(evt.EVT_C_STORE, store), (evt.EVT_N_ACTION, act)]
+    handlers: list[Any] = [(evt.EVT_C_STORE, store), (evt.EVT_N_ACTION, act)]
     server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
     assert server is not None
     box.port = server.server_address[1]
