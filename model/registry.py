@@ -76,9 +76,9 @@ class Registry(Generic[T]):
         Raises:
             ValueError: the name is unknown, or the entry cannot be imported.
         """
-        self.check(name)
-        added = (entry for entry in _installed(self.group, tuple(sys.path)) if entry.name == name)
-        entry = self._built_in[name] if name in self._built_in else next(added)
+        entry = self._built_in.get(self.check(name))
+        if entry is None:  # only these need a search of the installed packages
+            entry = next(one for one in _installed(self.group, tuple(sys.path)) if one.name == name)
         found: T = _load(entry, self.what)
         return found
 

@@ -14,14 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from model.images import ImageError, thumbnail
+from model.images import EXTENSIONS, ImageError, thumbnail
 from model.processors import usable_processors
 from model.types import View
 from retrieval_index.download import Progress
 
 PICTURES_FILE = "pictures.zip"
 SIDE = 256  # pixels, longer side
-IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".dcm")
 MAX_IMAGE_BYTES = 64 << 20
 _MAX_PICTURE_BYTES = 1 << 20
 _AT_ONCE = 32  # images in memory
@@ -113,14 +112,14 @@ def _files(images: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]
     """Image id and content of the wanted files."""
     if images.is_dir():
         for path in sorted(images.iterdir()):
-            if path.stem in wanted and path.suffix.lower() in IMAGE_TYPES and path.stat().st_size <= MAX_IMAGE_BYTES:
+            if path.stem in wanted and path.suffix.lower() in EXTENSIONS and path.stat().st_size <= MAX_IMAGE_BYTES:
                 yield path.stem, path.read_bytes()
         return
     try:
         with tarfile.open(images) as tar:
             for member in tar:
                 path = Path(member.name)
-                is_wanted = path.stem in wanted and path.suffix.lower() in IMAGE_TYPES
+                is_wanted = path.stem in wanted and path.suffix.lower() in EXTENSIONS
                 if is_wanted and member.isfile() and member.size <= MAX_IMAGE_BYTES:
                     file = tar.extractfile(member)
                     assert file is not None  # a regular file has content

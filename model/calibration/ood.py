@@ -68,7 +68,7 @@ def assess_views(
             an image that is not out of distribution.
     """
     projections, residual = project(calibration.features, pooled)
-    frontal = sigmoid(_apply_linear(calibration.view.line, projections[:, 0]))
+    frontal = frontal_probability(calibration, projections)
     unusual = percentile(
         calibration.unusual, ood_scores(calibration.unusual, projections, residual, statistics(pixels))
     )
@@ -83,6 +83,11 @@ def assess_views(
         views, found = _corrected_views(sent, other, certain)
         warnings += found
     return ViewAssessment(views, tuple(zip(frontal.tolist(), unusual.tolist(), strict=True)), tuple(warnings))
+
+
+def frontal_probability(calibration: Calibration, projections: Floats) -> Floats:
+    """The probability that an image is a frontal, (N,), from its projections (N, R)."""
+    return sigmoid(_apply_linear(calibration.view.line, projections[:, 0]))
 
 
 def project(features: Features, pooled: Floats) -> tuple[Floats, Floats]:

@@ -2,10 +2,11 @@
 
 from model.images.dicom.read import is_dicom, view_in_header
 from model.images.errors import DEFAULT_LIMITS, ImageError, ImageLimits
-from model.images.read import Radiograph, load_pixels, read_image, read_pixels, thumbnail
+from model.images.read import EXTENSIONS, Radiograph, load_pixels, read_image, read_pixels, thumbnail
 
 __all__ = [
     "DEFAULT_LIMITS",
+    "EXTENSIONS",
     "ImageError",
     "ImageLimits",
     "Radiograph",

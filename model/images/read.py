@@ -23,6 +23,8 @@ from model.images.errors import DEFAULT_LIMITS, ImageError, ImageLimits, check_s
 from model.images.structure import JPEG_MAGIC, PNG_MAGIC, check_jpeg, check_png
 from model.types import DraftWarning, Pixels, Resample, StudyView, View
 
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".dcm")  # of image files by id, in order of preference
+
 _FORMATS = ("PNG", "JPEG")
 _OTHER_FORMATS = {
     b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"RIFF": "WebP",

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".dcm")  # in order of preference
+from model.images import EXTENSIONS
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from training.data.image_store import EXTENSIONS, LooseImages, images_by_id
+from model.images import EXTENSIONS
+from training.data.image_store import LooseImages, images_by_id
 from training.data.studies import SPLITS, DatasetOptions, ImageRef, Source, Split, Study, named, view_note
 from training.data.tables import builtin_images, builtin_views, read_views
 from training.protocols import IU_XRAY, Protocol

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from model.bundle import Bundle, load_bundle
-from model.calibration.ood import project, sigmoid
+from model.calibration.ood import frontal_probability, project
 from model.files import write_atomic
 from model.images import ImageError, read_image, view_in_header
 from model.types import Pixels, View
@@ -55,8 +55,7 @@ class ViewCheck:
         assert calibration is not None  # by ``load``
         pixels = torch.from_numpy(np.stack([one for _, one in images])).unsqueeze(1).to(self.device)  # (N, 1, S, S)
         pooled = self.bundle.model.backbone(pixels.float() / 255.0)[1].float().cpu().numpy()
-        line = calibration.view.line
-        frontal = sigmoid(line.slope * project(calibration.features, pooled)[0][:, 0] + line.bias)
+        frontal = frontal_probability(calibration, project(calibration.features, pooled)[0])
         sure = np.maximum(frontal, 1 - frontal) >= calibration.view.certain
         return [
             (key, (View.FRONTAL if p >= 0.5 else View.LATERAL, CHECK if is_sure else UNSURE))
