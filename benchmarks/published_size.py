@@ -25,7 +25,8 @@ from model.decoding.generate import generate
 from model.decoding.search import Constraints, sample
 from model.files import write_atomic
 from model.network.cpu_kernels import matmul_dtype
-from model.network.report_model import Patches, ReportModel
+from model.network.report_model import Patches
+from model.network.writers.cmn import CrossModalMemoryNetwork
 from model.text.tokenizer import UNK, Tokenizer
 from tests.support.plain_cmn import PlainCMN, published_state
 from training.import_r2gencmn import PUBLISHED_DECODING, Published, import_model
@@ -79,7 +80,7 @@ class Pair:
     """Both implementations with the same weights. Neither writes an end: each report has 60 words."""
 
     plain: PlainCMN
-    ours: ReportModel
+    ours: CrossModalMemoryNetwork
     tokenizer: Tokenizer
     device: torch.device
 

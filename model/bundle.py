@@ -28,7 +28,7 @@ from model.files import file_sha256, replace_folder
 from model.manifest import MANIFEST, REQUIRED, BundleError, Manifest, verify_bundle, write_manifest
 from model.network.backbone import Backbone
 from model.network.pretrained import least_weights
-from model.network.report_model import ReportModel
+from model.network.report_model import ReportModel, build_model
 from model.text.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = REQUIRED
@@ -103,7 +103,7 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
                  for key, value in load_file(path / WEIGHTS).items()}  # fmt: skip
         if bad := [key for key, value in state.items() if not value.isfinite().all()]:
             raise ValueError(f"{bad[0]} has values that are not finite ({len(bad)} such tensors)")
-        model = ReportModel(config.model, backbone=Backbone(config.model.backbone))
+        model = build_model(config.model, backbone=Backbone(config.model.backbone))
         model.load_state_dict(state)
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise BundleError(f"{path}: {WEIGHTS} does not fit {CONFIG}: {error}") from error

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from model.registry import decoder_name
+from model.registry import WRITERS, decoder_name
 from model.types import Resample
 
 Count = Annotated[int, Field(ge=1)]
@@ -49,6 +49,7 @@ class ModelConfig(Frozen):
     """Dimensions of the report model (Chen et al. 2021, "Cross-modal Memory Networks for Radiology Report Generation").
 
     Attributes:
+        writer: what turns patch tokens and cases into words (``model.registry.WRITERS``).
         backbone: name of the visual extractor (``model.network.backbone``).
         vocab_size: number of token ids, special tokens included.
         d_model: width of the Transformer and the memory responses.
@@ -80,6 +81,7 @@ class ModelConfig(Frozen):
             dominate.
     """
 
+    writer: Annotated[str, AfterValidator(WRITERS.check)] = "cmn"
     backbone: str = "densenet121"
     vocab_size: Annotated[int, Field(ge=5)]
     d_model: Count = 512
@@ -113,6 +115,8 @@ class ModelConfig(Frozen):
     @property
     def least_weights(self) -> int:
         """A lower bound of the number of weights, without building the model."""
+        if self.writer != "cmn":
+            return 0
         layer = 4 * self.d_model**2 + 2 * self.d_model * self.d_ff
         layers = self.encoder_layers + self.decoder_layers
         words = 2 * self.vocab_size * self.d_model

@@ -184,10 +184,11 @@ class Drafter:
                     weights = attention_of(
                         self._model, encoded, source.patches, generated.ids, self.bundle.tokenizer.bos_id
                     )
-                    drafts = [
-                        replace(draft, sentences=self._with_attention(draft, weights, b, ids[b], source))
-                        for b, draft in enumerate(drafts)
-                    ]
+                    if weights is not None:
+                        drafts = [
+                            replace(draft, sentences=self._with_attention(draft, weights, b, ids[b], source))
+                            for b, draft in enumerate(drafts)
+                        ]
             if options.evidence:
                 with timed("evidence"):
                     maps = evidence_of(self._model, source.patches)

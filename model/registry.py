@@ -117,3 +117,13 @@ DECODER_ALIASES: Mapping[str, str] = {"mbr": "consensus"}
 def decoder_name(name: str) -> str:
     """The name of a decoding method or of its alias; raises ValueError for an unknown one."""
     return DECODERS.check(DECODER_ALIASES.get(name, name))
+
+
+Writer = Callable[..., Any]  # a subclass of model.network.report_model.ReportModel
+WRITERS: Registry[Writer] = Registry(
+    "cxr_report.writers",
+    "writer",
+    {
+        "cmn": "model.network.writers.cmn:CrossModalMemoryNetwork",
+    },
+)

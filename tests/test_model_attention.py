@@ -15,8 +15,8 @@ from model.config import DecodingConfig
 from model.decoding.attention_maps import WordAttention
 from model.drafter import Drafter
 from model.network.backbone import Backbone
-from model.network.report_model import ReportModel
 from model.network.transformer import DecoderLayer
+from model.network.writers.cmn import CrossModalMemoryNetwork
 from model.types import DraftOptions, Precision, View
 from tests.support.tiny import IMAGE_SIZE, noise_study, open_drafter, tiny_model, write_tiny_bundle
 from tests.test_model_decoding import encoded
@@ -66,13 +66,13 @@ def test_weights_are_those_of_the_last_layer() -> None:
 def test_word_weights_come_from_the_position_before_the_word(drafter: Drafter, monkeypatch: pytest.MonkeyPatch) -> None:
     """The attention pass starts with the begin token, not with the first word."""
     fed: list[Tensor] = []
-    original = ReportModel.attention
+    original = CrossModalMemoryNetwork.attention
 
-    def attention(model: ReportModel, source: object, ids: Tensor) -> Tensor:
+    def attention(model: CrossModalMemoryNetwork, source: object, ids: Tensor) -> Tensor:
         fed.append(ids)
         return original(model, source, ids)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ReportModel, "attention", attention)
+    monkeypatch.setattr(CrossModalMemoryNetwork, "attention", attention)
     (draft,) = drafter.draft([noise_study(1, View.FRONTAL)], WITH_ATTENTION)
     tokenizer = drafter.bundle.tokenizer
     assert int(fed[0][0, 0]) == tokenizer.bos_id

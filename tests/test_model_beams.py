@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from model.decoding.search import Constraints, Generated, beam_search, greedy
-from model.network.report_model import DecoderState, Encoded, ReportModel
+from model.network.report_model import Encoded, ReportModel
+from model.network.writers.cmn import CmnState
 from tests.support.decoding import (
     BOS,
     EOS,
@@ -152,7 +153,7 @@ def test_steps_of_branching_hypotheses_equal_whole_prefixes() -> None:
     prefixes = torch.full((STUDIES, beams, 1), BOS)
     with torch.no_grad():
         for length in range(1, LIMIT):
-            stepped = model.step(state, prefixes[..., -1].flatten())
+            stepped = state.step(prefixes[..., -1].flatten())
             whole = model(encoded.select(study.repeat_interleave(beams)), prefixes.flatten(0, 1))[:, -1]
             torch.testing.assert_close(stepped, whole, atol=2e-5, rtol=1e-4)
             parents = torch.randint(beams, (len(study), beams), generator=draw)
@@ -180,7 +181,7 @@ def test_steps_of_single_hypotheses_equal_whole_prefixes_in_a_shrinking_batch() 
                 left = torch.arange(len(study) - 1, -1, -2)  # in another order
                 state.keep(left, (left.unsqueeze(1) * count + torch.arange(count)).flatten())
                 ids, study = ids[left], study[left]
-            stepped = model.step(state, ids[..., position].flatten())
+            stepped = state.step(ids[..., position].flatten())
             whole = model(encoded.select(study.repeat_interleave(count)), ids[..., : position + 1].flatten(0, 1))
             torch.testing.assert_close(stepped, whole[:, -1], atol=2e-5, rtol=1e-4)
 
@@ -195,7 +196,7 @@ def test_removing_finished_studies_from_the_batch_changes_no_other_study(
 ) -> None:
     sizes: list[int] = []
 
-    def keep(self: DecoderState, studies: Tensor, hypotheses: Tensor) -> None:
+    def keep(self: CmnState, studies: Tensor, hypotheses: Tensor) -> None:
         sizes.append(len(studies))
         original(self, studies, hypotheses)
 
@@ -209,8 +210,8 @@ def test_removing_finished_studies_from_the_batch_changes_no_other_study(
     model = model_of(seed, ends)
     encoded = encoded_by(model)
     alone = [write(encoded.select(torch.tensor([row]))) for row in range(STUDIES)]
-    original = DecoderState.keep
-    monkeypatch.setattr(DecoderState, "keep", keep)
+    original = CmnState.keep
+    monkeypatch.setattr(CmnState, "keep", keep)
     together = write(encoded)
     assert sizes == sorted(sizes, reverse=True)
     assert sizes, "no study left the batch, the test shows nothing"

@@ -53,7 +53,7 @@ def test_cached_steps_equal_the_uncached_pass(model: ReportModel, source: Encode
     ids[:, 0] = TOKENIZER.bos_id
     state = model.start(source, 1)
     with torch.no_grad():
-        stepped = torch.stack([model.step(state, ids[:, t]) for t in range(20)], dim=1)
+        stepped = torch.stack([state.step(ids[:, t]) for t in range(20)], dim=1)
         whole = model(source, ids)
     torch.testing.assert_close(stepped, whole, atol=1e-5, rtol=1e-5)
 
@@ -107,7 +107,7 @@ def exhaustive() -> tuple[ReportModel, Encoded, list[tuple[list[list[int]], torc
         ids = torch.tensor(rows)
         with torch.no_grad():
             logits = model(
-                Encoded(source.source.expand(len(rows), -1, -1), source.mask.expand(len(rows), -1), source.bank),
+                source.select(torch.zeros(len(rows), dtype=torch.int64)),
                 torch.cat([torch.full((len(rows), 1), TOKENIZER.bos_id), ids[:, :-1]], dim=1),
             )
         logits[:, :, list(FREE.suppress)] = float("-inf")

@@ -8,8 +8,8 @@ import torch
 from model.config import DecodingConfig
 from model.decoding.generate import generate
 from model.decoding.search import Generated, beam_search, greedy, sample
-from model.network import report_model
-from model.network.report_model import Encoded, ReportModel
+from model.network.report_model import Encoded, ReportModel, build_model
+from model.network.writers import cmn
 from tests.support.decoding import (
     BOS,
     LIMIT,
@@ -28,7 +28,7 @@ from tests.support.decoding import (
 def fresh(seed: int = 2, ends: float = 2.0) -> ReportModel:
     """A model that a test may change."""
     original = model_of(seed, ends)
-    model = ReportModel(original.config, backbone=Features())  # type: ignore[arg-type]
+    model = build_model(original.config, backbone=Features())  # type: ignore[arg-type]
     model.load_state_dict(original.state_dict())
     return model.eval()
 
@@ -112,9 +112,9 @@ def test_inference_tables_are_not_in_the_state_dict() -> None:
 def test_omits_a_word_table_above_the_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fresh()
     needed = 4 * LIMIT * len(TOKENIZER) * 32  # bytes
-    monkeypatch.setattr(report_model, "LARGEST_WORD_TABLE", needed - 1)
+    monkeypatch.setattr(cmn, "LARGEST_WORD_TABLE", needed - 1)
     model.precompute_inference_tables()
     assert model.word_table is None
-    monkeypatch.setattr(report_model, "LARGEST_WORD_TABLE", needed)
+    monkeypatch.setattr(cmn, "LARGEST_WORD_TABLE", needed)
     model.precompute_inference_tables()
     assert model.word_table is not None

@@ -15,7 +15,7 @@ from model.config import DecodingConfig, ModelConfig
 from model.decoding.generate import generate
 from model.network.backbone import Backbone
 from model.network.dual_encoder import pad_ids
-from model.network.report_model import Patches, ReportModel
+from model.network.report_model import Patches, build_model
 from tests.support.paths import REPOSITORY
 from tests.support.tiny import IMAGE_SIZE, REPORTS, random_patches, tiny_config, tiny_model, tiny_tokenizer
 
@@ -25,7 +25,7 @@ def test_sequence_has_the_shapes_of_the_design(backbone: str, width: int) -> Non
     config = ModelConfig(
         backbone=backbone, vocab_size=20, d_model=64, d_ff=64, memory_dim=64, memory_slots=64, memory_top_k=4
     )
-    model = ReportModel(config).eval()
+    model = build_model(config).eval()
     assert model.backbone.width == width
     images = torch.rand(1, 2, 1, 224, 224)
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_inference_tables_follow_the_weights() -> None:
 
     def written() -> tuple[torch.Tensor, torch.Tensor]:
         encoded = model.encode(patches)
-        return encoded.source, model.step(model.start(encoded, 1), ids)
+        return encoded.source, model.start(encoded, 1).step(ids)
 
     def change_the_matrix() -> None:
         model.memory.matrix.add_(1.0)

@@ -19,7 +19,7 @@ from torchvision.transforms import Resize
 
 from model.network.backbone import Backbone
 from model.network.memory import CrossModalMemory
-from model.network.report_model import ReportModel
+from model.network.report_model import build_model
 from model.text.tokenizer import UNK
 from model.types import View
 from tests.support.plain_cmn import PlainCMN, published_state
@@ -111,7 +111,7 @@ class Both:
         extractor = {f"visual_extractor.model.{key}": value.clone() for key, value in visual.state_dict().items()}
         published = Published(HEADS, TOP_K, protocol.max_ids)
         initial = import_model(state | extractor, words, published, backbone=backbone()).state_dict()
-        model = ReportModel(model_config(config, len(tokenizer)), backbone=backbone())
+        model = build_model(model_config(config, len(tokenizer)), backbone=backbone())
         model.load_state_dict(initial)
         plain = PlainCMN(state, heads=HEADS, top_k=TOP_K, max_length=protocol.max_ids)
         run = PreparedRun(config, context, inputs, pixels, StudySplits(studies, []), tokenizer, model, work, crops)
@@ -213,7 +213,7 @@ def test_refuses_a_last_batch_that_the_processes_cannot_share(tmp_path: Path, mo
 def test_initial_weights_have_the_published_spread() -> None:
     config = small(preset("r2gencmn"))
     torch.manual_seed(SEED)
-    model = ReportModel(model_config(config, 300), backbone=backbone())
+    model = build_model(model_config(config, 300), backbone=backbone())
     reset_as_published(model)
 
     def bound(weight: Tensor) -> float:
@@ -258,7 +258,7 @@ def test_studies_of_one_and_of_two_images_share_a_batch_of_crops() -> None:
     """A missing view has no crop; the first image of the cache may be of val, which has none either."""
     studies, pixels, crops = drawn_data(2)
     shifted = replace(pixels, rows={"0-of-val": 0, **{key: row + 1 for key, row in pixels.rows.items()}})
-    model = ReportModel(model_config(small(preset("r2gencmn")), 9))
+    model = build_model(model_config(small(preset("r2gencmn")), 9))
     batch = [studies[0], replace(studies[1], images=studies[1].images[:1])]
     (expected, _, mask), (found, _, _) = (
         OnlineFeatures(model, cache, torch.device("cpu"), 0.0, crops=crops).images(batch, torch.Generator())

@@ -11,7 +11,7 @@ import torch
 
 from model.config import BUNDLE_NAME
 from model.network.backbone import Backbone
-from model.network.report_model import MAX_PATCHES, ReportModel
+from model.network.report_model import MAX_PATCHES, build_model
 from model.registry import DECODERS
 from training.config import RunConfig
 from training.data.studies import Source
@@ -40,7 +40,7 @@ def check_model(config: RunConfig, *, weights: bool = True) -> None:
         raise ValueError(f"image_size={config.image_size}: two images have {patches} patches, and "
                          f"shape.patch_positions=sequence takes {MAX_PATCHES}; use smaller images or view")  # fmt: skip
     with torch.device("meta"):
-        ReportModel(model_config(config, _VOCABULARY), backbone=backbone)
+        build_model(model_config(config, _VOCABULARY), backbone=backbone)
 
 
 def _trial_backbone(config: RunConfig, weights: str, field: str) -> Backbone:

@@ -19,6 +19,7 @@ from model.config import (
     Tokens,
     check_dimensions,
 )
+from model.registry import WRITERS
 from model.text.tokenizer import EOS
 from model.types import Resample
 from training.protocols import PROTOCOLS
@@ -181,6 +182,7 @@ class ScstConfig(Frozen):
 class ModelShape(Frozen):
     """Dimensions that a preset chooses; the vocabulary size follows from the reports."""
 
+    writer: Annotated[str, AfterValidator(WRITERS.check)] = "cmn"
     backbone: str = "densenet121"
     d_model: Count = 512
     d_ff: Count = 512

@@ -17,7 +17,7 @@ from model.decoding.attested import MOST_WORDS
 from model.decoding.mbr_table import MbrTable
 from model.network.backbone import Backbone
 from model.network.pretrained import weights_licence
-from model.network.report_model import ReportModel
+from model.network.report_model import ReportModel, build_model
 from model.text.tokenizer import Tokenizer
 from retrieval_index.cases import read_cases, write_cases
 from retrieval_index.index import CASES_FILE, VECTORS_FILE, ReportIndex
@@ -99,7 +99,7 @@ class PreparedRun:
         """A run on decoded images with a new model on the device."""
         torch.manual_seed(config.seed)
         backbone = Backbone(config.shape.backbone, weights=config.backbone_weights)
-        model = ReportModel(model_config(config, len(tokenizer)), backbone=backbone)
+        model = build_model(model_config(config, len(tokenizer)), backbone=backbone)
         if config.initial_weights == "r2gencmn":
             reset_as_published(model)
         model.to(context.device)

@@ -9,6 +9,7 @@ from torch import nn
 
 from model.config import DecodingConfig
 from model.network.report_model import ReportModel
+from model.network.writers.cmn import CrossModalMemoryNetwork
 
 TRIGRAM_PENALTY = 2 * 0.693  # modules/att_model.py:204: log-probabilities of repeated trigrams lose ln 2 twice
 PUBLISHED_DECODING = DecodingConfig(
@@ -23,7 +24,11 @@ def reset_as_published(model: ReportModel) -> None:
 
     ``modules/base_cmn.py``: Xavier for encoder, decoder, word embedding and the projections of the
     memory (``make_model``, line 305), a normal memory matrix (line 330); else PyTorch's defaults.
+    Raises ValueError for another writer than ``cmn``.
     """
+    if not isinstance(model, CrossModalMemoryNetwork):
+        raise ValueError(f"initial_weights=r2gencmn are those of writer cmn, and the writer is {model.config.writer}; "
+                         "use initial_weights=default")  # fmt: skip
     for part in (model.to_model, model.encoder, model.decoder, model.memory, model.to_words):
         for module in part.modules():
             if isinstance(module, nn.Linear):

@@ -59,8 +59,10 @@ def grids_by_view(values: Tensor, grid: int, views: Sequence[str]) -> dict[str, 
 
 
 @torch.no_grad()
-def attention_of(model: ReportModel, encoded: Encoded, patches: Patches, ids: Tensor, bos_id: int) -> WordAttention:
-    """Attention of each word of finished reports ``ids`` (B, T), without bos.
+def attention_of(
+    model: ReportModel, encoded: Encoded, patches: Patches, ids: Tensor, bos_id: int
+) -> WordAttention | None:
+    """Attention of each word of finished reports ``ids`` (B, T), without bos; None for a writer without attention.
 
     Args:
         model: in eval mode.
@@ -70,7 +72,10 @@ def attention_of(model: ReportModel, encoded: Encoded, patches: Patches, ids: Te
         bos_id: of the tokenizer.
     """
     views, size = patches.tokens.shape[1:3]
-    weights = model.attention(encoded, inputs_of(ids, bos_id)).cpu()
+    attention = model.attention(encoded, inputs_of(ids, bos_id))
+    if attention is None:
+        return None
+    weights = attention.cpu()
     tokens = weights[..., : views * size].reshape(*weights.shape[:2], views, size)
     weights[..., : views * size] = model.backbone.onto_patches(tokens).flatten(-2)
     cases = encoded.mask[:, views * size :].sum(dim=1)

@@ -160,7 +160,7 @@ def autoregressive_decode(
     rows = torch.arange(studies * count, device=device)  # of each hypothesis that is still in the batch
     for position in range(limit - 1):
         history = ids if len(rows) == len(ids) else ids[rows]
-        scores = constraints.apply(model.step(state, last).float(), history, position)
+        scores = constraints.apply(state.step(last).float(), history, position)
         step_log_probs = (scores / temperature if sampling else scores).log_softmax(-1)
         if shared:
             gumbel = gumbel_noise(count, scores.shape[1], generator).to(device)
@@ -224,7 +224,7 @@ def beam_search(
     study = torch.arange(studies, device=device)  # of each row that is still in the batch
     max_length_divisor = (limit - 1 if length_penalty > 0 else 1) ** length_penalty
     for position in range(limit - 1):
-        scores = constraints.apply(model.step(state, last).float(), ids.flatten(0, 1), position)
+        scores = constraints.apply(state.step(last).float(), ids.flatten(0, 1), position)
         step_log_probs = scores.log_softmax(-1)  # (N, vocabulary)
         ranked_by = constraints.penalise(step_log_probs, ids.flatten(0, 1), position).view(len(study), beams, -1)
         vocabulary = scores.shape[-1]

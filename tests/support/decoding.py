@@ -9,7 +9,7 @@ from torch import nn
 
 from model.config import DecodingConfig
 from model.decoding.search import Constraints, Generated
-from model.network.report_model import Encoded, Patches, ReportModel
+from model.network.report_model import Encoded, Patches, ReportModel, build_model
 from tests.support.tiny import tiny_config, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -30,7 +30,7 @@ def model_of(seed: int, ends: float, norm: str = "layer") -> ReportModel:
     """An untrained model whose reports depend on the images and end at many lengths; tests must not change it."""
     torch.manual_seed(seed)
     config = tiny_config(len(TOKENIZER), retrieval_k=0, max_length=LIMIT, feature_norm=False, norm=norm)
-    model = ReportModel(config, backbone=Features()).eval().requires_grad_(False)  # type: ignore[arg-type]
+    model = build_model(config, backbone=Features()).eval().requires_grad_(False)  # type: ignore[arg-type]
     model.to_words.weight.mul_(2)
     model.to_words.bias[EOS] += ends
     model.memory.matrix.normal_()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import DecodingConfig
-from model.network.report_model import ReportModel
+from model.network.report_model import ReportModel, build_model
 from model.text.tokenizer import Tokenizer
 from tests.support.tiny import IMAGE_SIZE, tiny_config
 from training.config import CEConfig, RetrieverConfig, ScstConfig
@@ -69,7 +69,7 @@ def stage_inputs(root: Path, folder: Path, **changes: object) -> tuple[PixelCach
     studies = StudySplits(cache.readable(source.split("train")), cache.readable(source.split("val")))
     tokenizer = Tokenizer.build((study.report for study in studies.train), min_count=1)
     torch.manual_seed(0)
-    return cache, studies, tokenizer, ReportModel(tiny_config(len(tokenizer), max_length=40, **changes))
+    return cache, studies, tokenizer, build_model(tiny_config(len(tokenizer), max_length=40, **changes))
 
 
 def train_stages(processes: ProcessGroup, root: Path, out: Path) -> None:

@@ -15,7 +15,7 @@ from model.config import BundleConfig, DecodingConfig, ModelConfig, Preprocessin
 from model.decoding.mbr_table import MbrTable
 from model.drafter import Drafter
 from model.images import load_pixels
-from model.network.report_model import Patches, ReportModel
+from model.network.report_model import Patches, ReportModel, build_model
 from model.text.labeler import label_report
 from model.text.tokenizer import Tokenizer
 from model.types import Precision, StudyView, View
@@ -56,7 +56,7 @@ def tiny_config(vocab_size: int, /, **changes: object) -> ModelConfig:
 def tiny_model(seed: int = 0, **changes: object) -> ReportModel:
     """An untrained model in eval mode, its weights decided by ``seed``; spread enough to write different words."""
     torch.manual_seed(seed)
-    model = ReportModel(tiny_config(len(tiny_tokenizer()), **changes)).eval()
+    model = build_model(tiny_config(len(tiny_tokenizer()), **changes)).eval()
     with torch.no_grad():
         model.to_words.weight.mul_(4)
         model.memory.matrix.normal_()

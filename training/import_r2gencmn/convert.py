@@ -13,8 +13,8 @@ from torchvision import models
 
 from model.config import ModelConfig
 from model.network.backbone import Backbone
-from model.network.report_model import ReportModel
 from model.network.transformer import sinusoidal_positions
+from model.network.writers.cmn import CrossModalMemoryNetwork
 from model.text.tokenizer import SPECIALS, UNK
 from training.r2gencmn import NEVER
 
@@ -36,7 +36,7 @@ class Published:
 
 def import_model(
     state: Mapping[str, Tensor], words: Sequence[str], published: Published, *, backbone: nn.Module | None = None
-) -> ReportModel:
+) -> CrossModalMemoryNetwork:
     """A report model with the weights of a published state dict, in eval mode.
 
     ``words`` are the tokens of ids 1, 2, … (``Protocol.words``). ``backbone``, which has a ``width``, replaces
@@ -61,7 +61,7 @@ def import_model(
     if backbone is None:
         config = config.model_copy(update={"backbone": _backbone_of(visual)})
         backbone = Backbone(config.backbone)
-    model = ReportModel(config, backbone=backbone)  # type: ignore[arg-type]
+    model = CrossModalMemoryNetwork(config, backbone=backbone)  # type: ignore[arg-type]
     for copy, original in copies.items():
         if not torch.equal(writer[copy], writer[original]):
             raise ValueError(f"{_WRITER}{copy} differs from {_WRITER}{original}; a published model has one memory")
