@@ -26,6 +26,7 @@ from training.evaluation.counterfactuals import (
 )
 from training.evaluation.inference import DraftWriter, swap_images, with_images
 from training.evaluation.plan import SWAPS, EvaluationPlan, InferenceOptions
+from training.evaluation.rows import KEYWORD_F1
 from training.evaluation.scoring import ReferenceSet
 from training.phantoms import write_phantom_root
 from training.scoring.metrics import score
@@ -154,17 +155,16 @@ def test_scores_of_a_row_are_those_of_its_studies() -> None:
     words = frozenset(word for report in reports for word in full_reference(report).split())
     board = ReferenceSet(reports, words, meteor=False)
     system, alone = [*reports[:3], "Clear."], ["The heart is large.", "A large nodule."]
-    result: dict[str, Any] = {"forte": {}, "forte_without_negated": {}, "confidence_95": {}, "system_minus": {}}
-    score_counterfactual_rows(
-        result, {"system_lateral_only": CounterfactualRow([0, 2], alone)}, board, system, draws=50, seed=1
-    )
+    result: dict[str, Any] = {name: {} for name in (*KEYWORD_F1, "confidence_95", "system_minus")}
+    rows = {"system_lateral_only": CounterfactualRow([0, 2], alone)}
+    score_counterfactual_rows(result, rows, board, system, EvaluationPlan(draws=50))
     pairs = [(full_reference(reports[row]), full_prediction(text)) for row, text in zip((0, 2), alone, strict=True)]
     assert result["system_full_lateral_only"] == score(pairs)
     assert result["n_beside"] == {"system_lateral_only": 2}
     system_scores = score([(board.comparable[row], board.comparable[row]) for row in (0, 2)])
     minus = result["system_minus"]["system_lateral_only"]["ROUGE_L"]
     assert minus["difference"] == pytest.approx(system_scores["ROUGE_L"] - result["system_lateral_only"]["ROUGE_L"])
-    assert result["forte"]["system_lateral_only"]["landmark"]["support"] == 1  # the heart
+    assert result["keyword_f1"]["system_lateral_only"]["landmark"]["support"] == 1  # the heart
     low, high = result["confidence_95"]["system_lateral_only"]["ROUGE_L"]
     assert low <= result["system_lateral_only"]["ROUGE_L"] <= high
 

@@ -40,6 +40,7 @@ from training.evaluation.score_drafts import score_drafts
 from training.evaluation.scoring import ReferenceSet
 from training.evaluation.terminal import format_table
 from training.scoring.bootstrap import DRAWS
+from training.scoring.forte import read_forte_keywords
 from training.scoring.metrics import meteor_available
 
 log = logging.getLogger("training")
@@ -104,7 +105,7 @@ def evaluate(
         "not_run": {**not_run, **scored.not_run},
         "notes": [*view_notes, *selection_notes(selection), *notes],
     }
-    score_counterfactual_rows(result, counterfactuals, references, findings, draws=plan.draws, seed=plan.seed)
+    score_counterfactual_rows(result, counterfactuals, references, findings, plan)
 
     if outputs.predictions is not None:
         start = (outputs.metrics or outputs.predictions).parent
@@ -155,6 +156,7 @@ def _run(arguments: argparse.Namespace) -> int:
         swaps=SWAPS if arguments.counterfactuals else (),
         meteor=meteor,
         external_scorers=True,
+        forte_keywords=arguments.forte_keywords and read_forte_keywords(arguments.forte_keywords),
     )  # fmt: skip
     reason = "no Java runtime (java) was found" if arguments.meteor else "--no-meteor"
     notes = [] if meteor else [f"METEOR is left out: {reason}"]
@@ -195,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--single-views", action="store_true", help="score frontal and lateral images alone too")
     parser.add_argument("--report", type=Path, help="folder for report.html and report.md; holds texts and images")
     parser.add_argument("--reference-labels", type=Path, help="CSV study_id,finding,… : a second label F1")
+    parser.add_argument("--forte-keywords", type=Path, metavar="FORTE_CXR.json", help="adds FORTE as published")
     parser.add_argument("--no-meteor", dest="meteor", action="store_false", help="leave METEOR out; it needs Java")
     parser.add_argument("--batch-size", type=positive, default=16)
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="bf16: faster, rounds more")

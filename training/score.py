@@ -46,6 +46,7 @@ from training.evaluation.text_files import (
 )
 from training.protocols import IU_XRAY, PROTOCOLS, Protocol
 from training.scoring.bootstrap import DRAWS
+from training.scoring.forte import read_forte_keywords
 from training.scoring.metrics import meteor_available
 from training.scoring.protocol import full_reference
 
@@ -207,6 +208,7 @@ def _run(arguments: argparse.Namespace) -> int:
     meteor = arguments.meteor and meteor_available()
     reason = "no Java runtime (java) was found" if arguments.meteor else "--no-meteor"
     plan = ScoringPlan(meteor=meteor, external_scorers=True, reference_labels=arguments.reference_labels,
+                       forte_keywords=arguments.forte_keywords and read_forte_keywords(arguments.forte_keywords),
                        draws=arguments.draws, seed=arguments.seed)  # fmt: skip
     result = score(
         read_texts(arguments.predictions, PREDICTION_COLUMNS),
@@ -241,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--common", action="store_true", help="score only the studies that all files have")
     parser.add_argument("--out", type=Path, help="folder for metrics.json, report.html and report.md")
     parser.add_argument("--reference-labels", type=Path, help="CSV study_id,finding,… : a second label F1")
+    parser.add_argument("--forte-keywords", type=Path, metavar="FORTE_CXR.json", help="adds FORTE as published")
     parser.add_argument("--no-meteor", dest="meteor", action="store_false", help="leave METEOR out; it needs Java")
     parser.add_argument("--draws", type=not_negative, default=DRAWS, help="of bootstrap and permutations; 0: none")
     parser.add_argument("--seed", type=int, default=1, help="of the draws")

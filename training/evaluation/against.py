@@ -23,7 +23,7 @@ def add_system(
     row = f"system_against_{name}"
     result["row_names"][row] = name
     rows = {row: CounterfactualRow(range(len(findings)), findings)}
-    score_counterfactual_rows(result, rows, references, of_first, draws=plan.draws, seed=plan.seed)
+    score_counterfactual_rows(result, rows, references, of_first, plan)
     pairs = [references.draft_pairs(drafts)[0] for drafts in (of_first, findings)]
     for metric, p in (paired_permutation_test(*pairs, draws=plan.draws, seed=plan.seed) or {}).items():
         result["system_minus"][row][metric]["p_permutation"] = p

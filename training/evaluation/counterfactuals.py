@@ -13,10 +13,11 @@ from typing import Any
 from model.types import View
 from training.data.studies import Study
 from training.evaluation.inference import DraftWriter, swap_images
-from training.evaluation.plan import EvaluationPlan, Swap
-from training.evaluation.rows import full_name
+from training.evaluation.plan import EvaluationPlan, ScoringPlan, Swap
+from training.evaluation.rows import KEYWORD_F1, full_name
 from training.evaluation.scoring import ReferenceSet
 from training.scoring.bootstrap import Bootstrap
+from training.scoring.forte import forte
 from training.scoring.keyword_f1 import keyword_f1
 
 
@@ -83,22 +84,24 @@ def single_view_row(writer: DraftWriter, studies: Sequence[Study], view: View) -
 
 def score_counterfactual_rows(
     result: dict[str, Any], counterfactuals: Mapping[str, CounterfactualRow], references: ReferenceSet,
-    findings: Sequence[str], *, draws: int, seed: int,
+    findings: Sequence[str], plan: ScoringPlan,
 ) -> None:  # fmt: skip
     """Add scores, intervals, paired differences and key words of the rows to the content of a metrics file.
 
     ``references`` and the drafts ``findings`` are the system's; a difference compares drafts of the same studies.
-    Without ``draws`` there are no intervals and differences.
+    Without draws there are no intervals and differences.
     """
     result["n_beside"] = result.get("n_beside", {}) | {name: len(row.rows) for name, row in counterfactuals.items()}
     for name, row in counterfactuals.items():
         subset = references if len(row.rows) == len(findings) else references.subset(row.rows)
         result[name], result[full_name(name)] = subset.drafts(row.findings)
         comparable, full = subset.draft_pairs(row.findings)
-        for key, negated in (("forte", True), ("forte_without_negated", False)):
+        for key, negated in KEYWORD_F1.items():
             result[key][name] = keyword_f1(full, negated=negated)
-        if draws:
-            bootstrap = Bootstrap(len(row.rows), draws=draws, seed=seed)
+        bootstrap = Bootstrap(len(row.rows), draws=plan.draws, seed=plan.seed)
+        if plan.forte_keywords is not None:
+            result["forte_published"][name] = forte(full, plan.forte_keywords, bootstrap)
+        if plan.draws:
             resampled = bootstrap.of(comparable)
             system = bootstrap.of(subset.draft_pairs([findings[number] for number in row.rows])[0])
             result["confidence_95"][name] = resampled.intervals()

@@ -7,10 +7,12 @@ from typing import Any
 
 from training.evaluation.rows import (
     COUNTERFACTUAL,
+    KEYWORD_F1,
     SINGLE_VIEW,
     data_of,
     ends_of,
     full_name,
+    keyword_table,
     made,
     row_title,
     scores_of,
@@ -51,9 +53,11 @@ def all_tables(result: Mapping[str, Any]) -> dict[str, Table | None]:
         "labels": _labels(result),
         "finding_auroc": _finding_auroc(result),
         "language": _language(result),
-        "key_words": _key_words(result, "forte"),
-        "key_words_without_negated": _key_words(result, "forte_without_negated"),
+        "key_words": _key_words(result, "keyword_f1"),
+        "key_words_without_negated": _key_words(result, "keyword_f1_without_negated"),
         "key_words_system": _key_words_of_system(result),
+        "forte": _forte(result),
+        "forte_system": _forte_of_system(result),
         "reference_labels": _reference_labels(result),
         "clinical": _clinical(result),
         "decoding": Table(("", ""), list(_setting(result["decoding"]))) if result["decoding"] else None,
@@ -220,7 +224,7 @@ def by_prevalence(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, flo
 
 
 def _key_words(result: Mapping[str, Any], key: str) -> Table:
-    table = result[key]
+    table = keyword_table(result, key)
     rows = {**{name: row for name, row in table.items() if name != "baselines"}, **table["baselines"]}
     categories = (*KEY_WORDS, AVERAGE)
     shown = [
@@ -233,12 +237,39 @@ def _key_words_of_system(result: Mapping[str, Any]) -> Table:
     rows = []
     for category in (*KEY_WORDS, AVERAGE):
         cells = []
-        for key in ("forte", "forte_without_negated"):
-            row = result[key]["system"][category]
+        for key in KEYWORD_F1:
+            row = keyword_table(result, key)["system"][category]
             cells += [number(row[name]) for name in ("precision", "recall", "f1")] + [f"{row['support']:.0f}"]
         rows.append([category, *cells])
     part = ("precision", "recall", "F1", "in reports")
     return Table(["category", *part, *(f"{name} *" for name in part)], rows)
+
+
+def _forte(result: Mapping[str, Any]) -> Table | None:
+    """F1 of FORTE as published; None without the lists."""
+    table = result.get("forte_published")
+    if table is None:
+        return None
+    rows = {**{name: row for name, row in table.items() if name not in ("baselines", "keywords")}, **table["baselines"]}
+    categories = (*KEY_WORDS, AVERAGE)
+    shown = [
+        [row_title(result, name), *(_with_ends(row[c]["f1"], row[c].get("f1_95")) for c in categories)]
+        for name, row in rows.items() if row
+    ]  # fmt: skip
+    return Table(["reports", *categories], shown)
+
+
+def _forte_of_system(result: Mapping[str, Any]) -> Table | None:
+    """Precision and recall of each category, and how many reports have them."""
+    table = result.get("forte_published")
+    if table is None:
+        return None
+    rows = []
+    for category in KEY_WORDS:
+        row = table["system"][category]
+        rows.append([category, number(row["precision"]), str(row["precision_n"]), number(row["recall"]),
+                     str(row["recall_n"]), _with_ends(row["f1"], row.get("f1_95"))])  # fmt: skip
+    return Table(["category", "precision", "reports", "recall", "reports", "F1"], rows)
 
 
 def _reference_labels(result: Mapping[str, Any]) -> Table | None:

@@ -13,6 +13,7 @@ from model.types import DraftOptions, Precision
 from training.data.selection import Half
 from training.evaluation.privacy import check_page_folder, refuse_bundles
 from training.scoring.bootstrap import DRAWS
+from training.scoring.forte import ForteKeywords
 
 SplitName = Literal["val", "test"]
 Views = Literal["both", "frontal", "lateral"]
@@ -28,6 +29,7 @@ class ScoringPlan:
     meteor: bool = False  # needs Java
     external_scorers: bool = False  # run RadGraph and CheXbert where their packages and weights are installed
     reference_labels: Path | None = None  # CSV ``study_id,<finding>,…``; adds a label F1 against this table
+    forte_keywords: ForteKeywords | None = None  # the published lists; adds FORTE as published
     draws: int = DRAWS  # bootstrap draws of studies, and permutations of the drafts; 0 leaves both out
     seed: int = 1  # of the swaps, the draws and the permutations
 

@@ -18,6 +18,8 @@ ROWS = {
     "nearest": "nearest case's report",
 }
 COUNTERFACTUAL = ("system_images_exchanged", "system_cases_exchanged", "system_patches_exchanged")
+KEYWORD_F1 = {"keyword_f1": True, "keyword_f1_without_negated": False}  # key -> whether negated sentences count
+OLD_KEYS = {"keyword_f1": "forte", "keyword_f1_without_negated": "forte_without_negated"}  # of 0.2; still written
 SINGLE_VIEW = ("system_frontal_only", "system_lateral_only")
 
 
@@ -44,6 +46,12 @@ def scores_of(result: Mapping[str, Any], row: str) -> Mapping[str, float | None]
 def made(result: Mapping[str, Any], rows: Sequence[str]) -> list[str]:
     """The rows that were made, of those given."""
     return [row for row in rows if scores_of(result, row)]
+
+
+def keyword_table(result: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """F1 of key words under a key of ``KEYWORD_F1``, or under its old name."""
+    found: Mapping[str, Any] = result.get(key) or result[OLD_KEYS[key]]
+    return found
 
 
 def full_name(name: str) -> str:

@@ -16,10 +16,13 @@ from model.types import Draft
 from training.data.comparisons import with_rewritten
 from training.data.selection import Half, half_of
 from training.data.studies import Source, Study
+from training.evaluation.plan import ScoringPlan
+from training.evaluation.rows import KEYWORD_F1, OLD_KEYS
 from training.protocols import IU_XRAY, Protocol
 from training.scoring.baselines import TrivialRow, trivial_rows
 from training.scoring.bootstrap import Bootstrap
 from training.scoring.finding_auroc import finding_aurocs
+from training.scoring.forte import PARTS, forte
 from training.scoring.keyword_f1 import keyword_f1
 from training.scoring.language import language_faults
 from training.scoring.metrics import Pair, Scores, label_scores, label_table, present_findings, score
@@ -227,10 +230,33 @@ def word_tables(references: ReferenceSet, findings: Sequence[str], rows: Mapping
             merged[name] = {category: row.merged([part[category] for part in parts]) for category in parts[0]}
         return {**found, "baselines": merged}
 
+    tables = {key: table(negated) for key, negated in KEYWORD_F1.items()}
     return {
-        "forte": table(negated=True),
-        "forte_without_negated": table(negated=False),
+        **tables,
+        **{old: tables[key] for key, old in OLD_KEYS.items()},
         "labels": {"system": label_table(references.draft_pairs(findings)[0])},
+    }
+
+
+def forte_table(
+    references: ReferenceSet, findings: Sequence[str], rows: Mapping[str, TrivialRow], plan: ScoringPlan
+) -> dict[str, Any] | None:
+    """FORTE with the published lists, on the strings of the full row; None without them."""
+    keywords = plan.forte_keywords
+    if keywords is None:
+        return None
+    bootstrap = Bootstrap(len(findings), draws=plan.draws, seed=plan.seed)
+    trivial: dict[str, Any] = dict.fromkeys(TRIVIAL)
+    for name, row in rows.items():
+        parts = [forte(references.report_pairs(texts)[1], keywords) for texts in row.variants.values()]
+        trivial[name] = {
+            category: row.merged([{metric: part[category][metric] for metric in PARTS} for part in parts])
+            for category in parts[0]
+        }
+    return {
+        "keywords": {"file": keywords.name, "sha256": keywords.sha256},
+        "system": forte(references.draft_pairs(findings)[1], keywords, bootstrap),
+        "baselines": trivial,
     }
 
 

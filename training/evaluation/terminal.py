@@ -34,6 +34,9 @@ def format_table(result: Mapping[str, Any]) -> str:
         table = tables[name]
         assert table is not None
         parts.append(f"{note}\n{table.text()}")
+    if (table := tables["forte"]) is not None:
+        file = result["forte_published"]["keywords"]["file"]
+        parts.append(f"FORTE as published, F1, key words of {file}\n{table.text()}")
     if (areas := tables["finding_auroc"]) is not None:
         parts.append(f"finding classifier\n{areas.text()}")
     parts += [f"not run: {name}: {reason}" for name, reason in result["not_run"].items()]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from training.evaluation.metric_tables import TESTED, by_prevalence
 from training.evaluation.page.gallery import EvaluatedSplit
-from training.evaluation.rows import ends_of, made, row_title, scores_of
+from training.evaluation.rows import ends_of, keyword_table, made, row_title, scores_of
 from training.evaluation.tables import number, title
 from training.scoring.keyword_f1 import KEY_WORDS
 
@@ -131,7 +131,7 @@ def _spread(result: Mapping[str, Any], drafted: EvaluatedSplit) -> Figure:
 
 
 def _key_words(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
-    table = result["forte_without_negated"]
+    table = keyword_table(result, "keyword_f1_without_negated")
     rows = [("system", "one"), ("nearest", "two"), ("constant", "three"), ("random", "four")]
     shown = [(name, colour) for name, colour in rows if table.get(name) or table["baselines"].get(name)]
     drawn = Figure(figsize=(_WIDTH, 2.8), layout="constrained")
