@@ -28,7 +28,7 @@ from model.files import file_sha256, replace_folder
 from model.manifest import MANIFEST, REQUIRED, BundleError, Manifest, verify_bundle, write_manifest
 from model.network.backbone import Backbone
 from model.network.pretrained import least_weights
-from model.network.report_model import ReportModel, build_model
+from model.network.report_model import ReportModel, build_model, writer_class
 from model.text.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = REQUIRED
@@ -88,7 +88,10 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
         raise BundleError(f"{path}: config.json sets retrieval, but the bundle has no index; restore it")
     if config.decoding.method == "consensus" and CONSENSUS not in manifest.files:
         raise BundleError(f"{path}: config.json sets method 'consensus', but the bundle has no {CONSENSUS}; restore it")
-    least = config.model.least_weights + least_weights(config.model.backbone)
+    try:
+        least = writer_class(config.model).least_weights(config.model) + least_weights(config.model.backbone)
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}") from error
     if least > manifest.files[WEIGHTS].size:  # a weight takes a byte or more
         raise BundleError(f"{path}: {CONFIG} describes a larger model than {WEIGHTS} holds; restore both")
     try:

@@ -112,17 +112,6 @@ class ModelConfig(Frozen):
         check_dimensions(self)
         return self
 
-    @property
-    def least_weights(self) -> int:
-        """A lower bound of the number of weights, without building the model."""
-        if self.writer != "cmn":
-            return 0
-        layer = 4 * self.d_model**2 + 2 * self.d_model * self.d_ff
-        layers = self.encoder_layers + self.decoder_layers
-        words = 2 * self.vocab_size * self.d_model
-        memory = self.memory_slots * self.memory_dim + self.d_model * self.memory_dim
-        return layers * layer + words + memory + (self.embedding_dim if self.retrieval_k else 0)
-
 
 class PreprocessingConfig(Frozen):
     """Preparation of pixels: grey, resized to a square of ``image_size``, normalised by buffers of the backbone.

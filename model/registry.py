@@ -119,7 +119,7 @@ def decoder_name(name: str) -> str:
     return DECODERS.check(DECODER_ALIASES.get(name, name))
 
 
-Writer = Callable[..., Any]  # a subclass of model.network.report_model.ReportModel
+Writer = Any  # a subclass of model.network.report_model.ReportModel
 WRITERS: Registry[Writer] = Registry(
     "cxr_report.writers",
     "writer",

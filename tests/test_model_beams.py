@@ -163,7 +163,7 @@ def test_steps_of_branching_hypotheses_equal_whole_prefixes() -> None:
             prefixes = torch.cat([prefixes, words], dim=2)
             if length in (3, 4, 11):
                 left = torch.randperm(len(study), generator=draw)[: len(study) * 3 // 4]
-                state.keep(left, left)
+                state.keep(left)
                 prefixes, study = prefixes[left], study[left]
     assert len(study) == 3
 
@@ -179,7 +179,7 @@ def test_steps_of_single_hypotheses_equal_whole_prefixes_in_a_shrinking_batch() 
         for position in range(8):
             if position in (2, 5):
                 left = torch.arange(len(study) - 1, -1, -2)  # in another order
-                state.keep(left, (left.unsqueeze(1) * count + torch.arange(count)).flatten())
+                state.keep(left)
                 ids, study = ids[left], study[left]
             stepped = state.step(ids[..., position].flatten())
             whole = model(encoded.select(study.repeat_interleave(count)), ids[..., : position + 1].flatten(0, 1))
@@ -196,9 +196,9 @@ def test_removing_finished_studies_from_the_batch_changes_no_other_study(
 ) -> None:
     sizes: list[int] = []
 
-    def keep(self: CmnState, studies: Tensor, hypotheses: Tensor) -> None:
+    def keep(self: CmnState, studies: Tensor) -> None:
         sizes.append(len(studies))
-        original(self, studies, hypotheses)
+        original(self, studies)
 
     def write(encoded: Encoded) -> Generated:
         if method == "greedy":

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from model.config import BundleConfig
+from model.network.report_model import writer_class
 from training.evaluation.tables import Table, interval, number, title
 from training.scoring.metrics import METRICS
 
@@ -36,13 +37,12 @@ def _lines(facts: Iterator[tuple[str, Any]]) -> str:
 def _model(config: BundleConfig) -> Iterator[tuple[str, Any]]:
     model, decoding = config.model, config.decoding
     side = config.preprocessing.image_size
-    yield (
-        "architecture",
-        "cross-modal memory network (Chen et al. 2021)" + " with retrieved cases" * bool(config.retrieval),
-    )
+    title = writer_class(model).title or f"writer {model.writer}"
+    yield "architecture", title + " with retrieved cases" * bool(config.retrieval)
     yield "backbone", f"{model.backbone}, images of {side} × {side} pixels"
-    yield "size", (f"d_model {model.d_model}, {model.encoder_layers} + {model.decoder_layers} layers, "
-                   f"{model.memory_slots} memory slots, {model.vocab_size} words")  # fmt: skip
+    slots = f"{model.memory_slots} memory slots, " * (model.writer == "cmn")
+    yield "size", (f"d_model {model.d_model}, {model.encoder_layers} + {model.decoder_layers} layers, {slots}"
+                   f"{model.vocab_size} words")  # fmt: skip
     if config.retrieval is not None:
         yield "retrieval", f"{config.retrieval.k} of {config.retrieval.cases} training cases"
     yield "decoding", decoding.method + f", {decoding.beam_size} beams" * (decoding.method == "beam")

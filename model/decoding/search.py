@@ -14,6 +14,7 @@ from torch import Tensor
 from model.config import DecodingConfig
 from model.decoding.attested import AttestedText, attested_text
 from model.decoding.mbr_table import MbrTable
+from model.network.hypotheses import rows_of_studies
 from model.network.report_model import Encoded, ReportModel
 from model.text.statements import PRIOR_WORDS
 from model.text.tokenizer import Tokenizer
@@ -178,9 +179,9 @@ def autoregressive_decode(
         if not len(undone):
             break
         if len(undone) <= _SHRINK_AT * (len(rows) // count) and not (sampling and not shared):
-            kept = (undone.unsqueeze(1) * count + torch.arange(count, device=device)).flatten()
+            kept = rows_of_studies(undone, count)
             rows, last, ended = rows[kept], last[kept], ended[kept]
-            state.keep(undone, kept)
+            state.keep(undone)
     return Generated(ids, log_probs, log_probs.sum(1))
 
 
@@ -261,6 +262,6 @@ def beam_search(
         if len(undone) <= _SHRINK_AT * len(study):
             ids, token_log_probs, live, token = ids[undone], token_log_probs[undone], live[undone], token[undone]
             study = study[undone]
-            state.keep(undone, undone)
+            state.keep(undone)
         last = token.flatten()
     return Generated(best_ids, best_log_probs, best_score)

@@ -15,9 +15,9 @@ The model keeps no state between calls, except for the tables of ``precompute_in
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,10 @@ class Encoded:
 
 
 class DecoderState(ABC):
-    """A decode in progress, with N = B * hypotheses, ordered by study. Its steps compute no gradient."""
+    """A decode in progress, with N = B * hypotheses, ordered by study (``model.network.hypotheses``).
+
+    Its steps compute no gradient.
+    """
 
     @abstractmethod
     def step(self, ids: Tensor) -> Tensor:
@@ -83,8 +86,8 @@ class DecoderState(ABC):
         """Continue hypothesis j of each study from its hypothesis ``parents[:, j]`` (B, k)."""
 
     @abstractmethod
-    def keep(self, studies: Tensor, hypotheses: Tensor) -> None:
-        """Keep only some studies (B',) and their hypotheses (N',)."""
+    def keep(self, studies: Tensor) -> None:
+        """Keep only some studies (B',), with all their hypotheses."""
 
 
 class ReportModel(nn.Module, ABC):
@@ -93,6 +96,13 @@ class ReportModel(nn.Module, ABC):
     A subclass makes its modules in ``build_writer`` and defines ``encode``, ``forward``, ``start`` and, where it
     attends to the tokens of the sequence, ``attention``. Cached steps must give the logits of ``forward``.
     """
+
+    title: ClassVar[str] = ""  # of the method and its paper, for the model card
+
+    @classmethod
+    def least_weights(cls, config: ModelConfig) -> int:
+        """A lower bound of the number of weights behind the backbone, without building the model."""
+        return config.embedding_dim if config.retrieval_k else 0
 
     def __init__(self, config: ModelConfig, *, backbone: Backbone | None = None) -> None:
         super().__init__()
@@ -229,8 +239,13 @@ class ReportModel(nn.Module, ABC):
 
 def build_model(config: ModelConfig, *, backbone: Backbone | None = None) -> ReportModel:
     """A new model with the writer that ``config`` names; raises ValueError if it cannot be imported."""
-    writer: Callable[..., ReportModel] = WRITERS.get(config.writer)
-    return writer(config, backbone=backbone)
+    return writer_class(config)(config, backbone=backbone)
+
+
+def writer_class(config: ModelConfig) -> type[ReportModel]:
+    """The writer that ``config`` names; raises ValueError if it cannot be imported."""
+    writer: type[ReportModel] = WRITERS.get(config.writer)
+    return writer
 
 
 def inputs_of(ids: Tensor, bos_id: int) -> Tensor:

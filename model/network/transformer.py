@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from model.config import Norm
 from model.network.cpu_kernels import Dropout, Linear, PackedLinearGroup
+from model.network.hypotheses import rows_of_studies
 from model.network.norm import freeze_norm, norm
 
 
@@ -177,9 +178,10 @@ class DecoderCache:
         self.seen[..., position * k : (position + 1) * k].diagonal(dim1=1, dim2=2).zero_()
         return self.seen[:, None, :, : (position + 1) * k]
 
-    def of(self, groups: Tensor, studies: Tensor, position: int) -> DecoderCache:
-        """The cache of some groups (G',) and their studies (B',), filled before ``position``."""
+    def of(self, studies: Tensor, position: int) -> DecoderCache:
+        """The cache of some studies (B',), filled before ``position``."""
         k = 1 if self.seen is None else self.seen.shape[1]
+        groups = rows_of_studies(studies, self.past.shape[2] // len(self.source[0][0]))
         filled = self.past[..., : position * k, :]
         past = self.past.new_empty((*self.past.shape[:2], len(groups), *self.past.shape[3:]))
         past[..., : position * k, :] = filled.index_select(2, groups)

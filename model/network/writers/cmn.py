@@ -52,10 +52,9 @@ class CmnState(DecoderState):
         """Continue hypothesis j of each study from its hypothesis ``parents[:, j]`` (B, k)."""
         self.cache.branch(parents)
 
-    def keep(self, studies: Tensor, hypotheses: Tensor) -> None:
-        """Keep only some studies (B',) and their hypotheses (N',)."""
-        groups = hypotheses if self.cache.seen is None else studies
-        self.cache = self.cache.of(groups, studies, self.position)
+    def keep(self, studies: Tensor) -> None:
+        """Keep only some studies (B',), with all their hypotheses."""
+        self.cache = self.cache.of(studies, self.position)
         self.mask = None if self.mask is None else self.mask[studies]
 
 
@@ -66,6 +65,15 @@ class CrossModalMemoryNetwork(ReportModel):
     word_positions: Tensor
     word_table: Tensor | None
     memory_bank_table: Tensor | None
+    title = "cross-modal memory network (Chen et al. 2021)"
+
+    @classmethod
+    def least_weights(cls, config: ModelConfig) -> int:
+        """A lower bound of the number of weights behind the backbone, without building the model."""
+        c = config
+        layers = (c.encoder_layers + c.decoder_layers) * (4 * c.d_model**2 + 2 * c.d_model * c.d_ff)
+        words, memory = 2 * c.vocab_size * c.d_model, (c.memory_slots + c.d_model) * c.memory_dim
+        return super().least_weights(c) + layers + words + memory
 
     def build_writer(self, config: ModelConfig, width: int) -> None:
         """Make projection, memory, encoder, decoder and embeddings."""
