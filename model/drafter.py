@@ -35,6 +35,7 @@ from model.devices import use_exact_float32
 from model.network.cpu_kernels import matmul_dtype
 from model.network.report_model import Patches
 from model.protocols import Case, CaseIndex
+from model.spinning import SPINNING
 from model.text.labeler import FINDINGS, label_report
 from model.text.tokenizer import display_sentence, split_sentences
 from model.types import (
@@ -147,7 +148,7 @@ class Drafter:
             return []
         clock: dict[str, float] = {}
         timed = partial(self._timed, clock)
-        with matmul_dtype(torch.bfloat16 if self.precision == "bf16" else None):
+        with SPINNING.watch(), matmul_dtype(torch.bfloat16 if self.precision == "bf16" else None):
             with timed("encode"):
                 images = self._encode(studies)
             with timed("retrieve"):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from model.spinning import SPINNING
 from training.trainer.checkpoints import first_line, read_newest, save_atomically
 from training.trainer.context import RunContext
 from training.trainer.distributed import Step
@@ -131,9 +132,10 @@ class Loop:
                 group["lr"] = peak * factor
             seed = step_seed(self.context.seed, self.config.stage, self.step)
             torch.manual_seed(seed + self.context.processes.rank)  # of dropout
-            with self.context.autocast():
-                losses = train_step(batch, torch.Generator().manual_seed(seed))
-            self._update(losses)
+            with SPINNING.watch():
+                with self.context.autocast():
+                    losses = train_step(batch, torch.Generator().manual_seed(seed))
+                self._update(losses)
             self.step += 1
             bar.update()
             bar.set_postfix(loss=f"{self._sums['loss'] / (self.step - epoch * steps):.3f}")
