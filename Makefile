@@ -14,6 +14,7 @@
 #   make replay-image              run the steps of the Dockerfile without Docker (minutes, 8 GB)
 #   make fuzz                      send 10,000 malformed requests to a running service (minutes)
 #   make soak                      overload the service for ten minutes and account for every request
+#   make prove-pacs            send 50 studies through the DICOM node, kill it five times, count the reports (minutes)
 #   make compare-servers           compare the service with a naive handler and LitServe
 #   make train-smoke               run all training stages on drawn phantoms, in minutes (ROOT=dir: on your data)
 #   make help                      show this list
@@ -46,7 +47,7 @@ TRAIN     = $(BIN)/python -m training.run --dataset openi --root $(ROOT) --prese
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve hydrate examples develop test test-oldest lint format bench fuzz soak compare-servers train-smoke phantoms \
+.PHONY: help serve hydrate examples develop test test-oldest lint format bench fuzz soak prove-pacs compare-servers train-smoke phantoms \
         compose-check replay-image clean same-torch
 
 help:
@@ -111,6 +112,10 @@ fuzz: $(STAMPS)/develop
 
 soak: $(STAMPS)/develop
 	$(BIN)/python -m benchmarks.soak --bundle $(BUNDLE) --device $(DEVICE)
+
+prove-pacs: $(STAMPS)/develop
+	$(BIN)/python -m benchmarks.pacs
+	$(BIN)/python -m benchmarks.pacs --stow
 
 compare-servers: $(STAMPS)/develop
 	$(INSTALL) -e '.[bench]'
