@@ -17,7 +17,7 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple, TextIO, cast
@@ -46,7 +46,7 @@ FINDINGS: Final[tuple[str, ...]] = (
 
 NO_FINDING: Final = "No Finding"
 SCORED_FINDINGS: Final = tuple(name for name in FINDINGS if name != NO_FINDING)  # the 13 of the label F1
-_RANK: Final[dict[Label | None, int]] = {None: 0, "absent": 1, "uncertain": 2, "present": 3}
+RANK: Final[dict[Label | None, int]] = {None: 0, "absent": 1, "uncertain": 2, "present": 3}
 _REACH_AFTER: Final = 90  # characters from a subject to its predicate: "the heart, … and … are normal"
 _REACH_BEFORE: Final = 45  # from a predicate to the subject after it: "normal size and contour of the heart"
 
@@ -55,15 +55,16 @@ _PUNCTUATION = re.compile(r"[,()\[\]{}*:]")
 _COMMA = re.compile(r",(?=([^,.;?!]{0,200}))")
 _HEDGED = " ¦ "  # a comma whose hedge does not reach back
 _LIST = re.compile(r"\b(?:and|or|nor)\b")
-_SENTENCE_END = re.compile(r"(?<=[^\d\s])\.(?=[^\W\d])|\.(?=\s|$)|[;?!]")
-_SPACES = re.compile(r"\s+")
-_LONG = re.compile(r".{1,1000}(?: |$)|.{1000}")  # maximum length of a sentence; bounds the time for a malicious text
-_WORD = re.compile(r"[a-z]")
+SENTENCE_END: Final = re.compile(r"(?<=[^\d\s])\.(?=[^\W\d])|\.(?=\s|$)|[;?!]")
+SPACES: Final = re.compile(r"\s+")
+# the maximum length of a sentence bounds the time for a malicious text
+LONG: Final = re.compile(r".{1,1000}(?: |$)|.{1000}")
+HAS_WORD: Final = re.compile(r"[a-z]")
 _NOT = re.compile(r"\b(?:not|no|without|nor)\b")
 _VERB = re.compile(r"\b(?:is|are|appears?)\b")
 
-_NEUTRAL = re.compile(rules.NEUTRAL)
-_BREAK = re.compile(rules.BREAK)
+NEUTRAL: Final = re.compile(rules.NEUTRAL)
+BREAK: Final = re.compile(rules.BREAK)
 _NEGATED_BEFORE = re.compile(rules.NEGATED_BEFORE)
 _NEGATED_AFTER = re.compile(rules.NEGATED_AFTER)
 _DOUBT_BEFORE = re.compile(rules.DOUBT_BEFORE)
@@ -101,14 +102,16 @@ def label_report(text: str, *, use_cache: bool = True) -> dict[str, Label | None
         raise TypeError(f"a report is a {type(text).__name__}; give a string, '' where there is no report")
     read = _label_sentence if use_cache else _label_sentence.__wrapped__
     labels: dict[str, Label | None] = dict.fromkeys(FINDINGS)
-    text = _PUNCTUATION.sub(" ", _COMMA.sub(_keep_hedge, _APOSTROPHES.sub("", text.lower())))
-    for sentence in _SENTENCE_END.split(text):
-        for piece in _LONG.findall(_SPACES.sub(" ", sentence).strip()):
+    text = text.lower()
+    for pattern, replacement in REPLACED:
+        text = pattern.sub(replacement, text)
+    for sentence in SENTENCE_END.split(text):
+        for piece in LONG.findall(SPACES.sub(" ", sentence).strip()):
             for finding, label in read(piece):
-                if _RANK[label] > _RANK[labels[finding]]:
+                if RANK[label] > RANK[labels[finding]]:
                     labels[finding] = label
     disease = [label for name, label in labels.items() if name not in (NO_FINDING, "Support Devices")]
-    if _WORD.search(text) and "present" not in disease and "uncertain" not in disease:
+    if HAS_WORD.search(text) and "present" not in disease and "uncertain" not in disease:
         labels[NO_FINDING] = "present"
     return labels
 
@@ -118,7 +121,7 @@ def _keep_hedge(comma: re.Match[str]) -> str:
 
     A list keeps its hedge: "edema, atelectasis or effusion cannot be excluded".
     """
-    following = _BREAK.split(_SPACES.sub(" ", _PUNCTUATION.sub(" ", comma[1])))[0]
+    following = BREAK.split(SPACES.sub(" ", _PUNCTUATION.sub(" ", comma[1])))[0]
     hedge = _DOUBT_AFTER.search(following)
     if hedge is None or _LIST.search(following, 0, hedge.start()):
         return ","
@@ -128,37 +131,58 @@ def _keep_hedge(comma: re.Match[str]) -> str:
     return _HEDGED if any(pattern.search(hedged) for pattern in patterns) else ","
 
 
+REPLACED: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (
+    (_APOSTROPHES, ""), (_COMMA, _keep_hedge), (_PUNCTUATION, " "),
+)  # fmt: skip
+"""Replacements in a lower-case text, in this order, before it is split into sentences."""
+
+
 @lru_cache(maxsize=1 << 15)
 def _label_sentence(sentence: str) -> tuple[tuple[str, Label], ...]:
     """Label of every mention of a finding in one normalised sentence. Cached, because sentences repeat."""
-    found: list[tuple[str, Label]] = []
-    for clause in _BREAK.split(_NEUTRAL.sub("~", sentence)):
-        found += _statements(clause)
-        found += _mentions(clause)
-    return tuple(found)
+    clauses = BREAK.split(NEUTRAL.sub("~", sentence))
+    return tuple((mention.finding, mention.label) for clause in clauses for mention in mentions(clause))
 
 
-def _statements(clause: str) -> Iterator[tuple[str, Label]]:
+class Mention(NamedTuple):
+    """A finding, or the subject of a statement about it, at [start, end) of a clause, with its label."""
+
+    start: int
+    end: int
+    finding: str
+    label: Label
+    predicate: tuple[int, int] | None = None  # of a statement
+
+
+def mentions(clause: str) -> Iterator[Mention]:
+    """Every mention of a finding in a clause as ``_label_sentence`` splits them."""
+    yield from _statements(clause)
+    yield from labelled(clause, (*_MENTIONS, *_HINTS))
+
+
+def _statements(clause: str) -> Iterator[Mention]:
     """Labels by subject and predicate: "the heart, again, is not enlarged", "an enlarged heart"."""
     for finding, subjects, predicates in _STATEMENTS:
         for subject in subjects.finditer(clause):
-            label = _predicate(predicates, clause, subject.start(), subject.end())
-            if label:
-                yield finding, label
+            found = _predicate(predicates, clause, subject.start(), subject.end())
+            if found and (label := _label_of(*found)):
+                yield Mention(subject.start(), subject.end(), finding, label, found[0].span())
 
 
-def _predicate(predicates: re.Pattern[str], clause: str, start: int, end: int) -> Label | None:
-    """Label by the first predicate after the subject at [start, end), else by the last before it."""
+def _predicate(
+    predicates: re.Pattern[str], clause: str, start: int, end: int
+) -> tuple[re.Match[str], str] | None:  # fmt: skip
+    """The first predicate after the subject at [start, end), else the last before it; and its context."""
     after = predicates.search(clause, end)
     if after and after.start() - end <= _REACH_AFTER:
         gap = clause[end : after.start()]
         if not _STATEMENT_STOP.search(gap):
-            return _label_of(after, gap)
+            return after, gap
     before = list(predicates.finditer(clause, 0, start))
     if before and start - before[-1].end() <= _REACH_BEFORE:
         gap = clause[before[-1].end() : start]
         if not _STATEMENT_STOP.search(gap) and not _VERB.search(gap):
-            return _label_of(before[-1], clause[: before[-1].start()])
+            return before[-1], clause[: before[-1].start()]
     return None
 
 
@@ -180,12 +204,11 @@ class _Hit(NamedTuple):
     weak: bool  # a hint rather than the finding itself
 
 
-def _mentions(clause: str) -> Iterator[tuple[str, Label]]:
-    """Label of every phrase of a finding in the clause, by the cues around it."""
+def labelled(clause: str, phrases: Iterable[tuple[str, re.Pattern[str]]]) -> Iterator[Mention]:
+    """Every phrase in the clause with its label by the cues around it; phrases of ``_HINTS`` are weak."""
     hits = sorted(
-        _Hit(found.start(), found.end(), finding, weak)
-        for patterns, weak in ((_MENTIONS, False), (_HINTS, True))
-        for finding, pattern in patterns
+        _Hit(found.start(), found.end(), finding, (finding, pattern) in _HINTS)
+        for finding, pattern in phrases
         for found in pattern.finditer(clause)
     )
     if not hits:
@@ -195,12 +218,12 @@ def _mentions(clause: str) -> Iterator[tuple[str, Label]]:
     asserted = [hit for hit in hits if not negated.reaches(hit)]
     alternatives = _alternatives(clause, asserted)
     for hit in hits:
+        label: Label = "present"
         if hit not in asserted:
-            yield hit.finding, "absent"
+            label = "absent"
         elif hit.weak or hit in alternatives or doubted.reaches(hit):
-            yield hit.finding, "uncertain"
-        else:
-            yield hit.finding, "present"
+            label = "uncertain"
+        yield Mention(hit.start, hit.end, hit.finding, label)
 
 
 class _Scope:

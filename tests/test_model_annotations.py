@@ -1,0 +1,195 @@
+"""The reader of sentences: side, regions, degree and concept of each finding, and the scope of each modifier.
+
+All sentences are invented for these tests.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.text.annotations import Annotation, annotate_report, annotate_sentence, sentences_of
+from model.text.labeler import FINDINGS, NO_FINDING, RANK, label_report
+
+MAX_SECONDS_A_SENTENCE = 0.002
+
+Expected = tuple[str, str, str | None, tuple[str, ...], str | None]  # finding, presence, side, regions, degree
+
+
+def read(sentence: str) -> list[Expected]:
+    return [(a.finding, a.presence, a.side, a.regions, a.degree) for a in annotate_sentence(sentence)]
+
+
+SENTENCES: list[tuple[str, list[Expected]]] = [
+    # a modifier belongs to the finding of its phrase
+    (
+        "Small left effusion and right basilar atelectasis.",
+        [
+            ("Pleural Effusion", "present", "left", (), "mild"),
+            ("Atelectasis", "present", "right", ("base",), None),
+        ],
+    ),
+    (
+        "small left effusion right basilar atelectasis",
+        [
+            ("Pleural Effusion", "present", "left", (), "mild"),
+            ("Atelectasis", "present", "right", ("base",), None),
+        ],
+    ),
+    (
+        "Opacity at the right base and a small effusion on the left.",
+        [
+            ("Lung Opacity", "present", "right", ("base",), None),
+            ("Pleural Effusion", "present", "left", (), "mild"),
+        ],
+    ),
+    (
+        "The heart is mildly enlarged and there is a large right pleural effusion.",
+        [
+            ("Cardiomegaly", "present", None, (), "mild"),
+            ("Pleural Effusion", "present", "right", (), "severe"),
+        ],
+    ),
+    (
+        "The right hemidiaphragm is elevated and there is a trace left effusion.",
+        [
+            ("elevated diaphragm", "present", "right", (), None),
+            ("Pleural Effusion", "present", "left", (), "minimal"),
+        ],
+    ),
+    ("Moderate-sized right pneumothorax.", [("Pneumothorax", "present", "right", (), "moderate")]),
+    ("Small to moderate left effusion.", [("Pleural Effusion", "present", "left", (), "moderate")]),
+    ("Mild cardiomegaly.", [("Cardiomegaly", "present", None, (), "mild")]),
+    # both sides
+    ("Bilateral effusions, left greater than right.", [("Pleural Effusion", "present", "both", (), None)]),
+    ("Effusions, R>L.", [("Pleural Effusion", "present", "both", (), None)]),
+    (
+        "Opacities in the right upper and left lower lobes.",
+        [("Lung Opacity", "present", "both", ("upper lobe", "lower lobe"), None)],
+    ),
+    ("Bibasilar atelectasis.", [("Atelectasis", "present", "both", ("base",), None)]),
+    ("Biapical pleural thickening.", [("Pleural Other", "present", "both", ("apex",), None)]),
+    ("Scarring in the apices.", [("Lung Opacity", "present", "both", ("apex",), None)]),
+    # a region that implies its side
+    ("Lingular scarring.", [("Lung Opacity", "present", "left", ("lingula",), None)]),
+    ("Middle lobe consolidation.", [("Consolidation", "present", "right", ("middle lobe",), None)]),
+    ("A right-sided chest port.", [("Support Devices", "present", "right", (), None)]),
+    # negation and doubt
+    ("No effusion on the left.", [("Pleural Effusion", "absent", "left", (), None)]),
+    ("No large effusion.", [("Pleural Effusion", "absent", None, (), None)]),
+    ("The left lung is clear.", [("Lung Opacity", "absent", "left", (), None)]),
+    (
+        "Left basilar atelectasis or pneumonia.",
+        [
+            ("Atelectasis", "uncertain", "left", ("base",), None),
+            ("Pneumonia", "uncertain", "left", ("base",), None),
+        ],
+    ),
+    # a list, and an explanation, share a location
+    (
+        "Atelectasis and effusion at the left base.",
+        [
+            ("Atelectasis", "present", "left", ("base",), None),
+            ("Pleural Effusion", "present", "left", ("base",), None),
+        ],
+    ),
+    (
+        "Bibasilar opacities, likely atelectasis.",
+        [
+            ("Lung Opacity", "present", "both", ("base",), None),
+            ("Atelectasis", "present", "both", ("base",), None),
+        ],
+    ),
+    # a location before its finding
+    ("In the right upper lobe, there is a 5 mm nodule.", [("Lung Lesion", "present", "right", ("upper lobe",), None)]),
+    # bones, and what no label covers
+    ("Healed fractures of the left sixth and seventh ribs.", [("Fracture", "present", "left", ("rib",), None)]),
+    ("Mild thoracic dextroscoliosis.", [("scoliosis", "present", "right", (), "mild")]),
+]
+
+
+@pytest.mark.parametrize(("sentence", "expected"), SENTENCES)
+def test_reads_side_regions_and_degree_of_each_finding(sentence: str, expected: list[Expected]) -> None:
+    assert read(sentence) == expected
+
+
+@pytest.mark.parametrize("sentence", [sentence for sentence, _ in SENTENCES])
+def test_words_are_the_sentence_between_the_offsets(sentence: str) -> None:
+    for found in annotate_sentence(sentence):
+        assert sentence[found.start : found.end] == found.words
+
+
+def test_keeps_words_degree_and_concept_as_written() -> None:
+    assert annotate_sentence("Dr. N: a Small, Left pleural EFFUSION is seen.", 3) == (
+        Annotation(
+            finding="Pleural Effusion", presence="present", side="left", regions=(), degree="mild",
+            degree_words="small", concept="pleural effusion", words="Small, Left pleural EFFUSION", sentence=3,
+            start=9, end=37,
+        ),
+    )  # fmt: skip
+
+
+def test_numbers_the_sentences_of_a_report() -> None:
+    text = "Heart size is normal. No effusion; mild scarring at 2.5 cm."
+    assert sentences_of(text) == ("Heart size is normal.", "No effusion;", "mild scarring at 2.5 cm.")
+    assert [(found.finding, found.sentence) for found in annotate_report(text)] == [
+        ("Cardiomegaly", 0), ("Pleural Effusion", 1), ("Lung Opacity", 2),
+    ]  # fmt: skip
+
+
+WORDS = [
+    *(
+        "no",
+        "mild",
+        "left",
+        "right",
+        "bilateral",
+        "effusion",
+        "and",
+        "or",
+        "opacity",
+        ",",
+        ".",
+        ";",
+        "but",
+        "heart",
+        "is",
+    ),
+    *(
+        "enlarged",
+        "normal",
+        "lungs",
+        "clear",
+        "may represent",
+        "atelectasis",
+        "at the base",
+        "with",
+        "without",
+        "İ",
+        "-",
+    ),
+    *("pneumonia", "cannot be excluded", "no change", "scoliosis", "versus", "upper lobes"),
+]
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=25).map(" ".join))
+def test_strongest_presence_of_each_label_is_that_of_the_labeler(text: str) -> None:
+    found = annotate_report(text)
+    labels = {name: label for name, label in label_report(text).items() if name != NO_FINDING}
+    strongest = {
+        name: max((a.presence for a in found if a.finding == name), key=RANK.__getitem__, default=None)
+        for name in FINDINGS if name != NO_FINDING
+    }  # fmt: skip
+    assert strongest == labels
+    parts = sentences_of(text)
+    assert all(parts[a.sentence][a.start : a.end] == a.words for a in found)
+
+
+def test_time_for_a_long_sentence_is_bounded() -> None:
+    text = "lower upper left and opacity or mild " * 3000
+    start = time.perf_counter()
+    annotate_report(text)
+    assert time.perf_counter() - start < MAX_SECONDS_A_SENTENCE * len(text) / 50
