@@ -79,6 +79,8 @@ class ModelConfig(Frozen):
             features.
         case_norm: scale a projected case to the length of a standardised patch token; else patches
             dominate.
+        sentence_end: id of "." in the vocabulary, for writers that write by sentences.
+        tags: names of what writer ``coattention`` names before it writes.
     """
 
     writer: Annotated[str, AfterValidator(WRITERS.check)] = "cmn"
@@ -106,6 +108,8 @@ class ModelConfig(Frozen):
     feature_norm: bool = True
     finding_head: bool = False
     case_norm: bool = False
+    sentence_end: Annotated[int, Field(ge=4)] | None = None
+    tags: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _dimensions_fit(self) -> Self:

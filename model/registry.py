@@ -125,5 +125,6 @@ WRITERS: Registry[Writer] = Registry(
     "writer",
     {
         "cmn": "model.network.writers.cmn:CrossModalMemoryNetwork",
+        "coattention": "model.network.writers.coattention:CoAttentionNetwork",
     },
 )

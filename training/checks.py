@@ -13,6 +13,7 @@ from model.config import BUNDLE_NAME
 from model.network.backbone import Backbone
 from model.network.report_model import MAX_PATCHES, build_model
 from model.registry import DECODERS
+from model.text.labeler import FINDINGS
 from training.config import RunConfig
 from training.data.studies import Source
 from training.prepared_run import model_config
@@ -40,7 +41,7 @@ def check_model(config: RunConfig, *, weights: bool = True) -> None:
         raise ValueError(f"image_size={config.image_size}: two images have {patches} patches, and "
                          f"shape.patch_positions=sequence takes {MAX_PATCHES}; use smaller images or view")  # fmt: skip
     with torch.device("meta"):
-        build_model(model_config(config, _VOCABULARY), backbone=backbone)
+        build_model(model_config(config, _VOCABULARY, sentence_end=_VOCABULARY - 1, tags=FINDINGS), backbone=backbone)
 
 
 def _trial_backbone(config: RunConfig, weights: str, field: str) -> Backbone:

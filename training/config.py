@@ -110,6 +110,7 @@ class CEConfig(Frozen):
     weight_decay: Rate = 5e-5
     loss: Annotated[str, AfterValidator(LOSSES.check)] = "cross_entropy"
     label_smoothing: Share = 0.0
+    tag_weight: Weight = 1.0  # of the loss of the tags, for writers that predict them
     view_dropout: Share = 0.15  # share of training studies that lose a view
     case_dropout: Share = 0.1  # share of training studies that lose their retrieved cases
     contrastive_weight: Weight = 0.1  # where the backbone moves

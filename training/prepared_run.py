@@ -17,8 +17,8 @@ from model.decoding.attested import MOST_WORDS
 from model.decoding.mbr_table import MbrTable
 from model.network.backbone import Backbone
 from model.network.pretrained import weights_licence
-from model.network.report_model import ReportModel, build_model
-from model.text.tokenizer import Tokenizer
+from model.network.report_model import ReportModel, build_model, writer_class
+from model.text.tokenizer import END_OF_SENTENCE, Tokenizer
 from retrieval_index.cases import read_cases, write_cases
 from retrieval_index.index import CASES_FILE, VECTORS_FILE, ReportIndex
 from training.config import RunConfig
@@ -29,6 +29,7 @@ from training.data.features import CachedFeatures, OnlineFeatures, PatchSource, 
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.selection import CHOSEN_ON, Half, half_of, selection_record
 from training.data.studies import Study
+from training.data.targets import tag_names
 from training.licence import licence_note
 from training.model_card import CARD, model_card
 from training.presets import PRESETS
@@ -99,7 +100,9 @@ class PreparedRun:
         """A run on decoded images with a new model on the device."""
         torch.manual_seed(config.seed)
         backbone = Backbone(config.shape.backbone, weights=config.backbone_weights)
-        model = build_model(model_config(config, len(tokenizer)), backbone=backbone)
+        end = tokenizer.id_of(END_OF_SENTENCE) if END_OF_SENTENCE in tokenizer.tokens else None
+        tags = tag_names(studies.train) if writer_class(model_config(config, len(tokenizer))).uses_tags else ()
+        model = build_model(model_config(config, len(tokenizer), sentence_end=end, tags=tags), backbone=backbone)
         if config.initial_weights == "r2gencmn":
             reset_as_published(model)
         model.to(context.device)
@@ -225,11 +228,13 @@ def _changes(config: RunConfig) -> dict[str, Any]:
     return {name: value for name, _, value in changed if name not in ("seed", "backbone_weights")}
 
 
-def model_config(config: RunConfig, vocab_size: int) -> ModelConfig:
+def model_config(
+    config: RunConfig, vocab_size: int, *, sentence_end: int | None = None, tags: Sequence[str] = ()
+) -> ModelConfig:
     """Dimensions of the model that ``config`` describes."""
     shape = config.shape.model_dump()
     layers = shape.pop("layers")
     return ModelConfig(
         **shape, vocab_size=vocab_size, encoder_layers=layers, decoder_layers=layers, retrieval_k=config.retrieval_k,
-        finding_head=config.pretrain is not None,
+        finding_head=config.pretrain is not None, sentence_end=sentence_end, tags=tuple(tags),
     )  # fmt: skip

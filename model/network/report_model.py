@@ -94,10 +94,12 @@ class ReportModel(nn.Module, ABC):
     """What all writers share: backbone, retriever, classifier of findings, and the sequence of patch tokens and cases.
 
     A subclass makes its modules in ``build_writer`` and defines ``encode``, ``forward``, ``start`` and, where it
-    attends to the tokens of the sequence, ``attention``. Cached steps must give the logits of ``forward``.
+    attends to the tokens of the sequence, ``attention``. Cached steps must give the logits of ``forward``. One that
+    learns the tags of its studies too sets ``uses_tags`` and defines ``auxiliary_losses``.
     """
 
     title: ClassVar[str] = ""  # of the method and its paper, for the model card
+    uses_tags: ClassVar[bool] = False  # training sets ``ModelConfig.tags``
 
     @classmethod
     def least_weights(cls, config: ModelConfig) -> int:
@@ -140,6 +142,10 @@ class ReportModel(nn.Module, ABC):
         None for a writer without attention.
         """
         return None
+
+    def auxiliary_losses(self, encoded: Encoded, tags: Tensor) -> dict[str, Tensor]:
+        """Losses besides that of the words, by name, each summed over the studies: tags (B, tags), 1 where present."""
+        return {}
 
     @abstractmethod
     def start(self, encoded: Encoded, hypotheses: int, *, branching: bool = False) -> DecoderState:

@@ -16,7 +16,7 @@ from model.decoding.mbr_table import MbrTable
 from model.drafter import Drafter
 from model.images import load_pixels
 from model.network.report_model import Patches, ReportModel, build_model
-from model.text.labeler import label_report
+from model.text.labeler import FINDINGS, label_report
 from model.text.tokenizer import Tokenizer
 from model.types import Precision, StudyView, View
 from retrieval_index.cases import Case
@@ -50,6 +50,8 @@ def tiny_config(vocab_size: int, /, **changes: object) -> ModelConfig:
         "encoder_layers": 2, "decoder_layers": 2, "memory_slots": 64, "memory_dim": 48, "memory_heads": 4,
         "memory_top_k": 8, "dropout": 0.1, "max_length": 24, "retrieval_k": 3, "embedding_dim": 16, "text_layers": 1,
     }  # fmt: skip
+    if changes.get("writer") == "coattention":
+        values |= {"sentence_end": tiny_tokenizer().id_of("."), "tags": FINDINGS}
     return ModelConfig.model_validate({**values, **changes})
 
 
@@ -59,7 +61,8 @@ def tiny_model(seed: int = 0, **changes: object) -> ReportModel:
     model = build_model(tiny_config(len(tiny_tokenizer()), **changes)).eval()
     with torch.no_grad():
         model.to_words.weight.mul_(4)
-        model.memory.matrix.normal_()
+        if model.config.writer == "cmn":
+            model.memory.matrix.normal_()
     return model
 
 

@@ -29,6 +29,8 @@ Floats = npt.NDArray[np.float32]
 
 MIN_STUDIES = 12  # a term in fewer studies identifies those studies
 MAX_SHARE = 0.9  # a term in nearly all reports is no target either
+MIN_TAG_STUDIES = 10  # a heading of fewer training studies is no tag
+NO_INDEXING = "no indexing"  # the archive's mark of a study without headings
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,22 @@ def mesh_terms(study: Study) -> frozenset[str]:
         parts = [part.strip().lower() for part in heading.split("/")]
         terms |= {"/".join(parts), parts[0]} | {f"{parts[0]}/{part}" for part in parts[1:]}
     return frozenset(terms)
+
+
+def tag_names(train: Sequence[Study]) -> tuple[str, ...]:
+    """The tags of writers that predict them (``ModelConfig.tags``).
+
+    First parts of the headings, such as "opacity", that enough studies have; without any, the labeler's 14 findings.
+    """
+    counts = Counter(term for study in train for term in mesh_terms(study) - {NO_INDEXING} if "/" not in term)
+    return tuple(sorted(term for term, count in counts.items() if count >= MIN_TAG_STUDIES)) or FINDINGS
+
+
+def tag_targets(train: Sequence[Study], names: Sequence[str]) -> Floats:
+    """(N, tags) 1 where a study has the heading, or where its report states the finding as present."""
+    if tuple(names) == FINDINGS:
+        return np.stack([label_vector(study.report)[0] for study in train])
+    return np.array([_marks(mesh_terms(study), names) for study in train], np.float32)
 
 
 def text_terms(study: Study) -> frozenset[str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from retrieval_index.index import ReportIndex
 from training.config import CEConfig
+from training.data.targets import tag_targets
 from training.registries import LOSSES
 from training.stages import common
 from training.stages.common import ReportGenerator, Rows, StudySplits
@@ -44,6 +45,7 @@ def train_cross_entropy(
     reports = common.TrainingReports(generator, train)
     loss = LOSSES.get(config.loss)
     labels = label_vectors(train)
+    tags = torch.from_numpy(tag_targets(train, model.config.tags)) if model.config.tags else None
     report_vectors = None if index is None else torch.from_numpy(index.vectors(_rows_of(index, reports.names)))
 
     def train_step(batch: Rows, random: torch.Generator) -> dict[str, Tensor]:
@@ -55,13 +57,17 @@ def train_cross_entropy(
         encoded = model.encode(patches, cases, case_mask)
         nll = reports.nll(encoded, batch, local, config.label_smoothing, loss)
         losses = {"loss": nll, "nll": nll}
+        if tags is not None:
+            for name, total in model.auxiliary_losses(encoded, tags[batch[local]].to(device)).items():
+                losses[name] = total / len(batch)
+                losses["loss"] = losses["loss"] + config.tag_weight * losses[name]
         if moving and report_vectors is not None and config.contrastive_weight:
             embedded = processes.gather(model.embed_study(patches), len(batch))
             similarity = embedded @ report_vectors[batch].to(device).t()
             agreement = label_overlap(labels[batch].to(device))
             contrast = contrastive_loss(similarity, agreement, _CONTRASTIVE_SCALE, _CONTRASTIVE_LABEL_WEIGHT)
             contrast = contrast / processes.count
-            losses |= {"contrastive": contrast, "loss": nll + config.contrastive_weight * contrast}
+            losses |= {"contrastive": contrast, "loss": losses["loss"] + config.contrastive_weight * contrast}
         return losses
 
     as_published = config.select == "BLEU_4"
