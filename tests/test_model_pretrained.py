@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.bundle import load_bundle, write_bundle
@@ -102,6 +103,18 @@ def test_imagenet_weights_of_the_package_name_what_photographs_show() -> None:
         square = nn.functional.interpolate(pixels[..., 100:-100], size=(224, 224), mode="bilinear", antialias=True)
         logits = extractor((square - mean) / std).mean((2, 3)) @ state["_fc.weight"].t() + state["_fc.bias"]
         assert int(logits.argmax()) == expected, photograph
+
+
+def test_weights_load_from_a_bundle_and_from_a_stage(tmp_path: Path) -> None:
+    model = tiny_model(backbone="efficientnet_lite0", retrieval_k=0)
+    torch.save({"model": model.state_dict(), "metrics": "{}"}, tmp_path / "result.pt")
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    expected = model.backbone.features.state_dict()
+    for name in ("result.pt", "model.safetensors"):
+        loaded = Backbone("efficientnet_lite0", weights=str(tmp_path / name)).features.state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in loaded.items()), name
+        with pytest.raises(ValueError, match=f"{name} does not match resnet18"):
+            Backbone("resnet18", weights=str(tmp_path / name))
 
 
 def test_published_weights_load_from_a_file_and_must_fit(tmp_path: Path) -> None:

@@ -31,6 +31,14 @@ _DENSENET = _BASELINE.model_copy(update={"preset": "densenet", "shape": ModelSha
 _DENSENET_LR = _DENSENET.model_copy(
     update={"preset": "densenet-lr", "ce": _DENSENET.ce.model_copy(update={"backbone_lr": 2.5e-5})}
 )
+# Earlier systems in one recipe, that of ``densenet-lr``: they differ in the writer alone.
+WRITER_PRESETS = ("cmn",)
+_WRITERS = [
+    _DENSENET_LR.model_copy(
+        update={"preset": writer, "shape": _DENSENET_LR.shape.model_copy(update={"writer": writer})}
+    )
+    for writer in WRITER_PRESETS
+]
 _RETRIEVAL = _DENSENET_LR.model_copy(update={"preset": "retrieval", "retrieval_k": 5, "retriever": RetrieverConfig()})
 _RETRIEVAL_SCST = _RETRIEVAL.model_copy(update={"preset": "retrieval-scst", "scst": ScstConfig()})
 
@@ -117,6 +125,7 @@ PRESETS: Mapping[str, RunConfig] = {
         _BASELINE,
         _DENSENET,
         _DENSENET_LR,
+        *_WRITERS,
         _RETRIEVAL,
         _RETRIEVAL_SCST,
         _COMPACT,

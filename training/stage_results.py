@@ -18,6 +18,7 @@ from training.trainer.context import RunContext
 log = logging.getLogger("training")
 
 STAGES = ("pretrain", "retriever", "index", "ce", "scst", "evaluate", "bundle")
+_PRETRAINED = ("backbone.", "finding_head.")  # what stage pretrain changes
 SHARED = STAGES[:5]  # all processes take part in these; the others run on process 0 alone
 
 
@@ -72,7 +73,10 @@ class StageResults:
         path = _result_file(self._context.work, name)
         try:
             content = torch.load(path, map_location=self._context.device, weights_only=True)
-            self._model.load_state_dict(content["model"])
+            state = content["model"]
+            if name == "pretrain":  # perhaps of a row with another writer; the rest is as it was built
+                state = self._model.state_dict() | {k: v for k, v in state.items() if k.startswith(_PRETRAINED)}
+            self._model.load_state_dict(state)
             self.metrics |= json.loads(content["metrics"])
         except Exception as error:
             raise ValueError(f"{path} cannot be used ({first_line(error)}). Remove it to repeat stage {name} from its "

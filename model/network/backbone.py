@@ -33,7 +33,8 @@ class Backbone(nn.Module):
                 one map of stride 32, or ``efficientnet_lite0``, ``1`` or ``2``.
             weights: ``none``; ``imagenet`` (``model.network.pretrained``); or a path to a state
                 dict of that model (.pth read with weights_only, or .safetensors), classifier keys
-                ignored.
+                ignored, or of a report model: ``model.safetensors`` of a bundle, ``result.pt`` of a
+                stage.
 
         Raises:
             ValueError: the model is unknown or has another stride, or the weights cannot be loaded

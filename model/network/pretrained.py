@@ -23,6 +23,7 @@ Statistics = tuple[float, float, float]
 IMAGENET_MEAN: Statistics = (0.485, 0.456, 0.406)
 IMAGENET_STD: Statistics = (0.229, 0.224, 0.225)
 _LARGEST_CLASSIFIER = 130_000_000  # weights, of vgg
+_OF_REPORT_MODEL = "backbone.features."
 _CLASSIFIERS = ("classifier.", "fc.", "head.", "heads.", lite.CLASSIFIER)
 
 
@@ -126,6 +127,10 @@ def _load(network: nn.Module, name: str, path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"backbone weights {str(path)!r}: no such file; use 'imagenet', 'none' or a file")
     state = _read_state(path)
+    if any(key.startswith(_OF_REPORT_MODEL) for key in state):  # a bundle, or the result of a stage
+        state = {key.removeprefix(_OF_REPORT_MODEL): value for key, value in state.items()
+                 if key.startswith(_OF_REPORT_MODEL)}  # fmt: skip
+        network = _headless(network)
     if name in lite.VARIANTS and lite.is_published(state):
         state = lite.renamed(state)
     state = {key: value for key, value in state.items() if not _is_classifier(key)}
@@ -148,7 +153,9 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
         return tensors
     state = torch.load(path, map_location="cpu", weights_only=True)
-    inner = state.get("state_dict", state) if isinstance(state, dict) else state
+    inner: Mapping[str, Tensor] = state
+    if isinstance(state, dict):
+        inner = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
     return {key.removeprefix("module."): value for key, value in inner.items()}
 
 

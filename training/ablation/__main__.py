@@ -9,10 +9,12 @@ from pathlib import Path
 from model.command_line import CommandParser
 from model.devices import choose_device
 from training.ablation.plan import make_plan
-from training.ablation.rows import ROWS, SCALES
+from training.ablation.rows import SCALES, TABLES
 from training.ablation.runner import file_lock, run_plan
 from training.cli import add_common_arguments, positive, run_command, some_of, without_new_views
 from training.licence import add_data_licence
+
+_ALL_ROWS = tuple(dict.fromkeys(row for rows in TABLES.values() for row in rows))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -36,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_common_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the table and the cells")
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="seeds 1 to N (default %(default)s)")
-    parser.add_argument("--presets", type=some_of("row", ROWS), help=f"some of the study's rows: {','.join(ROWS)}")
+    parser.add_argument("--table", choices=tuple(TABLES),
+                        help="study (default), or evolution: earlier systems in one recipe")  # fmt: skip
+    parser.add_argument("--presets", type=some_of("row", _ALL_ROWS), metavar="ROWS",
+                        help="some of the table's rows: " + "; ".join(map(",".join, TABLES.values())))  # fmt: skip
     parser.add_argument("--rows", type=Path, metavar="FILE",
                         help="other rows, YAML, JSON or TOML: NAME: {preset: baseline, ce.epochs: 3}")  # fmt: skip
     parser.add_argument("--scale", default="full", help=f"{', '.join(SCALES)}, or a JSON file (default %(default)s)")

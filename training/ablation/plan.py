@@ -14,10 +14,11 @@ from typing import Any
 from training.ablation.cell import Job, Reuse, external_missing
 from training.ablation.external_eval import External, check_external
 from training.ablation.rows import (
-    ROWS,
+    TABLES,
     Row,
     Scale,
     changes,
+    equal_in_all,
     parse_weights,
     read_rows,
     read_scale,
@@ -63,6 +64,7 @@ class Plan:
     scale: Scale
     external: External | None
     cells: tuple[Planned, ...]
+    table: str = "study"  # of which published values are printed
 
     def changes(self) -> dict[str, tuple[str, ...]]:
         """For each row but the first, the fields in which it differs from the one before."""
@@ -79,7 +81,7 @@ def make_plan(arguments: Namespace) -> Plan:
     """
     external, out, scale = _external(arguments), arguments.out, read_scale(arguments.scale)
     rows = _rows(arguments)
-    weights = parse_weights(arguments.backbone_weights)
+    weights, equal = parse_weights(arguments.backbone_weights), equal_in_all(rows)
     data = {name: getattr(arguments, name) for name in _DATA}
     source = open_source(arguments)
     for note in source.notes:
@@ -96,7 +98,7 @@ def make_plan(arguments: Namespace) -> Plan:
     for seed in range(1, arguments.seeds + 1):
         before: Planned | None = None
         for row in rows:
-            config = resolve(row, seed=seed, scale=scale, weights=weights)
+            config = resolve(row, seed=seed, scale=scale, weights=weights, equal=equal)
             if arguments.protocol is not None:
                 config = config.with_protocol(arguments.protocol)
             reuse = None
@@ -115,17 +117,24 @@ def make_plan(arguments: Namespace) -> Plan:
             raise ValueError(f"row {name}: {error}") from error
     _check_before(cells)
     return Plan(
-        out, tuple(row.name for row in rows), tuple(range(1, arguments.seeds + 1)), scale, external, tuple(cells)
-    )
+        out, tuple(row.name for row in rows), tuple(range(1, arguments.seeds + 1)), scale, external, tuple(cells),
+        arguments.table or "study",
+    )  # fmt: skip
 
 
 def _rows(arguments: Namespace) -> tuple[Row, ...]:
-    """The rows of ``--rows``, else those of ``--presets``, else the study's."""
+    """The rows of ``--rows``, else those of ``--table``, or some of them."""
     if arguments.rows is not None:
-        if arguments.presets is not None:
-            raise ValueError("--presets chooses from the study's rows, and --rows gives others; leave one out")
+        for option in ("presets", "table"):
+            if getattr(arguments, option) is not None:
+                raise ValueError(f"--{option} chooses rows of a table, and --rows gives others; leave one out")
         return read_rows(arguments.rows)
-    names = [row for row in ROWS if arguments.presets is None or row in arguments.presets]
+    table = arguments.table or "study"
+    for name in arguments.presets or ():
+        if name not in TABLES[table]:
+            raise ValueError(f"--presets {name}: table {table} has the rows {', '.join(TABLES[table])}; choose from "
+                             "these, or another --table")  # fmt: skip
+    names = [row for row in TABLES[table] if arguments.presets is None or row in arguments.presets]
     return tuple(Row(name, name) for name in names)
 
 

@@ -11,15 +11,16 @@ from training.ablation.published import published_markdown
 from training.ablation.rows import CHANGE, TITLE
 from training.evaluation.tables import NO_VALUE, Table, interval, number, title
 from training.scoring.metrics import METRICS
+from training.scoring.permutation import MEASURES
 
 COLUMNS = tuple(name for name in METRICS if name != "no_finding_f1")
 EXTERNAL = ("label_f1_micro", "label_f1_macro")
 STEPS = ("BLEU_4", "ROUGE_L", "CIDEr", "label_f1_micro", "label_f1_macro", "distinct")
-SWAPPED = ("BLEU_4", "CIDEr", "label_f1_micro")
 HOW = (
     "Mean over the seeds. Below it the 95 % interval over **studies**: bootstrap of the validation studies, the same "
     "draws for every seed and row (METEOR and distinct are not drawn); and the 95 % interval over **seeds**: Student's "
-    "t on the single trainings. Label F1 counts the 13 findings without No Finding."
+    "t on the single trainings. Images exchanged: each study gets the images of another. "
+    "Label F1 counts the 13 findings without No Finding."
 )
 
 
@@ -31,14 +32,14 @@ def markdown(result: Mapping[str, Any]) -> str:
     parts = ["# Ablation", f"{size}."]
     if done < planned:
         parts.append(f"**Partial: {done} of {planned} cells are finished.**")
-    parts += [_main(table, result["outside"] is not None).markdown(), HOW]
+    parts += [*_looks(table), _main(table, result["outside"] is not None).markdown(), HOW]
     if result["outside"] is not None:
         parts.append(result["outside"])
-    parts += [*_steps(table, result["changes"]), *_swapped(table)]
+    parts += _steps(table, result["changes"])
     if failed := result["cells_failed"]:
         reasons = (f"- {cell['row']}, seed {cell['seed']}: {cell['reason']}" for cell in failed)
         parts += ["## Cells without scores", "\n".join(reasons)]
-    return "\n\n".join([*parts, *published_markdown()]) + "\n"
+    return "\n\n".join([*parts, *published_markdown(result["published"]["table"])]) + "\n"
 
 
 def _main(table: Mapping[str, Any], external: bool) -> Table:
@@ -51,6 +52,8 @@ def _main(table: Mapping[str, Any], external: bool) -> Table:
         rows.append(["95 %, studies", *(interval(cell and cell["studies_95"]) or NO_VALUE for cell in cells)])
         if (seeds := len(entry["seeds"])) > 1:
             rows.append([f"95 %, {seeds} seeds", *map(_half_width, cells)])
+        exchanged = [entry["images_exchanged"].get(name) for name in COLUMNS]
+        rows.append(["images exchanged", *map(number, exchanged), *(NO_VALUE for _ in outside)])
     for name, entry in table["trivial"].items():
         label = f"*{name.replace('_', ' ')}*" + (f" ({entry['of']})" if entry["of"] else "")
         rows.append([label, *(number(entry["figures"].get(name)) for name in COLUMNS), *(NO_VALUE for _ in outside)])
@@ -89,16 +92,30 @@ def _gain(cell: Mapping[str, Any] | None) -> str:
     return f"{text} ({interval(cell['studies_95'], sign=True)}; p {number(cell['p'])})"
 
 
-def _swapped(table: Mapping[str, Any]) -> list[str]:
-    if not table["rows"]:
+def _looks(table: Mapping[str, Any]) -> list[str]:
+    """Which rows use the images, in words and with the differences that show it."""
+    known = {row: entry["looks"] for row, entry in table["rows"].items() if entry["looks"]}
+    if not known:
         return []
-    rows = []
-    for row, entry in table["rows"].items():
-        pairs = ((entry["figures"][name]["mean"], entry["images_exchanged"].get(name)) for name in SWAPPED)
-        rows.append([_named(row), *(number(value) for pair in pairs for value in pair)])
-    note = "Each study gets the images of another. The scores of a model that uses its images fall."
-    head = ["row", *(f"{title(name)}, {images}" for name in SWAPPED for images in ("right images", "swapped"))]
-    return ["## With images swapped between studies", note, Table(head, rows).markdown()]
+    rows, shown = [], []
+    for row, looks in known.items():
+        above = [name for name in MEASURES if all(one["confidence_95"][0] > 0 for one in looks[name])]
+        if above:
+            shown.append(_named(row) if len(above) == len(MEASURES) else f"{_named(row)} ({title(above[0])} only)")
+        rows.append([_named(row), *(_by_seed(looks[name]) for name in MEASURES)])
+    text = (
+        f"**Rows that look at the images: {', '.join(shown) or 'none'}.** Score with the right images minus the score "
+        "with those of another study, by seed; a row looks where every interval (95 %, bootstrap of the studies) is "
+        "above 0. Any constant report has 0."
+    )
+    return [text, Table(["row", *map(title, MEASURES)], rows).markdown()]
+
+
+def _by_seed(differences: Sequence[Mapping[str, Any]]) -> str:
+    parts = (
+        f"{number(one['difference'], sign=True)} ({interval(one['confidence_95'], sign=True)})" for one in differences
+    )
+    return "; ".join(parts)
 
 
 def comma_separated(table: Mapping[str, Any]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -19,13 +20,24 @@ from training.config_changes import (
     preset_and_changes,
     read_mapping,
 )
-from training.presets import PRESETS, preset
+from training.presets import PRESETS, WRITER_PRESETS, preset
 from training.run_manifest import differences
 from training.stage_results import STAGES
 
 ROWS = ("r2gencmn", "baseline", "densenet", "densenet-lr", "retrieval", "retrieval-scst")
-TITLE = {"r2gencmn": "baseline, as published"}
+EVOLUTION = (*WRITER_PRESETS, "retrieval", "retrieval-scst")  # earlier systems; ``cmn`` is ``densenet-lr``
+TABLES: Mapping[str, tuple[str, ...]] = {"study": ROWS, "evolution": EVOLUTION}
+TITLE = {
+    "r2gencmn": "baseline, as published",
+    "cnn-rnn": "cnn-rnn (Shin et al., 2016)",
+    "coattention": "coattention (Jing et al., 2018)",
+    "r2gen": "r2gen (Chen et al., 2020)",
+    "cmn": "cmn (Chen et al., 2021)",
+}
 CHANGE = {
+    "coattention": "tags, attention to images and tags, a sentence and a word LSTM",
+    "r2gen": "a Transformer with a relational memory",
+    "cmn": "one memory that images and words read",
     "baseline": "ResNet-101, trained by the recipe of the rows below",
     "densenet": "DenseNet-121 instead of ResNet-101",
     "densenet-lr": "a quarter of the visual learning rate",
@@ -33,8 +45,10 @@ CHANGE = {
     "retrieval-scst": "self-critical sequence training from the checkpoint that cross-entropy selected",
 }
 
-# Fields of the configuration that no stage before the one named here reads; any other field is read from the start.
+# Fields and sections that no stage before the one named here reads; any other field is read from the start.
 _FIRST_READ_BY = {
+    "shape.writer": "retriever",  # by the weights that its result holds
+    "retrieval_k": "retriever",
     "feature_variants": "retriever",
     "retriever": "retriever",
     "ce": "retriever",  # its view dropout
@@ -43,7 +57,8 @@ _FIRST_READ_BY = {
     "weights_dtype": "evaluate",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}")  # of a row; with its seed the name of a bundle
-_ROWS_DECIDE = ("preset", "seed", "shape.backbone", "backbone_weights", "retrieval_k", "ce.backbone_lr")
+_ROWS_DECIDE = ("preset", "seed", "shape.writer", "retrieval_k")
+_ROWS_MAY_DECIDE = ("shape.backbone", "backbone_weights", "ce.backbone_lr")  # a scale only where all rows are equal
 
 
 @dataclass(frozen=True)
@@ -111,22 +126,37 @@ def read_scale(name: str) -> Scale:
         raise ValueError(f"--scale {path}: {error}") from error
 
 
-def resolve(row: Row, *, seed: int, scale: Scale, weights: Mapping[str, str] | str | None = None) -> RunConfig:
+def equal_in_all(rows: Sequence[Row]) -> frozenset[str]:
+    """The values that rows may decide, and these rows do not: a scale may change them."""
+    configs = [configure(row.preset, row.changes).model_dump() for row in rows]
+    return frozenset(name for name in _ROWS_MAY_DECIDE if len({_value(config, name) for config in configs}) == 1)
+
+
+def _value(values: Any, name: str) -> Any:
+    for part in name.split("."):
+        values = values[part]
+    return values
+
+
+def resolve(
+    row: Row, *, seed: int, scale: Scale, weights: Mapping[str, str] | str | None = None,
+    equal: Collection[str] = (),
+) -> RunConfig:  # fmt: skip
     """The configuration of one cell: the preset, the scale, then the changes of the row.
 
     ``weights`` of the backbone: ``none``, ``imagenet`` or a file for every row, or a file by backbone name; None
-    keeps the preset's. A row may name others.
+    keeps that of the preset or the scale. A row may name others. ``equal``: see ``equal_in_all``.
 
     Raises:
         ValueError: the scale names no value of the configuration, or one that makes the rows differ; a value is not
             valid; or ``weights`` leaves a backbone out.
     """
     given = {change.name for change in row.changes if change.value != {}}
-    common = [change for change in scale_changes(scale)
+    common = [change for change in scale_changes(scale, equal)
               if not any(f"{change.name}.".startswith(f"{name}.") for name in given)]  # fmt: skip
     added = [*row.changes, *common, Change("seed", seed, "--seeds")]
     if weights is not None and "backbone_weights" not in given:
-        backbone = next((change.value for change in row.changes if change.name == "shape.backbone"),
+        backbone = next((change.value for change in (*row.changes, *common) if change.name == "shape.backbone"),
                         preset(row.preset).shape.backbone)  # fmt: skip
         if not isinstance(weights, str) and backbone not in weights:
             raise ValueError(f"--backbone-weights names no file for {backbone}; add --backbone-weights {backbone}=FILE")
@@ -138,12 +168,13 @@ def resolve(row: Row, *, seed: int, scale: Scale, weights: Mapping[str, str] | s
         raise ValueError(f"row {row.name}: {error}") from error
 
 
-def scale_changes(scale: Scale) -> list[Change]:
-    """The changes of a scale; raises ValueError for those that would make rows differ."""
+def scale_changes(scale: Scale, equal: Collection[str] = ()) -> list[Change]:
+    """The changes of a scale; raises ValueError for those that rows decide, other than ``equal``."""
     source = f"scale {scale.name}:"
     changes = named_changes({"pretrain": scale.pretrain.model_dump()}, source) if scale.pretrain is not None else []
     for change in named_changes(scale.overrides, source, if_present=True):
-        if change.name in _ROWS_DECIDE or is_section(change.name):
+        decided = change.name in _ROWS_DECIDE or (change.name in _ROWS_MAY_DECIDE and change.name not in equal)
+        if decided or is_section(change.name):
             raise ValueError(f"scale {scale.name} cannot set {change.name!r}: rows and seeds decide it")
         changes.append(change)
     return changes
@@ -160,8 +191,8 @@ def shared_stages(before: RunConfig, now: RunConfig) -> tuple[str, ...]:
 
     Empty if none of them would do any work.
     """
-    fields = {name.partition(".")[0] for name in changes(before, now)}
-    first = min((STAGES.index(_FIRST_READ_BY.get(name, STAGES[0])) for name in fields), default=len(STAGES))
+    read_by = (_FIRST_READ_BY.get(name) or _FIRST_READ_BY.get(name.partition(".")[0]) for name in changes(before, now))
+    first = min((STAGES.index(stage or STAGES[0]) for stage in read_by), default=len(STAGES))
     shared = STAGES[: min(first, STAGES.index("evaluate"))]
     return shared if now.pretrain is not None or len(shared) > 1 else ()
 

@@ -144,11 +144,8 @@ def collect(plan: Plan, cells: Sequence[Cell]) -> dict[str, Any]:
         "cells_failed": failures(plan),
         "outside": _outside(cells),
         "table": tabulate(plan.rows, cells),
-        "published": {
-            "note": published.NOTE, "figures": published.FIGURES, "iu_xray_test": published.IU_XRAY_TEST,
-            "private_set": published.PRIVATE_SET,
-        },
-    }  # fmt: skip
+        "published": published.content(plan.table),
+    }
 
 
 def _brief(cell: Cell) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from training.evaluation.scoring import TRIVIAL
 from training.scoring.bootstrap import LEVEL, Bootstrap, Resampled
 from training.scoring.metrics import METRICS, Pair
 from training.scoring.ngrams import Floats
+from training.scoring.permutation import MEASURES
 
 Interval = list[float]
 
@@ -151,6 +152,7 @@ def tabulate(rows: Sequence[str], cells: Sequence[Cell]) -> dict[str, Any]:
         table["rows"][row] = {
             "seeds": [cell.seed for cell in found],
             "figures": summary(val[row]),
+            "looks": _looks(found),
             "images_exchanged": _means([_known(c.content["metrics"]["val"]["system_images_exchanged"]) for c in found]),
             "external": summary(outside[row]) if outside[row] else None,
             "minus_constant": _minus_constant(found),
@@ -175,6 +177,12 @@ def _trivial(by_row: Mapping[str, Sequence[Cell]]) -> dict[str, Any]:
                 result[name] = {"figures": _known(val["baselines"][name]), "studies_95": intervals, "of": of}
                 break
     return result
+
+
+def _looks(cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
+    """Paired differences of each seed: right images minus those of another study; empty without draws."""
+    found = [cell.content["metrics"]["val"]["system_minus"].get("system_images_exchanged", {}) for cell in cells]
+    return {name: [one[name] for one in found] for name in MEASURES} if all(found) else {}
 
 
 def _minus_constant(cells: Sequence[Cell]) -> dict[str, list[float]]:
