@@ -16,6 +16,7 @@ from model.config import ProtocolName
 from model.devices import choose_device
 from model.files import write_atomic
 from model.manifest import BundleError
+from training.data.headings import with_target_text
 from training.data.letters import check_letters
 from training.data.selection import HALVES
 from training.data.studies import DatasetOptions, Source
@@ -68,11 +69,12 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, bundle: bool = Fals
 def open_source(arguments: argparse.Namespace, protocol: ProtocolName | None = None) -> Source:
     """Open the data set of the options, every view determined that can be.
 
-    ``protocol`` None: that of ``--protocol``, else of ``--bundle``, else iu-xray.
+    ``protocol`` None: that of ``--protocol``, else of ``--bundle``, else iu-xray. For a bundle that writes headings the
+    studies have them as targets.
 
     Raises:
-        ValueError: a path that it needs is missing, it has another protocol, the cleaning would destroy the reports, or
-            ``--views-bundle`` has no view check.
+        ValueError: a path that it needs is missing, it has another protocol, the cleaning would destroy the reports,
+            ``--views-bundle`` has no view check, or ``--bundle`` writes headings and the studies have none.
     """
     name = protocol or getattr(arguments, "protocol", None) or _bundle_protocol(getattr(arguments, "bundle", None))
     dataset = arguments.dataset or ("r2gen" if arguments.annotation else "openi")
@@ -83,9 +85,11 @@ def open_source(arguments: argparse.Namespace, protocol: ProtocolName | None = N
         )
     )  # fmt: skip
     check_letters((study.report for study in (*source.studies, *source.extra)), f"the reports of {source.name}")
-    bundle: Path | None = getattr(arguments, "views_bundle", None)
-    check = ViewCheck.load(bundle, choose_device(arguments.device)) if bundle else None
-    return with_views(source, _views_table(arguments), check)
+    views_bundle: Path | None = getattr(arguments, "views_bundle", None)
+    check = ViewCheck.load(views_bundle, choose_device(arguments.device)) if views_bundle else None
+    source = with_views(source, _views_table(arguments), check)
+    bundle: Path | None = getattr(arguments, "bundle", None)
+    return with_target_text(source, read_config(bundle)) if bundle and (bundle / CONFIG).is_file() else source
 
 
 @contextmanager

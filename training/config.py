@@ -225,6 +225,7 @@ class RunConfig(Frozen):
     initial_weights: Literal["default", "r2gencmn"] = "default"  # of the rest (``training.r2gencmn``)
     protocol: ProtocolName = "iu-xray"
     published_text: bool = False  # the model learns reports as the protocol cleans, counts and cuts them
+    target_text: Literal["report", "headings"] = "report"  # what the model learns (``training.data.headings``)
     commas: bool = False  # are words of the vocabulary
     without_comparisons: bool = False  # training text without comparisons (``training.data.comparisons``)
     retrieval_k: Cases = 5  # retrieved cases a study; 0 trains without retrieval
@@ -251,6 +252,20 @@ class RunConfig(Frozen):
         if self.published_text and self.commas:
             raise ValueError("published_text=True and commas=True exclude each other: the published cleaning drops "
                              "commas; set one of them to False")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _headings_fit(self) -> Self:
+        if self.target_text != "headings":
+            return self
+        decoding, needed = self.decoding, "target_text=headings needs "
+        if decoding.method not in ("beam", "greedy"):
+            raise ValueError(f"{needed}decoding.method beam or greedy, not {decoding.method}: the cases are reports")
+        if decoding.min_length > 2:
+            raise ValueError(f"{needed}decoding.min_length 2 or less, not {decoding.min_length}: a normal study has "
+                             "the text 'normal .'")  # fmt: skip
+        if self.without_comparisons:
+            raise ValueError(f"{needed}without_comparisons=false: headings compare with no earlier study")
         return self
 
     @model_validator(mode="after")

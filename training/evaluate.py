@@ -77,7 +77,7 @@ def evaluate(
             folder = outputs.work_dir / f"evaluate-{plan.split}-{len(wanted)}"
             cache = build_pixel_cache(source, wanted, drafter.image_size, folder, resample=drafter.resample)
         studies, view_notes = inference.with_images(wanted, cache, plan.views, skipped, in_file_order=in_file_order)
-        references = ReferenceSet([study.report for study in studies], texts.vocabulary, plan.meteor,
+        references = ReferenceSet([study.reference for study in studies], texts.vocabulary, plan.meteor,
                                   source.protocol)  # fmt: skip
         writer = inference.DraftWriter(drafter, cache, options, kept)
         drafts = writer.write(studies)
@@ -87,6 +87,7 @@ def evaluate(
         counterfactuals, not_run = make_counterfactual_rows(writer, studies, plan, retrieval=index is not None)
 
     findings = [draft.findings for draft in drafts]
+    text_notes = ["references are MeSH headings, not reports"] * any(study.target is not None for study in studies)
     selection = selection_of(inference.selection_records(bundle), studies, plan.split, plan.half)
     scored = score_drafts(studies, drafts, references, texts, plan, labels)
     result = {
@@ -103,7 +104,7 @@ def evaluate(
         "skipped_studies": skipped,
         "selection": selection,
         "not_run": {**not_run, **scored.not_run},
-        "notes": [*view_notes, *selection_notes(selection), *notes],
+        "notes": [*view_notes, *selection_notes(selection), *text_notes, *notes],
     }
     score_counterfactual_rows(result, counterfactuals, references, findings, plan)
 

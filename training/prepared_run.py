@@ -26,6 +26,7 @@ from training.config_changes import as_yaml
 from training.data.comparisons import without_comparisons
 from training.data.crops import CropCache, build_crop_cache
 from training.data.features import CachedFeatures, OnlineFeatures, PatchSource, cache_features
+from training.data.headings import TARGET_TEXT, with_headings
 from training.data.pixel_cache import PixelCache, build_pixel_cache
 from training.data.selection import CHOSEN_ON, Half, half_of, selection_record
 from training.data.studies import Study
@@ -62,6 +63,8 @@ class PreparedRun:
     @classmethod
     def prepare(cls, config: RunConfig, inputs: RunInputs, context: RunContext) -> PreparedRun:
         """Decode the images, build vocabulary and model; raises ValueError without a readable training image."""
+        if config.target_text == "headings":
+            inputs = replace(inputs, source=with_headings(inputs.source))
         source = inputs.source
         wanted = [*source.split("train"), *source.split("val")]
         if config.pretrain is not None:
@@ -188,6 +191,7 @@ class PreparedRun:
                 "backbone_weights": Path(config.backbone_weights).name,
                 "train_studies": len(self.studies.train), "val_studies": len(self.studies.val),
                 "skipped_images": len(self.cache.skipped),
+                **({} if config.target_text == "report" else {TARGET_TEXT: config.target_text}),
                 "soft_scores": inputs.soft_scores.name if inputs.soft_scores else None,
                 **({"external_images": len(inputs.external_labels.present)} if inputs.external_labels else {}),
             },
@@ -211,6 +215,8 @@ class PreparedRun:
 
 def _vocabulary(config: RunConfig, train: Sequence[Study]) -> Tokenizer:
     protocol, texts = PROTOCOLS[config.protocol], [study.training_text for study in train]
+    if config.target_text == "headings" and config.retrieval_k:
+        texts += [study.report for study in train]  # the retriever reads them
     if config.published_text:
         return protocol.tokenizer(protocol.words(texts))
     return Tokenizer.build(texts, min_count=protocol.min_count, commas=config.commas)

@@ -137,9 +137,9 @@ class Trials:
         self, bundle: Bundle, candidates: Candidates, studies: Sequence[Study], source: Source, kept: ResumableLines
     ) -> None:
         self._bundle, self._candidates, self._kept = bundle, candidates, kept
-        self._train = [study.report for study in source.split("train")]
+        self._train = [study.reference for study in source.split("train")]
         self._written = with_rewritten(self._train)
-        reports = [study.report for study in studies]
+        reports = [study.reference for study in studies]
         vocabulary = comparable_vocabulary(self._train, source.protocol)
         self._references = ReferenceSet(reports, vocabulary, meteor=False, protocol=source.protocol)
         self.rows: list[dict[str, Any]] = []

@@ -35,6 +35,7 @@ class Study:
     report: str  # FINDINGS on one line; empty only outside the R2Gen set
     images: tuple[ImageRef, ...]  # in the file's order, which the annotation keeps
     mesh: tuple[str, ...] = ()  # major MeSH headings, where the source has them
+    target: str | None = None  # what a model learns in place of the report: its headings
     rewritten: str | None = None  # the report as a model learns it, where that differs
     report_id: str | None = None  # of MIMIC-CXR: its study_id; several entries, one an image, may share a report
     keeps_order: bool = False  # the model reads the images in the file's order, as published R2Gen code
@@ -51,9 +52,14 @@ class Study:
         return self.patient or self.report_id or self.uid
 
     @property
+    def reference(self) -> str:
+        """The text that drafts are compared with."""
+        return self.report if self.target is None else self.target
+
+    @property
     def training_text(self) -> str:
         """The text that the model learns to write."""
-        return self.report if self.rewritten is None else self.rewritten
+        return self.reference if self.rewritten is None else self.rewritten
 
     def ordered(self) -> tuple[ImageRef, ...]:
         """The images as the model reads them: frontals, then unknown views, then laterals; each in

@@ -87,7 +87,7 @@ def wanted_studies(
             " or check --root, or --annotation"
         )
     chosen = found if limit is None else found[: max(limit, 1)]
-    skipped = {study.study_id: "its report has no words" for study in chosen if not full_reference(study.report)}
+    skipped = {study.study_id: "its report has no words" for study in chosen if not full_reference(study.reference)}
     return [study for study in chosen if study.study_id not in skipped], skipped
 
 

@@ -116,14 +116,14 @@ def known_texts(bundle: Bundle, index: CaseIndex | None, source: Source, half: H
 
     The constant is chosen on val; with a ``half`` of val scored, on the half that chooses.
     """
-    train = {study.study_id: study.report for study in source.split("train")}
-    by_case = {study.case_id: study.report for study in source.split("train")}
+    train = {study.study_id: study.reference for study in source.split("train")}
+    by_case = {study.case_id: study.reference for study in source.split("train")}
     origin = f"train split of {source.name}, {len(train)} reports"
     if not train and index is not None:
         cases = [index.case(row) for row in range(len(index))]
         train = by_case = {case.case_id: case.findings for case in cases if case.findings}
         origin = f"reference cases of the bundle, {len(train)} reports"
-    choose = [study.report for study in half_of(source.split("val"), "choose" if half else None)]
+    choose = [study.reference for study in half_of(source.split("val"), "choose" if half else None)]
     part = "half that chooses of the val split" if half else "val split"
     if not train:
         origin = "tokenizer of the bundle; no training report is known"
@@ -160,7 +160,7 @@ def make_rows(texts: KnownTexts, drafts: Sequence[Draft], count: int) -> tuple[d
         reason = "no training report is known; give a data set with a train split, or a hydrated bundle"
         reasons |= dict.fromkeys(("constant", "most_frequent", "random"), reason)
     first = [draft.reference_cases[0] for draft in drafts if draft.reference_cases]
-    known = [text for case in first if (text := case.findings or texts.cases.get(case.case_id))]
+    known = [text for case in first if (text := texts.cases.get(case.case_id) or case.findings)]
     if len(known) == count:
         rows["nearest"] = TrivialRow({"nearest": known})
     elif not first:

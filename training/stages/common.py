@@ -140,14 +140,14 @@ class TrainingReports:
 
     Attributes:
         names: ids of the studies as cases.
-        reports: as they are published, with which drafts are compared.
+        reports: as they are published, with which drafts are compared; or their headings.
         texts: as the model learns them.
     """
 
     def __init__(self, generator: ReportGenerator, train: Sequence[Study]) -> None:
         self._generator, self._train = generator, train
         self.names = [study.case_id for study in train]
-        self.reports = [study.report for study in train]
+        self.reports = [study.reference for study in train]
         self.texts = [study.training_text for study in train]
         length = generator.target_ids or generator.model.config.max_length
         self._ids = encode_reports(self.texts, generator.tokenizer, length)

@@ -52,7 +52,7 @@ def validate_generation(
     if generator.mbr is None and not as_served:
         generator = replace(generator, decoding=generator.decoding.model_copy(update={"method": "greedy"}))
     texts = write_reports(generator, studies, context)
-    pairs = comparable_pairs(zip((study.report for study in studies), texts, strict=True), train_reports,
+    pairs = comparable_pairs(zip((study.reference for study in studies), texts, strict=True), train_reports,
                              generator.protocol)  # fmt: skip
     scores, by_chance = validation_scores(pairs), expected_under_permutation(pairs)
     return {

@@ -79,11 +79,11 @@ def gallery(drafted: EvaluatedSplit, per_group: int = PER_GROUP) -> dict[str, li
 
 def _shown(drafted: EvaluatedSplit, row: int) -> dict[str, Any]:
     study, draft = drafted.studies[row], drafted.drafts[row]
-    truth, guess = present_findings(study.report), present_findings(draft.findings)
+    truth, guess = present_findings(study.reference), present_findings(draft.findings)
     return {
         "study_id": study.study_id,
         "pictures": list(_pictures(study, drafted.cache)) if drafted.cache else [],
-        "report": study.report,
+        "report": study.reference,
         "draft": draft.findings,
         "both": [name for name in FINDINGS if name in truth & guess],
         "missed": [name for name in FINDINGS if name in truth - guess],
