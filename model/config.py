@@ -38,7 +38,10 @@ def _renamed(old: str, new: str) -> Any:
 def check_dimensions(sizes: BaseModel) -> None:
     """Raise ValueError where the dimensions of a model do not fit together."""
     of = dict(sizes)
-    for width, heads in (("d_model", "heads"), ("d_model", "memory_heads"), ("memory_dim", "memory_heads")):
+    fits = [("d_model", "heads"), ("d_model", "memory_heads"), ("memory_dim", "memory_heads")]
+    if of["writer"] == "r2gen":
+        fits.append(("d_model", "relational_heads"))
+    for width, heads in fits:
         if of[width] % of[heads]:
             raise ValueError(f"{width}={of[width]} is not divisible by {heads}={of[heads]}")
     if of["memory_top_k"] > of["memory_slots"]:
@@ -61,6 +64,8 @@ class ModelConfig(Frozen):
         memory_dim: width of a memory row.
         memory_heads: heads of the memory addressing.
         memory_top_k: slots that each head reads for a token.
+        relational_slots: rows of the relational memory of writer ``r2gen``.
+        relational_heads: attention heads of its update.
         dropout: share of activations dropped in training.
         feature_dropout: the same of the patch tokens mapped to d_model; None: ``dropout``.
         memory_dropout: the same of the weights of the memory slots.
@@ -95,6 +100,8 @@ class ModelConfig(Frozen):
     memory_dim: Count = 512
     memory_heads: Count = 8
     memory_top_k: Count = 32
+    relational_slots: Count = 3
+    relational_heads: Count = 8
     dropout: Share = 0.1
     feature_dropout: Share | None = None
     memory_dropout: Share = 0.0

@@ -124,6 +124,8 @@ WRITERS: Registry[Writer] = Registry(
     "cxr_report.writers",
     "writer",
     {
+        "cnn-rnn": "model.network.writers.cnn_rnn:CnnRnn",
+        "r2gen": "model.network.writers.r2gen:R2Gen",
         "cmn": "model.network.writers.cmn:CrossModalMemoryNetwork",
         "coattention": "model.network.writers.coattention:CoAttentionNetwork",
     },

@@ -11,6 +11,7 @@ from torch import Tensor
 from model.decoding.search import Constraints, Generated, beam_search, greedy
 from model.network.report_model import Encoded, ReportModel
 from model.network.writers.cmn import CmnState
+from model.registry import WRITERS
 from tests.support.decoding import (
     BOS,
     EOS,
@@ -144,9 +145,10 @@ def test_the_two_rules_for_finished_beams_differ() -> None:
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 
-def test_steps_of_branching_hypotheses_equal_whole_prefixes() -> None:
+@pytest.mark.parametrize("writer", WRITERS.built_in())
+def test_steps_of_branching_hypotheses_equal_whole_prefixes(writer: str) -> None:
     """Random parents, words and finished studies: a step reads the words of its ancestors and no others."""
-    model, beams = model_of(2, 2.0), 4
+    model, beams = model_of(2, 2.0, writer=writer), 4
     encoded, draw = encoded_by(model), torch.Generator().manual_seed(3)
     state = model.start(encoded, beams, branching=True)
     study = torch.arange(STUDIES)
@@ -168,8 +170,9 @@ def test_steps_of_branching_hypotheses_equal_whole_prefixes() -> None:
     assert len(study) == 3
 
 
-def test_steps_of_single_hypotheses_equal_whole_prefixes_in_a_shrinking_batch() -> None:
-    model, count = model_of(2, 2.0), 3
+@pytest.mark.parametrize("writer", WRITERS.built_in())
+def test_steps_of_single_hypotheses_equal_whole_prefixes_in_a_shrinking_batch(writer: str) -> None:
+    model, count = model_of(2, 2.0, writer=writer), 3
     encoded = encoded_by(model)
     state = model.start(encoded, count)
     ids = torch.randint(4, len(TOKENIZER), (STUDIES, count, 8), generator=torch.Generator().manual_seed(1))

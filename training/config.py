@@ -193,6 +193,8 @@ class ModelShape(Frozen):
     memory_dim: Count = 512
     memory_heads: Count = 8
     memory_top_k: Count = 32
+    relational_slots: Count = 3
+    relational_heads: Count = 8
     dropout: Share = 0.1
     feature_dropout: Share | None = None
     memory_dropout: Share = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Norm
@@ -40,6 +41,15 @@ def norm(kind: Norm, width: int) -> nn.Module:
     return R2GenNorm(width) if kind == "r2gen" else nn.LayerNorm(width)
 
 
-def freeze_norm(module: nn.Module) -> Callable[[Tensor], Tensor]:
+def standardise(kind: Norm, x: Tensor) -> Tensor:
+    """The normalisation called ``kind`` without weight and bias: (..., d) -> (..., d)."""
+    width = x.shape[-1:]
+    if kind == "layer":
+        return F.layer_norm(x, width)
+    return normalise(x.float(), x.new_ones(width).float(), x.new_zeros(width).float(), R2GenNorm.eps)
+
+
+def freeze_norm(module: nn.Module) -> Callable[..., Tensor]:
     """A norm for many calls without a gradient, with its current weights."""
-    return module.freeze() if isinstance(module, R2GenNorm) else module.forward
+    freeze: Callable[[], Callable[..., Tensor]] | None = getattr(module, "freeze", None)
+    return module.forward if freeze is None else freeze()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -190,29 +191,33 @@ class DecoderCache:
 
 
 class DecoderLayer(nn.Module):
-    """Causal self-attention, cross-attention and feed-forward, each behind a normalisation."""
+    """Causal self-attention, cross-attention and feed-forward, each behind a normalisation.
 
-    def __init__(self, d_model: int, d_ff: int, heads: int, dropout: float, kind: Norm = "layer") -> None:
+    ``make_norm`` makes the three normalisations. What follows the mask in a call goes to each of them: nothing, or a
+    tensor (B, T, …) on which they depend.
+    """
+
+    def __init__(self, d_model: int, d_ff: int, heads: int, dropout: float, make_norm: Callable[[], nn.Module]) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.norm3 = (norm(kind, d_model) for _ in range(3))
+        self.norm1, self.norm2, self.norm3 = (make_norm() for _ in range(3))
         self.self_attention = Attention(d_model, heads, dropout)
         self.cross_attention = Attention(d_model, heads, dropout)
         self.feed_forward = FeedForward(d_model, d_ff, dropout)
         self.drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None, *condition: Tensor) -> Tensor:
         """All positions at once (teacher forcing): x (B, T, d_model), source (B, S, d_model)."""
         cross = self.cross_attention
-        x, queries = self.self_attend_and_query(x)
+        x, queries = self.self_attend_and_query(x, *condition)
         x = x + self.drop(cross.attend(queries, *cross.keys_values(source), source_mask))
-        out: Tensor = x + self.drop(self.feed_forward(self.norm3(x)))
+        out: Tensor = x + self.drop(self.feed_forward(self.norm3(x, *condition)))
         return out
 
-    def self_attend_and_query(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def self_attend_and_query(self, x: Tensor, *condition: Tensor) -> tuple[Tensor, Tensor]:
         """Self-attention of x (B, T, d_model), and cross-attention queries (B, H, T, d_h)."""
         attention, cross = self.self_attention, self.cross_attention
-        x = x + self.drop(attention.attend(*attention.qkv(self.norm1(x)), None, causal=True))
-        return x, cross.split(cross.query(self.norm2(x)))
+        x = x + self.drop(attention.attend(*attention.qkv(self.norm1(x, *condition)), None, causal=True))
+        return x, cross.split(cross.query(self.norm2(x, *condition)))
 
 
 class _Step:
@@ -230,17 +235,19 @@ class _Step:
 
     def __call__(
         self, x: Tensor, past: Tensor, seen: Tensor | None, source: tuple[Tensor, Tensor], start: int,
-        source_mask: Tensor | None,
+        source_mask: Tensor | None, *condition: Tensor,
     ) -> Tensor:  # fmt: skip
         """One position of every hypothesis: x (N, d_model); fills ``past`` (2, G, H, T*k, d_h) from ``start``."""
         groups = past.shape[1]
-        qkv = self.qkv(self.norm1(x)).view(groups, -1, 3, self.heads, past.shape[-1]).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(self.norm1(x, *condition)).view(groups, -1, 3, self.heads, past.shape[-1]).permute(2, 0, 3, 1, 4)
         end = start + qkv.shape[3]
         past[:, :, :, start:end] = qkv[1:]
         x = x + self.out1(_read(qkv[0], past[0, :, :, :end], past[1, :, :, :end], seen))
-        queries = self.query(self.norm2(x)).view(len(source[0]), -1, self.heads, past.shape[-1]).transpose(1, 2)
+        queries = (
+            self.query(self.norm2(x, *condition)).view(len(source[0]), -1, self.heads, past.shape[-1]).transpose(1, 2)
+        )
         x = x + self.out2(_read(queries, *source, source_mask))
-        return x + self.last(self.hidden(self.norm3(x)))
+        return x + self.last(self.hidden(self.norm3(x, *condition)))
 
 
 def _read(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -263,29 +270,37 @@ def _read(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) ->
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers and a last normalisation."""
+    """A stack of decoder layers and a last normalisation.
 
-    def __init__(self, layers: int, d_model: int, d_ff: int, heads: int, dropout: float, kind: Norm = "layer") -> None:
+    ``make_norm`` makes the normalisations within the layers; they are those of ``kind`` without it. Their
+    ``condition`` is that of ``DecoderLayer``.
+    """
+
+    def __init__(
+        self, layers: int, d_model: int, d_ff: int, heads: int, dropout: float, kind: Norm = "layer",
+        make_norm: Callable[[], nn.Module] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(d_model, d_ff, heads, dropout, kind) for _ in range(layers))
+        inner = make_norm or partial(norm, kind, d_model)
+        self.layers = nn.ModuleList(DecoderLayer(d_model, d_ff, heads, dropout, inner) for _ in range(layers))
         self.norm = norm(kind, d_model)
 
-    def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, source: Tensor, source_mask: Tensor | None, *condition: Tensor) -> Tensor:
         """x (B, T, d_model), source (B, S, d_model), source_mask (B, S) -> (B, T, d_model)."""
         mask = None if source_mask is None else source_mask[:, None, None, :]
         for layer in self.layers:
-            x = layer(x, source, mask)
+            x = layer(x, source, mask, *condition)
         out: Tensor = self.norm(x)
         return out
 
-    def attention(self, x: Tensor, source: Tensor, source_mask: Tensor | None) -> Tensor:
+    def attention(self, x: Tensor, source: Tensor, source_mask: Tensor | None, *condition: Tensor) -> Tensor:
         """The last layer's cross-attention, mean over its heads: arguments as for ``forward`` -> (B, T, S) float32."""
         mask = None if source_mask is None else source_mask[:, None, None, :]
         *before, last = self.layers
         assert isinstance(last, DecoderLayer)
         for layer in before:
-            x = layer(x, source, mask)
-        _, queries = last.self_attend_and_query(x)
+            x = layer(x, source, mask, *condition)
+        _, queries = last.self_attend_and_query(x, *condition)
         keys, _ = last.cross_attention.keys_values(source)
         return last.cross_attention.weights(queries.float(), keys.float(), mask).mean(dim=1)
 
@@ -304,12 +319,14 @@ class Decoder(nn.Module):
         seen = keys.new_full((groups, k, positions), float("-inf")) if branching else None
         return DecoderCache(steps, past, seen, pairs)
 
-    def step(self, x: Tensor, cache: DecoderCache, position: int, source_mask: Tensor | None) -> Tensor:
+    def step(
+        self, x: Tensor, cache: DecoderCache, position: int, source_mask: Tensor | None, *condition: Tensor
+    ) -> Tensor:
         """One position of every hypothesis: x (N, d_model) -> (N, d_model); source_mask (B, S). Without a gradient."""
         mask = None if source_mask is None else source_mask[:, None, None, :]
         seen = cache.visible(position)
         start = position * (1 if cache.seen is None else cache.seen.shape[1])
         for step, past, source in zip(cache.steps, cache.past, cache.source, strict=True):
-            x = step(x, past, seen, source, start, mask)
+            x = step(x, past, seen, source, start, mask, *condition)
         out: Tensor = self.norm(x)
         return out

@@ -10,6 +10,7 @@ from torch import nn
 from model.config import DecodingConfig
 from model.decoding.search import Constraints, Generated
 from model.network.report_model import Encoded, Patches, ReportModel, build_model
+from model.network.writers.cmn import CrossModalMemoryNetwork
 from tests.support.tiny import tiny_config, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -26,16 +27,17 @@ class Features(nn.Module):
 
 
 @cache
-def model_of(seed: int, ends: float, norm: str = "layer") -> ReportModel:
+def model_of(seed: int, ends: float, norm: str = "layer", writer: str = "cmn") -> ReportModel:
     """An untrained model whose reports depend on the images and end at many lengths; tests must not change it."""
     torch.manual_seed(seed)
-    config = tiny_config(len(TOKENIZER), retrieval_k=0, max_length=LIMIT, feature_norm=False, norm=norm)
+    config = tiny_config(len(TOKENIZER), retrieval_k=0, max_length=LIMIT, feature_norm=False, norm=norm, writer=writer)
     model = build_model(config, backbone=Features()).eval().requires_grad_(False)  # type: ignore[arg-type]
     model.to_words.weight.mul_(2)
     model.to_words.bias[EOS] += ends
-    model.memory.matrix.normal_()
-    for layer in model.decoder.layers:
-        layer.cross_attention.out.weight.mul_(4)  # type: ignore[operator, union-attr]
+    if isinstance(model, CrossModalMemoryNetwork):
+        model.memory.matrix.normal_()
+        for layer in model.decoder.layers:
+            layer.cross_attention.out.weight.mul_(4)
     return model
 
 

@@ -91,7 +91,7 @@ def tiny_consensus(index: ReportIndex) -> MbrTable:
 
 def write_tiny_bundle(
     path: Path, *, seed: int = 0, retrieval: bool = True, texts: bool = True, name: str = "tiny", min_length: int = 6,
-    decoding: DecodingConfig | None = None, full_stops: float = 0.0, finding_head: bool = False,
+    decoding: DecodingConfig | None = None, full_stops: float = 0.0, finding_head: bool = False, writer: str = "cmn",
 ) -> Path:  # fmt: skip
     """Write a real, untrained bundle and return its path.
 
@@ -99,8 +99,9 @@ def write_tiny_bundle(
         decoding: replaces ``min_length``.
         full_stops: added to the logit of the full stop, so that sentences end.
         finding_head: with a random finding classifier, and drafts that name findings.
+        writer: of the model.
     """
-    changes = {"finding_head": True, "feature_norm": True} if finding_head else {}
+    changes = {"writer": writer, "finding_head": finding_head}
     model = tiny_model(seed, **changes) if retrieval else tiny_model(seed, retrieval_k=0, **changes)
     decoding = decoding or DecodingConfig(min_length=min_length)
     with torch.no_grad():
