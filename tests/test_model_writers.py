@@ -59,12 +59,14 @@ def overfitted(writer: str) -> ReportModel:
     patches = drawn_patches(model.backbone.width)
     ids = pad_ids([TOKENIZER.encode(report, 24) for report in REPORTS[:4]])
     optimizer = torch.optim.Adam((p for n, p in model.named_parameters() if "backbone" not in n), lr=1e-2)
-    for _ in range(60):
+    for _ in range(300):
         logits = model(model.encode(patches), ids[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if float(loss.detach()) < 0.02:
+            break
     return model.requires_grad_(False)
 
 

@@ -238,9 +238,17 @@ class ReportModel(nn.Module, ABC):
         """Drop the tables of ``precompute_inference_tables``."""
 
     def train(self, mode: bool = True) -> Self:
-        """Also drops the tables of ``precompute_inference_tables``."""
+        """Also drops the tables of ``precompute_inference_tables``.
+
+        Recurrent layers stay in training mode: cuDNN has no gradient in the other, which SCST uses, and they have no
+        dropout.
+        """
         self.clear_inference_tables()
-        return super().train(mode)
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.RNNBase):
+                module.training = True
+        return self
 
 
 def build_model(config: ModelConfig, *, backbone: Backbone | None = None) -> ReportModel:

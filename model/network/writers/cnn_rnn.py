@@ -15,7 +15,6 @@ the mean. There is no attention.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -99,12 +98,6 @@ class CnnRnn(ReportModel):
         """Feed words ids (N, T) to a state -> logits (N, T, vocabulary) and the next state."""
         hidden, state = self.lstm(self.drop(self.word_embedding(ids)), state)
         return self.to_words(self.drop(hidden)), state
-
-    def train(self, mode: bool = True) -> Self:
-        """Without dropout inside, the LSTM works the same in both modes; cuDNN has a gradient in training mode only."""
-        super().train(mode)
-        self.lstm.train()
-        return self
 
     def _initial(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
         """h_0 and c_0: (layers, B, d_model) each."""
