@@ -12,7 +12,7 @@ import numpy as np
 from model.bundle import Bundle
 from model.protocols import CaseIndex
 from model.text.labeler import FINDINGS
-from model.types import Draft
+from model.types import Draft, ReferenceCase
 from training.data.comparisons import with_rewritten
 from training.data.selection import Half, half_of
 from training.data.studies import Source, Study
@@ -109,6 +109,12 @@ class KnownTexts:
     vocabulary: frozenset[str] = field(repr=False)
     protocol: Protocol = IU_XRAY
     cases: Mapping[str, str] = field(default_factory=dict, repr=False)  # the training reports by case id
+    headings: bool = False  # the texts are headings, and those of the cases of a bundle are reports
+
+    def of_case(self, case: ReferenceCase) -> str | None:
+        """The text of a retrieved case; None where it is unknown."""
+        known = self.cases.get(case.case_id)
+        return known if self.headings else case.findings or known
 
 
 def known_texts(bundle: Bundle, index: CaseIndex | None, source: Source, half: Half | None = None) -> KnownTexts:
@@ -129,6 +135,7 @@ def known_texts(bundle: Bundle, index: CaseIndex | None, source: Source, half: H
         origin = "tokenizer of the bundle; no training report is known"
     texts = texts_of(train, choose, origin=origin, chosen_on=f"{part} of {source.name}, {len(choose)} reports",
                      protocol=source.protocol, cases=by_case)  # fmt: skip
+    texts = replace(texts, headings=any(study.target is not None for study in source.studies))
     return texts if train else replace(texts, vocabulary=frozenset(bundle.tokenizer.tokens))
 
 
@@ -160,7 +167,7 @@ def make_rows(texts: KnownTexts, drafts: Sequence[Draft], count: int) -> tuple[d
         reason = "no training report is known; give a data set with a train split, or a hydrated bundle"
         reasons |= dict.fromkeys(("constant", "most_frequent", "random"), reason)
     first = [draft.reference_cases[0] for draft in drafts if draft.reference_cases]
-    known = [text for case in first if (text := texts.cases.get(case.case_id) or case.findings)]
+    known = [text for case in first if (text := texts.of_case(case))]
     if len(known) == count:
         rows["nearest"] = TrivialRow({"nearest": known})
     elif not first:
