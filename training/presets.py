@@ -32,7 +32,7 @@ _DENSENET_LR = _DENSENET.model_copy(
     update={"preset": "densenet-lr", "ce": _DENSENET.ce.model_copy(update={"backbone_lr": 2.5e-5})}
 )
 # Earlier systems in one recipe, that of ``densenet-lr``: they differ in the writer alone.
-WRITER_PRESETS = ("coattention", "cmn")
+WRITER_PRESETS = ("cnn-rnn", "coattention", "r2gen", "cmn")
 _WRITERS = [
     _DENSENET_LR.model_copy(
         update={"preset": writer, "shape": _DENSENET_LR.shape.model_copy(update={"writer": writer})}
