@@ -107,7 +107,7 @@ SENTENCES: list[tuple[str, list[Expected]]] = [
     ("In the right upper lobe, there is a 5 mm nodule.", [("Lung Lesion", "present", "right", ("upper lobe",), None)]),
     # bones, and what no label covers
     ("Healed fractures of the left sixth and seventh ribs.", [("Fracture", "present", "left", ("rib",), None)]),
-    ("Mild thoracic dextroscoliosis.", [("scoliosis", "present", "right", (), "mild")]),
+    ("Mild thoracic dextroscoliosis.", [("scoliosis", "present", "right", ("thoracic spine",), "mild")]),
 ]
 
 

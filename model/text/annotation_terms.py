@@ -50,7 +50,7 @@ CONCEPTS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "Fracture": (("fracture", r"."),),
     "Support Devices": (
         ("central line", r"picc|cvc|svc|atri|brachioceph|\b(?:central|venous|ij|subclavian|jugular) .*(?:line|cath)"),
-        ("port", r"port"),
+        ("port", r"port|a-xxxx"),
         ("pacemaker", r"pac(?:er|ing|emaker)|defibrillator|icd"),
         ("tracheostomy", r"tracheostomy"),
         ("endotracheal tube", r"endotracheal|\bet tube"),
@@ -63,25 +63,31 @@ CONCEPTS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
 
 # Findings outside the labels: name -> phrases.
 OTHER: Final[dict[str, tuple[str, ...]]] = {
-    "scoliosis": (r"(?:dextro|levo|kypho)?scolio\w+", r"\bcurvature of the (?:thoracic |lumbar )?spine\b"),
+    "scoliosis": (
+        r"(?:dextro|levo|kypho|roto)?-?scolio\w+",
+        r"\b(?:dextro|levo)[ -]?curvature\b",
+        r"\bcurvature (?:of |within )?(?:the )?(?:\w+ ){0,2}(?:spine|thoracolumbar)\b",
+        r"\b(?:spine|spinal|thoracolumbar|thoracic|lumbar) curvature\b",
+    ),
     "kyphosis": (r"\bkyphosis\b|\bkyphotic\b",),
     "degenerative change": (
         r"\bdegenerative (?:\w+ ){0,3}?(?:changes?|disease|disc|spondylosis)|\bdegenerati(?:on|ve)\b",
         r"\bspondylosis\b|\bspondylitic\b|\barthritis\b|\bosteoarthrit\w+|\bdjd\b",
     ),
     "osteophyte": (r"\bosteophyt\w+|\bspurring\b",),
-    "granuloma": (r"\bgranulom\w+(?! disease)",),
-    "granulomatous disease": (r"\bgranulomatous (?:disease|process|infection|change)\w*",),
+    "granuloma": (r"\bgranulom(?:as?|ata)\b",),
+    "granulomatous disease": (r"\bgranulomatous\b(?: (?:disease|process|infection|change)\w*)?",),
     "calcification": (r"\bcalcifi(?:cation|cations)\b|\bcalcified (?:\w+ )?(?:lymph ?)?nodes?\b",),
     "emphysema": (r"(?<!subcutaneous )\bemphysem\w+",),
     "copd": (r"\bcopd\b|\bchronic obstructive\b",),
     "hyperinflation": (r"\bhyper-?(?:inflat|expan|aerat|lucen)\w+|\bhyperdistend\w+",),
     "low lung volumes": (
-        r"\blow (?:lung|inspiratory) volumes?|\blung volumes are (?:\w+ )?low",
-        r"\bhypo-?(?:inflat|expan|ventilat|aerat)\w+",
+        r"\b(?:low(?:er)?|decreased|diminished|reduced|small) (?:lung |inspiratory )?volumes?",
+        r"\blung volumes are (?:\w+ )?(?:low|decreased|diminished|reduced|small)",
+        r"\bhypo-?(?:inflat|expan|ventilat|aerat)\w+|\bunder[- ]?(?:inflat|expan|aerat)\w+",
     ),
     "atherosclerosis": (r"\batheroscl\w+|\batheromat\w+|\bcalcified (?:thoracic )?aort\w+|\baortic calcification\w*",),
-    "tortuous aorta": (r"\btortuo\w+|\bectatic\b|\bectasia\b|\buncoil\w+",),
+    "tortuous aorta": (r"\btortuo\w+|\bectatic\b|\bectasia\b|\buncoil\w+|\bunfold\w+",),
     "hiatal hernia": (r"\bhiatal hernia|\bhiatus hernia",),
     "elevated diaphragm": (
         r"\b(?:elevat|rais)\w+ (?:of )?(?:the )?(?:\w+ ){0,3}?(?:hemi-?)?diaphragm\w*",
@@ -93,8 +99,8 @@ OTHER: Final[dict[str, tuple[str, ...]]] = {
     ),
     "eventration": (r"\beventrat\w+",),
     "blunted costophrenic angle": (
-        r"\bblunt\w+ (?:of )?(?:the )?(?:[\w-]+ ){0,5}?(?:costophrenic|cp|phrenic) (?:\w+ )?(?:angle|sulc|recess)\w*",
-        r"\b(?:costophrenic|cp|phrenic) (?:\w+ )?(?:angle|sulc|recess)\w* (?:[\w-]+ ){0,5}?blunt\w+",
+        r"\bblunt\w+ (?:[\w-]+ ){0,6}?(?:costophrenic|cp)\b(?: (?:\w+ )?(?:angle|sulc|recess)\w*)?",
+        r"\b(?:costophrenic|cp) (?:[\w-]+ ){0,5}?blunt\w+",
     ),
     "osteopenia": (r"\bosteopeni\w+|\bosteoporo\w+|\bdemineraliz\w+",),
     "bronchiectasis": (r"\bbronchiecta\w+",),
@@ -107,6 +113,8 @@ UNSIDED: Final = frozenset({
     "heart failure", "volume overload",
 })  # fmt: skip
 """Concepts of organs in the middle, or of both lungs: no side and no region of a lung."""
+UNSHARED: Final = frozenset({"elevated diaphragm", "flattened diaphragm", "eventration", "surgical clip"})
+"""Concepts that share no location with other findings of their list."""
 OF_BONE: Final = frozenset({"fracture", "scoliosis", "kyphosis", "degenerative change", "osteophyte", "osteopenia"})
 """Concepts whose regions are bones; those of the others are parts of the chest."""
 
@@ -116,22 +124,27 @@ _L: Final = r"(?:left|right|l|r)"
 _MORE: Final = (
     r" ?(?:>|(?:is )?(?:slightly |much |somewhat )?(?:greater|larger|more|worse|bigger) than|-greater-than-) ?(?:the )?"
 )
-_OF_ELSE: Final = r"(?! (?:atri\w+|ventric\w+|main\b|lateral\b|(?:anterior|posterior) oblique))"
+_OF_ELSE: Final = (
+    r"(?! (?:atri\w+|ventric\w+|main\b|lateral (?:view|projection|decubitus|radiograph|film|image)|"
+    r"(?:anterior|posterior) oblique))"
+)
+_COMPARED: Final = r"(?<!compared to )(?<!compared to the )(?<!compared with the )(?<!relative to the )"
 _PAIRED: Final = (
     r"(?:lungs?|sides?|bases|apices|lobes|hemithora\w+|hemi-?diaphragm\w*|hil\w+|costophrenic|pleural|upper|lower|mid\w*|"
     r"zones|fields|chest|shoulders|clavicles|lung)"
 )
-_LEFT: Final = r"\bleft(?:ward)?(?:[ -]?sided)?\b(?! in place)" + _OF_ELSE
-_RIGHT: Final = r"\bright(?:ward)?(?:[ -]?sided)?\b" + _OF_ELSE
+_LEFT: Final = _COMPARED + r"\bleft(?:ward)?(?:[ -]?sided)?\b(?! in place)" + _OF_ELSE
+_RIGHT: Final = _COMPARED + r"\b(?:mid)?right(?:ward)?(?:[ -]?sided)?\b" + _OF_ELSE
 SIDES: Final[tuple[tuple[str, str], ...]] = (
     ("both", rf"\bbilateral(?:ly)?\b|\bbi-?(?:basilar|basal|apical)\w*|\bboth\b(?= (?:[\w-]+ ){{0,3}}?{_PAIRED})"),
     ("both", rf"\b{_L}{_MORE}{_L}\b|\b(?:on )?either (?:side|lung|base)\b|\bboth sides\b"),
-    ("left", rf"{_LEFT}|\b(?:lll|lul)\b|\blingula\w*|\blevoscolio\w+|\blevoconvex\b"),
-    ("right", rf"{_RIGHT}|\b(?:rll|rul|rml)\b|\bmiddle lobe\b|\bdextroscolio\w+|\bdextroconvex\b"),
+    ("left", rf"{_LEFT}|\b(?:lll|lul)\b|\blingula\w*|\blevo(?:scolio|curv|convex|[ -])\w*"),
+    ("right", rf"{_RIGHT}|\b(?:rll|rul|rml)\b|\bmiddle lobe\b|\bdextro(?:scolio|curv|convex|[ -])\w*"),
 )
 PLURAL: Final = (
     r"\bbases\b|\bapices\b|\b(?:upper|lower) lobes\b|\bcostophrenic (?:angles|sulci|recesses)\b|\bhila\b|"
-    r"\b(?:upper|lower|mid) (?:lungs|lung zones|zones)\b|\bperihilar regions\b"
+    r"\b(?:upper|lower|mid) (?:lungs|lung zones|zones)\b|\bperihilar regions\b|"
+    r"\b(?:hemi-?)?diaphragms\b|\bthroughout the lungs\b|\bcostophrenic (?:\w+ )?are\b"
 )
 """Regions that exist on both sides: "scarring in the apices"."""
 
@@ -152,9 +165,9 @@ REGIONS: Final[tuple[tuple[str, str], ...]] = (
     ("apex", r"(?<!cardiac )\bapex\b(?! of the heart)|\bapices\b|\b(?:bi-?)?apical\b"),
     ("costophrenic angle", r"\bcostophrenic (?:\w+ )?(?:angle|sulc|recess|area)\w*|\bcp (?:angle|sulc)\w*"),
     ("cardiophrenic angle", r"\bcardiophrenic\b"),
-    ("perihilar", r"\b(?:peri|supra|infra|para)-?hilar\b"),
+    ("perihilar", r"\b(?:peri|supra|infra|para|juxta)-?hilar\b"),
     ("hilum", r"(?<![a-z-])hil(?:um|a|ar|us)\b"),
-    ("retrocardiac", r"\bretro-?cardiac\b|\bbehind the heart\b"),
+    ("retrocardiac", r"\bretro-?cardiac\b|\b(?:behind|posterior to) the (?:left )?heart\b"),
     ("peripheral", r"\bperipheral(?:ly)?\b|\bsubpleural\b"),
     ("fissure", r"\bfissures?\b|\bfissural\b"),
     ("paratracheal", r"\b(?:right |left )?paratracheal\b"),
@@ -164,12 +177,12 @@ REGIONS: Final[tuple[tuple[str, str], ...]] = (
 BONES: Final[tuple[tuple[str, str], ...]] = (
     ("rib", r"\bribs?\b"),
     ("clavicle", r"\bclavic\w+"),
-    ("thoracic spine", r"\bthoracic (?:spine|vertebra\w*|spondylosis|spinal|disc|scoliosis|kyphosis|degenerative)"
-                       r"|\bdorsal spine|\bthoracolumbar|"
-                       r"\bt-spine\b|\bt\d{1,2}\b|\b(?:mid|lower|upper) thoracic\b"),
+    ("thoracic spine", r"\b(?:mid)?-?(?:thoracic|dorsal)\b(?! (?:aort|inlet|cavity|wall|cage|outlet|duct))|"
+                       r"\bthoracolumbar|\bt[ -]spine\b|\bt\d{1,2}\b"),
     ("lumbar spine", r"\blumbar\b|\bthoracolumbar|\bl[1-5]\b"),
     ("cervical spine", r"\bcervical\b"),
-    ("spine", r"(?<!thoracic )(?<!lumbar )(?<!cervical )(?<!dorsal )\bspin(?:e|al)\b|\bvertebra\w*"),
+    ("spine", r"(?<!thoracic )(?<!lumbar )(?<!cervical )(?<!dorsal )(?<!\bt[ -])\bspin(?:e|al)\b|"
+              r"(?<!thoracic )(?<!lumbar )(?<!cervical )\bvertebra\w*"),
     ("humerus", r"\bhumer\w+"),
     ("shoulder", r"\bshoulders?\b|\bacromioclavicular\b|\bglenohumeral\b"),
     ("scapula", r"\bscapula\w*"),
@@ -178,48 +191,80 @@ BONES: Final[tuple[tuple[str, str], ...]] = (
 
 # --- degree -----------------------------------------------------------------------------------------------------------
 
+_LY: Final = r"(?:ly)?"
+_SIZED: Final = r"(?:[ -]sized?)?"
+# of a change or of an overlap, not of the finding: "slightly worse", "mild interval increase"
+_CHANGE: Final = (
+    r"(?! (?:interval|wors\w+|improve\w*|decreas\w+|larger|smaller|more|less|different|rotat\w+|"
+    r"limited|bowel|prior|obscur\w+))"
+)
 DEGREES: Final[tuple[tuple[str, str], ...]] = (
-    ("severe", r"\b(?:moderate(?:ly)?[ -](?:to[ -])?)?(?:severe(?:ly)?|large)(?:[ -]sized)?\b|"
-               r"\bmarked(?:ly)?\b|\bmassive(?:ly)?\b|\bextensive(?:ly)?\b|"
-               r"\bgross(?:ly)?\b(?= (?:enlarged|cardiomegaly))"),
-    ("moderate", r"\b(?:(?:mild|small)(?:ly)?[ -](?:to[ -])?)?moderate(?:ly)?(?:[ -]sized?)?\b"
-                 r"(?![ -](?:to[ -])?(?:severe|large))|\bmedium(?:[ -]sized)?\b"),
-    ("minimal", r"\bminimal(?:ly)?\b|\btrace\b|\btiny\b|\btrivial\b|\bminimum\b|\bvery small\b|\bminute\b"),
-    ("mild", r"\bmild(?:ly)?\b(?![ -](?:to[ -])?moderate)|\bslight(?:ly)?\b|"
-             r"(?<!very )\bsmall(?:[ -]sized)?\b(?![ -](?:to[ -])?moderate)(?! bowel)|"
-             r"\bsubtle\b|\bfaint(?:ly)?\b|\bminor\b"),
-)  # fmt: skip
+    (
+        "severe",
+        rf"\b(?:moderate{_LY}[ -](?:to[ -])?)?(?:(?<!most )severe{_LY}|large{_SIZED})\b{_CHANGE}"
+        rf"|(?<!more )\bmarked{_LY}\b{_CHANGE}|\b(?:massive|extensive|significant){_LY}\b{_CHANGE}"
+        r"|\bgross(?:ly)?\b(?= (?:enlarged|cardiomegaly))|\bcomplete(?= (?:collapse|opacif|atelec|whiteout))"
+        r"|\badvanced\b|\b(?:exaggerat|accentuat)ed(?= (?:thoracic )?kyph)",
+    ),
+    (
+        "moderate",
+        rf"\b(?:(?:mild|small){_LY}[ -](?:to[ -])?)?moderate{_LY}{_SIZED}\b(?![ -](?:to[ -])?(?:severe|large)){_CHANGE}"
+        rf"|\bmedium{_SIZED}\b",
+    ),
+    ("minimal", rf"\bminimal{_LY}\b{_CHANGE}|\b(?:trace|tiny|trivial|minimum|very small|minute)\b"),
+    (
+        "mild",
+        rf"\bmild{_LY}\b(?![ -](?:to[ -])?moderate){_CHANGE}|\bslight{_LY}\b{_CHANGE}|\bfaint{_LY}\b"
+        rf"|\bsubtle\b|\bminor\b|(?<!very )\bsmall{_SIZED}\b(?![ -](?:to[ -])?moderate)(?! bowel)",
+    ),
+)
 
 # --- what joins -------------------------------------------------------------------------------------------------------
 
 POST: Final = (
-    r"\b(?:in|at|on|of|within|along|over|near|involving|throughout|overlying|overlies|adjacent|projecting|projected|about|"
-    r"around|behind|under|above|below|beneath|towards?|(?<!there )(?:is|are|was|were)|appears?|remains?|bilaterally|"
+    r"\b(?:in|at|on|of|within|along|over|near|involving|throughout|overlying|overlies|projecting|projected|about|around|"
+    r"behind|under|above|below|beneath|towards?|(?<!there )(?:is|are|was|were)|appears?|remains?|bilaterally|"
     r"measur\w+|which)\b"
     rf"|\b{_L}{_MORE}{_L}\b"
 )
 """After a finding: what follows describes it."""
-CONNECTOR: Final = (
-    r"\b(?:and|or|nor|with|without|versus|vs|no|plus|as well as|along with|there (?:is|are|has been|may be)|"
-    r"consistent with|compatible with|represent\w*|reflect\w*|suggest\w*|due to|secondary to|likely|probably|possibly|"
-    r"may (?:be|represent|reflect)|related to|associated|adjacent|suspicious for|concerning for)\b|[/¦]"
-)
-EXPLAINS: Final = (
-    r"\b(?:consistent with|compatible with|represent\w*|reflect\w*|suggest\w*|due to|secondary to|likely|probably|"
-    r"possibly|may (?:be|represent|reflect)|related to|suspicious for|suspected|concerning for|versus|vs|or|"
-    r"cannot exclude|in keeping with|from|such as|relat\w+)\b|/"
+SAME: Final = (
+    r"\b(?:(?:is |are )?(?:consistent|compatible) with|represent\w*|reflect\w*|suggest\w*|likely|probabl[ey]|"
+    r"possibl[ey]|may (?:be|represent|reflect)|suspicious for|suspected|concerning for|versus|vs|in keeping with|"
+    r"favor\w*|xxxx|either|cannot exclude)\b"
 )
 """Between a finding and its explanation, of the same location: "left basilar opacity, likely atelectasis"."""
-LISTS: Final = (
-    r"(?: |,|¦|/|\b(?:and|or|nor|versus|vs|focal|acute|underlying|associated|adjacent|superimposed|overlying|pleural|"
-    r"subsegmental|linear|airspace|lobar|discrete|any|possible|chronic|patchy|streaky|plate-?like|discoid|developing|early|"
-    r"compressive|with|adjoining|accompanying|some|interstitial|pulmonary|lung|parenchymal|mild|minimal|small|no)\b)*"
+CAUSE: Final = r"\b(?:due to|secondary to|related to|from|such as)\b"
+"""The same for a cause, which has a degree of its own."""
+CONNECTOR: Final = (
+    r"\b(?:and|or|nor|with(?! (?:its |the |a )?(?:\w+ )?tip\b)|without|no|plus|as well as|along with|"
+    r"there (?:is|are|has been|may be)|associated|adjacent)\b"
+    rf"|[/¦]|{SAME}|{CAUSE}"
 )
+COORDINATES: Final = r"and|or|/|,|there (?:is|are|has been|may be)|xxxx"
+"""Of the connectors, those with words of one phrase on both sides: "right basilar and left apical opacity"."""
+_KIND: Final = (
+    r"focal|acute|underlying|associated|adjacent|superimposed|overlying|pleural|subsegmental|linear|airspace|air|space|"
+    r"lobar|discrete|any|chronic|patchy|streaky|plate-?like|discoid|developing|early|compressive|adjoining|residual|"
+    r"accompanying|some|interstitial|pulmonary|lung|parenchymal|calcified|dense|hazy|ill-defined|new|old|stable|"
+    r"persistent|increased|bandlike|passive|dependent|nodular|combination|of|mild|minimal|small|moderate"
+)
+LISTS: Final = rf"(?: |,|¦|/|\b(?:and|or|nor|with|no|{_KIND})\b|{SAME})*"
 """Between two findings that share a location: "left basilar atelectasis or infiltrate"."""
+ALTERNATIVE: Final = r"\b(?:or|versus|vs)\b|/"
+_OF_LOCATION: Final = (
+    r"the|in|at|on|within|to|also|lungs?|lobes?|zones?|fields?|regions?|areas?|sides?|mid|portion|aspects?|medial|"
+    r"lateral|anterior|posterior|inferior|superior|seen|noted|present|again|as|well|a|lesser|extent|degree|upper|lower|"
+    r"middle|both|chest|wall|greater|than|more|less|bases?|angles?|predominantly|mainly|xxxx|"
+    r"\d+(?:st|nd|rd|th)|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth"
+)
+FILLER: Final = rf"(?:{_OF_LOCATION}|{_KIND})"
+"""Words of a location besides sides and regions."""
 VERB: Final = (
     r"(?<!there )(?<!seen )(?<!noted )(?<!again )"
     r"\b(?:is|are|was|were|has|have|appears?|shows?|demonstrates?|remains?)\b"
 )
-CLAUSE: Final = rf"\bthere (?:is|are|has been)\b|{VERB}"
-LOCATES: Final = r"^\W*(?:in|within|at|on|over|along|overlying|near|projecting|throughout)\b"
-"""Starts a location before its finding: "in the right upper lobe there is a nodule"."""
+PREDICATE: Final = r"\b(?:is|are|was|were|appears?|remains?|size|silhouette|also|now|borderline/?|/) ?$"
+"""Before a degree that follows its finding: "the effusion is small"."""
+ADJECTIVE: Final = r"(?:nodular|interstitial|reticular|granulomatous|degenerative|emphysematous|atelectatic|infectious)"
+"""A finding that describes the next one: "nodular right lower lobe opacity"."""

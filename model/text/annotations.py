@@ -1,24 +1,22 @@
 """Findings of a report as data: presence, side, regions and degree of each, and the words they were read from.
 
 Mentions and presence are those of the finding labeler (`model.text.labeler`); further concepts, such as scoliosis, are
-read by the same cues. A side, region or degree belongs to the mention whose phrase holds it: words before a mention,
-back to the words that describe the mention before; after it, what a preposition or a verb adds ("at the left base").
-Mentions of one list, and an explanation of a mention, share its location ("left basilar atelectasis or infiltrate").
+read by the same cues. `model.text.annotation_scopes` decides which words describe which mention;
 `model.text.annotation_terms` has the vocabulary, `model.text.annotation_codes` its codes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
-from typing import Final, Literal, NamedTuple, cast
+from typing import Final, Literal, cast
 
 from model.text import annotation_terms as terms
 from model.text import labeler
 from model.text.aligned import AlignedText
+from model.text.annotation_scopes import Group, describe
 from model.text.labeler import Mention, labelled
 from model.types import Label
 
@@ -57,24 +55,9 @@ class Annotation:
     end: int
 
 
-_CONCEPTS: Final = {
-    label: tuple((name, re.compile(words)) for name, words in names) for label, names in terms.CONCEPTS.items()
-}
 _OTHER: Final = tuple((name, re.compile("|".join(phrases))) for name, phrases in terms.OTHER.items())
-_SIDES: Final = tuple((side, re.compile(words)) for side, words in terms.SIDES)
-_REGIONS: Final = tuple((region, re.compile(words)) for region, words in terms.REGIONS)
-_BONES: Final = tuple((bone, re.compile(words)) for bone, words in terms.BONES)
-_DEGREES: Final = tuple((degree, re.compile(words)) for degree, words in terms.DEGREES)
-_PLURAL = re.compile(terms.PLURAL)
-_POST = re.compile(terms.POST)
-_CONNECTOR = re.compile(terms.CONNECTOR)
-_EXPLAINS = re.compile(terms.EXPLAINS)
-_LISTS = re.compile(terms.LISTS)
-_VERB = re.compile(terms.VERB)
-_CLAUSE = re.compile(terms.CLAUSE)
-_LOCATES = re.compile(terms.LOCATES)
-_NOUN = re.compile(r"[ -](?:lobes?|lungs?|zones?|lung (?:zones?|fields?|bases?)|fields?|bases?)\b")
-_REACH: Final = 80  # characters between a finding and its explanation
+_REGIONS: Final = tuple(region for region, _ in terms.REGIONS)
+_BONES: Final = tuple(bone for bone, _ in terms.BONES)
 
 
 def annotate_report(text: str) -> tuple[Annotation, ...]:
@@ -126,186 +109,36 @@ def _clauses(sentence: str) -> Iterator[AlignedText]:
             yield from piece.sub(labeler.NEUTRAL, "~").split(labeler.BREAK)
 
 
-# --- mentions of a clause, and what belongs to each -------------------------------------------------------------------
-
-
-@dataclass
-class _Group:
-    """Mentions that overlap ("mediastinal mass" names two findings) and what describes them, as [start, end)."""
-
-    start: int
-    end: int
-    mentions: list[tuple[Mention, str | None]]  # with their concepts
-    low: int = 0  # the words that may describe it lie at [low, high)
-    high: int = 0
-    sides: set[str] = field(default_factory=set)
-    regions: set[str] = field(default_factory=set)
-    bones: set[str] = field(default_factory=set)
-    degree: str | None = None
-    degree_at: tuple[int, int] | None = None
-    spans: list[tuple[int, int]] = field(default_factory=list)
-    after: bool = False  # its location follows it
-
-    @property
-    def is_absent(self) -> bool:
-        return all(mention.label == "absent" for mention, _ in self.mentions)
-
-    @property
-    def is_sided(self) -> bool:
-        return any(concept not in terms.UNSIDED for _, concept in self.mentions)
-
-    @property
-    def has_location(self) -> bool:
-        return bool(self.sides or self.regions or self.bones)
-
-
-class _Modifier(NamedTuple):
-    start: int
-    end: int
-    kind: Literal["side", "region", "bone", "degree"]
-    value: str
-
-
 def _annotate_clause(clause: AlignedText, sentence: str) -> Iterator[Annotation]:
     text = clause.text
     mentions = [*labeler.mentions(text), *labelled(text, _OTHER)]
     if not mentions:
         return
-    groups = _groups(text, mentions)
     commas = [at for at, offset in enumerate(clause.offsets) if sentence[offset] == "," and text[at] == " "]
-    _divide(text, groups, commas)
-    modifiers = list(_modifiers(text))
-    for group in groups:
-        _describe(group, [found for found in modifiers if group.low <= found.start < group.high], text)
-    _share(text, groups)
-    for group in groups:
+    for group in describe(text, mentions, commas):
         yield from _annotations(group, clause, sentence)
 
 
-def _groups(text: str, mentions: Sequence[Mention]) -> list[_Group]:
-    groups: list[_Group] = []
-    for mention in sorted(mentions, key=lambda mention: mention[:3]):
-        if groups and mention.start < groups[-1].end:
-            groups[-1].end = max(groups[-1].end, mention.end)
-        else:
-            groups.append(_Group(mention.start, mention.end, []))
-        groups[-1].mentions.append((mention, _concept(mention, text)))
-    return groups
-
-
-def _divide(text: str, groups: Sequence[_Group], commas: Sequence[int]) -> None:
-    """Set ``low`` and ``high``: the words between two groups belong to the first up to ``_cut``, then to the second."""
-    cuts = [
-        0,
-        *(_cut(text, one.end, two.start, commas) for one, two in pairwise(groups)),
-        len(text),
-    ]
-    for group, (low, high) in zip(groups, pairwise(cuts), strict=True):
-        group.low = _left_end(text, min(low, group.start), group.start)
-        group.high = _right_end(text, group.end, max(high, group.end))
-
-
-def _cut(text: str, start: int, end: int, commas: Sequence[int]) -> int:
-    """Where the words between two mentions change from the first to the second."""
-    post = _POST.search(text, start, end)
-    if post is None:
-        return start
-    joints = [found.start() for found in _CONNECTOR.finditer(text, post.start(), end)]
-    joints += [at for at in commas if post.start() <= at < end]
-    if joints:
-        return max(joints)
-    degree = min(
-        (found.start() for _, words in _DEGREES for found in words.finditer(text, post.end(), end)), default=end
-    )
-    return degree
-
-
-def _left_end(text: str, low: int, start: int) -> int:
-    """Where the words before a mention begin to describe it: "… is elevated and there is a small" from "there"."""
-    if _LOCATES.search(text[low:start]) and len(_VERB.findall(text, low, start)) == 0:
-        return low
-    end = start
-    for joint in reversed(list(_CONNECTOR.finditer(text, low, start))):
-        if _CLAUSE.search(text, joint.end() if joint.group() in ("and", "with", "or") else joint.start(), end):
-            return joint.start()
-        end = joint.start()
-    return low
-
-
-def _right_end(text: str, end: int, high: int) -> int:
-    """Where the words after a mention end to describe it: before "and the right diaphragm is obscured"."""
-    joints = [joint.start() for joint in _CONNECTOR.finditer(text, end, high)]
-    return next((one for one, two in pairwise([*joints, high]) if _VERB.search(text, one, two)), high)
-
-
-def _modifiers(text: str) -> Iterator[_Modifier]:
-    for kind, patterns in (("side", _SIDES), ("region", _REGIONS), ("bone", _BONES), ("degree", _DEGREES)):
-        for value, pattern in patterns:
-            for found in pattern.finditer(text):
-                yield _Modifier(found.start(), found.end(), cast(Literal["side"], kind), value)
-
-
-def _describe(group: _Group, modifiers: Sequence[_Modifier], text: str) -> None:
-    """Take sides, regions and the nearest degree."""
-    degrees: list[tuple[int, _Modifier]] = []
-    for found in modifiers:
-        if found.kind == "degree":
-            distance = group.start - found.end if found.end <= group.start else found.start - group.end
-            degrees.append((distance, found))
-            continue
-        {"side": group.sides, "region": group.regions, "bone": group.bones}[found.kind].add(found.value)
-        noun = _NOUN.match(text, found.end, group.high)
-        group.spans.append((found.start, noun.end() if noun else found.end))
-        group.after = group.after or found.start >= group.end
-    if not group.sides and any(found.start() < group.high for found in _PLURAL.finditer(text, group.low, group.high)):
-        group.sides.add("both")
-    if degrees:
-        nearest = min(degrees)[1]
-        group.degree, group.degree_at = nearest.value, (nearest.start, nearest.end)
-
-
-def _share(text: str, groups: Sequence[_Group]) -> None:
-    """Give a mention without location that of its list, or of the mention that it explains."""
-    sided = [group for group in groups if group.is_sided]
-    for one, two in pairwise(sided):
-        gap = text[one.end : two.start]
-        if two.has_location or not one.has_location or one.is_absent != two.is_absent:
-            continue
-        explains = _EXPLAINS.search(gap) is not None and len(gap) <= _REACH
-        if explains or _LISTS.fullmatch(gap):
-            two.sides, two.regions = set(one.sides), set(one.regions)
-        if explains and two.degree is None and _LISTS.fullmatch(gap):
-            two.degree, two.degree_at = one.degree, one.degree_at
-    for one, two in zip(reversed(sided[:-1]), reversed(sided[1:]), strict=True):
-        if one.has_location or not two.after or one.is_absent != two.is_absent:
-            continue
-        if _LISTS.fullmatch(text[one.end : two.start]):
-            one.sides, one.regions = set(two.sides), set(two.regions)
-
-
-def _annotations(group: _Group, clause: AlignedText, sentence: str) -> Iterator[Annotation]:
-    best: dict[tuple[str, str | None], Mention] = {}
+def _annotations(group: Group, clause: AlignedText, sentence: str) -> Iterator[Annotation]:
+    strongest: dict[tuple[str, str | None], Mention] = {}
     for mention, concept in group.mentions:
-        key = (mention.finding, concept)
-        if key not in best or labeler.RANK[mention.label] > labeler.RANK[best[key].label]:
-            best[key] = mention
-    for (_, concept), mention in best.items():
-        spans = [(mention.start, mention.end), *filter(None, (mention.predicate, group.degree_at))]
-        is_sided = concept not in terms.UNSIDED
-        if is_sided:
-            spans += group.spans
+        other = strongest.get((mention.finding, concept))
+        if other is None or labeler.RANK[mention.label] > labeler.RANK[other.label]:
+            strongest[mention.finding, concept] = mention
+    for (_, concept), mention in strongest.items():
+        is_of_bone, is_sided = concept in terms.OF_BONE, concept not in terms.UNSIDED
+        known = group.bones if is_of_bone else group.regions if is_sided else frozenset[str]()
+        degree = group.degree if mention.label != "absent" else None
+        spans = [(mention.start, mention.end), *(group.spans if is_sided or is_of_bone else ())]
+        spans += filter(None, (mention.predicate, degree and degree[:2]))
         start, end = clause.original(min(start for start, _ in spans), max(end for _, end in spans))
-        known = group.bones if concept in terms.OF_BONE else group.regions if is_sided else set()
-        order = _BONES if concept in terms.OF_BONE else _REGIONS
-        degree = None if mention.label == "absent" else group.degree
-        written = clause.original(*group.degree_at) if degree and group.degree_at else None
         yield Annotation(
             finding=mention.finding,
             presence=mention.label,
             side=_side(group.sides) if is_sided else None,
-            regions=tuple(region for region, _ in order if region in known),
-            degree=cast("Degree | None", degree),
-            degree_words=sentence[slice(*written)].lower() if written else None,
+            regions=tuple(region for region in (_BONES if is_of_bone else _REGIONS) if region in known),
+            degree=cast(Degree, degree.value) if degree else None,
+            degree_words=sentence[slice(*clause.original(*degree[:2]))].lower() if degree else None,
             concept=concept,
             words=sentence[start:end],
             sentence=0,
@@ -318,11 +151,3 @@ def _side(sides: set[str]) -> Side | None:
     if "both" in sides or len(sides) > 1:
         return "both"
     return cast("Side | None", next(iter(sides), None))
-
-
-def _concept(mention: Mention, text: str) -> str | None:
-    """The finer name of a mention; the finding itself where it is no label."""
-    if mention.finding not in _CONCEPTS:
-        return mention.finding
-    words = text[mention.start : mention.end]
-    return next((name for name, pattern in _CONCEPTS[mention.finding] if pattern.search(words)), None)
