@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cxr_report.maps import heatmap, overlay
     from cxr_report.pictures import Picture
     from model.images import ImageError
+    from model.text.annotations import Annotation, annotate_report
     from model.text.labeler import FINDINGS, label_report
     from model.types import Draft
     from retrieval_index.retriever import Match, Retriever
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FINDINGS",
+    "Annotation",
     "Draft",
     "ImageError",
     "LoadError",
@@ -37,6 +39,7 @@ __all__ = [
     "Retriever",
     "StudyDrafter",
     "__version__",
+    "annotate_report",
     "heatmap",
     "label_report",
     "load_bundle",
@@ -45,6 +48,7 @@ __all__ = [
 
 _HOMES = {
     "FINDINGS": "model.text.labeler",
+    "Annotation": "model.text.annotations",
     "Draft": "model.types",
     "ImageError": "model.images",
     "LoadError": "service.inference.loader",
@@ -52,6 +56,7 @@ _HOMES = {
     "Picture": "cxr_report.pictures",
     "Retriever": "retrieval_index.retriever",
     "StudyDrafter": "cxr_report.library",
+    "annotate_report": "model.text.annotations",
     "heatmap": "cxr_report.maps",
     "label_report": "model.text.labeler",
     "load_bundle": "cxr_report.library",

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from model.bundle import WEIGHTS, load_bundle
 from model.manifest import write_manifest
 from model.network.dual_encoder import embed_reports
+from model.text import annotations
 from model.types import View
 from retrieval_index.index import ReportIndex
 from retrieval_index.user_cases import CASES_FILE, PICTURES
@@ -261,6 +262,7 @@ def test_deleted_case_is_gone_at_once(client: httpx.Client, folder: Path) -> Non
     for case_id in ("one", "two"):
         assert add(client, case_id, frontal=png()).status_code == 201
     assert client.delete("/cases/one").status_code == 204
+    assert annotations._annotate.cache_info().currsize == 0, "no sentence of it is kept"
     assert {"one", "two"} & set(retrieved(client)) == {"two"}
     for answer in (client.get("/cases/one"), client.get("/cases/one/frontal"), client.delete("/cases/one")):
         assert refusal(answer) == (404, "no_such_case", None)

@@ -16,6 +16,7 @@ from model.text.labeler import FINDINGS, label_report
 from model.types import MAX_BEAM_SIZE, MAX_TOP_K
 from service.app import create_app
 from service.formats.negotiation import EVENTS, OFFERS
+from service.schemas.annotations import read_annotations
 from service.schemas.examples import CASE_EXAMPLE, HEALTH_EXAMPLE, REPORT_EXAMPLE
 from service.schemas.forms import CaseForm, ReportForm
 from service.schemas.models import CaseResponse, HealthResponse, ReportResponse
@@ -145,9 +146,11 @@ def test_examples_validate_against_the_models() -> None:
     assert REPORT_EXAMPLE["findings"] == " ".join(sentence["text"] for sentence in REPORT_EXAMPLE["sentences"])
 
 
-def test_labels_of_examples_equal_the_labeler() -> None:
+def test_labels_and_annotations_of_examples_are_read_from_their_text() -> None:
     assert tuple(REPORT_EXAMPLE["labels"]) == FINDINGS
     assert REPORT_EXAMPLE["labels"] == label_report(REPORT_EXAMPLE["findings"])
+    for text in (REPORT_EXAMPLE, *REPORT_EXAMPLE["reference_cases"]):
+        assert text["annotations"] == [each.model_dump() for each in read_annotations(text["findings"])]
     for case in (*REPORT_EXAMPLE["reference_cases"], CASE_EXAMPLE):
         assert case["labels"] == label_report(case["findings"])
 

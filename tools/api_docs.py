@@ -61,13 +61,20 @@ def _kind(field: Mapping[str, Any]) -> str:
 
 
 def _members(document: Mapping[str, Any], name: str, prefix: str = "") -> list[tuple[str, str]]:
-    """The described members of a schema, nested ones by their path (``sentences[].confidence``)."""
+    """The described members of a schema, nested ones by their path (``sentences[].confidence``), each schema once."""
     rows: list[tuple[str, str]] = []
-    for member, schema in document["components"]["schemas"][name]["properties"].items():
-        if "description" in schema:
-            rows.append((f"`{prefix}{member}`", schema["description"]))
-        for nested, suffix in _references(schema):
-            rows += _members(document, nested, f"{prefix}{member}{suffix}.")
+    described: set[str] = set()
+
+    def describe(name: str, prefix: str) -> None:
+        described.add(name)
+        for member, schema in document["components"]["schemas"][name]["properties"].items():
+            if "description" in schema:
+                rows.append((f"`{prefix}{member}`", schema["description"]))
+            for nested, suffix in _references(schema):
+                if nested not in described:
+                    describe(nested, f"{prefix}{member}{suffix}.")
+
+    describe(name, prefix)
     return rows
 
 

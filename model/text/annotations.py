@@ -60,13 +60,19 @@ _REGIONS: Final = tuple(region for region, _ in terms.REGIONS)
 _BONES: Final = tuple(bone for bone, _ in terms.BONES)
 
 
-def annotate_report(text: str) -> tuple[Annotation, ...]:
+def annotate_report(text: str, *, use_cache: bool = True) -> tuple[Annotation, ...]:
     """The findings of a report, by sentence; ``sentences_of`` has the sentences that the indices mean."""
+    read = _annotate if use_cache else _annotate.__wrapped__
     return tuple(
-        annotation
+        replace(annotation, sentence=index)
         for index, sentence in enumerate(sentences_of(text))
-        for annotation in annotate_sentence(sentence, index)
+        for annotation in read(sentence)
     )
+
+
+def forget_sentences() -> None:
+    """Empty the cache of sentences."""
+    _annotate.cache_clear()
 
 
 def sentences_of(text: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from model.bundle import Bundle
 from model.network.dual_encoder import embed_reports
+from model.text.annotations import forget_sentences
 from model.text.labeler import label_report
 from retrieval_index.cases import Case
 from retrieval_index.index import ReportIndex
@@ -217,6 +218,7 @@ class ReferenceCaseStore:
                 log.error("a case was removed, but its pictures may still be on the disk: %s", error.strerror)
             if self._added is not None and self._added.contains(case_id):
                 self._added.remove([case_id])
+            forget_sentences()
         log.info("an added case was removed; %d are stored", len(store))
 
     def close(self) -> None:

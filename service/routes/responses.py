@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from model.types import Draft, Grid, ReferenceCase, Sentence
 from service.cases.store import FoundCase
 from service.formats.redaction import mark_redactions
+from service.schemas.annotations import read_annotations
 from service.schemas.examples import DISCLAIMER
 from service.schemas.models import (
     AttentionOut,
@@ -23,13 +24,15 @@ from service.schemas.models import (
 def to_response(draft: Draft, model: ModelInfo, timings_ms: Mapping[str, float]) -> ReportResponse:
     """The response of ``POST /report``; ``timings_ms``: the caller's measurements, with ``total``."""
     total = timings_ms["total"]
+    findings = mark_redactions(draft.findings)
     before = {name: value for name, value in timings_ms.items() if name != "total"}
     return ReportResponse.model_validate(
         {
             "report_id": str(uuid.uuid4()),
-            "findings": mark_redactions(draft.findings),
+            "findings": findings,
             "sentences": [_sentence_out(sentence) for sentence in draft.sentences],
             "labels": draft.labels,
+            "annotations": read_annotations(findings),
             "finding_probabilities": None
             if draft.calibrated_findings is None
             else {name: round(value, 4) for name, value in draft.calibrated_findings.items()},
@@ -89,13 +92,15 @@ def _grids(patches: Mapping[str, Grid]) -> dict[str, list[list[float]]]:
 
 def case_out(case: ReferenceCase) -> ReferenceCaseOut:
     """One reference case of the response."""
+    findings = None if case.findings is None else mark_redactions(case.findings)
     return ReferenceCaseOut.model_validate(
         {
             "rank": case.rank,
             "case_id": case.case_id,
             "similarity": round(case.similarity, 4),
-            "findings": None if case.findings is None else mark_redactions(case.findings),
+            "findings": findings,
             "labels": case.labels,
+            "annotations": read_annotations(findings),
             "source_url": case.source_url,
             "images": _addresses(case.case_id, case.images),
         }

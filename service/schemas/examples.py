@@ -17,6 +17,19 @@ _TEXTS = (
     "Heart outline of ordinary width for this projection, so no cardiomegaly is read.",
     "A shallow pleural effusion fills the left angle on both views, with possible atelectasis above it.",
 )
+_CASE_TEXT = "Compared with the film of [redacted], the left pleural effusion has grown."
+
+
+def _annotation(
+    text: str, finding: str, presence: Label, words: str, sentence: int = 0, side: str | None = None
+) -> dict[str, Any]:
+    start = text.index(words)
+    return {
+        "finding": finding, "presence": presence, "side": side, "regions": [], "degree": None, "degree_words": None,
+        "concept": finding.lower(), "words": words, "sentence": sentence, "start": start, "end": start + len(words),
+    }  # fmt: skip
+
+
 _MODEL = {
     "name": "iu-xray",
     "digest": "9f2c4e1ab0d7735c64f0e8812c9d5a3be6170f4429cd8be15a7703d2e4c1b690",
@@ -50,6 +63,11 @@ REPORT_EXAMPLE: dict[str, Any] = {
         },
     ],
     "labels": {**_NOT_MENTIONED, "Cardiomegaly": "absent", "Atelectasis": "uncertain", "Pleural Effusion": "present"},
+    "annotations": [
+        _annotation(" ".join(_TEXTS), "Cardiomegaly", "absent", "cardiomegaly"),
+        _annotation(" ".join(_TEXTS), "Pleural Effusion", "present", "effusion fills the left", 1, "left"),
+        _annotation(" ".join(_TEXTS), "Atelectasis", "uncertain", "atelectasis", 1),
+    ],
     "finding_probabilities": {"Cardiomegaly": 0.07, "Pleural Effusion": 0.62},
     "not_assessed": [],
     "reference_cases": [
@@ -57,8 +75,11 @@ REPORT_EXAMPLE: dict[str, Any] = {
             "rank": 1,
             "case_id": "CXR0000_IM-0000",
             "similarity": 0.71,
-            "findings": "Compared with the film of [redacted], the left pleural effusion has grown.",
+            "findings": _CASE_TEXT,
             "labels": {**_NOT_MENTIONED, "Pleural Effusion": "present"},
+            "annotations": [
+                _annotation(_CASE_TEXT, "Pleural Effusion", "present", "left pleural effusion", side="left")
+            ],
             "source_url": "https://openi.nlm.nih.gov/detailedresult?img=CXR0000_IM-0000-0000",
             "images": {},
         }

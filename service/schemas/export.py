@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from model.calibration.sentence_confidence import unsupported
 from model.text.labeler import FINDINGS, label_report
+from service.schemas.annotations import read_annotations
 from service.schemas.models import EDITED, ReportResponse, WarningOut
 
 MAX_FINDINGS = 20_000  # characters
@@ -87,6 +88,7 @@ class ExportRequest(BaseModel):
                 "findings": edited,
                 "sentences": kept,
                 "labels": dict(labels),
+                "annotations": read_annotations(edited, use_cache=False),
                 "not_assessed": [name for name in report.not_assessed if name in still_denied],
                 "warnings": [*warnings, WarningOut(code=EDITED, message=message)],
                 "refined": None,

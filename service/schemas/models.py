@@ -10,6 +10,7 @@ from model.calibration.ood import WARNINGS as CHECK_WARNINGS
 from model.images.dicom.header import WARNINGS as DICOM_WARNINGS
 from model.text.labeler import FINDINGS
 from model.types import MAX_TOP_K, Label
+from service.schemas.annotations import Annotations
 from service.schemas.examples import (
     CASE_EXAMPLE,
     HEALTH_EXAMPLE,
@@ -148,6 +149,7 @@ class ReferenceCaseOut(ResponseModel):
         ),
     ]
     labels: Labels
+    annotations: Annotated[Annotations, Field(description="Mentions in its text.")] = []
     source_url: str | None
     images: Pictures
 
@@ -232,6 +234,7 @@ class ReportResponse(ResponseModel):
     findings: Annotated[str, Field(description="The draft: the sentences, joined.")]
     sentences: Annotated[list[SentenceOut], Field(max_length=MAX_SENTENCES)]
     labels: Annotated[Labels, Field(description="14 CheXpert findings read from the draft; null: not mentioned.")]
+    annotations: Annotated[Annotations, Field(description="Mentions of findings in the draft.")] = []
     finding_probabilities: Annotated[
         dict[str, Annotated[float, Field(ge=0, le=1)]] | None,
         Field(
