@@ -176,6 +176,8 @@ def as_text(path: tuple[str, ...], value: Any) -> str:
             return f"frontal with probability {value:.1%}; "
         case ("image_checks", "[]", "unusual"):
             return f"{value:.1%} of radiographs look less unusual"
+        case ("places", _, "[]", "side"):
+            return "both sides" if value == "both" else value
         case ("warnings", "[]", "code"):
             return f"Warning ({value}): "
         case _:

@@ -16,14 +16,26 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
+from model.text.annotation_codes import DICOM
 from model.types import Label
-from service.formats.codes import FINDING_CODES, LABEL_CODES, LOINC, SNOMED, study_code
+from service.formats.codes import (
+    FINDING_CODES,
+    FINDING_SITE,
+    LABEL_CODES,
+    LATERALITY,
+    SEVERITY,
+    Value,
+    degree_of,
+    regions_of,
+    side_of,
+    study_code,
+)
 from service.formats.dicom_source import ExportContext, SourceImage
-from service.formats.text import assessed_labels, plain_text, unassessed_findings
+from service.formats.text import assessed_labels, located, plain_text, unassessed_findings
+from service.schemas.annotations import AnnotationOut
 from service.schemas.models import EDITED, ImageCheckOut, ModelInfo, ReferenceCaseOut, ReportResponse, SentenceOut
 
 NAMESPACE = "urn:cxr-report:fhir:"  # of private extensions and codes
-DICOM = "http://dicom.nema.org/resources/ontology/DCM"
 TERMINOLOGY = "http://terminology.hl7.org/CodeSystem/"
 CONFIDENCE = "Confidence in the sentence, 0 to 1; not the chance of a finding"
 SUPPORTED = "Whether a reference case or the images bear out what the sentence calls present or possible"
@@ -49,10 +61,10 @@ def diagnostic_report(report: ReportResponse, context: ExportContext, now: datet
     text = plain_text(report)
     sentences = [_sentence(number, sentence) for number, sentence in enumerate(report.sentences, 1)]
     edited = any(warning.code == EDITED for warning in report.warnings)
-    labels = [_label(name, label, edited) for name, label in assessed_labels(report).items() if label is not None]
+    labels, members = _labels(report, edited)
     source = context.sources[0] if context.from_pacs else SourceImage()
     subject = _subject(source)
-    observations = [{**observation, **subject} for observation in (*sentences, *labels)]
+    results, parts = ([{**each, **subject} for each in found] for found in ((*sentences, *labels), members))
     code = study_code(len(context.views))
     identifier = {"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{report.report_id}"}
     resource: Resource = _cleaned(
@@ -61,16 +73,16 @@ def diagnostic_report(report: ReportResponse, context: ExportContext, now: datet
             "meta": {"security": [_coding(TERMINOLOGY + "v3-ObservationValue", *_ASSERTED_BY_AI)]},
             "language": "en",
             "text": {"status": "generated", "div": _narrative(text)},
-            "contained": [_device(report.model), _provenance(identifier, issued, edited), *observations],
+            "contained": [_device(report.model), _provenance(identifier, issued, edited), *results, *parts],
             "extension": [*_extensions(report), *_stored(context)],
             "identifier": [identifier],
             "status": "preliminary",
             "category": [{"coding": [_coding(TERMINOLOGY + "v2-0074", "RAD", "Radiology")]}],
-            "code": {"coding": [_coding(LOINC, *code)], "text": code.meaning},
+            "code": {"coding": [_coding(*code)], "text": code.display},
             **subject,
             **_study(source),
             "issued": issued,
-            "result": [{"reference": f"#{observation['id']}"} for observation in observations],
+            "result": [_reference(result) for result in results],
             "conclusion": f"{report.findings}\n\n{report.disclaimer}" if report.findings else report.disclaimer,
             "presentedForm": [
                 {
@@ -132,12 +144,52 @@ def _sentence(number: int, sentence: SentenceOut) -> Resource:
     }
 
 
+def _labels(report: ReportResponse, edited: bool) -> tuple[list[Resource], list[Resource]]:
+    """One Observation for each label, and the members of those that a draft places in several ways."""
+    labels: list[Resource] = []
+    members: list[Resource] = []
+    places = {name: [_place(each) for each in found] for name, found in located(report).items()}
+    for name, label in assessed_labels(report).items():
+        if label is None:
+            continue
+        observation = _label(name, label, edited)
+        of_label = places.get(name, [])
+        if len(of_label) == 1:
+            observation |= of_label[0]
+        elif of_label:
+            numbered = enumerate(of_label, 1)
+            parts = [{**observation, "id": f"{observation['id']}-{number}", **place} for number, place in numbered]
+            observation["hasMember"] = [_reference(part) for part in parts]
+            members += parts
+        labels.append(observation)
+    return labels, members
+
+
+def _place(annotation: AnnotationOut) -> Resource:
+    """Body site, laterality and severity; several regions are components, as an Observation has one body site."""
+    regions = regions_of(annotation)
+    sites = [(FINDING_SITE, region) for region in regions if len(regions) > 1]
+    parts = [*sites, (LATERALITY, side_of(annotation)), (SEVERITY, degree_of(annotation))]
+    return {
+        "bodySite": _concept(regions[0]) if len(regions) == 1 else {"text": ", ".join(annotation.regions)},
+        "component": [
+            {"code": {"coding": [_coding(*name)]}, "valueCodeableConcept": _concept(value)}
+            for name, value in parts
+            if value
+        ],
+    }
+
+
+def _concept(value: Value) -> Resource:
+    return {"coding": [_coding(*value.code)] if value.code else [], "text": value.words}
+
+
 def _label(name: str, label: Label, edited: bool) -> Resource:
     coded = FINDING_CODES.get(name)
     resource = {
         **_observation("label-" + name.lower().replace(" ", "-")),
-        "code": {"coding": [_coding(SNOMED, *coded)] if coded else [], "text": name},
-        "valueCodeableConcept": {"coding": [_coding(SNOMED, *LABEL_CODES[label])], "text": label},
+        "code": {"coding": [_coding(*coded)] if coded else [], "text": name},
+        "valueCodeableConcept": {"coding": [_coding(*LABEL_CODES[label])], "text": label},
         "method": {"text": READ_FROM_EDIT if edited else READ_FROM_DRAFT},
     }
     if edited:
@@ -237,6 +289,10 @@ def _case(case: ReferenceCaseOut) -> Iterator[Resource]:
         if label is not None:
             parts = [{"url": "finding", "valueString": name}, {"url": "label", "valueCode": label}]
             yield {"url": "label", "extension": parts}
+
+
+def _reference(contained: Resource) -> Resource:
+    return {"reference": f"#{contained['id']}"}
 
 
 def _coding(system: str, code: str, display: str) -> Resource:

@@ -32,13 +32,35 @@ from highdicom.sr import (
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
+from model.text.annotation_codes import DICOM, SNOMED, Code
 from model.types import Label
-from service.formats.codes import FINDING_CODES, LABEL_CODES, Code, study_code
+from service.formats.codes import (
+    FINDING_CODES,
+    FINDING_SITE,
+    LABEL_CODES,
+    LATERALITY,
+    LOINC,
+    SEVERITY,
+    Value,
+    degree_of,
+    regions_of,
+    side_of,
+    study_code,
+)
 from service.formats.dicom_source import SourceImage, StoredReport, uid_of, unsupported_reason
-from service.formats.text import NOTHING_WRITTEN, assessed_labels, named_labels, rewritten_by, unassessed_lines
+from service.formats.text import (
+    NOTHING_WRITTEN,
+    assessed_labels,
+    located,
+    named_labels,
+    rewritten_by,
+    unassessed_lines,
+)
+from service.schemas.annotations import AnnotationOut
 from service.schemas.models import ImageCheckOut, ModelInfo, ReferenceCaseOut, RefinedOut, ReportResponse, SentenceOut
 
 MANUFACTURER = "cxr-report"
+SCHEMES = {DICOM: "DCM", LOINC: "LN", SNOMED: "SCT"}
 SCHEME = "99CXRREPORT"  # of the private codes below; DICOM reserves 99… for such schemes
 SERIES_DESCRIPTION = "AI draft findings, not verified"
 SERIES_NUMBER = 9900
@@ -49,7 +71,7 @@ FINDINGS = CodedConcept("59776-5", "LN", "Findings")  # CID 7001
 FINDING = CodedConcept("121071", "DCM", "Finding")  # CID 7002
 COMMENT = CodedConcept("121106", "DCM", "Comment")
 ENGLISH = CodedConcept("en", "RFC5646", "English")
-ABSENT = Code("272519000", "Absent")  # of DICOM's CID 240; SNOMED CT has two concepts of this name
+ABSENT = Code(SNOMED, "272519000", "Absent")  # of DICOM's CID 240; SNOMED CT has two concepts of this name
 _UNREADABLE = "The {} of an image could not be read in the character set that the image declares; it is left out."
 _LONG_ACCESSION = "The AccessionNumber of an image has more than 16 characters; it is left out."
 _LO = 64  # maximum length of DICOM's VR LO
@@ -140,7 +162,7 @@ def _root(report: ReportResponse, views: int, sources: Sequence[SourceImage]) ->
     findings = [_sentence(sentence, sources) for sentence in report.sentences]
     items = ContentSequence()
     items.extend(LanguageOfContentItemAndDescendants(ENGLISH))
-    procedure = _concept(study_code(views), "LN")
+    procedure = _concept(study_code(views))
     items.append(CodeContentItem(codes.DCM.ProcedureReported, procedure, relationship_type="HAS CONCEPT MOD"))
     items.extend(ObservationContext(observer_device_context=_observer(report.model)))
     items.append(_text(_private_code("disclaimer", "Disclaimer"), report.disclaimer))
@@ -197,18 +219,41 @@ def _refined(refined: RefinedOut) -> str:
 
 def _labels(report: ReportResponse) -> ContentItem:
     items: list[ContentItem] = []
+    places = located(report)
     for name, label in assessed_labels(report).items():
         if label is not None:
-            coded = FINDING_CODES.get(name)
-            concept = _concept(coded, "SCT") if coded else _private_code(name.lower().replace(" ", "_")[:_SH], name)
-            items.append(CodeContentItem(concept, _label(label), relationship_type="CONTAINS"))
+            items += [_label(name, label, place) for place in places.get(name, [None])]
     items += [_text(COMMENT, line) for line in unassessed_lines(report)]
     heading = _private_code("labels", "Labels read from the draft's text by rules")
     return _container(heading, items or [_text(COMMENT, "The draft mentions none of the 14 findings.")])
 
 
-def _label(label: Label) -> CodedConcept:
-    return _concept(ABSENT if label == "absent" else LABEL_CODES[label], "SCT")
+def _label(name: str, label: Label, place: AnnotationOut | None) -> ContentItem:
+    """A finding with its finding sites, their laterality (TID 300) and its severity."""
+    coded = FINDING_CODES.get(name)
+    concept = _concept(coded) if coded else _private_code(name.lower().replace(" ", "_")[:_SH], name)
+    value = _concept(ABSENT if label == "absent" else LABEL_CODES[label])
+    item = CodeContentItem(concept, value, relationship_type="CONTAINS")
+    if place is not None:
+        item.ContentSequence = ContentSequence(_place(place))
+    return item
+
+
+def _place(annotation: AnnotationOut) -> list[ContentItem]:
+    items = [_property(FINDING_SITE, region) for region in regions_of(annotation)]
+    if side := side_of(annotation):
+        for site in items:
+            site.ContentSequence = ContentSequence([_property(LATERALITY, side)])
+        items = items or [_property(LATERALITY, side)]
+    if degree := degree_of(annotation):
+        items.append(_property(SEVERITY, degree, "HAS PROPERTIES"))
+    return items
+
+
+def _property(name: Code, value: Value, relationship: str = "HAS CONCEPT MOD") -> ContentItem:
+    if value.code is None:
+        return TextContentItem(_concept(name), value.words, relationship_type=relationship)
+    return CodeContentItem(_concept(name), _concept(value.code), relationship_type=relationship)
 
 
 def _check(number: int, check: ImageCheckOut) -> ContentItem:
@@ -253,5 +298,5 @@ def _private_code(value: str, meaning: str) -> CodedConcept:
     return CodedConcept(value, SCHEME, meaning)
 
 
-def _concept(code: Code, scheme: str) -> CodedConcept:
-    return CodedConcept(code.value, scheme, code.meaning)
+def _concept(code: Code) -> CodedConcept:
+    return CodedConcept(code.code, SCHEMES[code.system], code.display)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from service.schemas.annotations import AnnotationOut
 from service.schemas.models import ImageCheckOut, Labels, ReferenceCaseOut, ReportResponse, SentenceOut
 
 NOTHING_WRITTEN = "(nothing was written)"
@@ -17,7 +18,7 @@ def plain_text(report: ReportResponse) -> str:
     lines += [_sentence_line(sentence) for sentence in report.sentences]
     if report.refined is not None:
         lines += ["", f"{rewritten_by(report.refined.model)}:", f"  {report.refined.text}"]
-    lines += ["", f"Labels: {named_labels(assessed_labels(report)) or 'none'}"]
+    lines += ["", f"Labels: {named_labels(assessed_labels(report), located(report)) or 'none'}"]
     lines += unassessed_lines(report)
     lines += _case_lines(report.reference_cases)
     lines += [_check_line(number, check) for number, check in enumerate(report.image_checks, 1)]
@@ -32,9 +33,28 @@ def rewritten_by(model: str) -> str:
     return f"Rewritten by the language model {model}, not the draft"
 
 
-def named_labels(labels: Labels) -> str:
-    """``Cardiomegaly: absent, Edema: present``; only findings that the text mentions."""
-    return ", ".join(f"{name}: {label}" for name, label in labels.items() if label is not None)
+def named_labels(labels: Labels, places: Mapping[str, Sequence[AnnotationOut]] | None = None) -> str:
+    """``Cardiomegaly: absent, Edema: present (both sides, mild)``; only findings that the text mentions."""
+    shown = {name: f" ({'; '.join(map(place, found))})" for name, found in (places or {}).items()}
+    return ", ".join(f"{name}: {label}{shown.get(name, '')}" for name, label in labels.items() if label is not None)
+
+
+def located(report: ReportResponse) -> dict[str, list[AnnotationOut]]:
+    """Finding -> its annotations with a side, region or degree that agree with its label; equal ones once.
+
+    Denied findings have none: "no large effusion" does not deny a small one.
+    """
+    found: dict[str, dict[str, AnnotationOut]] = {}
+    for each in report.annotations:
+        if each.presence == report.labels.get(each.finding) != "absent" and (where := place(each)):
+            found.setdefault(each.finding, {}).setdefault(where, each)
+    return {name: list(places.values()) for name, places in found.items()}
+
+
+def place(annotation: AnnotationOut) -> str:
+    """``left, lower lobe, small``: side, regions and degree; empty without them."""
+    side = "both sides" if annotation.side == "both" else annotation.side
+    return ", ".join(filter(None, (side, *annotation.regions, annotation.degree_words or annotation.degree)))
 
 
 def assessed_labels(report: ReportResponse) -> Labels:

@@ -14,9 +14,11 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
-from model.text.labeler import FINDINGS
+from model.text.annotation_codes import CODES
+from model.text.labeler import FINDINGS, label_report
 from service.formats.codes import FINDING_CODES
-from service.formats.text import NOT_ASSESSED
+from service.formats.text import NOT_ASSESSED, located
+from service.schemas.annotations import read_annotations
 from service.schemas.examples import REPORT_EXAMPLE
 from service.schemas.models import ReportResponse
 from tests.support import dicom as drawn
@@ -25,6 +27,7 @@ from tests.support.service import scene
 JSON_ONLY = {
     "timings_ms",  # durations
     "finding_probabilities",
+    "annotations",  # the formats have places instead
 }
 SENTENCE_FIELDS = ("text", "confidence", "supported")  # the labels follow from the text; the attention is in JSON only
 MODEL_SHOWN = {"name", "digest", "licence"}  # the digest names the rest of the model's configuration
@@ -37,6 +40,12 @@ def example(**changes: Any) -> ReportResponse:
 
 def _sentence(text: str) -> dict[str, Any]:
     return {"text": text, "confidence": 1.0, "labels": {}, "supported": None, "attention": None}
+
+
+def written_as(findings: str) -> ReportResponse:
+    """The example with other findings, and what the labeler and the reader of annotations find in them."""
+    labels, annotations = label_report(findings), read_annotations(findings)
+    return example(findings=findings, sentences=[_sentence(findings)], labels=labels, annotations=annotations)
 
 
 def answers() -> dict[str, ReportResponse]:
@@ -68,6 +77,10 @@ def answers() -> dict[str, ReportResponse]:
             labels={**nothing, "Cardiomegaly": "absent", "Edema": "absent", "Pneumothorax": "absent"},
             not_assessed=["Cardiomegaly", "Pneumothorax"],
         ),
+        "sides, regions and degrees": written_as(
+            "Small left pleural effusion. Moderate right effusion. Scarring at the right base and apex. "
+            "Mild cardiomegaly. Possible nodule behind the heart. No large pneumothorax."
+        ),
         "nothing assessed": example(labels={**nothing, "Pneumothorax": "absent"}, not_assessed=["Pneumothorax"]),
         "awkward characters": example(findings=awkward, sentences=[_sentence(awkward)]),
     }
@@ -84,8 +97,12 @@ def facts(report: ReportResponse) -> dict[str, Any]:
         for part in expected["sentences"]
     ]
     expected["labels"] |= dict.fromkeys(expected["not_assessed"])
+    expected["places"] = {
+        name: [{"side": each.side, "regions": each.regions, "degree": each.degree_words} for each in found]
+        for name, found in located(report).items()
+    }
     for case in expected["reference_cases"]:
-        del case["images"]  # addresses of this service
+        del case["images"], case["annotations"]  # addresses of this service; what is read from the text
     expected["model"] = {name: value for name, value in expected["model"].items() if name in MODEL_SHOWN}
     return expected
 
@@ -99,13 +116,20 @@ def facts_of_fhir(resource: dict[str, Any]) -> dict[str, Any]:
         extensions.setdefault(extension["url"].removeprefix("urn:cxr-report:fhir:"), []).append(extension)
     (disclaimer,) = (extension["valueString"] for extension in extensions["disclaimer"])
     device = by_id["model"]
-    coded = (result for result in results if "valueCodeableConcept" in result)
+    coded = [result for result in results if "valueCodeableConcept" in result]
     labels = {result["code"]["text"]: result["valueCodeableConcept"]["text"] for result in coded}
+    members = {
+        result["code"]["text"]: [by_id[part["reference"].removeprefix("#")] for part in result.get("hasMember", [])]
+        or [result]
+        for result in coded
+        if {"hasMember", "bodySite", "component"} & set(result)
+    }
     return {
         "report_id": resource["identifier"][0]["value"].removeprefix("urn:uuid:"),
         "findings": resource["conclusion"].removesuffix(disclaimer).removesuffix("\n\n"),
         "sentences": [_fhir_sentence(result) for result in results if "valueString" in result],
         "labels": dict.fromkeys(FINDINGS) | labels,
+        "places": {name: [_fhir_place(part) for part in parts] for name, parts in members.items()},
         "not_assessed": [extension["valueString"] for extension in extensions.get("not-assessed", [])],
         "reference_cases": [_fhir_case(extension) for extension in extensions.get("reference-case", [])],
         "image_checks": [
@@ -154,6 +178,15 @@ def _fhir_sentence(observation: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _fhir_place(observation: dict[str, Any]) -> dict[str, Any]:
+    parts: dict[str, list[str]] = {}
+    for part in observation.get("component", []):
+        parts.setdefault(part["code"]["coding"][0]["code"], []).append(part["valueCodeableConcept"]["text"])
+    region = [observation["bodySite"]["text"]] if "bodySite" in observation else []
+    side, degree = (next(iter(parts.get(code, [])), None) for code in ("272741003", "246112005"))
+    return {"side": side, "regions": parts.get("363698007", region), "degree": degree}
+
+
 def _fhir_refined(extensions: list[dict[str, Any]]) -> dict[str, str] | None:
     return {part["url"]: part["valueString"] for part in extensions[0]["extension"]} if extensions else None
 
@@ -175,22 +208,26 @@ def facts_of_sr(dataset: Dataset) -> dict[str, Any]:
     """The facts of a structured report."""
     root = {_code(item): item for item in dataset.ContentSequence}
     shown = {_code(item): item for item in dataset.ContentSequence if item.RelationshipType == "HAS OBS CONTEXT"}
-    names = {code.value: name for name, code in FINDING_CODES.items()}
+    names = {code.code: name for name, code in FINDING_CODES.items()}
     findings = [item for item in root["59776-5"].ContentSequence if "ContentSequence" in item]
     labels = dict.fromkeys(FINDINGS)
     unassessed: list[str] = []
+    places: dict[str, list[dict[str, Any]]] = {}
     for item in root["labels"].ContentSequence:
         if item.ValueType == "TEXT" and item.TextValue.startswith(f"{NOT_ASSESSED}: "):
             unassessed = item.TextValue.removeprefix(f"{NOT_ASSESSED}: ").split(", ")
         if item.ValueType == "CODE":
             name = names.get(_code(item), item.ConceptNameCodeSequence[0].CodeMeaning)
             labels[name] = item.ConceptCodeSequence[0].CodeMeaning.lower()
+            if "ContentSequence" in item:
+                places.setdefault(name, []).append(_sr_place(item))
     texts = [item.TextValue for item in findings]
     return {
         "report_id": _uuid(dataset.SOPInstanceUID),
         "findings": " ".join(texts),
         "sentences": [_sr_sentence(item) for item in findings],
         "labels": labels,
+        "places": places,
         "not_assessed": unassessed,
         "reference_cases": [_sr_case(item) for item in dataset.ContentSequence if _code(item) == "reference_case"],
         "image_checks": [_sr_check(item) for item in dataset.ContentSequence if _code(item) == "image_check"],
@@ -217,6 +254,17 @@ def _sr_sentence(item: Dataset) -> dict[str, Any]:
         "confidence": _value(parts["confidence"]) if "confidence" in parts else None,
         "supported": None if supported is None else supported == "Yes",
     }
+
+
+def _sr_place(item: Dataset) -> dict[str, Any]:
+    """In the words of the annotations: a code stands for its name."""
+    words = {code.code: name for terms in CODES.values() for name, code in terms.items()}
+    found: dict[str, list[str]] = {}
+    for part in (each for child in item.ContentSequence for each in (child, *child.get("ContentSequence", []))):
+        value = words[part.ConceptCodeSequence[0].CodeValue] if part.ValueType == "CODE" else part.TextValue
+        found.setdefault(_code(part), []).append(value)
+    side, degree = (next(iter(found.get(code, [])), None) for code in ("272741003", "246112005"))
+    return {"side": side, "regions": found.get("363698007", []), "degree": degree}
 
 
 def _sr_check(container: Dataset) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from model.bundle import load_bundle, write_bundle
 from model.config import BundleConfig, DecodingConfig, ModelConfig, PreprocessingConfig, RetrievalConfig
@@ -92,6 +93,7 @@ def tiny_consensus(index: ReportIndex) -> MbrTable:
 def write_tiny_bundle(
     path: Path, *, seed: int = 0, retrieval: bool = True, texts: bool = True, name: str = "tiny", min_length: int = 6,
     decoding: DecodingConfig | None = None, full_stops: float = 0.0, finding_head: bool = False, writer: str = "cmn",
+    says: str | None = None,
 ) -> Path:  # fmt: skip
     """Write a real, untrained bundle and return its path.
 
@@ -100,10 +102,13 @@ def write_tiny_bundle(
         full_stops: added to the logit of the full stop, so that sentences end.
         finding_head: with a random finding classifier, and drafts that name findings.
         writer: of the model.
+        says: the draft of every study, which the model is trained to write; needs ``retrieval=False``.
     """
     changes = {"writer": writer, "finding_head": finding_head}
     model = tiny_model(seed, **changes) if retrieval else tiny_model(seed, retrieval_k=0, **changes)
     decoding = decoding or DecodingConfig(min_length=min_length)
+    if says is not None:
+        _teach(model, says)
     with torch.no_grad():
         model.to_words.bias[tiny_tokenizer().id_of(".")] += full_stops
         if finding_head:
@@ -130,6 +135,17 @@ def write_tiny_bundle(
         weights_dtype="fp32",
     )  # fmt: skip
     return path
+
+
+def _teach(model: ReportModel, report: str, steps: int = 25) -> None:
+    ids = torch.tensor([tiny_tokenizer().encode(report, model.config.max_length)])
+    optimizer = torch.optim.Adam((p for n, p in model.named_parameters() if "backbone" not in n), lr=3e-3)
+    for _ in range(steps):
+        logits = model(model.encode(random_patches(model, 1)), ids[:, :-1])
+        loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
 
 
 def write_denying_bundle(path: Path) -> Path:
