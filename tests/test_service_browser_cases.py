@@ -1,15 +1,17 @@
-"""The page in a real browser with added cases whose texts and addresses are hostile."""
+"""The page in a real browser: cases compared with the draft, folded, and with hostile texts and addresses."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-from tests.support.browser import choose, draft, open_page, texts
+from service.schemas.examples import REPORT_EXAMPLE
+from tests.support.browser import answered, choose, draft, edit, open_page, texts
+from tests.support.formats import written_as
 from tests.support.index import add_picture
 from tests.support.service import AUTHORIZED, KEY, live_server
 
@@ -82,3 +84,51 @@ def test_case_with_markup_is_shown_as_text(hostile: Page) -> None:
     assert set(links) == {"https:"}
     assert hostile.evaluate("window.hacked") is None
     assert set(ADDRESSES) <= set(texts(hostile, "#cases code"))
+
+
+# --- compared with the draft ------------------------------------------------------------------------------------------
+
+
+def answer_with_cases(findings: str, *cases: str) -> dict[str, Any]:
+    """An answer whose draft and cases have these texts, with what is read from each."""
+    read = ("findings", "labels", "annotations")
+    found = [{name: part for name, part in written_as(text).model_dump().items() if name in read} for text in cases]
+    (case,) = REPORT_EXAMPLE["reference_cases"]
+    listed = [{**case, "rank": number, **each} for number, each in enumerate(found, 1)]
+    return {**written_as(findings).model_dump(), "reference_cases": listed}
+
+
+def test_case_with_the_finding_on_another_side_or_in_another_degree_is_marked(page: Page) -> None:
+    cases = {
+        "Small left effusion. Edema.": ["as in the draft", "as in the draft"],
+        "Small right effusion. Edema.": ["other side", "as in the draft"],
+        "Large left effusion. Severe edema.": ["other degree", "other degree"],
+        "Bilateral effusions. Mild edema.": ["as in the draft", "as in the draft"],
+    }
+    answered(page, answer_with_cases("Small left pleural effusion. Mild edema.", *cases))
+    for number, expected in enumerate(cases.values(), 1):
+        chip = f"#cases > li:nth-child({number}) .chip[data-finding='{{}}'] .relation"
+        assert [page.locator(chip.format(name)).inner_text() for name in ("Pleural Effusion", "Edema")] == expected
+    assert texts(page, "#cases .chip.other .place") == [" · right · small"]
+    assert texts(page, "#cases li:last-child .place") == [" · mild", " · both sides"]
+
+
+def test_chosen_finding_folds_the_cases_that_do_not_name_it(page: Page) -> None:
+    answered(page, answer_with_cases("Left effusion. Large heart.", "No effusion.", "Small effusion.", "Fracture."))
+    chip, cases = page.locator("#labels button.chip[data-finding='Pleural Effusion']"), page.locator("#cases")
+    shown = "list => [...list.children].map((item) => item.querySelector('.case-body').checkVisibility())"
+    chip.focus()
+    page.keyboard.press("Enter")
+    assert chip.get_attribute("aria-pressed") == "true"
+    assert cases.evaluate(shown) == [False, True, False]
+    note = "Pleural Effusion: named by 1 of 3 reference cases. The others are folded."
+    assert page.locator("#cases-folded").inner_text() == note
+    edit(page, "Right effusion.")
+    page.wait_for_function("() => document.getElementById('labels-title').textContent.includes('edited')")
+    assert cases.evaluate(shown) == [False, True, False], "the edit keeps the finding"
+    page.emulate_media(media="print")
+    assert cases.evaluate(shown) == [True, True, True]
+    page.emulate_media(media="screen")
+    chip.click()
+    assert cases.evaluate(shown) == [True, True, True]
+    assert page.locator("#cases-folded").inner_text() == ""

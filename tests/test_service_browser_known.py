@@ -41,7 +41,7 @@ def chip(page: Page, finding: str) -> Any:
 def test_each_finding_has_the_label_and_the_probability_of_the_classifier(page: Page) -> None:
     answered(page, KNOWN)
     words = " ".join(chip(page, "Pleural Effusion").inner_text().split())
-    assert words == "Pleural Effusion : present , probability 62%"
+    assert words == "Pleural Effusion : present · left , probability 62%"
     assert chip(page, "Cardiomegaly").inner_text().endswith("7%")
     assert "%" not in chip(page, "Atelectasis").inner_text(), "it has no fit"
     rest = page.locator("#labels .rest").inner_text()

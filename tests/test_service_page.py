@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 import httpx
 import pytest
 
+from model.text.annotation_terms import BONES, REGIONS
+from model.text.annotations import DEGREES
 from model.text.labeler import FINDINGS
 from service.routes.system import STATIC
 from service.schemas.examples import DISCLAIMER
@@ -162,7 +164,8 @@ def dictionary(name: str) -> dict[str, str]:
     return dict(found)
 
 
-SERVICE_KEYS = ("finding.", "warning.", "problem.", "remedy.")  # translations of the service's English texts
+# translations of the service's English texts
+SERVICE_KEYS = ("finding.", "region.", "degree.", "warning.", "problem.", "remedy.")
 
 
 def test_both_dictionaries_have_the_same_keys() -> None:
@@ -182,7 +185,8 @@ def test_chinese_dictionary_covers_findings_and_warnings() -> None:
     tables = re.findall(r"^\| ?warning ?\| ?meaning ?\|\n(?:\|.*\n)+", guide, re.M)
     warnings = set(re.findall(r"^\| ?`(\w+)` ?\|", "".join(tables), re.M))
     assert {"missing_view", "view_mismatch", "refine_added"} <= warnings
-    needed = {f"finding.{name}" for name in FINDINGS}
+    needed = {f"finding.{name}" for name in FINDINGS} | {f"degree.{name}" for name in DEGREES}
+    needed |= {f"region.{name}" for name, _ in (*REGIONS, *BONES)}
     needed |= {f"problem.{code}" for code in CODES} | {f"warning.{code}" for code in warnings}
     assert needed <= set(chinese), needed - set(chinese)
     remedies = {key.removeprefix("remedy.") for key in chinese if key.startswith("remedy.")}

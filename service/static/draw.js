@@ -1,8 +1,8 @@
 // Draws a report. Text is inserted as text nodes, never as markup.
 
 import { fetchPicture } from "./api.js";
-import { findingsCompared } from "./compare.js";
-import { count, finding, stage, t, warningWords } from "./i18n.js";
+import { annotationsOf, findingsCompared } from "./compare.js";
+import { count, finding, stage, t, term, warningWords } from "./i18n.js";
 
 const LOW_CONFIDENCE = { words: 0.5, calibrated: 0.25 }; // a sentence with less is marked as doubtful
 const MIN_CASE_SHARE = 0.005; // of the attention; smaller shares are not shown
@@ -35,17 +35,33 @@ function measure(share, amount, name, low = false) {
   );
 }
 
-function chip(name, label, extra = "") {
+/**
+ * A finding with its label, and with its sides and degrees; its regions are in the tooltip.
+ * @param {object[]} places annotations
+ * @param {{tag?: string, extra?: string}} options
+ */
+function chip(name, label, places, { tag = "span", extra = "" } = {}) {
   const kind = name === "No Finding" && label === "present" ? "calm" : label; // a normal result, not a finding
   const node = element(
-    "span",
-    { className: `chip ${kind} ${extra}` },
-    finding(name),
+    tag,
+    { className: `chip ${kind} ${extra}`, ...(tag === "button" ? { type: "button" } : {}) },
+    element("span", { className: "name" }, finding(name)),
     element("span", { className: "unseen" }, `: ${t(`label.${label}`)}`),
   );
+  const shown = distinct(places.map((place) => words({ ...place, regions: [] }).join(" · "))).join(" / ");
+  if (shown) node.append(element("span", { className: "place" }, ` · ${shown}`));
+  node.title = distinct(places.map((place) => words(place).join(t("list")))).join(t("list.long"));
   node.dataset.finding = name;
   return node;
 }
+
+const distinct = (texts) => [...new Set(texts.filter((text) => text !== ""))];
+
+const words = ({ side, regions, degree, degree_words: written }) => [
+  ...(side ? [t(`side.${side}`)] : []),
+  ...regions.map((name) => term("region", name)),
+  ...(degree ? [term("degree", degree, written)] : []),
+];
 
 /**
  * A sentence of the draft as a list item.
@@ -76,17 +92,19 @@ export function sentenceItem({ text, confidence, supported, attention, evidence,
 /**
  * The findings of a report: the label of the draft, and the probability by the classifier where there is one.
  * A denied finding that the model does not assess has neither a percentage nor the colour of an absent one.
+ * Where there are cases, a finding is a button that folds those without it.
  */
-export function drawLabels(root, { labels, finding_probabilities: chances, not_assessed: unassessed, model }, unusual) {
+export function drawLabels(root, { labels, annotations, finding_probabilities: chances, not_assessed: unassessed, model, reference_cases: cases }, unusual) {
   const chanceOf = (name) => (unusual ? undefined : chances?.[name]);
   const entries = Object.entries(labels);
   const chips = LABEL_ORDER.flatMap((label) =>
     entries.filter(([, value]) => value === label).map(([name]) => {
       const isAssessed = label !== "absent" || !unassessed?.includes(name);
-      const node = isAssessed ? chip(name, label) : unassessedChip(name);
+      const tag = cases.length > 0 && name !== "No Finding" ? "button" : "span";
+      const node = isAssessed ? chip(name, label, annotationsOf({ labels, annotations }, name), { tag }) : unassessedChip(name);
       if (isAssessed && chanceOf(name) !== undefined) node.append(chanceMark(chanceOf(name)));
       const record = model.findings?.[name];
-      if (record) node.title = recordWords(record);
+      if (record) node.title = distinct([node.title, recordWords(record)]).join("\n");
       if (record && !isAssessed) node.append(element("span", { className: "unseen" }, ` ${recordWords(record)}`));
       return node;
     }),
@@ -131,8 +149,8 @@ export function drawChecks(list, checks, sentViews) {
 }
 
 /**
- * The reference cases, compared with the labels of the current findings.
- * @param {object|null} draft labels; null while the draft is incomplete
+ * The reference cases, compared with the current findings.
+ * @param {{labels: object, annotations: object[]}|null} draft null while the draft is incomplete
  */
 export function drawCases(list, note, cases, draft) {
   list.replaceChildren(...cases.map((found) => drawCase(found, draft)));
@@ -140,7 +158,7 @@ export function drawCases(list, note, cases, draft) {
   else note.textContent = t(cases.some(({ findings }) => findings !== null) ? "cases.others" : "cases.hydrate");
 }
 
-function drawCase({ rank, case_id: id, similarity, findings, labels, source_url: url, images }, draft) {
+function drawCase({ rank, case_id: id, similarity, findings, labels, annotations, source_url: url, images }, draft) {
   const head = element(
     "div",
     { className: "case-head" },
@@ -153,7 +171,7 @@ function drawCase({ rank, case_id: id, similarity, findings, labels, source_url:
     findings === null
       ? element("p", { className: "case-text none" }, t("case.none"))
       : element("p", { className: "case-text", lang: "en" }, ...markRedactions(findings));
-  const foot = element("div", { className: "case-foot" }, ...caseFindings(labels, draft));
+  const foot = element("div", { className: "case-foot" }, ...caseFindings({ labels, annotations }, draft));
   const source = webAddress(url);
   if (source) {
     const link = element("a", { href: url, target: "_blank", rel: "noopener noreferrer" }, t("source", { host: source.host }));
@@ -163,8 +181,12 @@ function drawCase({ rank, case_id: id, similarity, findings, labels, source_url:
   const body = element("div", { className: "case-body" }, element("div", {}, text, foot));
   const views = Object.entries(images ?? {});
   if (views.length) body.prepend(element("div", { className: "case-images" }, ...views.map(([view, address]) => casePicture(id, view, address))));
-  return element("li", {}, head, body);
+  const item = element("li", {}, head, body);
+  item.dataset.named = namedIn(labels).join("|");
+  return item;
 }
+
+const namedIn = (labels) => ["present", "uncertain"].flatMap((label) => Object.keys(labels).filter((name) => labels[name] === label));
 
 /** The parsed http or https address; null for anything else, such as an invalid IPv4 address. */
 function webAddress(text) {
@@ -195,13 +217,15 @@ function casePicture(id, view, address) {
   return image;
 }
 
-function caseFindings(labels, draft) {
-  const named = ["present", "uncertain"].flatMap((label) => Object.keys(labels).filter((name) => labels[name] === label));
-  if (draft === null) return [element("div", { className: "labels" }, ...named.map((name) => chip(name, labels[name])))];
-  const { relations, missing, denied } = findingsCompared(draft, labels);
+function caseFindings(found, draft) {
+  const { labels } = found;
+  const named = namedIn(labels);
+  const chipOf = (name, extra) => chip(name, labels[name], annotationsOf(found, name), { extra });
+  if (draft === null) return [element("div", { className: "labels" }, ...named.map((name) => chipOf(name)))];
+  const { relations, missing, denied } = findingsCompared(draft, found);
   const chips = named.map((name) => {
     const relation = relations[name]; // none: No Finding
-    const node = chip(name, labels[name], relation && relation !== "both" ? "other" : "");
+    const node = chipOf(name, ["side", "only", "denied"].includes(relation) ? "other" : "");
     if (relation) node.append(element("span", { className: "relation" }, t(`case.${relation}`)));
     return node;
   });

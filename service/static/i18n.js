@@ -27,6 +27,9 @@ export const count = (key, number) => t(`${key}.${number === 1 ? "one" : "many"}
 
 export const finding = (name) => LANGUAGES[language][`finding.${name}`] ?? name;
 
+/** A region or degree of the service; in English as it was written. */
+export const term = (kind, name, written = name) => LANGUAGES[language][`${kind}.${name}`] ?? written;
+
 /** A processing stage, by the name that the service uses. */
 export const stage = (name) => LANGUAGES[language][`stage.${name}`] ?? en[`stage.${name}`] ?? name;
 

@@ -1,4 +1,4 @@
-// The labels of the current text: those of the draft, or those that the service reads from the reader's edit.
+// The labels and annotations of the current text: those of the draft, or those that the service reads from the reader's edit.
 
 import { editedReport } from "./save.js";
 
@@ -41,8 +41,8 @@ export class EditedLabels {
   }
 
   /** `source` is the key of the heading. */
-  #use({ labels, not_assessed }, source) {
-    Object.assign(this, { labels, not_assessed, source });
+  #use({ labels, annotations, not_assessed }, source) {
+    Object.assign(this, { labels, annotations, not_assessed, source });
   }
 
   async #request(text) {

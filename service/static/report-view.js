@@ -2,6 +2,7 @@
 
 import { sentencesOf } from "./compare.js";
 import { drawCases, drawCaseWeights, drawChecks, drawLabels, drawMade, drawWarnings } from "./draw.js";
+import { CaseFilter } from "./case-filter.js";
 import { Editor } from "./edit.js";
 import { t } from "./i18n.js";
 import { EditedLabels } from "./labels.js";
@@ -27,6 +28,7 @@ export class ReportView {
     });
     this.editor = new Editor(root, () => this.#onEdit(), (text) => this.labels.follow(text));
     this.labels = new EditedLabels(() => this.#drawLabels());
+    this.filter = new CaseFilter(root);
   }
 
   get isArriving() {
@@ -60,11 +62,12 @@ export class ReportView {
     this.result.classList.add("arriving");
     this.question.draw(null);
     this.#held = [];
+    this.filter.reset();
     this.editor.close(); // keep the edited text in case this draft fails
     this.sentences.draw([], true); // calibration is unknown yet: use the lower threshold for doubt
     for (const id of ["warnings", "labels", "checks", "made"]) this.byId(id).replaceChildren();
     this.sentences.list.hidden = false;
-    for (const id of ["refined", "edited-note", "models-draft", "legend-hidden", "legend-chances"]) this.byId(id).hidden = true;
+    for (const id of ["refined", "edited-note", "models-draft", "legend-hidden", "legend-chances", "legend-fold"]) this.byId(id).hidden = true;
     this.setStale(false);
   }
 
@@ -77,6 +80,7 @@ export class ReportView {
     this.byId("draft-body").hidden = false;
     this.editor.reset(report.findings);
     this.labels.reset(report, sent);
+    this.filter.reset();
     this.draw();
     this.setStale(false);
   }
@@ -142,12 +146,14 @@ export class ReportView {
   /** Draw the labels of the current text, and the cases compared with them. */
   #drawLabels() {
     const { current } = this;
-    const { labels, not_assessed, source } = this.labels;
+    const { labels, annotations, not_assessed, source } = this.labels;
     const unusual = isUnusual(current);
     this.#setText("labels-title", source);
-    drawLabels(this.byId("labels"), { ...current, labels, not_assessed }, unusual);
+    drawLabels(this.byId("labels"), { ...current, labels, annotations, not_assessed }, unusual);
     this.byId("legend-chances").hidden = unusual || Object.keys(current.finding_probabilities ?? {}).length === 0;
-    drawCases(this.byId("cases"), this.byId("cases-note"), current.reference_cases, labels);
+    drawCases(this.byId("cases"), this.byId("cases-note"), current.reference_cases, { labels, annotations });
+    this.byId("legend-fold").hidden = current.reference_cases.length === 0;
+    this.filter.apply();
   }
 
   #onEdit() {

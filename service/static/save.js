@@ -6,7 +6,8 @@ const KINDS = { text: ["text/plain", "txt"], fhir: ["application/fhir+json", "js
 
 function exportBody(report, edited, views) {
   const sentences = report.sentences.map((sentence) => ({ ...sentence, attention: null, evidence: null })); // no format includes it
-  return { report: { ...report, sentences }, views, ...(edited === null ? {} : { findings: edited }) };
+  const cases = report.reference_cases.map((found) => ({ ...found, annotations: [] }));
+  return { report: { ...report, sentences, reference_cases: cases }, views, ...(edited === null ? {} : { findings: edited }) };
 }
 
 /** The report with the findings of the reader, and the labels that the service reads from them. */
