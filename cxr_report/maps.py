@@ -96,7 +96,7 @@ def _grids(draft: Draft, sentence: int, kind: Kind) -> Mapping[str, Grid]:
     elif kind == "evidence":
         why = "draft with evidence=True; a bundle without a finding classifier has none"
     else:
-        why = "draft with attention=True"
+        why = "draft with attention=True; a bundle whose writer has no attention has none"
     raise ValueError(f"sentence {sentence} has no {kind} map: {why}")
 
 

@@ -288,10 +288,7 @@ def test_initial_weights_are_the_published_ones() -> None:
     assert bool((cnn_rnn["lstm.bias_ih_l0"][32:64] == 1).all())
 
 
-@pytest.mark.parametrize("writer", sorted(set(WRITERS.built_in()) - {"cmn"}))
-def test_relational_heads_matter_to_r2gen_alone(writer: str) -> None:
-    if writer != "r2gen":
-        assert tiny_config(30, writer=writer, relational_heads=7).relational_heads == 7
-        return
+def test_relational_heads_matter_to_r2gen_alone() -> None:
+    assert tiny_config(30, writer="cmn", relational_heads=7).relational_heads == 7
     with pytest.raises(ValueError, match="d_model=32 is not divisible by relational_heads=7"):
-        tiny_config(30, writer=writer, relational_heads=7)
+        tiny_config(30, writer="r2gen", relational_heads=7)

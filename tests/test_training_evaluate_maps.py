@@ -108,6 +108,17 @@ def test_measures_of_a_study_are_those_by_hand(bundle_path: Path) -> None:
     assert values["attention", "deletion_probability"][0] == pytest.approx(expected, abs=1e-6)
 
 
+def test_evidence_of_a_writer_without_attention_is_measured_alone(bundle_path: Path) -> None:
+    model, study = open_drafter(bundle_path).bundle.model, noise_study(1, View.FRONTAL, View.LATERAL)
+    parts = [Sentence("-", 1.0, {name: "present"}, evidence=SentenceEvidence(name, {})) for name in (HEART, EFFUSION)]
+    random = np.random.default_rng(3)
+    values = score_study(model, study, Draft("", tuple(parts), {}, (), (), {}), patches=1, random=random)
+    assert {name for name, _ in values} == {"evidence", "evidence_logit"}
+    assert [len(values["evidence", measure]) for measure in MEASURES] == [
+        {"heart": 1, "correlation": 1}.get(measure, 2) for measure in MEASURES
+    ]
+
+
 def test_means_are_over_sentences_and_intervals_over_studies() -> None:
     key = ("evidence", "heart")
     scores = MapScores([{key: [1.0, 1.0, 1.0]}, {key: [0.0]}, {}])

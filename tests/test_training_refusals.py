@@ -70,6 +70,9 @@ def test_every_value_is_refused_outside_its_range_with_its_name(name: str, value
         ("smoke", {"decoding__suppress": ["<eos>"]}, "decoding.suppress has <eos>"),
         ("smoke", {"shape__heads": 7}, "--set shape: d_model=64 is not divisible by heads=7"),
         ("smoke", {"shape__memory_heads": 3}, "d_model=64 is not divisible by memory_heads=3"),
+        ("smoke", {"shape__writer": "r2gen", "shape__relational_heads": 7},
+         "d_model=64 is not divisible by relational_heads=7"),
+        ("smoke", {"shape__writer": "lstm"}, "writer 'lstm' is unknown; use cnn-rnn, r2gen, cmn, coattention"),
         ("smoke", {"shape__memory_dim": 63}, "memory_dim=63 is not divisible by memory_heads=4"),
         ("smoke", {"shape__memory_top_k": 300}, "memory_top_k=300 exceeds memory_slots=256"),
         ("smoke", {"shape__layers": 65}, "shape.layers: .* less than or equal to 64"),
@@ -134,6 +137,12 @@ def test_images_of_more_patches_than_positions_are_refused() -> None:
     check_model(changed("smoke", image_size=2048))
     with pytest.raises(ValueError, match="image_size=2048: two images have 8192 patches"):
         check_model(changed("smoke", image_size=2048, shape__patch_positions="sequence"))
+
+
+def test_published_initial_weights_are_those_of_one_writer() -> None:
+    check_model(changed("smoke", initial_weights="r2gencmn"))
+    with pytest.raises(ValueError, match="those of writer cmn, and the writer is r2gen; use initial_weights=default"):
+        check_model(changed("smoke", initial_weights="r2gencmn", shape__writer="r2gen"))
 
 
 def test_batches_are_shared_by_the_processes() -> None:

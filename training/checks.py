@@ -18,6 +18,7 @@ from training.config import RunConfig
 from training.data.studies import Source
 from training.prepared_run import model_config
 from training.protocols import PROTOCOLS
+from training.r2gencmn import reset_as_published
 from training.registries import LOSSES
 from training.stage_results import STAGES
 
@@ -28,8 +29,9 @@ def check_model(config: RunConfig, *, weights: bool = True) -> None:
     """Build the model without memory for its weights, and with ``weights`` read or download those of its backbone.
 
     Raises:
-        ValueError: the backbone is unknown, gives no map of features, or its weights cannot be used; or a loss or a
-            decoding method of a package cannot be imported.
+        ValueError: the backbone is unknown, gives no map of features, or its weights cannot be used; the initial
+            weights are those of another writer; or a loss, a decoding method or a writer of a package cannot be
+            imported.
     """
     LOSSES.get(config.ce.loss)
     DECODERS.get(config.decoding.method)
@@ -40,8 +42,11 @@ def check_model(config: RunConfig, *, weights: bool = True) -> None:
     if config.shape.patch_positions == "sequence" and patches > MAX_PATCHES:
         raise ValueError(f"image_size={config.image_size}: two images have {patches} patches, and "
                          f"shape.patch_positions=sequence takes {MAX_PATCHES}; use smaller images or view")  # fmt: skip
+    shape = model_config(config, _VOCABULARY, sentence_end=_VOCABULARY - 1, tags=FINDINGS)
     with torch.device("meta"):
-        build_model(model_config(config, _VOCABULARY, sentence_end=_VOCABULARY - 1, tags=FINDINGS), backbone=backbone)
+        model = build_model(shape, backbone=backbone)
+        if config.initial_weights == "r2gencmn":
+            reset_as_published(model)
 
 
 def _trial_backbone(config: RunConfig, weights: str, field: str) -> Backbone:

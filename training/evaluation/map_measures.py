@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Final
@@ -27,7 +27,7 @@ from model.decoding.attention_maps import image_names
 from model.decoding.evidence_maps import FindingEvidence, evidence_of
 from model.network.report_model import ReportModel
 from model.text.labeler import FINDINGS
-from model.types import Draft, Grid, Pixels, StudyView, View
+from model.types import Draft, Pixels, SentenceAttention, StudyView, View
 from training.scoring.bootstrap import Bootstrap, interval
 from training.scoring.ngrams import Floats
 
@@ -114,7 +114,7 @@ def score_study(
     Args:
         model: of the draft, with a finding classifier.
         study: its images, frontals first.
-        draft: with attention and evidence.
+        draft: with evidence, and with attention if the writer has any.
         patches: to erase.
         random: draws the other patches.
     """
@@ -122,23 +122,24 @@ def score_study(
     whole = classified(model, images[None], views)
     grid = math.isqrt(whole.contributions.shape[2])
     sentences = [
-        (sentence.evidence.finding, _maps(sentence.evidence.finding, whole, sentence.attention.patches, views))
+        (sentence.evidence.finding, _maps(sentence.evidence.finding, whole, sentence.attention, views))
         for sentence in draft.sentences
-        if sentence.evidence is not None and sentence.attention is not None
+        if sentence.evidence is not None
     ]
     values = defaultdict[tuple[str, str], list[float]](list)
     if not sentences:
         return values
+    names = [name for name in MAPS if all(name in maps for _, maps in sentences)]
     cells = len(images) * grid**2
     others = [random.choice(cells, min(patches, cells), replace=False) for _ in range(_RANDOM)]
-    hottest = [np.argsort(-maps[name].ravel(), kind="stable")[:patches] for _, maps in sentences for name in MAPS]
+    hottest = [np.argsort(-maps[name].ravel(), kind="stable")[:patches] for _, maps in sentences for name in names]
     without = blurred(images)
     variants = np.stack([erased(images, without, chosen, grid) for chosen in [*others, *hottest]])
     after = logits_of(classified(model, variants, views))
-    by_chance, by_map = after[: len(others)], after[len(others) :].reshape(len(sentences), len(MAPS), -1)
+    by_chance, by_map = after[: len(others)], after[len(others) :].reshape(len(sentences), len(names), -1)
     for (finding, maps), logits in zip(sentences, by_map, strict=True):
         column = FINDINGS.index(finding)
-        for name, changed in zip(MAPS, logits[:, column], strict=True):
+        for name, changed in zip(names, logits[:, column], strict=True):
             values[name, "deletion_logit"].append(float(by_chance[:, column].mean() - changed))
             fall = sigmoid(by_chance[:, column]).mean() - sigmoid(changed)
             values[name, "deletion_probability"].append(float(fall))
@@ -146,21 +147,27 @@ def score_study(
                 frontal = np.abs(maps[name][views.index(View.FRONTAL)])
                 values[name, "heart"].append(float(heart_patches(grid)[frontal.argmax()]))
     for (finding, maps), (other, other_maps) in combinations(sentences, 2):
-        for name in MAPS if finding != other else ():
+        for name in names if finding != other else ():
             values[name, "correlation"].append(_correlation(maps[name], other_maps[name]))
     return values
 
 
 def _maps(
-    finding: str, evidence: FindingEvidence, attention: Mapping[str, Grid], views: Sequence[View]
+    finding: str, evidence: FindingEvidence, attention: SentenceAttention | None, views: Sequence[View]
 ) -> dict[str, Floats]:
-    """The maps (V, P) of a sentence; ``evidence_logit`` keeps what is common to all findings."""
+    """The maps (V, P) of a sentence, without attention if the writer has none.
+
+    ``evidence_logit`` keeps what is common to all findings.
+    """
     specific, plain = (
         part[0, ..., FINDINGS.index(finding)].numpy().astype(np.float64)
         for part in (evidence.specific, evidence.contributions)
     )
-    weights = np.array([attention[name] for name in image_names(views)]).reshape(plain.shape)
-    return {"evidence": specific, "evidence_logit": plain, "attention": weights}
+    maps = {"evidence": specific, "evidence_logit": plain}
+    if attention is not None:
+        weights = [attention.patches[name] for name in image_names(views)]
+        maps["attention"] = np.array(weights).reshape(plain.shape)
+    return maps
 
 
 def _correlation(one: Floats, other: Floats) -> float:
