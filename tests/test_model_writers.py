@@ -227,6 +227,14 @@ def test_training_resumes_to_the_same_weights(writer: str, tmp_path: Path) -> No
     assert not torch.equal(expected["to_words.weight"], tiny_model(writer=writer).state_dict()["to_words.weight"])
 
 
+def test_recurrent_layers_stay_in_training_mode() -> None:
+    """SCST takes a gradient of a model in eval mode, which cuDNN refuses for layers in eval mode."""
+    for writer in ("cnn-rnn", "coattention"):
+        recurrent = [part for part in tiny_model(writer=writer).modules() if isinstance(part, torch.nn.RNNBase)]
+        assert recurrent
+        assert all(part.training and not part.dropout for part in recurrent)
+
+
 # --- equations --------------------------------------------------------------------------------------------------------
 
 

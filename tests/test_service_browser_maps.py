@@ -102,6 +102,17 @@ def test_bundle_without_evidence_shows_attention_without_a_switch(page: Page) ->
     assert not page.locator("#overlay-choice").is_visible()
 
 
+def test_writer_without_attention_shows_evidence_alone(page: Page) -> None:
+    sentences = [{**part, "attention": None} for part in answer()["sentences"]]
+    answered(page, {**REPORT_EXAMPLE, "sentences": sentences})
+    assert not page.locator("#overlay-choice").is_visible()
+    page.locator("button.sentence").first.focus()
+    assert corners(page)[0][3] == pytest.approx(OPAQUE, rel=0.1)
+    page.locator("button.sentence").nth(2).focus()  # it names no finding
+    assert page.locator("#overlay-note.idle").count() == 1
+    assert page.locator("button.sentence").nth(2).get_attribute("aria-describedby") is None
+
+
 def test_page_asks_for_both_maps_and_exports_none(page: Page) -> None:
     with page.expect_request("**/report") as draft:
         answered(page, answer())
