@@ -66,7 +66,7 @@ REPORT_EXAMPLE: dict[str, Any] = {
     "annotations": [
         _annotation(" ".join(_TEXTS), "Cardiomegaly", "absent", "cardiomegaly"),
         _annotation(" ".join(_TEXTS), "Pleural Effusion", "present", "effusion fills the left", 1, "left"),
-        _annotation(" ".join(_TEXTS), "Atelectasis", "uncertain", "atelectasis", 1),
+        _annotation(" ".join(_TEXTS), "Atelectasis", "uncertain", "atelectasis", 1, "left"),
     ],
     "finding_probabilities": {"Cardiomegaly": 0.07, "Pleural Effusion": 0.62},
     "not_assessed": [],
