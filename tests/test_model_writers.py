@@ -63,7 +63,7 @@ def overfitted(writer: str) -> ReportModel:
         logits = model(model.encode(patches), ids[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=0)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if float(loss.detach()) < 0.02:
             break
@@ -151,7 +151,7 @@ def test_bundle_round_trip_drafts_the_same_words(writer: str, tmp_path: Path) ->
     assert torch.equal(found.ids, expected.ids)
     torch.testing.assert_close(found.log_probs, expected.log_probs, atol=1e-5, rtol=1e-5)
     for precision in ("fp32", "bf16"):
-        (draft,) = open_drafter(tmp_path / "B", precision=precision).draft(  # type: ignore[arg-type]
+        (draft,) = open_drafter(tmp_path / "B", precision=precision).draft(
             [noise_study(1, View.FRONTAL, View.LATERAL)], DraftOptions(attention=True)
         )
         assert draft.sentences
@@ -197,7 +197,7 @@ class Breaking(Drawn):
 
     calls = 0
 
-    def patches(self, *args: object, **more: object) -> Patches:  # type: ignore[override]
+    def patches(self, *args: object, **more: object) -> Patches:
         self.calls -= 1
         if not self.calls:
             raise KilledError

@@ -19,8 +19,9 @@ from cxr_report import LoadError, load_bundle
 from model.bundle import read_config
 from model.config import DecodingConfig
 from model.manifest import BundleError
-from model.registry import DECODERS, Registry
+from model.registry import DECODERS, WRITERS, Registry
 from tests.support.paths import DRAWN, REPOSITORY
+from tests.support.tiny import write_tiny_bundle
 from training import evaluate, run, score
 from training.config import CEConfig
 from training.phantoms import make_phantom
@@ -135,7 +136,10 @@ def test_unknown_names_are_refused_with_the_known_ones(addon: Path, capsys: pyte
     assert "choose from 'openi', 'r2gen', 'folder'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("group", "change"), [("decoders", "decoding.method=gone"), ("losses", "ce.loss=gone")])
+@pytest.mark.parametrize(
+    ("group", "change"),
+    [("decoders", "decoding.method=gone"), ("losses", "ce.loss=gone"), ("writers", "shape.writer=gone")],
+)
 def test_entry_that_cannot_be_imported_is_refused_before_any_stage(
     group: str, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -144,13 +148,42 @@ def test_entry_that_cannot_be_imported_is_refused_before_any_stage(
     assert "'gone' (my_cxr.gone:x) cannot be imported" in caplog.text
 
 
-def test_bundle_of_a_decoder_that_is_not_installed_is_refused_in_one_line(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "field", "message"),
+    [("decoding", "method", r"decoding\.method: decoding method 'mine' is"), ("model", "writer", "writer 'mine' is")],
+)
+def test_bundle_of_a_package_that_is_not_installed_is_refused_in_one_line(
+    part: str, field: str, message: str, bundle: Path, tmp_path: Path
+) -> None:
     copy = shutil.copytree(bundle, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, "decoding": {"method": "wide_beam"}}))
-    with pytest.raises(BundleError, match=r"config\.json: decoding\.method: decoding method 'wide_beam' is") as refused:
+    (copy / "config.json").write_text(json.dumps({**config, part: {**config[part], field: "mine"}}))
+    with pytest.raises(BundleError, match=rf"config\.json: .*{message}") as refused:
         read_config(copy)
     assert "\n" not in str(refused.value)
+
+
+WRITER = """
+from torch import nn
+from model.network.writers.cnn_rnn import CnnRnn
+
+class BoundedState(CnnRnn):
+    def build_writer(self, config, width):
+        super().build_writer(config, width)
+        self.to_state = nn.Sequential(self.to_state, nn.Tanh())
+"""
+
+
+def test_a_package_adds_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = install(tmp_path / "site", "[cxr_report.writers]\nbounded = my_bounded:BoundedState\n")
+    (site / "my_bounded.py").write_text(WRITER)
+    monkeypatch.syspath_prepend(str(site))
+    path = write_tiny_bundle(tmp_path / "B", writer="bounded")
+    assert read_config(path).model.writer == "bounded"
+    assert load_bundle(path, device="cpu").draft(DRAWN / "normal-frontal.png").sentences
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != str(site)])
+    with pytest.raises(LoadError, match="writer 'bounded' is unknown; use cnn-rnn, r2gen, cmn, coattention, or inst"):
+        load_bundle(path, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +210,7 @@ def test_two_metrics_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest
         score([("a b .", "a .")])
 
 
-@pytest.mark.parametrize("registry", [DECODERS, LOSSES, METRIC_GROUPS, DATASETS], ids=lambda one: one.group)
+@pytest.mark.parametrize("registry", [DECODERS, WRITERS, LOSSES, METRIC_GROUPS, DATASETS], ids=lambda one: one.group)
 def test_built_in_entries_can_be_loaded(registry: Registry[Any]) -> None:
     assert registry.built_in()
     assert all(callable(registry.get(name)) for name in registry.built_in())
