@@ -43,7 +43,7 @@ def published(model: CoAttentionNetwork, v: Tensor, patches: int, sentences: lis
         alpha_a = torch.stack([  # eq. 3
             model.semantic_score(torch.tanh(model.semantic_key(one) + model.semantic_query(h_sent)))[0] for one in a
         ]).softmax(0)  # fmt: skip
-        context = model.context(torch.cat([alpha_v @ v, alpha_a @ a]))
+        context = model.visual_context(alpha_v @ v) + model.semantic_context(alpha_a @ a)  # W [v_att, a_att]
         before = h_sent
         h_sent, cell = (state[0] for state in model.sentence_lstm(context[None], (h_sent[None], cell[None])))
         of_state, of_context = split(model.topic, d)
@@ -67,7 +67,8 @@ def published(model: CoAttentionNetwork, v: Tensor, patches: int, sentences: lis
 def test_log_probabilities_equal_the_equations_of_the_paper() -> None:
     model = writer()
     patches, cases = random_patches(model, 2, seed=1), torch.rand(2, 3, 16)
-    encoded = model.encode(patches, cases, torch.tensor([[True, True, True], [True, False, False]]))
+    case_mask = torch.tensor([[True, True, True], [True, False, False]])
+    encoded, (sequence, mask) = (step(patches, cases, case_mask) for step in (model.encode, model.sequence))
     reports = [TOKENIZER.encode(REPORTS[row], 24) for row in (1, 4)]  # bos, three or two sentences, eos
     ids = torch.tensor([report[:14] for report in reports])
     log_probs = model(encoded, ids)
@@ -76,8 +77,7 @@ def test_log_probabilities_equal_the_equations_of_the_paper() -> None:
         while END in rest:
             sentences.append(rest[: rest.index(END) + 1])
             rest = rest[rest.index(END) + 1 :]
-        v = encoded.source[row][encoded.mask[row]]
-        expected = published(model, v, patches=4, sentences=[*sentences, [TOKENIZER.eos_id]])
+        expected = published(model, sequence[row][mask[row]], patches=4, sentences=[*sentences, [TOKENIZER.eos_id]])
         for position in range(14):
             words = [token for token in range(len(TOKENIZER)) if token != TOKENIZER.eos_id or ids[row, position] == END]
             torch.testing.assert_close(log_probs[row, position, words], expected[position][words], atol=1e-5, rtol=0)

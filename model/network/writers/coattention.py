@@ -35,18 +35,22 @@ NEVER = -30.0  # logit of a stop that cannot happen: probability 1e-13, and the 
 
 @dataclass(frozen=True)
 class CoAttentionEncoded(Encoded):
-    """The sequence v (B, S, D), W_v v, logits of the tags (B, tags), a and W_a a (B, M, d)."""
+    """Logits of the tags (B, tags); keys of v (B, S, d) and of a (B, M, d), and their parts of the context.
 
-    visual_keys: Tensor
+    The context is linear in what is attended to, so v and a are projected once and not for each sentence: ``source``
+    is W v.
+    """
+
     tag_logits: Tensor
-    semantic: Tensor
+    visual_keys: Tensor
     semantic_keys: Tensor
+    semantic: Tensor
 
     def select(self, rows: Tensor) -> CoAttentionEncoded:
         """The encoding of some of the studies."""
         return replace(
-            super().select(rows), visual_keys=self.visual_keys[rows], tag_logits=self.tag_logits[rows],
-            semantic=self.semantic[rows], semantic_keys=self.semantic_keys[rows],
+            super().select(rows), tag_logits=self.tag_logits[rows], visual_keys=self.visual_keys[rows],
+            semantic_keys=self.semantic_keys[rows], semantic=self.semantic[rows],
         )  # fmt: skip
 
 
@@ -147,7 +151,7 @@ class CoAttentionNetwork(ReportModel):
         self.visual_key, self.visual_query = Linear(width, c.d_model), Linear(c.d_model, c.d_model)
         self.semantic_key, self.semantic_query = Linear(c.d_model, c.d_model), Linear(c.d_model, c.d_model)
         self.visual_score, self.semantic_score = nn.Linear(c.d_model, 1), nn.Linear(c.d_model, 1)
-        self.context = Linear(width + c.d_model, c.d_model)
+        self.visual_context, self.semantic_context = Linear(width, c.d_model), Linear(c.d_model, c.d_model)
         self.sentence_lstm = nn.LSTMCell(c.d_model, c.d_model)
         self.topic = Linear(2 * c.d_model, c.d_model)
         self.stop = nn.Sequential(Linear(2 * c.d_model, c.d_model), nn.Tanh(), nn.Linear(c.d_model, 1))
@@ -166,10 +170,9 @@ class CoAttentionNetwork(ReportModel):
         tag_logits = self.tag_classifier(mean)  # eq. 1, a softmax over the tags
         likely = tag_logits.topk(min(SEMANTIC_TAGS, len(self.config.tags)), dim=1).indices  # (B, M)
         semantic = self.drop(self.tag_embedding(likely))
-        sequence = self.drop_features(sequence)
-        return CoAttentionEncoded(
-            sequence, mask, self.visual_key(sequence), tag_logits, semantic, self.semantic_key(semantic)
-        )
+        source = self.drop_features(self.visual_context(sequence))
+        return CoAttentionEncoded(source, mask, tag_logits, self.visual_key(sequence), self.semantic_key(semantic),
+                                  self.semantic_context(semantic))  # fmt: skip
 
     def auxiliary_losses(self, encoded: Encoded, tags: Tensor) -> dict[str, Tensor]:
         """``tags``: cross-entropy between the softmax and the tags (B, tags), divided by their number (3.6)."""
@@ -221,8 +224,7 @@ class CoAttentionNetwork(ReportModel):
         while len(topics) < count:
             visual = _weights(encoded.visual_keys, self.visual_query(hidden), self.visual_score, mask)  # eq. 2
             semantic = _weights(encoded.semantic_keys, self.semantic_query(hidden), self.semantic_score)  # eq. 3
-            seen = [_weighted(visual, encoded.source), _weighted(semantic, encoded.semantic)]
-            context = self.context(torch.cat(seen, dim=1))  # (B, d)
+            context = _weighted(visual, encoded.source) + _weighted(semantic, encoded.semantic)  # (B, d)
             before = hidden
             hidden, cell = self.sentence_lstm(context, (hidden, cell))
             topics.append(self.topic(torch.cat([hidden, context], dim=1)).tanh())  # eq. 4
