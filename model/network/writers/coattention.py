@@ -158,6 +158,10 @@ class CoAttentionNetwork(ReportModel):
         self.word_embedding = nn.Embedding(c.vocab_size, c.d_model, padding_idx=Tokenizer.pad_id)
         self.word_lstm = nn.LSTM(c.d_model, c.d_model, batch_first=True)
         self.to_words = Linear(c.d_model, c.vocab_size)
+        for lstm in (self.sentence_lstm, self.word_lstm):  # else topics hardly differ, and all sentences are one
+            for name, weights in lstm.named_parameters():
+                for gate in weights.chunk(4) if "weight" in name else ():
+                    (nn.init.orthogonal_ if "hh" in name else nn.init.xavier_uniform_)(gate)
 
     def encode(
         self, patches: Patches, cases: Tensor | None = None, case_mask: Tensor | None = None
