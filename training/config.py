@@ -140,11 +140,13 @@ class RewardConfig(Frozen):
     cider: Weight = 1.0  # of CIDEr-D, 0 to 10
     bleu4: Weight = 0.0  # of sentence BLEU-4, 0 to 1
     label_f1: Weight = 0.0  # of what the findings add to micro-F1, -0.2 to 0.8 a finding
+    annotations: Weight = 0.0  # of sides, regions and degrees that agree minus those that contradict, -3 to 3
 
     @model_validator(mode="after")
     def _has_a_weight(self) -> Self:
-        if not self.cider + self.bleu4 + self.label_f1:
-            raise ValueError("every weight of the reward is 0; give one of cider, bleu4 and label_f1 above 0")
+        if not any(dict(self).values()):
+            names = ", ".join(type(self).model_fields)
+            raise ValueError(f"every weight of the reward is 0; give one of {names} above 0")
         return self
 
 

@@ -16,6 +16,7 @@ from training.evaluation.inference import DraftWriter, swap_images
 from training.evaluation.plan import EvaluationPlan, ScoringPlan, Swap
 from training.evaluation.rows import KEYWORD_F1, full_name
 from training.evaluation.scoring import ReferenceSet
+from training.scoring.annotation_errors import annotation_errors
 from training.scoring.bootstrap import Bootstrap
 from training.scoring.forte import forte
 from training.scoring.keyword_f1 import keyword_f1
@@ -86,7 +87,7 @@ def score_counterfactual_rows(
     result: dict[str, Any], counterfactuals: Mapping[str, CounterfactualRow], references: ReferenceSet,
     findings: Sequence[str], plan: ScoringPlan,
 ) -> None:  # fmt: skip
-    """Add scores, intervals, paired differences and key words of the rows to the content of a metrics file.
+    """Add scores, intervals, differences, key words and annotations of the rows to the content of a metrics file.
 
     ``references`` and the drafts ``findings`` are the system's; a difference compares drafts of the same studies.
     Without draws there are no intervals and differences.
@@ -99,6 +100,7 @@ def score_counterfactual_rows(
         for key, negated in KEYWORD_F1.items():
             result[key][name] = keyword_f1(full, negated=negated)
         bootstrap = Bootstrap(len(row.rows), draws=plan.draws, seed=plan.seed)
+        result["annotations"][name] = annotation_errors(full, bootstrap)
         if plan.forte_keywords is not None:
             result["forte_published"][name] = forte(full, plan.forte_keywords, bootstrap)
         if plan.draws:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from training.evaluation.annotation_tables import agreement_by_row, errors_of_system
 from training.evaluation.rows import (
     COUNTERFACTUAL,
     KEYWORD_F1,
@@ -17,7 +18,7 @@ from training.evaluation.rows import (
     row_title,
     scores_of,
 )
-from training.evaluation.tables import NO_VALUE, Table, interval, number, title
+from training.evaluation.tables import NO_VALUE, Table, interval, number, title, unbroken, with_ends
 from training.scoring.keyword_f1 import AVERAGE, KEY_WORDS
 from training.scoring.metrics import METRICS
 from training.scoring.permutation import MEASURES
@@ -52,6 +53,8 @@ def all_tables(result: Mapping[str, Any]) -> dict[str, Table | None]:
         "single_views": _single_views(result),
         "labels": _labels(result),
         "finding_auroc": _finding_auroc(result),
+        "annotations": agreement_by_row(result),
+        "annotations_system": errors_of_system(result),
         "language": _language(result),
         "key_words": _key_words(result, "keyword_f1"),
         "key_words_without_negated": _key_words(result, "keyword_f1_without_negated"),
@@ -134,22 +137,14 @@ def _paired(result: Mapping[str, Any]) -> Table | None:
 
 def _difference(entry: Mapping[str, Any]) -> str:
     ends, p = interval(entry["confidence_95"]), number(entry["p"])
-    return f"{number(entry['difference'], sign=True)} ({_unbroken(ends)}), {_unbroken(f'p {p}')}"
-
-
-def _unbroken(text: str) -> str:
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{number(entry['difference'], sign=True)} ({unbroken(ends)}), {unbroken(f'p {p}')}"
 
 
 def _intervals(result: Mapping[str, Any], row: str, metrics: Sequence[str]) -> list[str]:
     """The name of a row that was made, and its metrics with their intervals."""
     scores = scores_of(result, row)
-    cells = (_with_ends(scores.get(metric), ends_of(result, row, metric)) for metric in metrics)
+    cells = (with_ends(scores.get(metric), ends_of(result, row, metric)) for metric in metrics)
     return [row_title(result, row), *cells]
-
-
-def _with_ends(value: float | None, ends: Sequence[float] | None) -> str:
-    return number(value) + (f" ({_unbroken(interval(ends))})" if ends else "")
 
 
 def _counterfactual(result: Mapping[str, Any]) -> Table | None:
@@ -159,7 +154,7 @@ def _counterfactual(result: Mapping[str, Any]) -> Table | None:
     metrics = ("BLEU_4", *MEASURES)
     shown = [[*_intervals(result, row, metrics), _against_random(result, row)] for row in ("system", *rows)]
     if (permuted := result["by_chance"]) is not None:
-        means = (_with_ends(entry["mean"], entry["interval_95"]) for entry in permuted.values())
+        means = (with_ends(entry["mean"], entry["interval_95"]) for entry in permuted.values())
         drafts = "the bundle's drafts" if result["bundle"] else row_title(result, "system")
         shown.append([f"{drafts}, permuted", NO_VALUE, *means, ""])
     shown += [[*_intervals(result, row, metrics), ""] for row in made(result, ("random",))]
@@ -212,7 +207,7 @@ def _finding_auroc(result: Mapping[str, Any]) -> Table | None:
         for table in found.values():
             row = table["mean"] if name == "mean" else table["findings"].get(name)
             cells.append("" if name == "mean" or row is None else str(row["cases"]))
-            cells.append(_with_ends(row["auroc"], row.get("confidence_95")) if row else NO_VALUE)
+            cells.append(with_ends(row["auroc"], row.get("confidence_95")) if row else NO_VALUE)
         rows.append(cells)
     head = [f"{column} ({name})" for name in found for column in ("cases", "AUROC")]
     return Table(["finding", *head], rows)
@@ -253,7 +248,7 @@ def _forte(result: Mapping[str, Any]) -> Table | None:
     rows = {**{name: row for name, row in table.items() if name not in ("baselines", "keywords")}, **table["baselines"]}
     categories = (*KEY_WORDS, AVERAGE)
     shown = [
-        [row_title(result, name), *(_with_ends(row[c]["f1"], row[c].get("f1_95")) for c in categories)]
+        [row_title(result, name), *(with_ends(row[c]["f1"], row[c].get("f1_95")) for c in categories)]
         for name, row in rows.items() if row
     ]  # fmt: skip
     return Table(["reports", *categories], shown)
@@ -268,7 +263,7 @@ def _forte_of_system(result: Mapping[str, Any]) -> Table | None:
     for category in KEY_WORDS:
         row = table["system"][category]
         rows.append([category, number(row["precision"]), str(row["precision_n"]), number(row["recall"]),
-                     str(row["recall_n"]), _with_ends(row["f1"], row.get("f1_95"))])  # fmt: skip
+                     str(row["recall_n"]), with_ends(row["f1"], row.get("f1_95"))])  # fmt: skip
     return Table(["category", "precision", "reports", "recall", "reports", "F1"], rows)
 
 

@@ -53,6 +53,7 @@ def score_drafts(
         **scoring.intervals_and_differences(references, findings, rows, draws=plan.draws, seed=plan.seed),
         "by_chance": permutation_test(comparable, draws=plan.draws, seed=plan.seed),
         **scoring.word_tables(references, findings, rows),
+        "annotations": scoring.annotation_table(references, findings, rows, plan),
         "forte_published": scoring.forte_table(references, findings, rows, plan),
         "finding_auroc": scoring.classifier_aurocs(drafts, studies, labels, draws=plan.draws, seed=plan.seed),
         "seed": plan.seed,

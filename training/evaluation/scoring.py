@@ -19,6 +19,7 @@ from training.data.studies import Source, Study
 from training.evaluation.plan import ScoringPlan
 from training.evaluation.rows import KEYWORD_F1, OLD_KEYS
 from training.protocols import IU_XRAY, Protocol
+from training.scoring.annotation_errors import annotation_errors, merged_errors
 from training.scoring.baselines import TrivialRow, trivial_rows
 from training.scoring.bootstrap import Bootstrap
 from training.scoring.finding_auroc import finding_aurocs
@@ -243,6 +244,18 @@ def word_tables(references: ReferenceSet, findings: Sequence[str], rows: Mapping
         **{old: tables[key] for key, old in OLD_KEYS.items()},
         "labels": {"system": label_table(references.draft_pairs(findings)[0])},
     }
+
+
+def annotation_table(
+    references: ReferenceSet, findings: Sequence[str], rows: Mapping[str, TrivialRow], plan: ScoringPlan
+) -> dict[str, Any]:
+    """Errors of side, region and degree, on the strings of the full row."""
+    bootstrap = Bootstrap(len(findings), draws=plan.draws, seed=plan.seed)
+    trivial: dict[str, Any] = dict.fromkeys(TRIVIAL)
+    for name, row in rows.items():
+        parts = [annotation_errors(references.report_pairs(texts)[1]) for texts in row.variants.values()]
+        trivial[name] = merged_errors(row, parts)
+    return {"system": annotation_errors(references.draft_pairs(findings)[1], bootstrap), "baselines": trivial}
 
 
 def forte_table(

@@ -55,6 +55,16 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     return f"+{text}" if sign and value >= 0 else text
 
 
+def with_ends(value: float | None, ends: Sequence[float] | None) -> str:
+    """``.43 (.24 to .54)``; the value alone without an interval."""
+    return number(value) + (f" ({unbroken(interval(ends))})" if ends else "")
+
+
+def unbroken(text: str) -> str:
+    """The text with spaces at which no line breaks."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def percent(share: float | None) -> str:
     """97.5%; empty for None."""
     return "" if share is None else f"{share:.1%}"

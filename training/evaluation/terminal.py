@@ -28,6 +28,8 @@ def format_table(result: Mapping[str, Any]) -> str:
         parts.append(f"drafts that equal a training report: {result['copied']:.3f}")
     parts += [f"of {name}: {other['copied']:.3f}" for name, other in result.get("against", {}).items()
               if other["copied"] is not None]  # fmt: skip
+    if (annotations := tables["annotations"]) is not None:
+        parts.append(f"side, region and degree of findings that report and draft both name\n{annotations.text()}")
     shown = (tables[name] for name in ("language", "differences", "paired", "counterfactual"))
     parts += [table.text() for table in shown if table is not None]
     for name, note in (("key_words", "key words, F1"), ("key_words_without_negated", "without negated sentences")):

@@ -1,5 +1,5 @@
-"""The reward of SCST: weighted CIDEr-D, sentence BLEU-4 and correct findings against a study's
-report.
+"""The reward of SCST: weighted CIDEr-D, sentence BLEU-4, correct findings, and their sides, regions
+and degrees against a study's report.
 
 Strings are those of the comparable row of the evaluation, cut where cross-entropy cuts its targets:
 bos, words and eos together are ``max_length`` tokens at most, and eos is the first to go. The end
@@ -20,6 +20,7 @@ from model.text.labeler import NO_FINDING
 from model.text.tokenizer import EOS
 from training.config import RewardConfig
 from training.protocols import IU_XRAY, Protocol
+from training.scoring.annotation_errors import annotation_gain
 from training.scoring.cider import CiderD
 from training.scoring.metrics import present_findings
 from training.scoring.protocol import comparable_prediction, comparable_reference, comparable_vocabulary
@@ -56,7 +57,7 @@ class Reward:
 
         Returns:
             ``reward`` and its parts before weighting, (B,) each: ``cider`` 0 to 10, ``bleu4`` 0 to 1, ``label_f1`` as
-            ``finding_gain``. Parts of weight 0 are left out.
+            ``finding_gain``, ``annotations`` as ``annotation_gain``. Parts of weight 0 are left out.
         """
         texts = [comparable_prediction(draft, self._most, protocol=self._protocol) for draft in drafts]
         closed = _closed(texts, ended)
@@ -69,6 +70,9 @@ class Reward:
         if self._weights.label_f1:
             pairs = zip(references, texts, strict=True)
             parts["label_f1"] = np.array([finding_gain(reference, text) for reference, text in pairs])
+        if self._weights.annotations:
+            pairs = zip(references, texts, strict=True)
+            parts["annotations"] = np.array([annotation_gain(reference, text) for reference, text in pairs])
         weighted = [getattr(self._weights, name) * values for name, values in parts.items()]
         return {"reward": np.sum(weighted, axis=0), **parts}
 
