@@ -103,10 +103,46 @@ SENTENCES: list[tuple[str, list[Expected]]] = [
             ("Atelectasis", "present", "both", ("base",), None),
         ],
     ),
+    (
+        "Opacity left base may represent atelectasis.",
+        [
+            ("Lung Opacity", "present", "left", ("base",), None),
+            ("Atelectasis", "uncertain", "left", ("base",), None),
+        ],
+    ),
+    ("Density in the right apex, compatible with a granuloma.", [("granuloma", "present", "right", ("apex",), None)]),
+    (
+        "Left lower lobe pneumonia and minimal scarring or atelectasis in the right base.",
+        [
+            ("Pneumonia", "present", "left", ("lower lobe",), None),
+            ("Lung Opacity", "present", "right", ("base",), "minimal"),
+            ("Atelectasis", "uncertain", "right", ("base",), "minimal"),
+        ],
+    ),
+    (
+        "Large right effusion and probable atelectasis.",
+        [("Pleural Effusion", "present", "right", (), "severe"), ("Atelectasis", "present", "right", (), None)],
+    ),
+    # words of something else
+    (
+        "Right upper lobe granuloma and enlarged left hilar nodes.",
+        [("granuloma", "present", "right", ("upper lobe",), None)],
+    ),
+    ("Left hilar fullness and right opacity.", [("Lung Opacity", "present", "right", (), None)]),
+    ("Opacity of the right base compared to the left.", [("Lung Opacity", "present", "right", ("base",), None)]),
+    ("Left PICC with its tip in the right atrium.", [("Support Devices", "present", "left", (), None)] * 2),
+    ("Low lung volumes cause mild crowding.", [("low lung volumes", "present", None, (), None)]),
+    ("Cardiomegaly and mild vascular prominence.", [("Cardiomegaly", "present", None, (), None)]),
+    ("The effusion on the left is slightly larger.", [("Pleural Effusion", "present", "left", (), None)]),
+    ("The effusion on the left is small.", [("Pleural Effusion", "present", "left", (), "mild")]),
+    ("The heart is large.", [("Cardiomegaly", "present", None, (), None)]),
+    ("The heart is slightly large.", [("Cardiomegaly", "present", None, (), "mild")]),
     # a location before its finding
     ("In the right upper lobe, there is a 5 mm nodule.", [("Lung Lesion", "present", "right", ("upper lobe",), None)]),
     # bones, and what no label covers
     ("Healed fractures of the left sixth and seventh ribs.", [("Fracture", "present", "left", ("rib",), None)]),
+    ("Old left 5th and 6th rib fractures.", [("Fracture", "present", "left", ("rib",), None)]),
+    ("Flattened hemidiaphragms.", [("flattened diaphragm", "present", "both", (), None)]),
     ("Mild thoracic dextroscoliosis.", [("scoliosis", "present", "right", ("thoracic spine",), "mild")]),
 ]
 

@@ -247,7 +247,7 @@ _KIND: Final = (
     r"focal|acute|underlying|associated|adjacent|superimposed|overlying|pleural|subsegmental|linear|airspace|air|space|"
     r"lobar|discrete|any|chronic|patchy|streaky|plate-?like|discoid|developing|early|compressive|adjoining|residual|"
     r"accompanying|some|interstitial|pulmonary|lung|parenchymal|calcified|dense|hazy|ill-defined|new|old|stable|"
-    r"persistent|increased|bandlike|passive|dependent|nodular|combination|of|mild|minimal|small|moderate"
+    r"persistent|increased|bandlike|passive|dependent|nodular|combination|of|its|mild|minimal|small|moderate"
 )
 LISTS: Final = rf"(?: |,|¦|/|\b(?:and|or|nor|with|no|{_KIND})\b|{SAME})*"
 """Between two findings that share a location: "left basilar atelectasis or infiltrate"."""
