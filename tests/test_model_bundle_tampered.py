@@ -98,6 +98,9 @@ def test_rejects_nested_and_huge_json(bundle_copy: Path, name: str) -> None:
         ("model", {"d_model": 2**20, "d_ff": 2**20}, "describes a larger model"),
         ("model", {"d_ff": 10**9}, "describes a larger model"),
         ("model", {"memory_slots": 10**9}, "describes a larger model"),
+        ("model", {"writer": "cnn-rnn", "d_ff": 10**9}, "describes a larger model"),  # of the text tower
+        ("model", {"writer": "cnn-rnn", "d_model": 2**20}, "describes a larger model"),
+        ("model", {"writer": "r2gen", "relational_slots": 10**9}, "describes a larger model"),
         ("model", {"embedding_dim": 10**9}, "differs from model.embedding_dim"),
         ("model", {"encoder_layers": 10**9}, "encoder_layers"),
         ("model", {"text_layers": 65}, "text_layers"),

@@ -104,7 +104,9 @@ class ReportModel(nn.Module, ABC):
     @classmethod
     def least_weights(cls, config: ModelConfig) -> int:
         """A lower bound of the number of weights behind the backbone, without building the model."""
-        return config.embedding_dim if config.retrieval_k else 0
+        if not config.retrieval_k:
+            return 0
+        return config.embedding_dim + config.text_layers * (4 * config.d_model**2 + 2 * config.d_model * config.d_ff)
 
     def __init__(self, config: ModelConfig, *, backbone: Backbone | None = None) -> None:
         super().__init__()
