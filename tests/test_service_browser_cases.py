@@ -101,16 +101,16 @@ def answer_with_cases(findings: str, *cases: str) -> dict[str, Any]:
 def test_case_with_the_finding_on_another_side_or_in_another_degree_is_marked(page: Page) -> None:
     cases = {
         "Small left effusion. Edema.": ["as in the draft", "as in the draft"],
-        "Small right effusion. Edema.": ["other side", "as in the draft"],
-        "Large left effusion. Severe edema.": ["other degree", "other degree"],
-        "Bilateral effusions. Mild edema.": ["as in the draft", "as in the draft"],
+        "Small right effusion. Edema.": ["side differs", "as in the draft"],
+        "Large left effusion. Severe edema.": ["degree differs", "degree differs"],
+        "Bilateral effusions. Minimal edema.": ["side differs", "as in the draft"],
     }
     answered(page, answer_with_cases("Small left pleural effusion. Mild edema.", *cases))
     for number, expected in enumerate(cases.values(), 1):
         chip = f"#cases > li:nth-child({number}) .chip[data-finding='{{}}'] .relation"
         assert [page.locator(chip.format(name)).inner_text() for name in ("Pleural Effusion", "Edema")] == expected
-    assert texts(page, "#cases .chip.other .place") == [" · right · small"]
-    assert texts(page, "#cases li:last-child .place") == [" · mild", " · both sides"]
+    assert texts(page, "#cases .chip.other .place") == [" · right · small", " · both sides"]
+    assert texts(page, "#cases li:last-child .place") == [" · minimal", " · both sides"]
 
 
 def test_chosen_finding_folds_the_cases_that_do_not_name_it(page: Page) -> None:

@@ -195,6 +195,10 @@ def test_changed_findings_are_named() -> None:
         "There is a pleural effusion.": {"refine_dropped": "Atelectasis"},
         "Possible pleural effusion and atelectasis.": {"refine_dropped": "Pleural Effusion"},
         "The heart is normal in size.": {"refine_dropped": "Atelectasis, Pleural Effusion"},
+        "A left pleural effusion with possible left atelectasis.": {},
+        "A right pleural effusion with possible left atelectasis.": {"refine_moved": "Pleural Effusion"},
+        "Bilateral pleural effusions with possible atelectasis on the left.": {"refine_moved": "Pleural Effusion"},
+        "Left pleural effusion, no right pleural effusion. Possible left atelectasis.": {},
     }
     for text, expected in texts.items():
         named = {one.code: one.message.rpartition(": ")[2].rstrip(".") for one in refine.differences(report, text)}

@@ -21,6 +21,7 @@ from model.types import Label
 from service.formats.redaction import mark_redactions
 from service.llm.client import Chat, ChatError
 from service.metrics import Metrics
+from service.schemas.annotations import AnnotationOut, read_annotations
 from service.schemas.models import RefinedOut, ReportResponse, WarningOut
 from service.settings import Settings
 from service.web.problems import format_traceback_locations
@@ -175,17 +176,29 @@ def _mentioned(labels: dict[str, Any]) -> dict[str, str]:
 
 
 def differences(report: ReportResponse, text: str) -> list[WarningOut]:
-    """Warnings about findings that the rewritten text states more or less strongly than the draft."""
+    """Warnings about findings that the rewritten text states more or less strongly, or on other sides."""
     labels = label_report(text, use_cache=False)
     change = {
         name: _STRENGTH[label] - _STRENGTH[report.labels[name]] for name, label in labels.items() if name != NO_FINDING
     }
     added = (name for name, difference in change.items() if difference > 0)
     dropped = (name for name, difference in change.items() if difference < 0)
+    before, after = (_sides(found) for found in (report.annotations, read_annotations(text, use_cache=False)))
+    moved = (name for name in labels if name in before and name in after and before[name] != after[name])
     return [
         *_warning("refine_added", "Present or possible in the rewritten text, but not in the draft", added),
         *_warning("refine_dropped", "Present or possible in the draft, but not in the rewritten text", dropped),
+        *_warning("refine_moved", "On other sides in the rewritten text than in the draft", moved),
     ]
+
+
+def _sides(annotations: Iterable[AnnotationOut]) -> dict[str, set[str]]:
+    """Finding -> sides of its mentions that are not absent; findings without a side are left out."""
+    sides: dict[str, set[str]] = {}
+    for each in annotations:
+        if each.side is not None and each.presence != "absent":
+            sides.setdefault(each.finding, set()).update(("left", "right") if each.side == "both" else (each.side,))
+    return sides
 
 
 def _warning(code: str, message: str, names: Iterable[str]) -> Iterator[WarningOut]:

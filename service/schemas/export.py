@@ -17,7 +17,8 @@ from service.schemas.models import EDITED, ReportResponse, WarningOut
 
 MAX_FINDINGS = 20_000  # characters
 _WARNINGS_OF_DRAFT = {
-    *("unsupported_sentence", "empty_draft", "refine_off", "refine_failed", "refine_added", "refine_dropped")
+    *("unsupported_sentence", "empty_draft"),
+    *("refine_off", "refine_failed", "refine_added", "refine_dropped", "refine_moved"),
 }
 _SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+")
 

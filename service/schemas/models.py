@@ -42,7 +42,7 @@ _WARNINGS = [
     *("missing_view", "no_retrieval", "texts_not_available", "empty_draft", "unsupported_sentence"),
     *CHECK_WARNINGS,
     *DICOM_WARNINGS,
-    *("refine_off", "refine_failed", "refine_added", "refine_dropped", EDITED),
+    *("refine_off", "refine_failed", "refine_added", "refine_dropped", "refine_moved", EDITED),
 ]
 
 

@@ -9,14 +9,15 @@ const isNamed = (labels, name) => name !== "No Finding" && ["present", "uncertai
 export const annotationsOf = ({ labels, annotations = [] }, name) =>
   annotations.filter(({ finding, presence }) => finding === name && presence !== "absent" && presence === labels[name]);
 
-const sidesOf = (found) => found.flatMap(({ side }) => (side === "both" ? ["left", "right"] : (side ?? [])));
-const degreesOf = (found) => found.flatMap(({ degree }) => degree ?? []);
-const differ = (some, others) => some.length > 0 && others.length > 0 && !some.some((one) => others.includes(one));
+const sidesOf = (found) => new Set(found.flatMap(({ side }) => (side === "both" ? ["left", "right"] : (side ?? []))));
+const degreesOf = (found) => new Set(found.flatMap(({ degree }) => (degree === "minimal" ? "mild" : (degree ?? []))));
+/** Whether both name something, and not the same; what one leaves out does not differ. */
+const differ = (some, others) => some.size > 0 && others.size > 0 && (some.size !== others.size || ![...some].every((one) => others.has(one)));
 
 /**
  * Compare a case with the draft: {labels, annotations} of each.
  * @returns {{relations: Object<string, "both"|"side"|"degree"|"denied"|"only">, missing: string[], denied: string[]}} relations: for each
- *   present or possible finding of the case, whether the draft has it too, has it on another side or in another degree, denies it or
+ *   present or possible finding of the case, whether the draft has it too, has it on other sides or in other degrees, denies it or
  *   says nothing; missing, denied: findings of the draft that the case does not mention, or denies
  */
 export function findingsCompared(draft, other) {

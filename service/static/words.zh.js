@@ -203,7 +203,7 @@ export const words = {
 
   cases: "参考病例",
   "cases.without": "此模型不使用参考病例。",
-  "cases.others": "其他患者的报告，其文本与这些图像最接近；并非本患者的报告。虚线框：草稿中没有、或在草稿中位于另一侧的征象。",
+  "cases.others": "其他患者的报告，其文本与这些图像最接近；并非本患者的报告。虚线框：草稿中没有、或在草稿中侧别不同的征象。",
   "cases.folded": "{finding}：{cases}中有 {number} 例提及，其余已收起。",
   "cases.hydrate": "模型不附带报告文本。服务管理员可用 python -m retrieval_index.hydrate 补齐并重启服务。",
   rank: "排名 ",
@@ -211,8 +211,8 @@ export const words = {
   "case.attention": "占注意力的 {share}",
   "case.none": "此处没有文本。",
   "case.both": "与草稿一致",
-  "case.side": "与草稿不同侧",
-  "case.degree": "与草稿程度不同",
+  "case.side": "侧别不同",
+  "case.degree": "程度不同",
   "case.only": "草稿中没有",
   "case.denied": "草稿中否认",
   "case.missing": "草稿中有而此病例没有：{names}。",
@@ -355,6 +355,7 @@ export const words = {
   "warning.refine_failed": "语言模型没有给出可用的改写，草稿保持原样。",
   "warning.refine_added": "改写后的文本写有草稿中没有或不够肯定的征象，请核对。",
   "warning.refine_dropped": "改写后的文本略去或减弱了草稿中的征象，请核对。",
+  "warning.refine_moved": "改写后的文本中有征象的侧别与草稿不同，请核对。",
   "warning.edited": "所见已由阅片者编辑。",
 
   "problem.malformed_multipart": "表单格式错误",
