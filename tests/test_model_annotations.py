@@ -110,6 +110,10 @@ SENTENCES: list[tuple[str, list[Expected]]] = [
             ("Atelectasis", "uncertain", "left", ("base",), None),
         ],
     ),
+    (
+        "Mild left opacity, likely atelectasis.",
+        [("Lung Opacity", "present", "left", (), "mild"), ("Atelectasis", "present", "left", (), None)],
+    ),
     ("Density in the right apex, compatible with a granuloma.", [("granuloma", "present", "right", ("apex",), None)]),
     (
         "Left lower lobe pneumonia and minimal scarring or atelectasis in the right base.",

@@ -38,6 +38,8 @@ def named(reference: str, draft: str) -> dict[str, str]:
         ("left effusion .", "small effusion .", {"side": "missing", "degree": "invented"}),
         ("left basilar atelectasis .", "left lower lobe atelectasis .", {"side": "agree", "region": "agree"}),
         ("left basilar atelectasis .", "left apical atelectasis .", {"side": "agree", "region": "wrong"}),
+        ("degenerative thoracic spine .", "degenerative spine .", {"region": "agree"}),
+        ("degenerative thoracic spine .", "degenerative lumbar spine .", {"region": "wrong"}),
         ("mild cardiomegaly .", "moderate cardiomegaly .", {"degree": "wrong"}),
         ("mild scoliosis .", "severe scoliosis .", {"degree": "wrong"}),
         # only findings that both name as present

@@ -36,8 +36,7 @@ _PLURAL = re.compile(terms.PLURAL)
 _POST = re.compile(terms.POST)
 _CONNECTOR = re.compile(terms.CONNECTOR)
 _COORDINATES = re.compile(terms.COORDINATES)
-_SAME = re.compile(terms.SAME)
-_EXPLAINS = re.compile(f"{terms.SAME}|{terms.CAUSE}")
+_EXPLAINS = re.compile(terms.EXPLAINS)
 _LISTS = re.compile(terms.LISTS)
 _ALTERNATIVE = re.compile(terms.ALTERNATIVE)
 _FILLER = re.compile(terms.FILLER)
@@ -217,7 +216,10 @@ def _take(text: str, group: Group, modifiers: Sequence[Modifier], low: int, high
 
 
 def _share(text: str, groups: Sequence[Group], joints: Sequence[_Joint]) -> None:
-    """Give a mention without location that of its list, or of the mention that it explains; the same for degrees."""
+    """Give a mention without location that of its list, or of the mention that it explains.
+
+    Alternatives share a degree ("minimal scarring or atelectasis"); an explanation has its own.
+    """
     for two, one in pairwise(reversed(groups)):
         describes = _ADJECTIVE.fullmatch(text, one.start, one.end) and two.has_location
         if one.has_location or one.is_absent != two.is_absent:
@@ -234,6 +236,5 @@ def _share(text: str, groups: Sequence[Group], joints: Sequence[_Joint]) -> None
         explains = len(gap) <= _REACH and (is_guess or _EXPLAINS.search(gap) is not None)
         if one.has_location and not two.has_location and (is_list or explains):
             two.copy_location(one)
-        is_same = explains and (is_guess or (_SAME.search(gap) is not None and not {"and", "with"} & set(words)))
-        if two.degree is None and (is_same or (is_list and _ALTERNATIVE.search(gap))):
+        if two.degree is None and is_list and _ALTERNATIVE.search(gap):
             two.degree = one.degree

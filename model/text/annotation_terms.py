@@ -228,18 +228,16 @@ POST: Final = (
     rf"|\b{_L}{_MORE}{_L}\b"
 )
 """After a finding: what follows describes it."""
-SAME: Final = (
+EXPLAINS: Final = (
     r"\b(?:(?:is |are )?(?:consistent|compatible) with|represent\w*|reflect\w*|suggest\w*|likely|probabl[ey]|"
     r"possibl[ey]|may (?:be|represent|reflect)|suspicious for|suspected|concerning for|versus|vs|in keeping with|"
-    r"favor\w*|xxxx|either|cannot exclude)\b"
+    r"favor\w*|xxxx|either|cannot exclude|due to|secondary to|related to|from|such as)\b"
 )
 """Between a finding and its explanation, of the same location: "left basilar opacity, likely atelectasis"."""
-CAUSE: Final = r"\b(?:due to|secondary to|related to|from|such as)\b"
-"""The same for a cause, which has a degree of its own."""
 CONNECTOR: Final = (
     r"\b(?:and|or|nor|with(?! (?:its |the |a )?(?:\w+ )?tip\b)|without|no|plus|as well as|along with|"
     r"there (?:is|are|has been|may be)|associated|adjacent)\b"
-    rf"|[/¦]|{SAME}|{CAUSE}"
+    rf"|[/¦]|{EXPLAINS}"
 )
 COORDINATES: Final = r"and|or|/|,|there (?:is|are|has been|may be)|xxxx"
 """Of the connectors, those with words of one phrase on both sides: "right basilar and left apical opacity"."""
@@ -249,7 +247,7 @@ _KIND: Final = (
     r"accompanying|some|interstitial|pulmonary|lung|parenchymal|calcified|dense|hazy|ill-defined|new|old|stable|"
     r"persistent|increased|bandlike|passive|dependent|nodular|combination|of|its|mild|minimal|small|moderate"
 )
-LISTS: Final = rf"(?: |,|¦|/|\b(?:and|or|nor|with|no|{_KIND})\b|{SAME})*"
+LISTS: Final = rf"(?: |,|¦|/|\b(?:and|or|nor|with|no|{_KIND})\b|{EXPLAINS})*"
 """Between two findings that share a location: "left basilar atelectasis or infiltrate"."""
 ALTERNATIVE: Final = r"\b(?:or|versus|vs)\b|/"
 _OF_LOCATION: Final = (

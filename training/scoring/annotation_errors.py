@@ -1,8 +1,8 @@
 """Errors of side, region and degree of drafts, where reference and draft both name a finding as present.
 
 A side agrees if it is equal, so "both" contradicts "left". Regions agree if they share one, or a level of the lungs
-("base" and "lower lobe"). Degrees agree if they are equal, where minimal counts as mild. What the draft leaves out is
-missing, what it adds is invented.
+("base" and "lower lobe"); "spine" is any part of it. Degrees agree if they are equal, where minimal counts as mild.
+What the draft leaves out is missing, what it adds is invented.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ OVERALL: Final = "overall"
 _LEVELS: Final = {
     "upper lobe": "upper", "upper zone": "upper", "apex": "upper", "middle lobe": "middle", "lingula": "middle",
     "middle zone": "middle", "lower lobe": "lower", "lower zone": "lower", "base": "lower",
-    "costophrenic angle": "lower", "perihilar": "hilum",
+    "costophrenic angle": "lower", "retrocardiac": "lower", "perihilar": "hilum",
 }  # fmt: skip
+_SPINE: Final = frozenset({"thoracic spine", "lumbar spine", "cervical spine"})
 
 Described = Mapping[str, frozenset[str]]  # of each of FIELDS
 
@@ -41,6 +42,7 @@ def described_findings(text: str) -> dict[str, Described]:
             fields = found.setdefault(annotation.finding, {name: set() for name in FIELDS})
             fields["side"] |= {"left", "right"} if annotation.side == "both" else {annotation.side or ""}
             fields["region"] |= {_LEVELS.get(region, region) for region in annotation.regions}
+            fields["region"] |= _SPINE if "spine" in annotation.regions else set()
             fields["degree"] |= {annotation.degree or ""}
     for fields in found.values():
         degree = max(fields["degree"], key=("", *DEGREES).index)
