@@ -139,7 +139,10 @@ def test_region_is_the_body_site_and_several_are_components() -> None:
     (two,) = observations(written_as("Scarring at the right base and apex."), "lung-opacity")
     assert two["bodySite"] == {"text": "base, apex"}
     named = [part["code"]["coding"][0]["display"] for part in two["component"]]
-    assert named == ["Finding Site", "Finding Site", "Laterality"]
+    assert named == ["Finding", "Finding Site", "Finding Site", "Laterality"]
+    assert two["component"][0]["valueCodeableConcept"]["coding"][0] == {
+        "system": SNOMED, "code": "12402003", "display": "Scar",
+    }  # fmt: skip
 
 
 def test_structured_report_has_the_side_at_each_finding_site() -> None:
@@ -147,11 +150,13 @@ def test_structured_report_has_the_side_at_each_finding_site() -> None:
     source = SourceImage.from_dataset(header(dicom()))
     written = structured_report(written_as("Scarring at the right base and apex."), 1, [source])
     report = pydicom.dcmread(io.BytesIO(written))
-    place = {"side": "right", "regions": ["base", "apex"], "degree": None}
+    place = {"concept": "scar", "side": "right", "regions": ["base", "apex"], "degree": None}
     assert facts_of_sr(report)["places"] == {"Lung Opacity": [place]}
     (labels,) = [item for item in report.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue == "labels"]
     (opacity,) = [item for item in labels.ContentSequence if item.ConceptCodeSequence[0].CodeMeaning == "Present"]
-    for site in opacity.ContentSequence:
+    *sites, scar = opacity.ContentSequence
+    assert code(scar["ConceptCodeSequence"]) == ("12402003", "SCT")
+    for site in sites:
         assert code(site["ConceptNameCodeSequence"]) == ("363698007", "SCT")
         assert code(site.ContentSequence[0]["ConceptCodeSequence"]) == ("24028007", "SCT")
 

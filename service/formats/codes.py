@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from model.text.annotation_codes import CODES, SNOMED, Code, code_of
+from model.text.annotation_codes import CODES, DICOM, SNOMED, Code, code_of
 from model.types import Label
 from service.schemas.annotations import AnnotationOut
 
@@ -31,16 +31,22 @@ LABEL_CODES: dict[Label, Code] = {
     "absent": Code(SNOMED, "2667000", "Absent"),
     "uncertain": Code(SNOMED, "64957009", "Uncertain"),
 }
+FINDING = Code(DICOM, "121071", "Finding")
 FINDING_SITE = Code(SNOMED, "363698007", "Finding Site")
 LATERALITY = Code(SNOMED, "272741003", "Laterality")
 SEVERITY = Code(SNOMED, "246112005", "Severity")
 
 
 class Value(NamedTuple):
-    """A side, region or degree: its words, and its code where one could be verified."""
+    """A concept, side, region or degree: its words, and its code where one could be verified."""
 
     words: str
     code: Code | None
+
+
+def concept_of(annotation: AnnotationOut) -> Value | None:
+    concept = annotation.narrower
+    return Value(concept, code_of("concept", concept)) if concept else None
 
 
 def side_of(annotation: AnnotationOut) -> Value | None:

@@ -16,15 +16,16 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from model.text.annotation_codes import DICOM
 from model.types import Label
 from service.formats.codes import (
+    FINDING,
     FINDING_CODES,
     FINDING_SITE,
     LABEL_CODES,
     LATERALITY,
     SEVERITY,
     Value,
+    concept_of,
     degree_of,
     regions_of,
     side_of,
@@ -138,7 +139,7 @@ def _sentence(number: int, sentence: SentenceOut) -> Resource:
     components = ((confidence, sentence.show_confidence), (supported, sentence.supported is not None))
     return {
         **_observation(f"sentence-{number}"),
-        "code": {"coding": [_coding(DICOM, "121071", "Finding")], "text": "Sentence of the drafted findings"},
+        "code": {"coding": [_coding(*FINDING)], "text": "Sentence of the drafted findings"},
         "valueString": sentence.text,
         "component": [part for part, known in components if known],
     }
@@ -166,10 +167,15 @@ def _labels(report: ReportResponse, edited: bool) -> tuple[list[Resource], list[
 
 
 def _place(annotation: AnnotationOut) -> Resource:
-    """Body site, laterality and severity; several regions are components, as an Observation has one body site."""
+    """Body site and components; several regions are components too, as an Observation has one body site."""
     regions = regions_of(annotation)
     sites = [(FINDING_SITE, region) for region in regions if len(regions) > 1]
-    parts = [*sites, (LATERALITY, side_of(annotation)), (SEVERITY, degree_of(annotation))]
+    parts = [
+        (FINDING, concept_of(annotation)),
+        *sites,
+        (LATERALITY, side_of(annotation)),
+        (SEVERITY, degree_of(annotation)),
+    ]
     return {
         "bodySite": _concept(regions[0]) if len(regions) == 1 else {"text": ", ".join(annotation.regions)},
         "component": [

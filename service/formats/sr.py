@@ -35,6 +35,7 @@ from pydicom.sr.codedict import codes
 from model.text.annotation_codes import DICOM, SNOMED, Code
 from model.types import Label
 from service.formats.codes import (
+    FINDING,
     FINDING_CODES,
     FINDING_SITE,
     LABEL_CODES,
@@ -42,6 +43,7 @@ from service.formats.codes import (
     LOINC,
     SEVERITY,
     Value,
+    concept_of,
     degree_of,
     regions_of,
     side_of,
@@ -68,7 +70,6 @@ TEMPLATE = "2000"  # Basic Diagnostic Imaging Report
 UTF_8 = "ISO_IR 192"
 TITLE = CodedConcept("43468-8", "LN", "X-Ray Report")  # CID 7000
 FINDINGS = CodedConcept("59776-5", "LN", "Findings")  # CID 7001
-FINDING = CodedConcept("121071", "DCM", "Finding")  # CID 7002
 COMMENT = CodedConcept("121106", "DCM", "Comment")
 ENGLISH = CodedConcept("en", "RFC5646", "English")
 ABSENT = Code(SNOMED, "272519000", "Absent")  # of DICOM's CID 240; SNOMED CT has two concepts of this name
@@ -166,7 +167,7 @@ def _root(report: ReportResponse, views: int, sources: Sequence[SourceImage]) ->
     items.append(CodeContentItem(codes.DCM.ProcedureReported, procedure, relationship_type="HAS CONCEPT MOD"))
     items.extend(ObservationContext(observer_device_context=_observer(report.model)))
     items.append(_text(_private_code("disclaimer", "Disclaimer"), report.disclaimer))
-    items.append(_container(FINDINGS, findings or [_text(FINDING, NOTHING_WRITTEN)]))
+    items.append(_container(FINDINGS, findings or [_text(_concept(FINDING), NOTHING_WRITTEN)]))
     items.append(_labels(report))
     if report.refined is not None:
         items.append(_text(_private_code("refined", "Rewritten draft"), _refined(report.refined)))
@@ -195,7 +196,7 @@ def _observer(model: ModelInfo) -> ObserverContext:
 
 
 def _sentence(sentence: SentenceOut, sources: Sequence[SourceImage]) -> ContentItem:
-    item = _text(FINDING, sentence.text)
+    item = _text(_concept(FINDING), sentence.text)
     confidence = _private_code("confidence", "Confidence in the sentence, not the chance of a finding")
     children: list[ContentItem] = []
     if sentence.show_confidence:
@@ -229,7 +230,7 @@ def _labels(report: ReportResponse) -> ContentItem:
 
 
 def _label(name: str, label: Label, place: AnnotationOut | None) -> ContentItem:
-    """A finding with its finding sites, their laterality (TID 300) and its severity."""
+    """A finding with its narrower name, its finding sites with their laterality (TID 300) and its severity."""
     coded = FINDING_CODES.get(name)
     concept = _concept(coded) if coded else _private_code(name.lower().replace(" ", "_")[:_SH], name)
     value = _concept(ABSENT if label == "absent" else LABEL_CODES[label])
@@ -245,9 +246,8 @@ def _place(annotation: AnnotationOut) -> list[ContentItem]:
         for site in items:
             site.ContentSequence = ContentSequence([_property(LATERALITY, side)])
         items = items or [_property(LATERALITY, side)]
-    if degree := degree_of(annotation):
-        items.append(_property(SEVERITY, degree, "HAS PROPERTIES"))
-    return items
+    properties = ((FINDING, concept_of(annotation)), (SEVERITY, degree_of(annotation)))
+    return [*items, *(_property(name, value, "HAS PROPERTIES") for name, value in properties if value)]
 
 
 def _property(name: Code, value: Value, relationship: str = "HAS CONCEPT MOD") -> ContentItem:

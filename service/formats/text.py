@@ -34,8 +34,8 @@ def rewritten_by(model: str) -> str:
 
 
 def named_labels(labels: Labels, places: Mapping[str, Sequence[AnnotationOut]] | None = None) -> str:
-    """``Cardiomegaly: absent, Edema: present (both sides, mild)``; only findings that the text mentions."""
-    shown = {name: f" ({'; '.join(map(place, found))})" for name, found in (places or {}).items()}
+    """``Cardiomegaly: absent, Lung Lesion: present (nodule, left)``; only findings that the text mentions."""
+    shown = {name: f" ({'; '.join(map(_described, found))})" for name, found in (places or {}).items()}
     return ", ".join(f"{name}: {label}{shown.get(name, '')}" for name, label in labels.items() if label is not None)
 
 
@@ -46,13 +46,17 @@ def located(report: ReportResponse) -> dict[str, list[AnnotationOut]]:
     """
     found: dict[str, dict[str, AnnotationOut]] = {}
     for each in report.annotations:
-        if each.presence == report.labels.get(each.finding) != "absent" and (where := place(each)):
-            found.setdefault(each.finding, {}).setdefault(where, each)
+        if each.presence == report.labels.get(each.finding) != "absent" and _place(each):
+            found.setdefault(each.finding, {}).setdefault(_described(each), each)
     return {name: list(places.values()) for name, places in found.items()}
 
 
-def place(annotation: AnnotationOut) -> str:
-    """``left, lower lobe, small``: side, regions and degree; empty without them."""
+def _described(annotation: AnnotationOut) -> str:
+    """``nodule, left, upper lobe, small``: the narrower name, side, regions and degree."""
+    return ", ".join(filter(None, (annotation.narrower, _place(annotation))))
+
+
+def _place(annotation: AnnotationOut) -> str:
     side = "both sides" if annotation.side == "both" else annotation.side
     return ", ".join(filter(None, (side, *annotation.regions, annotation.degree_words or annotation.degree)))
 

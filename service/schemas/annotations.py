@@ -29,6 +29,11 @@ class AnnotationOut(BaseModel):
     start: Annotated[int, Field(ge=0)]
     end: Annotated[int, Field(ge=0)]
 
+    @property
+    def narrower(self) -> str | None:
+        """The concept, unless the name of the finding says it: "nodule" of Lung Lesion, but not "lesion"."""
+        return self.concept if self.concept and self.concept.lower() not in self.finding.lower() else None
+
 
 Annotations = Annotated[list[AnnotationOut], Field(max_length=MAX_ANNOTATIONS)]
 

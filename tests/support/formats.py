@@ -79,7 +79,8 @@ def answers() -> dict[str, ReportResponse]:
         ),
         "sides, regions and degrees": written_as(
             "Small left pleural effusion. Moderate right effusion. Scarring at the right base and apex. "
-            "Mild cardiomegaly. Possible nodule behind the heart. No large pneumothorax."
+            "Mild cardiomegaly. Possible nodule behind the heart. Left chest tube. Left pacemaker. "
+            "No large pneumothorax."
         ),
         "nothing assessed": example(labels={**nothing, "Pneumothorax": "absent"}, not_assessed=["Pneumothorax"]),
         "awkward characters": example(findings=awkward, sentences=[_sentence(awkward)]),
@@ -98,7 +99,10 @@ def facts(report: ReportResponse) -> dict[str, Any]:
     ]
     expected["labels"] |= dict.fromkeys(expected["not_assessed"])
     expected["places"] = {
-        name: [{"side": each.side, "regions": each.regions, "degree": each.degree_words} for each in found]
+        name: [
+            {"concept": each.narrower, "side": each.side, "regions": each.regions, "degree": each.degree_words}
+            for each in found
+        ]
         for name, found in located(report).items()
     }
     for case in expected["reference_cases"]:
@@ -183,8 +187,8 @@ def _fhir_place(observation: dict[str, Any]) -> dict[str, Any]:
     for part in observation.get("component", []):
         parts.setdefault(part["code"]["coding"][0]["code"], []).append(part["valueCodeableConcept"]["text"])
     region = [observation["bodySite"]["text"]] if "bodySite" in observation else []
-    side, degree = (next(iter(parts.get(code, [])), None) for code in ("272741003", "246112005"))
-    return {"side": side, "regions": parts.get("363698007", region), "degree": degree}
+    concept, side, degree = (next(iter(parts.get(code, [])), None) for code in ("121071", "272741003", "246112005"))
+    return {"concept": concept, "side": side, "regions": parts.get("363698007", region), "degree": degree}
 
 
 def _fhir_refined(extensions: list[dict[str, Any]]) -> dict[str, str] | None:
@@ -263,8 +267,8 @@ def _sr_place(item: Dataset) -> dict[str, Any]:
     for part in (each for child in item.ContentSequence for each in (child, *child.get("ContentSequence", []))):
         value = words[part.ConceptCodeSequence[0].CodeValue] if part.ValueType == "CODE" else part.TextValue
         found.setdefault(_code(part), []).append(value)
-    side, degree = (next(iter(found.get(code, [])), None) for code in ("272741003", "246112005"))
-    return {"side": side, "regions": found.get("363698007", []), "degree": degree}
+    concept, side, degree = (next(iter(found.get(code, [])), None) for code in ("121071", "272741003", "246112005"))
+    return {"concept": concept, "side": side, "regions": found.get("363698007", []), "degree": degree}
 
 
 def _sr_check(container: Dataset) -> dict[str, Any]:
