@@ -139,6 +139,8 @@ SENTENCES: list[tuple[str, list[Expected]]] = [
     ("Cardiomegaly and mild vascular prominence.", [("Cardiomegaly", "present", None, (), None)]),
     ("The effusion on the left is slightly larger.", [("Pleural Effusion", "present", "left", (), None)]),
     ("The effusion on the left is small.", [("Pleural Effusion", "present", "left", (), "mild")]),
+    ("Opacity lung base left mild.", [("Lung Opacity", "present", "left", ("base",), "mild")]),
+    ("Hiatal hernia, moderate-sized.", [("hiatal hernia", "present", None, (), "moderate")]),
     ("The heart is large.", [("Cardiomegaly", "present", None, (), None)]),
     ("The heart is slightly large.", [("Cardiomegaly", "present", None, (), "mild")]),
     # a location before its finding
@@ -226,6 +228,13 @@ def test_strongest_presence_of_each_label_is_that_of_the_labeler(text: str) -> N
     assert strongest == labels
     parts = sentences_of(text)
     assert all(parts[a.sentence][a.start : a.end] == a.words for a in found)
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_offsets_are_of_the_sentence_as_given(before: str, after: str) -> None:
+    text = f"{before} left effusion {after}"
+    for part, sentence in enumerate(sentences_of(text)):
+        assert all(sentence[a.start : a.end] == a.words for a in annotate_sentence(sentence, part))
 
 
 def test_time_for_a_hostile_text_is_near_that_of_the_labeler() -> None:

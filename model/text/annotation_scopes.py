@@ -183,15 +183,22 @@ def _ends_location(before: str, low: int, modifiers: Sequence[Modifier]) -> bool
 def _right_end(text: str, joints: Sequence[_Joint], modifiers: Sequence[Modifier], high: int) -> int:
     """Where the words after a mention end to describe it: at a joint before words that are no location."""
     for joint, end in zip(joints, [*(joint.start for joint in joints), high][1:], strict=True):
-        words = [word for word in _WORD.finditer(text, joint.end, end)]
-        covered = [any(found.start <= word.start() < found.end for found in modifiers) for word in words]
-        known = [is_covered or _FILLER.fullmatch(word[0]) for is_covered, word in zip(covered, words, strict=True)]
         is_phrase = (
-            _COORDINATES.fullmatch(joint.word) and covered[-1:] == [True] and not _VERB.search(text, joint.end, end)
+            _COORDINATES.fullmatch(joint.word)
+            and any(found.end == end or text[found.end : end].isspace() for found in modifiers)
+            and not _VERB.search(text, joint.end, end)
         )
-        if not all(known) and not is_phrase:
+        if not is_phrase and not _is_location(text, joint.end, end, modifiers):
             return joint.start
     return high
+
+
+def _is_location(text: str, start: int, end: int, modifiers: Sequence[Modifier]) -> bool:
+    """Whether all words at [start, end) are of sides, regions and degrees, or stand between them."""
+    return all(
+        _FILLER.fullmatch(word[0]) or any(found.start <= word.start() < found.end for found in modifiers)
+        for word in _WORD.finditer(text, start, end)
+    )
 
 
 def _take(text: str, group: Group, modifiers: Sequence[Modifier], low: int, high: int) -> None:
@@ -208,7 +215,11 @@ def _take(text: str, group: Group, modifiers: Sequence[Modifier], low: int, high
             continue  # "the heart is large"
         elif found.start < group.end:
             degrees.append((group.start - found.end, found))
-        elif _PREDICATE.search(text[group.end : found.start]) or any(start == found.end + 1 for start, _ in predicates):
+        elif (
+            _PREDICATE.search(text[group.end : found.start])
+            or any(start == found.end + 1 for start, _ in predicates)
+            or _is_location(text, group.end, high, modifiers)  # "effusion, left, small"
+        ):
             degrees.append((found.start - group.end, found))
     if not group.sides and _PLURAL.search(text, low, high):
         group.sides.add("both")
