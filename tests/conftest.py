@@ -7,6 +7,7 @@ only if the outputs of the published implementation are in ``fixtures/`` next to
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -59,6 +60,11 @@ def pytest_report_header() -> list[str]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long modules first; the order within a module stays."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector skips what was imported, which takes it most of a second."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

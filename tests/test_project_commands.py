@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import tomllib
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,22 @@ PARSER = "model/command_line.py"
 WITHOUT_OPTIONS = {"training.ablation.cell"}  # the ablation starts it, with a folder
 
 
-@cache
-def sources() -> list[tuple[Path, ast.Module]]:
+def paths() -> list[Path]:
     packages = ("model", "retrieval_index", "service", "training", "benchmarks", "tools", "tests")
-    paths = (path for package in packages for path in sorted((REPOSITORY / package).rglob("*.py")))
-    return [(path.relative_to(REPOSITORY), ast.parse(path.read_text())) for path in paths]
+    found = (path for package in packages for path in sorted((REPOSITORY / package).rglob("*.py")))
+    return [path.relative_to(REPOSITORY) for path in found]
 
 
 def commands() -> list[str]:
     """Modules with a ``main`` that takes arguments and runs where the module is the program, and console scripts."""
     found = []
-    for path, tree in sources():
+    for path in paths():
+        if path.parts[0] == "tests" or "__main__" not in (REPOSITORY / path).read_text():
+            continue  # the others are not parsed, because this runs while tests are collected
+        tree = ast.parse((REPOSITORY / path).read_text())
         runs = any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body)
         mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
-        if runs and mains and mains[0].args.args and path.parts[0] != "tests":
+        if runs and mains and mains[0].args.args:
             found.append(".".join(path.with_suffix("").parts))
     scripts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"].get("scripts", {})
     found += [target.partition(":")[0] for target in scripts.values()]
@@ -49,8 +50,8 @@ def test_all_parsers_are_the_shared_one() -> None:
     """Also those that no command above creates, such as parsers of subcommands and of test tools."""
     others = [
         f"{path}:{node.lineno}"
-        for path, tree in sources() if path.as_posix() != PARSER and not path.name.startswith("test_")
-        for node in ast.walk(tree)
+        for path in paths() if path.as_posix() != PARSER and not path.name.startswith("test_")
+        for node in ast.walk(ast.parse((REPOSITORY / path).read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("ArgumentParser")
     ]  # fmt: skip
     assert not others, f"use model.command_line.CommandParser in {others}"

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_fabric.loggers.logger import Logger
 from torch import Tensor, nn
 
 from training.phantoms import write_phantom_root
@@ -52,18 +51,19 @@ def test_tensorboard_needs_no_other_logger(tmp_path: Path) -> None:
     assert len(train(tmp_path, None)) == 3
 
 
-class Broken(Logger):
-    """A logger that has lost its server."""
-
-    name = version = None
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        raise ConnectionError("no route to the server")
-
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None: ...
-
-
 def test_failing_logger_does_not_end_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from lightning_fabric.loggers.logger import Logger  # imports PyTorch's compiler
+
+    class Broken(Logger):
+        """A logger that has lost its server."""
+
+        name = version = None
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            raise ConnectionError("no route to the server")
+
+        def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None: ...
+
     assert len(train(tmp_path, ExperimentLogger(Broken()))) == 3
     assert caplog.text.count("the experiment logger failed, training goes on without this entry: no route") == 3
 
