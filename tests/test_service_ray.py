@@ -227,6 +227,12 @@ def test_replicas_respond_like_a_single_process(cluster: Cluster, client: httpx.
 
 
 @needs_ray
+def test_replicas_have_the_priority_of_the_service(cluster: Cluster) -> None:
+    pids = [cluster.process.pid, *cluster.replicas()]
+    assert len({os.getpriority(os.PRIO_PROCESS, pid) for pid in pids}) == 1
+
+
+@needs_ray
 def test_stream_sends_all_events_at_the_end(cluster: Cluster) -> None:
     files = {"frontal": ("f", png(90, 120))}
     with cluster.client() as client:
