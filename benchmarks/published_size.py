@@ -1,7 +1,8 @@
 """Decoding and training at the published size against the published equations, with the same random weights.
 
 Each implementation of the training step runs in a separate process, so that the peaks of memory are
-separate: ``python -m benchmarks.published_size plain|fp32|bf16 DEVICE [tiny]`` prints seconds and bytes.
+separate: ``python -m benchmarks.published_size DEVICE plain|fp32|bf16`` prints seconds and bytes. A dry run has one
+process: ``DEVICE tiny plain fp32 bf16``.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ AXES = {
 }  # fmt: skip
 Point = tuple[str, int, float, float]  # axis, value, ms per report before the first word, ms per report
 BATCH = 16
+STEPS = ("plain", "fp32", "bf16")
 GFLOP = 132  # products of forward and backward pass; attention, selection and optimizer not counted
 SHARE = 0.6  # of the machine's matrix-product speed, the other form of the goal
 
@@ -246,9 +248,7 @@ def write_growth(points: Sequence[Point], out: Path) -> None:
 
 def training_rows(machine: Machine, device: torch.device, size: Size = PUBLISHED) -> list[Row]:
     """Time in float32 and bfloat16, and memory."""
-    (plain, plain_bytes), (fp32, fp32_bytes), (bf16, bf16_bytes) = (
-        _measure(which, device, size) for which in ("plain", "fp32", "bf16")
-    )
+    (plain, plain_bytes), (fp32, fp32_bytes), (bf16, bf16_bytes) = _measure(device, size)
     peer, value, note = machine.peer(plain, REFERENCE.step)
     found = []
     for name, taken, speed, goal, more in (
@@ -265,13 +265,16 @@ def training_rows(machine: Machine, device: torch.device, size: Size = PUBLISHED
     )]  # fmt: skip
 
 
-def _measure(which: str, device: torch.device, size: Size) -> tuple[float, float]:
-    command = [sys.executable, "-m", "benchmarks.published_size", which, str(device), *["tiny"] * (size == TINY)]
-    out = subprocess.run(command, capture_output=True, text=True)
-    if out.returncode:
-        raise RuntimeError(f"the training step ({which}) failed:\n{out.stderr[-2000:]}")
-    taken, peak = json.loads(out.stdout)
-    return taken, peak
+def _measure(device: torch.device, size: Size) -> list[tuple[float, float]]:
+    """Seconds and peak bytes of each of ``STEPS``."""
+    found = []
+    for arguments in [("tiny", *STEPS)] if size == TINY else [(which,) for which in STEPS]:
+        command = [sys.executable, "-m", "benchmarks.published_size", str(device), *arguments]
+        out = subprocess.run(command, capture_output=True, text=True)
+        if out.returncode:
+            raise RuntimeError(f"the training step ({' '.join(arguments)}) failed:\n{out.stderr[-2000:]}")
+        found += [json.loads(line) for line in out.stdout.splitlines()]
+    return found
 
 
 def plain_step(device: torch.device, size: Size = PUBLISHED) -> Callable[[], None]:
@@ -315,12 +318,15 @@ def _step(parameters: Iterable[Tensor], loss: Callable[[], Tensor], *, fused: bo
 
 
 def main() -> None:
-    which, device, size = sys.argv[1], torch.device(sys.argv[2]), TINY if sys.argv[3:] == ["tiny"] else PUBLISHED
-    is_plain = which == "plain"
-    step = plain_step(device, size) if is_plain else our_step(device, size, bf16=which == "bf16")
-    taken = seconds(step, repeats=1 if is_plain else 5, warm_up=1 if is_plain else 2)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps([taken, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak]))
+    device, steps = torch.device(sys.argv[1]), sys.argv[2:]
+    size = TINY if "tiny" in steps else PUBLISHED
+    for which in STEPS:
+        if which in steps:
+            is_plain = which == "plain"
+            step = plain_step(device, size) if is_plain else our_step(device, size, bf16=which == "bf16")
+            taken = seconds(step, repeats=1 if is_plain else 5, warm_up=1 if is_plain else 2)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            print(json.dumps([taken, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak]))
 
 
 if __name__ == "__main__":

@@ -111,16 +111,6 @@ def test_part_without_its_package_or_with_an_error_is_recorded(monkeypatch: pyte
     assert "reports.faiss" in record["error"]
 
 
-def test_nothing_touches_the_device_before_a_part_is_forked() -> None:
-    code = (
-        "import importlib, torch\n"
-        "def touched(*_): raise SystemExit('the device was touched')\n"
-        "torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = touched\n"
-        f"for name in {PRELOADED!r}: importlib.import_module(name)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
-
-
 # --- what a machine with only PyTorch needs ---------------------------------------------------------------------------
 
 
@@ -132,9 +122,11 @@ def test_carried_packages_are_pinned_and_leave_out_what_the_machine_has() -> Non
     assert {*needs.needed(["Locust", "flask_cors"])} <= {*names} - {"locust", "flask-cors"}
 
 
-def test_parts_import_nothing_but_the_carried_packages() -> None:
+def test_parts_import_nothing_but_the_carried_packages_and_touch_no_device_before_the_fork() -> None:
     code = (
-        "import importlib, sys\n"
+        "import importlib, sys, torch\n"
+        "def touched(*_): raise SystemExit('the device was touched')\n"
+        "torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = touched\n"
         "from importlib.machinery import PathFinder\n"
         "from importlib.metadata import packages_distributions\n"
         "from benchmarks.gpu import needs\n"
