@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks import plots
@@ -79,7 +80,7 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def attacked(bundle: Path, *, device: str = "cpu", log: Path | None = None, **settings: object) -> Iterator[Server]:
+def attacked(bundle: Path, *, device: str = "cpu", log: Path | None = None, **settings: Any) -> Iterator[Server]:
     """A service with a key, a folder for cases and ``DESCRIPTORS`` file descriptors."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with tempfile.TemporaryDirectory() as cases, contextlib.ExitStack() as stack:

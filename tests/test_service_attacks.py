@@ -25,7 +25,8 @@ MOST_GROWTH_MIB = 100  # of the server process, in which no image may be decoded
 
 @pytest.fixture(scope="module")
 def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with attacked(bundle, log=tmp_path_factory.mktemp("attacked") / "service.log") as server:
+    log = tmp_path_factory.mktemp("attacked") / "service.log"
+    with attacked(bundle, log=log, module="tests.support.short_timeouts") as server:
         yield server
 
 

@@ -58,7 +58,7 @@ def test_sigterm_ends_the_process_within_the_drain_timeout(bundle: Path, change:
             deadline = time.monotonic() + START_S
             while process.poll() is None and time.monotonic() < deadline:
                 with suppress(httpx.TransportError):
-                    if httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200:
+                    if httpx.get(f"http://127.0.0.1:{port}/livez", verify=False).status_code == 200:
                         break
                 time.sleep(0.1)
             process.send_signal(signal.SIGTERM)

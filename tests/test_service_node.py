@@ -39,7 +39,7 @@ def state(node: Node, study: str) -> tuple[str, str | None]:
 
 
 def status(node: Node, path: str = "/health") -> httpx.Response:
-    return httpx.get(f"http://127.0.0.1:{node.status.port}{path}")
+    return httpx.get(f"http://127.0.0.1:{node.status.port}{path}", verify=False)
 
 
 def metric(node: Node, name: str) -> float:

@@ -17,7 +17,7 @@ from tests.support.service import WAIT_S, free_port, png
 from tests.support.supervisor import Supervisor, wait_for
 
 FATAL_S = 30.0  # from a fatal state to the end of the process
-DRAIN_S = 4.0
+DRAIN_S = 2.0
 SETTINGS = {"REPORT_DEVICE": "cpu", "REPORT_DRAIN_TIMEOUT_S": DRAIN_S, "REPORT_STALL_TIMEOUT_S": 3}
 
 

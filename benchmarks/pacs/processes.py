@@ -61,12 +61,12 @@ class NodeProcess:
     def ready(self) -> bool:
         """Whether it answers ``/health``."""
         with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"http://127.0.0.1:{self._status_port}/health", timeout=5).status_code == 200
+            return httpx.get(f"http://127.0.0.1:{self._status_port}/health", timeout=5, verify=False).status_code == 200
         return False
 
     def metrics(self) -> str:
         """Its answer to ``/metrics``."""
-        return httpx.get(f"http://127.0.0.1:{self._status_port}/metrics", timeout=5).text
+        return httpx.get(f"http://127.0.0.1:{self._status_port}/metrics", timeout=5, verify=False).text
 
     def kill(self) -> None:
         """SIGKILL, then start it again."""
