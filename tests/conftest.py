@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +72,14 @@ def pytest_collection_finish() -> None:
 def anyio_backend() -> str:
     """Async tests run on asyncio alone."""
     return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def no_java() -> Iterator[None]:
+    """METEOR is left out, because its Java program takes seconds to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(Path(sys.executable).parent))
+        yield
 
 
 @pytest.fixture(scope="session")

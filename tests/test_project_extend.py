@@ -28,6 +28,7 @@ from training.phantoms import make_phantom
 from training.phantoms.dataset import sample_findings
 from training.registries import DATASETS, LOSSES, METRIC_GROUPS
 
+pytestmark = pytest.mark.usefixtures("no_java")
 GUIDE = (REPOSITORY / "docs" / "extend.md").read_text(encoding="utf-8")
 TINY = {
     "preset": "smoke", "image_size": 64, "retrieval_k": 0, "pretrain": None, "retriever": None, "scst": None,

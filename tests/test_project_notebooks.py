@@ -15,6 +15,7 @@ from PIL import Image
 from tests.support.paths import REPOSITORY, SHIPPED
 from tests.support.tiny import write_denying_bundle
 
+pytestmark = pytest.mark.usefixtures("no_java")
 EXAMPLES = REPOSITORY / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 TINY = [

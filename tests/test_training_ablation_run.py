@@ -55,8 +55,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(base: Path, out: Path, *more: str, rows: str = "retrieval,retrieval-scst") -> list[str]:
-    return ["--root", str(base / "root"), "--out", str(out), "--seeds", "1", "--presets", rows, "--device", "cpu",
-            "--precision", "fp32", "--scale", str(base / "scale.json"), "--backbone-weights", "none",
+    return ["--root", str(base / "root"), "--out", str(out), "--seeds", "1", "--device", "cpu", "--precision", "fp32",
+            "--backbone-weights", "none", "--scale", str(base / "scale.json"), *(("--presets", rows) if rows else ()),
             *more]  # fmt: skip
 
 
@@ -220,8 +220,8 @@ def test_refuses_unusable_arguments_and_a_locked_folder(
     with runner.file_lock(out):
         assert main(arguments(base, out)) == 2
     assert "another ablation works in" in caplog.text
-    one_file = [*arguments(base, base / "none", rows="baseline,densenet")[:-1], "x.pth"]
-    assert main(one_file) == 2
+    one_file = arguments(base, base / "other", rows="baseline,densenet")
+    assert main(["x.pth" if word == "none" else word for word in one_file]) == 2
     assert "one file cannot fit densenet121 and resnet101" in caplog.text
 
 
@@ -244,9 +244,7 @@ plain = { preset = "baseline", "shape.backbone" = "resnet18" }
 smooth = { preset = "baseline", "shape.backbone" = "resnet18", ce = { label_smoothing = 0.1 } }
 """)
     more = ["--rows", str(rows)]
-    given = arguments(base, out)
-    del given[given.index("--presets") : given.index("--presets") + 2]
-    assert main([*given, *more]) == 0
+    assert main(arguments(base, out, *more, rows="")) == 0
     assert started == ["plain-seed1", "smooth-seed1"]
     result = json.loads((out / "ablation.json").read_text())
     assert [one["row"] for one in result["cells_done"]] == ["plain", "smooth"]
@@ -261,10 +259,10 @@ smooth = { preset = "baseline", "shape.backbone" = "resnet18", ce = { label_smoo
 
 def test_published_baseline_is_trained_beside_ours(base: Path, tmp_path: Path, started: list[str]) -> None:
     scale = {**SCALE, "pretrain": None, "overrides": {**SCALE["overrides"], "shape.max_length": 24}}
-    path = tmp_path / "scale.json"
+    path, rows = tmp_path / "scale.json", tmp_path / "rows.json"
     path.write_text(json.dumps(scale))
-    given = [*arguments(base, tmp_path / "out", rows="r2gencmn,baseline"), "--scale", str(path)]
-    assert main(given) == 0
+    rows.write_text(json.dumps({name: {"shape.backbone": "resnet18"} for name in ("r2gencmn", "baseline")}))
+    assert main([*arguments(base, tmp_path / "out", "--scale", str(path), "--rows", str(rows), rows="")]) == 0
     assert started == ["r2gencmn-seed1", "baseline-seed1"]
     folder = cell(tmp_path / "out", "r2gencmn")
     config = json.loads((folder / "bundle" / "config.json").read_text())

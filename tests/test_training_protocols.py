@@ -34,6 +34,7 @@ from training.score import main as score
 from training.scoring.protocol import comparable_prediction, comparable_reference, describe
 from training.stages.scst_reward import Reward
 
+pytestmark = pytest.mark.usefixtures("no_java")
 SMALL = (
     "image_size=64", "shape.backbone=resnet18", "backbone_weights=none", "shape.d_model=32", "shape.d_ff=48",
     "shape.heads=4", "shape.layers=1", "shape.memory_slots=40", "shape.memory_dim=32", "shape.memory_heads=4",

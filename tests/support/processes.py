@@ -15,7 +15,8 @@ import pytest
 # One thread fixes the order of sums. Without Java on the path METEOR is left out, which takes seconds a process.
 ENVIRONMENT: Mapping[str, str] = {"OMP_NUM_THREADS": "1", "PATH": str(Path(sys.executable).parent)}
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["training.run", "training.ablation.__main__"])
+# The optimizers import PyTorch's compiler.
+_FORKS.set_forkserver_preload(["training.run", "training.ablation.__main__", "torch._dynamo"])
 
 
 def fork(main: Callable[[list[str]], int], arguments: list[str], log: Path) -> BaseProcess:

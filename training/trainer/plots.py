@@ -34,7 +34,8 @@ def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) ->
                   color="#1f6f8b" if name.startswith("val_") else "#8a5a2b")  # fmt: skip
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("epoch", fontsize=8)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))  # ticks take most of the time
+        axis.yaxis.set_major_locator(MaxNLocator(4))
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
     figure.suptitle(title, fontsize=11, y=1 - HEAD / 2 / height)

@@ -13,7 +13,6 @@ from markupsafe import Markup
 from model.files import write_atomic
 from training.evaluation.metric_tables import all_tables, tiles
 from training.evaluation.page.gallery import EvaluatedSplit, gallery
-from training.evaluation.page.plots import all_plots
 from training.evaluation.privacy import GITIGNORE, check_page_folder
 from training.evaluation.rows import COUNTERFACTUAL, data_of, made
 from training.evaluation.tables import Table, number, title
@@ -27,6 +26,8 @@ def write_page(folder: Path, result: Mapping[str, Any], drafted: EvaluatedSplit)
 
     ``result`` is the content of the metrics file. Raises as ``check_page_folder``.
     """
+    from training.evaluation.page.plots import all_plots  # imports Matplotlib
+
     check_page_folder(folder)
     write_atomic(folder / ".gitignore", GITIGNORE.encode())
     plots, groups = all_plots(result, drafted), gallery(drafted)
