@@ -55,9 +55,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(base: Path, out: Path, *more: str, rows: str = "retrieval,retrieval-scst") -> list[str]:
+    """``rows`` have a small backbone; with none, ``more`` names the rows."""
+    table = base / f"rows-{rows}.json"
+    table.write_text(json.dumps({row: {"shape.backbone": "mobilenet_v3_small"} for row in rows.split(",")}))
     return ["--root", str(base / "root"), "--out", str(out), "--seeds", "1", "--device", "cpu", "--precision", "fp32",
-            "--backbone-weights", "none", "--scale", str(base / "scale.json"), *(("--presets", rows) if rows else ()),
-            *more]  # fmt: skip
+            "--backbone-weights", "none", "--scale", str(base / "scale.json"),
+            *(("--rows", str(table)) if rows else ()), *more]  # fmt: skip
 
 
 def outside(base: Path, *more: str) -> tuple[str, ...]:
@@ -220,7 +223,7 @@ def test_refuses_unusable_arguments_and_a_locked_folder(
     with runner.file_lock(out):
         assert main(arguments(base, out)) == 2
     assert "another ablation works in" in caplog.text
-    one_file = arguments(base, base / "other", rows="baseline,densenet")
+    one_file = arguments(base, base / "other", "--presets", "baseline,densenet", rows="")
     assert main(["x.pth" if word == "none" else word for word in one_file]) == 2
     assert "one file cannot fit densenet121 and resnet101" in caplog.text
 
@@ -240,8 +243,8 @@ def test_reports_of_another_source_are_scored(out: Path, base: Path, started: li
 def test_rows_of_a_file_are_trained_and_compared(base: Path, tmp_path: Path, started: list[str]) -> None:
     rows, out = tmp_path / "rows.toml", tmp_path / "out"
     rows.write_text("""
-plain = { preset = "baseline", "shape.backbone" = "resnet18" }
-smooth = { preset = "baseline", "shape.backbone" = "resnet18", ce = { label_smoothing = 0.1 } }
+plain = { preset = "baseline", "shape.backbone" = "mobilenet_v3_small" }
+smooth = { preset = "baseline", "shape.backbone" = "mobilenet_v3_small", ce = { label_smoothing = 0.1 } }
 """)
     more = ["--rows", str(rows)]
     assert main(arguments(base, out, *more, rows="")) == 0
@@ -249,20 +252,19 @@ smooth = { preset = "baseline", "shape.backbone" = "resnet18", ce = { label_smoo
     result = json.loads((out / "ablation.json").read_text())
     assert [one["row"] for one in result["cells_done"]] == ["plain", "smooth"]
     assert result["changes"] == {"smooth": ["ce.label_smoothing"]}
-    assert result["configs"]["smooth"]["shape"]["backbone"] == "resnet18"
+    assert result["configs"]["smooth"]["shape"]["backbone"] == "mobilenet_v3_small"
     assert result["table"]["steps"]["smooth"]["before"] == "plain"
     text = (out / "ablation.md").read_text()
     assert "| smooth − plain | (`ce.label_smoothing`) |" in text
-    assert main([*arguments(base, tmp_path / "none"), *more]) == 2  # with --presets
+    assert main(arguments(base, tmp_path / "none", "--presets", "retrieval", *more, rows="")) == 2
     assert not (tmp_path / "none").exists()
 
 
 def test_published_baseline_is_trained_beside_ours(base: Path, tmp_path: Path, started: list[str]) -> None:
     scale = {**SCALE, "pretrain": None, "overrides": {**SCALE["overrides"], "shape.max_length": 24}}
-    path, rows = tmp_path / "scale.json", tmp_path / "rows.json"
+    path = tmp_path / "scale.json"
     path.write_text(json.dumps(scale))
-    rows.write_text(json.dumps({name: {"shape.backbone": "resnet18"} for name in ("r2gencmn", "baseline")}))
-    assert main([*arguments(base, tmp_path / "out", "--scale", str(path), "--rows", str(rows), rows="")]) == 0
+    assert main(arguments(base, tmp_path / "out", "--scale", str(path), rows="r2gencmn,baseline")) == 0
     assert started == ["r2gencmn-seed1", "baseline-seed1"]
     folder = cell(tmp_path / "out", "r2gencmn")
     config = json.loads((folder / "bundle" / "config.json").read_text())

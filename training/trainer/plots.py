@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from model.files import write_atomic
 
@@ -34,8 +34,10 @@ def plot_history(rows: Sequence[dict[str, float]], path: Path, *, title: str) ->
                   color="#1f6f8b" if name.startswith("val_") else "#8a5a2b")  # fmt: skip
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("epoch", fontsize=8)
-        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))  # ticks take most of the time
-        axis.yaxis.set_major_locator(MaxNLocator(4))
+        values = [value for _, value in points if math.isfinite(value)] or [0.0]
+        axis.set_xticks(sorted({points[0][0], points[-1][0]}))  # two ticks, because each takes 1 ms
+        axis.set_yticks(sorted({min(values), max(values)}))
+        axis.yaxis.set_major_formatter("{x:.3g}")
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
     figure.suptitle(title, fontsize=11, y=1 - HEAD / 2 / height)
