@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from model.bundle import load_bundle
+from model.types import ReferenceCase
 from tests.support.tiny import REPORTS
 from training import evaluate, run
 from training.data.headings import with_headings
 from training.data.openi import open_openi
 from training.data.studies import ImageRef, Source, Study
+from training.evaluation.scoring import texts_of
 from training.phantoms import write_phantom_root
 
 OPACITY = "Opacity/lung/base/left/mild"
@@ -72,6 +74,14 @@ def test_refuses_settings_that_do_not_fit_headings(
     settings = [one for one in SETTINGS if not one.startswith((name, "retrieval_k"))]
     assert run.main(["--preset", "smoke", "--print-config", "--set", *settings, changed]) == 2
     assert message in caplog.text
+
+
+def test_retrieved_cases_are_scored_by_their_headings_though_a_bundle_holds_their_reports() -> None:
+    texts = texts_of({"CXR1": "normal."}, ["normal."], origin="train", chosen_on="val")
+    case = ReferenceCase(1, "CXR1", 0.9, REPORTS[0], {}, None)
+    assert texts.of_case(case) == REPORTS[0]
+    assert replace(texts, headings=True).of_case(case) == "normal."
+    assert replace(texts, headings=True).of_case(replace(case, case_id="CXR2")) is None
 
 
 def test_a_trained_bundle_states_its_text_and_is_scored_against_headings(root: Path, tmp_path: Path) -> None:
