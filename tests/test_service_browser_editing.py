@@ -42,7 +42,7 @@ def test_keyboard_moves_pins_and_edits(page: Page) -> None:
     page.keyboard.press("?")
     assert page.locator("#help").is_visible()
     page.keyboard.press("Escape")
-    page.wait_for_selector("#help", state="hidden")
+    page.wait_for_function("() => document.activeElement === document.body")  # later than the window is hidden
     page.keyboard.press("e")
     page.wait_for_function("() => document.activeElement.id === 'edit-area'")
     page.keyboard.press("Escape")
