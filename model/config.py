@@ -85,7 +85,7 @@ class ModelConfig(Frozen):
         case_norm: scale a projected case to the length of a standardised patch token; else patches
             dominate.
         sentence_end: id of "." in the vocabulary, for writers that write by sentences.
-        tags: names of what writer ``coattention`` names before it writes.
+        tags: names of the tags that writer ``coattention`` predicts.
     """
 
     writer: Annotated[str, AfterValidator(WRITERS.check)] = "cmn"

@@ -142,7 +142,7 @@ class CoAttentionNetwork(ReportModel):
         """Make tag classifier, attention, LSTMs and embeddings; raises ValueError without tags or ``sentence_end``."""
         c = config
         if c.sentence_end is None or not c.tags:
-            missing = "sentence_end, the id of '.' in the vocabulary" if c.tags else "tags, the names of what it names"
+            missing = "sentence_end, the id of '.' in the vocabulary" if c.tags else "tags, the names that it predicts"
             raise ValueError(f"writer {c.writer!r} needs {missing}; set it in the model configuration")
         self.drop_features = Dropout(c.dropout if c.feature_dropout is None else c.feature_dropout)
         self.drop = Dropout(c.dropout)
@@ -255,8 +255,8 @@ class CoAttentionNetwork(ReportModel):
         stop = stops.float().masked_fill(~may_stop, NEVER).unsqueeze(1)
         words = self.to_words(hidden).float()
         is_end = torch.arange(words.shape[1], device=words.device) == Tokenizer.eos_id
-        spoken = words.masked_fill(is_end, float("-inf")).log_softmax(1)
-        return torch.where(is_end, F.logsigmoid(stop), F.logsigmoid(-stop) + spoken)
+        log_probs = words.masked_fill(is_end, float("-inf")).log_softmax(1)
+        return torch.where(is_end, F.logsigmoid(stop), F.logsigmoid(-stop) + log_probs)
 
     def _outline(self, encoded: Encoded) -> Outline:
         """No sentence yet: the sentence LSTM starts from zeros."""
