@@ -88,7 +88,9 @@ $(SHOWN)/complete: retrieval_index/examples.py
 
 develop: $(STAMPS)/develop
 
-# The tests of a module run in one process and share its fixtures; tests/conftest.py puts the long ones first.
+# The tests of a module run in one process and share its fixtures; tests/conftest.py puts the long ones first. The
+# processes that tests start keep what they compile, or each would compile the project again.
+unexport PYTHONDONTWRITEBYTECODE
 test: $(STAMPS)/develop
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
