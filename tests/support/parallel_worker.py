@@ -18,6 +18,7 @@ from training.data.augment import to_float
 from training.data.features import OnlineFeatures, cache_features
 from training.data.openi import open_openi
 from training.data.pixel_cache import PixelCache, build_pixel_cache
+from training.run import main as run
 from training.stages.common import ReportGenerator, StudySplits
 from training.stages.contrastive import contrastive_loss
 from training.stages.cross_entropy import train_cross_entropy
@@ -111,9 +112,11 @@ def main(root: Path, out: Path) -> None:
 
 
 def member(arguments: list[str]) -> int:
-    """Train as one of two processes, with the environment that torchrun sets: RANK PORT ROOT OUT."""
-    rank, port, root, out = arguments
+    """Train as one of two processes, with the environment that torchrun sets: RANK PORT ROOT OUT, or a command."""
+    rank, port, *more = arguments
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
-    main(Path(root), Path(out))
+    if len(more) > 2:
+        return run(more)
+    main(*map(Path, more))
     return 0
