@@ -135,6 +135,31 @@ SENTENCES: list[tuple[str, list[Expected]]] = [
     ("Left hilar fullness and right opacity.", [("Lung Opacity", "present", "right", (), None)]),
     ("Opacity of the right base compared to the left.", [("Lung Opacity", "present", "right", ("base",), None)]),
     ("Left PICC with its tip in the right atrium.", [("Support Devices", "present", "left", (), None)] * 2),
+    (
+        "The patient is rotated to the left, limiting the view of the effusion.",
+        [("Pleural Effusion", "present", None, (), None)],
+    ),
+    (
+        "The trachea is deviated to the right by a left upper lobe mass.",
+        [("Lung Lesion", "present", "left", ("upper lobe",), None)],
+    ),
+    (
+        "Leftward shift of the mediastinum from the large right effusion.",
+        [("Pleural Effusion", "present", "right", (), "severe")],
+    ),
+    (
+        "Right IJ catheter, feeding tube and effusion.",
+        [
+            ("Support Devices", "present", "right", (), None),
+            ("Support Devices", "present", None, (), None),
+            ("Pleural Effusion", "present", None, (), None),
+        ],
+    ),
+    # a side that the finding does not have
+    ("Opacity on the left, not on the right.", [("Lung Opacity", "present", "left", (), None)]),
+    ("Right but not left pleural effusion.", [("Pleural Effusion", "present", None, (), None)]),
+    # each side has a degree
+    ("Mild right and severe left atelectasis.", [("Atelectasis", "present", "both", (), None)]),
     ("Low lung volumes cause mild crowding.", [("low lung volumes", "present", None, (), None)]),
     ("Cardiomegaly and mild vascular prominence.", [("Cardiomegaly", "present", None, (), None)]),
     ("The effusion on the left is slightly larger.", [("Pleural Effusion", "present", "left", (), None)]),

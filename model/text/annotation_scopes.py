@@ -32,6 +32,7 @@ _KINDS: Final[tuple[tuple[Kind, tuple[tuple[str, re.Pattern[str]], ...]], ...]] 
     ("degree", _compiled(terms.DEGREES)),
 )
 _CONCEPTS: Final = {label: _compiled(names) for label, names in terms.CONCEPTS.items()}
+_DIRECTION = re.compile(terms.DIRECTION)
 _PLURAL = re.compile(terms.PLURAL)
 _POST = re.compile(terms.POST)
 _CONNECTOR = re.compile(terms.CONNECTOR)
@@ -92,7 +93,12 @@ class Group:
 
     @property
     def is_of_lung(self) -> bool:
-        return self.is_sided and not self.is_of_bone and any(c not in terms.UNSHARED for _, c in self.mentions)
+        is_shared = any(concept not in terms.UNSHARED for _, concept in self.mentions)
+        return self.is_sided and is_shared and not self.is_of_bone and not self.is_device
+
+    @property
+    def is_device(self) -> bool:
+        return self.is_sided and all(mention.finding == "Support Devices" for mention, _ in self.mentions)
 
     @property
     def has_location(self) -> bool:
@@ -113,7 +119,7 @@ def describe(text: str, mentions: Sequence[Mention], commas: Sequence[int]) -> l
         low = _left_end(text, [joint for joint in joints if low <= joint.start < group.start], modifiers, low)
         high = _right_end(text, [joint for joint in joints if group.end <= joint.start < high], modifiers, high)
         _take(text, group, [found for found in modifiers if low <= found.start < high], low, high)
-    for kind in ("is_of_lung", "is_of_bone"):
+    for kind in ("is_of_lung", "is_of_bone", "is_device"):
         _share(text, [group for group in groups if getattr(group, kind)], joints)
     return groups
 
@@ -142,10 +148,12 @@ def _concept(mention: Mention, text: str) -> str | None:
 
 
 def _modifiers(text: str) -> Iterator[Modifier]:
+    directions = [found.span() for found in _DIRECTION.finditer(text)]
     for kind, patterns in _KINDS:
         for value, pattern in patterns:
             for found in pattern.finditer(text):
-                yield Modifier(found.start(), found.end(), kind, value)
+                if kind == "degree" or not any(start <= found.start() < end for start, end in directions):
+                    yield Modifier(found.start(), found.end(), kind, value)
 
 
 def _cut(text: str, start: int, end: int, joints: Sequence[_Joint], modifiers: Sequence[Modifier]) -> int:
@@ -223,7 +231,8 @@ def _take(text: str, group: Group, modifiers: Sequence[Modifier], low: int, high
             degrees.append((found.start - group.end, found))
     if not group.sides and _PLURAL.search(text, low, high):
         group.sides.add("both")
-    group.degree = min(degrees)[1] if degrees else None
+    is_of_each_side = len(group.sides) > 1 and len({found.value for _, found in degrees}) > 1
+    group.degree = min(degrees)[1] if degrees and not is_of_each_side else None
 
 
 def _share(text: str, groups: Sequence[Group], joints: Sequence[_Joint]) -> None:

@@ -110,9 +110,9 @@ OTHER: Final[dict[str, tuple[str, ...]]] = {
 UNSIDED: Final = frozenset({
     "cardiomegaly", "widened mediastinum", "mediastinal mass", "kyphosis", "degenerative change", "osteophyte",
     "atherosclerosis", "tortuous aorta", "hiatal hernia", "osteopenia", "hyperinflation", "low lung volumes",
-    "heart failure", "volume overload",
+    "heart failure", "volume overload", "endotracheal tube", "tracheostomy", "feeding tube",
 })  # fmt: skip
-"""Concepts of organs in the middle, or of both lungs: no side and no region of a lung."""
+"""Concepts of the middle, or of both lungs: no side and no region of a lung."""
 UNSHARED: Final = frozenset({"elevated diaphragm", "flattened diaphragm", "eventration", "surgical clip"})
 """Concepts that share no location with other findings of their list."""
 OF_BONE: Final = frozenset({"fracture", "scoliosis", "kyphosis", "degenerative change", "osteophyte", "osteopenia"})
@@ -128,19 +128,32 @@ _OF_ELSE: Final = (
     r"(?! (?:atri\w+|ventric\w+|main\b|lateral (?:view|projection|decubitus|radiograph|film|image)|"
     r"(?:anterior|posterior) oblique))"
 )
-_COMPARED: Final = r"(?<!compared to )(?<!compared to the )(?<!compared with the )(?<!relative to the )"
+# a side that the finding does not have: "compared to the left", "right but not left effusion", "left, not on the right"
+_OTHER_SIDE: Final = "".join(
+    rf"(?<!\b{words} )"
+    for words in (
+        *("compared to", "compared to the", "compared with the", "relative to the", "unlike the", "rather than"),
+        *("not", "not the", "not on the", "not in the", "not at the", "rather than the", "rather than on the"),
+    )
+)
 _PAIRED: Final = (
     r"(?:lungs?|sides?|bases|apices|lobes|hemithora\w+|hemi-?diaphragm\w*|hil\w+|costophrenic|pleural|upper|lower|mid\w*|"
     r"zones|fields|chest|shoulders|clavicles|lung)"
 )
-_LEFT: Final = _COMPARED + r"\bleft(?:ward)?(?:[ -]?sided)?\b(?! in place)" + _OF_ELSE
-_RIGHT: Final = _COMPARED + r"\b(?:mid)?right(?:ward)?(?:[ -]?sided)?\b" + _OF_ELSE
+_LEFT: Final = _OTHER_SIDE + r"\bleft(?:ward)?(?:[ -]?sided)?\b(?! in place)" + _OF_ELSE
+_RIGHT: Final = _OTHER_SIDE + r"\b(?:mid)?right(?:ward)?(?:[ -]?sided)?\b" + _OF_ELSE
 SIDES: Final[tuple[tuple[str, str], ...]] = (
     ("both", rf"\bbilateral(?:ly)?\b|\bbi-?(?:basilar|basal|apical)\w*|\bboth\b(?= (?:[\w-]+ ){{0,3}}?{_PAIRED})"),
     ("both", rf"\b{_L}{_MORE}{_L}\b|\b(?:on )?either (?:side|lung|base)\b|\bboth sides\b"),
     ("left", rf"{_LEFT}|\b(?:lll|lul)\b|\blingula\w*|\blevo(?:scolio|curv|convex|[ -])\w*"),
     ("right", rf"{_RIGHT}|\b(?:rll|rul|rml)\b|\bmiddle lobe\b|\bdextro(?:scolio|curv|convex|[ -])\w*"),
 )
+DIRECTION: Final = (
+    r"\b(?:mediastinal )?(?:shift|deviat|displac|rotat|pull|push)\w*(?: (?!due|secondary|related|adjacent)[\w-]+){0,4}?"
+    rf" (?:to|towards?) (?:the )?{_L}\b|\b(?:left|right)ward\b(?! (?:\w+ )?(?:curv|convex|scolio|bow))"
+    r"(?: shift of the mediastinum)?"
+)
+"""A side to which something moves, which is no side of a finding: "the trachea is deviated to the right"."""
 PLURAL: Final = (
     r"\bbases\b|\bapices\b|\b(?:upper|lower) lobes\b|\bcostophrenic (?:angles|sulci|recesses)\b|\bhila\b|"
     r"\b(?:upper|lower|mid) (?:lungs|lung zones|zones)\b|\bperihilar regions\b|"
