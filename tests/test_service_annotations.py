@@ -161,6 +161,18 @@ def test_structured_report_has_the_side_at_each_finding_site() -> None:
         assert code(site.ContentSequence[0]["ConceptCodeSequence"]) == ("24028007", "SCT")
 
 
+def test_structured_report_gives_no_site_both_sides() -> None:
+    pytest.importorskip("highdicom", reason="needs pip install highdicom")
+    source = SourceImage.from_dataset(header(dicom()))
+    written = structured_report(written_as("Opacity in the right upper and left lower lobes."), 1, [source])
+    report = pydicom.dcmread(io.BytesIO(written))
+    place = {"concept": None, "side": "both", "regions": ["upper lobe", "lower lobe"], "degree": None}
+    assert facts_of_sr(report)["places"] == {"Lung Opacity": [place]}
+    (labels,) = [item for item in report.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue == "labels"]
+    (opacity,) = [item for item in labels.ContentSequence if item.ConceptCodeSequence[0].CodeMeaning == "Present"]
+    assert not any("ContentSequence" in item for item in opacity.ContentSequence)
+
+
 @pytest.mark.parametrize("findings", ["Effusion. No large left pneumothorax.", "Clear lungs.", "Mild scoliosis."])
 def test_text_without_side_region_and_degree_of_a_present_label_is_written_as_before(findings: str) -> None:
     report = written_as(findings)

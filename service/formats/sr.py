@@ -241,11 +241,14 @@ def _label(name: str, label: Label, place: AnnotationOut | None) -> ContentItem:
 
 
 def _place(annotation: AnnotationOut) -> list[ContentItem]:
-    items = [_property(FINDING_SITE, region) for region in regions_of(annotation)]
+    """Left or right is a part of each site; both sides are not: "right upper and left lower lobes"."""
+    sites = [_property(FINDING_SITE, region) for region in regions_of(annotation)]
+    items = list(sites)
     if side := side_of(annotation):
-        for site in items:
+        for site in sites if annotation.side != "both" else []:
             site.ContentSequence = ContentSequence([_property(LATERALITY, side)])
-        items = items or [_property(LATERALITY, side)]
+        if not sites or annotation.side == "both":
+            items.append(_property(LATERALITY, side))
     properties = ((FINDING, concept_of(annotation)), (SEVERITY, degree_of(annotation)))
     return [*items, *(_property(name, value, "HAS PROPERTIES") for name, value in properties if value)]
 
