@@ -55,7 +55,9 @@ def all_plots(result: Mapping[str, Any], drafted: EvaluatedSplit) -> dict[str, P
         settings: Any = {**style, "svg.hashsalt": name}  # the stubs list every key as a literal
         with matplotlib.rc_context(settings):
             drawn = draw(result, drafted)
-            plots[name] = Plot(name, description, _svg(drawn, description), _save(drawn, "png"))
+            svg = _svg(drawn, description)
+            drawn.set_layout_engine("none")  # the panels stay; to compute them again takes half of a drawing
+            plots[name] = Plot(name, description, svg, _save(drawn, "png"))
     return plots
 
 
