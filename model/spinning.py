@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 BEGIN, END = 0.10, 0.03  # shares of its time that a thread waits for a processor: reserve threads above, none below
+MOST_PROCESSORS = 64  # with more, the threads could exceed a limit of the container, at which libgomp ends the process
 
 
 class SpinControl:
@@ -64,13 +65,13 @@ def _times() -> tuple[int, int] | None:
 
 def _reserve() -> threading.Event | None:
     """Start idle threads of libgomp, one more than the process has processors, until the event is set."""
-    if (library := _libgomp()) is None:
+    if (library := _libgomp()) is None or (processors := len(os.sched_getaffinity(0))) > MOST_PROCESSORS:
         return None
+    nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)  # free(NULL)
     started, end = threading.Event(), threading.Event()
 
     def hold() -> None:
-        nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)  # free(NULL)
-        library.GOMP_parallel(nothing, None, len(os.sched_getaffinity(0)) + 1, 0)
+        library.GOMP_parallel(nothing, None, processors + 1, 0)
         started.set()
         end.wait()  # libgomp ends the threads with the thread that started them
 

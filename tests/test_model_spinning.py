@@ -71,6 +71,14 @@ def test_failed_work_is_not_measured(control: SpinControl) -> None:
     assert not control.shortened
 
 
+def test_starts_no_threads_for_very_many_processors(control: SpinControl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(100)))
+    before = threads()
+    control.adapt(1.0)
+    assert not control.shortened
+    assert threads() == before
+
+
 def test_changes_nothing_without_libgomp(control: SpinControl, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spinning, "_libgomp", lambda: None)
     before = threads()
