@@ -164,20 +164,8 @@ def test_bundle_of_a_package_that_is_not_installed_is_refused_in_one_line(
     assert "\n" not in str(refused.value)
 
 
-WRITER = """
-from torch import nn
-from model.network.writers.cnn_rnn import CnnRnn
-
-class BoundedState(CnnRnn):
-    def build_writer(self, config, width):
-        super().build_writer(config, width)
-        self.to_state = nn.Sequential(self.to_state, nn.Tanh())
-"""
-
-
 def test_a_package_adds_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site = install(tmp_path / "site", "[cxr_report.writers]\nbounded = my_bounded:BoundedState\n")
-    (site / "my_bounded.py").write_text(WRITER)
+    site = install(tmp_path / "site", "[cxr_report.writers]\nbounded = my_cxr.writer:BoundedState\n")
     monkeypatch.syspath_prepend(str(site))
     path = write_tiny_bundle(tmp_path / "B", writer="bounded")
     assert read_config(path).model.writer == "bounded"

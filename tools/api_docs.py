@@ -27,7 +27,7 @@ def tables() -> dict[str, str]:
         "report fields": table(("field", "type", "meaning"), _fields(document)),
         "report answer": table(("member", "meaning"), _members(document, "ReportResponse")),
         "image warnings": table(("warning", "meaning"), [(f"`{code}`", when) for code, when in warnings.items()]),
-        "problems": table(("status", "code", "title"), _problems()),
+        "problems": table(("status", "codes"), _problems()),
     }
 
 
@@ -92,9 +92,9 @@ def _resolved(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping
     return found
 
 
-def _problems() -> list[tuple[str, str, str]]:
-    ordered = sorted(CODES.items(), key=lambda entry: entry[1][0])
-    return [(str(status), f"`{code}`", title) for code, (status, title) in ordered]
+def _problems() -> list[tuple[str, str]]:
+    codes = {status: [code for code, (of, _) in CODES.items() if of == status] for status, _ in CODES.values()}
+    return [(str(status), ", ".join(f"`{code}`" for code in codes[status])) for status in sorted(codes)]
 
 
 def main(arguments: list[str] | None = None) -> int:
