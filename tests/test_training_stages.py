@@ -234,7 +234,8 @@ def test_optimizer_has_two_rates_and_leaves_out_frozen_parts() -> None:
 
 def test_all_presets_are_valid_and_unknown_names_are_rejected() -> None:
     ours = {"baseline", "densenet", "densenet-lr", "retrieval", "retrieval-scst", "compact", "smoke"}
-    assert ours | {"r2gencmn", "r2gencmn-mimic"} == set(PRESETS)
+    earlier = {"cnn-rnn", "coattention", "r2gen", "cmn"}
+    assert ours | earlier | {"r2gencmn", "r2gencmn-mimic"} == set(PRESETS)
     for config in PRESETS.values():
         assert type(config).model_validate_json(config.model_dump_json()) == config
     with pytest.raises(ValueError, match="choose one of r2gencmn"):
