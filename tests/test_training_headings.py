@@ -76,6 +76,12 @@ def test_refuses_settings_that_do_not_fit_headings(
     assert message in caplog.text
 
 
+def test_names_all_settings_that_do_not_fit_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    assert run.main(["--preset", "smoke", "--print-config", "--set", "target_text=headings"]) == 2
+    for name in ("decoding.method", "decoding.min_length", "without_comparisons"):
+        assert name in caplog.text
+
+
 def test_retrieved_cases_are_scored_by_their_headings_though_a_bundle_holds_their_reports() -> None:
     texts = texts_of({"CXR1": "normal."}, ["normal."], origin="train", chosen_on="val")
     case = ReferenceCase(1, "CXR1", 0.9, REPORTS[0], {}, None)
@@ -91,6 +97,7 @@ def test_a_trained_bundle_states_its_text_and_is_scored_against_headings(root: P
                      "--set", *SETTINGS]) == 0  # fmt: skip
     loaded = load_bundle(bundle)
     assert loaded.config.trained_on["target_text"] == "headings"
+    assert "It writes MeSH headings" in (bundle / "MODEL_CARD.md").read_text()
     assert "normal" in loaded.tokenizer.tokens
     assert "costophrenic" not in loaded.tokenizer.tokens  # a word of the reports
 

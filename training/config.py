@@ -262,14 +262,16 @@ class RunConfig(Frozen):
     def _headings_fit(self) -> Self:
         if self.target_text != "headings":
             return self
-        decoding, needed = self.decoding, "target_text=headings needs "
+        decoding, needed = self.decoding, []
         if decoding.method not in ("beam", "greedy"):
-            raise ValueError(f"{needed}decoding.method beam or greedy, not {decoding.method}: the cases are reports")
+            needed.append(f"decoding.method beam or greedy, not {decoding.method}: the cases are reports")
         if decoding.min_length > 2:
-            raise ValueError(f"{needed}decoding.min_length 2 or less, not {decoding.min_length}: a normal study has "
-                             "the text 'normal .'")  # fmt: skip
+            needed.append(f"decoding.min_length 2 or less, not {decoding.min_length}: a normal study has the text "
+                          "'normal .'")  # fmt: skip
         if self.without_comparisons:
-            raise ValueError(f"{needed}without_comparisons=false: headings compare with no earlier study")
+            needed.append("without_comparisons=false: headings compare with no earlier study")
+        if needed:
+            raise ValueError(f"target_text=headings needs {'; and '.join(needed)}")
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import Any
 
 from model.config import BundleConfig
 from model.network.report_model import writer_class
+from training.data.headings import TARGET_TEXT
 from training.evaluation.tables import Table, interval, number, title
 from training.scoring.metrics import METRICS
 
@@ -18,13 +19,15 @@ _USE = (
     "device: no draft may reach a patient's record unread, and nothing is known of images from other hospitals."
 )
 
+_HEADINGS = "It writes MeSH headings, such as 'opacity lung base left mild.', in place of the sentences of a report."
 _UNRECORDED = "epochs, settings and calibration were probably chosen on these studies (the bundle has no record)"
 
 
 def model_card(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
     """The card of a bundle, from its configuration and ``metrics.json``."""
+    headings = [_HEADINGS] if config.trained_on.get(TARGET_TEXT) == "headings" else []
     parts = [
-        f"# {config.name}", _USE, "## Model", _lines(_model(config)), "## Training data", _lines(_data(config)),
+        f"# {config.name}", _USE, *headings, "## Model", _lines(_model(config)), "## Training data", _lines(_data(config)),
         "## Scores", *_scores(metrics.get("val") or {}), "## Licence", config.licence or "Not stated.",
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
