@@ -134,6 +134,7 @@ SENTENCES: list[tuple[str, list[Expected]]] = [
     ),
     ("Left hilar fullness and right opacity.", [("Lung Opacity", "present", "right", (), None)]),
     ("Opacity of the right base compared to the left.", [("Lung Opacity", "present", "right", ("base",), None)]),
+    ("Left IJ line that ends in the right brachiocephalic vein.", [("Support Devices", "present", "left", (), None)]),
     ("Left PICC with its tip in the right atrium.", [("Support Devices", "present", "left", (), None)] * 2),
     (
         "The patient is rotated to the left, limiting the view of the effusion.",

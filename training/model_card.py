@@ -27,8 +27,9 @@ def model_card(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
     """The card of a bundle, from its configuration and ``metrics.json``."""
     headings = [_HEADINGS] if config.trained_on.get(TARGET_TEXT) == "headings" else []
     parts = [
-        f"# {config.name}", _USE, *headings, "## Model", _lines(_model(config)), "## Training data", _lines(_data(config)),
-        "## Scores", *_scores(metrics.get("val") or {}), "## Licence", config.licence or "Not stated.",
+        f"# {config.name}", _USE, *headings, "## Model", _lines(_model(config)),
+        "## Training data", _lines(_data(config)), "## Scores", *_scores(metrics.get("val") or {}),
+        "## Licence", config.licence or "Not stated.",
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 

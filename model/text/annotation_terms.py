@@ -125,8 +125,8 @@ _MORE: Final = (
     r" ?(?:>|(?:is )?(?:slightly |much |somewhat )?(?:greater|larger|more|worse|bigger) than|-greater-than-) ?(?:the )?"
 )
 _OF_ELSE: Final = (
-    r"(?! (?:atri\w+|ventric\w+|main\b|lateral (?:view|projection|decubitus|radiograph|film|image)|"
-    r"(?:anterior|posterior) oblique))"
+    r"(?! (?:atri\w+|ventric\w+|brachioceph\w+|innominate|main(?:[ -]?stem)?\b|"
+    r"lateral (?:view|projection|decubitus|radiograph|film|image)|(?:anterior|posterior) oblique))"
 )
 # a side that the finding does not have: "compared to the left", "right but not left effusion", "left, not on the right"
 _OTHER_SIDE: Final = "".join(
