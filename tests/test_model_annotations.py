@@ -159,6 +159,8 @@ SENTENCES: list[tuple[str, list[Expected]]] = [
     # a side that the finding does not have
     ("Opacity on the left, not on the right.", [("Lung Opacity", "present", "left", (), None)]),
     ("Right but not left pleural effusion.", [("Pleural Effusion", "present", None, (), None)]),
+    ("Nodule in the left or right base.", [("Lung Lesion", "present", None, ("base",), None)]),
+    ("No left or right effusion.", [("Pleural Effusion", "absent", "both", (), None)]),
     # each side has a degree
     ("Mild right and severe left atelectasis.", [("Atelectasis", "present", "both", (), None)]),
     ("Low lung volumes cause mild crowding.", [("low lung volumes", "present", None, (), None)]),

@@ -33,6 +33,7 @@ _KINDS: Final[tuple[tuple[Kind, tuple[tuple[str, re.Pattern[str]], ...]], ...]] 
 )
 _CONCEPTS: Final = {label: _compiled(names) for label, names in terms.CONCEPTS.items()}
 _DIRECTION = re.compile(terms.DIRECTION)
+_EITHER = re.compile(terms.EITHER)
 _PLURAL = re.compile(terms.PLURAL)
 _POST = re.compile(terms.POST)
 _CONNECTOR = re.compile(terms.CONNECTOR)
@@ -231,6 +232,8 @@ def _take(text: str, group: Group, modifiers: Sequence[Modifier], low: int, high
             degrees.append((found.start - group.end, found))
     if not group.sides and _PLURAL.search(text, low, high):
         group.sides.add("both")
+    if not group.is_absent and _EITHER.search(text, low, high):
+        group.sides.clear()
     is_of_each_side = len(group.sides) > 1 and len({found.value for _, found in degrees}) > 1
     group.degree = min(degrees)[1] if degrees and not is_of_each_side else None
 

@@ -148,6 +148,8 @@ SIDES: Final[tuple[tuple[str, str], ...]] = (
     ("left", rf"{_LEFT}|\b(?:lll|lul)\b|\blingula\w*|\blevo(?:scolio|curv|convex|[ -])\w*"),
     ("right", rf"{_RIGHT}|\b(?:rll|rul|rml)\b|\bmiddle lobe\b|\bdextro(?:scolio|curv|convex|[ -])\w*"),
 )
+EITHER: Final = rf"\b{_L} or (?:the )?{_L}\b"
+"""One side, but not which: "nodule in the left or right base". A denied finding is on neither."""
 DIRECTION: Final = (
     r"\b(?:mediastinal )?(?:shift|deviat|displac|rotat|pull|push)\w*(?: (?!due|secondary|related|adjacent)[\w-]+){0,4}?"
     rf" (?:to|towards?) (?:the )?{_L}\b|\b(?:left|right)ward\b(?! (?:\w+ )?(?:curv|convex|scolio|bow))"
