@@ -1,4 +1,4 @@
-"""A text that knows where each of its characters stood before replacements."""
+"""A text with the offset that each of its characters had before replacements."""
 
 from __future__ import annotations
 
