@@ -166,6 +166,8 @@ SENTENCES: list[tuple[str, list[Expected]]] = [
     ("Low lung volumes cause mild crowding.", [("low lung volumes", "present", None, (), None)]),
     ("Cardiomegaly and mild vascular prominence.", [("Cardiomegaly", "present", None, (), None)]),
     ("The effusion on the left is slightly larger.", [("Pleural Effusion", "present", "left", (), None)]),
+    ("The previously large left effusion is now small.", [("Pleural Effusion", "present", "left", (), "mild")]),
+    ("The large left effusion is now small.", [("Pleural Effusion", "present", "left", (), "mild")]),
     ("The effusion on the left is small.", [("Pleural Effusion", "present", "left", (), "mild")]),
     ("Opacity lung base left mild.", [("Lung Opacity", "present", "left", ("base",), "mild")]),
     ("Hiatal hernia, moderate-sized.", [("hiatal hernia", "present", None, (), "moderate")]),

@@ -44,6 +44,8 @@ _ALTERNATIVE = re.compile(terms.ALTERNATIVE)
 _FILLER = re.compile(terms.FILLER)
 _VERB = re.compile(terms.VERB)
 _PREDICATE = re.compile(terms.PREDICATE)
+_FORMER = re.compile(terms.FORMER)
+_NOW = re.compile(terms.NOW)
 _ADJECTIVE = re.compile(terms.ADJECTIVE)
 _WORD = re.compile(r"[^\s/-]+")
 _NOUN = re.compile(r"[ -](?:lobes?|lungs?|zones?|lung (?:zones?|fields?|bases?)|fields?|bases?)\b")
@@ -222,6 +224,8 @@ def _take(text: str, group: Group, modifiers: Sequence[Modifier], low: int, high
             group.after = group.after or found.start >= group.end
         elif any(start < found.end and found.start < end for start, end in predicates):
             continue  # "the heart is large"
+        elif _FORMER.search(text, low, found.start):
+            continue
         elif found.start < group.end:
             degrees.append((group.start - found.end, found))
         elif (
@@ -229,7 +233,7 @@ def _take(text: str, group: Group, modifiers: Sequence[Modifier], low: int, high
             or any(start == found.end + 1 for start, _ in predicates)
             or _is_location(text, group.end, high, modifiers)  # "effusion, left, small"
         ):
-            degrees.append((found.start - group.end, found))
+            degrees.append((-1 if _NOW.search(text, low, found.start) else found.start - group.end, found))
     if not group.sides and _PLURAL.search(text, low, high):
         group.sides.add("both")
     if not group.is_absent and _EITHER.search(text, low, high):

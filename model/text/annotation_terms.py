@@ -279,5 +279,8 @@ VERB: Final = (
 )
 PREDICATE: Final = r"\b(?:is|are|was|were|appears?|remains?|size|silhouette|also|now|borderline/?|/) ?$"
 """Before a degree that follows its finding: "the effusion is small"."""
+FORMER: Final = r"\b(?:previously|formerly) $"
+NOW: Final = r"\bnow $"
+"""Before a degree of an earlier study, and of this one: "the previously large effusion is now small"."""
 ADJECTIVE: Final = r"(?:nodular|interstitial|reticular|granulomatous|degenerative|emphysematous|atelectatic|infectious)"
 """A finding that describes the next one: "nodular right lower lobe opacity"."""
