@@ -105,6 +105,9 @@ def test_small_left_effusion_reaches_the_page_and_follows_an_edit(speaking: Live
     chip = page.locator("#labels .chip[data-finding='Pleural Effusion']")
     assert " ".join(chip.inner_text().split()) == "Pleural Effusion : present · left · small"
     assert chip.get_attribute("title") == "left, small"
+    assert page.locator("#legend-sides").is_visible()
+    edit(page, "No effusion on the left.")
+    page.locator("#legend-sides").wait_for(state="hidden")
     edit(page, "Moderate right effusion with a moderate effusion at the left base.")
     page.wait_for_function("() => document.querySelector('#labels .place')?.textContent.includes('right')")
     assert chip.locator(".place").inner_text().strip() == "· right · moderate / left · moderate"

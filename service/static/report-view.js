@@ -67,7 +67,7 @@ export class ReportView {
     this.sentences.draw([], true); // calibration is unknown yet: use the lower threshold for doubt
     for (const id of ["warnings", "labels", "checks", "made"]) this.byId(id).replaceChildren();
     this.sentences.list.hidden = false;
-    for (const id of ["refined", "edited-note", "models-draft", "legend-hidden", "legend-chances", "legend-fold"]) this.byId(id).hidden = true;
+    for (const id of ["refined", "edited-note", "models-draft", "legend-hidden", "legend-chances", "legend-sides", "legend-fold"]) this.byId(id).hidden = true;
     this.setStale(false);
   }
 
@@ -153,6 +153,7 @@ export class ReportView {
     this.byId("legend-chances").hidden = unusual || Object.keys(current.finding_probabilities ?? {}).length === 0;
     drawCases(this.byId("cases"), this.byId("cases-note"), current.reference_cases, { labels, annotations });
     this.byId("legend-fold").hidden = current.reference_cases.length === 0;
+    this.byId("legend-sides").hidden = !annotations.some((one) => one.presence !== "absent" && (one.side || one.degree));
     this.filter.apply();
   }
 

@@ -177,6 +177,7 @@ export const words = {
   labels: "Labels found in the draft",
   "labels.edited": "Labels found in the edited findings",
   "labels.model": "Labels found in the model's draft",
+  "legend.sides": "Sides and degrees are those of the draft's words. They can be wrong: check each in the images.",
   "legend.fold": "Press a finding to fold the reference cases that do not name it.",
   "side.left": "left",
   "side.right": "right",

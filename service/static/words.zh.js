@@ -178,6 +178,7 @@ export const words = {
   labels: "从草稿中读出的标签",
   "labels.edited": "从编辑后的所见中读出的标签",
   "labels.model": "从模型草稿中读出的标签",
+  "legend.sides": "左右侧和程度取自草稿文字。可能有误：请逐一对照图像核实。",
   "legend.fold": "点按某一征象，即可收起未提及它的参考病例。",
   "side.left": "左侧",
   "side.right": "右侧",
