@@ -117,7 +117,10 @@ class SentenceOut(ResponseModel):
             "finding or without a calibration."
         ),
     ] = None
-    attention: Annotated[AttentionOut | None, Field(description="With include=attention; null otherwise.")] = None
+    attention: Annotated[
+        AttentionOut | None,
+        Field(description="With include=attention, if the writer of the bundle has attention; null otherwise."),
+    ] = None
     evidence: Annotated[
         EvidenceOut | None,
         Field(
