@@ -14,7 +14,7 @@ from pathlib import Path
 
 THREADS = "OMP_NUM_THREADS"
 SPINS = "GOMP_SPINCOUNT"
-_SPIN_COUNT = 3000  # about 0.1 ms; 300,000 if unset. Fewer slow down an idle machine, more a loaded one
+_SPIN_COUNT = 10_000  # about 0.3 ms; 300,000 if unset. Fewer slow down an idle machine, more a loaded one
 _WAITING = (SPINS, "OMP_WAIT_POLICY")  # a user who has set one of them chose how threads wait
 
 

@@ -83,7 +83,7 @@ def test_packages_set_openmp_before_they_import_torch(package: str) -> None:
         f"import sys, os, {package}; early = 'torch' not in sys.modules; import torch;"
         "print(early, os.environ['GOMP_SPINCOUNT'], torch.get_num_threads() == int(os.environ['OMP_NUM_THREADS']))"
     )
-    assert run(code) == "True 3000 True"
+    assert run(code) == "True 10000 True"
 
 
 def test_settings_of_the_user_win() -> None:

@@ -16,7 +16,9 @@ from model.config import BundleConfig, DecodingConfig, ModelConfig, Preprocessin
 from model.decoding.mbr_table import MbrTable
 from model.drafter import Drafter
 from model.images import load_pixels
+from model.network.cpu_kernels import Linear
 from model.network.report_model import Patches, ReportModel, build_model
+from model.network.writers.cmn import CrossModalMemoryNetwork
 from model.text.labeler import FINDINGS, label_report
 from model.text.tokenizer import Tokenizer
 from model.types import Precision, StudyView, View
@@ -61,10 +63,17 @@ def tiny_model(seed: int = 0, **changes: object) -> ReportModel:
     torch.manual_seed(seed)
     model = build_model(tiny_config(len(tiny_tokenizer()), **changes)).eval()
     with torch.no_grad():
-        model.to_words.weight.mul_(4)
-        if model.config.writer == "cmn":
+        to_words(model).weight.mul_(4)
+        if isinstance(model, CrossModalMemoryNetwork):
             model.memory.matrix.normal_()
     return model
+
+
+def to_words(model: ReportModel) -> Linear:
+    """The last layer of a writer of this project."""
+    layer = model.get_submodule("to_words")
+    assert isinstance(layer, Linear)
+    return layer
 
 
 def tiny_index(model: ReportModel, reports: Sequence[str] = REPORTS, *, texts: bool = True) -> ReportIndex:
@@ -110,10 +119,10 @@ def write_tiny_bundle(
     if says is not None:
         _teach(model, says)
     with torch.no_grad():
-        model.to_words.bias[tiny_tokenizer().id_of(".")] += full_stops
+        to_words(model).bias[tiny_tokenizer().id_of(".")] += full_stops
         if finding_head:
             model.get_buffer("feature_norm.running_mean").normal_()
-            model.to_words.bias[[tiny_tokenizer().id_of(word) for word in ("pneumothorax", "fracture")]] += 4.0
+            to_words(model).bias[[tiny_tokenizer().id_of(word) for word in ("pneumothorax", "fracture")]] += 4.0
     index_dir = mbr_table = None
     if retrieval:
         index_dir = path.parent / f"{path.name}-index"
