@@ -38,18 +38,18 @@ GET = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Application:
-    """Answers without reading the body: a short text, or for /large many mebibytes in pieces, or nothing for /wait."""
+    """Answers without reading the body: a short text, or many mebibytes in pieces; /wait… answers after ``go``."""
 
     def __init__(self) -> None:
         self.sending = self.disconnected = 0
         self.go = threading.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        large, body = scope["path"] == "/large", scope["path"].encode()
+        large, body = scope["path"].endswith("large"), scope["path"].encode()
         if body == b"/body":
             while (await receive()).get("more_body"):
                 pass
-        while body == b"/wait" and not self.go.is_set():
+        while body.startswith(b"/wait") and not self.go.is_set():
             await asyncio.sleep(0.01)
         headers = [] if large else [(b"content-length", str(len(body)).encode())]
         self.sending += 1
@@ -220,6 +220,20 @@ def test_ends_all_pipelined_requests_of_a_client_that_left(
     until(lambda: not server.server_state.connections)
     assert not server.server_state.connections
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_ends_a_request_whose_client_left_before_the_first_byte(
+    port: int, server: uvicorn.Server, application: Application
+) -> None:
+    """Pipelined requests pause reading, so that only writing shows that the client left."""
+    with connect(port, reads=False) as client:
+        client.sendall((GET % b"/wait-large") * protocol.MAX_PIPELINED)
+        until(lambda: server.server_state.tasks)
+    time.sleep(0.05)
+    application.go.set()
+    until(lambda: not server.server_state.connections)
+    until(lambda: not application.sending)
+    assert application.disconnected == 1
 
 
 def test_service_counts_clients_that_left_as_abandoned(

@@ -169,7 +169,8 @@ def test_real_responses_validate_against_the_document(document: dict[str, Any], 
 
 def test_api_guide_lists_every_code_and_setting() -> None:
     guide = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1]: line for line in guide.splitlines() if line.startswith("|")}
     for code, (status, _) in CODES.items():
-        assert f"|{status}|`{code}`|" in guide, code
+        assert f"`{code}`" in rows[str(status)], code
     for name in Settings.model_fields:
         assert f"`REPORT_{name.upper()}`" in guide, name

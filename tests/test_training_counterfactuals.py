@@ -155,7 +155,7 @@ def test_scores_of_a_row_are_those_of_its_studies() -> None:
     words = frozenset(word for report in reports for word in full_reference(report).split())
     board = ReferenceSet(reports, words, meteor=False)
     system, alone = [*reports[:3], "Clear."], ["The heart is large.", "A large nodule."]
-    result: dict[str, Any] = {name: {} for name in (*KEYWORD_F1, "confidence_95", "system_minus")}
+    result: dict[str, Any] = {name: {} for name in (*KEYWORD_F1, "annotations", "confidence_95", "system_minus")}
     rows = {"system_lateral_only": CounterfactualRow([0, 2], alone)}
     score_counterfactual_rows(result, rows, board, system, EvaluationPlan(draws=50))
     pairs = [(full_reference(reports[row]), full_prediction(text)) for row, text in zip((0, 2), alone, strict=True)]

@@ -94,6 +94,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
         async def send_if_connected(message: Message) -> None:
             await send(message)
+            if message.get("more_body") and self.transport.is_closing():
+                await asyncio.sleep(0)  # the loop reports a failed write only after the application yields
             if self._lost:
                 raise ClientDisconnect
 
