@@ -1,4 +1,4 @@
-"""Values of the papers, printed beside a table: the study that this project reproduces, and earlier systems."""
+"""Values of the papers, printed below a table: the study that this project reproduces, and earlier systems."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ HEADING = "## As published (not measured here)"
 
 
 def content(table: str) -> dict[str, Any]:
-    """The values beside the table ``study`` or ``evolution``, for its JSON file."""
+    """The published values that go with the table ``study`` or ``evolution``, for its JSON file."""
     if table == "study":
         return {"table": table, "note": NOTE, "figures": FIGURES, "iu_xray_test": IU_XRAY_TEST,
                 "private_set": PRIVATE_SET}  # fmt: skip
