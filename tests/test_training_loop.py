@@ -72,6 +72,13 @@ def test_resumed_equals_unbroken(tmp_path: Path, stop_at: int, select: str | Non
     assert resumed.history.best_epoch == unbroken.history.best_epoch
 
 
+def test_module_ends_in_eval_mode_where_no_epoch_was_left(tmp_path: Path) -> None:
+    """A stage that was killed between its last checkpoint and its result; what it measures next must not change it."""
+    for _ in range(2):
+        net, _ = train(tmp_path, select="score")
+        assert not any(module.training for module in net.modules())
+
+
 def test_loss_falls_and_log_has_one_row_an_epoch(tmp_path: Path) -> None:
     _, loop = train(tmp_path, epochs=30)
     rows = list(csv.DictReader((tmp_path / "toy" / "log.csv").open()))

@@ -88,7 +88,7 @@ class Loop:
     def fit(
         self, batches: Batches, *, epochs: int, steps: int, train_step: Step, validate: Validate | None = None
     ) -> History:
-        """Run the epochs that are not done yet; the module ends with its selected weights.
+        """Run the epochs that are not done yet; the module ends with its selected weights, in eval mode.
 
         Args:
             batches: epoch -> its ``steps`` batches; depends on the epoch alone.
@@ -118,6 +118,7 @@ class Loop:
             writer.close(self.history)
         if (selected := self._best or self._average) is not None:
             self.module.load_state_dict(selected)
+        self.module.eval()  # also where no epoch was left: the measurements that follow would move its statistics
         return self.history
 
     def _train_epoch(self, epoch: int, epochs: int, steps: int, batches: Sequence[Any], train_step: Step) -> None:
