@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from model.config import BundleConfig
 from tests.support.paths import REPOSITORY
 from training.model_card import model_card
@@ -47,3 +49,17 @@ def test_bundle_without_scores_or_licence_says_so() -> None:
     assert card.endswith("## Licence\n\nNot stated.\n")
     assert "retrieval" not in card
     assert "|" not in card
+
+
+@pytest.mark.parametrize(
+    ("writer", "dimensions"),
+    [
+        ("cmn", "d_model 256, 2 + 2 layers, 512 memory slots, 715 words"),
+        ("r2gen", "d_model 256, 2 + 2 layers, 3 relational slots, 715 words"),
+        ("cnn-rnn", "d_model 256, 2 LSTM layers, 715 words"),
+        ("coattention", "d_model 256, 715 words"),
+    ],
+)
+def test_states_the_dimensions_that_the_writer_has(writer: str, dimensions: str) -> None:
+    model = CONFIG.model.model_copy(update={"writer": writer})
+    assert f"- size: {dimensions}\n" in model_card(CONFIG.model_copy(update={"model": model}), {})

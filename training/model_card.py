@@ -41,12 +41,11 @@ def _lines(facts: Iterator[tuple[str, Any]]) -> str:
 def _model(config: BundleConfig) -> Iterator[tuple[str, Any]]:
     model, decoding = config.model, config.decoding
     side = config.preprocessing.image_size
-    title = writer_class(model).title or f"writer {model.writer}"
+    writer = writer_class(model)
+    title = writer.title or f"writer {model.writer}"
     yield "architecture", title + " with retrieved cases" * bool(config.retrieval)
     yield "backbone", f"{model.backbone}, images of {side} × {side} pixels"
-    slots = f"{model.memory_slots} memory slots, " * (model.writer == "cmn")
-    yield "size", (f"d_model {model.d_model}, {model.encoder_layers} + {model.decoder_layers} layers, {slots}"
-                   f"{model.vocab_size} words")  # fmt: skip
+    yield "size", f"{writer.dimensions(model)}, {model.vocab_size} words"
     if config.retrieval is not None:
         yield "retrieval", f"{config.retrieval.k} of {config.retrieval.cases} training cases"
     yield "decoding", decoding.method + f", {decoding.beam_size} beams" * (decoding.method == "beam")

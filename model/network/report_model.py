@@ -108,6 +108,11 @@ class ReportModel(nn.Module, ABC):
             return 0
         return config.embedding_dim + config.text_layers * (4 * config.d_model**2 + 2 * config.d_model * config.d_ff)
 
+    @classmethod
+    def dimensions(cls, config: ModelConfig) -> str:
+        """The dimensions of this writer in words, for the model card."""
+        return f"d_model {config.d_model}"
+
     def __init__(self, config: ModelConfig, *, backbone: Backbone | None = None) -> None:
         super().__init__()
         self.config = config

@@ -193,7 +193,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         "validation studies scored": min(job.studies["val"], job.evaluate_limit or job.studies["val"]),
         "epochs": _each((part for config in configs for part in _epochs(config)), ", "),
         "model": _each(
-            f"d_model {shape.d_model}, {shape.layers} layers, {shape.memory_slots} memory slots"
+            f"d_model {shape.d_model}, {shape.layers} layers"
+            + f", {shape.memory_slots} memory slots" * (shape.writer == "cmn")
             for shape in (config.shape for config in configs)
         ),
         "backbones start from": ", ".join(sorted(Path(one).name if "/" in one else one for one in weights)),

@@ -75,6 +75,12 @@ class CrossModalMemoryNetwork(ReportModel):
         words, memory = 2 * c.vocab_size * c.d_model, (c.memory_slots + c.d_model) * c.memory_dim
         return super().least_weights(c) + layers + words + memory
 
+    @classmethod
+    def dimensions(cls, config: ModelConfig) -> str:
+        """The dimensions of this writer in words, for the model card."""
+        layers = f"{config.encoder_layers} + {config.decoder_layers} layers"
+        return f"{super().dimensions(config)}, {layers}, {config.memory_slots} memory slots"
+
     def build_writer(self, config: ModelConfig, width: int) -> None:
         """Make projection, memory, encoder, decoder and embeddings."""
         c = config

@@ -64,6 +64,11 @@ class CnnRnn(ReportModel):
         c = config
         return super().least_weights(c) + 8 * c.decoder_layers * c.d_model**2 + 2 * c.vocab_size * c.d_model
 
+    @classmethod
+    def dimensions(cls, config: ModelConfig) -> str:
+        """The dimensions of this writer in words, for the model card."""
+        return f"{super().dimensions(config)}, {config.decoder_layers} LSTM layers"
+
     def build_writer(self, config: ModelConfig, width: int) -> None:
         """Make projection, embedding and LSTM."""
         c = config

@@ -154,6 +154,12 @@ class R2Gen(ReportModel):
         norms = c.decoder_layers * 6 * (c.relational_slots + 1) * square
         return super().least_weights(c) + layers + norms + 10 * square + 2 * c.vocab_size * c.d_model
 
+    @classmethod
+    def dimensions(cls, config: ModelConfig) -> str:
+        """The dimensions of this writer in words, for the model card."""
+        layers = f"{config.encoder_layers} + {config.decoder_layers} layers"
+        return f"{super().dimensions(config)}, {layers}, {config.relational_slots} relational slots"
+
     def build_writer(self, config: ModelConfig, width: int) -> None:
         """Make projection, encoder, memory, decoder and embeddings."""
         c = config
