@@ -3,7 +3,7 @@
 #
 #   make serve                     install, fetch case texts and examples from Open-i, serve the page
 #   make serve REPORTS=file.tgz    the same with a local report archive (EXAMPLES=dir: local images of Open-i)
-#   make test                      install and run the tests, with one process per core, at most four
+#   make test                      install and run the tests, with one process more than cores, at most four
 #   make test WORKERS=0            the same in one process
 #   make test-oldest               the same with the oldest supported PyTorch, in .venv-oldest
 #   make serve TORCH=cpu           install PyTorch without CUDA: 200 MB instead of 5 GB (more: deploy/install.sh)
@@ -92,7 +92,7 @@ develop: $(STAMPS)/develop
 # processes that tests start keep what they compile, or each would compile the project again.
 unexport PYTHONDONTWRITEBYTECODE
 test: $(STAMPS)/develop
-	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest TORCH=oldest

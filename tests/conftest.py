@@ -47,6 +47,13 @@ _FIXTURES = _DATA.parent / "fixtures"
 FIXTURES = _FIXTURES if (_FIXTURES / "r2gencmn_tiny.json").is_file() else None
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than processors, at most four: the tests of servers wait often."""
+    from model.processors import usable_processors
+
+    return min(4, usable_processors() + 1)
+
+
 def pytest_report_header() -> list[str]:
     where = "in REPORT_DATA" if os.environ.get("REPORT_DATA") else "at ../shared"
     return [

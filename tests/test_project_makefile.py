@@ -127,7 +127,7 @@ def test_a_new_bundle_is_hydrated_again(clone: Clone) -> None:
 def test_test_installs_the_extras_once_and_serve_needs_no_further_install(clone: Clone) -> None:
     calls, _ = clone.make("test", "PYTEST_ARGS=-q")
     assert any("pip install" in call and call.endswith(".[train,dev]") for call in calls)
-    several = "--maxprocesses 4 --dist loadfile --no-loadscope-reorder"
+    several = "--dist loadfile --no-loadscope-reorder"
     assert calls[-1] == f"-m pytest -n auto {several} -q"
     assert clone.make("test", "WORKERS=0")[0] == [f"-m pytest -n 0 {several}"]
     assert not any("pip" in call for call in clone.make("serve")[0])
