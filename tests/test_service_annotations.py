@@ -17,7 +17,7 @@ from service.formats.fhir import diagnostic_report
 from service.formats.sr import structured_report
 from service.formats.text import plain_text
 from service.schemas.annotations import MAX_ANNOTATIONS, read_annotations
-from service.schemas.examples import REPORT_EXAMPLE
+from service.schemas.examples import CASE_EXAMPLE, REPORT_EXAMPLE
 from service.schemas.export import ExportRequest
 from service.schemas.models import ReportResponse
 from tests.support.browser import choose, draft, edit, open_page
@@ -51,6 +51,11 @@ def post(live: Live, accept: str) -> httpx.Response:
         answer = client.post("/report", files={"frontal": ("f", dicom())}, headers={"Accept": accept})
     assert answer.status_code == 200, answer.text
     return answer
+
+
+@pytest.mark.parametrize("example", [CASE_EXAMPLE, *REPORT_EXAMPLE["reference_cases"], REPORT_EXAMPLE])
+def test_examples_have_the_annotations_of_their_texts(example: dict[str, Any]) -> None:
+    assert example["annotations"] == [each.model_dump() for each in read_annotations(example["findings"])]
 
 
 def test_small_left_effusion_reaches_answer_text_and_fhir(speaking: Live) -> None:

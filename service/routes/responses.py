@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from model.types import Draft, Grid, ReferenceCase, Sentence
+from retrieval_index.cases import Case
 from service.cases.store import FoundCase
 from service.formats.redaction import mark_redactions
 from service.schemas.annotations import read_annotations
@@ -69,21 +70,20 @@ def _sentence_out(sentence: Sentence) -> SentenceOut:
 
 def case_response(found: FoundCase) -> CaseResponse:
     """The response of ``/cases``."""
-    case = found.case
-    return CaseResponse.model_validate(
-        {
-            "case_id": case.case_id,
-            "findings": None if case.findings is None else mark_redactions(case.findings),
-            "labels": case.labels,
-            "source_url": case.source_url,
-            "images": _addresses(case.case_id, case.images),
-            "added": found.added,
-        }
-    )
+    return CaseResponse.model_validate({**_fields_of(found.case), "added": found.added})
 
 
-def _addresses(case_id: str, views: Iterable[str]) -> dict[str, str]:
-    return {view: f"cases/{case_id}/{view}" for view in views}
+def _fields_of(case: Case | ReferenceCase) -> dict[str, object]:
+    """The fields of a case in a draft and under ``/cases``."""
+    findings = None if case.findings is None else mark_redactions(case.findings)
+    return {
+        "case_id": case.case_id,
+        "findings": findings,
+        "labels": case.labels,
+        "annotations": read_annotations(findings),
+        "source_url": case.source_url,
+        "images": {view: f"cases/{case.case_id}/{view}" for view in case.images},
+    }
 
 
 def _grids(patches: Mapping[str, Grid]) -> dict[str, list[list[float]]]:
@@ -92,16 +92,5 @@ def _grids(patches: Mapping[str, Grid]) -> dict[str, list[list[float]]]:
 
 def case_out(case: ReferenceCase) -> ReferenceCaseOut:
     """One reference case of the response."""
-    findings = None if case.findings is None else mark_redactions(case.findings)
-    return ReferenceCaseOut.model_validate(
-        {
-            "rank": case.rank,
-            "case_id": case.case_id,
-            "similarity": round(case.similarity, 4),
-            "findings": findings,
-            "labels": case.labels,
-            "annotations": read_annotations(findings),
-            "source_url": case.source_url,
-            "images": _addresses(case.case_id, case.images),
-        }
-    )
+    similarity = round(case.similarity, 4)
+    return ReferenceCaseOut.model_validate({**_fields_of(case), "rank": case.rank, "similarity": similarity})

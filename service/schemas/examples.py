@@ -121,10 +121,19 @@ PRIOR_EXAMPLE: dict[str, Any] = {
     "study_date": "2026-03-01",
     "prior": {"study_instance_uid": "1.2.840.4", "study_date": "2024-11-20", "views": ["frontal", "lateral"]},
 }
+_ADDED_TEXT = "There is a small left pleural effusion. No pneumothorax."
 CASE_EXAMPLE: dict[str, Any] = {
     "case_id": "teaching-0042",
-    "findings": "There is a small left pleural effusion. No pneumothorax.",
+    "findings": _ADDED_TEXT,
     "labels": {**_NOT_MENTIONED, "Pleural Effusion": "present", "Pneumothorax": "absent"},
+    "annotations": [
+        {
+            **_annotation(_ADDED_TEXT, "Pleural Effusion", "present", "small left pleural effusion", side="left"),
+            "degree": "mild",
+            "degree_words": "small",
+        },
+        _annotation(_ADDED_TEXT, "Pneumothorax", "absent", "pneumothorax", 1),
+    ],
     "source_url": "https://pacs.example.org/teaching/42",
     "images": {"frontal": "cases/teaching-0042/frontal"},
     "added": True,

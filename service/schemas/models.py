@@ -165,6 +165,7 @@ class CaseResponse(ResponseModel):
     case_id: str
     findings: Annotated[str | None, Field(description="As in the reference cases of a draft.")]
     labels: Annotated[Labels, Field(description="14 CheXpert findings read from the text; null: not mentioned.")]
+    annotations: Annotated[Annotations, Field(description="Mentions in its text.")] = []
     source_url: str | None
     images: Pictures
     added: Annotated[
