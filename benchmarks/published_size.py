@@ -29,7 +29,7 @@ from model.network.cpu_kernels import matmul_dtype
 from model.network.report_model import Patches
 from model.network.writers.cmn import CrossModalMemoryNetwork
 from model.text.tokenizer import UNK, Tokenizer
-from tests.support.plain_cmn import PlainCMN, published_state
+from tests.support.reference_cmn import ReferenceCMN, published_state
 from training.import_r2gencmn import PUBLISHED_DECODING, Published, import_model
 from training.protocols import IU_XRAY
 
@@ -81,7 +81,7 @@ class _NoBackbone(nn.Module):
 class Pair:
     """Both implementations with the same weights. Neither writes an end: each report has 60 words."""
 
-    plain: PlainCMN
+    plain: ReferenceCMN
     ours: CrossModalMemoryNetwork
     tokenizer: Tokenizer
     device: torch.device
@@ -104,7 +104,7 @@ def pair(device: torch.device, size: Size = PUBLISHED, *, dropout: bool = False)
     words = tuple(sorted([UNK, *(f"w{number:04}" for number in range(VOCABULARY - 1))]))
     ours = import_model(state, words, Published(HEADS, TOP_K, size.length), backbone=_NoBackbone())
     ours.requires_grad_(False)
-    plain = PlainCMN(
+    plain = ReferenceCMN(
         state, heads=HEADS, top_k=TOP_K, max_length=size.length, dropout=0.1 if dropout else 0.0,
         feature_dropout=0.5 if dropout else 0.0,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from model.network.report_model import Encoded, Patches, ReportModel, build_mode
 from model.registry import WRITERS
 from model.types import DraftOptions, View
 from tests.support.decoding import WIDTH, Features
-from tests.support.plain_r2gen import PlainR2Gen, published_names
+from tests.support.reference_r2gen import ReferenceR2Gen, published_names
 from tests.support.service import png, ready_client
 from tests.support.tiny import (
     IMAGE_SIZE,
@@ -252,7 +252,7 @@ def given_features(seed: int = 0, **changes: object) -> ReportModel:
 @pytest.mark.parametrize("slots", [1, 3])
 def test_r2gen_equals_the_published_network(slots: int) -> None:
     model = given_features(writer="r2gen", norm="r2gen", relational_slots=slots)
-    plain = PlainR2Gen(published_names(model.state_dict()), heads=4, memory_heads=8, slots=slots, layers=2)
+    plain = ReferenceR2Gen(published_names(model.state_dict()), heads=4, memory_heads=8, slots=slots, layers=2)
     patches, ids = drawn_patches(WIDTH), torch.randint(4, len(TOKENIZER), (4, 20))
     with torch.no_grad():
         found = model(model.encode(patches), ids).log_softmax(-1)

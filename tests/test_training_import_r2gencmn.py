@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from model.decoding.generate import generate
 from model.network.report_model import Patches, ReportModel
 from model.text.tokenizer import UNK, Tokenizer, clean_report_r2gen
-from tests.support import plain_cmn
-from tests.support.plain_cmn import END, GivenFeatures, PlainCMN, made_up_words, published_state
+from tests.support import reference_cmn
+from tests.support.reference_cmn import END, GivenFeatures, ReferenceCMN, made_up_words, published_state
 from tests.support.tiny import REPORTS
 from training.import_r2gencmn import PUBLISHED_DECODING, Published, import_model
 from training.import_r2gencmn.convert import _names
 from training.protocols import IU_XRAY
 
 State = dict[str, Tensor]
-PENALTY = plain_cmn.PUBLISHED_TRIGRAM_PENALTY
+PENALTY = reference_cmn.PUBLISHED_TRIGRAM_PENALTY
 DECODINGS = [(beams, penalty) for beams in (1, 2, 3, 5) for penalty in (0.0, PENALTY)]  # 1: greedy
 
 
@@ -31,7 +31,7 @@ DECODINGS = [(beams, penalty) for beams in (1, 2, 3, 5) for penalty in (0.0, PEN
 class Both:
     """One state dict in both implementations."""
 
-    plain: PlainCMN
+    plain: ReferenceCMN
     model: ReportModel
     words: tuple[str, ...]
     layers: int
@@ -39,7 +39,7 @@ class Both:
     @classmethod
     def of(cls, state: State, words: tuple[str, ...], published: Published) -> Both:
         width = state["encoder_decoder.att_embed.0.weight"].shape[1]
-        plain = PlainCMN(state, heads=published.heads, top_k=published.top_k, max_length=published.max_length)
+        plain = ReferenceCMN(state, heads=published.heads, top_k=published.top_k, max_length=published.max_length)
         model = import_model(state, words, published, backbone=GivenFeatures(width))
         return cls(plain, model, words, model.config.encoder_layers)
 

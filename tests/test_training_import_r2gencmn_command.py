@@ -21,8 +21,8 @@ from model.bundle import load_bundle
 from model.config import DecodingConfig
 from model.network.report_model import ReportModel
 from model.text.tokenizer import UNK
-from tests.support import plain_cmn
-from tests.support.plain_cmn import END, GivenFeatures, PlainCMN, made_up_words, published_state
+from tests.support import reference_cmn
+from tests.support.reference_cmn import END, GivenFeatures, ReferenceCMN, made_up_words, published_state
 from tests.support.service import encode, ready_client, scene
 from tests.support.tiny import REPORTS
 from training.data.openi import open_openi
@@ -65,7 +65,7 @@ class Imported:
         prefix = "visual_extractor.model."
         extractor.load_state_dict({k.removeprefix(prefix): v for k, v in self.state.items() if k.startswith(prefix)})
         features = extractor.eval()(images).flatten(2).transpose(1, 2)  # (V, 49, 2048)
-        plain = PlainCMN(
+        plain = ReferenceCMN(
             {key: value for key, value in self.state.items() if not key.startswith(prefix)},
             heads=4, top_k=8, max_length=20,
         )  # fmt: skip
@@ -134,7 +134,7 @@ def test_bundle_config_names_the_import(imported: Imported) -> None:
     assert (config.model.norm, config.model.patch_positions, config.model.retrieval_k) == ("r2gen", "sequence", 0)
     assert (config.model.memory_slots, config.model.encoder_layers, config.model.max_length) == (40, 2, 21)
     assert config.decoding == DecodingConfig(
-        method="beam", beam_size=3, length_penalty=0.0, trigram_penalty=plain_cmn.PUBLISHED_TRIGRAM_PENALTY,
+        method="beam", beam_size=3, length_penalty=0.0, trigram_penalty=reference_cmn.PUBLISHED_TRIGRAM_PENALTY,
         trigram_penalty_in_beams=False, finished_beams_occupy_slots=True, min_length=0, suppress=(),
     )  # fmt: skip
     assert (config.preprocessing.resample, config.preprocessing.view_order) == ("bilinear", "as_given")
@@ -154,7 +154,7 @@ def test_imported_bundle_is_evaluated_and_drafts_as_the_published_model(imported
     result = json.loads(out.read_text())
     assert result["n"] == 4
     assert result["counts"]["images"] == 1 + 3 + 2 + 2
-    assert result["decoding"]["trigram_penalty"] == plain_cmn.PUBLISHED_TRIGRAM_PENALTY
+    assert result["decoding"]["trigram_penalty"] == reference_cmn.PUBLISHED_TRIGRAM_PENALTY
     assert result["system"]["BLEU_1"] is not None
     assert result["baselines"]["constant"] is not None
     lines = [json.loads(line) for line in (tmp_path / result["predictions"]).read_text().splitlines()]

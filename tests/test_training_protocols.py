@@ -17,7 +17,7 @@ from model.bundle import load_bundle, read_config
 from model.text.tokenizer import UNK, clean_report_r2gen_mimic
 from model.types import StudyView, View
 from tests.support.paths import SHIPPED
-from tests.support.plain_cmn import END, PlainCMN, published_state
+from tests.support.reference_cmn import END, ReferenceCMN, published_state
 from tests.support.tiny import open_drafter
 from training.config import RewardConfig
 from training.data.openi import open_openi
@@ -257,7 +257,7 @@ def test_mimic_checkpoint_writes_as_the_published_model(mimic: Mimic, tmp_path: 
     image = torch.from_numpy(pixels)[None, None].expand(-1, 3, -1, -1) / 255
     features = visual.eval()((image - mean) / std).flatten(2).transpose(1, 2)
     assert features.shape[1] == 49
-    (ids,) = PlainCMN(state, heads=4, top_k=8, max_length=100).beam(features, 3).tolist()
+    (ids,) = ReferenceCMN(state, heads=4, top_k=8, max_length=100).beam(features, 3).tolist()
     expected = " ".join(words[number - 1] for number in ids[: ids.index(END) if END in ids else None])
     written = comparable_prediction(draft.findings, protocol=MIMIC_CXR)
     assert [w for w in written.split() if w != "."] == [w for w in expected.split() if w != "."]

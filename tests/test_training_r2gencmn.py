@@ -22,8 +22,8 @@ from model.network.memory import CrossModalMemory
 from model.network.report_model import build_model
 from model.text.tokenizer import UNK
 from model.types import View
-from tests.support.plain_cmn import PlainCMN, published_state
-from tests.support.plain_training import Batch, PlainTraining, visual_extractor
+from tests.support.reference_cmn import ReferenceCMN, published_state
+from tests.support.reference_training import Batch, ReferenceTraining, visual_extractor
 from tests.support.tiny import REPORTS
 from training.config import RunConfig, StepDecay
 from training.data.crops import CropCache, build_crop_cache
@@ -93,7 +93,7 @@ class Both:
     """One initial model, its oracle, and the data of both."""
 
     run: PreparedRun
-    oracle: PlainTraining
+    oracle: ReferenceTraining
     initial: dict[str, Tensor]
     max_ids: int
 
@@ -113,9 +113,9 @@ class Both:
         initial = import_model(state | extractor, words, published, backbone=backbone()).state_dict()
         model = build_model(model_config(config, len(tokenizer)), backbone=backbone())
         model.load_state_dict(initial)
-        plain = PlainCMN(state, heads=HEADS, top_k=TOP_K, max_length=protocol.max_ids)
+        plain = ReferenceCMN(state, heads=HEADS, top_k=TOP_K, max_length=protocol.max_ids)
         run = PreparedRun(config, context, inputs, pixels, StudySplits(studies, []), tokenizer, model, work, crops)
-        return cls(run, PlainTraining(visual, plain, step_size=DECAY), initial, protocol.max_ids)
+        return cls(run, ReferenceTraining(visual, plain, step_size=DECAY), initial, protocol.max_ids)
 
     def expected_losses(self) -> list[float]:
         """The losses of the oracle on the batches of the preset."""

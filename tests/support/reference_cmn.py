@@ -1,4 +1,4 @@
-"""The Cross-modal Memory Network as published: the oracle of the tests, and the peer of the speed benchmarks.
+"""The Cross-modal Memory Network as published: the reference of the tests and of the speed benchmark.
 
 Chen et al. 2021, "Cross-modal Memory Networks for Radiology Report Generation". It reads a
 state dict with the published key names and computes the published equations: the memory is expanded
@@ -21,7 +21,7 @@ PUBLISHED_TRIGRAM_PENALTY = 2 * 0.693
 END = 0  # bos, eos and pad are one id in published models
 
 
-class PlainCMN:
+class ReferenceCMN:
     """A published model without its visual extractor.
 
     Args:

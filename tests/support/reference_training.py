@@ -1,4 +1,4 @@
-"""The published R2GenCMN training in plain PyTorch: the oracle of the preset ``r2gencmn``.
+"""The published R2GenCMN training in plain PyTorch: the reference for the preset ``r2gencmn``.
 
 ``main_train.py``, ``modules/optimizers.py``, ``modules/loss.py`` and ``modules/trainer.py`` of the
 published code: Adam with AMSGrad and two rates, StepLR, no clipping, the visual extractor in
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tests.support.plain_cmn import PlainCMN
+from tests.support.reference_cmn import ReferenceCMN
 
 MEAN, STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -37,10 +37,10 @@ class Batch:
     ids: Tensor
 
 
-class PlainTraining:
+class ReferenceTraining:
     """The published training steps; ``weights`` are those of ``plain`` by published names."""
 
-    def __init__(self, visual: nn.Sequential, plain: PlainCMN, *, step_size: int) -> None:
+    def __init__(self, visual: nn.Sequential, plain: ReferenceCMN, *, step_size: int) -> None:
         self.visual, self._plain = visual.train(), plain
         self.weights = plain.train()
         rates = ((visual.parameters(), 1e-4), (self.weights.values(), 5e-4))

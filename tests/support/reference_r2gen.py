@@ -1,4 +1,4 @@
-"""R2Gen as published, without its visual extractor: the oracle of the tests.
+"""R2Gen as published, without its visual extractor: the reference implementation of the tests.
 
 Chen et al. 2020, "Generating Radiology Reports via Memory-driven Transformer", and its
 ``modules/encoder_decoder.py``. It reads a state dict with the published key names; nothing is cached, fused or shared
@@ -53,7 +53,7 @@ def published_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class PlainR2Gen:
+class ReferenceR2Gen:
     """A published model: its state, heads of its attention and of its memory, rows of its memory, its layers."""
 
     state: Mapping[str, Tensor]
