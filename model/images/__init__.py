@@ -1,7 +1,8 @@
 """Image bytes to grey pixels: the only decoder and preprocessor."""
 
 from model.images.dicom.read import is_dicom, view_in_header
-from model.images.errors import DEFAULT_LIMITS, ImageError, ImageLimits
+from model.images.errors import ImageError
+from model.images.limits import DEFAULT_LIMITS, ImageLimits
 from model.images.read import EXTENSIONS, Radiograph, load_pixels, read_image, read_pixels, thumbnail
 
 __all__ = [

@@ -19,7 +19,8 @@ from PIL import Image, ImageOps
 
 from model.images.dicom.header import DicomMetadata
 from model.images.dicom.read import is_dicom, luma, read_dicom
-from model.images.errors import DEFAULT_LIMITS, ImageError, ImageLimits, check_size, too_large
+from model.images.errors import ImageError
+from model.images.limits import DEFAULT_LIMITS, ImageLimits, check_size, too_large
 from model.images.structure import JPEG_MAGIC, PNG_MAGIC, check_jpeg, check_png
 from model.types import DraftWarning, Pixels, Resample, StudyView, View
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from model.images.errors import ImageLimits, check_counts, check_size
+from model.images.limits import ImageLimits, check_counts, check_size
 
 PNG_MAGIC, JPEG_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 

@@ -19,7 +19,8 @@ from pydicom.pixels.decoders.base import Decoder, DecodeRunner, get_decoder
 from pydicom.uid import UID
 
 from model.images.dicom.jpeg_2000 import check_jpeg_2000
-from model.images.errors import ImageError, ImageLimits
+from model.images.errors import ImageError
+from model.images.limits import ImageLimits
 from model.images.structure import JPEG_MAGIC, FrameHeader, check_jpeg
 
 NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"})

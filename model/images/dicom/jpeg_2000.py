@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from model.images.errors import ImageLimits, check_counts
+from model.images.limits import ImageLimits, check_counts
 from model.images.structure import FrameHeader
 
 _START = b"\xff\x4f\xff\x51"  # SOC, SIZ

@@ -26,7 +26,8 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from model.images.errors import ImageError, check_counts
+from model.images.errors import ImageError
+from model.images.limits import check_counts
 
 config.settings.reading_validation_mode = config.IGNORE  # its warnings quote values, which may be names
 

@@ -21,7 +21,8 @@ from model.images.dicom.codecs import (
 )
 from model.images.dicom.numbers import read_floats, read_int
 from model.images.dicom.parse import DicomFile, PixelElement
-from model.images.errors import ImageError, ImageLimits, check_counts, check_size
+from model.images.errors import ImageError
+from model.images.limits import ImageLimits, check_counts, check_size
 from model.images.structure import FrameHeader
 
 StoredValues = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # (H, W), the stored bits as unsigned numbers

@@ -19,7 +19,8 @@ from model.images.dicom.header import DicomMetadata, check_kind, read_metadata
 from model.images.dicom.lut import apply_grayscale_pipeline, apply_table
 from model.images.dicom.parse import DicomFile, find_start
 from model.images.dicom.pixel_data import GREY, PALETTE, decode, read_pixel_format
-from model.images.errors import ImageError, ImageLimits, check_counts
+from model.images.errors import ImageError
+from model.images.limits import ImageLimits, check_counts
 from model.types import View
 
 _MOST_PALETTE_ENTRIES = 2**18  # a table has at most 65,536
