@@ -20,8 +20,7 @@ from service.inference.decode_pool import DecodePool
 from service.inference.threads import threadsafe_callback
 from service.inference.worker import DeviceWorker, SupportsDraft
 from service.metrics import Metrics
-
-STOPPING = "the service is stopping"
+from service.web.problems import STOPPING
 
 
 class Engine:
