@@ -11,7 +11,7 @@ from training.ablation.published import published_markdown
 from training.ablation.rows import CHANGE, TITLE
 from training.evaluation.tables import NO_VALUE, Table, interval, number, title
 from training.scoring.metrics import METRICS
-from training.scoring.permutation import MEASURES
+from training.scoring.permutation_across_studies import MEASURES
 
 COLUMNS = tuple(name for name in METRICS if name != "no_finding_f1")
 EXTERNAL = ("label_f1_micro", "label_f1_macro")

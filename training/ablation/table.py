@@ -20,7 +20,7 @@ from training.evaluation.scoring import TRIVIAL
 from training.scoring.bootstrap import LEVEL, Bootstrap, Resampled
 from training.scoring.metrics import METRICS, Pair
 from training.scoring.ngrams import Floats
-from training.scoring.permutation import MEASURES
+from training.scoring.permutation_across_studies import MEASURES
 
 Interval = list[float]
 

@@ -21,7 +21,7 @@ from training.evaluation.rows import (
 from training.evaluation.tables import NO_VALUE, Table, interval, number, title, unbroken, with_ends
 from training.scoring.keyword_f1 import AVERAGE, KEY_WORDS
 from training.scoring.metrics import METRICS
-from training.scoring.permutation import MEASURES
+from training.scoring.permutation_across_studies import MEASURES
 
 TESTED = ("BLEU_4", "ROUGE_L", "CIDEr", "label_f1_micro", "label_f1_macro")
 

@@ -13,7 +13,7 @@ from training.evaluation.external_scorers import external_scores
 from training.evaluation.plan import ScoringPlan
 from training.evaluation.scoring import KnownTexts, ReferenceSet
 from training.scoring.baselines import TrivialRow
-from training.scoring.permutation import permutation_test
+from training.scoring.permutation_across_studies import permutation_test
 from training.scoring.protocol import describe
 
 

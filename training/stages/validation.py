@@ -2,9 +2,9 @@
 an epoch.
 
 ``selection`` is CIDEr plus label F1 (micro, 13 findings), each minus its expectation when the same
-reports are permuted across the studies (``training.scoring.permutation``). One report for all
-studies scores 0, whatever it contains. By CIDEr plus label F1 alone a good constant report would
-win against an early epoch.
+reports are permuted across the studies (``training.scoring.permutation_across_studies``). One report
+for all studies scores 0, whatever it contains. By CIDEr plus label F1 alone a good constant report
+would win against an early epoch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from model.decoding.generate import generate
 from training.data.studies import Study
 from training.scoring.metrics import comparable_pairs, validation_scores
-from training.scoring.permutation import expected_under_permutation, lift_over_permutation
+from training.scoring.permutation_across_studies import expected_under_permutation, lift_over_permutation
 from training.stages.common import ReportGenerator, retrieve
 from training.trainer.context import RunContext
 
@@ -46,8 +46,13 @@ def validate_generation(
     generator: ReportGenerator, studies: Sequence[Study], train_reports: Sequence[str], context: RunContext,
     *, as_served: bool = False,
 ) -> tuple[dict[str, float], list[str]]:  # fmt: skip
-    """Scores of written reports (with ``chance_…``, expected under permutation, and ``selection``),
-    and the reports, decoded by MBR where the bundle decodes so, else greedily; ``as_served``: as the bundle decodes.
+    """Write a report for each study and score the reports.
+
+    The reports are decoded by MBR if the bundle decodes by MBR, else greedily. With ``as_served`` they are decoded by
+    the method of the bundle.
+
+    Returns:
+        The scores, with ``chance_…`` (expected under permutation) and ``selection``; and the reports.
     """
     if generator.mbr is None and not as_served:
         generator = replace(generator, decoding=generator.decoding.model_copy(update={"method": "greedy"}))

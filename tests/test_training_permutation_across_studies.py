@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from training.scoring.metrics import validation_scores
-from training.scoring.permutation import MEASURES, expected_under_permutation, lift_over_permutation, permutation_test
+from training.scoring.permutation_across_studies import (
+    MEASURES,
+    expected_under_permutation,
+    lift_over_permutation,
+    permutation_test,
+)
 
 REPORTS = [
     "the heart is enlarged . the lungs are clear .",
