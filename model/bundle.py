@@ -97,7 +97,7 @@ def load_bundle(path: Path, *, device: str | torch.device = "cpu") -> Bundle:
     try:
         mbr_table = MbrTable.load(path / CONSENSUS) if CONSENSUS in manifest.files else None
         if mbr_table is not None and mbr_table.vectors.shape[1] != config.model.embedding_dim:
-            raise ValueError(f"{CONSENSUS} has vectors of another width than embedding_dim; restore it")
+            raise ValueError(f"the vectors in {CONSENSUS} have another width than embedding_dim; restore the file")
         Constraints.of(config.decoding, tokenizer, mbr_table)  # computes its tables once
     except ValueError as error:
         raise BundleError(f"{path}: {error}") from error

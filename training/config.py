@@ -28,7 +28,7 @@ from training.registries import LOSSES
 Rate = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
-Epochs = Annotated[int, Field(ge=0)]  # of one of several sizes
+Epochs = Annotated[int, Field(ge=0)]  # at one image size
 Patience = Annotated[int, Field(ge=1)] | None  # epochs without a better selection metric after which the stage ends
 
 
@@ -79,7 +79,7 @@ class RetrieverConfig(Frozen):
     lr: LearningRate = 1e-3
     weight_decay: Rate = 1e-2
     temperature: Annotated[float, Field(gt=0, le=1)] = 0.07
-    label_weight: Share = 0.6  # share of the target spread over reports with the same findings or phrases
+    label_weight: Share = 0.6  # share of the target that is spread over reports with the same findings or phrases
     phrase_weight: Share = 0.5  # of the phrases in that share
     dropout: Share = 0.3  # of the study head
     folds: Annotated[int, Field(ge=0, le=20)] = 0  # of ``training.stages.out_of_fold``; 0 trains without
@@ -120,7 +120,7 @@ class CEConfig(Frozen):
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0  # largest gradient norm; None: no limit
     adam_eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     full_batches: bool = False  # all but the last have ``batch_size`` studies; else their sizes are nearly equal
-    batch_statistics: bool = False  # a moving backbone normalises by the batch in training, else as in serving
+    batch_statistics: bool = False  # a trained backbone normalises by the batch while training, else as in serving
     # BLEU_4: as published, of drafts as they are served, and the last of equal epochs. Else: see
     # ``training.stages.validation``
     select: Literal["selection", "BLEU_4"] = "selection"

@@ -175,7 +175,7 @@ def _unknown(name: str) -> str:
 
 
 def _field(model: type[BaseModel], name: str) -> tuple[str, FieldInfo] | None:
-    """The present name of a value and its field; old names of ``model.config`` are accepted."""
+    """The current name of a value, and its field; old names of ``model.config`` are accepted."""
     first, _, rest = name.partition(".")
     for known, field in model.model_fields.items():
         if first not in (known, *_aliases(field)):

@@ -20,10 +20,11 @@ NEVER = -1e4  # logit of <pad> and <bos>, which published models lack; probabili
 
 
 def reset_as_published(model: ReportModel) -> None:
-    """Draw the weights behind the backbone as the published code does.
+    """Initialise all weights except those of the backbone, as the published code does.
 
     ``modules/base_cmn.py``: Xavier for encoder, decoder, word embedding and the projections of the
-    memory (``make_model``, line 305), a normal memory matrix (line 330); else PyTorch's defaults.
+    memory (``make_model``, line 305), a normal memory matrix (line 330). All others keep PyTorch's
+    defaults.
     Raises ValueError for another writer than ``cmn``.
     """
     if not isinstance(model, CrossModalMemoryNetwork):

@@ -59,8 +59,8 @@ def write_run_manifest(work: Path, content: dict[str, Any]) -> None:
 def check_resume_compatible(work: Path, content: dict[str, Any], *, resume: bool) -> None:
     """Compare ``content`` of ``run_manifest`` with the run in ``work``, if there is one.
 
-    A different precision is allowed with a warning: it is the advice after a NaN. A manifest
-    without digests (of an older version) is accepted.
+    A different precision is allowed with a warning, because the error message after a NaN recommends
+    it. A manifest without digests (of an older version) is accepted.
 
     Raises:
         ValueError: there is a run without ``resume``, it differs, or its manifest cannot be read.

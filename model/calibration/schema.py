@@ -122,7 +122,7 @@ class ViewCheck(Frozen):
 
     Attributes:
         line: logit of a frontal, from the first projection.
-        certain: probability of the other view from which the declared view is corrected.
+        certain: minimum probability of the other view at which the declared view is corrected.
     """
 
     line: LinearScore

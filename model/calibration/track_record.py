@@ -1,6 +1,6 @@
 """What a draft may state, given the track record of its bundle on the validation studies.
 
-A bundle whose calibration has no track record states everything.
+Without a track record in the calibration no restriction applies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from model.types import Label
 SEPARATES: Final = 0.6
 """AUROC from which the confidence of a kind of sentences is shown."""
 
-_SMALLEST: Final = 1e-6  # distance of a probability from 0 and 1
+_SMALLEST: Final = 1e-6  # minimum distance of a probability from 0 and 1
 
 
 def finding_logits(probabilities: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -37,7 +37,10 @@ class WordAttention:
     cases: tuple[int, ...]
 
     def of_sentence(self, study: int, start: int, end: int, views: Sequence[str]) -> SentenceAttention:
-        """Mean over the words ``start`` to ``end`` (excluded) of a study with images of ``views``, in this order."""
+        """Mean attention of the words ``start`` (included) to ``end`` (excluded) of a study.
+
+        ``views`` is the order of the study's images.
+        """
         weights = self.weights[study, start:end].mean(dim=0)
         cases = weights[self.patches : self.patches + self.cases[study]]
         return SentenceAttention(grids_by_view(weights, self.grid, views), tuple(cases.tolist()))

@@ -214,7 +214,7 @@ def _damaged() -> ImageError:
 
 
 def _is_wide_png(data: bytes) -> bool:
-    """Whether the header of a PNG says 16 bits per sample and colours or alpha, of which Pillow keeps 8."""
+    """Whether a PNG has 16 bits per sample and colour or alpha. Pillow would reduce it to 8 bits."""
     return data.startswith(PNG_MAGIC) and data[12:16] == b"IHDR" and data[24] == 16 and data[25] in (2, 4, 6)
 
 

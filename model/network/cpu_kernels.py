@@ -45,7 +45,7 @@ _PRODUCTS: ContextVar[torch.dtype | None] = ContextVar("products", default=None)
 _CACHED_SHAPES = "256"  # 640 KiB each; a draft needs about 60. The defaults keep 1,024, a new shape costs 1 ms
 _CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # of oneDNN; of PyTorch, which also keeps products
 _steps = 0  # of all optimizers of this process: fused ones do not increase the versions of weights
-_WIDEST_STEP = 48  # rows for which weights are packed: 16 studies of 3 beams
+_WIDEST_STEP = 48  # weights are packed for this number of rows: 16 studies of 3 beams
 
 for _name in _CACHES:  # read at the first product; a value of the user has precedence
     os.environ.setdefault(_name, _CACHED_SHAPES)

@@ -322,7 +322,7 @@ class Decoder(nn.Module):
     def step(
         self, x: Tensor, cache: DecoderCache, position: int, source_mask: Tensor | None, *condition: Tensor
     ) -> Tensor:
-        """One position of every hypothesis: x (N, d_model) -> (N, d_model); source_mask (B, S). Without a gradient."""
+        """One position of every hypothesis: x (N, d_model) -> (N, d_model); source_mask (B, S). No gradient."""
         mask = None if source_mask is None else source_mask[:, None, None, :]
         seen = cache.visible(position)
         start = position * (1 if cache.seen is None else cache.seen.shape[1])

@@ -213,7 +213,10 @@ def _is_location(text: str, start: int, end: int, modifiers: Sequence[Modifier])
 
 
 def _take(text: str, group: Group, modifiers: Sequence[Modifier], low: int, high: int) -> None:
-    """Take sides, regions and bones, and the nearest degree."""
+    """Give a group of mentions the sides, regions and bones of ``modifiers``, and their nearest degree.
+
+    ``low`` and ``high`` bound the scope of the group in ``text``.
+    """
     degrees: list[tuple[int, Modifier]] = []
     predicates = [mention.predicate for mention, _ in group.mentions if mention.predicate]
     for found in modifiers:

@@ -56,7 +56,7 @@ class AcceptedFormats:
 
     @property
     def prefer_sr(self) -> bool:
-        """Whether a structured report is preferred, which needs the identity of the images."""
+        """Whether a structured report is preferred. It needs the patient and study in the headers of the images."""
         return next((offer for offer in self.offers if offer is not EVENTS), None) is SR
 
     def check_stream(self) -> None:

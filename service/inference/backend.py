@@ -66,7 +66,8 @@ class Backend(Protocol):
         Args:
             images: view -> file content, one or two; may be cleared after decoding.
             options: decoding options of this request.
-            on_event: called with partial results on the event loop; they restart if the study is drafted again.
+            on_event: called with partial results on the event loop. If a failed batch is repeated, the partial results
+                of the study are sent again from the first.
 
         Raises:
             FieldError: an image cannot be read.

@@ -17,7 +17,8 @@ class Job:
     """A study in the queue.
 
     Attributes:
-        on_event: called with partial results from the worker thread; they restart if the study is drafted again.
+        on_event: called with partial results from the worker thread. If a failed batch is repeated, the partial results
+            of the study are sent again from the first.
         submitted: time of ``time.monotonic``.
         result: set by the worker.
     """

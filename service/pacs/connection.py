@@ -1,7 +1,7 @@
 """The requests of one DICOMweb operation (PS3.18): QIDO-RS, WADO-RS, STOW-RS, in a thread.
 
 dicomweb-client writes and reads the messages, ``transport`` carries them. Answers are untrusted:
-every failure is a problem with its code, and nothing of an answer is logged or quoted.
+every failure is a problem with its code, and no part of an answer is logged or quoted.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Received:
-    """An object as it came: a DICOM file with the UIDs of its C-STORE request."""
+    """A received object, unchanged: a DICOM file, and the UIDs of its C-STORE request."""
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -142,7 +142,7 @@ class StorageServer(ThreadedAssociationServer):
             self._addresses += Counter()  # drops zeros
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection could not be served; nothing is printed about it."""
+        """Count a connection whose handling raised an error; print nothing."""
         self.refused("error")
 
     def _check_address(self, event: Any) -> None:

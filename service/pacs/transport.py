@@ -2,7 +2,7 @@
 
 One deadline for all exchanges of an operation, a size for each answer, no redirect, no proxy, no
 cookie, no compression, no server but the configured one. Every failure is a problem with its code;
-nothing of an answer is quoted.
+no part of an answer is quoted.
 """
 
 from __future__ import annotations

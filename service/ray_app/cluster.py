@@ -83,7 +83,7 @@ def import_ray() -> Any:
     """Import Ray with Ray Serve.
 
     Raises:
-        ModuleNotFoundError: Ray is not installed; the message says how to install it.
+        ModuleNotFoundError: Ray is not installed; the message contains the command that installs it.
     """
     try:
         import ray

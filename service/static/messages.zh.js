@@ -59,7 +59,7 @@ const PATTERNS = [
   // DICOM
   [/^The DICOM object is a digital X-ray image for processing, raw detector values\.$/, "这是未经显示处理的 DX 图像（FOR PROCESSING）。"],
   [/^The DICOM object is (.+), not a radiograph\.$/, "此 DICOM 对象是 $1，不是 X 线片。"],
-  [/^The DICOM (.+) has modality (\w+), not a radiograph\.$/, "此 DICOM 对象的设备类型为 $2，不是 X 线片。"],
+  [/^The DICOM (.+) has modality (\w+); this is not a radiograph\.$/, "此 DICOM 对象的设备类型为 $2，不是 X 线片。"],
   [/^The DICOM object has no pixel data\.$/, "此 DICOM 对象没有像素数据。"],
   [/^The DICOM object has (\w+), which is not supported\.$/, "不支持此 DICOM 对象的 $1。"],
   [/^The transfer syntax is (.+), which is not supported\.$/, "不支持传输语法 $1。"],

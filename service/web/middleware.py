@@ -193,7 +193,7 @@ class _StatusWatch:
 
 def route_template(scope: Scope) -> str:
     """The template of the matched route; unmatched paths are never logged."""
-    if scope["path"].startswith("/static/"):  # a mount, which leaves no route in the scope
+    if scope["path"].startswith("/static/"):  # a mounted app does not set a route in the scope
         return "/static"
     path = getattr(scope.get("route"), "path", None)
     return str(path) if path else "(no route)"

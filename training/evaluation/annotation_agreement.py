@@ -125,7 +125,7 @@ def of_annotations(annotations: Iterable[Annotation]) -> dict[str, Context]:
 
 
 def _compared(finding: str) -> Iterator[str]:
-    """Fields that the reader gives for a finding: an unpaired organ has no side, and a name with a place no region."""
+    """Fields to compare for a finding: an unpaired organ has no side, a name that contains a place has no region."""
     if finding.lower() not in UNSIDED:
         yield "side"
     if finding.lower() in OF_BONE or finding.lower() not in UNSIDED | {"blunted costophrenic angle"}:

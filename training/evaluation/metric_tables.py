@@ -122,7 +122,7 @@ def _differences(result: Mapping[str, Any]) -> Table | None:
 
 
 def _paired(result: Mapping[str, Any]) -> Table | None:
-    """The system against other ones, with both tests of each metric; None where it was compared with none."""
+    """Paired comparisons with other systems: both tests for each metric. None if there are none."""
     rows = [
         [name, title(metric), number(scores_of(result, "system")[metric]), number(result[other["row"]][metric]),
          number(entry["difference"], sign=True), interval(entry["confidence_95"], sign=True), number(entry["p"]),

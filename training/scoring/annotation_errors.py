@@ -113,7 +113,7 @@ def _agreement(counts: Floats) -> Floats:
 
 # --- the reward of SCST -----------------------------------------------------------------------------------------------
 
-MOST: Final = 3.0  # of a draft, so that one long list does not outweigh the other parts
+MOST: Final = 3.0  # limit of a draft's gain, so that one long list of findings does not outweigh the other parts
 
 
 def annotation_gain(reference: str, text: str) -> float:

@@ -70,7 +70,7 @@ def score(pairs: Sequence[Pair], *, meteor: bool = False, added: bool = True) ->
     return scores
 
 
-# --- the groups of ``training.registries.METRIC_GROUPS``, from pairs as ``score`` takes them -------------------------
+# --- the groups of ``training.registries.METRIC_GROUPS``; input: the pairs that ``score`` takes ----------------------
 
 
 def bleu(pairs: Sequence[Pair]) -> Scores:

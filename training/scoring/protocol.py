@@ -1,7 +1,8 @@
 """The two ways a report and a draft become strings to score (docs/evaluation.md).
 
 *Comparable*: the rule of the published tables of a protocol (R2Gen, Chen et al. 2020, and later work), so that scores
-can be compared with them for any vocabulary of a bundle. *Full*: this project's cleaning, nothing cut or replaced.
+can be compared with them, whatever the bundle's vocabulary is. *Full*: this project's cleaning; nothing is cut or
+replaced.
 """
 
 from __future__ import annotations

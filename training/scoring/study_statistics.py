@@ -1,7 +1,8 @@
 """What each study adds to the metrics: n-gram counts of BLEU, common subsequences of ROUGE-L, findings.
 
 The bootstrap, the reward of self-critical training and the search for the constant report all build on these. The
-formulas are those of ``pycocoevalcap``, with one reference a study (Papineni et al. 2002, "BLEU"; Lin 2004, "ROUGE").
+formulas are those of ``pycocoevalcap``, with one reference for each study (Papineni et al. 2002,
+"BLEU"; Lin 2004, "ROUGE").
 """
 
 from __future__ import annotations

@@ -190,18 +190,18 @@ class FrozenPartsModule(nn.Module):
     """The report model with its frozen parts in eval mode.
 
     The text tower is always frozen, and the backbone keeps its normalisation statistics unless
-    ``batch_statistics``. The study head embeds as in serving; it moves only where the backbone moves.
+    ``batch_statistics``. The study head embeds as in serving; it is trained only if the backbone is trained.
     """
 
-    def __init__(self, model: ReportModel, moving: bool, batch_statistics: bool = False) -> None:
+    def __init__(self, model: ReportModel, train_backbone: bool, batch_statistics: bool = False) -> None:
         super().__init__()
         self.model, self._batch_statistics = model, batch_statistics
         model.requires_grad_(True)
-        if not moving:
+        if not train_backbone:
             model.backbone.requires_grad_(False)
         if model.config.retrieval_k:
             model.text_tower.requires_grad_(False)
-            model.study_head.requires_grad_(moving)
+            model.study_head.requires_grad_(train_backbone)
 
     def train(self, mode: bool = True) -> FrozenPartsModule:
         super().train(mode)

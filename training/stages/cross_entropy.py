@@ -2,8 +2,8 @@
 
 Each step runs the data flow of serving: images through the backbone once, study embedding, search,
 K report embeddings appended to the patch tokens. A study never retrieves its own report. The index
-does not change: where the backbone moves, the contrastive loss against the index's fixed vectors
-makes the study embedding follow it.
+does not change. If the backbone is trained, the contrastive loss against the fixed vectors of the
+index keeps the study embedding close to them.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def train_cross_entropy(
     """Train the generator's model in place; returns the selected epoch's row of the log."""
     model, index, train = generator.model, generator.index, studies.train
     processes, device = context.processes, context.device
-    moving = config.backbone_lr > 0
+    train_backbone = config.backbone_lr > 0
     if config.full_batches:
         processes.rows(len(train) % config.batch_size or config.batch_size)  # refuses a last batch too small to share
-    module = common.FrozenPartsModule(model, moving, config.batch_statistics)
+    module = common.FrozenPartsModule(model, train_backbone, config.batch_statistics)
     processes.synchronise_features(module)
     optimizer = common.build_optimizer(model, backbone_lr=config.backbone_lr, head_lr=config.transformer_lr,
                                        weight_decay=config.weight_decay, eps=config.adam_eps)  # fmt: skip
@@ -61,7 +61,7 @@ def train_cross_entropy(
             for name, total in model.auxiliary_losses(encoded, tags[batch[local]].to(device)).items():
                 losses[name] = total / len(batch)
                 losses["loss"] = losses["loss"] + config.tag_weight * losses[name]
-        if moving and report_vectors is not None and config.contrastive_weight:
+        if train_backbone and report_vectors is not None and config.contrastive_weight:
             embedded = processes.gather(model.embed_study(patches), len(batch))
             similarity = embedded @ report_vectors[batch].to(device).t()
             agreement = label_overlap(labels[batch].to(device))

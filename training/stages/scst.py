@@ -200,7 +200,7 @@ class _EvalModeModule(common.FrozenPartsModule):
     """The model in eval mode throughout: no dropout, normalisation statistics unchanged."""
 
     def __init__(self, model: ReportModel) -> None:
-        super().__init__(model, moving=False)
+        super().__init__(model, train_backbone=False)
 
     def train(self, mode: bool = True) -> _EvalModeModule:
         nn.Module.train(self, False)

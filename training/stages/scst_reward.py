@@ -2,7 +2,7 @@
 and degrees against a study's report.
 
 Strings are those of the comparable row of the evaluation, cut where cross-entropy cuts its targets:
-bos, words and eos together are ``max_length`` tokens at most, and eos is the first to go. The end
+bos, words and eos together are ``max_length`` tokens at most, and eos is removed first. The end
 token is therefore part of drafts and references that end within that length, and of the document
 frequencies, which are those of the training reports. A draft without it scores lower against a
 reference that has it; against a reference that was cut, a draft that breaks off there scores lower.

@@ -92,8 +92,8 @@ class Loop:
 
         Args:
             batches: epoch -> its ``steps`` batches; depends on the epoch alone.
-            train_step: batch, generator -> losses of this process's rows of the batch, whose sums over the
-                processes are those of the batch; ``loss`` is differentiated, the others are logged.
+            train_step: batch, random generator -> losses of this process's rows of the batch. Their sums over
+                the processes are the losses of the batch. ``loss`` is differentiated, the others are logged.
             validate: called after each epoch with the averaged weights in place, in eval mode.
         """
         self.load()

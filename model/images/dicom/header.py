@@ -145,7 +145,9 @@ def check_kind(header: Dataset) -> None:
     modality = _text(header, "Modality").upper()
     if modality in _OTHER_MODALITIES:
         name = uid.name if uid else "object"
-        raise ImageError("not_a_radiograph", f"The DICOM {name} has modality {modality}, not a radiograph. {remedy}")
+        raise ImageError(
+            "not_a_radiograph", f"The DICOM {name} has modality {modality}; this is not a radiograph. {remedy}"
+        )
 
 
 def read_metadata(header: Dataset, pixel_warnings: Sequence[DraftWarning] = ()) -> DicomMetadata:
