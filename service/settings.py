@@ -142,7 +142,7 @@ class Settings(BaseSettings):
         bundle: directory that ``training.run`` wrote.
         prefer_hydrated: serve the copy with report texts, ``.bundles/<name>-hydrated``, if it is of this bundle.
         device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` takes the first CUDA device, else the CPU;
-            ``cuda:0,cuda:1`` and ``cuda:all`` use several devices, one worker each.
+            ``cuda:0,cuda:1`` and ``cuda:all`` run one worker per device.
         precision: ``bf16`` computes convolutions and matrix products in bfloat16: faster, but a word may differ.
         host: address to listen on; ``0.0.0.0`` accepts connections from other machines.
         port: TCP port; 0 lets the system choose.
@@ -155,36 +155,35 @@ class Settings(BaseSettings):
             any load and memory stays constant; 8 on a CPU has a higher throughput.
         batch_max_wait_ms: longest time that a study waits for others that are uploading. Deprecated name:
             ``REPORT_MAX_WAIT_MS``.
-        request_timeout_s: seconds from the end of the upload to the response; later requests get 503. 0 means 30, and
-            more on a slow machine: three times what the requests in flight take at its measured speed, at most 150.
-        drain_timeout_s: seconds after SIGTERM for the responses to all in-flight requests.
+        request_timeout_s: seconds from the end of the upload to the response, then 503. 0 means 30, and more on a slow
+            machine: three times the measured time of the requests in flight, at most 150.
+        drain_timeout_s: seconds after SIGTERM for the responses to all requests in flight.
         stall_timeout_s: seconds after which a running batch counts as a lost device; 0 disables this check.
-        decode_workers: processes that decode images, one each. Deprecated name: ``REPORT_DECODE_THREADS``.
+        decode_workers: processes that decode images. Deprecated name: ``REPORT_DECODE_THREADS``.
         decode_memory_bytes: memory of one such process; an image that needs more is refused.
-        decode_cpu_s: seconds of processor time for one image; as above.
+        decode_cpu_s: seconds of processor time for one image; an image that needs more is refused.
         warm_up: draft blank images before the service reports ready.
         log_level: lowest level of log lines; ``DEBUG`` also logs health checks.
         log_format: ``json`` writes one JSON object per line, ``text`` readable lines.
         api_key: key that reports, previews, exports and cases require, at least 16 characters.
-        api_key_file: file of such keys, one per line; lines that start with ``#`` are skipped. Read at start.
-        user_cases_dir: directory of the cases that ``POST /cases`` adds, with texts and small pictures, until they are
-            deleted. If unset, none can be added. Deprecated name: ``REPORT_CASES_DIR``.
+        api_key_file: file of such keys, one per line, read at start; lines that start with ``#`` are skipped.
+        user_cases_dir: directory of the cases that ``POST /cases`` adds, with texts and small pictures. If unset, no
+            case can be added. Deprecated name: ``REPORT_CASES_DIR``.
         cors_origins: comma-separated origins whose pages may call ``/report``, ``/preview``, ``/export``, ``/health``
             and, with an API key, ``/studies``; ``*`` is refused.
         worklist: the file ``queue.sqlite`` of ``python -m service.dicom_node``, which ``GET /worklist`` shows.
         examples_dir: folder of ``python -m retrieval_index.examples``, whose studies the page offers without a key.
         refine_url: base address of an OpenAI-compatible server whose language model may rewrite drafts, such as
-            ``http://127.0.0.1:11434/v1``; it receives drafts, labels and texts of reference cases, never an image.
+            ``http://127.0.0.1:11434/v1``.
         refine_model: name of that model on the server.
         refine_key_file: file with the key of that server, on one line. Read at start.
         refine_timeout_s: seconds that a rewrite may take.
-        dicomweb_url: base address of the PACS's DICOMweb service, such as ``http://127.0.0.1:8042/dicom-web``, from
-            which ``POST /studies/UID/report`` reads; if unset, it is 404.
+        dicomweb_url: base address of the PACS's DICOMweb service, such as ``http://127.0.0.1:8042/dicom-web``; if
+            unset, ``POST /studies/UID/report`` is 404.
         dicomweb_credentials_file: file with ``user:password`` or a bearer token for that service, on one line. Read at
             start.
         dicomweb_timeout_s: seconds to read the images of a study, or to store a report.
-        dicomweb_prior: the page shows the newest earlier chest study of the patient, for which ``GET
-            /studies/UID/prior`` searches the PACS by PatientID. No draft uses it.
+        dicomweb_prior: the page shows the newest earlier chest study of the patient (``GET /studies/UID/prior``).
     """
 
     model_config = SettingsConfigDict(

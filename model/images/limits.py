@@ -15,15 +15,13 @@ class ImageLimits:
     Attributes:
         min_side: shortest side accepted, in pixels.
         max_pixels: width x height accepted.
-        segments: segments of a JPEG; chunks of a PNG without those of its pixels.
-        metadata_bytes: bytes of comments and application data in a JPEG, of all chunks but the
-            pixels in a PNG.
+        segments: segments of a JPEG; chunks of a PNG except its pixels.
+        metadata_bytes: bytes of comments and application data in a JPEG; of all chunks except the pixels in a PNG.
         tiff_entries: entries of an EXIF block.
         png_chunks: all chunks of a PNG.
         png_compressed_chunks: compressed texts and colour profiles, each of up to 1 MiB inflated.
         jpeg_scans: scans of a JPEG.
-        jpeg_blocks: blocks of 8 x 8 samples in all scans together; 64 million pixels in 10 scans have 14
-            million.
+        jpeg_blocks: blocks of 8 x 8 samples in all scans of a JPEG.
         jpeg_table_bytes: bytes of tables and headers in a JPEG.
         jpeg_fill_bytes: bytes between the segments before the first scan.
         offset_table_bytes: basic offset table of compressed DICOM pixels.

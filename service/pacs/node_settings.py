@@ -86,7 +86,7 @@ class NodeSettings(BaseSettings):
         report_key_file: file with the API key of the report service.
         dir: private directory of the queue and the spool, created with mode 0700. One node uses it.
         spool: keep received images and unsent drafts in files until they are sent, so that a killed node loses no
-            study. Otherwise they are in memory.
+            study.
         quiet_s: seconds without a new instance after which a study is drafted.
         keep_s: seconds for which images are kept after sending, for studies that grow.
         commitment: a report counts as sent once the archive has committed to keep it (storage commitment).
@@ -97,7 +97,7 @@ class NodeSettings(BaseSettings):
         max_pdu_bytes: largest PDU.
         network_timeout_s: seconds without data after which an association is aborted.
         transfer_timeout_s: seconds within which one object must arrive.
-        retry_max_s: longest pause between two attempts; the first is a second, each next twice as long.
+        retry_max_s: longest pause between two attempts; the first is 1 s, each next is twice as long.
         give_up_s: seconds after which a study that cannot be drafted or sent has failed.
         keep_days: days for which the worklist lists a finished study.
         names: store patient names and accession numbers in the queue, for the worklist.

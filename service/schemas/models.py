@@ -86,7 +86,7 @@ class EvidenceOut(ResponseModel):
         dict[str, Annotated[list[Row], Field(max_length=_MAX_GRID)]],
         Field(
             max_length=2,
-            description="Form field of an image -> grid of contributions to that difference, as in attention.patches: "
+            description="Form field of an image -> grid of contributions, as in attention.patches: "
             "positive for the finding, negative against it.",
         ),
     ]
@@ -101,9 +101,8 @@ class SentenceOut(ResponseModel):
         Field(
             ge=0,
             le=1,
-            description="With a calibration (image_checks is not empty): probability that the true report supports "
-            "the sentence, measured on validation studies. Else the geometric mean of the words' probabilities. Not "
-            "the chance of a finding.",
+            description="With a calibration: probability that the true report supports the sentence, measured on "
+            "validation studies. Else the geometric mean of its word probabilities. Not the probability of a finding.",
         ),
     ]
     labels: Annotated[
@@ -177,7 +176,7 @@ class ImageCheckOut(ResponseModel):
     """Results of the calibrated checks of one image."""
 
     view: Annotated[Literal["frontal", "lateral"], Field(description="The view as which the model read it.")]
-    frontal: Annotated[float, Field(ge=0, le=1, description="Probability that it is a frontal, not a lateral.")]
+    frontal: Annotated[float, Field(ge=0, le=1, description="Probability that the image is a frontal, not a lateral.")]
     unusual: Annotated[
         float,
         Field(
@@ -193,7 +192,7 @@ class RefinedOut(ResponseModel):
     """The draft, rewritten by the configured language model."""
 
     text: str
-    model: Annotated[str, Field(description="Its name, as configured.")]
+    model: Annotated[str, Field(description="Name of the language model, as configured.")]
 
 
 class WarningOut(ResponseModel):
@@ -251,7 +250,7 @@ class ReportResponse(ResponseModel):
         list[str],
         Field(
             max_length=len(FINDINGS),
-            description="Findings that the draft denies, although no validation draft of the bundle called them right.",
+            description="Findings that the draft denies, although no validation draft stated them correctly.",
         ),
     ] = []
     reference_cases: Annotated[
