@@ -28,7 +28,7 @@ def reset_as_published(model: ReportModel) -> None:
     Raises ValueError for another writer than ``cmn``.
     """
     if not isinstance(model, CrossModalMemoryNetwork):
-        raise ValueError(f"initial_weights=r2gencmn are those of writer cmn, and the writer is {model.config.writer}; "
+        raise ValueError(f"initial_weights=r2gencmn needs writer cmn, but the writer is {model.config.writer}; "
                          "use initial_weights=default")  # fmt: skip
     for part in (model.to_model, model.encoder, model.decoder, model.memory, model.to_words):
         for module in part.modules():
