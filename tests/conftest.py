@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
     from model.drafter import Drafter
+    from tests.support.browser import Tab
     from tests.support.service import Gate, Live
 
 from tests.support.paths import REPOSITORY
@@ -177,15 +178,16 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture
-def page(browser: Browser, page_server: Live) -> Iterator[Page]:
-    """The opened page; the test fails if one of its scripts raises an error."""
-    from tests.support.browser import open_page
+@pytest.fixture(scope="module")
+def tab(browser: Browser) -> Tab:
+    """The browser tab in which the tests of a module open the page."""
+    from tests.support.browser import Tab
 
-    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="dark", reduced_motion="reduce")
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    open_page(page, page_server.url)
-    yield page
-    page.close()
-    assert errors == []
+    return Tab(browser)
+
+
+@pytest.fixture
+def page(tab: Tab, page_server: Live) -> Iterator[Page]:
+    """The opened page, without what earlier tests stored; the test fails if one of its scripts raises an error."""
+    with tab.opened(page_server.url) as page:
+        yield page

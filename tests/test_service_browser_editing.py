@@ -178,7 +178,8 @@ def test_text_written_during_a_save_stays_unsaved(page: Page) -> None:
 
 def test_key_prompt_during_export_keeps_the_edit(page: Page) -> None:
     answered(page, REPORT_EXAMPLE)
-    edit(page, "No pleural effusion.")
+    with page.expect_response("**/export"):  # of the labels
+        edit(page, "No pleural effusion.")
     requests: list[str | None] = []
 
     def guard(route: Route) -> None:

@@ -15,10 +15,11 @@ import pytest
 from tests.support.paths import DRAWN
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Route
+    from playwright.sync_api import Browser, Page, Route, ViewportSize
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WAIT_MS = 60_000
+VIEWPORT: ViewportSize = {"width": 1280, "height": 900}
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]  # of axe-core
 CUT_STREAM = 'event: cases\ndata: {"reference_cases": []}\n\n'  # a stream that ends after its cases
 
@@ -46,6 +47,45 @@ def open_page(page: Page, url: str) -> None:
     page.set_default_timeout(WAIT_MS)
     page.goto(url)
     page.wait_for_selector("#service[data-state=ready]")
+
+
+class Tab:
+    """One tab for many tests: it opens the page in half the processor time that a new tab and its process need."""
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self._errors: list[str] = []
+        self._page: Page | None = None
+
+    @contextmanager
+    def opened(self, url: str) -> Iterator[Page]:
+        """The page at its usual size, dark; afterwards the tab forgets what was stored, granted and routed.
+
+        Raises:
+            AssertionError: a script of the page raised an error.
+        """
+        page, self._page = self._page or self._new(), None
+        try:
+            page.set_viewport_size(VIEWPORT)
+            page.emulate_media(media="null", color_scheme="dark", reduced_motion="reduce")
+            open_page(page, url)
+            yield page
+            page.unroute_all(behavior="ignoreErrors")
+            page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+            page.goto("about:blank")  # ends its requests
+            page.mouse.move(0, 0)
+            page.context.clear_permissions()
+        except BaseException:
+            page.context.close()  # the next test gets a new tab
+            raise
+        self._page = page
+        errors, self._errors[:] = self._errors.copy(), []
+        assert errors == []
+
+    def _new(self) -> Page:
+        page = self._browser.new_page(viewport=VIEWPORT, color_scheme="dark", reduced_motion="reduce")
+        page.on("pageerror", lambda error: self._errors.append(str(error)))
+        return page
 
 
 def choose(page: Page, kind: str = "effusion") -> None:
