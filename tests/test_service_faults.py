@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +17,18 @@ from retrieval_index.cases import Case
 from retrieval_index.index import ReportIndex
 from service import __main__ as serve
 from tests.support.archives import write_reports, xml_files
-from tests.support.paths import REPOSITORY
+from tests.support.processes import fork_service
 from tests.support.tiny import largest_file, write_tiny_bundle
 
 START_S = 400.0  # a new process imports torch, which takes minutes where all cores are taken
 
 
-def serve_from_the_shell(*arguments: str, **environment: str) -> tuple[int, str]:
+def serve_in_a_process(log: Path, *arguments: str) -> tuple[int | None, str]:
     """Status and log of ``python -m service``, which is expected to end by itself."""
-    run = subprocess.run(
-        [sys.executable, "-m", "service", *arguments], capture_output=True, text=True, timeout=START_S,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "REPORT_DEVICE": "cpu", **environment},
-    )  # fmt: skip
-    return run.returncode, run.stdout + run.stderr
+    process = fork_service(arguments, log, REPORT_DEVICE="cpu")
+    process.join(START_S)
+    process.kill()
+    return process.exitcode, log.read_text()
 
 
 def serve_here(caplog: pytest.LogCaptureFixture, *arguments: str) -> tuple[int, str]:
@@ -50,9 +46,9 @@ def flip_a_byte(path: Path) -> None:
 # --- bundles ----------------------------------------------------------------------------------------------------------
 
 
-def test_rejects_a_flipped_byte_in_the_weights(bundle_copy: Path) -> None:
+def test_rejects_a_flipped_byte_in_the_weights(bundle_copy: Path, tmp_path: Path) -> None:
     flip_a_byte(bundle_copy / WEIGHTS)
-    status, log = serve_from_the_shell("--bundle", str(bundle_copy), "--port", "0")
+    status, log = serve_in_a_process(tmp_path / "log", "--bundle", str(bundle_copy), "--port", "0")
     assert status == serve.EXIT_BUNDLE == 3
     assert f"{WEIGHTS} was altered (SHA-256 differs); restore the bundle from its source" in log
     assert str(bundle_copy) in log

@@ -32,9 +32,7 @@ def decoders(pid: int) -> list[psutil.Process]:
 
 def test_restarts_after_every_fatal_state(bundle: Path, tmp_path: Path) -> None:
     port, fault, log = free_port(), tmp_path / "fault", tmp_path / "service.log"
-    supervisor = Supervisor(
-        "tests.support.faulty_service", "--bundle", bundle, "--port", port, log=log, FAULT=fault, **SETTINGS
-    )
+    supervisor = Supervisor("--bundle", bundle, "--port", port, log=log, FAULT=fault, **SETTINGS)
     with supervisor, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S) as client:
 
         def ready() -> bool:
@@ -69,9 +67,7 @@ def test_restarts_after_every_fatal_state(bundle: Path, tmp_path: Path) -> None:
 def test_stops_in_time_while_a_batch_hangs(bundle: Path, tmp_path: Path) -> None:
     port, fault, log = free_port(), tmp_path / "fault", tmp_path / "service.log"
     settings = {**SETTINGS, "REPORT_STALL_TIMEOUT_S": 600}
-    supervisor = Supervisor(
-        "tests.support.faulty_service", "--bundle", bundle, "--port", port, log=log, FAULT=fault, **settings
-    )
+    supervisor = Supervisor("--bundle", bundle, "--port", port, log=log, FAULT=fault, **settings)
     with supervisor, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S) as client:
         wait_for(lambda: client.get("/health").status_code == 200)
         fault.write_text("hang")

@@ -1,26 +1,28 @@
-"""``python -m service`` whose device fails once, when the file that ``FAULT`` names appears: ``lost`` or ``hang``.
-
-A thread that never ends is left behind in both cases: the process must end nevertheless.
-"""
+"""Changes of ``python -m service`` that make it fail, for ``tests.support.processes.fork_service``."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-import runpy
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from model.drafter import Drafter
+from service.inference.runtime import Runtime
 
 FOREVER_S = 3600.0
 
 
-def main() -> None:
-    """Run the service; imported only here, so that its worker processes do not import the model."""
-    import torch
+def device_that_fails() -> None:
+    """The device fails once, when the file that ``FAULT`` names appears: ``lost`` or ``hang``.
 
-    from model.drafter import Drafter
-
+    A thread that never ends is left behind in both cases: the process must end nevertheless.
+    """
     fault, draft = Path(os.environ["FAULT"]), Drafter.draft
 
     def draft_or_fail(self: Drafter, *arguments: Any, **options: Any) -> Any:
@@ -34,8 +36,25 @@ def main() -> None:
         raise torch.AcceleratorError("CUDA error: unspecified launch failure")
 
     Drafter.draft = draft_or_fail  # type: ignore[method-assign]
-    runpy.run_module("service", run_name="__main__")
 
 
-if __name__ == "__main__":
-    main()
+def endless_threads() -> None:
+    """Two threads never end."""
+    threading.Thread(target=threading.Event().wait, name="endless").start()
+    ThreadPoolExecutor(1).submit(threading.Event().wait)
+
+
+def endless_stop() -> None:
+    """The stop of the service never ends either."""
+
+    async def stop(_: Runtime) -> None:
+        await asyncio.Event().wait()
+
+    endless_threads()
+    Runtime.stop = stop  # type: ignore[method-assign]
+
+
+def blocked_loop() -> None:
+    """The event loop is blocked from the start of the drain."""
+    endless_threads()
+    Runtime.drain = lambda _: time.sleep(FOREVER_S)  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Runs training commands in processes that import nothing again and use no Java."""
+"""Runs commands in processes that import nothing again and use no Java."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 ENVIRONMENT: Mapping[str, str] = {"OMP_NUM_THREADS": "1", "PATH": str(Path(sys.executable).parent)}
 _FORKS = multiprocessing.get_context("forkserver")
 # The optimizers import PyTorch's compiler.
-_FORKS.set_forkserver_preload(["training.run", "training.ablation.__main__", "torch._dynamo"])
+_FORKS.set_forkserver_preload(["training.run", "training.ablation.__main__", "torch._dynamo", "service.__main__"])
 
 
 def fork(main: Callable[[list[str]], int], arguments: list[str], log: Path) -> BaseProcess:
@@ -27,12 +27,31 @@ def fork(main: Callable[[list[str]], int], arguments: list[str], log: Path) -> B
         arguments: of its command line.
         log: file for the standard error.
     """
-    process = _FORKS.Process(target=_run, args=(main, arguments, log))
+    return _start(_run, main, arguments, log)
+
+
+def _start(target: Callable[..., object], *arguments: object) -> BaseProcess:
+    process = _FORKS.Process(target=target, args=arguments)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)  # for the first call, which starts the fork server
         process.start()
     return process
+
+
+def fork_service(
+    arguments: Sequence[object], log: Path, *, change: Callable[[], object] | None = None, **environment: object
+) -> BaseProcess:
+    """Run ``python -m service`` as ``fork`` does.
+
+    Args:
+        arguments: of its command line.
+        log: file to which its output is appended.
+        change: is called in the process before; a function of a module.
+        environment: variables that it has in addition to those of this process.
+    """
+    variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    return _start(_serve, [*map(str, arguments)], log, change, variables)
 
 
 def kill_when(sign: Path | Callable[[], bool], process: BaseProcess, log: Path) -> None:
@@ -50,3 +69,17 @@ def _run(main: Callable[[list[str]], int], arguments: list[str], log: Path) -> N
     with log.open("wb") as file:
         os.dup2(file.fileno(), 2)
     sys.exit(main(arguments))
+
+
+def _serve(arguments: list[str], log: Path, change: Callable[[], object] | None, variables: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.argv[1:] = arguments
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from service import __main__ as command
+
+    if change is not None:
+        change()
+    command.main_and_exit()

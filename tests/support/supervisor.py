@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Self
 
 import httpx
 
-from tests.support.paths import REPOSITORY
+from tests.support.faulty_service import device_that_fails
+from tests.support.processes import fork_service
 
 START_S = 400.0  # a new process imports torch, which takes minutes where all cores are taken
 STOP_S = 60.0
 
 
 class Supervisor:
-    """Runs ``python -m MODULE``, again whenever it ends, until the context ends.
+    """Runs ``python -m service`` on a device that fails, again whenever it ends, until the context ends.
 
     Attributes:
         statuses: of the processes that have ended.
     """
 
-    def __init__(self, module: str, *arguments: object, log: Path, **environment: object) -> None:
+    def __init__(self, *arguments: object, log: Path, **environment: object) -> None:
         self.statuses: list[int] = []
-        self._command = [sys.executable, "-m", module, *map(str, arguments)]
-        self._environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **{k: str(v) for k, v in environment.items()}}
+        self._arguments, self._environment = arguments, environment
         self._log, self._stopping = log, threading.Event()
         self._process = self._start()
         self._thread = threading.Thread(target=self._supervise, daemon=True)
@@ -38,6 +35,7 @@ class Supervisor:
     @property
     def pid(self) -> int:
         """Of the process that runs now."""
+        assert self._process.pid is not None
         return self._process.pid
 
     def __enter__(self) -> Self:
@@ -53,17 +51,18 @@ class Supervisor:
         """Send SIGTERM, as ``docker stop`` does, and return the seconds until the process has ended."""
         self._stopping.set()
         began = time.monotonic()
-        self._process.send_signal(signal.SIGTERM)
+        self._process.terminate()
         self._thread.join(STOP_S)
         return time.monotonic() - began
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        with self._log.open("ab") as log:
-            return subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
+    def _start(self) -> BaseProcess:
+        return fork_service(self._arguments, self._log, change=device_that_fails, **self._environment)
 
     def _supervise(self) -> None:
         while True:
-            self.statuses.append(self._process.wait())
+            self._process.join()
+            assert self._process.exitcode is not None
+            self.statuses.append(self._process.exitcode)
             if self._stopping.is_set():
                 return
             self._process = self._start()
