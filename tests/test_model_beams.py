@@ -79,8 +79,10 @@ def slow_beams(
         logits = next_log_probs(model, encoded, [study for study, _, _ in rows], [words for _, _, words in rows])
         candidates: list[list[tuple[float, list[int], int]]] = [[] for _ in studies]
         for (study, total, words), row in zip(rows, logits, strict=True):
-            gains = constrained(row, words, rule)[1]
-            candidates[study] += [(total + gain, words, token) for token, gain in enumerate(gains)]
+            gains, tokens = torch.tensor(constrained(row, words, rule)[1]).topk(2 * beams)
+            candidates[study] += [
+                (total + gain, words, token) for gain, token in zip(gains.tolist(), tokens.tolist(), strict=True)
+            ]
         for study in studies:
             ranked = sorted(candidates[study], key=lambda found: -found[0])[
                 : beams if finished_beams_occupy_slots else 2 * beams
@@ -257,18 +259,21 @@ def test_greedy_equals_the_uncached_search_with_each_trigram_penalty(seed: int, 
     encoded = encoded_by(model)
     result = greedy(model, encoded, rule, BOS)
     most = 0
-    for study in range(STUDIES):
-        words: list[int] = []
-        gained: list[float] = []
-        while len(words) < LIMIT - 1 and EOS not in words:
-            (logits,) = next_log_probs(model, encoded, [study], [words])
+    written: list[list[int]] = [[] for _ in range(STUDIES)]
+    gained: list[list[float]] = [[] for _ in range(STUDIES)]
+    while live := [row for row, words in enumerate(written) if len(words) < LIMIT - 1 and EOS not in words]:
+        for study, logits in zip(
+            live, next_log_probs(model, encoded, live, [written[row] for row in live]), strict=True
+        ):
+            words = written[study]
             log_probs, chosen_by = constrained(logits, words, rule)
             most = max([most, *repeats(words).values()])
             words.append(max(range(len(TOKENIZER)), key=lambda token: chosen_by[token]))
-            gained.append(log_probs[words[-1]])
+            gained[study].append(log_probs[words[-1]])
+    for study, (words, gains) in enumerate(zip(written, gained, strict=True)):
         assert [i for i in result.ids[study].tolist() if i] == words
-        assert result.log_probs[study, : len(words)].tolist() == pytest.approx(gained, abs=1e-4)  # without the penalty
-        assert float(result.score[study]) == pytest.approx(sum(gained), abs=1e-3)
+        assert result.log_probs[study, : len(words)].tolist() == pytest.approx(gains, abs=1e-4)  # without the penalty
+        assert float(result.score[study]) == pytest.approx(sum(gains), abs=1e-3)
     if penalty == 0.2:
         assert most >= 2  # a trigram stood twice and was still considered
     without = greedy(model, encoded, constraints_of(suppress=()), BOS).ids
