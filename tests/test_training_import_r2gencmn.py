@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,7 @@ class Both:
     model: ReportModel
     words: tuple[str, ...]
     layers: int
+    beams: dict[int, Tensor] = field(default_factory=dict)  # beam size -> what the oracle wrote
 
     @classmethod
     def of(cls, state: State, words: tuple[str, ...], published: Published) -> Both:
@@ -76,11 +77,13 @@ class Both:
         return self.to_published(found.ids, self.plain.max_length)
 
     def write_by_oracle(self, features: Tensor, beams: int, penalty: float) -> Tensor:
-        """The same by the oracle."""
+        """The same by the oracle, for the same features each time."""
         with torch.inference_mode():
             if beams == 1:
                 return self.plain.greedy(features, trigram_penalty=penalty)
-            return self.plain.beam(features, beams)  # the published beam search has no penalty
+            if beams not in self.beams:  # the published beam search has no penalty
+                self.beams[beams] = self.plain.beam(features, beams)
+            return self.beams[beams]
 
 
 def patches(features: Tensor) -> Patches:
@@ -147,7 +150,7 @@ def test_oracle_equals_the_published_code(fixture: tuple[Both, dict[str, Tensor]
         (30, 64, 96, 48, 2, 40, 4, 8, 20),
         (11, 32, 20, 17, 1, 9, 2, 9, 7),
         (120, 48, 64, 40, 3, 300, 6, 5, 30),
-        (75, 128, 128, 96, 1, 2048, 8, 32, 25),
+        (75, 64, 128, 96, 1, 2048, 8, 32, 14),
     ],
     ids=lambda sizes: "-".join(map(str, sizes)),
 )
