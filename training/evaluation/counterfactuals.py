@@ -1,4 +1,4 @@
-"""Counterfactual rows: the same bundle with evidence swapped between studies, or with the images of one view alone.
+"""Counterfactual rows: the same bundle with inputs swapped between studies, or with the images of one view alone.
 
 A swap gives each study the images of another study (and so its reference cases), or only its reference cases, or only
 its patch tokens. What remains of the scores does not depend on what was swapped.
