@@ -111,6 +111,6 @@ def test_page_has_a_row_of_each_finding_and_kind(records: list[Record]) -> None:
     assert f"| Edema | {edema['studies']} | 0 | 0 | {edema['auroc']:.3f} | " in "\n".join(lines)
     assert "| Fracture | 0 | 0 | 0 |  |  |  |  |" in lines
     kinds = separation_table(metrics)
-    assert "| a finding is there | 0.700 | yes |" in kinds
+    assert "| a finding is present | 0.700 | yes |" in kinds
     assert "| findings are absent |  | no |" in kinds
     assert "| neither | 0.530 | no |" in kinds

@@ -18,7 +18,7 @@ from training.calibration.metrics import EXTERNAL_GROUP
 from training.evaluation.tables import Table, percent
 from training.trainer.plots import panels
 
-_KINDS = {"all": "all sentences", "present": "a finding is there", "absent": "findings are absent", "other": "neither"}
+_KINDS = {"all": "all sentences", "present": "a finding is present", "absent": "findings are absent", "other": "neither"}
 _SOURCES = {"calibrated": "confidence", "words": "mean word probability", "rate_of_the_kind": "rate of the kind"}
 _BRIER = ("classifier", "calibrated", "rate")
 _BLUE, _BROWN, _RED = "#1f6f8b", "#8a5a2b", "#b03030"
@@ -101,7 +101,7 @@ def support_table(metrics: Mapping[str, Any]) -> str:
     support = metrics["support"]
     names = {"supported": "supported", "not_supported": "not supported"}
     rows = [[label, str(support[name]["sentences"]), percent(support[name]["right"])] for name, label in names.items()]
-    sentences = Table(("sentences that call a finding present or possible", "n", "correct"), rows, left=3)
+    sentences = Table(("sentences that state a finding as present or possible", "n", "correct"), rows, left=3)
     head = ("finding", "studies with it whose images support it")
     images = Table(head, [[name, percent(share)] for name, share in support["images"].items()], left=2)
     return "\n\n".join(["## Support", sentences.markdown(), images.markdown()])
