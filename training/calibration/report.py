@@ -18,7 +18,12 @@ from training.calibration.metrics import EXTERNAL_GROUP
 from training.evaluation.tables import Table, percent
 from training.trainer.plots import panels
 
-_KINDS = {"all": "all sentences", "present": "a finding is present", "absent": "findings are absent", "other": "neither"}
+_KINDS = {
+    "all": "all sentences",
+    "present": "a finding is present",
+    "absent": "findings are absent",
+    "other": "neither",
+}
 _SOURCES = {"calibrated": "confidence", "words": "mean word probability", "rate_of_the_kind": "rate of the kind"}
 _BRIER = ("classifier", "calibrated", "rate")
 _BLUE, _BROWN, _RED = "#1f6f8b", "#8a5a2b", "#b03030"
