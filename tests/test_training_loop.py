@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageColor
 from torch import Tensor, nn
 
 from training.trainer.context import RunContext
-from training.trainer.curves import FRAME, HEAD, PANEL, plot_history
 from training.trainer.loop import Loop, LoopConfig, step_seed
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
@@ -109,24 +105,6 @@ def test_curves_are_drawn_during_a_long_stage(tmp_path: Path, monkeypatch: pytes
             train(tmp_path / folder, stop_at=7)
     assert (tmp_path / "long" / "toy" / "curves.png").exists()
     assert not (tmp_path / "short" / "toy" / "curves.png").exists()
-
-
-def test_curves_pass_through_the_points_and_break_at_values_that_are_not_finite(tmp_path: Path) -> None:
-    values = (1.0, 3.0, math.nan, 3.0, 2.0)
-    rows = [{"epoch": float(epoch), "seconds": 1.0, "loss": 7.0, "val_score": v} for epoch, v in enumerate(values, 1)]
-    plot_history(rows, tmp_path / "curves.png", title="toy")
-    picture = np.asarray(Image.open(tmp_path / "curves.png")).astype(int)
-    assert picture.shape == (HEAD + PANEL[1], 2 * PANEL[0], 3)  # epoch and seconds have no panel
-    left, top, right, bottom = FRAME
-    for panel, colour, heights in ((0, "#8a5a2b", (0.5,) * 5), (1, "#1f6f8b", (0.05, 0.95, None, 0.95, 0.5))):
-        drawn = np.abs(picture - ImageColor.getrgb(colour)).max(axis=2) < 8
-        columns = [round(panel * PANEL[0] + left + (right - left) * (0.05 + 0.225 * point)) for point in range(5)]
-        for column, height in zip(columns, heights, strict=True):
-            found = np.flatnonzero(drawn[:, column])
-            if height is None:
-                assert not found.size
-            else:
-                assert found.mean() == pytest.approx(HEAD + bottom - (bottom - top) * height, abs=2)
 
 
 def test_keeps_best_epoch_and_stops_after_patience(tmp_path: Path) -> None:

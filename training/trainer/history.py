@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from model.files import write_atomic
-from training.trainer.curves import plot_history
 from training.trainer.loggers import ExperimentLogger
 
-CURVES_SECONDS = 10.0  # shortest time between two drawings of the curves, which take about 0.1 s
+CURVES_SECONDS = 10.0  # shortest time between two drawings of the curves, which take about 1 s
 
 
 @dataclass
@@ -74,5 +73,7 @@ class HistoryWriter:
         write_atomic(self._directory / "log.csv", text.getvalue().encode())
 
     def _draw(self, history: History) -> None:
+        from training.trainer.plots import plot_history  # matplotlib takes a second to import
+
         plot_history(history.all_rows(), self._directory / "curves.png", title=self._stage)
         self._drawn = time.monotonic()
