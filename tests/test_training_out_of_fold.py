@@ -23,7 +23,7 @@ from training.stages.out_of_fold import DRAWS, load_cases, out_of_fold_cases, sa
 from training.stages.retriever import train_retriever
 from training.trainer.context import RunContext
 
-CONFIG = RetrieverConfig(epochs=40, batch_size=16, lr=5e-3, label_weight=0.0, dropout=0.0, folds=4)
+CONFIG = RetrieverConfig(epochs=15, batch_size=16, lr=1e-2, label_weight=0.0, dropout=0.0, folds=4)
 
 
 class RandomImages:
