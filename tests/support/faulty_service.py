@@ -47,8 +47,8 @@ def endless_threads() -> None:
 def endless_stop() -> None:
     """The stop of the service never ends either."""
 
-    async def stop(_: Runtime) -> None:
-        await asyncio.Event().wait()
+    async def stop(self: Runtime) -> None:
+        await asyncio.sleep(FOREVER_S)  # the loop holds this task; without that it could be collected, which ends it
 
     endless_threads()
     Runtime.stop = stop  # type: ignore[method-assign]
@@ -56,5 +56,9 @@ def endless_stop() -> None:
 
 def blocked_loop() -> None:
     """The event loop is blocked from the start of the drain."""
+
+    def drain(self: Runtime) -> None:
+        time.sleep(FOREVER_S)
+
     endless_threads()
-    Runtime.drain = lambda _: time.sleep(FOREVER_S)  # type: ignore[method-assign]
+    Runtime.drain = drain  # type: ignore[method-assign]
