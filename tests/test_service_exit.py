@@ -34,7 +34,7 @@ def test_sigterm_ends_the_process_within_the_drain_timeout(
 ) -> None:
     port, log = free_port(), tmp_path / "log"
     arguments = ["--bundle", bundle, "--device", "cpu", "--port", port]
-    process = fork_service(arguments, log, change=change, REPORT_DRAIN_TIMEOUT_S=2)
+    process = fork_service(arguments, log, change=change, REPORT_DRAIN_TIMEOUT_S=2, REPORT_WARM_UP="false")
     try:
         deadline = time.monotonic() + START_S
         while process.is_alive() and time.monotonic() < deadline:

@@ -178,6 +178,7 @@ def cluster(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "REPORT_BUNDLE": str(bundle),
         "REPORT_PORT": str(port),
         "REPORT_DEVICE": "cpu",
+        "REPORT_DECODE_WORKERS": "1",
         "REPORT_API_KEY": KEY,
         "REPORT_REQUEST_TIMEOUT_S": str(DEADLINE_S),
         "REPORT_RAY_OBJECT_STORE_BYTES": str(128 * MIB),
@@ -275,7 +276,7 @@ def test_deadline_holds_when_all_replicas_hang(cluster: Cluster) -> None:
 
 @needs_ray
 def test_killing_a_replica_under_load_loses_no_response(cluster: Cluster) -> None:
-    threads, each = 8, 6
+    threads, each = 8, 4
     image = png(3000, 3000)  # slow to decode, so that the victim is busy
     with cluster.client() as client:
         right = post(client, image).json()["findings"]

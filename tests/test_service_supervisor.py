@@ -18,7 +18,12 @@ from tests.support.supervisor import Supervisor, wait_for
 
 FATAL_S = 30.0  # from a fatal state to the end of the process
 DRAIN_S = 2.0
-SETTINGS = {"REPORT_DEVICE": "cpu", "REPORT_DRAIN_TIMEOUT_S": DRAIN_S, "REPORT_STALL_TIMEOUT_S": 3}
+SETTINGS = {
+    "REPORT_DEVICE": "cpu",
+    "REPORT_DECODE_WORKERS": 1,
+    "REPORT_DRAIN_TIMEOUT_S": DRAIN_S,
+    "REPORT_STALL_TIMEOUT_S": 3,
+}
 
 
 def draft(client: httpx.Client, image: bytes) -> httpx.Response:
