@@ -23,7 +23,7 @@ from benchmarks.fuzzing.studies import studies
 from benchmarks.raw_http import Answer, RawRequest, form, study_request
 
 T = TypeVar("T")
-ROUND = 100  # examples per hypothesis run; each round has its own seed and can be drawn again alone
+ROUND = 50  # examples per hypothesis run; each round has its own seed and can be drawn again alone
 BUSY = 503
 # `negative_data_rejection` holds only where the whole request is wrong beyond doubt, which schemathesis decides.
 CHECKS: list[CheckFunction] = [
