@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import numpy.typing as npt
 import psutil
-from scipy.stats import theilslopes
 
 Sample = tuple[float, int]  # seconds, or inputs sent; resident bytes
 
@@ -64,6 +63,8 @@ def slope(samples: Sequence[Sample]) -> float | None:
     late = _second_half(samples)
     if len(late) < 10 or np.ptp(late[:, 0]) == 0:
         return None
+    from scipy.stats import theilslopes  # takes most of a second to import
+
     return float(theilslopes(late[:, 1], late[:, 0]).slope)
 
 

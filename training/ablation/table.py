@@ -13,7 +13,6 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
 from model.files import write_atomic
 from training.evaluation.scoring import TRIVIAL
@@ -104,6 +103,8 @@ def seed_interval(values: Sequence[float]) -> Interval | None:
     """95 % interval of the mean of independent trainings, by Student's t; None for fewer than two."""
     if len(values) < 2:
         return None
+    from scipy.stats import t  # takes most of a second to import
+
     half = float(t.ppf(0.5 + LEVEL / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return [mean(values) - half, mean(values) + half]
 
