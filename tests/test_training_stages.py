@@ -217,13 +217,13 @@ def test_suppressed_words_are_no_targets() -> None:
 
 def test_optimizer_has_two_rates_and_leaves_out_frozen_parts() -> None:
     model = tiny_model()
-    stage = FrozenPartsModule(model, moving=True).train()
+    stage = FrozenPartsModule(model, train_backbone=True).train()
     visual, rest = build_optimizer(model, backbone_lr=1e-5, head_lr=1e-3, weight_decay=0.0).param_groups
     assert (visual["lr"], rest["lr"]) == (1e-5, 1e-3)
     assert sum(p.numel() for p in visual["params"]) == sum(p.numel() for p in model.backbone.parameters())
     assert not model.backbone.training
     assert stage.training
-    FrozenPartsModule(model, moving=False)
+    FrozenPartsModule(model, train_backbone=False)
     (only,) = build_optimizer(model, backbone_lr=0.0, head_lr=1e-3, weight_decay=0.0).param_groups
     frozen = {id(p) for part in (model.backbone, model.text_tower, model.study_head) for p in part.parameters()}
     assert not frozen & {id(p) for p in only["params"]}
