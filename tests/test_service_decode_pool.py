@@ -60,11 +60,12 @@ async def started_child(before: set[int]) -> int:
 
 
 async def killed_while_decoding(pool: DecodePool, number: signal.Signals, times: int) -> bytes:
-    """Decode an image whose first ``times`` workers get a signal."""
+    """Decode an image whose first ``times`` workers get a signal, each when it has the image."""
     task = asyncio.create_task(pool.thumbnail(HEAVY, 100))
     for _ in range(times):
         async with asyncio.timeout(WAIT_S):
-            while not pool.pids:
+            await asyncio.sleep(0)  # the task takes or starts a worker
+            while pool._waiting or not pool.pids:  # a worker that ends before it is ready is only replaced
                 await asyncio.sleep(0.01)
         (pid,) = pool.pids
         os.kill(pid, number)

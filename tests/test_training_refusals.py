@@ -141,7 +141,7 @@ def test_images_of_more_patches_than_positions_are_refused() -> None:
 
 def test_published_initial_weights_are_those_of_one_writer() -> None:
     check_model(changed("smoke", initial_weights="r2gencmn"))
-    with pytest.raises(ValueError, match="those of writer cmn, and the writer is r2gen; use initial_weights=default"):
+    with pytest.raises(ValueError, match="needs writer cmn, but the writer is r2gen; use initial_weights=default"):
         check_model(changed("smoke", initial_weights="r2gencmn", shape__writer="r2gen"))
 
 
