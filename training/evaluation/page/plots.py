@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,44 +55,16 @@ def all_plots(result: Mapping[str, Any], drafted: EvaluatedSplit) -> dict[str, P
         settings: Any = {**style, "svg.hashsalt": name}  # the stubs list every key as a literal
         with matplotlib.rc_context(settings):
             drawn = draw(result, drafted)
-            plots[name] = Plot(name, description, _svg(drawn, description), _save(drawn, "png"))
+            svg = _svg(drawn, description)
+            drawn.set_layout_engine("none")  # the panels stay; to compute them again takes half of a drawing
+            plots[name] = Plot(name, description, svg, _save(drawn, "png"))
     return plots
-
-
-def _panels(
-    height: float, margins: Sequence[float], *, ratios: Sequence[float] = (), top: float = 0.35, bottom: float = 0.3,
-    share: bool = False,
-) -> tuple[Figure, list[Any]]:  # fmt: skip
-    """A figure with a row of panels, all lengths in inches: a layout by Matplotlib would draw it twice.
-
-    Args:
-        margins: left of each panel, for the labels of its vertical axis.
-        ratios: of the widths of the panels.
-        share: the vertical axis, with the labels of the first panel.
-    """
-    drawn = Figure(figsize=(_WIDTH, height))
-    ratios = ratios or [1.0] * len(margins)
-    unit = (_WIDTH - sum(margins) - 0.15) / sum(ratios)
-    axes: list[Any] = []  # Axes, whose stubs accept no array of bins
-    start = 0.0
-    for margin, ratio in zip(margins, ratios, strict=True):
-        box = ((start + margin) / _WIDTH, bottom / height, ratio * unit / _WIDTH, (height - top - bottom) / height)
-        axes.append(drawn.add_axes(box, sharey=axes[0] if share and axes else None))
-        axes[-1].tick_params(labelleft=not share or len(axes) == 1)
-        start += margin + ratio * unit
-    return drawn, axes
-
-
-def _margin(labels: Iterable[str]) -> float:
-    """Inches that the longest label takes, less than a third of the figure."""
-    return min(3.0, 0.2 + 0.082 * max(map(len, labels), default=0))
 
 
 def _intervals(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
     rows = made(result, ("system", *result["n_beside"], *result["baselines"]))
-    names = [row_title(result, row) for row in rows]
-    margins = [_margin(names)] + [0.3] * (len(TESTED) - 1)
-    drawn, axes = _panels(0.9 + 0.3 * len(rows), margins, share=True)
+    drawn = Figure(figsize=(_WIDTH, 0.9 + 0.3 * len(rows)), layout="constrained")
+    axes = drawn.subplots(1, len(TESTED), sharey=True)
     for axis, metric in zip(axes, TESTED, strict=True):
         for line, row in enumerate(rows):
             value, ends = scores_of(result, row).get(metric), ends_of(result, row, metric)
@@ -107,7 +79,7 @@ def _intervals(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
         axis.set_xlim(left=min(0.0, axis.get_xlim()[0]) if axis.get_xlim()[0] < 0.1 else None)
         axis.locator_params(axis="x", nbins=4)
         axis.grid(axis="x")
-    axes[0].set_yticks(range(len(rows)), names)
+    axes[0].set_yticks(range(len(rows)), [row_title(result, row) for row in rows])
     axes[0].invert_yaxis()
     return drawn
 
@@ -115,7 +87,8 @@ def _intervals(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
 def _labels(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
     table = dict(by_prevalence(result))
     names = list(table)
-    drawn, (bars, shares) = _panels(5.6, (_margin(names), 0.3), ratios=(3, 1), bottom=0.5, share=True)
+    drawn = Figure(figsize=(_WIDTH, 5.6), layout="constrained")
+    bars, shares = drawn.subplots(1, 2, sharey=True, width_ratios=(3, 1))
     lines = np.arange(len(names))
     for shift, (key, colour) in enumerate((("f1", "one"), ("precision", "two"), ("recall", "three"))):
         values = [table[name][key] for name in names]
@@ -138,9 +111,8 @@ def _labels(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
 def _spread(result: Mapping[str, Any], drafted: EvaluatedSplit) -> Figure:
     cider = drafted.study_scores()[1]
     drafts, reports = drafted.lengths()
-    rows = made(result, ("system", *result["baselines"]))
-    names = [row_title(result, row) for row in rows]
-    drawn, (left, middle, right) = _panels(2.9, (0.75, 0.55, _margin(names)))
+    drawn = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
+    left, middle, right = drawn.subplots(1, 3)
     left.hist(cider, bins=np.linspace(0, max(1.0, *cider), 25), color=COLOURS["one"])  # equal scores have no range
     left.axvline(float(np.mean(cider)), color=COLOURS["three"], linewidth=1.5)
     left.set(title=f"CIDEr of a study; mean {number(float(np.mean(cider)))}", ylabel="studies")
@@ -149,11 +121,12 @@ def _spread(result: Mapping[str, Any], drafted: EvaluatedSplit) -> Figure:
     middle.hist(drafts, bins=edges, color=COLOURS["one"], alpha=0.75, label="drafts")
     middle.set_title("words")
     middle.legend(fontsize=9)
+    rows = made(result, ("system", *result["baselines"]))
     shares = [scores_of(result, row).get("distinct") or 0.0 for row in rows]
     right.barh(range(len(rows)), shares, color=[COLOURS["one" if row == "system" else "four"] for row in rows])
     for line, share in enumerate(shares):
         right.text(share + 0.02, line, number(share), va="center", fontsize=9)
-    right.set_yticks(range(len(rows)), names)
+    right.set_yticks(range(len(rows)), [row_title(result, row) for row in rows])
     right.invert_yaxis()
     right.set(xlim=(0, 1.15), xticks=[0, 0.5, 1], title="share of different reports")
     return drawn
@@ -163,7 +136,8 @@ def _key_words(result: Mapping[str, Any], _: EvaluatedSplit) -> Figure:
     table = keyword_table(result, "keyword_f1_without_negated")
     rows = [("system", "one"), ("nearest", "two"), ("constant", "three"), ("random", "four")]
     shown = [(name, colour) for name, colour in rows if table.get(name) or table["baselines"].get(name)]
-    drawn, (axis,) = _panels(2.8, (0.75,))
+    drawn = Figure(figsize=(_WIDTH, 2.8), layout="constrained")
+    axis = drawn.subplots()
     positions = np.arange(len(KEY_WORDS))
     for shift, (name, colour) in enumerate(shown):
         row = table.get(name) or table["baselines"][name]
