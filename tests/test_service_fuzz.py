@@ -94,6 +94,7 @@ def test_accepts_correct_answers(rules: Rules) -> None:
     ):
         assert rules(REPORT, right) == []
     assert rules(RawRequest(b"GARBAGE", framed=False), Answer(400, {}, b"Invalid HTTP request received.")) == []
+    assert rules(RawRequest(REPORT.data.ljust(70_000)), Answer(431, {"content-type": "text/plain"}, b"Headers")) == []
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,7 @@ def test_accepts_correct_answers(rules: Rules) -> None:
         (answer(422, PROBLEM_EXAMPLE, "application/json"), "not application/problem+json"),
         (Answer(404, {"content-type": PROBLEM}, b"<html>"), "not JSON"),
         (Answer(400, {}, b"Invalid HTTP request received."), "status 400"),
+        (Answer(431, {"content-type": "text/plain"}, b"Headers"), "status 431"),
         (answer(200, {**REPORT_EXAMPLE, "findings": "Seen on XXXX."}, "application/json"), "xxxx in the findings"),
         (answer(200, {**REPORT_EXAMPLE, "labels": 3}, "application/json"), "against the schema"),
         (Answer(200, {}, b"\xff"), "not JSON"),
