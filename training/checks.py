@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from model.config import BUNDLE_NAME
+from model.config import BUNDLE_NAME, ModelConfig
 from model.network.backbone import Backbone
 from model.network.report_model import MAX_PATCHES, build_model
 from model.registry import DECODERS
@@ -42,11 +42,15 @@ def check_model(config: RunConfig, *, weights: bool = True) -> None:
     if config.shape.patch_positions == "sequence" and patches > MAX_PATCHES:
         raise ValueError(f"image_size={config.image_size}: two images have {patches} patches, and "
                          f"shape.patch_positions=sequence takes {MAX_PATCHES}; use smaller images or view")  # fmt: skip
-    shape = model_config(config, _VOCABULARY, sentence_end=_VOCABULARY - 1, tags=FINDINGS)
     with torch.device("meta"):
-        model = build_model(shape, backbone=backbone)
+        model = build_model(trial_shape(config), backbone=backbone)
         if config.initial_weights == "r2gencmn":
             reset_as_published(model)
+
+
+def trial_shape(config: RunConfig) -> ModelConfig:
+    """The dimensions of the model, except those that the reports decide (vocabulary, tags)."""
+    return model_config(config, _VOCABULARY, sentence_end=_VOCABULARY - 1, tags=FINDINGS)
 
 
 def _trial_backbone(config: RunConfig, weights: str, field: str) -> Backbone:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from model.network.report_model import writer_class
 from training.ablation.cell import Job, Reuse, external_missing
 from training.ablation.external_eval import External, check_external
 from training.ablation.rows import (
@@ -25,7 +26,7 @@ from training.ablation.rows import (
     resolve,
     shared_stages,
 )
-from training.checks import check_model
+from training.checks import check_model, trial_shape
 from training.cli import open_source
 from training.config import RunConfig
 from training.run_manifest import differences
@@ -192,11 +193,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "training studies": min(job.studies["train"], job.train_limit or job.studies["train"]),
         "validation studies scored": min(job.studies["val"], job.evaluate_limit or job.studies["val"]),
         "epochs": _each((part for config in configs for part in _epochs(config)), ", "),
-        "model": _each(
-            f"d_model {shape.d_model}, {shape.layers} layers"
-            + f", {shape.memory_slots} memory slots" * (shape.writer == "cmn")
-            for shape in (config.shape for config in configs)
-        ),
+        "model": _each(writer_class(shape).dimensions(shape) for shape in map(trial_shape, configs)),
         "backbones start from": ", ".join(sorted(Path(one).name if "/" in one else one for one in weights)),
         "seeds": len(plan.seeds),
         "precision": job.precision,
